@@ -1,0 +1,48 @@
+# The index of commands: `make` alone lists them. Every target sets itself up.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+LAB := $(BIN)/diffusion-lab
+ARGS ?=
+
+.PHONY: help setup train train-unet train-dit test test-slow lint format build clean
+
+help:        ## list the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/installed  ## make .venv with everything the commands and the tests need
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; write make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+train: setup  ## train a small model on FashionMNIST to a picture and a FID, in minutes on a CPU
+	$(LAB) train experiment=quickstart $(ARGS)
+
+train-unet: setup  ## train the FashionMNIST U-Net on all GPUs, or the CPU: ARGS="seed=1 ..."
+	$(LAB) train experiment=fashion_mnist/unet $(ARGS)
+
+train-dit: setup  ## train the FashionMNIST DiT on all GPUs, or the CPU: ARGS="trainer.max_steps=1000"
+	$(LAB) train experiment=fashion_mnist/dit $(ARGS)
+
+test: setup  ## the default tests, under five minutes on two cores
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+
+test-slow: setup  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m "slow and not gpu" $(ARGS)
+
+lint: setup  ## check format and style
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+format: setup  ## format the code
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+build: setup  ## the wheel, in dist/
+	$(BIN)/python -m build --wheel
+
+clean:       ## remove caches and builds; keeps .venv, data and outputs
+	rm -rf dist build .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

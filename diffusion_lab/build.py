@@ -1,0 +1,76 @@
+"""From a composed configuration to objects; shapes are facts that flow from the data."""
+
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from diffusion_lab.checks import check_sampling, check_training
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.errors import as_user_error
+from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.objective import Objective
+from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.schedule import NoiseSchedule
+
+UNIT_DATA_STD = 0.5  # of images in [-1, 1], CIFAR-10's; where the network's input needs scaling
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained, and what gives it meaning."""
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    objective: Objective
+    first_stage: FirstStage
+
+
+def build_datamodule(cfg: DictConfig) -> ImageDataModule:
+    """The data of a configuration; nothing is read yet."""
+    with as_user_error():
+        return instantiate(cfg.data)
+
+
+def build_model(
+    cfg: DictConfig, image_shape: tuple[int, int, int], num_classes: int, device: str = "cpu"
+) -> Model:
+    """Denoiser, schedule and objective for images of `image_shape`; refuses what cannot work.
+
+    On the device "meta" the denoiser takes neither time nor memory.
+    """
+    with as_user_error():
+        schedule = instantiate(cfg.schedule)
+        objective = instantiate(cfg.objective)(schedule=schedule)
+        first_stage = instantiate(cfg.first_stage)
+        explodes = bool(schedule(torch.ones(())).sigma > 1 + 1e-6)
+        discrete = schedule.discrete_steps is not None
+        label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
+        if label == "auto":
+            label = "log_sigma" if explodes else "index" if discrete else "time"
+        if std == "auto":
+            std = UNIT_DATA_STD if explodes else None
+        check_training(schedule, objective, label)
+        with torch.device(device):
+            denoiser = Denoiser(
+                backbone=instantiate(cfg.backbone),
+                conditioning=instantiate(cfg.conditioning),
+                prediction=objective.prediction,
+                image_shape=first_stage.latent_shape(image_shape),
+                num_classes=num_classes,
+                noise_label=label,
+                input_std=std,
+            )
+    return Model(denoiser, schedule, objective, first_stage)
+
+
+def build_pipeline(cfg: DictConfig, model: Model, num_classes: int) -> Pipeline:
+    """Sampling as `cfg.sampler` and `cfg.guidance` say."""
+    with as_user_error():
+        sampler, guidance = instantiate(cfg.sampler), instantiate(cfg.guidance)
+        check_sampling(model.schedule, sampler, guidance, model.denoiser.conditioning.conditional)
+    return Pipeline(
+        model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes
+    )

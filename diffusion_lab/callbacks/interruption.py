@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM end a run in order: the step is finished and everything is saved."""
+
+import signal
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from diffusion_lab.callbacks.periodic import stepped
+from diffusion_lab.progress import say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption(Callback):
+    """Stops training after the current step; a second Ctrl-C stops it at once.
+
+    The handler only sets a flag: a checkpoint written inside it could meet another rank's
+    all-reduce. The ranks agree after a step, so they stop at the same one.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        say("Stopping after this step; press Ctrl-C again to stop at once and lose it.")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if stepped(trainer, batch_idx):
+            self.requested = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+            trainer.should_stop = trainer.should_stop or self.requested
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.restore()
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Puts back the handlers that were there before training."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def interrupted(trainer: lightning.Trainer) -> bool:
+    """Whether training was asked to stop before its end."""
+    return any(isinstance(c, Interruption) and c.requested for c in trainer.callbacks)

@@ -1,0 +1,31 @@
+"""What happens every so many optimiser steps."""
+
+from abc import ABC, abstractmethod
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+
+def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch ended an optimiser step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+class Periodic(Callback, ABC):
+    """Calls `run` every `every_n_steps` optimiser steps (null: never), the last one left out.
+
+    What the last step needs differs: a subclass says it in a hook of its own.
+    """
+
+    every_n_steps: int | None
+
+    @abstractmethod
+    def run(self, trainer: lightning.Trainer) -> None:
+        """Does the thing, on every rank."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if not self.every_n_steps or not stepped(trainer, batch_idx):
+            return
+        last = trainer.global_step == trainer.max_steps
+        if trainer.global_step % self.every_n_steps == 0 and not last:
+            self.run(trainer)

@@ -1,0 +1,46 @@
+"""Pictures in training: always the same samples, one row a class when conditional."""
+
+from pathlib import Path
+
+import lightning
+
+from diffusion_lab.callbacks.interruption import interrupted
+from diffusion_lab.callbacks.periodic import Periodic
+from diffusion_lab.callbacks.weight_averaging import averaged_weights
+from diffusion_lab.images import save_png
+from diffusion_lab.logger import WandB
+from diffusion_lab.pipeline import Pipeline, sample_grid
+
+
+class SampleGrid(Periodic):
+    """Writes `samples/step_*.png` every `every_n_steps` steps and at the end."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        folder: Path,
+        every_n_steps: int | None = 1000,
+        columns: int = 10,
+        seed: int = 0,
+    ):
+        self.pipeline = pipeline
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.columns = columns
+        self.seed = seed
+        self.latest: Path | None = None
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        if not interrupted(trainer):
+            self.run(trainer)
+
+    def run(self, trainer: lightning.Trainer) -> None:
+        with averaged_weights(trainer), trainer.precision_plugin.forward_context():
+            images = sample_grid(self.pipeline, self.columns, self.seed)
+        step = trainer.global_step
+        if trainer.is_global_zero:
+            self.latest = self.folder / f"step_{step:07d}.png"
+            save_png(images, self.latest)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandB):
+                    logger.log_grid("samples", self.latest, f"step {step}", step)

@@ -1,0 +1,5 @@
+"""The command line: `diffusion-lab <command> override=...`; each command is a Hydra application."""
+
+from diffusion_lab.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,85 @@
+"""Finds the command, runs it under Hydra, and turns what a user got wrong into one sentence."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from diffusion_lab.cli.sentences import sentence
+from diffusion_lab.errors import UserError
+
+COMMANDS = {
+    "train": "train a model, or with -m a sweep of them",
+    "sample": "draw images from a trained run",
+    "evaluate": "FID and its companions of a trained run",
+}
+USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
+
+Commands:
+{commands}
+
+diffusion-lab COMMAND --help shows what can be overridden, --cfg job the whole configuration.
+Quick start: diffusion-lab train experiment=quickstart"""
+
+
+def conf_dir() -> Path:
+    """The configuration groups: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def main() -> None:
+    """The console script `diffusion-lab`."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        listed = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+        print(USAGE.format(commands=listed))
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        fail(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
+    # Hydra then raises, instead of printing a trace of its own making
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"diffusion-lab {name}", *rest]
+    try:
+        command(name)()
+    except UserError as error:
+        fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(sentence(error, conf_dir()))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def command(name: str):
+    """The Hydra application of a command: conf/<name>.yaml and `run` in its module."""
+    application = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
+
+    def run(cfg: DictConfig) -> None:
+        # torch and lightning take seconds to import: not for --help or a typing error
+        module = importlib.import_module(f"diffusion_lab.cli.{name}")
+        try:
+            module.run(cfg)
+        except UserError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # at the sweep's end; its other jobs go on
+            fail(str(error))
+
+    return application(run)
+
+
+def fail(message: str) -> None:
+    """One sentence on standard error, and exit code 2."""
+    Console(stderr=True, highlight=False).print(
+        f"diffusion-lab: {message}", markup=False, soft_wrap=True
+    )
+    sys.exit(2)

@@ -1,0 +1,21 @@
+"""diffusion-lab train."""
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from diffusion_lab.runs import resumed
+from diffusion_lab.training import train
+
+
+def run(cfg: DictConfig) -> None:
+    """Trains one composition; a job of a multirun is a run of the sweep's W&B group."""
+    job = HydraConfig.get()
+    overrides = list(job.overrides.task)
+    if cfg.resume:
+        cfg = resumed(cfg.resume, overrides)
+    elif job.mode == RunMode.MULTIRUN and cfg.logger and not cfg.logger.group:
+        group = job.sweep.dir.rsplit("/", 1)[-1]
+        cfg.logger.group = group
+        overrides.append(f"logger.group={group}")
+    train(cfg, overrides)

@@ -1,0 +1,7 @@
+"""Data sets, each one uint8 tensor per split."""
+
+from diffusion_lab.data.datamodule import ImageDataModule
+from diffusion_lab.data.torchvision_sets import CIFAR10DataModule, FashionMNISTDataModule
+from diffusion_lab.data.verified_files import DataError
+
+__all__ = ["CIFAR10DataModule", "DataError", "FashionMNISTDataModule", "ImageDataModule"]

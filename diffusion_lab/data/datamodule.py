@@ -1,0 +1,165 @@
+"""Image data that fit into memory: facts, the uint8 tensors themselves, and loaders over them."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import NamedTuple
+
+import lightning
+import torch
+from torch import Tensor
+
+from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
+from diffusion_lab.errors import UserError
+from diffusion_lab.images import crop_to, pad_to
+
+FREE_MEMORY_SHARE = 0.1  # of an accelerator, that the images may take without being told to
+
+
+class Split(NamedTuple):
+    """Images uint8 (N, C, H, W) at their native size, and labels int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class ImageDataModule(lightning.LightningDataModule, ABC):
+    """Training batches are (images uint8 (b, C, H, W), labels int64 (b,)) and never end.
+
+    Metrics compare with the training split; the held-out denoising loss uses the first
+    `validation_size` images of the test split. `pad` is the height and width that the model sees.
+    """
+
+    native_shape: tuple[int, int, int]  # (C, H, W), known before any file is there
+    class_names: tuple[str, ...]
+
+    def __init__(
+        self,
+        pad: int | None = None,
+        flip: bool = False,
+        on_device: bool | str = "auto",
+        validation_size: int = 1000,
+    ):
+        super().__init__()
+        if pad is not None and pad < max(self.native_shape[1:]):
+            raise ValueError(
+                f"data.pad={pad} is smaller than the images; use {max(self.native_shape[1:])} or "
+                "more, or null"
+            )
+        if on_device not in (True, False, "auto"):
+            raise ValueError(f"data.on_device={on_device} is unknown; use auto, true or false")
+        if validation_size < 1:
+            raise ValueError("data.validation_size must be at least 1")
+        self.pad = pad
+        self.flip = flip
+        self.on_device = on_device
+        self.validation_size = validation_size
+
+    @abstractmethod
+    def load(self) -> tuple[Split, Split]:
+        """The training and the test split, in memory; raises DataError."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) as trained on, with padding."""
+        return (self.native_shape[0], self.pad, self.pad) if self.pad else self.native_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0, ..., num_classes - 1."""
+        return len(self.class_names)
+
+    def train_images(self) -> Tensor:
+        """uint8 (N, C, H, W), native size, never augmented: the reference for metrics."""
+        return self._splits[0].images
+
+    def train_labels(self) -> Tensor:
+        """int64 (N,)."""
+        return self._splits[0].labels
+
+    def test_images(self) -> Tensor:
+        """uint8 (N, C, H, W), native size."""
+        return self._splits[1].images
+
+    def test_labels(self) -> Tensor:
+        """int64 (N,)."""
+        return self._splits[1].labels
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all images and labels: equal exactly if the data are."""
+        digest = hashlib.sha256()
+        for tensor in (part for split in self._splits for part in split):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy())
+        return digest.hexdigest()
+
+    def to_native(self, images: Tensor) -> Tensor:
+        """Crops generated images (B, C, H, W) to the data's own size; a no-op without padding."""
+        return crop_to(images, *self.native_shape[1:])
+
+    def set_batch(self, batch_size: int, micro_batch: int, seed: int) -> None:
+        """Tells the global batch of a step, one rank's share of a forward pass, and the run's seed.
+
+        Must be called before training.
+        """
+        self.batch_size = batch_size
+        self.micro_batch = micro_batch
+        self.seed = seed
+
+    def train_dataloader(self) -> TensorLoader:
+        """The endless stream, from the images that the trainer's steps have seen already."""
+        trainer = self.trainer
+        per_step = self.micro_batch * trainer.accumulate_grad_batches * trainer.world_size
+        if per_step != self.batch_size:
+            raise ValueError(
+                f"a micro-batch of {self.micro_batch}, {trainer.accumulate_grad_batches} times on "
+                f"each of {trainer.world_size} ranks, is no global batch of {self.batch_size}"
+            )
+        device = trainer.strategy.root_device
+        images = self._padded(self.train_images())
+        if self.on_device is True or (self.on_device == "auto" and _fits(images, device)):
+            images = images.to(device)
+        return TensorLoader(
+            images,
+            self.train_labels(),
+            self.micro_batch,
+            self.seed,
+            flip=self.flip,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            # asked late: a checkpoint may be restored, or a new epoch begin, in between
+            samples_seen=lambda: trainer.global_step * self.batch_size,
+            device=device,
+        )
+
+    def val_dataloader(self) -> HeldOutLoader:
+        """(images, labels, ids) of the held-out images; an id is the place in the test split."""
+        size = self.validation_size
+        if size > len(self.test_images()):
+            raise UserError(
+                f"data.validation_size={size} is more than the {len(self.test_images())} test "
+                "images; use a smaller number"
+            )
+        return HeldOutLoader(
+            self._padded(self.test_images()[:size]),
+            self.test_labels()[:size],
+            self.micro_batch,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+
+    @cached_property
+    def _splits(self) -> tuple[Split, Split]:
+        return self.load()
+
+    def _padded(self, images: Tensor) -> Tensor:
+        return pad_to(images, self.pad) if self.pad else images
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Whether the images leave an accelerator's memory to the model."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes < FREE_MEMORY_SHARE * free

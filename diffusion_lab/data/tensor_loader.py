@@ -1,0 +1,113 @@
+"""Loaders over one uint8 tensor: for data that fit into memory, indexing beats any worker pool.
+
+The training stream is a pure function: its position p = 0, 1, ... holds image order(p // N)[p % N]
+of N, where order(e) is the permutation of epoch e, drawn from (seed, e). So a run goes on exactly
+where it stopped, on any number of ranks. B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.errors import UserError
+from diffusion_lab.randomness import mix_seed
+
+ORDER = 0x6F72646572  # keeps these draws apart from others of the same seed
+
+
+class TensorLoader:
+    """An endless stream of shuffled batches, uint8 (B, C, H, W) and int64 (B,), on `device`.
+
+    Batch i of a rank holds the `batch_size` positions from samples_seen() + (i world + rank) B on;
+    `samples_seen` is asked whenever an iteration starts. With `flip`, half of the images, chosen by
+    seed and position, are mirrored left to right. `images` may live on `device` or on the CPU.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        flip: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        samples_seen: Callable[[], int] = lambda: 0,
+        device: torch.device | str = "cpu",
+    ):
+        self.images = images
+        self.labels = labels.to(images.device)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.flip = flip
+        self.rank = rank
+        self.world = world
+        self.samples_seen = samples_seen
+        self.device = torch.device(device)
+        self._epoch, self._order = -1, None  # the last permutation used
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # a generator: nothing is read before the first batch is asked for
+        start = self.samples_seen() + self.rank * self.batch_size
+        while True:
+            yield self.batch_at(start)
+            start += self.world * self.batch_size
+
+    def batch_at(self, start: int) -> tuple[Tensor, Tensor]:
+        """The batch at positions start, ..., start + batch_size - 1, whatever the rank."""
+        count, stop = len(self.images), start + self.batch_size
+        pieces = []
+        while start < stop:
+            epoch, offset = divmod(start, count)
+            pieces.append(self.order(epoch)[:, offset : offset + stop - start])
+            start += pieces[-1].shape[1]
+        index, mirrored = torch.cat(pieces, dim=1)  # (B,) each
+        images = self.images[index].to(self.device)
+        if self.flip:
+            mirrored = mirrored.bool().to(self.device)[:, None, None, None]
+            images = torch.where(mirrored, images.flip(-1), images)
+        return images, self.labels[index].to(self.device)
+
+    def order(self, epoch: int) -> Tensor:
+        """(2, N) int64: the images' indices in this epoch's order, and 1 where mirrored."""
+        if epoch != self._epoch:
+            # drawn on the CPU, so that every device sees the same order
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, ORDER, epoch))
+            count = len(self.images)
+            index = torch.randperm(count, generator=generator)
+            mirrored = torch.randint(2, (count,), generator=generator)
+            self._order = torch.stack([index, mirrored]).to(self.images.device)
+            self._epoch = epoch
+        return self._order
+
+
+class HeldOutLoader:
+    """The images once, in order: (images, labels, ids), each rank its own stretch of the ids.
+
+    All ranks have equally many batches, none of them empty, so that collective operations pair up;
+    the last batch of a rank may be larger than `batch_size` by one.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, batch_size: int, rank: int = 0, world: int = 1
+    ):
+        count = len(images)
+        if count < world:
+            raise UserError(
+                f"data.validation_size={count} is too few images for {world} processes; use more"
+            )
+        self.images = images
+        self.labels = labels
+        first, stop = rank * count // world, (rank + 1) * count // world
+        # shares differ by one at most, so every rank counts batches by the smaller share
+        starts = range(first, first + count // world, batch_size)
+        self.bounds = [*starts, stop]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
+            ids = torch.arange(start, stop)
+            yield self.images[start:stop], self.labels[start:stop], ids

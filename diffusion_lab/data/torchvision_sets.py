@@ -1,0 +1,87 @@
+"""The two data sets of this project, from torchvision's files."""
+
+from pathlib import Path
+
+import torch
+from torchvision import datasets
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from diffusion_lab.data import acquire
+from diffusion_lab.data.datamodule import ImageDataModule, Split
+
+
+class FashionMNISTDataModule(ImageDataModule):
+    """60,000 training and 10,000 test images of clothes, 1 x 28 x 28 (arXiv:1708.07747)."""
+
+    native_shape = (1, 28, 28)
+    class_names = tuple(datasets.FashionMNIST.classes)
+
+    def __init__(
+        self,
+        root: str = "data",
+        pad: int | None = None,
+        flip: bool = False,
+        on_device: bool | str = "auto",
+        validation_size: int = 1000,
+    ):
+        super().__init__(pad, flip, on_device, validation_size)
+        self.root = Path(root)
+
+    def prepare_data(self) -> None:
+        """Fetches the files if they are not under `root`; raises DataError."""
+        acquire.fashion_mnist(self.root)
+
+    def load(self) -> tuple[Split, Split]:
+        """Reads the verified files."""
+        folder = acquire.fashion_mnist(self.root)
+
+        def read(part: str) -> Split:
+            images = read_image_file(str(folder / f"{part}-images-idx3-ubyte"))  # (N, 28, 28)
+            return Split(
+                images[:, None], read_label_file(str(folder / f"{part}-labels-idx1-ubyte"))
+            )
+
+        return read("train"), read("t10k")
+
+
+class CIFAR10DataModule(ImageDataModule):
+    """50,000 training and 10,000 test photographs, 3 x 32 x 32."""
+
+    native_shape = (3, 32, 32)
+    class_names = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
+
+    def __init__(
+        self,
+        root: str = "data",
+        flip: bool = True,
+        on_device: bool | str = "auto",
+        validation_size: int = 1000,
+    ):
+        super().__init__(None, flip, on_device, validation_size)
+        self.root = Path(root)
+
+    def prepare_data(self) -> None:
+        """Fetches the files if they are not under `root`; raises DataError."""
+        acquire.cifar10(self.root)
+
+    def load(self) -> tuple[Split, Split]:
+        """Reads the verified files."""
+        acquire.cifar10(self.root)  # the batches are pickles: never opened unchecked
+
+        def read(train: bool) -> Split:
+            data = datasets.CIFAR10(self.root, train=train)
+            images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
+            return Split(images, torch.tensor(data.targets))
+
+        return read(train=True), read(train=False)

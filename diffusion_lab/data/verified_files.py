@@ -1,0 +1,106 @@
+"""Files that exist only whole and right: checksums, atomic installation, errors as one sentence."""
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from diffusion_lab.errors import UserError
+
+
+class DataError(UserError):
+    """A data set's files are missing or damaged; the message says how to mend that."""
+
+
+class Unavailable(Exception):
+    """One source cannot serve; the message says why, and the next one is tried."""
+
+
+class Damaged(Unavailable):
+    """A file is not what it should be."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path} is damaged ({reason})")
+
+
+@contextmanager
+def as_data_error(root: Path) -> Iterator[None]:
+    """Turns what goes wrong with the user's own files under `root` into a DataError."""
+    try:
+        yield
+    except Damaged as error:
+        raise DataError(f"{error}: delete it, and the next run replaces it") from error
+    except OSError as error:
+        raise DataError(
+            f"the data under {root} cannot be read or written ({error}): mend that, or set "
+            "data.root to another folder"
+        ) from error
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, one process at a time; leaves no empty folder behind."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        folder.mkdir(parents=True, exist_ok=True)  # whoever had the lock may have removed it
+        for leftover in folder.glob(".fetch-*"):  # of a process that was killed
+            shutil.rmtree(leftover)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+            yield Path(scratch)
+    finally:
+        for path in created:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        os.close(handle)
+
+
+def missing(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """The names of `files` (name: checksum) that `folder` lacks; Damaged if one that it has is."""
+    present = [name for name in files if (folder / name).is_file()]
+    for name in present:
+        check(folder / name, files[name])
+    return [name for name in files if name not in present]
+
+
+def check(path: Path, checksum: str) -> None:
+    """Raises Damaged unless the file has this checksum, md5 or sha256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: _hasher(checksum))
+    if digest.hexdigest() != checksum:
+        raise Damaged(path, "its checksum is wrong")
+
+
+def install(stream: BinaryIO, source: Path, target: Path, checksum: str, scratch: Path) -> None:
+    """Copies `stream`, which reads the file `source`, to `target`, if it has this checksum.
+
+    Raises Damaged, naming `source`; `scratch` is a folder on the same file system as `target`.
+    """
+    hasher = _hasher(checksum)
+    temporary = scratch / target.name
+    with temporary.open("wb") as file:
+        try:
+            while block := stream.read(1 << 20):
+                hasher.update(block)
+                file.write(block)
+        except EOFError as error:
+            raise Damaged(source, "it ends too early") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise Damaged(source, "it is no valid gzip file") from error
+    if hasher.hexdigest() != checksum:
+        raise Damaged(source, "its checksum is wrong")
+    os.replace(temporary, target)
+
+
+def _hasher(checksum: str) -> "hashlib._Hash":
+    return hashlib.new("md5" if len(checksum) == 32 else "sha256", usedforsecurity=False)

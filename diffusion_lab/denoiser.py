@@ -1,0 +1,83 @@
+"""The denoiser: a network and its prediction type become an estimate of the clean image.
+
+A checkpoint needs to contain nothing else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.noise import NoiseLevel
+from diffusion_lab.objective.prediction import Prediction
+
+
+class Estimate(NamedTuple):
+    """The denoised estimate, and the reverse variance where the network learns one."""
+
+    x0: Tensor
+    variance: Tensor | None = None
+
+
+DenoiseFn = Callable[[Tensor, NoiseLevel], Estimate]  # the condition is already bound
+
+# How a network is told the noise level, as a float of a few hundred at most in magnitude.
+NOISE_LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {
+    "time": lambda level: 1000 * level.t,
+    "index": lambda level: 1000 * level.t - 1,  # DDPM's and DiT's table index
+    "log_sigma": lambda level: (level.sigma / level.alpha).log() / 4,  # EDM's c_noise
+}
+
+
+class Denoiser(nn.Module):
+    """Any backbone with any prediction type.
+
+    image_shape is (C, H, W) of what is diffused. `input_std`, if given, is the standard deviation
+    of clean data, and the network's input is scaled to unit variance with it (EDM's c_in).
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        conditioning: Callable[..., nn.Module],
+        prediction: Prediction,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        noise_label: str = "time",
+        input_std: float | None = None,
+    ):
+        super().__init__()
+        if noise_label not in NOISE_LABELS:
+            raise ValueError(
+                f"noise_label={noise_label!r} is unknown; use one of {', '.join(NOISE_LABELS)}"
+            )
+        channels, height, width = image_shape
+        self.image_shape = tuple(image_shape)
+        self.prediction = prediction
+        self.noise_label = NOISE_LABELS[noise_label]
+        self.input_std = input_std
+        self.backbone = backbone(
+            in_channels=channels, out_channels=channels, image_size=(height, width)
+        )
+        self.conditioning = conditioning(
+            num_classes=num_classes, width=self.backbone.condition_width
+        )
+
+    def output(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
+        """The raw output of the network, (B, C, H, W), float32 at least, for the loss."""
+        count = len(x)
+        if level.t.ndim == 0:
+            level = level.expand(count)
+        # float32 whatever autocast says: bf16 has 507 distinct values below 1000
+        noise = self.noise_label(level).to(device=x.device, dtype=torch.float32)
+        if self.input_std is not None:
+            at = level.like(x)
+            x = x / (at.alpha**2 * self.input_std**2 + at.sigma**2).sqrt()
+        output = self.backbone(x, noise, self.conditioning(labels, count))
+        # at least float32 before to_x0, which may multiply its rounding by a hundred
+        return output.to(torch.promote_types(x.dtype, torch.float32))
+
+    def forward(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Estimate:
+        """The denoised estimate of x (B, C, H, W) at `level`; labels None = unconditional."""
+        return Estimate(self.prediction.to_x0(self.output(x, level, labels), x, level))

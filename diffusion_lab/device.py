@@ -1,0 +1,55 @@
+"""What the device at hand does best: device, precision, compilation."""
+
+from pathlib import Path
+
+import torch
+
+from diffusion_lab.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one; any torch device name is taken as it is."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name} is no torch device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name} was asked for, but no GPU is visible; use device=cpu")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products run in hardware here; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return any(flag in _cpu_flags() for flag in ("avx512_bf16", "amx_bf16"))
+    return False
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Instruction sets by their Linux names; empty where the kernel does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """Lightning's precision; `auto` is bf16-mixed where the device has it, else float32."""
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if has_fast_bf16(device) else "32-true"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The autocast block for a precision, for sampling outside a Trainer."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def compile_pays(choice: bool | str, device: torch.device) -> bool:
+    """Whether to compile: as told, or for `auto` on a GPU, where a run outlasts the compilation."""
+    return device.type == "cuda" if choice == "auto" else bool(choice)

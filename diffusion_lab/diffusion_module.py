@@ -1,0 +1,106 @@
+"""The LightningModule: any denoiser trained with any objective."""
+
+from collections.abc import Callable, Iterable
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.objective import Objective
+from diffusion_lab.randomness import SampleNoise, mix_seed
+
+VALIDATION_LEVELS = 10  # the held-out loss is reported at t = 0.05, 0.15, ..., 0.95
+VALIDATION_SEED = 0  # a held-out image has the same noise in every run, whatever its seed
+
+
+class DiffusionModule(lightning.LightningModule):
+    """Encode, loss, validate, optimise; the loss itself is `Objective`'s.
+
+    `batch_size` is the global one: micro-batch x accumulation x ranks.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        first_stage: FirstStage,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_schedule: Callable[[int, float], float],
+        batch_size: int,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.denoiser = denoiser
+        self.objective = objective
+        self.first_stage = first_stage
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def images_seen(self) -> int:
+        """Training images behind the current weights, over all ranks."""
+        return self.trainer.global_step * self.batch_size
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, in [0, 1]: by steps or by its time limit."""
+        trainer = self.trainer
+        done = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+        for callback in trainer.callbacks:
+            if isinstance(callback, lightning.pytorch.callbacks.Timer):
+                elapsed = callback.time_elapsed("train")
+                done = max(done, elapsed / (elapsed + (callback.time_remaining("train") or 0.0)))
+        return min(1.0, done)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """batch: images (b, C, H, W) uint8 and labels (b,) int64 -> the mean loss, ()."""
+        images, labels = batch
+        trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
+        # A step's randomness (levels, noise, dropout) is a function of the seed and of the
+        # micro-batch's place in the run, so a resumed run draws what an unbroken one would have.
+        place = trainer.global_step * accumulate + batch_idx % accumulate
+        torch.manual_seed(mix_seed(self.seed, place * trainer.world_size + trainer.global_rank))
+        loss = self.objective(self.denoiser, self.first_stage.encode(images), labels).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        # sum and count of the losses at each level
+        self.held_out = torch.zeros(VALIDATION_LEVELS, 2, device=self.device)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Held-out loss with fixed noise at fixed levels: image i at level i mod 10."""
+        images, labels, ids = batch
+        x0 = self.first_stage.encode(images)
+        eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
+        bins = ids % VALIDATION_LEVELS
+        level = self.objective.schedule((bins + 0.5) / VALIDATION_LEVELS)
+        losses = self.objective.loss_at(self.denoiser, x0, eps, level, labels)
+        self.held_out.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))
+
+    def on_validation_epoch_end(self) -> None:
+        # reduced once and by hand: a rank whose share lacks a level must not wait for the others
+        total, count = self.trainer.strategy.reduce(self.held_out, reduce_op="sum").unbind(1)
+        self.log("val/loss", total.sum() / count.sum(), prog_bar=True)
+        for index in count.nonzero().flatten().tolist():
+            name = f"val_by_level/t{(index + 0.5) / VALIDATION_LEVELS:.2f}"
+            self.log(name, total[index] / count[index])
+
+    def configure_optimizers(self) -> dict:
+        """The optimiser, and a schedule in images seen rather than steps."""
+        optimizer = self.optimizer(self.denoiser.parameters())
+        schedule = LambdaLR(
+            optimizer,
+            # the first update uses the factor of the batch that it has seen
+            lambda step: self.lr_schedule((step + 1) * self.batch_size, self.progress),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

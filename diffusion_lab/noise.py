@@ -1,0 +1,93 @@
+"""The algebra of x_t = alpha x0 + sigma eps; everything else is built from these formulas."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseLevel:
+    """A point, or a batch or path of points, on a noise schedule.
+
+    `t` is in [0, 1], 0 = data and 1 = noise; all three have one shape: (), (B,) or (steps + 1,).
+    `alpha` and `sigma` are float64, because 1 - alpha^2 cancels in float32.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def logsnr(self) -> Tensor:
+        """2 log(alpha / sigma): +inf on clean data, -inf on pure noise."""
+        return 2 * (self.alpha.log() - self.sigma.log())
+
+    def like(self, x: Tensor) -> "NoiseLevel":
+        """This level, ready to multiply `x` (B, ...) in `x`'s dtype."""
+        return NoiseLevel(*(broadcast(value, x) for value in (self.t, self.alpha, self.sigma)))
+
+    def to(self, device: torch.device | str) -> "NoiseLevel":
+        """This level on another device."""
+        return NoiseLevel(self.t.to(device), self.alpha.to(device), self.sigma.to(device))
+
+    def expand(self, n: int) -> "NoiseLevel":
+        """A scalar level repeated for a batch of n: (n,)."""
+        return NoiseLevel(self.t.expand(n), self.alpha.expand(n), self.sigma.expand(n))
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, index: int | slice | Tensor) -> "NoiseLevel":
+        return NoiseLevel(self.t[index], self.alpha[index], self.sigma[index])
+
+
+def broadcast(value: Tensor, x: Tensor) -> Tensor:
+    """A number (), or one for each sample (B,), ready to multiply `x` (B, ...) in `x`'s dtype."""
+    if value.ndim == 0:
+        # a scalar takes part in x's dtype as it is, and from the CPU without waiting for a GPU
+        return value
+    value = value.to(device=x.device, dtype=x.dtype)
+    return value.reshape(value.shape + (1,) * (x.ndim - 1))
+
+
+def add_noise(x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
+    """alpha x0 + sigma eps."""
+    return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
+
+
+def noise_of(x: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:
+    """The unit noise in x, (x - alpha x0) / sigma; the level must have sigma > 0."""
+    return (x - broadcast(level.alpha, x) * x0) / broadcast(level.sigma, x)
+
+
+def jump(x: Tensor, x0: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
+    """Moves x from `here` to `there` with its noise kept: there.alpha x0 + there.sigma eps."""
+    # eps is eliminated: two products, coefficients in float64, and on clean data exactly alpha x0
+    ratio = there.sigma / here.sigma
+    return broadcast(there.alpha - ratio * here.alpha, x) * x0 + broadcast(ratio, x) * x
+
+
+def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor) -> Tensor:
+    """Moves x forward to the noisier level `there` with fresh unit noise; needs here.alpha > 0."""
+    ratio = there.alpha / here.alpha
+    added = (there.sigma**2 - (ratio * here.sigma) ** 2).clamp(min=0).sqrt()
+    return broadcast(ratio, x) * x + broadcast(added, x) * noise
+
+
+def posterior(
+    x: Tensor, x0: Tensor, here: NoiseLevel, there: NoiseLevel, eta: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, small variance and large variance of the step to the cleaner level `there`, given x0.
+
+    eta = 1 is q(x_there | x_here, x0) (arXiv:2006.11239), eta = 0 keeps the noise in x, and between
+    them lies DDIM's family with the same marginals (arXiv:2010.02502, equation 16). The variances
+    have the level's shape and are float64: the small one is the posterior's own, the large one that
+    of the forward step from `there` to `here`; both are times eta^2.
+    """
+    # forward step: x_here = ratio x_there + sqrt(large) z; the ratio form needs no beta(t)
+    ratio = here.alpha / there.alpha
+    large = eta**2 * (here.sigma**2 - (ratio * there.sigma) ** 2).clamp(min=0)
+    small = large * (there.sigma / here.sigma) ** 2
+    kept = (there.sigma**2 - small).clamp(min=0).sqrt()
+    return jump(x, x0, here, NoiseLevel(there.t, there.alpha, kept)), small, large

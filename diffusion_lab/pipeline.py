@@ -1,0 +1,94 @@
+"""The sampling call: seeds and labels in, uint8 images out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.guidance import Guidance
+from diffusion_lab.images import grid
+from diffusion_lab.progress import progress_bar
+from diffusion_lab.randomness import SampleNoise
+from diffusion_lab.sampler import Sampler
+from diffusion_lab.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A denoiser with everything else that sampling needs.
+
+    Sample i is fixed by `seed` and i alone: labels cycle through the classes, and each sample has
+    its own noise, whatever the batch size and whichever rank draws it.
+    """
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    sampler: Sampler
+    guidance: Guidance
+    first_stage: FirstStage
+    num_classes: int
+
+    def labels(self, ids: Sequence[int]) -> Tensor | None:
+        """The class of each sample, (B,) int64, balanced; None for an unconditional model."""
+        if not self.denoiser.conditioning.conditional:
+            return None
+        return torch.tensor([i % self.num_classes for i in ids])
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        ids: Sequence[int],
+        seed: int = 0,
+        labels: Tensor | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Draws samples `ids`, uint8 (B, C, H, W); `labels` (B,) replaces the cycling classes.
+
+        `on_step` is called after each of the sampler's steps. The caller sets autocast.
+        """
+        device = next(self.denoiser.parameters()).device
+        labels = self.labels(ids) if labels is None else labels
+        labels = None if labels is None else labels.to(device)
+        noise = SampleNoise(seed, ids, device)
+        levels = self.sampler.time_grid(self.schedule, self.sampler.steps)
+        x = noise(self.denoiser.image_shape)
+        x = levels[0].like(x).sigma * x
+        denoise = self.guidance.bind(self.denoiser, labels)
+        for state in self.sampler.walk(denoise, x, levels, self.schedule, noise.randn_like):
+            x = state
+            on_step()
+        return self.first_stage.decode(x)
+
+
+def draw(
+    pipeline: Pipeline,
+    ids: Sequence[int],
+    batch_size: int,
+    seed: int,
+    labels: Tensor | None = None,
+    description: str = "Drawing samples",
+) -> Iterator[Tensor]:
+    """Samples `ids` in batches of uint8 (b, C, H, W), with a progress bar over network steps."""
+    starts = range(0, len(ids), batch_size)
+    with progress_bar(description, len(starts) * pipeline.sampler.steps) as advance:
+        for start in starts:
+            chosen = slice(start, start + batch_size)
+            wanted = None if labels is None else labels[chosen]
+            yield pipeline(ids[chosen], seed, wanted, advance)
+
+
+def sample_grid(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100) -> Tensor:
+    """A picture of samples, uint8 (C, H, W): a row a class when conditional, else a square.
+
+    Every rank draws its share and holds the whole picture.
+    """
+    conditional = pipeline.denoiser.conditioning.conditional
+    rows = pipeline.num_classes if conditional else columns
+    ids = shard(rows * columns, *rank_and_world())
+    labels = torch.tensor([i // columns for i in ids]) if conditional else None
+    images = torch.cat(list(draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")))
+    return grid(gather_by_id(images, ids), columns)

@@ -1,0 +1,31 @@
+"""Progress bars for work outside the training loop, and lines for people; rank 0 alone speaks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)  # standard output is for results
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """One line on standard error, as it is."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A Rich bar of `total` steps on a terminal; yields the function that advances it by one."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    silent = rank_zero_only.rank != 0 or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)

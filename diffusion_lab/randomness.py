@@ -1,0 +1,41 @@
+"""Randomness: one seed per sample, so that a sample depends on no batch size and on no rank."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers; different tuples give unrelated seeds."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:  # splitmix64's finaliser over each part
+        state = (state + part + 0x9E3779B97F4A7C15) % 2**64
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+        state ^= state >> 31
+    return state >> 1
+
+
+class SampleNoise:
+    """Unit Gaussian noise for a batch of samples, each from a generator of its own.
+
+    Calling it draws the next (B, *shape) float32 noise; `randn_like` serves stochastic samplers.
+    The generators live on the CPU, so a sample is the same on every device.
+    """
+
+    def __init__(self, seed: int, ids: Sequence[int], device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.generators = [torch.Generator().manual_seed(mix_seed(seed, i)) for i in ids]
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        draws = [
+            torch.randn(shape, generator=generator, dtype=torch.float32)
+            for generator in self.generators
+        ]
+        return torch.stack(draws).to(self.device)  # (B, *shape)
+
+    @property
+    def randn_like(self) -> Callable[[Tensor], Tensor]:
+        """For a sampler: noise of the same shape (B, ...) as its argument."""
+        return lambda x: self(x.shape[1:]).to(x.dtype)

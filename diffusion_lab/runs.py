@@ -1,0 +1,170 @@
+"""Run folders: where a run keeps what it knows of itself, and how it is read back.
+
+config.yaml  checkpoints/last.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
+"""
+
+import json
+import os
+import platform
+import subprocess
+import uuid
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.build import Model, build_datamodule, build_model
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.distributed import from_rank_zero, rank_and_world
+from diffusion_lab.errors import UserError
+
+CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
+CHECKPOINT = Path("checkpoints/last.ckpt")
+WEIGHTS_PREFIX = "denoiser."
+RESUMABLE = ("trainer.", "callbacks.", "logger.", "validate_every_n_steps")
+
+
+def check_new(cfg: DictConfig) -> None:
+    """Raises UserError if `cfg.run_dir` already holds a run."""
+    if cfg.run_dir and (Path(cfg.run_dir) / CONFIG).exists():
+        raise UserError(
+            f"run_dir={cfg.run_dir} already holds a run; choose another folder, or go on with it "
+            f"by resume={cfg.run_dir}"
+        )
+
+
+def create(cfg: DictConfig) -> Path:
+    """Makes the folder of a new run on rank 0, with its configuration; every rank gets its name.
+
+    It is `cfg.run_dir`, or outputs/<name>/<timestamp>.
+    """
+    folder = None
+    if rank_and_world()[0] == 0:
+        if cfg.logger and not cfg.logger.run_id:
+            cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
+        folder = _make_folder(cfg)
+        write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    return from_rank_zero(folder)
+
+
+def _make_folder(cfg: DictConfig) -> Path:
+    if cfg.run_dir:
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+        return Path(cfg.run_dir)
+    stamp = Path("outputs") / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, attempt = stamp, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run started within this second
+            attempt += 1
+            folder = stamp.with_name(f"{stamp.name}_{attempt}")
+
+
+def load_config(folder: str | Path) -> DictConfig:
+    """The configuration of a run; raises UserError where there is no run."""
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        known = sorted(str(path.parent) for path in Path("outputs").glob(f"*/*/{CONFIG}"))
+        hint = f"; the latest here is {known[-1]}" if known else ""
+        raise UserError(
+            f"{folder} is no run folder, it has no {CONFIG}; give a folder that train made{hint}"
+        )
+    cfg = OmegaConf.load(folder / CONFIG)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def resumed(folder: str, overrides: list[str]) -> DictConfig:
+    """The configuration of a run to go on with; values in `overrides` replace its own.
+
+    Raises UserError for an override that would make it another model.
+    """
+    cfg = load_config(folder)
+    if not (Path(folder) / CHECKPOINT).is_file():
+        raise UserError(f"{folder} has no {CHECKPOINT} to go on from; start the run anew")
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key == "resume":
+            continue
+        if not key.startswith(RESUMABLE):
+            raise UserError(
+                f"{override} cannot change in a run that is resumed; only values of "
+                f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
+            )
+        OmegaConf.update(cfg, key, OmegaConf.from_dotlist([f"x={value}"]).x)
+    cfg.resume = str(folder)
+    return cfg
+
+
+def load(folder: str | Path) -> tuple[DictConfig, ImageDataModule, Model]:
+    """A trained run: its configuration, its data (unread) and its model with averaged weights.
+
+    Nothing about the model needs to be said again. Raises UserError if the checkpoint is missing
+    or damaged.
+    """
+    cfg = load_config(folder)
+    datamodule = build_datamodule(cfg)
+    model = build_model(cfg, datamodule.image_shape, datamodule.num_classes)
+    path = Path(folder) / CHECKPOINT
+    if not path.is_file():
+        raise UserError(f"{folder} has no {CHECKPOINT} yet; let it train to its first checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+        raise UserError(f"{path} is damaged and cannot be read; train the run again") from error
+    weights = {
+        name.removeprefix(WEIGHTS_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(WEIGHTS_PREFIX)
+    }
+    model.denoiser.load_state_dict(weights)
+    return cfg, datamodule, model
+
+
+def write_summary(folder: Path, summary: dict) -> None:
+    """Writes summary.json, whole or not at all."""
+    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text beside `path`, then renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """What a figure depends on besides the configuration: device, versions and commit."""
+    names = ("diffusion-lab", "torch", "torchvision", "lightning", "hydra-core", "wandb")
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else f"cpu, {_cpu_name()}",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+        "git_commit": _git_commit(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, with -dirty; None if installed."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

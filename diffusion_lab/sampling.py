@@ -1,0 +1,74 @@
+"""Drawing images from a trained run into files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+
+from diffusion_lab import runs
+from diffusion_lab.build import build_pipeline
+from diffusion_lab.device import autocast, pick_device, pick_precision
+from diffusion_lab.errors import UserError
+from diffusion_lab.images import grid, save_png
+from diffusion_lab.pipeline import draw
+from diffusion_lab.progress import say
+
+SAVE = ("grid", "png", "npz")
+
+
+def sample(cfg: DictConfig) -> dict[str, object]:
+    """Draws `cfg.num_samples` images of `cfg.run`; returns where they were written."""
+    if cfg.save not in SAVE:
+        raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
+    if cfg.num_samples < 1:
+        raise UserError(f"num_samples={cfg.num_samples} must be at least 1")
+    device = pick_device(cfg.device)
+    _, datamodule, model = runs.load(cfg.run)
+    labels = wanted_labels(cfg.labels, cfg.num_samples, model.denoiser, datamodule.num_classes)
+    model.denoiser.to(device).eval()
+    pipeline = build_pipeline(cfg, model, datamodule.num_classes)
+    ids = list(range(cfg.num_samples))
+    if labels is None:
+        labels = pipeline.labels(ids)
+    with autocast(pick_precision(cfg.precision, device), device):
+        batches = draw(pipeline, ids, cfg.batch_size, cfg.seed, labels)
+        images = torch.cat([datamodule.to_native(batch.cpu()) for batch in batches])
+    return write(cfg, images, labels)
+
+
+def wanted_labels(asked, count: int, denoiser, num_classes: int) -> Tensor | None:
+    """Labels (count,) from one class or a list that is repeated; None if none were asked for."""
+    if asked is None:
+        return None
+    if not denoiser.conditioning.conditional:
+        raise UserError("labels were given, but this run is unconditional; leave labels out")
+    classes = list(asked) if isinstance(asked, ListConfig) else [asked]
+    wrong = [c for c in classes if not isinstance(c, int) or not 0 <= c < num_classes]
+    if wrong or not classes:
+        raise UserError(f"labels={asked} must be classes between 0 and {num_classes - 1}")
+    return torch.tensor([classes[i % len(classes)] for i in range(count)])
+
+
+def write(cfg: DictConfig, images: Tensor, labels: Tensor | None) -> dict[str, object]:
+    """Writes the grid, and on request every image or one array; says where."""
+    sampler = str(cfg.sampler._target_).rsplit(".", 1)[-1].lower()
+    default = Path(cfg.run) / runs.SAMPLES / f"{sampler}_{cfg.sampler.steps}_seed{cfg.seed}"
+    output = Path(cfg.output) if cfg.output else default
+    picture = output.with_name(f"{output.name}.png")
+    save_png(grid(images, cfg.columns), picture)
+    result = {"grid": str(picture), "num_samples": len(images)}
+    if cfg.save == "png":
+        for index, image in enumerate(images):
+            save_png(image, output / f"{index:06d}.png", scale=1)
+        result["images"] = str(output)
+    if cfg.save == "npz":
+        arrays = {"images": images.permute(0, 2, 3, 1).numpy()}  # (N, H, W, C) uint8
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        result["array"] = str(output.with_name(f"{output.name}.npz"))
+        np.savez(result["array"], **arrays)
+    for what, path in result.items():
+        say(f"{what}: {path}")
+    return result

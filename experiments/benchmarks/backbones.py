@@ -1,0 +1,282 @@
+"""Speed of our U-Net and DiT against diffusers' at equal parameters and multiply-accumulates.
+
+    python experiments/benchmarks/backbones.py [--threads 1] [--rounds 5] [--seconds 2] [--only dit_small_28 ...]
+
+Trains (forward, backward, AdamW) and samples (forward) with both sides in turn, round after round in
+one process, so that whatever else the machine does hits both; a ratio is taken within a round. Time
+is CPU time divided by the number of threads, or wall-clock time with --wall. FLOPs are those of
+the network as published, 2 per multiply-accumulate, backward counted twice the forward.
+Needs `pip install diffusers`. Writes backbones.json and backbones.md into --out.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion_lab.backbone import DiT, UNet
+from diffusion_lab.backbone.block import AdaLNZero
+from diffusion_lab.conditioning import ClassLabel, Condition
+
+CLASSES = 10
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Ours(nn.Module):
+    """A backbone of ours, with class labels or without."""
+
+    def __init__(self, backbone: nn.Module, conditional: bool):
+        super().__init__()
+        self.backbone = backbone
+        self.label = ClassLabel(CLASSES, backbone.condition_width) if conditional else None
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
+        condition = self.label(labels, len(x)) if self.label else Condition()
+        return self.backbone(x, noise, condition)
+
+
+class Theirs(nn.Module):
+    """A network of diffusers, which takes labels exactly if it is a DiT."""
+
+    def __init__(self, network: nn.Module, conditional: bool):
+        super().__init__()
+        self.network = network
+        self.conditional = conditional
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
+        if self.conditional:
+            return self.network(x, noise.long(), class_labels=labels, return_dict=False)[0]
+        return self.network(x, noise, return_dict=False)[0]
+
+
+@dataclass
+class Case:
+    """The same network on both sides, and the images and batch it is measured with."""
+
+    ours: Callable[[], nn.Module]
+    theirs: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+    batch: int
+
+
+def unet_case(shape, batch, channels, multipliers, groups) -> Case:
+    """A U-Net of two blocks a level, with single-head attention at the second level."""
+    attended = [level == 1 for level in range(len(multipliers))]
+    ours = partial(
+        UNet, shape[0], shape[0], shape[1:], channels, multipliers, 2, [1], None, 0.0, 1
+    )
+    theirs = partial(
+        diffusers.UNet2DModel,
+        sample_size=shape[1],
+        in_channels=shape[0],
+        out_channels=shape[0],
+        block_out_channels=[channels * multiplier for multiplier in multipliers],
+        layers_per_block=2,
+        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attended],
+        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)],
+        attention_head_dim=None,
+        norm_num_groups=groups,
+    )
+    return Case(lambda: Ours(ours(), False), lambda: Theirs(theirs(), False), shape, batch)
+
+
+def dit_case(shape, batch, patch, depth) -> Case:
+    """A DiT of width 384 and 6 heads with adaLN-Zero, class-conditional."""
+    block = partial(AdaLNZero, mlp_ratio=4.0)
+    ours = partial(DiT, shape[0], shape[0], shape[1:], patch, 384, depth, 6, block)
+    theirs = partial(
+        diffusers.DiTTransformer2DModel,
+        sample_size=shape[1],
+        in_channels=shape[0],
+        patch_size=patch,
+        num_layers=depth,
+        num_attention_heads=6,
+        attention_head_dim=64,
+        num_embeds_ada_norm=CLASSES,
+    )
+    return Case(lambda: Ours(ours(), True), lambda: Theirs(theirs(), True), shape, batch)
+
+
+CASES = {
+    "unet_small": unet_case((1, 28, 28), 64, 32, (1, 2, 3), 8),  # 0.75 GFLOP forward
+    "unet_ddpm": unet_case((3, 32, 32), 16, 128, (1, 2, 2, 2), 32),
+    "dit_small_28": dit_case((1, 28, 28), 64, 4, 3),
+    "dit_small_32": dit_case((3, 32, 32), 64, 4, 3),
+    "dit_s_2": dit_case((3, 32, 32), 16, 2, 12),
+}
+
+
+class Runner:
+    """One network, its optimiser and one batch."""
+
+    def __init__(self, build: Callable[[], nn.Module], case: Case, compiled: bool):
+        torch.manual_seed(0)
+        self.network = build()
+        self.flops = count_flops(build, case)
+        self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
+        self.x = torch.randn(case.batch, *case.shape)
+        self.noise = torch.randint(1000, (case.batch,)).float()
+        self.labels = torch.randint(CLASSES, (case.batch,))
+        self.forward = torch.compile(self.network) if compiled else self.network
+
+    def train(self, dtype: torch.dtype) -> None:
+        """One optimiser step."""
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            output = self.forward(self.x, self.noise, self.labels)
+        (output.float() - self.x).square().mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def infer(self, dtype: torch.dtype) -> None:
+        """One evaluation as a sampler would make it."""
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            self.forward(self.x, self.noise, self.labels)
+
+
+def count_flops(build: Callable[[], nn.Module], case: Case) -> int:
+    """FLOPs of one forward pass of one image, which costs nothing on the meta device."""
+    with torch.device("meta"):
+        network = build().eval()
+        x, noise = torch.zeros(1, *case.shape), torch.zeros(1)
+        labels = torch.zeros(1, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            network(x, noise, labels)
+    return counter.get_total_flops()
+
+
+def rate(step: Callable[[], None], count: int, seconds: float, clock: Callable[[], float]) -> float:
+    """Items per second of `step`, which handles `count`, over at least `seconds`."""
+    done, start = 0, clock()
+    while (elapsed := clock() - start) < seconds:
+        step()
+        done += count
+    return done / elapsed
+
+
+def gemm_peak(dtype: torch.dtype, seconds: float, clock: Callable[[], float]) -> float:
+    """FLOP/s of the faster of two matrix products, a square one and a layer's."""
+    rates = []
+    for m, k, n in [(2048, 2048, 2048), (4096, 384, 1536)]:
+        a, b = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
+        step = partial(torch.mm, a, b)
+        step()
+        rates.append(rate(step, 2 * m * k * n, seconds, clock))
+    return max(rates)
+
+
+def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
+    """One row for each precision and mode of a case."""
+    case = CASES[name]
+    clock = time.perf_counter
+    if not arguments.wall:
+        clock = lambda: time.process_time() / arguments.threads  # noqa: E731
+    sides = {
+        "ours": Runner(case.ours, case, arguments.compile),
+        "diffusers": Runner(case.theirs, case, arguments.compile),
+    }
+    rows = []
+    for precision in arguments.precision:
+        dtype = PRECISIONS[precision]
+        for mode, work in {"training": 3, "inference": 1}.items():
+            steps = {
+                side: partial(runner.train if mode == "training" else runner.infer, dtype)
+                for side, runner in sides.items()
+            }
+            for step in steps.values():
+                step()
+                step()
+            rates = {side: [] for side in sides}
+            peaks = []
+            for _ in range(arguments.rounds):
+                peaks.append(gemm_peak(dtype, arguments.seconds / 10, clock))
+                for side, step in steps.items():
+                    rates[side].append(rate(step, case.batch, arguments.seconds, clock))
+            ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
+            row = {"case": name, "mode": mode, "precision": precision, "batch": case.batch}
+            for side, runner in sides.items():
+                speed = statistics.median(rates[side])
+                row[side] = {
+                    "images_per_second": speed,
+                    "share_of_peak": work * runner.flops * speed / statistics.median(peaks),
+                    "parameters": runner.parameters,
+                    "flops": runner.flops,
+                    "rates": rates[side],
+                }
+            row["peak"] = statistics.median(peaks)
+            row["ratio"] = {
+                "median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)
+            }
+            print(markdown([row]).splitlines()[-1], flush=True)
+            rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table: images/s, share of the GEMM peak, and the ratio with its range over the rounds."""
+    lines = [
+        "| network | params, ours / diffusers | GFLOP | mode | precision | ours | share of peak "
+        "| diffusers | share of peak | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ours, theirs, ratio = row["ours"], row["diffusers"], row["ratio"]
+        lines.append(
+            f"| {row['case']} | {ours['parameters'] / 1e6:.1f} / {theirs['parameters'] / 1e6:.1f} M "
+            f"| {ours['flops'] / 1e9:.2f} / {theirs['flops'] / 1e9:.2f} "
+            f"| {row['mode']} | {row['precision']} "
+            f"| {ours['images_per_second']:.1f} | {ours['share_of_peak']:.2f} "
+            f"| {theirs['images_per_second']:.1f} | {theirs['share_of_peak']:.2f} "
+            f"| {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each side in each round")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--wall", action="store_true", help="wall-clock time: a quiet machine only")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = [row for name in arguments.only for row in measure(name, arguments)]
+    machine = {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        **{key: value for key, value in vars(arguments).items() if key != "out"},
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report = json.dumps({"machine": machine, "rows": rows}, indent=1)
+    (arguments.out / "backbones.json").write_text(report + "\n")
+    (arguments.out / "backbones.md").write_text(markdown(rows))
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it, and the matrix units that matter."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    name = next((line.split(": ")[1] for line in text.splitlines() if "model name" in line), "")
+    units = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if f" {flag} " in text]
+    return f"{name or platform.processor()} {' '.join(units)}"
+
+
+if __name__ == "__main__":
+    main()

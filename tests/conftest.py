@@ -1,0 +1,57 @@
+"""Shared fixtures: the command line in this process, in an empty folder, on tiny data."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from diffusion_lab.cli import main
+
+TINY = [
+    "data._target_=tiny_data.TinyData",
+    "backbone=dit",
+    "backbone.width=32",
+    "backbone.heads=2",
+    "backbone.depth=1",
+    "backbone.patch=4",
+    "trainer.accelerator=cpu",
+    "+debug=fast",
+]
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """lab("train", ...) -> (exit code, standard output, standard error), run in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["diffusion-lab", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def run_folder(lab, tmp_path) -> Path:
+    """A finished run on tiny data."""
+    code, _, err = lab("train", *TINY, "run_dir=run")
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tests are many and small: threads only get into each other's way."""
+    torch.set_num_threads(1)

@@ -1,0 +1,424 @@
+"""Acquisition: every source, in order; damaged and partial files are never installed."""
+
+import gzip
+import hashlib
+import io
+import multiprocessing
+import os
+import pickle
+import socket
+import tarfile
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from diffusion_lab.data import CIFAR10DataModule, DataError, FashionMNISTDataModule, acquire
+from diffusion_lab.data.verified_files import Unavailable
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The idx format: magic number, sizes, bytes."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def contents() -> dict[str, bytes]:
+    draw = np.random.default_rng(0)
+    files = {}
+    for part, count in (("train", 12), ("t10k", 4)):
+        pixels = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        files[f"{part}-images-idx3-ubyte"] = idx(pixels)
+        files[f"{part}-labels-idx1-ubyte"] = idx(draw.integers(0, 10, count, dtype=np.uint8))
+    return files
+
+
+FILES = contents()
+NAME = "train-images-idx3-ubyte"
+
+
+def nowhere(scratch: Path) -> Path:
+    raise Unavailable("no network")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A data root on a machine without network, apt and Debian's folder."""
+    monkeypatch.setattr(
+        acquire, "FASHION_MNIST", {n: hashlib.sha256(d).hexdigest() for n, d in FILES.items()}
+    )
+    monkeypatch.setattr(acquire, "DEBIAN_FOLDER", tmp_path / "usr" / "share")
+    monkeypatch.setattr(acquire, "_from_mirror", nowhere)
+    monkeypatch.setattr(acquire, "_from_debian", nowhere)
+    return tmp_path / "data"
+
+
+def put(folder: Path, gz: bool = False) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in FILES.items():
+        path = folder / (f"{name}.gz" if gz else name)
+        path.write_bytes(gzip.compress(data) if gz else data)
+    return folder
+
+
+def everything_under(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def is_one_sentence(error: BaseException) -> bool:
+    return "\n" not in str(error) and not str(error).endswith(".") and len(str(error)) < 700
+
+
+INSTALLED = {f"FashionMNIST/raw/{name}" for name in FILES}
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("folder", ["FashionMNIST/raw", "FashionMNIST", "", "fashion-mnist"])
+def test_files_under_the_root_are_found(root, folder, gz):
+    put(root / folder, gz)
+    own = everything_under(root)
+    acquire.fashion_mnist(root)
+    assert everything_under(root) == own | INSTALLED  # the user's files stay
+    images, labels = FashionMNISTDataModule(root=str(root)).load()[0]
+    assert images.numpy().tobytes() == FILES[NAME][16:]
+    assert labels.tolist() == list(FILES["train-labels-idx1-ubyte"][8:])
+
+
+def test_complete_files_are_used_without_a_word(root, monkeypatch):
+    put(root / "FashionMNIST" / "raw")
+    monkeypatch.setattr(acquire, "say", pytest.fail)
+    assert acquire.fashion_mnist(root) == root / "FashionMNIST" / "raw"
+
+
+def test_the_chain_goes_root_debian_mirror_apt(root, monkeypatch):
+    said = []
+    monkeypatch.setattr(acquire, "say", said.append)
+    with pytest.raises(DataError):
+        acquire.fashion_mnist(root)
+    looked = [line for line in said if "looking in" in line]
+    assert str(root) in looked[0]
+    assert str(acquire.DEBIAN_FOLDER) in looked[1]
+    assert "mirror" in looked[2]
+    assert "package" in looked[3]
+
+
+@pytest.mark.parametrize("first", ["debian folder", "mirror", "apt"])
+def test_the_first_source_that_can_serve_does(root, monkeypatch, first):
+    served = []
+
+    def serve(name, scratch):
+        served.append(name)
+        return put(scratch / name, gz=True)
+
+    if first == "debian folder":
+        put(acquire.DEBIAN_FOLDER, gz=True)
+    if first in ("debian folder", "mirror"):
+        monkeypatch.setattr(acquire, "_from_mirror", partial(serve, "mirror"))
+    monkeypatch.setattr(acquire, "_from_debian", partial(serve, "apt"))
+    acquire.fashion_mnist(root)
+    assert everything_under(root) == INSTALLED
+    assert served == ([] if first == "debian folder" else [first])
+
+
+def test_only_what_lacks_is_fetched(root, monkeypatch):
+    put(root / "FashionMNIST" / "raw")
+    kept = root / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    (root / "FashionMNIST" / "raw" / NAME).unlink()
+    before = kept.stat().st_mtime_ns
+    monkeypatch.setattr(acquire, "_from_mirror", lambda scratch: put(scratch / "x"))
+    acquire.fashion_mnist(root)
+    assert everything_under(root) == INSTALLED
+    assert kept.stat().st_mtime_ns == before
+
+
+def spoil(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "truncated":
+        del data[len(data) // 2 :]
+    elif how == "another file":
+        data[:] = gzip.compress(b"well formed")
+    elif how == "changed":
+        data[-20] ^= 1
+    else:
+        data[:] = b"<html>not found</html>"
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "changed", "replaced", "another file"])
+@pytest.mark.parametrize("gz", [False, True])
+def test_a_damaged_file_of_the_users_is_named_and_kept(root, monkeypatch, how, gz):
+    path = put(root / "FashionMNIST" / "raw", gz) / (f"{NAME}.gz" if gz else NAME)
+    spoil(path, how)
+    data = path.read_bytes()
+    monkeypatch.setattr(acquire, "_from_mirror", lambda _: pytest.fail("must not go on"))
+    with pytest.raises(DataError, match="delete it") as caught:
+        FashionMNISTDataModule(root=str(root)).prepare_data()
+    assert str(path) in str(caught.value)
+    assert is_one_sentence(caught.value)
+    assert path.read_bytes() == data
+    assert (f"FashionMNIST/raw/{NAME}" in everything_under(root)) is not gz
+    assert not list(root.rglob(".fetch-*"))
+
+
+@pytest.mark.parametrize("how", ["truncated", "changed", "replaced", "another file"])
+def test_a_damaged_file_from_elsewhere_is_passed_over(root, monkeypatch, how):
+    put(acquire.DEBIAN_FOLDER, gz=True)
+    spoil(acquire.DEBIAN_FOLDER / f"{NAME}.gz", how)
+    monkeypatch.setattr(acquire, "_from_mirror", lambda scratch: put(scratch / "x"))
+    acquire.fashion_mnist(root)
+    assert (root / "FashionMNIST" / "raw" / NAME).read_bytes() == FILES[NAME]
+
+    (root / "FashionMNIST" / "raw" / NAME).unlink()
+    monkeypatch.setattr(acquire, "_from_mirror", nowhere)
+    with pytest.raises(DataError, match=f"{NAME}.gz is damaged"):
+        acquire.fashion_mnist(root)
+    assert everything_under(root) == INSTALLED - {f"FashionMNIST/raw/{NAME}"}
+
+
+def test_a_failure_names_files_and_reasons_and_leaves_nothing(root, monkeypatch):
+    def half(scratch: Path) -> Path:
+        (scratch / f"{NAME}.gz").write_bytes(b"half")
+        raise Unavailable("the line went dead")
+
+    monkeypatch.setattr(acquire, "_from_mirror", half)
+    with pytest.raises(DataError) as caught:
+        acquire.fashion_mnist(root)
+    message = str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert is_one_sentence(caught.value)
+    assert all(name in message for name in FILES)
+    assert "the line went dead" in message
+    assert "no network" in message
+    assert str(root) in message
+    assert not root.exists()  # it was not there before
+
+
+def test_an_interrupted_fetch_leaves_nothing(root, monkeypatch):
+    def interrupted(scratch: Path) -> Path:
+        (scratch / "half").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(acquire, "_from_mirror", interrupted)
+    root.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        acquire.fashion_mnist(root)
+    assert list(root.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(root, monkeypatch):
+    leftover = root / "FashionMNIST" / "raw" / ".fetch-killed"
+    leftover.mkdir(parents=True)
+    (leftover / "half").write_bytes(b"half")
+    put(acquire.DEBIAN_FOLDER)
+    acquire.fashion_mnist(root)
+    assert not leftover.exists()
+    assert everything_under(root) == INSTALLED
+
+
+def test_an_unusable_root_is_one_sentence(root):
+    root.write_text("a file")
+    with pytest.raises(DataError, match=r"set data\.root") as caught:
+        acquire.fashion_mnist(root)
+    assert is_one_sentence(caught.value)
+
+
+def test_two_processes_fetch_once(root, monkeypatch, tmp_path):
+    log = tmp_path / "log"
+
+    def slow(scratch: Path) -> Path:
+        with log.open("a") as file:
+            file.write("fetched\n")
+        time.sleep(0.3)
+        return put(scratch / "x")
+
+    monkeypatch.setattr(acquire, "_from_mirror", slow)
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=acquire.fashion_mnist, args=(root,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(20)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert log.read_text() == "fetched\n"
+    assert everything_under(root) == INSTALLED
+
+
+def tool(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o700)
+
+
+class TestDebianPackage:
+    from_debian = staticmethod(acquire._from_debian)
+
+    @pytest.fixture(autouse=True)
+    def debian(self, root, tmp_path, monkeypatch):
+        monkeypatch.setattr(acquire, "_from_debian", self.from_debian)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+
+    def test_is_downloaded_and_unpacked(self, root, tmp_path):
+        put(tmp_path / "package", gz=True)
+        target = acquire.DEBIAN_FOLDER.relative_to("/")
+        tool(tmp_path / "bin", "apt-get", f'echo "$@" > {tmp_path}/asked; echo > set.deb')
+        unpack = f"mkdir -p $3/{target}; cp {tmp_path}/package/* $3/{target}"
+        tool(tmp_path / "bin", "dpkg", unpack)
+        acquire.fashion_mnist(root)
+        assert everything_under(root) == INSTALLED
+        assert (tmp_path / "asked").read_text().endswith("download dataset-fashion-mnist\n")
+
+    def test_empty_package_lists_give_the_hint(self, root, tmp_path):
+        complaint = "E: Unable to locate package dataset-fashion-mnist"
+        tool(tmp_path / "bin", "apt-get", f'echo W: noise >&2; echo "{complaint}" >&2; exit 100')
+        with pytest.raises(DataError, match=f"{complaint}, which `apt-get update`"):
+            acquire.fashion_mnist(root)
+
+    def test_a_system_without_apt_says_so(self, root, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+        with pytest.raises(DataError, match="there is no apt-get here"):
+            acquire.fashion_mnist(root)
+
+    def test_a_hanging_apt_is_stopped(self, root, monkeypatch, tmp_path):
+        monkeypatch.setattr(acquire, "APT_SECONDS", 0.2)
+        tool(tmp_path / "bin", "apt-get", "exec sleep 30")
+        start = time.monotonic()
+        with pytest.raises(DataError, match=r"apt-get took more than 0\.2 s"):
+            acquire.fashion_mnist(root)
+        assert time.monotonic() - start < 5
+
+
+class TestMirror:
+    from_mirror = staticmethod(acquire._from_mirror)
+
+    @pytest.fixture(autouse=True)
+    def mirror(self, root, monkeypatch):
+        monkeypatch.setattr(acquire, "_from_mirror", self.from_mirror)
+
+    @pytest.fixture
+    def served(self, tmp_path, monkeypatch):
+        """The folder of a local mirror."""
+        folder = put(tmp_path / "mirror", gz=True)
+        sums = [
+            (path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in folder.iterdir()
+        ]
+        monkeypatch.setattr(datasets.FashionMNIST, "resources", sums)
+        handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            address = f"http://127.0.0.1:{server.server_port}/"
+            monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+            yield folder
+            server.shutdown()
+
+    def test_serves(self, root, served):
+        acquire.fashion_mnist(root)
+        assert everything_under(root) == INSTALLED
+        assert socket.getdefaulttimeout() is None
+
+    @pytest.mark.parametrize("how", ["truncated", "changed", "replaced"])
+    def test_a_bad_download_is_not_kept(self, root, served, how):
+        spoil(served / f"{NAME}.gz", how)
+        with pytest.raises(DataError, match="mirror: File not found or corrupted"):
+            acquire.fashion_mnist(root)
+        assert not root.exists()
+
+    def test_a_silent_server_is_given_up(self, root, monkeypatch):
+        monkeypatch.setattr(acquire, "SILENCE_SECONDS", 0.2)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+            monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+            threading.Timer(6, server.close).start()  # so that a failing test ends, too
+            start = time.monotonic()
+            with pytest.raises(DataError, match="timed out") as caught:
+                acquire.fashion_mnist(root)
+        assert time.monotonic() - start < 5
+        assert is_one_sentence(caught.value)
+        assert socket.getdefaulttimeout() is None
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.folder),))
+
+
+def pixels(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch) -> Path:
+    """A data root with a tiny cifar-10-python.tar.gz, and no network."""
+    batches = {
+        f"data_batch_{i}": {"data": pixels(i, 4), "labels": [i, 9, 0, 1]} for i in range(1, 6)
+    }
+    batches["test_batch"] = {"data": pixels(6, 3), "labels": [2, 3, 4]}
+    batches["batches.meta"] = {"label_names": list(CIFAR10DataModule.class_names)}
+    files = {name: pickle.dumps(batch) for name, batch in batches.items()}
+    md5 = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
+    root = tmp_path / "data"
+    root.mkdir()
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    source = datasets.CIFAR10
+    archive = (root / "cifar-10-python.tar.gz").read_bytes()
+    monkeypatch.setattr(source, "tgz_md5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setattr(source, "train_list", [[n, md5[n]] for n in files if "data" in n])
+    monkeypatch.setattr(source, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(source, "meta", source.meta | {"md5": md5["batches.meta"]})
+    monkeypatch.setattr(source, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    return root
+
+
+def test_cifar_is_unpacked_and_read(cifar):
+    (images, labels), (test_images, test_labels) = CIFAR10DataModule(root=str(cifar)).load()
+    assert images.shape == (20, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [label for i in range(1, 6) for label in (i, 9, 0, 1)]
+    assert torch.equal(images[4:8], torch.from_numpy(pixels(2, 4)).view(-1, 3, 32, 32))
+    assert torch.equal(test_images, torch.from_numpy(pixels(6, 3)).view(-1, 3, 32, 32))
+    assert test_labels.tolist() == [2, 3, 4]
+    assert len(everything_under(cifar)) == 8  # the archive and its seven files
+    (cifar / "cifar-10-python.tar.gz").unlink()
+    acquire.cifar10(cifar)  # needs nothing more
+
+
+@pytest.mark.parametrize("how", ["truncated", "changed", "replaced"])
+def test_a_damaged_cifar_archive_is_named(cifar, how):
+    spoil(cifar / "cifar-10-python.tar.gz", how)
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is damaged .*: delete it"):
+        acquire.cifar10(cifar)
+    assert everything_under(cifar) == {"cifar-10-python.tar.gz"}
+    assert not (cifar / "cifar-10-batches-py").exists()
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_a_damaged_cifar_batch_is_named_and_not_unpickled(cifar, tmp_path, name):
+    acquire.cifar10(cifar)
+    bomb = pickle.dumps(Bomb(tmp_path / "unpickled"))
+    (cifar / "cifar-10-batches-py" / name).write_bytes(bomb)
+    with pytest.raises(DataError, match=f"{name} is damaged .*: delete it"):
+        CIFAR10DataModule(root=str(cifar)).load()
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_cifar_out_of_reach_says_what_to_do(cifar, capsys):
+    (cifar / "cifar-10-python.tar.gz").unlink()
+    with pytest.raises(DataError, match=r"put cifar-10-python\.tar\.gz into") as caught:
+        CIFAR10DataModule(root=str(cifar)).prepare_data()
+    assert is_one_sentence(caught.value)
+    assert list(cifar.iterdir()) == []
+    assert capsys.readouterr().out == ""

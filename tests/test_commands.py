@@ -1,0 +1,126 @@
+"""sample and evaluate, and what the command line says of what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+FAST = ["sampler.steps=3", "device=cpu"]
+
+
+def test_help_lists_the_commands(lab):
+    code, out, _ = lab("--help")
+    assert code == 0
+    for command in ("train", "sample", "evaluate"):
+        assert command in out
+
+
+def test_train_help_shows_groups_and_options(lab):
+    code, out, _ = lab("train", "--help")
+    assert code == 0
+    assert "backbone: " in out
+    assert "rectified" in out
+    assert "experiment/fashion_mnist: dit, unet" in out
+
+
+def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
+    code, out, _ = lab("sample", "run=run", "num_samples=6", "save=npz", "json=true", *FAST)
+    assert code == 0
+    result = json.loads(out.splitlines()[-1])
+    with np.load(result["array"], allow_pickle=False) as arrays:
+        assert arrays["images"].shape == (6, 8, 8, 1)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].tolist() == [0, 1, 2, 3, 0, 1]
+        first = arrays["images"][:, :, :, 0]
+    code, out, _ = lab("sample", "run=run", "num_samples=6", "save=png", "json=true", *FAST)
+    assert code == 0
+    folder = json.loads(out.splitlines()[-1])["images"]
+    for index in range(6):
+        with Image.open(f"{folder}/{index:06d}.png") as picture:
+            assert np.array_equal(np.asarray(picture), first[index])
+
+
+def test_a_sample_depends_on_its_seed_alone(lab, run_folder):
+    def draw(*more):
+        code, out, _ = lab("sample", "run=run", "save=npz", "json=true", *FAST, *more)
+        assert code == 0
+        return np.load(json.loads(out.splitlines()[-1])["array"])["images"].astype(int)
+
+    eight = draw("num_samples=8", "batch_size=8")
+    # the noise is the same to the bit; a matrix product rounds by its batch size
+    assert abs(draw("num_samples=3", "batch_size=1") - eight[:3]).max() <= 1
+    assert abs(draw("num_samples=8", "seed=1") - eight).max() > 5
+
+
+def test_labels_are_kept(lab, run_folder):
+    code, out, _ = lab(
+        "sample", "run=run", "num_samples=3", "labels=[2,0]", "save=npz", "json=true", *FAST
+    )
+    assert code == 0
+    assert np.load(json.loads(out.splitlines()[-1])["array"])["labels"].tolist() == [2, 0, 2]
+    code, _, err = lab("sample", "run=run", "labels=7", *FAST)
+    assert code == 2
+    assert "between 0 and 3" in err
+
+
+def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
+    trained = json.loads((run_folder / "summary.json").read_text())
+    code, out, err = lab(
+        "evaluate",
+        "run=run",
+        "metrics.num_samples=16",
+        "metrics.reference_size=64",
+        f"precision={trained['precision']}",
+        "batch_size=16",
+        "json=true",
+        *FAST,
+    )
+    assert code == 0, err
+    results = json.loads(out.splitlines()[-1])
+    name = "fid/efficientnet_lite0-96/train64-16"
+    assert results[name] == pytest.approx(trained["metrics"][name], rel=1e-6)
+    assert "floor" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["backbone=dti"], ["backbone=dti does not exist", "did you mean dit"]),
+        (["sampler/time_grid=x"], ["sampler/time_grid=x does not exist", "uniform"]),
+        (["backbone.widht=3"], ["no key backbone.widht", "did you mean width"]),
+        (["trainer.max_step=3"], ["no key trainer.max_step", "max_steps"]),
+        (["seed"], ["key=value"]),
+        (["objective/prediction=eps"], ["prediction=eps", "pure noise", "flow"]),
+        (["batch_size=9", "micro_batch_size=2"], ["micro_batch_size=1"]),
+        (["backbone.patch=3"], ["patch"]),
+        (["trainer.max_steps=0"], ["at least 1"]),
+        (["trainer.accelerator=gpu"], ["no GPU"]),
+        (["metrics=inception"], ["Inception", "efficientnet_lite0"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_written(
+    lab, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    code, _, err = lab("train", *TINY, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+    assert code == 2
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_unknown_command_is_answered(lab):
+    code, _, err = lab("trian")
+    assert code == 2
+    assert "train, sample, evaluate" in err
+
+
+def test_a_command_without_its_run_says_so(lab):
+    code, _, err = lab("sample")
+    assert code == 2
+    assert "run must be given" in err

@@ -1,0 +1,145 @@
+import pytest
+import torch
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.kid import poly_mmd
+
+from diffusion_lab.metrics import FeatureSet, frechet, frechet_distance, kid, moments
+from diffusion_lab.metrics import distances as module
+
+torch_fidelity = pytest.importorskip("torch_fidelity.metric_fid")
+
+DIM = 24
+
+
+def draw(count, seed, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(7))
+    return (torch.randn(count, DIM, generator=generator) @ mixing + shift).float()
+
+
+def covariance(eigenvalues, rotation):
+    return rotation @ torch.diag(eigenvalues) @ rotation.T
+
+
+def test_frechet_distance_of_gaussians_in_one_frame_is_the_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator).double())[0]
+    values1, values2 = torch.rand(2, DIM, generator=generator).double() + 0.1
+    mean1, mean2 = torch.randn(2, DIM, generator=generator).double()
+    expected = ((mean1 - mean2) ** 2 + (values1.sqrt() - values2.sqrt()) ** 2).sum().item()
+    for frame in (torch.eye(DIM).double(), rotation):
+        value = frechet_distance(
+            mean1, covariance(values1, frame), mean2, covariance(values2, frame)
+        )
+        assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_distance_where_the_covariances_do_not_commute():
+    # sqrt(S1^1/2 S2 S1^1/2) by hand: S1 = diag(1, 0) leaves the single value sqrt(S2[0, 0])
+    singular = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double()
+    other = torch.tensor([[4.0, 1.0], [1.0, 3.0]]).double()
+    zero = torch.zeros(2).double()
+    assert frechet_distance(zero, singular, zero, other) == pytest.approx(1 + 7 - 2 * 2)
+
+
+def test_moments_are_those_of_all_rows_at_once(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 10)
+    features = draw(37, 0, shift=100.0)
+    mean, cov = moments(features)
+    assert mean.dtype == cov.dtype == torch.float64
+    torch.testing.assert_close(mean, features.double().mean(0))
+    torch.testing.assert_close(cov, features.double().T.cov())
+
+
+@pytest.mark.parametrize("count", [2, 10, DIM, DIM + 1, 500])
+def test_a_set_is_at_distance_zero_from_itself(count):
+    features = draw(count, 0)
+    a = FeatureSet.of(features)
+    assert a.root.shape == (min(count, DIM), DIM)
+    torch.testing.assert_close(a.root.T @ a.root, features.double().T.cov())
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(400, 300), (10, 300), (300, 10), (10, 12), (DIM, DIM + 1)])
+def test_frechet_agrees_with_torch_fidelity_and_torchmetrics(n, m):
+    a, b = draw(n, 1), draw(m, 2, shift=0.1)
+    ours = frechet(FeatureSet.of(a), FeatureSet.of(b))
+    theirs = torch_fidelity.fid_statistics_to_metric(
+        torch_fidelity.fid_features_to_statistics(a.double()),
+        torch_fidelity.fid_features_to_statistics(b.double()),
+        verbose=False,
+    )["frechet_inception_distance"]
+    metrics = _compute_fid(
+        a.double().mean(0), a.double().T.cov(), b.double().mean(0), b.double().T.cov()
+    ).item()
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert ours == pytest.approx(metrics, rel=1e-6)
+    assert ours == pytest.approx(frechet_distance(*moments(a), *moments(b)), rel=1e-6)
+
+
+@pytest.mark.parametrize("block", [7, 64, 2048])
+def test_kid_agrees_with_torchmetrics_on_one_subset_of_all(monkeypatch, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    a, b = draw(90, 1), draw(90, 2, shift=0.1)  # torchmetrics knows equal sizes only
+    expected = poly_mmd(a.double(), b.double()).item()
+    assert kid(FeatureSet.of(a), FeatureSet.of(b)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kid_of_unequal_sizes_is_the_definition():
+    a, b = draw(31, 1).double(), draw(50, 2).double()
+
+    def kernel(x, y):
+        return (x @ y.T / DIM + 1) ** 3
+
+    within = [
+        (kernel(x, x).sum() - kernel(x, x).diagonal().sum()) / (len(x) * (len(x) - 1))
+        for x in (a, b)
+    ]
+    expected = sum(within) - 2 * kernel(a, b).mean()
+    value = kid(FeatureSet.of(a.float()), FeatureSet.of(b.float()))
+    assert value == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_frechet_is_biased_upwards_and_kid_is_not():
+    """The mean of many small evaluations of one distribution, in units of their own spread."""
+    reference = FeatureSet.of(draw(4000, 0))
+    fids, kids = [], []
+    for seed in range(1, 41):
+        small = FeatureSet.of(draw(50, seed))
+        fids.append(frechet(small, reference))
+        kids.append(kid(small, reference))
+    fids, kids = torch.tensor(fids), torch.tensor(kids)
+    assert fids.mean() > 5 * fids.std()
+    assert kids.mean().abs() < 3 * kids.std() / len(kids) ** 0.5
+
+
+def test_distances_are_symmetric_and_blind_to_order():
+    a, b = draw(60, 1), draw(80, 2, shift=3.0)
+    shuffled = a[torch.randperm(len(a), generator=torch.Generator().manual_seed(0))]
+    for distance in (frechet, kid):
+        value = distance(FeatureSet.of(a), FeatureSet.of(b))
+        assert value > 0
+        assert distance(FeatureSet.of(b), FeatureSet.of(a)) == pytest.approx(value, rel=1e-12)
+        assert distance(FeatureSet.of(shuffled), FeatureSet.of(b)) == pytest.approx(value, rel=1e-9)
+
+
+def test_constant_features_have_a_distance():
+    constant = FeatureSet.of(torch.full((100, DIM), 0.3))
+    single = FeatureSet.of(torch.zeros(2, DIM))
+    # no covariance on either side: only the means differ
+    assert frechet(constant, single) == pytest.approx(DIM * 0.3**2, rel=1e-6)
+    assert kid(constant, single) == pytest.approx((0.3**2 + 1) ** 3 + 1 - 2, rel=1e-6)
+    assert frechet(constant, FeatureSet.of(draw(100, 0))) > 0
+
+
+def test_one_image_is_refused():
+    with pytest.raises(ValueError, match="at least 2 images on each side, not 1"):
+        FeatureSet.of(draw(1, 0))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(bad):
+    features = draw(10, 0)
+    features[3, 5] = bad
+    with pytest.raises(ValueError, match=r"1 of 10 images .*the first is number 3"):
+        FeatureSet.of(features)

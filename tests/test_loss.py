@@ -1,0 +1,170 @@
+"""The training loss: the papers' formulas, and stored values of a tiny denoiser."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_lab.conditioning import ClassLabel, Unconditional
+from diffusion_lab.denoiser import Estimate
+from diffusion_lab.noise import add_noise
+from diffusion_lab.objective import (
+    EDM,
+    X0,
+    Eps,
+    Flow,
+    LogitNormal,
+    LogNormal,
+    MinSNR,
+    Objective,
+    Uniform,
+    V,
+)
+from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+
+PRESETS = {
+    "ddpm": lambda **k: Objective(DDPMLinear(), Eps(), Uniform(), **k),
+    "v_prediction": lambda **k: Objective(Cosine(), V(), Uniform(), **k),
+    "flow_matching": lambda **k: Objective(Rectified(), Flow(), LogitNormal(stratified=True), **k),
+    "edm": lambda **k: Objective(VarianceExploding(), EDM(), LogNormal(), **k),
+}
+GOLDEN = {  # mean losses of steps 0, 1, 5, 10 and 19
+    "ddpm": [0.6254458, 0.4382969, 0.7314252, 0.5870224, 0.6992015],
+    "v_prediction": [0.5110337, 0.545449, 0.743714, 0.6017895, 0.5377005],
+    "flow_matching": [1.462992, 0.815244, 1.039968, 1.081822, 0.8076562],
+    "edm": [1.092201, 0.6876824, 1.272383, 1.419209, 1.192709],
+}
+
+
+class Linear(nn.Module):
+    """Output 0.3 x + 0.1 t + 0.05 label: a denoiser whose losses can be written down."""
+
+    def __init__(self, prediction, conditioning=None):
+        super().__init__()
+        self.prediction = prediction
+        self.conditioning = conditioning or Unconditional(0, 0)
+        self.seen = None
+
+    def output(self, x, level, labels=None):
+        self.seen = labels
+        shift = 0.1 * level.like(x).t
+        if labels is not None:
+            shift = shift + 0.05 * labels[:, None, None, None]
+        return 0.3 * x + shift
+
+    def forward(self, x, level, labels=None):
+        return Estimate(self.prediction.to_x0(self.output(x, level, labels), x, level))
+
+
+def batch(n=16):
+    return torch.linspace(-1, 1, n * 4).reshape(n, 1, 2, 2).sin()
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_golden_losses(name):
+    objective = PRESETS[name]()
+    denoiser, generator = Linear(objective.prediction), seeded()
+    losses = [objective(denoiser, batch(), generator=generator) for _ in range(20)]
+    assert losses[0].shape == (16,)
+    assert losses[0].dtype == torch.float32
+    stored = [losses[i].mean().item() for i in (0, 1, 5, 10, 19)]
+    assert stored == pytest.approx(GOLDEN[name], rel=1e-5)
+
+
+def level_and_noise(schedule, n=16):
+    return schedule(torch.linspace(0.05, 0.95, n)), torch.randn(n, 1, 2, 2)
+
+
+def test_without_a_weighting_it_is_the_squared_error_of_the_output():
+    objective = PRESETS["flow_matching"]()
+    level, eps = level_and_noise(objective.schedule)
+    x0, t = batch(), level.t.float()[:, None, None, None]
+    output = 0.3 * ((1 - t) * x0 + t * eps) + 0.1 * t
+    expected = (output - (eps - x0)).square().mean((1, 2, 3))
+    losses = objective.loss_at(Linear(Flow()), x0, eps, level)
+    torch.testing.assert_close(losses, expected)
+
+
+def test_edm_preset_has_the_published_weight():
+    objective, std = PRESETS["edm"](), 0.5
+    level, eps = level_and_noise(objective.schedule)
+    denoiser, x0 = Linear(objective.prediction), batch()
+    error = denoiser(add_noise(x0, eps, level), level).x0 - x0
+    weight = (level.sigma**2 + std**2) / (level.sigma * std) ** 2
+    expected = weight * error.double().square().mean((1, 2, 3))
+    losses = objective.loss_at(denoiser, x0, eps, level)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow(), EDM()])
+def test_min_snr_weights_the_error_of_x0_for_every_prediction(prediction):
+    objective = Objective(Cosine(), prediction, Uniform(), MinSNR(5.0))
+    level, eps = level_and_noise(objective.schedule)
+    denoiser, x0 = Linear(prediction), batch().double()
+    eps = eps.double()
+    error = (denoiser(add_noise(x0, eps, level), level).x0 - x0).square().mean((1, 2, 3))
+    snr = (level.alpha / level.sigma) ** 2
+    losses = objective.loss_at(denoiser, x0, eps, level)
+    torch.testing.assert_close(losses, snr.clamp(max=5) * error)
+
+
+def test_a_perfect_network_has_no_loss():
+    for build in PRESETS.values():
+        objective = build()
+        level, eps = level_and_noise(objective.schedule)
+        denoiser, x0 = Linear(objective.prediction), batch()
+        target = objective.prediction.target(x0, eps, level)
+        denoiser.output = lambda x, level, labels, target=target: target
+        assert objective.loss_at(denoiser, x0, eps, level).abs().max() == 0
+
+
+def test_call_is_loss_at_the_drawn_levels_times_importance():
+    class Doubled(Uniform):
+        def __call__(self, n, schedule, generator=None):
+            level, importance = super().__call__(n, schedule, generator)
+            return level, 2 * importance
+
+    objective = Objective(Rectified(), V(), Doubled())
+    losses = objective(Linear(V()), batch(), generator=seeded())
+    generator = seeded()
+    level, _ = Uniform()(16, objective.schedule, generator)
+    eps = torch.randn(16, 1, 2, 2, generator=generator)
+    assert torch.equal(losses, 2 * objective.loss_at(Linear(V()), batch(), eps, level))
+
+
+def test_labels_are_dropped_sample_by_sample_at_the_given_rate():
+    objective = PRESETS["flow_matching"](label_dropout=0.25)
+    denoiser = Linear(Flow(), ClassLabel(num_classes=10, width=4))
+    labels = torch.arange(4000) % 10
+    objective(denoiser, batch(4000), labels, seeded())
+    dropped = denoiser.seen == 10  # the null label
+    assert dropped.double().mean() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(denoiser.seen[~dropped], labels[~dropped])
+
+    PRESETS["flow_matching"]()(denoiser, batch(), labels[:16], seeded())
+    assert torch.equal(denoiser.seen, labels[:16])  # none by default
+
+
+def test_an_unconditional_model_ignores_labels():
+    objective = PRESETS["flow_matching"](label_dropout=0.5)
+    objective(Linear(Flow()), batch(), torch.arange(16), seeded())
+    objective(Linear(Flow(), ClassLabel(10, 4)), batch(), None, seeded())
+
+
+def test_noise_is_float32_whatever_the_default_dtype():
+    objective, denoiser, x0 = PRESETS["flow_matching"](), Linear(Flow()), batch()
+    expected = objective(denoiser, x0, generator=seeded())
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        losses = objective(denoiser, x0, generator=seeded())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(losses, expected)
+
+
+def test_label_dropout_is_a_share():
+    with pytest.raises(ValueError, match=r"label_dropout=1\.5"):
+        PRESETS["ddpm"](label_dropout=1.5)

@@ -1,0 +1,143 @@
+"""The formulas of noise.py against the Gaussian algebra that they stand for."""
+
+import math
+
+import pytest
+import torch
+
+from diffusion_lab.noise import NoiseLevel, add_noise, jump, noise_of, posterior, renoise
+from diffusion_lab.schedule import Cosine, Rectified, VarianceExploding
+
+SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]
+
+
+def draw(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype)
+
+
+def level_of(alpha, sigma):
+    return NoiseLevel(*(torch.tensor(v, dtype=torch.float64) for v in (0.5, alpha, sigma)))
+
+
+def test_logsnr_and_its_ends():
+    assert level_of(0.8, 0.6).logsnr.item() == pytest.approx(2 * math.log(0.8 / 0.6), abs=1e-15)
+    assert level_of(1.0, 0.0).logsnr == math.inf
+    assert level_of(0.0, 1.0).logsnr == -math.inf
+
+
+def test_a_path_is_a_sequence_of_levels():
+    path = Rectified()(torch.linspace(1, 0, 5))
+    assert len(path) == 5
+    assert [level.sigma.item() for level in path] == [1, 0.75, 0.5, 0.25, 0]
+    assert path[1:3].alpha.tolist() == [0.25, 0.5]
+    assert path[2].expand(3).alpha.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_like_multiplies_in_the_dtype_of_the_image(dtype):
+    x = draw(3, 1, 2, 2, dtype=dtype)
+    batch = Rectified()(torch.tensor([0.25, 0.5, 1.0])).like(x)
+    assert batch.alpha.dtype == dtype
+    assert batch.sigma.shape == (3, 1, 1, 1)
+    assert (batch.sigma * x).dtype == dtype
+    assert (Rectified()(torch.tensor(0.3)).like(x).sigma * x).dtype == dtype
+
+
+def test_add_noise_gives_each_sample_its_own_level():
+    x0, eps = draw(3, 1, 2, 2), draw(3, 1, 2, 2)
+    level = Rectified()(torch.tensor([0.25, 0.5, 1.0]))
+    x = add_noise(x0, eps, level)
+    assert torch.equal(x[0], 0.75 * x0[0] + 0.25 * eps[0])
+    assert torch.equal(x[2], eps[2])
+    torch.testing.assert_close(noise_of(x, x0, level), eps)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_jump_keeps_x0_and_eps(schedule):
+    x0, eps = draw(4, 3), draw(4, 3)
+    here, there = schedule(torch.tensor(1.0)), schedule(torch.tensor(0.4))
+    for start, end in ((here, there), (there, here)):
+        moved = jump(add_noise(x0, eps, start), x0, start, end)
+        torch.testing.assert_close(moved, add_noise(x0, eps, end), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_jump_to_clean_data_is_exactly_alpha_x0(schedule):
+    x0, x = draw(64, dtype=torch.float32), 80 * draw(64, dtype=torch.float32)
+    for alpha in (1.0, 0.5):
+        landed = jump(x, x0, schedule(torch.tensor(0.3)), level_of(alpha, 0.0))
+        assert torch.equal(landed, alpha * x0)
+
+
+def test_jump_of_a_batch_of_levels_is_that_of_each():
+    x, x0, schedule = draw(3, 2, 2), draw(3, 2, 2), Cosine()
+    here, there = schedule(torch.tensor([0.9, 0.5, 0.3])), schedule(torch.tensor([0.8, 0.1, 0.2]))
+    together = jump(x, x0, here, there)
+    for i in range(3):
+        torch.testing.assert_close(together[i], jump(x[i], x0[i], here[i], there[i]))
+
+
+def test_jump_forms_its_coefficients_in_float64():
+    # here and there a millionth apart: in float32 their difference would be lost
+    here, there = level_of(0.6, 0.8), level_of(0.6 + 8e-7, 0.8 - 6e-7)
+    x0 = draw(64, dtype=torch.float32)
+    exact = jump(torch.zeros(64, dtype=torch.float64), x0.double(), here, there)
+    close = jump(torch.zeros(64), x0, here, there)
+    torch.testing.assert_close(close.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_renoise_reaches_the_marginal_of_the_noisier_level():
+    here, there = level_of(0.9, math.sqrt(0.19)), level_of(0.6, 0.8)
+    x0, eps, noise = draw(5), torch.zeros(5), torch.zeros(5)
+    assert torch.allclose(renoise(add_noise(x0, eps, here), here, there, noise), 0.6 * x0)
+    # the coefficients of the two independent noises add up to sigma^2
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    kept = renoise(add_noise(zero, one, here), here, there, zero)
+    fresh = renoise(zero, here, there, one)
+    assert (kept**2 + fresh**2).item() == pytest.approx(0.64, abs=1e-15)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("t_here", [1.0, 0.7])
+def test_posterior_is_bayes_rule(schedule, t_here):
+    x, x0 = draw(6), draw(6)
+    here, there = schedule(torch.tensor(t_here)), schedule(torch.tensor(0.5))
+    # x_there | x0 ~ N(alpha x0, sigma^2) times x_here | x_there ~ N(ratio x_there, large)
+    ratio = here.alpha / there.alpha
+    forward = here.sigma**2 - ratio**2 * there.sigma**2
+    precision = 1 / there.sigma**2 + ratio**2 / forward
+    bayes = (there.alpha * x0 / there.sigma**2 + ratio * x / forward) / precision
+    mean, small, large = posterior(x, x0, here, there)
+    torch.testing.assert_close(mean, bayes, atol=1e-12, rtol=1e-10)
+    assert small.item() == pytest.approx(1 / precision.item(), rel=1e-12)
+    assert large.item() == pytest.approx(forward.item(), rel=1e-12)
+
+
+def test_posterior_variances_are_those_of_ddpm():
+    beta, alpha_bar_before = 0.1, 0.5
+    alpha_bar = (1 - beta) * alpha_bar_before
+    here = level_of(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+    there = level_of(math.sqrt(alpha_bar_before), math.sqrt(1 - alpha_bar_before))
+    _, small, large = posterior(draw(2), draw(2), here, there)
+    assert large.item() == pytest.approx(beta, abs=1e-15)
+    assert small.item() == pytest.approx(beta * (1 - alpha_bar_before) / (1 - alpha_bar), abs=1e-15)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_posterior_keeps_the_marginal_for_every_eta(eta):
+    here, there = level_of(0.6, 0.8), level_of(0.8, 0.6)
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    kept, small, _ = posterior(add_noise(zero, one, here), zero, here, there, eta)
+    assert (kept**2 + small).item() == pytest.approx(0.36, abs=1e-15)
+    mean, _, _ = posterior(add_noise(one, zero, here), one, here, there, eta)
+    assert mean.item() == pytest.approx(0.8, abs=1e-15)
+    if eta == 0:
+        assert small == 0
+        assert kept.item() == pytest.approx(0.6, abs=1e-15)
+
+
+def test_posterior_on_clean_data_is_exact():
+    x0 = draw(8, dtype=torch.float32)
+    mean, small, _ = posterior(draw(8), x0, level_of(0.6, 0.8), level_of(1.0, 0.0))
+    assert torch.equal(mean.float(), x0)
+    assert small == 0

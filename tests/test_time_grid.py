@@ -1,0 +1,102 @@
+"""Time grids: where they go, and how they end."""
+
+import math
+
+import pytest
+import torch
+
+from diffusion_lab.sampler.time_grid import Karras, Leading, Linspace, Uniform, UniformLogSNR
+from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+
+SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
+GRIDS = [Uniform(), Karras(), UniformLogSNR()]
+TABLE_GRIDS = [Leading(), Linspace()]
+
+
+def ratio(levels):
+    return (levels.sigma / levels.alpha).tolist()
+
+
+def index(grid, steps, schedule=None):
+    levels = grid(schedule or DDPMLinear(), steps)
+    return [round(t * 1000 - 1, 9) for t in levels.t[:-1].tolist()]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 13])
+@pytest.mark.parametrize(
+    ("grid", "schedule"),
+    [(g, s) for g in GRIDS for s in SCHEDULES] + [(g, DDPMLinear()) for g in TABLE_GRIDS],
+)
+def test_from_noise_down_to_exactly_clean_data(grid, schedule, steps):
+    levels = grid(schedule, steps)
+    assert len(levels) == steps + 1
+    assert levels.alpha.dtype == torch.float64
+    assert (levels.t.diff() <= 0).all()  # sigma_min and 0 may both be at t = 0
+    assert (levels.logsnr.diff() > 0).all()
+    assert (levels[-1].t, levels[-1].alpha, levels[-1].sigma) == (0, 1, 0)
+    assert (levels.sigma[:-1] > 0).all()
+    if not isinstance(grid, Leading):
+        assert levels[0].t == 1
+
+
+def test_uniform():
+    assert Uniform()(Rectified(), 4).t.tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert index(Uniform(), 4) == [999, 749, 499, 249]
+
+
+def test_karras_on_edm_is_the_published_formula():
+    n = 18
+    published = [
+        (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(n)
+    ]
+    assert ratio(Karras()(VarianceExploding(), n)) == pytest.approx([*published, 0], rel=1e-11)
+
+
+def test_uniform_logsnr_is_geometric():
+    levels = UniformLogSNR(0.01, 10)(VarianceExploding(0.01, 10), 4)
+    assert ratio(levels) == pytest.approx([10, 1, 0.1, 0.01, 0])
+
+
+@pytest.mark.parametrize("grid", [Karras(7, 0.01, 50), UniformLogSNR(0.01, 50)])
+@pytest.mark.parametrize("schedule", [Rectified(), Cosine(), DDPMLinear()])
+def test_beyond_its_range_a_grid_starts_on_all_the_noise_there_is(grid, schedule):
+    on_range = ratio(grid(VarianceExploding(0.01, 50), 10))
+    levels = grid(schedule, 10)
+    # infinite for rectified, e^10 for cosine, 157 for the table; from there as on the range
+    assert levels[0].logsnr == schedule(torch.ones(())).logsnr
+    assert ratio(levels)[1:] == pytest.approx(on_range[1:], rel=1e-9)
+
+
+def test_a_grid_stops_where_the_schedule_does():
+    levels = Karras()(VarianceExploding(0.1, 10), 5)
+    assert ratio(levels)[0] == pytest.approx(10)
+    assert ratio(levels)[-2] == pytest.approx(0.1)
+
+
+def test_leading_and_linspace():
+    assert index(Leading(), 4) == [750, 500, 250, 0]
+    assert index(Leading(), 3) == [666, 333, 0]  # 1000 / 3, rounded down
+    assert index(Linspace(), 4) == [999, 666, 333, 0]
+    assert index(Linspace(), 3) == [999, 500, 0]  # 499.5 to the even neighbour
+    assert index(Leading(), 1000) == index(Linspace(), 1000) == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize("grid", TABLE_GRIDS)
+def test_table_grids_need_a_table_long_enough(grid):
+    with pytest.raises(ValueError, match="needs a discrete schedule"):
+        grid(Rectified(), 10)
+    with pytest.raises(ValueError, match=r"steps=1001 is more than the schedule's table has, 1000"):
+        grid(DDPMLinear(), 1001)
+
+
+@pytest.mark.parametrize(
+    ("build", "word"),
+    [
+        (lambda: Karras(rho=0), "rho=0"),
+        (lambda: Karras(7, 0, 80), "sigma_min=0"),
+        (lambda: UniformLogSNR(1, math.pi / 4), "sigma_min=1"),
+    ],
+)
+def test_impossible_settings_are_refused(build, word):
+    with pytest.raises(ValueError, match=word):
+        build()
