@@ -70,7 +70,13 @@ def build_pipeline(cfg: DictConfig, model: Model, num_classes: int) -> Pipeline:
     """Sampling as `cfg.sampler` and `cfg.guidance` say."""
     with as_user_error():
         sampler, guidance = instantiate(cfg.sampler), instantiate(cfg.guidance)
-        check_sampling(model.schedule, sampler, guidance, model.denoiser.conditioning.conditional)
+        check_sampling(
+            model.schedule,
+            model.objective,
+            sampler,
+            guidance,
+            model.denoiser.conditioning.conditional,
+        )
     return Pipeline(
         model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes
     )

@@ -27,13 +27,17 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
         )
     if noise_label == "log_sigma" and reaches_noise:
         raise UserError(
-            "denoiser.noise_label=log_sigma is infinite on pure noise, which this schedule reaches; "
-            "use denoiser.noise_label=time"
+            "denoiser.noise_label=log_sigma is infinite on pure noise, which this schedule "
+            "reaches; use denoiser.noise_label=time"
         )
 
 
 def check_sampling(
-    schedule: NoiseSchedule, sampler: Sampler, guidance: Guidance, conditional: bool
+    schedule: NoiseSchedule,
+    objective: Objective,
+    sampler: Sampler,
+    guidance: Guidance,
+    conditional: bool,
 ) -> None:
     """Refuses what cannot be sampled from a model, before it is trained for hours."""
     sampler.time_grid(schedule, sampler.steps)  # says itself if it does not fit
@@ -41,4 +45,9 @@ def check_sampling(
         raise UserError(
             f"guidance.scale={guidance.scale} needs a model trained on labels; use guidance=none, "
             "or train with conditioning=class_label"
+        )
+    if guidance.scale != 1 and conditional and objective.label_dropout == 0:
+        raise UserError(
+            f"guidance.scale={guidance.scale} uses the unconditional model, which "
+            "objective.label_dropout=0 never trains; write objective.label_dropout=0.1 in training"
         )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.noise import NoiseLevel
+from diffusion_lab.noise import NoiseLevel, broadcast
 from diffusion_lab.objective.prediction import Prediction
 
 
@@ -66,15 +66,16 @@ class Denoiser(nn.Module):
 
     def output(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
         """The raw output of the network, (B, C, H, W), float32 at least, for the loss."""
-        count = len(x)
-        if level.t.ndim == 0:
-            level = level.expand(count)
         # float32 whatever autocast says: bf16 has 507 distinct values below 1000
-        noise = self.noise_label(level).to(device=x.device, dtype=torch.float32)
+        noise = self.noise_label(level).to(torch.float32)
+        if noise.ndim == 0:  # filled in place: a copy from the CPU would wait for a GPU
+            noise = torch.full((len(x),), noise.item(), dtype=torch.float32, device=x.device)
+        else:
+            noise = noise.to(x.device)
         if self.input_std is not None:
-            at = level.like(x)
-            x = x / (at.alpha**2 * self.input_std**2 + at.sigma**2).sqrt()
-        output = self.backbone(x, noise, self.conditioning(labels, count))
+            total_std = (level.alpha**2 * self.input_std**2 + level.sigma**2).sqrt()
+            x = x / broadcast(total_std, x)
+        output = self.backbone(x, noise, self.conditioning(labels, len(x)))
         # at least float32 before to_x0, which may multiply its rounding by a hundred
         return output.to(torch.promote_types(x.dtype, torch.float32))
 

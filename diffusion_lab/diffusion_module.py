@@ -92,6 +92,19 @@ class DiffusionModule(lightning.LightningModule):
             name = f"val_by_level/t{(index + 0.5) / VALIDATION_LEVELS:.2f}"
             self.log(name, total[index] / count[index])
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradient's norm over all parameters."""
+        # Lightning's own refuses fused optimisers, for the sake of a gradient scaler; bf16 has none
+        if gradient_clip_val and self.trainer.scaler is None:
+            nn.utils.clip_grad_norm_(self.denoiser.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> dict:
         """The optimiser, and a schedule in images seen rather than steps."""
         optimizer = self.optimizer(self.denoiser.parameters())

@@ -21,8 +21,7 @@ def evaluate(
     any number of ranks and any batch size gives the same figures, up to the network's rounding.
     """
     ids = shard(metrics.num_samples, *rank_and_world())
-    features = [
-        metrics.extractor(datamodule.to_native(images)).cpu()
-        for images in draw(pipeline, ids, batch_size, seed)
-    ]
+    features = [torch.empty(0, metrics.extractor.dim)]  # of a rank without samples
+    for images in draw(pipeline, ids, batch_size, seed):
+        features.append(metrics.extractor(datamodule.to_native(images)).cpu())
     return metrics.compute(gather_by_id(torch.cat(features), ids))

@@ -28,6 +28,7 @@ def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for processes that it starts
 
     def run(*arguments: str) -> tuple[int, str, str]:
         GlobalHydra.instance().clear()

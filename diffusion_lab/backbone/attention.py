@@ -35,5 +35,5 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, h, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()         # (B, h, N, d) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, h, N, d) each
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))

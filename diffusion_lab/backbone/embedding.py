@@ -9,7 +9,7 @@ MAX_PERIOD = 10000
 
 
 def sinusoid(value: Tensor, width: int) -> Tensor:
-    """Cosines and sines of value (n,) at width / 2 frequencies from 1 down to 1 / 10000 -> (n, width).
+    """Cosines and sines of value (n,) at width / 2 frequencies from 1 to 1 / 10000, (n, width).
 
     float32 for any input: bfloat16 cannot tell the labels of neighbouring noise levels apart.
     """

@@ -10,11 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _pixel_sum(x: Tensor, groups: int) -> Tensor:
-    """x (B, H, W, C) summed over the pixels, (B, G, c), float32 at least."""
-    # row by row in x's own type, the fast path, so that bfloat16 only rounds short sums
+def _pixel_mean(x: Tensor, groups: int) -> Tensor:
+    """Mean of x (B, H, W, C) over the pixels, (B, G, c), float32 at least."""
+    # row by row in x's type, the fast path: where means cancel, bfloat16 may round short sums only
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.sum(2).sum(1, dtype=dtype).unflatten(1, (groups, -1))
+    total = x.sum(2).sum(1, dtype=dtype).unflatten(1, (groups, -1))
+    return total / (x.shape[1] * x.shape[2])
+
+
+def _pixel_sum(x: Tensor, groups: int) -> Tensor:
+    """Sum of x (B, H, W, C) over the pixels, (B, G, c), float32 at least but rounded as x is."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.sum((1, 2)).to(dtype).unflatten(1, (groups, -1))
 
 
 def _broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -31,26 +38,24 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, shift, weight, bias, groups, eps, silu):
-        pixels = x.shape[1] * x.shape[2]
         weight, bias = weight.view(groups, -1), bias.view(groups, -1)
-        total = _pixel_sum(x, groups)
-        mean, square = total / pixels, _pixel_sum(x * x, groups) / pixels
+        mean, square = _pixel_mean(x, groups), _pixel_mean(x * x, groups)
         added = 0.0
         if shift is not None:  # free here, and a pass over the image outside
-            added = shift.float().view(mean.shape)
+            added = shift.to(mean.dtype).view(mean.shape)
             square = square + added * (2 * mean + added)
-        mean = (mean + added).mean(2, keepdim=True)
-        inverse = (square.mean(2, keepdim=True) - mean.square() + eps).rsqrt()
-        centre = added - mean
+        group_mean = (mean + added).mean(2, keepdim=True)
+        inverse = (square.mean(2, keepdim=True) - group_mean.square() + eps).rsqrt()
+        centre = added - group_mean
         scale = inverse * weight
         y = torch.addcmul(_broadcast(bias + centre * scale, x), x, _broadcast(scale, x))
-        ctx.save_for_backward(x, y, weight, total, centre.expand(total.shape), inverse)
+        ctx.save_for_backward(x, y, weight, mean, centre.expand(mean.shape), inverse)
         ctx.groups, ctx.silu, ctx.shifted = groups, silu, shift is not None
         return F.silu(y) if silu else y
 
     @staticmethod
     def backward(ctx, grad):
-        x, y, weight, total, centre, inverse = ctx.saved_tensors
+        x, y, weight, mean, centre, inverse = ctx.saved_tensors
         pixels = x.shape[1] * x.shape[2]
         if ctx.silu:
             grad = torch.ops.aten.silu_backward(grad, y)
@@ -63,7 +68,7 @@ class _GroupNorm(torch.autograd.Function):
         grad_x = grad_x.addcmul_(grad, _broadcast(scale, x))
         grad_shift = None
         if ctx.shifted:
-            grad_shift = (scale * grad_bias + slope * total + offset * pixels).flatten(1)
+            grad_shift = (scale * grad_bias + pixels * (slope * mean + offset)).flatten(1)
         grads = grad_weight.sum(0).flatten(), grad_bias.sum(0).flatten()
         return grad_x, grad_shift, *grads, None, None, None
 

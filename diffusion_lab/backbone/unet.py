@@ -41,6 +41,11 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, head_channels: int | None):
         super().__init__()
+        if head_channels is not None and channels % head_channels:
+            raise ValueError(
+                f"heads of {head_channels} channels do not divide a level of {channels}; "
+                f"write a backbone.head_channels that does, or null for a single head"
+            )
         self.norm = GroupNorm(channels)
         self.attention = SelfAttention(channels, channels // (head_channels or channels))
 
@@ -89,8 +94,8 @@ class UNet(nn.Module):
     """Encoder, middle and decoder, joined by skip connections.
 
     `multipliers` times `channels` is the width of each level, finest first; `attention` lists the
-    levels, from 0, with self-attention; None for `head_channels` is a single head. With `patch` p the
-    network works on blocks of p x p pixels. Raises ValueError for sizes that do not divide.
+    levels, from 0, with self-attention; None for `head_channels` is a single head. With `patch` p
+    the network works on blocks of p x p pixels. Raises ValueError for sizes that do not divide.
     """
 
     def __init__(
@@ -112,8 +117,13 @@ class UNet(nn.Module):
         for level in attention:
             if not 0 <= level < levels:
                 raise ValueError(
-                    f"backbone.attention names level {level}, and the levels of this U-Net are 0 to {levels - 1}"
+                    f"backbone.attention names level {level}, and this U-Net has levels 0 to "
+                    f"{levels - 1}; write some of these"
                 )
+        if channels % 4:
+            raise ValueError(
+                f"backbone.channels={channels} is not a multiple of 4; write one that is"
+            )
         widths = [channels * multiplier for multiplier in multipliers]
         embedding_width = 4 * channels
         self.condition_width = embedding_width
@@ -202,6 +212,7 @@ def _check_sizes(image_size: tuple[int, int], levels: int, patch: int) -> None:
         fitting += 1
     if levels > fitting:
         raise ValueError(
-            f"a U-Net of {levels} levels halves the image {levels - 1} times, which {height}x{width} "
-            f"at patch {patch} does not allow; write at most {fitting} backbone.multipliers"
+            f"a U-Net of {levels} levels halves the image {levels - 1} times, which "
+            f"{height}x{width} at patch {patch} does not allow; "
+            f"write at most {fitting} backbone.multipliers"
         )

@@ -72,9 +72,7 @@ class Case:
 def unet_case(shape, batch, channels, multipliers, groups) -> Case:
     """A U-Net of two blocks a level, with single-head attention at the second level."""
     attended = [level == 1 for level in range(len(multipliers))]
-    ours = partial(
-        UNet, shape[0], shape[0], shape[1:], channels, multipliers, 2, [1], None, 0.0, 1
-    )
+    ours = partial(UNet, shape[0], shape[0], shape[1:], channels, multipliers, 2, [1], None, 0.0, 1)
     theirs = partial(
         diffusers.UNet2DModel,
         sample_size=shape[1],
@@ -215,7 +213,9 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
                 }
             row["peak"] = statistics.median(peaks)
             row["ratio"] = {
-                "median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)
+                "median": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
             }
             print(markdown([row]).splitlines()[-1], flush=True)
             rows.append(row)

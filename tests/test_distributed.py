@@ -1,0 +1,46 @@
+"""Two processes on the CPU: they train, sample and measure as one does."""
+
+import json
+
+import pytest
+import torch
+from conftest import TINY
+
+from diffusion_lab.distributed import gather_by_id, shard
+
+
+def test_shards_cover_every_id_once_and_may_be_uneven():
+    shards = [shard(10, rank, 4) for rank in range(4)]
+    assert sorted(i for ids in shards for i in ids) == list(range(10))
+    assert [len(ids) for ids in shards] == [3, 3, 2, 2]
+    assert shard(2, 3, 4) == []
+
+
+def test_one_process_gathers_its_own_rows():
+    rows = torch.arange(3.0)
+    assert torch.equal(gather_by_id(rows, [0, 1, 2]), rows)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_sample_and_measure_as_one(lab, tmp_path):
+    exact = ["trainer.precision=32-true", "callbacks.evaluation.batch_size=8"]
+    code, _, err = lab("train", *TINY, *exact, "run_dir=two", "trainer.devices=2")
+    assert code == 0, err
+    assert "micro-batch 4 x 1 accumulated x 2 ranks" in err
+    summary = json.loads((tmp_path / "two/summary.json").read_text())
+    assert (summary["steps"], summary["ranks"]) == (4, 2)
+    code, out, err = lab(
+        "evaluate",
+        "run=two",
+        "metrics.num_samples=16",
+        "metrics.reference_size=64",
+        "sampler.steps=3",
+        "batch_size=8",
+        "precision=32-true",
+        "device=cpu",
+        "json=true",
+    )
+    assert code == 0, err
+    alone = json.loads(out.splitlines()[-1])
+    for name, value in alone.items():
+        assert value == pytest.approx(summary["metrics"][name], rel=1e-6), name

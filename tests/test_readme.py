@@ -1,0 +1,57 @@
+"""The README is true: its commands compose, its tree and its options are the real ones."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^    (diffusion-lab .+)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_composes(line):
+    _, command, *overrides = shlex.split(line)
+    sweep = "-m" in overrides
+    overrides = [o for o in overrides if o != "-m"]
+    if sweep:
+        choices = next(o for o in overrides if "," in o)
+        overrides.remove(choices)
+        key, _, values = choices.partition("=")
+        overrides.append(f"{key}={values.split(',')[0]}")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose(command, overrides=[*overrides, *(["name=x"] if command == "train" else [])])
+
+
+def test_every_make_target_named_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"(?:^    |`)make ([a-z-]+)", README, re.MULTILINE)
+    assert named
+    assert set(named) <= set(targets)
+
+
+def test_the_tree_is_the_real_one():
+    block = README.split("```")[1]
+    entries = re.findall(r"^  (\S+)", block, re.MULTILINE)
+    package = ROOT / "diffusion_lab"
+    real = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in package.iterdir()
+        if not path.name.startswith("__") and path.name != "conf"
+    }
+    assert set(entries) == real
+
+
+def test_every_option_of_every_group_is_listed():
+    rows = dict(re.findall(r"^\| `([\w/]+)` \| (.+?) \|", README, re.MULTILINE))
+    for group, cell in rows.items():
+        folder = ROOT / "conf" / group
+        for path in folder.glob("*.yaml"):
+            assert re.search(rf"\b{path.stem}\b", cell) or re.match(r"dit_\w+_\d", path.stem)
+    table = re.search(r"\| group \|.+?\n\n", README, re.DOTALL)[0]
+    for group in (path.name for path in (ROOT / "conf").iterdir() if path.is_dir()):
+        if group not in ("callbacks", "first_stage"):  # one option, and parts of every run
+            assert f"{group}`" in table, group
