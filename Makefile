@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+# huge pages for large temporaries: a tenth of the training time on a CPU
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 LAB := $(BIN)/diffusion-lab
 ARGS ?=
 

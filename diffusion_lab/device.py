@@ -15,6 +15,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device={name} is no torch device; use auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name} is not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name} was asked for, but no GPU is visible; use device=cpu")
     return device
@@ -47,9 +49,26 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The autocast block for a precision, for sampling outside a Trainer."""
+    if precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"precision={precision} is unknown here; use auto, 32-true or bf16-mixed")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 def compile_pays(choice: bool | str, device: torch.device) -> bool:
     """Whether to compile: as told, or for `auto` on a GPU, where a run outlasts the compilation."""
-    return device.type == "cuda" if choice == "auto" else bool(choice)
+    return device.type == "cuda" if choice == "auto" else choice
+
+
+def channels_last_pays(choice: bool | str, device: torch.device) -> bool:
+    """Whether weights are kept channels last: as told, or for `auto` on a GPU.
+
+    On a CPU the U-Net works channels last whatever this says: its norms are written for it.
+    """
+    return device.type == "cuda" if choice == "auto" else choice
+
+
+def check_choices(**choices: bool | str) -> None:
+    """Raises UserError unless each is true, false or auto."""
+    for name, choice in choices.items():
+        if choice not in (True, False, "auto"):
+            raise UserError(f"{name}={choice} is unknown; use auto, true or false")

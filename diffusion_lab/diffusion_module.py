@@ -14,6 +14,7 @@ from diffusion_lab.objective import Objective
 from diffusion_lab.randomness import SampleNoise, mix_seed
 
 VALIDATION_LEVELS = 10  # the held-out loss is reported at t = 0.05, 0.15, ..., 0.95
+TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
 VALIDATION_SEED = 0  # a held-out image has the same noise in every run, whatever its seed
 
 
@@ -41,6 +42,8 @@ class DiffusionModule(lightning.LightningModule):
         self.lr_schedule = lr_schedule
         self.batch_size = batch_size
         self.seed = seed
+        self.held_out_losses: dict[str, float] = {}
+        self.validated_step = -1
 
     @property
     def images_seen(self) -> int:
@@ -56,6 +59,8 @@ class DiffusionModule(lightning.LightningModule):
             if isinstance(callback, lightning.pytorch.callbacks.Timer):
                 elapsed = callback.time_elapsed("train")
                 done = max(done, elapsed / (elapsed + (callback.time_remaining("train") or 0.0)))
+                # clocks differ, and so would the learning rates
+                done = trainer.strategy.broadcast(done)
         return min(1.0, done)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -65,9 +70,10 @@ class DiffusionModule(lightning.LightningModule):
         # A step's randomness (levels, noise, dropout) is a function of the seed and of the
         # micro-batch's place in the run, so a resumed run draws what an unbroken one would have.
         place = trainer.global_step * accumulate + batch_idx % accumulate
-        torch.manual_seed(mix_seed(self.seed, place * trainer.world_size + trainer.global_rank))
+        place = place * trainer.world_size + trainer.global_rank
+        torch.manual_seed(mix_seed(self.seed, TRAINING, place))
         loss = self.objective(self.denoiser, self.first_stage.encode(images), labels).mean()
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -87,10 +93,15 @@ class DiffusionModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         # reduced once and by hand: a rank whose share lacks a level must not wait for the others
         total, count = self.trainer.strategy.reduce(self.held_out, reduce_op="sum").unbind(1)
-        self.log("val/loss", total.sum() / count.sum(), prog_bar=True)
+        losses = {"val/loss": total.sum() / count.sum()}
         for index in count.nonzero().flatten().tolist():
             name = f"val_by_level/t{(index + 0.5) / VALIDATION_LEVELS:.2f}"
-            self.log(name, total[index] / count[index])
+            losses[name] = total[index] / count[index]
+        self.held_out_losses = {name: loss.item() for name, loss in losses.items()}
+        self.validated_step = self.trainer.global_step
+        self.log("val/loss", losses["val/loss"], prog_bar=True, logger=False)
+        for logger in self.loggers:  # Lightning would label them with the step before
+            logger.log_metrics(self.held_out_losses, step=self.validated_step)
 
     def configure_gradient_clipping(
         self,

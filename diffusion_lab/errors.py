@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
 
 
 class UserError(ValueError):
@@ -20,11 +21,22 @@ def as_user_error() -> Iterator[None]:
     try:
         yield
     except InstantiationException as error:
-        cause = error.__cause__
+        key = re.search(r"full_key: (\S+)", str(error))
+        place = key[1] if key else "the configuration"
+        cause = error.__cause__ or error
         if isinstance(cause, ValueError):
             raise UserError(str(cause)) from error
-        if isinstance(cause, TypeError) and (key := re.search(r"full_key: (\S+)", str(error))):
-            raise UserError(f"the values of {key[1]} do not fit: {cause}") from error
-        raise
+        reason = " ".join(str(cause).split())
+        raise UserError(f"the values of {place} do not fit: {reason}") from error
     except ValueError as error:
         raise UserError(str(error)) from error
+    except TypeError as error:  # of a factory, called with what the configuration says
+        raise UserError(f"a value of the configuration does not fit: {error}") from error
+
+
+def require_whole_numbers(cfg: DictConfig, least: dict[str, int]) -> None:
+    """Raises UserError unless each named key holds a whole number of at least so much."""
+    for key, minimum in least.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise UserError(f"{key}={value} must be a whole number of at least {minimum}")

@@ -6,8 +6,12 @@ import uuid
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from omegaconf import DictConfig
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from omegaconf import DictConfig, ListConfig
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -16,11 +20,12 @@ from diffusion_lab.errors import UserError
 
 
 def accelerator_of(trainer: DictConfig) -> str:
-    """`cuda`, `mps` or `cpu`, as `trainer.accelerator` says or as the machine has it."""
+    """`cuda` or `cpu`, as `trainer.accelerator` says or as the machine has it."""
     name = {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
     if name == "auto":
-        mps = torch.backends.mps.is_available()
-        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cuda", "cpu"):
+        raise UserError(f"trainer.accelerator={name} is not supported; use auto, gpu or cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, but no GPU is visible; use trainer=cpu")
     return name
@@ -29,11 +34,24 @@ def accelerator_of(trainer: DictConfig) -> str:
 def devices_per_node(trainer: DictConfig) -> int:
     """How many processes a node runs: one a device."""
     devices = trainer.devices
-    if not isinstance(devices, str | int):
+    if isinstance(devices, ListConfig) and devices:
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return torch.cuda.device_count() if accelerator_of(trainer) == "cuda" else 1
+    if not str(devices).isdecimal() or int(devices) < 1:
+        raise UserError(
+            f"trainer.devices={devices} must be auto, a number of at least 1, or a list as in [0,2]"
+        )
     return int(devices)
+
+
+def device_of_process(trainer: DictConfig) -> torch.device:
+    """The device of this process, the way Lightning deals them out: by the rank in the node."""
+    if accelerator_of(trainer) == "cpu":
+        return torch.device("cpu")
+    rank = cluster().local_rank() if in_launched_process() else 0
+    devices = trainer.devices
+    return torch.device("cuda", devices[rank] if isinstance(devices, ListConfig) else rank)
 
 
 def in_launched_process() -> bool:
@@ -65,20 +83,27 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
             f"training process {rank} ended with code {failure.exitcode}, and the others were "
             "stopped; what it said is above"
         ) from error
-    except SignalException:
-        pass  # Ctrl-C and SIGTERM are handed to the processes, which save and say how to go on
+    except SignalException as error:
+        # handed to the processes, which have saved and said how to go on
+        raise KeyboardInterrupt from error
 
 
-def join_process_group(device: str) -> None:
+def cluster() -> ClusterEnvironment:
+    """What started the processes of this run."""
+    return SLURMEnvironment() if SLURMEnvironment.detect() else TorchElasticEnvironment()
+
+
+def join_process_group(device: torch.device) -> None:
     """Connects the processes of a launched run before Lightning does, for what must be agreed."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL sends objects through the current device
     if not in_launched_process() or dist.is_initialized():
         return
-    slurm = SLURMEnvironment.detect()
-    environment = SLURMEnvironment() if slurm else TorchElasticEnvironment()
+    environment = cluster()
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
+        "nccl" if device.type == "cuda" else "gloo",
         rank=environment.global_rank(),
         world_size=environment.world_size(),
     )

@@ -18,7 +18,11 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
+from diffusion_lab.files import write_atomically
+
+MODES = ("auto", "online", "offline")
 REACH_SECONDS = 2.0  # how long to look for the server before a run goes offline
+FINISH_SECONDS = 60.0  # how long a run's end waits for its upload; the rest stays on the disk
 
 
 class Clock:
@@ -28,6 +32,10 @@ class Clock:
         self.batch_size = batch_size
         self.start = time.monotonic()
 
+    def continue_from(self, seconds: float) -> None:
+        """Counts on from what a run has taken before it was resumed."""
+        self.start = time.monotonic() - seconds
+
     def row(self, metrics: dict[str, float], step: int) -> dict[str, float]:
         row = {key: value for key, value in metrics.items() if key != "epoch"}
         return row | {
@@ -36,7 +44,7 @@ class Clock:
         }
 
     def seconds(self) -> float:
-        """Since the run, or its continuation, started."""
+        """Since the run started, the time between being stopped and resumed left out."""
         return time.monotonic() - self.start
 
 
@@ -65,6 +73,17 @@ class JSONLines(Logger):
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step} | self.clock.row(metrics, step)) + "\n")
 
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Drops the rows of steps that a resumed run takes again, and sets the clock."""
+        if not self.path.exists():
+            return
+        rows = [json.loads(line) for line in self.path.read_text().splitlines() if line[-1] == "}"]
+        rows = [row for row in rows if row["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        if rows:
+            self.clock.continue_from(rows[-1]["seconds"])
+
 
 class WandB(WandbLogger):
     """W&B that never holds training up: offline without a key or a network, silent once broken."""
@@ -81,12 +100,13 @@ class WandB(WandbLogger):
         tags: list[str] | None = None,
         mode: str = "auto",
     ):
-        if mode not in ("auto", "online", "offline"):
-            raise ValueError(f"logger.mode={mode} is unknown; use auto, online or offline")
         self.clock = clock
         self.broken = False
         reason = None if mode == "online" else "as asked" if mode == "offline" else _unreachable()
         self.reason = reason
+        wandb_mode = "online" if reason is None else "offline"
+        if os.environ.get("WANDB_MODE") == "disabled":
+            wandb_mode = "disabled"
         super().__init__(
             name=name,
             save_dir=str(run_dir),
@@ -94,18 +114,29 @@ class WandB(WandbLogger):
             id=run_id,
             group=group,
             tags=tags,
-            mode="online" if reason is None else "offline",
+            mode=wandb_mode,
             config=config,
-            settings=wandb.Settings(console="off", init_timeout=20, silent=True),
+            settings=wandb.Settings(
+                console="off", init_timeout=20, finish_timeout=FINISH_SECONDS, silent=True
+            ),
         )
         self._wandb_init.pop("anonymous", None)  # Lightning's default, of which W&B warns
 
     @rank_zero_only
     def start(self) -> str:
         """Opens the run; returns the line to print: its address, or how to upload it later."""
-        self._guard(self._open)
+        try:
+            self._open()
+        except Exception as error:  # a wrong key, a proxy, a server that is down
+            self.reason = f"could not be reached: {str(error).splitlines()[0]}"
+            wandb.teardown()  # the same run id cannot be opened twice in one service
+            self._wandb_init["mode"] = "offline"
+            self._experiment = None
+            self._guard(self._open)
         if self.broken:
             return "W&B: could not be started; metrics.jsonl holds everything"
+        if self.experiment.disabled:
+            return "W&B: disabled"
         if self.reason is None:
             return f"W&B: {self.experiment.url}"
         folder = Path(self.experiment.dir).parent
@@ -150,12 +181,12 @@ class WandB(WandbLogger):
         """Left open: the final metrics come after `fit`; `finish` closes the run."""
 
     @rank_zero_only
-    def finish(self, summary: dict) -> None:
-        """Writes the final figures to the run's summary and closes it."""
+    def finish(self, summary: dict | None) -> None:
+        """Writes the final figures to the run's summary and closes it; None: as failed."""
 
         def finish() -> None:
-            self.experiment.summary.update(summary)
-            self.experiment.finish()
+            self.experiment.summary.update(summary or {})
+            self.experiment.finish(exit_code=0 if summary else 1)
 
         self._guard(finish)
 

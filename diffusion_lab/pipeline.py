@@ -54,13 +54,9 @@ class Pipeline:
         labels = self.labels(ids) if labels is None else labels
         labels = None if labels is None else labels.to(device)
         noise = SampleNoise(seed, ids, device)
-        levels = self.sampler.time_grid(self.schedule, self.sampler.steps)
-        x = noise(self.denoiser.image_shape)
-        x = levels[0].like(x).sigma * x
         denoise = self.guidance.bind(self.denoiser, labels)
-        for state in self.sampler.walk(denoise, x, levels, self.schedule, noise.randn_like):
-            x = state
-            on_step()
+        start = noise(self.denoiser.image_shape)
+        x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
         return self.first_stage.decode(x)
 
 

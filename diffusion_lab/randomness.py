@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+SAMPLE = 0x73616D706C65  # keeps these draws apart from others of the same seed
+
 
 def mix_seed(*parts: int) -> int:
     """One 63-bit seed from several integers; different tuples give unrelated seeds."""
@@ -26,7 +28,8 @@ class SampleNoise:
 
     def __init__(self, seed: int, ids: Sequence[int], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.generators = [torch.Generator().manual_seed(mix_seed(seed, i)) for i in ids]
+        seeds = (mix_seed(seed, SAMPLE, i) for i in ids)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         draws = [

@@ -4,7 +4,6 @@ config.yaml  checkpoints/last.ckpt  metrics.jsonl  samples/*.png  summary.json  
 """
 
 import json
-import os
 import platform
 import subprocess
 import uuid
@@ -13,21 +12,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.distributed import from_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
+from diffusion_lab.files import write_atomically
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 CHECKPOINT = Path("checkpoints/last.ckpt")
 WEIGHTS_PREFIX = "denoiser."
-RESUMABLE = ("trainer.", "callbacks.", "logger.", "validate_every_n_steps")
+RESUMABLE = ("trainer.", "callbacks.", "logger.", "data.root", "validate_every_n_steps")
 
 
 def check_new(cfg: DictConfig) -> None:
     """Raises UserError if `cfg.run_dir` already holds a run."""
+    if cfg.run_dir and Path(cfg.run_dir).is_file():
+        raise UserError(f"run_dir={cfg.run_dir} is a file; choose a folder")
     if cfg.run_dir and (Path(cfg.run_dir) / CONFIG).exists():
         raise UserError(
             f"run_dir={cfg.run_dir} already holds a run; choose another folder, or go on with it "
@@ -45,7 +48,7 @@ def create(cfg: DictConfig) -> Path:
         if cfg.logger and not cfg.logger.run_id:
             cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
         folder = _make_folder(cfg)
-        write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        save_config(folder, cfg)
     return from_rank_zero(folder)
 
 
@@ -64,6 +67,12 @@ def _make_folder(cfg: DictConfig) -> Path:
             folder = stamp.with_name(f"{stamp.name}_{attempt}")
 
 
+def save_config(folder: Path, cfg: DictConfig) -> None:
+    """Writes the configuration, every interpolation resolved, on rank 0."""
+    if rank_and_world()[0] == 0:
+        write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+
+
 def load_config(folder: str | Path) -> DictConfig:
     """The configuration of a run; raises UserError where there is no run."""
     folder = Path(folder)
@@ -73,8 +82,11 @@ def load_config(folder: str | Path) -> DictConfig:
         raise UserError(
             f"{folder} is no run folder, it has no {CONFIG}; give a folder that train made{hint}"
         )
-    cfg = OmegaConf.load(folder / CONFIG)
-    OmegaConf.set_struct(cfg, True)
+    try:
+        cfg = OmegaConf.load(folder / CONFIG)
+        OmegaConf.set_struct(cfg, True)
+    except Exception as error:  # YAML's errors and OmegaConf's have no common name
+        raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
     return cfg
 
 
@@ -86,8 +98,17 @@ def resumed(folder: str, overrides: list[str]) -> DictConfig:
     cfg = load_config(folder)
     if not (Path(folder) / CHECKPOINT).is_file():
         raise UserError(f"{folder} has no {CHECKPOINT} to go on from; start the run anew")
+    summary = load_summary(folder)
+    longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
+    if summary.get("finished") and not longer:
+        raise UserError(
+            f"{folder} is finished; write trainer.max_steps above {summary['steps']} (and a longer "
+            f"trainer.max_time if it has one) to train it longer"
+        )
+    parser = OverridesParser.create()
     for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
+        parsed = parser.parse_override(override)
+        key = parsed.key_or_group
         if key == "resume":
             continue
         if not key.startswith(RESUMABLE):
@@ -95,18 +116,41 @@ def resumed(folder: str, overrides: list[str]) -> DictConfig:
                 f"{override} cannot change in a run that is resumed; only values of "
                 f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
             )
-        OmegaConf.update(cfg, key, OmegaConf.from_dotlist([f"x={value}"]).x)
+        OmegaConf.update(cfg, key, parsed.value())
     cfg.resume = str(folder)
     return cfg
 
 
-def load(folder: str | Path) -> tuple[DictConfig, ImageDataModule, Model]:
-    """A trained run: its configuration, its data (unread) and its model with averaged weights.
+def inherit(cfg: DictConfig, groups: tuple[str, ...], overrides: list[str]) -> DictConfig:
+    """The run `cfg.run`'s own choice of each group, unless `overrides` choose another option.
 
-    Nothing about the model needs to be said again. Raises UserError if the checkpoint is missing
-    or damaged.
+    Single values in `overrides`, as in sampler.steps=20, change the run's choice; `cfg.data_root`
+    is where the data is now, if it has moved. Returns the run's configuration.
     """
-    cfg = load_config(folder)
+    saved = load_config(cfg.run)
+    if cfg.data_root:
+        saved.data.root = cfg.data_root
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    with open_dict(cfg):
+        cfg.data = saved.data
+        for group in groups:
+            keys = {override.key_or_group: override for override in parsed}
+            if any(key == group or key.startswith(f"{group}/") for key in keys):
+                continue
+            cfg[group] = saved[group]
+            for key, override in keys.items():
+                if key.startswith(f"{group}."):
+                    OmegaConf.update(cfg, key, override.value())
+    return saved
+
+
+def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataModule, Model]:
+    """A trained run: its data (unread) and its model with averaged weights.
+
+    Nothing about the model needs to be said again; `cfg` is the run's configuration, if it has been
+    read already. Raises UserError if the checkpoint is missing or damaged.
+    """
+    cfg = cfg or load_config(folder)
     datamodule = build_datamodule(cfg)
     model = build_model(cfg, datamodule.image_shape, datamodule.num_classes)
     path = Path(folder) / CHECKPOINT
@@ -121,20 +165,24 @@ def load(folder: str | Path) -> tuple[DictConfig, ImageDataModule, Model]:
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(WEIGHTS_PREFIX)
     }
-    model.denoiser.load_state_dict(weights)
-    return cfg, datamodule, model
+    try:
+        model.denoiser.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit {folder}/{CONFIG}: it is of another model") from error
+    return datamodule, model
+
+
+def load_summary(folder: str | Path) -> dict:
+    """summary.json of a run, or an empty dictionary before there is one."""
+    try:
+        return json.loads((Path(folder) / SUMMARY).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
 
 
 def write_summary(folder: Path, summary: dict) -> None:
     """Writes summary.json, whole or not at all."""
     write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text beside `path`, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def environment(device: torch.device) -> dict[str, object]:

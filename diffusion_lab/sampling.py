@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_lab import runs
 from diffusion_lab.build import build_pipeline
 from diffusion_lab.device import autocast, pick_device, pick_precision
-from diffusion_lab.errors import UserError
+from diffusion_lab.errors import UserError, require_whole_numbers
 from diffusion_lab.images import grid, save_png
 from diffusion_lab.pipeline import draw
 from diffusion_lab.progress import say
@@ -18,21 +18,25 @@ from diffusion_lab.progress import say
 SAVE = ("grid", "png", "npz")
 
 
-def sample(cfg: DictConfig) -> dict[str, object]:
-    """Draws `cfg.num_samples` images of `cfg.run`; returns where they were written."""
+def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Draws `cfg.num_samples` images of `cfg.run`; returns where they were written.
+
+    Sampler and guidance are the run's own, unless `overrides`, the command line's, say otherwise.
+    """
     if cfg.save not in SAVE:
         raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
-    if cfg.num_samples < 1:
-        raise UserError(f"num_samples={cfg.num_samples} must be at least 1")
+    require_whole_numbers(cfg, {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0})
+    saved = runs.inherit(cfg, ("sampler", "guidance"), overrides)
     device = pick_device(cfg.device)
-    _, datamodule, model = runs.load(cfg.run)
+    precision = autocast(pick_precision(cfg.precision, device), device)
+    datamodule, model = runs.load(cfg.run, saved)
     labels = wanted_labels(cfg.labels, cfg.num_samples, model.denoiser, datamodule.num_classes)
     model.denoiser.to(device).eval()
     pipeline = build_pipeline(cfg, model, datamodule.num_classes)
     ids = list(range(cfg.num_samples))
     if labels is None:
         labels = pipeline.labels(ids)
-    with autocast(pick_precision(cfg.precision, device), device):
+    with precision:
         batches = draw(pipeline, ids, cfg.batch_size, cfg.seed, labels)
         images = torch.cat([datamodule.to_native(batch.cpu()) for batch in batches])
     return write(cfg, images, labels)
@@ -54,7 +58,9 @@ def wanted_labels(asked, count: int, denoiser, num_classes: int) -> Tensor | Non
 def write(cfg: DictConfig, images: Tensor, labels: Tensor | None) -> dict[str, object]:
     """Writes the grid, and on request every image or one array; says where."""
     sampler = str(cfg.sampler._target_).rsplit(".", 1)[-1].lower()
-    default = Path(cfg.run) / runs.SAMPLES / f"{sampler}_{cfg.sampler.steps}_seed{cfg.seed}"
+    eta = f"_eta{cfg.sampler.eta:g}" if "eta" in cfg.sampler else ""
+    name = f"{sampler}{eta}_{cfg.sampler.steps}_scale{cfg.guidance.scale:g}_seed{cfg.seed}"
+    default = Path(cfg.run) / runs.SAMPLES / f"{name}_n{cfg.num_samples}"
     output = Path(cfg.output) if cfg.output else default
     picture = output.with_name(f"{output.name}.png")
     save_png(grid(images, cfg.columns), picture)

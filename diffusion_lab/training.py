@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +10,33 @@ from pathlib import Path
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
-from diffusion_lab.callbacks import Interruption
-from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO
+from diffusion_lab.callbacks import EMA, Interruption
+from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.callbacks.interruption import interrupted
 from diffusion_lab.callbacks.progress import progress_callback
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.device import compile_pays, pick_precision
+from diffusion_lab.device import channels_last_pays, check_choices, compile_pays, pick_precision
 from diffusion_lab.diffusion_module import DiffusionModule
-from diffusion_lab.errors import UserError, as_user_error
-from diffusion_lab.logger import Clock, JSONLines
+from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
+from diffusion_lab.logger import MODES, Clock, JSONLines, WandB
 from diffusion_lab.metrics import GenerativeMetrics, report
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.progress import console, say
+
+WHOLE_NUMBERS = {
+    "batch_size": 1,
+    "seed": 0,
+    "validate_every_n_steps": 1,
+    "trainer.max_steps": 1,
+    "trainer.num_nodes": 1,
+    "trainer.log_every_n_steps": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -39,18 +48,21 @@ class Parts:
     pipeline: Pipeline
     metrics: GenerativeMetrics | None
     callbacks: dict  # instances, or factories that want the facts of a run folder
+    logger: Callable[..., WandB] | None  # a factory that wants them too
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> None:
     """Trains as configured. Whatever can be refused is refused before anything is written.
 
-    `overrides` are the command line's, for the processes of a run on several devices.
+    `overrides` are the command line's, for the processes of a run on several devices. Raises
+    KeyboardInterrupt if the run was stopped, after saving it.
     """
-    accelerator = launch.accelerator_of(cfg.trainer)
+    require_whole_numbers(cfg, WHOLE_NUMBERS)
+    check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
+    if cfg.logger and cfg.logger.mode not in MODES:
+        raise UserError(f"logger.mode={cfg.logger.mode} is unknown; use {', '.join(MODES)}")
     devices = launch.devices_per_node(cfg.trainer)
     layout = solve_batch(cfg.batch_size, devices * cfg.trainer.num_nodes, cfg.micro_batch_size)
-    if cfg.trainer.max_steps < 1:
-        raise UserError(f"trainer.max_steps={cfg.trainer.max_steps} must be at least 1")
     if not cfg.resume:
         runs.check_new(cfg)
     if devices > 1 and not launch.in_launched_process():
@@ -63,17 +75,22 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         launch.run_on_all_devices("train", overrides, devices)
         return
 
-    launch.join_process_group(accelerator)
+    device = launch.device_of_process(cfg.trainer)
+    launch.join_process_group(device)
     parts = build_parts(cfg, layout)
     with as_user_error():
         parts.datamodule.prepare_data()
         parts.datamodule.setup("fit")
         if parts.metrics is not None:
-            parts.metrics.prepare(parts.datamodule, torch.device(accelerator))
-    folder = Path(cfg.resume) if cfg.resume else runs.create(cfg)
+            parts.metrics.prepare(parts.datamodule, device)
+    if cfg.resume:
+        folder = Path(cfg.resume)
+        runs.save_config(folder, cfg)
+    else:
+        folder = runs.create(cfg)
     say(f"Run folder: {folder}")
     say(f"Batch: {layout}")
-    run_training(cfg, parts, layout, folder, torch.device(accelerator))
+    run_training(cfg, parts, layout, folder, device)
 
 
 def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Parts:
@@ -91,10 +108,9 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
             cfg.batch_size,
             cfg.seed,
         )
-        try:
-            module.optimizer(module.denoiser.parameters())
-        except TypeError as error:
-            raise UserError(f"the values of optimizer do not fit: {error}") from error
+        module.optimizer(module.denoiser.parameters())  # to hear now what it has to say
+        if not launch.in_launched_process():
+            build_trainer(cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1)
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
         return Parts(
             datamodule,
@@ -102,6 +118,7 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
             build_pipeline(cfg, model, datamodule.num_classes),
             instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None,
             {name: instantiate(part) for name, part in cfg.callbacks.items() if part},
+            instantiate(cfg.logger) if cfg.logger else None,
         )
 
 
@@ -110,76 +127,115 @@ def run_training(
 ) -> None:
     """Fits, evaluates and writes the summary."""
     clock = Clock(cfg.batch_size)
-    loggers = [JSONLines(folder / runs.METRICS, clock)]
-    wandb = None
-    if cfg.logger:
-        wandb = instantiate(cfg.logger)(run_dir=folder, clock=clock, config=plain(cfg))
-        loggers.append(wandb)
-        say(wandb.start())
-    with quiet_lightning():
-        trainer = build_trainer(cfg, parts, layout, folder, device, loggers)
+    rows = JSONLines(folder / runs.METRICS, clock)
+    wandb = parts.logger(run_dir=folder, clock=clock, config=plain(cfg)) if parts.logger else None
+    callbacks = finish_callbacks(parts, folder)
+    module = parts.module
+    if channels_last_pays(cfg.channels_last, device):
+        module.to(memory_format=torch.channels_last)
     if compile_pays(cfg.compile, device):
-        parts.module.denoiser.backbone.compile()  # in place: the checkpoint's keys stay as they are
-    checkpoint = folder / runs.CHECKPOINT if cfg.resume else None
-    with quiet_lightning():
-        trainer.fit(
-            parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True
-        )
-        if not interrupted(trainer):
-            trainer.validate(parts.module, datamodule=parts.datamodule, verbose=False)
-    if trainer.is_global_zero:
-        summary = summarise(cfg, parts, trainer, clock, device)
-        runs.write_summary(folder, summary)
+        module.denoiser.backbone.compile()  # in place: the checkpoint's keys stay as they are
+    summary = None
+    try:
+        if wandb:
+            say(wandb.start() or "")
+        with quiet_lightning():
+            trainer = build_trainer(
+                cfg,
+                layout,
+                device,
+                logger=[rows, wandb] if wandb else [rows],
+                callbacks=[*callbacks.values(), *housekeeping(rows)],
+                default_root_dir=folder,
+            )
+            trainer.fit(
+                module,
+                datamodule=parts.datamodule,
+                ckpt_path=folder / runs.CHECKPOINT if cfg.resume else None,
+                weights_only=True,
+            )
+            stopped = interrupted(trainer)
+            if not stopped:
+                finish_run(trainer, parts, callbacks, device)
+        if trainer.is_global_zero:
+            summary = summarise(cfg, parts, trainer, callbacks, clock, device)
+            runs.write_summary(folder, summary)
+    finally:
         if wandb:
             wandb.finish(summary)
-        say_result(folder, parts, trainer)
+    if stopped:
+        say(f"Stopped at step {trainer.global_step}; nothing is lost. Go on with:")
+        say(f"  diffusion-lab train resume={folder}")
+        raise KeyboardInterrupt
+    say_result(folder, callbacks)
 
 
-def build_trainer(
-    cfg: DictConfig,
-    parts: Parts,
-    layout: BatchLayout,
-    folder: Path,
-    device: torch.device,
-    loggers: list[Logger],
-) -> lightning.Trainer:
-    """Lightning's Trainer: an endless stream of micro-batches, cut at `trainer.max_steps`."""
+def housekeeping(rows: JSONLines) -> list[Callback]:
+    """What every run has, whatever is configured."""
+    return [Resumption(rows), Interruption(), progress_callback()]
+
+
+def finish_run(
+    trainer: lightning.Trainer, parts: Parts, callbacks: dict[str, Callback], device: torch.device
+) -> None:
+    """The held-out loss, the grid and the figures of the final weights.
+
+    After `fit` and not in it, so that a run that was killed here is finished when it is resumed.
+    """
+    if parts.module.validated_step != trainer.global_step:
+        trainer.validate(parts.module, datamodule=parts.datamodule, verbose=False)
+    parts.module.to(device)  # Lightning has moved it away
+    for name in ("sample_grid", "evaluation"):
+        if name in callbacks:
+            callbacks[name].run(trainer)
+
+
+def finish_callbacks(parts: Parts, folder: Path) -> dict[str, Callback]:
+    """The configured callbacks with the facts of a run; weights are averaged before all else."""
     facts = {
         "checkpoint": {"folder": folder / runs.CHECKPOINT.parent},
         "sample_grid": {"pipeline": parts.pipeline, "folder": folder / runs.SAMPLES},
         "evaluation": {"pipeline": parts.pipeline, "metrics": parts.metrics},
     }
-    for name in facts.keys() & parts.callbacks.keys():
-        parts.callbacks[name] = parts.callbacks[name](**facts[name])
-    return instantiate(
-        cfg.trainer,
-        precision=pick_precision(cfg.trainer.precision, device),
-        accumulate_grad_batches=layout.accumulate,
-        limit_train_batches=cfg.trainer.max_steps * layout.accumulate,
-        val_check_interval=cfg.validate_every_n_steps * layout.accumulate,
-        check_val_every_n_epoch=None,
-        max_epochs=-1,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=console.is_terminal,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        logger=loggers,
-        callbacks=[*parts.callbacks.values(), Interruption(), progress_callback()],
-        plugins=[AtomicCheckpointIO()],
-    )
+    callbacks = {
+        name: part(**facts[name]) if name in facts else part
+        for name, part in parts.callbacks.items()
+    }
+    # a checkpoint, grid or figure of a step must have the average of that step
+    return dict(sorted(callbacks.items(), key=lambda item: not isinstance(item[1], EMA)))
+
+
+def build_trainer(
+    cfg: DictConfig, layout: BatchLayout, device: torch.device, **facts: object
+) -> lightning.Trainer:
+    """Lightning's Trainer: an endless stream of micro-batches, cut at `trainer.max_steps`."""
+    defaults = {
+        "precision": pick_precision(cfg.trainer.precision, device),
+        "accumulate_grad_batches": layout.accumulate,
+        "limit_train_batches": cfg.trainer.max_steps * layout.accumulate,
+        "val_check_interval": cfg.validate_every_n_steps * layout.accumulate,
+        "check_val_every_n_epoch": None,
+        "max_epochs": -1,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": console.is_terminal,
+        "plugins": [AtomicCheckpointIO()],
+        "logger": False,
+    }
+    return instantiate(cfg.trainer, **(defaults | facts))
 
 
 def summarise(
-    cfg: DictConfig, parts: Parts, trainer: lightning.Trainer, clock: Clock, device: torch.device
+    cfg: DictConfig,
+    parts: Parts,
+    trainer: lightning.Trainer,
+    callbacks: dict[str, Callback],
+    clock: Clock,
+    device: torch.device,
 ) -> dict[str, object]:
     """What is worth knowing of a run at a glance."""
-    evaluation = parts.callbacks.get("evaluation")
-    validation = {
-        name: round(float(value), 6)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith("val")
-    }
+    evaluation = callbacks.get("evaluation")
     return {
         "name": cfg.name,
         "finished": not interrupted(trainer),
@@ -189,21 +245,17 @@ def summarise(
         "parameters": sum(p.numel() for p in parts.module.denoiser.parameters()),
         "precision": trainer.precision,
         "ranks": trainer.world_size,
-        "metrics": (evaluation.results if evaluation else {}) | validation,
+        "metrics": (evaluation.results if evaluation else {}) | parts.module.held_out_losses,
         **runs.environment(device),
     }
 
 
-def say_result(folder: Path, parts: Parts, trainer: lightning.Trainer) -> None:
+def say_result(folder: Path, callbacks: dict[str, Callback]) -> None:
     """The lines that a person waits for."""
-    if interrupted(trainer):
-        say(f"Stopped at step {trainer.global_step}; nothing is lost. Go on with:")
-        say(f"  diffusion-lab train resume={folder}")
-        return
-    if evaluation := parts.callbacks.get("evaluation"):
+    if evaluation := callbacks.get("evaluation"):
         for line in report(evaluation.results):
             say(line)
-    if grid := parts.callbacks.get("sample_grid"):
+    if grid := callbacks.get("sample_grid"):
         say(f"Samples: {grid.latest}")
     say(f"Summary: {folder / runs.SUMMARY}")
 

@@ -14,7 +14,7 @@ from diffusion_lab.backbone import DiT, UNet
 from diffusion_lab.backbone.attention import SelfAttention, attend
 from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions, sinusoid
-from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU
+from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU, _GroupNorm
 from diffusion_lab.conditioning import ClassLabel, Condition, Unconditional
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.objective.prediction import Flow
@@ -241,41 +241,49 @@ def test_a_number_of_heads_that_does_not_divide_is_refused():
         SelfAttention(32, 5)
 
 
-@pytest.mark.parametrize("norm", [GroupNorm, GroupNormSiLU])
+@pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("shifted", [True, False])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_fast_group_norm_is_group_norm(norm, shifted, layout):
+def test_the_fast_group_norm_and_its_gradients_are_group_norm(silu, shifted):
     torch.manual_seed(0)
-    module = norm(24).double()
-    nn.init.normal_(module.weight)
-    nn.init.normal_(module.bias)
-    x = (3 * torch.randn(2, 24, 5, 4) + 2).double().contiguous(memory_format=layout)
-    x.requires_grad_()
+    x = (3 * torch.randn(2, 5, 4, 24).double() + 2).requires_grad_()
+    weight, bias = (torch.randn(24).double().requires_grad_() for _ in range(2))
     shift = torch.randn(2, 24).double().requires_grad_() if shifted else None
-    leaves = [x, module.weight, module.bias, *([shift] if shifted else [])]
-    moved = x + shift[:, :, None, None] if shifted else x
-    expected = F.group_norm(moved, module.num_groups, module.weight, module.bias, module.eps)
-    if norm is GroupNormSiLU:
+    moved = (x + shift[:, None, None] if shifted else x).permute(0, 3, 1, 2)
+    expected = F.group_norm(moved, 6, weight, bias, 1e-6).permute(0, 2, 3, 1)
+    if silu:
         expected = F.silu(expected)
-    result = module(x, shift)
-    weights = torch.randn_like(result)
+    result = _GroupNorm.apply(x, shift, weight, bias, 6, 1e-6, silu)
     torch.testing.assert_close(result, expected)
+    leaves, cotangent = [x, weight, bias, *([shift] if shifted else [])], torch.randn_like(result)
     for ours, theirs in zip(
-        torch.autograd.grad(result, leaves, weights),
-        torch.autograd.grad(expected, leaves, weights),
+        torch.autograd.grad(result, leaves, cotangent),
+        torch.autograd.grad(expected, leaves, cotangent),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_fast_group_norm_survives_a_large_mean_in_bfloat16():
+@pytest.mark.parametrize("norm", [GroupNorm, GroupNormSiLU])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_in_bfloat16_agrees_also_with_a_large_mean(norm, layout):
     torch.manual_seed(0)
-    module = GroupNorm(32)
-    x = torch.randn(2, 32, 28, 28) + 3
-    exact = module(x)
-    assert exact.std().item() == pytest.approx(1, abs=1e-2)
-    rounded = module(x.bfloat16()).float()
+    module = norm(32)
+    x = torch.randn(2, 32, 28, 28).contiguous(memory_format=layout) + 3
+    shift = torch.randn(2, 32)
+    exact = F.group_norm(x + shift[:, :, None, None], module.num_groups, eps=module.eps)
+    if norm is GroupNormSiLU:
+        exact = F.silu(exact)
+    torch.testing.assert_close(module(x, shift), exact)
+    rounded = module(x.bfloat16(), shift).float()
     assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_group_norm_in_bfloat16_takes_a_constant_image():
+    x = torch.full((1, 32, 7, 7), 3.1, dtype=torch.bfloat16, requires_grad=True)
+    y = GroupNormSiLU(32)(x)
+    y.sum().backward()
+    assert y.abs().max() < 1
+    assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(16, 4), (64, 16), (96, 8), (128, 32), (256, 32)])

@@ -54,6 +54,23 @@ def test_a_sample_depends_on_its_seed_alone(lab, run_folder):
     assert abs(draw("num_samples=8", "seed=1") - eight).max() > 5
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["batch_size=0"], "whole number"),
+        (["columns=0"], "whole number"),
+        (["precision=foo"], "bf16-mixed"),
+        (["device=meta"], "auto, cpu or cuda"),
+        (["save=gif"], "grid, png, npz"),
+    ],
+)
+def test_what_is_wrong_with_a_sample_is_said(lab, run_folder, arguments, words):
+    code, _, err = lab("sample", "run=run", *arguments)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+
+
 def test_labels_are_kept(lab, run_folder):
     code, out, _ = lab(
         "sample", "run=run", "num_samples=3", "labels=[2,0]", "save=npz", "json=true", *FAST
@@ -70,12 +87,10 @@ def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
     code, out, err = lab(
         "evaluate",
         "run=run",
-        "metrics.num_samples=16",
-        "metrics.reference_size=64",
         f"precision={trained['precision']}",
         "batch_size=16",
+        "device=cpu",
         "json=true",
-        *FAST,
     )
     assert code == 0, err
     results = json.loads(out.splitlines()[-1])
@@ -97,6 +112,18 @@ def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
         (["backbone.patch=3"], ["patch"]),
         (["trainer.max_steps=0"], ["at least 1"]),
         (["trainer.accelerator=gpu"], ["no GPU"]),
+        (["trainer.precision=fp16"], ["fp16", "bf16-mixed"]),
+        (["trainer.max_time=5m"], ["trainer"]),
+        (["trainer.strategy=foo"], ["foo", "ddp"]),
+        (["trainer.devices=0"], ["at least 1"]),
+        (["trainer.max_steps=null"], ["whole number"]),
+        (["batch_size=abc"], ["whole number"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["backbone.width=abc"], ["does not fit"]),
+        (["objective.label_dropout=abc"], ["does not fit"]),
+        (["optimizer.lr=abc"], ["does not fit"]),
+        (["compile=maybe"], ["auto, true or false"]),
+        (["logger.mode=foo"], ["auto, online, offline"]),
         (["metrics=inception"], ["Inception", "efficientnet_lite0"]),
     ],
 )

@@ -32,9 +32,6 @@ def test_two_ranks_train_sample_and_measure_as_one(lab, tmp_path):
     code, out, err = lab(
         "evaluate",
         "run=two",
-        "metrics.num_samples=16",
-        "metrics.reference_size=64",
-        "sampler.steps=3",
         "batch_size=8",
         "precision=32-true",
         "device=cpu",

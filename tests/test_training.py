@@ -1,6 +1,8 @@
 """The main job, from the command line to the files, on tiny data."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from conftest import TINY
 from PIL import Image
 
 from diffusion_lab import runs
+from diffusion_lab.diffusion_module import DiffusionModule
 
 
 def rows(folder):
@@ -53,9 +56,25 @@ def test_checkpoint_holds_the_averaged_weights_and_loads_safely(run_folder):
     averaged, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
     assert averaged.keys() == raw.keys()
     assert any(not torch.equal(averaged[name], raw[name]) for name in raw)
-    _, _, model = runs.load(run_folder)
+    _, model = runs.load(run_folder)
     for name, value in model.denoiser.state_dict().items():
         assert torch.equal(value, averaged[f"denoiser.{name}"])
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the run's own gets to see it."""
+
+
+def kill_at_step(step, monkeypatch):
+    """Training dies when this step begins."""
+    original = DiffusionModule.training_step
+
+    def dying(self, batch, batch_idx):
+        if self.trainer.global_step == step - 1:
+            raise Killed
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", dying)
 
 
 def test_the_same_seed_trains_the_same_model(lab, tmp_path):
@@ -64,7 +83,7 @@ def test_the_same_seed_trains_the_same_model(lab, tmp_path):
             lab("train", *TINY, f"run_dir={folder}", "callbacks.evaluation=null", "logger=none")[0]
             == 0
         )
-    a, b = (runs.load(tmp_path / folder)[2].denoiser.state_dict() for folder in ("a", "b"))
+    a, b = (runs.load(tmp_path / folder)[1].denoiser.state_dict() for folder in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -83,12 +102,24 @@ def test_accumulation_gives_the_same_steps_and_rows(lab, tmp_path):
     assert (summary["steps"], summary["images_seen"]) == (4, 32)
 
 
-def test_resuming_equals_never_having_stopped(lab, tmp_path):
-    common = [*TINY, "callbacks.evaluation=null", "logger=none"]
+@pytest.mark.parametrize("micro", ["null", "4"])
+@pytest.mark.parametrize("checkpoint", ["of the end", "in the middle"])
+def test_resuming_equals_never_having_stopped(lab, tmp_path, monkeypatch, micro, checkpoint):
+    common = [*TINY, "callbacks.evaluation=null", "logger=none", f"micro_batch_size={micro}"]
     assert lab("train", *common, "run_dir=whole", "trainer.max_steps=6")[0] == 0
-    assert lab("train", *common, "run_dir=parts", "trainer.max_steps=3")[0] == 0
+    if checkpoint == "of the end":
+        assert lab("train", *common, "run_dir=parts", "trainer.max_steps=3")[0] == 0
+    else:  # killed at step 5, after the checkpoint of step 3
+        kill_at_step(5, monkeypatch)
+        common += ["trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=3"]
+        with pytest.raises(Killed):
+            lab("train", *common, "run_dir=parts")
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
     code, _, err = lab("train", "resume=parts", "trainer.max_steps=6")
     assert code == 0, err
+    steps = [row["step"] for row in rows(tmp_path / "parts") if "train/loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
     states = []
     for folder in ("whole", "parts"):
         path = tmp_path / folder / "checkpoints/last.ckpt"
@@ -100,8 +131,44 @@ def test_resuming_equals_never_having_stopped(lab, tmp_path):
             assert torch.equal(value, states[1][part][name]), name
 
 
+def test_a_finished_run_is_not_trained_again_by_mistake(lab, run_folder):
+    before = (run_folder / "summary.json").read_bytes()
+    code, _, err = lab("train", "resume=run")
+    assert code == 2
+    assert "is finished; write trainer.max_steps above 4" in err
+    assert (run_folder / "summary.json").read_bytes() == before
+
+
+def test_a_run_killed_in_its_last_figures_gets_them_when_resumed(lab, run_folder):
+    whole = json.loads((run_folder / "summary.json").read_text())
+    (run_folder / "summary.json").unlink()
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    again = json.loads((run_folder / "summary.json").read_text())
+    assert again["metrics"] == pytest.approx(whole["metrics"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch, number):
+    original = DiffusionModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.trainer.global_step == 2:
+            os.kill(os.getpid(), number)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", interrupted)
+    code, _, err = lab("train", *TINY, "run_dir=run", "trainer.max_steps=100")
+    assert code == 130
+    assert "diffusion-lab train resume=run" in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (False, 3)
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+
+
 def test_resume_changes_lengths_but_not_the_model(lab, run_folder):
-    code, _, err = lab("train", "resume=run", "batch_size=16")
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=9", "batch_size=16")
     assert code == 2
     assert "cannot change in a run that is resumed" in err
 

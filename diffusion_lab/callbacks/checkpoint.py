@@ -5,9 +5,11 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from diffusion_lab.callbacks.periodic import Periodic
+from diffusion_lab.logger import JSONLines
 
 
 class Checkpoint(Periodic):
@@ -23,6 +25,16 @@ class Checkpoint(Periodic):
 
     def run(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.path)
+
+
+class Resumption(Callback):
+    """Drops the rows of metrics.jsonl that a run resumed at an earlier step writes again."""
+
+    def __init__(self, rows: JSONLines):
+        self.rows = rows
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        self.rows.continue_from(trainer.global_step)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

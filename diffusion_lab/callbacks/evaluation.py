@@ -2,7 +2,6 @@
 
 import lightning
 
-from diffusion_lab.callbacks.interruption import interrupted
 from diffusion_lab.callbacks.periodic import Periodic
 from diffusion_lab.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.evaluation import evaluate
@@ -11,7 +10,7 @@ from diffusion_lab.pipeline import Pipeline
 
 
 class Evaluation(Periodic):
-    """Evaluates every `every_n_steps` steps (null: never) and at the end."""
+    """Evaluates every `every_n_steps` steps (null: never); the end of a run does so too."""
 
     def __init__(
         self,
@@ -27,10 +26,6 @@ class Evaluation(Periodic):
         self.batch_size = batch_size
         self.seed = seed
         self.results: dict[str, float] = {}
-
-    def on_train_end(self, trainer, pl_module) -> None:
-        if not interrupted(trainer):
-            self.run(trainer)
 
     def run(self, trainer: lightning.Trainer) -> None:
         with averaged_weights(trainer), trainer.precision_plugin.forward_context():

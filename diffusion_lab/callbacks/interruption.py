@@ -9,6 +9,7 @@ from diffusion_lab.callbacks.periodic import stepped
 from diffusion_lab.progress import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STEPS_BETWEEN_VOTES = 10
 
 
 class Interruption(Callback):
@@ -32,7 +33,9 @@ class Interruption(Callback):
         say("Stopping after this step; press Ctrl-C again to stop at once and lose it.")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if stepped(trainer, batch_idx):
+        # the ranks' vote makes a GPU wait, so it is not taken at every step
+        due = trainer.world_size == 1 or trainer.global_step % STEPS_BETWEEN_VOTES == 0
+        if stepped(trainer, batch_idx) and due:
             self.requested = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
             trainer.should_stop = trainer.should_stop or self.requested
 

@@ -1,5 +1,6 @@
 """What happens every so many optimiser steps."""
 
+import time
 from abc import ABC, abstractmethod
 
 import lightning
@@ -14,10 +15,11 @@ def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
 class Periodic(Callback, ABC):
     """Calls `run` every `every_n_steps` optimiser steps (null: never), the last one left out.
 
-    What the last step needs differs: a subclass says it in a hook of its own.
+    What a run's end needs is done by whoever trains. `seconds` is the time spent in `run`.
     """
 
     every_n_steps: int | None
+    seconds = 0.0
 
     @abstractmethod
     def run(self, trainer: lightning.Trainer) -> None:
@@ -28,4 +30,6 @@ class Periodic(Callback, ABC):
             return
         last = trainer.global_step == trainer.max_steps
         if trainer.global_step % self.every_n_steps == 0 and not last:
+            start = time.perf_counter()
             self.run(trainer)
+            self.seconds += time.perf_counter() - start

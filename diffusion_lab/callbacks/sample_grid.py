@@ -4,7 +4,6 @@ from pathlib import Path
 
 import lightning
 
-from diffusion_lab.callbacks.interruption import interrupted
 from diffusion_lab.callbacks.periodic import Periodic
 from diffusion_lab.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.images import save_png
@@ -13,7 +12,7 @@ from diffusion_lab.pipeline import Pipeline, sample_grid
 
 
 class SampleGrid(Periodic):
-    """Writes `samples/step_*.png` every `every_n_steps` steps and at the end."""
+    """Writes `samples/step_*.png` every `every_n_steps` steps; the end of a run draws one too."""
 
     def __init__(
         self,
@@ -29,10 +28,6 @@ class SampleGrid(Periodic):
         self.columns = columns
         self.seed = seed
         self.latest: Path | None = None
-
-    def on_train_end(self, trainer, pl_module) -> None:
-        if not interrupted(trainer):
-            self.run(trainer)
 
     def run(self, trainer: lightning.Trainer) -> None:
         with averaged_weights(trainer), trainer.precision_plugin.forward_context():

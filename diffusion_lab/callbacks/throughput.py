@@ -1,4 +1,4 @@
-"""Training speed and learning rate."""
+"""Loss, learning rate and speed of training."""
 
 import time
 
@@ -6,34 +6,56 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from diffusion_lab.callbacks.periodic import stepped
+from diffusion_lab.callbacks.periodic import Periodic, stepped
 
 
 class Throughput(Callback):
-    """Logs images/s over all ranks since the last row, evaluation excluded, and the rate."""
+    """A row every `log_every_n_steps` steps, over the steps since the last one and all ranks.
+
+    The loss is the mean; images/s is by the wall clock, without validation, grids and evaluation.
+    """
 
     def __init__(self) -> None:
-        self._seconds = 0.0
-        self._steps = 0
-        self._started = 0.0
+        self._losses: list[torch.Tensor] = []
+        self._rate = 0.0
+        self._validating = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        self._open_window(trainer)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        self._started = time.perf_counter()
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        self._validating -= time.perf_counter()
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self._validating += time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
     ) -> None:
-        step_done = stepped(trainer, batch_idx)
-        due = step_done and trainer.global_step % trainer.log_every_n_steps == 0
-        if due and pl_module.device.type == "cuda":
-            torch.cuda.synchronize()  # kernels run behind the clock; once a row costs nothing
-        self._seconds += time.perf_counter() - self._started
-        self._steps += step_done
-        if due:
-            metrics = {
-                "train/images_per_second": self._steps * pl_module.batch_size / self._seconds,
-                "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            }
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
-            self._seconds, self._steps = 0.0, 0
+        self._losses.append(outputs["loss"].detach())
+        if not stepped(trainer, batch_idx) or trainer.global_step % trainer.log_every_n_steps:
+            return
+        loss = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        loss = loss.item() * trainer.accumulate_grad_batches  # and here a GPU has caught up
+        seconds = time.perf_counter() - self._start - (self._pauses(trainer) - self._paused)
+        images = len(self._losses) // trainer.accumulate_grad_batches * pl_module.batch_size
+        metrics = {
+            "train/loss": loss,
+            "train/lr": self._rate,
+            "train/images_per_second": images / seconds,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        self._open_window(trainer)
+
+    def _open_window(self, trainer: lightning.Trainer) -> None:
+        self._losses.clear()
+        self._paused = self._pauses(trainer)
+        self._start = time.perf_counter()
+
+    def _pauses(self, trainer: lightning.Trainer) -> float:
+        periodic = (c.seconds for c in trainer.callbacks if isinstance(c, Periodic))
+        return self._validating + sum(periodic)

@@ -2,6 +2,7 @@
 
 import json
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from diffusion_lab.sampling import sample
@@ -9,6 +10,6 @@ from diffusion_lab.sampling import sample
 
 def run(cfg: DictConfig) -> None:
     """Draws images and says where they are."""
-    result = sample(cfg)
+    result = sample(cfg, list(HydraConfig.get().overrides.task))
     if cfg.json:
         print(json.dumps(result))

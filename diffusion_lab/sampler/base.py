@@ -34,12 +34,17 @@ class Sampler(ABC):
         noise: Tensor,
         schedule: NoiseSchedule,
         randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+        on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Samples (B, C, H, W) from unit noise of that shape, in its dtype."""
+        """Samples (B, C, H, W) from unit noise of that shape, in its dtype.
+
+        `on_step` is called after each step.
+        """
         levels = self.time_grid(schedule, self.steps)
         x = levels[0].sigma * noise
         for state in self.walk(denoise, x, levels, schedule, randn_like):
             x = state  # a loop, as unpacking would keep every state alive
+            on_step()
         return x
 
     @abstractmethod

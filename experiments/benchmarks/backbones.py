@@ -1,11 +1,11 @@
 """Speed of our U-Net and DiT against diffusers' at equal parameters and multiply-accumulates.
 
-    python experiments/benchmarks/backbones.py [--threads 1] [--rounds 5] [--seconds 2] [--only dit_small_28 ...]
+    python experiments/benchmarks/backbones.py [--threads 2 --wall] [--rounds 5] [--only dit_s_2]
 
-Trains (forward, backward, AdamW) and samples (forward) with both sides in turn, round after round in
-one process, so that whatever else the machine does hits both; a ratio is taken within a round. Time
-is CPU time divided by the number of threads, or wall-clock time with --wall. FLOPs are those of
-the network as published, 2 per multiply-accumulate, backward counted twice the forward.
+Trains (forward, backward, AdamW) and samples (forward) with both sides in turn, round after round
+in one process, so that whatever else the machine does hits both; a ratio is taken within a round.
+Time is CPU time divided by the number of threads, or wall-clock time with --wall. FLOPs are two
+per multiply-accumulate, and a backward pass counts as two forward ones.
 Needs `pip install diffusers`. Writes backbones.json and backbones.md into --out.
 """
 
@@ -232,7 +232,8 @@ def markdown(rows: list[dict]) -> str:
     for row in rows:
         ours, theirs, ratio = row["ours"], row["diffusers"], row["ratio"]
         lines.append(
-            f"| {row['case']} | {ours['parameters'] / 1e6:.1f} / {theirs['parameters'] / 1e6:.1f} M "
+            f"| {row['case']} "
+            f"| {ours['parameters'] / 1e6:.1f} / {theirs['parameters'] / 1e6:.1f} M "
             f"| {ours['flops'] / 1e9:.2f} / {theirs['flops'] / 1e9:.2f} "
             f"| {row['mode']} | {row['precision']} "
             f"| {ours['images_per_second']:.1f} | {ours['share_of_peak']:.2f} "

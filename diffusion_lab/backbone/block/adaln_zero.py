@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.block.base import Block
@@ -11,7 +10,7 @@ from diffusion_lab.conditioning import Condition
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, N, D) scaled by 1 + scale and shifted, both (B, D)."""
-    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+    return x * (1 + scale[:, None]) + shift[:, None]
 
 
 class AdaLNZero(Block):
