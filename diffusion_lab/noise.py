@@ -31,10 +31,6 @@ class NoiseLevel:
         """This level on another device."""
         return NoiseLevel(self.t.to(device), self.alpha.to(device), self.sigma.to(device))
 
-    def expand(self, n: int) -> "NoiseLevel":
-        """A scalar level repeated for a batch of n: (n,)."""
-        return NoiseLevel(self.t.expand(n), self.alpha.expand(n), self.sigma.expand(n))
-
     def __len__(self) -> int:
         return len(self.t)
 

@@ -141,6 +141,18 @@ def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_written(
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_truncated_data_file_is_named_and_kept(lab, tmp_path):
+    path = tmp_path / "data/FashionMNIST/raw/train-images-idx3-ubyte"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\0\0\10\3 truncated")
+    code, _, err = lab("train", "trainer=cpu", "+debug=fast")
+    assert code == 2
+    assert "train-images-idx3-ubyte is damaged" in err
+    assert "Traceback" not in err
+    assert path.exists()
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_an_unknown_command_is_answered(lab):
     code, _, err = lab("trian")
     assert code == 2

@@ -74,17 +74,17 @@ def test_a_new_block_is_the_identity():
         assert torch.equal(block(x, condition), x)
 
 
-def test_an_opened_gate_lets_its_branch_through():
+@pytest.mark.parametrize("branch", [0, 1], ids=["mixer", "mlp"])
+def test_an_opened_gate_lets_its_modulated_branch_through(branch):
     block = small().blocks[0]
     x = torch.randn(2, 5, 32)
-    condition = Condition(vector=torch.ones(2, 32))
-    with torch.no_grad():
-        block.modulation[1].bias[2 * 32 : 3 * 32] = 0.5
-    torch.testing.assert_close(block(x, condition), x + 0.5 * block.mixer(block.norm(x)))
-    with torch.no_grad():
-        block.modulation[1].bias[2 * 32 : 3 * 32] = 0
-        block.modulation[1].bias[3 * 32 :] = torch.tensor([1.0, 2.0, 3.0]).repeat_interleave(32)
-    torch.testing.assert_close(block(x, condition), x + 3 * block.mlp(3 * block.norm(x) + 1))
+    with torch.no_grad():  # shift 1, scale 2, gate 3
+        bias = block.modulation[1].bias.view(2, 3, 32)[branch]
+        bias.copy_(torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 32))
+    module = (block.mixer, block.mlp)[branch]
+    torch.testing.assert_close(
+        block(x, Condition(vector=torch.ones(2, 32))), x + 3 * module(3 * block.norm(x) + 1)
+    )
 
 
 def test_positions_are_fixed_and_not_saved():

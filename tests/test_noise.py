@@ -30,7 +30,6 @@ def test_a_path_is_a_sequence_of_levels():
     assert len(path) == 5
     assert [level.sigma.item() for level in path] == [1, 0.75, 0.5, 0.25, 0]
     assert path[1:3].alpha.tolist() == [0.25, 0.5]
-    assert path[2].expand(3).alpha.tolist() == [0.5] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

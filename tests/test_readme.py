@@ -55,3 +55,12 @@ def test_every_option_of_every_group_is_listed():
     for group in (path.name for path in (ROOT / "conf").iterdir() if path.is_dir()):
         if group not in ("callbacks", "first_stage"):  # one option, and parts of every run
             assert f"{group}`" in table, group
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), f"{page}: {link}"

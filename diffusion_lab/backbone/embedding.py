@@ -11,11 +11,11 @@ MAX_PERIOD = 10000
 def sinusoid(value: Tensor, width: int) -> Tensor:
     """Cosines and sines of value (n,) at width / 2 frequencies from 1 to 1 / 10000, (n, width).
 
-    float32 for any input: bfloat16 cannot tell the labels of neighbouring noise levels apart.
+    float32, under autocast too: bfloat16 cannot tell the labels of neighbouring noise levels apart.
     """
     half = width // 2
     exponent = torch.arange(half, device=value.device, dtype=torch.float32) / half
-    angle = value.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    angle = value[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 

@@ -106,7 +106,7 @@ def dit_case(shape, batch, patch, depth) -> Case:
 
 
 CASES = {
-    "unet_small": unet_case((1, 28, 28), 64, 32, (1, 2, 3), 8),  # 0.75 GFLOP forward
+    "unet_2m": unet_case((1, 28, 28), 64, 32, (1, 2, 3), 8),  # 0.75 GFLOP forward
     "unet_ddpm": unet_case((3, 32, 32), 16, 128, (1, 2, 2, 2), 32),
     "dit_small_28": dit_case((1, 28, 28), 64, 4, 3),
     "dit_small_32": dit_case((3, 32, 32), 64, 4, 3),
