@@ -174,9 +174,7 @@ class UNet(nn.Module):
             embedding = embedding + condition.vector
         embedding = F.silu(embedding)  # (B, E)
         x = self.entry(F.pixel_unshuffle(x, self.patch))
-        if (
-            x.device.type == "cpu"
-        ):  # convolutions gain up to a half; on a GPU it is the user's choice
+        if x.device.type == "cpu":  # faster convolutions; elsewhere the layout is the caller's
             x = x.contiguous(memory_format=torch.channels_last)
         skips = [x]
         for layer in self.down:

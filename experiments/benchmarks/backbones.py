@@ -5,7 +5,8 @@
 Trains (forward, backward, AdamW) and samples (forward) with both sides in turn, round after round
 in one process, so that whatever else the machine does hits both; a ratio is taken within a round.
 Time is CPU time divided by the number of threads, or wall-clock time with --wall. FLOPs are two
-per multiply-accumulate, and a backward pass counts as two forward ones.
+per multiply-accumulate, and a backward pass counts as two forward ones. The networks differ in one
+thing: our DiT has the exact GELU, diffusers' the tanh form.
 Needs `pip install diffusers`. Writes backbones.json and backbones.md into --out.
 """
 

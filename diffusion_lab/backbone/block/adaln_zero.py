@@ -24,7 +24,7 @@ class AdaLNZero(Block):
         hidden = int(width * mlp_ratio)
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mixer = mixer()
-        # the exact GELU: the tanh form of the paper, 5e-4 away, takes 4 times as long on a CPU
+        # the exact GELU: the tanh form of the paper, 5e-4 away, takes 3 times as long on a CPU
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
