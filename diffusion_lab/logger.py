@@ -109,7 +109,7 @@ class WandB(WandbLogger):
             wandb_mode = "disabled"
         super().__init__(
             name=name,
-            save_dir=str(run_dir),
+            save_dir=str(run_dir.resolve()),  # W&B's own process may be in another folder
             project=project,
             id=run_id,
             group=group,
@@ -139,7 +139,7 @@ class WandB(WandbLogger):
             return "W&B: disabled"
         if self.reason is None:
             return f"W&B: {self.experiment.url}"
-        folder = Path(self.experiment.dir).parent
+        folder = os.path.relpath(Path(self.experiment.dir).parent)
         return f"W&B: offline ({self.reason}); upload later with: wandb sync {folder}"
 
     def _open(self) -> None:

@@ -141,4 +141,5 @@ def test_a_sweep_runs_its_jobs_as_one_group(lab, tmp_path):
     }
     assert len(groups) == 1
     assert "null" not in groups.pop()
-    assert all(list(path.parent.glob("wandb/offline-run-*/*.wandb")) for path in configs)
+    for path in configs:
+        assert list(path.parent.glob("wandb/offline-run-*/*.wandb")), err

@@ -60,10 +60,9 @@ def test_the_offline_wandb_run_holds_config_scalars_and_pictures(run_folder):
     records = [json.loads(line) for line in log.splitlines()]
     (run,) = [record["run"] for record in records if record["type"] == "run"]
     assert run["config"]["update"]["backbone"]["width"] == 32
-    keys = set().union(*(record["history"] for record in records if record["type"] == "history"))
     logged = json.dumps([record for record in records if record["type"] == "history"])
     for name in ("train/loss", "train/lr", "val/loss", "fid/efficientnet_lite0-96/train64-16"):
-        assert name in logged, keys
+        assert name in logged
     assert '"samples' in logged
     assert list(folder.glob("files/media/images/samples*.png"))
 
