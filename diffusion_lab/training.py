@@ -110,7 +110,8 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
         )
         module.optimizer(module.denoiser.parameters())  # to hear now what it has to say
         if not launch.in_launched_process():
-            build_trainer(cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1)
+            with quiet_lightning():
+                build_trainer(cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1)
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
         return Parts(
             datamodule,

@@ -52,6 +52,12 @@ def test_a_residual_block_starts_as_nothing_but_its_skip():
     assert torch.equal(block(x, torch.randn(2, 64)), x)
 
 
+def test_attention_starts_as_nothing_added():
+    block = next(m for m in small().modules() if isinstance(m, AttentionBlock))
+    x = torch.randn(2, 32, 8, 8)
+    assert torch.equal(block(x), x)
+
+
 def test_upsampling_repeats_pixels_before_it_convolves():
     up = Upsample(2)
     with torch.no_grad():
