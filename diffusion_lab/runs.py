@@ -15,11 +15,13 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from diffusion_lab.build import Model, build_datamodule, build_model
+from diffusion_lab.build import Model, build_datamodule, build_model, build_pipeline
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.device import autocast, pick_device, pick_precision
 from diffusion_lab.distributed import from_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
+from diffusion_lab.pipeline import Pipeline
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 CHECKPOINT = Path("checkpoints/last.ckpt")
@@ -131,10 +133,10 @@ def inherit(cfg: DictConfig, groups: tuple[str, ...], overrides: list[str]) -> D
     if cfg.data_root:
         saved.data.root = cfg.data_root
     parsed = OverridesParser.create().parse_overrides(overrides)
+    keys = {override.key_or_group: override for override in parsed}
     with open_dict(cfg):
         cfg.data = saved.data
         for group in groups:
-            keys = {override.key_or_group: override for override in parsed}
             if any(key == group or key.startswith(f"{group}/") for key in keys):
                 continue
             cfg[group] = saved[group]
@@ -170,6 +172,21 @@ def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataMo
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {folder}/{CONFIG}: it is of another model") from error
     return datamodule, model
+
+
+def open_pipeline(
+    cfg: DictConfig, groups: tuple[str, ...], overrides: list[str]
+) -> tuple[ImageDataModule, Pipeline, torch.device, torch.autocast]:
+    """What a command needs to sample from `cfg.run`: data (unread), pipeline, device, autocast.
+
+    Each of `groups` is the run's own, as `inherit` says.
+    """
+    saved = inherit(cfg, groups, overrides)
+    device = pick_device(cfg.device)
+    precision = autocast(pick_precision(cfg.precision, device), device)
+    datamodule, model = load(cfg.run, saved)
+    model.denoiser.to(device).eval()
+    return datamodule, build_pipeline(cfg, model, datamodule.num_classes), device, precision
 
 
 def load_summary(folder: str | Path) -> dict:

@@ -8,8 +8,6 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from diffusion_lab import runs
-from diffusion_lab.build import build_pipeline
-from diffusion_lab.device import autocast, pick_device, pick_precision
 from diffusion_lab.errors import UserError, require_whole_numbers
 from diffusion_lab.images import grid, save_png
 from diffusion_lab.pipeline import draw
@@ -26,13 +24,8 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if cfg.save not in SAVE:
         raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
     require_whole_numbers(cfg, {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0})
-    saved = runs.inherit(cfg, ("sampler", "guidance"), overrides)
-    device = pick_device(cfg.device)
-    precision = autocast(pick_precision(cfg.precision, device), device)
-    datamodule, model = runs.load(cfg.run, saved)
-    labels = wanted_labels(cfg.labels, cfg.num_samples, model.denoiser, datamodule.num_classes)
-    model.denoiser.to(device).eval()
-    pipeline = build_pipeline(cfg, model, datamodule.num_classes)
+    datamodule, pipeline, _, precision = runs.open_pipeline(cfg, ("sampler", "guidance"), overrides)
+    labels = wanted_labels(cfg.labels, cfg.num_samples, pipeline.denoiser, datamodule.num_classes)
     ids = list(range(cfg.num_samples))
     if labels is None:
         labels = pipeline.labels(ids)

@@ -7,8 +7,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from diffusion_lab import runs
-from diffusion_lab.build import build_pipeline
-from diffusion_lab.device import autocast, pick_device, pick_precision
 from diffusion_lab.errors import as_user_error, require_whole_numbers
 from diffusion_lab.evaluation import evaluate
 from diffusion_lab.metrics import report
@@ -18,14 +16,8 @@ from diffusion_lab.progress import say
 def run(cfg: DictConfig) -> None:
     """Measures a run and prints the figures with their floors."""
     require_whole_numbers(cfg, {"batch_size": 1, "seed": 0})
-    saved = runs.inherit(
-        cfg, ("sampler", "guidance", "metrics"), list(HydraConfig.get().overrides.task)
-    )
-    device = pick_device(cfg.device)
-    precision = autocast(pick_precision(cfg.precision, device), device)
-    datamodule, model = runs.load(cfg.run, saved)
-    model.denoiser.to(device).eval()
-    pipeline = build_pipeline(cfg, model, datamodule.num_classes)
+    groups, overrides = ("sampler", "guidance", "metrics"), list(HydraConfig.get().overrides.task)
+    datamodule, pipeline, device, precision = runs.open_pipeline(cfg, groups, overrides)
     with as_user_error():
         metrics = instantiate(cfg.metrics)
         datamodule.prepare_data()
