@@ -62,12 +62,17 @@ def build_model(
                 num_classes=num_classes,
                 noise_label=label,
                 input_std=std,
+                # a run may be older than this key
+                self_conditioning=cfg.denoiser.get("self_conditioning", False),
+                learned_variance=objective.variance_loss is not None,
             )
     return Model(denoiser, schedule, objective, first_stage)
 
 
-def build_pipeline(cfg: DictConfig, model: Model, num_classes: int) -> Pipeline:
-    """Sampling as `cfg.sampler` and `cfg.guidance` say."""
+def build_pipeline(
+    cfg: DictConfig, model: Model, num_classes: int, weak: Denoiser | None = None
+) -> Pipeline:
+    """Sampling as `cfg.sampler` and `cfg.guidance` say; `weak` is the denoiser of its weak_run."""
     with as_user_error():
         sampler, guidance = instantiate(cfg.sampler), instantiate(cfg.guidance)
         check_sampling(
@@ -78,5 +83,5 @@ def build_pipeline(cfg: DictConfig, model: Model, num_classes: int) -> Pipeline:
             model.denoiser.conditioning.conditional,
         )
     return Pipeline(
-        model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes
+        model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes, weak
     )

@@ -8,17 +8,18 @@ from diffusion_lab.objective import Objective
 from diffusion_lab.sampler import Sampler
 from diffusion_lab.schedule import NoiseSchedule
 
+LARGE_GAIN = 1000  # of the network's error, from where on samples of good models go astray
+
 
 def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: str) -> None:
     """Refuses what cannot be trained, with a sentence saying what to change."""
     end = schedule(torch.ones(()))
     reaches_noise = bool(end.alpha == 0)
     if not objective.prediction.x0_gain(end).isfinite():
-        name = type(objective.prediction).__name__.lower()
         raise UserError(
-            f"objective/prediction={name} cannot tell the image on pure noise, and this schedule "
-            "reaches it (alpha = 0 at t = 1); use objective/prediction=v, flow or x0, or a "
-            "schedule that keeps some signal, such as schedule=cosine"
+            f"objective/prediction={option(objective)} cannot tell the image on pure noise, and "
+            "this schedule reaches it (alpha = 0 at t = 1); use objective/prediction=v, flow or "
+            "x0, or a schedule that keeps some signal, such as schedule=cosine"
         )
     if noise_label == "index" and schedule.discrete_steps is None:
         raise UserError(
@@ -30,6 +31,30 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
             "denoiser.noise_label=log_sigma is infinite on pure noise, which this schedule "
             "reaches; use denoiser.noise_label=time"
         )
+    if objective.variance_loss is not None and (schedule.discrete_steps or 0) < 2:
+        raise UserError(
+            "objective.variance_loss compares neighbouring levels of a table, and this schedule "
+            "has none; use objective/variance_loss=none, or a discrete schedule such as "
+            "schedule=ddpm_linear"
+        )
+
+
+def advice(schedule: NoiseSchedule, objective: Objective, guidance: Guidance) -> list[str]:
+    """Sentences on what can be trained but may disappoint."""
+    end, prediction = schedule(torch.ones(())), objective.prediction
+    # relative to the size of the output: an unscaled score is small where its gain is large
+    gain = float(prediction.x0_gain(end) * torch.hypot(*prediction.mix(end)))
+    if gain <= LARGE_GAIN or guidance.clip is not None:
+        return []
+    return [
+        f"objective/prediction={option(objective)} multiplies the network's error by {gain:.0f} on "
+        "the noisiest level; sample with guidance.clip=1, or use objective/prediction=v"
+    ]
+
+
+def option(objective: Objective) -> str:
+    """The name of the prediction among the options of objective/prediction."""
+    return type(objective.prediction).__name__.lower()
 
 
 def check_sampling(
@@ -41,6 +66,13 @@ def check_sampling(
 ) -> None:
     """Refuses what cannot be sampled from a model, before it is trained for hours."""
     sampler.time_grid(schedule, sampler.steps)  # says itself if it does not fit
+    if getattr(sampler, "variance", None) == "learned" and objective.variance_loss is None:
+        raise UserError(
+            "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "
+            "use sampler.variance=fixed_small with this one"
+        )
+    if guidance.weak_run is not None:
+        return  # which takes the place of the unconditional model
     if guidance.scale not in (0, 1) and not conditional:
         raise UserError(
             f"guidance.scale={guidance.scale} needs a model trained on labels; use guidance=none, "

@@ -9,14 +9,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.noise import NoiseLevel, broadcast
+from diffusion_lab.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.objective.prediction import Prediction
 
 
 class Estimate(NamedTuple):
-    """The denoised estimate, and the reverse variance where the network learns one."""
+    """The denoised estimate x0, and where the reverse variance lies, if the network learns it.
+
+    `variance` is a position from 0 to 1 between the logs of `posterior`'s small variance and of its
+    large one (arXiv:2102.09672); a network may overshoot. Both are (B, C, H, W).
+    """
 
     x0: Tensor
+    variance: Tensor | None = None
+
+
+class Output(NamedTuple):
+    """What a network gives in its own prediction space, and `Estimate.variance`."""
+
+    value: Tensor
     variance: Tensor | None = None
 
 
@@ -35,6 +46,8 @@ class Denoiser(nn.Module):
 
     image_shape is (C, H, W) of what is diffused. `input_std`, if given, is the standard deviation
     of clean data, and the network's input is scaled to unit variance with it (EDM's c_in).
+    With `self_conditioning` the network also sees the estimate before (arXiv:2208.04202), beside x;
+    with `learned_variance` it has a second output for the reverse variance (arXiv:2102.09672).
     """
 
     def __init__(
@@ -46,6 +59,8 @@ class Denoiser(nn.Module):
         num_classes: int,
         noise_label: str = "time",
         input_std: float | None = None,
+        self_conditioning: bool = False,
+        learned_variance: bool = False,
     ):
         super().__init__()
         if noise_label not in NOISE_LABELS:
@@ -57,15 +72,28 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.noise_label = NOISE_LABELS[noise_label]
         self.input_std = input_std
+        self.self_conditioning = self_conditioning
+        self.learned_variance = learned_variance
         self.backbone = backbone(
-            in_channels=channels, out_channels=channels, image_size=(height, width)
+            in_channels=channels * (1 + self_conditioning),
+            out_channels=channels * (1 + learned_variance),
+            image_size=(height, width),
         )
         self.conditioning = conditioning(
             num_classes=num_classes, width=self.backbone.condition_width
         )
 
-    def output(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
-        """The raw output of the network, (B, C, H, W), float32 at least, for the loss."""
+    def output(
+        self,
+        x: Tensor,
+        level: NoiseLevel,
+        labels: Tensor | None = None,
+        previous: Tensor | None = None,
+    ) -> Output:
+        """The raw output of the network for x (B, C, H, W), float32 at least, for the loss.
+
+        `previous` is the last x0 estimate of x's shape, for self-conditioning; None is zeros.
+        """
         # float32 whatever autocast says: bf16 has 507 distinct values below 1000
         noise = self.noise_label(level).to(torch.float32)
         if noise.ndim == 0:  # filled in place: a copy from the CPU would wait for a GPU
@@ -75,10 +103,28 @@ class Denoiser(nn.Module):
         if self.input_std is not None:
             total_std = (level.alpha**2 * self.input_std**2 + level.sigma**2).sqrt()
             x = x / broadcast(total_std, x)
+        if self.self_conditioning:
+            x = torch.cat([x, torch.zeros_like(x) if previous is None else previous.to(x)], 1)
         output = self.backbone(x, noise, self.conditioning(labels, len(x)))
         # at least float32 before to_x0, which may multiply its rounding by a hundred
-        return output.to(torch.promote_types(x.dtype, torch.float32))
+        output = output.to(torch.promote_types(x.dtype, torch.float32))
+        if not self.learned_variance:
+            return Output(output)
+        value, variance = output.chunk(2, 1)
+        return Output(value, (variance + 1) / 2)
 
-    def forward(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Estimate:
+    def forward(
+        self,
+        x: Tensor,
+        level: NoiseLevel,
+        labels: Tensor | None = None,
+        previous: Tensor | None = None,
+    ) -> Estimate:
         """The denoised estimate of x (B, C, H, W) at `level`; labels None = unconditional."""
-        return Estimate(self.prediction.to_x0(self.output(x, level, labels), x, level))
+        value, variance = self.output(x, level, labels, previous)
+        return Estimate(self.prediction.to_x0(value, x, level), variance)
+
+    def score(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
+        """The gradient of log p(x), (alpha x0 - x) / sigma^2 (Tweedie), for any prediction."""
+        x0 = self(x, level, labels).x0
+        return -noise_of(x, x0, level) / broadcast(level.sigma, x)

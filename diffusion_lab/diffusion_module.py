@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import lightning
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -50,6 +51,11 @@ class DiffusionModule(lightning.LightningModule):
         """Training images behind the current weights, over all ranks."""
         return self.trainer.global_step * self.batch_size
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser changes: the denoiser's parameters, and what the objective learns."""
+        parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
     @property
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]: by steps or by its time limit."""
@@ -69,12 +75,23 @@ class DiffusionModule(lightning.LightningModule):
         trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
         # A step's randomness (levels, noise, dropout) is a function of the seed and of the
         # micro-batch's place in the run, so a resumed run draws what an unbroken one would have.
-        place = trainer.global_step * accumulate + batch_idx % accumulate
-        place = place * trainer.world_size + trainer.global_rank
-        torch.manual_seed(mix_seed(self.seed, TRAINING, place))
-        loss = self.objective(self.denoiser, self.first_stage.encode(images), labels).mean()
+        parts = accumulate * trainer.world_size
+        part = batch_idx % accumulate * trainer.world_size + trainer.global_rank
+        torch.manual_seed(mix_seed(self.seed, TRAINING, trainer.global_step * parts + part))
+        x0 = self.first_stage.encode(images)
+        loss = self.objective(
+            self.denoiser, x0, labels, part=part, parts=parts, gather=self.from_all_ranks
+        ).mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
         return loss
+
+    def from_all_ranks(self, values: Tensor) -> Tensor:
+        """values (n,) of every rank, in rank order, (ranks x n,)."""
+        if self.trainer.world_size == 1:
+            return values
+        every = [torch.empty_like(values) for _ in range(self.trainer.world_size)]
+        dist.all_gather(every, values)  # Lightning's own prints what torch deprecates in it
+        return torch.cat(every)
 
     def on_validation_epoch_start(self) -> None:
         # sum and count of the losses at each level
@@ -112,13 +129,13 @@ class DiffusionModule(lightning.LightningModule):
         """Clips the gradient's norm over all parameters."""
         # Lightning's own refuses fused optimisers, for the sake of a gradient scaler; bf16 has none
         if gradient_clip_val and self.trainer.scaler is None:
-            nn.utils.clip_grad_norm_(self.denoiser.parameters(), gradient_clip_val)
+            nn.utils.clip_grad_norm_(self.trained_parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> dict:
         """The optimiser, and a schedule in images seen rather than steps."""
-        optimizer = self.optimizer(self.denoiser.parameters())
+        optimizer = self.optimizer(self.trained_parameters())
         schedule = LambdaLR(
             optimizer,
             # the first update uses the factor of the batch that it has seen

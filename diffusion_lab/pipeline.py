@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.denoiser import DenoiseFn, Denoiser
 from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.guidance import Guidance
-from diffusion_lab.images import grid
 from diffusion_lab.progress import progress_bar
 from diffusion_lab.randomness import SampleNoise
 from diffusion_lab.sampler import Sampler
@@ -31,6 +30,7 @@ class Pipeline:
     guidance: Guidance
     first_stage: FirstStage
     num_classes: int
+    weak: Denoiser | None = None  # of guidance.weak_run
 
     def labels(self, ids: Sequence[int]) -> Tensor | None:
         """The class of each sample, (B,) int64, balanced; None for an unconditional model."""
@@ -45,16 +45,19 @@ class Pipeline:
         seed: int = 0,
         labels: Tensor | None = None,
         on_step: Callable[[], None] = lambda: None,
+        constrain: Callable[[DenoiseFn], DenoiseFn] = lambda denoise: denoise,
     ) -> Tensor:
         """Draws samples `ids`, uint8 (B, C, H, W); `labels` (B,) replaces the cycling classes.
 
-        `on_step` is called after each of the sampler's steps. The caller sets autocast.
+        `on_step` is called after each of the sampler's steps, and `constrain` changes what the
+        sampler asks, as inpainting does. The caller sets autocast.
         """
         device = next(self.denoiser.parameters()).device
         labels = self.labels(ids) if labels is None else labels
         labels = None if labels is None else labels.to(device)
         noise = SampleNoise(seed, ids, device)
-        denoise = self.guidance.bind(self.denoiser, labels)
+        weak = None if self.weak is None else self.weak.to(device)
+        denoise = constrain(self.guidance.bind(self.denoiser, labels, weak))
         start = noise(self.denoiser.image_shape)
         x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
         return self.first_stage.decode(x)
@@ -77,14 +80,14 @@ def draw(
             yield pipeline(ids[chosen], seed, wanted, advance)
 
 
-def sample_grid(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100) -> Tensor:
-    """A picture of samples, uint8 (C, H, W): a row a class when conditional, else a square.
+def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100) -> Tensor:
+    """Samples to be looked at, uint8 (N, C, H, W): a row a class if conditional, else a square.
 
-    Every rank draws its share and holds the whole picture.
+    Rows have `columns` samples. Every rank draws its share and holds them all.
     """
     conditional = pipeline.denoiser.conditioning.conditional
     rows = pipeline.num_classes if conditional else columns
     ids = shard(rows * columns, *rank_and_world())
     labels = torch.tensor([i // columns for i in ids]) if conditional else None
     images = torch.cat(list(draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")))
-    return grid(gather_by_id(images, ids), columns)
+    return gather_by_id(images, ids)

@@ -3,10 +3,12 @@
 config.yaml  checkpoints/last.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
 """
 
+import hashlib
 import json
 import platform
 import subprocess
 import uuid
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.build import Model, build_datamodule, build_model, build_pipeline
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.device import autocast, pick_device, pick_precision
 from diffusion_lab.distributed import from_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
@@ -123,15 +126,13 @@ def resumed(folder: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def inherit(cfg: DictConfig, groups: tuple[str, ...], overrides: list[str]) -> DictConfig:
-    """The run `cfg.run`'s own choice of each group, unless `overrides` choose another option.
+def inherit(
+    cfg: DictConfig, saved: DictConfig, groups: tuple[str, ...], overrides: list[str]
+) -> None:
+    """Gives `cfg` the choice of a run, `saved`, in each group, unless `overrides` choose another.
 
-    Single values in `overrides`, as in sampler.steps=20, change the run's choice; `cfg.data_root`
-    is where the data is now, if it has moved. Returns the run's configuration.
+    Single values in `overrides`, as in sampler.steps=20, change the run's choice.
     """
-    saved = load_config(cfg.run)
-    if cfg.data_root:
-        saved.data.root = cfg.data_root
     parsed = OverridesParser.create().parse_overrides(overrides)
     keys = {override.key_or_group: override for override in parsed}
     with open_dict(cfg):
@@ -143,7 +144,6 @@ def inherit(cfg: DictConfig, groups: tuple[str, ...], overrides: list[str]) -> D
             for key, override in keys.items():
                 if key.startswith(f"{group}."):
                     OmegaConf.update(cfg, key, override.value())
-    return saved
 
 
 def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataModule, Model]:
@@ -174,19 +174,71 @@ def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataMo
     return datamodule, model
 
 
-def open_pipeline(
-    cfg: DictConfig, groups: tuple[str, ...], overrides: list[str]
-) -> tuple[ImageDataModule, Pipeline, torch.device, torch.autocast]:
-    """What a command needs to sample from `cfg.run`: data (unread), pipeline, device, autocast.
+@dataclass(frozen=True)
+class OpenRun:
+    """A trained run, ready to be sampled from on a device."""
 
-    Each of `groups` is the run's own, as `inherit` says.
+    saved: DictConfig  # its configuration
+    datamodule: ImageDataModule  # unread
+    model: Model
+    device: torch.device
+    precision: str
+    fingerprint: str  # sha256 of its checkpoint
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """The block in which the network is asked."""
+        return autocast(self.precision, self.device)
+
+    def pipeline(self, cfg: DictConfig) -> Pipeline:
+        """Sampling as `cfg.sampler` and `cfg.guidance` say."""
+        weak = load_weak(cfg.guidance, self.saved)
+        return build_pipeline(cfg, self.model, self.datamodule.num_classes, weak)
+
+
+def open_run(cfg: DictConfig) -> OpenRun:
+    """The run `cfg.run` with averaged weights; `cfg.data_root` is where its data is now, if moved.
+
+    Raises UserError for what is missing, damaged or impossible on this machine.
     """
-    saved = inherit(cfg, groups, overrides)
+    saved = load_config(cfg.run)
+    if cfg.data_root:
+        saved.data.root = cfg.data_root
     device = pick_device(cfg.device)
-    precision = autocast(pick_precision(cfg.precision, device), device)
+    precision = pick_precision(cfg.precision, device)
+    autocast(precision, device)  # to hear now what it has to say
     datamodule, model = load(cfg.run, saved)
-    model.denoiser.to(device).eval()
-    return datamodule, build_pipeline(cfg, model, datamodule.num_classes), device, precision
+    model.denoiser.to(device).eval().requires_grad_(False)
+    with (Path(cfg.run) / CHECKPOINT).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return OpenRun(saved, datamodule, model, device, precision, digest)
+
+
+def load_weak(guidance: DictConfig, saved: DictConfig) -> Denoiser | None:
+    """The denoiser of `guidance.weak_run`, if any, for a run whose configuration is `saved`.
+
+    Raises UserError if it was trained on other data, labels or noise levels.
+    """
+    folder = guidance.get("weak_run")
+    if folder is None:
+        return None
+    other = load_config(folder)
+    for part in ("schedule", "first_stage", "conditioning"):
+        if other[part] != saved[part]:
+            raise UserError(
+                f"guidance.weak_run={folder} was trained with another {part}; give a run that "
+                "differs in size or training time only"
+            )
+    datamodule, model = load(folder, other)
+    ours = build_datamodule(saved)
+    facts = [(data.image_shape, data.num_classes) for data in (datamodule, ours)]
+    if facts[0] != facts[1]:
+        raise UserError(
+            f"guidance.weak_run={folder} was trained on images of shape {facts[0][0]} in "
+            f"{facts[0][1]} classes, this run on {facts[1][0]} in {facts[1][1]}; "
+            "give a run on the same data"
+        )
+    return model.denoiser.eval().requires_grad_(False)
 
 
 def load_summary(folder: str | Path) -> dict:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_lab import runs
 from diffusion_lab.errors import UserError, require_whole_numbers
-from diffusion_lab.images import grid, save_png
+from diffusion_lab.images import save_png
 from diffusion_lab.pipeline import draw
 from diffusion_lab.progress import say
 
@@ -24,15 +24,17 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if cfg.save not in SAVE:
         raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
     require_whole_numbers(cfg, {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0})
-    datamodule, pipeline, _, precision = runs.open_pipeline(cfg, ("sampler", "guidance"), overrides)
+    opened = runs.open_run(cfg)
+    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
     labels = wanted_labels(cfg.labels, cfg.num_samples, pipeline.denoiser, datamodule.num_classes)
     ids = list(range(cfg.num_samples))
     if labels is None:
         labels = pipeline.labels(ids)
-    with precision:
+    with opened.autocast:
         batches = draw(pipeline, ids, cfg.batch_size, cfg.seed, labels)
         images = torch.cat([datamodule.to_native(batch.cpu()) for batch in batches])
-    return write(cfg, images, labels)
+    return write(cfg, images, labels, datamodule.picture(images, cfg.columns))
 
 
 def wanted_labels(asked, count: int, denoiser, num_classes: int) -> Tensor | None:
@@ -48,16 +50,18 @@ def wanted_labels(asked, count: int, denoiser, num_classes: int) -> Tensor | Non
     return torch.tensor([classes[i % len(classes)] for i in range(count)])
 
 
-def write(cfg: DictConfig, images: Tensor, labels: Tensor | None) -> dict[str, object]:
+def write(
+    cfg: DictConfig, images: Tensor, labels: Tensor | None, picture: Tensor
+) -> dict[str, object]:
     """Writes the grid, and on request every image or one array; says where."""
     sampler = str(cfg.sampler._target_).rsplit(".", 1)[-1].lower()
     eta = f"_eta{cfg.sampler.eta:g}" if "eta" in cfg.sampler else ""
     name = f"{sampler}{eta}_{cfg.sampler.steps}_scale{cfg.guidance.scale:g}_seed{cfg.seed}"
     default = Path(cfg.run) / runs.SAMPLES / f"{name}_n{cfg.num_samples}"
     output = Path(cfg.output) if cfg.output else default
-    picture = output.with_name(f"{output.name}.png")
-    save_png(grid(images, cfg.columns), picture)
-    result = {"grid": str(picture), "num_samples": len(images)}
+    grid = output.with_name(f"{output.name}.png")
+    save_png(picture, grid)
+    result = {"grid": str(grid), "num_samples": len(images)}
     if cfg.save == "png":
         for index, image in enumerate(images):
             save_png(image, output / f"{index:06d}.png", scale=1)

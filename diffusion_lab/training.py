@@ -20,6 +20,7 @@ from diffusion_lab.callbacks import EMA, Interruption
 from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.callbacks.interruption import interrupted
 from diffusion_lab.callbacks.progress import progress_callback
+from diffusion_lab.checks import advice
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.device import channels_last_pays, check_choices, compile_pays, pick_precision
 from diffusion_lab.diffusion_module import DiffusionModule
@@ -90,6 +91,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         folder = runs.create(cfg)
     say(f"Run folder: {folder}")
     say(f"Batch: {layout}")
+    for line in advice(parts.pipeline.schedule, parts.module.objective, parts.pipeline.guidance):
+        say(f"Advice: {line}")
     run_training(cfg, parts, layout, folder, device)
 
 
@@ -108,7 +111,7 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
             cfg.batch_size,
             cfg.seed,
         )
-        module.optimizer(module.denoiser.parameters())  # to hear now what it has to say
+        module.optimizer(module.trained_parameters())  # to hear now what it has to say
         if not launch.in_launched_process():
             with quiet_lightning():
                 build_trainer(cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1)
@@ -116,7 +119,7 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
         return Parts(
             datamodule,
             module,
-            build_pipeline(cfg, model, datamodule.num_classes),
+            build_pipeline(cfg, model, datamodule.num_classes, runs.load_weak(cfg.guidance, cfg)),
             instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None,
             {name: instantiate(part) for name, part in cfg.callbacks.items() if part},
             instantiate(cfg.logger) if cfg.logger else None,

@@ -6,8 +6,11 @@ from torch import nn
 
 from diffusion_lab.conditioning import ClassLabel, Unconditional
 from diffusion_lab.denoiser import Estimate
-from diffusion_lab.guidance import Guidance
-from diffusion_lab.schedule import Cosine
+from diffusion_lab.guidance import Guidance, ProjectedGuidance, keep_known
+from diffusion_lab.noise import NoiseLevel
+from diffusion_lab.sampler import Ancestral, DPMSolver, Euler
+from diffusion_lab.sampler.time_grid import Uniform
+from diffusion_lab.schedule import Cosine, Rectified
 
 LEVEL = Cosine()(torch.tensor(0.5))
 
@@ -15,15 +18,19 @@ LEVEL = Cosine()(torch.tensor(0.5))
 class Recorder(nn.Module):
     """x0 = 0.5 x + label, the null label 3 being one of them; records its calls."""
 
-    def __init__(self, conditioning):
+    def __init__(self, conditioning, slope=0.5, self_conditioning=False):
         super().__init__()
         self.conditioning = conditioning
+        self.slope = slope
+        self.self_conditioning = self_conditioning
         self.calls = []
+        self.previous = []
 
-    def forward(self, x, level, labels=None):
+    def forward(self, x, level, labels=None, previous=None):
         self.calls.append(None if labels is None else labels.tolist())
+        self.previous.append(previous)
         labels = torch.full((len(x),), 3) if labels is None else labels
-        return Estimate(0.5 * x + labels[:, None])
+        return Estimate(self.slope * x + labels[:, None], variance=0.1 * x)
 
 
 @pytest.fixture
@@ -80,3 +87,164 @@ def test_an_unconditional_model_cannot_be_guided(model):
 def test_clip_must_be_positive():
     with pytest.raises(ValueError, match="clip=0"):
         Guidance(clip=0)
+
+
+EVERY = {  # every kind of guidance at a scale
+    "plain": Guidance,
+    "interval": lambda scale: Guidance(scale, interval=(0.9, 1.1)),
+    "rescaled": lambda scale: Guidance(scale, rescale=0.7),
+    "projected": lambda scale: ProjectedGuidance(scale, norm_limit=0.1, momentum=-0.5),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_scales_1_and_0_are_exact_for_every_kind(model, kind):
+    for level in (LEVEL, Cosine()(torch.tensor(0.9))):
+        assert torch.equal(
+            EVERY[kind](1.0).bind(model, LABELS)(X, level).x0, 0.5 * X + LABELS[:, None]
+        )
+        assert torch.equal(EVERY[kind](0.0).bind(model, LABELS)(X, level).x0, 0.5 * X + 3)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_autoguidance_extrapolates_from_the_weak_model(model, kind):
+    weak = Recorder(ClassLabel(num_classes=3, width=4), slope=0.2)
+    assert torch.equal(
+        EVERY[kind](1.0).bind(model, LABELS, weak)(X, LEVEL).x0, 0.5 * X + LABELS[:, None]
+    )
+    assert torch.equal(
+        EVERY[kind](0.0).bind(model, LABELS, weak)(X, LEVEL).x0, 0.2 * X + LABELS[:, None]
+    )
+    guided = Guidance(2.0).bind(model, LABELS, weak)(X, LEVEL)
+    torch.testing.assert_close(guided.x0, 0.8 * X + LABELS[:, None])
+    assert torch.equal(guided.variance, 0.1 * X)
+    assert model.calls[-1] == weak.calls[-1] == LABELS.tolist()  # a call each, of the same labels
+    bare = Recorder(Unconditional(0, 4)), Recorder(Unconditional(0, 4), slope=0.2)
+    guided = Guidance(2.0).bind(bare[0], None, bare[1])(X, LEVEL).x0
+    torch.testing.assert_close(guided, 0.8 * X + 3)  # it needs no labels
+
+
+def test_a_weak_run_must_be_handed_over(model):
+    with pytest.raises(ValueError, match="weak_run needs its denoiser"):
+        Guidance(2.0, weak_run="outputs/x").bind(model, LABELS)
+
+
+def test_outside_its_interval_it_costs_one_call_of_the_model_itself(model):
+    guidance = Guidance(3.0, interval=(0.5, 2.0))
+    levels = Rectified()(torch.tensor([0.2, 0.5, 0.8]))  # sigma / alpha = 1/4, 1 and 4
+    denoise = guidance.bind(model, LABELS)
+    full = Guidance(3.0).bind(model, LABELS)(X, LEVEL).x0
+    plain = 0.5 * X + LABELS[:, None]
+    for level, expected, size in zip(levels, (plain, full, plain), (4, 8, 4), strict=True):
+        torch.testing.assert_close(denoise(X, level).x0, expected)
+        assert len(model.calls[-1]) == size
+
+
+def test_samples_at_levels_of_their_own_are_guided_each_by_its_own(model):
+    levels = Rectified()(torch.tensor([0.2, 0.5, 0.8, 0.45]))
+    x0 = Guidance(3.0, interval=(0.5, 2.0)).bind(model, LABELS)(X, levels).x0
+    plain, full = 0.5 * X + LABELS[:, None], Guidance(3.0).bind(model, LABELS)(X, LEVEL).x0
+    inside = torch.tensor([False, True, False, True])[:, None]
+    torch.testing.assert_close(x0, torch.where(inside, full, plain))
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_rescale_moves_the_std_to_the_models_own(model, rescale):
+    x = X**2 + 0.1 * X
+    x0 = Guidance(5.0, rescale=rescale).bind(Wavy(), LABELS)(x, LEVEL).x0
+    strong, full = (
+        torch.sin(3 * x) + LABELS[:, None],
+        Guidance(5.0).bind(Wavy(), LABELS)(x, LEVEL).x0,
+    )
+    ratio = strong.std(1, keepdim=True) / full.std(1, keepdim=True)
+    torch.testing.assert_close(x0, (1 - rescale) * full + rescale * ratio * full)
+    if rescale == 1:
+        torch.testing.assert_close(x0.std(1), strong.std(1))
+
+
+class Wavy(Recorder):
+    """The unconditional estimate has another shape than the conditional one."""
+
+    def __init__(self):
+        super().__init__(ClassLabel(num_classes=3, width=4))
+
+    def forward(self, x, level, labels=None, previous=None):
+        null = (labels == 3)[:, None]
+        return Estimate(torch.where(null, torch.cos(x), torch.sin(3 * x) + labels[:, None]))
+
+
+def test_projected_guidance_is_the_papers():
+    strong, weak = torch.sin(3 * X) + LABELS[:, None], torch.cos(X)
+    denoise = ProjectedGuidance(4.0, parallel=0.2, norm_limit=0.5, momentum=-0.5).bind(
+        Wavy(), LABELS
+    )
+    average = torch.zeros_like(X)
+    for _ in range(3):  # arXiv:2410.02416, algorithm 1, vector by vector
+        average = (strong - weak) - 0.5 * average
+        expected = []
+        for direction, along in zip(average, strong, strict=True):
+            direction = direction * min(1.0, 0.5 / direction.norm().item())
+            parallel = (direction @ along) / (along @ along) * along
+            expected.append(along + 3.0 * (direction - parallel + 0.2 * parallel))
+        torch.testing.assert_close(denoise(X, LEVEL).x0, torch.stack(expected))
+
+
+def test_projected_guidance_without_projection_is_classifier_free(model):
+    plain = Guidance(4.0).bind(model, LABELS)(X, LEVEL).x0
+    projected = ProjectedGuidance(4.0, parallel=1.0).bind(model, LABELS)(X, LEVEL).x0
+    torch.testing.assert_close(projected, plain)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_self_conditioning_hands_the_last_estimate_on(scale):
+    model = Recorder(ClassLabel(num_classes=3, width=4), self_conditioning=True)
+    guidance = Guidance(scale)
+    denoise = guidance.bind(model, LABELS)
+    first = denoise(X, LEVEL).x0
+    denoise(X, LEVEL)
+    assert model.previous[0] is None
+    assert torch.equal(model.previous[1], first if scale == 1 else torch.cat([first, first]))
+    guidance.bind(model, LABELS)(X, LEVEL)
+    assert model.previous[2] is None  # another walk knows nothing of this one
+
+
+@pytest.mark.parametrize("sampler", [Euler, DPMSolver, Ancestral])
+def test_inpainting_ends_on_what_is_known_and_keeps_the_rest_free(sampler):
+    torch.manual_seed(0)
+    known = torch.linspace(-1, 1, 6).expand(2000, 6)
+    mask = torch.tensor([True, True, True, False, False, False])
+    seen = []
+
+    def denoise(x, level):  # of unit Gaussian data
+        seen.append((level, x))
+        level = level.like(x)
+        return Estimate(level.alpha / (level.alpha**2 + level.sigma**2) * x)
+
+    noise = torch.randn(2000, 6)
+    x = sampler(40, Uniform())(keep_known(denoise, known, mask), noise, Cosine())
+    assert torch.equal(x[:, :3], known[:, :3])
+    assert x[:, 3:].std().item() == pytest.approx(1, rel=0.1)
+    level, state = seen[20]  # on the way the known part is as noisy as its level
+    residual = state[:, :3] - level.alpha * known[:, :3]
+    assert residual.std().item() == pytest.approx(level.sigma.item(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("build", "word"),
+    [
+        (lambda: Guidance(interval=(2.0, 1.0)), r"interval=\[2\.0, 1\.0\]"),
+        (lambda: Guidance(interval=(1.0,)), "interval="),
+        (lambda: Guidance(rescale=1.5), r"rescale=1\.5"),
+        (lambda: ProjectedGuidance(norm_limit=0.0), "norm_limit=0"),
+        (lambda: ProjectedGuidance(momentum=1.0), "momentum=1"),
+    ],
+)
+def test_impossible_settings_are_refused(build, word):
+    with pytest.raises(ValueError, match=word):
+        build()
+
+
+def test_defaults_are_off():
+    guidance = Guidance()
+    assert (guidance.scale, guidance.low, guidance.rescale, guidance.clip) == (1, 0, 0, None)
+    assert guidance.inside(NoiseLevel(*torch.tensor([1.0, 0.0, 1.0]))).all()  # pure noise

@@ -5,17 +5,20 @@ import torch
 from torch import nn
 
 from diffusion_lab.conditioning import ClassLabel, Unconditional
-from diffusion_lab.denoiser import Estimate
+from diffusion_lab.denoiser import Estimate, Output
 from diffusion_lab.noise import add_noise
 from diffusion_lab.objective import (
     EDM,
     X0,
     Eps,
     Flow,
+    LearnedUncertainty,
     LogitNormal,
     LogNormal,
     MinSNR,
     Objective,
+    Score,
+    SecondMoment,
     Uniform,
     V,
 )
@@ -38,21 +41,23 @@ GOLDEN = {  # mean losses of steps 0, 1, 5, 10 and 19
 class Linear(nn.Module):
     """Output 0.3 x + 0.1 t + 0.05 label: a denoiser whose losses can be written down."""
 
+    self_conditioning = False
+
     def __init__(self, prediction, conditioning=None):
         super().__init__()
         self.prediction = prediction
         self.conditioning = conditioning or Unconditional(0, 0)
         self.seen = None
 
-    def output(self, x, level, labels=None):
+    def output(self, x, level, labels=None, previous=None):
         self.seen = labels
         shift = 0.1 * level.like(x).t
         if labels is not None:
             shift = shift + 0.05 * labels[:, None, None, None]
-        return 0.3 * x + shift
+        return Output(0.3 * x + shift)
 
     def forward(self, x, level, labels=None):
-        return Estimate(self.prediction.to_x0(self.output(x, level, labels), x, level))
+        return Estimate(self.prediction.to_x0(self.output(x, level, labels).value, x, level))
 
 
 def batch(n=16):
@@ -99,7 +104,7 @@ def test_edm_preset_has_the_published_weight():
     torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow(), EDM()])
+@pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow(), EDM(), Score(), Score(False)])
 def test_min_snr_weights_the_error_of_x0_for_every_prediction(prediction):
     objective = Objective(Cosine(), prediction, Uniform(), MinSNR(5.0))
     level, eps = level_and_noise(objective.schedule)
@@ -117,15 +122,14 @@ def test_a_perfect_network_has_no_loss():
         level, eps = level_and_noise(objective.schedule)
         denoiser, x0 = Linear(objective.prediction), batch()
         target = objective.prediction.target(x0, eps, level)
-        denoiser.output = lambda x, level, labels, target=target: target
+        denoiser.output = lambda x, level, labels, previous, target=target: Output(target)
         assert objective.loss_at(denoiser, x0, eps, level).abs().max() == 0
 
 
 def test_call_is_loss_at_the_drawn_levels_times_importance():
     class Doubled(Uniform):
-        def __call__(self, n, schedule, generator=None):
-            level, importance = super().__call__(n, schedule, generator)
-            return level, 2 * importance
+        def importance(self, t):
+            return 2 * super().importance(t)
 
     objective = Objective(Rectified(), V(), Doubled())
     losses = objective(Linear(V()), batch(), generator=seeded())
@@ -165,6 +169,63 @@ def test_noise_is_float32_whatever_the_default_dtype():
     assert torch.equal(losses, expected)
 
 
-def test_label_dropout_is_a_share():
+def test_offset_noise_has_one_more_value_a_channel():
+    """Cov(eps) = 1 + 0.5^2 1 1^T within a channel, and nothing across channels."""
+    objective, denoiser = PRESETS["flow_matching"](offset_noise=0.5), Linear(Flow())
+    seen = {}
+    objective.loss_at = lambda denoiser, x0, eps, *rest: seen.update(eps=eps) or eps[:, 0, 0, 0]
+    objective(denoiser, torch.zeros(40_000, 2, 2, 1), generator=seeded())
+    covariance = torch.cov(seen["eps"].flatten(1).T)
+    within = torch.eye(2) + 0.25
+    expected = torch.block_diag(within, within)
+    assert (covariance - expected).abs().max() < 0.03
+
+
+def test_a_batch_in_parts_is_stratified_as_a_whole():
+    objective, denoiser = PRESETS["flow_matching"](), Linear(Flow())
+    times = []
+    objective.loss_at = lambda denoiser, x0, eps, level, *rest: times.append(level.t) or level.t
+    for part in range(4):
+        objective(denoiser, batch(4), generator=seeded(part), part=part, parts=4)
+    u = torch.special.ndtr(torch.cat(times).logit())
+    assert sorted((u * 16).ceil().long().tolist()) == list(range(1, 17))
+
+
+def test_the_time_sampler_is_told_the_losses_of_all_processes_without_their_importance():
+    objective = Objective(
+        Rectified(), V(), SecondMoment(bins=2, history=2), uncertainty=LearnedUncertainty()
+    )
+    # known losses, so that the importance is no longer 1; and u is no longer 0
+    objective.time_sampler.observe(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([3.0, 3, 1, 1]))
+    torch.nn.init.ones_(objective.uncertainty.weight)
+    told = []
+    objective.time_sampler.observe = lambda *arguments: told.append(arguments)
+    twice = lambda values: values.repeat(2)  # noqa: E731
+    objective(Linear(V()), batch().requires_grad_(), generator=seeded(), gather=twice)
+    ((t, losses, gather),) = told
+    generator = seeded()
+    level, importance = objective.time_sampler(16, Rectified(), generator)
+    assert (importance != 1).all()
+    eps = torch.randn(16, 1, 2, 2, generator=generator)
+    assert torch.equal(t, level.t)
+    assert torch.equal(losses, objective.loss_at(Linear(V()), batch(), eps, level))
+    assert not losses.requires_grad
+    assert gather is twice
+
+
+def test_what_the_objective_learns_is_in_its_state_and_nothing_else():
+    plain = [build() for build in PRESETS.values()]
+    assert [list(objective.state_dict()) for objective in plain] == [[]] * len(plain)
+    learning = Objective(Rectified(), V(), SecondMoment(), uncertainty=LearnedUncertainty())
+    assert set(learning.state_dict()) == {
+        "time_sampler.history",
+        "time_sampler.count",
+        "uncertainty.weight",
+    }
+
+
+def test_label_dropout_is_a_share_and_offset_noise_a_std():
+    with pytest.raises(ValueError, match=r"offset_noise=-0\.1"):
+        PRESETS["ddpm"](offset_noise=-0.1)
     with pytest.raises(ValueError, match=r"label_dropout=1\.5"):
         PRESETS["ddpm"](label_dropout=1.5)

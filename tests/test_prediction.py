@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from exact_denoiser import GaussianMixture, through
 
 from diffusion_lab.noise import add_noise
-from diffusion_lab.objective import EDM, X0, Eps, Flow, V
+from diffusion_lab.objective import EDM, X0, Eps, Flow, Score, V
 from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
-PREDICTIONS = [Eps(), X0(), V(), Flow(), EDM(0.5)]
+PREDICTIONS = [Eps(), X0(), V(), Flow(), EDM(0.5), Score(), Score(scale_by_sigma=False)]
 SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
 
 
@@ -29,6 +30,29 @@ def test_targets_are_the_published_ones():
     assert torch.equal(X0().target(x0, eps, level), x0)
     assert torch.allclose(V().target(x0, eps, level), alpha * eps - sigma * x0)
     assert torch.equal(Flow().target(x0, eps, level), eps - x0)
+
+
+def test_the_score_is_the_gradient_of_the_log_density_given_x0():
+    x0, eps = images()
+    level = Cosine()(torch.linspace(0.1, 0.9, 7))
+    x = add_noise(x0, eps, level).requires_grad_()
+    alpha, sigma = column(level.alpha), column(level.sigma)
+    log_density = -((x - alpha * x0) / sigma).square().sum() / 2
+    (score,) = torch.autograd.grad(log_density, x)
+    torch.testing.assert_close(Score(scale_by_sigma=False).target(x0, eps, level), score)
+    torch.testing.assert_close(Score().target(x0, eps, level), sigma * score)
+    assert Score().scale_by_sigma
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_all_predictions_agree_on_one_posterior_mean(prediction, schedule):
+    mixture = GaussianMixture([0.2, 0.5, 0.3], [-1.0, 0.1, 0.8], 0.2)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    level = schedule(torch.tensor(0.6))
+    expected = mixture.denoise(x, level).x0
+    other = through(prediction, mixture.denoise)(x, level).x0
+    torch.testing.assert_close(other, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_edm_is_its_published_preconditioning():
@@ -72,7 +96,7 @@ def test_x0_gain_is_the_derivative_of_to_x0(prediction, schedule):
     torch.testing.assert_close(prediction.x0_gain(level), slope.abs(), atol=1e-11, rtol=1e-11)
 
 
-def test_on_pure_noise_only_eps_says_nothing():
+def test_on_pure_noise_only_eps_and_the_score_say_nothing():
     end = Rectified()(torch.ones(()))
     assert [prediction.x0_gain(end).item() for prediction in PREDICTIONS] == [
         math.inf,
@@ -80,6 +104,8 @@ def test_on_pure_noise_only_eps_says_nothing():
         1,
         1,
         0.5,
+        math.inf,
+        math.inf,
     ]
 
 

@@ -5,12 +5,44 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.sampler.time_grid import Karras, Leading, Linspace, Uniform, UniformLogSNR
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.sampler.time_grid import (
+    Explicit,
+    Karras,
+    Leading,
+    Linspace,
+    Quadratic,
+    Trailing,
+    Uniform,
+    UniformLogSNR,
+)
+from diffusion_lab.schedule import (
+    Cosine,
+    DDPMCosine,
+    DDPMLinear,
+    DDPMScaledLinear,
+    Linear,
+    Rectified,
+    Shifted,
+    Sigmoid,
+    SubVP,
+    VarianceExploding,
+    ZeroTerminalSNR,
+)
 
-SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
+TABLES = [DDPMLinear(), DDPMScaledLinear(50), DDPMCosine(), ZeroTerminalSNR(DDPMLinear())]
+SCHEDULES = [
+    Rectified(),
+    Cosine(),
+    Cosine(0.008),
+    Linear(),
+    SubVP(),
+    Sigmoid(),
+    VarianceExploding(),
+    Shifted(Rectified()),
+    *TABLES,
+]
 GRIDS = [Uniform(), Karras(), UniformLogSNR()]
-TABLE_GRIDS = [Leading(), Linspace()]
+TABLE_GRIDS = [Leading(), Linspace(), Trailing(), Quadratic()]
 
 
 def ratio(levels):
@@ -22,10 +54,10 @@ def index(grid, steps, schedule=None):
     return [round(t * 1000 - 1, 9) for t in levels.t[:-1].tolist()]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 13])
+@pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize(
     ("grid", "schedule"),
-    [(g, s) for g in GRIDS for s in SCHEDULES] + [(g, DDPMLinear()) for g in TABLE_GRIDS],
+    [(g, s) for g in GRIDS for s in SCHEDULES] + [(g, s) for g in TABLE_GRIDS for s in TABLES],
 )
 def test_from_noise_down_to_exactly_clean_data(grid, schedule, steps):
     levels = grid(schedule, steps)
@@ -35,7 +67,7 @@ def test_from_noise_down_to_exactly_clean_data(grid, schedule, steps):
     assert (levels.logsnr.diff() > 0).all()
     assert (levels[-1].t, levels[-1].alpha, levels[-1].sigma) == (0, 1, 0)
     assert (levels.sigma[:-1] > 0).all()
-    if not isinstance(grid, Leading):
+    if not isinstance(grid, Leading | Quadratic):
         assert levels[0].t == 1
 
 
@@ -81,6 +113,44 @@ def test_leading_and_linspace():
     assert index(Leading(), 1000) == index(Linspace(), 1000) == list(range(999, -1, -1))
 
 
+def test_trailing_and_quadratic():
+    assert index(Trailing(), 4) == index(Uniform(), 4) == [999, 749, 499, 249]
+    assert index(Trailing(), 3) == [999, 666, 332]  # 1000, 666.7 and 333.3, rounded
+    assert index(Trailing(), 16)[:3] == [999, 937, 874]  # 937.5 and 875: to the even neighbour
+    assert index(Quadratic(), 5) == [800, 450, 200, 50, 0]
+    assert index(Quadratic(), 4) == [800, 355, 88, 0]  # 355.6 and 88.9, cut
+    assert index(Quadratic(), 1) == [800]  # linspace gives its other end, which is no noise
+    assert index(Trailing(), 1000) == list(range(999, -1, -1))
+
+
+def test_points_never_coincide():
+    # DDIM's own 50 points begin 0, 0, 1, 2, 5: what coincides is moved to the next point
+    assert index(Quadratic(), 50)[::-1][:6] == [0, 1, 2, 3, 5, 8]
+    assert index(Quadratic(), 50)[::-1][10:] == [
+        int(x) for x in (torch.linspace(0, math.sqrt(800), 50, dtype=torch.float64) ** 2)[10:]
+    ]
+    with pytest.raises(ValueError, match=r"steps=801 .*quadratic"):
+        Quadratic()(DDPMLinear(), 801)
+    for steps in (29, 30, 100, 800):
+        assert min(-torch.tensor(index(Quadratic(), steps)).diff()) >= 1
+        assert index(Quadratic(), steps)[0] == 800
+    for steps in range(1, 51):
+        for grid in (Leading(), Linspace(), Trailing()):
+            places = 50 * grid.times(DDPMScaledLinear(50), steps)
+            assert len(set(places.round().tolist())) == steps
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_explicit_is_what_is_written(schedule):
+    grid = Explicit((0.9, 0.5, 0.013))
+    levels = grid(schedule, 3)
+    assert levels.t.tolist() == [0.9, 0.5, 0.013, 0]
+    assert torch.equal(levels.sigma[:-1], schedule(levels.t[:-1]).sigma)
+    assert grid(schedule, 3).t.tolist() == [0.9, 0.5, 0.013, 0]
+    with pytest.raises(ValueError, match=r"steps=4 is not .* write sampler\.steps=3"):
+        grid(schedule, 4)
+
+
 @pytest.mark.parametrize("grid", TABLE_GRIDS)
 def test_table_grids_need_a_table_long_enough(grid):
     with pytest.raises(ValueError, match="needs a discrete schedule"):
@@ -95,6 +165,12 @@ def test_table_grids_need_a_table_long_enough(grid):
         (lambda: Karras(rho=0), "rho=0"),
         (lambda: Karras(7, 0, 80), "sigma_min=0"),
         (lambda: UniformLogSNR(1, math.pi / 4), "sigma_min=1"),
+        (lambda: Explicit([]), r"times=\[\] must fall"),
+        (lambda: Explicit([1.0, 0.5, 0.5]), "must fall"),
+        (lambda: Explicit([0.5, 1.0]), "must fall"),
+        (lambda: Explicit([1.5, 1.0]), "from at most 1"),
+        (lambda: Explicit([1.0, 0.0]), "above 0"),
+        (lambda: Explicit([1.0, math.nan]), "above 0"),
     ],
 )
 def test_impossible_settings_are_refused(build, word):

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.objective import LogitNormal, LogNormal, TimeSampler, Uniform
+from diffusion_lab.objective import (
+    CosineInterpolated,
+    LogitNormal,
+    LogNormal,
+    SecondMoment,
+    TimeSampler,
+    Uniform,
+)
 from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 N = 20_000
@@ -73,7 +80,7 @@ def test_every_stratum_is_hit_once_and_in_random_order(build, to_uniform, n):
 
 @pytest.mark.parametrize(("build", "to_uniform"), CASES)
 def test_a_discrete_schedule_gets_points_of_its_table(build, to_uniform):
-    schedule = DDPMLinear(10, 0.01, 0.3)
+    schedule = DDPMLinear(10, 1e-4, 5e-3)
     index = build(stratified=False)(N, schedule, seeded())[0].t * 10 - 1
     assert torch.allclose(index, index.round(), atol=1e-12)
     assert index.min() >= -1e-12
@@ -85,14 +92,14 @@ def test_a_table_has_no_clean_point():
         def quantile(self, u, schedule):
             return torch.zeros_like(u)
 
-    level, _ = Cleanest()(4, DDPMLinear(10, 0.01, 0.3), seeded())
+    level, _ = Cleanest()(4, DDPMLinear(10, 1e-4, 5e-3), seeded())
     assert level.t.tolist() == [0.1] * 4
 
 
 def test_every_point_of_a_table_is_equally_likely():
     level, _ = Uniform(stratified=True)(1000, DDPMLinear(), seeded())
     assert (level.t * 1000 - 1).round().long().sort().values.tolist() == list(range(1000))
-    level, _ = Uniform()(N, DDPMLinear(10, 0.01, 0.3), seeded())
+    level, _ = Uniform()(N, DDPMLinear(10, 1e-4, 5e-3), seeded())
     counts = torch.bincount((level.t * 10 - 1).round().long(), minlength=10)
     assert (counts / N - 0.1).abs().max() < 0.01
 
@@ -117,3 +124,193 @@ def test_the_generator_decides():
 def test_std_must_be_positive(build):
     with pytest.raises(ValueError, match="std=0"):
         build(std=0)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize(("build", "to_uniform"), CASES)
+def test_calls_that_share_a_batch_hit_each_of_its_strata_once(build, to_uniform, parts):
+    n, sampler = 8, build(stratified=True)
+    u = torch.cat(
+        [to_uniform(sampler(n, Rectified(), seeded(part), part, parts)[0]) for part in range(parts)]
+    )
+    strata = (u * n * parts).ceil().long() - 1
+    assert sorted(strata.tolist()) == list(range(n * parts))
+
+
+def test_one_call_alone_draws_what_it_always_drew():
+    sampler = LogitNormal(stratified=True)
+    alone, part = (sampler(9, Rectified(), seeded(), *share)[0].t for share in ((), (0, 1)))
+    assert torch.equal(alone, part)
+    free = LogitNormal()
+    assert torch.equal(
+        free(9, Rectified(), seeded())[0].t, free(9, Rectified(), seeded(), 2, 4)[0].t
+    )
+
+
+def k_diffusion_sigma(u, image, low, high, sigma_min, sigma_max):
+    """rand_cosine_interpolated at sigma_data = 1; u runs from noise to data there."""
+
+    def cosine(lower, upper):
+        start, end = math.atan(math.exp(-upper / 2)), math.atan(math.exp(-lower / 2))
+        return -2 * (start + u * (end - start)).tan().log()
+
+    # the names are swapped in the original, which turns its direction around
+    lower, upper = -2 * math.log(sigma_min), -2 * math.log(sigma_max)
+    shifts = [2 * math.log(noise / image) for noise in (low, high)]
+    logsnr = [cosine(lower - shift, upper - shift) + shift for shift in shifts]
+    return (-torch.lerp(*logsnr, u) / 2).exp()
+
+
+@pytest.mark.parametrize(("image", "low", "high"), [(64, 32, 64), (32, 32, 32), (32, 16, 48)])
+def test_cosine_interpolated_is_k_diffusions(image, low, high):
+    """Compared: sigma at 999 quantiles with k-diffusion's rand_cosine_interpolated."""
+    u = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    ends = {"logsnr_min": -2 * math.log(80), "logsnr_max": -2 * math.log(0.01)}
+    schedule = VarianceExploding()
+    t = CosineInterpolated(image, low, high, **ends).quantile(u, schedule)
+    expected = k_diffusion_sigma(1 - u, image, low, high, 0.01, 80)
+    torch.testing.assert_close(schedule(t).sigma, expected)
+    assert (t.diff() > 0).all()
+
+
+def test_cosine_interpolated_is_the_cosine_schedule_itself_at_equal_resolutions():
+    u = torch.linspace(0.001, 1, 50, dtype=torch.float64)
+    sampler = CosineInterpolated(28, 28, 28, logsnr_min=-20, logsnr_max=20)
+    torch.testing.assert_close(sampler.quantile(u, Cosine()), u)
+    # half the resolution: a quarter of the signal-to-noise ratio, in the middle
+    shifted = CosineInterpolated(32, 16, 16, logsnr_min=-20, logsnr_max=20)
+    middle = Rectified()(shifted.quantile(u[:1] * 0 + 0.5, Rectified())).logsnr
+    assert middle.item() == pytest.approx(-math.log(4), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"noise_low": 64}, "noise_low=64"),
+        ({"noise_low": 0}, "noise_low=0"),
+        ({"image_size": 0}, "image_size"),
+        ({"logsnr_min": 15.0}, r"logsnr_min=15\.0"),
+    ],
+)
+def test_cosine_interpolated_refuses_what_is_no_schedule(settings, words):
+    with pytest.raises(ValueError, match=words):
+        CosineInterpolated(**settings)
+
+
+def mean_losses(t):
+    """A loss that is large on clean data, as the variational bound is."""
+    return 0.01 + 5 * (-20 * t).exp()
+
+
+def warm(stratified=False, bins=10, history=5):
+    sampler = SecondMoment(bins=bins, history=history, uniform=0.01, stratified=stratified)
+    t = (torch.arange(bins * history, dtype=torch.float64) + 0.5) / (bins * history)
+    sampler.observe(t, mean_losses(t))
+    return sampler
+
+
+def published_probabilities(history, uniform):
+    """Improved DDPM's resampler: sqrt(mean(loss^2)), mixed with a uniform share."""
+    weights = [math.sqrt(sum(x * x for x in row) / len(row)) for row in history]
+    return [(1 - uniform) * w / sum(weights) + uniform / len(weights) for w in weights]
+
+
+def test_second_moment_is_uniform_until_every_part_has_its_history():
+    sampler = SecondMoment(bins=4, history=2)
+    assert (sampler.uniform, SecondMoment().history.shape) == (0.001, (100, 10))
+    t = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.9], dtype=torch.float64)
+    sampler.observe(t, torch.tensor([9.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
+    assert sampler.probabilities().tolist() == [0.25] * 4
+    level, importance = sampler(N, Rectified(), seeded())
+    assert torch.equal(level.t, Uniform()(N, Rectified(), seeded())[0].t)
+    assert (importance == 1).all()
+    sampler.observe(t[-1:], torch.ones(1))
+    expected = published_probabilities([[9, 9], [1, 1], [1, 1], [1, 1]], 0.001)
+    assert sampler.probabilities().tolist() == pytest.approx(expected)
+
+
+def test_second_moment_keeps_the_last_losses_of_each_part_whatever_the_batches():
+    generator = seeded()
+    t = torch.rand(300, generator=generator, dtype=torch.float64)
+    losses = torch.rand(300, generator=generator)
+    history = [[] for _ in range(5)]
+    for time, loss in zip(t.tolist(), losses.tolist(), strict=True):
+        history[math.ceil(time * 5) - 1].append(loss)
+    expected = published_probabilities([row[-3:] for row in history], 0.001)
+    for size in (1, 7, 300):
+        sampler = SecondMoment(bins=5, history=3)
+        for some, of_them in zip(t.split(size), losses.split(size), strict=True):
+            sampler.observe(some, of_them)
+        assert sampler.probabilities().tolist() == pytest.approx(expected)
+
+
+def test_points_of_a_table_belong_to_the_part_below_them():
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    parts = SecondMoment(bins=100).part_of(t)
+    assert torch.equal(parts, torch.arange(1000) // 10)
+
+
+def test_second_moment_draws_each_part_by_its_probability():
+    sampler = warm()
+    level, importance = sampler(N, Rectified(), seeded())
+    share, part = sampler.probabilities(), sampler.part_of(level.t)
+    counts = torch.bincount(part, minlength=10) / N
+    assert (counts - share).abs().max() < 0.01
+    torch.testing.assert_close(importance.double(), 1 / (10 * share[part]), rtol=1e-6, atol=0)
+    inside = level.t * 10 - part  # uniform inside its part
+    assert inside.mean() == pytest.approx(0.5, abs=0.01)
+    u = torch.linspace(0.001, 1, 1000, dtype=torch.float64)
+    assert (sampler.quantile(u, Rectified()).diff() > 0).all()
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("schedule", [Rectified(), DDPMLinear(25, 1e-4, 0.02)])
+def test_importance_sampling_is_unbiased_and_less_noisy(schedule, stratified):
+    """Also where parts and points of a table do not fit: ten parts, 25 points."""
+    if schedule.discrete_steps:
+        points = torch.arange(1, 26, dtype=torch.float64) / 25
+        exact = mean_losses(points).mean()
+    else:
+        exact = torch.tensor(0.01 + 5 * (1 - math.exp(-20)) / 20)
+
+    def batch_means(sampler):
+        generator = seeded()
+        draws = [sampler(16, schedule, generator) for _ in range(4000)]
+        return torch.stack([(mean_losses(level.t) * weight).mean() for level, weight in draws])
+
+    weighted, plain = batch_means(warm(stratified)), batch_means(Uniform(stratified))
+    assert weighted.mean().item() == pytest.approx(exact.item(), rel=0.02)
+    assert weighted.std() < 0.7 * plain.std()
+
+
+def test_second_moment_lives_in_a_state_dict():
+    sampler, copy = warm(), SecondMoment(bins=10, history=5, uniform=0.01)
+    assert set(sampler.state_dict()) == {"history", "count"}
+    copy.load_state_dict(sampler.state_dict())
+    t = torch.tensor([0.05, 0.05], dtype=torch.float64)
+    for one in (sampler, copy):
+        one.observe(t, torch.tensor([1.0, 2.0]))
+    assert torch.equal(copy.history, sampler.history)
+    assert not Uniform().state_dict()
+
+
+def test_second_moment_gathers_what_other_processes_saw():
+    alone, together = SecondMoment(bins=2, history=2), SecondMoment(bins=2, history=2)
+    t, losses = torch.tensor([0.2, 0.9]), torch.tensor([1.0, 3.0])
+    alone.observe(t.repeat(2), losses.repeat(2))
+    together.observe(t, losses, gather=lambda value: value.repeat(2))
+    assert torch.equal(alone.history, together.history)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"bins": 1}, "bins=1"),
+        ({"history": 0}, "history=0"),
+        ({"uniform": 0.0}, r"uniform=0\.0"),
+        ({"uniform": 1.5}, r"uniform=1\.5"),
+    ],
+)
+def test_second_moment_refuses_what_gives_no_probabilities(settings, words):
+    with pytest.raises(ValueError, match=words):
+        SecondMoment(**settings)

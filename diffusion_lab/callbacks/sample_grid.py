@@ -8,7 +8,7 @@ from diffusion_lab.callbacks.periodic import Periodic
 from diffusion_lab.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.images import save_png
 from diffusion_lab.logger import WandB
-from diffusion_lab.pipeline import Pipeline, sample_grid
+from diffusion_lab.pipeline import Pipeline, draw_rows
 
 
 class SampleGrid(Periodic):
@@ -31,11 +31,11 @@ class SampleGrid(Periodic):
 
     def run(self, trainer: lightning.Trainer) -> None:
         with averaged_weights(trainer), trainer.precision_plugin.forward_context():
-            images = sample_grid(self.pipeline, self.columns, self.seed)
+            images = draw_rows(self.pipeline, self.columns, self.seed)
         step = trainer.global_step
         if trainer.is_global_zero:
             self.latest = self.folder / f"step_{step:07d}.png"
-            save_png(images, self.latest)
+            save_png(trainer.datamodule.picture(images, self.columns), self.latest)
             for logger in trainer.loggers:
                 if isinstance(logger, WandB):
                     logger.log_grid("samples", self.latest, f"step {step}", step)

@@ -16,15 +16,17 @@ from diffusion_lab.progress import say
 def run(cfg: DictConfig) -> None:
     """Measures a run and prints the figures with their floors."""
     require_whole_numbers(cfg, {"batch_size": 1, "seed": 0})
-    groups, overrides = ("sampler", "guidance", "metrics"), list(HydraConfig.get().overrides.task)
-    datamodule, pipeline, device, precision = runs.open_pipeline(cfg, groups, overrides)
+    opened = runs.open_run(cfg)
+    overrides = list(HydraConfig.get().overrides.task)
+    runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    pipeline = opened.pipeline(cfg)
     with as_user_error():
         metrics = instantiate(cfg.metrics)
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        metrics.prepare(datamodule, device)
-    with precision:
-        results = evaluate(pipeline, metrics, datamodule, cfg.batch_size, cfg.seed)
+        opened.datamodule.prepare_data()
+        opened.datamodule.setup("fit")
+        metrics.prepare(opened.datamodule, opened.device)
+    with opened.autocast:
+        results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
     for line in report(results):
         say(line)
     if cfg.json:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
 from diffusion_lab.errors import UserError
-from diffusion_lab.images import crop_to, pad_to
+from diffusion_lab.images import crop_to, grid, pad_to
 
 FREE_MEMORY_SHARE = 0.1  # of an accelerator, that the images may take without being told to
 
@@ -98,6 +98,25 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         """Crops generated images (B, C, H, W) to the data's own size; a no-op without padding."""
         return crop_to(images, *self.native_shape[1:])
 
+    def held_out(self, count: int, setting: str) -> Split:
+        """The first `count` test images, as trained on, and their labels.
+
+        Raises UserError, naming the `setting` that asked, where there are fewer.
+        """
+        if count > len(self.test_images()):
+            raise UserError(
+                f"{setting}={count} is more than the {len(self.test_images())} test images; "
+                "use a smaller number"
+            )
+        return Split(self._padded(self.test_images()[:count]), self.test_labels()[:count])
+
+    def picture(self, images: Tensor, columns: int) -> Tensor:
+        """Generated images (N, C, H, W) as one picture to look at, uint8 (1 or 3, height, width).
+
+        Images come in reading order, `columns` a row.
+        """
+        return grid(images, columns)
+
     def set_batch(self, batch_size: int, micro_batch: int, seed: int) -> None:
         """Tells the global batch of a step, one rank's share of a forward pass, and the run's seed.
 
@@ -135,15 +154,8 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
 
     def val_dataloader(self) -> HeldOutLoader:
         """(images, labels, ids) of the held-out images; an id is the place in the test split."""
-        size = self.validation_size
-        if size > len(self.test_images()):
-            raise UserError(
-                f"data.validation_size={size} is more than the {len(self.test_images())} test "
-                "images; use a smaller number"
-            )
         return HeldOutLoader(
-            self._padded(self.test_images()[:size]),
-            self.test_labels()[:size],
+            *self.held_out(self.validation_size, "data.validation_size"),
             self.micro_batch,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,

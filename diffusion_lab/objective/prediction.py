@@ -80,3 +80,18 @@ class EDM(Prediction):
             level.sigma / (self.data_std * total_std),
             -level.alpha * self.data_std / total_std,
         )
+
+
+class Score(Prediction):
+    """The gradient of log p(x), -eps / sigma (arXiv:1907.05600); says nothing of x0 on pure noise.
+
+    With `scale_by_sigma` the network's output is divided by sigma, so that what it has to give is
+    of unit size at every level (arXiv:2006.09011, technique 3).
+    """
+
+    def __init__(self, scale_by_sigma: bool = True):
+        self.scale_by_sigma = scale_by_sigma
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        unit = -torch.ones_like(level.sigma)
+        return torch.zeros_like(level.alpha), unit if self.scale_by_sigma else unit / level.sigma

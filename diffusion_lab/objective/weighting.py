@@ -4,8 +4,10 @@ Without one the loss is the plain squared error of the network's output, the "si
 paper: DDPM's, flow matching's, and EDM's, whose weight times c_out^2 is 1.
 """
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 Weighting = Callable[[Tensor], Tensor]  # logSNR (B,) -> weight of the x0 error (B,), both float64
@@ -15,9 +17,87 @@ class MinSNR:
     """min(snr, gamma): caps the weight of almost clean samples (arXiv:2303.09556)."""
 
     def __init__(self, gamma: float = 5.0):
-        if gamma <= 0:
-            raise ValueError(f"objective.weighting.gamma={gamma} must be above 0")
-        self.gamma = gamma
+        self.gamma = positive("gamma", gamma)
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return logsnr.exp().clamp(max=self.gamma)
+
+
+class SoftMinSNR:
+    """snr gamma / (snr + gamma), min-SNR without its corner (arXiv:2401.11605).
+
+    At alpha = 1 and gamma = 1 / sigma_d^2 that is 1 / (sigma^2 + sigma_d^2): on EDM's output
+    (sigma sigma_d)^2 / (sigma^2 + sigma_d^2)^2. 4 is for a data std sigma_d of 0.5.
+    """
+
+    def __init__(self, gamma: float = 4.0):
+        self.gamma = positive("gamma", gamma)
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        return self.gamma * torch.sigmoid(logsnr - math.log(self.gamma))
+
+
+class SNR:
+    """snr: the plain squared error of eps, and denoising score matching weighted by sigma^2."""
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        return logsnr.exp()
+
+
+class TruncatedSNR:
+    """max(snr, 1): also pure noise counts (arXiv:2202.00512)."""
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        return logsnr.exp().clamp(min=1)
+
+
+class P2:
+    """snr / (k + snr)^gamma: the loss of eps with less weight on clean samples (arXiv:2204.00227).
+
+    gamma = 0 is SNR.
+    """
+
+    def __init__(self, gamma: float = 1.0, k: float = 1.0):
+        if gamma < 0:
+            raise ValueError(f"objective.weighting.gamma={gamma} must be 0 or more")
+        self.gamma = gamma
+        self.k = positive("k", k)
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        snr = logsnr.exp()
+        return snr / (self.k + snr) ** self.gamma
+
+
+class EDMWeight:
+    """snr + 1 / data_std^2, at alpha = 1 EDM's (sigma^2 + s^2) / (sigma s)^2 (arXiv:2206.00364).
+
+    data_std is the standard deviation s of the clean images, which are in [-1, 1].
+    """
+
+    def __init__(self, data_std: float = 0.5):
+        self.data_std = positive("data_std", data_std)
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        return logsnr.exp() + self.data_std**-2
+
+
+class Sigmoid:
+    """sigmoid(bias - logsnr) on the error of eps (arXiv:2303.00848, 2410.19324).
+
+    On that of x0 it is snr sigmoid(bias - logsnr) = e^bias sigmoid(logsnr - bias): flat on clean
+    samples, above the bias. The papers' bias is for a density uniform in logSNR; here the density
+    is the time sampler's.
+    """
+
+    def __init__(self, bias: float = -1.0):
+        self.bias = bias
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        return math.exp(self.bias) * torch.sigmoid(logsnr - self.bias)
+
+
+def positive(key: str, value: float) -> float:
+    """value itself, refused unless above 0."""
+    if value <= 0:
+        raise ValueError(f"objective.weighting.{key}={value} must be above 0")
+    return value

@@ -4,6 +4,20 @@ from .ancestral import Ancestral
 from .base import Sampler
 from .euler import Euler
 from .heun import Heun
-from .multistep import DPMSolver
+from .multistep import IPNDM, DPMSolver, UniPC
+from .runge_kutta import AdaptiveRungeKutta
+from .stochastic import AnnealedLangevin, PredictorCorrector, ReverseSDE
 
-__all__ = ["Ancestral", "DPMSolver", "Euler", "Heun", "Sampler"]
+__all__ = [
+    "IPNDM",
+    "AdaptiveRungeKutta",
+    "Ancestral",
+    "AnnealedLangevin",
+    "DPMSolver",
+    "Euler",
+    "Heun",
+    "PredictorCorrector",
+    "ReverseSDE",
+    "Sampler",
+    "UniPC",
+]

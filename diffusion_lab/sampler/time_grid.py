@@ -1,6 +1,9 @@
 """Time grids: the levels that a sampler visits, from noise to exactly clean data."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,7 +31,7 @@ class TimeGrid(ABC):
 
 
 class Uniform(TimeGrid):
-    """t = 1, 1 - 1/steps, ..., 1/steps; on a table this is the "trailing" spacing."""
+    """t = 1, 1 - 1/steps, ..., 1/steps; on a table `Trailing`, if steps divides its size."""
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
         return 1 - torch.arange(steps, dtype=torch.float64) / steps
@@ -73,6 +76,27 @@ class UniformLogSNR(TimeGrid):
         return times_of(ratio, schedule)
 
 
+class Explicit(TimeGrid):
+    """Times written out: t of each evaluation, falling; sampler.steps must be their number."""
+
+    def __init__(self, times: Sequence[float]):
+        self.written = list(times)  # Hydra's list is of a type of its own
+        inside = all(0 < t <= 1 for t in self.written)
+        if not (self.written and inside and all(a > b for a, b in pairwise(self.written))):
+            raise ValueError(
+                f"sampler.time_grid.times={self.written} must fall from at most 1 to above 0, as "
+                "[1.0, 0.5] does; the clean end at t = 0 is added to them"
+            )
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        if steps != len(self.written):
+            raise ValueError(
+                f"sampler.steps={steps} is not the number of sampler.time_grid.times, "
+                f"{len(self.written)}; write sampler.steps={len(self.written)}"
+            )
+        return torch.tensor(self.written, dtype=torch.float64)
+
+
 class Leading(TimeGrid):
     """Every (N / steps)-th point of a table of N, counted from the cleanest."""
 
@@ -89,6 +113,38 @@ class Linspace(TimeGrid):
         points = table_size(schedule, steps, "linspace")
         index = torch.linspace(points - 1, 0, steps, dtype=torch.float64).round()
         return (index + 1) / points
+
+
+class Trailing(TimeGrid):
+    """Every (N / steps)-th point of a table of N, rounded, counted from the noisiest."""
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        points = table_size(schedule, steps, "trailing")
+        # numpy's arange, which rounds its step so, decides what becomes of halves in diffusers
+        step = points - (points - points / steps)
+        return (points - torch.arange(steps, dtype=torch.float64) * step).round() / points
+
+
+class Quadratic(TimeGrid):
+    """Points of a table of N denser towards clean data, up to 0.8 N (arXiv:2010.02502).
+
+    Their indices are squares, rounded down; the cleanest points of a long grid, which would
+    coincide, are neighbours instead. A walk starts at 0.8 N on pure noise, as published.
+    """
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        points = table_size(schedule, steps, "quadratic")
+        if steps > 0.8 * points:
+            raise ValueError(
+                f"sampler.steps={steps} is more than sampler/time_grid=quadratic has points on "
+                f"this schedule's table of {points}; use fewer, or sampler/time_grid=uniform"
+            )
+        end = math.sqrt(0.8 * points)
+        order = torch.arange(steps, dtype=torch.float64)
+        root = order * (end / max(steps - 1, 1))
+        root[-1] = end  # exactly: what lies a rounding error below a whole number is cut
+        index = (root.square().floor() - order).cummax(0).values + order
+        return (index.flip(0) + 1) / points
 
 
 def table_size(schedule: NoiseSchedule, steps: int, grid: str) -> int:

@@ -1,0 +1,52 @@
+"""What is refused before training, and what is advised."""
+
+import pytest
+
+from diffusion_lab.checks import advice, check_training
+from diffusion_lab.errors import UserError
+from diffusion_lab.guidance import Guidance
+from diffusion_lab.objective import Eps, Flow, Hybrid, Objective, Score, Uniform, V
+from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+
+
+def objective(schedule, prediction, variance_loss=None):
+    return Objective(schedule, prediction, Uniform(), variance_loss=variance_loss)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "name"), [(Eps(), "eps"), (Score(), "score"), (Score(False), "score")]
+)
+def test_noise_and_score_are_refused_where_the_schedule_reaches_pure_noise(prediction, name):
+    with pytest.raises(UserError, match=f"objective/prediction={name} cannot tell .* use .*=v"):
+        check_training(Rectified(), objective(Rectified(), prediction), "time")
+    check_training(Cosine(), objective(Cosine(), prediction), "time")
+
+
+def test_a_learned_variance_needs_a_table_of_two_levels():
+    for schedule in (Cosine(), Rectified(), DDPMLinear(1, 1e-5, 1e-4)):
+        with pytest.raises(UserError, match="objective/variance_loss=none, or a discrete schedule"):
+            check_training(schedule, objective(schedule, V(), Hybrid()), "time")
+    check_training(DDPMLinear(), objective(DDPMLinear(), V(), Hybrid()), "time")
+
+
+def test_a_large_gain_is_advised_against_unless_clipped():
+    eps = objective(Cosine(), Eps())
+    assert advice(Cosine(), eps, Guidance()) == [
+        "objective/prediction=eps multiplies the network's error by 22026 on the noisiest level; "
+        "sample with guidance.clip=1, or use objective/prediction=v"
+    ]
+    assert advice(Cosine(), eps, Guidance(clip=1.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [
+        (DDPMLinear(), Eps()),
+        (Cosine(), V()),
+        (Rectified(), Flow()),
+        (VarianceExploding(), Score()),
+        (VarianceExploding(), Score(scale_by_sigma=False)),  # a gain of 6400 on outputs of 1/80
+    ],
+)
+def test_usual_compositions_need_no_advice(schedule, prediction):
+    assert advice(schedule, objective(schedule, prediction), Guidance()) == []

@@ -1,0 +1,197 @@
+"""The denoiser: what the network is given and how its output is read."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_lab.conditioning import ClassLabel, Unconditional
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.objective import (
+    EDM,
+    X0,
+    Eps,
+    Flow,
+    Hybrid,
+    LogitNormal,
+    Objective,
+    Score,
+    Uniform,
+    V,
+)
+from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+
+SHAPE = (2, 4, 4)
+
+
+class Recorder(nn.Module):
+    """A 1 x 1 convolution that remembers its inputs."""
+
+    condition_width = 4
+
+    def __init__(self, in_channels, out_channels, image_size):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+        self.seen = []
+
+    def forward(self, x, noise, condition):
+        self.seen.append((x.detach(), torch.is_grad_enabled()))
+        return self.conv(x)
+
+
+def denoiser(prediction=None, conditioning=Unconditional, **settings):
+    torch.manual_seed(0)
+    return Denoiser(Recorder, conditioning, prediction or Flow(), SHAPE, 3, **settings)
+
+
+def inputs(n=5):
+    generator = torch.Generator().manual_seed(0)
+    x, previous = (torch.randn(n, *SHAPE, generator=generator) for _ in range(2))
+    return x, Rectified()(torch.linspace(0.1, 0.9, n)), previous
+
+
+def test_a_plain_network_has_the_images_channels():
+    model = denoiser()
+    assert model.backbone.conv.weight.shape[:2] == (2, 2)
+    x, level, previous = inputs()
+    output = model.output(x, level)
+    assert output.variance is None
+    assert model(x, level).variance is None
+    # an estimate that the network does not take is ignored
+    assert torch.equal(model.output(x, level, None, previous).value, output.value)
+
+
+def test_self_conditioning_doubles_the_input_and_nothing_is_zeros():
+    model = denoiser(self_conditioning=True)
+    assert model.backbone.conv.weight.shape[:2] == (2, 4)
+    x, level, previous = inputs()
+    alone = model.output(x, level).value
+    assert torch.equal(alone, model.output(x, level, None, torch.zeros_like(x)).value)
+    other = model.output(x, level, None, previous).value
+    assert not torch.allclose(other, alone)
+    assert torch.equal(model.backbone.seen[-1][0], torch.cat([x, previous], 1))
+    x0 = model(x, level, None, previous).x0
+    assert torch.equal(x0, model.prediction.to_x0(other, x, level))
+
+
+def test_the_last_estimate_is_not_scaled_as_the_input_is():
+    model = denoiser(self_conditioning=True, input_std=0.5)
+    x, _, previous = inputs()
+    level = VarianceExploding()(torch.full((5,), 0.7))
+    model.output(x, level, None, previous)
+    total_std = (0.25 + level.sigma[0] ** 2).sqrt().float()
+    torch.testing.assert_close(model.backbone.seen[-1][0], torch.cat([x / total_std, previous], 1))
+
+
+def test_learned_variance_doubles_the_output_and_halves_the_second_half():
+    model = denoiser(learned_variance=True)
+    assert model.backbone.conv.weight.shape[:2] == (4, 2)
+    x, level, _ = inputs()
+    raw = model.backbone.conv(x)
+    value, variance = model.output(x, level)
+    assert torch.equal(value, raw[:, :2])
+    assert torch.equal(variance, (raw[:, 2:] + 1) / 2)
+    estimate = model(x, level)
+    assert torch.equal(estimate.x0, model.prediction.to_x0(value, x, level))
+    assert torch.equal(estimate.variance, variance)
+    nn.init.zeros_(model.backbone.conv.weight)
+    nn.init.zeros_(model.backbone.conv.bias)
+    assert (model.output(x, level).variance == 0.5).all()
+
+
+def test_both_halves_are_float32_at_least():
+    model = denoiser(learned_variance=True)
+    x, level, _ = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        value, variance = model.output(x, level)
+    assert value.dtype == variance.dtype == torch.float32
+    value, variance = model.double().output(x.double(), level)
+    assert value.dtype == variance.dtype == torch.float64
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), DDPMLinear(), VarianceExploding()])
+@pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow(), EDM(), Score(), Score(False)])
+def test_the_score_is_tweedies_for_every_prediction(prediction, schedule):
+    model = denoiser(prediction).double()
+    x, level = inputs()[0].double(), schedule(torch.linspace(0.1, 0.9, 5))
+    alpha, sigma = (v[:, None, None, None] for v in (level.alpha, level.sigma))
+    score = model.score(x, level)
+    torch.testing.assert_close(score, (alpha * model(x, level).x0 - x) / sigma**2)
+    if isinstance(prediction, Score):
+        output = model.output(x, level).value
+        expected = output / sigma if prediction.scale_by_sigma else output
+        torch.testing.assert_close(score, expected)
+
+
+def test_the_score_takes_labels():
+    model = denoiser(conditioning=ClassLabel)
+    x, level, _ = inputs()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    torch.testing.assert_close(model.score(x, level, labels), model.score(x, level))  # a Recorder
+
+
+def test_training_shows_the_network_its_own_estimate_half_of_the_time_without_gradient():
+    model = denoiser(self_conditioning=True)
+    objective = Objective(Rectified(), Flow(), LogitNormal())
+    generator, informed = torch.Generator().manual_seed(0), 0
+    x0 = inputs()[2]
+    for _ in range(400):
+        model.backbone.seen.clear()
+        objective(model, x0, generator=generator)
+        *before, (last, gradient) = model.backbone.seen
+        assert gradient
+        if not before:
+            assert (last[:, 2:] == 0).all()
+            continue
+        informed += 1
+        ((first, gradient),) = before
+        assert not gradient
+        assert (first[:, 2:] == 0).all()
+        assert torch.equal(first[:, :2], last[:, :2]), "the same noisy image"
+        assert last[:, 2:].abs().sum() > 0
+    assert informed == pytest.approx(200, abs=35)
+
+
+def test_no_coin_is_drawn_where_it_decides_nothing():
+    objective, x0 = Objective(Rectified(), Flow(), LogitNormal()), inputs()[2]
+    after = []
+    for model in (denoiser(), denoiser(self_conditioning=True)):
+        generator = torch.Generator().manual_seed(0)
+        objective(model, x0, generator=generator)
+        after.append(torch.rand((), generator=generator))
+    generator = torch.Generator().manual_seed(0)
+    objective.time_sampler(5, Rectified(), generator)
+    torch.randn(x0.shape, generator=generator)
+    assert after[0] == torch.rand((), generator=generator)
+    assert after[1] != after[0]
+
+
+def test_gradients_survive_the_estimate_without_gradient_under_autocast():
+    # a weight cast to bfloat16 without gradient must not be taken from autocast's cache after it
+    model = denoiser(self_conditioning=True)
+    objective = Objective(Rectified(), Flow(), LogitNormal())
+    for seed in range(4):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            generator = torch.Generator().manual_seed(seed)
+            losses = objective(model, inputs()[2], generator=generator)
+        losses.mean().backward()
+        assert model.backbone.conv.weight.grad.abs().sum() > 0
+    assert len(model.backbone.seen) > 4, "some of them were"
+
+
+def test_the_reported_loss_has_no_estimate_before_it():
+    model = denoiser(self_conditioning=True)
+    x, level, previous = inputs()
+    objective = Objective(Rectified(), Flow(), LogitNormal())
+    objective.loss_at(model, previous, x, level)
+    ((seen, _),) = model.backbone.seen
+    assert (seen[:, 2:] == 0).all()
+
+
+def test_learned_variance_and_self_conditioning_go_together():
+    model = denoiser(Eps(), self_conditioning=True, learned_variance=True)
+    objective = Objective(DDPMLinear(50, 1e-4, 0.02), Eps(), Uniform(), None, Hybrid())
+    losses = [objective(model, inputs()[2]) for _ in range(6)]
+    assert all(one.shape == (5,) and one.isfinite().all() for one in losses)
+    sum(one.mean() for one in losses).backward()
+    assert model.backbone.conv.weight.grad[2:].abs().sum() > 0

@@ -1,0 +1,171 @@
+"""The bound that trains a reverse variance, against formulas written out."""
+
+import math
+
+import pytest
+import torch
+
+from diffusion_lab.conditioning import Unconditional
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.noise import add_noise
+from diffusion_lab.objective import Eps, Hybrid, Objective, Uniform, V
+from diffusion_lab.objective.variance_loss import bound_term, negative_log_likelihood
+from diffusion_lab.schedule import DDPMLinear
+
+STEPS = 100
+SCHEDULE = DDPMLinear(STEPS)
+FIRST, LAST = 0, STEPS - 1  # indices of the table, as in the published code
+
+
+class Published:
+    """guided-diffusion's bound in float64, from its betas alone; t are indices from 0."""
+
+    def __init__(self, alphas_cumprod):
+        previous = torch.cat([torch.ones(1).double(), alphas_cumprod[:-1]])
+        self.betas = 1 - alphas_cumprod / previous
+        self.cumprod, self.previous = alphas_cumprod, previous
+        variance = self.betas * (1 - previous) / (1 - alphas_cumprod)
+        self.log_clipped = torch.cat([variance[1:2], variance[1:]]).log()
+
+    def mean(self, x0, x, t):
+        first = self.betas * self.previous.sqrt() / (1 - self.cumprod)
+        alphas = 1 - self.betas
+        second = (1 - self.previous) * alphas.sqrt() / (1 - self.cumprod)
+        return first[t, None, None, None] * x0 + second[t, None, None, None] * x
+
+    def bits(self, x0, x, x0_hat, fraction, t):
+        low = self.log_clipped[t, None, None, None]
+        high = self.betas.log()[t, None, None, None]
+        log_variance = fraction * high + (1 - fraction) * low
+        mean, guess = self.mean(x0, x, t), self.mean(x0_hat, x, t)
+        kl = 0.5 * (
+            -1
+            + log_variance
+            - low
+            + torch.exp(low - log_variance)
+            + (mean - guess) ** 2 * torch.exp(-log_variance)
+        )
+        nll = -self.log_likelihood(x0, guess, 0.5 * log_variance)
+        kl, nll = (value.mean((1, 2, 3)) / math.log(2) for value in (kl, nll))
+        return torch.where(t == 0, nll, kl)
+
+    @staticmethod
+    def log_likelihood(x, means, log_scales):
+        def cdf(value):  # the published code has a tanh that is within 2e-4 of this
+            return 0.5 * (1 + torch.erf(value / math.sqrt(2)))
+
+        centered = x - means
+        inverse = torch.exp(-log_scales)
+        plus, minus = cdf(inverse * (centered + 1 / 255)), cdf(inverse * (centered - 1 / 255))
+        inside = (plus - minus).clamp(min=1e-12).log()
+        upper = (1 - minus).clamp(min=1e-12).log()
+        middle = torch.where(x > 0.999, upper, inside)
+        return torch.where(x < -0.999, plus.clamp(min=1e-12).log(), middle)
+
+
+def example(index, n=6, seed=0):
+    """Clean images (both ends among them), noisy ones, an estimate and a variance, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, 2, 3, 3)
+    x0 = torch.randint(0, 256, shape, generator=generator).double() / 127.5 - 1
+    x0[:, :, 0, 0], x0[:, :, 0, 1] = -1, 1
+    eps, error, fraction = (torch.randn(shape, generator=generator).double() for _ in range(3))
+    index = torch.as_tensor(index).expand(n)
+    level = SCHEDULE((index + 1).double() / STEPS)
+    return index, level, x0, add_noise(x0, eps, level), x0 + 0.01 * error, fraction.sigmoid()
+
+
+@pytest.mark.parametrize("index", [FIRST, 1, 2, 50, LAST, [0, 1, 5, 30, 70, 99]])
+def test_it_is_the_published_bound(index):
+    """Compared: guided-diffusion's bits per dimension, float64, at the first step and others."""
+    t, level, x0, x, x0_hat, fraction = example(torch.tensor(index))
+    alphas_cumprod = SCHEDULE(torch.arange(1, STEPS + 1).double() / STEPS).alpha ** 2
+    expected = Published(alphas_cumprod).bits(x0, x, x0_hat, fraction, t)
+    bits = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
+    torch.testing.assert_close(bits, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("index", [FIRST, 1, LAST])
+def test_float32_is_enough(index):
+    _, level, x0, x, x0_hat, fraction = example(index)
+    exact = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
+    single = bound_term(*(v.float() for v in (x, x0, x0_hat, fraction)), level, SCHEDULE)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=2e-3, atol=1e-4)
+
+
+def test_the_divergence_is_zero_at_the_posterior_and_by_hand_elsewhere():
+    _, level, x0, x, _, fraction = example(40)
+    none = bound_term(x, x0, x0, torch.zeros_like(x), level, SCHEDULE)
+    torch.testing.assert_close(none, torch.zeros_like(none), atol=1e-12, rtol=0)
+    there = SCHEDULE(torch.tensor(0.40, dtype=torch.float64))
+    here = level[0]
+    beta = 1 - (here.alpha / there.alpha) ** 2
+    small = beta * there.sigma**2 / here.sigma**2
+    learned = torch.exp(fraction * beta.log() + (1 - fraction) * small.log())
+    by_hand = 0.5 * (learned / small).log() - 0.5 + small / (2 * learned)
+    bits = bound_term(x, x0, x0, fraction, level, SCHEDULE)
+    torch.testing.assert_close(bits, by_hand.mean((1, 2, 3)) / math.log(2))
+
+
+def test_the_likelihoods_of_all_bins_add_up_to_one():
+    bins = torch.arange(256).double() / 127.5 - 1
+    for mean in (-1.2, 0.013, 0.97):
+        log_variance = torch.full((256,), math.log(0.05**2)).double()
+        nats = negative_log_likelihood(bins, torch.full_like(bins, mean), log_variance)
+        assert (-nats).exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_weights_are_those_of_the_hybrid_loss():
+    assert Hybrid().weight == 0.001
+    _, level, x0, x, x0_hat, fraction = example(7)
+    bits = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
+    added = Hybrid(0.01)(x, x0, x0_hat, fraction, level, SCHEDULE)
+    torch.testing.assert_close(added, 0.01 * STEPS * bits)
+    with pytest.raises(ValueError, match="weight=0"):
+        Hybrid(0)
+
+
+class Affine(torch.nn.Module):
+    """A network with a number for each half of its output."""
+
+    condition_width = 1
+
+    def __init__(self, in_channels, out_channels, image_size):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(0.3))
+        self.variance = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x, noise, condition):
+        return torch.cat([self.value * x, self.variance * x], 1)
+
+
+@pytest.mark.parametrize("prediction", [Eps(), V()])
+def test_only_the_variance_learns_from_the_bound(prediction):
+    denoiser = Denoiser(Affine, Unconditional, prediction, (2, 3, 3), 0, learned_variance=True)
+    _, level, x0, _, _, _ = example(torch.tensor([0, 1, 5, 30, 70, 99]))
+    eps = torch.randn_like(x0)
+
+    def gradients(objective):
+        denoiser.zero_grad()
+        objective.loss_at(denoiser, x0, eps, level).mean().backward()
+        network = denoiser.backbone
+        return network.value.grad.clone(), network.variance.grad
+
+    simple, none = gradients(Objective(SCHEDULE, prediction, Uniform()))
+    hybrid, variance = gradients(Objective(SCHEDULE, prediction, Uniform(), None, Hybrid()))
+    assert none == 0
+    assert torch.equal(simple, hybrid)
+    assert variance.abs() > 0
+
+
+def test_a_variance_learns_the_posterior_s_own_from_a_perfect_mean():
+    """With x0 known the least divergence is at the small variance, so the fraction falls to 0."""
+    _, level, x0, x, _, _ = example([2, 3, 5, 20, 60, 99])
+    fraction = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([fraction], lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        bound_term(x, x0, x0, fraction.expand_as(x), level, SCHEDULE).mean().backward()
+        optimizer.step()
+    assert fraction.abs().item() < 0.05
