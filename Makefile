@@ -7,7 +7,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 LAB := $(BIN)/diffusion-lab
 ARGS ?=
 
-.PHONY: help setup train train-unet train-dit test test-slow lint format build clean
+.PHONY: help setup train train-unet train-dit toy test test-slow lint format build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ train-unet: setup  ## train the FashionMNIST U-Net on all GPUs, or the CPU: ARGS
 
 train-dit: setup  ## train the FashionMNIST DiT on all GPUs, or the CPU: ARGS="trainer.max_steps=1000"
 	$(LAB) train experiment=fashion_mnist/dit $(ARGS)
+
+toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' paths
+	run=outputs/two_moons/$$(date +%Y-%m-%d_%H-%M-%S) && \
+	$(LAB) train experiment=toy/two_moons run_dir=$$run $(ARGS) && \
+	$(BIN)/python experiments/theory/figures.py $$run
 
 test: setup  ## the default tests, under five minutes on two cores
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)

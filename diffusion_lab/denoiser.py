@@ -125,6 +125,9 @@ class Denoiser(nn.Module):
         return Estimate(self.prediction.to_x0(value, x, level), variance)
 
     def score(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
-        """The gradient of log p(x), (alpha x0 - x) / sigma^2 (Tweedie), for any prediction."""
+        """The gradient of log p(x) at x (B, C, H, W), of its shape, for any prediction.
+
+        (alpha x0 - x) / sigma^2, by Tweedie's formula (arXiv:2011.13456).
+        """
         x0 = self(x, level, labels).x0
         return -noise_of(x, x0, level) / broadcast(level.sigma, x)

@@ -9,6 +9,8 @@ from torch import Tensor
 from diffusion_lab.denoiser import DenoiseFn, Denoiser, Estimate
 from diffusion_lab.noise import NoiseLevel, broadcast
 
+TINY = 1e-12  # where an estimate is constant or 0, there is nothing to divide by
+
 
 class Guidance:
     """Guidance of x0, all channels alike, away from a weaker estimate.
@@ -56,7 +58,7 @@ class Guidance:
     def rescaled(self, guided: Tensor, strong: Tensor) -> Tensor:
         """`guided` with its standard deviation moved towards that of `strong`, sample by sample."""
         axes = tuple(range(1, strong.ndim))
-        ratio = strong.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+        ratio = strong.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=TINY)
         return guided * (1 + self.rescale * (ratio - 1))
 
     def inside(self, level: NoiseLevel) -> Tensor:
@@ -163,7 +165,8 @@ class ProjectedGuidance(Guidance):
         if self.norm_limit is not None:
             length = flat.norm(dim=1, keepdim=True)
             flat = flat * (self.norm_limit / length).clamp(max=1)
-        share = (flat * along).sum(1, keepdim=True) / along.square().sum(1, keepdim=True)
+        size = along.square().sum(1, keepdim=True).clamp(min=TINY)
+        share = (flat * along).sum(1, keepdim=True) / size
         flat = flat - (1 - self.parallel) * share * along
         return super().push(strong, flat.view_as(strong))
 
@@ -172,7 +175,8 @@ def keep_known(denoise: DenoiseFn, known: Tensor, mask: Tensor) -> DenoiseFn:
     """Inpainting by replacement at sampling time (arXiv:2011.13456, section I.2).
 
     Where `mask`, broadcast to x, is true, the estimate is the clean image `known` (B, ...): a
-    sampler then carries alpha known + sigma eps there, with its own noise, and ends on `known`.
+    sampler then carries alpha known + sigma eps there, with its own noise, and ends on `known`. The
+    paper replaces the state x with fresh noise instead; neither is an exact conditional.
     """
 
     def inpainted(x: Tensor, level: NoiseLevel) -> Estimate:

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import DenoiseFn, Denoiser
 from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.errors import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.progress import progress_bar
 from diffusion_lab.randomness import SampleNoise
 from diffusion_lab.sampler import Sampler
+from diffusion_lab.sampler.runge_kutta import ToleranceError
 from diffusion_lab.schedule import NoiseSchedule
 
 
@@ -59,7 +61,10 @@ class Pipeline:
         weak = None if self.weak is None else self.weak.to(device)
         denoise = constrain(self.guidance.bind(self.denoiser, labels, weak))
         start = noise(self.denoiser.image_shape)
-        x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
+        try:
+            x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
+        except ToleranceError as error:  # known only now
+            raise UserError(str(error)) from error
         return self.first_stage.decode(x)
 
 

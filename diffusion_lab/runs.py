@@ -3,28 +3,23 @@
 config.yaml  checkpoints/last.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
 """
 
-import hashlib
 import json
 import platform
 import subprocess
 import uuid
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build import Model, build_datamodule, build_model, build_pipeline
+from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.device import autocast, pick_device, pick_precision
 from diffusion_lab.distributed import from_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
-from diffusion_lab.pipeline import Pipeline
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 CHECKPOINT = Path("checkpoints/last.ckpt")
@@ -126,26 +121,6 @@ def resumed(folder: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def inherit(
-    cfg: DictConfig, saved: DictConfig, groups: tuple[str, ...], overrides: list[str]
-) -> None:
-    """Gives `cfg` the choice of a run, `saved`, in each group, unless `overrides` choose another.
-
-    Single values in `overrides`, as in sampler.steps=20, change the run's choice.
-    """
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    keys = {override.key_or_group: override for override in parsed}
-    with open_dict(cfg):
-        cfg.data = saved.data
-        for group in groups:
-            if any(key == group or key.startswith(f"{group}/") for key in keys):
-                continue
-            cfg[group] = saved[group]
-            for key, override in keys.items():
-                if key.startswith(f"{group}."):
-                    OmegaConf.update(cfg, key, override.value())
-
-
 def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataModule, Model]:
     """A trained run: its data (unread) and its model with averaged weights.
 
@@ -172,73 +147,6 @@ def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataMo
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {folder}/{CONFIG}: it is of another model") from error
     return datamodule, model
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """A trained run, ready to be sampled from on a device."""
-
-    saved: DictConfig  # its configuration
-    datamodule: ImageDataModule  # unread
-    model: Model
-    device: torch.device
-    precision: str
-    fingerprint: str  # sha256 of its checkpoint
-
-    @property
-    def autocast(self) -> torch.autocast:
-        """The block in which the network is asked."""
-        return autocast(self.precision, self.device)
-
-    def pipeline(self, cfg: DictConfig) -> Pipeline:
-        """Sampling as `cfg.sampler` and `cfg.guidance` say."""
-        weak = load_weak(cfg.guidance, self.saved)
-        return build_pipeline(cfg, self.model, self.datamodule.num_classes, weak)
-
-
-def open_run(cfg: DictConfig) -> OpenRun:
-    """The run `cfg.run` with averaged weights; `cfg.data_root` is where its data is now, if moved.
-
-    Raises UserError for what is missing, damaged or impossible on this machine.
-    """
-    saved = load_config(cfg.run)
-    if cfg.data_root:
-        saved.data.root = cfg.data_root
-    device = pick_device(cfg.device)
-    precision = pick_precision(cfg.precision, device)
-    autocast(precision, device)  # to hear now what it has to say
-    datamodule, model = load(cfg.run, saved)
-    model.denoiser.to(device).eval().requires_grad_(False)
-    with (Path(cfg.run) / CHECKPOINT).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return OpenRun(saved, datamodule, model, device, precision, digest)
-
-
-def load_weak(guidance: DictConfig, saved: DictConfig) -> Denoiser | None:
-    """The denoiser of `guidance.weak_run`, if any, for a run whose configuration is `saved`.
-
-    Raises UserError if it was trained on other data, labels or noise levels.
-    """
-    folder = guidance.get("weak_run")
-    if folder is None:
-        return None
-    other = load_config(folder)
-    for part in ("schedule", "first_stage", "conditioning"):
-        if other[part] != saved[part]:
-            raise UserError(
-                f"guidance.weak_run={folder} was trained with another {part}; give a run that "
-                "differs in size or training time only"
-            )
-    datamodule, model = load(folder, other)
-    ours = build_datamodule(saved)
-    facts = [(data.image_shape, data.num_classes) for data in (datamodule, ours)]
-    if facts[0] != facts[1]:
-        raise UserError(
-            f"guidance.weak_run={folder} was trained on images of shape {facts[0][0]} in "
-            f"{facts[0][1]} classes, this run on {facts[1][0]} in {facts[1][1]}; "
-            "give a run on the same data"
-        )
-    return model.denoiser.eval().requires_grad_(False)
 
 
 def load_summary(folder: str | Path) -> dict:

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from diffusion_lab import runs
+from diffusion_lab import runs, trained_run
 from diffusion_lab.errors import UserError, require_whole_numbers
 from diffusion_lab.images import save_png
 from diffusion_lab.pipeline import draw
@@ -24,8 +24,8 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if cfg.save not in SAVE:
         raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
     require_whole_numbers(cfg, {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0})
-    opened = runs.open_run(cfg)
-    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    opened = trained_run.open_run(cfg)
+    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
     labels = wanted_labels(cfg.labels, cfg.num_samples, pipeline.denoiser, datamodule.num_classes)
     ids = list(range(cfg.num_samples))

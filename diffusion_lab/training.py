@@ -29,6 +29,7 @@ from diffusion_lab.logger import MODES, Clock, JSONLines, WandB
 from diffusion_lab.metrics import GenerativeMetrics, report
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.progress import console, say
+from diffusion_lab.trained_run import load_weak
 
 WHOLE_NUMBERS = {
     "batch_size": 1,
@@ -119,7 +120,9 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
         return Parts(
             datamodule,
             module,
-            build_pipeline(cfg, model, datamodule.num_classes, runs.load_weak(cfg.guidance, cfg)),
+            build_pipeline(
+                cfg, model, datamodule.num_classes, load_weak(cfg.guidance.get("weak_run"), cfg)
+            ),
             instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None,
             {name: instantiate(part) for name, part in cfg.callbacks.items() if part},
             instantiate(cfg.logger) if cfg.logger else None,

@@ -1,6 +1,7 @@
 """Everything composes: each pair of parts trains and samples, or is refused with the reason."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -8,16 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from exact_denoiser import GaussianMixture, through
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 from diffusion_lab.build import build_model, build_pipeline
 from diffusion_lab.errors import UserError
+from diffusion_lab.first_stage import Pixels
 from diffusion_lab.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
 
 CONF = Path(__file__).parent.parent / "conf"
 SHAPE, CLASSES = (1, 8, 8), 4
+MIXTURE = GaussianMixture([0.2, 0.5, 0.3], [-1.0, 0.1, 0.8], 0.2)
+
+
+class Undecoded(Pixels):
+    def decode(self, latents):
+        return latents
 
 
 def options(group: str) -> list[str]:
@@ -76,13 +85,20 @@ def model_of(cfg):
 
 
 def draw(cfg, model) -> torch.Tensor:
-    return build_pipeline(cfg, model, CLASSES)(range(4))
+    """Samples, not yet rounded to uint8, of a network whose output is not 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.nn.init.normal_(model.denoiser.backbone.out.weight, std=0.1)
+    drawn = replace(build_pipeline(cfg, model, CLASSES), first_stage=Undecoded())(range(4))
+    assert drawn.isfinite().all()
+    assert drawn.std() > 0.01
+    return drawn
 
 
 def says_nothing_on_pure_noise(schedule: str, prediction: str) -> bool:
     """Whether the theory forbids the pair: the output does not determine x0 at t = 1."""
     end = instantiate(node("schedule", schedule))(torch.ones(()))
-    return not instantiate(node("objective/prediction", prediction)).x0_gain(end).isfinite()
+    return bool(end.alpha == 0) and prediction in ("eps", "score")
 
 
 def losses(model):
@@ -123,8 +139,22 @@ def test_each_sampler_draws_under_each_schedule(configure, sampler, schedule):
     model = model_of(cfg)
     drawn = draw(cfg, model)
     assert drawn.shape == (4, *SHAPE)
-    assert drawn.dtype == torch.uint8
     assert torch.equal(drawn, draw(cfg, model))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction"), [*product(options("schedule"), options("objective/prediction"))]
+)
+def test_each_prediction_agrees_with_the_exact_denoiser(configure, schedule, prediction):
+    levels = instantiate(node("schedule", schedule))(torch.tensor([0.002, 0.1, 0.5, 0.9, 1.0]))
+    network = through(instantiate(node("objective/prediction", prediction)), MIXTURE.denoise)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    for i, level in enumerate(levels):
+        if i == 4 and says_nothing_on_pure_noise(schedule, prediction):
+            continue
+        state = level.alpha * x + level.sigma * x.flip(0)
+        expected = MIXTURE.denoise(state, level).x0
+        torch.testing.assert_close(network(state, level).x0, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +216,7 @@ def test_each_guidance_draws(configure, guidance, self_conditioning):
     overrides = [f"guidance={guidance}", f"denoiser.self_conditioning={self_conditioning}"]
     cfg, model = tiny(configure, *overrides, "sampler.steps=3")
     assert losses(model).isfinite().all()
-    assert build_pipeline(cfg, model, CLASSES)(range(4)).shape == (4, *SHAPE)
+    assert draw(cfg, model).shape == (4, *SHAPE)
 
 
 @pytest.mark.parametrize("conditioning", options("conditioning"))

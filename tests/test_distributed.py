@@ -41,3 +41,16 @@ def test_two_ranks_train_sample_and_measure_as_one(lab, tmp_path):
     alone = json.loads(out.splitlines()[-1])
     for name, value in alone.items():
         assert value == pytest.approx(summary["metrics"][name], rel=1e-6), name
+
+
+@pytest.mark.slow
+def test_noise_levels_are_spread_over_a_global_batch_and_their_losses_seen_by_all(lab, tmp_path):
+    spread = ["objective/time_sampler=second_moment", "objective.time_sampler.stratified=true"]
+    parts = ["objective.time_sampler.bins=8", "micro_batch_size=2", "trainer.devices=2"]
+    code, _, err = lab("train", *TINY, *spread, *parts, "run_dir=two", "callbacks.evaluation=null")
+    assert code == 0, err
+    assert "global batch 8 = micro-batch 2 x 2 accumulated x 2 ranks" in err
+    state = torch.load(tmp_path / "two/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    (seen,) = (value for name, value in state.items() if name.endswith("time_sampler.count"))
+    # 4 steps with one of the 8 images in each eighth of the noise levels
+    assert seen.tolist() == [4] * 8

@@ -229,6 +229,30 @@ def test_inpainting_ends_on_what_is_known_and_keeps_the_rest_free(sampler):
     assert residual.std().item() == pytest.approx(level.sigma.item(), rel=0.1)
 
 
+def test_inpainting_follows_what_is_known():
+    """Of two numbers with a correlation of 0.9, one is known: the other follows it."""
+    torch.manual_seed(0)
+    covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
+
+    def denoise(x, level):
+        alpha, sigma = level.alpha.float(), level.sigma.float()
+        total = alpha**2 * covariance + sigma**2 * torch.eye(2)
+        return Estimate(x @ torch.linalg.solve(total, alpha * covariance))
+
+    means = []
+    for value in (-1.0, 1.0):
+        constrained = keep_known(denoise, torch.full((), value), torch.tensor([True, False]))
+        x = Ancestral(100, Uniform())(constrained, torch.randn(2000, 2), Cosine())
+        means.append(x[:, 1].mean().item())
+    assert means == pytest.approx([-0.9, 0.9], abs=0.3)  # replacement alone falls short of it
+
+
+@pytest.mark.parametrize("guidance", [Guidance(2.0, rescale=0.7), ProjectedGuidance(2.0)])
+def test_an_estimate_of_zero_is_guided_to_a_finite_one(model, guidance):
+    denoise = guidance.bind(model, torch.zeros(4, dtype=torch.int64))
+    assert denoise(torch.zeros_like(X), LEVEL).x0.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("build", "word"),
     [

@@ -375,7 +375,7 @@ def score(x, sigma):
 def test_annealed_langevin():
     """Algorithm 1 of arXiv:2006.09011 with its constants for CIFAR-10, and its denoising step.
 
-    12 geometric sigmas stand for its 232; the start is our grid's first level, noise alone.
+    12 geometric sigmas stand for its 232.
     """
     sigmas = torch.logspace(math.log10(50), -2, 12, dtype=torch.float64)
     draws = torch.randn(60, 64, 2, dtype=torch.float64)
@@ -387,10 +387,10 @@ def test_annealed_langevin():
     x = x + sigmas[-1] ** 2 * score(x, sigmas[-1])
 
     fresh, schedule = iter(draws), VarianceExploding(0.01, 50.0)
-    levels = schedule.at_logsnr(-2 * torch.cat([sigmas[:1], sigmas, sigmas[-1:] * 0]).log())
+    levels = schedule.at_logsnr(-2 * torch.cat([sigmas, sigmas[-1:] * 0]).log())
     levels = NoiseLevel(levels.t, levels.alpha, torch.cat([levels.sigma[:-1], sigmas[:1] * 0]))
     state = sigmas[0] * NOISE
-    sampler = AnnealedLangevin(13, UniformLogSNR())
+    sampler = AnnealedLangevin(12, UniformLogSNR())
     for after in sampler.walk(MIXTURE.denoise, state, levels, schedule, lambda x: next(fresh)):
         state = after
     assert_same(state, x, 1e-9)

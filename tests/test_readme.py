@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from diffusion_lab.cli.combinations import gather
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (diffusion-lab .+)$", README, re.MULTILINE)
@@ -15,6 +17,8 @@ COMMANDS = re.findall(r"^    (diffusion-lab .+)$", README, re.MULTILINE)
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_composes(line):
     _, command, *overrides = shlex.split(line)
+    if command == "sample-sweep":
+        overrides = gather(overrides)
     sweep = "-m" in overrides
     overrides = [o for o in overrides if o != "-m"]
     if sweep:
@@ -23,7 +27,10 @@ def test_every_command_composes(line):
         key, _, values = choices.partition("=")
         overrides.append(f"{key}={values.split(',')[0]}")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert compose(command, overrides=[*overrides, *(["name=x"] if command == "train" else [])])
+        assert compose(
+            command.replace("-", "_"),
+            overrides=[*overrides, *(["name=x"] if command == "train" else [])],
+        )
 
 
 def test_every_make_target_named_exists():

@@ -198,7 +198,7 @@ def test_a_known_image_is_returned_exactly_in_its_dtype(sampler, grid, schedule)
         (UniPC, 10),
         (IPNDM, 10),
         (ReverseSDE, 10),
-        (AnnealedLangevin, 46),
+        (AnnealedLangevin, 51),
         (PredictorCorrector, 20),
         (partial(PredictorCorrector, corrections=3), 40),
     ],

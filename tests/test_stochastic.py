@@ -55,7 +55,7 @@ def learned(denoise):
         Heun(100, Karras(), churn=40.0, churn_min=0.05, churn_max=50.0, noise_scale=1.003),
         SLOW(),
         PredictorCorrector(200, UniformLogSNR(), corrector="annealed"),
-        PredictorCorrector(200, Uniform(), corrector="annealed", variance="fixed_small"),
+        PredictorCorrector(400, Uniform(), corrector="annealed", variance="fixed_small"),
     ],
     ids=[
         "ddim_half",
@@ -75,16 +75,14 @@ def learned(denoise):
 def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
     torch.manual_seed(0)
     denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
-    x = sampler(learned(denoise), torch.randn(8000, 2, dtype=torch.float64), schedule)
+    x = sampler(learned(denoise), torch.randn(20_000, 2, dtype=torch.float64), schedule)
     nearest = torch.cdist(x, MODES).argmin(1)
     for mode, weight in enumerate(WEIGHTS):
         members = x[nearest == mode]
-        assert len(members) / 8000 == pytest.approx(weight, abs=0.02)
+        assert len(members) / 20_000 == pytest.approx(weight, abs=0.02)
         torch.testing.assert_close(members.mean(0), MODES[mode], atol=0.05, rtol=0)
-        # the 800 samples of the last mode know their std to 1.8 %, all of them to 0.6 %
-        assert members.std(0).mean().item() == pytest.approx(STD, rel=0.06)
-    spread = (x - MODES[nearest]).square().mean().sqrt()
-    assert spread.item() == pytest.approx(STD, rel=0.03)
+        # the 2,000 samples of the last mode know their std to 1.1 %
+        assert members.std(0).mean().item() == pytest.approx(STD, rel=0.03)
 
 
 @every_schedule
@@ -185,7 +183,6 @@ def test_no_noise_is_drawn_where_none_is_wanted():
         Ancestral(5, Uniform(), eta=0.0, variance="fixed_large"),
         DPMSolver(5, Uniform()),
         ReverseSDE(5, Uniform(), eta=0.0),
-        AnnealedLangevin(1, Uniform()),
     ):
         assert sampler(denoise, noise, Cosine(), randn_like=None).isfinite().all()
 

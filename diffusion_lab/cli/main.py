@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from diffusion_lab.cli.combinations import admit, gather
 from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.errors import UserError
 
@@ -20,6 +21,10 @@ COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
+    "sample-sweep": "samplers, steps and guidance of a trained run against one another",
+    "likelihood": "bits a dimension of test images",
+    "encode": "images to noise and back",
+    "inpaint": "draw the missing part of images anew",
 }
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
@@ -41,7 +46,7 @@ def main() -> None:
     """The console script `diffusion-lab`."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        listed = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+        listed = "\n".join(f"  {name:<14}{what}" for name, what in COMMANDS.items())
         print(USAGE.format(commands=listed))
         return
     name, *rest = arguments
@@ -49,9 +54,13 @@ def main() -> None:
         fail(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
     # Hydra then raises, instead of printing a trace of its own making
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"diffusion-lab {name}", *rest]
     try:
-        command(name)()
+        if name == "sample-sweep":
+            rest = gather(rest)
+        if name != "train":
+            rest = [admit(argument) for argument in rest]
+        sys.argv = [f"diffusion-lab {name}", *rest]
+        command(name.replace("-", "_"))()
     except UserError as error:
         fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:

@@ -2,6 +2,13 @@
 
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.data.torchvision_sets import CIFAR10DataModule, FashionMNISTDataModule
+from diffusion_lab.data.two_moons import TwoMoonsDataModule
 from diffusion_lab.data.verified_files import DataError
 
-__all__ = ["CIFAR10DataModule", "DataError", "FashionMNISTDataModule", "ImageDataModule"]
+__all__ = [
+    "CIFAR10DataModule",
+    "DataError",
+    "FashionMNISTDataModule",
+    "ImageDataModule",
+    "TwoMoonsDataModule",
+]

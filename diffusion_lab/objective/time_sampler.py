@@ -101,32 +101,31 @@ class LogNormal(TimeSampler):
 class CosineInterpolated(TimeSampler):
     """logSNR between two cosine schedules shifted to noise resolutions (arXiv:2301.11093).
 
-    At `noise_low` = `noise_high` = `image_size` it is the cosine schedule cut to [logsnr_min,
-    logsnr_max]. A lower `noise_low` adds noise at the noisy end, as much for that resolution as
-    the cosine has for its own; `noise_high` does at the clean end. All three in pixels.
+    At `noise_low` = `noise_high` = 1 it is the cosine schedule cut to [logsnr_min, logsnr_max]. A
+    lower `noise_low` adds noise at the noisy end, as much for a resolution of that share of the
+    image's as the cosine has for its own; `noise_high` does at the clean end.
     """
 
     def __init__(
         self,
-        image_size: int = 32,
-        noise_low: int = 32,
-        noise_high: int = 32,
+        noise_low: float = 1.0,
+        noise_high: float = 1.0,
         logsnr_min: float = -15.0,
         logsnr_max: float = 15.0,
         stratified: bool = False,
     ):
         super().__init__(stratified)
-        if not 0 < noise_low <= noise_high or image_size <= 0:
+        if not 0 < noise_low <= noise_high:
             raise ValueError(
                 f"objective.time_sampler.noise_low={noise_low} and noise_high={noise_high} must "
-                "satisfy 0 < noise_low <= noise_high, and image_size be above 0"
+                "satisfy 0 < noise_low <= noise_high"
             )
         if not logsnr_min < logsnr_max:
             raise ValueError(
                 f"objective.time_sampler.logsnr_min={logsnr_min} must be below "
                 f"logsnr_max={logsnr_max}"
             )
-        self.shifts = 2 * math.log(noise_low / image_size), 2 * math.log(noise_high / image_size)
+        self.shifts = 2 * math.log(noise_low), 2 * math.log(noise_high)
         self.logsnr_min, self.logsnr_max = logsnr_min, logsnr_max
 
     def cosine(self, u: Tensor, shift: float) -> Tensor:

@@ -34,6 +34,10 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 SMALLEST_RATIO = 1e-3  # sigma / alpha that stands for clean data: a 16th of a grey level
 
 
+class ToleranceError(ValueError):
+    """A tolerance was not met in the steps that were allowed."""
+
+
 def integrate(
     slope: Callable[[Tensor, Tensor], Tensor],
     y: Tensor,
@@ -45,7 +49,7 @@ def integrate(
     """Yields y (B, ...) and its place s (B,) float64 after each step of dy/ds = slope(y, s).
 
     A sample's error in a step, a root mean square, is kept below tolerance (1 + |y|). Raises
-    ValueError if `steps` steps, refused ones among them, do not lead to `end`.
+    ToleranceError if `steps` steps, refused ones among them, do not lead to `end`.
     """
     s = torch.full((len(y),), start, dtype=torch.float64)
     length = torch.full_like(s, (end - start) / 20)
@@ -70,7 +74,7 @@ def integrate(
         yield y, s
         if (s == end).all():
             return
-    raise ValueError(
+    raise ToleranceError(
         f"the ODE needs more than {steps} steps for a tolerance of {tolerance}; raise one of them"
     )
 
@@ -126,10 +130,17 @@ class AdaptiveRungeKutta(Sampler):
     `tolerance` is the error allowed in a step, relative to 1 + |x|, and `steps` the most steps that
     may be tried; each accepted or refused one costs six network calls. Only the ends of the time
     grid are used: from its first level to its last noisy one, and from there a step to clean data.
+    Self-conditioning and guidance with momentum make the slope depend on the call before, refused
+    ones too, which costs steps.
     """
 
     def __init__(self, steps: int, time_grid: TimeGrid, tolerance: float = 1e-3):
         super().__init__(steps, time_grid)
+        if steps < 2:
+            raise ValueError(
+                f"sampler.steps={steps} must be 2 or more: the most steps that may be tried, as in "
+                "sampler.steps=200"
+            )
         if tolerance <= 0:
             raise ValueError(f"sampler.tolerance={tolerance} must be above 0")
         self.tolerance = tolerance

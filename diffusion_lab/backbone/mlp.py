@@ -1,0 +1,59 @@
+"""A residual MLP on flattened images: for points and toy problems, and as the simplest baseline."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.embedding import NoiseEmbedding
+from diffusion_lab.conditioning import Condition
+
+FREQUENCIES = 64  # of the noise embedding
+
+
+class ResidualBlock(nn.Module):
+    """h + W2 silu(W1 norm(h) + condition)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, 2 * width)
+        self.condition = nn.Linear(width, 2 * width)
+        self.outer = nn.Linear(2 * width, width)
+
+    def forward(self, h: Tensor, vector: Tensor) -> Tensor:
+        """h and vector (B, width) -> (B, width)."""
+        return h + self.outer(F.silu(self.inner(self.norm(h)) + self.condition(vector)))
+
+
+class MLP(nn.Module):
+    """`depth` residual blocks of `width` on all numbers of an image at once."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        width: int,
+        depth: int,
+    ):
+        super().__init__()
+        height, columns = image_size
+        self.condition_width = width
+        self.out_shape = (out_channels, height, columns)
+        self.embed = nn.Linear(in_channels * height * columns, width)
+        self.noise = NoiseEmbedding(FREQUENCIES, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, out_channels * height * columns)
+        for layer in (self.out, *(block.outer for block in self.blocks)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
+        vector = self.noise(noise)  # (B, width)
+        if condition.vector is not None:
+            vector = vector + condition.vector
+        h = self.embed(x.flatten(1))  # (B, width)
+        for block in self.blocks:
+            h = block(h, F.silu(vector))
+        return self.out(self.norm(h)).unflatten(1, self.out_shape)

@@ -1,0 +1,41 @@
+"""Overrides of a command on a trained run, and those with several values, as in steps=5,10."""
+
+from itertools import product
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+# groups whose option is the run's own, which Hydra does not see, unless another is chosen
+OF_THE_RUN = ("sampler.", "guidance.", "metrics.")
+
+
+def admit(override: str) -> str:
+    """The override, made one that may name a key of the run's own sampler, guidance or metrics.
+
+    A key that is none is then refused by the class that it is given to.
+    """
+    return f"++{override}" if override.startswith(OF_THE_RUN) else override
+
+
+def gather(arguments: list[str]) -> list[str]:
+    """The arguments, those with several values moved into one: combinations=[...].
+
+    Raises Hydra's OverrideParseException for what is no override.
+    """
+    parser = OverridesParser.create()
+    single, several = [], []
+    for argument in arguments:
+        flag = argument.startswith("-")
+        varies = not flag and parser.parse_override(argument).is_sweep_override()
+        (several if varies else single).append(argument)
+    if not several:
+        return single
+    quoted = ("'" + argument.replace("'", "\\'") + "'" for argument in several)
+    return [*single, f"combinations=[{','.join(quoted)}]"]
+
+
+def expand(several: list[str]) -> list[dict[str, str]]:
+    """Every combination of the values, the last key changing fastest; {} where nothing varies."""
+    parsed = [OverridesParser.create().parse_override(argument) for argument in several]
+    keys = [override.key_or_group for override in parsed]
+    values = [list(override.sweep_string_iterator()) for override in parsed]
+    return [dict(zip(keys, chosen, strict=True)) for chosen in product(*values)]

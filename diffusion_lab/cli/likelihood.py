@@ -1,0 +1,14 @@
+"""diffusion-lab likelihood."""
+
+import json
+
+from omegaconf import DictConfig
+
+from diffusion_lab.held_out import likelihood
+
+
+def run(cfg: DictConfig) -> None:
+    """Measures bits a dimension and prints them."""
+    result = likelihood(cfg)
+    if cfg.json:
+        print(json.dumps(result))

@@ -1,0 +1,63 @@
+"""Points in the plane as images of two channels and one pixel: diffusion that can be looked at."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.data.datamodule import ImageDataModule, Split
+from diffusion_lab.images import to_float
+
+TRAIN_SIZE, TEST_SIZE = 20_000, 2_000
+SIDE = 256  # of a picture in pixels: a pixel is a grey step of the data
+COLOURS = ((42, 98, 168), (196, 78, 40))
+
+
+class TwoMoonsDataModule(ImageDataModule):
+    """Two interleaved half circles, one a class, with Gaussian noise around them.
+
+    A point (x, y) in [-1, 1]^2 is stored as uint8 like any image, in steps of 1 / 127.5; `noise` is
+    its standard deviation across the circle, whose radius is 0.5.
+    """
+
+    native_shape = (2, 1, 1)
+    class_names = ("upper", "lower")
+
+    def __init__(
+        self,
+        noise: float = 0.04,
+        on_device: bool | str = "auto",
+        validation_size: int = 1000,
+    ):
+        super().__init__(on_device=on_device, validation_size=validation_size)
+        if noise < 0:
+            raise ValueError(f"data.noise={noise} must be 0 or more")
+        self.noise = noise
+
+    def load(self) -> tuple[Split, Split]:
+        """The same points on every machine."""
+        return self._points(TRAIN_SIZE, seed=0), self._points(TEST_SIZE, seed=1)
+
+    def _points(self, count: int, seed: int) -> Split:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(count) % 2
+        angle = math.pi * torch.rand(count, generator=generator)
+        upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1) / 2
+        points = torch.where(labels[:, None] == 0, upper, -upper)  # (N, 2)
+        points = points + self.noise * torch.randn(count, 2, generator=generator)
+        images = ((points + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return Split(images[:, :, None, None], labels)
+
+    def picture(self, images: Tensor, columns: int) -> Tensor:
+        """A scatter plot, uint8 (3, 256, 256), a colour for each `columns` points in turn."""
+        across, up = images.flatten(1).long().cpu().unbind(1)  # (N,)
+        picture = torch.full((3, SIDE, SIDE), 255, dtype=torch.uint8)
+        colours = torch.tensor(COLOURS, dtype=torch.uint8)
+        turn = torch.arange(len(images)) // columns % len(COLOURS)
+        picture[:, SIDE - 1 - up, across] = colours[turn].T
+        return picture
+
+
+def points_of(images: Tensor) -> Tensor:
+    """Images (N, 2, 1, 1) as points (N, 2) float32 in [-1, 1]^2."""
+    return to_float(images).flatten(1)

@@ -1,0 +1,125 @@
+"""A trained run opened again, to be sampled from and measured."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from diffusion_lab.build import Model, build_datamodule, build_pipeline
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.device import autocast, pick_device, pick_precision
+from diffusion_lab.errors import UserError, as_user_error
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.runs import CHECKPOINT, load, load_config
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A trained run, ready to be sampled from on a device."""
+
+    saved: DictConfig  # its configuration
+    datamodule: ImageDataModule  # unread
+    model: Model
+    device: torch.device
+    precision: str
+    fingerprint: str  # of its checkpoint
+    weak: dict[str | None, Denoiser | None]  # those of weak runs asked for, by folder
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """The block in which the network is asked."""
+        return autocast(self.precision, self.device)
+
+    def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
+        """The metrics that `cfg.metrics` says, with the features of their reference."""
+        with as_user_error():
+            metrics = instantiate(cfg.metrics)
+            self.datamodule.prepare_data()
+            self.datamodule.setup("fit")
+            metrics.prepare(self.datamodule, self.device)
+        return metrics
+
+    def pipeline(self, cfg: DictConfig) -> Pipeline:
+        """Sampling as `cfg.sampler` and `cfg.guidance` say."""
+        folder = cfg.guidance.get("weak_run")
+        if folder not in self.weak:
+            self.weak[folder] = load_weak(folder, self.saved)
+        return build_pipeline(cfg, self.model, self.datamodule.num_classes, self.weak[folder])
+
+
+def open_run(cfg: DictConfig) -> OpenRun:
+    """The run `cfg.run` with averaged weights; `cfg.data_root` is where its data is now, if moved.
+
+    Raises UserError for what is missing, damaged or impossible on this machine.
+    """
+    saved = load_config(cfg.run)
+    if cfg.data_root:
+        saved.data.root = cfg.data_root
+    device = pick_device(cfg.device)
+    precision = pick_precision(cfg.precision, device)
+    autocast(precision, device)  # to hear now what it has to say
+    datamodule, model = load(cfg.run, saved)
+    model.denoiser.to(device).eval().requires_grad_(False)
+    return OpenRun(saved, datamodule, model, device, precision, fingerprint(cfg.run), {})
+
+
+def fingerprint(folder: str | Path) -> str:
+    """sha256 of a run's checkpoint."""
+    with (Path(folder) / CHECKPOINT).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
+    """The denoiser of `guidance.weak_run`, if any, for a run whose configuration is `saved`.
+
+    Raises UserError if it was trained on other data, labels or noise levels.
+    """
+    if folder is None:
+        return None
+    other = load_config(folder)
+    for part in ("schedule", "first_stage", "conditioning"):
+        if other[part] != saved[part]:
+            raise UserError(
+                f"guidance.weak_run={folder} was trained with another {part}; give a run that "
+                "differs in size or training time only"
+            )
+    datamodule, model = load(folder, other)
+    ours = build_datamodule(saved)
+    facts = [(data.image_shape, data.num_classes) for data in (datamodule, ours)]
+    if facts[0] != facts[1]:
+        raise UserError(
+            f"guidance.weak_run={folder} was trained on images of shape {facts[0][0]} in "
+            f"{facts[0][1]} classes, this run on {facts[1][0]} in {facts[1][1]}; "
+            "give a run on the same data"
+        )
+    return model.denoiser.eval().requires_grad_(False)
+
+
+def inherit(
+    cfg: DictConfig, saved: DictConfig, groups: tuple[str, ...], overrides: list[str]
+) -> None:
+    """Gives `cfg` the choice of a run, `saved`, in each group, unless `overrides` choose another.
+
+    Single values in `overrides`, as in sampler.steps=20, change the run's choice.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    keys = {override.key_or_group: override for override in parsed}
+    with open_dict(cfg):
+        cfg.data = saved.data
+        for group in groups:
+            if group in keys:
+                continue
+            parts = [key.replace("/", ".") for key in keys if key.startswith(f"{group}/")]
+            chosen = {part: OmegaConf.select(cfg, part) for part in parts}
+            cfg[group] = saved[group]
+            for part, option in chosen.items():
+                OmegaConf.update(cfg, part, option, merge=False)
+            for key, override in keys.items():
+                if key.startswith(f"{group}."):
+                    OmegaConf.update(cfg, key, override.value())
