@@ -1,6 +1,6 @@
 """What every backbone must do, and the parts that they share."""
 
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from diffusion_lab.backbone import DiT, UNet
 from diffusion_lab.backbone.attention import SelfAttention, attend
-from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions, sinusoid
 from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU, _GroupNorm
 from diffusion_lab.conditioning import ClassLabel, Condition, Unconditional
@@ -21,42 +19,63 @@ from diffusion_lab.objective.prediction import Flow
 from diffusion_lab.schedule import Rectified
 
 CONF = Path(__file__).parent.parent / "conf"
-BACKBONES = {
-    "dit": partial(
-        DiT, patch=2, width=32, depth=2, heads=2, block=partial(AdaLNZero, mlp_ratio=4.0)
-    ),
-    "unet": partial(
-        UNet,
-        channels=16,
-        multipliers=[1, 2],
-        blocks=1,
-        attention=[1],
-        head_channels=16,
-        dropout=0.0,
-        patch=1,
-    ),
-    "unet_patch": partial(
-        UNet,
-        channels=16,
-        multipliers=[2],
-        blocks=1,
-        attention=[0],
-        head_channels=None,
-        dropout=0.1,
-        patch=2,
-    ),
+TOKENS = ["backbone.patch=2", "backbone.width=32", "backbone.depth=2"]
+DIT = ["backbone=dit", *TOKENS, "backbone.heads=2"]
+MAMBA = ["backbone=mamba", *TOKENS, "backbone.state=4"]
+UNET = ["backbone=unet", "backbone.channels=16", "backbone.blocks=1"]
+BLOCKS = ["adaln_zero", "adaln", "in_context", "cross_attention"]
+CONFIGURED = {
+    "unet": [
+        *UNET,
+        "backbone.multipliers=[1,2]",
+        "backbone.attention=[1]",
+        "backbone.head_channels=16",
+    ],
+    "unet_patch": [
+        *UNET,
+        "backbone.multipliers=[2]",
+        "backbone.attention=[0]",
+        "backbone.head_channels=null",
+        "backbone.dropout=0.1",
+        "backbone.patch=2",
+    ],
+    **{f"dit_{block}": [*DIT, f"backbone/block={block}"] for block in BLOCKS},
+    **{f"mamba_{block}": [*MAMBA, f"backbone/block={block}"] for block in BLOCKS},
+    "dit_rotary": [*DIT, "backbone.positions=rotary", "backbone.qk_norm=true"],
+    "dit_learned": [*DIT, "backbone.positions=learned", "backbone.window=1"],
+    "dit_long_skips": [*DIT, "backbone.long_skips=true", "backbone.depth=3"],
+    "dit_in_context_rotary_window": [
+        *DIT,
+        "backbone/block=in_context",
+        "backbone.positions=rotary",
+        "backbone.window=2",
+    ],
+    "mamba_mlp": [*MAMBA, "backbone.block.mlp_ratio=2"],
+    "mamba_bidirectional": [*MAMBA, "backbone.path=bidirectional"],
+    "mamba_raster": [*MAMBA, "backbone.path=raster", "backbone.positions=none"],
+    "mamba2": [*MAMBA, "backbone=mamba2", "backbone.head_channels=16"],
 }
-both = pytest.mark.parametrize("build", BACKBONES.values(), ids=BACKBONES)
 
 
-def denoiser(build, conditioning=ClassLabel) -> Denoiser:
+@cache
+def build(name: str):
+    """The factory of a backbone of CONFIGURED."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=CONFIGURED[name])
+    return instantiate(cfg.backbone)
+
+
+each = pytest.mark.parametrize("name", CONFIGURED)
+
+
+def denoiser(name, conditioning=ClassLabel) -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser(build, conditioning, Flow(), (1, 8, 8), num_classes=3)
+    return Denoiser(build(name), conditioning, Flow(), (1, 8, 8), num_classes=3)
 
 
-def trained(build, steps: int, conditioning=ClassLabel) -> Denoiser:
+def trained(name: str, steps: int, conditioning=ClassLabel) -> Denoiser:
     """A denoiser after a few steps of regression on constant images, each label its own."""
-    model = denoiser(build, conditioning).train()
+    model = denoiser(name, conditioning).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
@@ -78,26 +97,26 @@ def inputs(batch: int = 4):
     return torch.randn(batch, 1, 8, 8, generator=generator), level
 
 
-@both
-def test_a_new_network_gives_zero(build):
+@each
+def test_a_new_network_gives_zero(name):
     x, level = inputs()
-    output = denoiser(build).output(x, level, torch.tensor([0, 1, 2, 3])).value
+    output = denoiser(name).output(x, level, torch.tensor([0, 1, 2, 3])).value
     assert output.shape == x.shape
     assert torch.equal(output, torch.zeros_like(x))
 
 
-@both
-def test_every_parameter_has_a_gradient_after_two_steps(build):
-    model = trained(build, 2)
+@each
+def test_every_parameter_has_a_gradient_after_two_steps(name):
+    model = trained(name, 2)
     x, level = inputs()
     model.output(x, level, torch.tensor([0, 1, 2, 3])).value.square().sum().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
 
-@both
-def test_the_label_and_the_noise_level_are_heard(build):
-    model = trained(build, 30).eval()
+@each
+def test_the_label_and_the_noise_level_are_heard(name):
+    model = trained(name, 30).eval()
     x, level = inputs(1)
     zero, one = (model.output(x, level, torch.tensor([label])).value for label in (0, 1))
     assert (zero - one).abs().mean() > 1e-5  # exactly 0 where a label is not heard
@@ -105,25 +124,25 @@ def test_the_label_and_the_noise_level_are_heard(build):
     assert (zero - other).abs().mean() > 1e-5
 
 
-@both
-def test_the_null_label_is_no_label(build):
-    model = trained(build, 6).eval()
+@each
+def test_the_null_label_is_no_label(name):
+    model = trained(name, 6).eval()
     x, level = inputs()
     null = model.output(x, level, torch.full((4,), 3)).value
     assert torch.equal(null, model.output(x, level, labels=None).value)
 
 
-@both
-def test_a_network_without_a_condition_works(build):
-    model = trained(build, 3, Unconditional)
+@each
+def test_a_network_without_a_condition_works(name):
+    model = trained(name, 3, Unconditional)
     assert not any("conditioning" in name for name, _ in model.named_parameters())
     x, level = inputs()
     assert model.output(x, level).value.abs().sum() > 0
 
 
-@both
-def test_samples_of_a_batch_do_not_see_one_another(build):
-    model = trained(build, 3).eval()
+@each
+def test_samples_of_a_batch_do_not_see_one_another(name):
+    model = trained(name, 3).eval()
     x, level = inputs()
     labels = torch.tensor([0, 1, 2, 3])
     together = model.output(x, level, labels).value
@@ -133,9 +152,9 @@ def test_samples_of_a_batch_do_not_see_one_another(build):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-@both
-def test_bfloat16_agrees_within_two_per_cent(build):
-    model = trained(build, 6).eval()
+@each
+def test_bfloat16_agrees_within_two_per_cent(name):
+    model = trained(name, 6).eval()
     x, level = inputs()
     labels = torch.tensor([0, 1, 2, 3])
 
@@ -156,27 +175,30 @@ def test_bfloat16_agrees_within_two_per_cent(build):
         assert (exact - rounded).norm() < 0.02 * exact.norm()
 
 
-@both
-def test_compiling_keeps_the_names_of_the_weights(build):
-    model = denoiser(build)
+@each
+def test_compiling_keeps_the_names_of_the_weights(name):
+    model = denoiser(name)
     before = list(model.state_dict())
     model.backbone.compile()
     assert list(model.state_dict()) == before
 
 
-@both
+@each
 @pytest.mark.slow
-def test_a_compiled_network_computes_the_same(build):
-    model = trained(build, 3).eval()
+def test_a_compiled_network_computes_the_same(name):
+    model = trained(name, 3).eval()
     x, level = inputs()
     labels = torch.tensor([0, 1, 2, 3])
     plain = model.output(x, level, labels).value
+    torch.compiler.reset()  # networks share code, of which PyTorch keeps a few versions only
     model.backbone.compile(fullgraph=True)
     torch.testing.assert_close(model.output(x, level, labels).value, plain, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [28, 32])
-@pytest.mark.parametrize("name", ["unet", "unet_small", "dit", "dit_s_2", "dit_b_4"])
+@pytest.mark.parametrize(
+    "name", ["unet", "unet_small", "dit", "dit_s_2", "dit_b_4", "mamba", "mamba2", "mamba_s_2"]
+)
 def test_presets_take_both_usual_image_sizes(name, size):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(overrides=[f"+backbone={name}"])

@@ -16,6 +16,7 @@ from diffusion_lab.data import CIFAR10DataModule, DataError, FashionMNISTDataMod
 from diffusion_lab.data import acquire as sources
 from diffusion_lab.data.datamodule import Split
 from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
+from diffusion_lab.data.torchvision_sets import FashionMNISTShadesDataModule, shaded
 from diffusion_lab.errors import UserError
 from diffusion_lab.images import pad_to
 
@@ -388,3 +389,30 @@ def test_the_real_fashion_mnist(tmp_path):
     assert images.float().std() / 255 == pytest.approx(0.35302, abs=1e-5)
     trousers = images[labels == 1].float().mean(0)[0]
     assert trousers[20, 13:15].mean() < trousers[20, 9:11].mean() / 2  # a gap between two legs
+
+
+class TestShades:
+    def split(self) -> Split:
+        generator = torch.Generator().manual_seed(0)
+        brightness = torch.arange(60, dtype=torch.uint8)[torch.randperm(60, generator=generator)]
+        images = brightness[:, None, None, None].repeat(1, 1, 2, 2)
+        return Split(images, torch.arange(60) % 2)
+
+    def test_each_class_is_divided_evenly_from_dark_to_bright(self):
+        split = self.split()
+        labels = shaded(split, split, 3).labels
+        assert torch.equal(labels // 3, split.labels)
+        assert torch.bincount(labels).tolist() == [10] * 6
+        brightness = split.images.float().mean((1, 2, 3))
+        for label in (0, 1):
+            dark, middle, bright = (brightness[labels == 3 * label + shade] for shade in range(3))
+            assert dark.max() < middle.min() <= middle.max() < bright.min()
+
+    def test_the_limits_are_those_of_the_reference(self):
+        dark = Split(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+        assert shaded(dark, self.split(), 3).labels.tolist() == [0, 3, 0, 3]
+
+    def test_a_label_is_named_by_both_attributes(self):
+        names = FashionMNISTShadesDataModule.class_names
+        assert len(names) == 30
+        assert names[3:6] == ("Trouser, dark", "Trouser, middle", "Trouser, bright")

@@ -1,6 +1,6 @@
-"""Self-attention over tokens, softmax(q k^T / sqrt(d)) v (arXiv:1706.03762).
+"""Attention over tokens, softmax(q k^T / sqrt(d)) v (arXiv:1706.03762).
 
-B batch, N tokens, D width, h heads, d = D / h.
+B batch, N tokens, L tokens of the context, D width, h heads, d = D / h.
 """
 
 import torch
@@ -8,32 +8,108 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of q (B, h, N, d) over k and v (B, h, M, d) -> (B, h, N, d)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of q (B, h, N, d) over k and v (B, h, L, d) -> (B, h, N, d).
+
+    mask (N, L) is True where a query may look.
+    """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
         # the fused kernel's backward runs at float32 speed on CPUs, at half that of matmuls
         batch = q.shape[:2]
         q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
-        scores = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5)
+        bias, beta = q.new_zeros(()), 0
+        if mask is not None:
+            bias, beta = q.new_zeros(mask.shape).masked_fill(~mask, float("-inf")), 1
+        scores = torch.baddbmm(bias, q, k.mT, beta=beta, alpha=q.shape[-1] ** -0.5)
         return (scores.softmax(-1) @ v).unflatten(0, batch)
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Pairs (x_i, x_{i + d/2}) of x (B, h, N, d) turned by angles (M, d / 2) (arXiv:2104.09864).
+
+    Where N > M, tokens without a position stand before the M that have one, and stay as they are.
+    """
+    free, placed = x.split([x.shape[2] - len(turns), len(turns)], dim=2)
+    first, second = placed.chunk(2, dim=-1)
+    cos, sin = turns.cos().to(x.dtype), turns.sin().to(x.dtype)
+    placed = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return torch.cat([free, placed], dim=2)
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """A projection (B, N, parts D) as `parts` tensors (B, h, N, d)."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raises ValueError where heads do not divide the width."""
+    if width % heads:
+        raise ValueError(
+            f"{heads} heads do not divide a width of {width}; write a number of heads that does"
+        )
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, (B, N, D) -> (B, N, D)."""
+    """Multi-head self-attention, (B, N, D) -> (B, N, D).
 
-    def __init__(self, width: int, heads: int):
+    `qk_norm` normalises queries and keys (arXiv:2302.05442); `turns` (M, d / 2) are the angles of
+    rotary positions and `mask` (M, M) says which patch may look at which, both for the last M
+    tokens: those before them have no place, look at all and are seen by all.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qk_norm: bool = False,
+        turns: Tensor | None = None,
+        mask: Tensor | None = None,
+    ):
         super().__init__()
-        if width % heads:
-            raise ValueError(
-                f"{heads} heads do not divide a width of {width}; write a number of heads that does"
-            )
+        check_heads(width, heads)
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        self.norm_q = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_k = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.register_buffer("turns", turns, persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, h, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, h, N, d) each
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)  # (B, h, N, d) each
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        if self.turns is not None:
+            q, k = rotate(q, self.turns), rotate(k, self.turns)
+        mask = self.mask
+        if mask is not None:
+            free = x.shape[1] - len(mask)
+            mask = F.pad(mask, (free, 0, free, 0), value=True)
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def mixing_macs(self, x: Tensor) -> int:
+        """Multiply-accumulates between tokens: the scores, and the sum of values by them."""
+        return 2 * x.numel() * x.shape[1]
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens (B, N, D) over a context (B, L, E) -> (B, N, D)."""
+
+    def __init__(self, width: int, heads: int, context_width: int):
+        super().__init__()
+        check_heads(width, heads)
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(context_width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, D), context (B, L, E) -> (B, N, D)."""
+        (q,) = split_heads(self.q(x), 1, self.heads)
+        k, v = split_heads(self.kv(context), 2, self.heads)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def mixing_macs(self, x: Tensor, context: Tensor) -> int:
+        """Multiply-accumulates between tokens: the scores, and the sum of values by them."""
+        return 2 * x.numel() * context.shape[1]

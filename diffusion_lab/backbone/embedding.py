@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_PERIOD = 10000
+ROTARY_PERIOD = 100.0  # a grid has tens of rows, not thousands of words
 
 
 def sinusoid(value: Tensor, width: int) -> Tensor:
@@ -19,14 +20,35 @@ def sinusoid(value: Tensor, width: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-def grid_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed 2-D positions in row-major order, (rows * columns, width): half column, half row."""
+def grid_coordinates(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Row and column of each patch in row-major order, (rows * columns,) float32 each."""
     row, column = torch.meshgrid(
         torch.arange(rows, dtype=torch.float32),
         torch.arange(columns, dtype=torch.float32),
         indexing="ij",
     )
-    return torch.cat([sinusoid(axis.flatten(), width // 2) for axis in (column, row)], dim=1)
+    return row.flatten(), column.flatten()
+
+
+def grid_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Fixed 2-D positions in row-major order, (rows * columns, width): half column, half row."""
+    row, column = grid_coordinates(rows, columns)
+    return torch.cat([sinusoid(axis, width // 2) for axis in (column, row)], dim=1)
+
+
+def rotary_turns(rows: int, columns: int, head_width: int) -> Tensor:
+    """Angles of rotary positions, (rows * columns, head_width / 2): half row, half column.
+
+    Raises ValueError if the head's width is not a multiple of 4 (arXiv:2104.09864, on two axes).
+    """
+    if head_width % 4:
+        raise ValueError(
+            f"rotary positions need heads of a multiple of 4 channels, not {head_width}; "
+            f"change backbone.width or backbone.heads, or write backbone.positions=sincos"
+        )
+    quarter = head_width // 4
+    frequency = ROTARY_PERIOD ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
+    return torch.cat([axis[:, None] * frequency for axis in grid_coordinates(rows, columns)], dim=1)
 
 
 class NoiseEmbedding(nn.Sequential):

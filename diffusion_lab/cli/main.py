@@ -25,7 +25,10 @@ COMMANDS = {
     "likelihood": "bits a dimension of test images",
     "encode": "images to noise and back",
     "inpaint": "draw the missing part of images anew",
+    "profile": "parameters, MACs, memory and speed of a composition",
+    "match": "the size at which one backbone costs what another does",
 }
+COMPOSED = ("train", "profile", "match")  # the others take what is not chosen from a run
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
 Commands:
@@ -52,12 +55,17 @@ def main() -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         fail(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
+    sys.path.append(os.getcwd())  # networks and data of the user's; at the end, to shadow nothing
     # Hydra then raises, instead of printing a trace of its own making
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        if name == "sample-sweep":
-            rest = gather(rest)
-        if name != "train":
+        if name == "profile":
+            rest = [argument for argument in rest if argument not in ("-m", "--multirun")]
+        if name in ("sample-sweep", "profile"):
+            # apart from Hydra's flags and their values, as in --cfg job
+            flags = [argument for argument in rest if "=" not in argument]
+            rest = [*flags, *gather([argument for argument in rest if "=" in argument])]
+        if name not in COMPOSED:
             rest = [admit(argument) for argument in rest]
         sys.argv = [f"diffusion-lab {name}", *rest]
         command(name.replace("-", "_"))()

@@ -1,7 +1,11 @@
 """Data sets, each one uint8 tensor per split."""
 
 from diffusion_lab.data.datamodule import ImageDataModule
-from diffusion_lab.data.torchvision_sets import CIFAR10DataModule, FashionMNISTDataModule
+from diffusion_lab.data.torchvision_sets import (
+    CIFAR10DataModule,
+    FashionMNISTDataModule,
+    FashionMNISTShadesDataModule,
+)
 from diffusion_lab.data.two_moons import TwoMoonsDataModule
 from diffusion_lab.data.verified_files import DataError
 
@@ -9,6 +13,7 @@ __all__ = [
     "CIFAR10DataModule",
     "DataError",
     "FashionMNISTDataModule",
+    "FashionMNISTShadesDataModule",
     "ImageDataModule",
     "TwoMoonsDataModule",
 ]

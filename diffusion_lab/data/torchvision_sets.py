@@ -44,6 +44,36 @@ class FashionMNISTDataModule(ImageDataModule):
         return read("train"), read("t10k")
 
 
+class FashionMNISTShadesDataModule(FashionMNISTDataModule):
+    """FashionMNIST with two attributes in its labels: label i is class i // 3 and shade i % 3.
+
+    Shades are the thirds of each class's training images, by mean brightness from dark to bright.
+    """
+
+    class_names = tuple(
+        f"{name}, {shade}"
+        for name in FashionMNISTDataModule.class_names
+        for shade in ("dark", "middle", "bright")
+    )
+
+    def load(self) -> tuple[Split, Split]:
+        """FashionMNIST's files, with labels of both attributes."""
+        train, test = super().load()
+        return shaded(train, train, 3), shaded(test, train, 3)
+
+
+def shaded(split: Split, reference: Split, shades: int) -> Split:
+    """The split with labels class * shades + shade, whose limits divide the reference evenly."""
+    brightness, known = (part.images.float().mean((1, 2, 3)) for part in (split, reference))
+    parts = torch.linspace(0, 1, shades + 1)[1:-1]
+    labels = split.labels * shades
+    for label in split.labels.unique():
+        limits = known[reference.labels == label].quantile(parts)
+        mine = split.labels == label
+        labels[mine] += torch.bucketize(brightness[mine], limits, right=True)
+    return Split(split.images, labels)
+
+
 class CIFAR10DataModule(ImageDataModule):
     """50,000 training and 10,000 test photographs, 3 x 32 x 32."""
 

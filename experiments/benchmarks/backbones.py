@@ -92,7 +92,8 @@ def unet_case(shape, batch, channels, multipliers, groups) -> Case:
 def dit_case(shape, batch, patch, depth) -> Case:
     """A DiT of width 384 and 6 heads with adaLN-Zero, class-conditional."""
     block = partial(AdaLNZero, mlp_ratio=4.0)
-    ours = partial(DiT, shape[0], shape[0], shape[1:], patch, 384, depth, 6, block)
+    options = {"positions": "sincos", "qk_norm": False, "window": None, "long_skips": False}
+    ours = partial(DiT, shape[0], shape[0], shape[1:], patch, 384, depth, 6, block=block, **options)
     theirs = partial(
         diffusers.DiTTransformer2DModel,
         sample_size=shape[1],

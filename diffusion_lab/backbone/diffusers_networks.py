@@ -1,0 +1,138 @@
+"""Networks of diffusers as backbones: how to wrap a network that knows nothing of this package.
+
+A wrapper makes the network from the three facts and its own settings, says how wide a condition it
+takes, starts at an output of zero, and passes on what it is called with. B batch, D width.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.attention import check_heads
+from diffusion_lab.backbone.embedding import NoiseEmbedding
+from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
+from diffusion_lab.backbone.unet import check_levels
+from diffusion_lab.conditioning import Condition
+
+
+def network_class(name: str) -> type[nn.Module]:
+    """A class of diffusers, which is imported here alone; ValueError if it is not installed."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ValueError(
+            f"{name} is a network of diffusers, which is not installed; "
+            f"write pip install 'diffusion-lab[diffusers]'"
+        ) from error
+    return getattr(diffusers, name)
+
+
+def zero(layer: nn.Module) -> None:
+    """Sets a layer's weight and bias to 0."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+class DiffusersUNet(nn.Module):
+    """UNet2DModel of diffusers, with the condition's vector added to its embedding of the noise."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        head_channels: int | None,
+        norm_groups: int,
+        dropout: float,
+    ):
+        super().__init__()
+        check_levels(image_size, len(multipliers), attention)
+        attends = [level in attention for level in range(len(multipliers))]
+        self.condition_width = 4 * channels
+        self.network = network_class("UNet2DModel")(
+            sample_size=tuple(image_size),
+            in_channels=in_channels,
+            out_channels=out_channels,
+            time_embedding_dim=self.condition_width,
+            block_out_channels=[channels * multiplier for multiplier in multipliers],
+            layers_per_block=blocks,
+            down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+            up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+            attention_head_dim=head_channels,
+            norm_num_groups=norm_groups,
+            dropout=dropout,
+            class_embed_type="identity",  # what is given as class labels is a vector to be added
+        )
+        zero(self.network.conv_out)
+
+    def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
+        vector = condition.vector  # (B, D)
+        if vector is None:
+            vector = noise.new_zeros(len(x), self.condition_width)
+        return self.network(x, noise, class_labels=vector, return_dict=False)[0]
+
+
+class GivenVector(nn.Module):
+    """Stands where diffusers embeds timestep and label, and passes on what it gets as the label."""
+
+    def forward(self, timestep: None, label: Tensor, hidden_dtype=None) -> Tensor:
+        """A vector (B, D), unchanged."""
+        return label
+
+
+class DiffusersDiT(nn.Module):
+    """DiTTransformer2DModel of diffusers, with its noise embeddings, one a block, replaced by ours.
+
+    They would embed and drop class labels by themselves; now all blocks take the same vector, the
+    noise's and the condition's. Raises ValueError unless patches tile the image, which is square.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        dropout: float,
+    ):
+        super().__init__()
+        rows, columns = patch_grid(image_size, patch)
+        if rows != columns:
+            raise ValueError(
+                f"DiTTransformer2DModel of diffusers takes square images, and these have "
+                f"{image_size[0]}x{image_size[1]} pixels; write backbone=dit"
+            )
+        check_heads(width, heads)
+        self.condition_width = width
+        self.noise = NoiseEmbedding(FREQUENCIES, width)
+        self.network = network_class("DiTTransformer2DModel")(
+            num_attention_heads=heads,
+            attention_head_dim=width // heads,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_layers=depth,
+            dropout=dropout,
+            sample_size=image_size[0],
+            patch_size=patch,
+            num_embeds_ada_norm=1,  # of labels; these embeddings are the ones replaced
+        )
+        for block in self.network.transformer_blocks:
+            block.norm1.emb = GivenVector()
+            zero(block.norm1.linear)  # the zero of adaLN-Zero, which diffusers leaves to its users
+        zero(self.network.proj_out_1)
+        zero(self.network.proj_out_2)
+
+    def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
+        vector = self.noise(noise)  # (B, D)
+        if condition.vector is not None:
+            vector = vector + condition.vector
+        return self.network(x, class_labels=vector, return_dict=False)[0]

@@ -1,0 +1,189 @@
+"""Mamba over image patches: selective state spaces along paths through the image.
+
+B batch, N tokens, D width, E inner channels, S states, p patch.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.block import Block
+from diffusion_lab.backbone.patches import PatchNetwork, check_positions, patch_grid
+from diffusion_lab.backbone.state_space import S6, SSD
+
+PATHS = ["zigzag", "bidirectional", "raster"]
+
+
+def zigzag_paths(rows: int, columns: int) -> list[Tensor]:
+    """The eight serpentine paths through a grid, each a permutation (N,) (arXiv:2403.13802).
+
+    Neighbours on a path are neighbours in the image. One follows another along the other axis and
+    from the opposite corner, so that a few layers have seen the image from all sides.
+    """
+    grid = torch.arange(rows * columns).view(rows, columns)
+    paths = []
+    for flips in ([], [0], [0, 1], [1]):
+        opposite = [axis for axis in (0, 1) if axis not in flips]
+        for corner in (grid.flip(flips), grid.flip(opposite).T):
+            path = corner.clone()
+            path[1::2] = corner[1::2].flip(1)
+            paths.append(path.flatten())
+    return paths
+
+
+class CausalConv(nn.Module):
+    """A depthwise convolution over the tokens up to the present one, then SiLU."""
+
+    def __init__(self, channels: int, size: int):
+        super().__init__()
+        bound = size**-0.5
+        self.weight = nn.Parameter(torch.empty(size, channels).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, E) -> (B, N, E)."""
+        size, length = len(self.weight), x.shape[1]
+        padded = F.pad(x, (0, 0, size - 1, 0))
+        # as a sum: the grouped convolution of libraries is slow with the channels last
+        weight, y = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        for i in range(size):
+            y = torch.addcmul(y, padded[:, i : i + length], weight[i])
+        return F.silu(y)
+
+    def mixing_macs(self, x: Tensor) -> int:
+        """Multiply-accumulates between tokens."""
+        return x.numel() * len(self.weight)
+
+
+class MambaMixer(nn.Module):
+    """Mamba's mixer of tokens (B, N, D): a gate, and a short convolution and a scan along a path.
+
+    `scan` makes the state space of E channels. `path` (M,) is the order of the last M tokens; those
+    before them come first. `bidirectional` adds a second convolution and scan, from the other end
+    (arXiv:2401.09417).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        expand: int,
+        conv: int,
+        scan: Callable[[int], nn.Module],
+        path: Tensor | None = None,
+        bidirectional: bool = False,
+    ):
+        super().__init__()
+        inner = expand * width
+        self.entry = nn.Linear(width, 2 * inner, bias=False)
+        self.forth = nn.Sequential(CausalConv(inner, conv), scan(inner))
+        self.back = nn.Sequential(CausalConv(inner, conv), scan(inner)) if bidirectional else None
+        self.out = nn.Linear(inner, width, bias=False)
+        self.register_buffer("path", path, persistent=False)
+        self.register_buffer("way_back", None if path is None else path.argsort(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        x, gate = self.entry(x).chunk(2, dim=-1)  # (B, N, E) each
+        y = self._follow(x, self.path)
+        y = self.forth(y) if self.back is None else self.forth(y) + self.back(y.flip(1)).flip(1)
+        return self.out(self._follow(y, self.way_back) * F.silu(gate))
+
+    def _follow(self, x: Tensor, path: Tensor | None) -> Tensor:
+        if path is None:
+            return x
+        free = x.shape[1] - len(path)
+        return torch.cat([x[:, :free], x[:, free:][:, path]], dim=1) if free else x[:, path]
+
+
+def scan_blocks(
+    image_size: tuple[int, int],
+    patch: int,
+    width: int,
+    depth: int,
+    expand: int,
+    conv: int,
+    path: str,
+    scan: Callable[[int], nn.Module],
+    block: Callable[..., Block],
+) -> Sequence[Block]:
+    """`depth` blocks that follow the paths of `path`; raises ValueError for an unknown one."""
+    if path not in PATHS:
+        raise ValueError(f"backbone.path={path} is unknown; use one of {', '.join(PATHS)}")
+    paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
+    return [
+        block(
+            width=width,
+            mixer=partial(
+                MambaMixer,
+                width,
+                expand,
+                conv,
+                scan,
+                path=paths[i % len(paths)],
+                bidirectional=path == "bidirectional",
+            ),
+        )
+        for i in range(depth)
+    ]
+
+
+class Mamba(PatchNetwork):
+    """Patches through `depth` blocks of Mamba's selective state space (arXiv:2312.00752).
+
+    `path` is zigzag (a layer follows one of eight), bidirectional or raster; `positions` is sincos,
+    learned or none. Raises ValueError for others, and for sizes that do not divide.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        patch: int,
+        width: int,
+        depth: int,
+        expand: int,
+        state: int,
+        conv: int,
+        path: str,
+        positions: str,
+        long_skips: bool,
+        block: Callable[..., Block],
+    ):
+        check_positions(positions, ["sincos", "learned", "none"])
+        scan = partial(S6, state=state)
+        blocks = scan_blocks(image_size, patch, width, depth, expand, conv, path, scan, block)
+        super().__init__(
+            in_channels, out_channels, image_size, patch, width, positions, long_skips, blocks
+        )
+
+
+class Mamba2(PatchNetwork):
+    """Mamba with Mamba-2's state space: one decay a head of `head_channels` (arXiv:2405.21060)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        patch: int,
+        width: int,
+        depth: int,
+        expand: int,
+        state: int,
+        head_channels: int,
+        conv: int,
+        path: str,
+        positions: str,
+        long_skips: bool,
+        block: Callable[..., Block],
+    ):
+        check_positions(positions, ["sincos", "learned", "none"])
+        scan = partial(SSD, state=state, head_channels=head_channels)
+        blocks = scan_blocks(image_size, patch, width, depth, expand, conv, path, scan, block)
+        super().__init__(
+            in_channels, out_channels, image_size, patch, width, positions, long_skips, blocks
+        )

@@ -1,0 +1,154 @@
+"""A network on patches: image -> tokens -> conditioned blocks -> image (arXiv:2212.09748).
+
+B batch, N patches, L condition tokens, D width, p patch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.block import Block
+from diffusion_lab.backbone.block.adaln import modulate
+from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
+from diffusion_lab.conditioning import Condition
+
+FREQUENCIES = 256  # of the noise embedding
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Image (B, C, H, W) -> patches (B, N, C p^2), row by row."""
+    return F.pixel_unshuffle(x, patch).flatten(2).mT
+
+
+def unpatchify(tokens: Tensor, patch: int, rows: int) -> Tensor:
+    """Patches (B, N, C p^2) in `rows` rows -> image (B, C, H, W)."""
+    return F.pixel_shuffle(tokens.mT.unflatten(2, (rows, -1)), patch)
+
+
+def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Rows and columns of patches; raises ValueError if they do not tile the image."""
+    height, width = image_size
+    if height % patch or width % patch:
+        raise ValueError(
+            f"patches of {patch} do not tile a {height}x{width} image; "
+            f"write a backbone.patch that divides both sides"
+        )
+    return height // patch, width // patch
+
+
+class LongSkips(nn.ModuleList):
+    """U-ViT's skips: each block of the second half gets its twin's tokens too (arXiv:2209.12152).
+
+    A linear layer joins the two, which at first passes on its block's own.
+    """
+
+    def __init__(self, width: int, depth: int):
+        super().__init__(nn.Linear(2 * width, width) for _ in range(depth // 2))
+
+    def initialise(self) -> None:
+        """Skips that are there, and add nothing yet."""
+        for layer in self:
+            own, skipped = layer.weight.data.chunk(2, dim=1)
+            nn.init.eye_(own)
+            nn.init.zeros_(skipped)
+
+    def before(self, index: int, blocks: int) -> nn.Linear | None:
+        """The layer that joins a skip to the input of block `index` of `blocks`, if one does."""
+        first = blocks - len(self)
+        return self[index - first] if index >= first else None
+
+
+class PatchNetwork(nn.Module):
+    """Patches through conditioned blocks; DiT and Mamba choose the blocks.
+
+    `positions` is sincos (fixed), learned, or none. Raises ValueError for another.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        patch: int,
+        width: int,
+        positions: str,
+        long_skips: bool,
+        blocks: Sequence[Block],
+    ):
+        super().__init__()
+        self.rows, columns = patch_grid(image_size, patch)
+        if width % 4:
+            raise ValueError(f"backbone.width={width} is not a multiple of 4; write one that is")
+        if not blocks:
+            raise ValueError("backbone.depth=0 leaves no blocks; write 1 or more")
+        self.condition_width = width
+        self.patch = patch
+        self.embed = nn.Linear(in_channels * patch**2, width)
+        self.noise = NoiseEmbedding(FREQUENCIES, width)
+        grid = grid_positions(self.rows, columns, width)
+        if positions == "learned":
+            self.positions = nn.Parameter(torch.empty_like(grid))
+        else:
+            self.register_buffer(
+                "positions", grid if positions == "sincos" else None, persistent=False
+            )
+        self.blocks = nn.ModuleList(blocks)
+        self.skips = LongSkips(width, len(self.blocks) if long_skips else 0)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.out = nn.Linear(width, out_channels * patch**2)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in (self.noise[0], self.noise[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        if isinstance(self.positions, nn.Parameter):
+            nn.init.normal_(self.positions, std=0.02)
+        for layer in (self.modulation[1], self.out):
+            nn.init.zeros_(layer.weight)
+        for module in self.modules():
+            if initialise := getattr(module, "initialise", None):
+                initialise()
+
+    def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
+        embedding = self.noise(noise)  # (B, D)
+        vector, context = embedding, embedding[:, None]
+        if condition.vector is not None:
+            vector = vector + condition.vector
+        if condition.tokens is not None:
+            context = torch.cat([context, condition.tokens], dim=1)  # (B, L, D)
+        condition = replace(condition, vector=vector, tokens=context)
+        tokens = self.embed(patchify(x, self.patch))  # (B, N, D)
+        if self.positions is not None:
+            tokens = tokens + self.positions.to(tokens.dtype)
+        patches = tokens.shape[1]
+        if self.blocks[0].prepends:
+            tokens = torch.cat([context.to(tokens.dtype), tokens], dim=1)  # (B, L + N, D)
+        earlier = []
+        for i, block in enumerate(self.blocks):
+            if (join := self.skips.before(i, len(self.blocks))) is not None:
+                tokens = join(torch.cat([tokens, earlier.pop()], dim=-1))
+            tokens = block(tokens, condition)
+            if i < len(self.skips):
+                earlier.append(tokens)
+        tokens = tokens[:, -patches:]
+        shift, scale = self.modulation(vector).chunk(2, dim=1)
+        output = self.out(modulate(self.norm(tokens), shift, scale))  # (B, N, C_out p^2)
+        return unpatchify(output, self.patch, self.rows)
+
+
+def check_positions(positions: str, options: Sequence[str]) -> None:
+    """Raises ValueError for positions that a network does not have."""
+    if positions not in options:
+        raise ValueError(
+            f"backbone.positions={positions} is unknown; use one of {', '.join(options)}"
+        )

@@ -1,0 +1,101 @@
+"""State spaces whose step, input and output depend on the token: S6, and its dual SSD.
+
+B batch, N tokens, E channels, S states, h heads.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.scan import dual_macs, selective_scan, state_space_dual
+
+RANK_DIVISOR = 32  # of the channels, for the rank of the steps: Mamba's D / 16
+SHORTEST, LONGEST = 1e-3, 0.1  # steps at first, and thereby memories of a thousand tokens to ten
+
+
+def initial_step(count: int) -> Tensor:
+    """What softplus turns into `count` steps, log-uniform from SHORTEST to LONGEST."""
+    step = torch.empty(count).uniform_(math.log(SHORTEST), math.log(LONGEST)).exp()
+    return step + torch.log(-torch.expm1(-step))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x as the scans need it, whatever autocast says: decays multiply over all tokens."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class S6(nn.Module):
+    """A state of S numbers for each channel, each with its own decay (arXiv:2312.00752)."""
+
+    def __init__(self, channels: int, state: int):
+        super().__init__()
+        self.state = state
+        self.rank = math.ceil(channels / RANK_DIVISOR)
+        self.project = nn.Linear(channels, self.rank + 2 * state, bias=False)
+        self.step = nn.Linear(self.rank, channels)
+        self.log_decay = nn.Parameter(torch.empty(channels, state))
+        self.direct = nn.Parameter(torch.empty(channels))
+
+    def initialise(self) -> None:
+        """Decay rates 1 to S, and steps of many lengths."""
+        rates = torch.arange(1, self.state + 1, device=self.log_decay.device).log()
+        self.log_decay.data.copy_(rates.expand_as(self.log_decay))
+        nn.init.ones_(self.direct)
+        nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
+        self.step.bias.data.copy_(initial_step(len(self.step.bias)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, E) -> (B, N, E)."""
+        low, b, c = self.project(x).split([self.rank, self.state, self.state], dim=-1)
+        dt = F.softplus(at_least_float32(self.step(low)))
+        channels, b, c = (at_least_float32(tensor) for tensor in (x, b, c))
+        y = selective_scan(channels, dt, -at_least_float32(self.log_decay).exp(), b, c)
+        return torch.addcmul(y, channels, self.direct).to(x.dtype)
+
+    def mixing_macs(self, x: Tensor) -> int:
+        """Half of the scan's 9 operations a token, channel and state."""
+        return 9 * x.numel() * self.state // 2
+
+
+class SSD(nn.Module):
+    """One decay a head, and a state of S x `head_channels` (arXiv:2405.21060).
+
+    Inputs and outputs are projected from the scan's own input, as in S6; Mamba-2's block takes them
+    from the token, and normalises the gated result.
+    """
+
+    def __init__(self, channels: int, state: int, head_channels: int):
+        super().__init__()
+        if channels % head_channels:
+            raise ValueError(
+                f"heads of {head_channels} channels do not divide the {channels} inner ones; "
+                f"write a backbone.head_channels that does"
+            )
+        self.state = state
+        self.heads = channels // head_channels
+        self.project = nn.Linear(channels, self.heads + 2 * state, bias=False)
+        self.step = nn.Parameter(torch.empty(self.heads))
+        self.log_decay = nn.Parameter(torch.empty(self.heads))
+        self.direct = nn.Parameter(torch.empty(self.heads))
+
+    def initialise(self) -> None:
+        """Decay rates from 1 to 16, and steps of many lengths."""
+        self.log_decay.data.uniform_(1, 16).log_()
+        nn.init.ones_(self.direct)
+        self.step.data.copy_(initial_step(self.heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, E) -> (B, N, E)."""
+        projected = at_least_float32(self.project(x))
+        dt, b, c = projected.split([self.heads, self.state, self.state], dim=-1)
+        heads = at_least_float32(x).unflatten(-1, (self.heads, -1))  # (B, N, h, E / h)
+        dt = F.softplus(dt + self.step)
+        y = state_space_dual(heads, dt, -at_least_float32(self.log_decay).exp(), b, c)
+        return torch.addcmul(y, heads, self.direct[:, None]).flatten(2).to(x.dtype)
+
+    def mixing_macs(self, x: Tensor) -> int:
+        """Multiply-accumulates of the scan's matrix products."""
+        batch, length, channels = x.shape
+        return batch * dual_macs(length, channels, self.state)

@@ -1,0 +1,135 @@
+"""What a U-Net is made of: residual blocks and attention over pixels.
+
+B batch, C channels, H W height and width, E width of the noise embedding, L tokens of the context.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
+from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """factor x, without a pass over x if the factor is 1."""
+    return x if factor == 1 else x * factor
+
+
+class ResidualBlock(nn.Module):
+    """skip_scale (x + two convolutions of x), with the embedding between them.
+
+    The embedding is added there; with `scale_shift` it scales and shifts what the second norm gives
+    (arXiv:2105.05233). `resample`, if given, changes the resolution of both branches; x passes a
+    1x1 convolution where its channels change, and always with `project`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        embedding_width: int,
+        dropout: float,
+        scale_shift: bool = False,
+        skip_scale: float = 1.0,
+        resample: nn.Module | None = None,
+        project: bool = False,
+    ):
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.skip_scale = skip_scale
+        self.resample = nn.Identity() if resample is None else resample
+        self.norm1 = GroupNormSiLU(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.embedding = nn.Linear(embedding_width, channels * (1 + scale_shift))
+        self.norm2 = GroupNorm(channels) if scale_shift else GroupNormSiLU(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        project = project or in_channels != channels
+        self.skip = nn.Conv2d(in_channels, channels, 1) if project else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (B, C, H, W), embedding (B, E) -> (B, C', H', W')."""
+        h = self.conv1(self.resample(self.norm1(x)))
+        if self.scale_shift:
+            scale, shift = self.embedding(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        else:
+            h = self.norm2(h, shift=self.embedding(embedding))
+        h = self.conv2(self.dropout(h))
+        return scaled(self.skip(self.resample(x)) + h, self.skip_scale)
+
+
+def number_of_heads(channels: int, head_channels: int | None) -> int:
+    """Heads of a level, one if `head_channels` is None; raises ValueError if it does not divide."""
+    if head_channels is not None and channels % head_channels:
+        raise ValueError(
+            f"heads of {head_channels} channels do not divide a level of {channels}; "
+            f"write a backbone.head_channels that does, or null for a single head"
+        )
+    return channels // (head_channels or channels)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels, added to its input; the sum times skip_scale."""
+
+    def __init__(self, channels: int, head_channels: int | None, skip_scale: float = 1.0):
+        super().__init__()
+        self.skip_scale = skip_scale
+        self.norm = GroupNorm(channels)
+        self.attention = SelfAttention(channels, number_of_heads(channels, head_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H, W)."""
+        tokens = self.norm(x).permute(0, 2, 3, 1)  # (B, H, W, C)
+        h = self.attention(tokens.flatten(1, 2)).unflatten(1, tokens.shape[1:3])
+        return scaled(x + h.permute(0, 3, 1, 2), self.skip_scale)
+
+
+class CrossAttentionBlock(nn.Module):
+    """Attention of all pixels over the condition, added to its input (arXiv:2112.10752).
+
+    The sum is multiplied by skip_scale.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_channels: int | None,
+        condition_width: int,
+        skip_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.skip_scale = skip_scale
+        self.norm = GroupNorm(channels)
+        heads = number_of_heads(channels, head_channels)
+        self.attention = CrossAttention(channels, heads, condition_width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, C, H, W), context (B, L, E) -> (B, C, H, W)."""
+        pixels = self.norm(x).permute(0, 2, 3, 1)  # (B, H, W, C)
+        h = self.attention(pixels.flatten(1, 2), context).unflatten(1, pixels.shape[1:3])
+        return scaled(x + h.permute(0, 3, 1, 2), self.skip_scale)
+
+
+class Layer(nn.Module):
+    """A residual block, and where a level has it self-attention and cross-attention."""
+
+    def __init__(
+        self,
+        residual: ResidualBlock,
+        attention: AttentionBlock | None = None,
+        cross: CrossAttentionBlock | None = None,
+    ):
+        super().__init__()
+        self.residual = residual
+        self.attention = attention
+        self.cross = cross
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        """x (B, C, H, W), embedding (B, E), context (B, L, E) -> (B, C', H, W)."""
+        x = self.residual(x, embedding)
+        if self.attention is not None:
+            x = self.attention(x)
+        if self.cross is not None:
+            x = self.cross(x, context)
+        return x

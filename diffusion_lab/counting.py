@@ -1,0 +1,90 @@
+"""Multiply-accumulates (MACs) of a network, module by module, from the shapes of a forward pass.
+
+A linear layer makes D_in for each number that it puts out, a convolution C_in k^2 / groups. What a
+module multiplies outside of such layers, as attention does between tokens, it says itself in
+`mixing_macs(*forward_inputs) -> int`. Norms, activations and sums are not counted.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters and MACs of a module, or of all modules whose names begin with `name`."""
+
+    name: str
+    params: int
+    macs: int
+
+
+def count(network: nn.Module, forward: Callable[[], object]) -> list[Cost]:
+    """What each module has and does itself, its children aside, in one call of `forward`.
+
+    What is shared is listed once, and its MACs as often as it is called.
+    """
+    names = {module: name for name, module in network.named_modules()}
+    params, macs = dict.fromkeys(names.values(), 0), dict.fromkeys(names.values(), 0)
+    for name, parameter in network.named_parameters():
+        params[name.rpartition(".")[0]] += parameter.numel()
+
+    def add(module: nn.Module, inputs: tuple, keywords: dict, output: object) -> None:
+        macs[names[module]] += own_macs(module, inputs, keywords, output)
+
+    hooks = [module.register_forward_hook(add, with_kwargs=True) for module in names]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Cost(name, params[name], macs[name]) for name in names.values()]
+
+
+def own_macs(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> int:
+    """MACs of one call of a module, its children aside."""
+    macs = 0
+    if isinstance(module, nn.Linear):
+        macs = output.numel() * module.in_features
+    elif isinstance(module, CONVOLUTIONS):
+        kernel = math.prod(module.kernel_size)
+        macs = output.numel() * module.in_channels // module.groups * kernel
+    elif isinstance(module, TRANSPOSED):
+        kernel = math.prod(module.kernel_size)
+        macs = inputs[0].numel() * module.out_channels // module.groups * kernel
+    if hasattr(module, "mixing_macs"):
+        macs += module.mixing_macs(*inputs, **keywords)
+    return macs
+
+
+def seen_flops(forward: Callable[[], object]) -> int:
+    """FLOPs of the convolutions and matrix products that PyTorch sees in a call of `forward`."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()
+
+
+def total(costs: Iterable[Cost], name: str = "") -> Cost:
+    """The sum of costs."""
+    costs = list(costs)
+    return Cost(name, sum(cost.params for cost in costs), sum(cost.macs for cost in costs))
+
+
+def by_level(costs: list[Cost], depth: int) -> list[Cost]:
+    """Sums over the modules whose names share their first `depth` parts.
+
+    A module above that depth stands for itself alone; what has and does nothing is left out.
+    """
+    groups: dict[str, list[Cost]] = {}
+    for cost in costs:
+        groups.setdefault(".".join(cost.name.split(".")[:depth]), []).append(cost)
+    sums = [total(group, name) for name, group in groups.items()]
+    return [cost for cost in sums if cost.params or cost.macs]

@@ -1,0 +1,187 @@
+"""Four ways to take a condition, for DiT and Mamba: which learns best at equal parameters?
+
+    python experiments/conditioning/study.py [--seeds 0 1 2] [--networks dit ...] [overrides ...]
+
+trains each composition of COMPOSITIONS with each seed as one run folder under --out, draws 1,000
+samples of each and lets a classifier (judge.py) read their class. What is finished is kept, so the
+same command goes on where it was stopped; more overrides, such as trainer.max_steps=100000, reach
+every run. Writes results.json, table.md and ablation.png beside itself.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from judge import agreement, agreement_of_file, trained
+
+from diffusion_lab.data import FashionMNISTDataModule
+
+HERE = Path(__file__).parent
+EXPERIMENT = "experiment=fashion_mnist/conditioning"
+SAMPLES = 1000
+# As `diffusion-lab match` sizes them, to the parameters of the first within 2 %:
+#   diffusion-lab match backbone=dit backbone/block=in_context backbone.depth=4 backbone.heads=3 \
+#     'reference="backbone=dit backbone.width=192 backbone.heads=3 backbone.depth=4"'
+COMPOSITIONS = {
+    "dit": {
+        "adaln_zero": {"width": 192, "heads": 3, "depth": 4},
+        "adaln": {"width": 204, "heads": 3, "depth": 4},
+        "cross_attention": {"width": 204, "heads": 3, "depth": 4},
+        "in_context": {"width": 232, "heads": 4, "depth": 4},
+    },
+    "mamba": {
+        "adaln_zero": {"width": 212, "depth": 6},
+        "adaln": {"width": 224, "depth": 6},
+        "cross_attention": {"width": 200, "depth": 6},
+        "in_context": {"width": 252, "depth": 6},
+    },
+    "unet_small": {"added to the embedding": {}},
+}
+
+
+def lab(command: str, *overrides: str) -> None:
+    """Runs `diffusion-lab` and stops at its first error."""
+    subprocess.run([sys.executable, "-m", "diffusion_lab", command, *overrides], check=True)
+
+
+def run(network: str, block: str, seed: int, out: Path, extra: list[str]) -> Path:
+    """The folder of a finished run, trained now, or trained on, if it is not finished."""
+    folder = out / f"{network}_{block}_seed{seed}".replace(" ", "_")
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        summary = folder / "summary.json"
+        if not (summary.exists() and json.loads(summary.read_text())["finished"]):
+            lab("train", f"resume={folder}")
+    else:
+        size = COMPOSITIONS[network][block]
+        chosen = [f"backbone.{key}={value}" for key, value in size.items()]
+        if size:
+            chosen.append(f"backbone/block={block}")
+        chosen += [f"backbone={network}", f"seed={seed}", f"run_dir={folder}", *extra]
+        lab("train", EXPERIMENT, *chosen)
+    return folder
+
+
+def samples_of(folder: Path) -> Path:
+    """The array of a run's samples, drawn now if it is not there."""
+    file = folder / "samples" / "judged.npz"
+    if not file.exists():
+        output = file.with_suffix("")
+        lab("sample", f"run={folder}", f"num_samples={SAMPLES}", "save=npz", f"output={output}")
+    return file
+
+
+def row(network: str, block: str, seed: int, folder: Path, judge) -> dict:
+    """What is known of one run."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "network": network,
+        "block": block,
+        "seed": seed,
+        "parameters": summary["parameters"],
+        "wall_seconds": summary["wall_seconds"],
+        "images_seen": summary["images_seen"],
+        "device": f"{summary['device']}, {summary['threads']} threads, {summary['precision']}",
+        "metrics": {k: v for k, v in summary["metrics"].items() if not k.startswith("val_by")},
+        "accuracy": agreement_of_file(judge, samples_of(folder)),
+    }
+
+
+def metric(row: dict, kind: str) -> float:
+    """A row's figure of a kind, as fid."""
+    return next(value for name, value in row["metrics"].items() if name.startswith(f"{kind}/"))
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean and standard deviation over the seeds."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def groups(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """The seeds of each composition."""
+    grouped = {}
+    for row in rows:
+        grouped.setdefault((row["network"], row["block"]), []).append(row)
+    return grouped
+
+
+def table(rows: list[dict]) -> str:
+    """Mean and standard deviation over seeds, a line a composition."""
+    lines = [
+        "| network | condition | params | seeds | FID | accuracy | held-out loss | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (network, block), runs in groups(rows).items():
+        lines.append(
+            f"| {network} | {block} | {runs[0]['parameters'] / 1e6:.2f} M | {len(runs)} "
+            f"| {spread([metric(r, 'fid') for r in runs], 1)} "
+            f"| {spread([100 * r['accuracy'] for r in runs], 1)} % "
+            f"| {spread([r['metrics']['val/loss'] for r in runs], 4)} "
+            f"| {spread([r['wall_seconds'] / 60 for r in runs], 1)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict], judged: float, path: Path) -> None:
+    """A point a seed, a line at the mean: FID and accuracy of each composition."""
+    grouped = groups(rows)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for place, ((network, _), runs) in enumerate(grouped.items()):
+        for axis, values in zip(
+            axes,
+            ([metric(r, "fid") for r in runs], [100 * r["accuracy"] for r in runs]),
+            strict=True,
+        ):
+            colour = f"C{list(COMPOSITIONS).index(network)}"
+            axis.plot([place] * len(values), values, "o", color=colour, alpha=0.6)
+            axis.hlines(statistics.mean(values), place - 0.3, place + 0.3, color=colour)
+    names = [f"{network}\n{block}" for network, block in grouped]
+    titles = ("FID (lower is better)", "label read by a classifier, %")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+        axis.set_title(title)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].axhline(metric(rows[0], "fid_floor"), color="grey", linestyle="--", label="real images")
+    axes[1].axhline(100 * judged, color="grey", linestyle="--", label="real test images")
+    axes[1].axhline(10, color="grey", linestyle=":", label="chance")
+    for axis in axes:
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", help="reach every run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--networks", nargs="+", choices=COMPOSITIONS, default=list(COMPOSITIONS))
+    parser.add_argument("--out", type=Path, default=Path("outputs/conditioning"))
+    parser.add_argument("--data", default="data")
+    arguments = parser.parse_args()
+    data = FashionMNISTDataModule(root=arguments.data)
+    judge = trained(data)
+    judged = agreement(judge, data.test_images(), data.test_labels())
+    rows = []
+    for seed in arguments.seeds:  # so that a study cut short has compared all compositions
+        for network in arguments.networks:
+            for block in COMPOSITIONS[network]:
+                folder = run(network, block, seed, arguments.out, arguments.overrides)
+                rows.append(row(network, block, seed, folder, judge))
+                report = {"classifier_on_test_images": judged, "rows": rows}
+                (arguments.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+                print(table(rows), flush=True)
+    (HERE / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    (HERE / "table.md").write_text(table(rows))
+    plot(rows, judged, HERE / "ablation.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Backbones of equal cost: what is found agrees, and is what was asked for."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from diffusion_lab.errors import UserError
+from diffusion_lab.matching import Size, Sizes
+
+PAIRS = [
+    ("dit", "unet_small", "params"),
+    ("dit", "unet", "macs"),
+    ("unet", "dit", "params"),
+    ("unet_small", "dit_s_2", "macs"),
+    ("mlp", "unet_small", "params"),
+]
+
+
+def sizes(cost, **backbone: int) -> Sizes:
+    """Sizes of a backbone with these keys; `cost` is of them."""
+    return Sizes(OmegaConf.create({"backbone": backbone}), "own", lambda cfg: cost(**cfg.backbone))
+
+
+@pytest.mark.parametrize(("backbone", "reference", "by"), PAIRS)
+def test_what_is_pasted_has_the_figures_that_were_said(lab, backbone, reference, by):
+    common = ["data=cifar10", "backbone.dropout=0.1"] if "unet" in backbone else ["data=cifar10"]
+    code, out, err = lab("match", f"backbone={backbone}", f"reference={reference}", f"by={by}",
+                         *common, "json=true")  # fmt: skip
+    assert code == 0, err
+    paste, last = out.splitlines()[-2:]
+    result = json.loads(last)
+    assert paste == " ".join(result["overrides"])
+    assert paste.startswith(f"backbone={backbone} ")
+    found = {}
+    for who, overrides in (("reference", [f"backbone={reference}"]), ("match", paste.split())):
+        code, out, err = lab("profile", *overrides, "data=cifar10", "device=meta", "json=true")
+        assert code == 0, err
+        found[who] = json.loads(out.splitlines()[-1])
+        for figure in ("params", "macs", "flops"):
+            assert found[who][figure] == result[who][figure]
+    assert found["match"][by] == pytest.approx(found["reference"][by], rel=0.02)
+    assert result["difference"] == pytest.approx(found["match"][by] / found["reference"][by] - 1)
+
+
+def test_the_depth_is_kept_where_a_width_agrees():
+    size, agrees = sizes(lambda width, depth: width**2 * depth, width=32, depth=3).solve(4805, 0.02)
+    assert agrees
+    assert size == Size({"width": 40, "depth": 3}, 4800)
+
+
+def test_else_width_and_depth_keep_their_ratio():
+    # at depth 4 widths 20 and 24 give 1600 and 2304; 32 x 2 and 16 x 8 give 2048, 20 x 5 2000
+    own = sizes(lambda width, depth: width**2 * depth, width=8, depth=4)
+    assert own.solve(2000, 0.03) == (Size({"width": 16, "depth": 8}, 2048), True)
+    assert own.solve(2000, 0.01) == (Size({"width": 20, "depth": 5}, 2000), True)
+    assert own.solve(1999, 1e-6) == (Size({"width": 20, "depth": 5}, 2000), False)
+
+
+def test_sizes_that_a_backbone_refuses_are_passed_over():
+    def cost(width, depth):
+        if width % 12:
+            raise UserError("multiples of 12 only")
+        return width * depth
+
+    found = sizes(cost, width=24, depth=1).around(500, 1)
+    assert [size.settings["width"] for size in found] == [492, 504]
+    # and where heads as wide as before allow none so small, the smallest is next
+    own = sizes(lambda width, heads: width, width=384, heads=2)
+    assert [size.settings for size in own.around(8, None)] == [{"width": 128, "heads": 1}]
+
+
+def test_one_key_alone_is_enough():
+    assert sizes(lambda channels: channels, channels=8).solve(100, 0.02)[0].cost == 100
+    assert sizes(lambda blocks: blocks * 7, blocks=1).solve(71, 0.02)[0].settings == {"blocks": 10}
+    size, agrees = sizes(lambda blocks: blocks * 7, blocks=1).solve(74, 0.02)
+    assert not agrees
+    assert size.cost == 77
+    with pytest.raises(UserError, match="backbone=own has none of the keys width, channels, depth"):
+        sizes(lambda levels: 1, levels=3)
+
+
+def test_heads_keep_about_their_width():
+    own = sizes(lambda width, heads: width, width=384, heads=6)
+    assert own.heads({"width": 384})[0] == {"heads": 6}
+    assert own.heads({"width": 312})[0] == {"heads": 6}
+    assert own.heads({"width": 320})[0] == {"heads": 5}
+    assert own.heads({"width": 4}) == []
+
+
+def test_a_run_is_a_reference_with_all_that_it_chose(lab, run_folder):
+    arguments = ["backbone=mlp", "reference=run", "tolerance=0.1", "json=true"]
+    code, out, err = lab("match", *arguments)
+    assert code == 0, err
+    summary = json.loads((run_folder / "summary.json").read_text())
+    result = json.loads(out.splitlines()[-1])
+    assert result["reference"]["params"] == summary["parameters"]
+    assert result["match"]["params"] == pytest.approx(summary["parameters"], rel=0.1)
+
+
+def test_step_time_is_measured(lab):
+    small = ["image_shape=[1,8,8]", "num_classes=4", "backbone=mlp", "batch_size=2"]
+    code, out, err = lab(
+        "match", *small, "reference=mlp", "by=step_time", "tolerance=0.5", "device=cpu", "json=true"
+    )
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["match"]["step_time"] == pytest.approx(result["reference"]["step_time"], rel=0.5)
+    assert "of the time" in err
+
+
+WRONG = [
+    (["reference=unet"], ["by=size"], "params, macs, step_time"),
+    (["reference=unet"], ["tolerance=2"], "between 0 and 1"),
+    (["reference=unet"], ["by=step_time", "device=meta"], "device=auto"),
+    (["reference=unt"], [], "did you mean unet"),
+    (["reference=outputs/nowhere"], [], "no run folder"),
+    ([], [], "reference must be given"),
+    (["reference=unet"], ["backbone.patch=5"], "backbone.patch"),
+    (["reference=unet"], ["tolerance=1e-9"], "the nearest, backbone=dit backbone.width="),
+]
+
+
+def test_what_is_wrong_is_said_in_one_sentence(lab):
+    for reference, arguments, words in WRONG:
+        code, _, err = lab("match", "backbone=dit", *reference, *arguments)
+        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
+        assert words in lines[0]
+        assert "Traceback" not in err
+
+
+def test_a_reference_may_be_a_composition_with_another_block(lab):
+    wanted = ["backbone=dit", "backbone.width=96", "backbone.heads=2", "backbone/block=adaln"]
+    code, out, err = lab(
+        "match", "backbone=dit", "backbone/block=in_context", "json=true",
+        f'reference="{" ".join(wanted)}"',
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert "backbone/block=in_context" in result["overrides"]
+    for who, overrides in (("reference", wanted), ("match", result["overrides"])):
+        code, out, err = lab("profile", *overrides, "device=meta", "json=true")
+        assert code == 0, err
+        assert json.loads(out.splitlines()[-1])["params"] == result[who]["params"]

@@ -1,0 +1,60 @@
+"""The README's network of one's own: trained from a file and from a configuration, and reloaded."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CODE = re.search(r"```python\n(# my_networks.py\n.+?)```", README, re.DOTALL)[1]
+COMMANDS = re.findall(
+    r"^    diffusion-lab (train .*(?:my_networks|my_conf).*)$", README, re.MULTILINE
+)
+TINY = ["data._target_=tiny_data.TinyData", "trainer.accelerator=cpu", "+debug=fast"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "my_networks.py").write_text(CODE)
+    configuration = tmp_path / "my_conf" / "backbone" / "convolutions.yaml"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(
+        "_target_: my_networks.Convolutions\n_partial_: true\nwidth: 8\ndepth: 2\n"
+    )
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    return tmp_path
+
+
+def lab(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    # as the console script starts: without the present folder among the modules' places
+    start = "import sys; sys.path.remove(''); from diffusion_lab.cli import main; main()"
+    command = [sys.executable, "-c", start, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["lent_keys", "own_configuration"])
+def test_the_readmes_network_trains_and_is_reloaded(folder, command):
+    trained = lab(folder, *command.split(), *TINY, "run_dir=run")
+    assert trained.returncode == 0, trained.stderr
+    drawn = lab(folder, "sample", "run=run", "num_samples=4")
+    assert drawn.returncode == 0, drawn.stderr
+
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    lost = lab(elsewhere, "sample", "run=../run", "num_samples=4")
+    assert lost.returncode == 2
+    assert "my_networks" in lost.stderr
+    assert len(lost.stderr.strip().splitlines()) == 1
+
+
+def test_a_wrong_name_is_one_sentence(folder):
+    wrong = lab(folder, "train", "backbone=mlp", "backbone._target_=my_networks.Conv", *TINY)
+    assert wrong.returncode == 2
+    assert "my_networks.Conv" in wrong.stderr
+    assert len(wrong.stderr.strip().splitlines()) == 1
+    assert not (folder / "outputs").exists()

@@ -1,0 +1,200 @@
+"""What a composition costs: counted by hand, by PyTorch, and as published."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
+from diffusion_lab.counting import Cost, by_level, count, seen_flops, total
+from diffusion_lab.profiling import amount
+from diffusion_lab.speed import median_seconds, saved_bytes
+
+META = ["device=meta", "json=true"]
+TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]
+
+
+def macs(module: nn.Module, *inputs: torch.Tensor) -> int:
+    return total(count(module, lambda: module(*inputs))).macs
+
+
+def profiled(lab, *arguments: str) -> dict:
+    code, out, err = lab("profile", *arguments)
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes", "expected"),
+    [
+        (nn.Linear(3, 5), [(1, 7, 3)], 7 * 3 * 5),
+        (nn.Conv1d(4, 4, 3, groups=4), [(1, 4, 10)], 8 * 4 * 3),
+        (nn.Conv2d(4, 6, 3, 2, 1, groups=2), [(1, 4, 8, 8)], 6 * 4 * 4 * 2 * 9),
+        (nn.ConvTranspose2d(4, 2, 2, 2), [(1, 4, 8, 8)], 4 * 8 * 8 * 2 * 4),
+        (SelfAttention(8, 2), [(1, 5, 8)], 5 * 8 * 8 * 4 + 2 * 5 * 5 * 8),
+        (CrossAttention(8, 2, 6), [(1, 5, 8), (1, 3, 6)], 5 * 64 * 2 + 3 * 6 * 16 + 2 * 5 * 3 * 8),
+        (nn.LayerNorm(4), [(1, 4)], 0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_macs_are_those_counted_by_hand_and_by_pytorch(module, shapes, expected):
+    module = module.to("meta")
+    inputs = [torch.empty(shape, device="meta") for shape in shapes]
+    assert macs(module, *inputs) == expected
+    assert seen_flops(lambda: module(*inputs)) == 2 * expected
+
+
+def test_a_shared_module_is_listed_once_and_works_twice():
+    layer = nn.Linear(4, 4)
+    network = nn.Sequential(layer, nn.Sequential(layer, nn.Linear(4, 2, bias=False)))
+    costs = count(network, lambda: network(torch.zeros(1, 4)))
+    assert [(c.name, c.params, c.macs) for c in costs] == [
+        ("", 0, 0),
+        ("0", 20, 32),
+        ("1", 0, 0),
+        ("1.1", 8, 8),
+    ]
+
+
+def test_levels_share_the_whole_among_them():
+    costs = [
+        Cost("", 1, 0),
+        Cost("a", 2, 3),
+        Cost("a.b", 4, 5),
+        Cost("a.b.c", 6, 7),
+        Cost("d", 0, 0),
+    ]
+    assert by_level(costs, 1) == [Cost("", 1, 0), Cost("a", 12, 15)]
+    assert by_level(costs, 2) == [Cost("", 1, 0), Cost("a", 2, 3), Cost("a.b", 10, 12)]
+    for depth in (1, 2, 3):
+        assert total(by_level(costs, depth)) == total(costs)
+
+
+def test_activations_are_those_of_a_network_counted_by_hand():
+    network = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2))
+    x = torch.randn(4, 3)
+    # the first layer keeps its input, SiLU its own, and the last layer what SiLU gives: float32
+    kept = 4 * (4 * 3 + 4 * 5 + 4 * 5)
+    assert saved_bytes(lambda: network(x).sum(), network.parameters()) == kept
+    # two views of one storage are one
+    assert saved_bytes(lambda: network(x).sum() + network(x[:2]).sum(), network.parameters()) == (
+        4 * 4 * 3 + (kept - 4 * 4 * 3) * 3 // 2
+    )
+
+
+def test_steps_take_turns():
+    order = []
+    steps = [lambda: order.append("a"), lambda: order.append("b")]
+    seconds = median_seconds(steps, torch.device("cpu"), 3)
+    assert order == ["a", "b"] * 5
+    assert all(0 < taken < 0.1 for taken in seconds)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "params", "published"),
+    [
+        (["backbone=dit_xl_2", "image_shape=[4,32,32]", "num_classes=1000"], 674.8e6, 118.62e9),
+        (["backbone=unet_ddpm", "data=cifar10", "conditioning=none"], 35.7e6, 6.22e9),
+    ],
+)
+def test_published_sizes(lab, arguments, params, published):
+    result = profiled(lab, *arguments, *META)
+    tolerance = 0.001 if "dit" in arguments[0] else 0.005
+    assert result["params"] == pytest.approx(params, rel=tolerance)
+    assert result["macs"] == pytest.approx(published, rel=tolerance)
+    assert result["flops"] == 2 * result["macs"]
+    assert result["flop_counter"] == pytest.approx(result["flops"], rel=0.01)
+
+
+def test_compositions_stand_side_by_side_and_agree_with_pytorch(lab):
+    code, out, err = lab("profile", "-m", "backbone=unet,dit", "depth=1,3", *META)
+    assert code == 0, err
+    profiles = json.loads(out.splitlines()[-1])["profiles"]
+    assert len(profiles) == 4
+    for result in profiles:
+        assert result["flop_counter"] == pytest.approx(result["flops"], rel=0.01)
+    together = err[err.index("composition") :]
+    for name in ("backbone=unet depth=1", "backbone=dit depth=3"):
+        assert name in together
+    assert amount(profiles[0]["params"]) in together
+
+
+def test_the_table_lists_each_module_once(lab):
+    code, _, err = lab("profile", *TINY, "depth=3", "device=meta")
+    assert code == 0, err
+    rows = [line.split("│")[1:-1] for line in err.splitlines() if line.startswith("│")]
+    names = [row[0].strip() for row in rows]
+    assert names[-1] == "all"
+    assert "backbone.blocks.2" in names
+    assert len(set(names)) == len(names)
+    for column in (2, 4):
+        shares = [float(row[column].strip().rstrip("%")) for row in rows[:-1]]
+        assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
+
+
+def test_speed_and_memory_are_measured(lab):
+    fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true", "compile=false"]
+    sampling = ["sampler=heun", "sampler.steps=3", "guidance=classifier_free", "guidance.scale=2"]
+    result = profiled(lab, *TINY, *fast, *sampling, "json=true")
+    assert result["sampling_calls"] == 2 * 5
+    assert result["sampling_images_per_second"] == pytest.approx(
+        result["network_images_per_second"] / 10
+    )
+    for share in ("training_share_of_peak", "network_share_of_peak"):
+        assert 0 < result[share] < 1
+    # in float32, what the MLPs' second layers are given by 3 blocks: 4 tokens of 4 x 32, and GELU's
+    assert result["activation_bytes"] > 4 * 3 * 4 * 128 * 2
+    larger = profiled(lab, *TINY, *fast, "batch_size=3", "json=true")
+    assert larger["activation_bytes"] == result["activation_bytes"]
+    assert "peak_flops" in profiled(
+        lab, *TINY, *fast, "num_classes=0", "conditioning=none", "json=true"
+    )
+
+
+def test_a_run_is_profiled_without_its_weights(lab, run_folder):
+    shutil.rmtree(run_folder / "checkpoints")
+    result = profiled(lab, "run=run", *META)
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert result["params"] == summary["parameters"]
+    assert result["image_shape"] == [1, 8, 8]
+    assert result["sampling_calls"] == 3
+    # another backbone in its place
+    assert profiled(lab, "run=run", "backbone=mlp", *META)["params"] > 10 * result["params"]
+
+
+def test_a_train_composition_and_hydras_flags_are_taken(lab):
+    result = profiled(lab, "experiment=cifar10/dit", "sampler.steps=7", *META)
+    assert result["sampling_calls"] == 7
+    assert profiled(lab, "sampler=runge_kutta", *META)["sampling_calls"] is None
+    assert result["image_shape"] == [3, 32, 32]
+    code, out, _ = lab("profile", "--cfg", "job", "backbone=dit")
+    assert code == 0
+    assert "timed_steps: 5" in out
+
+
+WRONG = [
+    (["image_shape=[1,28]"], "[channels,height,width]"),
+    (["image_shape=28"], "[channels,height,width]"),
+    (["num_classes=-1"], "num_classes=-1"),
+    (["batch_size=0"], "whole number"),
+    (["depth=0"], "whole number"),
+    (["device=abacus"], "auto, cpu or cuda"),
+    (["precision=fp16"], "bf16-mixed"),
+    (["compile=maybe"], "auto, true or false"),
+    (["backbone=dti"], "did you mean dit"),
+    (["-m", "backbone=unet,dti"], "did you mean dit"),
+    (["backbone=dit", "backbone.patch=5"], "backbone.patch"),
+    (["run=nowhere"], "no run folder"),
+    (["guidance=autoguidance", "guidance.weak_run=x"], "guidance=none"),
+]
+
+
+def test_what_is_wrong_is_said_in_one_sentence(lab):
+    for arguments, words in WRONG:
+        code, _, err = lab("profile", *arguments)
+        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
+        assert words in lines[0]
+        assert "Traceback" not in err
