@@ -130,6 +130,7 @@ def test_what_is_wrong_is_said_in_one_sentence(lab, run_folder):
         assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
         assert words in lines[0]
         assert "Traceback" not in err
+        assert "Error executing job" not in err
         assert not (run_folder / "sweeps").exists()
 
 

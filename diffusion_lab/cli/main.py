@@ -86,10 +86,10 @@ def command(name: str):
         module = importlib.import_module(f"diffusion_lab.cli.{name}")
         try:
             module.run(cfg)
-        except UserError as error:
+        except (UserError, HydraException, OmegaConfBaseException) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # at the sweep's end; its other jobs go on
-            fail(str(error))
+            fail(str(error) if isinstance(error, UserError) else sentence(error, conf_dir()))
 
     return application(run)
 
