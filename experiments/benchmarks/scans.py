@@ -12,7 +12,7 @@ each side in a process of its own. Needs `pip install mambapy`. Writes scans.jso
 import argparse
 import json
 import multiprocessing
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -72,13 +72,20 @@ def seconds(network: nn.Module, tokens: int) -> float:
     return time.process_time() - begin
 
 
+def peak() -> float:
+    """The most memory that this process has held, in MiB (Linux)."""
+    # not getrusage, whose peak a process takes over from the one that started it
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
 def peak_growth(side: str, tokens: int, answer: multiprocessing.Queue) -> None:
     """MiB by which a step raises this process's peak."""
     torch.set_num_threads(1)
     network = SIDES[side]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     step(network, tokens)
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    answer.put(peak() - before)
 
 
 def memory(side: str, tokens: int) -> float:
