@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_lab.backbone.attention import SelfAttention, check_heads
 from diffusion_lab.backbone.block import Block
 from diffusion_lab.backbone.embedding import grid_coordinates, rotary_turns
-from diffusion_lab.backbone.patches import PatchNetwork, check_positions, patch_grid
+from diffusion_lab.backbone.patches import PatchNetwork, check_option, patch_grid
 
 
 def window_mask(rows: int, columns: int, window: int) -> Tensor:
@@ -41,7 +41,7 @@ class DiT(PatchNetwork):
         long_skips: bool,
         block: Callable[..., Block],
     ):
-        check_positions(positions, ["sincos", "learned", "rotary"])
+        check_option("positions", positions, ["sincos", "learned", "rotary"])
         rows, columns = patch_grid(image_size, patch)
         check_heads(width, heads)
         if window is not None and window < 1:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.block import Block
-from diffusion_lab.backbone.patches import PatchNetwork, check_positions, patch_grid
+from diffusion_lab.backbone.patches import PatchNetwork, check_option, patch_grid
 from diffusion_lab.backbone.state_space import S6, SSD
 
 PATHS = ["zigzag", "bidirectional", "raster"]
@@ -110,8 +110,7 @@ def scan_blocks(
     block: Callable[..., Block],
 ) -> Sequence[Block]:
     """`depth` blocks that follow the paths of `path`; raises ValueError for an unknown one."""
-    if path not in PATHS:
-        raise ValueError(f"backbone.path={path} is unknown; use one of {', '.join(PATHS)}")
+    check_option("path", path, PATHS)
     paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
     return [
         block(
@@ -153,7 +152,7 @@ class Mamba(PatchNetwork):
         long_skips: bool,
         block: Callable[..., Block],
     ):
-        check_positions(positions, ["sincos", "learned", "none"])
+        check_option("positions", positions, ["sincos", "learned", "none"])
         scan = partial(S6, state=state)
         blocks = scan_blocks(image_size, patch, width, depth, expand, conv, path, scan, block)
         super().__init__(
@@ -181,7 +180,7 @@ class Mamba2(PatchNetwork):
         long_skips: bool,
         block: Callable[..., Block],
     ):
-        check_positions(positions, ["sincos", "learned", "none"])
+        check_option("positions", positions, ["sincos", "learned", "none"])
         scan = partial(SSD, state=state, head_channels=head_channels)
         blocks = scan_blocks(image_size, patch, width, depth, expand, conv, path, scan, block)
         super().__init__(

@@ -146,9 +146,7 @@ class PatchNetwork(nn.Module):
         return unpatchify(output, self.patch, self.rows)
 
 
-def check_positions(positions: str, options: Sequence[str]) -> None:
-    """Raises ValueError for positions that a network does not have."""
-    if positions not in options:
-        raise ValueError(
-            f"backbone.positions={positions} is unknown; use one of {', '.join(options)}"
-        )
+def check_option(key: str, value: str, options: Sequence[str]) -> None:
+    """Raises ValueError for a value of a backbone's key that is not among its options."""
+    if value not in options:
+        raise ValueError(f"backbone.{key}={value} is unknown; use one of {', '.join(options)}")
