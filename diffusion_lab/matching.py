@@ -20,8 +20,9 @@ from diffusion_lab.profiling import (
     COMPOSITION,
     WHOLE_NUMBERS,
     amount,
+    costs_of,
     image_facts,
-    meta_model,
+    model_on,
     place,
 )
 from diffusion_lab.progress import console, say
@@ -152,7 +153,7 @@ class Costs:
         self.device, self.precision = place(cfg)
         self.bench = None
         for each in (cfg, reference):
-            meta_model(each, self.facts)  # to hear now what it has to say
+            model_on("meta", each, self.facts)  # to hear now what it has to say
         if cfg.by == "step_time":
             self.bench = self.prepare(reference)
             (self.seconds,) = median_seconds([self.bench.train], self.device, cfg.timed_steps)
@@ -165,13 +166,13 @@ class Costs:
 
     def params(self, cfg: DictConfig) -> int:
         """Parameters."""
-        model, _ = meta_model(cfg, self.facts)
+        model, _ = model_on("meta", cfg, self.facts)
         return sum(parameter.numel() for parameter in model.denoiser.parameters())
 
     def macs(self, cfg: DictConfig) -> int:
         """Multiply-accumulates of a network call on one image."""
-        model, call = meta_model(cfg, self.facts)
-        return counting.total(counting.count(model.denoiser, call)).macs
+        costs, _ = costs_of(cfg, self.facts)
+        return counting.total(costs).macs
 
     def figures(self, cfg: DictConfig) -> dict[str, float]:
         """What is worth knowing of both sides, whatever is to agree."""

@@ -1,5 +1,6 @@
 """The README's network of one's own: trained from a file and from a configuration, and reloaded."""
 
+import json
 import re
 import subprocess
 import sys
@@ -58,3 +59,15 @@ def test_a_wrong_name_is_one_sentence(folder):
     assert "my_networks.Conv" in wrong.stderr
     assert len(wrong.stderr.strip().splitlines()) == 1
     assert not (folder / "outputs").exists()
+
+
+def test_a_network_that_reads_its_tensors_is_profiled_all_the_same(folder):
+    code = CODE.replace(
+        "        return ", "        assert x.abs().max().item() < 10\n        return "
+    )
+    assert code != CODE
+    (folder / "my_networks.py").write_text(code)
+    arguments = ["--config-dir", "my_conf", "backbone=convolutions", "speed=false", "json=true"]
+    done = lab(folder, "profile", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["macs"] > 0
