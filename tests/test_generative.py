@@ -56,7 +56,7 @@ class FakeSource:
         images = torch.randint(0, 256, (train + test, 1, 4, 4), generator=generator)
         self.train, self.test = images.to(torch.uint8).split([train, test])
 
-    def train_images(self):
+    def reference_images(self):
         return self.train
 
     def test_images(self):

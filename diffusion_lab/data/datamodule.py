@@ -9,6 +9,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from diffusion_lab.data.subsets import check_subset, subset
 from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
 from diffusion_lab.errors import UserError
 from diffusion_lab.images import crop_to, grid, pad_to
@@ -26,8 +27,9 @@ class Split(NamedTuple):
 class ImageDataModule(lightning.LightningDataModule, ABC):
     """Training batches are (images uint8 (b, C, H, W), labels int64 (b,)) and never end.
 
-    Metrics compare with the training split; the held-out denoising loss uses the first
-    `validation_size` images of the test split. `pad` is the height and width that the model sees.
+    Trained on is the training split, or with `fraction` or `per_class` a part of it; metrics always
+    compare with the whole split. The held-out denoising loss uses the first `validation_size`
+    images of the test split. `pad` is the height and width that the model sees.
     """
 
     native_shape: tuple[int, int, int]  # (C, H, W), known before any file is there
@@ -39,8 +41,12 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         flip: bool = False,
         on_device: bool | str = "auto",
         validation_size: int = 1000,
+        fraction: float | None = None,
+        per_class: int | None = None,
+        subset_seed: int = 0,
     ):
         super().__init__()
+        check_subset(fraction, per_class)
         if pad is not None and pad < max(self.native_shape[1:]):
             raise ValueError(
                 f"data.pad={pad} is smaller than the images; use {max(self.native_shape[1:])} or "
@@ -54,6 +60,9 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         self.flip = flip
         self.on_device = on_device
         self.validation_size = validation_size
+        self.fraction = fraction
+        self.per_class = per_class
+        self.subset_seed = subset_seed
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
@@ -69,13 +78,21 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         """Labels are 0, ..., num_classes - 1."""
         return len(self.class_names)
 
-    def train_images(self) -> Tensor:
-        """uint8 (N, C, H, W), native size, never augmented: the reference for metrics."""
+    def reference_images(self) -> Tensor:
+        """uint8 (M, C, H, W), native size: the whole training split, which metrics compare with."""
         return self._splits[0].images
+
+    def reference_labels(self) -> Tensor:
+        """int64 (M,)."""
+        return self._splits[0].labels
+
+    def train_images(self) -> Tensor:
+        """What is trained on, uint8 (N, C, H, W), native size: the training split or a part."""
+        return self._trained_on.images
 
     def train_labels(self) -> Tensor:
         """int64 (N,)."""
-        return self._splits[0].labels
+        return self._trained_on.labels
 
     def test_images(self) -> Tensor:
         """uint8 (N, C, H, W), native size."""
@@ -87,7 +104,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all images and labels: equal exactly if the data are."""
+        """sha256 of all images and labels, trained on or not: equal exactly if the data are."""
         digest = hashlib.sha256()
         for tensor in (part for split in self._splits for part in split):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -116,6 +133,10 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         Images come in reading order, `columns` a row.
         """
         return grid(images, columns)
+
+    def setup(self, stage: str) -> None:
+        """Reads everything and takes the subset, so that nothing is refused after this."""
+        _ = self._trained_on
 
     def set_batch(self, batch_size: int, micro_batch: int, seed: int) -> None:
         """Tells the global batch of a step, one rank's share of a forward pass, and the run's seed.
@@ -164,6 +185,12 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
         return self.load()
+
+    @cached_property
+    def _trained_on(self) -> Split:
+        whole = self._splits[0]
+        index = subset(whole.labels, self.fraction, self.per_class, self.subset_seed)
+        return whole if index is None else Split(whole.images[index], whole.labels[index])
 
     def _padded(self, images: Tensor) -> Tensor:
         return pad_to(images, self.pad) if self.pad else images

@@ -23,8 +23,11 @@ class FashionMNISTDataModule(ImageDataModule):
         flip: bool = False,
         on_device: bool | str = "auto",
         validation_size: int = 1000,
+        fraction: float | None = None,
+        per_class: int | None = None,
+        subset_seed: int = 0,
     ):
-        super().__init__(pad, flip, on_device, validation_size)
+        super().__init__(pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
         self.root = Path(root)
 
     def prepare_data(self) -> None:
@@ -97,8 +100,11 @@ class CIFAR10DataModule(ImageDataModule):
         flip: bool = True,
         on_device: bool | str = "auto",
         validation_size: int = 1000,
+        fraction: float | None = None,
+        per_class: int | None = None,
+        subset_seed: int = 0,
     ):
-        super().__init__(None, flip, on_device, validation_size)
+        super().__init__(None, flip, on_device, validation_size, fraction, per_class, subset_seed)
         self.root = Path(root)
 
     def prepare_data(self) -> None:

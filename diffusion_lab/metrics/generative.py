@@ -21,7 +21,7 @@ class ImageSource(Protocol):
 
     fingerprint: str  # of the content of both splits
 
-    def train_images(self) -> Tensor: ...
+    def reference_images(self) -> Tensor: ...
 
     def test_images(self) -> Tensor: ...
 
@@ -55,7 +55,7 @@ class GenerativeMetrics:
         Raises ExtractorUnavailable before anything else is done.
         """
         self.extractor.load(device)
-        train, test = source.train_images(), source.test_images()
+        train, test = source.reference_images(), source.test_images()
         size = min(self.reference_size or len(train), len(train))
         self.reference_name = f"train{short_count(size)}"
         key = {
