@@ -1,9 +1,7 @@
 """One evaluation: draw the samples, take their features, compare with the reference."""
 
-import torch
-
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.distributed import rank_and_world, shard
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, draw
 
@@ -21,7 +19,9 @@ def evaluate(
     any number of ranks and any batch size gives the same figures, up to the network's rounding.
     """
     ids = shard(metrics.num_samples, *rank_and_world())
-    features = [torch.empty(0, metrics.extractor.dim)]  # of a rank without samples
-    for images in draw(pipeline, ids, batch_size, seed):
-        features.append(metrics.extractor(datamodule.to_native(images)).cpu())
-    return metrics.compute(gather_by_id(torch.cat(features), ids))
+    observed = [
+        metrics.observe(datamodule.to_native(images))
+        for images in draw(pipeline, ids, batch_size, seed)
+    ]
+    labels = pipeline.labels(range(metrics.num_samples))
+    return metrics.compute(metrics.gather(observed, ids), labels)

@@ -3,14 +3,57 @@
 from itertools import groupby
 from pathlib import Path
 
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffusion_lab.images import grid
+from diffusion_lab.metrics.memorization import Neighbours
 
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path))
+
+
+def pairs(
+    samples: Tensor, training: Tensor, spaces: dict[str, Neighbours], count: int, path: Path
+) -> None:
+    """The samples nearest to a training image, in the first of `spaces`, beside their neighbours.
+
+    Images are uint8 (n, C, H, W), C of 1 or 3; in each cell: the sample, its nearest in each space.
+    """
+    first = next(iter(spaces.values()))
+    chosen = first.relative.argsort()[:count].tolist()
+    columns = 4
+    rows = -(-len(chosen) // columns)
+    figure = Figure((2.6 * columns, 1.25 * rows + 0.6), dpi=120, layout="constrained")
+    names = ", ".join(spaces)
+    figure.suptitle(f"sample | nearest training image by {names}; below: d1 / d2", fontsize=9)
+    for place, sample in enumerate(chosen):
+        axes = figure.add_subplot(rows, columns, place + 1, xticks=[], yticks=[])
+        images = [samples[sample]]
+        images += [training[space.index[sample, 0]] for space in spaces.values()]
+        strip = grid(torch.stack(images), len(images)).permute(1, 2, 0)
+        axes.imshow(strip.expand(-1, -1, 3).numpy(), interpolation="nearest")
+        ratios = " ".join(f"{space.relative[sample]:.2f}" for space in spaces.values())
+        axes.set_xlabel(f"{sample}: {ratios}", fontsize=7)
+        axes.spines[:].set_visible(False)
+    save(figure, path)
+
+
+def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
+    """Denoising loss over the noise level, trained-on and held-out."""
+    figure = Figure((6, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="t (0: data, 1: noise)", ylabel="loss", yscale="log")
+    levels = [float(name.removeprefix("t")) for name in losses]
+    for side, label in (("training", "trained-on images"), ("held_out", "held-out images")):
+        axes.plot(levels, [loss[side] for loss in losses.values()], marker="o", label=label)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    save(figure, path)
 
 
 def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:

@@ -55,12 +55,11 @@ def sweep(
     opened = trained_run.open_run(cfg)
     trained_run.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
     metrics = opened.metrics(cfg)
-    protocol = f"{metrics.extractor.name}/{metrics.reference_name}"
+    protocol = metrics.protocol["fingerprint"]
     settings = [
-        build_setting(chosen, opened, f"{protocol}-{metrics.num_samples}", *configure(chosen))
-        for chosen in combinations
+        build_setting(chosen, opened, protocol, *configure(chosen)) for chosen in combinations
     ]
-    name = f"{protocol}-{metrics.num_samples}".replace("/", "_")
+    name = f"{metrics.extractor.name}_{metrics.reference_name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
     kept = read_rows(folder / ROWS)
     say(f"{len(settings)} settings, {sum(s.key in kept for s in settings)} of them measured before")

@@ -40,6 +40,8 @@ class OpenRun:
         """The metrics that `cfg.metrics` says, with the features of their reference."""
         with as_user_error():
             metrics = instantiate(cfg.metrics)
+            conditional = self.model.denoiser.conditioning.conditional
+            metrics.check(conditional, self.datamodule.num_classes)
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
             metrics.prepare(self.datamodule, self.device)

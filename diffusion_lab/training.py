@@ -73,7 +73,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         with as_user_error():
             parts.datamodule.prepare_data()
             if parts.metrics is not None:
-                parts.metrics.extractor.load("cpu")
+                parts.metrics.load(parts.datamodule, "cpu")
         launch.run_on_all_devices("train", overrides, devices)
         return
 
@@ -117,13 +117,16 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
             with quiet_lightning():
                 build_trainer(cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1)
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
+        metrics = instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None
+        if metrics is not None:
+            metrics.check(model.denoiser.conditioning.conditional, datamodule.num_classes)
         return Parts(
             datamodule,
             module,
             build_pipeline(
                 cfg, model, datamodule.num_classes, load_weak(cfg.guidance.get("weak_run"), cfg)
             ),
-            instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None,
+            metrics,
             {name: instantiate(part) for name, part in cfg.callbacks.items() if part},
             instantiate(cfg.logger) if cfg.logger else None,
         )
@@ -252,7 +255,9 @@ def summarise(
         "parameters": sum(p.numel() for p in parts.module.denoiser.parameters()),
         "precision": trainer.precision,
         "ranks": trainer.world_size,
+        "training_images": len(parts.datamodule.train_images()),
         "metrics": (evaluation.results if evaluation else {}) | parts.module.held_out_losses,
+        "protocol": parts.metrics.protocol if evaluation else None,
         **runs.environment(device),
     }
 

@@ -96,7 +96,7 @@ def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
     results = json.loads(out.splitlines()[-1])
     name = "fid/efficientnet_lite0-96/train64-16"
     assert results[name] == pytest.approx(trained["metrics"][name], rel=1e-6)
-    assert "floor" in err
+    assert "real images" in err
 
 
 @pytest.mark.parametrize(
@@ -163,3 +163,25 @@ def test_a_command_without_its_run_says_so(lab):
     code, _, err = lab("sample")
     assert code == 2
     assert "run must be given" in err
+
+
+def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder):
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert summary["training_images"] == 64
+    code, _, err = lab("train", *TINY, "run_dir=other", "seed=1")
+    assert code == 0, err
+    code, out, err = lab("evaluate", "run=run", "against=other", "json=true")
+    assert code == 0, err
+    assert "real images" in err
+    figures = json.loads(out.splitlines()[-1])
+    (path,) = (run_folder / "evaluations").glob("*.json")
+    kept = json.loads(path.read_text())
+    assert kept["metrics"] == figures
+    assert kept["protocol"] == summary["protocol"]
+
+    code, _, err = lab("evaluate", "run=run", "against=other", "metrics.num_samples=7")
+    assert code == 2
+    assert "on so many samples: 7, other on so many samples: 16" in err
+    code, _, err = lab("evaluate", "run=run", "against=nowhere")
+    assert code == 2
+    assert "nowhere is no run folder" in err

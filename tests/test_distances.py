@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
@@ -5,6 +7,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from diffusion_lab.metrics import FeatureSet, frechet, frechet_distance, kid, moments
 from diffusion_lab.metrics import distances as module
+from diffusion_lab.metrics.distances import frechet_of_halves
 
 torch_fidelity = pytest.importorskip("torch_fidelity.metric_fid")
 
@@ -143,3 +146,38 @@ def test_features_that_are_not_finite_are_refused(bad):
     features[3, 5] = bad
     with pytest.raises(ValueError, match=r"1 of 10 images .*the first is number 3"):
         FeatureSet.of(features)
+
+
+def test_halves_tell_the_spread_of_the_distance_and_its_limit():
+    reference = FeatureSet.of(draw(4000, 0))
+    sets = [draw(400, seed, shift=1.0) for seed in range(1, 25)]
+    values = torch.tensor([frechet(FeatureSet.of(features), reference) for features in sets])
+    halves = torch.stack([frechet_of_halves(features, reference, 5) for features in sets])
+    assert halves.shape == (24, 10)
+    spread = halves.std(1, correction=0).mean().item()
+    assert spread == pytest.approx(values.std().item(), rel=0.5)
+    limit = frechet(FeatureSet.of(draw(100_000, 99, shift=1.0)), reference)
+    extrapolated = (2 * values - halves.mean(1)).mean().item()
+    assert abs(extrapolated - limit) < 0.3 * abs(values.mean().item() - limit)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [torch.zeros(100, DIM), torch.full((100, DIM), 3.0), draw(1, 0).repeat(50, 1), draw(2, 0)],
+    ids=["zero", "constant", "collapsed", "two"],
+)
+def test_degenerate_sets_have_real_numbers(features):
+    reference = FeatureSet.of(draw(500, 5))
+    degenerate = FeatureSet.of(features)
+    for a, b in ((degenerate, reference), (degenerate, degenerate)):
+        assert math.isfinite(frechet(a, b))
+        assert math.isfinite(kid(a, b))
+    centre = features.double().mean(0) - reference.mean
+    if len(features) > 2:  # a point: its distance is that of the means, and the other's variance
+        expected = centre.square().sum() + reference.root.square().sum()
+        assert frechet(degenerate, reference) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_single_image_is_refused_with_a_sentence():
+    with pytest.raises(ValueError, match="at least 2 images on each side, not 1"):
+        FeatureSet.of(draw(1, 0))

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.distributed import rank_and_world, shard
 from diffusion_lab.metrics import (
     ExtractorUnavailable,
     FeatureExtractor,
@@ -21,6 +21,7 @@ from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
 from diffusion_lab.metrics.generative import short_count
 
 REFERENCE, FLOOR = "fid/fake/train2k-100", "fid_floor/fake/train2k-100"
+COVERAGE = ("precision", "recall", "density", "coverage")
 
 
 class Network(nn.Module):
@@ -50,6 +51,8 @@ class FakeExtractor(FeatureExtractor):
 
 class FakeSource:
     fingerprint = "data"
+    native_shape = (1, 4, 4)
+    class_names = ("even", "odd")
 
     def __init__(self, train=2000, test=300):
         generator = torch.Generator().manual_seed(1)
@@ -59,14 +62,26 @@ class FakeSource:
     def reference_images(self):
         return self.train
 
+    def reference_labels(self):
+        return torch.arange(len(self.train)) % 2
+
     def test_images(self):
         return self.test
 
+    def test_labels(self):
+        return torch.arange(len(self.test)) % 2
 
-def prepared(folder, source=None, reference_size=None, num_samples=100, weights="a"):
-    metrics = GenerativeMetrics(FakeExtractor(weights), reference_size, num_samples, str(folder))
+
+def prepared(folder, source=None, reference_size=None, num_samples=100, weights="a", **options):
+    extractor = FakeExtractor(weights)
+    metrics = GenerativeMetrics(extractor, reference_size, num_samples, str(folder), **options)
     metrics.prepare(source or FakeSource(), "cpu")
     return metrics
+
+
+def figures(metrics, images):
+    labels = torch.arange(len(images)) % 2
+    return metrics.compute(metrics.observe(images), labels)
 
 
 def generated(count=100):
@@ -77,10 +92,14 @@ def generated(count=100):
 def test_values_and_floors_are_the_distances_by_name(tmp_path):
     metrics = prepared(tmp_path)
     source, extractor = FakeSource(), metrics.extractor
-    values = metrics.compute(extractor(generated()))
+    values = figures(metrics, generated())
     real = FeatureSet.of(extractor(source.train))
     fake = FeatureSet.of(extractor(generated()))
-    assert list(values) == [REFERENCE, "kid/fake/train2k-100", FLOOR, "kid_floor/fake/train2k-100"]
+    names = ["fid", "kid", "fid_std", "fid_infinity"]
+    expected = [f"{name}/fake/train2k-100" for name in names]
+    expected += [f"{name}/fake/train100-100" for name in COVERAGE]
+    floors = [name.replace("/", "_floor/", 1) for name in expected]
+    assert list(values) == [*expected, *floors]
     assert values[REFERENCE] == pytest.approx(frechet(fake, real), rel=1e-9)
     assert values["kid/fake/train2k-100"] == pytest.approx(kid(fake, real), rel=1e-9)
     assert values[REFERENCE] > 2 * values[FLOOR] > 0
@@ -91,7 +110,7 @@ def test_values_and_floors_are_the_distances_by_name(tmp_path):
 
 def test_a_floor_of_fewer_images_is_named_and_printed_so(tmp_path):
     metrics = prepared(tmp_path, num_samples=1000)
-    values = metrics.compute(metrics.extractor(generated(1000)))
+    values = figures(metrics, generated(1000))
     assert "fid/fake/train2k-1k" in values
     assert "fid_floor/fake/train2k-300" in values
     assert "at 300 images) [fid/fake/train2k-1k]" in report(values)[0]
@@ -100,14 +119,16 @@ def test_a_floor_of_fewer_images_is_named_and_printed_so(tmp_path):
 def test_report():
     values = {
         "fid/efficientnet_lite0-96/train10k-1k": 231.44,
+        "fid_std/efficientnet_lite0-96/train10k-1k": 3.21,
         "kid/efficientnet_lite0-96/train10k-1k": 0.123456,
         "fid_floor/efficientnet_lite0-96/train10k-1k": 97.09,
         "kid_floor/efficientnet_lite0-96/train10k-1k": -0.00012,
-        "loss": 1.0,
+        "accuracy/classifier-12345678/1k": 0.9,
     }
     assert report(values) == [
-        "FID 231.4 (floor 97.09) [fid/efficientnet_lite0-96/train10k-1k]",
-        "KID 0.1235 (floor -0.00012) [kid/efficientnet_lite0-96/train10k-1k]",
+        "FID 231.4 ± 3.2 (real images 97.09) [fid/efficientnet_lite0-96/train10k-1k]",
+        "KID 0.1235 (real images -0.00012) [kid/efficientnet_lite0-96/train10k-1k]",
+        "Conditional accuracy 0.9 [accuracy/classifier-12345678/1k]",
     ]
 
 
@@ -133,8 +154,7 @@ def test_a_second_evaluation_reads_what_the_first_wrote(tmp_path):
     assert first.extractor.images_seen == 2100
     second = prepared(tmp_path)
     assert second.extractor.images_seen == 0
-    features = first.extractor(generated())
-    assert second.compute(features) == first.compute(features)
+    assert figures(second, generated()) == figures(first, generated())
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -175,7 +195,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     metrics = prepared(tmp_path / "file" / "folder")
     assert "could not be written" in capsys.readouterr().err
-    assert metrics.compute(metrics.extractor(generated()))[REFERENCE] > 0
+    assert figures(metrics, generated())[REFERENCE] > 0
 
 
 def test_an_unavailable_extractor_is_noticed_before_anything_else(tmp_path):
@@ -196,7 +216,7 @@ def test_bad_numbers_are_refused(tmp_path):
         GenerativeMetrics(FakeExtractor(), 1, 100, "")
     metrics = prepared(tmp_path)
     with pytest.raises(ValueError, match="num_samples=100, but 99 images"):
-        metrics.compute(torch.zeros(99, 12))
+        metrics.compute({"features": torch.zeros(99, 12)}, None)
 
 
 def evaluate_on_rank(rank, world, folder):
@@ -206,9 +226,9 @@ def evaluate_on_rank(rank, world, folder):
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     metrics = prepared(Path(folder) / f"cache{world}", num_samples=101)
     mine = shard(101, *rank_and_world())
-    features = metrics.extractor(generated(101)[mine])
+    observed = metrics.observe(generated(101)[mine])
     seen = metrics.extractor.images_seen
-    values = metrics.compute(gather_by_id(features, mine))
+    values = metrics.compute(metrics.gather([observed], mine), torch.arange(101) % 2)
     again = prepared(Path(folder) / f"cache{world}", num_samples=101).extractor.images_seen
     torch.save((values, seen, again), Path(folder) / f"rank{rank}of{world}.pt")
     dist.destroy_process_group()
@@ -216,7 +236,7 @@ def evaluate_on_rank(rank, world, folder):
 
 def test_two_ranks_with_uneven_shards_give_what_one_gives(tmp_path):
     metrics = prepared(tmp_path / "single", num_samples=101)
-    expected = metrics.compute(metrics.extractor(generated(101)))
+    expected = figures(metrics, generated(101))
     torch.multiprocessing.spawn(evaluate_on_rank, (2, str(tmp_path)), nprocs=2)
     total = 0
     for rank in range(2):

@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from diffusion_lab import trained_run
 from diffusion_lab.errors import require_whole_numbers
 from diffusion_lab.evaluation import evaluate
-from diffusion_lab.metrics import report
-from diffusion_lab.progress import say
+from diffusion_lab.kept_figures import comparable, keep
+from diffusion_lab.metrics import report, side_by_side
+from diffusion_lab.progress import console, say
 
 
 def run(cfg: DictConfig) -> None:
@@ -20,9 +21,15 @@ def run(cfg: DictConfig) -> None:
     trained_run.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
     metrics = opened.metrics(cfg)
+    # refused before an hour of sampling
+    against = [cfg.against] if isinstance(cfg.against, str) else cfg.against
+    others = {run: comparable(run, metrics.protocol, cfg.run) for run in against}
     with opened.autocast:
         results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
     for line in report(results):
         say(line)
+    say(f"Kept in {keep(cfg.run, results, metrics.protocol, cfg)}")
+    if others:
+        console.print(side_by_side({cfg.run: results} | others))
     if cfg.json:
         print(json.dumps(results))

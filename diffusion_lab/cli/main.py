@@ -21,6 +21,8 @@ COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
+    "memorization": "does a trained run copy its training images?",
+    "train-extractor": "train a classifier of the data, for metrics to use",
     "sample-sweep": "samplers, steps and guidance of a trained run against one another",
     "likelihood": "bits a dimension of test images",
     "encode": "images to noise and back",
@@ -28,7 +30,12 @@ COMMANDS = {
     "profile": "parameters, MACs, memory and speed of a composition",
     "match": "the size at which one backbone costs what another does",
 }
-COMPOSED = ("train", "profile", "match")  # the others take what is not chosen from a run
+COMPOSED = (
+    "train",
+    "train-extractor",
+    "profile",
+    "match",
+)  # the others take what is not chosen from a run
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
 Commands:

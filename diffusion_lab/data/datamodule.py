@@ -127,6 +127,10 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
             )
         return Split(self._padded(self.test_images()[:count]), self.test_labels()[:count])
 
+    def trained_on(self, count: int) -> Split:
+        """The first `count` images that are trained on, as trained on, unflipped."""
+        return Split(self._padded(self.train_images()[:count]), self.train_labels()[:count])
+
     def picture(self, images: Tensor, columns: int) -> Tensor:
         """Generated images (N, C, H, W) as one picture to look at, uint8 (1 or 3, height, width).
 

@@ -2,7 +2,8 @@
 
 from .distances import FeatureSet, frechet, frechet_distance, kid, moments
 from .features import ExtractorUnavailable, FeatureExtractor
-from .generative import GenerativeMetrics, report
+from .generative import GenerativeMetrics
+from .report import report, side_by_side
 
 __all__ = [
     "ExtractorUnavailable",
@@ -14,4 +15,5 @@ __all__ = [
     "kid",
     "moments",
     "report",
+    "side_by_side",
 ]

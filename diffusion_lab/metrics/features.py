@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,15 @@ class ExtractorUnavailable(ValueError):
     """An extractor's weights cannot be had; the message says how to get them."""
 
 
+class Source(Protocol):
+    """Images of one shape (C, H, W), in named classes."""
+
+    native_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
 class FeatureExtractor(ABC):
-    """A frozen network, uint8 (B, C, H, W) -> (B, D) float32; C is 1 (tiled to 3) or 3.
+    """A frozen network, uint8 (B, C, H, W) -> (B, D) float32; one channel is tiled to `channels`.
 
     It is no nn.Module, so that a model which holds one neither trains, copies, saves nor switches
     it to training mode. `load` must come before the first call.
@@ -23,12 +31,13 @@ class FeatureExtractor(ABC):
 
     name: str  # as it appears in the names of metrics
     dim: int  # D
+    channels: int = 3  # of the network's input
     preprocessing: str  # what happens to the pixels; part of the fingerprint
     fingerprint: str  # of weights and preprocessing, known once loaded
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, str]:
-        """The network, uint8 (B, 3, H, W) -> (B, D), and the sha256 of its weights.
+        """The network, uint8 (B, channels, H, W) -> (B, D), and the sha256 of its weights.
 
         Raises ExtractorUnavailable.
         """
@@ -41,15 +50,25 @@ class FeatureExtractor(ABC):
         content = f"{type(self).__name__}\n{weights}\n{self.preprocessing}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
+    def check(self, source: "Source") -> None:
+        """Raises ExtractorUnavailable if the network cannot take this source's images."""
+        if source.native_shape[0] not in (1, self.channels):
+            raise ExtractorUnavailable(
+                f"{self.name} takes images of 1 or {self.channels} channels, and the data have "
+                f"{source.native_shape[0]}; write callbacks.evaluation=null to train without"
+            )
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Features (B, D) float32, on the extractor's device, of images on any device."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        possible = sorted({1, self.channels})
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in possible:
             raise ValueError(
-                "features are taken of uint8 images (B, C, H, W) with C = 1 or 3, "
-                f"not of {images.dtype} {tuple(images.shape)}"
+                f"{self.name} takes features of uint8 images (B, C, H, W) with "
+                f"C = {' or '.join(map(str, possible))}, not of {images.dtype} "
+                f"{tuple(images.shape)}"
             )
-        images = images.to(self.device).expand(-1, 3, -1, -1)
+        images = images.to(self.device).expand(-1, self.channels, -1, -1)
         chunk = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
         # in bf16 the same 1000 images are at distance 3.9 from themselves; TF32 rounds as well
         with (
@@ -57,6 +76,10 @@ class FeatureExtractor(ABC):
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
             return torch.cat([self.network(part).float() for part in images.split(chunk)])
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Of the network's classes, (n, K), from features (n, D); None if it has none."""
+        return None
 
     def __deepcopy__(self, memo: dict) -> "FeatureExtractor":
         return self  # frozen, so that a copied callback or model may share it

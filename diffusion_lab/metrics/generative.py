@@ -1,5 +1,6 @@
-"""How far generated images are from the training images: FID and KID, with their floors."""
+"""How generated images compare with the training images, and how real test images would do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -8,11 +9,17 @@ from torch import Tensor
 
 from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
 from diffusion_lab.metrics.cache import cached
-from diffusion_lab.metrics.distances import FeatureSet, frechet, kid
+from diffusion_lab.metrics.coverage import DENSITY_NEIGHBOURS, density_coverage, precision_recall
+from diffusion_lab.metrics.distances import FeatureSet, frechet, frechet_of_halves, kid
+from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import FeatureExtractor
+from diffusion_lab.metrics.inception_score import inception_score
+from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.progress import progress_bar, say
 
 SUBSET_SEED = 0  # of the permutation whose first images are the subset of a split
+COVERAGE_SIZE = 10_000  # of each side at most, as published; all pairs are compared
+FEATURES, GUESSES = "features", "guesses"  # of an observation
 BATCH = 64  # images between two movements of the progress bar
 
 
@@ -20,18 +27,26 @@ class ImageSource(Protocol):
     """What metrics need of a data module; images are uint8 (N, C, H, W), never augmented."""
 
     fingerprint: str  # of the content of both splits
+    class_names: tuple[str, ...]
 
     def reference_images(self) -> Tensor: ...
 
+    def reference_labels(self) -> Tensor: ...
+
     def test_images(self) -> Tensor: ...
+
+    def test_labels(self) -> Tensor: ...
 
 
 class GenerativeMetrics:
-    """FID and KID of `num_samples` generated images against training images.
+    """FID, KID, precision, recall, density and coverage of `num_samples` generated images.
 
     The reference is `reference_size` images of the training split, or all of it. A value's name
     holds what it depends on, as in `fid/<extractor>/train60k-5k`: reference and number of images.
-    The floor is the same distance for as many test images, or for all where there are fewer.
+    Beside each stands its value, `fid_floor/...`, for as many test images, or for all where there
+    are fewer. From `half_splits` random halves come the FID's standard deviation and FID-infinity;
+    `per_class` adds a FID of each class; `classifier`, a file of `diffusion-lab train-extractor`,
+    the share of samples of the class that was asked for.
     """
 
     def __init__(
@@ -40,94 +55,181 @@ class GenerativeMetrics:
         reference_size: int | None,
         num_samples: int,
         cache_dir: str,
+        half_splits: int = 5,
+        per_class: bool = False,
+        classifier: str | None = None,
     ):
         for name, value in (("reference_size", reference_size), ("num_samples", num_samples)):
             if value is not None and value < 2:
                 raise ValueError(f"metrics.{name}={value} is too few for a distance; use 2 or more")
+        if half_splits < 0:
+            raise ValueError(f"metrics.half_splits={half_splits} must be 0 or more; 0 is none")
         self.extractor = extractor
         self.reference_size = reference_size
         self.num_samples = num_samples
         self.cache_dir = Path(cache_dir)
+        self.half_splits = half_splits
+        self.per_class = per_class
+        self.classifier = Classifier(classifier) if classifier else None
+
+    def check(self, conditional: bool, num_classes: int) -> None:
+        """Raises ValueError if what is asked for needs labels that a model does not take."""
+        for name, asked in (("per_class", self.per_class), ("classifier", self.classifier)):
+            if asked and not conditional:
+                raise ValueError(
+                    f"metrics.{name} needs samples of known classes; leave it out, or train with "
+                    "conditioning=class_label"
+                )
+        if self.per_class and self.num_samples < 2 * num_classes:
+            raise ValueError(
+                f"metrics.per_class needs 2 samples of each of {num_classes} classes, not "
+                f"metrics.num_samples={self.num_samples} in all"
+            )
+
+    def load(self, source: ImageSource, device: torch.device | str) -> None:
+        """Loads the networks; raises ExtractorUnavailable, also if one does not fit the data."""
+        for network in filter(None, (self.extractor, self.classifier)):
+            network.load(device)
+            network.check(source)
 
     def prepare(self, source: ImageSource, device: torch.device | str) -> None:
-        """Loads the extractor, the reference and the floor; all ranks together, before training.
+        """Loads networks, reference and floor; all ranks together, before training.
 
         Raises ExtractorUnavailable before anything else is done.
         """
-        self.extractor.load(device)
+        self.load(source, device)
         train, test = source.reference_images(), source.test_images()
-        size = min(self.reference_size or len(train), len(train))
-        self.reference_name = f"train{short_count(size)}"
-        key = {
+        chosen = _subset(len(train), self.reference_size)
+        self.reference_name = f"train{short_count(len(chosen))}"
+        self.reference_labels = source.reference_labels()[chosen]
+        facts = {
+            "extractor": self.extractor.name,
+            "extractor_fingerprint": self.extractor.fingerprint,
             "data": source.fingerprint,
-            "extractor": self.extractor.fingerprint,
-            "reference": size,
-            "seed": SUBSET_SEED,
+            "reference_images": len(chosen),
+            "reference_seed": SUBSET_SEED,
         }
+        self.protocol = with_fingerprint(
+            facts | {"num_samples": self.num_samples, "rounding": "uint8"}
+        )
         name = f"{self.reference_name}-{self.extractor.name}"
-        self.reference = FeatureSet(
-            **cached(
-                self.cache_dir, name, key, lambda: vars(self._feature_set(train, size, "training"))
-            )
-        )
-        size = min(self.num_samples, len(test))
-        floor = cached(
-            self.cache_dir,
-            f"floor-{name}-{short_count(size)}",
-            key | {"test": size},
-            lambda: self._distances(self._feature_set(test, size, "test")),
-        )
-        self.floor = self._named("_floor", floor, size)
 
-    def compute(self, features: Tensor) -> dict[str, float]:
-        """Metrics and floors of the features (num_samples, D) of all generated images."""
-        if len(features) != self.num_samples:
+        def reference() -> dict[str, Tensor]:
+            return vars(FeatureSet.of(self._observe_all(train, chosen, "training")[FEATURES]))
+
+        self.reference = FeatureSet(**cached(self.cache_dir, name, facts, reference))
+        chosen = _subset(len(test), self.num_samples)
+
+        def floor() -> dict[str, Tensor]:
+            observed = self._observe_all(test, chosen, "test")
+            values = self._figures(observed, source.test_labels()[chosen], "_floor")
+            return {name: torch.tensor(value).double() for name, value in values.items()}
+
+        facts |= {
+            "test": len(chosen),
+            "half_splits": self.half_splits,
+            "per_class": self.per_class,
+            "classifier": self.classifier.fingerprint if self.classifier else None,
+        }
+        kept = cached(self.cache_dir, f"floor-{name}-{short_count(len(chosen))}", facts, floor)
+        self.floor = {name: value.item() for name, value in kept.items()}
+
+    def observe(self, images: Tensor) -> dict[str, Tensor]:
+        """What figures need of images, uint8 (B, C, H, W), a row an image, on the CPU."""
+        observed = {FEATURES: self.extractor(images).cpu()}
+        if self.classifier:
+            observed[GUESSES] = self.classifier.guesses(images).cpu()
+        return observed
+
+    def gather(self, observed: list[dict[str, Tensor]], ids: Sequence[int]) -> dict[str, Tensor]:
+        """What all ranks observed, each of its `ids`, in the order of the ids, on every rank."""
+        rows = {FEATURES: [torch.empty(0, self.extractor.dim)]}  # of a rank without images
+        if self.classifier:
+            rows[GUESSES] = [torch.empty(0, dtype=torch.int64)]
+        return {
+            name: gather_by_id(torch.cat([*empty, *(part[name] for part in observed)]), ids)
+            for name, empty in rows.items()
+        }
+
+    def compute(self, observed: dict[str, Tensor], labels: Tensor | None) -> dict[str, float]:
+        """Figures and floors, of what was observed of `num_samples` images with labels (n,)."""
+        count = len(observed[FEATURES])
+        if count != self.num_samples:
             raise ValueError(
-                f"metrics.num_samples={self.num_samples}, but {len(features)} images were given"
+                f"metrics.num_samples={self.num_samples}, but {count} images were given"
             )
-        distances = self._distances(FeatureSet.of(features.cpu()))
-        return self._named("", distances, self.num_samples) | self.floor
+        return self._figures(observed, labels, "") | self.floor
 
-    def _feature_set(self, images: Tensor, size: int, split: str) -> FeatureSet:
-        """Features of `size` images, each rank taking its share of them."""
-        generator = torch.Generator().manual_seed(SUBSET_SEED)
-        chosen = torch.randperm(len(images), generator=generator)[:size]
-        what = f"{self.extractor.name} features of {size:,} {split} images"
+    def _observe_all(self, images: Tensor, chosen: Tensor, split: str) -> dict[str, Tensor]:
+        """Of the chosen images of a split, each rank taking its share of them."""
+        what = f"{self.extractor.name} features of {len(chosen):,} {split} images"
         say(f"Computing {what}, once: {self.cache_dir} keeps the results")
-        mine = shard(size, *rank_and_world())
-        parts = chosen[mine].split(BATCH)
-        features = []
-        with progress_bar(what, len(parts) + 1) as advance:  # the last step is the statistics
-            for part in parts:
-                features.append(self.extractor(images[part.to(images.device)]).cpu())
+        mine = shard(len(chosen), *rank_and_world())
+        batches = chosen[mine].split(BATCH)
+        observed = []
+        with progress_bar(what, len(batches)) as advance:
+            for batch in batches:
+                observed.append(self.observe(images[batch.to(images.device)]))
                 advance()
-            return FeatureSet.of(gather_by_id(torch.cat(features), mine))
+        return self.gather(observed, mine)
 
-    def _distances(self, images: FeatureSet) -> dict[str, Tensor]:
-        distances = {"fid": frechet(images, self.reference), "kid": kid(images, self.reference)}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in distances.items()}
+    def _figures(
+        self, observed: dict[str, Tensor], labels: Tensor | None, kind: str
+    ) -> dict[str, float]:
+        """Values by their whole names; `kind` is "" or "_floor"."""
+        features = observed[FEATURES]
+        count = short_count(len(features))
+        against = f"{self.extractor.name}/{self.reference_name}-{count}"
+        values = {f"{name}{kind}/{against}": v for name, v in self._distances(features).items()}
+        if self.per_class:
+            for name, value in self._class_distances(features, labels).items():
+                values[f"{name}{kind}/{against}"] = value
+        size = min(len(features), len(self.reference.features), COVERAGE_SIZE)
+        if size > DENSITY_NEIGHBOURS:
+            against = f"{self.extractor.name}/train{short_count(size)}-{short_count(size)}"
+            for name, value in coverage(features[:size], self.reference.features[:size]).items():
+                values[f"{name}{kind}/{against}"] = value
+        logits = self.extractor.logits(features)
+        if logits is not None:
+            name = f"inception_score{kind}/{self.extractor.name}/{count}"
+            values[name] = inception_score(logits.cpu())
+        if self.classifier:
+            right = (observed[GUESSES] == labels).double().mean()
+            values[f"accuracy{kind}/{self.classifier.name}/{count}"] = right.item()
+        return values
 
-    def _named(self, kind: str, distances: dict[str, Tensor], size: int) -> dict[str, float]:
-        protocol = f"{self.extractor.name}/{self.reference_name}-{short_count(size)}"
-        return {f"{name}{kind}/{protocol}": value.item() for name, value in distances.items()}
+    def _distances(self, features: Tensor) -> dict[str, float]:
+        images = FeatureSet.of(features)
+        values = {"fid": frechet(images, self.reference), "kid": kid(images, self.reference)}
+        if self.half_splits and len(features) >= 4:
+            halves = frechet_of_halves(features, self.reference, self.half_splits)
+            values["fid_std"] = halves.std(correction=0).item()
+            values["fid_infinity"] = 2 * values["fid"] - halves.mean().item()
+        return values
+
+    def _class_distances(self, features: Tensor, labels: Tensor) -> dict[str, float]:
+        values = {}
+        for label in self.reference_labels.unique().tolist():
+            ours, theirs = features[labels == label], self.reference_labels == label
+            if min(len(ours), theirs.sum()) >= 2:
+                reference = FeatureSet.of(self.reference.features[theirs])
+                values[f"fid_class{label}"] = frechet(FeatureSet.of(ours), reference)
+        return values
+
+
+def coverage(features: Tensor, reference: Tensor) -> dict[str, float]:
+    """Precision, recall, density and coverage of features (n, D) against as many real ones."""
+    names = ("precision", "recall", "density", "coverage")
+    values = precision_recall(features, reference) + density_coverage(features, reference)
+    return dict(zip(names, values, strict=True))
+
+
+def _subset(count: int, size: int | None) -> Tensor:
+    """Indices of `size` of `count` images, or of all: the first of one permutation."""
+    generator = torch.Generator().manual_seed(SUBSET_SEED)
+    return torch.randperm(count, generator=generator)[: size or count]
 
 
 def short_count(count: int) -> str:
     """60000 -> 60k, 1234 -> 1234."""
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)
-
-
-def report(values: dict[str, float]) -> list[str]:
-    """A line for people a metric: value, floor and name, of what `compute` returned."""
-    floors = {name.split("_floor/")[0]: name for name in values if "_floor/" in name}
-    lines = []
-    for name, value in values.items():
-        metric, _, protocol = name.partition("/")
-        if metric in floors:
-            floor = floors[metric]
-            count = floor.rpartition("-")[2]
-            other = "" if floor.endswith(protocol) else f" at {count} images"
-            lines.append(
-                f"{metric.upper()} {value:.4g} (floor {values[floor]:.4g}{other}) [{name}]"
-            )
-    return lines

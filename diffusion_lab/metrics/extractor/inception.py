@@ -38,6 +38,11 @@ class Inception(FeatureExtractor):
         self.weights_path = weights_path
         self.sha256 = sha256
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Of 1008 ImageNet classes, without the bias, as the Inception Score takes them."""
+        weight = self.network.network.fc.weight
+        return features.to(weight) @ weight.T
+
     def build(self) -> tuple[nn.Module, str]:
         """torch-fidelity's network, and the checksum of the file with its weights."""
         if self.weights_path is None:

@@ -1,0 +1,165 @@
+"""What a trained run has memorised: neighbours, FID and loss, on trained-on and held-out images."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab import plots, trained_run
+from diffusion_lab.diffusion_module import VALIDATION_LEVELS, VALIDATION_SEED
+from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
+from diffusion_lab.files import write_atomically
+from diffusion_lab.images import to_float
+from diffusion_lab.metrics import FeatureSet, GenerativeMetrics, frechet
+from diffusion_lab.metrics.cache import cached
+from diffusion_lab.metrics.memorization import Neighbours
+from diffusion_lab.pipeline import draw
+from diffusion_lab.progress import progress_bar, say
+from diffusion_lab.randomness import SampleNoise
+from diffusion_lab.trained_run import OpenRun
+
+BATCH = 64  # images between two movements of a progress bar
+EXPLAINED = {
+    "nearer_to_training": "samples nearer to training than to as many held-out images",
+    "distance_ratio": "distance to training by distance to as many held-out images",
+    "copies": "samples nearer to training than all but 1 % of held-out images",
+    "copy_ratio": "the same by the 1 % that is expected",
+    "near_duplicates": "samples at under a third of the second neighbour's distance",
+}
+
+
+def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Measures `cfg.run` on `cfg.num_samples` samples; writes report.json and two pictures.
+
+    Sampler, guidance and extractor are the run's own, unless `overrides` say otherwise.
+    """
+    require_whole_numbers(cfg, {"num_samples": 2, "batch_size": 1, "pairs": 1, "seed": 0})
+    opened = trained_run.open_run(cfg)
+    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    pipeline = opened.pipeline(cfg)
+    data = opened.datamodule
+    with as_user_error():
+        metrics = instantiate(cfg.metrics)
+        data.prepare_data()
+        data.setup("fit")
+        metrics.load(data, opened.device)
+    training, held_out = data.train_images(), data.test_images()[: cfg.num_samples]
+    if min(len(training), len(held_out)) < 2:
+        raise UserError("memorisation is measured on at least 2 training and 2 test images")
+    with opened.autocast:
+        batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
+        samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
+    sets = (samples, held_out, training)
+    features = [metrics.extractor(samples).cpu()]
+    features += [
+        kept_features(metrics, images, name)
+        for images, name in zip((held_out, training), ("held-out", "training"), strict=True)
+    ]
+    spaces = {
+        metrics.extractor.name: Neighbours.of(*features),
+        "pixels": Neighbours.of(*(to_float(images).flatten(1) for images in sets)),
+    }
+    losses = losses_by_level(opened, cfg.batch_size)
+    result = {
+        "training_images": len(training),
+        "held_out_images": len(held_out),
+        "num_samples": cfg.num_samples,
+        "neighbours": {name: space.figures() for name, space in spaces.items()},
+        "fid": fid_gap(*features),
+        "loss_by_level": losses,
+    }
+    folder = Path(cfg.output or Path(cfg.run) / "memorization")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "report.json", json.dumps(result, indent=2) + "\n")
+    plots.pairs(samples, training, spaces, cfg.pairs, folder / "pairs.png")
+    plots.losses_by_level(losses, folder / "losses.png")
+    tell(result)
+    say(f"Most suspicious samples beside their neighbours: {folder / 'pairs.png'}")
+    say(f"Report and loss by noise level: {folder}")
+    return result
+
+
+def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
+    """Features (N, D) of images uint8 (N, C, H, W), computed once."""
+    key = {
+        "images": hashlib.sha256(images.contiguous().numpy()).hexdigest(),
+        "extractor": metrics.extractor.fingerprint,
+    }
+
+    def compute() -> dict[str, Tensor]:
+        what = f"{metrics.extractor.name} features of {len(images):,} {name} images"
+        say(f"Computing {what}, once: {metrics.cache_dir} keeps the results")
+        parts = images.split(BATCH)
+        with progress_bar(what, len(parts)) as advance:
+            features = []
+            for part in parts:
+                features.append(metrics.extractor(part).cpu())
+                advance()
+        return {"features": torch.cat(features)}
+
+    name = f"{name}-{len(images)}-{metrics.extractor.name}"
+    return cached(metrics.cache_dir, name, key, compute)["features"]
+
+
+def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:
+    """FID to as many training as held-out images; a gap above 0 means nearer to training."""
+    count = min(len(held_out), len(training))
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:count]
+    images = FeatureSet.of(generated)
+    to_training = frechet(images, FeatureSet.of(training[order]))
+    to_held_out = frechet(images, FeatureSet.of(held_out[:count]))
+    return {
+        "to_training": to_training,
+        "to_held_out": to_held_out,
+        "gap": to_held_out - to_training,
+        "reference_images": count,
+    }
+
+
+@torch.inference_mode()
+def losses_by_level(opened: OpenRun, batch_size: int) -> dict[str, dict[str, float]]:
+    """The denoising loss on trained-on and on held-out images, equally many, noise and all."""
+    data, model = opened.datamodule, opened.model
+    count = min(data.validation_size, len(data.train_images()), len(data.test_images()))
+    held_out = data.held_out(count, "data.validation_size")
+    losses = {}
+    for side, (images, labels) in {
+        "training": data.trained_on(count),
+        "held_out": held_out,
+    }.items():
+        sums = torch.zeros(VALIDATION_LEVELS, 2, dtype=torch.float64)
+        for ids in torch.arange(count).split(batch_size):
+            x0 = model.first_stage.encode(images[ids].to(opened.device))
+            eps = SampleNoise(VALIDATION_SEED, ids.tolist(), opened.device)(x0.shape[1:])
+            bins = ids % VALIDATION_LEVELS
+            level = model.schedule((bins + 0.5) / VALIDATION_LEVELS).to(opened.device)
+            with opened.autocast:
+                values = model.objective.loss_at(
+                    model.denoiser, x0, eps, level, labels[ids].to(opened.device)
+                )
+            sums.index_add_(
+                0, bins, torch.stack([values, torch.ones_like(values)], 1).cpu().double()
+            )
+        losses[side] = sums[:, 0] / sums[:, 1]
+    return {
+        f"t{(index + 0.5) / VALIDATION_LEVELS:.2f}": {
+            side: value[index].item() for side, value in losses.items()
+        }
+        for index in range(min(VALIDATION_LEVELS, count))
+    }
+
+
+def tell(result: dict) -> None:
+    """What people want to know first."""
+    for space, figures in result["neighbours"].items():
+        for name, value in figures.items():
+            say(f"{name} {value:.3g} in {space}: {EXPLAINED[name]}")
+    fid = result["fid"]
+    say(
+        f"FID to {fid['reference_images']} training images {fid['to_training']:.4g}, to as many "
+        f"held-out ones {fid['to_held_out']:.4g}: a gap of {fid['gap']:.3g}"
+    )

@@ -1,0 +1,73 @@
+"""Quality and variety apart: precision and recall, density and coverage, by nearest neighbours.
+
+A set of images covers the balls around its features that reach to each one's k-th neighbour.
+n images, D features.
+"""
+
+import torch
+from torch import Tensor
+
+PAIRS = 2**25  # whose distances are held at a time, 256 MiB
+PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # as published
+
+
+def nearest(queries: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Distances to, and indices of, the `count` nearest of `others` (m, D): (n, count) each.
+
+    Euclidean, float64, from near to far; `count` is at most m.
+    """
+    others = others.double()
+    found = [
+        distances(rows, others).topk(count, dim=1, largest=False)
+        for rows in queries.split(block(others))
+    ]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+def block(others: Tensor) -> int:
+    """So many queries are compared with `others` at a time."""
+    return max(1, PAIRS // len(others))
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances of all pairs, (n, m) float64, of a (n, D) and b (m, D)."""
+    a, b = a.double(), b.double()
+    squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
+    return squares.clamp(min=0).sqrt()
+
+
+def radii(features: Tensor, neighbours: int) -> Tensor:
+    """The distance of each feature (n, D) to its `neighbours`-th neighbour in the set, (n,)."""
+    return nearest(features, features, neighbours + 1)[0][:, -1]  # the first is itself
+
+
+def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
+    """Improved precision and recall (arXiv:1904.06991), in [0, 1], with 3 neighbours.
+
+    Precision is the share of generated images that real ones cover, recall the share of real images
+    that generated ones cover. Features (n, D), (m, D), more than 3 each.
+    """
+    real_radii, generated_radii = (radii(x, PRECISION_NEIGHBOURS) for x in (real, generated))
+    within_real, within_generated = [], torch.zeros(len(real), dtype=torch.bool)
+    parts = (x.split(block(real)) for x in (generated, generated_radii))
+    for rows, own in zip(*parts, strict=True):
+        between = distances(rows, real)
+        within_real.append((between <= real_radii).any(1))
+        within_generated |= (between <= own[:, None]).any(0)
+    return torch.cat(within_real).double().mean().item(), within_generated.double().mean().item()
+
+
+def density_coverage(generated: Tensor, real: Tensor) -> tuple[float, float]:
+    """Density, about 1 for real images, and coverage, in [0, 1] (arXiv:2002.09797); 5 neighbours.
+
+    Density is the mean number of real images' balls around a generated image, by the number of
+    neighbours; coverage the share of real images with a generated one in their ball. Features
+    (n, D), (m, D), more than 5 of them real.
+    """
+    reach = radii(real, DENSITY_NEIGHBOURS)
+    balls, covered = 0.0, torch.zeros(len(real), dtype=torch.bool)
+    for rows in generated.split(block(real)):
+        inside = distances(rows, real) < reach
+        balls += inside.sum().item()
+        covered |= inside.any(0)
+    return balls / (DENSITY_NEIGHBOURS * len(generated)), covered.double().mean().item()

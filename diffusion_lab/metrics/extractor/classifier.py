@@ -1,0 +1,100 @@
+"""Features of a small classifier, trained by `diffusion-lab train-extractor` on the data itself."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from diffusion_lab.files import write_atomically
+from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor, Source
+
+HOW_TO_GET = "make one with `diffusion-lab train-extractor data=...`"
+
+
+class SmallClassifier(nn.Module):
+    """Images uint8 (B, C, H, W) -> features (B, 128); `head` makes logits (B, K) of them."""
+
+    width = 128
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int):
+        super().__init__()
+        channels, height, width = shape
+        self.stem = nn.Sequential(
+            *layer(channels, 32),
+            nn.MaxPool2d(2, ceil_mode=True),
+            *layer(32, 64),
+            *layer(64, 64),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Flatten(),
+        )
+        self.features = nn.Sequential(
+            nn.Linear(64 * -(-height // 4) * -(-width // 4), self.width), nn.ReLU()
+        )
+        self.head = nn.Linear(self.width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(self.stem(images.float() / 127.5 - 1))
+
+
+def layer(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+class Classifier(FeatureExtractor):
+    """The classifier in the file `path`: its last hidden layer, and the classes that it reads.
+
+    Its name holds the beginning of the file's checksum: another training is another metric.
+    """
+
+    dim = SmallClassifier.width
+    preprocessing = "as it is, x / 127.5 - 1"
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+
+    def build(self) -> tuple[nn.Module, str]:
+        """The network and the checksum of its file."""
+        if not self.path.is_file():
+            raise ExtractorUnavailable(f"there is no classifier {self.path}; {HOW_TO_GET}")
+        try:
+            with safe_open(self.path, "pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+            self.shape, self.classes = tuple(facts["shape"]), facts["classes"]
+            network = SmallClassifier(self.shape, len(self.classes))
+            network.load_state_dict(load(self.path.read_bytes()))
+        except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+            raise ExtractorUnavailable(
+                f"{self.path} is no classifier of ours or is damaged; delete it and {HOW_TO_GET}"
+            ) from error
+        checksum = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        self.channels = self.shape[0]
+        self.name = f"classifier-{checksum[:8]}"
+        return network, checksum
+
+    def check(self, source: Source) -> None:
+        """Raises ExtractorUnavailable unless it was trained on such images in such classes."""
+        if (self.shape, self.classes) != (tuple(source.native_shape), list(source.class_names)):
+            raise ExtractorUnavailable(
+                f"{self.path} knows images of shape {self.shape} in the classes "
+                f"{', '.join(self.classes)}, the data are of {tuple(source.native_shape)} in "
+                f"{', '.join(source.class_names)}; {HOW_TO_GET} for these data"
+            )
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Of its classes."""
+        with torch.no_grad():
+            return self.network.head(features.to(self.device))
+
+    def guesses(self, images: Tensor) -> Tensor:
+        """The likeliest class, (B,) int64, of images uint8 (B, C, H, W)."""
+        return self.logits(self(images)).argmax(1)
+
+
+def save_classifier(network: SmallClassifier, path: Path, facts: dict) -> None:
+    """Writes weights and plain `facts`, among them shape and classes, whole or not at all."""
+    weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomically(path, save(weights, {"facts": json.dumps(facts)}))

@@ -1,0 +1,21 @@
+"""The Inception Score: how sure a classifier is of each image, and how varied over all of them."""
+
+import math
+
+import torch
+from torch import Tensor
+
+PARTS = 10  # as published; the score depends on their size
+
+
+def inception_score(logits: Tensor) -> float:
+    """exp E KL(p(y | x) || p(y)), from 1 to the number of classes K (arXiv:1606.03498).
+
+    Of logits (n, K), the mean over ten parts, in order, or over as many as there are images.
+    """
+    scores = []
+    for part in logits.double().tensor_split(min(PARTS, len(logits))):
+        log_p = part.log_softmax(1)
+        log_marginal = log_p.logsumexp(0) - math.log(len(part))
+        scores.append((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
+    return torch.stack(scores).mean().item()

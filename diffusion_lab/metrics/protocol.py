@@ -1,0 +1,37 @@
+"""How a figure was measured: two figures may be compared exactly if their protocols are one."""
+
+import hashlib
+import json
+
+from diffusion_lab.errors import UserError
+
+FINGERPRINT = "fingerprint"
+# what each entry means to people, and how it is made equal
+WORDS = {
+    "extractor": ("with features of", "give both the same metrics"),
+    "extractor_fingerprint": ("with extractor weights", "give both the same extractor"),
+    "data": ("against data with the checksum", "measure both on the same data"),
+    "reference_images": ("against so many training images:", "set metrics.reference_size"),
+    "num_samples": ("on so many samples:", "set metrics.num_samples"),
+}
+Protocol = dict[str, str | int]
+
+
+def with_fingerprint(protocol: Protocol) -> Protocol:
+    """The protocol and the first 12 digits of its sha256, under "fingerprint"."""
+    content = json.dumps(protocol, sort_keys=True)
+    return protocol | {FINGERPRINT: hashlib.sha256(content.encode()).hexdigest()[:12]}
+
+
+def require_same(protocols: dict[str, Protocol]) -> None:
+    """Raises UserError, naming the first difference, unless all protocols, by name, are one."""
+    (first, expected), *others = protocols.items()
+    for name, protocol in others:
+        for key in sorted(expected | protocol, key=lambda key: (key not in WORDS, key)):
+            a, b = expected.get(key), protocol.get(key)
+            if a != b and key != FINGERPRINT:
+                words, remedy = WORDS.get(key, (f"with {key}", f"make {key} the same"))
+                raise UserError(
+                    f"{first} was measured {words} {a}, {name} {words} {b}, and such figures "
+                    f"cannot be compared; {remedy}, and run `diffusion-lab evaluate` on both"
+                )

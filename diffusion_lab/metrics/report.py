@@ -1,0 +1,53 @@
+"""Figures for people: a line each, with the value that real images have."""
+
+from rich.table import Table
+
+WORDS = {
+    "fid": "FID",
+    "kid": "KID",
+    "fid_infinity": "FID-infinity",
+    "inception_score": "Inception Score",
+    "accuracy": "Conditional accuracy",
+}
+
+
+def report(values: dict[str, float]) -> list[str]:
+    """Lines of what `GenerativeMetrics.compute` returned: value, floor and whole name."""
+    floors = {}
+    for name in values:
+        metric, _, protocol = name.partition("/")
+        if metric.endswith("_floor"):
+            floors[metric.removesuffix("_floor")] = (values[name], protocol)
+    lines = []
+    for name in measured_of_samples(values):
+        metric, _, protocol = name.partition("/")
+        line = f"{WORDS.get(metric, metric.capitalize())} {with_spread(values, name)}"
+        if metric in floors:
+            floor, measured = floors[metric]
+            other = "" if measured == protocol else f" at {measured.rpartition('-')[2]} images"
+            line += f" (real images {floor:.4g}{other})"
+        lines.append(f"{line} [{name}]")
+    return lines
+
+
+def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
+    """A row a figure that all runs have, a column a run; for figures of one protocol."""
+    first = next(iter(runs.values()))
+    table = Table("", *runs, "real images")
+    for name in measured_of_samples(first):
+        if all(name in values for values in runs.values()):
+            floor = first.get(name.replace("/", "_floor/", 1))
+            cells = [with_spread(values, name) for values in runs.values()]
+            table.add_row(name, *cells, "" if floor is None else f"{floor:.4g}")
+    return table
+
+
+def measured_of_samples(values: dict[str, float]) -> list[str]:
+    """The names of figures of generated images, but for spreads."""
+    return [name for name in values if not name.partition("/")[0].endswith(("_floor", "_std"))]
+
+
+def with_spread(values: dict[str, float], name: str) -> str:
+    """A value in four digits, with its standard deviation where that is known."""
+    std = values.get(name.replace("/", "_std/", 1))
+    return f"{values[name]:.4g}" + (f" ± {std:.2g}" if std is not None else "")

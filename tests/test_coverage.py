@@ -1,0 +1,75 @@
+"""Precision, recall, density and coverage: by hand, by brute force and by torch-fidelity."""
+
+import pytest
+import torch
+from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+from diffusion_lab.metrics import coverage
+from diffusion_lab.metrics.coverage import density_coverage, nearest, precision_recall, radii
+
+
+def draw(count, seed, scale=1.0, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 12, generator=generator) * scale + shift
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(coverage, "PAIRS", 20_000)
+
+
+REAL, GENERATED = draw(300, 0), draw(250, 1, scale=0.8, shift=0.2)
+
+
+def test_nearest_are_the_nearest_in_order():
+    values, index = nearest(GENERATED, REAL, 4)
+    expected = torch.cdist(GENERATED.double(), REAL.double()).sort(1)
+    torch.testing.assert_close(values, expected.values[:, :4])
+    assert torch.equal(index, expected.indices[:, :4])
+    assert values.dtype == torch.float64
+
+
+def test_a_radius_reaches_to_the_neighbour_beside_itself():
+    line = torch.tensor([0.0, 1.0, 3.0, 7.0])[:, None]
+    assert radii(line, 1).tolist() == [1, 1, 2, 4]
+    assert radii(line, 3).tolist() == [7, 6, 4, 7]
+
+
+def test_precision_and_recall_are_torch_fidelitys():
+    ours = precision_recall(GENERATED, REAL)
+    theirs = calculate_precision_recall_full(GENERATED, REAL, neighborhood=3)
+    assert 0.3 < ours[1] < ours[0] < 1
+    assert ours == pytest.approx(tuple(float(value) for value in theirs))
+
+
+def test_density_and_coverage_are_counted():
+    between = torch.cdist(GENERATED.double(), REAL.double())
+    reach = torch.cdist(REAL.double(), REAL.double()).sort(1).values[:, 5]
+    inside = between < reach
+    density, covered = density_coverage(GENERATED, REAL)
+    assert density == pytest.approx(inside.sum().item() / (5 * 250))
+    assert covered == pytest.approx(inside.any(0).double().mean().item())
+
+
+def test_what_each_of_them_sees():
+    real = torch.cat([draw(200, 2, shift=-20), draw(200, 3, shift=20)])
+    same = torch.cat([draw(200, 4, shift=-20), draw(200, 5, shift=20)])
+    half = draw(400, 6, shift=-20)
+    far = draw(400, 7, shift=90)
+    precision, recall = precision_recall(half, real)
+    density, covered = density_coverage(half, real)
+    assert precision > 0.6  # a dropped mode costs variety, not quality
+    assert recall < 0.5
+    assert covered <= 0.5
+    assert density == pytest.approx(1, abs=0.2)
+    assert precision_recall(same, real)[1] > 0.6
+    assert density_coverage(same, real)[1] > 0.9
+    assert precision_recall(far, real) == (0, 0)
+    assert density_coverage(far, real) == (0, 0)
+
+
+def test_a_collapsed_generator_has_numbers():
+    collapsed = REAL[:1].repeat(100, 1)
+    assert precision_recall(collapsed, REAL)[0] == 1
+    assert precision_recall(collapsed, REAL)[1] < 0.02
+    assert density_coverage(collapsed, REAL)[1] < 0.1

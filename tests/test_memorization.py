@@ -1,0 +1,113 @@
+"""Copies are found, fresh samples are not suspected, and the command tells both."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_lab.memorization import fid_gap
+from diffusion_lab.metrics.memorization import Neighbours
+
+
+def draw(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))
+
+
+TRAINING, HELD_OUT = draw(3000, 0), draw(1000, 1)
+
+
+def figures(generated: torch.Tensor, training: torch.Tensor = TRAINING) -> dict[str, float]:
+    return Neighbours.of(generated, HELD_OUT, training).figures()
+
+
+def test_fresh_samples_are_not_suspected():
+    found = figures(draw(1000, 2))
+    assert found["nearer_to_training"] == pytest.approx(0.5, abs=0.05)
+    assert found["distance_ratio"] == pytest.approx(1, abs=0.02)
+    assert 0 <= found["copy_ratio"] <= 2.5
+    assert found["near_duplicates"] == 0
+
+
+def test_copies_are_found_with_little_noise_on_them():
+    small = TRAINING[:500]
+    found = figures(small + 0.01 * draw(500, 3), small)
+    assert found["nearer_to_training"] > 0.99
+    assert found["distance_ratio"] < 0.1
+    assert found["copies"] == 1
+    assert found["copy_ratio"] == pytest.approx(100)
+    assert found["near_duplicates"] > 0.99
+
+
+def test_a_share_of_copies_is_that_share():
+    mixed = torch.cat([TRAINING[:100] + 0.01 * draw(100, 4), draw(300, 5)])
+    found = figures(mixed)
+    assert found["copies"] == pytest.approx(0.25, abs=0.02)
+    assert found["near_duplicates"] == pytest.approx(0.25, abs=0.02)
+
+
+def test_blurred_samples_look_like_copies_by_distance_but_not_beside_held_out_images():
+    found = figures(0.5 * draw(1000, 6))
+    assert found["copy_ratio"] > 10
+    assert found["nearer_to_training"] == pytest.approx(0.5, abs=0.05)
+    assert found["distance_ratio"] == pytest.approx(1, abs=0.02)
+
+
+def test_neighbours_are_the_images_that_were_copied():
+    order = torch.randperm(3000, generator=torch.Generator().manual_seed(7))[:50]
+    found = Neighbours.of(TRAINING[order] + 0.01 * draw(50, 8), HELD_OUT, TRAINING)
+    assert torch.equal(found.index[:, 0], order)
+    assert (found.relative < 0.1).all()
+
+
+def test_exact_copies_have_numbers():
+    found = figures(TRAINING[:1].repeat(10, 1))
+    assert found["copies"] == found["near_duplicates"] == 1
+
+
+def test_the_fid_gap_is_above_zero_for_copies_and_near_it_for_fresh_samples():
+    copied = fid_gap(TRAINING[:300], HELD_OUT[:300], TRAINING[:300])
+    assert copied["to_training"] == pytest.approx(0, abs=1e-6)
+    assert copied["gap"] > 0.5
+    fresh = fid_gap(draw(300, 9), HELD_OUT[:300], TRAINING)
+    assert abs(fresh["gap"]) < 0.3 * copied["gap"]
+    assert fresh["reference_images"] == 300
+
+
+def test_the_command_writes_a_report_and_pictures(lab, run_folder):
+    arguments = ["memorization", "run=run", "num_samples=12", "pairs=5", "batch_size=8"]
+    code, out, err = lab(*arguments, "json=true")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result == json.loads((run_folder / "memorization/report.json").read_text())
+    assert result["training_images"] == 64
+    assert set(result["neighbours"]) == {"efficientnet_lite0-96", "pixels"}
+    assert len(result["loss_by_level"]) == 10
+    for losses in result["loss_by_level"].values():
+        assert losses["training"] > 0
+        assert losses["held_out"] > 0
+    for name in ("pairs.png", "losses.png"):
+        with Image.open(run_folder / "memorization" / name) as picture:
+            assert picture.width > 300
+
+
+def test_the_held_out_loss_is_that_of_training(lab, run_folder):
+    logged = json.loads((run_folder / "summary.json").read_text())["metrics"]
+    arguments = ["memorization", "run=run", "num_samples=4", "precision=32-true", "json=true"]
+    code, out, err = lab(*arguments)
+    assert code == 0, err
+    measured = json.loads(out.splitlines()[-1])["loss_by_level"]
+    for name, losses in measured.items():
+        assert losses["held_out"] == pytest.approx(logged[f"val_by_level/{name}"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [("num_samples=1", "num_samples=1"), ("pairs=0", "pairs=0"), ("run=nowhere", "no run folder")],
+)
+def test_wrong_input_is_one_sentence(lab, run_folder, wrong, sentence):
+    code, _, err = lab("memorization", "run=run", wrong)
+    assert code == 2
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (run_folder / "memorization").exists()

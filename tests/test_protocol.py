@@ -1,0 +1,37 @@
+"""Figures measured in two ways are not compared."""
+
+import pytest
+
+from diffusion_lab.errors import UserError
+from diffusion_lab.metrics.protocol import require_same, with_fingerprint
+
+ONE = {"extractor": "inception", "data": "0123", "reference_images": 50_000, "num_samples": 5000}
+
+
+def test_the_fingerprint_is_of_every_entry_and_of_no_order():
+    known = with_fingerprint(ONE)["fingerprint"]
+    assert len(known) == 12
+    assert with_fingerprint(dict(reversed(ONE.items())))["fingerprint"] == known
+    others = {with_fingerprint(ONE | {key: "other"})["fingerprint"] for key in ONE}
+    assert len(others | {known}) == 5
+
+
+def test_equal_protocols_pass():
+    require_same({"a": with_fingerprint(ONE), "b": with_fingerprint(ONE), "c": ONE})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"num_samples": 1000},
+            "a was measured on so many samples: 5000, b on so many samples: 10",
+        ),
+        ({"extractor": "x", "num_samples": 1}, "features of inception, b with features of x"),
+        ({"rounding": "none"}, "with rounding None, b with rounding none"),
+    ],
+)
+def test_the_first_difference_is_named_with_its_remedy(change, sentence):
+    protocols = {"a": with_fingerprint(ONE), "b": with_fingerprint(ONE | change)}
+    with pytest.raises(UserError, match=f"{sentence}.*diffusion-lab evaluate"):
+        require_same(protocols)
