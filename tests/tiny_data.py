@@ -18,8 +18,11 @@ class TinyData(ImageDataModule):
         flip: bool = False,
         on_device: bool | str = "auto",
         validation_size: int = 20,
+        fraction: float | None = None,
+        per_class: int | None = None,
+        subset_seed: int = 0,
     ):
-        super().__init__(pad, flip, on_device, validation_size)
+        super().__init__(pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
 
     def load(self) -> tuple[Split, Split]:
         def split(count: int, seed: int) -> Split:
