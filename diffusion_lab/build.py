@@ -6,6 +6,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from diffusion_lab.augmentation import NonLeaky
 from diffusion_lab.checks import check_sampling, check_training
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.denoiser import Denoiser
@@ -26,6 +27,7 @@ class Model:
     schedule: NoiseSchedule
     objective: Objective
     first_stage: FirstStage
+    augmentation: NonLeaky | None
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
@@ -45,6 +47,7 @@ def build_model(
         schedule = instantiate(cfg.schedule)
         objective = instantiate(cfg.objective)(schedule=schedule)
         first_stage = instantiate(cfg.first_stage)
+        augmentation = instantiate(cfg.get("augmentation"))  # a run may be older than this group
         explodes = bool(schedule(torch.ones(())).sigma > 1 + 1e-6)
         discrete = schedule.discrete_steps is not None
         label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
@@ -65,8 +68,9 @@ def build_model(
                 # a run may be older than this key
                 self_conditioning=cfg.denoiser.get("self_conditioning", False),
                 learned_variance=objective.variance_loss is not None,
+                augmentation_labels=augmentation.values if augmentation else 0,
             )
-    return Model(denoiser, schedule, objective, first_stage)
+    return Model(denoiser, schedule, objective, first_stage, augmentation)
 
 
 def build_pipeline(

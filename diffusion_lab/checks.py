@@ -2,6 +2,7 @@
 
 import torch
 
+from diffusion_lab.augmentation import NonLeaky
 from diffusion_lab.errors import UserError
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.objective import Objective
@@ -39,17 +40,30 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
         )
 
 
-def advice(schedule: NoiseSchedule, objective: Objective, guidance: Guidance) -> list[str]:
-    """Sentences on what can be trained but may disappoint."""
+def advice(
+    schedule: NoiseSchedule,
+    objective: Objective,
+    guidance: Guidance,
+    augmentation: NonLeaky | None = None,
+    flipped: bool = False,
+) -> list[str]:
+    """Sentences on what can be trained but may disappoint; `flipped` is `data.flip`."""
+    lines = []
     end, prediction = schedule(torch.ones(())), objective.prediction
     # relative to the size of the output: an unscaled score is small where its gain is large
     gain = float(prediction.x0_gain(end) * torch.hypot(*prediction.mix(end)))
-    if gain <= LARGE_GAIN or guidance.clip is not None:
-        return []
-    return [
-        f"objective/prediction={option(objective)} multiplies the network's error by {gain:.0f} on "
-        "the noisiest level; sample with guidance.clip=1, or use objective/prediction=v"
-    ]
+    if gain > LARGE_GAIN and guidance.clip is None:
+        lines.append(
+            f"objective/prediction={option(objective)} multiplies the network's error by "
+            f"{gain:.0f} on the noisiest level; sample with guidance.clip=1, or use "
+            "objective/prediction=v"
+        )
+    if flipped and augmentation is not None and augmentation.flip_x:
+        lines.append(
+            "data.flip=true mirrors images without telling the network, so that half of the "
+            "samples will be mirrored; write data.flip=false, as augmentation.flip_x=true tells it"
+        )
+    return lines
 
 
 def option(objective: Objective) -> str:

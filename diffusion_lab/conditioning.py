@@ -19,6 +19,15 @@ class Condition:
     tokens: Tensor | None = None  # (B, L, D)  attended to, or prepended
     labels: Tensor | None = None  # (B,)       raw, for third-party networks
 
+    def joined(self, vector: Tensor) -> "Condition":
+        """This and one condition more (B, D): added to the vector, and a token of its own."""
+        token = vector[:, None]
+        return Condition(
+            vector if self.vector is None else self.vector + vector,
+            token if self.tokens is None else torch.cat([self.tokens, token], dim=1),
+            self.labels,
+        )
+
 
 class Unconditional(nn.Module):
     """Ignores labels: every sample has the same, empty condition."""

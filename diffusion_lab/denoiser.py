@@ -48,6 +48,7 @@ class Denoiser(nn.Module):
     of clean data, and the network's input is scaled to unit variance with it (EDM's c_in).
     With `self_conditioning` the network also sees the estimate before (arXiv:2208.04202), beside x;
     with `learned_variance` it has a second output for the reverse variance (arXiv:2102.09672).
+    `augmentation_labels` is how many values tell it what was done to its image, if any do.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Denoiser(nn.Module):
         input_std: float | None = None,
         self_conditioning: bool = False,
         learned_variance: bool = False,
+        augmentation_labels: int = 0,
     ):
         super().__init__()
         if noise_label not in NOISE_LABELS:
@@ -82,6 +84,13 @@ class Denoiser(nn.Module):
         self.conditioning = conditioning(
             num_classes=num_classes, width=self.backbone.condition_width
         )
+        self.augmentation = None
+        if augmentation_labels:
+            # without a bias, so that an image as it is adds nothing
+            self.augmentation = nn.Linear(
+                augmentation_labels, self.backbone.condition_width, bias=False
+            )
+            nn.init.normal_(self.augmentation.weight, std=0.02)
 
     def output(
         self,
@@ -89,10 +98,12 @@ class Denoiser(nn.Module):
         level: NoiseLevel,
         labels: Tensor | None = None,
         previous: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Output:
         """The raw output of the network for x (B, C, H, W), float32 at least, for the loss.
 
         `previous` is the last x0 estimate of x's shape, for self-conditioning; None is zeros.
+        `augmentation` (B, augmentation_labels) is what was done to x0; None is nothing, zeros.
         """
         # float32 whatever autocast says: bf16 has 507 distinct values below 1000
         noise = self.noise_label(level).to(torch.float32)
@@ -105,7 +116,13 @@ class Denoiser(nn.Module):
             x = x / broadcast(total_std, x)
         if self.self_conditioning:
             x = torch.cat([x, torch.zeros_like(x) if previous is None else previous.to(x)], 1)
-        output = self.backbone(x, noise, self.conditioning(labels, len(x)))
+        condition = self.conditioning(labels, len(x))
+        if self.augmentation is not None:
+            weight = self.augmentation.weight  # (D, values)
+            if augmentation is None:
+                augmentation = weight.new_zeros(len(x), weight.shape[1])
+            condition = condition.joined(self.augmentation(augmentation.to(weight)))
+        output = self.backbone(x, noise, condition)
         # at least float32 before to_x0, which may multiply its rounding by a hundred
         output = output.to(torch.promote_types(x.dtype, torch.float32))
         if not self.learned_variance:
@@ -119,9 +136,10 @@ class Denoiser(nn.Module):
         level: NoiseLevel,
         labels: Tensor | None = None,
         previous: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Estimate:
         """The denoised estimate of x (B, C, H, W) at `level`; labels None = unconditional."""
-        value, variance = self.output(x, level, labels, previous)
+        value, variance = self.output(x, level, labels, previous, augmentation)
         return Estimate(self.prediction.to_x0(value, x, level), variance)
 
     def score(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:

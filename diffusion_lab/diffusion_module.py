@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffusion_lab.augmentation import NonLeaky, augment
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.objective import Objective
@@ -34,6 +35,7 @@ class DiffusionModule(lightning.LightningModule):
         lr_schedule: Callable[[int, float], float],
         batch_size: int,
         seed: int = 0,
+        augmentation: NonLeaky | None = None,
     ):
         super().__init__()
         self.denoiser = denoiser
@@ -43,6 +45,7 @@ class DiffusionModule(lightning.LightningModule):
         self.lr_schedule = lr_schedule
         self.batch_size = batch_size
         self.seed = seed
+        self.augmentation = augmentation
         self.held_out_losses: dict[str, float] = {}
         self.validated_step = -1
 
@@ -73,14 +76,21 @@ class DiffusionModule(lightning.LightningModule):
         """batch: images (b, C, H, W) uint8 and labels (b,) int64 -> the mean loss, ()."""
         images, labels = batch
         trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
-        # A step's randomness (levels, noise, dropout) is a function of the seed and of the
-        # micro-batch's place in the run, so a resumed run draws what an unbroken one would have.
+        # A step's randomness (augmentation, levels, noise, dropout) is a function of the seed and
+        # of the micro-batch's place in the run, so a resumed run draws what an unbroken one does.
         parts = accumulate * trainer.world_size
         part = batch_idx % accumulate * trainer.world_size + trainer.global_rank
         torch.manual_seed(mix_seed(self.seed, TRAINING, trainer.global_step * parts + part))
+        images, augmentation = augment(self.augmentation, images)
         x0 = self.first_stage.encode(images)
         loss = self.objective(
-            self.denoiser, x0, labels, part=part, parts=parts, gather=self.from_all_ranks
+            self.denoiser,
+            x0,
+            labels,
+            part=part,
+            parts=parts,
+            gather=self.from_all_ranks,
+            augmentation=augmentation,
         ).mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
         return loss

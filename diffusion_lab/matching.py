@@ -17,9 +17,9 @@ from rich.table import Table
 from diffusion_lab import counting
 from diffusion_lab.errors import UserError, require_whole_numbers
 from diffusion_lab.profiling import (
-    COMPOSITION,
     WHOLE_NUMBERS,
     amount,
+    composition_of,
     costs_of,
     image_facts,
     model_on,
@@ -214,8 +214,9 @@ def match(
     if Path(text, CONFIG).is_file() or ("/" in text and "=" not in text):
         saved = load_config(text)
         reference = configure(others)
-        inherit(reference, saved, COMPOSITION, others)
-        inherit(cfg, saved, tuple(part for part in COMPOSITION if part != "backbone"), overrides)
+        groups = composition_of(saved)
+        inherit(reference, saved, groups, others)
+        inherit(cfg, saved, tuple(group for group in groups if group != "backbone"), overrides)
     else:
         reference = configure([*others, *(text.split() if "=" in text else [f"backbone={text}"])])
     costs = Costs(cfg, reference)

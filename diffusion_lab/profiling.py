@@ -23,6 +23,7 @@ from diffusion_lab.trained_run import inherit
 # what decides a model's cost: of the command line, or of a run
 COMPOSITION = (
     "first_stage",
+    "augmentation",
     "backbone",
     "conditioning",
     "schedule",
@@ -63,7 +64,8 @@ def profile(compositions: list[tuple[DictConfig, list[str]]], names: list[str]) 
     for cfg, overrides in compositions:
         require_whole_numbers(cfg, WHOLE_NUMBERS | {"depth": 1})
         if cfg.run:
-            inherit(cfg, load_config(cfg.run), COMPOSITION, overrides)
+            saved = load_config(cfg.run)
+            inherit(cfg, saved, composition_of(saved), overrides)
         device, precision = place(cfg)
         facts = image_facts(cfg)
         places.append((cfg, facts, device, precision))
@@ -76,6 +78,11 @@ def profile(compositions: list[tuple[DictConfig, list[str]]], names: list[str]) 
     if len(profiles) > 1:
         compare(profiles, names)
     return profiles
+
+
+def composition_of(saved: DictConfig) -> tuple[str, ...]:
+    """What a run has of COMPOSITION; it may be older than a group."""
+    return tuple(group for group in COMPOSITION if group in saved)
 
 
 def place(cfg: DictConfig) -> tuple[torch.device, str]:

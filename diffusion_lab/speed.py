@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from diffusion_lab.augmentation import augment
 from diffusion_lab.build import build_model
 from diffusion_lab.device import autocast, channels_last_pays, compile_pays
 from diffusion_lab.errors import as_user_error
@@ -60,8 +61,11 @@ class Bench:
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of images (b, C, H, W) uint8 and labels (b,), ()."""
         with self.autocast:
+            images, augmentation = augment(self.model.augmentation, images)
             x0 = self.model.first_stage.encode(images)
-            return self.model.objective(self.model.denoiser, x0, labels).mean()
+            return self.model.objective(
+                self.model.denoiser, x0, labels, augmentation=augmentation
+            ).mean()
 
     def train(self) -> None:
         """One step of the optimiser."""

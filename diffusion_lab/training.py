@@ -92,7 +92,13 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         folder = runs.create(cfg)
     say(f"Run folder: {folder}")
     say(f"Batch: {layout}")
-    for line in advice(parts.pipeline.schedule, parts.module.objective, parts.pipeline.guidance):
+    for line in advice(
+        parts.pipeline.schedule,
+        parts.module.objective,
+        parts.pipeline.guidance,
+        parts.module.augmentation,
+        parts.datamodule.flip,
+    ):
         say(f"Advice: {line}")
     run_training(cfg, parts, layout, folder, device)
 
@@ -111,6 +117,7 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
             instantiate(cfg.lr_schedule),
             cfg.batch_size,
             cfg.seed,
+            model.augmentation,
         )
         module.optimizer(module.trained_parameters())  # to hear now what it has to say
         if not launch.in_launched_process():

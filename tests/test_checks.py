@@ -2,6 +2,7 @@
 
 import pytest
 
+from diffusion_lab.augmentation import NonLeaky
 from diffusion_lab.checks import advice, check_training
 from diffusion_lab.errors import UserError
 from diffusion_lab.guidance import Guidance
@@ -50,3 +51,13 @@ def test_a_large_gain_is_advised_against_unless_clipped():
 )
 def test_usual_compositions_need_no_advice(schedule, prediction):
     assert advice(schedule, objective(schedule, prediction), Guidance()) == []
+
+
+def test_mirroring_twice_is_advised_against():
+    arguments = (Cosine(), objective(Cosine(), V()), Guidance())
+    for flip_x, flipped in ((True, True), (True, False), (False, True)):
+        augmentation = NonLeaky(0.1, flip_x, False, 0, 0, 0, 0)
+        lines = advice(*arguments, augmentation, flipped)
+        assert [line for line in lines if "write data.flip=false" in line] == lines
+        assert bool(lines) == (flip_x and flipped)
+    assert advice(*arguments, None, True) == []

@@ -49,7 +49,7 @@ class Linear(nn.Module):
         self.conditioning = conditioning or Unconditional(0, 0)
         self.seen = None
 
-    def output(self, x, level, labels=None, previous=None):
+    def output(self, x, level, labels=None, previous=None, augmentation=None):
         self.seen = labels
         shift = 0.1 * level.like(x).t
         if labels is not None:
@@ -122,7 +122,7 @@ def test_a_perfect_network_has_no_loss():
         level, eps = level_and_noise(objective.schedule)
         denoiser, x0 = Linear(objective.prediction), batch()
         target = objective.prediction.target(x0, eps, level)
-        denoiser.output = lambda x, level, labels, previous, target=target: Output(target)
+        denoiser.output = lambda *inputs, target=target: Output(target)
         assert objective.loss_at(denoiser, x0, eps, level).abs().max() == 0
 
 

@@ -81,7 +81,7 @@ class Zero(nn.Module):
     self_conditioning = False
     conditioning = Unconditional(0, 0)
 
-    def output(self, x, level, labels=None, previous=None):
+    def output(self, x, level, labels=None, previous=None, augmentation=None):
         return Output(torch.zeros_like(x))
 
 

@@ -63,11 +63,13 @@ class Objective(nn.Module):
         part: int = 0,
         parts: int = 1,
         gather: Gather | None = None,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         """What is minimised for each clean sample x0 (B, C, H, W), at levels drawn here: (B,).
 
         float32; the generator, if given, is on x0's device. part, parts and gather are the time
         sampler's: which share of a batch this is, and how the losses of other processes are had.
+        `augmentation` (B, ...) is told to the denoiser: what was done to x0. It is never dropped.
         """
         level, importance = self.time_sampler(len(x0), self.schedule, generator, part, parts)
         level = level.to(x0.device)
@@ -81,8 +83,9 @@ class Objective(nn.Module):
         previous = None
         if denoiser.self_conditioning and coin(generator):
             with torch.no_grad():
-                previous = denoiser(add_noise(x0, eps, level), level, labels).x0
-        losses = self.loss_at(denoiser, x0, eps, level, labels, previous)
+                x = add_noise(x0, eps, level)
+                previous = denoiser(x, level, labels, augmentation=augmentation).x0
+        losses = self.loss_at(denoiser, x0, eps, level, labels, previous, augmentation)
         self.time_sampler.observe(level.t, losses.detach(), gather)
         if self.uncertainty is not None:
             expected = self.uncertainty(level)
@@ -97,6 +100,7 @@ class Objective(nn.Module):
         level: NoiseLevel,
         labels: Tensor | None = None,
         previous: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         """The loss of each sample with this noise eps (B, C, H, W) at this level (B,): (B,).
 
@@ -104,7 +108,7 @@ class Objective(nn.Module):
         estimate (B, C, H, W) that the denoiser is conditioned on, if it is on one.
         """
         x = add_noise(x0, eps, level)
-        output = denoiser.output(x, level, labels, previous)
+        output = denoiser.output(x, level, labels, previous, augmentation)
         target = self.prediction.target(x0, eps, level)
         losses = (output.value - target).square().flatten(1).mean(1)  # (B,)
         if self.weighting is not None:
