@@ -108,14 +108,10 @@ class DiffusionModule(lightning.LightningModule):
         self.held_out = torch.zeros(VALIDATION_LEVELS, 2, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        """Held-out loss with fixed noise at fixed levels: image i at level i mod 10."""
+        """Adds up the losses of held-out images by level."""
         images, labels, ids = batch
         x0 = self.first_stage.encode(images)
-        eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
-        bins = ids % VALIDATION_LEVELS
-        level = self.objective.schedule((bins + 0.5) / VALIDATION_LEVELS)
-        losses = self.objective.loss_at(self.denoiser, x0, eps, level, labels)
-        self.held_out.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))
+        self.held_out += losses_by_level(self.objective, self.denoiser, x0, labels, ids)
 
     def on_validation_epoch_end(self) -> None:
         # reduced once and by hand: a rank whose share lacks a level must not wait for the others
@@ -155,3 +151,19 @@ class DiffusionModule(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def losses_by_level(
+    objective: Objective, denoiser: Denoiser, x0: Tensor, labels: Tensor, ids: Tensor
+) -> Tensor:
+    """The sum and the number of losses at each of VALIDATION_LEVELS levels, (levels, 2).
+
+    Of clean x0 (B, C, H, W) with labels and ids (B,): image i at level i mod 10, with noise of its
+    own, the same at every call.
+    """
+    eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
+    bins = ids % VALIDATION_LEVELS
+    level = objective.schedule((bins + 0.5) / VALIDATION_LEVELS)
+    losses = objective.loss_at(denoiser, x0, eps, level, labels)
+    sums = torch.zeros(VALIDATION_LEVELS, 2, device=losses.device)
+    return sums.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab import plots, trained_run
-from diffusion_lab.diffusion_module import VALIDATION_LEVELS, VALIDATION_SEED
+from diffusion_lab.diffusion_module import VALIDATION_LEVELS, losses_by_level
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.files import write_atomically
 from diffusion_lab.images import to_float
@@ -19,7 +19,6 @@ from diffusion_lab.metrics.cache import cached
 from diffusion_lab.metrics.memorization import Neighbours
 from diffusion_lab.pipeline import draw
 from diffusion_lab.progress import progress_bar, say
-from diffusion_lab.randomness import SampleNoise
 from diffusion_lab.trained_run import OpenRun
 
 BATCH = 64  # images between two movements of a progress bar
@@ -63,7 +62,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         metrics.extractor.name: Neighbours.of(*features),
         "pixels": Neighbours.of(*(to_float(images).flatten(1) for images in sets)),
     }
-    losses = losses_by_level(opened, cfg.batch_size)
+    losses = loss_gap(opened, cfg.batch_size)
     result = {
         "training_images": len(training),
         "held_out_images": len(held_out),
@@ -121,33 +120,26 @@ def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, 
 
 
 @torch.inference_mode()
-def losses_by_level(opened: OpenRun, batch_size: int) -> dict[str, dict[str, float]]:
-    """The denoising loss on trained-on and on held-out images, equally many, noise and all."""
-    data, model = opened.datamodule, opened.model
+def loss_gap(opened: OpenRun, batch_size: int) -> dict[str, dict[str, float]]:
+    """The denoising loss by level, of equally many trained-on and held-out images."""
+    data, model, device = opened.datamodule, opened.model, opened.device
     count = min(data.validation_size, len(data.train_images()), len(data.test_images()))
-    held_out = data.held_out(count, "data.validation_size")
-    losses = {}
-    for side, (images, labels) in {
+    sides = {
         "training": data.trained_on(count),
-        "held_out": held_out,
-    }.items():
-        sums = torch.zeros(VALIDATION_LEVELS, 2, dtype=torch.float64)
+        "held_out": data.held_out(count, "data.validation_size"),
+    }
+    means = {}
+    for side, (images, labels) in sides.items():
+        sums = torch.zeros(VALIDATION_LEVELS, 2)
         for ids in torch.arange(count).split(batch_size):
-            x0 = model.first_stage.encode(images[ids].to(opened.device))
-            eps = SampleNoise(VALIDATION_SEED, ids.tolist(), opened.device)(x0.shape[1:])
-            bins = ids % VALIDATION_LEVELS
-            level = model.schedule((bins + 0.5) / VALIDATION_LEVELS).to(opened.device)
+            x0 = model.first_stage.encode(images[ids].to(device))
+            facts = (x0, labels[ids].to(device), ids.to(device))
             with opened.autocast:
-                values = model.objective.loss_at(
-                    model.denoiser, x0, eps, level, labels[ids].to(opened.device)
-                )
-            sums.index_add_(
-                0, bins, torch.stack([values, torch.ones_like(values)], 1).cpu().double()
-            )
-        losses[side] = sums[:, 0] / sums[:, 1]
+                sums += losses_by_level(model.objective, model.denoiser, *facts).cpu()
+        means[side] = sums[:, 0] / sums[:, 1]
     return {
         f"t{(index + 0.5) / VALIDATION_LEVELS:.2f}": {
-            side: value[index].item() for side, value in losses.items()
+            side: mean[index].item() for side, mean in means.items()
         }
         for index in range(min(VALIDATION_LEVELS, count))
     }
