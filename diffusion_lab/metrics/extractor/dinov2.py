@@ -1,0 +1,86 @@
+"""DINOv2 features (arXiv:2304.07193), which judge diffusion models more fairly than Inception's.
+
+That they do is arXiv:2306.04675; its FD-DINOv2 is the Frechet distance of these features.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+
+SIZE = 224  # pixels, as in that comparison
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of the training
+
+
+class DINOv2(FeatureExtractor):
+    """The class token of a timm model; its weights are downloaded, or read from `weights_path`.
+
+    `model` is timm's name: the published comparison has vit_large_patch14_dinov2. The file may be
+    timm's or DINOv2's own (.pth or .safetensors); its checksum is in the features' name.
+    """
+
+    preprocessing = f"antialiased bicubic {SIZE}x{SIZE}, ImageNet's mean and std"
+
+    def __init__(self, model: str, weights_path: str | None):
+        self.model = model
+        self.weights_path = weights_path
+        self.name = f"dinov2-{model}"
+
+    def build(self) -> tuple[nn.Module, str]:
+        """timm's network and the checksum of its weights."""
+        import timm
+
+        options = {"num_classes": 0, "img_size": SIZE}
+        if self.weights_path is not None:
+            path = Path(self.weights_path)
+            if not path.is_file():
+                raise ExtractorUnavailable(
+                    f"there is no file {path} (metrics.extractor.weights_path)"
+                )
+            options["pretrained_cfg_overlay"] = {"file": str(path)}
+        elif self.model not in timm.list_pretrained():
+            known = ", ".join(timm.list_pretrained("*patch14_dinov2*"))
+            raise ExtractorUnavailable(
+                f"metrics.extractor.model={self.model} is none of timm's DINOv2 models: {known}"
+            )
+        try:
+            network = timm.create_model(self.model, pretrained=True, **options)
+        except Exception as error:  # of the hub, the network, or the file: each has its own
+            reason = str(error).strip().splitlines()[0]
+            raise ExtractorUnavailable(
+                f"the weights of {self.model} could not be loaded ({reason}); download "
+                f"https://huggingface.co/timm/{self.model} elsewhere and set "
+                "metrics.extractor.weights_path to its model.safetensors"
+            ) from error
+        checksum = state_digest(network)
+        self.dim = network.num_features
+        self.name = f"dinov2-{self.model}-{checksum[:8]}"
+        return nn.Sequential(Preprocess(), network), checksum
+
+
+class Preprocess(nn.Module):
+    """uint8 (B, 3, H, W) -> float32 (B, 3, 224, 224), normalised."""
+
+    def __init__(self):
+        super().__init__()
+        for name, value in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(value)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = functional.interpolate(
+            images.float(), (SIZE, SIZE), mode="bicubic", antialias=True
+        ).clamp(0, 255)
+        return (x / 255 - self.mean) / self.std
+
+
+def state_digest(network: nn.Module) -> str:
+    """sha256 of all weights: one file or another, timm's or not, with the same numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.float().contiguous().numpy())
+    return digest.hexdigest()
