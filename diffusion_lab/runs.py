@@ -24,7 +24,8 @@ from diffusion_lab.files import write_atomically
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 CHECKPOINT = Path("checkpoints/last.ckpt")
 WEIGHTS_PREFIX = "denoiser."
-RESUMABLE = ("trainer.", "callbacks.", "logger.", "data.root", "validate_every_n_steps")
+DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
+RESUMABLE = ("trainer.", "callbacks.", "logger.", *DATA, "validate_every_n_steps")
 
 
 def check_new(cfg: DictConfig) -> None:
