@@ -114,7 +114,7 @@ def resumed(folder: str, overrides: list[str]) -> DictConfig:
             continue
         if not key.startswith(RESUMABLE):
             raise UserError(
-                f"{override} cannot change in a run that is resumed; only values of "
+                f"{override.lstrip('+')} cannot change in a run that is resumed; only values of "
                 f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, parsed.value())

@@ -56,7 +56,7 @@ class ImageFilesDataModule(ImageDataModule):
         self.image_size = None if image_size is None else _size(image_size)
         self.channels = channels
         self.classes = None if classes is None else _class_names(classes)
-        self.resize = resize
+        self.resize = "refuse" if image_size is None else resize
         self.on_bad = on_bad
         super().__init__(pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
 
@@ -85,8 +85,12 @@ class ImageFilesDataModule(ImageDataModule):
     def facts(self) -> dict[str, object]:
         """What was inferred, and that no image is resized if the size was."""
         channels, *size = self.native_shape
-        pinned = {"image_size": size, "channels": channels, "classes": list(self.class_names)}
-        return pinned | ({"resize": "refuse"} if self.image_size is None else {})
+        return {
+            "image_size": size,
+            "channels": channels,
+            "classes": list(self.class_names),
+            "resize": self.resize,
+        }
 
     def prepare_data(self) -> None:
         """Finds the files, and room for what is in them; raises DataError."""
