@@ -58,9 +58,8 @@ class TestFolder:
 
     def test_names_decide_the_order_whatever_wrote_them(self, tmp_path):
         names = {f"{c}/{i}.png": 9 * i for i in (10, 3, 21, 1) for c in "ba"}
-        test = folder(tmp_path / "test", TWO)
+        test = folder(tmp_path / "test", names)
         data = of_folder(tmp_path / "x", names, classes=["b", "a"], test_path=test)
-        data.test_path = folder(tmp_path / "y", names)
         # sorted as texts; the labels as the classes are listed
         assert values(data.train_images()) == [9, 90, 189, 27] * 2
         assert data.train_labels().tolist() == [1] * 4 + [0] * 4
@@ -74,11 +73,8 @@ class TestFolder:
             "cat/notes.txt": b"notes",
             "LICENSE": b"free",
         }
-        data = of_folder(tmp_path, TWO | others, test_path=folder(tmp_path / "test", TWO))
-        data.path = str(tmp_path)  # in which the test folder lies as well
-        with pytest.raises(DataError, match="folders inside of folders"):
-            _ = data.num_classes
-        data = of_folder(tmp_path / "x", TWO | others, test_path=str(tmp_path / "test"))
+        test = folder(tmp_path / "test", TWO)
+        data = of_folder(tmp_path / "x", TWO | others, test_path=test)
         assert values(data.train_images()) == [0, 1, 2, 3]
 
     def test_folders_mean_nothing_where_there_are_to_be_no_classes(self, tmp_path):
@@ -219,11 +215,11 @@ class TestBadImages:
 
     def test_the_first_few_of_many_are_named(self, tmp_path):
         contents = TWO | {f"cat/x{i}.png": b"" for i in range(12)}
-        data = of_folder(tmp_path, contents, test_share=0.5, on_bad="skip")
-        data.test_path = folder(tmp_path / "test", TWO)
-        data.path = folder(tmp_path / "train", contents)
-        with pytest.raises(DataError, match="and 7 more"):
-            ImageFolderDataModule(data.path, data.test_path).setup("fit")
+        data = of_folder(tmp_path / "x", contents, test_path=folder(tmp_path / "test", TWO))
+        with pytest.raises(
+            DataError, match=r"12 of 16 images .*x2\.png \(it is empty\) and 7 more"
+        ):
+            data.setup("fit")
 
     def test_if_all_are_bad_nothing_can_be_skipped(self, tmp_path):
         contents = {f"{i}.png": b"" for i in range(5)}
@@ -246,7 +242,14 @@ class TestBadImages:
     ):
         monkeypatch.setattr("diffusion_lab.data.decoding.free_memory", lambda: 1000)
         with pytest.raises(DataError, match=r"100 images of 1 x 4 x 4 .*data\.image_size=2 or"):
-            of_folder(tmp_path, numbered(100)).prepare_data()
+            of_folder(tmp_path, numbered(100)).load()
+
+    def test_the_memory_is_asked_once(self, tmp_path, monkeypatch):
+        data = of_folder(tmp_path, numbered(100))
+        data.setup("fit")
+        monkeypatch.setattr("diffusion_lab.data.decoding.free_memory", lambda: 0)
+        data.prepare_data()  # as Lightning does when the images have taken their room
+        data.setup("validate")
 
 
 class TestFolderRefusals:
@@ -299,12 +302,10 @@ class TestZip:
 
     def test_dataset_json_gives_labels_and_order(self, tmp_path):
         data = self.module(tmp_path, LABELS)
-        for images, labels in (
-            (data.train_images(), data.train_labels()),
-            (data.test_images(), data.test_labels()),
-        ):
-            assert values(images) == [1, 0, 3, 2]
-            assert labels.tolist() == [1, 0, 0, 1]
+        assert values(data.train_images()) == [1, 0, 3, 2]
+        assert data.train_labels().tolist() == [1, 0, 0, 1]
+        held_out = dict(zip(values(data.test_images()), data.test_labels().tolist(), strict=True))
+        assert held_out == {1: 1, 0: 0, 3: 0, 2: 1}
         assert data.class_names == ("0", "1")
         assert self.module(tmp_path, LABELS, classes=["x", "y", "z"]).class_names[2] == "z"
 

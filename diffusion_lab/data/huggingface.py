@@ -98,7 +98,8 @@ class HuggingFaceDataModule(ImageFilesDataModule):
                     f"{where} has {some(strange)}, and the classes are {some(classes)}; name all "
                     "in data.classes"
                 )
-            return [classes.index(label) for label in labels], classes
+            places = {name: place for place, name in enumerate(classes)}
+            return [places[label] for label in labels], classes
         if classes is None:  # of a ClassLabel
             names = getattr(rows.features[self.label_column], "names", None)
             classes = None if names is None else tuple(names)

@@ -93,13 +93,13 @@ class ImageFilesDataModule(ImageDataModule):
         }
 
     def prepare_data(self) -> None:
-        """Finds the files, and room for what is in them; raises DataError."""
-        check_memory(sum(map(len, self._files)), self.native_shape)
+        """Finds the files; raises DataError."""
+        _ = self._files
 
     def load(self) -> tuple[Split, Split]:
-        """Decodes all images."""
-        self.prepare_data()  # the free memory has changed, and load may be all that is called
+        """Decodes all images, if there is room for them."""
         train, test = self._files
+        check_memory(len(train) + len(test), self.native_shape)
         return self._decoded(train), self._decoded(test)
 
     def setup(self, stage: str) -> None:
@@ -117,7 +117,8 @@ class ImageFilesDataModule(ImageDataModule):
             remedy += f", or change data.test_share={self.test_share}"
         for files, split in ((train, "training"), (test, "testing")):
             _check_count(len(files), f"of {files.where} for {split}", remedy)
-        return train, test
+        # the first test images, which much is measured on, are then of every class
+        return train, test.scattered()
 
     def _decoded(self, files: ImageFiles) -> Split:
         images, bad = decode(files, self.native_shape, self.resize)

@@ -15,15 +15,14 @@ class ImageFolderDataModule(ImageFilesDataModule):
     """
 
     def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
-        """Training images sorted by name, test images scattered."""
+        """The images sorted by name."""
         path = self.path if train else self.test_path
         if path is None:
             return None
         root = existing(path, "folder", "image_zip")
         names = images_among(files_under(root), path)
         classes, labels = by_folder(names, classes, path)
-        files = ImageFiles(path, names, classes, labels, lambda name: (root / name).open("rb"))
-        return files if train else files.scattered()
+        return ImageFiles(path, names, classes, labels, lambda name: (root / name).open("rb"))
 
 
 def files_under(root: Path) -> list[str]:

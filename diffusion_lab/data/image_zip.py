@@ -28,7 +28,7 @@ class ImageZipDataModule(ImageFilesDataModule):
     """
 
     def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
-        """The images in the order of dataset.json, else as of a folder."""
+        """The images in the order of dataset.json, or sorted by name."""
         path = self.path if train else self.test_path
         if path is None:
             return None
@@ -41,8 +41,7 @@ class ImageZipDataModule(ImageFilesDataModule):
         names = images_among((name for name in members if name != LABELS), path)
         if LABELS not in members:
             classes, labels = by_folder(names, classes, path)
-            files = ImageFiles(path, names, classes, labels, archive.open)
-            return files if train else files.scattered()
+            return ImageFiles(path, names, classes, labels, archive.open)
         where = f"{LABELS} of {path}"
         labelled = _labels(_read(archive, where), where)
         if labelled is None or classes == ():

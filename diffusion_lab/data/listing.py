@@ -39,14 +39,14 @@ class ImageFiles:
         return replace(self, names=names, labels=labels)
 
     def scattered(self) -> "ImageFiles":
-        """All, in the order of their places: the first of them are then of every class."""
+        """All, in an order that has nothing to do with their classes."""
         return self.take(sorted(range(len(self)), key=lambda i: place(self.names[i])))
 
     def divided(self, share: float) -> tuple["ImageFiles", "ImageFiles"]:
         """Those to train on, and about `share` of all to hold out; more files move none of them."""
         held_out = [place(name) < share for name in self.names]
         train = self.take(i for i, held in enumerate(held_out) if not held)
-        return train, self.take(i for i, held in enumerate(held_out) if held).scattered()
+        return train, self.take(i for i, held in enumerate(held_out) if held)
 
 
 def place(name: str) -> float:
