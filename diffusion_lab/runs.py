@@ -24,7 +24,8 @@ from diffusion_lab.files import write_atomically
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 CHECKPOINT = Path("checkpoints/last.ckpt")
 WEIGHTS_PREFIX = "denoiser."
-RESUMABLE = ("trainer.", "callbacks.", "logger.", "data.root", "validate_every_n_steps")
+DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
+RESUMABLE = ("trainer.", "callbacks.", "logger.", *DATA, "validate_every_n_steps")
 
 
 def check_new(cfg: DictConfig) -> None:
@@ -113,7 +114,7 @@ def resumed(folder: str, overrides: list[str]) -> DictConfig:
             continue
         if not key.startswith(RESUMABLE):
             raise UserError(
-                f"{override} cannot change in a run that is resumed; only values of "
+                f"{override.lstrip('+')} cannot change in a run that is resumed; only values of "
                 f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, parsed.value())

@@ -56,19 +56,31 @@ class OpenRun:
 
 
 def open_run(cfg: DictConfig) -> OpenRun:
-    """The run `cfg.run` with averaged weights; `cfg.data_root` is where its data is now, if moved.
+    """The run `cfg.run` with averaged weights; `cfg.data_root` is the folder of its data, if moved.
 
     Raises UserError for what is missing, damaged or impossible on this machine.
     """
     saved = load_config(cfg.run)
     if cfg.data_root:
-        saved.data.root = cfg.data_root
+        move_data(saved.data, cfg.data_root)
     device = pick_device(cfg.device)
     precision = pick_precision(cfg.precision, device)
     autocast(precision, device)  # to hear now what it has to say
     datamodule, model = load(cfg.run, saved)
     model.denoiser.to(device).eval().requires_grad_(False)
     return OpenRun(saved, datamodule, model, device, precision, fingerprint(cfg.run), {})
+
+
+def move_data(data: DictConfig, folder: str) -> None:
+    """Sets a data set's root to `folder`, or looks there for its path and test_path."""
+    if "root" in data:
+        data.root = folder
+        return
+    paths = [key for key in ("path", "test_path") if data.get(key)]
+    if not paths:
+        raise UserError(f"data_root={folder}, but this run's data are in no files; leave it out")
+    for key in paths:
+        data[key] = str(Path(folder) / Path(data[key]).name)
 
 
 def fingerprint(folder: str | Path) -> str:

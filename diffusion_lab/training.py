@@ -85,6 +85,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         parts.datamodule.setup("fit")
         if parts.metrics is not None:
             parts.metrics.prepare(parts.datamodule, device)
+    OmegaConf.update(cfg, "data", parts.datamodule.facts())
     if cfg.resume:
         folder = Path(cfg.resume)
         runs.save_config(folder, cfg)

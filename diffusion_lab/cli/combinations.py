@@ -8,12 +8,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 OF_THE_RUN = ("sampler.", "guidance.", "metrics.")
 
 
-def admit(override: str) -> str:
-    """The override, made one that may name a key of the run's own sampler, guidance or metrics.
+def admit(override: str, groups: tuple[str, ...] = OF_THE_RUN) -> str:
+    """The override, made one that may name a key of the run's own choice in one of the groups.
 
     A key that is none is then refused by the class that it is given to.
     """
-    return f"++{override}" if override.startswith(OF_THE_RUN) else override
+    return f"++{override}" if override.startswith(groups) else override
 
 
 def gather(arguments: list[str]) -> list[str]:

@@ -74,6 +74,8 @@ def main() -> None:
             rest = [*flags, *gather([argument for argument in rest if "=" in argument])]
         if name not in COMPOSED:
             rest = [admit(argument) for argument in rest]
+        elif any(argument.startswith("resume=") for argument in rest):
+            rest = [admit(argument, ("data.",)) for argument in rest]
         sys.argv = [f"diffusion-lab {name}", *rest]
         command(name.replace("-", "_"))()
     except UserError as error:

@@ -1,6 +1,9 @@
 """Data sets, each one uint8 tensor per split."""
 
 from diffusion_lab.data.datamodule import ImageDataModule
+from diffusion_lab.data.huggingface import HuggingFaceDataModule
+from diffusion_lab.data.image_folder import ImageFolderDataModule
+from diffusion_lab.data.image_zip import ImageZipDataModule
 from diffusion_lab.data.torchvision_sets import (
     CIFAR10DataModule,
     FashionMNISTDataModule,
@@ -14,6 +17,9 @@ __all__ = [
     "DataError",
     "FashionMNISTDataModule",
     "FashionMNISTShadesDataModule",
+    "HuggingFaceDataModule",
     "ImageDataModule",
+    "ImageFolderDataModule",
+    "ImageZipDataModule",
     "TwoMoonsDataModule",
 ]

@@ -32,7 +32,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
     images of the test split. `pad` is the height and width that the model sees.
     """
 
-    native_shape: tuple[int, int, int]  # (C, H, W), known before any file is there
+    native_shape: tuple[int, int, int]  # (C, H, W), known before the images are read
     class_names: tuple[str, ...]
 
     def __init__(
@@ -77,6 +77,13 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
     def num_classes(self) -> int:
         """Labels are 0, ..., num_classes - 1."""
         return len(self.class_names)
+
+    def facts(self) -> dict[str, object]:
+        """Values of the constructor that stand for what was inferred from files, for a run to keep.
+
+        With them a run is opened where its data are not.
+        """
+        return {}
 
     def reference_images(self) -> Tensor:
         """uint8 (M, C, H, W), native size: the whole training split, which metrics compare with."""

@@ -1,0 +1,221 @@
+"""Encoded images -> one uint8 tensor, by Pillow in threads; what cannot be used is told by name.
+
+Of several frames the first counts, and an EXIF orientation is followed. What is transparent shows
+white. Sixteen bits of grey are scaled to eight. C channels, 1 for grey or 3 for RGB.
+"""
+
+import io
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from diffusion_lab.data.listing import ImageFiles
+from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.progress import progress_bar
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder is let near
+LANCZOS = Image.Resampling.LANCZOS
+HEADERS = 1000  # files that size and channels are inferred from
+MEMORY_SHARE = 0.8  # of what is free, that images may take
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: width and height are exchanged
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+
+
+class BadImage(Exception):
+    """An image cannot be used; the message says why."""
+
+
+def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    width, height = size
+    raise BadImage(
+        f"{image.height}x{image.width} pixels, not {height}x{width}, to which "
+        f"data.image_size={_written(height, width)} data.resize=crop would bring it"
+    )
+
+
+# what happens to another size than (width, height); the filter does not alias
+RESIZE: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
+    "crop": lambda image, size: ImageOps.fit(image, size, LANCZOS),  # covers it, the rest is cut
+    "stretch": lambda image, size: image.resize(size, LANCZOS),
+    "pad": lambda image, size: ImageOps.pad(image, size, LANCZOS, color=0),  # all of it, on black
+    "refuse": _refuse,
+}
+
+
+def infer(files: ImageFiles) -> tuple[tuple[int, int], int]:
+    """The most common (height, width) and the number of channels, by the headers of some files.
+
+    There is one channel if they are all grey. Raises DataError if none has a header.
+    """
+    step = -(-len(files) // HEADERS)
+    headers, reason = [], ""
+    for name in files.names[::step]:
+        try:
+            with files.open(name) as stream:
+                headers.append(_header(stream))
+        except Exception as error:  # one of the bad images, of which decoding tells
+            reason = f"{name} ({_short(error)})"
+    if not headers:
+        raise DataError(f"{files.where} has no image that can be read, as {reason}")
+    (size, _), *_ = Counter(size for size, _ in headers).most_common(1)
+    return size, 1 if all(grey for _, grey in headers) else 3
+
+
+def check_memory(count: int, shape: tuple[int, int, int]) -> None:
+    """Raises DataError unless `count` images of `shape` (C, H, W) fit into the free memory."""
+    free = free_memory()
+    if free is None:
+        return
+    channels, height, width = shape
+    # every process of a machine holds all images
+    allowed = MEMORY_SHARE * free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed = count * channels * height * width
+    if needed > allowed:
+        scale = (allowed / needed) ** 0.5
+        fit = _written(*(max(1, int(scale * side)) for side in (height, width)))
+        raise DataError(
+            f"{count:,} images of {channels} x {height} x {width} take {needed / 1e9:.3g} GB, and "
+            f"{allowed / 1e9:.3g} GB of memory are there for them; use fewer images, or write "
+            f"data.image_size={fit} or less"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that could be had now, or None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def decode(
+    files: ImageFiles, shape: tuple[int, int, int], resize: str
+) -> tuple[Tensor, dict[int, str]]:
+    """uint8 (N, C, H, W), and by their places the reasons why some images could not be used."""
+    images = torch.zeros(len(files), *shape, dtype=torch.uint8)
+    array = images.numpy()
+
+    def fill(index: int) -> str | None:
+        try:
+            with files.open(files.names[index]) as stream:
+                array[index] = pixels(stream.read(), shape, resize)
+        except Exception as error:  # a damaged file makes a decoder raise anything
+            return _short(error)
+        return None
+
+    pool = ThreadPoolExecutor(torch.get_num_threads())
+    bar = progress_bar(f"Decoding {len(files):,} images of {files.where}", len(files))
+    bad = {}
+    with bar as advance, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # of what is then refused or harmless
+        try:
+            for index, reason in enumerate(pool.map(fill, range(len(files)))):
+                if reason is not None:
+                    bad[index] = reason
+                advance()
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all images
+    return images, bad
+
+
+def pixels(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarray:
+    """One encoded image as uint8 (C, H, W); raises BadImage, or what the decoder raises."""
+    channels, height, width = shape
+    image = _opened(io.BytesIO(content))
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    image = _eight_bits(image)
+    if channels == 3:
+        image = image.convert("RGB")
+    elif image.mode == "RGB":
+        red, green, blue = image.split()
+        if not red.tobytes() == green.tobytes() == blue.tobytes():
+            raise BadImage("it is coloured, which needs data.channels=3")
+        image = red
+    if image.size != (width, height):
+        image = RESIZE[resize](image, (width, height))
+    array = np.asarray(image)  # (H, W) or (H, W, 3)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _opened(stream: BinaryIO) -> Image.Image:
+    """The image, its header read; too many pixels would be an attack on the memory."""
+    if not stream.read(1):
+        raise BadImage("it is empty")
+    stream.seek(0)
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise BadImage(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage("it has more pixels than an image to be trusted") from error
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and image.width * image.height > limit:
+        raise BadImage(f"{image.height}x{image.width} pixels are more than {limit:,}")
+    return image
+
+
+def _header(stream: BinaryIO) -> tuple[tuple[int, int], bool]:
+    """(height, width) as shown, and whether the image is grey, without decoding it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        image = _opened(stream)
+    # a PNG would be decoded to look for EXIF behind its pixels; the size of a TIFF is as shown
+    asked = "exif" in image.info if image.format == "PNG" else image.format != "TIFF"
+    turned = asked and image.getexif().get(ORIENTATION) in TURNED
+    return image.size if turned else image.size[::-1], _grey(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in mode L if it is grey, else RGB."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadImage("its grey values have more than 16 bits")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode == "F":
+        raise BadImage("its grey values are floating-point numbers, of which no range is known")
+    mode = "L" if _grey(image) else "RGB"
+    if "A" in image.getbands() or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(mode)
+
+
+def _grey(image: Image.Image) -> bool:
+    """Whether the mode, or the palette, has only grey."""
+    if image.mode != "P" or image.palette is None:
+        return image.mode in GREY_MODES
+    palette = image.palette
+    order, colours = palette.rawmode or palette.mode, bytes(palette.palette)
+    stride = len(order)
+    return (
+        order in ("RGB", "RGBA", "BGR", "BGRX")
+        and colours[::stride] == colours[1::stride] == colours[2::stride]
+    )
+
+
+def _written(height: int, width: int) -> str:
+    """A size as data.image_size has it."""
+    return str(height) if height == width else f"[{height},{width}]"
+
+
+def _short(error: Exception) -> str:
+    """Why an image cannot be used, on one line."""
+    return (
+        str(error) if isinstance(error, BadImage) else f"damaged: {error or type(error).__name__}"
+    )

@@ -1,0 +1,137 @@
+"""Image data sets of the Hugging Face hub, or in its formats on disk, by the package datasets."""
+
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+from diffusion_lab.data.image_files import ImageFilesDataModule
+from diffusion_lab.data.listing import ImageFiles, by_number, some
+from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.errors import UserError
+
+SAVED = ("dataset_dict.json", "state.json")  # one of them is in what save_to_disk wrote
+
+
+class HuggingFaceDataModule(ImageFilesDataModule):
+    """Images of a column of a data set, whose names are `<split>/<place>`.
+
+    `path` is a name on the hub, a folder, a folder of save_to_disk, or a parquet file. Labels are
+    class labels, texts or whole numbers; none are read where `label_column` is None.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        config: str | None = None,
+        split: str = "train",
+        test_split: str | None = None,
+        image_column: str = "image",
+        label_column: str | None = "label",
+        test_share: float = 0.1,
+        image_size: int | Sequence[int] | None = None,
+        channels: int | None = None,
+        classes: Sequence[str] | None = None,
+        resize: str = "crop",
+        on_bad: str = "refuse",
+        pad: int | None = None,
+        flip: bool = False,
+        on_device: bool | str = "auto",
+        validation_size: int = 1000,
+        fraction: float | None = None,
+        per_class: int | None = None,
+        subset_seed: int = 0,
+    ):
+        self.config = config
+        self.split, self.test_split = split, test_split
+        self.image_column, self.label_column = image_column, label_column
+        decoding = (test_share, image_size, channels, classes, resize, on_bad)
+        base = (pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
+        super().__init__(path, None, *decoding, *base)
+
+    def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
+        """The rows of a split, in order."""
+        split = self.split if train else self.test_split
+        if split is None:
+            return None
+        if split not in self._splits_found:
+            raise DataError(
+                f"{self.path} has no split {split}; set data.split and data.test_split to some of "
+                f"{some(list(self._splits_found))}"
+            )
+        rows = self._splits_found[split]
+        for key, column in (("image", self.image_column), ("label", self.label_column)):
+            if column is not None and column not in rows.column_names:
+                raise DataError(
+                    f"{self.path} has no column {column}; set data.{key}_column to one of "
+                    f"{some(rows.column_names)}{' or null' if key == 'label' else ''}"
+                )
+        labels, classes = self._labels(rows, classes)
+        images = rows.select_columns(self.image_column)
+        try:
+            images = images.cast_column(self.image_column, _datasets().Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise DataError(
+                f"the column {self.image_column} of {self.path} holds no images; set "
+                f"data.image_column to one of {some(rows.column_names)}"
+            ) from error
+
+        def stream(name: str) -> BinaryIO:
+            image = images[int(name.rpartition("/")[2])][self.image_column]
+            content = image["bytes"]
+            return Path(image["path"]).open("rb") if content is None else io.BytesIO(content)
+
+        names = [f"{split}/{index}" for index in range(len(rows))]
+        return ImageFiles(f"{self.path} ({split})", names, classes, labels, stream)
+
+    def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[list[int], tuple[str, ...]]:
+        """The labels of a split and the names of the classes."""
+        if self.label_column is None or classes == ():
+            return [0] * len(rows), ()
+        where = f"the column {self.label_column} of {self.path}"
+        labels = list(rows[self.label_column])
+        if all(isinstance(label, str) for label in labels):
+            classes = tuple(sorted(set(labels))) if classes is None else classes
+            if strange := sorted(set(labels) - set(classes)):
+                raise DataError(
+                    f"{where} has {some(strange)}, and the classes are {some(classes)}; name all "
+                    "in data.classes"
+                )
+            places = {name: place for place, name in enumerate(classes)}
+            return [places[label] for label in labels], classes
+        if classes is None:  # of a ClassLabel
+            names = getattr(rows.features[self.label_column], "names", None)
+            classes = None if names is None else tuple(names)
+        return labels, by_number(range(len(labels)), labels, classes, where)
+
+    @cached_property
+    def _splits_found(self) -> dict:
+        """Every split of the data set by name; raises DataError for what cannot be loaded."""
+        datasets, path = _datasets(), Path(self.path)
+        try:
+            if any((path / name).is_file() for name in SAVED):
+                found = datasets.load_from_disk(self.path)
+            elif path.is_file():
+                found = datasets.load_dataset("parquet", data_files=self.path)
+            else:
+                found = datasets.load_dataset(self.path, self.config)
+        except Exception as error:  # of the network, of file formats, of names: it raises anything
+            reason = str(error).strip().partition("\n")[0]
+            raise DataError(
+                f"data.path={self.path} cannot be loaded ({reason}); write a name of the hub, a "
+                "folder or a parquet file, and data.config where there are several"
+            ) from error
+        return {self.split: found} if isinstance(found, datasets.Dataset) else dict(found)
+
+
+def _datasets():
+    """The package datasets, which is imported here alone; UserError if it is not installed."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "data=huggingface needs the package datasets, which is not installed; "
+            "write pip install 'diffusion-lab[huggingface]'"
+        ) from error
+    return datasets

@@ -1,0 +1,164 @@
+"""Images in files of the user's own: what is inferred of them, how they are read and held out."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+from diffusion_lab.data.datamodule import ImageDataModule, Split
+from diffusion_lab.data.decoding import RESIZE, check_memory, decode, infer
+from diffusion_lab.data.listing import ImageFiles, some
+from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.progress import say
+
+ON_BAD = ("refuse", "skip")
+
+
+class ImageFilesDataModule(ImageDataModule):
+    """Images that are decoded into memory once; size, channels and classes may be inferred.
+
+    What is inferred is asked of names and headers, when it is asked for; nothing is read where all
+    three are given, as a run's own configuration gives them. Without a test split, `test_share` of
+    the images is held out. There are no labels where `classes` is empty. `validation_size` is
+    reduced to the size of the test split.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        test_path: str | None = None,
+        test_share: float = 0.1,
+        image_size: int | Sequence[int] | None = None,
+        channels: int | None = None,
+        classes: Sequence[str] | None = None,
+        resize: str = "crop",
+        on_bad: str = "refuse",
+        pad: int | None = None,
+        flip: bool = False,
+        on_device: bool | str = "auto",
+        validation_size: int = 1000,
+        fraction: float | None = None,
+        per_class: int | None = None,
+        subset_seed: int = 0,
+    ):
+        if not 0 < test_share < 1:
+            raise ValueError(f"data.test_share={test_share} must be above 0 and below 1")
+        if channels not in (None, 1, 3):
+            raise ValueError(f"data.channels={channels} must be 1, 3 or null")
+        for key, value, known in (("resize", resize, RESIZE), ("on_bad", on_bad, ON_BAD)):
+            if value not in known:
+                raise ValueError(f"data.{key}={value} is unknown; use one of {', '.join(known)}")
+        # before the base class, which asks for the images' shape
+        self.path = path
+        self.test_path = test_path
+        self.test_share = test_share
+        self.image_size = None if image_size is None else _size(image_size)
+        self.channels = channels
+        self.classes = None if classes is None else _class_names(classes)
+        self.resize = "refuse" if image_size is None else resize
+        self.on_bad = on_bad
+        super().__init__(pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
+
+    @abstractmethod
+    def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
+        """The files of a split, None if there is no test split; raises DataError.
+
+        `classes` are those that the labels count; None leaves them to be found.
+        """
+
+    @cached_property
+    def native_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), by headers if it is not configured."""
+        size, channels = self.image_size, self.channels
+        if size is None or channels is None:
+            found_size, found_channels = infer(self._files[0])
+            size = found_size if size is None else size
+            channels = found_channels if channels is None else channels
+        return (channels, *size)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the training split; none at all for images without labels."""
+        return self._files[0].classes if self.classes is None else self.classes
+
+    def facts(self) -> dict[str, object]:
+        """What was inferred, and that no image is resized if the size was."""
+        channels, *size = self.native_shape
+        return {
+            "image_size": size,
+            "channels": channels,
+            "classes": list(self.class_names),
+            "resize": self.resize,
+        }
+
+    def prepare_data(self) -> None:
+        """Finds the files; raises DataError."""
+        _ = self._files
+
+    def load(self) -> tuple[Split, Split]:
+        """Decodes all images, if there is room for them."""
+        train, test = self._files
+        check_memory(len(train) + len(test), self.native_shape)
+        return self._decoded(train), self._decoded(test)
+
+    def setup(self, stage: str) -> None:
+        """Reads everything; the held-out loss then uses the test images there are."""
+        super().setup(stage)
+        self.validation_size = min(self.validation_size, len(self.test_images()))
+
+    @cached_property
+    def _files(self) -> tuple[ImageFiles, ImageFiles]:
+        train = self.find(True, self.classes)
+        test = self.find(False, train.classes)
+        remedy = "add images"
+        if test is None:
+            train, test = train.divided(self.test_share)
+            remedy += f", or change data.test_share={self.test_share}"
+        for files, split in ((train, "training"), (test, "testing")):
+            _check_count(len(files), f"of {files.where} for {split}", remedy)
+        # the first test images, which much is measured on, are then of every class
+        return train, test.scattered()
+
+    def _decoded(self, files: ImageFiles) -> Split:
+        images, bad = decode(files, self.native_shape, self.resize)
+        labels = torch.tensor(files.labels)
+        if not bad:
+            return Split(images, labels)
+        named = some([f"{files.names[index]} ({reason})" for index, reason in bad.items()])
+        told = f"{len(bad):,} of {len(files):,} images of {files.where}"
+        if self.on_bad == "refuse":
+            raise DataError(
+                f"{told} cannot be used: {named}; mend or remove them, or write data.on_bad=skip"
+            )
+        _check_count(len(files) - len(bad), f"of {files.where} can be used", f"mend {named}")
+        say(f"Skipped {told}: {named}")
+        good = torch.tensor([index for index in range(len(files)) if index not in bad])
+        return Split(images[good], labels[good])
+
+
+def _check_count(count: int, told: str, remedy: str) -> None:
+    if count < 2:  # metrics want a variance
+        raise DataError(f"{count} images {told} are too few, a split needs 2 or more; {remedy}")
+
+
+def _size(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width); raises ValueError for what is no size."""
+    sides = image_size if isinstance(image_size, Sequence) else [image_size] * 2
+    if len(sides) != 2 or not all(_positive(side) for side in sides):
+        raise ValueError(
+            f"data.image_size={image_size} must be a number of pixels, [height,width] or null"
+        )
+    return tuple(sides)
+
+
+def _positive(side: object) -> bool:
+    return isinstance(side, int) and not isinstance(side, bool) and side > 0
+
+
+def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names as texts; raises ValueError if one comes twice."""
+    names = () if isinstance(classes, str) else tuple(map(str, classes))
+    if len(set(names)) < len(names) or isinstance(classes, str):
+        raise ValueError(f"data.classes={classes} must be a list of different names, or null")
+    return names

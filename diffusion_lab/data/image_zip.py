@@ -1,0 +1,97 @@
+"""A zip of images, with the labels of its dataset.json: the layout of StyleGAN's and EDM's data."""
+
+import json
+import re
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+from diffusion_lab.data.image_files import ImageFilesDataModule
+from diffusion_lab.data.listing import (
+    ImageFiles,
+    by_folder,
+    by_number,
+    existing,
+    images_among,
+    some,
+)
+from diffusion_lab.data.verified_files import DataError
+
+LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or null for none
+
+
+class ImageZipDataModule(ImageFilesDataModule):
+    """Images in a zip, which is never unpacked.
+
+    A dataset.json at its top decides on labels, and folders then mean nothing; the images come in
+    its order. Without one the zip is read like a folder: a class a folder, or no classes.
+    """
+
+    def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
+        """The images in the order of dataset.json, or sorted by name."""
+        path = self.path if train else self.test_path
+        if path is None:
+            return None
+        archive = _opened(existing(path, "file", "image_folder"))
+        members = [info.filename for info in archive.infolist() if not info.is_dir()]
+        for name in members:
+            first, *rest = re.split(r"[/\\]", name)
+            if first == "" or ".." in (first, *rest):
+                raise DataError(f"{path} names a member outside of the archive ({name}); mend it")
+        names = images_among((name for name in members if name != LABELS), path)
+        if LABELS not in members:
+            classes, labels = by_folder(names, classes, path)
+            return ImageFiles(path, names, classes, labels, archive.open)
+        where = f"{LABELS} of {path}"
+        labelled = _labels(_read(archive, where), where)
+        if labelled is None or classes == ():
+            if classes:
+                raise DataError(f"{where} has no labels, for the classes {some(classes)}; add them")
+            return ImageFiles(path, names, (), [0] * len(names), archive.open)
+        _check_same(set(labelled), set(names), where)
+        labels = list(labelled.values())
+        classes = by_number(list(labelled), labels, classes, where)
+        return ImageFiles(path, list(labelled), classes, labels, archive.open)
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    """The zip, which threads may read from; raises DataError."""
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path} is no zip that can be read ({error}); make it anew") from error
+
+
+def _read(archive: zipfile.ZipFile, where: str) -> object:
+    try:
+        return json.loads(archive.read(LABELS))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is no JSON ({error}); mend it") from error
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
+        raise DataError(f"{where} cannot be read ({error}); make the zip anew") from error
+
+
+def _labels(content: object, where: str) -> dict[str, object] | None:
+    """The label of each name, in order, or None; raises DataError for anything else."""
+    pairs = content.get("labels") if isinstance(content, dict) else content
+    if pairs is None and isinstance(content, dict):
+        return None
+    form = (
+        f'{where} must be {{"labels": [["name.png", 0], ...]}}, or have null in place of the list'
+    )
+    if not isinstance(content, dict) or not isinstance(pairs, list) or not pairs:
+        raise DataError(form)
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise DataError(f"{form}, and it has {json.dumps(pair)[:60]}")
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise DataError(f"{where} labels {some(twice)} more than once; keep one label of each")
+    return dict(pairs)
+
+
+def _check_same(labelled: set[str], present: set[str], where: str) -> None:
+    if absent := sorted(labelled - present):
+        raise DataError(f"{where} labels images that are not there: {some(absent)}; remove them")
+    if unlabelled := sorted(present - labelled):
+        raise DataError(f"{where} has no label for {some(unlabelled)}; label all images or none")

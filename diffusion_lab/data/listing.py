@@ -1,0 +1,162 @@
+"""Which images there are: their names, in an order that is always the same, and their classes."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from diffusion_lab.data.verified_files import DataError
+
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm"),
+)
+SHOWN = 5  # names in a sentence
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Encoded images that have not been read; `labels` are places in `classes`, or 0 without any.
+
+    `where` is what people know them by, and `open` gives the bytes of a name, in any thread.
+    """
+
+    where: str
+    names: list[str]
+    classes: tuple[str, ...]
+    labels: list[int]
+    open: Callable[[str], BinaryIO]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, index: Iterable[int]) -> "ImageFiles":
+        """Those at these places, in this order."""
+        index = list(index)
+        names, labels = [self.names[i] for i in index], [self.labels[i] for i in index]
+        return replace(self, names=names, labels=labels)
+
+    def scattered(self) -> "ImageFiles":
+        """All, in an order that has nothing to do with their classes."""
+        return self.take(sorted(range(len(self)), key=lambda i: place(self.names[i])))
+
+    def divided(self, share: float) -> tuple["ImageFiles", "ImageFiles"]:
+        """Those to train on, and about `share` of all to hold out; more files move none of them."""
+        held_out = [place(name) < share for name in self.names]
+        train = self.take(i for i, held in enumerate(held_out) if not held)
+        return train, self.take(i for i, held in enumerate(held_out) if held)
+
+
+def place(name: str) -> float:
+    """Where a name stands between 0 and 1, whatever other names there are."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64
+
+
+def existing(path: str, what: str, instead: str) -> Path:
+    """The path if there is such a `what`, file or folder; DataError, with the option `instead`."""
+    found = Path(path)
+    if not found.exists():
+        raise DataError(
+            f"{path} does not exist; set data.path and data.test_path to a {what}, or for a "
+            "trained run data_root to the folder that it is in now"
+        )
+    if found.is_dir() != (what == "folder"):
+        raise DataError(f"{path} is no {what}; write data={instead} for what it is")
+    return found
+
+
+def images_among(names: Iterable[str], where: str) -> list[str]:
+    """The names (with / between folders) of images, sorted; hidden ones do not count.
+
+    Raises DataError where there are none.
+    """
+    visible = [name for name in names if not _hidden(name)]
+    images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
+    if not visible:
+        raise DataError(f"{where} is empty; set data.path to where the images are")
+    if not images:
+        found = sorted({PurePosixPath(name).suffix or "no extension" for name in visible})
+        raise DataError(
+            f"{where} has no images, only files with {some(found)}; images are known by "
+            f"{', '.join(EXTENSIONS)}"
+        )
+    return images
+
+
+def by_folder(
+    names: list[str], classes: tuple[str, ...] | None, where: str
+) -> tuple[tuple[str, ...], list[int]]:
+    """Classes and labels of images in a folder a class; images in no folder have no classes.
+
+    `classes` are those that there must be, in the order of their labels; of none, folders mean
+    nothing. Raises DataError for anything in between.
+    """
+    deep = next((name for name in names if name.count("/") > 1), None)
+    flat = [name for name in names if "/" not in name]
+    if classes == () or (classes is None and len(flat) == len(names)):
+        return (), [0] * len(names)
+    if flat and len(flat) < len(names):
+        raise DataError(
+            f"{where} holds images ({some(flat)}) beside folders of images; move them into a "
+            "folder of their class, or write data.classes=[] to take all without classes"
+        )
+    if deep:
+        raise DataError(
+            f"{where} has folders inside of folders ({deep}); set data.path to what holds a folder "
+            "of images for each class, or write data.classes=[] to take all without classes"
+        )
+    folders = [] if flat else [name.partition("/")[0] for name in names]
+    found = sorted(set(folders))
+    classes = found if classes is None else classes
+    lacking = [name for name in classes if name not in found]
+    strange = [name for name in found if name not in classes]
+    if lacking or strange:
+        parts = [f"has no folder {some(lacking)}"] if lacking else []
+        parts += [f"has a folder {some(strange)} besides"] if strange else []
+        raise DataError(
+            f"{where} {' and '.join(parts)}, where the classes are {some(classes)}; there must be "
+            "a folder for each, the same ones for training and test, and all in data.classes"
+        )
+    labels = {name: label for label, name in enumerate(classes)}
+    return tuple(classes), [labels[folder] for folder in folders]
+
+
+def by_number(
+    names: Sequence[object], labels: Sequence[object], classes: tuple[str, ...] | None, where: str
+) -> tuple[str, ...]:
+    """Classes of labels that are numbers; None gives them their numbers as names.
+
+    Raises DataError for labels that are none, or that leave out a class which has no other name.
+    """
+    for name, label in zip(names, labels, strict=True):
+        if type(label) is not int or label < 0:
+            raise DataError(
+                f"{where} labels {name} with {str(label)[:60]}; a label must be one whole number "
+                "of at least 0"
+            )
+    count = max(labels) + 1
+    if classes is not None:
+        if count > len(classes):
+            raise DataError(
+                f"{where} has the label {count - 1}, and there are {len(classes)} classes, "
+                f"{some(classes)}; name all in data.classes"
+            )
+        return classes
+    if unused := sorted(set(range(count)) - set(labels)):
+        raise DataError(
+            f"{where} has labels up to {count - 1} but no image of {some(unused)}; number the "
+            "classes without gaps, or name all in data.classes"
+        )
+    return tuple(map(str, range(count)))
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, for a sentence, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(map(str, names[:SHOWN]))}{more}"
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
