@@ -22,7 +22,8 @@ def keep(
         part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("sampler", "guidance")
     }
     content = {"protocol": protocol, **sampling, "seed": cfg.seed}
-    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    key = json.dumps([content, sorted(figures)], sort_keys=True)
+    name = hashlib.sha256(key.encode()).hexdigest()[:12]
     path = Path(folder) / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(content | {"metrics": figures}, indent=2) + "\n")

@@ -118,20 +118,20 @@ class GenerativeMetrics:
             return vars(FeatureSet.of(self._observe_all(train, chosen, "training")[FEATURES]))
 
         self.reference = FeatureSet(**cached(self.cache_dir, name, facts, reference))
-        chosen = _subset(len(test), self.num_samples)
+        held_out = _subset(len(test), self.num_samples)
 
         def floor() -> dict[str, Tensor]:
-            observed = self._observe_all(test, chosen, "test")
-            values = self._figures(observed, source.test_labels()[chosen], "_floor")
+            observed = self._observe_all(test, held_out, "test")
+            values = self._figures(observed, source.test_labels()[held_out], "_floor")
             return {name: torch.tensor(value).double() for name, value in values.items()}
 
         facts |= {
-            "test": len(chosen),
+            "test": len(held_out),
             "half_splits": self.half_splits,
             "per_class": self.per_class,
             "classifier": self.classifier.fingerprint if self.classifier else None,
         }
-        kept = cached(self.cache_dir, f"floor-{name}-{short_count(len(chosen))}", facts, floor)
+        kept = cached(self.cache_dir, f"floor-{name}-{short_count(len(held_out))}", facts, floor)
         self.floor = {name: value.item() for name, value in kept.items()}
 
     def observe(self, images: Tensor) -> dict[str, Tensor]:

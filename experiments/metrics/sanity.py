@@ -1,0 +1,191 @@
+"""What each metric sees: real images, made worse in known ways, against the training images.
+
+    python experiments/metrics/sanity.py [--count 2000] [--classifier FILE] [override ...]
+
+Test images take the place of generated ones: as they are (the floor), with noise, blurred, with
+classes left out, labels mixed up, few images repeated, and training images among them (memorised).
+With features of efficientnet_lite0, and of the classifier in FILE, which `diffusion-lab
+train-extractor` makes. Overrides choose the data, as in data=cifar10_zip. Writes NAME.json, NAME.md
+and NAME.png for data of that name beside itself.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from diffusion_lab import plots
+from diffusion_lab.build import build_datamodule
+from diffusion_lab.cli.main import conf_dir
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.memorization import kept_features
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
+from diffusion_lab.metrics.memorization import Neighbours
+
+HERE = Path(__file__).parent
+Set = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels (N,)
+DISTANCES = ("fid", "fid_infinity", "kid")
+SHARES = ("precision", "recall", "density", "coverage")
+OTHERS = ("inception_score", "accuracy", "nearer_to_training", "copies", "near_duplicates")
+
+
+def noisy(std: float, images: Tensor, labels: Tensor) -> Set:
+    """With Gaussian noise of so many grey levels."""
+    generator = torch.Generator().manual_seed(0)
+    noise = std * torch.randn(images.shape, generator=generator)
+    return (images + noise).round().clamp(0, 255).to(torch.uint8), labels
+
+
+def blurred(std: float, images: Tensor, labels: Tensor) -> Set:
+    """With a Gaussian of so many pixels."""
+    size = 2 * round(3 * std) + 3
+    return gaussian_blur(images, [size, size], [std, std]), labels
+
+
+def without(classes: int, images: Tensor, labels: Tensor) -> Set:
+    """Images of the first so many classes replaced by others of the other classes."""
+    kept = (labels >= classes).nonzero().flatten()
+    index = kept[torch.arange(len(images)) % len(kept)]
+    return images[index], labels[index]
+
+
+def mislabelled(share: float, images: Tensor, labels: Tensor) -> Set:
+    """So large a part with the label of another of its images: one class asked, another drawn."""
+    count = round(share * len(images))
+    return images, torch.cat([labels[:count].roll(1), labels[count:]])
+
+
+def repeated(times: int, images: Tensor, labels: Tensor) -> Set:
+    """The first images only, each so many times."""
+    index = torch.arange(len(images)) % (len(images) // times)
+    return images[index], labels[index]
+
+
+def memorised(data: ImageDataModule, share: float, images: Tensor, labels: Tensor) -> Set:
+    """So large a part replaced by training images."""
+    count = round(share * len(images))
+    images = torch.cat([data.train_images()[:count], images[count:]])
+    return images, torch.cat([data.train_labels()[:count], labels[count:]])
+
+
+def ladders(data: ImageDataModule) -> dict[str, list[tuple[float, Callable[..., Set]]]]:
+    """What is done, and how much of it, from little to much."""
+    steps = {
+        "noise, grey levels": (noisy, (2, 5, 10, 20, 40)),
+        "blur, pixels": (blurred, (0.4, 0.6, 1.0, 1.5)),
+        "classes dropped": (without, (1, 2, 5)),
+        "wrong labels, share": (mislabelled, (0.1, 0.5, 1.0)),
+        "each image, times": (repeated, (2, 4, 8)),
+        "memorised, share": (partial(memorised, data), (0.1, 0.5, 1.0)),
+    }
+    return {
+        name: [(value, partial(change, value)) for value in values]
+        for name, (change, values) in steps.items()
+    }
+
+
+def measure(metrics: GenerativeMetrics, data: ImageDataModule, images: Tensor, labels: Tensor):
+    """Every figure of images in the place of generated ones, by the first part of its name."""
+    observed = [metrics.observe(part) for part in images.split(64)]
+    observed = metrics.gather(observed, range(len(images)))
+    values = metrics.compute(observed, labels)
+    held_out = data.test_images()[metrics.num_samples : 2 * metrics.num_samples]
+    sides = [
+        kept_features(metrics, side, name)
+        for side, name in ((held_out, "held-out"), (data.train_images(), "training"))
+    ]
+    values |= Neighbours.of(observed["features"], *sides).figures()
+    return {name.split("/")[0]: value for name, value in values.items()}
+
+
+def measure_all(extractor, data: ImageDataModule, count: int, classifier: str | None) -> list[dict]:
+    metrics = GenerativeMetrics(extractor, None, count, "data/reference", classifier=classifier)
+    metrics.prepare(data, "cpu")
+    images, labels = data.test_images()[:count], data.test_labels()[:count]
+    rows = [{"what": "as it is", "much": 0, **measure(metrics, data, images, labels)}]
+    for what, steps in ladders(data).items():
+        for much, change in steps:
+            changed = measure(metrics, data, *change(images, labels))
+            rows.append({"what": what, "much": much, **changed})
+            print(metrics.extractor.name, what, much, f"FID {changed['fid']:.4g}", flush=True)
+    return [{"extractor": metrics.extractor.name, **row} for row in rows]
+
+
+def table(rows: list[dict]) -> str:
+    names = [name for name in (*DISTANCES, *SHARES, *OTHERS) if name in rows[0]]
+    lines = [f"| {' | '.join(['what', 'how much', *names])} |"]
+    lines.append("| --- " * (len(names) + 2) + "|")
+    for row in rows:
+        cells = [f"{row[name]:.3g}" for name in names]
+        first = [row["what"], format(row["much"], "g")]
+        lines.append(f"| {' | '.join([*first, *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """A column a kind of damage: distances by the floor's, and shares, over how much is done."""
+    extractors = list(dict.fromkeys(row["extractor"] for row in rows))
+    kinds = list(dict.fromkeys(row["what"] for row in rows))[1:]
+    figure = Figure((3 * len(kinds), 5 * len(extractors)), dpi=90, layout="constrained")
+    axes = figure.subplots(2 * len(extractors), len(kinds), squeeze=False, sharex="col")
+    for band, extractor in enumerate(extractors):
+        own = [row for row in rows if row["extractor"] == extractor]
+        for column, kind in enumerate(kinds):
+            steps = [own[0], *(row for row in own if row["what"] == kind)]
+            above, below = axes[2 * band, column], axes[2 * band + 1, column]
+            x = range(len(steps))
+            above.plot(x, [row["fid"] / own[0]["fid"] for row in steps], "o-", label="FID")
+            for name in (*SHARES, "accuracy", "nearer_to_training", "copies"):
+                if name in own[0]:
+                    below.plot(x, [row[name] for row in steps], "o-", label=name)
+            below.set_xticks(x, [f"{row['much']:g}" for row in steps])
+            below.set_ylim(-0.05, 1.3)
+            above.set_title(kind, fontsize=10)
+            above.set_yscale("log")
+            for axis in (above, below):
+                axis.grid(alpha=0.3, which="both")
+        axes[2 * band, 0].set_ylabel(f"{extractor}\nFID by its floor", fontsize=8)
+        axes[2 * band + 1, 0].set_ylabel("shares", fontsize=8)
+        axes[2 * band + 1, 0].legend(fontsize=6)
+    plots.save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", help="of the data, as in data=cifar10_zip")
+    parser.add_argument("--count", type=int, default=2000, help="images in each set")
+    parser.add_argument("--classifier", help="file of `diffusion-lab train-extractor`")
+    arguments = parser.parse_args()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=arguments.overrides, return_hydra_config=True)
+    name = cfg.hydra.runtime.choices.data
+    data = build_datamodule(cfg)
+    data.prepare_data()
+    data.setup("fit")
+    extractors = [EfficientNetLite0()]
+    if arguments.classifier:
+        extractors.append(Classifier(arguments.classifier))
+    rows = []
+    for extractor in extractors:
+        rows += measure_all(extractor, data, arguments.count, arguments.classifier)
+    (HERE / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    tables = []
+    for extractor in dict.fromkeys(row["extractor"] for row in rows):
+        own = [row for row in rows if row["extractor"] == extractor]
+        tables.append(f"`{extractor}`:\n\n{table(own)}")
+    (HERE / f"{name}.md").write_text("\n".join(tables))
+    plot(rows, HERE / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
