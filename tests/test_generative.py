@@ -234,18 +234,19 @@ def evaluate_on_rank(rank, world, folder):
     dist.destroy_process_group()
 
 
-def test_two_ranks_with_uneven_shards_give_what_one_gives(tmp_path):
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_ranks_with_uneven_shards_give_what_one_gives(tmp_path, world):
     metrics = prepared(tmp_path / "single", num_samples=101)
     expected = figures(metrics, generated(101))
-    torch.multiprocessing.spawn(evaluate_on_rank, (2, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(evaluate_on_rank, (world, str(tmp_path)), nprocs=world)
     total = 0
-    for rank in range(2):
-        values, seen, again = torch.load(tmp_path / f"rank{rank}of2.pt")
+    for rank in range(world):
+        values, seen, again = torch.load(tmp_path / f"rank{rank}of{world}.pt")
         assert values == pytest.approx(expected, rel=1e-6)
         assert again == 0
         total += seen
     assert total == 2000 + 101 + 101  # nothing twice
-    assert len(list((tmp_path / "cache2").iterdir())) == 2
+    assert len(list((tmp_path / f"cache{world}").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
