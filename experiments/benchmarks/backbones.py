@@ -1,13 +1,15 @@
-"""Speed of our U-Net and DiT against diffusers' at equal parameters and multiply-accumulates.
+"""Speed of our U-Net and DiT against other libraries' at equal multiply-accumulates.
 
     python experiments/benchmarks/backbones.py [--threads 2 --wall] [--rounds 5] [--only dit_s_2]
 
 Trains (forward, backward, AdamW) and samples (forward) with both sides in turn, round after round
 in one process, so that whatever else the machine does hits both; a ratio is taken within a round.
 Time is CPU time divided by the number of threads, or wall-clock time with --wall. FLOPs are two
-per multiply-accumulate, and a backward pass counts as two forward ones. The networks differ in one
-thing: our DiT has the exact GELU, diffusers' the tanh form.
-Needs `pip install diffusers`. Writes backbones.json and backbones.md into --out.
+per multiply-accumulate, and a backward pass counts as two forward ones. Against diffusers the
+networks are the same, save that our DiT has the exact GELU and diffusers' the tanh form; against
+denoising-diffusion-pytorch, whose U-Net no setting of ours reproduces, they have the same levels.
+Needs `pip install diffusers denoising-diffusion-pytorch`. Writes backbones.json and backbones.md
+into --out.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from denoising_diffusion_pytorch import Unet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,6 +71,7 @@ class Case:
     theirs: Callable[[], nn.Module]
     shape: tuple[int, int, int]
     batch: int
+    library: str = "diffusers"
 
 
 def unet_case(shape, batch, channels, multipliers, groups) -> Case:
@@ -107,9 +111,28 @@ def dit_case(shape, batch, patch, depth) -> Case:
     return Case(lambda: Ours(ours(), True), lambda: Theirs(theirs(), True), shape, batch)
 
 
+class Lucidrains(nn.Module):
+    """The U-Net of denoising-diffusion-pytorch: full attention at the coarsest level alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = Unet(64, dim_mults=(1, 2, 4))
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
+        return self.network(x, noise)
+
+
+def lucidrains_case() -> Case:
+    """A U-Net of ours of as many multiply-accumulates, with attention at the same level."""
+    ours = partial(UNet, 3, 3, (32, 32), 64, (1, 2, 4), 1, [2], 32, 0.0, 1)
+    library = "denoising-diffusion-pytorch"
+    return Case(lambda: Ours(ours(), False), Lucidrains, (3, 32, 32), 16, library)
+
+
 CASES = {
     "unet_2m": unet_case((1, 28, 28), 64, 32, (1, 2, 3), 8),  # 0.75 GFLOP forward
     "unet_ddpm": unet_case((3, 32, 32), 16, 128, (1, 2, 2, 2), 32),
+    "unet_10m": lucidrains_case(),
     "dit_small_28": dit_case((1, 28, 28), 64, 4, 3),
     "dit_small_32": dit_case((3, 32, 32), 64, 4, 3),
     "dit_s_2": dit_case((3, 32, 32), 16, 2, 12),
@@ -183,7 +206,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
         clock = lambda: time.process_time() / arguments.threads  # noqa: E731
     sides = {
         "ours": Runner(case.ours, case, arguments.compile),
-        "diffusers": Runner(case.theirs, case, arguments.compile),
+        "theirs": Runner(case.theirs, case, arguments.compile),
     }
     rows = []
     for precision in arguments.precision:
@@ -203,7 +226,13 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
                 for side, step in steps.items():
                     rates[side].append(rate(step, case.batch, arguments.seconds, clock))
             ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
-            row = {"case": name, "mode": mode, "precision": precision, "batch": case.batch}
+            row = {
+                "case": name,
+                "library": case.library,
+                "mode": mode,
+                "precision": precision,
+                "batch": case.batch,
+            }
             for side, runner in sides.items():
                 speed = statistics.median(rates[side])
                 row[side] = {
@@ -227,14 +256,14 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
 def markdown(rows: list[dict]) -> str:
     """The table: images/s, share of the GEMM peak, and the ratio with its range over the rounds."""
     lines = [
-        "| network | params, ours / diffusers | GFLOP | mode | precision | ours | share of peak "
-        "| diffusers | share of peak | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | by | params, ours / theirs | GFLOP | mode | precision | ours | share of peak "
+        "| theirs | share of peak | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        ours, theirs, ratio = row["ours"], row["diffusers"], row["ratio"]
+        ours, theirs, ratio = row["ours"], row["theirs"], row["ratio"]
         lines.append(
-            f"| {row['case']} "
+            f"| {row['case']} | {row['library']} "
             f"| {ours['parameters'] / 1e6:.1f} / {theirs['parameters'] / 1e6:.1f} M "
             f"| {ours['flops'] / 1e9:.2f} / {theirs['flops'] / 1e9:.2f} "
             f"| {row['mode']} | {row['precision']} "
