@@ -3,10 +3,10 @@
     python experiments/conditioning/study.py [--seeds 0 1 2] [--networks dit ...] [overrides ...]
 
 trains each composition of COMPOSITIONS with each seed as one run folder under --out, draws 1,000
-samples of each and lets a classifier (judge.py) read their class. What is finished is kept, so the
-same command goes on where it was stopped, and two commands with other seeds or networks can share
-the work; more overrides, such as trainer.max_steps=100000, reach every run. Writes results.json,
-table.md and ablation.png, of all that is finished in --out, beside itself.
+samples of each and lets a classifier of the data, train-extractor's, read their class. What is
+finished is kept, so the same command goes on where it was stopped, and two commands with other
+seeds or networks can share the work; more overrides, such as trainer.max_steps=100000, reach
+every run. Writes results.json, table.md and ablation.png, of all that is finished in --out.
 """
 
 import argparse
@@ -16,13 +16,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from judge import agreement, agreement_of_file, trained
-
-from diffusion_lab.data import FashionMNISTDataModule
+from diffusion_lab import plots
+from diffusion_lab.metrics.extractor import Classifier
 
 HERE = Path(__file__).parent
 EXPERIMENT = "experiment=fashion_mnist/conditioning"
@@ -89,7 +88,25 @@ def draw(folder: Path) -> None:
         lab("sample", f"run={folder}", f"num_samples={SAMPLES}", "save=npz", f"output={output}")
 
 
-def row(network: str, block: str, folder: Path, judge) -> dict:
+def trained_classifier(data: str) -> Classifier:
+    """The classifier of FashionMNIST, trained now if it is not there."""
+    path = Path(data) / "extractors" / "fashion_mnist.safetensors"
+    if not path.exists():
+        lab("train-extractor", "data=fashion_mnist", f"data.root={data}", f"output={path}")
+    classifier = Classifier(str(path))
+    classifier.load("cpu")
+    return classifier
+
+
+def accuracy(classifier: Classifier, file: Path) -> float:
+    """The share of drawn images whose likeliest class is the one that was asked for."""
+    with np.load(file, allow_pickle=False) as arrays:
+        images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
+        right = classifier.guesses(images) == torch.from_numpy(arrays["labels"])
+    return right.double().mean().item()
+
+
+def row(network: str, block: str, folder: Path, classifier: Classifier) -> dict:
     """What is known of one run."""
     summary = json.loads((folder / "summary.json").read_text())
     return {
@@ -101,11 +118,11 @@ def row(network: str, block: str, folder: Path, judge) -> dict:
         "images_seen": summary["images_seen"],
         "device": f"{summary['device']}, {summary['threads']} threads, {summary['precision']}",
         "metrics": {k: v for k, v in summary["metrics"].items() if not k.startswith("val_by")},
-        "accuracy": agreement_of_file(judge, samples_of(folder)),
+        "accuracy": accuracy(classifier, samples_of(folder)),
     }
 
 
-def finished(out: Path, judge) -> list[dict]:
+def finished(out: Path, classifier: Classifier) -> list[dict]:
     """A row for each run in `out` whose samples are drawn, in the order of COMPOSITIONS."""
     rows = []
     for network, blocks in COMPOSITIONS.items():
@@ -113,7 +130,7 @@ def finished(out: Path, judge) -> list[dict]:
             pattern = folder_of(network, block, 0, Path()).name.removesuffix("0") + "*"
             for folder in sorted(out.glob(pattern)):
                 if samples_of(folder).exists():
-                    rows.append(row(network, block, folder, judge))
+                    rows.append(row(network, block, folder, classifier))
     return rows
 
 
@@ -154,10 +171,11 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: list[dict], judged: float, path: Path) -> None:
+def plot(rows: list[dict], path: Path) -> None:
     """A point a seed, a line at the mean: FID and accuracy of each composition."""
     grouped = groups(rows)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure((11, 4), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 2)
     for place, ((network, _), runs) in enumerate(grouped.items()):
         for axis, values in zip(
             axes,
@@ -174,11 +192,10 @@ def plot(rows: list[dict], judged: float, path: Path) -> None:
         axis.set_title(title)
         axis.grid(axis="y", alpha=0.3)
     axes[0].axhline(metric(rows[0], "fid_floor"), color="grey", linestyle="--", label="real images")
-    axes[1].axhline(100 * judged, color="grey", linestyle="--", label="real test images")
     axes[1].axhline(10, color="grey", linestyle=":", label="chance")
     for axis in axes:
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
 
 
 def main() -> None:
@@ -191,19 +208,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/conditioning"))
     parser.add_argument("--data", default="data")
     arguments = parser.parse_args()
-    data = FashionMNISTDataModule(root=arguments.data)
-    judge = trained(data)
-    judged = agreement(judge, data.test_images(), data.test_labels())
+    classifier = trained_classifier(arguments.data)
     for seed in arguments.seeds:  # so that a study cut short has compared all compositions
         for network in arguments.networks:
             for block in COMPOSITIONS[network]:
                 draw(run(network, block, seed, arguments.out, arguments.overrides))
-                print(table(finished(arguments.out, judge)), flush=True)
-    rows = finished(arguments.out, judge)
-    report = {"classifier_on_test_images": judged, "rows": rows}
+                print(table(finished(arguments.out, classifier)), flush=True)
+    rows = finished(arguments.out, classifier)
+    report = {"classifier": classifier.name, "rows": rows}
     (HERE / "results.json").write_text(json.dumps(report, indent=1) + "\n")
     (HERE / "table.md").write_text(table(rows))
-    plot(rows, judged, HERE / "ablation.png")
+    plot(rows, HERE / "ablation.png")
 
 
 if __name__ == "__main__":
