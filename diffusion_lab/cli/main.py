@@ -56,7 +56,7 @@ def main() -> None:
     """The console script `diffusion-lab`."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        listed = "\n".join(f"  {name:<14}{what}" for name, what in COMMANDS.items())
+        listed = "\n".join(f"  {name:<17}{what}" for name, what in COMMANDS.items())
         print(USAGE.format(commands=listed))
         return
     name, *rest = arguments
