@@ -19,6 +19,7 @@ from diffusion_lab.errors import UserError
 
 COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
+    "doctor": "what is wrong with a training run, before it is made",
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
     "memorization": "does a trained run copy its training images?",
@@ -32,6 +33,7 @@ COMMANDS = {
 }
 COMPOSED = (
     "train",
+    "doctor",
     "train-extractor",
     "profile",
     "match",
