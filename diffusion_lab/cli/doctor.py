@@ -17,13 +17,12 @@ def run(cfg: DictConfig) -> None:
     """Says what is wrong with a training run; ends with code 1 if it would be refused."""
     if cfg.resume:
         raise UserError("doctor looks at a run before it is made; leave out resume=...")
-    job = HydraConfig.get()
-    findings, facts = diagnose(cfg, job.runtime.choices.data)
+    findings, facts = diagnose(cfg)
     show(findings, facts)
     if cfg.json:
         checks = [dataclasses.asdict(finding) for finding in findings]
         print(json.dumps({"checks": checks, "facts": facts}))
     if any(finding.status == ERROR for finding in findings):
-        if job.mode == RunMode.MULTIRUN:  # whose other jobs go on
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # whose other jobs go on
             raise UserError("some of the compositions cannot be trained; the reasons are above")
         sys.exit(1)

@@ -19,7 +19,6 @@ from diffusion_lab.errors import UserError
 
 COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
-    "doctor": "what is wrong with a training run, before it is made",
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
     "memorization": "does a trained run copy its training images?",
@@ -28,6 +27,7 @@ COMMANDS = {
     "likelihood": "bits a dimension of test images",
     "encode": "images to noise and back",
     "inpaint": "draw the missing part of images anew",
+    "doctor": "what is wrong with a training run, before it is made",
     "profile": "parameters, MACs, memory and speed of a composition",
     "match": "the size at which one backbone costs what another does",
 }

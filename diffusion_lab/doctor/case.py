@@ -5,12 +5,16 @@ from functools import cached_property
 from typing import TypeVar
 
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from diffusion_lab import counting, launch, profiling
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule
+from diffusion_lab.cli.main import conf_dir
+from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.device import pick_precision
 from diffusion_lab.doctor.timing import Plan, Speed, free_memory, measure, memory_needed, plan
@@ -46,6 +50,13 @@ class Case:
                     return make()
             except UserError as error:
                 self.refusals[name] = str(error)
+            except (HydraException, OmegaConfBaseException) as error:
+                self.refusals[name] = sentence(error, conf_dir())
+            except torch.OutOfMemoryError:
+                self.refusals[name] = (
+                    "a few steps do not fit into the device's memory; write a smaller "
+                    "micro_batch_size, or wait until the device is free"
+                )
         raise Unavailable(name)
 
     @cached_property
@@ -132,12 +143,14 @@ class Case:
     @cached_property
     def bench(self) -> Bench | None:
         """The model on the device, with a micro-batch; None where nothing is to be measured."""
-        _, precision = self.parts, self.precision
-        if not self.cfg.speed or precision not in ("32-true", "bf16-mixed"):
+        if not self.cfg.speed or self.precision not in ("32-true", "bf16-mixed"):
             return None
+        _ = self.parts  # which says what cannot be built
         cfg = self.cfg.copy()
         cfg.batch_size = self.layout.micro_batch
-        return Bench(cfg, *self.shape_and_classes, self.device, precision)
+        return self.attempt(
+            "memory", lambda: Bench(cfg, *self.shape_and_classes, self.device, self.precision)
+        )
 
     @cached_property
     def memory(self) -> tuple[float, float, float] | None:
@@ -145,15 +158,16 @@ class Case:
         free = free_memory(self.device)  # before the model is there
         if self.bench is None or free is None:
             return None
-        image = self.bench.activation_bytes()
+        image = self.attempt("memory", self.bench.activation_bytes)
         return memory_needed(self.cost.params, image, self.layout.micro_batch), image, free
 
     @cached_property
     def speed(self) -> Speed | None:
         """Seconds of what a run does; None where it is not to be measured or would not fit."""
-        if self.bench is None or (self.memory and self.memory[0] > self.memory[2]):
+        memory = self.memory  # first, while what is free is free
+        if self.bench is None or (memory and memory[0] > memory[2]):
             return None
-        return measure(self.bench, self.cfg.compile, self.metrics)
+        return self.attempt("memory", lambda: measure(self.bench, self.cfg.compile, self.metrics))
 
     @cached_property
     def plan(self) -> Plan | None:
@@ -169,7 +183,10 @@ class Case:
     def steps(self) -> int:
         """Optimiser steps that the run will take, its time limit considered where it is known."""
         _ = self.layout  # which says what is no number
-        return self.plan.steps if self.plan else self.cfg.trainer.max_steps
+        try:
+            return self.plan.steps if self.plan else self.cfg.trainer.max_steps
+        except Unavailable:
+            return self.cfg.trainer.max_steps
 
     @property
     def images_seen(self) -> int:

@@ -39,7 +39,7 @@ def grey_values(case: Case) -> Iterator[Remark]:
 def blank_images(case: Case) -> Iterator[Remark]:
     """Images without any contrast."""
     images = case.data.train_images()
-    if images[0, 0].numel() == 1:  # points in the plane, say
+    if are_points(images):
         return
     low, high = images.flatten(1).aminmax(dim=1)
     blank = int((low == high).sum())
@@ -92,18 +92,21 @@ def classes(case: Case) -> Iterator[Remark]:
         )
     smallest, largest = int(sizes[sizes > 0].min()), int(sizes.max())
     if largest > UNEVEN * smallest:
+        evenly = f"write data.per_class={smallest}, or " if "per_class" in case.cfg.data else ""
         yield (
             WARNING,
             f"class sizes differ by a factor of {largest / smallest:.1f} "
-            f"({names[int(sizes.argmax())]}: {largest}, the smallest: {smallest}), and samples are "
-            "drawn evenly, so that FID compares other shares; write "
-            f"data.per_class={smallest} to train evenly, or balance the data",
+            f"({names[int(sizes.argmax())]}: {largest}, the smallest: {smallest}): rare classes "
+            "are learned worse, and samples are drawn evenly, unlike the reference of the FID; "
+            f"{evenly}balance the data",
         )
 
 
 def duplicates(case: Case) -> Iterator[Remark]:
     """Training images that are there more than once."""
     images = case.data.train_images()
+    if are_points(images):
+        return
     copies = len(images) - len(set(digests(images)))
     if copies > MANY * len(images):
         yield (
@@ -115,6 +118,8 @@ def duplicates(case: Case) -> Iterator[Remark]:
 
 def overlap(case: Case) -> Iterator[Remark]:
     """Test images that are trained on."""
+    if are_points(case.data.test_images()):
+        return
     test = digests(case.data.test_images())
     known = set(digests(case.data.train_images()))
     shared = sum(digest in known for digest in test)
@@ -131,6 +136,11 @@ def held_out(case: Case) -> Iterator[Remark]:
     data = case.data
     case.attempt("held_out", lambda: data.held_out(data.validation_size, "data.validation_size"))
     yield from ()
+
+
+def are_points(images: Tensor) -> bool:
+    """Whether an image (C, 1, 1) is a point in space: of 256^C, some are bound to be equal."""
+    return images.shape[2:] == (1, 1)
 
 
 def digests(images: Tensor) -> list[bytes]:

@@ -22,19 +22,17 @@ CHECKS = (
 )
 
 
-def diagnose(cfg: DictConfig, data_name: str) -> tuple[list[Finding], Facts]:
+def diagnose(cfg: DictConfig) -> tuple[list[Finding], Facts]:
     """What there is to say of a training run, one finding at least a check, and its facts."""
     case = Case(cfg)
     findings = []
     for check in CHECKS:
         name = check.__name__
         try:
-            remarks = [Finding(name, *remark) for remark in check(case)]
+            said = [Finding(name, *remark) for remark in check(case)] or [Finding(name, OK)]
         except Unavailable:
-            remarks = [] if name in case.refusals else [Finding(name, SKIPPED)]
-            findings += remarks
-            continue
-        findings += remarks or [Finding(name, OK)]
-    facts = facts_of(case, data_name)
+            said = [] if name in case.refusals else [Finding(name, SKIPPED)]
+        findings += said
+    facts = facts_of(case)
     refused = [Finding(name, ERROR, reason) for name, reason in case.refusals.items()]
     return refused + findings, facts

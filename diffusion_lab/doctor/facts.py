@@ -8,9 +8,9 @@ from diffusion_lab.logger import why_offline
 Facts = dict[str, object]
 
 
-def facts_of(case: Case, data_name: str) -> Facts:
+def facts_of(case: Case) -> Facts:
     """Figures by name; a group that needs what was refused is left out."""
-    facts: Facts = {"data": data_name}
+    facts: Facts = {"data": case.cfg.data._target_.rpartition(".")[2]}
     for group in (_data, _model, _run, _device, _time, _memory):
         try:
             facts |= group(case)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_lab.doctor.case import Case
-from diffusion_lab.doctor.finding import ADVICE, ERROR, WARNING, Remark
+from diffusion_lab.doctor.finding import ADVICE, ERROR, SKIPPED, WARNING, Remark
 
 DAY = 24 * 3600.0
 LONG_DAYS, VERY_LONG_DAYS = 1, 7
@@ -16,12 +16,14 @@ FULL = 0.8  # of free memory; the backward pass needs a little beside what it is
 CHECKPOINT_BYTES = 4 * 4  # of a parameter: weight, average, Adam's two moments, in float32
 COPIES = 2  # of a checkpoint, while the new one takes the old one's place
 GRID_SCALE = 2  # a grid is drawn so many times larger
+UNMEASURED = "not measured: speed=false, no such precision outside of training, or no memory for it"
 
 
 def time(case: Case) -> Iterator[Remark]:
     """A run that ends, and that trains more than it measures."""
     plan, steps = case.plan, case.cfg.trainer.max_steps
     if plan is None:
+        yield SKIPPED, UNMEASURED
         return
     total = plan.training + plan.evaluation
     if plan.training > LONG_DAYS * DAY:
@@ -42,6 +44,7 @@ def time(case: Case) -> Iterator[Remark]:
 def memory(case: Case) -> Iterator[Remark]:
     """A micro-batch that fits."""
     if case.memory is None:
+        yield SKIPPED, UNMEASURED
         return
     needed, image, free = case.memory
     micro = case.layout.micro_batch

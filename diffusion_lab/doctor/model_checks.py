@@ -12,8 +12,8 @@ from diffusion_lab.doctor.finding import ADVICE, WARNING, Remark
 from diffusion_lab.objective import EDM, EDMWeight
 from diffusion_lab.sampler import AdaptiveRungeKutta
 
-# the data's standard deviation against the assumed one: from 1.25 on the network's inputs and
-# targets are off by half in variance, from 2 on by four
+# the data's standard deviation against the assumed one: from 1.25 on a network's targets are off by
+# half in variance, from 2 on by four; inputs alone matter less
 OFF, FAR_OFF = 1.25, 2.0
 FAR_NOISE = 3.0  # largest noise over the largest distance; levels beyond it teach nothing
 REMAINING_SIGNAL = 0.03  # alpha / sigma at t = 1: DDPM leaves 0.006, Stable Diffusion's dark 0.068
@@ -28,7 +28,7 @@ def data_std(case: Case) -> Iterator[Remark]:
     objective = module.objective
     assumed = {
         "denoiser.input_std": module.denoiser.input_std,
-        "objective.prediction.data_std": getattr(objective.prediction, "data_std", None)
+        "objective.prediction.data_std": objective.prediction.data_std
         if isinstance(objective.prediction, EDM)
         else None,
         "objective.weighting.data_std": objective.weighting.data_std
@@ -40,7 +40,8 @@ def data_std(case: Case) -> Iterator[Remark]:
         for key, value in assumed.items()
         if value is not None and std > 0
     }
-    if max(wrong.values(), default=1) > OFF:
+    inputs_alone = list(wrong) == ["denoiser.input_std"]
+    if max(wrong.values(), default=1) > (FAR_OFF if inputs_alone else OFF):
         key = max(wrong, key=wrong.get)
         remedy = " ".join(f"{key}={std:.2f}" for key in wrong)
         yield (

@@ -24,7 +24,7 @@ def show(findings: list[Finding], facts: Facts) -> None:
                     f"[{colour}]{status:>7}[/]  {finding.name}: {escape(finding.message)}",
                     soft_wrap=True,  # so that what is to be pasted stays on one line
                 )
-    for status, words in ((OK, "     ok  "), (SKIPPED, "not checked, for want of the above:  ")):
+    for status, words in ((OK, "     ok  "), (SKIPPED, "not checked  ")):
         names = [finding.name for finding in findings if finding.status == status]
         if names:
             say(words + ", ".join(names))

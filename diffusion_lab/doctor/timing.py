@@ -43,7 +43,7 @@ class Plan:
 
 
 def measure(bench: Bench, compile: bool | str, metrics: GenerativeMetrics | None) -> Speed:
-    """Times steps, after activations were weighed: compiling comes first."""
+    """Times steps, compiled as in training: activations are to be weighed before."""
     bench.compile(compile)
     device, count = bench.device, len(bench.images)
     (step,) = median_seconds([bench.train], device, TIMED_STEPS)

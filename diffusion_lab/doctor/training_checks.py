@@ -31,13 +31,13 @@ def epochs(case: Case) -> Iterator[Remark]:
     """Every image seen once at least."""
     if case.epochs < 1:
         images = len(case.data.train_images())
-        longer = f"trainer.max_steps={-(-images // case.cfg.batch_size)} or more"
-        if case.steps < case.cfg.trainer.max_steps:
-            longer = "a longer trainer.max_time, or choose a smaller backbone"
+        limited = case.steps < case.cfg.trainer.max_steps
+        steps = -(-images // case.cfg.batch_size)
+        longer = "a longer trainer.max_time" if limited else f"trainer.max_steps={steps} or more"
         yield (
             ADVICE,
-            f"the run sees {case.images_seen} images, not even once each of {images}; write "
-            f"{longer}",
+            f"the run sees {case.images_seen} images{' in its time here' if limited else ''}, not "
+            f"even once each of {images}; write {longer}",
         )
 
 
