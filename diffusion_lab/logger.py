@@ -102,8 +102,7 @@ class WandB(WandbLogger):
     ):
         self.clock = clock
         self.broken = False
-        reason = None if mode == "online" else "as asked" if mode == "offline" else _unreachable()
-        self.reason = reason
+        self.reason = reason = why_offline(mode)
         wandb_mode = "online" if reason is None else "offline"
         if os.environ.get("WANDB_MODE") == "disabled":
             wandb_mode = "disabled"
@@ -191,8 +190,10 @@ class WandB(WandbLogger):
         self._guard(finish)
 
 
-def _unreachable() -> str | None:
-    """Why W&B cannot be used online from here, or None if it can."""
+def why_offline(mode: str) -> str | None:
+    """Why a run of this mode does not go to W&B's server, or None if it does."""
+    if mode in ("online", "offline"):
+        return "as asked" if mode == "offline" else None
     if os.environ.get("WANDB_MODE", "online") != "online":
         return f"WANDB_MODE={os.environ['WANDB_MODE']}"
     address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))

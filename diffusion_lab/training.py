@@ -59,14 +59,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     `overrides` are the command line's, for the processes of a run on several devices. Raises
     KeyboardInterrupt if the run was stopped, after saving it.
     """
-    require_whole_numbers(cfg, WHOLE_NUMBERS)
-    check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
-    if cfg.logger and cfg.logger.mode not in MODES:
-        raise UserError(f"logger.mode={cfg.logger.mode} is unknown; use {', '.join(MODES)}")
+    check_settings(cfg)
     devices = launch.devices_per_node(cfg.trainer)
     layout = solve_batch(cfg.batch_size, devices * cfg.trainer.num_nodes, cfg.micro_batch_size)
-    if not cfg.resume:
-        runs.check_new(cfg)
     if devices > 1 and not launch.in_launched_process():
         # what is wrong is said here, before any process is started
         parts = build_parts(cfg, layout, device="meta")
@@ -102,6 +97,16 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     ):
         say(f"Advice: {line}")
     run_training(cfg, parts, layout, folder, device)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raises UserError for a value that no part of the run checks itself."""
+    require_whole_numbers(cfg, WHOLE_NUMBERS)
+    check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
+    if cfg.logger and cfg.logger.mode not in MODES:
+        raise UserError(f"logger.mode={cfg.logger.mode} is unknown; use {', '.join(MODES)}")
+    if not cfg.resume:
+        runs.check_new(cfg)
 
 
 def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Parts:

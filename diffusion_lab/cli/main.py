@@ -27,11 +27,13 @@ COMMANDS = {
     "likelihood": "bits a dimension of test images",
     "encode": "images to noise and back",
     "inpaint": "draw the missing part of images anew",
+    "doctor": "what is wrong with a training run, before it is made",
     "profile": "parameters, MACs, memory and speed of a composition",
     "match": "the size at which one backbone costs what another does",
 }
 COMPOSED = (
     "train",
+    "doctor",
     "train-extractor",
     "profile",
     "match",
