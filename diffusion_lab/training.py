@@ -78,6 +78,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     with as_user_error():
         parts.datamodule.prepare_data()
         parts.datamodule.setup("fit")
+        parts.datamodule.held_out(parts.datamodule.validation_size, "data.validation_size")
         if parts.metrics is not None:
             parts.metrics.prepare(parts.datamodule, device)
     OmegaConf.update(cfg, "data", parts.datamodule.facts())

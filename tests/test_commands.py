@@ -185,3 +185,10 @@ def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder):
     code, _, err = lab("evaluate", "run=run", "against=nowhere")
     assert code == 2
     assert "nowhere is no run folder" in err
+
+
+def test_more_held_out_images_than_there_are_is_refused_before_a_folder_is_made(lab, tmp_path):
+    code, _, err = lab("train", *TINY, "data.validation_size=33", "run_dir=run")
+    assert code == 2
+    assert "data.validation_size=33 is more than the 32 test images" in err
+    assert not (tmp_path / "run").exists()
