@@ -97,7 +97,15 @@ class Attributes(_Labelled):
 
     def __init__(self, num_classes: int, width: int, sizes: Sequence[int] | None):
         super().__init__(num_classes)
-        self.sizes = [num_classes] if sizes is None else list(sizes)
+        self.sizes = [num_classes] if sizes is None else sizes
+        if not isinstance(self.sizes, Sequence) or not all(
+            type(s) is int and s > 0 for s in self.sizes
+        ):
+            raise ValueError(
+                f"conditioning.sizes={sizes} must be a list of whole numbers of at least 1, one an "
+                "attribute"
+            )
+        self.sizes = list(self.sizes)
         if math.prod(self.sizes) != num_classes:
             raise ValueError(
                 f"conditioning.sizes={self.sizes} makes {math.prod(self.sizes)} labels, and this "

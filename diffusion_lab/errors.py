@@ -27,10 +27,9 @@ def as_user_error() -> Iterator[None]:
         if isinstance(cause, ValueError):
             raise UserError(str(cause)) from error
         reason = " ".join(str(cause).split())
-        raise UserError(
-            f"the values of {place} do not fit: {reason}; leave out what it does not take, also "
-            "where an experiment sets it"
-        ) from error
+        if "unexpected keyword" in reason or "takes no arguments" in reason:
+            reason += "; leave out what it does not take, also where an experiment sets it"
+        raise UserError(f"the values of {place} do not fit: {reason}") from error
     except ValueError as error:
         raise UserError(str(error)) from error
     except TypeError as error:  # of a factory, called with what the configuration says

@@ -14,20 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from diffusion_lab import counting
 from diffusion_lab.errors import UserError, require_whole_numbers
-from diffusion_lab.profiling import (
-    WHOLE_NUMBERS,
-    amount,
-    composition_of,
-    costs_of,
-    image_facts,
-    model_on,
-    place,
-)
+from diffusion_lab.measured_costs import Costs
+from diffusion_lab.profiling import WHOLE_NUMBERS, amount, composition_of
 from diffusion_lab.progress import console, say
 from diffusion_lab.runs import CONFIG, load_config
-from diffusion_lab.speed import Bench, median_seconds
 from diffusion_lab.trained_run import inherit
 
 # keys by which a backbone is made larger, if it has them, and the steps in which they are tried
@@ -37,6 +28,7 @@ HEAD_RANGE = 1.5  # heads may become so many times wider or narrower, to fit a w
 LARGEST = 2**14  # steps of a key
 GAP = 16  # steps in which some width must be allowed
 COSTS = ("params", "macs", "step_time")
+FACTS = ("data", "image_shape", "num_classes")  # of both sides
 Settings = dict[str, int]  # keys of a backbone
 
 
@@ -145,48 +137,6 @@ class Sizes:
         return min(found, key=difference), False
 
 
-class Costs:
-    """What configurations cost, by one of COSTS; a time is taken in turns with the reference."""
-
-    def __init__(self, cfg: DictConfig, reference: DictConfig):
-        self.facts = image_facts(cfg)
-        self.device, self.precision = place(cfg)
-        self.bench = None
-        for each in (cfg, reference):
-            model_on("meta", each, self.facts)  # to hear now what it has to say
-        if cfg.by == "step_time":
-            self.bench = self.prepare(reference)
-            (self.seconds,) = median_seconds([self.bench.train], self.device, cfg.timed_steps)
-
-    def prepare(self, cfg: DictConfig) -> Bench:
-        """A model that is ready to be timed."""
-        bench = Bench(cfg, *self.facts, self.device, self.precision)
-        bench.compile(cfg.compile)
-        return bench
-
-    def params(self, cfg: DictConfig) -> int:
-        """Parameters."""
-        model, _ = model_on("meta", cfg, self.facts)
-        return sum(parameter.numel() for parameter in model.denoiser.parameters())
-
-    def macs(self, cfg: DictConfig) -> int:
-        """Multiply-accumulates of a network call on one image."""
-        costs, _ = costs_of(cfg, self.facts)
-        return counting.total(costs).macs
-
-    def figures(self, cfg: DictConfig) -> dict[str, float]:
-        """What is worth knowing of both sides, whatever is to agree."""
-        macs = self.macs(cfg)
-        return {"params": self.params(cfg), "macs": macs, "flops": 2 * macs}
-
-    def step_time(self, cfg: DictConfig) -> float:
-        """Seconds of a training step, if the reference took what it did at first."""
-        steps = [self.bench.train, self.prepare(cfg).train]
-        theirs, ours = median_seconds(steps, self.device, cfg.timed_steps)
-        say(f"backbone of {amount(self.params(cfg))} parameters: {ours / theirs:.3f} of the time")
-        return ours / theirs * self.seconds
-
-
 def match(
     cfg: DictConfig,
     overrides: list[str],
@@ -216,8 +166,16 @@ def match(
         reference = configure(others)
         groups = composition_of(saved)
         inherit(reference, saved, groups, others)
-        inherit(cfg, saved, tuple(group for group in groups if group != "backbone"), overrides)
+        shared = tuple(group for group in groups if group != "backbone")
+        inherit(cfg, saved, shared, overrides)
+        say(f"Both have the data, {', '.join(shared)} of {text}; train with the same")
     else:
+        for override in text.split():
+            if override.split("=")[0] in FACTS:
+                raise UserError(
+                    f"reference={text} chooses {override}, and both sides are counted on the same "
+                    f"images; write {override} beside reference=..., not in it"
+                )
         reference = configure([*others, *(text.split() if "=" in text else [f"backbone={text}"])])
     costs = Costs(cfg, reference)
     cost = getattr(costs, cfg.by)
@@ -237,7 +195,17 @@ def match(
     matched = OmegaConf.merge(cfg, {"backbone": size.settings})
     figures = {"reference": costs.figures(reference), "match": costs.figures(matched)}
     if cfg.by == "step_time":
-        figures["reference"]["step_time"], figures["match"]["step_time"] = target, size.cost
+        # the search took the luckiest of many measurements
+        low, ratio, high = costs.confirm(matched)
+        say(f"Measured anew: {ratio:.3f} of the time ({low:.3f} to {high:.3f})")
+        difference = ratio - 1
+        if abs(difference) > cfg.tolerance:
+            raise UserError(
+                f"{' '.join(paste)} came out nearest, but measured anew it takes {ratio:.3f} of "
+                f"the reference's time ({low:.3f} to {high:.3f}); time more steps with "
+                f"timed_steps={4 * cfg.timed_steps}, on a machine that does nothing else"
+            )
+        figures["reference"]["step_time"], figures["match"]["step_time"] = target, target * ratio
     table = Table("", *figures["match"], title=f"Difference in {cfg.by}: {difference:+.2%}")
     for title, who in ((cfg.reference, "reference"), (name, "match")):
         table.add_row(title, *(amount(value) for value in figures[who].values()))

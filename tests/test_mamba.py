@@ -182,7 +182,7 @@ def test_states_are_float32_under_autocast_and_float64_where_asked(monkeypatch, 
         (["backbone=mamba", "backbone.path=spiral"], "backbone.path=spiral is unknown; use one of"),
         (["backbone=mamba", "backbone.positions=rotary"], "use one of sincos, learned, none"),
         (["backbone=mamba", "backbone.patch=3"], "patches of 3 do not tile a 8x8 image"),
-        (["backbone=mamba", "backbone.depth=0"], "backbone.depth=0 leaves no blocks"),
+        (["backbone=mamba", "backbone.depth=0"], "backbone.depth=0 must be a whole number"),
         (["backbone=mamba2", "backbone.head_channels=100"], "write a backbone.head_channels that"),
     ],
 )

@@ -143,3 +143,24 @@ def test_a_reference_may_be_a_composition_with_another_block(lab):
         code, out, err = lab("profile", *overrides, "device=meta", "json=true")
         assert code == 0, err
         assert json.loads(out.splitlines()[-1])["params"] == result[who]["params"]
+
+
+def test_a_reference_does_not_choose_the_data(lab):
+    code, _, err = lab("match", "backbone=dit", "reference='data=cifar10 backbone=dit'", "by=macs")
+    assert code == 2
+    assert "write data=cifar10 beside reference=" in err
+
+
+def test_what_no_module_claims_is_matched_too(lab):
+    arguments = ["backbone=dit", "backbone.patch=2", "image_shape=[3,32,32]", "device=meta"]
+    code, out, err = lab(
+        "match",
+        *arguments,
+        "reference='backbone=diffusers_dit backbone.patch=2'",
+        "by=macs",
+        "json=true",
+    )
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert "backbone.width=384" in result["overrides"]
+    assert result["reference"]["macs"] == pytest.approx(result["match"]["macs"], rel=0.005)

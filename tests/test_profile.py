@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import nn
 
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
+from diffusion_lab.cli.main import conf_dir
 from diffusion_lab.counting import Cost, by_level, count, seen_flops, total
 from diffusion_lab.profiling import amount
-from diffusion_lab.speed import median_seconds, saved_bytes
+from diffusion_lab.speed import Bench, median_seconds, saved_bytes
 
 META = ["device=meta", "json=true"]
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]
@@ -198,3 +200,53 @@ def test_what_is_wrong_is_said_in_one_sentence(lab):
         assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
         assert words in lines[0]
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "backbone=dit backbone.patch=0",
+        "backbone=dit backbone.patch=-2",
+        "backbone=dit backbone.heads=0",
+        "backbone=dit backbone.heads=-2",
+        "backbone=dit backbone.width=0",
+        "backbone=dit backbone.width=foo",
+        "backbone=dit backbone.depth=2.5",
+        "backbone=dit backbone.window=1.5",
+        "backbone=dit backbone.qk_norm=2",
+        "backbone=dit backbone.block.mlp_ratio=-1",
+        "backbone=dit backbone.long_skips=true backbone.depth=1",
+        "backbone=mamba backbone.conv=0",
+        "backbone=mamba backbone.expand=1.5",
+        "backbone=mamba backbone.state=0",
+        "backbone=mamba2 backbone.head_channels=0",
+        "backbone=unet backbone.channels=0",
+        "backbone=unet backbone.head_channels=0",
+        "backbone=unet backbone.patch=0",
+        "backbone=unet backbone.skip_scale=x",
+        "backbone=unet backbone.attention=3",
+        "backbone=unet backbone.multipliers=[]",
+        "backbone=mlp backbone.width=0",
+        "backbone=diffusers_unet backbone.norm_groups=0",
+        "conditioning=attributes conditioning.sizes=[-2,-5]",
+        "conditioning=attributes conditioning.sizes=10",
+    ],
+)
+def test_sizes_that_cannot_be_are_one_sentence_that_names_the_key(lab, wrong):
+    code, _, err = lab("profile", *wrong.split(), "device=meta")
+    assert code == 2
+    assert wrong.split()[1].split("=")[0] in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_timed_call_is_without_dropout():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("profile", ["backbone=unet_small", "backbone.dropout=0.9", "batch_size=2"])
+    bench = Bench(cfg, (1, 8, 8), 10, torch.device("cpu"), "32-true")
+    modes = []
+    bench.model.denoiser.backbone.register_forward_pre_hook(
+        lambda module, _: modes.append(module.training)
+    )
+    bench.call()
+    bench.train()
+    assert modes == [False, True]

@@ -148,3 +148,26 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_states():
     ):
         selective_scan(x, dt, a, b, c)
     assert sum(kept) == sum(leaf.numel() for leaf in (x, dt, a, b, c))
+
+
+@pytest.mark.parametrize("length", [49, 200])
+def test_autocast_does_not_reach_the_states(length):
+    generator = torch.Generator().manual_seed(0)
+    x, b, c = (torch.randn(2, length, n, generator=generator) for n in (32, 16, 16))
+    dt = torch.rand(2, length, 32, generator=generator) * 0.1
+    rates = -torch.arange(1.0, 17).expand(32, 16)
+    exact = selective_scan(x, dt, rates, b, c)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(selective_scan(x, dt, rates, b, c), exact)
+
+
+def test_autocast_does_not_reach_the_states_between_chunks():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(1, 300, 2, 8)
+    x[:, 0] = torch.randn(1, 2, 8, generator=generator)  # all later chunks live on the first state
+    dt, rates = torch.full((1, 300, 2), 0.01), torch.tensor([-0.5, -1.0])
+    b, c = (torch.randn(1, 300, 16, generator=generator) for _ in range(2))
+    exact = state_space_dual(x, dt, rates, b, c)
+    with torch.autocast("cpu", torch.bfloat16):
+        late = state_space_dual(x, dt, rates, b, c)[:, 64:]
+    torch.testing.assert_close(late, exact[:, 64:], rtol=1e-5, atol=1e-7)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import check_heads
 from diffusion_lab.backbone.embedding import NoiseEmbedding
+from diffusion_lab.backbone.options import check_number, check_sizes
 from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
-from diffusion_lab.backbone.unet import check_levels
+from diffusion_lab.backbone.unet import check_levels, check_unet
 from diffusion_lab.conditioning import Condition
 
 
@@ -50,6 +51,8 @@ class DiffusersUNet(nn.Module):
         dropout: float,
     ):
         super().__init__()
+        check_unet(channels, multipliers, blocks, attention, head_channels, dropout)
+        check_sizes(norm_groups=norm_groups)
         check_levels(image_size, len(multipliers), attention)
         attends = [level in attention for level in range(len(multipliers))]
         self.condition_width = 4 * channels
@@ -104,6 +107,8 @@ class DiffusersDiT(nn.Module):
         dropout: float,
     ):
         super().__init__()
+        check_sizes(width=width, depth=depth, heads=heads)
+        check_number("dropout", dropout, 0, 1)
         rows, columns = patch_grid(image_size, patch)
         if rows != columns:
             raise ValueError(

@@ -9,7 +9,8 @@ from torch import Tensor
 from diffusion_lab.backbone.attention import SelfAttention, check_heads
 from diffusion_lab.backbone.block import Block
 from diffusion_lab.backbone.embedding import grid_coordinates, rotary_turns
-from diffusion_lab.backbone.patches import PatchNetwork, check_option, patch_grid
+from diffusion_lab.backbone.options import check_flags, check_option, check_sizes
+from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
 
 
 def window_mask(rows: int, columns: int, window: int) -> Tensor:
@@ -42,13 +43,12 @@ class DiT(PatchNetwork):
         block: Callable[..., Block],
     ):
         check_option("positions", positions, ["sincos", "learned", "rotary"])
+        check_sizes(width=width, depth=depth, heads=heads)
+        check_flags(qk_norm=qk_norm)
         rows, columns = patch_grid(image_size, patch)
         check_heads(width, heads)
-        if window is not None and window < 1:
-            raise ValueError(
-                f"backbone.window={window} lets no patch see another; "
-                f"write 1 or more, or null for all patches"
-            )
+        if window is not None:  # null: every patch sees all
+            check_sizes(window=window)
         rotary = positions == "rotary"
         mixer = partial(
             SelfAttention,

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.block import Block
-from diffusion_lab.backbone.patches import PatchNetwork, check_option, patch_grid
+from diffusion_lab.backbone.options import check_option, check_sizes
+from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
 from diffusion_lab.backbone.state_space import S6, SSD
 
 PATHS = ["zigzag", "bidirectional", "raster"]
@@ -110,6 +111,7 @@ def scan_blocks(
     block: Callable[..., Block],
 ) -> Sequence[Block]:
     """`depth` blocks that follow the paths of `path`; raises ValueError for an unknown one."""
+    check_sizes(width=width, depth=depth, expand=expand, conv=conv)
     check_option("path", path, PATHS)
     paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
     return [
@@ -153,6 +155,7 @@ class Mamba(PatchNetwork):
         block: Callable[..., Block],
     ):
         check_option("positions", positions, ["sincos", "learned", "none"])
+        check_sizes(state=state)
         scan = partial(S6, state=state)
         blocks = scan_blocks(image_size, patch, width, depth, expand, conv, path, scan, block)
         super().__init__(
@@ -181,6 +184,7 @@ class Mamba2(PatchNetwork):
         block: Callable[..., Block],
     ):
         check_option("positions", positions, ["sincos", "learned", "none"])
+        check_sizes(state=state, head_channels=head_channels)
         scan = partial(SSD, state=state, head_channels=head_channels)
         blocks = scan_blocks(image_size, patch, width, depth, expand, conv, path, scan, block)
         super().__init__(

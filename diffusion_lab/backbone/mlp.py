@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.embedding import NoiseEmbedding
+from diffusion_lab.backbone.options import check_sizes
 from diffusion_lab.conditioning import Condition
 
 FREQUENCIES = 64  # of the noise embedding
@@ -36,6 +37,7 @@ class MLP(nn.Module):
         depth: int,
     ):
         super().__init__()
+        check_sizes(width=width, depth=depth)
         height, columns = image_size
         self.condition_width = width
         self.out_shape = (out_channels, height, columns)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffusion_lab.backbone.block import Block
 from diffusion_lab.backbone.block.adaln import modulate
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
+from diffusion_lab.backbone.options import check_flags, check_sizes
 from diffusion_lab.conditioning import Condition
 
 FREQUENCIES = 256  # of the noise embedding
@@ -30,6 +31,7 @@ def unpatchify(tokens: Tensor, patch: int, rows: int) -> Tensor:
 
 def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Rows and columns of patches; raises ValueError if they do not tile the image."""
+    check_sizes(patch=patch)
     height, width = image_size
     if height % patch or width % patch:
         raise ValueError(
@@ -79,11 +81,16 @@ class PatchNetwork(nn.Module):
         blocks: Sequence[Block],
     ):
         super().__init__()
+        check_sizes(patch=patch, width=width)
+        check_flags(long_skips=long_skips)
         self.rows, columns = patch_grid(image_size, patch)
         if width % 4:
             raise ValueError(f"backbone.width={width} is not a multiple of 4; write one that is")
-        if not blocks:
-            raise ValueError("backbone.depth=0 leaves no blocks; write 1 or more")
+        if long_skips and len(blocks) == 1:
+            raise ValueError(
+                "backbone.long_skips=true joins pairs of blocks, and backbone.depth=1 has none; "
+                "write a depth of 2 or more, or long_skips=false"
+            )
         self.condition_width = width
         self.patch = patch
         self.embed = nn.Linear(in_channels * patch**2, width)
@@ -144,9 +151,3 @@ class PatchNetwork(nn.Module):
         shift, scale = self.modulation(vector).chunk(2, dim=1)
         output = self.out(modulate(self.norm(tokens), shift, scale))  # (B, N, C_out p^2)
         return unpatchify(output, self.patch, self.rows)
-
-
-def check_option(key: str, value: str, options: Sequence[str]) -> None:
-    """Raises ValueError for a value of a backbone's key that is not among its options."""
-    if value not in options:
-        raise ValueError(f"backbone.{key}={value} is unknown; use one of {', '.join(options)}")

@@ -47,6 +47,11 @@ def _advance(a: Tensor, b: Tensor, order: slice) -> None:
         decays[i].mul_(decays[i - 1])
 
 
+def exactly(x: Tensor) -> torch.autocast:
+    """The block in which products are of the tensors' own type, whatever autocast says."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _inputs(x: Tensor, dt: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Decays and inputs (L, B, e, S) of channels: x and dt (L, B, e), a (e, S), b (L, B, S)."""
     return (dt[..., None] * a).exp_(), (dt * x)[..., None] * b[:, :, None]
@@ -59,9 +64,10 @@ def _inputs(x: Tensor, dt: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
 @torch.library.custom_op("diffusion_lab::selective_scan", mutates_args=())
 def _scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for e in _blocks(x, a):
-        state = recurrence_(*_inputs(x[..., e], dt[..., e], a[e], b))
-        y[..., e] = (state @ c[..., None])[..., 0]
+    with exactly(x):
+        for e in _blocks(x, a):
+            state = recurrence_(*_inputs(x[..., e], dt[..., e], a[e], b))
+            y[..., e] = (state @ c[..., None])[..., 0]
     return y
 
 
@@ -133,7 +139,8 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Te
 
     x and dt (B, L, E), a (E, S), b and c (B, L, S), float32 at least -> (B, L, E).
     """
-    if x.device.type == "cuda" and (kernel := _cuda_kernel()):
+    # the kernel computes in float32
+    if x.device.type == "cuda" and x.dtype == torch.float32 and (kernel := _cuda_kernel()):
         return kernel(x.mT, dt.mT, a, b.mT, c.mT).mT
     x, dt, b, c = (tensor.transpose(0, 1) for tensor in (x, dt, b, c))
     return _scan(x, dt, a, b, c).transpose(0, 1)
@@ -143,7 +150,8 @@ def state_space_dual(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> 
     """As `selective_scan`, with one decay a head: y_i = sum_{j <= i} (c_i . b_j) decay_ij dt_j x_j.
 
     x (B, L, h, p), dt (B, L, h), a (h,), b and c (B, L, S), all float32 -> (B, L, h, p). Within a
-    chunk the sum is a matrix product, and the chunks before are one state.
+    chunk the sum is a matrix product, in bf16 under autocast as attention is, and the chunks before
+    are one state, in float32 always.
     """
     length = x.shape[1]
     chunks, size = _dual_chunks(length)
@@ -159,12 +167,13 @@ def state_space_dual(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> 
     if chunks > 1:
         whole = log_decay[..., -1:]  # (B, h, n, 1)
         to_end = (whole - log_decay).exp().transpose(1, 2)[..., None]  # (B, n, h, c, 1)
-        added = b.mT[:, :, None] @ (x * to_end)  # (B, n, h, S, p), by each chunk alone
-        # decay from the end of chunk j to the start of chunk i: that of the chunks between
-        between = _decay(F.pad(whole[..., 0].cumsum(2), (1, 0)))[..., :-1, 1:]  # (B, h, n, n)
-        state = torch.einsum("bhij,bjhsp->bihsp", between, added)  # at the start of each chunk
-        from_start = log_decay.exp().transpose(1, 2)[..., None]  # (B, n, h, c, 1)
-        y = y + from_start * (c[:, :, None] @ state)
+        with exactly(x):
+            added = b.mT[:, :, None] @ (x * to_end)  # (B, n, h, S, p), by each chunk alone
+            # decay from the end of chunk j to the start of chunk i: that of the chunks between
+            between = _decay(F.pad(whole[..., 0].cumsum(2), (1, 0)))[..., :-1, 1:]  # (B, h, n, n)
+            state = torch.einsum("bhij,bjhsp->bihsp", between, added)  # at each chunk's start
+            from_start = log_decay.exp().transpose(1, 2)[..., None]  # (B, n, h, c, 1)
+            y = y + from_start * (c[:, :, None] @ state)
     return y.transpose(2, 3).flatten(1, 2)[:, :length]
 
 

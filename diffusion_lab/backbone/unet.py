@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.norm import GroupNormSiLU
+from diffusion_lab.backbone.options import check_flags, check_list, check_number, check_sizes
 from diffusion_lab.backbone.resample import DOUBLE, HALVE, Downsample, Upsample, check_updown
 from diffusion_lab.backbone.unet_blocks import (
     AttentionBlock,
@@ -55,6 +56,15 @@ class UNet(nn.Module):
         cross_attention: bool = False,
     ):
         super().__init__()
+        check_unet(channels, multipliers, blocks, attention, head_channels, dropout)
+        check_sizes(patch=patch)
+        check_number("skip_scale", skip_scale, 0, 1)
+        check_flags(
+            updown_projection=updown_projection,
+            scale_shift=scale_shift,
+            attend_once=attend_once,
+            cross_attention=cross_attention,
+        )
         levels = len(multipliers)
         check_levels(image_size, levels, attention, patch)
         if channels % 4:
@@ -156,6 +166,25 @@ class UNet(nn.Module):
             else:
                 x = layer(x, embedding)
         return F.pixel_shuffle(self.out(self.norm(x)), self.patch)
+
+
+def check_unet(
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    head_channels: int | None,
+    dropout: float,
+) -> None:
+    """Raises ValueError, naming the key, for what no U-Net can have."""
+    check_sizes(channels=channels, blocks=blocks)
+    check_list("multipliers", multipliers, 1)
+    check_list("attention", attention, 0)
+    if not multipliers:
+        raise ValueError("backbone.multipliers=[] leaves no levels; write one number a level")
+    if head_channels is not None:  # null: a single head
+        check_sizes(head_channels=head_channels)
+    check_number("dropout", dropout, 0, 1)
 
 
 def check_levels(

@@ -37,7 +37,8 @@ def _first_line(text: str) -> str:
 
 def _near(word: str, words: list[str]) -> str:
     close = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {close[0]}? " if close else ""
+    # the same word is a key of something else
+    return f"did you mean {close[0]}? " if close and close[0] != word else ""
 
 
 def _known_keys(conf: Path) -> list[str]:

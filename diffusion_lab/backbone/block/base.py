@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.options import check_number
 from diffusion_lab.conditioning import Condition
 
 
@@ -23,6 +24,7 @@ class Block(ABC, nn.Module):
 
     def __init__(self, width: int, mixer: Callable[[], nn.Module], mlp_ratio: float):
         super().__init__()
+        check_number("block.mlp_ratio", mlp_ratio, 0, 100)
         hidden = int(width * mlp_ratio)
         self.mixer = mixer()
         # the exact GELU: the tanh form of the paper, 5e-4 away, takes 3 times as long on a CPU
