@@ -154,7 +154,8 @@ def plot(rows: list[dict], path: Path) -> None:
                 axis.grid(alpha=0.3, which="both")
         axes[2 * band, 0].set_ylabel(f"{extractor}\nFID by its floor", fontsize=8)
         axes[2 * band + 1, 0].set_ylabel("shares", fontsize=8)
-        axes[2 * band + 1, 0].legend(fontsize=6)
+    lines = axes[1, 0].get_lines()
+    figure.legend(lines, [line.get_label() for line in lines], loc="outside lower center", ncols=7)
     plots.save(figure, path)
 
 
