@@ -21,9 +21,9 @@ def train_extractor(cfg: DictConfig) -> dict[str, object]:
     Raises UserError where there are no classes to learn, or the file is there already.
     """
     require_whole_numbers(cfg, {"epochs": 1, "batch_size": 2, "seed": 0})
-    if not cfg.lr > 0:
-        raise UserError(f"lr={cfg.lr} must be above 0, as 2e-3 is")
-    path = Path(cfg.output)
+    if not isinstance(cfg.lr, int | float) or not cfg.lr > 0:
+        raise UserError(f"lr={cfg.lr} must be a number above 0, as 2e-3 is")
+    path = Path(str(cfg.output))
     if path.exists():
         raise UserError(
             f"{path} exists, and figures may have been measured with it; use it by "
@@ -36,6 +36,10 @@ def train_extractor(cfg: DictConfig) -> dict[str, object]:
         datamodule.setup("fit")
     if datamodule.num_classes < 2:
         raise UserError("a classifier needs data of at least 2 classes, which these are not")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of training
+    except OSError as error:
+        raise UserError(f"output={path} cannot be made ({error}); choose another") from error
     torch.manual_seed(cfg.seed)
     network = SmallClassifier(datamodule.native_shape, datamodule.num_classes).to(device)
     fit(network, datamodule.reference_images(), datamodule.reference_labels(), cfg)
@@ -48,7 +52,8 @@ def train_extractor(cfg: DictConfig) -> dict[str, object]:
         "epochs": cfg.epochs,
         "seed": cfg.seed,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise UserError(f"the classifier diverged at lr={cfg.lr}; write a smaller lr, as 2e-3")
     save_classifier(network, path, facts)
     name = Classifier(str(path))
     name.load("cpu")

@@ -10,47 +10,69 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
 from diffusion_lab.runs import load_config, load_summary
+from diffusion_lab.trained_run import fingerprint
 
 EVALUATIONS = "evaluations"
+
+
+def sampling_of(cfg: DictConfig) -> dict[str, object]:
+    """How samples are drawn: sampler, guidance and seed, as plain values."""
+    parts = ("sampler", "guidance")
+    plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
+    return plain | {"seed": cfg.seed}
 
 
 def keep(
     folder: str | Path, figures: dict[str, float], protocol: Protocol, cfg: DictConfig
 ) -> Path:
     """Writes what `evaluate` measured into the run; the same evaluation again replaces it."""
-    sampling = {
-        part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("sampler", "guidance")
+    facts = {
+        "protocol": protocol,
+        "sampling": sampling_of(cfg),
+        "checkpoint": fingerprint(folder),
     }
-    content = {"protocol": protocol, **sampling, "seed": cfg.seed}
-    key = json.dumps([content, sorted(figures)], sort_keys=True)
+    key = json.dumps([facts, sorted(figures)], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:12]
     path = Path(folder) / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(content | {"metrics": figures}, indent=2) + "\n")
+    write_atomically(path, json.dumps(facts | {"metrics": figures}, indent=2) + "\n")
     return path
 
 
 def kept(folder: str | Path) -> list[dict]:
-    """What was measured of a run, at its end and by `evaluate`: protocol, metrics and more."""
-    load_config(folder)  # says if it is no run
-    found = [load_summary(folder)]
+    """What was measured of a run's present weights: protocol, sampling and metrics."""
+    saved, summary = load_config(folder), load_summary(folder)
+    checkpoint, found = fingerprint(folder), []
+    if summary.get("protocol"):  # its own, at the end of training
+        sampling = sampling_of(OmegaConf.merge(saved, {"seed": saved.callbacks.evaluation.seed}))
+        facts = {"protocol": summary["protocol"], "metrics": summary["metrics"]}
+        found.append(facts | {"sampling": sampling, "checkpoint": checkpoint})
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):
-        found.append(json.loads(path.read_text()))
-    return [each for each in found if each.get("protocol")]
+        try:
+            found.append(json.loads(path.read_text()))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged; delete it, and evaluate the run again") from error
+    return [each for each in found if each.get("checkpoint") == checkpoint]
 
 
-def comparable(folder: str | Path, protocol: Protocol, name: str) -> dict[str, float]:
-    """The figures of another run that were measured as those of the run `name`.
+def comparable(
+    folder: str | Path, protocol: Protocol, cfg: DictConfig, name: str
+) -> dict[str, float]:
+    """The figures of another run that were measured, and sampled, as those of the run `name`.
 
     Raises UserError, naming what differs, if there are none.
     """
     found = kept(folder)
+    remedy = f"measure it by `diffusion-lab evaluate run={folder}`"
     if not found:
-        raise UserError(
-            f"{folder} has no figures yet; measure it by `diffusion-lab evaluate run={folder}`"
-        )
-    for each in found:
-        if each["protocol"] == protocol:
+        raise UserError(f"{folder} has no figures of its weights; {remedy}")
+    alike = [each for each in found if each["protocol"] == protocol]
+    if not alike:
+        require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
+    for each in alike:
+        if each["sampling"] == sampling_of(cfg):
             return each["metrics"]
-    require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
-    return {}
+    raise UserError(
+        f"{folder} was measured with another sampler, guidance or seed than {name} is to be; "
+        f"{remedy} with those of {name}"
+    )

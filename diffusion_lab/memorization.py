@@ -24,9 +24,10 @@ from diffusion_lab.trained_run import OpenRun
 BATCH = 64  # images between two movements of a progress bar
 EXPLAINED = {
     "nearer_to_training": "samples nearer to training than to as many held-out images",
+    "nearer_to_training_std": "what chance makes of 0.5 there",
     "distance_ratio": "distance to training by distance to as many held-out images",
     "copies": "samples nearer to training than all but 1 % of held-out images",
-    "copy_ratio": "the same by the 1 % that is expected",
+    "copy_ratio": "the same by what is expected, about 1 %",
     "near_duplicates": "samples at under a third of the second neighbour's distance",
 }
 
@@ -46,22 +47,35 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         data.prepare_data()
         data.setup("fit")
         metrics.load(data, opened.device)
-    training, held_out = data.train_images(), data.test_images()[: cfg.num_samples]
+    training, held_out = data.train_images(), data.test_images()
     if min(len(training), len(held_out)) < 2:
         raise UserError("memorisation is measured on at least 2 training and 2 test images")
+    folder = Path(str(cfg.output or Path(cfg.run) / "memorization"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before an hour of sampling
+    except OSError as error:
+        raise UserError(
+            f"output={folder} cannot be made ({error}); choose another folder"
+        ) from error
     with opened.autocast:
         batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
         samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
-    sets = (samples, held_out, training)
-    features = [metrics.extractor(samples).cpu()]
-    features += [
-        kept_features(metrics, images, name)
-        for images, name in zip((held_out, training), ("held-out", "training"), strict=True)
-    ]
+    mirrored = data.flip or getattr(opened.model.augmentation, "flip_x", False)
+    sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
+    extractor = metrics.extractor
+    known = kept_features(metrics, training, "training")
     spaces = {
-        metrics.extractor.name: Neighbours.of(*features),
-        "pixels": Neighbours.of(*(to_float(images).flatten(1) for images in sets)),
+        extractor.name: Neighbours.of(
+            [extractor(view).cpu() for view in sides[0]],
+            [kept_features(metrics, view, "held-out") for view in sides[1]],
+            known,
+        ),
+        "pixels": Neighbours.of(
+            *([to_float(view).flatten(1) for view in views] for views in sides),
+            to_float(training).flatten(1),
+        ),
     }
+    features = (extractor(samples).cpu(), kept_features(metrics, held_out, "held-out"), known)
     losses = loss_gap(opened, cfg.batch_size)
     result = {
         "training_images": len(training),
@@ -71,8 +85,6 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "fid": fid_gap(*features),
         "loss_by_level": losses,
     }
-    folder = Path(cfg.output or Path(cfg.run) / "memorization")
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.json", json.dumps(result, indent=2) + "\n")
     plots.pairs(samples, training, spaces, cfg.pairs, folder / "pairs.png")
     plots.losses_by_level(losses, folder / "losses.png")
@@ -100,8 +112,8 @@ def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tens
                 advance()
         return {"features": torch.cat(features)}
 
-    name = f"{name}-{len(images)}-{metrics.extractor.name}"
-    return cached(metrics.cache_dir, name, key, compute)["features"]
+    file = f"{name}-{len(images)}-{metrics.extractor.name}"
+    return cached(metrics.cache_dir, file, key, compute)["features"]
 
 
 def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:

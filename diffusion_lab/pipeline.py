@@ -11,7 +11,7 @@ from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
 from diffusion_lab.errors import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.guidance import Guidance
-from diffusion_lab.progress import progress_bar
+from diffusion_lab.progress import progress_bar, say
 from diffusion_lab.randomness import SampleNoise
 from diffusion_lab.sampler import Sampler
 from diffusion_lab.sampler.runge_kutta import ToleranceError
@@ -65,6 +65,9 @@ class Pipeline:
             x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
         except ToleranceError as error:  # known only now
             raise UserError(str(error)) from error
+        bad = len(x) - int(x.flatten(1).isfinite().all(1).sum())
+        if bad:
+            say(f"{bad} of {len(x)} samples are not finite: the model or its sampler diverged")
         return self.first_stage.decode(x)
 
 

@@ -76,7 +76,7 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 def load_config(folder: str | Path) -> DictConfig:
     """The configuration of a run; raises UserError where there is no run."""
-    folder = Path(folder)
+    folder = Path(str(folder))  # a folder 2024 is a number to Hydra
     if not (folder / CONFIG).is_file():
         known = sorted(str(path.parent) for path in Path("outputs").glob(f"*/*/{CONFIG}"))
         hint = f"; the latest here is {known[-1]}" if known else ""

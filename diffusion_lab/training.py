@@ -271,7 +271,7 @@ def summarise(
         "ranks": trainer.world_size,
         "training_images": len(parts.datamodule.train_images()),
         "metrics": (evaluation.results if evaluation else {}) | parts.module.held_out_losses,
-        "protocol": parts.metrics.protocol if evaluation else None,
+        "protocol": parts.metrics.protocol if evaluation and evaluation.results else None,
         **runs.environment(device),
     }
 

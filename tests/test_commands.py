@@ -119,7 +119,7 @@ def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
         (["trainer.max_steps=null"], ["whole number"]),
         (["batch_size=abc"], ["whole number"]),
         (["seed=-1"], ["seed=-1"]),
-        (["backbone.width=abc"], ["does not fit"]),
+        (["backbone.width=abc"], ["must be a whole number"]),
         (["objective.label_dropout=abc"], ["does not fit"]),
         (["optimizer.lr=abc"], ["does not fit"]),
         (["compile=maybe"], ["auto, true or false"]),

@@ -18,7 +18,7 @@ TRAINING, HELD_OUT = draw(3000, 0), draw(1000, 1)
 
 
 def figures(generated: torch.Tensor, training: torch.Tensor = TRAINING) -> dict[str, float]:
-    return Neighbours.of(generated, HELD_OUT, training).figures()
+    return Neighbours.of([generated], [HELD_OUT], training).figures()
 
 
 def test_fresh_samples_are_not_suspected():
@@ -35,7 +35,7 @@ def test_copies_are_found_with_little_noise_on_them():
     assert found["nearer_to_training"] > 0.99
     assert found["distance_ratio"] < 0.1
     assert found["copies"] == 1
-    assert found["copy_ratio"] == pytest.approx(100)
+    assert found["copy_ratio"] == pytest.approx(100, rel=0.1)
     assert found["near_duplicates"] > 0.99
 
 
@@ -55,7 +55,7 @@ def test_blurred_samples_look_like_copies_by_distance_but_not_beside_held_out_im
 
 def test_neighbours_are_the_images_that_were_copied():
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(7))[:50]
-    found = Neighbours.of(TRAINING[order] + 0.01 * draw(50, 8), HELD_OUT, TRAINING)
+    found = Neighbours.of([TRAINING[order] + 0.01 * draw(50, 8)], [HELD_OUT], TRAINING)
     assert torch.equal(found.index[:, 0], order)
     assert (found.relative < 0.1).all()
 
@@ -63,6 +63,33 @@ def test_neighbours_are_the_images_that_were_copied():
 def test_exact_copies_have_numbers():
     found = figures(TRAINING[:1].repeat(10, 1))
     assert found["copies"] == found["near_duplicates"] == 1
+
+
+def test_mirrored_copies_are_copies_where_training_images_are_mirrored():
+    mirror = -torch.eye(16)  # of features, as flipping is of pixels
+    views = [TRAINING[:200] @ mirror, TRAINING[:200]]
+    held_out = [HELD_OUT, HELD_OUT @ mirror]
+    assert Neighbours.of(views[:1], held_out[:1], TRAINING).figures()["copies"] < 0.1
+    found = Neighbours.of(views, held_out, TRAINING)
+    assert found.figures()["copies"] == found.figures()["near_duplicates"] == 1
+    assert torch.equal(found.index[:, 0], torch.arange(200))
+
+
+@pytest.mark.parametrize("count", [10, 50, 300])
+def test_the_copy_ratio_is_one_by_chance_also_for_few_held_out_images(count):
+    ratios = [
+        Neighbours.of([draw(400, 100 + s)], [draw(count, 200 + s)], draw(400, 300 + s)).figures()
+        for s in range(40)
+    ]
+    mean = sum(ratio["copy_ratio"] for ratio in ratios) / len(ratios)
+    assert mean == pytest.approx(1, abs=0.6)
+
+
+def test_chance_spreads_more_where_samples_are_alike():
+    varied = figures(draw(500, 11))["nearer_to_training_std"]
+    alike = figures(0.01 * draw(500, 12))["nearer_to_training_std"]
+    assert varied < 0.05
+    assert alike > 0.2
 
 
 def test_the_fid_gap_is_above_zero_for_copies_and_near_it_for_fresh_samples():

@@ -3,7 +3,7 @@
 import json
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab import trained_run
 from diffusion_lab.errors import require_whole_numbers
@@ -22,8 +22,8 @@ def run(cfg: DictConfig) -> None:
     pipeline = opened.pipeline(cfg)
     metrics = opened.metrics(cfg)
     # refused before an hour of sampling
-    against = [cfg.against] if isinstance(cfg.against, str) else cfg.against
-    others = {run: comparable(run, metrics.protocol, cfg.run) for run in against}
+    against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
+    others = {str(run): comparable(str(run), metrics.protocol, cfg, cfg.run) for run in against}
     with opened.autocast:
         results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
     for line in report(results):

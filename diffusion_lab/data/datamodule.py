@@ -135,8 +135,11 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         return Split(self._padded(self.test_images()[:count]), self.test_labels()[:count])
 
     def trained_on(self, count: int) -> Split:
-        """The first `count` images that are trained on, as trained on, unflipped."""
-        return Split(self._padded(self.train_images()[:count]), self.train_labels()[:count])
+        """Some `count` of the images that are trained on, as trained on, unflipped."""
+        # not the first, which may all be of one class
+        order = torch.randperm(len(self.train_images()), generator=torch.Generator().manual_seed(0))
+        index = order[:count]
+        return Split(self._padded(self.train_images()[index]), self.train_labels()[index])
 
     def picture(self, images: Tensor, columns: int) -> Tensor:
         """Generated images (N, C, H, W) as one picture to look at, uint8 (1 or 3, height, width).

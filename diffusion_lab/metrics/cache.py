@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_lab.distributed import rank_and_world
 from diffusion_lab.progress import say
 
-VERSION = 1  # raised when the same key comes to mean other numbers
+VERSION = 2  # raised when the same key comes to mean other numbers
 
 
 def cached(

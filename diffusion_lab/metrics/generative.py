@@ -123,7 +123,9 @@ class GenerativeMetrics:
         def floor() -> dict[str, Tensor]:
             observed = self._observe_all(test, held_out, "test")
             values = self._figures(observed, source.test_labels()[held_out], "_floor")
-            return {name: torch.tensor(value).double() for name, value in values.items()}
+            return {
+                name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()
+            }
 
         facts |= {
             "test": len(held_out),

@@ -3,6 +3,7 @@
 n generated, m held-out and N training images, D features or pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,23 +24,31 @@ class Neighbours:
     index: Tensor  # (n, 2) int64, which they are
     held_out: Tensor  # (m,), of each held-out image
     pair: tuple[Tensor, Tensor]  # (n,) each: to the nearest of as many training as held-out images
+    chance_std: float  # of the share nearer to the one side, if which is which were chance
 
     @classmethod
-    def of(cls, generated: Tensor, held_out: Tensor, training: Tensor) -> "Neighbours":
-        """From features (n, D), (m, D) and (N, D); N of at least 2."""
-        distances, index = nearest(generated, training, 2)
-        count = min(len(training), len(held_out))
+    def of(
+        cls, generated: Sequence[Tensor], held_out: Sequence[Tensor], training: Tensor
+    ) -> "Neighbours":
+        """From features (N, D) of training images, N of at least 2, and of views of the others.
+
+        Views, (n, D) or (m, D) each, are of the same images: as they are, and mirrored where the
+        training images are; of an image the view counts that is the nearest.
+        """
+        distances, index = nearest_view(generated, training, 2)
+        count = min(len(training), len(held_out[0]))
         generator = torch.Generator().manual_seed(SEED)
-        sides = (
-            nearest(generated, side[torch.randperm(len(side), generator=generator)[:count]], 1)[0]
-            for side in (training, held_out)
-        )
-        return cls(
-            distances,
-            index,
-            nearest(held_out, training, 1)[0][:, 0],
-            tuple(side[:, 0] for side in sides),
-        )
+        found = [
+            nearest_view(generated, side[torch.randperm(len(side), generator=generator)[:count]], 1)
+            for side in (training, held_out[0])
+        ]
+        pair = tuple(values[:, 0] for values, _ in found)
+        # an image of either side takes with it all samples that it is nearest to
+        places = torch.where(pair[0] < pair[1], found[0][1][:, 0], count + found[1][1][:, 0])
+        shares = places.bincount() / len(places)
+        chance = 0.5 * shares.square().sum().sqrt().item()
+        beside = nearest_view(held_out, training, 1)[0][:, 0]
+        return cls(distances, index, beside, pair, chance)
 
     @property
     def relative(self) -> Tensor:
@@ -50,20 +59,34 @@ class Neighbours:
         """What speaks for copying, by name.
 
         nearer_to_training: the share of samples nearer to one of K training images than to any of
-        K held-out ones; 0.5 if the model does not know which are which. distance_ratio: the median
-        of the two distances' ratio; 1 likewise. copies: the share nearer to a training image than
-        all but 1 % of held-out images are, copy_ratio: by that 1 %; 1 is expected, and blurred
-        images have more. near_duplicates: the share at under a third of the distance of the second
-        neighbour (arXiv:2310.02664).
+        K held-out ones; 0.5 if the model does not know which are which, give or take
+        nearer_to_training_std, which is large where samples are few or alike. distance_ratio: the
+        median of the two distances' ratio; 1 likewise. copies: the share nearer to a training image
+        than all but 1 % of held-out images are; copy_ratio: by what is expected of that; 1 without
+        copies, and blurred images have more. near_duplicates: the share at under a third of the
+        distance of the second neighbour (arXiv:2310.02664).
         """
         training, held_out = self.pair
         nearer = (training < held_out).double() + 0.5 * (training == held_out).double()
         limit = self.held_out.quantile(UNUSUAL)
         copies = (self.generated[:, 0] < limit).double().mean().item()
+        count = len(self.held_out)
+        # the quantile lies between order statistics, of which the i-th has i / (count + 1) below it
+        expected = (1 + UNUSUAL * (count - 1)) / (count + 1)
         return {
             "nearer_to_training": nearer.mean().item(),
+            "nearer_to_training_std": self.chance_std,
             "distance_ratio": (training / held_out.clamp(min=1e-12)).median().item(),
             "copies": copies,
-            "copy_ratio": copies / UNUSUAL,
+            "copy_ratio": copies / expected,
             "near_duplicates": (self.relative < RELATIVE).double().mean().item(),
         }
+
+
+def nearest_view(views: Sequence[Tensor], others: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `nearest`, for each image from the view, (n, D) each, that is nearest to one of others."""
+    found = [nearest(view, others, count) for view in views]
+    values, index = (torch.stack(part) for part in zip(*found, strict=True))  # (views, n, count)
+    best = values[:, :, 0].argmin(0)
+    images = torch.arange(len(best))
+    return values[best, images], index[best, images]

@@ -13,12 +13,7 @@ WORDS = {
 
 def report(values: dict[str, float]) -> list[str]:
     """Lines of what `GenerativeMetrics.compute` returned: value, floor and whole name."""
-    floors = {}
-    for name in values:
-        metric, _, protocol = name.partition("/")
-        if metric.endswith("_floor"):
-            floors[metric.removesuffix("_floor")] = (values[name], protocol)
-    lines = []
+    floors, lines = floors_of(values), []
     for name in measured_of_samples(values):
         metric, _, protocol = name.partition("/")
         line = f"{WORDS.get(metric, metric.capitalize())} {with_spread(values, name)}"
@@ -33,13 +28,24 @@ def report(values: dict[str, float]) -> list[str]:
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
     """A row a figure that all runs have, a column a run; for figures of one protocol."""
     first = next(iter(runs.values()))
+    floors = floors_of(first)
     table = Table("", *runs, "real images")
     for name in measured_of_samples(first):
         if all(name in values for values in runs.values()):
-            floor = first.get(name.replace("/", "_floor/", 1))
+            floor = floors.get(name.partition("/")[0])
             cells = [with_spread(values, name) for values in runs.values()]
-            table.add_row(name, *cells, "" if floor is None else f"{floor:.4g}")
+            table.add_row(name, *cells, "" if floor is None else f"{floor[0]:.4g}")
     return table
+
+
+def floors_of(values: dict[str, float]) -> dict[str, tuple[float, str]]:
+    """The value of real images and its protocol, by metric."""
+    floors = {}
+    for name, value in values.items():
+        metric, _, protocol = name.partition("/")
+        if metric.endswith("_floor"):
+            floors[metric.removesuffix("_floor")] = (value, protocol)
+    return floors
 
 
 def measured_of_samples(values: dict[str, float]) -> list[str]:

@@ -102,7 +102,7 @@ def measure(metrics: GenerativeMetrics, data: ImageDataModule, images: Tensor, l
         kept_features(metrics, side, name)
         for side, name in ((held_out, "held-out"), (data.train_images(), "training"))
     ]
-    values |= Neighbours.of(observed["features"], *sides).figures()
+    values |= Neighbours.of([observed["features"]], [sides[0]], sides[1]).figures()
     return {name.split("/")[0]: value for name, value in values.items()}
 
 
@@ -173,6 +173,8 @@ def main() -> None:
     data = build_datamodule(cfg)
     data.prepare_data()
     data.setup("fit")
+    if 2 * arguments.count > len(data.test_images()):
+        parser.error(f"--count must be at most half of {len(data.test_images())} test images")
     extractors = [EfficientNetLite0()]
     if arguments.classifier:
         extractors.append(Classifier(arguments.classifier))
