@@ -36,7 +36,7 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 	$(BIN)/python experiments/theory/figures.py $$run
 
 test: setup  ## the default tests, under five minutes on two cores
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu" $(ARGS)

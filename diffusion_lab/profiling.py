@@ -230,7 +230,7 @@ def show(profile: Profile, depth: int, name: str) -> None:
     training, network = (profile[f"{key}_share_of_peak"] for key in ("training", "network"))
     say(
         f"On {profile['device']} in {profile['precision']}, batch {profile['batch_size']}; "
-        f"matrix products reach {amount(profile['peak_flops'])} FLOP/s"
+        f"products and convolutions reach {amount(profile['peak_flops'])} FLOP/s"
     )
     say(f"Training: {_speed(profile, 'training')}, {training:.0%} of that")
     say(f"Activations: {amount(profile['activation_bytes'])} bytes an image")
