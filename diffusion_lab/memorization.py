@@ -14,11 +14,13 @@ from diffusion_lab.diffusion_module import VALIDATION_LEVELS, losses_by_level
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.files import write_atomically
 from diffusion_lab.images import to_float
-from diffusion_lab.metrics import FeatureSet, GenerativeMetrics, frechet
+from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.cache import cached
+from diffusion_lab.metrics.distances import frechet_of
 from diffusion_lab.metrics.memorization import Neighbours
 from diffusion_lab.pipeline import draw
-from diffusion_lab.progress import progress_bar, say
+from diffusion_lab.progress import say, track
+from diffusion_lab.randomness import random_places
 from diffusion_lab.trained_run import OpenRun
 
 BATCH = 64  # images between two movements of a progress bar
@@ -63,26 +65,23 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     mirrored = data.flip or getattr(opened.model.augmentation, "flip_x", False)
     sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
     extractor = metrics.extractor
+    drawn = [extractor(view).cpu() for view in sides[0]]
+    beside = [kept_features(metrics, view, "held-out") for view in sides[1]]
     known = kept_features(metrics, training, "training")
     spaces = {
-        extractor.name: Neighbours.of(
-            [extractor(view).cpu() for view in sides[0]],
-            [kept_features(metrics, view, "held-out") for view in sides[1]],
-            known,
-        ),
+        extractor.name: Neighbours.of(drawn, beside, known),
         "pixels": Neighbours.of(
             *([to_float(view).flatten(1) for view in views] for views in sides),
             to_float(training).flatten(1),
         ),
     }
-    features = (extractor(samples).cpu(), kept_features(metrics, held_out, "held-out"), known)
     losses = loss_gap(opened, cfg.batch_size)
     result = {
         "training_images": len(training),
         "held_out_images": len(held_out),
         "num_samples": cfg.num_samples,
         "neighbours": {name: space.figures() for name, space in spaces.items()},
-        "fid": fid_gap(*features),
+        "fid": fid_gap(drawn[0], beside[0], known),
         "loss_by_level": losses,
     }
     write_atomically(folder / "report.json", json.dumps(result, indent=2) + "\n")
@@ -104,12 +103,7 @@ def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tens
     def compute() -> dict[str, Tensor]:
         what = f"{metrics.extractor.name} features of {len(images):,} {name} images"
         say(f"Computing {what}, once: {metrics.cache_dir} keeps the results")
-        parts = images.split(BATCH)
-        with progress_bar(what, len(parts)) as advance:
-            features = []
-            for part in parts:
-                features.append(metrics.extractor(part).cpu())
-                advance()
+        features = [metrics.extractor(part).cpu() for part in track(images.split(BATCH), what)]
         return {"features": torch.cat(features)}
 
     file = f"{name}-{len(images)}-{metrics.extractor.name}"
@@ -119,10 +113,8 @@ def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tens
 def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:
     """FID to as many training as held-out images; a gap above 0 means nearer to training."""
     count = min(len(held_out), len(training))
-    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:count]
-    images = FeatureSet.of(generated)
-    to_training = frechet(images, FeatureSet.of(training[order]))
-    to_held_out = frechet(images, FeatureSet.of(held_out[:count]))
+    to_training = frechet_of(generated, training[random_places(len(training), count)])
+    to_held_out = frechet_of(generated, held_out[:count])
     return {
         "to_training": to_training,
         "to_held_out": to_held_out,

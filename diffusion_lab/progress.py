@@ -1,12 +1,14 @@
 """Progress bars for work outside the training loop, and lines for people; rank 0 alone speaks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+Item = TypeVar("Item")
 console = Console(stderr=True, highlight=False)  # standard output is for results
 
 
@@ -29,3 +31,11 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)
+
+
+def track(items: Sequence[Item], description: str) -> Iterator[Item]:
+    """The items, with a bar that each one moves when the next is asked for."""
+    with progress_bar(description, len(items)) as advance:
+        for item in items:
+            yield item
+            advance()

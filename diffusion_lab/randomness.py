@@ -42,3 +42,8 @@ class SampleNoise:
     def randn_like(self) -> Callable[[Tensor], Tensor]:
         """For a sampler: noise of the same shape (B, ...) as its argument."""
         return lambda x: self(x.shape[1:]).to(x.dtype)
+
+
+def random_places(count: int, size: int | None) -> Tensor:
+    """`size` of the places 0, ..., count - 1, or all: the first of one fixed permutation."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:size]

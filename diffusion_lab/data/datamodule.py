@@ -13,6 +13,7 @@ from diffusion_lab.data.subsets import check_subset, subset
 from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
 from diffusion_lab.errors import UserError
 from diffusion_lab.images import crop_to, grid, pad_to
+from diffusion_lab.randomness import random_places
 
 FREE_MEMORY_SHARE = 0.1  # of an accelerator, that the images may take without being told to
 
@@ -137,8 +138,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
     def trained_on(self, count: int) -> Split:
         """Some `count` of the images that are trained on, as trained on, unflipped."""
         # not the first, which may all be of one class
-        order = torch.randperm(len(self.train_images()), generator=torch.Generator().manual_seed(0))
-        index = order[:count]
+        index = random_places(len(self.train_images()), count)
         return Split(self._padded(self.train_images()[index]), self.train_labels()[index])
 
     def picture(self, images: Tensor, columns: int) -> Tensor:

@@ -21,6 +21,7 @@ from diffusion_lab.doctor.timing import Plan, Speed, free_memory, measure, memor
 from diffusion_lab.errors import UserError, as_user_error
 from diffusion_lab.images import pad_to
 from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.randomness import random_places
 from diffusion_lab.speed import Bench
 from diffusion_lab.training import Parts, build_parts, check_settings
 
@@ -105,8 +106,7 @@ class Case:
     def sample(self) -> Tensor:
         """At most SAMPLE of the images trained on, uint8 (n, C, H, W), as trained on."""
         images = self.data.train_images()
-        generator = torch.Generator().manual_seed(0)
-        images = images[torch.randperm(len(images), generator=generator)[:SAMPLE]]
+        images = images[random_places(len(images), SAMPLE)]
         return pad_to(images, self.data.pad) if self.data.pad else images
 
     @cached_property

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from diffusion_lab.data.listing import some
 from diffusion_lab.doctor.case import Case
 from diffusion_lab.doctor.finding import ADVICE, ERROR, WARNING, Remark
 
 NARROW = 128  # grey values: images that use fewer have lost a bit, or were scaled twice
 MANY = 0.01  # of a split: fewer blank images or copies change no figure
 UNEVEN = 3  # times the smallest class: from here on a class is learned visibly better
-NAMED = 5  # classes that a sentence names
 
 
 def grey_values(case: Case) -> Iterator[Remark]:
@@ -147,12 +147,6 @@ def digests(images: Tensor) -> list[bytes]:
     """A checksum of each image, uint8 (N, C, H, W): equal only if the images are."""
     rows = images.flatten(1).contiguous().numpy()
     return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
-
-
-def some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 CHECKS = (grey_values, blank_images, channels, classes, duplicates, overlap, held_out)

@@ -1,14 +1,13 @@
 """How long a run takes on this device and what memory it needs, from a few measured steps."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 
 from diffusion_lab.batch import BatchLayout
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageDataModule, decoding
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.speed import Bench, median_seconds
 from diffusion_lab.training import Parts
@@ -111,9 +110,4 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes free on the device; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return next((1024 * int(count) for count in kilobytes), None)
+    return decoding.free_memory()

@@ -51,16 +51,21 @@ class FeatureSet:
     @classmethod
     def of(cls, features: Tensor) -> "FeatureSet":
         """From features (n, D), n of at least 2; raises ValueError for fewer or non-finite ones."""
-        count = len(features)
-        if count < 2:
-            raise ValueError(f"a distance needs at least 2 images on each side, not {count}")
-        if not (finite := features.isfinite().all(1)).all():
-            raise ValueError(
-                f"{count - finite.sum()} of {count} images have features that are not finite "
-                f"(the first is number {finite.int().argmin()}); "
-                "look at the images, or load the extractor's weights anew"
-            )
+        check_features(features)
         return cls(features, *_mean_and_root(features), _self_kernel(features))
+
+
+def check_features(features: Tensor) -> None:
+    """Raises ValueError for fewer than 2 images, or for features (n, D) that are not finite."""
+    count = len(features)
+    if count < 2:
+        raise ValueError(f"a distance needs at least 2 images on each side, not {count}")
+    if not (finite := features.isfinite().all(1)).all():
+        raise ValueError(
+            f"{count - finite.sum()} of {count} images have features that are not finite "
+            f"(the first is number {finite.int().argmin()}); "
+            "look at the images, or load the extractor's weights anew"
+        )
 
 
 def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +81,13 @@ def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet(a: FeatureSet, b: FeatureSet) -> float:
     """The Frechet distance of two feature sets (FID); biased upwards by about 1 / n."""
     return _frechet(a.mean, a.root, b.mean, b.root)
+
+
+def frechet_of(a: Tensor, b: Tensor) -> float:
+    """As `frechet`, of features (n, D) and (m, D), without the kernel means that `kid` wants."""
+    for features in (a, b):
+        check_features(features)
+    return _frechet(*_mean_and_root(a), *_mean_and_root(b))
 
 
 def frechet_of_halves(features: Tensor, other: FeatureSet, splits: int) -> Tensor:

@@ -10,14 +10,21 @@ from torch import Tensor
 from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
 from diffusion_lab.metrics.cache import cached
 from diffusion_lab.metrics.coverage import DENSITY_NEIGHBOURS, density_coverage, precision_recall
-from diffusion_lab.metrics.distances import FeatureSet, frechet, frechet_of_halves, kid
+from diffusion_lab.metrics.distances import (
+    FeatureSet,
+    frechet,
+    frechet_of,
+    frechet_of_halves,
+    kid,
+)
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.inception_score import inception_score
 from diffusion_lab.metrics.protocol import with_fingerprint
-from diffusion_lab.progress import progress_bar, say
+from diffusion_lab.progress import say, track
+from diffusion_lab.randomness import random_places
 
-SUBSET_SEED = 0  # of the permutation whose first images are the subset of a split
+REFERENCE_SEED = 0  # of `random_places`
 COVERAGE_SIZE = 10_000  # of each side at most, as published; all pairs are compared
 FEATURES, GUESSES = "features", "guesses"  # of an observation
 BATCH = 64  # images between two movements of the progress bar
@@ -99,7 +106,7 @@ class GenerativeMetrics:
         """
         self.load(source, device)
         train, test = source.reference_images(), source.test_images()
-        chosen = _subset(len(train), self.reference_size)
+        chosen = random_places(len(train), self.reference_size)
         self.reference_name = f"train{short_count(len(chosen))}"
         self.reference_labels = source.reference_labels()[chosen]
         facts = {
@@ -107,7 +114,7 @@ class GenerativeMetrics:
             "extractor_fingerprint": self.extractor.fingerprint,
             "data": source.fingerprint,
             "reference_images": len(chosen),
-            "reference_seed": SUBSET_SEED,
+            "reference_seed": REFERENCE_SEED,
         }
         self.protocol = with_fingerprint(
             facts | {"num_samples": self.num_samples, "rounding": "uint8"}
@@ -118,7 +125,7 @@ class GenerativeMetrics:
             return vars(FeatureSet.of(self._observe_all(train, chosen, "training")[FEATURES]))
 
         self.reference = FeatureSet(**cached(self.cache_dir, name, facts, reference))
-        held_out = _subset(len(test), self.num_samples)
+        held_out = random_places(len(test), self.num_samples)
 
         def floor() -> dict[str, Tensor]:
             observed = self._observe_all(test, held_out, "test")
@@ -167,12 +174,10 @@ class GenerativeMetrics:
         what = f"{self.extractor.name} features of {len(chosen):,} {split} images"
         say(f"Computing {what}, once: {self.cache_dir} keeps the results")
         mine = shard(len(chosen), *rank_and_world())
-        batches = chosen[mine].split(BATCH)
-        observed = []
-        with progress_bar(what, len(batches)) as advance:
-            for batch in batches:
-                observed.append(self.observe(images[batch.to(images.device)]))
-                advance()
+        observed = [
+            self.observe(images[batch.to(images.device)])
+            for batch in track(chosen[mine].split(BATCH), what)
+        ]
         return self.gather(observed, mine)
 
     def _figures(
@@ -214,8 +219,7 @@ class GenerativeMetrics:
         for label in self.reference_labels.unique().tolist():
             ours, theirs = features[labels == label], self.reference_labels == label
             if min(len(ours), theirs.sum()) >= 2:
-                reference = FeatureSet.of(self.reference.features[theirs])
-                values[f"fid_class{label}"] = frechet(FeatureSet.of(ours), reference)
+                values[f"fid_class{label}"] = frechet_of(ours, self.reference.features[theirs])
         return values
 
 
@@ -224,12 +228,6 @@ def coverage(features: Tensor, reference: Tensor) -> dict[str, float]:
     names = ("precision", "recall", "density", "coverage")
     values = precision_recall(features, reference) + density_coverage(features, reference)
     return dict(zip(names, values, strict=True))
-
-
-def _subset(count: int, size: int | None) -> Tensor:
-    """Indices of `size` of `count` images, or of all: the first of one permutation."""
-    generator = torch.Generator().manual_seed(SUBSET_SEED)
-    return torch.randperm(count, generator=generator)[: size or count]
 
 
 def short_count(count: int) -> str:
