@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffusion_lab.cache import cached
 from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
-from diffusion_lab.metrics.cache import cached
 from diffusion_lab.metrics.coverage import DENSITY_NEIGHBOURS, density_coverage, precision_recall
 from diffusion_lab.metrics.distances import FeatureSet, frechet, frechet_of_halves, kid
 from diffusion_lab.metrics.extractor import Classifier
