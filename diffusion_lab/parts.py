@@ -41,6 +41,10 @@ class Parts(ABC):
     def compile(self) -> None:
         """Compiles what training spends its time in, in place: checkpoints keep their keys."""
 
+    def prepare(self, device: torch.device) -> None:
+        """What has to be seen of the data before a run is made; raises UserError."""
+        return None
+
     def advice(self) -> list[str]:
         """Sentences on what can be trained but may disappoint."""
         return []

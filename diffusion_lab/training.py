@@ -71,14 +71,13 @@ class DiffusionParts(Parts):
         }
 
 
-def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts] | None = None) -> None:
-    """Trains as configured. Whatever can be refused is refused before anything is written.
+def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) -> None:
+    """Trains what `build` makes of a configuration, `build_parts` or what takes its place.
 
-    `overrides` are the command line's, for the processes of a run on several devices; `build` is
-    `build_parts`, or what takes its place. Raises KeyboardInterrupt if the run was stopped, after
-    saving it.
+    Whatever can be refused is refused before anything is written. `overrides` are the command
+    line's, for the processes of a run on several devices. Raises KeyboardInterrupt if the run was
+    stopped, after saving it.
     """
-    build = build or build_parts
     require_whole_numbers(cfg, WHOLE_NUMBERS)
     check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
     if cfg.logger and cfg.logger.mode not in MODES:
@@ -103,6 +102,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts] | N
     with as_user_error():
         parts.datamodule.prepare_data()
         parts.datamodule.setup("fit")
+        parts.prepare(device)
         if parts.metrics is not None:
             parts.metrics.prepare(parts.datamodule, device)
     OmegaConf.update(cfg, "data", parts.datamodule.facts())

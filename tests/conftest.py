@@ -20,6 +20,14 @@ TINY = [
     "trainer.accelerator=cpu",
     "+debug=fast",
 ]
+TINY_AUTOENCODER = [
+    "data._target_=tiny_data.TinyData",
+    "autoencoder.channels=8",
+    "autoencoder.multipliers=[1,1]",
+    "trainer.accelerator=cpu",
+    "logger=none",
+    "+debug=fast",
+]
 
 
 @pytest.fixture

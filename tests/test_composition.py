@@ -1,6 +1,7 @@
 """Everything composes: each pair of parts trains and samples, or is refused with the reason."""
 
 import copy
+import re
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -252,8 +253,10 @@ def test_noise_labels_that_do_not_exist_are_refused(configure, overrides, word):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(lab, tmp_path, experiment):
     generated = experiment.startswith("toy/")  # data that need no download
+    text = (CONF / f"experiment/{experiment}.yaml").read_text()
+    command = re.search(r"diffusion-lab (\S+) experiment", text)[1]
     code, _, err = lab(
-        "train",
+        command,
         f"experiment={experiment}",
         *([] if generated else ["data._target_=tiny_data.TinyData"]),
         "+debug=fast",

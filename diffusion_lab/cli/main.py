@@ -19,6 +19,7 @@ from diffusion_lab.errors import UserError
 
 COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
+    "train-autoencoder": "train a first stage, for diffusion in its latents",
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
     "memorization": "does a trained run copy its training images?",
@@ -32,6 +33,7 @@ COMMANDS = {
 }
 COMPOSED = (
     "train",
+    "train-autoencoder",
     "train-extractor",
     "profile",
     "match",
@@ -56,7 +58,7 @@ def main() -> None:
     """The console script `diffusion-lab`."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        listed = "\n".join(f"  {name:<14}{what}" for name, what in COMMANDS.items())
+        listed = "\n".join(f"  {name:<18}{what}" for name, what in COMMANDS.items())
         print(USAGE.format(commands=listed))
         return
     name, *rest = arguments

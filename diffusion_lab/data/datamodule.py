@@ -122,6 +122,10 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         """Crops generated images (B, C, H, W) to the data's own size; a no-op without padding."""
         return crop_to(images, *self.native_shape[1:])
 
+    def padded(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) of their native size as trained on."""
+        return pad_to(images, self.pad) if self.pad else images
+
     def held_out(self, count: int, setting: str) -> Split:
         """The first `count` test images, as trained on, and their labels.
 
@@ -132,11 +136,11 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
                 f"{setting}={count} is more than the {len(self.test_images())} test images; "
                 "use a smaller number"
             )
-        return Split(self._padded(self.test_images()[:count]), self.test_labels()[:count])
+        return Split(self.padded(self.test_images()[:count]), self.test_labels()[:count])
 
     def trained_on(self, count: int) -> Split:
         """The first `count` images that are trained on, as trained on, unflipped."""
-        return Split(self._padded(self.train_images()[:count]), self.train_labels()[:count])
+        return Split(self.padded(self.train_images()[:count]), self.train_labels()[:count])
 
     def picture(self, images: Tensor, columns: int) -> Tensor:
         """Generated images (N, C, H, W) as one picture to look at, uint8 (1 or 3, height, width).
@@ -168,7 +172,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
                 f"each of {trainer.world_size} ranks, is no global batch of {self.batch_size}"
             )
         device = trainer.strategy.root_device
-        images = self._padded(self.train_images())
+        images = self.padded(self.train_images())
         if self.on_device is True or (self.on_device == "auto" and _fits(images, device)):
             images = images.to(device)
         return TensorLoader(
@@ -202,9 +206,6 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         whole = self._splits[0]
         index = subset(whole.labels, self.fraction, self.per_class, self.subset_seed)
         return whole if index is None else Split(whole.images[index], whole.labels[index])
-
-    def _padded(self, images: Tensor) -> Tensor:
-        return pad_to(images, self.pad) if self.pad else images
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -92,6 +92,10 @@ class GenerativeMetrics:
             network.load(device)
             network.check(source)
 
+    def test_ids(self, source: ImageSource) -> Tensor:
+        """The test images that the floor is of: `num_samples`, or all where there are fewer."""
+        return _subset(len(source.test_images()), self.num_samples)
+
     def prepare(self, source: ImageSource, device: torch.device | str) -> None:
         """Loads networks, reference and floor; all ranks together, before training.
 
@@ -118,7 +122,7 @@ class GenerativeMetrics:
             return vars(FeatureSet.of(self._observe_all(train, chosen, "training")[FEATURES]))
 
         self.reference = FeatureSet(**cached(self.cache_dir, name, facts, reference))
-        held_out = _subset(len(test), self.num_samples)
+        held_out = self.test_ids(source)
 
         def floor() -> dict[str, Tensor]:
             observed = self._observe_all(test, held_out, "test")

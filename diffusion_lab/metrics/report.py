@@ -6,6 +6,9 @@ WORDS = {
     "fid": "FID",
     "kid": "KID",
     "fid_infinity": "FID-infinity",
+    "rfid": "rFID",
+    "rkid": "rKID",
+    "rfid_infinity": "rFID-infinity",
     "inception_score": "Inception Score",
     "accuracy": "Conditional accuracy",
 }
