@@ -40,7 +40,7 @@ class AutoencoderParts(Parts):
         self.module.autoencoder.encoder.compile()
         self.module.autoencoder.decoder.compile()
 
-    def prepare(self, device: torch.device) -> None:
+    def prepare(self, cfg: DictConfig, device: torch.device) -> None:
         images = len(self.datamodule.test_images())
         if self.metrics is not None and self.metrics.num_samples > images:
             raise UserError(

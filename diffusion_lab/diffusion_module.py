@@ -47,11 +47,11 @@ class DiffusionModule(TrainedModule):
         return [parameter for parameter in parameters if parameter.requires_grad]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """batch: images (b, C, H, W) uint8 and labels (b,) int64 -> the mean loss, ()."""
+        """batch: images (b, C, H, W) uint8, or moments, and labels (b,) int64 -> mean loss, ()."""
         images, labels = batch
         part, parts = self.seed_part(batch_idx)
         images, augmentation = augment(self.augmentation, images)
-        x0 = self.first_stage.encode(images)
+        x0 = self.first_stage.draw(images)
         loss = self.objective(
             self.denoiser,
             x0,

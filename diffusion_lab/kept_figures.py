@@ -19,7 +19,9 @@ def keep(
 ) -> Path:
     """Writes what `evaluate` measured into the run; the same evaluation again replaces it."""
     sampling = {
-        part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("sampler", "guidance")
+        part: OmegaConf.to_container(cfg[part], resolve=True)
+        for part in ("sampler", "guidance")
+        if part in cfg  # not of a prior
     }
     content = {"protocol": protocol, **sampling, "seed": cfg.seed}
     key = json.dumps([content, sorted(figures)], sort_keys=True)

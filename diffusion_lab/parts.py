@@ -41,8 +41,12 @@ class Parts(ABC):
     def compile(self) -> None:
         """Compiles what training spends its time in, in place: checkpoints keep their keys."""
 
-    def prepare(self, device: torch.device) -> None:
-        """What has to be seen of the data before a run is made; raises UserError."""
+    def prepare(self, cfg: DictConfig, device: torch.device) -> None:
+        """Looks at the data before a run is made, and keeps in `cfg` what it is to remember."""
+        return None
+
+    def keep(self, folder: Path) -> None:
+        """Leaves in a new run what it is reopened with; on rank 0."""
         return None
 
     def advice(self) -> list[str]:
@@ -52,6 +56,10 @@ class Parts(ABC):
     @abstractmethod
     def facts(self, folder: Path) -> dict[str, dict]:
         """What callbacks, by name, want to know of the run in `folder`."""
+
+    def beside(self, results: dict[str, float]) -> dict[str, float]:
+        """The figures of an evaluation, and those that belong beside them."""
+        return results
 
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
         """Writes what a finished run leaves besides its summary; on rank 0."""

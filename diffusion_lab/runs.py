@@ -86,6 +86,8 @@ def load_config(folder: str | Path) -> DictConfig:
     try:
         cfg = OmegaConf.load(folder / CONFIG)
         OmegaConf.set_struct(cfg, True)
+        if "run" in cfg.get("first_stage", {}):
+            cfg.first_stage.run = str(folder)  # its own copy, wherever it now is
     except Exception as error:  # YAML's errors and OmegaConf's have no common name
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
     return cfg

@@ -20,9 +20,10 @@ from diffusion_lab.callbacks.interruption import interrupted
 from diffusion_lab.checks import advice
 from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
+from diffusion_lab.distributed import rank_and_world
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.logger import MODES, Clock, JSONLines
-from diffusion_lab.metrics import report
+from diffusion_lab.metrics import ceiling, report
 from diffusion_lab.parts import Parts, try_out, watchers
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.progress import say
@@ -63,6 +64,16 @@ class DiffusionParts(Parts):
             self.datamodule.flip,
         )
 
+    def prepare(self, cfg: DictConfig, device: torch.device) -> None:
+        self.module.first_stage.prepare(self.datamodule, device)
+        OmegaConf.update(cfg, "first_stage", self.module.first_stage.facts())
+
+    def beside(self, results: dict[str, float]) -> dict[str, float]:
+        return results | ceiling(results, self.module.first_stage.figures)
+
+    def keep(self, folder: Path) -> None:
+        self.module.first_stage.keep(folder)
+
     def facts(self, folder: Path) -> dict[str, dict]:
         return {
             "checkpoint": {"folder": folder / runs.CHECKPOINT.parent},
@@ -102,7 +113,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
     with as_user_error():
         parts.datamodule.prepare_data()
         parts.datamodule.setup("fit")
-        parts.prepare(device)
+        parts.prepare(cfg, device)
         if parts.metrics is not None:
             parts.metrics.prepare(parts.datamodule, device)
     OmegaConf.update(cfg, "data", parts.datamodule.facts())
@@ -111,6 +122,8 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
         runs.save_config(folder, cfg)
     else:
         folder = runs.create(cfg)
+        if rank_and_world()[0] == 0:
+            parts.keep(folder)
     say(f"Run folder: {folder}")
     say(f"Batch: {layout}")
     for line in parts.advice():
@@ -192,7 +205,7 @@ def run_training(
         say(f"Stopped at step {trainer.global_step}; nothing is lost. Go on with:")
         say(f"  diffusion-lab {parts.command} resume={folder}")
         raise KeyboardInterrupt
-    say_result(folder, callbacks)
+    say_result(folder, callbacks, parts)
 
 
 def finish_run(
@@ -249,13 +262,14 @@ def summarise(
 def figures_of(parts: Parts, callbacks: dict[str, Callback]) -> dict[str, float]:
     """What the final weights were measured to be."""
     evaluation = callbacks.get("evaluation")
-    return (evaluation.results if evaluation else {}) | parts.module.held_out_figures
+    results = parts.beside(evaluation.results) if evaluation else {}
+    return results | parts.module.held_out_figures
 
 
-def say_result(folder: Path, callbacks: dict[str, Callback]) -> None:
+def say_result(folder: Path, callbacks: dict[str, Callback], parts: Parts) -> None:
     """The lines that a person waits for."""
     if evaluation := callbacks.get("evaluation"):
-        for line in report(evaluation.results):
+        for line in report(parts.beside(evaluation.results)):
             say(line)
     if grid := callbacks.get("sample_grid"):
         say(f"Samples: {grid.latest}")

@@ -1,6 +1,5 @@
 """`first_stage.safetensors`: a trained autoencoder with everything that using it takes."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,8 +33,8 @@ def save(autoencoder: Autoencoder, facts: Facts, path: Path) -> None:
     write_atomically(path, safetensors.torch.save(weights, {"facts": json.dumps(asdict(facts))}))
 
 
-def load(path: Path) -> tuple[Autoencoder, Facts, str]:
-    """The autoencoder, frozen, its facts, and the sha256 of its file; raises ValueError."""
+def load(path: Path) -> tuple[Autoencoder, Facts, bytes]:
+    """The autoencoder, frozen, its facts, and the file's content; raises ValueError."""
     if not path.is_file():
         raise ValueError(
             f"there is no {path}; make one by `diffusion-lab train-autoencoder`, which writes it "
@@ -53,4 +52,4 @@ def load(path: Path) -> tuple[Autoencoder, Facts, str]:
             f"{path} is no first stage of ours or is damaged; train it again by "
             "`diffusion-lab train-autoencoder`"
         ) from error
-    return autoencoder.requires_grad_(False).eval(), facts, hashlib.sha256(content).hexdigest()
+    return autoencoder.requires_grad_(False).eval(), facts, content

@@ -19,10 +19,10 @@ from diffusion_lab.errors import UserError
 
 COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
-    "train-autoencoder": "train a first stage, for diffusion in its latents",
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
     "memorization": "does a trained run copy its training images?",
+    "train-autoencoder": "train a first stage, for diffusion in its latents",
     "train-extractor": "train a classifier of the data, for metrics to use",
     "sample-sweep": "samplers, steps and guidance of a trained run against one another",
     "likelihood": "bits a dimension of test images",

@@ -34,6 +34,9 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
 
     native_shape: tuple[int, int, int]  # (C, H, W), known before the images are read
     class_names: tuple[str, ...]
+    # (N, ., h, w), what a first stage makes of the training images: trained on in their place
+    moments: Tensor | None = None
+    mirrored_moments: Tensor | None = None
 
     def __init__(
         self,
@@ -172,7 +175,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
                 f"each of {trainer.world_size} ranks, is no global batch of {self.batch_size}"
             )
         device = trainer.strategy.root_device
-        images = self.padded(self.train_images())
+        images = self.padded(self.train_images()) if self.moments is None else self.moments
         if self.on_device is True or (self.on_device == "auto" and _fits(images, device)):
             images = images.to(device)
         return TensorLoader(
@@ -186,6 +189,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
             # asked late: a checkpoint may be restored, or a new epoch begin, in between
             samples_seen=lambda: trainer.global_step * self.batch_size,
             device=device,
+            mirrored=self.mirrored_moments,
         )
 
     def val_dataloader(self) -> HeldOutLoader:

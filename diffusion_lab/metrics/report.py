@@ -33,6 +33,16 @@ def report(values: dict[str, float]) -> list[str]:
     return lines
 
 
+def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str, float]:
+    """A first stage's figures of reconstructed images that were measured as `values` were.
+
+    A model in its latents should not be expected beyond them.
+    """
+    return {
+        name: value for name, value in first_stage.items() if name[:1] == "r" and name[1:] in values
+    }
+
+
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
     """A row a figure that all runs have, a column a run; for figures of one protocol."""
     first = next(iter(runs.values()))
