@@ -126,8 +126,8 @@ def test_usage_and_perplexity():
     ("make", "changes", "words"),
     [
         (kl, {"channels": 10}, "multiple of 4"),
-        (kl, {"multipliers": [1] * 5}, "1 to 4 levels"),
-        (kl, {"multipliers": []}, "1 to 4 levels"),
+        (kl, {"multipliers": [1] * 7}, "1 to 6 levels"),
+        (kl, {"multipliers": []}, "1 to 6 levels"),
         (kl, {"blocks": 0}, "above 0"),
         (kl, {"kl_weight": -1.0}, "kl_weight=-1.0"),
         (vq, {"codes": 1}, "codes=1"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.autoencoder.network import Decoder, Encoder, pad_to_multiple
 
-FACTORS = (1, 2, 4, 8)
+MOST_LEVELS = 6  # a factor of 32
 
 
 class Autoencoder(nn.Module, ABC):
@@ -34,14 +34,14 @@ class Autoencoder(nn.Module, ABC):
         attention: bool,
     ):
         super().__init__()
-        self.factor = 2 ** (len(multipliers) - 1)
         if channels % 4:
             raise ValueError(f"autoencoder.channels={channels} must be a multiple of 4")
-        if not multipliers or self.factor not in FACTORS:
+        if not 1 <= len(multipliers) <= MOST_LEVELS:
             raise ValueError(
-                f"autoencoder.multipliers={list(multipliers)} must be 1 to {len(FACTORS)} levels; "
+                f"autoencoder.multipliers={list(multipliers)} must be 1 to {MOST_LEVELS} levels; "
                 "each but the first halves the image"
             )
+        self.factor = 2 ** (len(multipliers) - 1)
         if min(blocks, latent_channels) < 1:
             raise ValueError("autoencoder.blocks and autoencoder.latent_channels must be above 0")
         image_channels, self.height, self.width = image_shape
