@@ -6,8 +6,9 @@ BIN := .venv/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 LAB := $(BIN)/diffusion-lab
 ARGS ?=
+FIRST ?= outputs/fashion_mnist_kl/first
 
-.PHONY: help setup train train-unet train-dit toy test test-slow lint format build clean
+.PHONY: help setup train train-unet train-dit train-latent toy test test-slow lint format build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +30,12 @@ train-unet: setup  ## train the FashionMNIST U-Net on all GPUs, or the CPU: ARGS
 
 train-dit: setup  ## train the FashionMNIST DiT on all GPUs, or the CPU: ARGS="trainer.max_steps=1000"
 	$(LAB) train experiment=fashion_mnist/dit $(ARGS)
+
+train-latent: setup  ## train a KL autoencoder of FashionMNIST, then a DiT in its latents: ARGS="seed=1 ..."
+	test -f $(FIRST)/first_stage.safetensors || $(LAB) train-autoencoder \
+		$$(if test -f $(FIRST)/checkpoints/last.ckpt; then echo resume=$(FIRST); \
+		else echo experiment=fashion_mnist/kl run_dir=$(FIRST); fi)
+	$(LAB) train experiment=fashion_mnist/latent_dit first_stage.run=$(FIRST) $(ARGS)
 
 toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' paths
 	run=outputs/two_moons/$$(date +%Y-%m-%d_%H-%M-%S) && \

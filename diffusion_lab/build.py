@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from diffusion_lab.augmentation import NonLeaky
-from diffusion_lab.checks import check_sampling, check_training
+from diffusion_lab.checks import check_first_stage, check_sampling, check_training
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import as_user_error
@@ -56,6 +56,7 @@ def build_model(
         if std == "auto":
             std = UNIT_DATA_STD if explodes else None
         check_training(schedule, objective, label)
+        check_first_stage(first_stage, augmentation)
         with torch.device(device):
             denoiser = Denoiser(
                 backbone=instantiate(cfg.backbone),

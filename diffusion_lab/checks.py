@@ -4,6 +4,7 @@ import torch
 
 from diffusion_lab.augmentation import NonLeaky
 from diffusion_lab.errors import UserError
+from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.objective import Objective
 from diffusion_lab.sampler import Sampler
@@ -37,6 +38,15 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
             "objective.variance_loss compares neighbouring levels of a table, and this schedule "
             "has none; use objective/variance_loss=none, or a discrete schedule such as "
             "schedule=ddpm_linear"
+        )
+
+
+def check_first_stage(first_stage: FirstStage, augmentation: NonLeaky | None) -> None:
+    """Refuses latents that are computed once of images that change."""
+    if augmentation is not None and first_stage.cache:
+        raise UserError(
+            "augmentation=non_leaky changes the images at each step, so that their latents cannot "
+            "be kept; write first_stage.cache=false, or augmentation=none with data.flip=true"
         )
 
 

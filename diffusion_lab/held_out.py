@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_lab import runs, trained_run
 from diffusion_lab.denoiser import DenoiseFn, Denoiser
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
+from diffusion_lab.first_stage import Pixels
 from diffusion_lab.guidance import keep_known
 from diffusion_lab.images import save_png, to_uint8
 from diffusion_lab.likelihood import GREY_STEP, bits_per_dim, log_likelihood
@@ -40,9 +41,7 @@ def likelihood(cfg: DictConfig) -> dict[str, float]:
         raise UserError(f"trace={cfg.trace} is unknown; use one of {', '.join(TRACES)}")
     check_solver(cfg)
     opened = trained_run.open_run(cfg)
-    shape = opened.datamodule.image_shape
-    if opened.model.first_stage.latent_shape(shape) != shape:
-        raise UserError("likelihood is that of pixels; this run diffuses the latents of an encoder")
+    require_pixels(opened, "likelihood is that of pixels")
     bits = []
     for ids, images, labels in held_out_batches(cfg, opened):
         noise = SampleNoise(mix_seed(cfg.seed, PROBES), ids, opened.device)
@@ -70,6 +69,7 @@ def encode_images(cfg: DictConfig) -> dict[str, object]:
     require_whole_numbers(cfg, {"columns": 1})
     check_solver(cfg)
     opened = trained_run.open_run(cfg)
+    require_pixels(opened, "encode shows noise as a picture")
     solver = AdaptiveRungeKutta(cfg.steps, UniformLogSNR(SMALLEST_RATIO), cfg.tolerance)
     rows, errors = [], []
     for _, images, labels in held_out_batches(cfg, opened):
@@ -131,6 +131,12 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     save_png(opened.datamodule.picture(torch.cat(pictures), 2 + cfg.variants), path)
     say(f"image, what is known of it, and {cfg.variants} variants: {path}")
     return {"picture": str(path)}
+
+
+def require_pixels(opened: trained_run.OpenRun, reason: str) -> None:
+    """Raises UserError where latents are diffused."""
+    if not isinstance(opened.model.first_stage, Pixels):
+        raise UserError(f"{reason}; this run diffuses the latents of an encoder")
 
 
 def function_of_state(denoiser: Denoiser, labels: Tensor | None) -> DenoiseFn:

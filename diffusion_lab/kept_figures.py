@@ -17,7 +17,7 @@ EVALUATIONS = "evaluations"
 
 def sampling_of(cfg: DictConfig) -> dict[str, object]:
     """How samples are drawn: sampler, guidance and seed, as plain values."""
-    parts = ("sampler", "guidance")
+    parts = [part for part in ("sampler", "guidance") if part in cfg]  # a prior has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
     return plain | {"seed": cfg.seed}
 

@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab import plots, trained_run
+from diffusion_lab.cache import cached
 from diffusion_lab.diffusion_module import VALIDATION_LEVELS, losses_by_level
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.files import write_atomically
 from diffusion_lab.images import to_float
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.metrics.cache import cached
 from diffusion_lab.metrics.distances import frechet_of
 from diffusion_lab.metrics.memorization import Neighbours
 from diffusion_lab.pipeline import draw

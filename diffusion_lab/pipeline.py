@@ -34,9 +34,19 @@ class Pipeline:
     num_classes: int
     weak: Denoiser | None = None  # of guidance.weak_run
 
+    @property
+    def conditional(self) -> bool:
+        """Whether samples are of classes."""
+        return self.denoiser.conditioning.conditional
+
+    @property
+    def steps(self) -> int:
+        """Of the sampler."""
+        return self.sampler.steps
+
     def labels(self, ids: Sequence[int]) -> Tensor | None:
         """The class of each sample, (B,) int64, balanced; None for an unconditional model."""
-        if not self.denoiser.conditioning.conditional:
+        if not self.conditional:
             return None
         return torch.tensor([i % self.num_classes for i in ids])
 
@@ -81,7 +91,7 @@ def draw(
 ) -> Iterator[Tensor]:
     """Samples `ids` in batches of uint8 (b, C, H, W), with a progress bar over network steps."""
     starts = range(0, len(ids), batch_size)
-    with progress_bar(description, len(starts) * pipeline.sampler.steps) as advance:
+    with progress_bar(description, len(starts) * pipeline.steps) as advance:
         for start in starts:
             chosen = slice(start, start + batch_size)
             wanted = None if labels is None else labels[chosen]
@@ -93,7 +103,7 @@ def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100
 
     Rows have `columns` samples. Every rank draws its share and holds them all.
     """
-    conditional = pipeline.denoiser.conditioning.conditional
+    conditional = pipeline.conditional
     rows = pipeline.num_classes if conditional else columns
     ids = shard(rows * columns, *rank_and_world())
     labels = torch.tensor([i // columns for i in ids]) if conditional else None

@@ -86,17 +86,29 @@ def load_config(folder: str | Path) -> DictConfig:
     try:
         cfg = OmegaConf.load(folder / CONFIG)
         OmegaConf.set_struct(cfg, True)
+        if "run" in cfg.get("first_stage", {}):
+            cfg.first_stage.run = str(folder)  # its own copy, wherever it now is
     except Exception as error:  # YAML's errors and OmegaConf's have no common name
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
     return cfg
 
 
-def resumed(folder: str, overrides: list[str]) -> DictConfig:
-    """The configuration of a run to go on with; values in `overrides` replace its own.
+def trained_by(cfg: DictConfig) -> str:
+    """The command that a run of this configuration is trained by."""
+    return "train-autoencoder" if "autoencoder" in cfg else "train"
+
+
+def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
+    """The configuration of a run for `command` to go on with; `overrides` replace its values.
 
     Raises UserError for an override that would make it another model.
     """
     cfg = load_config(folder)
+    if command != trained_by(cfg):
+        raise UserError(
+            f"{folder} was not made by {command}; write diffusion-lab {trained_by(cfg)} "
+            f"resume={folder}"
+        )
     if not (Path(folder) / CHECKPOINT).is_file():
         raise UserError(f"{folder} has no {CHECKPOINT} to go on from; start the run anew")
     summary = load_summary(folder)

@@ -7,11 +7,13 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from diffusion_lab import runs, trained_run
+from diffusion_lab import runs
 from diffusion_lab.errors import UserError, require_whole_numbers
 from diffusion_lab.images import save_png
 from diffusion_lab.pipeline import draw
 from diffusion_lab.progress import say
+from diffusion_lab.trained_run import inherit
+from diffusion_lab.vae_prior import open_generator
 
 SAVE = ("grid", "png", "npz")
 
@@ -24,10 +26,12 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if cfg.save not in SAVE:
         raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
     require_whole_numbers(cfg, {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0})
-    opened = trained_run.open_run(cfg)
-    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    opened = open_generator(cfg)
+    inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
-    labels = wanted_labels(cfg.labels, cfg.num_samples, pipeline.denoiser, datamodule.num_classes)
+    labels = wanted_labels(
+        cfg.labels, cfg.num_samples, pipeline.conditional, datamodule.num_classes
+    )
     ids = list(range(cfg.num_samples))
     if labels is None:
         labels = pipeline.labels(ids)
@@ -37,11 +41,11 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return write(cfg, images, labels, datamodule.picture(images, cfg.columns))
 
 
-def wanted_labels(asked, count: int, denoiser, num_classes: int) -> Tensor | None:
+def wanted_labels(asked, count: int, conditional: bool, num_classes: int) -> Tensor | None:
     """Labels (count,) from one class or a list that is repeated; None if none were asked for."""
     if asked is None:
         return None
-    if not denoiser.conditioning.conditional:
+    if not conditional:
         raise UserError("labels were given, but this run is unconditional; leave labels out")
     classes = list(asked) if isinstance(asked, ListConfig) else [asked]
     wrong = [c for c in classes if not isinstance(c, int) or not 0 <= c < num_classes]
@@ -50,14 +54,21 @@ def wanted_labels(asked, count: int, denoiser, num_classes: int) -> Tensor | Non
     return torch.tensor([classes[i % len(classes)] for i in range(count)])
 
 
+def way(cfg: DictConfig) -> str:
+    """How samples are drawn, for the names of files."""
+    if "sampler" not in cfg:
+        return "prior"
+    sampler = str(cfg.sampler._target_).rsplit(".", 1)[-1].lower()
+    eta = f"_eta{cfg.sampler.eta:g}" if "eta" in cfg.sampler else ""
+    return f"{sampler}{eta}_{cfg.sampler.steps}_scale{cfg.guidance.scale:g}"
+
+
 def write(
     cfg: DictConfig, images: Tensor, labels: Tensor | None, picture: Tensor
 ) -> dict[str, object]:
     """Writes the grid, and on request every image or one array; says where."""
-    sampler = str(cfg.sampler._target_).rsplit(".", 1)[-1].lower()
-    eta = f"_eta{cfg.sampler.eta:g}" if "eta" in cfg.sampler else ""
-    name = f"{sampler}{eta}_{cfg.sampler.steps}_scale{cfg.guidance.scale:g}_seed{cfg.seed}"
-    default = Path(cfg.run) / runs.SAMPLES / f"{name}_n{cfg.num_samples}"
+    name = f"{way(cfg)}_seed{cfg.seed}_n{cfg.num_samples}"
+    default = Path(cfg.run) / runs.SAMPLES / name
     output = Path(cfg.output) if cfg.output else default
     grid = output.with_name(f"{output.name}.png")
     save_png(picture, grid)

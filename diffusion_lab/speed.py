@@ -68,7 +68,7 @@ class Bench:
         """The loss of images (b, C, H, W) uint8 and labels (b,), ()."""
         with self.autocast:
             images, augmentation = augment(self.model.augmentation, images)
-            x0 = self.model.first_stage.encode(images)
+            x0 = self.model.first_stage.draw(images)
             return self.model.objective(
                 self.model.denoiser, x0, labels, augmentation=augmentation
             ).mean()

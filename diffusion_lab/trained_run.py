@@ -36,16 +36,15 @@ class OpenRun:
         """The block in which the network is asked."""
         return autocast(self.precision, self.device)
 
+    @property
+    def first_stage_figures(self) -> dict[str, float]:
+        """Of reconstructed test images, where latents are diffused."""
+        return self.model.first_stage.figures
+
     def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
         """The metrics that `cfg.metrics` says, with the features of their reference."""
-        with as_user_error():
-            metrics = instantiate(cfg.metrics)
-            conditional = self.model.denoiser.conditioning.conditional
-            metrics.check(conditional, self.datamodule.num_classes)
-            self.datamodule.prepare_data()
-            self.datamodule.setup("fit")
-            metrics.prepare(self.datamodule, self.device)
-        return metrics
+        conditional = self.model.denoiser.conditioning.conditional
+        return prepared_metrics(cfg, conditional, self.datamodule, self.device)
 
     def pipeline(self, cfg: DictConfig) -> Pipeline:
         """Sampling as `cfg.sampler` and `cfg.guidance` say."""
@@ -61,6 +60,11 @@ def open_run(cfg: DictConfig) -> OpenRun:
     Raises UserError for what is missing, damaged or impossible on this machine.
     """
     saved = load_config(cfg.run)
+    if "autoencoder" in saved:
+        raise UserError(
+            f"{cfg.run} is an autoencoder, which only `sample` and `evaluate` draw from; give the "
+            "run of a diffusion model"
+        )
     if cfg.data_root:
         move_data(saved.data, cfg.data_root)
     device = pick_device(cfg.device)
@@ -69,6 +73,19 @@ def open_run(cfg: DictConfig) -> OpenRun:
     datamodule, model = load(cfg.run, saved)
     model.denoiser.to(device).eval().requires_grad_(False)
     return OpenRun(saved, datamodule, model, device, precision, fingerprint(cfg.run), {})
+
+
+def prepared_metrics(
+    cfg: DictConfig, conditional: bool, datamodule: ImageDataModule, device: torch.device
+) -> GenerativeMetrics:
+    """The metrics that `cfg.metrics` says, with the features of their reference."""
+    with as_user_error():
+        metrics = instantiate(cfg.metrics)
+        metrics.check(conditional, datamodule.num_classes)
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        metrics.prepare(datamodule, device)
+    return metrics
 
 
 def move_data(data: DictConfig, folder: str) -> None:
@@ -98,7 +115,7 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
         return None
     other = load_config(folder)
     for part in ("schedule", "first_stage", "conditioning"):
-        if other[part] != saved[part]:
+        if lasting(other[part]) != lasting(saved[part]):
             raise UserError(
                 f"guidance.weak_run={folder} was trained with another {part}; give a run that "
                 "differs in size or training time only"
@@ -115,6 +132,12 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
     return model.denoiser.eval().requires_grad_(False)
 
 
+def lasting(part: DictConfig) -> dict:
+    """What a part of a configuration says, but for where its files are."""
+    places = ("run", "cache", "cache_dir")
+    return {key: value for key, value in part.items() if key not in places}
+
+
 def inherit(
     cfg: DictConfig, saved: DictConfig, groups: tuple[str, ...], overrides: list[str]
 ) -> None:
@@ -127,6 +150,11 @@ def inherit(
     with open_dict(cfg):
         cfg.data = saved.data
         for group in groups:
+            if "autoencoder" in saved and group != "metrics":  # its prior is drawn from at once
+                if chosen := [key for key in keys if key.split(".")[0].split("/")[0] == group]:
+                    raise UserError(f"this run has no {group}; leave {chosen[0]}=... out")
+                del cfg[group]
+                continue
             if group in keys:
                 continue
             parts = [key.replace("/", ".") for key in keys if key.startswith(f"{group}/")]

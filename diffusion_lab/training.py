@@ -1,35 +1,34 @@
 """One training run, from a composed configuration to a folder with pictures and a summary."""
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import lightning
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from diffusion_lab import launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
-from diffusion_lab.callbacks import EMA, Interruption
-from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO, Resumption
+from diffusion_lab.callbacks import EMA
 from diffusion_lab.callbacks.interruption import interrupted
-from diffusion_lab.callbacks.progress import progress_callback
 from diffusion_lab.checks import advice
-from diffusion_lab.data import ImageDataModule
-from diffusion_lab.device import channels_last_pays, check_choices, compile_pays, pick_precision
+from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
+from diffusion_lab.distributed import rank_and_world
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
-from diffusion_lab.logger import MODES, Clock, JSONLines, WandB
-from diffusion_lab.metrics import GenerativeMetrics, report
+from diffusion_lab.logger import MODES, Clock, JSONLines
+from diffusion_lab.metrics import ceiling, report
+from diffusion_lab.parts import Parts, try_out, watchers
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.progress import console, say
+from diffusion_lab.progress import say
 from diffusion_lab.trained_run import load_weak
+from diffusion_lab.trainer import build_trainer, housekeeping, quiet_lightning
 
 WHOLE_NUMBERS = {
     "batch_size": 1,
@@ -42,43 +41,75 @@ WHOLE_NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Everything that a run trains and measures with, built and checked, nothing written."""
+class DiffusionParts(Parts):
+    """Those of a diffusion model."""
 
-    datamodule: ImageDataModule
-    module: DiffusionModule
+    command: ClassVar[str] = "train"
+
     pipeline: Pipeline
-    metrics: GenerativeMetrics | None
-    callbacks: dict  # instances, or factories that want the facts of a run folder
-    logger: Callable[..., WandB] | None  # a factory that wants them too
+
+    @property
+    def network(self) -> nn.Module:
+        return self.module.denoiser
+
+    def compile(self) -> None:
+        self.module.denoiser.backbone.compile()
+
+    def advice(self) -> list[str]:
+        return advice(
+            self.pipeline.schedule,
+            self.module.objective,
+            self.pipeline.guidance,
+            self.module.augmentation,
+            self.datamodule.flip,
+        )
+
+    def prepare(self, cfg: DictConfig, device: torch.device) -> None:
+        self.module.first_stage.prepare(self.datamodule, device)
+        OmegaConf.update(cfg, "first_stage", self.module.first_stage.facts())
+
+    def beside(self, results: dict[str, float]) -> dict[str, float]:
+        return results | ceiling(results, self.module.first_stage.figures)
+
+    def keep(self, folder: Path) -> None:
+        self.module.first_stage.keep(folder)
+
+    def facts(self, folder: Path) -> dict[str, dict]:
+        return {
+            "checkpoint": {"folder": folder / runs.CHECKPOINT.parent},
+            "sample_grid": {"pipeline": self.pipeline, "folder": folder / runs.SAMPLES},
+            "evaluation": {"pipeline": self.pipeline, "metrics": self.metrics},
+        }
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> None:
-    """Trains as configured. Whatever can be refused is refused before anything is written.
+def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) -> None:
+    """Trains what `build` makes of a configuration, `build_parts` or what takes its place.
 
-    `overrides` are the command line's, for the processes of a run on several devices. Raises
-    KeyboardInterrupt if the run was stopped, after saving it.
+    Whatever can be refused is refused before anything is written. `overrides` are the command
+    line's, for the processes of a run on several devices. Raises KeyboardInterrupt if the run was
+    stopped, after saving it.
     """
     check_settings(cfg)
     devices = launch.devices_per_node(cfg.trainer)
     layout = solve_batch(cfg.batch_size, devices * cfg.trainer.num_nodes, cfg.micro_batch_size)
     if devices > 1 and not launch.in_launched_process():
         # what is wrong is said here, before any process is started
-        parts = build_parts(cfg, layout, device="meta")
+        parts = build(cfg, layout, device="meta")
         with as_user_error():
             parts.datamodule.prepare_data()
             if parts.metrics is not None:
                 parts.metrics.load(parts.datamodule, "cpu")
-        launch.run_on_all_devices("train", overrides, devices)
+        launch.run_on_all_devices(parts.command, overrides, devices)
         return
 
     device = launch.device_of_process(cfg.trainer)
     launch.join_process_group(device)
-    parts = build_parts(cfg, layout)
+    parts = build(cfg, layout)
     with as_user_error():
         parts.datamodule.prepare_data()
         parts.datamodule.setup("fit")
         parts.datamodule.held_out(parts.datamodule.validation_size, "data.validation_size")
+        parts.prepare(cfg, device)
         if parts.metrics is not None:
             parts.metrics.prepare(parts.datamodule, device)
     OmegaConf.update(cfg, "data", parts.datamodule.facts())
@@ -87,15 +118,11 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         runs.save_config(folder, cfg)
     else:
         folder = runs.create(cfg)
+        if rank_and_world()[0] == 0:
+            parts.keep(folder)
     say(f"Run folder: {folder}")
     say(f"Batch: {layout}")
-    for line in advice(
-        parts.pipeline.schedule,
-        parts.module.objective,
-        parts.pipeline.guidance,
-        parts.module.augmentation,
-        parts.datamodule.flip,
-    ):
+    for line in parts.advice():
         say(f"Advice: {line}")
     run_training(cfg, parts, layout, folder, device)
 
@@ -110,7 +137,7 @@ def check_settings(cfg: DictConfig) -> None:
         runs.check_new(cfg)
 
 
-def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Parts:
+def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> DiffusionParts:
     """Builds what the configuration names; raises UserError for what cannot work."""
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
@@ -126,24 +153,15 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Pa
             cfg.seed,
             model.augmentation,
         )
-        module.optimizer(module.trained_parameters())  # to hear now what it has to say
-        if not launch.in_launched_process():
-            with quiet_lightning():
-                build_trainer(cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1)
+        try_out(cfg, layout, module)
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
         metrics = instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None
         if metrics is not None:
             metrics.check(model.denoiser.conditioning.conditional, datamodule.num_classes)
-        return Parts(
-            datamodule,
-            module,
-            build_pipeline(
-                cfg, model, datamodule.num_classes, load_weak(cfg.guidance.get("weak_run"), cfg)
-            ),
-            metrics,
-            {name: instantiate(part) for name, part in cfg.callbacks.items() if part},
-            instantiate(cfg.logger) if cfg.logger else None,
+        pipeline = build_pipeline(
+            cfg, model, datamodule.num_classes, load_weak(cfg.guidance.get("weak_run"), cfg)
         )
+        return DiffusionParts(datamodule, module, metrics, *watchers(cfg), pipeline)
 
 
 def run_training(
@@ -158,7 +176,7 @@ def run_training(
     if channels_last_pays(cfg.channels_last, device):
         module.to(memory_format=torch.channels_last)
     if compile_pays(cfg.compile, device):
-        module.denoiser.backbone.compile()  # in place: the checkpoint's keys stay as they are
+        parts.compile()
     summary = None
     try:
         if wandb:
@@ -181,6 +199,8 @@ def run_training(
             stopped = interrupted(trainer)
             if not stopped:
                 finish_run(trainer, parts, callbacks, device)
+                if trainer.is_global_zero:
+                    parts.finish(folder, figures_of(parts, callbacks), device)
         if trainer.is_global_zero:
             summary = summarise(cfg, parts, trainer, callbacks, clock, device)
             runs.write_summary(folder, summary)
@@ -189,14 +209,9 @@ def run_training(
             wandb.finish(summary)
     if stopped:
         say(f"Stopped at step {trainer.global_step}; nothing is lost. Go on with:")
-        say(f"  diffusion-lab train resume={folder}")
+        say(f"  diffusion-lab {parts.command} resume={folder}")
         raise KeyboardInterrupt
-    say_result(folder, callbacks)
-
-
-def housekeeping(rows: JSONLines) -> list[Callback]:
-    """What every run has, whatever is configured."""
-    return [Resumption(rows), Interruption(), progress_callback()]
+    say_result(folder, callbacks, parts)
 
 
 def finish_run(
@@ -216,38 +231,13 @@ def finish_run(
 
 def finish_callbacks(parts: Parts, folder: Path) -> dict[str, Callback]:
     """The configured callbacks with the facts of a run; weights are averaged before all else."""
-    facts = {
-        "checkpoint": {"folder": folder / runs.CHECKPOINT.parent},
-        "sample_grid": {"pipeline": parts.pipeline, "folder": folder / runs.SAMPLES},
-        "evaluation": {"pipeline": parts.pipeline, "metrics": parts.metrics},
-    }
+    facts = parts.facts(folder)
     callbacks = {
         name: part(**facts[name]) if name in facts else part
         for name, part in parts.callbacks.items()
     }
     # a checkpoint, grid or figure of a step must have the average of that step
     return dict(sorted(callbacks.items(), key=lambda item: not isinstance(item[1], EMA)))
-
-
-def build_trainer(
-    cfg: DictConfig, layout: BatchLayout, device: torch.device, **facts: object
-) -> lightning.Trainer:
-    """Lightning's Trainer: an endless stream of micro-batches, cut at `trainer.max_steps`."""
-    defaults = {
-        "precision": pick_precision(cfg.trainer.precision, device),
-        "accumulate_grad_batches": layout.accumulate,
-        "limit_train_batches": cfg.trainer.max_steps * layout.accumulate,
-        "val_check_interval": cfg.validate_every_n_steps * layout.accumulate,
-        "check_val_every_n_epoch": None,
-        "max_epochs": -1,
-        "num_sanity_val_steps": 0,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": console.is_terminal,
-        "plugins": [AtomicCheckpointIO()],
-        "logger": False,
-    }
-    return instantiate(cfg.trainer, **(defaults | facts))
 
 
 def summarise(
@@ -259,27 +249,37 @@ def summarise(
     device: torch.device,
 ) -> dict[str, object]:
     """What is worth knowing of a run at a glance."""
-    evaluation = callbacks.get("evaluation")
     return {
         "name": cfg.name,
         "finished": not interrupted(trainer),
         "steps": trainer.global_step,
         "images_seen": parts.module.images_seen,
         "wall_seconds": round(clock.seconds(), 1),
-        "parameters": sum(p.numel() for p in parts.module.denoiser.parameters()),
+        "parameters": sum(p.numel() for p in parts.network.parameters()),
         "precision": trainer.precision,
         "ranks": trainer.world_size,
         "training_images": len(parts.datamodule.train_images()),
-        "metrics": (evaluation.results if evaluation else {}) | parts.module.held_out_losses,
-        "protocol": parts.metrics.protocol if evaluation and evaluation.results else None,
+        "metrics": figures_of(parts, callbacks),
+        "protocol": parts.metrics.protocol if measured(callbacks) else None,
         **runs.environment(device),
     }
 
 
-def say_result(folder: Path, callbacks: dict[str, Callback]) -> None:
+def measured(callbacks: dict[str, Callback]) -> dict[str, float]:
+    """The figures of the generated images, empty if they were not taken."""
+    return callbacks["evaluation"].results if "evaluation" in callbacks else {}
+
+
+def figures_of(parts: Parts, callbacks: dict[str, Callback]) -> dict[str, float]:
+    """What the final weights were measured to be."""
+    results = measured(callbacks)
+    return (parts.beside(results) if results else {}) | parts.module.held_out_figures
+
+
+def say_result(folder: Path, callbacks: dict[str, Callback], parts: Parts) -> None:
     """The lines that a person waits for."""
     if evaluation := callbacks.get("evaluation"):
-        for line in report(evaluation.results):
+        for line in report(parts.beside(evaluation.results)):
             say(line)
     if grid := callbacks.get("sample_grid"):
         say(f"Samples: {grid.latest}")
@@ -289,22 +289,3 @@ def say_result(folder: Path, callbacks: dict[str, Callback]) -> None:
 def plain(cfg: DictConfig) -> dict:
     """The configuration as nested dictionaries, resolved."""
     return OmegaConf.to_container(cfg, resolve=True)
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Silences advice that does not apply: the data is one tensor, needs no workers and resumes."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    hints = (
-        ".*does not have many workers.*",
-        ".*your dataloader is not resumable.*",
-        ".*`srun` command is available.*",
-        ".*is smaller than the logging interval.*",
-        ".*It is recommended to use `self.log.*",  # reduced by hand
-        ".*isinstance.treespec, LeafSpec.*",
-    )
-    with warnings.catch_warnings():
-        for hint in hints:
-            warnings.filterwarnings("ignore", hint)
-        yield

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from tiny_data import TinyData
 
+from diffusion_lab.autoencoder import files
 from diffusion_lab.cli import main
+from diffusion_lab.images import to_float
 
 TINY = [
     "data._target_=tiny_data.TinyData",
@@ -20,6 +23,41 @@ TINY = [
     "trainer.accelerator=cpu",
     "+debug=fast",
 ]
+TINY_AUTOENCODER = [
+    "data._target_=tiny_data.TinyData",
+    "autoencoder.channels=8",
+    "autoencoder.multipliers=[1,1]",
+    "trainer.accelerator=cpu",
+    "logger=none",
+    "+debug=fast",
+]
+
+
+def tiny_first_stage(folder: Path, kind: str = "KL", **facts: object) -> Path:
+    """A run folder with an untrained first stage of TinyData, whose latents have a wrong scale."""
+    data = TinyData()
+    data.setup("fit")
+    settings = {"latent_channels": 4, "channels": 8, "multipliers": [1, 1], "blocks": 1}
+    settings |= {"attention": False} | {
+        "KL": {"kl_weight": 1e-6},
+        "VQ": {"codes": 8, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25},
+    }[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = files.KINDS[kind](data.image_shape, **settings)
+        model(to_float(data.train_images()))  # k-means
+    known = {
+        "kind": kind,
+        "settings": settings,
+        "image_shape": list(data.image_shape),
+        "latent_mean": [0.1] * 4,
+        "latent_std": [0.5] * 4,
+        "data": data.fingerprint,
+        "figures": {"rfid/efficientnet_lite0-96/train64-16": 12.5},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    files.save(model, files.Facts(**(known | facts)), folder / files.FILE)
+    return folder
 
 
 @pytest.fixture

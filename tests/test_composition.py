@@ -1,6 +1,7 @@
 """Everything composes: each pair of parts trains and samples, or is refused with the reason."""
 
 import copy
+import re
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, tiny_first_stage
 from exact_denoiser import GaussianMixture, through
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -252,10 +253,14 @@ def test_noise_labels_that_do_not_exist_are_refused(configure, overrides, word):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs(lab, tmp_path, experiment):
     generated = experiment.startswith("toy/")  # data that need no download
+    text = (CONF / f"experiment/{experiment}.yaml").read_text()
+    command = re.search(r"diffusion-lab (\S+) experiment", text)[1]
+    latent = "first_stage.run=" in text
     code, _, err = lab(
-        "train",
+        command,
         f"experiment={experiment}",
         *([] if generated else ["data._target_=tiny_data.TinyData"]),
+        *([f"first_stage.run={tiny_first_stage(tmp_path / 'first')}"] if latent else []),
         "+debug=fast",
         "trainer=cpu",
         "trainer.max_steps=1",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import lightning
+from torch import Tensor
 
 from diffusion_lab.callbacks.periodic import Periodic
 from diffusion_lab.callbacks.weight_averaging import averaged_weights
@@ -32,10 +33,18 @@ class SampleGrid(Periodic):
     def run(self, trainer: lightning.Trainer) -> None:
         with averaged_weights(trainer), trainer.precision_plugin.forward_context():
             images = draw_rows(self.pipeline, self.columns, self.seed)
-        step = trainer.global_step
-        if trainer.is_global_zero:
-            self.latest = self.folder / f"step_{step:07d}.png"
-            save_png(trainer.datamodule.picture(images, self.columns), self.latest)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandB):
-                    logger.log_grid("samples", self.latest, f"step {step}", step)
+        self.latest = publish(trainer, images, self.columns, self.folder, "samples")
+
+
+def publish(
+    trainer: lightning.Trainer, images: Tensor, columns: int, folder: Path, name: str
+) -> Path:
+    """Writes images (N, C, H, W) as one picture of this step, on rank 0, and to W&B as `name`."""
+    step = trainer.global_step
+    path = folder / f"step_{step:07d}.png"
+    if trainer.is_global_zero:
+        save_png(trainer.datamodule.picture(images, columns), path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandB):
+                logger.log_grid(name, path, f"step {step}", step)
+    return path

@@ -13,6 +13,7 @@ class Throughput(Callback):
     """A row every `log_every_n_steps` steps, over the steps since the last one and all ranks.
 
     The loss is the mean; images/s is by the wall clock, without validation, grids and evaluation.
+    What else a module's training_step returns is that of the last step, on rank 0.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,8 @@ class Throughput(Callback):
         loss = loss.item() * trainer.accumulate_grad_batches  # and here a GPU has caught up
         seconds = time.perf_counter() - self._start - (self._pauses(trainer) - self._paused)
         images = len(self._losses) // trainer.accumulate_grad_batches * pl_module.batch_size
-        metrics = {
+        parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
+        metrics = parts | {
             "train/loss": loss,
             "train/lr": self._rate,
             "train/images_per_second": images / seconds,

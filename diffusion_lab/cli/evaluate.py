@@ -5,20 +5,21 @@ import json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab import trained_run
 from diffusion_lab.errors import require_whole_numbers
 from diffusion_lab.evaluation import evaluate
 from diffusion_lab.kept_figures import comparable, keep
-from diffusion_lab.metrics import report, side_by_side
+from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.progress import console, say
+from diffusion_lab.trained_run import inherit
+from diffusion_lab.vae_prior import open_generator
 
 
 def run(cfg: DictConfig) -> None:
     """Measures a run and prints the figures with their floors."""
     require_whole_numbers(cfg, {"batch_size": 1, "seed": 0})
-    opened = trained_run.open_run(cfg)
+    opened = open_generator(cfg)
     overrides = list(HydraConfig.get().overrides.task)
-    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
     metrics = opened.metrics(cfg)
     # refused before an hour of sampling
@@ -26,6 +27,7 @@ def run(cfg: DictConfig) -> None:
     others = {str(run): comparable(str(run), metrics.protocol, cfg, cfg.run) for run in against}
     with opened.autocast:
         results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
+    results |= ceiling(results, opened.first_stage_figures)
     for line in report(results):
         say(line)
     say(f"Kept in {keep(cfg.run, results, metrics.protocol, cfg)}")

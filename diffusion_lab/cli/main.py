@@ -22,6 +22,7 @@ COMMANDS = {
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
     "memorization": "does a trained run copy its training images?",
+    "train-autoencoder": "train a first stage, for diffusion in its latents",
     "train-extractor": "train a classifier of the data, for metrics to use",
     "sample-sweep": "samplers, steps and guidance of a trained run against one another",
     "likelihood": "bits a dimension of test images",
@@ -34,6 +35,7 @@ COMMANDS = {
 COMPOSED = (
     "train",
     "doctor",
+    "train-autoencoder",
     "train-extractor",
     "profile",
     "match",
@@ -58,7 +60,7 @@ def main() -> None:
     """The console script `diffusion-lab`."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        listed = "\n".join(f"  {name:<17}{what}" for name, what in COMMANDS.items())
+        listed = "\n".join(f"  {name:<18}{what}" for name, what in COMMANDS.items())
         print(USAGE.format(commands=listed))
         return
     name, *rest = arguments

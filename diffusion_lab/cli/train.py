@@ -1,21 +1,24 @@
 """diffusion-lab train."""
 
+from collections.abc import Callable
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from diffusion_lab.parts import Parts
 from diffusion_lab.runs import resumed
-from diffusion_lab.training import train
+from diffusion_lab.training import build_parts, train
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig, command: str = "train", build: Callable[..., Parts] = build_parts) -> None:
     """Trains one composition; a job of a multirun is a run of the sweep's W&B group."""
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
     if cfg.resume:
-        cfg = resumed(cfg.resume, overrides)
+        cfg = resumed(cfg.resume, overrides, command)
     elif job.mode == RunMode.MULTIRUN and cfg.logger and not cfg.logger.group:
         group = job.sweep.dir.rsplit("/", 1)[-1]
         cfg.logger.group = group
         overrides.append(f"logger.group={group}")
-    train(cfg, overrides)
+    train(cfg, overrides, build)

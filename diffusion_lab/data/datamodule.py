@@ -35,6 +35,9 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
 
     native_shape: tuple[int, int, int]  # (C, H, W), known before the images are read
     class_names: tuple[str, ...]
+    # (N, ., h, w), what a first stage makes of the training images: trained on in their place
+    moments: Tensor | None = None
+    mirrored_moments: Tensor | None = None
 
     def __init__(
         self,
@@ -123,6 +126,10 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         """Crops generated images (B, C, H, W) to the data's own size; a no-op without padding."""
         return crop_to(images, *self.native_shape[1:])
 
+    def padded(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) of their native size as trained on."""
+        return pad_to(images, self.pad) if self.pad else images
+
     def held_out(self, count: int, setting: str) -> Split:
         """The first `count` test images, as trained on, and their labels.
 
@@ -133,13 +140,13 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
                 f"{setting}={count} is more than the {len(self.test_images())} test images; "
                 "use a smaller number"
             )
-        return Split(self._padded(self.test_images()[:count]), self.test_labels()[:count])
+        return Split(self.padded(self.test_images()[:count]), self.test_labels()[:count])
 
     def trained_on(self, count: int) -> Split:
         """Some `count` of the images that are trained on, as trained on, unflipped."""
         # not the first, which may all be of one class
         index = random_places(len(self.train_images()), count)
-        return Split(self._padded(self.train_images()[index]), self.train_labels()[index])
+        return Split(self.padded(self.train_images()[index]), self.train_labels()[index])
 
     def picture(self, images: Tensor, columns: int) -> Tensor:
         """Generated images (N, C, H, W) as one picture to look at, uint8 (1 or 3, height, width).
@@ -171,7 +178,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
                 f"each of {trainer.world_size} ranks, is no global batch of {self.batch_size}"
             )
         device = trainer.strategy.root_device
-        images = self._padded(self.train_images())
+        images = self.padded(self.train_images()) if self.moments is None else self.moments
         if self.on_device is True or (self.on_device == "auto" and _fits(images, device)):
             images = images.to(device)
         return TensorLoader(
@@ -185,6 +192,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
             # asked late: a checkpoint may be restored, or a new epoch begin, in between
             samples_seen=lambda: trainer.global_step * self.batch_size,
             device=device,
+            mirrored=self.mirrored_moments,
         )
 
     def val_dataloader(self) -> HeldOutLoader:
@@ -205,9 +213,6 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         whole = self._splits[0]
         index = subset(whole.labels, self.fraction, self.per_class, self.subset_seed)
         return whole if index is None else Split(whole.images[index], whole.labels[index])
-
-    def _padded(self, images: Tensor) -> Tensor:
-        return pad_to(images, self.pad) if self.pad else images
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -21,7 +21,8 @@ class TensorLoader:
 
     Batch i of a rank holds the `batch_size` positions from samples_seen() + (i world + rank) B on;
     `samples_seen` is asked whenever an iteration starts. With `flip`, half of the images, chosen by
-    seed and position, are mirrored left to right. `images` may live on `device` or on the CPU.
+    seed and position, are mirrored left to right, or taken from `mirrored`. `images` may live on
+    `device` or on the CPU.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class TensorLoader:
         world: int = 1,
         samples_seen: Callable[[], int] = lambda: 0,
         device: torch.device | str = "cpu",
+        mirrored: Tensor | None = None,
     ):
         self.images = images
+        self.mirrored = mirrored
         self.labels = labels.to(images.device)
         self.batch_size = batch_size
         self.seed = seed
@@ -65,8 +68,9 @@ class TensorLoader:
         index, mirrored = torch.cat(pieces, dim=1)  # (B,) each
         images = self.images[index].to(self.device)
         if self.flip:
+            flipped = images.flip(-1) if self.mirrored is None else self.mirrored[index]
             mirrored = mirrored.bool().to(self.device)[:, None, None, None]
-            images = torch.where(mirrored, images.flip(-1), images)
+            images = torch.where(mirrored, flipped.to(self.device), images)
         return images, self.labels[index].to(self.device)
 
     def order(self, epoch: int) -> Tensor:

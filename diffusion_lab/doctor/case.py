@@ -23,7 +23,7 @@ from diffusion_lab.images import pad_to
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.randomness import random_places
 from diffusion_lab.speed import Bench
-from diffusion_lab.training import Parts, build_parts, check_settings
+from diffusion_lab.training import DiffusionParts, build_parts, check_settings
 
 SAMPLE = 1000  # images, which tell a standard deviation to about 1 %
 Made = TypeVar("Made")
@@ -110,7 +110,7 @@ class Case:
         return pad_to(images, self.data.pad) if self.data.pad else images
 
     @cached_property
-    def parts(self) -> Parts:
+    def parts(self) -> DiffusionParts:
         """Everything that is built of the configuration, the network without memory."""
         layout, _ = self.layout, self.datamodule
         return self.attempt("composition", lambda: build_parts(self.cfg, layout, device="meta"))

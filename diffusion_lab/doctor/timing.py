@@ -10,7 +10,7 @@ from diffusion_lab.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule, decoding
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.speed import Bench, median_seconds
-from diffusion_lab.training import Parts
+from diffusion_lab.training import DiffusionParts
 
 TIMED_STEPS = 3
 FEATURE_IMAGES = 64  # a batch, as in the metrics
@@ -56,7 +56,7 @@ def measure(bench: Bench, compile: bool | str, metrics: GenerativeMetrics | None
 
 def plan(
     cfg: DictConfig,
-    parts: Parts,
+    parts: DiffusionParts,
     data: ImageDataModule,
     layout: BatchLayout,
     speed: Speed,

@@ -1,3 +1,5 @@
 from diffusion_lab.first_stage.base import FirstStage, Pixels
+from diffusion_lab.first_stage.hub import HubVAE
+from diffusion_lab.first_stage.trained import KL, VQ
 
-__all__ = ["FirstStage", "Pixels"]
+__all__ = ["KL", "VQ", "FirstStage", "HubVAE", "Pixels"]

@@ -3,13 +3,14 @@
 from .distances import FeatureSet, frechet, frechet_distance, kid, moments
 from .features import ExtractorUnavailable, FeatureExtractor
 from .generative import GenerativeMetrics
-from .report import report, side_by_side
+from .report import ceiling, report, side_by_side
 
 __all__ = [
     "ExtractorUnavailable",
     "FeatureExtractor",
     "FeatureSet",
     "GenerativeMetrics",
+    "ceiling",
     "frechet",
     "frechet_distance",
     "kid",

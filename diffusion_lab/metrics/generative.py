@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffusion_lab.cache import cached
 from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
-from diffusion_lab.metrics.cache import cached
 from diffusion_lab.metrics.coverage import DENSITY_NEIGHBOURS, density_coverage, precision_recall
 from diffusion_lab.metrics.distances import (
     FeatureSet,
@@ -99,6 +99,10 @@ class GenerativeMetrics:
             network.load(device)
             network.check(source)
 
+    def test_ids(self, source: ImageSource) -> Tensor:
+        """The test images that the floor is of: `num_samples`, or all where there are fewer."""
+        return random_places(len(source.test_images()), self.num_samples)
+
     def prepare(self, source: ImageSource, device: torch.device | str) -> None:
         """Loads networks, reference and floor; all ranks together, before training.
 
@@ -125,7 +129,7 @@ class GenerativeMetrics:
             return vars(FeatureSet.of(self._observe_all(train, chosen, "training")[FEATURES]))
 
         self.reference = FeatureSet(**cached(self.cache_dir, name, facts, reference))
-        held_out = random_places(len(test), self.num_samples)
+        held_out = self.test_ids(source)
 
         def floor() -> dict[str, Tensor]:
             observed = self._observe_all(test, held_out, "test")

@@ -6,6 +6,9 @@ WORDS = {
     "fid": "FID",
     "kid": "KID",
     "fid_infinity": "FID-infinity",
+    "rfid": "rFID",
+    "rkid": "rKID",
+    "rfid_infinity": "rFID-infinity",
     "inception_score": "Inception Score",
     "accuracy": "Conditional accuracy",
 }
@@ -23,6 +26,16 @@ def report(values: dict[str, float]) -> list[str]:
             line += f" (real images {floor:.4g}{other})"
         lines.append(f"{line} [{name}]")
     return lines
+
+
+def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str, float]:
+    """A first stage's figures of reconstructed images that were measured as `values` were.
+
+    A model in its latents should not be expected beyond them.
+    """
+    return {
+        name: value for name, value in first_stage.items() if name[:1] == "r" and name[1:] in values
+    }
 
 
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:

@@ -1,0 +1,98 @@
+"""Convolutional encoder and decoder of images (as in arXiv:2112.10752, smaller).
+
+B batch, C channels, H W height and width, f the factor 2^(levels - 1).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.norm import GroupNormSiLU
+from diffusion_lab.backbone.resample import Downsample, Upsample
+from diffusion_lab.backbone.unet_blocks import AttentionBlock
+
+
+class Block(nn.Module):
+    """x + two convolutions of x, at first nothing; a 1x1 convolution of x where channels change."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.norm1 = GroupNormSiLU(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.norm2 = GroupNormSiLU(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        same = in_channels == channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C', H, W)."""
+        return self.skip(x) + self.conv2(self.norm2(self.conv1(self.norm1(x))))
+
+
+class Network(nn.Sequential):
+    """Layers in a row; on a CPU channels last, where convolutions are faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # elsewhere the layout is the caller's
+            x = x.contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
+def level(in_channels: int, channels: int, blocks: int, attention: bool) -> list[nn.Module]:
+    """The residual blocks of a level, and its attention."""
+    widths = [in_channels] + [channels] * blocks
+    layers = [Block(*pair) for pair in pairwise(widths)]
+    return [*layers, AttentionBlock(channels, None)] if attention else layers
+
+
+class Encoder(Network):
+    """Images (B, C, H, W) -> (B, out_channels, H / f, W / f)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, widths: Sequence[int], blocks: int, attend: bool
+    ):
+        layers = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
+        width = widths[0]
+        for depth, wider in enumerate(widths):
+            if depth:
+                layers.append(Downsample(width))
+            layers += level(width, wider, blocks, attend and depth == len(widths) - 1)
+            width = wider
+        super().__init__(
+            *layers, GroupNormSiLU(width), nn.Conv2d(width, out_channels, 3, padding=1)
+        )
+
+
+class Decoder(Network):
+    """(B, in_channels, h, w) -> images (B, C, f h, f w)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, widths: Sequence[int], blocks: int, attend: bool
+    ):
+        width = widths[-1]
+        layers = [nn.Conv2d(in_channels, width, 3, padding=1)]
+        for depth in reversed(range(len(widths))):
+            # narrowed before it is enlarged, which costs a quarter
+            narrower = widths[max(depth - 1, 0)]
+            layers += level(width, narrower, blocks, attend and depth == len(widths) - 1)
+            width = narrower
+            if depth:
+                layers.append(Upsample(width))
+        super().__init__(
+            *layers, GroupNormSiLU(width), nn.Conv2d(width, out_channels, 3, padding=1)
+        )
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Of the convolution that makes the image."""
+        return self[-1].weight
+
+
+def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
+    """images (B, C, H, W) whose last row and column are repeated until `factor` divides both."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")

@@ -1,0 +1,11 @@
+"""diffusion-lab train-autoencoder."""
+
+from omegaconf import DictConfig
+
+from diffusion_lab.autoencoder_training import build_autoencoder_parts
+from diffusion_lab.cli.train import run as run_training
+
+
+def run(cfg: DictConfig) -> None:
+    """Trains one first stage; a job of a multirun is a run of the sweep's W&B group."""
+    run_training(cfg, "train-autoencoder", build_autoencoder_parts)

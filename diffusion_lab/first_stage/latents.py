@@ -1,0 +1,122 @@
+"""Latents of a frozen network, scaled to unit standard deviation, and kept on disk.
+
+An image goes to its moments, which say what its latents may be; moments are what is kept, so that
+each step of training draws its latents anew.
+"""
+
+import hashlib
+from abc import abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.cache import cached
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.first_stage.base import FirstStage
+from diffusion_lab.images import to_float, to_uint8
+from diffusion_lab.progress import progress_bar, say
+
+BATCH = 256  # images that are encoded at once for the cache
+
+
+class Latents(FirstStage):
+    """A frozen network between images and latents, moved to where its input is.
+
+    `sha256` is of its weights; `shift` and `scale`, tensors (c, 1, 1) or numbers, make latents z
+    to (z - shift) / scale.
+    """
+
+    sha256: str
+    shift: Tensor | float
+    scale: Tensor | float
+
+    def __init__(self, network: nn.Module, cache: bool, cache_dir: str):
+        # not a module's child: neither trained, averaged nor saved with what holds it
+        self.network = network.requires_grad_(False).eval()
+        self.cache = cache
+        self.cache_dir = Path(cache_dir)
+
+    @abstractmethod
+    def encoder(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) in [-1, 1] -> moments (B, ., h, w) float32."""
+
+    @abstractmethod
+    def decoder(self, latents: Tensor) -> Tensor:
+        """latents z (B, c, h, w) -> images (B, C, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def mean(self, moments: Tensor) -> Tensor:
+        """The latents z that stand for an image."""
+
+    @abstractmethod
+    def sample(self, moments: Tensor) -> Tensor:
+        """Latents z of an image, drawn from torch's generator."""
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) uint8 -> moments float32, in float32 wherever it is called."""
+        self.network.to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.encoder(to_float(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) uint8 -> (B, c, h, w) float32: the means."""
+        return self.scaled(self.mean(self.moments(images)))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents (B, c, h, w) -> uint8, rounded and clipped; in the precision of the caller."""
+        self.network.to(latents.device)
+        return to_uint8(self.decoder(self.restored(latents)))
+
+    def draw(self, images: Tensor) -> Tensor:
+        """Scaled samples, of images uint8 or of moments float32."""
+        moments = images if images.is_floating_point() else self.moments(images)
+        return self.scaled(self.sample(moments))
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """To mean 0 and standard deviation 1."""
+        shift, scale = self._numbers(latents.device)
+        return (latents - shift) / scale
+
+    def restored(self, latents: Tensor) -> Tensor:
+        """Undoes `scaled`."""
+        shift, scale = self._numbers(latents.device)
+        return latents * scale + shift
+
+    def _numbers(self, device: torch.device) -> list[Tensor]:
+        return [torch.as_tensor(each, device=device) for each in (self.shift, self.scale)]
+
+    def prepare(self, data: ImageDataModule, device: torch.device) -> None:
+        """Encodes the training images, as they are and mirrored where `data.flip` asks for it."""
+        if self.cache:
+            data.moments = self.cached_moments(data, device, False)
+            data.mirrored_moments = self.cached_moments(data, device, True) if data.flip else None
+
+    def cached_moments(self, data: ImageDataModule, device: torch.device, mirrored: bool) -> Tensor:
+        """Moments (N, ., h, w) of the training images, mirrored or not, computed once."""
+        images = data.padded(data.train_images())
+        key = {
+            "images": hashlib.sha256(images.contiguous().numpy()).hexdigest(),
+            "first_stage": self.sha256,
+            "mirrored": mirrored,
+        }
+
+        def compute() -> dict[str, Tensor]:
+            what = f"latents of {len(images):,} {'mirrored ' if mirrored else ''}training images"
+            say(f"Computing {what}, once: {self.cache_dir} keeps them")
+            parts = images.split(BATCH)
+            moments = []
+            with progress_bar(what, len(parts)) as advance:
+                for part in parts:
+                    part = part.flip(-1) if mirrored else part
+                    moments.append(self.moments(part.to(device)).cpu())
+                    advance()
+            return {"moments": torch.cat(moments)}
+
+        name = f"moments-{len(images)}{'-mirrored' if mirrored else ''}"
+        return cached(self.cache_dir, name, key, compute)["moments"]
+
+    def __deepcopy__(self, memo: dict) -> "Latents":
+        return self  # frozen, so that averaged weights need no second one

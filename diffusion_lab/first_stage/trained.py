@@ -1,0 +1,98 @@
+"""First stages of `diffusion-lab train-autoencoder`."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.autoencoder import files
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.files import write_atomically
+from diffusion_lab.first_stage.latents import Latents
+from diffusion_lab.progress import say
+
+
+class Trained(Latents):
+    """The autoencoder of the run folder `run`, scaled by what its training images measured.
+
+    A diffusion run keeps the file's `sha256`, and the file. Raises ValueError for a file that is
+    missing, of another kind, or not the one that a run was trained with.
+    """
+
+    kinds: tuple[str, ...]
+
+    def __init__(self, run: str, sha256: str | None, cache: bool, cache_dir: str):
+        self.path = Path(run) / files.FILE
+        network, self.trained, self.content = files.load(self.path)
+        self.sha256 = hashlib.sha256(self.content).hexdigest()
+        if self.trained.kind not in self.kinds:
+            raise ValueError(
+                f"{self.path} is a {self.trained.kind} autoencoder; write first_stage="
+                f"{'kl' if self.trained.kind == 'KL' else 'vq'} first_stage.run={run}"
+            )
+        if sha256 not in (None, self.sha256):
+            raise ValueError(
+                f"{self.path} is not the first stage that this run was trained with: its sha256 "
+                f"begins with {self.sha256[:12]}, not with {sha256[:12]}; put the file back"
+            )
+        super().__init__(network, cache, cache_dir)
+        self.shift, self.scale = (
+            torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+            for numbers in (self.trained.latent_mean, self.trained.latent_std)
+        )
+        if not (self.scale > 0).all():
+            raise ValueError(
+                f"{self.path} has a channel that is the same for all images; train it longer, or "
+                "with fewer autoencoder.latent_channels"
+            )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return self.trained.figures
+
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if tuple(image_shape) != tuple(self.trained.image_shape):
+            raise ValueError(
+                f"{self.path} is of images of shape {tuple(self.trained.image_shape)}, and these "
+                f"are of {tuple(image_shape)}; train a first stage on these data"
+            )
+        return self.network.latent_shape
+
+    def encoder(self, images: Tensor) -> Tensor:
+        return self.network.moments(images)
+
+    def decoder(self, latents: Tensor) -> Tensor:
+        return self.network.decode(latents)
+
+    def mean(self, moments: Tensor) -> Tensor:
+        return self.network.mean(moments)
+
+    def sample(self, moments: Tensor) -> Tensor:
+        return self.network.sample(moments)
+
+    def prepare(self, data: ImageDataModule, device: torch.device) -> None:
+        if data.fingerprint != self.trained.data:
+            say(
+                f"Advice: {self.path} was trained on other images of this shape, and its latents "
+                "may have another scale here"
+            )
+        super().prepare(data, device)
+
+    def facts(self) -> dict[str, object]:
+        return {"sha256": self.sha256}
+
+    def keep(self, folder: Path) -> None:
+        write_atomically(folder / files.FILE, self.content)
+
+
+class KL(Trained):
+    """Latents of `train-autoencoder autoencoder=kl` or `vae`, drawn from the posterior."""
+
+    kinds = ("KL",)
+
+
+class VQ(Trained):
+    """Latents of `train-autoencoder autoencoder=vq` or `fsq`, before they are quantised."""
+
+    kinds = ("VQ", "FSQ")

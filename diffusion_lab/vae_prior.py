@@ -1,0 +1,99 @@
+"""Images from a VAE's prior: z ~ N(0, 1), decoded (arXiv:1312.6114)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.autoencoder import Autoencoder, files
+from diffusion_lab.build import build_datamodule
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.device import autocast, pick_device, pick_precision
+from diffusion_lab.errors import UserError, as_user_error
+from diffusion_lab.images import to_uint8
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.randomness import SampleNoise
+from diffusion_lab.runs import load_config
+from diffusion_lab.trained_run import OpenRun, move_data, open_run, prepared_metrics
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Draws as a `Pipeline` does, in one step and without labels."""
+
+    autoencoder: Autoencoder
+    device: torch.device
+    conditional = False
+    steps = 1
+
+    def labels(self, ids: Sequence[int]) -> None:
+        """There are none."""
+        return None
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        ids: Sequence[int],
+        seed: int = 0,
+        labels: None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Draws samples `ids`, uint8 (B, C, H, W); sample i is fixed by `seed` and i alone."""
+        latents = SampleNoise(seed, ids, self.device)(self.autoencoder.latent_shape)
+        images = to_uint8(self.autoencoder.decode(latents))
+        on_step()
+        return images
+
+
+@dataclass(frozen=True)
+class OpenAutoencoder:
+    """The run of an autoencoder with a prior, ready to be drawn from, as an `OpenRun` is."""
+
+    saved: DictConfig
+    datamodule: ImageDataModule  # unread
+    autoencoder: Autoencoder
+    device: torch.device
+    precision: str
+    first_stage_figures: dict[str, float]  # of reconstructed test images
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """The block in which the decoder is asked."""
+        return autocast(self.precision, self.device)
+
+    def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
+        """The metrics that `cfg.metrics` says, with the features of their reference."""
+        return prepared_metrics(cfg, False, self.datamodule, self.device)
+
+    def pipeline(self, cfg: DictConfig) -> Prior:
+        """The prior; there is nothing to choose."""
+        return Prior(self.autoencoder, self.device)
+
+
+def open_generator(cfg: DictConfig) -> OpenRun | OpenAutoencoder:
+    """The run `cfg.run`: a diffusion model, or an autoencoder whose prior is drawn from.
+
+    Raises UserError for what is missing, damaged, without a prior or impossible on this machine.
+    """
+    saved = load_config(cfg.run)
+    if "autoencoder" not in saved:
+        return open_run(cfg)
+    if cfg.data_root:
+        move_data(saved.data, cfg.data_root)
+    device = pick_device(cfg.device)
+    precision = pick_precision(cfg.precision, device)
+    with as_user_error():
+        autoencoder, facts, _ = files.load(Path(cfg.run) / files.FILE)
+    if not autoencoder.has_prior:
+        raise UserError(
+            f"{cfg.run} is a {type(autoencoder).__name__} autoencoder, which has no prior to draw "
+            "from; diffuse in its latents by `diffusion-lab train first_stage=vq "
+            f"first_stage.run={cfg.run}`"
+        )
+    datamodule = build_datamodule(saved)
+    return OpenAutoencoder(
+        saved, datamodule, autoencoder.to(device), device, precision, facts.figures
+    )

@@ -1,0 +1,176 @@
+"""Autoencoders: shapes, the bottlenecks' closed forms and gradients, and their figures."""
+
+import math
+import sys
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from diffusion_lab.autoencoder import FSQ, KL, VQ, files
+from diffusion_lab.autoencoder.kl import kl_divergence as ours
+from diffusion_lab.autoencoder.network import pad_to_multiple
+
+NETWORK = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": True}
+CODES = {"codes": 16, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25}
+
+
+def kl(shape=(1, 8, 8), **changes) -> KL:
+    return KL(shape, **({"latent_channels": 3, "kl_weight": 1.0} | NETWORK | changes))
+
+
+def vq(shape=(1, 8, 8), **changes) -> VQ:
+    return VQ(shape, **({"latent_channels": 3} | NETWORK | CODES | changes))
+
+
+def fsq(shape=(1, 8, 8), **changes) -> FSQ:
+    return FSQ(shape, **({"levels": [5, 3, 3]} | NETWORK | changes))
+
+
+KINDS = [kl, vq, fsq]
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (30, 17), (5, 8)])
+def test_any_size_goes_there_and_back(make, channels, height, width):
+    model = make((channels, height, width)).eval()
+    images = torch.rand(2, channels, height, width) * 2 - 1
+    latents = model.mean(model.moments(images))
+    assert latents.shape == (2, *model.latent_shape)
+    assert model.latent_shape == (3, math.ceil(height / 4), math.ceil(width / 4))
+    assert model.decode(latents).shape == images.shape
+    assert model.decode(latents).dtype == torch.float32
+    assert model(images)[0].shape == images.shape
+
+
+def test_padding_repeats_the_border():
+    images = torch.arange(6.0).view(1, 1, 2, 3)
+    padded = pad_to_multiple(images, 4)
+    assert padded[0, 0].tolist() == [[0, 1, 2, 2], *[[3, 4, 5, 5]] * 3]
+    assert pad_to_multiple(padded, 4) is not None
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_each_level_but_the_first_halves_the_image(levels):
+    model = kl((1, 16, 16), multipliers=[1] * levels)
+    assert model.latent_shape == (3, 32 // 2**levels, 32 // 2**levels)
+
+
+def test_the_kl_divergence_is_that_of_torch():
+    mean, log_variance = torch.randn(2, 5, 3, 4, 4)
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0))
+    torch.testing.assert_close(ours(mean, log_variance), expected.flatten(1).sum(1))
+
+
+def test_samples_have_the_posterior_s_mean_and_variance():
+    model = kl()
+    moments = torch.randn(1, 6, 2, 2).expand(20_000, -1, -1, -1)
+    drawn = model.sample(moments)
+    torch.testing.assert_close(drawn.mean(0), model.mean(moments)[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.var(0), model.spread(moments)[0], atol=0.05, rtol=0.05)
+    latents, loss = model.bottleneck(moments[:4])
+    assert latents.shape == (4, 3, 2, 2)
+    nats = ours(*model.parts(moments[:4])).mean()
+    torch.testing.assert_close(loss, nats / 64)  # an image has 64 numbers
+    assert model.figures(model.observe(moments[:4]), 4) == {"kl": pytest.approx(nats.item())}
+
+
+@pytest.mark.parametrize("make", [vq, fsq])
+def test_gradients_pass_the_quantiser_as_if_it_were_not_there(make):
+    model = make()
+    moments = torch.randn(9, 3, 2, 2, requires_grad=True)
+    quantised, _ = model.bottleneck(moments)
+    assert not torch.equal(quantised, moments)
+    slope = torch.randn_like(moments)
+    (found,) = torch.autograd.grad((quantised * slope).sum(), moments, retain_graph=True)
+    if make is vq:
+        torch.testing.assert_close(found, slope)
+    else:  # through tanh, which holds values within the levels
+        assert (found * slope > 0).all()
+
+
+def test_vectors_become_their_nearest_codes():
+    model = vq()
+    model.bottleneck(torch.randn(64, 3, 2, 2))  # k-means
+    model.eval()
+    codebook = model.quantiser.codebook
+    latents = codebook[torch.arange(16)].T.reshape(1, 3, 4, 4) + 1e-4
+    torch.testing.assert_close(model.snap(latents), latents, atol=2e-4, rtol=0)
+    assert torch.equal(model.quantise(latents)[1].flatten().sort().values, torch.arange(16))
+
+
+@pytest.mark.parametrize(("revive_below", "least", "most"), [(1.0, 0.7, 1.0), (0.0, 0.0, 0.3)])
+def test_dead_codes_are_taken_up_anew(revive_below, least, most):
+    torch.manual_seed(0)
+    model = vq(revive_below=revive_below)
+    model.bottleneck(torch.randn(64, 3, 2, 2))
+    for _ in range(30):
+        model.bottleneck(5 + torch.randn(64, 3, 2, 2))
+    model.eval()
+    used = model.observe(5 + torch.randn(256, 3, 2, 2))
+    assert least < model.figures(used, 256)["codebook_usage"] <= most
+
+
+def test_usage_and_perplexity():
+    model = vq()
+    assert model.figures(torch.tensor([5, 5] + [0] * 14), 1) == {
+        "codebook_usage": 2 / 16,
+        "perplexity": pytest.approx(2.0),
+    }
+    assert model.figures(torch.ones(16), 1)["perplexity"] == pytest.approx(16.0)
+    assert fsq().codes == 45
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "words"),
+    [
+        (kl, {"channels": 10}, "multiple of 4"),
+        (kl, {"multipliers": [1] * 7}, "1 to 6 levels"),
+        (kl, {"multipliers": []}, "1 to 6 levels"),
+        (kl, {"blocks": 0}, "above 0"),
+        (kl, {"kl_weight": -1.0}, "kl_weight=-1.0"),
+        (vq, {"codes": 1}, "codes=1"),
+        (vq, {"decay": 1.0}, "decay=1.0"),
+        (fsq, {"levels": [8, 2]}, "3 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(**changes)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    with pytest.raises(ValueError, match=r"pip install 'diffusion-lab\[latent\]'"):
+        vq()
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_file_keeps_an_autoencoder(make, tmp_path):
+    model = make()
+    model.bottleneck(model.moments(torch.randn(64, 1, 8, 8)))  # k-means
+    model.eval()
+    settings = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": True}
+    settings |= {
+        kl: {"latent_channels": 3, "kl_weight": 1.0},
+        vq: {"latent_channels": 3} | CODES,
+        fsq: {"levels": [5, 3, 3]},
+    }[make]
+    kind = type(model).__name__
+    facts = files.Facts(kind, settings, [1, 8, 8], [0.0] * 3, [1.0] * 3, "data", {"val/psnr": 9.0})
+    files.save(model, facts, tmp_path / "a.safetensors")
+    again, read, content = files.load(tmp_path / "a.safetensors")
+    assert (read, content) == (facts, (tmp_path / "a.safetensors").read_bytes())
+    latents = torch.randn(2, *model.latent_shape)
+    assert torch.equal(again.decode(latents), model.decode(latents))
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_a_file_that_is_missing_or_damaged_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(ValueError, match=r"there is no .*train-autoencoder"):
+        files.load(path)
+    path.write_bytes(b"not a file of tensors")
+    with pytest.raises(ValueError, match="is no first stage of ours"):
+        files.load(path)
