@@ -42,6 +42,12 @@ COMPOSITIONS = {
         "cross_attention": {"width": 200, "depth": 6},
         "in_context": {"width": 252, "depth": 6},
     },
+    "mamba2": {
+        "adaln_zero": {"width": 208, "depth": 6, "head_channels": 52},
+        "adaln": {"width": 216, "depth": 6, "head_channels": 72},
+        "cross_attention": {"width": 196, "depth": 6, "head_channels": 56},
+        "in_context": {"width": 244, "depth": 6, "head_channels": 61},
+    },
     "unet_small": {"added to the embedding": {}},
 }
 # A tenth of DiT's speed on a CPU, so a quarter of its steps.
