@@ -97,7 +97,7 @@ def move_data(data: DictConfig, folder: str) -> None:
     if not paths:
         raise UserError(f"data_root={folder}, but this run's data are in no files; leave it out")
     for key in paths:
-        data[key] = str(Path(folder) / Path(data[key]).name)
+        data[key] = str(Path(str(folder)) / Path(str(data[key])).name)
 
 
 def fingerprint(folder: str | Path) -> str:

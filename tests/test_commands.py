@@ -119,6 +119,8 @@ def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
         (["trainer.max_steps=null"], ["whole number"]),
         (["batch_size=abc"], ["whole number"]),
         (["seed=-1"], ["seed=-1"]),
+        (["data.per_class=true"], ["data.per_class=true must be a whole number", "_class=50"]),
+        (["metrics.num_samples=few"], ["metrics.num_samples='few' must be a whole number"]),
         (["backbone.width=abc"], ["must be a whole number"]),
         (["objective.label_dropout=abc"], ["does not fit"]),
         (["optimizer.lr=abc"], ["does not fit"]),

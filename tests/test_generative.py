@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from diffusion_lab.distributed import rank_and_world, shard
+from diffusion_lab.errors import UserError
 from diffusion_lab.metrics import (
     ExtractorUnavailable,
     FeatureExtractor,
@@ -210,13 +212,37 @@ def test_an_unavailable_extractor_is_noticed_before_anything_else(tmp_path):
 
 
 def test_bad_numbers_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="num_samples=1 is too few"):
-        GenerativeMetrics(FakeExtractor(), None, 1, "")
-    with pytest.raises(ValueError, match="reference_size=1 is too few"):
-        GenerativeMetrics(FakeExtractor(), 1, 100, "")
     metrics = prepared(tmp_path)
     with pytest.raises(ValueError, match="num_samples=100, but 99 images"):
         metrics.compute({"features": torch.zeros(99, 12)}, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"num_samples": 1}, r"num_samples=1 must be .* at least 2, .* metrics\.num_samples=5000"),
+        ({"num_samples": None}, r"metrics\.num_samples=null must be a whole number"),
+        ({"num_samples": "5k"}, r"metrics\.num_samples='5k' must be a whole number"),
+        ({"num_samples": 5e3}, r"metrics\.num_samples=5000\.0 must be a whole number"),
+        ({"num_samples": True}, r"metrics\.num_samples=true must be a whole number"),
+        ({"num_samples": math.nan}, r"metrics\.num_samples=nan must be a whole number"),
+        ({"reference_size": 1}, r"metrics\.reference_size=1 must be .* of at least 2, .* null"),
+        ({"reference_size": False}, r"metrics\.reference_size=false must be a whole number"),
+        ({"reference_size": "all"}, r"metrics\.reference_size='all' must be a whole number"),
+        ({"half_splits": -1}, r"metrics\.half_splits=-1 must be a whole number of at least 0"),
+        ({"half_splits": 2.5}, r"metrics\.half_splits=2\.5 must be a whole number"),
+        ({"half_splits": None}, r"metrics\.half_splits=null must be a whole number"),
+        ({"half_splits": True}, r"metrics\.half_splits=true must be a whole number"),
+        ({"per_class": 3}, r"metrics\.per_class=3 must be true or false"),
+        ({"per_class": "yes"}, r"metrics\.per_class='yes' must be true or false"),
+        ({"per_class": None}, r"metrics\.per_class=null must be true or false"),
+    ],
+    ids=str,
+)
+def test_settings_of_a_wrong_kind_are_named(setting, sentence):
+    known = {"extractor": None, "reference_size": None, "num_samples": 100, "cache_dir": ""}
+    with pytest.raises(UserError, match=sentence):
+        GenerativeMetrics(**known | setting)
 
 
 def evaluate_on_rank(rank, world, folder):

@@ -1,6 +1,7 @@
 """Folders and zips of images: what is inferred, the order, the held-out share, and refusals."""
 
 import json
+import math
 import sys
 import zipfile
 
@@ -173,22 +174,45 @@ class TestFacts:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"test_share": 0}, r"data\.test_share=0 must be above 0 and below 1"),
+            ({"test_share": 0}, r"data\.test_share=0 must be a number above 0 and below 1"),
+            ({"test_share": 1}, r"data\.test_share=1 must .*, as in data\.test_share=0\.1"),
+            ({"test_share": True}, r"data\.test_share=true must be a number"),
+            ({"test_share": "0.1"}, r"data\.test_share='0\.1' must be a number"),
+            ({"test_share": None}, r"data\.test_share=null must be a number"),
+            ({"test_share": math.nan}, r"data\.test_share=nan must be a number"),
             ({"channels": 2}, r"data\.channels=2 must be 1, 3 or null"),
+            ({"channels": True}, r"data\.channels=true must be 1, 3 or null"),
+            ({"channels": "3"}, r"data\.channels='3' must be 1, 3 or null"),
             ({"resize": "zoom"}, r"resize=zoom is unknown; use one of crop, stretch, pad, refuse"),
             ({"on_bad": "cry"}, r"data\.on_bad=cry is unknown; use one of refuse, skip"),
             ({"image_size": 0}, r"data\.image_size=0 must be"),
-            ({"image_size": True}, r"data\.image_size=True must be"),
+            ({"image_size": True}, r"data\.image_size=true must be"),
+            ({"image_size": [8, 0]}, r"data\.image_size=\[8, 0\] must be"),
+            ({"image_size": [8, True]}, r"data\.image_size=\[8, True\] must be"),
             ({"image_size": 1.5}, r"data\.image_size=1.5 must be"),
             ({"image_size": [8]}, r"\[height,width\]"),
             ({"image_size": "64"}, r"a number of pixels"),
             ({"classes": ["a", "a"]}, "a list of different names"),
-            ({"classes": "cats"}, "a list of different names"),
+            ({"classes": "cats"}, "a list of different names.*as in data\\.classes=\\[cat,dog\\]"),
+            ({"classes": 5}, r"data\.classes=5 must be a list"),
+            ({"classes": True}, r"data\.classes=true must be a list"),
+            ({"classes": [True, False]}, r"data\.classes=\[True, False\] must be a list"),
+            ({"classes": ["a", None]}, r"data\.classes=\['a', None\] must be a list"),
+            ({"classes": [["a"], ["b"]]}, "must be a list"),
+            ({"classes": {"a": 0}}, "must be a list"),
+            ({"classes": [1, "1"]}, "must be a list of different names"),
         ],
     )
     def test_bad_settings_are_one_sentence(self, settings, words):
         with pytest.raises(ValueError, match=words):
             ImageFolderDataModule("nowhere", **settings)
+
+    def test_a_number_is_a_path(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        folder(tmp_path / "2024", TWO)
+        archive(tmp_path / "2025", TWO)
+        assert ImageFolderDataModule(2024, test_path=2024).train_images().shape == (4, 1, 4, 4)
+        assert ImageZipDataModule(2025, test_path=2025).train_images().shape == (4, 1, 4, 4)
 
 
 class TestBadImages:

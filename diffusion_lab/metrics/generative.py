@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_lab.cache import cached
 from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.errors import is_whole, require
 from diffusion_lab.metrics.coverage import DENSITY_NEIGHBOURS, density_coverage, precision_recall
 from diffusion_lab.metrics.distances import (
     FeatureSet,
@@ -66,15 +67,27 @@ class GenerativeMetrics:
         per_class: bool = False,
         classifier: str | None = None,
     ):
-        for name, value in (("reference_size", reference_size), ("num_samples", num_samples)):
-            if value is not None and value < 2:
-                raise ValueError(f"metrics.{name}={value} is too few for a distance; use 2 or more")
-        if half_splits < 0:
-            raise ValueError(f"metrics.half_splits={half_splits} must be 0 or more; 0 is none")
+        some = "a whole number of at least 2, for a distance"
+        require(
+            reference_size is None or is_whole(reference_size, 2),
+            "metrics.reference_size",
+            reference_size,
+            f"{some}, or null for all",
+            10000,
+        )
+        require(is_whole(num_samples, 2), "metrics.num_samples", num_samples, some, 5000)
+        require(
+            is_whole(half_splits, 0),
+            "metrics.half_splits",
+            half_splits,
+            "a whole number of at least 0",
+            5,
+        )
+        require(isinstance(per_class, bool), "metrics.per_class", per_class, "true or false")
         self.extractor = extractor
         self.reference_size = reference_size
         self.num_samples = num_samples
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = Path(str(cache_dir))  # a folder 2024 is a number to Hydra
         self.half_splits = half_splits
         self.per_class = per_class
         self.classifier = Classifier(classifier) if classifier else None
