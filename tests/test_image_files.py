@@ -78,6 +78,35 @@ class TestFolder:
         data = of_folder(tmp_path / "x", TWO | others, test_path=test)
         assert values(data.train_images()) == [0, 1, 2, 3]
 
+    def test_a_link_to_a_folder_is_a_class(self, tmp_path):
+        folder(tmp_path / "elsewhere/animals", {"2.png": 2, "3.png": 3})
+        folder(tmp_path / "x", {"cat/0.png": 0, "cat/1.png": 1, ".kept/4.png": 4})
+        (tmp_path / "x/dog").symlink_to(tmp_path / "elsewhere/animals")
+        (tmp_path / "x/eel").symlink_to(tmp_path / "x/.kept")  # what is hidden has been passed by
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"))
+        assert data.class_names == ("cat", "dog", "eel")
+        assert values(data.train_images()) == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("target", ["..", ".", "../cat", "../../x/dog"])
+    def test_no_folder_is_read_twice(self, tmp_path, capfd, target):
+        folder(tmp_path / "x", TWO)
+        (tmp_path / "x/cat/again").symlink_to(target)
+        (tmp_path / "x/a_link").symlink_to("cat")  # before cat, which yet keeps its name
+        (tmp_path / "x/z_link").symlink_to(tmp_path / "x/dog")
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"))
+        assert data.class_names == ("cat", "dog")
+        assert values(data.train_images()) == [0, 1, 2, 3]
+        err = capfd.readouterr().err
+        for name in ("cat/again", "a_link", "z_link"):
+            assert f"x/{name}: it links to a folder that is read already" in err
+
+    def test_links_that_lead_from_one_to_the_other_end(self, tmp_path):
+        folder(tmp_path, {"x/a/0.png": 0, "y/1.png": 1})
+        (tmp_path / "x/a/over").symlink_to(tmp_path / "y")
+        (tmp_path / "y/back").symlink_to(tmp_path / "x")
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"), classes=[])
+        assert values(data.train_images()) == [0, 1]
+
     def test_folders_mean_nothing_where_there_are_to_be_no_classes(self, tmp_path):
         deep = {"a/b/0.png": 0, "1.png": 1, "a/2.png": 2}
         data = of_folder(tmp_path / "x", deep, classes=[], test_path=folder(tmp_path / "y", deep))
@@ -236,6 +265,24 @@ class TestBadImages:
         assert data.train_labels().tolist() == [0, 0, 1, 1, 1]
         assert "Skipped 2 of 7 images of" in (err := capfd.readouterr().err)
         assert "cat/3.png (it is empty), dog/1.png (4x9" in err
+
+    def test_a_link_to_no_image_is_one_of_them(self, tmp_path, capfd):
+        test = folder(tmp_path / "test", TWO)
+        root = folder(tmp_path / "train", TWO)
+        (tmp_path / "train/cat/8.png").symlink_to("gone.png")
+        (tmp_path / "train/dog/9.png").symlink_to("9.png")  # to itself
+        reasons = r"cat/8\.png \(a link to gone\.png, which is not there\), dog/9\.png \(a link"
+        with pytest.raises(DataError, match=f"2 of 6 images of .*: {reasons}"):
+            ImageFolderDataModule(root, test).setup("fit")
+        data = ImageFolderDataModule(root, test, on_bad="skip")
+        assert values(data.train_images()) == [0, 1, 2, 3]
+        assert "Skipped 2 of 6 images" in capfd.readouterr().err
+
+    def test_a_link_to_no_folder_is_refused(self, tmp_path):
+        root = folder(tmp_path / "train", TWO)
+        (tmp_path / "train/eel").symlink_to("/gone/eel")
+        with pytest.raises(DataError, match="train/eel links to /gone/eel, which is not there"):
+            ImageFolderDataModule(root).prepare_data()
 
     def test_the_first_few_of_many_are_named(self, tmp_path):
         contents = TWO | {f"cat/x{i}.png": b"" for i in range(12)}
