@@ -405,6 +405,13 @@ class TestZip:
             3,
         ]
 
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_a_member_that_is_there_twice_counts_once_as_the_later_one(self, tmp_path):
+        path = archive(tmp_path / "x.zip", TWO)
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("cat/1.png", png(7))
+        assert values(ImageZipDataModule(path, path).train_images()) == [0, 7, 2, 3]
+
     def test_threads_read_one_zip(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
         contents = numbered(250, "{:03}.png")
