@@ -80,11 +80,14 @@ class GenerativeMetrics:
 
     def check(self, conditional: bool, num_classes: int) -> None:
         """Raises ValueError if what is asked for needs labels that a model does not take."""
-        for name, asked in (("per_class", self.per_class), ("classifier", self.classifier)):
+        for name, asked, none in (
+            ("per_class", self.per_class, "false"),
+            ("classifier", self.classifier, "null"),
+        ):
             if asked and not conditional:
                 raise ValueError(
-                    f"metrics.{name} needs samples of known classes; leave it out, or train with "
-                    "conditioning=class_label"
+                    f"metrics.{name} needs samples of known classes; write metrics.{name}={none}, "
+                    "or train with conditioning=class_label"
                 )
         if self.per_class and self.num_samples < 2 * num_classes:
             raise ValueError(
