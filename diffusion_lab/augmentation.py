@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion_lab.errors import is_number, require
 from diffusion_lab.images import to_float, to_uint8
 
 # values of a label by transformation: flips, scale, rotation, anisotropy, translation
@@ -24,7 +25,7 @@ class NonLeaky:
     down; `scale` is the standard deviation of log2 of the factor; `rotation` the largest angle in
     degrees; `anisotropy` the deviation of log2 of the factor along an axis of any direction, by
     which the other axis is divided; `translation` that of the shift, in sides of the image. 0 or
-    false switches a part off. Raises ValueError for what is out of range.
+    false switches a part off. Raises UserError for what is out of range.
 
     A label holds: mirrored, upside down; log2 of the factor over its deviation; cos - 1 and sin of
     the angle, counter-clockwise; the axis, as long as its log2 factor over the deviation; the shift
@@ -43,14 +44,18 @@ class NonLeaky:
         anisotropy: float,
         translation: float,
     ):
-        if not 0 <= probability <= 1:
-            raise ValueError(f"augmentation.probability={probability} must be in [0, 1]")
-        if not 0 <= rotation <= 180:
-            raise ValueError(f"augmentation.rotation={rotation} must be in [0, 180] degrees")
-        strengths = {"scale": scale, "anisotropy": anisotropy, "translation": translation}
-        for name, strength in strengths.items():
-            if strength < 0:
-                raise ValueError(f"augmentation.{name}={strength} must be 0 or more; 0 is off")
+        for name, flip in (("flip_x", flip_x), ("flip_y", flip_y)):
+            require(isinstance(flip, bool), f"augmentation.{name}", flip, "true or false")
+        for name, value, highest in (
+            ("probability", probability, 1),
+            ("rotation", rotation, 180),
+            ("scale", scale, math.inf),
+            ("anisotropy", anisotropy, math.inf),
+            ("translation", translation, math.inf),
+        ):
+            limits = "of at least 0" if highest == math.inf else f"from 0 to {highest}"
+            right = is_number(value) and 0 <= value <= highest
+            require(right, f"augmentation.{name}", value, f"a number {limits}")
         self.probability = probability
         self.flip_x = flip_x
         self.scale = scale

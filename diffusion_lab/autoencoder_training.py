@@ -96,7 +96,7 @@ def build_autoencoder_parts(
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
         metrics = instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None
         if metrics is not None:
-            metrics.check(True, datamodule.num_classes)
+            metrics.check(datamodule.num_classes > 0, datamodule.num_classes)
         return AutoencoderParts(datamodule, module, metrics, *watchers(cfg), settings)
 
 

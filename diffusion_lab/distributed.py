@@ -1,10 +1,15 @@
 """Work shared over ranks by sample id."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from diffusion_lab.errors import UserError
+
+Value = TypeVar("Value")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -31,10 +36,30 @@ def gather_by_id(rows: Tensor, ids: Sequence[int]) -> Tensor:
     return torch.cat([rows for rows, _ in shards])[order]
 
 
-def from_rank_zero(value: object) -> object:
-    """Rank 0's value on every rank."""
-    if rank_and_world()[1] == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+def on_rank_zero(compute: Callable[[], Value]) -> Value:
+    """What `compute` returns, on every rank, where rank 0 alone calls it.
+
+    What it raises reaches every rank, so that none waits: the others as one sentence, a UserError.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return compute()
+    value, failure = None, None
+    if rank == 0:
+        try:
+            value = compute()
+        except Exception as error:  # whatever it is, the others must hear of it
+            failure = error
+    # an exception itself may not survive the way
+    sent = [value, None if failure is None else _sentence(failure)]
+    dist.broadcast_object_list(sent, src=0)
+    if failure is not None:
+        raise failure
+    value, reason = sent
+    if reason is not None:
+        raise UserError(f"the first process stopped: {reason}")
+    return value
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
-from diffusion_lab.runs import load_config, load_summary
+from diffusion_lab.runs import CHECKPOINT, load_config, load_summary
 from diffusion_lab.trained_run import fingerprint
 
 EVALUATIONS = "evaluations"
@@ -40,10 +40,16 @@ def keep(
 
 
 def kept(folder: str | Path) -> list[dict]:
-    """What was measured of a run's present weights: protocol, sampling and metrics."""
+    """What was measured of a run's present weights: protocol, sampling and metrics.
+
+    Raises UserError where there is no run, or nothing was measured.
+    """
     saved, summary = load_config(folder), load_summary(folder)
+    if not (Path(folder) / CHECKPOINT).is_file():
+        raise UserError(f"{folder} has no {CHECKPOINT} yet; let it train to its first checkpoint")
     checkpoint, found = fingerprint(folder), []
-    if summary.get("protocol"):  # its own, at the end of training
+    # its own, at the end of training; an autoencoder's are of reconstructions
+    if summary.get("protocol") and "autoencoder" not in saved:
         sampling = sampling_of(OmegaConf.merge(saved, {"seed": saved.callbacks.evaluation.seed}))
         facts = {"protocol": summary["protocol"], "metrics": summary["metrics"]}
         found.append(facts | {"sampling": sampling, "checkpoint": checkpoint})
@@ -52,27 +58,31 @@ def kept(folder: str | Path) -> list[dict]:
             found.append(json.loads(path.read_text()))
         except ValueError as error:
             raise UserError(f"{path} is damaged; delete it, and evaluate the run again") from error
-    return [each for each in found if each.get("checkpoint") == checkpoint]
+    found = [each for each in found if each.get("checkpoint") == checkpoint]
+    if not found:
+        raise UserError(f"{folder} has no figures of its weights; {remedy(folder)}")
+    return found
+
+
+def remedy(folder: str | Path) -> str:
+    """How a run gets figures."""
+    return f"measure it by `diffusion-lab evaluate run={folder}`"
 
 
 def comparable(
-    folder: str | Path, protocol: Protocol, cfg: DictConfig, name: str
+    folder: str | Path, found: list[dict], protocol: Protocol, cfg: DictConfig, name: str
 ) -> dict[str, float]:
-    """The figures of another run that were measured, and sampled, as those of the run `name`.
+    """Of what another run keeps, the figures measured, and sampled, as those of the run `name`.
 
     Raises UserError, naming what differs, if there are none.
     """
-    found = kept(folder)
-    remedy = f"measure it by `diffusion-lab evaluate run={folder}`"
-    if not found:
-        raise UserError(f"{folder} has no figures of its weights; {remedy}")
     alike = [each for each in found if each["protocol"] == protocol]
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
-    for each in alike:
-        if each["sampling"] == sampling_of(cfg):
-            return each["metrics"]
+    same = [each["metrics"] for each in alike if each["sampling"] == sampling_of(cfg)]
+    if same:  # another time other figures may have been asked for, as those of each class
+        return {name: value for metrics in same for name, value in metrics.items()}
     raise UserError(
         f"{folder} was measured with another sampler, guidance or seed than {name} is to be; "
-        f"{remedy} with those of {name}"
+        f"{remedy(folder)} with those of {name}"
     )

@@ -16,7 +16,7 @@ from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.files import write_atomically
 from diffusion_lab.images import to_float
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.metrics.distances import frechet_of
+from diffusion_lab.metrics.distances import frechets_of
 from diffusion_lab.metrics.memorization import Neighbours
 from diffusion_lab.pipeline import draw
 from diffusion_lab.progress import say, track
@@ -113,8 +113,8 @@ def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tens
 def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:
     """FID to as many training as held-out images; a gap above 0 means nearer to training."""
     count = min(len(held_out), len(training))
-    to_training = frechet_of(generated, training[random_places(len(training), count)])
-    to_held_out = frechet_of(generated, held_out[:count])
+    sides = [training[random_places(len(training), count)], held_out[:count]]
+    to_training, to_held_out = frechets_of(generated, sides)
     return {
         "to_training": to_training,
         "to_held_out": to_held_out,

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.distributed import from_rank_zero, rank_and_world
+from diffusion_lab.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 
@@ -44,13 +44,15 @@ def create(cfg: DictConfig) -> Path:
 
     It is `cfg.run_dir`, or outputs/<name>/<timestamp>.
     """
-    folder = None
-    if rank_and_world()[0] == 0:
+
+    def make() -> Path:
         if cfg.logger and not cfg.logger.run_id:
             cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
         folder = _make_folder(cfg)
         save_config(folder, cfg)
-    return from_rank_zero(folder)
+        return folder
+
+    return on_rank_zero(make)
 
 
 def _make_folder(cfg: DictConfig) -> Path:

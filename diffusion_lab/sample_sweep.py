@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from diffusion_lab import plots, trained_run
-from diffusion_lab.errors import UserError, require_whole_numbers
+from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.evaluation import evaluate
 from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics import GenerativeMetrics
@@ -55,10 +55,12 @@ def sweep(
     opened = trained_run.open_run(cfg)
     trained_run.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
     metrics = opened.metrics(cfg)
-    protocol = metrics.protocol["fingerprint"]
+    protocol = metrics.protocol_of(opened.datamodule)["fingerprint"]
     settings = [
         build_setting(chosen, opened, protocol, *configure(chosen)) for chosen in combinations
     ]
+    with as_user_error():
+        metrics.prepare(opened.datamodule)
     name = f"{metrics.extractor.name}_{metrics.reference_name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
     kept = read_rows(folder / ROWS)

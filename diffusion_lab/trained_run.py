@@ -42,9 +42,9 @@ class OpenRun:
         return self.model.first_stage.figures
 
     def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
-        """The metrics that `cfg.metrics` says, with the features of their reference."""
+        """The metrics that `cfg.metrics` says, loaded, to be prepared."""
         conditional = self.model.denoiser.conditioning.conditional
-        return prepared_metrics(cfg, conditional, self.datamodule, self.device)
+        return loaded_metrics(cfg, conditional, self.datamodule, self.device)
 
     def pipeline(self, cfg: DictConfig) -> Pipeline:
         """Sampling as `cfg.sampler` and `cfg.guidance` say."""
@@ -75,16 +75,16 @@ def open_run(cfg: DictConfig) -> OpenRun:
     return OpenRun(saved, datamodule, model, device, precision, fingerprint(cfg.run), {})
 
 
-def prepared_metrics(
+def loaded_metrics(
     cfg: DictConfig, conditional: bool, datamodule: ImageDataModule, device: torch.device
 ) -> GenerativeMetrics:
-    """The metrics that `cfg.metrics` says, with the features of their reference."""
+    """The metrics that `cfg.metrics` says, and the data read: all but reference and floor."""
     with as_user_error():
         metrics = instantiate(cfg.metrics)
         metrics.check(conditional, datamodule.num_classes)
         datamodule.prepare_data()
         datamodule.setup("fit")
-        metrics.prepare(datamodule, device)
+        metrics.load(datamodule, device)
     return metrics
 
 
@@ -97,7 +97,7 @@ def move_data(data: DictConfig, folder: str) -> None:
     if not paths:
         raise UserError(f"data_root={folder}, but this run's data are in no files; leave it out")
     for key in paths:
-        data[key] = str(Path(folder) / Path(data[key]).name)
+        data[key] = str(Path(str(folder)) / Path(str(data[key])).name)
 
 
 def fingerprint(folder: str | Path) -> str:

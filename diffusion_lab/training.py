@@ -38,6 +38,8 @@ WHOLE_NUMBERS = {
     "trainer.num_nodes": 1,
     "trainer.log_every_n_steps": 1,
 }
+# of any callback that has such a key, which is asked for when hours have passed
+CALLBACK_NUMBERS = {"every_n_steps": 1, "batch_size": 1, "columns": 1, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
         parts.datamodule.held_out(parts.datamodule.validation_size, "data.validation_size")
         parts.prepare(cfg, device)
         if parts.metrics is not None:
-            parts.metrics.prepare(parts.datamodule, device)
+            parts.metrics.load(parts.datamodule, device)
+            parts.metrics.prepare(parts.datamodule)
     OmegaConf.update(cfg, "data", parts.datamodule.facts())
     if cfg.resume:
         folder = Path(cfg.resume)
@@ -129,7 +132,14 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
 
 def check_settings(cfg: DictConfig) -> None:
     """Raises UserError for a value that no part of the run checks itself."""
-    require_whole_numbers(cfg, WHOLE_NUMBERS)
+    of_callbacks = {
+        f"callbacks.{name}.{key}": least
+        for name, callback in cfg.callbacks.items()
+        for key, least in CALLBACK_NUMBERS.items()
+        # null: never
+        if key in (callback or ()) and (key, callback[key]) != ("every_n_steps", None)
+    }
+    require_whole_numbers(cfg, WHOLE_NUMBERS | of_callbacks)
     check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
     if cfg.logger and cfg.logger.mode not in MODES:
         raise UserError(f"logger.mode={cfg.logger.mode} is unknown; use {', '.join(MODES)}")
@@ -279,7 +289,7 @@ def figures_of(parts: Parts, callbacks: dict[str, Callback]) -> dict[str, float]
 def say_result(folder: Path, callbacks: dict[str, Callback], parts: Parts) -> None:
     """The lines that a person waits for."""
     if evaluation := callbacks.get("evaluation"):
-        for line in report(parts.beside(evaluation.results)):
+        for line in report(parts.beside(evaluation.results), parts.datamodule.class_names):
             say(line)
     if grid := callbacks.get("sample_grid"):
         say(f"Samples: {grid.latest}")

@@ -17,7 +17,7 @@ from diffusion_lab.images import to_uint8
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.randomness import SampleNoise
 from diffusion_lab.runs import load_config
-from diffusion_lab.trained_run import OpenRun, move_data, open_run, prepared_metrics
+from diffusion_lab.trained_run import OpenRun, loaded_metrics, move_data, open_run
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class OpenAutoencoder:
         return autocast(self.precision, self.device)
 
     def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
-        """The metrics that `cfg.metrics` says, with the features of their reference."""
-        return prepared_metrics(cfg, False, self.datamodule, self.device)
+        """The metrics that `cfg.metrics` says, loaded, to be prepared."""
+        return loaded_metrics(cfg, False, self.datamodule, self.device)
 
     def pipeline(self, cfg: DictConfig) -> Prior:
         """The prior; there is nothing to choose."""

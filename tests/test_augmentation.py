@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from diffusion_lab import runs
 from diffusion_lab.augmentation import NonLeaky, augment
 from diffusion_lab.conditioning import ClassLabel, Unconditional
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.errors import UserError
 from diffusion_lab.objective import Flow, LogitNormal, Objective
 from diffusion_lab.schedule import Rectified
 
@@ -259,12 +261,36 @@ def test_a_seed_fixes_it_whatever_the_precision_around(shape):
         {"scale": -1},
         {"anisotropy": -1},
         {"translation": -1},
+        {"probability": -0.1},
+        {"probability": math.nan},
+        {"rotation": math.nan},
+        {"scale": math.nan},
+        {"scale": math.inf},
+        {"anisotropy": [0.2]},
+        {"flip_x": 1},
     ],
     ids=str,
 )
 def test_settings_out_of_range_are_named(setting):
     ((name, value),) = setting.items()
-    with pytest.raises(ValueError, match=rf"augmentation\.{name}={value} must be"):
+    with pytest.raises(UserError, match=rf"augmentation\.{name}={re.escape(str(value))} must be"):
+        NonLeaky(**{"probability": 0.1} | EDM | setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"probability": True}, r"augmentation\.probability=true must be a number from 0 to 1"),
+        ({"probability": "0.1"}, r"augmentation\.probability='0\.1' must be a number"),
+        ({"probability": None}, r"augmentation\.probability=null must be a number"),
+        ({"rotation": "right"}, r"augmentation\.rotation='right' must be a number from 0 to 180"),
+        ({"scale": False}, r"augmentation\.scale=false must be a number of at least 0"),
+        ({"flip_y": "no"}, r"augmentation\.flip_y='no' must be true or false"),
+    ],
+    ids=str,
+)
+def test_settings_of_a_wrong_kind_are_named(setting, sentence):
+    with pytest.raises(UserError, match=sentence):
         NonLeaky(**{"probability": 0.1} | EDM | setting)
 
 

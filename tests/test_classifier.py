@@ -95,7 +95,8 @@ def test_the_command_trains_one_that_metrics_use(lab, tmp_path):
     metrics = GenerativeMetrics(
         loaded("c/x"), None, 32, str(tmp_path / "cache"), per_class=True, classifier="c/x"
     )
-    metrics.prepare(TinyData(), "cpu")
+    metrics.load(TinyData(), "cpu")
+    metrics.prepare(TinyData())
     labels = TinyData().test_labels()
     observed = metrics.observe(TinyData().test_images())
     values = metrics.compute(observed, labels)
@@ -105,7 +106,7 @@ def test_the_command_trains_one_that_metrics_use(lab, tmp_path):
     assert 3 < values[f"inception_score/{name}/32"] <= 4
     assert metrics.compute(observed, (labels + 1) % 4)[f"accuracy/{name}/32"] == 0
     right, wrong = (
-        metrics.compute(observed, each)[f"fid_class2/{name}/train64-32"]
+        metrics.compute(observed, each)[f"fid_class2/{name}/train16-8"]
         for each in (labels, (labels + 1) % 4)
     )
     assert wrong > 10 * right > 0

@@ -7,6 +7,8 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
+from diffusion_lab.metrics import GenerativeMetrics
+
 FAST = ["sampler.steps=3", "device=cpu"]
 
 
@@ -119,6 +121,10 @@ def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
         (["trainer.max_steps=null"], ["whole number"]),
         (["batch_size=abc"], ["whole number"]),
         (["seed=-1"], ["seed=-1"]),
+        (["callbacks.evaluation.batch_size=0"], ["callbacks.evaluation.batch_size=0 must be"]),
+        (["callbacks.evaluation.every_n_steps=2.5"], ["evaluation.every_n_steps=2.5 must be"]),
+        (["data.per_class=true"], ["data.per_class=true must be a whole number", "_class=50"]),
+        (["metrics.num_samples=few"], ["metrics.num_samples='few' must be a whole number"]),
         (["backbone.width=abc"], ["must be a whole number"]),
         (["objective.label_dropout=abc"], ["does not fit"]),
         (["optimizer.lr=abc"], ["does not fit"]),
@@ -165,12 +171,12 @@ def test_a_command_without_its_run_says_so(lab):
     assert "run must be given" in err
 
 
-def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder):
+def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder, monkeypatch):
     summary = json.loads((run_folder / "summary.json").read_text())
     assert summary["training_images"] == 64
-    code, _, err = lab("train", *TINY, "run_dir=other", "seed=1")
+    code, _, err = lab("train", *TINY, "run_dir=2024", "seed=1")  # a number to Hydra
     assert code == 0, err
-    code, out, err = lab("evaluate", "run=run", "against=other", "json=true")
+    code, out, err = lab("evaluate", "run=run", "against=2024", "json=true")
     assert code == 0, err
     assert "real images" in err
     figures = json.loads(out.splitlines()[-1])
@@ -178,13 +184,38 @@ def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder):
     kept = json.loads(path.read_text())
     assert kept["metrics"] == figures
     assert kept["protocol"] == summary["protocol"]
+    for arguments in (["run=2024"], ["run=run", "against=2024"]):
+        code, _, err = lab("evaluate", *arguments, "metrics.per_class=true")
+        assert code == 0, err
+    assert "FID of class 0 (first)" in err
+    table = [line for line in err.splitlines() if "│" in line]
+    assert sum("fid/" in line for line in table) == 1
+    assert sum("fid_class" in line for line in table) == 4
 
-    code, _, err = lab("evaluate", "run=run", "against=other", "metrics.num_samples=7")
+    def prepare(*_):
+        raise AssertionError("features are computed before the comparison is known to be possible")
+
+    monkeypatch.setattr(GenerativeMetrics, "prepare", prepare)
+    code, _, err = lab("evaluate", "run=2024", "against=run", "metrics.num_samples=7")
     assert code == 2
-    assert "on so many samples: 7, other on so many samples: 16" in err
-    code, _, err = lab("evaluate", "run=run", "against=nowhere")
+    assert "on so many samples: 7, run on so many samples: 16" in err
+    code, _, err = lab("evaluate", "run=run", "against=2024", "sampler.steps=4")
+    assert code == 2
+    assert "2024 was measured with another sampler" in err
+
+
+def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(lab, run_folder):
+    code, _, err = lab("evaluate", "run=unopened", "against=[run,nowhere]")
     assert code == 2
     assert "nowhere is no run folder" in err
+    (run_folder / "summary.json").unlink()
+    code, _, err = lab("evaluate", "run=unopened", "against=run")
+    assert code == 2
+    assert "run has no figures of its weights; measure it by `diffusion-lab evaluate" in err
+    (run_folder / "checkpoints/last.ckpt").unlink()
+    code, _, err = lab("evaluate", "run=unopened", "against=run")
+    assert code == 2
+    assert "run has no checkpoints/last.ckpt yet" in err
 
 
 def test_more_held_out_images_than_there_are_is_refused_before_a_folder_is_made(lab, tmp_path):

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 import os
 from pathlib import Path
 
@@ -195,10 +196,36 @@ class TestFacts:
     def test_bad_settings_are_one_sentence(self):
         with pytest.raises(ValueError, match=r"data\.pad=16 is smaller than the images; use 28"):
             FashionMNISTDataModule(pad=16)
-        with pytest.raises(ValueError, match=r"data\.on_device=gpu is unknown; use auto, true"):
-            CIFAR10DataModule(on_device="gpu")
-        with pytest.raises(ValueError, match=r"data\.validation_size must be at least 1"):
-            CIFAR10DataModule(validation_size=0)
+
+    @pytest.mark.parametrize(
+        ("setting", "sentence"),
+        [
+            ({"flip": "yes"}, r"data\.flip='yes' must be true or false"),
+            ({"flip": 1}, r"data\.flip=1 must be true or false"),
+            ({"flip": None}, r"data\.flip=null must be true or false"),
+            ({"on_device": "gpu"}, r"data\.on_device='gpu' must be auto, true or false"),
+            ({"on_device": 1}, r"data\.on_device=1 must be auto, true or false"),
+            ({"validation_size": 0}, r"validation_size=0 .* of at least 1, as in data\.valid"),
+            ({"validation_size": True}, r"data\.validation_size=true must be a whole number"),
+            ({"validation_size": 1e3}, r"data\.validation_size=1000\.0 must be a whole number"),
+            ({"validation_size": "1000"}, r"data\.validation_size='1000' must be a whole number"),
+            ({"validation_size": None}, r"data\.validation_size=null must be a whole number"),
+            ({"pad": 0}, r"data\.pad=0 must be a number of pixels or null, as in data\.pad=32"),
+            ({"pad": -32}, r"data\.pad=-32 must be a number of pixels"),
+            ({"pad": "32"}, r"data\.pad='32' must be a number of pixels"),
+            ({"pad": True}, r"data\.pad=true must be a number of pixels"),
+            ({"pad": 32.0}, r"data\.pad=32\.0 must be a number of pixels"),
+            ({"pad": math.nan}, r"data\.pad=nan must be a number of pixels"),
+        ],
+        ids=str,
+    )
+    def test_settings_of_a_wrong_kind_are_named(self, setting, sentence):
+        with pytest.raises(UserError, match=sentence):
+            FashionMNISTDataModule(root="nowhere", **setting)
+
+    def test_a_number_is_a_path(self):
+        assert FashionMNISTDataModule(root=2024).root == Path("2024")
+        assert CIFAR10DataModule(root=2024).root == Path("2024")
 
     def test_fingerprint_tells_any_change(self):
         def changed(change) -> str:

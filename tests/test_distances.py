@@ -7,7 +7,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from diffusion_lab.metrics import FeatureSet, frechet, frechet_distance, kid, moments
 from diffusion_lab.metrics import distances as module
-from diffusion_lab.metrics.distances import frechet_of_halves
+from diffusion_lab.metrics.distances import _mean_and_root, frechet_of_halves
 
 torch_fidelity = pytest.importorskip("torch_fidelity.metric_fid")
 
@@ -160,6 +160,27 @@ def test_halves_tell_the_spread_of_the_distance_and_its_limit():
     limit = frechet_distance(*many, *moments(reference.features))
     extrapolated = (2 * values - halves.mean(1)).mean().item()
     assert abs(extrapolated - limit) < 0.3 * abs(values.mean().item() - limit)
+
+
+def normal(count, seed, dim=32):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def without_kernel(features):
+    return FeatureSet(features, *_mean_and_root(features), torch.zeros(()))
+
+
+@pytest.mark.parametrize(("count", "valid"), [(24, False), (32, False), (512, True)])
+def test_the_limit_needs_more_images_than_features_and_the_spread_is_conservative(count, valid):
+    zero, one = torch.zeros(32, dtype=torch.float64), torch.eye(32, dtype=torch.float64)
+    reference = FeatureSet(one, zero, one, torch.zeros(()))  # N(0, 1) itself
+    sets = [without_kernel(normal(count, seed)) for seed in range(1, 31)]
+    values = torch.tensor([frechet(each, reference) for each in sets], dtype=torch.float64)
+    halves = torch.stack([frechet_of_halves(each.features, reference, 5) for each in sets])
+    # the limit is 0
+    extrapolated = (2 * values - halves.mean(1)).mean().item()
+    assert (abs(extrapolated) < 0.05 * values.mean().item()) == valid
+    assert values.std().item() < halves.std(1, correction=0).mean().item() < 2.2 * values.std()
 
 
 @pytest.mark.parametrize(

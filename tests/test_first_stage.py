@@ -210,6 +210,9 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, tmp_path, kind):
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
     assert result["grid"] == "run/samples/prior_seed0_n4.png"
+    code, _, err = lab("evaluate", "run=run", "against=run")
+    assert code == 2
+    assert "run has no figures of its weights" in err  # those it has are of reconstructions
     code, out, err = lab("evaluate", "run=run", "json=true")
     assert code == 0, err
     figures = json.loads(out.splitlines()[-1])
@@ -217,6 +220,8 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, tmp_path, kind):
         figures
     )
     assert list((tmp_path / "run/evaluations").glob("*.json"))
+    code, _, err = lab("evaluate", "run=run", "against=run")
+    assert code == 0, err
     code, _, err = lab("sample", "run=run", "sampler=heun")
     assert code == 2
     assert "this run has no sampler" in err

@@ -1,6 +1,7 @@
 """Folders and zips of images: what is inferred, the order, the held-out share, and refusals."""
 
 import json
+import math
 import sys
 import zipfile
 
@@ -76,6 +77,35 @@ class TestFolder:
         test = folder(tmp_path / "test", TWO)
         data = of_folder(tmp_path / "x", TWO | others, test_path=test)
         assert values(data.train_images()) == [0, 1, 2, 3]
+
+    def test_a_link_to_a_folder_is_a_class(self, tmp_path):
+        folder(tmp_path / "elsewhere/animals", {"2.png": 2, "3.png": 3})
+        folder(tmp_path / "x", {"cat/0.png": 0, "cat/1.png": 1, ".kept/4.png": 4})
+        (tmp_path / "x/dog").symlink_to(tmp_path / "elsewhere/animals")
+        (tmp_path / "x/eel").symlink_to(tmp_path / "x/.kept")  # what is hidden has been passed by
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"))
+        assert data.class_names == ("cat", "dog", "eel")
+        assert values(data.train_images()) == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("target", ["..", ".", "../cat", "../../x/dog"])
+    def test_no_folder_is_read_twice(self, tmp_path, capfd, target):
+        folder(tmp_path / "x", TWO)
+        (tmp_path / "x/cat/again").symlink_to(target)
+        (tmp_path / "x/a_link").symlink_to("cat")  # before cat, which yet keeps its name
+        (tmp_path / "x/z_link").symlink_to(tmp_path / "x/dog")
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"))
+        assert data.class_names == ("cat", "dog")
+        assert values(data.train_images()) == [0, 1, 2, 3]
+        err = capfd.readouterr().err
+        for name in ("cat/again", "a_link", "z_link"):
+            assert f"x/{name}: it links to a folder that is read already" in err
+
+    def test_links_that_lead_from_one_to_the_other_end(self, tmp_path):
+        folder(tmp_path, {"x/a/0.png": 0, "y/1.png": 1})
+        (tmp_path / "x/a/over").symlink_to(tmp_path / "y")
+        (tmp_path / "y/back").symlink_to(tmp_path / "x")
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"), classes=[])
+        assert values(data.train_images()) == [0, 1]
 
     def test_folders_mean_nothing_where_there_are_to_be_no_classes(self, tmp_path):
         deep = {"a/b/0.png": 0, "1.png": 1, "a/2.png": 2}
@@ -173,22 +203,45 @@ class TestFacts:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"test_share": 0}, r"data\.test_share=0 must be above 0 and below 1"),
+            ({"test_share": 0}, r"data\.test_share=0 must be a number above 0 and below 1"),
+            ({"test_share": 1}, r"data\.test_share=1 must .*, as in data\.test_share=0\.1"),
+            ({"test_share": True}, r"data\.test_share=true must be a number"),
+            ({"test_share": "0.1"}, r"data\.test_share='0\.1' must be a number"),
+            ({"test_share": None}, r"data\.test_share=null must be a number"),
+            ({"test_share": math.nan}, r"data\.test_share=nan must be a number"),
             ({"channels": 2}, r"data\.channels=2 must be 1, 3 or null"),
+            ({"channels": True}, r"data\.channels=true must be 1, 3 or null"),
+            ({"channels": "3"}, r"data\.channels='3' must be 1, 3 or null"),
             ({"resize": "zoom"}, r"resize=zoom is unknown; use one of crop, stretch, pad, refuse"),
             ({"on_bad": "cry"}, r"data\.on_bad=cry is unknown; use one of refuse, skip"),
             ({"image_size": 0}, r"data\.image_size=0 must be"),
-            ({"image_size": True}, r"data\.image_size=True must be"),
+            ({"image_size": True}, r"data\.image_size=true must be"),
+            ({"image_size": [8, 0]}, r"data\.image_size=\[8, 0\] must be"),
+            ({"image_size": [8, True]}, r"data\.image_size=\[8, True\] must be"),
             ({"image_size": 1.5}, r"data\.image_size=1.5 must be"),
             ({"image_size": [8]}, r"\[height,width\]"),
             ({"image_size": "64"}, r"a number of pixels"),
             ({"classes": ["a", "a"]}, "a list of different names"),
-            ({"classes": "cats"}, "a list of different names"),
+            ({"classes": "cats"}, "a list of different names.*as in data\\.classes=\\[cat,dog\\]"),
+            ({"classes": 5}, r"data\.classes=5 must be a list"),
+            ({"classes": True}, r"data\.classes=true must be a list"),
+            ({"classes": [True, False]}, r"data\.classes=\[True, False\] must be a list"),
+            ({"classes": ["a", None]}, r"data\.classes=\['a', None\] must be a list"),
+            ({"classes": [["a"], ["b"]]}, "must be a list"),
+            ({"classes": {"a": 0}}, "must be a list"),
+            ({"classes": [1, "1"]}, "must be a list of different names"),
         ],
     )
     def test_bad_settings_are_one_sentence(self, settings, words):
         with pytest.raises(ValueError, match=words):
             ImageFolderDataModule("nowhere", **settings)
+
+    def test_a_number_is_a_path(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        folder(tmp_path / "2024", TWO)
+        archive(tmp_path / "2025", TWO)
+        assert ImageFolderDataModule(2024, test_path=2024).train_images().shape == (4, 1, 4, 4)
+        assert ImageZipDataModule(2025, test_path=2025).train_images().shape == (4, 1, 4, 4)
 
 
 class TestBadImages:
@@ -212,6 +265,24 @@ class TestBadImages:
         assert data.train_labels().tolist() == [0, 0, 1, 1, 1]
         assert "Skipped 2 of 7 images of" in (err := capfd.readouterr().err)
         assert "cat/3.png (it is empty), dog/1.png (4x9" in err
+
+    def test_a_link_to_no_image_is_one_of_them(self, tmp_path, capfd):
+        test = folder(tmp_path / "test", TWO)
+        root = folder(tmp_path / "train", TWO)
+        (tmp_path / "train/cat/8.png").symlink_to("gone.png")
+        (tmp_path / "train/dog/9.png").symlink_to("9.png")  # to itself
+        reasons = r"cat/8\.png \(a link to gone\.png, which is not there\), dog/9\.png \(a link"
+        with pytest.raises(DataError, match=f"2 of 6 images of .*: {reasons}"):
+            ImageFolderDataModule(root, test).setup("fit")
+        data = ImageFolderDataModule(root, test, on_bad="skip")
+        assert values(data.train_images()) == [0, 1, 2, 3]
+        assert "Skipped 2 of 6 images" in capfd.readouterr().err
+
+    def test_a_link_to_no_folder_is_refused(self, tmp_path):
+        root = folder(tmp_path / "train", TWO)
+        (tmp_path / "train/eel").symlink_to("/gone/eel")
+        with pytest.raises(DataError, match="train/eel links to /gone/eel, which is not there"):
+            ImageFolderDataModule(root).prepare_data()
 
     def test_the_first_few_of_many_are_named(self, tmp_path):
         contents = TWO | {f"cat/x{i}.png": b"" for i in range(12)}
@@ -333,6 +404,13 @@ class TestZip:
             1,
             3,
         ]
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_a_member_that_is_there_twice_counts_once_as_the_later_one(self, tmp_path):
+        path = archive(tmp_path / "x.zip", TWO)
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("cat/1.png", png(7))
+        assert values(ImageZipDataModule(path, path).train_images()) == [0, 7, 2, 3]
 
     def test_threads_read_one_zip(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)

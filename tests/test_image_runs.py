@@ -43,8 +43,8 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
     assert list((tmp_path / "data/reference").glob("train*")), "features are kept under data"
     trained = json.loads((tmp_path / "run/summary.json").read_text())
 
-    (tmp_path / "moved").mkdir()
-    shutil.move(tmp_path / "photos", tmp_path / "moved")
+    (tmp_path / "2024").mkdir()  # a number to Hydra
+    shutil.move(tmp_path / "photos", tmp_path / "2024")
     code, out, err = lab("sample", "run=run", "num_samples=4", "save=npz", "json=true")
     assert code == 0, err
     with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
@@ -57,7 +57,7 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
     assert "photos does not exist" in err
     assert "data_root" in err
     precision = f"precision={trained['precision']}"
-    code, out, err = lab(*evaluate, "data_root=moved", precision)
+    code, out, err = lab(*evaluate, "data_root=2024", precision)
     assert code == 0, err
     for name, value in json.loads(out.splitlines()[-1]).items():
         assert value == pytest.approx(trained["metrics"][name], rel=1e-6)
@@ -66,7 +66,7 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
     code, _, err = lab(*resume, "data.classes=[x]")
     assert code == 2
     assert ": data.classes=[x] cannot change in a run that is resumed" in err
-    code, _, err = lab(*resume, "data.path=moved/photos")
+    code, _, err = lab(*resume, "data.path=2024/photos")
     assert code == 0, err
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
 

@@ -1,5 +1,7 @@
 """Subsets of a training split: nested, stratified, the same everywhere, refused if too large."""
 
+import math
+
 import pytest
 import torch
 from tiny_data import TinyData
@@ -72,6 +74,16 @@ def test_more_than_there_are_is_refused():
         ({"fraction": 0.1, "per_class": 3}, "leave one of them null"),
         ({"per_class": 0}, "at least 1"),
         ({"per_class": 2.5}, "whole number"),
+        ({"per_class": True}, r"data\.per_class=true must be .*, as in data\.per_class=50"),
+        ({"per_class": "50"}, r"data\.per_class='50' must be a whole number"),
+        ({"fraction": -0.1}, r"data\.fraction=-0\.1 must be .*, as in data\.fraction=0\.1"),
+        ({"fraction": "0.1"}, r"data\.fraction='0\.1' must be a number"),
+        ({"fraction": True}, r"data\.fraction=true must be a number"),
+        ({"fraction": math.nan}, r"data\.fraction=nan must be a number"),
+        ({"subset_seed": -1}, r"data\.subset_seed=-1 must be a whole number of at least 0"),
+        ({"subset_seed": 0.5}, r"data\.subset_seed=0\.5 must be a whole number"),
+        ({"subset_seed": "a"}, r"data\.subset_seed='a' must be a whole number"),
+        ({"subset_seed": None}, r"data\.subset_seed=null must be a whole number"),
     ],
 )
 def test_sizes_that_mean_nothing_are_refused_before_anything_is_read(size, message):

@@ -5,9 +5,9 @@ import json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.errors import require_whole_numbers
+from diffusion_lab.errors import as_user_error, require_whole_numbers
 from diffusion_lab.evaluation import evaluate
-from diffusion_lab.kept_figures import comparable, keep
+from diffusion_lab.kept_figures import comparable, keep, kept
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.progress import console, say
 from diffusion_lab.trained_run import inherit
@@ -17,20 +17,24 @@ from diffusion_lab.vae_prior import open_generator
 def run(cfg: DictConfig) -> None:
     """Measures a run and prints the figures with their floors."""
     require_whole_numbers(cfg, {"batch_size": 1, "seed": 0})
+    against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
+    others = {str(run): kept(str(run)) for run in against}  # a wrong path is said at once
     opened = open_generator(cfg)
     overrides = list(HydraConfig.get().overrides.task)
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
     metrics = opened.metrics(cfg)
-    # refused before an hour of sampling
-    against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
-    others = {str(run): comparable(str(run), metrics.protocol, cfg, cfg.run) for run in against}
+    protocol = metrics.protocol_of(opened.datamodule)
+    # refused before minutes of features and an hour of sampling
+    others = {run: comparable(run, found, protocol, cfg, cfg.run) for run, found in others.items()}
+    with as_user_error():
+        metrics.prepare(opened.datamodule)
     with opened.autocast:
         results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
     results |= ceiling(results, opened.first_stage_figures)
-    for line in report(results):
+    for line in report(results, opened.datamodule.class_names):
         say(line)
-    say(f"Kept in {keep(cfg.run, results, metrics.protocol, cfg)}")
+    say(f"Kept in {keep(cfg.run, results, protocol, cfg)}")
     if others:
         console.print(side_by_side({cfg.run: results} | others))
     if cfg.json:

@@ -40,6 +40,7 @@ COMPOSED = (
     "profile",
     "match",
 )  # the others take what is not chosen from a run
+PATHS = ("run", "run_dir", "resume", "data_root", "output")
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
 Commands:
@@ -97,6 +98,9 @@ def command(name: str):
     def run(cfg: DictConfig) -> None:
         # torch and lightning take seconds to import: not for --help or a typing error
         module = importlib.import_module(f"diffusion_lab.cli.{name}")
+        for key in PATHS:
+            if cfg.get(key) is not None:
+                cfg[key] = str(cfg[key])  # a folder 2024 is a number to Hydra
         try:
             module.run(cfg)
         except (UserError, HydraException, OmegaConfBaseException) as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_lab.data.subsets import check_subset, subset
 from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
-from diffusion_lab.errors import UserError
+from diffusion_lab.errors import UserError, is_whole, require
 from diffusion_lab.images import crop_to, grid, pad_to
 from diffusion_lab.randomness import random_places
 
@@ -50,16 +50,27 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         subset_seed: int = 0,
     ):
         super().__init__()
-        check_subset(fraction, per_class)
+        check_subset(fraction, per_class, subset_seed)
+        require(isinstance(flip, bool), "data.flip", flip, "true or false")
+        require(
+            isinstance(on_device, bool) or on_device == "auto",
+            "data.on_device",
+            on_device,
+            "auto, true or false",
+        )
+        require(
+            is_whole(validation_size, 1),
+            "data.validation_size",
+            validation_size,
+            "a whole number of at least 1",
+            1000,
+        )
+        require(pad is None or is_whole(pad, 1), "data.pad", pad, "a number of pixels or null", 32)
         if pad is not None and pad < max(self.native_shape[1:]):
             raise ValueError(
                 f"data.pad={pad} is smaller than the images; use {max(self.native_shape[1:])} or "
                 "more, or null"
             )
-        if on_device not in (True, False, "auto"):
-            raise ValueError(f"data.on_device={on_device} is unknown; use auto, true or false")
-        if validation_size < 1:
-            raise ValueError("data.validation_size must be at least 1")
         self.pad = pad
         self.flip = flip
         self.on_device = on_device

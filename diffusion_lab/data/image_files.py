@@ -10,6 +10,7 @@ from diffusion_lab.data.datamodule import ImageDataModule, Split
 from diffusion_lab.data.decoding import RESIZE, check_memory, decode, infer
 from diffusion_lab.data.listing import ImageFiles, some
 from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.errors import is_number, is_whole, require
 from diffusion_lab.progress import say
 
 ON_BAD = ("refuse", "skip")
@@ -42,16 +43,25 @@ class ImageFilesDataModule(ImageDataModule):
         per_class: int | None = None,
         subset_seed: int = 0,
     ):
-        if not 0 < test_share < 1:
-            raise ValueError(f"data.test_share={test_share} must be above 0 and below 1")
-        if channels not in (None, 1, 3):
-            raise ValueError(f"data.channels={channels} must be 1, 3 or null")
+        require(
+            is_number(test_share) and 0 < test_share < 1,
+            "data.test_share",
+            test_share,
+            "a number above 0 and below 1",
+            0.1,
+        )
+        require(
+            channels is None or (is_whole(channels, 1) and channels in (1, 3)),
+            "data.channels",
+            channels,
+            "1, 3 or null",
+        )
         for key, value, known in (("resize", resize, RESIZE), ("on_bad", on_bad, ON_BAD)):
             if value not in known:
                 raise ValueError(f"data.{key}={value} is unknown; use one of {', '.join(known)}")
         # before the base class, which asks for the images' shape
-        self.path = path
-        self.test_path = test_path
+        self.path = str(path)  # a folder 2024 is a number to Hydra
+        self.test_path = None if test_path is None else str(test_path)
         self.test_share = test_share
         self.image_size = None if image_size is None else _size(image_size)
         self.channels = channels
@@ -143,22 +153,29 @@ def _check_count(count: int, told: str, remedy: str) -> None:
 
 
 def _size(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width); raises ValueError for what is no size."""
-    sides = image_size if isinstance(image_size, Sequence) else [image_size] * 2
-    if len(sides) != 2 or not all(_positive(side) for side in sides):
-        raise ValueError(
-            f"data.image_size={image_size} must be a number of pixels, [height,width] or null"
-        )
+    """(height, width); raises UserError for what is no size."""
+    sides = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
+    require(
+        len(sides) == 2 and all(is_whole(side, 1) for side in sides),
+        "data.image_size",
+        image_size,
+        "a number of pixels, [height,width] or null",
+        64,
+    )
     return tuple(sides)
 
 
-def _positive(side: object) -> bool:
-    return isinstance(side, int) and not isinstance(side, bool) and side > 0
-
-
 def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names as texts; raises ValueError if one comes twice."""
-    names = () if isinstance(classes, str) else tuple(map(str, classes))
-    if len(set(names)) < len(names) or isinstance(classes, str):
-        raise ValueError(f"data.classes={classes} must be a list of different names, or null")
+    """The names as texts; raises UserError for what is none, or comes twice."""
+    listed = isinstance(classes, Sequence) and not isinstance(classes, str)
+    # a folder 2024 is a number to Hydra
+    named = listed and all(isinstance(name, str) or is_whole(name, 0) for name in classes)
+    names = tuple(map(str, classes)) if named else ()
+    require(
+        named and len(set(names)) == len(names),
+        "data.classes",
+        classes,
+        "a list of different names, or null",
+        "[cat,dog]",
+    )
     return names

@@ -2,16 +2,27 @@
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
+from diffusion_lab.data.decoding import BadImage
 from diffusion_lab.data.image_files import ImageFilesDataModule
-from diffusion_lab.data.listing import ImageFiles, by_folder, existing, images_among
+from diffusion_lab.data.listing import (
+    EXTENSIONS,
+    ImageFiles,
+    by_folder,
+    existing,
+    hidden,
+    images_among,
+)
 from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.progress import say
 
 
 class ImageFolderDataModule(ImageFilesDataModule):
     """Image files; a class is a folder, its label the place of its name among the sorted ones.
 
-    Images that lie in no folder have no labels. Hidden files do not count.
+    Images that lie in no folder have no labels. Hidden files do not count. Links are followed, but
+    to no folder twice.
     """
 
     def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
@@ -22,20 +33,59 @@ class ImageFolderDataModule(ImageFilesDataModule):
         root = existing(path, "folder", "image_zip")
         names = images_among(files_under(root), path)
         classes, labels = by_folder(names, classes, path)
-        return ImageFiles(path, names, classes, labels, lambda name: (root / name).open("rb"))
+        return ImageFiles(path, names, classes, labels, lambda name: opened(root / name))
+
+
+def opened(path: Path) -> BinaryIO:
+    """The file; raises BadImage where a link leads nowhere."""
+    if leads_nowhere(path):
+        raise BadImage(f"a link to {os.readlink(path)}, which is not there")
+    return path.open("rb")
 
 
 def files_under(root: Path) -> list[str]:
-    """The names of all files, with / between folders; links are followed. Raises DataError."""
-    prefix = len(str(root)) + 1
+    """The names of files, with / between folders; links are followed, but to no folder twice.
 
-    def unreadable(error: OSError) -> None:
-        raise DataError(
-            f"{error.filename} cannot be read ({error.strerror}); change that"
-        ) from error
+    Raises DataError for a folder that cannot be read, and for a link that may be one to a folder.
+    """
+    files, folders, links, read = [], [""], [], set()
+    while folders or links:
+        # links wait, so that a folder inside of root is known by its own name
+        folder = folders.pop() if folders else links.pop(0)
+        path = root / folder
+        try:
+            facts = os.stat(path)
+            if (facts.st_dev, facts.st_ino) in read:
+                say(f"Skipped {path}: it links to a folder that is read already")
+                continue
+            read.add((facts.st_dev, facts.st_ino))
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename} cannot be read ({error.strerror}); change that"
+            ) from error
+        for entry in entries:
+            if hidden(entry.name):
+                continue
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(name)
+            elif not entry.is_symlink():
+                files.append(name)
+            elif os.path.isdir(entry.path):
+                links.append(name)
+            elif leads_nowhere(entry.path) and not name.lower().endswith(EXTENSIONS):
+                # a class would be missing, and nobody would know
+                raise DataError(
+                    f"{entry.path} links to {os.readlink(entry.path)}, which is not there; mend or "
+                    "remove it"
+                )
+            else:
+                files.append(name)
+    return files
 
-    return [
-        os.path.join(folder, name)[prefix:]
-        for folder, _, names in os.walk(str(root), onerror=unreadable, followlinks=True)
-        for name in names
-    ]
+
+def leads_nowhere(path: Path | str) -> bool:
+    """Whether it is a link to nothing, or to itself."""
+    return os.path.islink(path) and not os.path.exists(path)

@@ -33,7 +33,8 @@ class ImageZipDataModule(ImageFilesDataModule):
         if path is None:
             return None
         archive = _opened(existing(path, "file", "image_folder"))
-        members = [info.filename for info in archive.infolist() if not info.is_dir()]
+        # of two members of one name, which appending leaves, a zip knows the last
+        members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
         for name in members:
             first, *rest = re.split(r"[/\\]", name)
             if first == "" or ".." in (first, *rest):

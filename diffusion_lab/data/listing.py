@@ -72,7 +72,7 @@ def images_among(names: Iterable[str], where: str) -> list[str]:
 
     Raises DataError where there are none.
     """
-    visible = [name for name in names if not _hidden(name)]
+    visible = [name for name in names if not hidden(name)]
     images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
     if not visible:
         raise DataError(f"{where} is empty; set data.path to where the images are")
@@ -158,5 +158,6 @@ def some(names: Sequence[str]) -> str:
     return f"{', '.join(map(str, names[:SHOWN]))}{more}"
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether a file, or a folder that it is in, is not for people to see."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from diffusion_lab.errors import UserError
+from diffusion_lab.errors import UserError, is_number, is_whole, require
 
 
 def subset(
@@ -37,14 +37,25 @@ def place(seed: int, index: int) -> bytes:
     return hashlib.sha256(f"{seed}/{index}".encode()).digest()
 
 
-def check_subset(fraction: float | None, per_class: int | None) -> None:
-    """Raises ValueError for sizes that mean nothing."""
+def check_subset(fraction: float | None, per_class: int | None, seed: int) -> None:
+    """Raises UserError for sizes, or a seed, that mean nothing."""
     if fraction is not None and per_class is not None:
-        raise ValueError(
+        raise UserError(
             f"data.fraction={fraction} and data.per_class={per_class} are two sizes of one subset; "
             "leave one of them null"
         )
-    if fraction is not None and not 0 < fraction <= 1:
-        raise ValueError(f"data.fraction={fraction} must be above 0 and at most 1; null is all")
-    if per_class is not None and (not isinstance(per_class, int) or per_class < 1):
-        raise ValueError(f"data.per_class={per_class} must be a whole number of at least 1")
+    require(
+        fraction is None or (is_number(fraction) and 0 < fraction <= 1),
+        "data.fraction",
+        fraction,
+        "a number above 0 and at most 1, or null for all",
+        0.1,
+    )
+    require(
+        per_class is None or is_whole(per_class, 1),
+        "data.per_class",
+        per_class,
+        "a whole number of at least 1, or null for all",
+        50,
+    )
+    require(is_whole(seed, 0), "data.subset_seed", seed, "a whole number of at least 0")

@@ -28,7 +28,7 @@ class FashionMNISTDataModule(ImageDataModule):
         subset_seed: int = 0,
     ):
         super().__init__(pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
-        self.root = Path(root)
+        self.root = Path(str(root))  # a folder 2024 is a number to Hydra
 
     def prepare_data(self) -> None:
         """Fetches the files if they are not under `root`; raises DataError."""
@@ -105,7 +105,7 @@ class CIFAR10DataModule(ImageDataModule):
         subset_seed: int = 0,
     ):
         super().__init__(None, flip, on_device, validation_size, fraction, per_class, subset_seed)
-        self.root = Path(root)
+        self.root = Path(str(root))  # a folder 2024 is a number to Hydra
 
     def prepare_data(self) -> None:
         """Fetches the files if they are not under `root`; raises DataError."""

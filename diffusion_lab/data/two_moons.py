@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data.datamodule import ImageDataModule, Split
+from diffusion_lab.errors import is_number, require
 from diffusion_lab.images import to_float
 
 TRAIN_SIZE, TEST_SIZE = 20_000, 2_000
@@ -30,8 +31,7 @@ class TwoMoonsDataModule(ImageDataModule):
         validation_size: int = 1000,
     ):
         super().__init__(on_device=on_device, validation_size=validation_size)
-        if noise < 0:
-            raise ValueError(f"data.noise={noise} must be 0 or more")
+        require(is_number(noise) and noise >= 0, "data.noise", noise, "a number of at least 0")
         self.noise = noise
 
     def load(self) -> tuple[Split, Split]:

@@ -5,10 +5,13 @@ With roots S1 = A^T A and S2 = B^T B, tr sqrt(S1 S2) is the sum of the singular 
 exact also where a covariance is singular, and never complex. n images, D features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from diffusion_lab.errors import UserError
 
 BLOCK = 2048  # rows that are held in float64 at a time
 SPLIT_SEED = 0  # of the halves
@@ -50,18 +53,18 @@ class FeatureSet:
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureSet":
-        """From features (n, D), n of at least 2; raises ValueError for fewer or non-finite ones."""
+        """From features (n, D), n of at least 2; raises UserError for fewer or non-finite ones."""
         check_features(features)
         return cls(features, *_mean_and_root(features), _self_kernel(features))
 
 
 def check_features(features: Tensor) -> None:
-    """Raises ValueError for fewer than 2 images, or for features (n, D) that are not finite."""
+    """Raises UserError for fewer than 2 images, or for features (n, D) that are not finite."""
     count = len(features)
     if count < 2:
-        raise ValueError(f"a distance needs at least 2 images on each side, not {count}")
+        raise UserError(f"a distance needs at least 2 images on each side, not {count}")
     if not (finite := features.isfinite().all(1)).all():
-        raise ValueError(
+        raise UserError(
             f"{count - finite.sum()} of {count} images have features that are not finite "
             f"(the first is number {finite.int().argmin()}); "
             "look at the images, or load the extractor's weights anew"
@@ -83,18 +86,25 @@ def frechet(a: FeatureSet, b: FeatureSet) -> float:
     return _frechet(a.mean, a.root, b.mean, b.root)
 
 
-def frechet_of(a: Tensor, b: Tensor) -> float:
-    """As `frechet`, of features (n, D) and (m, D), without the kernel means that `kid` wants."""
-    for features in (a, b):
-        check_features(features)
-    return _frechet(*_mean_and_root(a), *_mean_and_root(b))
+def frechets_of(features: Tensor, others: Sequence[Tensor]) -> list[float]:
+    """As `frechet`, of features (n, D) and of each of others (m, D).
+
+    Without the kernel means that `kid` wants, and the features' own moments are taken once.
+    """
+    for each in (features, *others):
+        check_features(each)
+    own = _mean_and_root(features)
+    return [_frechet(*own, *_mean_and_root(other)) for other in others]
 
 
 def frechet_of_halves(features: Tensor, other: FeatureSet, splits: int) -> Tensor:
     """Frechet distances to `other` of both halves of features (n, D), split at random: (2 splits,).
 
     Their standard deviation is the delete-half jackknife's estimate of that of the distance of all
-    n; as bias falls as 1 / n, 2 `frechet` - their mean is without most of it.
+    n: a conservative one, too large by a third to two thirds for Gaussian features. As bias falls
+    as 1 / n, 2 `frechet` - their mean is without most of it (FID-infinity, arXiv:1911.07023), where
+    n is several times D. Below D covariances are singular, bias falls otherwise, and that value is
+    not valid: it may be far off, also negative.
     """
     half = len(features) // 2
     generator = torch.Generator().manual_seed(SPLIT_SEED)

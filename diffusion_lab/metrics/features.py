@@ -22,6 +22,20 @@ class Source(Protocol):
     class_names: tuple[str, ...]
 
 
+class ImageSource(Source, Protocol):
+    """What metrics need of a data module; images are uint8 (N, C, H, W), never augmented."""
+
+    fingerprint: str  # of the content of both splits
+
+    def reference_images(self) -> Tensor: ...
+
+    def reference_labels(self) -> Tensor: ...
+
+    def test_images(self) -> Tensor: ...
+
+    def test_labels(self) -> Tensor: ...
+
+
 class FeatureExtractor(ABC):
     """A frozen network, uint8 (B, C, H, W) -> (B, D) float32; one channel is tiled to `channels`.
 

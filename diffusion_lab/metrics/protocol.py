@@ -23,6 +23,11 @@ def with_fingerprint(protocol: Protocol) -> Protocol:
     return protocol | {FINGERPRINT: hashlib.sha256(content.encode()).hexdigest()[:12]}
 
 
+def short_count(count: int) -> str:
+    """A number of images as a name has it: 60000 -> 60k, 1234 -> 1234."""
+    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
 def require_same(protocols: dict[str, Protocol]) -> None:
     """Raises UserError, naming the first difference, unless all protocols, by name, are one."""
     (first, expected), *others = protocols.items()

@@ -1,5 +1,7 @@
 """Figures for people: a line each, with the value that real images have."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 WORDS = {
@@ -14,18 +16,26 @@ WORDS = {
 }
 
 
-def report(values: dict[str, float]) -> list[str]:
+def report(values: dict[str, float], class_names: Sequence[str] = ()) -> list[str]:
     """Lines of what `GenerativeMetrics.compute` returned: value, floor and whole name."""
     floors, lines = floors_of(values), []
     for name in measured_of_samples(values):
         metric, _, protocol = name.partition("/")
-        line = f"{WORDS.get(metric, metric.capitalize())} {with_spread(values, name)}"
+        line = f"{words_for(metric, class_names)} {with_spread(values, name)}"
         if metric in floors:
-            floor, measured = floors[metric]
-            other = "" if measured == protocol else f" at {measured.rpartition('-')[2]} images"
-            line += f" (real images {floor:.4g}{other})"
+            line += f" (real images {floor_beside(floors[metric], protocol)})"
         lines.append(f"{line} [{name}]")
     return lines
+
+
+def words_for(metric: str, class_names: Sequence[str]) -> str:
+    """What people call a metric: fid_class3 is the FID of class 3, with its name if it has one."""
+    kind, _, label = metric.partition("_class")
+    if not label.isdecimal():
+        return WORDS.get(metric, metric.capitalize())
+    name = class_names[int(label)] if int(label) < len(class_names) else label
+    # classes that have no names are called by their numbers
+    return f"{WORDS[kind]} of class {label}" + ("" if name == label else f" ({name})")
 
 
 def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str, float]:
@@ -45,10 +55,18 @@ def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
     table = Table("", *runs, "real images")
     for name in measured_of_samples(first):
         if all(name in values for values in runs.values()):
-            floor = floors.get(name.partition("/")[0])
+            metric, _, protocol = name.partition("/")
             cells = [with_spread(values, name) for values in runs.values()]
-            table.add_row(name, *cells, "" if floor is None else f"{floor[0]:.4g}")
+            floor = floor_beside(floors[metric], protocol) if metric in floors else ""
+            table.add_row(name, *cells, floor)
     return table
+
+
+def floor_beside(floor: tuple[float, str], protocol: str) -> str:
+    """A floor, and of how many images it is if these are fewer than the samples beside it."""
+    value, measured = floor
+    other = "" if measured == protocol else f" at {measured.rpartition('-')[2]} images"
+    return f"{value:.4g}{other}"
 
 
 def floors_of(values: dict[str, float]) -> dict[str, tuple[float, str]]:

@@ -108,7 +108,8 @@ def measure(metrics: GenerativeMetrics, data: ImageDataModule, images: Tensor, l
 
 def measure_all(extractor, data: ImageDataModule, count: int, classifier: str | None) -> list[dict]:
     metrics = GenerativeMetrics(extractor, None, count, "data/reference", classifier=classifier)
-    metrics.prepare(data, "cpu")
+    metrics.load(data, "cpu")
+    metrics.prepare(data)
     images, labels = data.test_images()[:count], data.test_labels()[:count]
     rows = [{"what": "as it is", "much": 0, **measure(metrics, data, images, labels)}]
     for what, steps in ladders(data).items():

@@ -54,7 +54,7 @@ class Classifier(FeatureExtractor):
     preprocessing = "as it is, x / 127.5 - 1"
 
     def __init__(self, path: str):
-        self.path = Path(path)
+        self.path = Path(str(path))  # a file 2024 is a number to Hydra
 
     def build(self) -> tuple[nn.Module, str]:
         """The network and the checksum of its file."""

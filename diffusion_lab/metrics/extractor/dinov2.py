@@ -36,7 +36,7 @@ class DINOv2(FeatureExtractor):
 
         options = {"num_classes": 0, "img_size": SIZE}
         if self.weights_path is not None:
-            path = Path(self.weights_path)
+            path = Path(str(self.weights_path))
             if not path.is_file():
                 raise ExtractorUnavailable(
                     f"there is no file {path} (metrics.extractor.weights_path)"

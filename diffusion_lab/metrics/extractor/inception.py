@@ -48,7 +48,7 @@ class Inception(FeatureExtractor):
         if self.weights_path is None:
             path, expected = download(), PUBLISHED_SHA256
         else:
-            path, expected = Path(self.weights_path), (self.sha256 or "").lower()
+            path, expected = Path(str(self.weights_path)), str(self.sha256 or "").lower()
         if not path.is_file():
             raise ExtractorUnavailable(f"there is no file {path}; {HOW_TO_GET}")
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()

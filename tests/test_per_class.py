@@ -1,0 +1,54 @@
+"""The FID of each class: what is compared, with how many, and what has none."""
+
+import pytest
+import torch
+
+from diffusion_lab.metrics import FeatureSet, frechet
+from diffusion_lab.metrics.per_class import Labelled, class_distances, first_of_each
+
+
+def test_the_first_of_each_class():
+    labels = torch.tensor([1, 0, 1, 1, 0, 2])
+    assert first_of_each(labels, 2).tolist() == [True, True, True, False, True, True]
+    assert first_of_each(labels, 1).tolist() == [True, True, False, False, False, True]
+
+
+def labelled(seed: int, *counts: int) -> Labelled:
+    """So many images of classes 0, 1, ..., shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    return Labelled(torch.randn(len(labels), 5, generator=generator), labels)
+
+
+def test_both_sides_are_of_the_class_and_floors_of_as_many():
+    reference, test, ours = (
+        labelled(0, 2000, 70, 9),
+        labelled(1, 30, 30, 30),
+        labelled(2, 20, 40, 3),
+    )
+    values = class_distances(ours, test, reference, "x")
+    assert list(values) == [
+        "fid_class0/x/train2k-20",
+        "fid_class0_floor/x/train2k-20",
+        "fid_class1/x/train70-40",
+        "fid_class1_floor/x/train70-30",
+        "fid_class2/x/train9-3",
+        "fid_class2_floor/x/train9-3",
+    ]
+    for label, count in ((0, 20), (1, 30), (2, 3)):
+        real = FeatureSet.of(reference.features[reference.labels == label])
+        sides = (ours.features[ours.labels == label], test.features[test.labels == label][:count])
+        own, floor = list(values.values())[2 * label : 2 * label + 2]
+        assert own == pytest.approx(frechet(FeatureSet.of(sides[0]), real), rel=1e-9)
+        assert floor == pytest.approx(frechet(FeatureSet.of(sides[1]), real), rel=1e-9)
+
+
+def test_a_class_of_one_image_has_no_figure():
+    values = class_distances(labelled(2, 9, 9, 1), labelled(1, 9, 1, 9), labelled(0, 9, 9, 9), "x")
+    assert list(values) == [
+        "fid_class0/x/train9-9",
+        "fid_class0_floor/x/train9-9",
+        "fid_class1/x/train9-9",
+    ]
+    assert class_distances(labelled(2, 9), labelled(1, 9), labelled(0, 1), "x") == {}
