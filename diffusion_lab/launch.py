@@ -3,6 +3,7 @@
 import os
 import sys
 import uuid
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -56,7 +57,8 @@ def device_of_process(trainer: DictConfig) -> torch.device:
 
 def in_launched_process() -> bool:
     """Whether torchrun (ours or the user's) or srun has already started a process a device."""
-    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+    with warnings.catch_warnings(action="ignore"):  # of an srun that is installed and not used
+        return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
 def run_on_all_devices(command: str, overrides: list[str], processes: int) -> None:
@@ -90,7 +92,7 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
 
 def cluster() -> ClusterEnvironment:
     """What started the processes of this run."""
-    return SLURMEnvironment() if SLURMEnvironment.detect() else TorchElasticEnvironment()
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment()
 
 
 def join_process_group(device: torch.device) -> None:
