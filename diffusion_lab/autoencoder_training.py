@@ -92,6 +92,7 @@ def build_autoencoder_parts(
             cfg.batch_size,
             cfg.seed,
         )
+        module.loss.check(shape)
         try_out(cfg, layout, module)
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
         metrics = instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None

@@ -135,6 +135,8 @@ WRONG = [
     (["metrics.num_samples=33"], "metrics.num_samples=32"),
     (["autoencoder.channels=6"], "multiple of 4"),
     (["reconstruction.error=l3"], "l1 or l2"),
+    ([*ADVERSARIAL, "reconstruction.discriminator.layers=6"], "discriminator.layers"),
+    (["autoencoder.multipliers=[1,0]"], "autoencoder.multipliers=[1, 0] must be"),
     (["autoencoder.codes=8"], "no key autoencoder.codes"),
 ]
 
