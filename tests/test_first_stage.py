@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from diffusion_lab import runs
 from diffusion_lab.autoencoder import files
 from diffusion_lab.autoencoder_training import latent_moments
+from diffusion_lab.data import datamodule
 from diffusion_lab.data.tensor_loader import TensorLoader
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.first_stage import KL, VQ
@@ -92,6 +94,24 @@ def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeyp
     stage.sha256 = "another"
     stage.prepare(data, torch.device("cpu"))
     assert len(list((tmp_path / "first/latents").glob("moments-*.pt"))) == 4
+
+
+@pytest.mark.parametrize(("free", "device"), [(200_000, "meta"), (120_000, "cpu")])
+def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, free, device):
+    data.moments = torch.zeros(64, 8, 2, 2)  # 8 kB, and as much again mirrored
+    data.mirrored_moments = torch.ones(64, 8, 2, 2)
+    data.set_batch(8, 8, 0)
+    where = torch.device("meta")
+    strategy = SimpleNamespace(root_device=where)
+    data.trainer = SimpleNamespace(
+        strategy=strategy, accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0
+    )
+    # of which a tenth may be taken
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    original = datamodule._fits
+    monkeypatch.setattr(datamodule, "_fits", lambda kept, _: original(kept, torch.device("cuda")))
+    loader = data.train_dataloader()
+    assert {loader.images.device.type, loader.mirrored.device.type} == {device}
 
 
 def test_a_latent_run_from_training_to_another_path(lab, tmp_path):

@@ -190,8 +190,11 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
             )
         device = trainer.strategy.root_device
         images = self.padded(self.train_images()) if self.moments is None else self.moments
-        if self.on_device is True or (self.on_device == "auto" and _fits(images, device)):
+        mirrored = self.mirrored_moments
+        kept = [images] if mirrored is None else [images, mirrored]
+        if self.on_device is True or (self.on_device == "auto" and _fits(kept, device)):
             images = images.to(device)
+            mirrored = None if mirrored is None else mirrored.to(device)
         return TensorLoader(
             images,
             self.train_labels(),
@@ -203,7 +206,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
             # asked late: a checkpoint may be restored, or a new epoch begin, in between
             samples_seen=lambda: trainer.global_step * self.batch_size,
             device=device,
-            mirrored=self.mirrored_moments,
+            mirrored=mirrored,
         )
 
     def val_dataloader(self) -> HeldOutLoader:
@@ -226,9 +229,9 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         return whole if index is None else Split(whole.images[index], whole.labels[index])
 
 
-def _fits(images: Tensor, device: torch.device) -> bool:
-    """Whether the images leave an accelerator's memory to the model."""
+def _fits(tensors: list[Tensor], device: torch.device) -> bool:
+    """Whether the tensors leave an accelerator's memory to the model."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return images.nbytes < FREE_MEMORY_SHARE * free
+    return sum(each.nbytes for each in tensors) < FREE_MEMORY_SHARE * free
