@@ -9,6 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch._functorch import config as functorch
 
 from diffusion_lab import runs
 from diffusion_lab.autoencoder import Autoencoder, files
@@ -37,6 +38,9 @@ class AutoencoderParts(Parts):
         return self.module.autoencoder
 
     def compile(self) -> None:
+        if self.module.loss.discriminator is not None:
+            # the adversary's weight takes gradients of a graph that the step still needs
+            functorch.donated_buffer = False
         self.module.autoencoder.encoder.compile()
         self.module.autoencoder.decoder.compile()
 

@@ -104,6 +104,15 @@ def test_resuming_equals_never_having_stopped(lab, tmp_path, extra):
     assert content[0] == content[1]
 
 
+@pytest.mark.slow
+def test_a_compiled_autoencoder_meets_its_adversary(lab, tmp_path):
+    code, _, err = lab(
+        *TRAIN, *ADVERSARIAL, "compile=true", "callbacks.evaluation=null", "run_dir=run"
+    )
+    assert code == 0, err
+    assert any("train/adversarial_weight" in row for row in rows(tmp_path / "run"))
+
+
 def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch):
     original = AutoencoderModule.training_step
 
