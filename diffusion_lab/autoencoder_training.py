@@ -68,7 +68,7 @@ class AutoencoderParts(Parts):
             image_shape=list(data.image_shape),
             latent_mean=mean,
             latent_std=std,
-            data=data.fingerprint,
+            data=data.images_fingerprint,
             figures=results,
         )
         files.save(autoencoder, facts, folder / files.FILE)

@@ -38,8 +38,8 @@ class OpenRun:
 
     @property
     def first_stage_figures(self) -> dict[str, float]:
-        """Of reconstructed test images, where latents are diffused."""
-        return self.model.first_stage.figures
+        """Of reconstructed test images, where latents are diffused; once the data are read."""
+        return self.model.first_stage.figures(self.datamodule)
 
     def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
         """The metrics that `cfg.metrics` says, loaded, to be prepared."""

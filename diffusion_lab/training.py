@@ -73,7 +73,7 @@ class DiffusionParts(Parts):
         OmegaConf.update(cfg, "first_stage", self.module.first_stage.facts())
 
     def beside(self, results: dict[str, float]) -> dict[str, float]:
-        return results | ceiling(results, self.module.first_stage.figures)
+        return results | ceiling(results, self.module.first_stage.figures(self.datamodule))
 
     def keep(self, folder: Path) -> None:
         self.module.first_stage.keep(folder)

@@ -49,7 +49,8 @@ def test_a_run_leaves_everything_it_promises(lab, tmp_path):
     autoencoder, facts, _ = files.load(folder / files.FILE)
     data = TinyData()
     data.setup("fit")
-    assert (facts.kind, facts.data, facts.image_shape) == ("KL", data.fingerprint, [1, 8, 8])
+    assert data.images_fingerprint != data.fingerprint
+    assert (facts.kind, facts.data, facts.image_shape) == ("KL", data.images_fingerprint, [1, 8, 8])
     assert facts.figures == metrics
     assert not [name for name in autoencoder.state_dict() if "layers" in name]
     with torch.no_grad():

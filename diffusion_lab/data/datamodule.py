@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -127,11 +128,12 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all images and labels, trained on or not: equal exactly if the data are."""
-        digest = hashlib.sha256()
-        for tensor in (part for split in self._splits for part in split):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy())
-        return digest.hexdigest()
+        return sha256_of(part for split in self._splits for part in split)
+
+    @cached_property
+    def images_fingerprint(self) -> str:
+        """sha256 of all images, whatever their labels."""
+        return sha256_of(split.images for split in self._splits)
 
     def to_native(self, images: Tensor) -> Tensor:
         """Crops generated images (B, C, H, W) to the data's own size; a no-op without padding."""
@@ -227,6 +229,15 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         whole = self._splits[0]
         index = subset(whole.labels, self.fraction, self.per_class, self.subset_seed)
         return whole if index is None else Split(whole.images[index], whole.labels[index])
+
+
+def sha256_of(tensors: Iterable[Tensor]) -> str:
+    """Of their types, shapes and values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _fits(tensors: list[Tensor], device: torch.device) -> bool:

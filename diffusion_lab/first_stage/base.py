@@ -16,9 +16,8 @@ class FirstStage(ABC):
     cache = False  # whether training reads moments that were computed once
     data_std = 1.0  # of what is diffused, for those who scale by it and are not told a number
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """Of reconstructed test images, where they were measured."""
+    def figures(self, data: ImageDataModule) -> dict[str, float]:
+        """Of reconstructed test images of these data, which are read, where they were measured."""
         return {}
 
     @abstractmethod
