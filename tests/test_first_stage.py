@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -251,3 +252,14 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, tmp_path, kind):
     code, _, err = lab("encode", "run=run")
     assert code == 2
     assert "is an autoencoder" in err
+
+    autoencoder, facts, _ = files.load(tmp_path / "run" / files.FILE)
+    for change, words in (
+        ({"latent_mean": [0.1, -0.8, 0.1, 0.1]}, "mean is 0.8 off"),
+        ({"latent_std": [1.0, 1.0, 0.25, 1.0]}, "4 times off"),
+    ):
+        files.save(autoencoder, replace(facts, **change), tmp_path / "run" / files.FILE)
+        code, _, err = lab("sample", "run=run", "num_samples=4")
+        assert code == 2
+        assert words in err
+        assert "train with autoencoder=vae" in err
