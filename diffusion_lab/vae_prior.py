@@ -1,6 +1,5 @@
 """Images from a VAE's prior: z ~ N(0, 1), decoded (arXiv:1312.6114)."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +97,12 @@ def open_generator(cfg: DictConfig) -> OpenRun | OpenAutoencoder:
             "from; diffuse in its latents by `diffusion-lab train first_stage=vq "
             f"first_stage.run={cfg.run}`"
         )
-    off = (
-        max(abs(mean) for mean in facts.latent_mean),
-        max(max(std, 1 / std) if std > 0 else math.inf for std in facts.latent_std),
-    )
-    if off[0] > FARTHEST_MEAN or off[1] > FARTHEST_STD:
+    mean = max(abs(mean) for mean in facts.latent_mean)
+    std = max(max(std, 1 / max(std, 1e-9)) for std in facts.latent_std)
+    if mean > FARTHEST_MEAN or std > FARTHEST_STD:
         raise UserError(
             f"the latents of {cfg.run} are not N(0, 1), so that its prior decodes to noise (a "
-            f"channel's mean is {off[0]:.2g} off, a standard deviation {off[1]:.2g} times off); "
+            f"channel's mean is {mean:.2g} off, a standard deviation {std:.2g} times off); "
             "train with autoencoder=vae reconstruction=likelihood, or diffuse in its latents by "
             f"`diffusion-lab train first_stage=kl first_stage.run={cfg.run}`"
         )

@@ -8,7 +8,7 @@ import yaml
 from conftest import TINY
 from tiny_data import TinyData
 
-from diffusion_lab.first_stage import HubVAE
+from diffusion_lab.first_stage import HubVAE, hub
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -65,16 +65,28 @@ def test_images_go_there_and_back(tmp_path, name, channels):
         assert torch.equal(stage.draw(images), x0)
 
 
-def test_a_measured_scale_gives_unit_deviation(tmp_path):
-    save(tmp_path)
-    data = TinyData()
-    data.setup("fit")
-    stage = open_stage(tmp_path, "measured")
-    stage.latent_shape(data.image_shape)
-    stage.prepare(data, torch.device("cpu"))
-    assert stage.encode(data.train_images()).std() == pytest.approx(1.0, rel=1e-3)
-    again = open_stage(tmp_path, **stage.facts())
-    assert torch.allclose(again.encode(data.train_images()), stage.encode(data.train_images()))
+def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkeypatch):
+    network = save(tmp_path)
+    # a wide posterior, and images in an order that their first ones do not stand for
+    network.quant_conv.bias.data[4:] = 0.5
+    network.save_pretrained(tmp_path)
+    monkeypatch.setattr(hub, "MEASURED", 32)
+    found = []
+    for cache in (True, False):
+        data = TinyData()
+        data.setup("fit")
+        images = data.train_images()
+        images[:32] //= 4
+        stage = HubVAE(str(tmp_path), "measured", None, cache, str(tmp_path / "latents"))
+        stage.latent_shape(data.image_shape)
+        stage.prepare(data, torch.device("cpu"))
+        torch.manual_seed(0)
+        drawn = torch.cat([stage.draw(images) for _ in range(20)])
+        assert drawn.std() == pytest.approx(1.0, rel=0.03)
+        found.append(stage.facts()["scale"])
+        again = open_stage(tmp_path, **stage.facts())
+        assert torch.allclose(again.encode(images), stage.encode(images))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_a_run_remembers_the_weights(lab, tmp_path):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from diffusion_lab.autoencoder.network import pad_to_multiple
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.latents import Latents
+from diffusion_lab.progress import say
+from diffusion_lab.randomness import random_places
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 PROBE = 64  # side of an image by which the factor is seen
@@ -75,21 +77,28 @@ class HubVAE(Latents):
     def mean(self, moments: Tensor) -> Tensor:
         return moments[:, : self.network.config.latent_channels]
 
-    def sample(self, moments: Tensor) -> Tensor:
+    def spread(self, moments: Tensor) -> Tensor:
+        """The variance of `sample`."""
         mean = self.mean(moments)
         if mean.shape == moments.shape:  # AutoencoderTiny's are certain
-            return mean
-        log_variance = moments[:, mean.shape[1] :].clamp(-30, 20)
-        return mean + (log_variance / 2).exp() * torch.randn_like(mean)
+            return torch.zeros_like(mean)
+        return moments[:, mean.shape[1] :].clamp(-30, 20).exp()
+
+    def sample(self, moments: Tensor) -> Tensor:
+        mean = self.mean(moments)
+        return mean + self.spread(moments).sqrt() * torch.randn_like(mean)
 
     def prepare(self, data: ImageDataModule, device: torch.device) -> None:
         super().prepare(data, device)
+        say("Advice: this first stage's rFID, beyond which no FID comes, was not measured")
         if self.measures:
-            moments = data.moments
-            if moments is None:
+            if data.moments is None:
                 images = data.trained_on(MEASURED).images
                 moments = torch.cat([self.moments(part.to(device)) for part in images.split(64)])
-            self.scale = self.mean(moments[:MEASURED]).double().std().item()
+            else:  # of the same images
+                moments = data.moments[random_places(len(data.moments), MEASURED)]
+            mean = self.mean(moments).double()
+            self.scale = (mean.var(correction=0) + self.spread(moments).mean()).sqrt().item()
             self.given = 1 / self.scale
 
     def facts(self) -> dict[str, object]:
