@@ -20,6 +20,7 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
+from diffusion_lab.first_stage import hub
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 CHECKPOINT = Path("checkpoints/last.ckpt")
@@ -90,6 +91,8 @@ def load_config(folder: str | Path) -> DictConfig:
         OmegaConf.set_struct(cfg, True)
         if "run" in cfg.get("first_stage", {}):
             cfg.first_stage.run = str(folder)  # its own copy, wherever it now is
+        if "path" in cfg.get("first_stage", {}):
+            cfg.first_stage.path = str(folder / hub.FOLDER)
     except Exception as error:  # YAML's errors and OmegaConf's have no common name
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
     return cfg

@@ -134,7 +134,7 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
 
 def lasting(part: DictConfig) -> dict:
     """What a part of a configuration says, but for where its files are."""
-    places = ("run", "cache", "cache_dir")
+    places = ("run", "path", "cache", "cache_dir")
     return {key: value for key, value in part.items() if key not in places}
 
 

@@ -1,5 +1,7 @@
 """Autoencoders of diffusers as first stages, tiny and untrained ones."""
 
+import json
+import shutil
 import sys
 
 import pytest
@@ -89,7 +91,7 @@ def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkey
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
-def test_a_run_remembers_the_weights(lab, tmp_path):
+def test_a_run_keeps_a_copy(lab, tmp_path):
     save(tmp_path / "vae")
     code, _, err = lab(
         "train",
@@ -106,13 +108,35 @@ def test_a_run_remembers_the_weights(lab, tmp_path):
     kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["first_stage"]
     assert (kept["path"], len(kept["sha256"])) == ("vae", 64)
     assert isinstance(kept["scale"], float)
-    assert lab("sample", "run=run", "num_samples=4")[0] == 0
-    network = save(tmp_path / "vae")
-    torch.nn.init.ones_(network.quant_conv.weight)
-    network.save_pretrained(tmp_path / "vae")
-    code, _, err = lab("sample", "run=run", "num_samples=4")
+    # the run reopens from its own copy, wherever both have gone
+    shutil.rmtree(tmp_path / "vae")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    for command in (
+        ["sample", "run=moved", "num_samples=4"],
+        ["train", "resume=moved", "trainer.max_steps=6"],
+        ["sample", "run=moved", "guidance=autoguidance", "guidance.weak_run=moved"],
+    ):
+        code, _, err = lab(*command)
+        assert code == 0, err
+
+    copy = tmp_path / "moved/first_stage"
+    settings = json.loads((copy / "config.json").read_text())
+    changed = json.dumps(settings | {"scaling_factor": 5.0})
+    (copy / "config.json").write_text(changed)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
     assert code == 2
-    assert "has other weights now" in err
+    assert "has other weights or settings now" in err
+    (copy / "config.json").write_text(json.dumps(settings))
+    network = diffusers.AutoencoderKL.from_pretrained(copy)
+    torch.nn.init.ones_(network.quant_conv.weight)
+    network.save_pretrained(copy)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
+    assert code == 2
+    assert "has other weights or settings now" in err
+    shutil.rmtree(copy)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
+    assert code == 2
+    assert "moved/first_stage is no folder" in err
 
 
 def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):
