@@ -12,7 +12,7 @@ from tiny_data import TinyData
 
 from diffusion_lab.autoencoder import files
 from diffusion_lab.autoencoder_module import AutoencoderModule, quality
-from diffusion_lab.images import to_float
+from diffusion_lab.images import to_float, to_uint8
 
 TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]
 ADVERSARIAL = [
@@ -139,6 +139,22 @@ def test_psnr_and_ssim():
     assert psnr == pytest.approx(3 * 28.131, abs=1e-2)  # 20 log10(255 / 10)
     assert ssim < 3
     assert quality(images[..., :8, :8], images[..., :8, :8])[1].isnan()
+
+
+def test_padding_is_no_part_of_the_quality(lab, tmp_path):
+    options = ["data.pad=16", "callbacks.evaluation=null", "trainer.precision=32-true"]
+    code, _, err = lab(*TRAIN, *options, "run_dir=run")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run/summary.json").read_text())["metrics"]
+    autoencoder, _, _ = files.load(tmp_path / "run" / files.FILE)
+    data = TinyData(pad=16)
+    data.setup("fit")
+    images = data.held_out(20, "")[0]
+    back = to_uint8(autoencoder.decode(autoencoder.mean(autoencoder.moments(to_float(images)))))
+    psnr = quality(data.to_native(images), data.to_native(back))[0] / 20
+    assert metrics["val/psnr"] == pytest.approx(float(psnr), abs=0.02)
+    assert abs(float(quality(images, back)[0]) / 20 - float(psnr)) > 0.1
+    assert "val/ssim" not in metrics  # 8 x 8 pixels are too few
 
 
 WRONG = [
