@@ -56,6 +56,9 @@ class AutoencoderModule(TrainedModule):
         self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
         return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.loss.rest(self.trainer.global_step)
+
     def on_validation_epoch_start(self) -> None:
         self.sums: list[Tensor] = []
 

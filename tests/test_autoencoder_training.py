@@ -52,7 +52,7 @@ def test_a_run_leaves_everything_it_promises(lab, tmp_path):
     assert data.images_fingerprint != data.fingerprint
     assert (facts.kind, facts.data, facts.image_shape) == ("KL", data.images_fingerprint, [1, 8, 8])
     assert facts.figures == metrics
-    assert not [name for name in autoencoder.state_dict() if "layers" in name]
+    assert {name.partition(".")[0] for name in autoencoder.state_dict()} == {"encoder", "decoder"}
     with torch.no_grad():
         moments = autoencoder.moments(to_float(data.train_images()))
         drawn = torch.cat([autoencoder.sample(moments) for _ in range(50)])
@@ -83,6 +83,19 @@ def test_every_kind_trains(lab, tmp_path, extra):
         steps = [row["step"] for row in rows(tmp_path / "run") if "train/discriminator" in row]
         assert steps == [3, 4]
     files.load(tmp_path / "run" / files.FILE)
+
+
+def test_a_silent_adversary_stays_as_it_was(lab, tmp_path):
+    options = [*ADVERSARIAL, "reconstruction.discriminator.start=9", "optimizer.weight_decay=0.5"]
+    states = []
+    for steps in (1, 3):
+        length = ["lr_schedule=constant", f"trainer.max_steps={steps}", f"run_dir={steps}"]
+        code, _, err = lab(*TRAIN, *options, *length, "callbacks.evaluation=null")
+        assert code == 0, err
+        path = tmp_path / f"{steps}/checkpoints/last.ckpt"
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]) == name.startswith("loss."), name
 
 
 @pytest.mark.parametrize("extra", [ADVERSARIAL, ["autoencoder=vq", "autoencoder.codes=8"]])

@@ -80,7 +80,11 @@ def test_the_adversary_is_silent_before_it_starts():
         assert torch.equal(total, plain(x, y, torch.tensor(0.0), decoder.weight, step)[0])
         assert set(parts) == {"l1", "bottleneck"}
         total.backward()
+        assert all(parameter.grad is not None for parameter in loss.parameters())  # for DDP
+        loss.rest(step)
+        optimizer.step()
         optimizer.zero_grad()
+    assert decoder.weight != 0.7
     for name, value in loss.discriminator.state_dict().items():
         assert torch.equal(value, judge.state_dict()[name])
 
@@ -91,6 +95,7 @@ def test_both_players_get_the_gradients_of_their_own_loss():
     judge, y = loss.discriminator, decoder(z)
     total, parts = loss(x, y, torch.tensor(0.0), decoder.weight, 10)
     total.backward()
+    loss.rest(10)
     mine, its = decoder.weight.grad.clone(), [p.grad.clone() for p in judge.parameters()]
 
     judge.zero_grad()

@@ -93,6 +93,12 @@ class Loss(nn.Module):
         parts |= {"adversarial": fooled, "adversarial_weight": weight, "discriminator": found}
         return loss + bottleneck + weight * fooled + found, parts
 
+    def rest(self, step: int) -> None:
+        """Drops the gradients, of 0, of a silent adversary: the optimiser would let it decay."""
+        if self.discriminator is not None and step < self.discriminator.start:
+            for parameter in self.discriminator.parameters():
+                parameter.grad = None
+
 
 def log_likelihood_loss(error: Tensor, kind: str) -> Tensor:
     """-log p of a pixel, up to a constant, under Gaussian (l2) or Laplace (l1) noise, ().
