@@ -23,7 +23,7 @@ class Trained(Latents):
     kinds: tuple[str, ...]
 
     def __init__(self, run: str, sha256: str | None, cache: bool, cache_dir: str):
-        self.path = Path(run) / files.FILE
+        self.path = Path(str(run)) / files.FILE  # a folder 2024 is a number to Hydra
         network, self.trained, self.content = files.load(self.path)
         self.sha256 = hashlib.sha256(self.content).hexdigest()
         if self.trained.kind not in self.kinds:
