@@ -15,6 +15,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.autoencoder import files
 from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.distributed import on_rank_zero, rank_and_world
@@ -34,6 +35,11 @@ def check_new(cfg: DictConfig) -> None:
     if cfg.run_dir and Path(cfg.run_dir).is_file():
         raise UserError(f"run_dir={cfg.run_dir} is a file; choose a folder")
     if cfg.run_dir and (Path(cfg.run_dir) / CONFIG).exists():
+        if not (Path(cfg.run_dir) / CHECKPOINT).is_file():
+            raise UserError(
+                f"run_dir={cfg.run_dir} holds a run without {CHECKPOINT}: let it train if it does, "
+                "or delete the folder if it was killed, and try again"
+            )
         raise UserError(
             f"run_dir={cfg.run_dir} already holds a run; choose another folder, or go on with it "
             f"by resume={cfg.run_dir}"
@@ -115,10 +121,14 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             f"resume={folder}"
         )
     if not (Path(folder) / CHECKPOINT).is_file():
-        raise UserError(f"{folder} has no {CHECKPOINT} to go on from; start the run anew")
+        raise UserError(
+            f"{folder} has no {CHECKPOINT} to go on from; delete the folder and start the run anew"
+        )
     summary = load_summary(folder)
+    # which is written again from the checkpoint
+    lost = "autoencoder" in cfg and not (Path(folder) / files.FILE).is_file()
     longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
-    if summary.get("finished") and not longer:
+    if summary.get("finished") and not longer and not lost:
         raise UserError(
             f"{folder} is finished; write trainer.max_steps above {summary['steps']} (and a longer "
             f"trainer.max_time if it has one) to train it longer"

@@ -144,6 +144,25 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch
     assert not (tmp_path / "run" / files.FILE).exists()
 
 
+def test_a_file_that_is_lost_is_written_again_and_a_run_without_a_checkpoint_named(lab, tmp_path):
+    assert lab(*TRAIN, "callbacks.evaluation=null", "run_dir=run")[0] == 0
+    path = tmp_path / "run" / files.FILE
+    content = path.read_bytes()
+    code, _, err = lab("train-autoencoder", "resume=run")
+    assert code == 2
+    assert "is finished" in err
+    path.unlink()
+    code, _, err = lab("train-autoencoder", "resume=run")
+    assert code == 0, err
+    assert path.read_bytes() == content
+
+    (tmp_path / "run/checkpoints/last.ckpt").unlink()
+    for arguments in ([*TRAIN, "run_dir=run"], ["train-autoencoder", "resume=run"]):
+        code, _, err = lab(*arguments)
+        assert code == 2
+        assert "delete the folder" in err
+
+
 def test_psnr_and_ssim():
     images = torch.randint(0, 200, (3, 1, 16, 16), dtype=torch.uint8)
     psnr, ssim = quality(images, images)
