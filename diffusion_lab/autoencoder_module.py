@@ -56,6 +56,9 @@ class AutoencoderModule(TrainedModule):
         self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
         return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.loss.rest(self.trainer.global_step)
+
     def on_validation_epoch_start(self) -> None:
         self.sums: list[Tensor] = []
 
@@ -65,10 +68,10 @@ class AutoencoderModule(TrainedModule):
         moments = self.autoencoder.moments(to_float(images))
         latents = self.autoencoder.mean(moments)
         back = to_uint8(self.autoencoder.decode(latents))
+        # padding is easy, and no part of an image
+        native = [self.trainer.datamodule.to_native(each) for each in (images, back)]
         sums = [
-            torch.stack(
-                [torch.tensor(float(len(images)), device=self.device), *quality(images, back)]
-            ),
+            torch.stack([torch.tensor(float(len(images)), device=self.device), *quality(*native)]),
             latents.double().sum((0, 2, 3)),
             (latents.double().square() + self.autoencoder.spread(moments)).sum((0, 2, 3)),
             self.autoencoder.observe(moments),

@@ -9,6 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch._functorch import config as functorch
 
 from diffusion_lab import runs
 from diffusion_lab.autoencoder import Autoencoder, files
@@ -37,6 +38,9 @@ class AutoencoderParts(Parts):
         return self.module.autoencoder
 
     def compile(self) -> None:
+        if self.module.loss.discriminator is not None:
+            # the adversary's weight takes gradients of a graph that the step still needs
+            functorch.donated_buffer = False
         self.module.autoencoder.encoder.compile()
         self.module.autoencoder.decoder.compile()
 
@@ -64,7 +68,7 @@ class AutoencoderParts(Parts):
             image_shape=list(data.image_shape),
             latent_mean=mean,
             latent_std=std,
-            data=data.fingerprint,
+            data=data.images_fingerprint,
             figures=results,
         )
         files.save(autoencoder, facts, folder / files.FILE)
@@ -92,6 +96,7 @@ def build_autoencoder_parts(
             cfg.batch_size,
             cfg.seed,
         )
+        module.loss.check(shape)
         try_out(cfg, layout, module)
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
         metrics = instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None

@@ -16,8 +16,6 @@ from diffusion_lab.objective import Objective
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.schedule import NoiseSchedule
 
-UNIT_DATA_STD = 0.5  # of images in [-1, 1], CIFAR-10's; where the network's input needs scaling
-
 
 @dataclass(frozen=True)
 class Model:
@@ -45,8 +43,10 @@ def build_model(
     """
     with as_user_error():
         schedule = instantiate(cfg.schedule)
-        objective = instantiate(cfg.objective)(schedule=schedule)
         first_stage = instantiate(cfg.first_stage)
+        objective = instantiate(with_data_std(cfg.objective, first_stage.data_std))(
+            schedule=schedule
+        )
         augmentation = instantiate(cfg.get("augmentation"))  # a run may be older than this group
         explodes = bool(schedule(torch.ones(())).sigma > 1 + 1e-6)
         discrete = schedule.discrete_steps is not None
@@ -54,7 +54,7 @@ def build_model(
         if label == "auto":
             label = "log_sigma" if explodes else "index" if discrete else "time"
         if std == "auto":
-            std = UNIT_DATA_STD if explodes else None
+            std = first_stage.data_std if explodes else None
         check_training(schedule, objective, label)
         check_first_stage(first_stage, augmentation)
         with torch.device(device):
@@ -72,6 +72,15 @@ def build_model(
                 augmentation_labels=augmentation.values if augmentation else 0,
             )
     return Model(denoiser, schedule, objective, first_stage, augmentation)
+
+
+def with_data_std(objective: DictConfig, std: float) -> DictConfig:
+    """A copy of `cfg.objective` in which each data_std=auto is `std`."""
+    objective = objective.copy()
+    for part in (objective.get("prediction"), objective.get("weighting")):
+        if part and part.get("data_std") == "auto":
+            part.data_std = std
+    return objective
 
 
 def build_pipeline(

@@ -56,17 +56,21 @@ def advice(
     guidance: Guidance,
     augmentation: NonLeaky | None = None,
     flipped: bool = False,
+    latents: bool = False,
 ) -> list[str]:
-    """Sentences on what can be trained but may disappoint; `flipped` is `data.flip`."""
+    """Sentences on what can be trained but may disappoint; `flipped` is `data.flip`.
+
+    `latents` are unbounded, so that nothing is to be clipped.
+    """
     lines = []
     end, prediction = schedule(torch.ones(())), objective.prediction
     # relative to the size of the output: an unscaled score is small where its gain is large
     gain = float(prediction.x0_gain(end) * torch.hypot(*prediction.mix(end)))
     if gain > LARGE_GAIN and guidance.clip is None:
+        remedy = "" if latents else "sample with guidance.clip=1, or "
         lines.append(
             f"objective/prediction={option(objective)} multiplies the network's error by "
-            f"{gain:.0f} on the noisiest level; sample with guidance.clip=1, or use "
-            "objective/prediction=v"
+            f"{gain:.0f} on the noisiest level; {remedy}use objective/prediction=v"
         )
     if flipped and augmentation is not None and augmentation.flip_x:
         lines.append(

@@ -15,11 +15,13 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.autoencoder import files
 from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
+from diffusion_lab.first_stage import hub
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 CHECKPOINT = Path("checkpoints/last.ckpt")
@@ -33,6 +35,11 @@ def check_new(cfg: DictConfig) -> None:
     if cfg.run_dir and Path(cfg.run_dir).is_file():
         raise UserError(f"run_dir={cfg.run_dir} is a file; choose a folder")
     if cfg.run_dir and (Path(cfg.run_dir) / CONFIG).exists():
+        if not (Path(cfg.run_dir) / CHECKPOINT).is_file():
+            raise UserError(
+                f"run_dir={cfg.run_dir} holds a run without {CHECKPOINT}: let it train if it does, "
+                "or delete the folder if it was killed, and try again"
+            )
         raise UserError(
             f"run_dir={cfg.run_dir} already holds a run; choose another folder, or go on with it "
             f"by resume={cfg.run_dir}"
@@ -90,6 +97,8 @@ def load_config(folder: str | Path) -> DictConfig:
         OmegaConf.set_struct(cfg, True)
         if "run" in cfg.get("first_stage", {}):
             cfg.first_stage.run = str(folder)  # its own copy, wherever it now is
+        if "path" in cfg.get("first_stage", {}):
+            cfg.first_stage.path = str(folder / hub.FOLDER)
     except Exception as error:  # YAML's errors and OmegaConf's have no common name
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
     return cfg
@@ -112,10 +121,14 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             f"resume={folder}"
         )
     if not (Path(folder) / CHECKPOINT).is_file():
-        raise UserError(f"{folder} has no {CHECKPOINT} to go on from; start the run anew")
+        raise UserError(
+            f"{folder} has no {CHECKPOINT} to go on from; delete the folder and start the run anew"
+        )
     summary = load_summary(folder)
+    # which is written again from the checkpoint
+    lost = "autoencoder" in cfg and not (Path(folder) / files.FILE).is_file()
     longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
-    if summary.get("finished") and not longer:
+    if summary.get("finished") and not longer and not lost:
         raise UserError(
             f"{folder} is finished; write trainer.max_steps above {summary['steps']} (and a longer "
             f"trainer.max_time if it has one) to train it longer"

@@ -38,8 +38,8 @@ class OpenRun:
 
     @property
     def first_stage_figures(self) -> dict[str, float]:
-        """Of reconstructed test images, where latents are diffused."""
-        return self.model.first_stage.figures
+        """Of reconstructed test images, where latents are diffused; once the data are read."""
+        return self.model.first_stage.figures(self.datamodule)
 
     def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
         """The metrics that `cfg.metrics` says, loaded, to be prepared."""
@@ -134,7 +134,7 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
 
 def lasting(part: DictConfig) -> dict:
     """What a part of a configuration says, but for where its files are."""
-    places = ("run", "cache", "cache_dir")
+    places = ("run", "path", "cache", "cache_dir")
     return {key: value for key, value in part.items() if key not in places}
 
 

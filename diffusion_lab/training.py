@@ -22,6 +22,7 @@ from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.distributed import rank_and_world
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
+from diffusion_lab.first_stage import Pixels
 from diffusion_lab.logger import MODES, Clock, JSONLines
 from diffusion_lab.metrics import ceiling, report
 from diffusion_lab.parts import Parts, try_out, watchers
@@ -64,6 +65,7 @@ class DiffusionParts(Parts):
             self.pipeline.guidance,
             self.module.augmentation,
             self.datamodule.flip,
+            latents=not isinstance(self.module.first_stage, Pixels),
         )
 
     def prepare(self, cfg: DictConfig, device: torch.device) -> None:
@@ -71,7 +73,7 @@ class DiffusionParts(Parts):
         OmegaConf.update(cfg, "first_stage", self.module.first_stage.facts())
 
     def beside(self, results: dict[str, float]) -> dict[str, float]:
-        return results | ceiling(results, self.module.first_stage.figures)
+        return results | ceiling(results, self.module.first_stage.figures(self.datamodule))
 
     def keep(self, folder: Path) -> None:
         self.module.first_stage.keep(folder)

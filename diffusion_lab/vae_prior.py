@@ -19,6 +19,10 @@ from diffusion_lab.randomness import SampleNoise
 from diffusion_lab.runs import load_config
 from diffusion_lab.trained_run import OpenRun, loaded_metrics, move_data, open_run
 
+# of a channel's latents from N(0, 1), where a VAE's prior still makes images; VAEs are off by 0.1
+# and 1.3, latent diffusion's weakly held autoencoders by 2 and 4
+FARTHEST_MEAN, FARTHEST_STD = 0.5, 2.0
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -92,6 +96,15 @@ def open_generator(cfg: DictConfig) -> OpenRun | OpenAutoencoder:
             f"{cfg.run} is a {type(autoencoder).__name__} autoencoder, which has no prior to draw "
             "from; diffuse in its latents by `diffusion-lab train first_stage=vq "
             f"first_stage.run={cfg.run}`"
+        )
+    mean = max(abs(mean) for mean in facts.latent_mean)
+    std = max(max(std, 1 / max(std, 1e-9)) for std in facts.latent_std)
+    if mean > FARTHEST_MEAN or std > FARTHEST_STD:
+        raise UserError(
+            f"the latents of {cfg.run} are not N(0, 1), so that its prior decodes to noise (a "
+            f"channel's mean is {mean:.2g} off, a standard deviation {std:.2g} times off); "
+            "train with autoencoder=vae reconstruction=likelihood, or diffuse in its latents by "
+            f"`diffusion-lab train first_stage=kl first_stage.run={cfg.run}`"
         )
     datamodule = build_datamodule(saved)
     return OpenAutoencoder(

@@ -52,7 +52,7 @@ def tiny_first_stage(folder: Path, kind: str = "KL", **facts: object) -> Path:
         "image_shape": list(data.image_shape),
         "latent_mean": [0.1] * 4,
         "latent_std": [0.5] * 4,
-        "data": data.fingerprint,
+        "data": data.images_fingerprint,
         "figures": {"rfid/efficientnet_lite0-96/train64-16": 12.5},
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ def test_padding_repeats_the_border():
     images = torch.arange(6.0).view(1, 1, 2, 3)
     padded = pad_to_multiple(images, 4)
     assert padded[0, 0].tolist() == [[0, 1, 2, 2], *[[3, 4, 5, 5]] * 3]
-    assert pad_to_multiple(padded, 4) is not None
+    assert torch.equal(pad_to_multiple(padded, 4), padded)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
@@ -127,12 +127,23 @@ def test_usage_and_perplexity():
     [
         (kl, {"channels": 10}, "multiple of 4"),
         (kl, {"multipliers": [1] * 7}, "1 to 6 levels"),
+        (kl, {"channels": 0}, "channels=0 must be a multiple of 4 above 0"),
+        (kl, {"channels": -8}, "channels=-8"),
         (kl, {"multipliers": []}, "1 to 6 levels"),
-        (kl, {"blocks": 0}, "above 0"),
+        (kl, {"multipliers": [1, 0]}, r"multipliers=\[1, 0\] must be 1 to 6 levels"),
+        (kl, {"multipliers": [0.5, 1]}, "whole numbers"),
+        (kl, {"blocks": 0}, "blocks=0 must be a whole number above 0"),
+        (kl, {"blocks": 1.5}, "blocks=1.5"),
+        (kl, {"latent_channels": 0}, "latent_channels=0"),
         (kl, {"kl_weight": -1.0}, "kl_weight=-1.0"),
+        (kl, {"kl_weight": math.nan}, "kl_weight=nan"),
         (vq, {"codes": 1}, "codes=1"),
+        (vq, {"codes": 2.5}, "codes=2.5"),
         (vq, {"decay": 1.0}, "decay=1.0"),
+        (vq, {"revive_below": -1}, "revive_below=-1"),
+        (vq, {"commitment_weight": -1}, "commitment_weight=-1"),
         (fsq, {"levels": [8, 2]}, "3 or more"),
+        (fsq, {"levels": []}, "3 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(make, changes, words):

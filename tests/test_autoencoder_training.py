@@ -12,7 +12,7 @@ from tiny_data import TinyData
 
 from diffusion_lab.autoencoder import files
 from diffusion_lab.autoencoder_module import AutoencoderModule, quality
-from diffusion_lab.images import to_float
+from diffusion_lab.images import to_float, to_uint8
 
 TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]
 ADVERSARIAL = [
@@ -49,9 +49,10 @@ def test_a_run_leaves_everything_it_promises(lab, tmp_path):
     autoencoder, facts, _ = files.load(folder / files.FILE)
     data = TinyData()
     data.setup("fit")
-    assert (facts.kind, facts.data, facts.image_shape) == ("KL", data.fingerprint, [1, 8, 8])
+    assert data.images_fingerprint != data.fingerprint
+    assert (facts.kind, facts.data, facts.image_shape) == ("KL", data.images_fingerprint, [1, 8, 8])
     assert facts.figures == metrics
-    assert not [name for name in autoencoder.state_dict() if "layers" in name]
+    assert {name.partition(".")[0] for name in autoencoder.state_dict()} == {"encoder", "decoder"}
     with torch.no_grad():
         moments = autoencoder.moments(to_float(data.train_images()))
         drawn = torch.cat([autoencoder.sample(moments) for _ in range(50)])
@@ -84,6 +85,19 @@ def test_every_kind_trains(lab, tmp_path, extra):
     files.load(tmp_path / "run" / files.FILE)
 
 
+def test_a_silent_adversary_stays_as_it_was(lab, tmp_path):
+    options = [*ADVERSARIAL, "reconstruction.discriminator.start=9", "optimizer.weight_decay=0.5"]
+    states = []
+    for steps in (1, 3):
+        length = ["lr_schedule=constant", f"trainer.max_steps={steps}", f"run_dir={steps}"]
+        code, _, err = lab(*TRAIN, *options, *length, "callbacks.evaluation=null")
+        assert code == 0, err
+        path = tmp_path / f"{steps}/checkpoints/last.ckpt"
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]) == name.startswith("loss."), name
+
+
 @pytest.mark.parametrize("extra", [ADVERSARIAL, ["autoencoder=vq", "autoencoder.codes=8"]])
 def test_resuming_equals_never_having_stopped(lab, tmp_path, extra):
     # a constant rate: that of a cosine depends on the run's length
@@ -104,6 +118,15 @@ def test_resuming_equals_never_having_stopped(lab, tmp_path, extra):
     assert content[0] == content[1]
 
 
+@pytest.mark.slow
+def test_a_compiled_autoencoder_meets_its_adversary(lab, tmp_path):
+    code, _, err = lab(
+        *TRAIN, *ADVERSARIAL, "compile=true", "callbacks.evaluation=null", "run_dir=run"
+    )
+    assert code == 0, err
+    assert any("train/adversarial_weight" in row for row in rows(tmp_path / "run"))
+
+
 def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch):
     original = AutoencoderModule.training_step
 
@@ -121,6 +144,25 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch
     assert not (tmp_path / "run" / files.FILE).exists()
 
 
+def test_a_file_that_is_lost_is_written_again_and_a_run_without_a_checkpoint_named(lab, tmp_path):
+    assert lab(*TRAIN, "callbacks.evaluation=null", "run_dir=run")[0] == 0
+    path = tmp_path / "run" / files.FILE
+    content = path.read_bytes()
+    code, _, err = lab("train-autoencoder", "resume=run")
+    assert code == 2
+    assert "is finished" in err
+    path.unlink()
+    code, _, err = lab("train-autoencoder", "resume=run")
+    assert code == 0, err
+    assert path.read_bytes() == content
+
+    (tmp_path / "run/checkpoints/last.ckpt").unlink()
+    for arguments in ([*TRAIN, "run_dir=run"], ["train-autoencoder", "resume=run"]):
+        code, _, err = lab(*arguments)
+        assert code == 2
+        assert "delete the folder" in err
+
+
 def test_psnr_and_ssim():
     images = torch.randint(0, 200, (3, 1, 16, 16), dtype=torch.uint8)
     psnr, ssim = quality(images, images)
@@ -131,10 +173,28 @@ def test_psnr_and_ssim():
     assert quality(images[..., :8, :8], images[..., :8, :8])[1].isnan()
 
 
+def test_padding_is_no_part_of_the_quality(lab, tmp_path):
+    options = ["data.pad=16", "callbacks.evaluation=null", "trainer.precision=32-true"]
+    code, _, err = lab(*TRAIN, *options, "run_dir=run")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run/summary.json").read_text())["metrics"]
+    autoencoder, _, _ = files.load(tmp_path / "run" / files.FILE)
+    data = TinyData(pad=16)
+    data.setup("fit")
+    images = data.held_out(20, "")[0]
+    back = to_uint8(autoencoder.decode(autoencoder.mean(autoencoder.moments(to_float(images)))))
+    psnr = quality(data.to_native(images), data.to_native(back))[0] / 20
+    assert metrics["val/psnr"] == pytest.approx(float(psnr), abs=0.02)
+    assert abs(float(quality(images, back)[0]) / 20 - float(psnr)) > 0.1
+    assert "val/ssim" not in metrics  # 8 x 8 pixels are too few
+
+
 WRONG = [
     (["metrics.num_samples=33"], "metrics.num_samples=32"),
     (["autoencoder.channels=6"], "multiple of 4"),
     (["reconstruction.error=l3"], "l1 or l2"),
+    ([*ADVERSARIAL, "reconstruction.discriminator.layers=6"], "discriminator.layers"),
+    (["autoencoder.multipliers=[1,0]"], "autoencoder.multipliers=[1, 0] must be"),
     (["autoencoder.codes=8"], "no key autoencoder.codes"),
 ]
 

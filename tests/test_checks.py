@@ -37,6 +37,9 @@ def test_a_large_gain_is_advised_against_unless_clipped():
         "sample with guidance.clip=1, or use objective/prediction=v"
     ]
     assert advice(Cosine(), eps, Guidance(clip=1.0)) == []
+    (line,) = advice(Cosine(), eps, Guidance(), latents=True)
+    assert "clip" not in line
+    assert "use objective/prediction=v" in line
 
 
 @pytest.mark.parametrize(

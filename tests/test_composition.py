@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from diffusion_lab.build import build_model, build_pipeline
+from diffusion_lab.build import build_model, build_pipeline, with_data_std
 from diffusion_lab.errors import UserError
 from diffusion_lab.first_stage import Pixels
 from diffusion_lab.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
@@ -60,6 +60,12 @@ def node(group: str, option: str):
     return OmegaConf.select(
         compose(overrides=[f"+{group}={option}"]), group.replace("/", "."), default=None
     )
+
+
+def objective_part(kind: str, option: str):
+    """A prediction or a weighting for pixels."""
+    objective = OmegaConf.create({kind: node(f"objective/{kind}", option)})
+    return instantiate(with_data_std(objective, Pixels.data_std)[kind])
 
 
 @cache
@@ -119,10 +125,26 @@ def test_each_schedule_trains_with_each_prediction_or_says_why_not(configure, sc
         return
     model = model_of(cfg)
     for weighting in options("objective/weighting"):
-        model.objective.weighting = instantiate(node("objective/weighting", weighting))
+        model.objective.weighting = objective_part("weighting", weighting)
         assert losses(model).shape == (6,)
         assert losses(model).isfinite().all()
     assert draw(cfg, model).shape == (4, *SHAPE)
+
+
+def test_the_deviation_that_is_scaled_by_is_that_of_pixels_or_of_latents(configure, tmp_path):
+    edm = ["schedule=edm", "objective=edm", "objective/weighting=edm"]
+    kl = ["first_stage=kl", f"first_stage.run={tiny_first_stage(tmp_path / 'first')}"]
+    own = ["objective.prediction.data_std=0.2", "denoiser.input_std=0.3"]
+    for overrides, expected in (
+        ([], (0.5, 0.5, 0.5)),
+        (kl, (1.0, 1.0, 1.0)),
+        ([*kl, *own], (0.3, 0.2, 1.0)),
+    ):
+        cfg, model = tiny(configure, "backbone.patch=2", *edm, *overrides)
+        objective = model.objective
+        found = (objective.prediction.data_std, objective.weighting.data_std)
+        assert (model.denoiser.input_std, *found) == expected
+        assert cfg.objective.weighting.data_std == "auto"
 
 
 def test_some_pairs_are_refused_and_most_are_not(configure):
@@ -148,7 +170,7 @@ def test_each_sampler_draws_under_each_schedule(configure, sampler, schedule):
 )
 def test_each_prediction_agrees_with_the_exact_denoiser(configure, schedule, prediction):
     levels = instantiate(node("schedule", schedule))(torch.tensor([0.002, 0.1, 0.5, 0.9, 1.0]))
-    network = through(instantiate(node("objective/prediction", prediction)), MIXTURE.denoise)
+    network = through(objective_part("prediction", prediction), MIXTURE.denoise)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     for i, level in enumerate(levels):
         if i == 4 and says_nothing_on_pure_noise(schedule, prediction):

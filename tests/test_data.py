@@ -228,12 +228,12 @@ class TestFacts:
         assert CIFAR10DataModule(root=2024).root == Path("2024")
 
     def test_fingerprint_tells_any_change(self):
-        def changed(change) -> str:
+        def changed(change) -> tuple[str, str]:
             module = Numbered()
             train, test = module.load()
             change(train, test)
             module.load = lambda: (train, test)
-            return module.fingerprint
+            return module.fingerprint, module.images_fingerprint
 
         def pixel(train, test):
             train.images[7, 0, 2, 2] += 1
@@ -245,8 +245,9 @@ class TestFacts:
             train.labels[7] += 1
 
         prints = {changed(change) for change in (pixel, test_pixel, label, lambda *_: None)}
-        assert len(prints) == 4
-        assert Numbered().fingerprint in prints
+        assert len({whole for whole, _ in prints}) == 4
+        assert len({images for _, images in prints}) == 3  # labels are none
+        assert (Numbered().fingerprint, Numbered().images_fingerprint) in prints
         assert Numbered(pad=8, flip=True).fingerprint == Numbered().fingerprint
 
     def test_metrics_see_native_images_that_nothing_has_changed(self):

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from diffusion_lab import runs
 from diffusion_lab.autoencoder import files
 from diffusion_lab.autoencoder_training import latent_moments
+from diffusion_lab.data import datamodule
 from diffusion_lab.data.tensor_loader import TensorLoader
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.first_stage import KL, VQ
@@ -47,6 +51,12 @@ def test_latents_go_there_and_back(tmp_path, data, kind, name):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(stage.encode(images), x0)
         assert (stage.decode(x0).int() - back.int()).abs().max() <= 4
+
+
+def test_a_folder_that_is_a_number_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_first_stage(tmp_path / "2024")
+    assert KL(2024, None, True, "latents").path == Path("2024") / files.FILE
 
 
 def test_measured_statistics_scale_latents_to_one(tmp_path, data):
@@ -92,6 +102,24 @@ def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeyp
     stage.sha256 = "another"
     stage.prepare(data, torch.device("cpu"))
     assert len(list((tmp_path / "first/latents").glob("moments-*.pt"))) == 4
+
+
+@pytest.mark.parametrize(("free", "device"), [(200_000, "meta"), (120_000, "cpu")])
+def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, free, device):
+    data.moments = torch.zeros(64, 8, 2, 2)  # 8 kB, and as much again mirrored
+    data.mirrored_moments = torch.ones(64, 8, 2, 2)
+    data.set_batch(8, 8, 0)
+    where = torch.device("meta")
+    strategy = SimpleNamespace(root_device=where)
+    data.trainer = SimpleNamespace(
+        strategy=strategy, accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0
+    )
+    # of which a tenth may be taken
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    original = datamodule._fits
+    monkeypatch.setattr(datamodule, "_fits", lambda kept, _: original(kept, torch.device("cuda")))
+    loader = data.train_dataloader()
+    assert {loader.images.device.type, loader.mirrored.device.type} == {device}
 
 
 def test_a_latent_run_from_training_to_another_path(lab, tmp_path):
@@ -158,9 +186,12 @@ def test_caching_changes_no_step(lab, tmp_path):
 
 def test_other_data_are_said_and_other_stages_refused(lab, tmp_path):
     tiny_first_stage(tmp_path / "first", data="of other images")
-    code, _, err = lab(*TRAIN, "callbacks.evaluation=null")
+    code, _, err = lab(*TRAIN)
     assert code == 0, err
     assert "was trained on other images of this shape" in err
+    assert "rFID 12.5" not in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert not [name for name in summary["metrics"] if name.startswith("rfid")]
     tiny_first_stage(tmp_path / "vq", "VQ")
     tiny_first_stage(tmp_path / "flat", latent_std=[0.0] * 4)
     wrong = [
@@ -228,3 +259,14 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, tmp_path, kind):
     code, _, err = lab("encode", "run=run")
     assert code == 2
     assert "is an autoencoder" in err
+
+    autoencoder, facts, _ = files.load(tmp_path / "run" / files.FILE)
+    for change, words in (
+        ({"latent_mean": [0.1, -0.8, 0.1, 0.1]}, "mean is 0.8 off"),
+        ({"latent_std": [1.0, 1.0, 0.25, 1.0]}, "4 times off"),
+    ):
+        files.save(autoencoder, replace(facts, **change), tmp_path / "run" / files.FILE)
+        code, _, err = lab("sample", "run=run", "num_samples=4")
+        assert code == 2
+        assert words in err
+        assert "train with autoencoder=vae" in err

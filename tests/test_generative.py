@@ -15,6 +15,7 @@ from diffusion_lab.metrics import (
     FeatureExtractor,
     FeatureSet,
     GenerativeMetrics,
+    ceiling,
     frechet,
     kid,
     report,
@@ -148,6 +149,15 @@ def test_runs_stand_side_by_side_with_the_floor_of_both():
         ("fid/x/train2k-1k", "5 ± 0.25", "10 ± 0.5", "2 at 300 images"),
         ("kid/x/train2k-1k", "0.5", "1", "0.125"),
     ]
+
+
+def test_the_figures_of_a_first_stage_are_those_of_one_protocol_or_all():
+    values = {"fid/fake/train2k-1k": 5.0, "fid_floor/fake/train2k-1k": 2.0}
+    same = {"rfid/fake/train2k-1k": 3.0, "rfid_floor/fake/train2k-1k": 2.0}
+    other = {"rfid/fake/train2k-500": 4.0}
+    assert ceiling(values, same | other | {"val/psnr": 30.0}) == same
+    assert ceiling(values, other | {"val/psnr": 30.0}) == other
+    assert report(values | other)[1] == "rFID 4 [rfid/fake/train2k-500]"
 
 
 def test_report_calls_a_class_by_its_name():

@@ -1,5 +1,7 @@
 """Autoencoders of diffusers as first stages, tiny and untrained ones."""
 
+import json
+import shutil
 import sys
 
 import pytest
@@ -8,7 +10,7 @@ import yaml
 from conftest import TINY
 from tiny_data import TinyData
 
-from diffusion_lab.first_stage import HubVAE
+from diffusion_lab.first_stage import HubVAE, hub
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -65,19 +67,31 @@ def test_images_go_there_and_back(tmp_path, name, channels):
         assert torch.equal(stage.draw(images), x0)
 
 
-def test_a_measured_scale_gives_unit_deviation(tmp_path):
-    save(tmp_path)
-    data = TinyData()
-    data.setup("fit")
-    stage = open_stage(tmp_path, "measured")
-    stage.latent_shape(data.image_shape)
-    stage.prepare(data, torch.device("cpu"))
-    assert stage.encode(data.train_images()).std() == pytest.approx(1.0, rel=1e-3)
-    again = open_stage(tmp_path, **stage.facts())
-    assert torch.allclose(again.encode(data.train_images()), stage.encode(data.train_images()))
+def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkeypatch):
+    network = save(tmp_path)
+    # a wide posterior, and images in an order that their first ones do not stand for
+    network.quant_conv.bias.data[4:] = 0.5
+    network.save_pretrained(tmp_path)
+    monkeypatch.setattr(hub, "MEASURED", 32)
+    found = []
+    for cache in (True, False):
+        data = TinyData()
+        data.setup("fit")
+        images = data.train_images()
+        images[:32] //= 4
+        stage = HubVAE(str(tmp_path), "measured", None, cache, str(tmp_path / "latents"))
+        stage.latent_shape(data.image_shape)
+        stage.prepare(data, torch.device("cpu"))
+        torch.manual_seed(0)
+        drawn = torch.cat([stage.draw(images) for _ in range(20)])
+        assert drawn.std() == pytest.approx(1.0, rel=0.03)
+        found.append(stage.facts()["scale"])
+        again = open_stage(tmp_path, **stage.facts())
+        assert torch.allclose(again.encode(images), stage.encode(images))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
-def test_a_run_remembers_the_weights(lab, tmp_path):
+def test_a_run_keeps_a_copy(lab, tmp_path):
     save(tmp_path / "vae")
     code, _, err = lab(
         "train",
@@ -94,13 +108,35 @@ def test_a_run_remembers_the_weights(lab, tmp_path):
     kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["first_stage"]
     assert (kept["path"], len(kept["sha256"])) == ("vae", 64)
     assert isinstance(kept["scale"], float)
-    assert lab("sample", "run=run", "num_samples=4")[0] == 0
-    network = save(tmp_path / "vae")
-    torch.nn.init.ones_(network.quant_conv.weight)
-    network.save_pretrained(tmp_path / "vae")
-    code, _, err = lab("sample", "run=run", "num_samples=4")
+    # the run reopens from its own copy, wherever both have gone
+    shutil.rmtree(tmp_path / "vae")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    for command in (
+        ["sample", "run=moved", "num_samples=4"],
+        ["train", "resume=moved", "trainer.max_steps=6"],
+        ["sample", "run=moved", "guidance=autoguidance", "guidance.weak_run=moved"],
+    ):
+        code, _, err = lab(*command)
+        assert code == 0, err
+
+    copy = tmp_path / "moved/first_stage"
+    settings = json.loads((copy / "config.json").read_text())
+    changed = json.dumps(settings | {"scaling_factor": 5.0})
+    (copy / "config.json").write_text(changed)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
     assert code == 2
-    assert "has other weights now" in err
+    assert "has other weights or settings now" in err
+    (copy / "config.json").write_text(json.dumps(settings))
+    network = diffusers.AutoencoderKL.from_pretrained(copy)
+    torch.nn.init.ones_(network.quant_conv.weight)
+    network.save_pretrained(copy)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
+    assert code == 2
+    assert "has other weights or settings now" in err
+    shutil.rmtree(copy)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
+    assert code == 2
+    assert "moved/first_stage is no folder" in err
 
 
 def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_lab.errors import UserError
 from diffusion_lab.reconstruction import Loss
 from diffusion_lab.reconstruction.discriminator import Patch
 from diffusion_lab.reconstruction.loss import adaptive_weight, hinge
@@ -79,7 +80,11 @@ def test_the_adversary_is_silent_before_it_starts():
         assert torch.equal(total, plain(x, y, torch.tensor(0.0), decoder.weight, step)[0])
         assert set(parts) == {"l1", "bottleneck"}
         total.backward()
+        assert all(parameter.grad is not None for parameter in loss.parameters())  # for DDP
+        loss.rest(step)
+        optimizer.step()
         optimizer.zero_grad()
+    assert decoder.weight != 0.7
     for name, value in loss.discriminator.state_dict().items():
         assert torch.equal(value, judge.state_dict()[name])
 
@@ -90,6 +95,7 @@ def test_both_players_get_the_gradients_of_their_own_loss():
     judge, y = loss.discriminator, decoder(z)
     total, parts = loss(x, y, torch.tensor(0.0), decoder.weight, 10)
     total.backward()
+    loss.rest(10)
     mine, its = decoder.weight.grad.clone(), [p.grad.clone() for p in judge.parameters()]
 
     judge.zero_grad()
@@ -129,8 +135,22 @@ def test_what_cannot_be_had_is_said():
         EfficientNetLite0(0.0, 16)
     with pytest.raises(ValueError, match="vgg, alex or squeeze"):
         LPIPS(1.0, "resnet")
-    with pytest.raises(ValueError, match="multiple of 4"):
-        Patch(1, 10, 1, 0.5, 0)
+    with pytest.raises(ValueError, match="size=0 must be pixels above 0"):
+        EfficientNetLite0(0.1, 0)
+    settings = {"channels": 8, "layers": 1, "weight": 0.5, "start": 0}
+    wrong = {"channels": 10, "layers": 0, "weight": -1, "start": -5}
+    for key, value in wrong.items():
+        with pytest.raises(ValueError, match=f"discriminator.{key}={value} must be"):
+            Patch(1, **settings | {key: value})
+
+
+def test_images_that_its_networks_cannot_take_are_refused():
+    Loss(1, "l1", False, EfficientNetLite0(0.1, 16), PATCH).check((1, 8, 8))
+    with pytest.raises(UserError, match="perceptual=none for others than of 1 or 3 channels"):
+        Loss(2, "l1", False, EfficientNetLite0(0.1, 16), None).check((2, 8, 8))
+    deep = partial(Patch, channels=8, layers=6, weight=0.5, start=0)
+    with pytest.raises(UserError, match=r"to nothing; write fewer .*discriminator\.layers"):
+        Loss(1, "l1", False, None, deep).check((1, 8, 8))
 
 
 def test_lpips_without_its_weights_says_what_to_write(monkeypatch):

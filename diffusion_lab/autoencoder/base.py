@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.autoencoder.network import Decoder, Encoder, pad_to_multiple
+from diffusion_lab.errors import is_whole, require
 
 MOST_LEVELS = 6  # a factor of 32
 
@@ -34,16 +35,24 @@ class Autoencoder(nn.Module, ABC):
         attention: bool,
     ):
         super().__init__()
-        if channels % 4:
-            raise ValueError(f"autoencoder.channels={channels} must be a multiple of 4")
-        if not 1 <= len(multipliers) <= MOST_LEVELS:
-            raise ValueError(
-                f"autoencoder.multipliers={list(multipliers)} must be 1 to {MOST_LEVELS} levels; "
-                "each but the first halves the image"
-            )
+        require(
+            is_whole(channels, 4) and channels % 4 == 0,
+            "autoencoder.channels",
+            channels,
+            "a multiple of 4 above 0",
+            32,
+        )
+        require(
+            1 <= len(multipliers) <= MOST_LEVELS and all(is_whole(each, 1) for each in multipliers),
+            "autoencoder.multipliers",
+            list(multipliers),
+            f"1 to {MOST_LEVELS} levels, of whole numbers above 0; each but the first halves the "
+            "image",
+            "[1,2,2]",
+        )
         self.factor = 2 ** (len(multipliers) - 1)
-        if min(blocks, latent_channels) < 1:
-            raise ValueError("autoencoder.blocks and autoencoder.latent_channels must be above 0")
+        for key, value in (("blocks", blocks), ("latent_channels", latent_channels)):
+            require(is_whole(value, 1), f"autoencoder.{key}", value, "a whole number above 0")
         image_channels, self.height, self.width = image_shape
         sides = (-(-side // self.factor) for side in image_shape[1:])
         self.latent_shape = (latent_channels, *sides)

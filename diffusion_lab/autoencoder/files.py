@@ -23,7 +23,7 @@ class Facts:
     image_shape: list[int]
     latent_mean: list[float]  # by channel, over the training images
     latent_std: list[float]
-    data: str  # fingerprint of the images
+    data: str  # `images_fingerprint` of those that it was trained on
     figures: dict[str, float]  # of reconstructed test images
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.autoencoder.base import Autoencoder
+from diffusion_lab.errors import is_number, require
 
 LOG_VARIANCE = (-30.0, 20.0)  # beyond these nothing is gained and exp overflows
 
@@ -38,8 +39,8 @@ class KL(Autoencoder):
         super().__init__(
             image_shape, latent_channels, moments, channels, multipliers, blocks, attention
         )
-        if kl_weight < 0:
-            raise ValueError(f"autoencoder.kl_weight={kl_weight} must be 0 or more")
+        right = is_number(kl_weight) and kl_weight >= 0
+        require(right, "autoencoder.kl_weight", kl_weight, "a number of at least 0", 1e-6)
         self.kl_weight = kl_weight
         self.numbers = image_shape[0] * self.height * self.width
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.autoencoder.base import Autoencoder
+from diffusion_lab.errors import is_number, is_whole, require
 
 
 class Quantised(Autoencoder):
@@ -71,10 +72,15 @@ class VQ(Quantised):
         super().__init__(
             image_shape, latent_channels, latent_channels, channels, multipliers, blocks, attention
         )
-        if codes < 2:
-            raise ValueError(f"autoencoder.codes={codes} must be 2 or more")
-        if not 0 < decay < 1:
-            raise ValueError(f"autoencoder.decay={decay} must be between 0 and 1, as in 0.99")
+        require(is_whole(codes, 2), "autoencoder.codes", codes, "a whole number of at least 2", 512)
+        right = is_number(decay) and 0 < decay < 1
+        require(right, "autoencoder.decay", decay, "a number between 0 and 1", 0.99)
+        for key, value in (
+            ("revive_below", revive_below),
+            ("commitment_weight", commitment_weight),
+        ):
+            right = is_number(value) and value >= 0
+            require(right, f"autoencoder.{key}", value, "a number of at least 0")
         self.codes = codes
         self.commitment_weight = commitment_weight
         self.quantiser = vector_quantize_pytorch().VectorQuantize(
@@ -104,10 +110,15 @@ class FSQ(Quantised):
         attention: bool,
         levels: Sequence[int],
     ):
+        require(
+            len(levels) > 0 and all(is_whole(each, 3) for each in levels),
+            "autoencoder.levels",
+            list(levels),
+            "whole numbers, 3 or more each",
+            "[8,5,5,5]",
+        )
         width = len(levels)
         super().__init__(image_shape, width, width, channels, multipliers, blocks, attention)
-        if min(levels) < 3:
-            raise ValueError(f"autoencoder.levels={list(levels)} must be 3 or more each")
         self.codes = prod(levels)
         self.quantiser = vector_quantize_pytorch().FSQ(list(levels))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -127,11 +128,12 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all images and labels, trained on or not: equal exactly if the data are."""
-        digest = hashlib.sha256()
-        for tensor in (part for split in self._splits for part in split):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy())
-        return digest.hexdigest()
+        return sha256_of(part for split in self._splits for part in split)
+
+    @cached_property
+    def images_fingerprint(self) -> str:
+        """sha256 of all images, whatever their labels."""
+        return sha256_of(split.images for split in self._splits)
 
     def to_native(self, images: Tensor) -> Tensor:
         """Crops generated images (B, C, H, W) to the data's own size; a no-op without padding."""
@@ -190,8 +192,11 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
             )
         device = trainer.strategy.root_device
         images = self.padded(self.train_images()) if self.moments is None else self.moments
-        if self.on_device is True or (self.on_device == "auto" and _fits(images, device)):
+        mirrored = self.mirrored_moments
+        kept = [images] if mirrored is None else [images, mirrored]
+        if self.on_device is True or (self.on_device == "auto" and _fits(kept, device)):
             images = images.to(device)
+            mirrored = None if mirrored is None else mirrored.to(device)
         return TensorLoader(
             images,
             self.train_labels(),
@@ -203,7 +208,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
             # asked late: a checkpoint may be restored, or a new epoch begin, in between
             samples_seen=lambda: trainer.global_step * self.batch_size,
             device=device,
-            mirrored=self.mirrored_moments,
+            mirrored=mirrored,
         )
 
     def val_dataloader(self) -> HeldOutLoader:
@@ -226,9 +231,18 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         return whole if index is None else Split(whole.images[index], whole.labels[index])
 
 
-def _fits(images: Tensor, device: torch.device) -> bool:
-    """Whether the images leave an accelerator's memory to the model."""
+def sha256_of(tensors: Iterable[Tensor]) -> str:
+    """Of their types, shapes and values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _fits(tensors: list[Tensor], device: torch.device) -> bool:
+    """Whether the tensors leave an accelerator's memory to the model."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return images.nbytes < FREE_MEMORY_SHARE * free
+    return sum(each.nbytes for each in tensors) < FREE_MEMORY_SHARE * free

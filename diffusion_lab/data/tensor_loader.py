@@ -21,8 +21,8 @@ class TensorLoader:
 
     Batch i of a rank holds the `batch_size` positions from samples_seen() + (i world + rank) B on;
     `samples_seen` is asked whenever an iteration starts. With `flip`, half of the images, chosen by
-    seed and position, are mirrored left to right, or taken from `mirrored`. `images` may live on
-    `device` or on the CPU.
+    seed and position, are mirrored left to right, or taken from `mirrored`, which is where
+    `images` are: on `device` or on the CPU.
     """
 
     def __init__(

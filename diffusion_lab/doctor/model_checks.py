@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import torch
 
 from diffusion_lab.backbone.patches import PatchNetwork
-from diffusion_lab.checks import advice
 from diffusion_lab.doctor.case import Case
 from diffusion_lab.doctor.finding import ADVICE, WARNING, Remark
 from diffusion_lab.objective import EDM, EDMWeight
@@ -88,14 +87,7 @@ def schedule_end(case: Case) -> Iterator[Remark]:
 
 def combination(case: Case) -> Iterator[Remark]:
     """What training itself advises."""
-    parts = case.parts
-    for line in advice(
-        parts.pipeline.schedule,
-        parts.module.objective,
-        parts.pipeline.guidance,
-        parts.module.augmentation,
-        parts.datamodule.flip,
-    ):
+    for line in case.parts.advice():
         yield WARNING, line
 
 

@@ -14,10 +14,10 @@ class FirstStage(ABC):
     """The space in which diffusion happens; frozen, and no module of the model that is trained."""
 
     cache = False  # whether training reads moments that were computed once
+    data_std = 1.0  # of what is diffused, for those who scale by it and are not told a number
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """Of reconstructed test images, where they were measured."""
+    def figures(self, data: ImageDataModule) -> dict[str, float]:
+        """Of reconstructed test images of these data, which are read, where they were measured."""
         return {}
 
     @abstractmethod
@@ -51,6 +51,8 @@ class FirstStage(ABC):
 
 class Pixels(FirstStage):
     """Diffuses the pixels themselves, in [-1, 1]."""
+
+    data_std = 0.5  # CIFAR-10's
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 in [0, 255] -> float32 in [-1, 1]."""

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from diffusion_lab.autoencoder.network import pad_to_multiple
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.files import write_atomically
 from diffusion_lab.first_stage.latents import Latents
+from diffusion_lab.progress import say
+from diffusion_lab.randomness import random_places
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+FOLDER = "first_stage"  # of a run's copy
 PROBE = 64  # side of an image by which the factor is seen
 MEASURED = 5000  # training images whose latents are measured at most
 
@@ -21,21 +25,23 @@ class HubVAE(Latents):
     """`path` is a name on the Hugging Face hub, or a folder that `save_pretrained` made.
 
     `scale` is what latents are multiplied by: config takes the network's own factor and shift, a
-    number is that, and measured becomes one over the standard deviation over training images, which
-    a run then keeps, with `sha256`, that of the weights. Images of one channel are tiled to three,
-    and what comes back is averaged. Raises ValueError for what cannot be had.
+    number is that, and measured becomes one over the standard deviation over training images. A run
+    keeps it with `sha256`, that of weights and settings, and a copy of both. Images of one channel
+    are tiled to three, and what comes back is averaged. Raises ValueError for what cannot be had.
     """
 
     def __init__(
         self, path: str, scale: str | float, sha256: str | None, cache: bool, cache_dir: str
     ):
-        super().__init__(pretrained(path), cache, cache_dir)
-        self.path = path
-        self.sha256 = digest(self.network)
+        path = str(path)  # a folder 2024 is a number to Hydra
+        network, self.settings = pretrained(path)
+        super().__init__(network, cache, cache_dir)
+        self.sha256 = digest(network, self.settings)
         if sha256 not in (None, self.sha256):
             raise ValueError(
-                f"first_stage.path={path} has other weights now than this run was trained with; "
-                "give the folder of those by first_stage.path=..."
+                f"first_stage.path={path} has other weights or settings now than this run was "
+                f"trained with: its sha256 begins with {self.sha256[:12]}, not with "
+                f"{sha256[:12]}; put the files back"
             )
         self.measures = scale == "measured"
         config = self.network.config
@@ -75,29 +81,41 @@ class HubVAE(Latents):
     def mean(self, moments: Tensor) -> Tensor:
         return moments[:, : self.network.config.latent_channels]
 
-    def sample(self, moments: Tensor) -> Tensor:
+    def spread(self, moments: Tensor) -> Tensor:
+        """The variance of `sample`."""
         mean = self.mean(moments)
         if mean.shape == moments.shape:  # AutoencoderTiny's are certain
-            return mean
-        log_variance = moments[:, mean.shape[1] :].clamp(-30, 20)
-        return mean + (log_variance / 2).exp() * torch.randn_like(mean)
+            return torch.zeros_like(mean)
+        return moments[:, mean.shape[1] :].clamp(-30, 20).exp()
+
+    def sample(self, moments: Tensor) -> Tensor:
+        mean = self.mean(moments)
+        return mean + self.spread(moments).sqrt() * torch.randn_like(mean)
 
     def prepare(self, data: ImageDataModule, device: torch.device) -> None:
         super().prepare(data, device)
+        say("Advice: this first stage's rFID, beyond which no FID comes, was not measured")
         if self.measures:
-            moments = data.moments
-            if moments is None:
+            if data.moments is None:
                 images = data.trained_on(MEASURED).images
                 moments = torch.cat([self.moments(part.to(device)) for part in images.split(64)])
-            self.scale = self.mean(moments[:MEASURED]).double().std().item()
+            else:  # of the same images
+                moments = data.moments[random_places(len(data.moments), MEASURED)]
+            mean = self.mean(moments).double()
+            self.scale = (mean.var(correction=0) + self.spread(moments).mean()).sqrt().item()
             self.given = 1 / self.scale
 
     def facts(self) -> dict[str, object]:
         return {"sha256": self.sha256, "scale": self.given}
 
+    def keep(self, folder: Path) -> None:
+        self.network.save_pretrained(folder / FOLDER)
+        # as it was read: without what a newer diffusers adds, which would change the sha256
+        write_atomically(folder / FOLDER / "config.json", json.dumps(self.settings, indent=2))
 
-def pretrained(path: str) -> nn.Module:
-    """The autoencoder called `path`; raises ValueError, with what to do, if it cannot be had."""
+
+def pretrained(path: str) -> tuple[nn.Module, dict[str, object]]:
+    """The autoencoder called `path`, and its config.json; raises ValueError, with what to do."""
     try:
         diffusers = importlib.import_module("diffusers")
     except ImportError as error:
@@ -105,23 +123,29 @@ def pretrained(path: str) -> nn.Module:
             "first_stage=hub_vae needs diffusers; run `pip install 'diffusion-lab[diffusers]'`"
         ) from error
     try:
-        name = diffusers.AutoencoderKL.load_config(path)["_class_name"]
+        settings = diffusers.AutoencoderKL.load_config(path)
+        name = settings["_class_name"]
         if name not in CLASSES:
             raise ValueError(
                 f"first_stage.path={path} is a {name}, not one of {', '.join(CLASSES)}"
             )
-        return getattr(diffusers, name).from_pretrained(path)
+        return getattr(diffusers, name).from_pretrained(path), settings
     except (OSError, KeyError, json.JSONDecodeError) as error:
-        where = "is damaged" if Path(path).is_dir() else "cannot be fetched from the hub"
+        where = (
+            "is damaged"
+            if Path(path).is_dir()
+            else "is no folder, and cannot be fetched from the hub"
+        )
         raise ValueError(
             f"first_stage.path={path} {where}; give the folder of an autoencoder that "
             "diffusers saved, or try again with a network"
         ) from error
 
 
-def digest(network: nn.Module) -> str:
-    """sha256 of all weights and their names."""
-    sha256 = hashlib.sha256()
+def digest(network: nn.Module, settings: dict[str, object]) -> str:
+    """sha256 of all weights and their names, and of the settings that are not diffusers' notes."""
+    lasting = {key: value for key, value in settings.items() if key[0] != "_"}
+    sha256 = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode())
     for name, tensor in network.state_dict().items():
         sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         sha256.update(tensor.contiguous().view(torch.uint8).numpy())

@@ -23,7 +23,7 @@ class Trained(Latents):
     kinds: tuple[str, ...]
 
     def __init__(self, run: str, sha256: str | None, cache: bool, cache_dir: str):
-        self.path = Path(run) / files.FILE
+        self.path = Path(str(run)) / files.FILE  # a folder 2024 is a number to Hydra
         network, self.trained, self.content = files.load(self.path)
         self.sha256 = hashlib.sha256(self.content).hexdigest()
         if self.trained.kind not in self.kinds:
@@ -47,9 +47,8 @@ class Trained(Latents):
                 "with fewer autoencoder.latent_channels"
             )
 
-    @property
-    def figures(self) -> dict[str, float]:
-        return self.trained.figures
+    def figures(self, data: ImageDataModule) -> dict[str, float]:
+        return self.trained.figures if self.trained.data == data.images_fingerprint else {}
 
     def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         if tuple(image_shape) != tuple(self.trained.image_shape):
@@ -72,10 +71,10 @@ class Trained(Latents):
         return self.network.sample(moments)
 
     def prepare(self, data: ImageDataModule, device: torch.device) -> None:
-        if data.fingerprint != self.trained.data:
+        if data.images_fingerprint != self.trained.data:
             say(
-                f"Advice: {self.path} was trained on other images of this shape, and its latents "
-                "may have another scale here"
+                f"Advice: {self.path} was trained on other images of this shape: its latents may "
+                "have another scale here, and its rFID says nothing of these images"
             )
         super().prepare(data, device)
 

@@ -39,13 +39,13 @@ def words_for(metric: str, class_names: Sequence[str]) -> str:
 
 
 def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str, float]:
-    """A first stage's figures of reconstructed images that were measured as `values` were.
+    """A first stage's figures of reconstructed images, those that were measured as `values` were.
 
-    A model in its latents should not be expected beyond them.
+    A model in its latents should not be expected beyond them. Where none was, it is all of them:
+    their names say how they were measured.
     """
-    return {
-        name: value for name, value in first_stage.items() if name[:1] == "r" and name[1:] in values
-    }
+    figures = {name: value for name, value in first_stage.items() if name[:1] == "r"}
+    return {name: value for name, value in figures.items() if name[1:] in values} or figures
 
 
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:

@@ -66,7 +66,7 @@ class Flow(Prediction):
 class EDM(Prediction):
     """Unit-variance residual of the best linear denoiser (arXiv:2206.00364, for any alpha).
 
-    data_std is the standard deviation of the clean images, which are in [-1, 1].
+    data_std is the standard deviation of the clean data: 0.5 of images in [-1, 1], 1 of latents.
     """
 
     def __init__(self, data_std: float = 0.5):

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.norm import GroupNorm
+from diffusion_lab.errors import is_number, is_whole, require
 
 
 class Patch(nn.Module):
@@ -14,11 +15,12 @@ class Patch(nn.Module):
 
     def __init__(self, image_channels: int, channels: int, layers: int, weight: float, start: int):
         super().__init__()
-        if channels % 4 or channels < 4 or layers < 1:
-            raise ValueError(
-                f"reconstruction.discriminator needs channels that are a multiple of 4 and a layer "
-                f"or more, not channels={channels} layers={layers}"
-            )
+        place = "reconstruction.discriminator"
+        right = is_whole(channels, 4) and channels % 4 == 0
+        require(right, f"{place}.channels", channels, "a multiple of 4 above 0", 32)
+        require(is_whole(layers, 1), f"{place}.layers", layers, "a whole number above 0", 2)
+        require(is_number(weight) and weight > 0, f"{place}.weight", weight, "above 0", 0.5)
+        require(is_whole(start, 0), f"{place}.start", start, "a number of steps, 0 or more", 2000)
         self.weight = weight
         self.start = start
         parts = [nn.Conv2d(image_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

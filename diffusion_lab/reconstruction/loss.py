@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from diffusion_lab.errors import UserError
 from diffusion_lab.reconstruction.discriminator import Patch
 from diffusion_lab.reconstruction.perceptual import Perceptual
 
@@ -40,6 +41,29 @@ class Loss(nn.Module):
         self.perceptual = perceptual  # frozen, and no module
         self.discriminator = discriminator(image_channels) if discriminator else None
 
+    @torch.no_grad()
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises UserError if images (C, H, W) are not for one of its networks."""
+        images = torch.zeros(2, *image_shape)
+        if self.perceptual is not None:
+            try:
+                self.perceptual(images, images)
+            except RuntimeError as error:
+                raise UserError(
+                    f"reconstruction.perceptual cannot take images of shape {image_shape}; write "
+                    "reconstruction/perceptual=efficientnet_lite0 for small ones, and "
+                    "reconstruction/perceptual=none for others than of 1 or 3 channels"
+                ) from error
+        if self.discriminator is not None:
+            try:
+                self.discriminator(images)
+            except RuntimeError as error:
+                raise UserError(
+                    f"reconstruction.discriminator halves images of shape {image_shape} to "
+                    "nothing; write fewer reconstruction.discriminator.layers, or "
+                    "reconstruction/discriminator=none"
+                ) from error
+
     def forward(
         self, images: Tensor, outputs: Tensor, bottleneck: Tensor, last_weight: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -68,6 +92,12 @@ class Loss(nn.Module):
         found = hinge(judge(images), judge(outputs.detach()))
         parts |= {"adversarial": fooled, "adversarial_weight": weight, "discriminator": found}
         return loss + bottleneck + weight * fooled + found, parts
+
+    def rest(self, step: int) -> None:
+        """Drops the gradients, of 0, of a silent adversary: the optimiser would let it decay."""
+        if self.discriminator is not None and step < self.discriminator.start:
+            for parameter in self.discriminator.parameters():
+                parameter.grad = None
 
 
 def log_likelihood_loss(error: Tensor, kind: str) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion_lab.errors import is_number, is_whole, require
 from diffusion_lab.metrics.extractor import efficientnet_lite0
 
 
@@ -19,11 +20,12 @@ class Perceptual(ABC):
     """
 
     def __init__(self, weight: float):
-        if weight <= 0:
-            raise ValueError(
-                f"reconstruction.perceptual.weight={weight} must be above 0; to leave it out "
-                "write reconstruction/perceptual=none"
-            )
+        require(
+            is_number(weight) and weight > 0,
+            "reconstruction.perceptual.weight",
+            weight,
+            "above 0; to leave it out write reconstruction/perceptual=none",
+        )
         self.weight = weight
         self.network = self.build().requires_grad_(False).eval()
 
@@ -47,6 +49,7 @@ class EfficientNetLite0(Perceptual):
     """Of images resized to `size` pixels, after the first four stages; needs no download."""
 
     def __init__(self, weight: float, size: int):
+        require(is_whole(size, 1), "reconstruction.perceptual.size", size, "pixels above 0", 32)
         self.size = size
         super().__init__(weight)
 
