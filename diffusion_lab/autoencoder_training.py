@@ -41,8 +41,8 @@ class AutoencoderParts(Parts):
         if self.module.loss.discriminator is not None:
             # the adversary's weight takes gradients of a graph that the step still needs
             functorch.donated_buffer = False
-        self.module.autoencoder.encoder.compile()
-        self.module.autoencoder.decoder.compile()
+        for part in (self.module.autoencoder.encoder, self.module.autoencoder.decoder):
+            part.compile(dynamic=False)  # Inductor fails on channels last of sizes that vary
 
     def prepare(self, cfg: DictConfig, device: torch.device) -> None:
         images = len(self.datamodule.test_images())

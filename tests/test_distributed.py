@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, TINY_AUTOENCODER
 
+from diffusion_lab.autoencoder import files
 from diffusion_lab.distributed import gather_by_id, shard
 
 
@@ -54,3 +55,32 @@ def test_noise_levels_are_spread_over_a_global_batch_and_their_losses_seen_by_al
     (seen,) = (value for name, value in state.items() if name.endswith("time_sampler.count"))
     # 4 steps with one of the 8 images in each eighth of the noise levels
     assert seen.tolist() == [4] * 8
+
+
+ADVERSARIAL = [
+    "reconstruction=perceptual_adversarial",
+    "reconstruction.discriminator.channels=8",
+    "reconstruction.discriminator.start=2",
+    "reconstruction.perceptual.size=16",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [ADVERSARIAL, ["autoencoder=vq", "autoencoder.codes=8"]])
+def test_two_ranks_train_and_measure_an_autoencoder_as_one(lab, tmp_path, extra):
+    exact = ["trainer.precision=32-true", "trainer.devices=2", "run_dir=two"]
+    code, _, err = lab("train-autoencoder", *TINY_AUTOENCODER, *extra, *exact)
+    assert code == 0, err
+    assert "micro-batch 4 x 1 accumulated x 2 ranks" in err
+    two = json.loads((tmp_path / "two/summary.json").read_text())
+    assert (two["steps"], two["ranks"]) == (4, 2)
+    _, facts, _ = files.load(tmp_path / "two" / files.FILE)
+    assert facts.figures == two["metrics"]
+
+    (tmp_path / "two" / files.FILE).unlink()  # so that it is measured anew
+    code, _, err = lab("train-autoencoder", "resume=two", "trainer.devices=1")
+    assert code == 0, err
+    one = json.loads((tmp_path / "two/summary.json").read_text())
+    assert one["ranks"] == 1
+    assert {"rfid/efficientnet_lite0-96/train64-16", "val/psnr"} <= set(one["metrics"])
+    assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-5, abs=1e-6)
