@@ -48,17 +48,20 @@ def files_under(root: Path) -> list[str]:
 
     Raises DataError for a folder that cannot be read, and for a link that may be one to a folder.
     """
-    files, folders, links, read = [], [""], [], set()
+    files, folders, links, read, linked = [], [""], [], set(), False
     while folders or links:
         # links wait, so that a folder inside of root is known by its own name
+        linked = linked or not folders
         folder = folders.pop() if folders else links.pop(0)
         path = root / folder
         try:
             facts = os.stat(path)
-            if (facts.st_dev, facts.st_ino) in read:
+            identity = (facts.st_dev, facts.st_ino)
+            # not before the first link: some file systems tell folders apart by name alone
+            if linked and identity in read:
                 say(f"Skipped {path}: it links to a folder that is read already")
                 continue
-            read.add((facts.st_dev, facts.st_ino))
+            read.add(identity)
             with os.scandir(path) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
