@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from diffusion_lab import runs
+from diffusion_lab import checkpoints, runs
 from diffusion_lab.autoencoder import Autoencoder, files
 from diffusion_lab.autoencoder_module import AutoencoderModule, moments_of
 from diffusion_lab.batch import BatchLayout
@@ -50,7 +50,8 @@ class AutoencoderParts(Parts):
 
     def facts(self, folder: Path) -> dict[str, dict]:
         return {
-            "checkpoint": {"folder": folder / runs.CHECKPOINT.parent},
+            "checkpoint": {"folder": folder / checkpoints.FOLDER},
+            "non_finite": {"folder": folder},
             "sample_grid": {"folder": folder / runs.SAMPLES},
             "evaluation": {"metrics": self.metrics},
         }

@@ -38,3 +38,11 @@ def from_rank_zero(value: object) -> object:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def of_all_ranks(value: object) -> list[object]:
+    """The value of each rank, in order, on every rank."""
+    values = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values

@@ -10,7 +10,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
 from diffusion_lab.runs import load_config, load_summary
-from diffusion_lab.trained_run import fingerprint
+from diffusion_lab.weights import fingerprint
 
 EVALUATIONS = "evaluations"
 

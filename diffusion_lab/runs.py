@@ -1,6 +1,6 @@
 """Run folders: where a run keeps what it knows of itself, and how it is read back.
 
-config.yaml  checkpoints/last.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
+config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
 """
 
 import json
@@ -15,17 +15,25 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab import checkpoints, targets, weights
 from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.distributed import from_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
+from diffusion_lab.run_lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
-CHECKPOINT = Path("checkpoints/last.ckpt")
-WEIGHTS_PREFIX = "denoiser."
+OUTPUTS = Path("outputs")  # where runs go by default
 DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
-RESUMABLE = ("trainer.", "callbacks.", "logger.", *DATA, "validate_every_n_steps")
+RESUMABLE = (
+    "trainer.",
+    "callbacks.",
+    "logger.",
+    *DATA,
+    "validate_every_n_steps",
+    "micro_batch_size",
+)
 
 
 def check_new(cfg: DictConfig) -> None:
@@ -40,16 +48,21 @@ def check_new(cfg: DictConfig) -> None:
 
 
 def create(cfg: DictConfig) -> Path:
-    """Makes the folder of a new run on rank 0, with its configuration; every rank gets its name.
+    """Makes the folder of a new run on rank 0; every rank gets its name.
 
-    It is `cfg.run_dir`, or outputs/<name>/<timestamp>.
+    It is `cfg.run_dir`, or outputs/<name>/<timestamp>. Raises UserError if it cannot be made.
     """
     folder = None
     if rank_and_world()[0] == 0:
         if cfg.logger and not cfg.logger.run_id:
             cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
-        folder = _make_folder(cfg)
-        save_config(folder, cfg)
+        try:
+            folder = _make_folder(cfg)
+        except OSError as error:
+            raise UserError(
+                f"the folder {error.filename} cannot be made ({error.strerror}); choose another "
+                "place by run_dir=..."
+            ) from error
     return from_rank_zero(folder)
 
 
@@ -57,7 +70,7 @@ def _make_folder(cfg: DictConfig) -> Path:
     if cfg.run_dir:
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         return Path(cfg.run_dir)
-    stamp = Path("outputs") / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    stamp = OUTPUTS / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, attempt = stamp, 1
     while True:
         try:
@@ -68,6 +81,19 @@ def _make_folder(cfg: DictConfig) -> Path:
             folder = stamp.with_name(f"{stamp.name}_{attempt}")
 
 
+def unfinished(name: str) -> Path | None:
+    """The latest run of this name that was saved, has not reached its end and is not being trained.
+
+    Of those in the folder where runs go by default.
+    """
+    folders = sorted(path.parent for path in (OUTPUTS / name).glob(f"*/{CONFIG}"))
+    for folder in reversed(folders):
+        done = load_summary(folder).get("finished")
+        if checkpoints.exists(folder) and not done and not is_locked(folder):
+            return folder
+    return None
+
+
 def save_config(folder: Path, cfg: DictConfig) -> None:
     """Writes the configuration, every interpolation resolved, on rank 0."""
     if rank_and_world()[0] == 0:
@@ -75,10 +101,13 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 
 def load_config(folder: str | Path) -> DictConfig:
-    """The configuration of a run; raises UserError where there is no run."""
+    """The configuration of a run; raises UserError where there is no run.
+
+    Warns of classes that no installation of this program has.
+    """
     folder = Path(str(folder))  # a folder 2024 is a number to Hydra
     if not (folder / CONFIG).is_file():
-        known = sorted(str(path.parent) for path in Path("outputs").glob(f"*/*/{CONFIG}"))
+        known = sorted(str(path.parent) for path in OUTPUTS.glob(f"*/*/{CONFIG}"))
         hint = f"; the latest here is {known[-1]}" if known else ""
         raise UserError(
             f"{folder} is no run folder, it has no {CONFIG}; give a folder that train made{hint}"
@@ -90,6 +119,7 @@ def load_config(folder: str | Path) -> DictConfig:
             cfg.first_stage.run = str(folder)  # its own copy, wherever it now is
     except Exception as error:  # YAML's errors and OmegaConf's have no common name
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
+    targets.check(cfg, folder / CONFIG)
     return cfg
 
 
@@ -109,8 +139,8 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             f"{folder} was not made by {command}; write diffusion-lab {trained_by(cfg)} "
             f"resume={folder}"
         )
-    if not (Path(folder) / CHECKPOINT).is_file():
-        raise UserError(f"{folder} has no {CHECKPOINT} to go on from; start the run anew")
+    if not checkpoints.exists(folder):
+        raise UserError(f"{folder} has no {checkpoints.LAST} to go on from; start the run anew")
     summary = load_summary(folder)
     longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
     if summary.get("finished") and not longer:
@@ -138,27 +168,18 @@ def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataMo
     """A trained run: its data (unread) and its model with averaged weights.
 
     Nothing about the model needs to be said again; `cfg` is the run's configuration, if it has been
-    read already. Raises UserError if the checkpoint is missing or damaged.
+    read already. A folder that `export` made is such a run, too. Raises UserError if the weights
+    are missing or damaged.
     """
     cfg = cfg or load_config(folder)
     datamodule = build_datamodule(cfg)
     model = build_model(cfg, datamodule.image_shape, datamodule.num_classes)
-    path = Path(folder) / CHECKPOINT
-    if not path.is_file():
-        raise UserError(f"{folder} has no {CHECKPOINT} yet; let it train to its first checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
-        raise UserError(f"{path} is damaged and cannot be read; train the run again") from error
-    weights = {
-        name.removeprefix(WEIGHTS_PREFIX): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith(WEIGHTS_PREFIX)
-    }
-    try:
-        model.denoiser.load_state_dict(weights)
+        model.denoiser.load_state_dict(weights.read(folder))
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit {folder}/{CONFIG}: it is of another model") from error
+        raise UserError(
+            f"the weights in {folder} do not fit its {CONFIG}: they are of another model"
+        ) from error
     return datamodule, model
 
 

@@ -110,12 +110,13 @@ def pretrained(path: str) -> nn.Module:
             raise ValueError(
                 f"first_stage.path={path} is a {name}, not one of {', '.join(CLASSES)}"
             )
-        return getattr(diffusers, name).from_pretrained(path)
+        # the older format is a pickle, which could be anything
+        return getattr(diffusers, name).from_pretrained(path, use_safetensors=True)
     except (OSError, KeyError, json.JSONDecodeError) as error:
         where = "is damaged" if Path(path).is_dir() else "cannot be fetched from the hub"
         raise ValueError(
             f"first_stage.path={path} {where}; give the folder of an autoencoder that "
-            "diffusers saved, or try again with a network"
+            "diffusers saved as safetensors, or try again with a network"
         ) from error
 
 
