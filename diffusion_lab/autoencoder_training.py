@@ -51,7 +51,6 @@ class AutoencoderParts(Parts):
     def facts(self, folder: Path) -> dict[str, dict]:
         return {
             "checkpoint": {"folder": folder / checkpoints.FOLDER},
-            "non_finite": {"folder": folder},
             "sample_grid": {"folder": folder / runs.SAMPLES},
             "evaluation": {"metrics": self.metrics},
         }

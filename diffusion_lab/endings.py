@@ -62,7 +62,7 @@ def ending_with_a_sentence(command: str, folder: Path | None) -> Iterator[None]:
             raise
     else:
         return
-    raise UserError(f"training stopped: {reason.rstrip('.')}; {remedy(command, folder)}")
+    raise UserError(f"training stopped: {reason.rstrip('. ')}; {remedy(command, folder)}")
 
 
 def remedy(command: str, folder: Path | None) -> str:

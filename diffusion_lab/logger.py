@@ -4,6 +4,7 @@ Every row carries `images` (training images seen) and `seconds` (since the run s
 curves of different batch sizes and machines share an x-axis.
 """
 
+import contextlib
 import json
 import netrc
 import os
@@ -188,6 +189,8 @@ class WandB(WandbLogger):
             action()
         except Exception as error:
             self.broken = True
+            if self._experiment is None:  # Lightning would try again to open it, unguarded
+                self._experiment = object()
             say(f"W&B failed and is left alone from here on: {error}")
 
     @rank_zero_only
@@ -216,6 +219,10 @@ class WandB(WandbLogger):
     @rank_zero_only
     def finish(self, summary: dict | None) -> None:
         """Writes the final figures to the run's summary and closes it; None: as failed."""
+        if self.broken:
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # or the next run of this process would go on with this one
+            return
 
         def finish() -> None:
             self.experiment.summary.update(summary or {})

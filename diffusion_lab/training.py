@@ -79,7 +79,6 @@ class DiffusionParts(Parts):
     def facts(self, folder: Path) -> dict[str, dict]:
         return {
             "checkpoint": {"folder": folder / checkpoints.FOLDER},
-            "non_finite": {"folder": folder},
             "sample_grid": {"pipeline": self.pipeline, "folder": folder / runs.SAMPLES},
             "evaluation": {"pipeline": self.pipeline, "metrics": self.metrics},
         }

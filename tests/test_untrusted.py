@@ -14,13 +14,7 @@ from diffusion_lab.metrics import ExtractorUnavailable
 from diffusion_lab.metrics.extractor import DINOv2
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
-OURS = [
-    *QUICK,
-    "data=two_moons",
-    "data._target_=diffusion_lab.data.TwoMoonsDataModule",
-    "conditioning=none",
-    "backbone=mlp",
-]
+OURS = ["experiment=toy/two_moons", "+debug=fast", "trainer=cpu", "callbacks.evaluation=null"]
 
 
 class Bomb:
@@ -83,7 +77,7 @@ def test_a_run_that_names_strangers_is_warned_of_before_they_are_used(lab, tmp_p
 
 
 def test_a_run_of_ours_is_not_warned_of(lab, tmp_path):
-    code, _, err = lab("train", *OURS, "run_dir=run", "trainer.max_steps=1")
+    code, _, err = lab("train", *OURS, "logger=none", "run_dir=run", "trainer.max_steps=1")
     assert code == 0, err
     code, _, err = lab("sample", "run=run", "num_samples=4")
     assert code == 0, err

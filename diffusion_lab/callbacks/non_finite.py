@@ -29,7 +29,7 @@ class NonFinite(Callback):
     `non_finite/` in the run, with the name of the first layer whose values were not finite.
     """
 
-    def __init__(self, folder: Path, in_a_row: int = 20, roll_backs: int = 0):
+    def __init__(self, in_a_row: int = 20, roll_backs: int = 0):
         if in_a_row < 2:
             raise ValueError(
                 f"callbacks.non_finite.in_a_row={in_a_row} must be 2 or more; one bad step is no "
@@ -37,7 +37,6 @@ class NonFinite(Callback):
             )
         if roll_backs < 0:
             raise ValueError(f"callbacks.non_finite.roll_backs={roll_backs} must be 0 or more")
-        self.folder = folder
         self.in_a_row = in_a_row
         self.roll_backs = roll_backs
         self.skipped = 0  # in the whole run
@@ -94,8 +93,8 @@ class NonFinite(Callback):
 
     def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
         """Rolls back, or raises Stopped."""
-        step = trainer.global_step
-        path = self.folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
+        step, folder = trainer.global_step, Path(trainer.default_root_dir)  # the run's
+        path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             torch.save({"step": step, "found": watch.found, "batches": watch.batches}, file)
@@ -105,7 +104,7 @@ class NonFinite(Callback):
             f"them step {step}: first not finite {found}; the batch with its noise levels is in "
             f"{path.parent}"
         )
-        saved = from_rank_zero(checkpoints.exists(self.folder))
+        saved = from_rank_zero(checkpoints.exists(folder))
         if self._rolled_back == self.roll_backs or not saved:
             raise Stopped(
                 f"{reason}; try a lower optimizer.lr, or trainer.precision=32-true, or "
@@ -113,7 +112,7 @@ class NonFinite(Callback):
             )
         self._rolled_back += 1
         say(f"{reason[0].upper()}{reason[1:]}. The weights go back to the last checkpoint's.")
-        roll_back(trainer, from_rank_zero(checkpoints.newest_whole(self.folder)))
+        roll_back(trainer, from_rank_zero(checkpoints.newest_whole(folder)))
 
 
 def roll_back(trainer: lightning.Trainer, path: Path) -> None:
