@@ -80,7 +80,7 @@ class TrainedModule(lightning.LightningModule, ABC):
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Remembers what a step that is skipped must not have changed."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._buffers_before = [buffer.clone() for buffer in self.buffers()]
+            self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
 
     def backward(self, loss: Tensor) -> None:
         """Gives a loss that is not finite a gradient that is not, which is what all ranks see."""
@@ -110,7 +110,7 @@ class TrainedModule(lightning.LightningModule, ABC):
             for parameter in self.trained_parameters():
                 parameter.grad = None  # optimisers pass over these
         for buffer, before in zip(self.buffers(), self._buffers_before, strict=True):
-            buffer.copy_(before)
+            buffer.data.copy_(before)  # some that others made ask for gradients
 
     def clip_norms(self, largest: float) -> Tensor:
         """Clips the norm of what is trained; returns the norm that it had, ()."""

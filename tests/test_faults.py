@@ -28,7 +28,7 @@ def run(folder, *arguments):
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ
+        env={key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
         | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             "WANDB_MODE": "offline",
