@@ -40,11 +40,11 @@ class AutoencoderModule(TrainedModule):
         """Of the autoencoder and of its adversary."""
         return [*self.autoencoder.parameters(), *self.loss.parameters()]
 
-    def clip_norms(self, largest: float) -> None:
+    def clip_norms(self, largest: float) -> Tensor:
         """Clips the two players apart, or one would change the other's step."""
-        for player in (self.autoencoder, self.loss):
-            if parameters := list(player.parameters()):
-                nn.utils.clip_grad_norm_(parameters, largest)
+        players = [list(player.parameters()) for player in (self.autoencoder, self.loss)]
+        norms = [nn.utils.clip_grad_norm_(player, largest) for player in players if player]
+        return torch.stack(norms).norm()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """batch: images (b, C, H, W) uint8 and labels -> the loss, (), and what it is made of."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch._functorch import config as functorch
 
-from diffusion_lab import runs
+from diffusion_lab import checkpoints, runs
 from diffusion_lab.autoencoder import Autoencoder, files
 from diffusion_lab.autoencoder_module import AutoencoderModule, moments_of
 from diffusion_lab.batch import BatchLayout
@@ -54,7 +54,7 @@ class AutoencoderParts(Parts):
 
     def facts(self, folder: Path) -> dict[str, dict]:
         return {
-            "checkpoint": {"folder": folder / runs.CHECKPOINT.parent},
+            "checkpoint": {"folder": folder / checkpoints.FOLDER},
             "sample_grid": {"folder": folder / runs.SAMPLES},
             "evaluation": {"metrics": self.metrics},
         }

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffusion_lab.distributed import rank_and_world
+from diffusion_lab.files import replacing
 from diffusion_lab.progress import say
 
 VERSION = 2  # raised when the same key comes to mean other numbers
@@ -61,9 +60,5 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        torch.save({"tensors": tensors, "sha256": _digest(tensors)}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save({"tensors": tensors, "sha256": _digest(tensors)}, file)

@@ -63,3 +63,11 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
 
 def _sentence(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def of_all_ranks(value: object) -> list[object]:
+    """The value of each rank, in order, on every rank."""
+    values = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Something asked for is wrong; the message says what, and what to write instead."""
 
 
+class Stopped(Exception):
+    """Training cannot go on, on no rank; the message says why. Whoever trains adds what to do."""
+
+
 @contextmanager
 def as_user_error() -> Iterator[None]:
     """Turns what a constructor says of its arguments into a `UserError`.

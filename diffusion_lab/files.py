@@ -1,14 +1,44 @@
-"""Small files that exist whole or not at all."""
+"""Files that exist whole or not at all."""
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+UNFINISHED = ".part"  # the end of a file's name while it is written
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file beside `path`, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path`, which takes its place at the end of the block, once it is on the disk.
+
+    If the block fails, what was at `path` stays, and nothing else is left.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            yield file
+            to_disk(file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_disk(file: BinaryIO) -> None:
+    """Waits until what was written would survive a loss of power."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces the content of `path`."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote left; none may be writing now."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)

@@ -3,13 +3,14 @@
 B batch, C channels, H height, W width in pixels.
 """
 
-import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from diffusion_lab.files import replacing
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -64,9 +65,5 @@ def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
     pixels = picture.cpu().repeat_interleave(scale, -2).repeat_interleave(scale, -1)
     array = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        Image.fromarray(array.numpy()).save(temporary, format="png", optimize=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        Image.fromarray(array.numpy()).save(file, format="png", optimize=True)

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
-from diffusion_lab.runs import CHECKPOINT, load_config, load_summary
-from diffusion_lab.trained_run import fingerprint
+from diffusion_lab.runs import load_config, load_summary
+from diffusion_lab.weights import fingerprint
 
 EVALUATIONS = "evaluations"
 
@@ -45,8 +45,6 @@ def kept(folder: str | Path) -> list[dict]:
     Raises UserError where there is no run, or nothing was measured.
     """
     saved, summary = load_config(folder), load_summary(folder)
-    if not (Path(folder) / CHECKPOINT).is_file():
-        raise UserError(f"{folder} has no {CHECKPOINT} yet; let it train to its first checkpoint")
     checkpoint, found = fingerprint(folder), []
     # its own, at the end of training; an autoencoder's are of reconstructions
     if summary.get("protocol") and "autoencoder" not in saved:

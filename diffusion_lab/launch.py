@@ -1,9 +1,12 @@
 """Several processes: one a device, started by torchrun, or found already started."""
 
+import logging
 import os
+import signal
 import sys
 import uuid
 import warnings
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -17,7 +20,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from diffusion_lab.errors import UserError
+from diffusion_lab.errors import Stopped, UserError
+
+PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
 
 
 def accelerator_of(trainer: DictConfig) -> str:
@@ -65,8 +70,10 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
     """Runs `diffusion-lab <command> <overrides>` in one process a device and waits for them.
 
     A job of a sweep is so a group of processes of its own, and one that dies takes the rest of its
-    group with it. Raises UserError if they failed; they have said why.
+    group with it. Raises Stopped if they failed; they have said why, unless they were killed.
     """
+    # what it tells of its workers is for those who know it
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -81,10 +88,11 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
         elastic_launch(config, sys.executable)("-m", "diffusion_lab", command, *overrides)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise UserError(
-            f"training process {rank} ended with code {failure.exitcode}, and the others were "
-            "stopped; what it said is above"
-        ) from error
+        if failure.exitcode < 0:
+            end = f"was killed by {signal.Signals(-failure.exitcode).name}"
+        else:
+            end = f"ended with code {failure.exitcode}, for what it said above"
+        raise Stopped(f"process {rank} {end}, and the others were ended") from error
     except SignalException as error:
         # handed to the processes, which have saved and said how to go on
         raise KeyboardInterrupt from error
@@ -106,6 +114,7 @@ def join_process_group(device: torch.device) -> None:
     os.environ["MASTER_PORT"] = str(environment.main_port)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
+        timeout=PATIENCE,
         rank=environment.global_rank(),
         world_size=environment.world_size(),
     )

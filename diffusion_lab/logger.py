@@ -4,21 +4,23 @@ Every row carries `images` (training images seen) and `seconds` (since the run s
 curves of different batch sizes and machines share an x-axis.
 """
 
+import contextlib
 import json
 import netrc
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from diffusion_lab.files import write_atomically
+from diffusion_lab.progress import say
 
 MODES = ("auto", "online", "offline")
 REACH_SECONDS = 2.0  # how long to look for the server before a run goes offline
@@ -49,12 +51,16 @@ class Clock:
 
 
 class JSONLines(Logger):
-    """`metrics.jsonl`: one JSON object a row, flushed at once, readable after any crash."""
+    """`metrics.jsonl`: one JSON object a row, flushed at once, readable after any crash.
+
+    Rows that cannot be written are kept, and written with a later one.
+    """
 
     def __init__(self, path: Path, clock: Clock):
         super().__init__()
         self.path = path
         self.clock = clock
+        self._unwritten: list[str] = []
 
     @property
     def name(self) -> str:
@@ -70,19 +76,48 @@ class JSONLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step} | self.clock.row(metrics, step)) + "\n")
+        row = json.dumps({"step": step} | self.clock.row(metrics, step)) + "\n"
+        self._unwritten.append(row)
+        try:
+            self._write("".join(self._unwritten).encode())
+        except OSError as error:
+            if len(self._unwritten) == 1:
+                say(
+                    f"{self.path} cannot be written ({error.strerror}); its rows are kept in "
+                    "memory until it can"
+                )
+        else:
+            self._unwritten.clear()
+
+    def _write(self, content: bytes) -> None:
+        """Appends, all of it or nothing."""
+        with self.path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(end)
+                raise
 
     @rank_zero_only
     def continue_from(self, step: int) -> None:
         """Drops the rows of steps that a resumed run takes again, and sets the clock."""
         if not self.path.exists():
             return
-        rows = [json.loads(line) for line in self.path.read_text().splitlines() if line[-1] == "}"]
-        rows = [row for row in rows if row["step"] <= step]
+        rows = [row for row in self._rows() if row["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         if rows:
             self.clock.continue_from(rows[-1]["seconds"])
+
+    def _rows(self) -> Iterator[dict]:
+        for line in self.path.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # cut short by a kill
+                continue
+            if isinstance(row, dict) and "step" in row:
+                yield row
 
 
 class WandB(WandbLogger):
@@ -154,7 +189,9 @@ class WandB(WandbLogger):
             action()
         except Exception as error:
             self.broken = True
-            rank_zero_warn(f"W&B failed and is left alone from here on: {error}")
+            if self._experiment is None:  # Lightning would try again to open it, unguarded
+                self._experiment = object()
+            say(f"W&B failed and is left alone from here on: {error}")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict) -> None:
@@ -182,6 +219,10 @@ class WandB(WandbLogger):
     @rank_zero_only
     def finish(self, summary: dict | None) -> None:
         """Writes the final figures to the run's summary and closes it; None: as failed."""
+        if self.broken:
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # or the next run of this process would go on with this one
+            return
 
         def finish() -> None:
             self.experiment.summary.update(summary or {})

@@ -1,6 +1,6 @@
 """Run folders: where a run keeps what it knows of itself, and how it is read back.
 
-config.yaml  checkpoints/last.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
+config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab import checkpoints, targets, weights
 from diffusion_lab.autoencoder import files
 from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
@@ -22,12 +23,19 @@ from diffusion_lab.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.first_stage import hub
+from diffusion_lab.run_lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
-CHECKPOINT = Path("checkpoints/last.ckpt")
-WEIGHTS_PREFIX = "denoiser."
+OUTPUTS = Path("outputs")  # where runs go by default
 DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
-RESUMABLE = ("trainer.", "callbacks.", "logger.", *DATA, "validate_every_n_steps")
+RESUMABLE = (
+    "trainer.",
+    "callbacks.",
+    "logger.",
+    *DATA,
+    "validate_every_n_steps",
+    "micro_batch_size",
+)
 
 
 def check_new(cfg: DictConfig) -> None:
@@ -35,10 +43,10 @@ def check_new(cfg: DictConfig) -> None:
     if cfg.run_dir and Path(cfg.run_dir).is_file():
         raise UserError(f"run_dir={cfg.run_dir} is a file; choose a folder")
     if cfg.run_dir and (Path(cfg.run_dir) / CONFIG).exists():
-        if not (Path(cfg.run_dir) / CHECKPOINT).is_file():
+        if not checkpoints.exists(cfg.run_dir):
             raise UserError(
-                f"run_dir={cfg.run_dir} holds a run without {CHECKPOINT}: let it train if it does, "
-                "or delete the folder if it was killed, and try again"
+                f"run_dir={cfg.run_dir} holds a run without {checkpoints.LAST}: let it train if it "
+                "does, or delete the folder if it was killed, and try again"
             )
         raise UserError(
             f"run_dir={cfg.run_dir} already holds a run; choose another folder, or go on with it "
@@ -47,17 +55,21 @@ def check_new(cfg: DictConfig) -> None:
 
 
 def create(cfg: DictConfig) -> Path:
-    """Makes the folder of a new run on rank 0, with its configuration; every rank gets its name.
+    """Makes the folder of a new run on rank 0; every rank gets its name.
 
-    It is `cfg.run_dir`, or outputs/<name>/<timestamp>.
+    It is `cfg.run_dir`, or outputs/<name>/<timestamp>. Raises UserError if it cannot be made.
     """
 
     def make() -> Path:
         if cfg.logger and not cfg.logger.run_id:
             cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
-        folder = _make_folder(cfg)
-        save_config(folder, cfg)
-        return folder
+        try:
+            return _make_folder(cfg)
+        except OSError as error:
+            raise UserError(
+                f"the folder {error.filename} cannot be made ({error.strerror}); choose another "
+                "place by run_dir=..."
+            ) from error
 
     return on_rank_zero(make)
 
@@ -66,7 +78,7 @@ def _make_folder(cfg: DictConfig) -> Path:
     if cfg.run_dir:
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         return Path(cfg.run_dir)
-    stamp = Path("outputs") / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    stamp = OUTPUTS / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, attempt = stamp, 1
     while True:
         try:
@@ -77,6 +89,19 @@ def _make_folder(cfg: DictConfig) -> Path:
             folder = stamp.with_name(f"{stamp.name}_{attempt}")
 
 
+def unfinished(name: str) -> Path | None:
+    """The latest run of this name that was saved, has not reached its end and is not being trained.
+
+    Of those in the folder where runs go by default.
+    """
+    folders = sorted(path.parent for path in (OUTPUTS / name).glob(f"*/{CONFIG}"))
+    for folder in reversed(folders):
+        done = load_summary(folder).get("finished")
+        if checkpoints.exists(folder) and not done and not is_locked(folder):
+            return folder
+    return None
+
+
 def save_config(folder: Path, cfg: DictConfig) -> None:
     """Writes the configuration, every interpolation resolved, on rank 0."""
     if rank_and_world()[0] == 0:
@@ -84,10 +109,13 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 
 def load_config(folder: str | Path) -> DictConfig:
-    """The configuration of a run; raises UserError where there is no run."""
+    """The configuration of a run; raises UserError where there is no run.
+
+    Warns of classes that no installation of this program has.
+    """
     folder = Path(str(folder))  # a folder 2024 is a number to Hydra
     if not (folder / CONFIG).is_file():
-        known = sorted(str(path.parent) for path in Path("outputs").glob(f"*/*/{CONFIG}"))
+        known = sorted(str(path.parent) for path in OUTPUTS.glob(f"*/*/{CONFIG}"))
         hint = f"; the latest here is {known[-1]}" if known else ""
         raise UserError(
             f"{folder} is no run folder, it has no {CONFIG}; give a folder that train made{hint}"
@@ -101,6 +129,7 @@ def load_config(folder: str | Path) -> DictConfig:
             cfg.first_stage.path = str(folder / hub.FOLDER)
     except Exception as error:  # YAML's errors and OmegaConf's have no common name
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
+    targets.check(cfg, folder / CONFIG)
     return cfg
 
 
@@ -120,9 +149,10 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             f"{folder} was not made by {command}; write diffusion-lab {trained_by(cfg)} "
             f"resume={folder}"
         )
-    if not (Path(folder) / CHECKPOINT).is_file():
+    if not checkpoints.exists(folder):
         raise UserError(
-            f"{folder} has no {CHECKPOINT} to go on from; delete the folder and start the run anew"
+            f"{folder} has no {checkpoints.LAST} to go on from; delete the folder and start the "
+            "run anew"
         )
     summary = load_summary(folder)
     # which is written again from the checkpoint
@@ -153,27 +183,18 @@ def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataMo
     """A trained run: its data (unread) and its model with averaged weights.
 
     Nothing about the model needs to be said again; `cfg` is the run's configuration, if it has been
-    read already. Raises UserError if the checkpoint is missing or damaged.
+    read already. A folder that `export` made is such a run, too. Raises UserError if the weights
+    are missing or damaged.
     """
     cfg = cfg or load_config(folder)
     datamodule = build_datamodule(cfg)
     model = build_model(cfg, datamodule.image_shape, datamodule.num_classes)
-    path = Path(folder) / CHECKPOINT
-    if not path.is_file():
-        raise UserError(f"{folder} has no {CHECKPOINT} yet; let it train to its first checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
-        raise UserError(f"{path} is damaged and cannot be read; train the run again") from error
-    weights = {
-        name.removeprefix(WEIGHTS_PREFIX): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith(WEIGHTS_PREFIX)
-    }
-    try:
-        model.denoiser.load_state_dict(weights)
+        model.denoiser.load_state_dict(weights.read(folder))
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit {folder}/{CONFIG}: it is of another model") from error
+        raise UserError(
+            f"the weights in {folder} do not fit its {CONFIG}: they are of another model"
+        ) from error
     return datamodule, model
 
 

@@ -19,6 +19,7 @@ from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.progress import console, say
+from diffusion_lab.weights import fingerprint
 
 VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
 ROWS = "results.jsonl"
@@ -96,7 +97,7 @@ def build_setting(
         "protocol": protocol,
         "seed": cfg.seed,
         "precision": opened.precision,
-        "weak": trained_run.fingerprint(weak) if (weak := cfg.guidance.get("weak_run")) else None,
+        "weak": fingerprint(weak) if (weak := cfg.guidance.get("weak_run")) else None,
         **sampling,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """What the LightningModules share: steps counted in images, clipping, and the rate by images."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
@@ -31,6 +32,8 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.seed = seed
         self.held_out_figures: dict[str, float] = {}
         self.validated_step = -1
+        self.skipped = False  # whether the last step was
+        self._buffers_before: list[Tensor] = []
 
     @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -74,22 +77,44 @@ class TrainedModule(lightning.LightningModule, ABC):
         for logger in self.loggers:  # Lightning would label them with the step before
             logger.log_metrics(self.held_out_figures, step=self.validated_step)
 
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Remembers what a step that is skipped must not have changed."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
+
+    def backward(self, loss: Tensor) -> None:
+        """Gives a loss that is not finite a gradient that is not, which is what all ranks see."""
+        super().backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradient's norm over all parameters."""
-        # Lightning's own refuses fused optimisers, for the sake of a gradient scaler; bf16 has none
-        if gradient_clip_val and self.trainer.scaler is None:
-            self.clip_norms(gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips the gradient's norm over all parameters; a step without a finite one is skipped.
 
-    def clip_norms(self, largest: float) -> None:
-        """Clips the norm of what is trained."""
-        nn.utils.clip_grad_norm_(self.trained_parameters(), largest)
+        It then leaves the weights, what the optimiser knows and the buffers as they were. The ranks
+        have the same gradient, so they agree.
+        """
+        scaler, largest = self.trainer.scaler, gradient_clip_val or math.inf
+        if scaler is not None:
+            # refuses fused optimisers, which undo the scaling too late; bf16 has no scaler
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            largest = math.inf
+        norm = self.clip_norms(largest)
+        self.skipped = not norm.isfinite()  # where a GPU is waited for, once a step
+        if not self.skipped:
+            return
+        if scaler is None:  # which has seen it too, and skips the step itself
+            for parameter in self.trained_parameters():
+                parameter.grad = None  # optimisers pass over these
+        for buffer, before in zip(self.buffers(), self._buffers_before, strict=True):
+            buffer.data.copy_(before)  # some that others made ask for gradients
+
+    def clip_norms(self, largest: float) -> Tensor:
+        """Clips the norm of what is trained; returns the norm that it had, ()."""
+        return nn.utils.clip_grad_norm_(self.trained_parameters(), largest)
 
     def configure_optimizers(self) -> dict:
         """The optimiser, and a schedule in images seen rather than steps."""

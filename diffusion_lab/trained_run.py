@@ -1,6 +1,5 @@
 """A trained run opened again, to be sampled from and measured."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from diffusion_lab.device import autocast, pick_device, pick_precision
 from diffusion_lab.errors import UserError, as_user_error
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs import CHECKPOINT, load, load_config
+from diffusion_lab.runs import load, load_config
+from diffusion_lab.weights import fingerprint
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,6 @@ def move_data(data: DictConfig, folder: str) -> None:
         raise UserError(f"data_root={folder}, but this run's data are in no files; leave it out")
     for key in paths:
         data[key] = str(Path(str(folder)) / Path(str(data[key])).name)
-
-
-def fingerprint(folder: str | Path) -> str:
-    """sha256 of a run's checkpoint."""
-    with (Path(folder) / CHECKPOINT).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:

@@ -12,15 +12,16 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from diffusion_lab import launch, runs
+from diffusion_lab import checkpoints, launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
-from diffusion_lab.callbacks import EMA
+from diffusion_lab.callbacks import EMA, Checkpoint
 from diffusion_lab.callbacks.interruption import interrupted
 from diffusion_lab.checks import advice
 from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
-from diffusion_lab.distributed import rank_and_world
+from diffusion_lab.distributed import on_rank_zero
+from diffusion_lab.endings import ending_with_a_sentence, way_on
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.first_stage import Pixels
 from diffusion_lab.logger import MODES, Clock, JSONLines
@@ -28,6 +29,7 @@ from diffusion_lab.metrics import ceiling, report
 from diffusion_lab.parts import Parts, try_out, watchers
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.progress import say
+from diffusion_lab.run_lock import locked
 from diffusion_lab.trained_run import load_weak
 from diffusion_lab.trainer import build_trainer, housekeeping, quiet_lightning
 
@@ -80,7 +82,7 @@ class DiffusionParts(Parts):
 
     def facts(self, folder: Path) -> dict[str, dict]:
         return {
-            "checkpoint": {"folder": folder / runs.CHECKPOINT.parent},
+            "checkpoint": {"folder": folder / checkpoints.FOLDER},
             "sample_grid": {"pipeline": self.pipeline, "folder": folder / runs.SAMPLES},
             "evaluation": {"pipeline": self.pipeline, "metrics": self.metrics},
         }
@@ -103,7 +105,12 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
             parts.datamodule.prepare_data()
             if parts.metrics is not None:
                 parts.metrics.load(parts.datamodule, "cpu")
-        launch.run_on_all_devices(parts.command, overrides, devices)
+        if cfg.resume:
+            with locked(Path(cfg.resume)):
+                pass
+        folder = cfg.resume or cfg.run_dir
+        with ending_with_a_sentence(parts.command, Path(folder) if folder else None):
+            launch.run_on_all_devices(parts.command, overrides, devices)
         return
 
     device = launch.device_of_process(cfg.trainer)
@@ -118,18 +125,27 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
             parts.metrics.load(parts.datamodule, device)
             parts.metrics.prepare(parts.datamodule)
     OmegaConf.update(cfg, "data", parts.datamodule.facts())
-    if cfg.resume:
-        folder = Path(cfg.resume)
+    if not (cfg.resume or cfg.run_dir) and (before := runs.unfinished(cfg.name)):
+        say(f"{before} is not finished. To go on with it rather than begin anew, write:")
+        say(f"  {way_on(parts.command, before)}")
+    folder = Path(cfg.resume) if cfg.resume else runs.create(cfg)
+    with locked(folder), ending_with_a_sentence(parts.command, folder):
+        checkpoint = on_rank_zero(lambda: opened(cfg, parts, folder))
         runs.save_config(folder, cfg)
-    else:
-        folder = runs.create(cfg)
-        if rank_and_world()[0] == 0:
-            parts.keep(folder)
-    say(f"Run folder: {folder}")
-    say(f"Batch: {layout}")
-    for line in parts.advice():
-        say(f"Advice: {line}")
-    run_training(cfg, parts, layout, folder, device)
+        say(f"Run folder: {folder}")
+        say(f"Batch: {layout}")
+        for line in parts.advice():
+            say(f"Advice: {line}")
+        run_training(cfg, parts, layout, folder, device, checkpoint)
+
+
+def opened(cfg: DictConfig, parts: Parts, folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from; a new run gets what its parts keep, and None."""
+    if cfg.resume:
+        return checkpoints.go_on_from(folder)
+    runs.check_new(cfg)  # again: another process may have been quicker
+    parts.keep(folder)
+    return None
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -177,12 +193,21 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Di
 
 
 def run_training(
-    cfg: DictConfig, parts: Parts, layout: BatchLayout, folder: Path, device: torch.device
+    cfg: DictConfig,
+    parts: Parts,
+    layout: BatchLayout,
+    folder: Path,
+    device: torch.device,
+    checkpoint: Path | None,
 ) -> None:
-    """Fits, evaluates and writes the summary."""
+    """Fits, from a checkpoint if there is one, evaluates and writes the summary."""
     clock = Clock(cfg.batch_size)
     rows = JSONLines(folder / runs.METRICS, clock)
-    wandb = parts.logger(run_dir=folder, clock=clock, config=plain(cfg)) if parts.logger else None
+    wandb = None
+    if parts.logger:
+        # the id is younger than the parts: a new run's is made with its folder
+        known = {"run_id": cfg.logger.run_id, "config": plain(cfg)}
+        wandb = parts.logger(run_dir=folder, clock=clock, **known)
     callbacks = finish_callbacks(parts, folder)
     module = parts.module
     if channels_last_pays(cfg.channels_last, device):
@@ -203,25 +228,22 @@ def run_training(
                 default_root_dir=folder,
             )
             trainer.fit(
-                module,
-                datamodule=parts.datamodule,
-                ckpt_path=folder / runs.CHECKPOINT if cfg.resume else None,
-                weights_only=True,
+                module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True
             )
             stopped = interrupted(trainer)
             if not stopped:
                 finish_run(trainer, parts, callbacks, device)
                 if trainer.is_global_zero:
                     parts.finish(folder, figures_of(parts, callbacks), device)
-        if trainer.is_global_zero:
-            summary = summarise(cfg, parts, trainer, callbacks, clock, device)
-            runs.write_summary(folder, summary)
+            if trainer.is_global_zero:
+                summary = summarise(cfg, parts, trainer, callbacks, clock, device)
+                runs.write_summary(folder, summary)
     finally:
         if wandb:
             wandb.finish(summary)
     if stopped:
         say(f"Stopped at step {trainer.global_step}; nothing is lost. Go on with:")
-        say(f"  diffusion-lab {parts.command} resume={folder}")
+        say(f"  {way_on(parts.command, folder)}")
         raise KeyboardInterrupt
     say_result(folder, callbacks, parts)
 
@@ -242,14 +264,16 @@ def finish_run(
 
 
 def finish_callbacks(parts: Parts, folder: Path) -> dict[str, Callback]:
-    """The configured callbacks with the facts of a run; weights are averaged before all else."""
+    """The configured callbacks with the facts of a run, in the order in which they must come."""
     facts = parts.facts(folder)
     callbacks = {
         name: part(**facts[name]) if name in facts else part
         for name, part in parts.callbacks.items()
     }
     # a checkpoint, grid or figure of a step must have the average of that step
-    return dict(sorted(callbacks.items(), key=lambda item: not isinstance(item[1], EMA)))
+    first = sorted(callbacks.items(), key=lambda item: not isinstance(item[1], EMA))
+    # and what a step leaves must be there before a checkpoint says that it was made
+    return dict(sorted(first, key=lambda item: isinstance(item[1], Checkpoint)))
 
 
 def summarise(
@@ -266,6 +290,7 @@ def summarise(
         "finished": not interrupted(trainer),
         "steps": trainer.global_step,
         "images_seen": parts.module.images_seen,
+        "skipped_steps": callbacks["non_finite"].skipped if "non_finite" in callbacks else 0,
         "wall_seconds": round(clock.seconds(), 1),
         "parameters": sum(p.numel() for p in parts.network.parameters()),
         "precision": trainer.precision,

@@ -45,7 +45,7 @@ def test_what_is_missing_or_damaged_is_one_sentence(tmp_path):
     (tmp_path / "text").write_text("no weights")
     for model, path, words in (
         (MODEL, tmp_path / "none", "there is no file"),
-        (MODEL, tmp_path / "text", "could not be loaded"),
+        (MODEL, tmp_path / "text", "does not hold weights alone"),
         ("vit_x", None, "none of timm's DINOv2 models"),
     ):
         with pytest.raises(ExtractorUnavailable, match=words) as error:

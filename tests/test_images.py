@@ -98,7 +98,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     before = path.read_bytes()
 
     def full_disk(image, file, **_):
-        file.write_bytes(b"half a pict")
+        file.write(b"half a pict")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)

@@ -49,8 +49,10 @@ def test_the_readmes_network_trains_and_is_reloaded(folder, command):
     elsewhere.mkdir()
     lost = lab(elsewhere, "sample", "run=../run", "num_samples=4")
     assert lost.returncode == 2
-    assert "my_networks" in lost.stderr
-    assert len(lost.stderr.strip().splitlines()) == 1
+    warning, sentence = lost.stderr.strip().splitlines()
+    assert warning.startswith("Warning: ")
+    assert "names my_networks.Convolutions, tiny_data.TinyData, of neither" in warning
+    assert "my_networks" in sentence
 
 
 def test_a_wrong_name_is_one_sentence(folder):

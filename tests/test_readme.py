@@ -84,3 +84,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_every_test_that_is_named_exists():
+    named = re.findall(r"`(test_\w+)`", README)
+    assert named
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for name in named:
+        assert f"def {name}(" in tests, name

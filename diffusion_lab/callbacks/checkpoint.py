@@ -1,58 +1,105 @@
-"""Checkpoints of a run: `last.ckpt`, written whole or not at all."""
+"""Checkpoints of a run in training, and what going on from one needs."""
 
-import os
 from pathlib import Path
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from diffusion_lab import checkpoints
 from diffusion_lab.callbacks.periodic import Periodic
+from diffusion_lab.distributed import on_rank_zero
+from diffusion_lab.errors import Stopped
 from diffusion_lab.logger import JSONLines
+from diffusion_lab.progress import say
 
 
 class Checkpoint(Periodic):
-    """Writes `last.ckpt` every `every_n_steps` steps and when training ends or is stopped."""
+    """Writes `last.ckpt` every `every_n_steps` steps and when training ends or is stopped.
+
+    It comes after everything else of its step, so that a run that goes on from it need not make up
+    for anything. One that cannot be written is said and left out, but for the last.
+    """
 
     def __init__(self, folder: Path, every_n_steps: int | None = 1000):
-        self.path = folder / "last.ckpt"
+        self.path = folder / checkpoints.LAST.name
         self.every_n_steps = every_n_steps
+        self._after_validation = False
 
-    def on_train_epoch_end(self, trainer, pl_module) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        # Lightning validates after this hook
+        validates = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+        if validates and trainer.enable_validation and self.due(trainer, batch_idx):
+            self._after_validation = True
+        else:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
+        # weights that cannot be trained on are nothing to go back to
+        return super().due(trainer, batch_idx) and not trainer.lightning_module.skipped
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
+        if self._after_validation:
+            self._after_validation = False
+            self.timed_run(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module) -> None:
         # not on_train_end: by then the averaged weights have replaced the trained ones
-        self.run(trainer)
+        trainer.save_checkpoint(self.path)
+        failure = on_rank_zero(lambda: trainer.strategy.checkpoint_io.failure)
+        if failure:
+            raise Stopped(
+                f"the checkpoint of step {trainer.global_step} could not be written ({failure}), "
+                "so make room"
+            )
 
     def run(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-
-
-class Resumption(Callback):
-    """Drops the rows of metrics.jsonl that a run resumed at an earlier step writes again."""
-
-    def __init__(self, rows: JSONLines):
-        self.rows = rows
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
-        self.rows.continue_from(trainer.global_step)
+        if failure := trainer.strategy.checkpoint_io.failure:
+            say(
+                f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
+                "training goes on, and the one before it is kept"
+            )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a kill never leaves half a checkpoint.
 
     Lightning's own way is a temporary file in $TMPDIR that is moved; across file systems the move
-    is a copy, and a kill within it destroys the checkpoint that was there.
+    is a copy, and a kill within it destroys the checkpoint that was there. `failure` is why the
+    last one could not be written; raised on the one rank that writes, it would leave the others
+    waiting.
     """
 
+    failure: str | None = None
+
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self.failure = None
         try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            checkpoints.save(checkpoint, Path(path))
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+
+
+class Resumption(Callback):
+    """Makes a checkpoint fit the run that goes on from it."""
+
+    def __init__(self, rows: JSONLines):
+        self.rows = rows
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        """Counts micro-batches as this layout of ranks and accumulation has them in a step."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if not checkpoint["global_step"]:
+            return
+        before = progress["total"]["processed"] // checkpoint["global_step"]  # a step
+        now = trainer.accumulate_grad_batches
+        for counts in (progress["total"], progress["current"]):
+            # the batch that a checkpoint was saved in is processed and not yet completed
+            within = counts["processed"] - counts["completed"]
+            done = counts["processed"] // before * now
+            counts.update(ready=done, started=done, processed=done, completed=done - within)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        """Drops the rows of metrics.jsonl that are written again."""
+        self.rows.continue_from(trainer.global_step)

@@ -26,10 +26,18 @@ class Periodic(Callback, ABC):
         """Does the thing, on every rank."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self.due(trainer, batch_idx):
+            self.timed_run(trainer)
+
+    def due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
+        """Whether this micro-batch ended a step after which to run."""
         if not self.every_n_steps or not stepped(trainer, batch_idx):
-            return
+            return False
         last = trainer.global_step == trainer.max_steps
-        if trainer.global_step % self.every_n_steps == 0 and not last:
-            start = time.perf_counter()
-            self.run(trainer)
-            self.seconds += time.perf_counter() - start
+        return trainer.global_step % self.every_n_steps == 0 and not last
+
+    def timed_run(self, trainer: lightning.Trainer) -> None:
+        """Runs, and counts the time."""
+        start = time.perf_counter()
+        self.run(trainer)
+        self.seconds += time.perf_counter() - start

@@ -8,16 +8,20 @@ from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.callbacks.periodic import Periodic, stepped
 
+OPEN_WINDOW = "losses_since_the_last_row"  # in a checkpoint
+
 
 class Throughput(Callback):
     """A row every `log_every_n_steps` steps, over the steps since the last one and all ranks.
 
-    The loss is the mean; images/s is by the wall clock, without validation, grids and evaluation.
-    What else a module's training_step returns is that of the last step, on rank 0.
+    The loss is the mean over the steps that were taken, also where the run was stopped and resumed
+    between; images/s is by the wall clock, without validation, grids and evaluation. What else a
+    module's training_step returns is that of the last step, on rank 0.
     """
 
     def __init__(self) -> None:
-        self._losses: list[torch.Tensor] = []
+        self._losses: list[torch.Tensor] = []  # of each step
+        self._loss: torch.Tensor | float = 0.0  # of the micro-batches of this step
         self._rate = 0.0
         self._validating = 0.0
 
@@ -33,28 +37,48 @@ class Throughput(Callback):
     def on_validation_end(self, trainer, pl_module) -> None:
         self._validating += time.perf_counter()
 
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        losses = checkpoint.get(OPEN_WINDOW, torch.empty(0))  # a run may be older than this key
+        self._losses = list(losses.to(pl_module.device))
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
     ) -> None:
-        self._losses.append(outputs["loss"].detach())
-        if not stepped(trainer, batch_idx) or trainer.global_step % trainer.log_every_n_steps:
+        self._loss = self._loss + outputs["loss"].detach()  # already divided by their number
+        if not stepped(trainer, batch_idx):
             return
-        loss = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
-        loss = loss.item() * trainer.accumulate_grad_batches  # and here a GPU has caught up
+        if not pl_module.skipped:
+            self._losses.append(self._loss)
+        self._loss = 0.0
+        self._steps += 1
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        losses = self._reduced(trainer)
+        loss = {"train/loss": losses.mean().item()} if len(losses) else {}
+        # and here a GPU has caught up
         seconds = time.perf_counter() - self._start - (self._pauses(trainer) - self._paused)
-        images = len(self._losses) // trainer.accumulate_grad_batches * pl_module.batch_size
         parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
-        metrics = parts | {
-            "train/loss": loss,
+        metrics = parts | loss
+        metrics |= {
             "train/lr": self._rate,
-            "train/images_per_second": images / seconds,
+            "train/images_per_second": self._steps * pl_module.batch_size / seconds,
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
+        self._losses.clear()
         self._open_window(trainer)
 
+    def _reduced(self, trainer: lightning.Trainer) -> torch.Tensor:
+        """The mean loss over all ranks of each step of the window, (steps,)."""
+        if not self._losses:
+            return torch.empty(0)
+        return trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
+
     def _open_window(self, trainer: lightning.Trainer) -> None:
-        self._losses.clear()
+        self._steps = 0
         self._paused = self._pauses(trainer)
         self._start = time.perf_counter()
 

@@ -29,6 +29,9 @@ class EMA(WeightAveraging):
         self.decay = 0.0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if pl_module.skipped:  # nothing to average
+            self._latest_update_step = trainer.global_step
+            return
         half_life = self.half_life_images
         if self.ramp is not None:
             half_life = min(half_life, self.ramp * pl_module.images_seen)

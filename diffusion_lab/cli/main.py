@@ -28,6 +28,7 @@ COMMANDS = {
     "likelihood": "bits a dimension of test images",
     "encode": "images to noise and back",
     "inpaint": "draw the missing part of images anew",
+    "export": "a trained model as a folder to give away",
     "doctor": "what is wrong with a training run, before it is made",
     "profile": "parameters, MACs, memory and speed of a composition",
     "match": "the size at which one backbone costs what another does",

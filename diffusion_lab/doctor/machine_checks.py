@@ -14,7 +14,7 @@ LONG_DAYS, VERY_LONG_DAYS = 1, 7
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.5, 300.0
 FULL = 0.8  # of free memory; the backward pass needs a little beside what it is given
 CHECKPOINT_BYTES = 4 * 4  # of a parameter: weight, average, Adam's two moments, in float32
-COPIES = 2  # of a checkpoint, while the new one takes the old one's place
+COPIES = 3  # of a checkpoint: the last, the one before it, and the new one while it is written
 GRID_SCALE = 2  # a grid is drawn so many times larger
 UNMEASURED = "not measured: speed=false, no such precision outside of training, or no memory for it"
 

@@ -129,7 +129,8 @@ def pretrained(path: str) -> tuple[nn.Module, dict[str, object]]:
             raise ValueError(
                 f"first_stage.path={path} is a {name}, not one of {', '.join(CLASSES)}"
             )
-        return getattr(diffusers, name).from_pretrained(path), settings
+        # the older format is a pickle, which could be anything
+        return getattr(diffusers, name).from_pretrained(path, use_safetensors=True), settings
     except (OSError, KeyError, json.JSONDecodeError) as error:
         where = (
             "is damaged"
@@ -138,7 +139,7 @@ def pretrained(path: str) -> tuple[nn.Module, dict[str, object]]:
         )
         raise ValueError(
             f"first_stage.path={path} {where}; give the folder of an autoencoder that "
-            "diffusers saved, or try again with a network"
+            "diffusers saved as safetensors, or try again with a network"
         ) from error
 
 

@@ -41,6 +41,7 @@ class DINOv2(FeatureExtractor):
                 raise ExtractorUnavailable(
                     f"there is no file {path} (metrics.extractor.weights_path)"
                 )
+            refuse_code(path)
             options["pretrained_cfg_overlay"] = {"file": str(path)}
         elif self.model not in timm.list_pretrained():
             known = ", ".join(timm.list_pretrained("*patch14_dinov2*"))
@@ -60,6 +61,19 @@ class DINOv2(FeatureExtractor):
         self.dim = network.num_features
         self.name = f"dinov2-{self.model}-{checksum[:8]}"
         return nn.Sequential(Preprocess(), network), checksum
+
+
+def refuse_code(path: Path) -> None:
+    """Raises ExtractorUnavailable for a pickle of more than tensors: some timm would run it."""
+    if path.suffix == ".safetensors":
+        return
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises all kinds
+        raise ExtractorUnavailable(
+            f"{path} does not hold weights alone; take a .safetensors file "
+            "(metrics.extractor.weights_path)"
+        ) from error
 
 
 class Preprocess(nn.Module):

@@ -1,0 +1,67 @@
+"""One process trains a run folder at a time."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusion_lab.distributed import rank_and_world
+from diffusion_lab.errors import UserError
+from diffusion_lab.progress import say
+
+FILE = ".lock"  # in the run folder; the system lets go of it when its process ends, however it does
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run in this block, on rank 0.
+
+    Raises UserError if another process does, or nothing can be written there.
+    """
+    if rank_and_world()[0] != 0:
+        yield
+        return
+    try:
+        file = (folder / FILE).open("a+")
+    except OSError as error:
+        raise UserError(
+            f"nothing can be written to {folder} ({error.strerror}); choose another folder by "
+            "run_dir=..., or mend this one"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is being trained by {file.read().strip() or 'another process'}; "
+                "wait for its end, or stop it"
+            ) from error
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            say(
+                f"Advice: the file system of {folder} has no locks, so nothing stops a second "
+                "process from training the same run; see that there is none"
+            )
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is training the run."""
+    try:
+        with (folder / FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no file, or no locks
+        return False
+    return False

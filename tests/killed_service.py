@@ -1,0 +1,21 @@
+"""A callback that kills the process which W&B has beside a run."""
+
+import os
+import signal
+import subprocess
+
+from lightning.pytorch.callbacks import Callback
+
+from diffusion_lab.progress import say
+
+
+class KilledService(Callback):
+    """Before the third step, and only what this very process has started."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 2:
+            mine = ["pgrep", "-P", str(os.getpid()), "wandb"]
+            found = subprocess.run(mine, capture_output=True, text=True).stdout.split()
+            for process in found:
+                os.kill(int(process), signal.SIGKILL)
+            say(f"killed {len(found)} service")

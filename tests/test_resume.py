@@ -1,0 +1,238 @@
+"""A run that goes on: the same rows and images, one W&B run, one process, an offer to resume."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from seen_images import seen
+
+from diffusion_lab.diffusion_module import DiffusionModule
+from diffusion_lab.logger import Clock, JSONLines
+from diffusion_lab.run_lock import is_locked, locked
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
+QUIET = [*QUICK, "logger=none"]
+SEEN = ["+callbacks.seen._target_=seen_images.SeenImages"]
+MEASURED = ("seconds", "train/images_per_second")  # of time: they are never equal
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the run's own gets to see it."""
+
+
+@pytest.fixture
+def killed_at_step(lab, monkeypatch):
+    """killed_at_step(5, "train", ...): the command dies when that step begins."""
+    original = DiffusionModule.training_step
+
+    def run(step, *arguments):
+        def dying(self, batch, batch_idx):
+            if self.trainer.global_step == step - 1:
+                raise Killed
+            return original(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DiffusionModule, "training_step", dying)
+            with pytest.raises(Killed):
+                lab(*arguments)
+
+    return run
+
+
+def rows(folder):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in found]
+
+
+@pytest.mark.parametrize("step", [4, 5, 6])
+def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(lab, tmp_path, killed_at_step, step):
+    # a row is of three steps, and checkpoints come within them and with validation
+    common = [*QUIET, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
+    common += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
+    assert lab("train", *common, "run_dir=whole")[0] == 0
+    killed_at_step(step, "train", *common, "run_dir=parts")
+    with (tmp_path / "parts/metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "train/lo')  # cut short
+    code, _, err = lab("train", "resume=parts")
+    assert code == 0, err
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "whole")] == [3, 4, 6, 8]
+    whole, parts = (
+        torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
+        for folder in ("whole", "parts")
+    )
+    assert str(whole["optimizer_states"]) == str(parts["optimizer_states"])
+    for key in ("lr_schedulers", "callbacks"):
+        assert whole[key] == parts[key], key
+
+
+@pytest.mark.parametrize("micro", [("null", "2"), ("2", "null"), ("4", "1")])
+def test_another_micro_batch_sees_the_same_images(lab, tmp_path, killed_at_step, micro):
+    common = [*QUIET, *SEEN, "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"]
+    assert lab("train", *common, "run_dir=whole", "++callbacks.seen.folder=a")[0] == 0
+    before, after = micro
+    parts = ["run_dir=parts", "++callbacks.seen.folder=b", f"micro_batch_size={before}"]
+    killed_at_step(4, "train", *common, *parts)
+    # places in a step are of other sizes now
+    code, _, err = lab(
+        "train", "resume=parts", f"micro_batch_size={after}", "++callbacks.seen.folder=c"
+    )
+    assert code == 0, err
+    whole, first, second = (seen(tmp_path / folder) for folder in "abc")
+    assert sorted(second) == [2, 3, 4, 5]
+    assert {**first, **second} == whole
+    assert json.loads((tmp_path / "parts/summary.json").read_text())["steps"] == 6
+
+
+@pytest.mark.slow
+def test_other_numbers_of_ranks_see_the_same_images_in_the_same_order(lab, tmp_path):
+    common = [*QUIET, *SEEN, "trainer.max_steps=9", "callbacks.checkpoint.every_n_steps=3"]
+    code, _, err = lab("train", *common, "run_dir=whole", "++callbacks.seen.folder=whole_seen")
+    assert code == 0, err
+    common += ["micro_batch_size=4", "run_dir=parts"]
+    first = ["++callbacks.seen.folder=a", "++callbacks.seen.die_at=4", "trainer.devices=2"]
+    code, _, err = lab("train", *common, *first)
+    assert code == 2, err
+    second = ["++callbacks.seen.folder=b", "++callbacks.seen.die_at=7", "trainer.devices=1"]
+    with pytest.raises(RuntimeError, match="a test asked for"):
+        lab("train", "resume=parts", *second)
+    third = ["++callbacks.seen.folder=c", "++callbacks.seen.die_at=null", "trainer.devices=2"]
+    code, _, err = lab("train", "resume=parts", *third)
+    assert code == 0, err
+    whole = seen(tmp_path / "whole_seen")
+    parts = [seen(tmp_path / folder) for folder in "abc"]
+    assert [sorted(part) for part in parts] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8]]
+    for part in parts:
+        for step, images in part.items():
+            assert images == whole[step], step
+    assert len({image for images in whole.values() for image in images}) == 64
+
+
+def test_w_and_b_goes_on_with_the_same_run(lab, tmp_path, killed_at_step):
+    common = [*QUICK, "run_dir=run", "callbacks.checkpoint.every_n_steps=2"]
+    killed_at_step(4, "train", *common)
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    folders = [path.name for path in (tmp_path / "run/wandb").glob("offline-run-*")]
+    assert len({name.rsplit("-", 1)[1] for name in folders}) == 1
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert len(folders) == 2
+    assert folders[0].endswith(saved["logger"]["run_id"])
+
+
+def test_a_row_cut_short_and_later_ones_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = ['{"step": 1, "seconds": 2.0}', '{"step": 3, "seconds": 5.0}']
+    path.write_text("\n".join([kept[0], "", kept[1], '{"step": 4, "seconds": 6.0}', '{"st']))
+    clock = Clock(8)
+    JSONLines(path, clock).continue_from(3)
+    assert path.read_text().splitlines() == kept
+    assert 5 <= clock.seconds() < 6
+    JSONLines(path, clock).continue_from(0)
+    assert path.read_text() == ""
+
+
+def test_rows_that_cannot_be_written_come_with_a_later_one(tmp_path, capfd):
+    path = tmp_path / "metrics.jsonl"
+    path.mkdir()  # stands for a folder without permission: root has all permissions
+    log = JSONLines(path, Clock(8))
+    log.log_metrics({"a": 1.0}, 1)
+    log.log_metrics({"a": 2.0}, 2)
+    assert capfd.readouterr().err.count("kept in memory") == 1
+    path.rmdir()
+    log.log_metrics({"a": 3.0}, 3)
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_run_goes_on_without_its_log_file(lab, tmp_path, monkeypatch):
+    original = DiffusionModule.training_step
+
+    def step(self, batch, batch_idx):
+        (tmp_path / "run/metrics.jsonl").mkdir(exist_ok=True)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", step)
+    code, _, err = lab("train", *QUIET, "run_dir=run")
+    assert code == 0, err
+    assert "metrics.jsonl cannot be written (Is a directory)" in err
+
+
+def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
+    common = [*QUIET, "name=mine", "callbacks.checkpoint.every_n_steps=2"]
+    killed_at_step(4, "train", *common)
+    (folder,) = tmp_path.glob("outputs/mine/*")
+    line = f"diffusion-lab train resume={folder.relative_to(tmp_path)}"
+    with locked(folder):
+        code, _, err = lab("train", *common)
+        assert code == 0
+        assert line not in err
+    code, _, err = lab("train", *common, "run_dir=elsewhere")
+    assert code == 0
+    assert line not in err
+    code, _, err = lab("train", *common)
+    assert code == 0
+    assert line in err
+    assert "is not finished" in err
+    assert len(list(tmp_path.glob("outputs/mine/*"))) == 3
+    assert not (folder / "summary.json").exists(), "nothing was started there"
+    code, _, err = lab("train", f"resume={folder.relative_to(tmp_path)}")
+    assert code == 0, err
+    code, _, err = lab("train", *common)
+    assert line not in err
+
+
+def test_a_second_process_is_refused(lab, tmp_path):
+    assert lab("train", *QUIET, "run_dir=run", "trainer.max_steps=2")[0] == 0
+    before = (tmp_path / "run/config.yaml").read_bytes()
+    for devices in (1, 2):
+        with locked(tmp_path / "run"):
+            assert is_locked(tmp_path / "run")
+            longer = ["trainer.max_steps=4", f"trainer.devices={devices}"]
+            code, _, err = lab("train", "resume=run", *longer)
+        assert code == 2
+        assert f"is being trained by process {os.getpid()} on {socket.gethostname()}" in err
+        assert "Traceback" not in err
+    assert (tmp_path / "run/config.yaml").read_bytes() == before
+    assert not is_locked(tmp_path / "run")
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    script = f"""
+import os
+from pathlib import Path
+from diffusion_lab.run_lock import locked
+with locked(Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert (tmp_path / ".lock").read_text().startswith("process")
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capfd):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path):
+        pass
+    assert "has no locks" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/nowhere/run"])
+def test_a_folder_that_cannot_be_made_is_named(lab, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    code, _, err = lab("train", *QUIET, f"run_dir={place}")
+    assert code == 2
+    assert "cannot be made" in err
+    assert "Traceback" not in err

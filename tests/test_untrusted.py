@@ -1,0 +1,98 @@
+"""What others made is not executed: no pickles, and a warning of the classes that a run names."""
+
+import os
+import pickle
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from omegaconf import OmegaConf
+
+from diffusion_lab import targets
+from diffusion_lab.metrics import ExtractorUnavailable
+from diffusion_lab.metrics.extractor import DINOv2
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+OURS = ["experiment=toy/two_moons", "+debug=fast", "trainer=cpu", "callbacks.evaluation=null"]
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def run(lab, tmp_path):
+    code, _, err = lab("train", *QUICK, "run_dir=run")
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def change(folder, part, **values):
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config[part] |= values
+    path.write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize("command", ["sample run=run", "train resume=run trainer.max_steps=9"])
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_checkpoint_that_is_a_program_is_not_run(lab, tmp_path, run, command, how):
+    content = {"state_dict": Bomb(tmp_path / "executed")}
+    for name in ("last", "previous"):
+        path = run / f"checkpoints/{name}.ckpt"
+        if how == "pickle":
+            path.write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, path)
+    code, _, err = lab(*command.split())
+    assert code == 2
+    assert "last.ckpt is damaged" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_weights_of_an_extractor_are_no_program(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"a": Bomb(tmp_path / "executed")}, path)
+    with pytest.raises(ExtractorUnavailable, match="weights alone"):
+        DINOv2("vit_small_patch14_dinov2.lvd142m", str(path)).load("cpu")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_that_names_strangers_is_warned_of_before_they_are_used(lab, tmp_path, run):
+    change(run, "sampler", _target_="fractions.Fraction")
+    code, _, err = lab("sample", "run=run")
+    assert code != 0  # a fraction draws nothing
+    warning = err.index("Warning")
+    line = err[warning:].splitlines()[0]
+    assert "run/config.yaml names fractions.Fraction, tiny_data.TinyData, of neither" in line
+    assert err.count("Warning: ") == 1
+
+
+def test_a_run_of_ours_is_not_warned_of(lab, tmp_path):
+    code, _, err = lab("train", *OURS, "logger=none", "run_dir=run", "trainer.max_steps=1")
+    assert code == 0, err
+    code, _, err = lab("sample", "run=run", "num_samples=4")
+    assert code == 0, err
+    assert "Warning" not in err
+
+
+@pytest.mark.parametrize("name", ["torch.hub.load", "torch.load", "diffusion_lab.nothing", "torch"])
+def test_a_function_is_refused(lab, run, name):
+    change(run, "optimizer", _target_=name)
+    change(run, "backbone", block={"_target_": "torch.nn.Identity", "deep": [{"_target_": name}]})
+    code, _, err = lab("sample", "run=run")
+    assert code == 2
+    assert f"names {name}, which is no class" in err
+
+
+def test_targets_are_found_at_any_depth():
+    cfg = OmegaConf.create({"_target_": "a.B", "c": [{"d": {"_target_": "e.F"}}, 1], "g": None})
+    assert list(targets.targets(cfg)) == ["a.B", "e.F"]
