@@ -15,6 +15,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab import slurm
 from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.distributed import from_rank_zero, rank_and_world
@@ -25,7 +26,14 @@ CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.json
 CHECKPOINT = Path("checkpoints/last.ckpt")
 WEIGHTS_PREFIX = "denoiser."
 DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
-RESUMABLE = ("trainer.", "callbacks.", "logger.", *DATA, "validate_every_n_steps")
+RESUMABLE = (
+    "trainer.",
+    "callbacks.",
+    "logger.",
+    *DATA,
+    "validate_every_n_steps",
+    "activation_checkpointing",
+)
 
 
 def check_new(cfg: DictConfig) -> None:
@@ -50,6 +58,7 @@ def create(cfg: DictConfig) -> Path:
             cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
         folder = _make_folder(cfg)
         save_config(folder, cfg)
+        slurm.sign(folder)
     return from_rank_zero(folder)
 
 
@@ -130,6 +139,16 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
                 f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, parsed.value())
+    cfg.resume = str(folder)
+    return cfg
+
+
+def restarted(folder: Path) -> DictConfig:
+    """The configuration of the run that a requeued job has begun, to go on with.
+
+    If the job was ended before the first checkpoint, it begins again, in the same folder.
+    """
+    cfg = load_config(folder)
     cfg.resume = str(folder)
     return cfg
 

@@ -16,7 +16,7 @@ from diffusion_lab import launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
 from diffusion_lab.callbacks import EMA
-from diffusion_lab.callbacks.interruption import interrupted
+from diffusion_lab.callbacks.interruption import interrupted, requeue_wanted
 from diffusion_lab.checks import advice
 from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
@@ -35,7 +35,6 @@ WHOLE_NUMBERS = {
     "seed": 0,
     "validate_every_n_steps": 1,
     "trainer.max_steps": 1,
-    "trainer.num_nodes": 1,
     "trainer.log_every_n_steps": 1,
 }
 
@@ -90,8 +89,13 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
     stopped, after saving it.
     """
     check_settings(cfg)
-    devices = launch.devices_per_node(cfg.trainer)
-    layout = solve_batch(cfg.batch_size, devices * cfg.trainer.num_nodes, cfg.micro_batch_size)
+    devices, nodes = launch.processes(cfg.trainer)
+    layout = solve_batch(cfg.batch_size, devices * nodes, cfg.micro_batch_size)
+    if nodes > 1 and not launch.in_launched_process():
+        raise UserError(
+            f"trainer.num_nodes={nodes} needs processes on each node; start them by srun, by "
+            "torchrun or with hydra/launcher=slurm"
+        )
     if devices > 1 and not launch.in_launched_process():
         # what is wrong is said here, before any process is started
         parts = build(cfg, layout, device="meta")
@@ -170,9 +174,14 @@ def run_training(
     """Fits, evaluates and writes the summary."""
     clock = Clock(cfg.batch_size)
     rows = JSONLines(folder / runs.METRICS, clock)
-    wandb = parts.logger(run_dir=folder, clock=clock, config=plain(cfg)) if parts.logger else None
+    wandb = None
+    if parts.logger:
+        # the id is younger than the parts: a new run's is made with its folder
+        known = {"run_id": cfg.logger.run_id, "config": plain(cfg)}
+        wandb = parts.logger(run_dir=folder, clock=clock, **known)
     callbacks = finish_callbacks(parts, folder)
     module = parts.module
+    checkpoint = folder / runs.CHECKPOINT
     if channels_last_pays(cfg.channels_last, device):
         module.to(memory_format=torch.channels_last)
     if compile_pays(cfg.compile, device):
@@ -193,7 +202,7 @@ def run_training(
             trainer.fit(
                 module,
                 datamodule=parts.datamodule,
-                ckpt_path=folder / runs.CHECKPOINT if cfg.resume else None,
+                ckpt_path=checkpoint if cfg.resume and checkpoint.is_file() else None,
                 weights_only=True,
             )
             stopped = interrupted(trainer)
@@ -208,7 +217,10 @@ def run_training(
         if wandb:
             wandb.finish(summary)
     if stopped:
-        say(f"Stopped at step {trainer.global_step}; nothing is lost. Go on with:")
+        say(f"Stopped at step {trainer.global_step}; nothing is lost.")
+        if requeue_wanted(trainer):
+            launch.leave_and_requeue()
+        say("Go on with:")
         say(f"  diffusion-lab {parts.command} resume={folder}")
         raise KeyboardInterrupt
     say_result(folder, callbacks, parts)

@@ -66,7 +66,8 @@ def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for processes that it starts
+    tests = Path(__file__).parent  # for processes that it starts
+    monkeypatch.setenv("PYTHONPATH", f"{tests}:{tests.parent}")
 
     def run(*arguments: str) -> tuple[int, str, str]:
         GlobalHydra.instance().clear()
