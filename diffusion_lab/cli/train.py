@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from diffusion_lab import slurm
 from diffusion_lab.parts import Parts
 from diffusion_lab.progress import say
-from diffusion_lab.runs import load_summary, restarted, resumed
+from diffusion_lab.runs import CONFIG, load_summary, restarted, resumed
 from diffusion_lab.training import build_parts, train
 
 
@@ -20,7 +20,8 @@ def run(cfg: DictConfig, command: str = "train", build: Callable[..., Parts] = b
     """
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
-    if not cfg.resume and (begun := slurm.own_run(cfg.name, cfg.run_dir)):
+    begun = None if cfg.resume else slurm.own_run(cfg.name, cfg.run_dir)
+    if begun and (begun / CONFIG).is_file():
         if load_summary(begun).get("finished"):
             say(f"{begun} is finished")
             return
