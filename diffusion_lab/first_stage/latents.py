@@ -117,3 +117,6 @@ class Latents(FirstStage):
 
         name = f"moments-{len(images)}{'-mirrored' if mirrored else ''}"
         return cached(self.cache_dir, name, key, compute)["moments"]
+
+    def __deepcopy__(self, memo: dict) -> "Latents":
+        return self  # frozen, so that averaged weights need no second one

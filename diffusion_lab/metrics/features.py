@@ -80,3 +80,6 @@ class FeatureExtractor(ABC):
     def logits(self, features: Tensor) -> Tensor | None:
         """Of the network's classes, (n, K), from features (n, D); None if it has none."""
         return None
+
+    def __deepcopy__(self, memo: dict) -> "FeatureExtractor":
+        return self  # frozen, so that a copied callback or model may share it

@@ -39,6 +39,9 @@ class Perceptual(ABC):
         self.network.to(images.device)
         return self.distance(*(each.expand(-1, 3, -1, -1) for each in (images, others)))
 
+    def __deepcopy__(self, memo: dict) -> "Perceptual":
+        return self
+
 
 class EfficientNetLite0(Perceptual):
     """Of images resized to `size` pixels, after the first four stages; needs no download."""
