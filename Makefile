@@ -6,9 +6,12 @@ BIN := .venv/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 LAB := $(BIN)/diffusion-lab
 ARGS ?=
+# where training runs: LAUNCHER=slurm submits it, as conf/hydra/launcher/slurm.yaml says
+LAUNCHER ?=
+TRAIN := $(LAB) train $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 FIRST ?= outputs/fashion_mnist_kl/first
 
-.PHONY: help setup train train-unet train-dit train-latent toy test test-slow lint format build clean
+.PHONY: help setup train train-unet train-dit train-latent toy test test-slow test-slurm lint format build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,13 +26,13 @@ setup: .venv/installed  ## make .venv with everything the commands and the tests
 	@touch $@
 
 train: setup  ## train a small model on FashionMNIST to a picture and a FID, in minutes on a CPU
-	$(LAB) train experiment=quickstart $(ARGS)
+	$(TRAIN) experiment=quickstart $(ARGS)
 
 train-unet: setup  ## train the FashionMNIST U-Net on all GPUs, or the CPU: ARGS="seed=1 ..."
-	$(LAB) train experiment=fashion_mnist/unet $(ARGS)
+	$(TRAIN) experiment=fashion_mnist/unet $(ARGS)
 
-train-dit: setup  ## train the FashionMNIST DiT on all GPUs, or the CPU: ARGS="trainer.max_steps=1000"
-	$(LAB) train experiment=fashion_mnist/dit $(ARGS)
+train-dit: setup  ## train the FashionMNIST DiT on all GPUs, or the CPU; on a cluster: LAUNCHER=slurm
+	$(TRAIN) experiment=fashion_mnist/dit $(ARGS)
 
 train-latent: setup  ## train a KL autoencoder of FashionMNIST, then a DiT in its latents: ARGS="seed=1 ..."
 	test -f $(FIRST)/first_stage.safetensors || $(LAB) train-autoencoder \
@@ -43,10 +46,14 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 	$(BIN)/python experiments/theory/figures.py $$run
 
 test: setup  ## the default tests, under five minutes on two cores
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m "slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
+
+test-slurm: setup  ## jobs on a SLURM of its own: installs Debian's slurm-wlm and munge, as root
+	@tests/slurm/install.sh
+	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 
 lint: setup  ## check format and style
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -82,6 +82,8 @@ def build_autoencoder_parts(
     cfg: DictConfig, layout: BatchLayout, device: str = "cpu"
 ) -> AutoencoderParts:
     """Builds what the configuration names; raises UserError for what cannot work."""
+    if isinstance(cfg.trainer.strategy, DictConfig):
+        raise UserError("trainer=fsdp shares out diffusion models only; use trainer=ddp")
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
     shape = datamodule.image_shape

@@ -7,10 +7,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from diffusion_lab.augmentation import NonLeaky
+from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.checks import check_first_stage, check_sampling, check_training
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.errors import as_user_error
+from diffusion_lab.errors import UserError, as_user_error
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.objective import Objective
 from diffusion_lab.pipeline import Pipeline
@@ -71,6 +72,11 @@ def build_model(
                 learned_variance=objective.variance_loss is not None,
                 augmentation_labels=augmentation.values if augmentation else 0,
             )
+        again = cfg.get("activation_checkpointing", False)  # a run may be older than this key
+        if not isinstance(again, bool):
+            raise UserError(f"activation_checkpointing={again} is unknown; use true or false")
+        if again:
+            checkpoint_activations(denoiser.backbone)
     return Model(denoiser, schedule, objective, first_stage, augmentation)
 
 

@@ -105,6 +105,16 @@ class Denoiser(nn.Module):
         `previous` is the last x0 estimate of x's shape, for self-conditioning; None is zeros.
         `augmentation` (B, augmentation_labels) is what was done to x0; None is nothing, zeros.
         """
+        return self._output(x, level, labels, previous, augmentation)
+
+    def _output(
+        self,
+        x: Tensor,
+        level: NoiseLevel,
+        labels: Tensor | None,
+        previous: Tensor | None,
+        augmentation: Tensor | None,
+    ) -> Output:
         # float32 whatever autocast says: bf16 has 507 distinct values below 1000
         noise = self.noise_label(level).to(torch.float32)
         if noise.ndim == 0:  # filled in place: a copy from the CPU would wait for a GPU
@@ -139,7 +149,8 @@ class Denoiser(nn.Module):
         augmentation: Tensor | None = None,
     ) -> Estimate:
         """The denoised estimate of x (B, C, H, W) at `level`; labels None = unconditional."""
-        value, variance = self.output(x, level, labels, previous, augmentation)
+        # not `output`: where parameters are shared out, each of the two gathers them
+        value, variance = self._output(x, level, labels, previous, augmentation)
         return Estimate(self.prediction.to_x0(value, x, level), variance)
 
     def score(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:

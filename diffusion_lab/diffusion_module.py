@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diffusion_lab.augmentation import NonLeaky, augment
+from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.objective import Objective
 from diffusion_lab.randomness import SampleNoise
+from diffusion_lab.sharding import shard
 from diffusion_lab.trained_module import TrainedModule
 
 VALIDATION_LEVELS = 10  # the held-out loss is reported at t = 0.05, 0.15, ..., 0.95
@@ -45,6 +47,15 @@ class DiffusionModule(TrainedModule):
         """What the optimiser changes: the denoiser's parameters, and what the objective learns."""
         parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
         return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def configure_model(self) -> None:
+        """Shares parameters out over the ranks, if the trainer's strategy is to (FSDP)."""
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for layer in layers_of(self.denoiser.backbone):
+                shard(layer, mesh)
+            shard(self.denoiser, mesh, ("output",))
+            shard(self.objective, mesh)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """batch: images (b, C, H, W) uint8, or moments, and labels (b,) int64 -> mean loss, ()."""

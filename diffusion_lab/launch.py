@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import uuid
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
+    LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
@@ -20,7 +22,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from diffusion_lab import slurm
 from diffusion_lab.errors import Stopped, UserError
+from diffusion_lab.progress import say
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
 
@@ -37,8 +41,49 @@ def accelerator_of(trainer: DictConfig) -> str:
     return name
 
 
+def processes(trainer: DictConfig) -> tuple[int, int]:
+    """How many processes a node runs, one a device, and how many nodes there are.
+
+    Where srun or torchrun has started them, `auto` is what there is. Raises UserError where that is
+    not what was asked for.
+    """
+    nodes = trainer.num_nodes
+    if nodes != "auto" and not (type(nodes) is int and nodes >= 1):
+        raise UserError(f"trainer.num_nodes={nodes} must be auto or a whole number of at least 1")
+    if not in_launched_process():
+        return devices_per_node(trainer), 1 if nodes == "auto" else nodes
+    devices, there = started()
+    asked = devices if trainer.devices == "auto" else devices_per_node(trainer)
+    if (asked, there if nodes == "auto" else nodes) != (devices, there):
+        raise UserError(
+            f"trainer.devices={trainer.devices} and trainer.num_nodes={nodes} are not what was "
+            f"started, {devices} on each of {there} nodes; leave both out, or start as many "
+            "(with hydra/launcher=slurm by hydra.launcher.tasks_per_node and nodes)"
+        )
+    if accelerator_of(trainer) == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(
+            f"{devices} processes were started on this node, and {torch.cuda.device_count()} GPUs "
+            "are visible to this one; give the job gpus_per_node and not gpus_per_task"
+        )
+    return devices, there
+
+
+def started() -> tuple[int, int]:
+    """Processes a node and nodes, as torchrun or srun has started them."""
+    if TorchElasticEnvironment.detect():
+        a_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        return a_node, int(os.environ["WORLD_SIZE"]) // a_node
+    layout = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # as in 4(x2)
+    if not (match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", layout)):
+        raise UserError(
+            f"srun has started {layout} processes on the nodes of this job, which must be equally "
+            "many; write srun --ntasks-per-node=..."
+        )
+    return int(match[1]), int(match[2] or 1)
+
+
 def devices_per_node(trainer: DictConfig) -> int:
-    """How many processes a node runs: one a device."""
+    """How many devices of a node are asked for."""
     devices = trainer.devices
     if isinstance(devices, ListConfig) and devices:
         return len(devices)
@@ -62,8 +107,7 @@ def device_of_process(trainer: DictConfig) -> torch.device:
 
 def in_launched_process() -> bool:
     """Whether torchrun (ours or the user's) or srun has already started a process a device."""
-    with warnings.catch_warnings(action="ignore"):  # of an srun that is installed and not used
-        return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+    return TorchElasticEnvironment.detect() or slurm.started_by_srun()
 
 
 def run_on_all_devices(command: str, overrides: list[str], processes: int) -> None:
@@ -99,8 +143,17 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
 
 
 def cluster() -> ClusterEnvironment:
-    """What started the processes of this run."""
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment()
+    """What started the processes of this run, for Lightning, which would look for itself.
+
+    It would take a batch script for one of srun's tasks, and warn wherever srun is installed.
+    """
+    if TorchElasticEnvironment.detect():  # also within a job of SLURM
+        return TorchElasticEnvironment()
+    if not slurm.started_by_srun():
+        return LightningEnvironment()
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(started()[0])  # `srun --ntasks` does not say it
+    with warnings.catch_warnings(action="ignore"):
+        return SLURMEnvironment(auto_requeue=False)  # it would save within the signal handler
 
 
 def join_process_group(device: torch.device) -> None:
@@ -110,6 +163,8 @@ def join_process_group(device: torch.device) -> None:
     if not in_launched_process() or dist.is_initialized():
         return
     environment = cluster()
+    if environment.world_size() == 1:
+        return
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
     dist.init_process_group(
@@ -118,3 +173,22 @@ def join_process_group(device: torch.device) -> None:
         rank=environment.global_rank(),
         world_size=environment.world_size(),
     )
+
+
+def leave_and_requeue() -> None:
+    """Ends this process once all ranks are here, and has SLURM start the job again.
+
+    Returns, on rank 0, only if SLURM refuses.
+    """
+    rank = 0
+    if dist.is_initialized():
+        rank = dist.get_rank()
+        dist.barrier()
+        dist.destroy_process_group()
+    if rank > 0:
+        sys.exit(0)
+    if refusal := slurm.requeue():
+        say(f"The job is not put back in the queue: {refusal}")
+        return
+    say("The job is back in the queue, and will go on from here.")
+    sys.exit(0)

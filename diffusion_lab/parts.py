@@ -71,7 +71,9 @@ def try_out(cfg: DictConfig, layout: BatchLayout, module: TrainedModule) -> None
     module.optimizer(module.trained_parameters())
     if not launch.in_launched_process():
         with quiet_lightning():
-            build_trainer(cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1)
+            build_trainer(
+                cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1, num_nodes=1
+            )
 
 
 def watchers(cfg: DictConfig) -> tuple[dict, Callable[..., WandB] | None]:

@@ -15,7 +15,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab import checkpoints, targets, weights
+from diffusion_lab import checkpoints, slurm, targets, weights
 from diffusion_lab.autoencoder import files
 from diffusion_lab.build import Model, build_datamodule, build_model
 from diffusion_lab.data import ImageDataModule
@@ -35,6 +35,7 @@ RESUMABLE = (
     *DATA,
     "validate_every_n_steps",
     "micro_batch_size",
+    "activation_checkpointing",
 )
 
 
@@ -64,12 +65,14 @@ def create(cfg: DictConfig) -> Path:
         if cfg.logger and not cfg.logger.run_id:
             cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
         try:
-            return _make_folder(cfg)
+            folder = _make_folder(cfg)
+            slurm.sign(folder)
         except OSError as error:
             raise UserError(
                 f"the folder {error.filename} cannot be made ({error.strerror}); choose another "
                 "place by run_dir=..."
             ) from error
+        return folder
 
     return on_rank_zero(make)
 
@@ -175,6 +178,16 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
                 f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, parsed.value())
+    cfg.resume = str(folder)
+    return cfg
+
+
+def restarted(folder: Path) -> DictConfig:
+    """The configuration of the run that a requeued job has begun, to go on with.
+
+    If the job was ended before the first checkpoint, it begins again, in the same folder.
+    """
+    cfg = load_config(folder)
     cfg.resume = str(folder)
     return cfg
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab.randomness import mix_seed
+from diffusion_lab.sharding import whole
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
 
@@ -102,7 +103,7 @@ class TrainedModule(lightning.LightningModule, ABC):
             # refuses fused optimisers, which undo the scaling too late; bf16 has no scaler
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             largest = math.inf
-        norm = self.clip_norms(largest)
+        norm = whole(self.clip_norms(largest))  # of all shares
         self.skipped = not norm.isfinite()  # where a GPU is waited for, once a step
         if not self.skipped:
             return

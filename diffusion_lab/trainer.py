@@ -9,8 +9,9 @@ import lightning
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
+from diffusion_lab import launch
 from diffusion_lab.batch import BatchLayout
 from diffusion_lab.callbacks import Interruption
 from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO, Resumption
@@ -29,6 +30,7 @@ def build_trainer(
     cfg: DictConfig, layout: BatchLayout, device: torch.device, **facts: object
 ) -> lightning.Trainer:
     """Lightning's Trainer: an endless stream of micro-batches, cut at `trainer.max_steps`."""
+    listed, (devices, nodes) = cfg.trainer.devices, launch.processes(cfg.trainer)
     defaults = {
         "precision": pick_precision(cfg.trainer.precision, device),
         "accumulate_grad_batches": layout.accumulate,
@@ -40,7 +42,9 @@ def build_trainer(
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "enable_progress_bar": console.is_terminal,
-        "plugins": [AtomicCheckpointIO()],
+        "devices": [*listed] if isinstance(listed, ListConfig) else devices,
+        "num_nodes": nodes,
+        "plugins": [AtomicCheckpointIO(), launch.cluster()],
         "logger": False,
     }
     return instantiate(cfg.trainer, **(defaults | facts))

@@ -16,7 +16,7 @@ from diffusion_lab import checkpoints, launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
 from diffusion_lab.callbacks import EMA, Checkpoint
-from diffusion_lab.callbacks.interruption import interrupted
+from diffusion_lab.callbacks.interruption import interrupted, requeue_wanted
 from diffusion_lab.checks import advice
 from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
@@ -38,7 +38,6 @@ WHOLE_NUMBERS = {
     "seed": 0,
     "validate_every_n_steps": 1,
     "trainer.max_steps": 1,
-    "trainer.num_nodes": 1,
     "trainer.log_every_n_steps": 1,
 }
 # of any callback that has such a key, which is asked for when hours have passed
@@ -96,8 +95,13 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
     stopped, after saving it.
     """
     check_settings(cfg)
-    devices = launch.devices_per_node(cfg.trainer)
-    layout = solve_batch(cfg.batch_size, devices * cfg.trainer.num_nodes, cfg.micro_batch_size)
+    devices, nodes = launch.processes(cfg.trainer)
+    layout = solve_batch(cfg.batch_size, devices * nodes, cfg.micro_batch_size)
+    if nodes > 1 and not launch.in_launched_process():
+        raise UserError(
+            f"trainer.num_nodes={nodes} needs processes on each node; start them by srun, by "
+            "torchrun or with hydra/launcher=slurm"
+        )
     if devices > 1 and not launch.in_launched_process():
         # what is wrong is said here, before any process is started
         parts = build(cfg, layout, device="meta")
@@ -142,7 +146,8 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
 def opened(cfg: DictConfig, parts: Parts, folder: Path) -> Path | None:
     """The checkpoint that a run goes on from; a new run gets what its parts keep, and None."""
     if cfg.resume:
-        return checkpoints.go_on_from(folder)
+        # a job that is requeued may have been ended before its first checkpoint
+        return checkpoints.go_on_from(folder) if checkpoints.exists(folder) else None
     runs.check_new(cfg)  # again: another process may have been quicker
     parts.keep(folder)
     return None
@@ -210,6 +215,7 @@ def run_training(
         wandb = parts.logger(run_dir=folder, clock=clock, **known)
     callbacks = finish_callbacks(parts, folder)
     module = parts.module
+    checkpoint = folder / runs.CHECKPOINT
     if channels_last_pays(cfg.channels_last, device):
         module.to(memory_format=torch.channels_last)
     if compile_pays(cfg.compile, device):
@@ -242,7 +248,10 @@ def run_training(
         if wandb:
             wandb.finish(summary)
     if stopped:
-        say(f"Stopped at step {trainer.global_step}; nothing is lost. Go on with:")
+        say(f"Stopped at step {trainer.global_step}; nothing is lost.")
+        if requeue_wanted(trainer):
+            launch.leave_and_requeue()
+        say("Go on with:")
         say(f"  {way_on(parts.command, folder)}")
         raise KeyboardInterrupt
     say_result(folder, callbacks, parts)

@@ -28,7 +28,8 @@ OURS = "diffusion_lab."
 GROUP_FILES = sorted(
     path
     for path in CONF.rglob("*.yaml")
-    if path.parent != CONF and path.relative_to(CONF).parts[0] not in ("experiment", "debug")
+    if path.parent != CONF
+    and path.relative_to(CONF).parts[0] not in ("experiment", "debug", "hydra")
 )
 EXPERIMENTS = sorted(path for path in (CONF / "experiment").rglob("*.yaml"))
 

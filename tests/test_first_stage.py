@@ -214,7 +214,7 @@ def test_averaged_weights_share_the_frozen_stage(tmp_path):
         torch.nn.Linear(2, 2), torch.nn.Identity(), stage, None, None, batch_size=1
     )
     assert not [name for name in module.state_dict() if "first_stage" in name]
-    copied = AveragedModel(module)  # what the EMA callback keeps
+    copied = AveragedModel(module)  # as whoever averages weights may do
     assert copied.module.first_stage is stage
 
 

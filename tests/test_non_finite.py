@@ -263,9 +263,10 @@ class Weights(Callback):
         self.found = {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        average = trainer.callbacks[0]._average_model.module
-        weights = [module.layer.weight.item() for module in (pl_module, average)]
-        self.found[trainer.global_step] = [*weights, trainer.scaler.get_scale()]
+        weight = pl_module.layer.weight.item()
+        with trainer.callbacks[0].swapped(pl_module):
+            average = pl_module.layer.weight.item()
+        self.found[trainer.global_step] = [weight, average, trainer.scaler.get_scale()]
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 

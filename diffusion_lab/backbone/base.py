@@ -1,8 +1,11 @@
 """What a backbone is: any network from noisy images and a noise label to an output of that size."""
 
+from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffusion_lab.conditioning import Condition
 
@@ -16,6 +19,39 @@ class Backbone(Protocol):
 
     condition_width: int  # D of the vectors and tokens in a Condition
 
+    # A backbone may have a property `layers`, its modules that are called one after another: they
+    # are what FSDP gathers at a time, and what activation_checkpointing computes again.
+
     def __call__(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         ...
+
+
+def layers_of(backbone: nn.Module) -> list[nn.Module]:
+    """The modules of a backbone that are called one after another; none if it names none."""
+    layers = getattr(backbone, "layers", ())
+    return [layer for layer in layers if isinstance(layer, nn.Module)]
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Keeps only the inputs of a backbone's layers for the backward pass, which runs them again.
+
+    Gradients are the same, with the same dropout (arXiv:1604.06174). Raises ValueError if the
+    backbone names no layers.
+    """
+    if not layers_of(backbone):
+        raise ValueError(
+            "activation_checkpointing=true needs a backbone that names its layers, and "
+            f"{type(backbone).__name__} does not; write activation_checkpointing=false"
+        )
+    for layer in layers_of(backbone):
+        layer.forward = _recomputed(layer.forward)
+
+
+def _recomputed(forward: Callable) -> Callable:
+    def run(*inputs, **named):
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, **named)
+
+    return run

@@ -72,6 +72,11 @@ class DiffusersUNet(nn.Module):
         )
         zero(self.network.conv_out)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """What is called one after another."""
+        return [*self.network.down_blocks, self.network.mid_block, *self.network.up_blocks]
+
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector = condition.vector  # (B, D)
@@ -134,6 +139,11 @@ class DiffusersDiT(nn.Module):
             zero(block.norm1.linear)  # the zero of adaLN-Zero, which diffusers leaves to its users
         zero(self.network.proj_out_1)
         zero(self.network.proj_out_2)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """What is called one after another."""
+        return [*self.network.transformer_blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""

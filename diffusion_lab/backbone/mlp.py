@@ -50,6 +50,11 @@ class MLP(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """What is called one after another."""
+        return [*self.blocks]
+
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector = self.noise(noise)  # (B, width)

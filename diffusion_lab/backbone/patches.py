@@ -125,6 +125,11 @@ class PatchNetwork(nn.Module):
             if initialise := getattr(module, "initialise", None):
                 initialise()
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """What is called one after another."""
+        return [*self.blocks]
+
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         embedding = self.noise(noise)  # (B, D)

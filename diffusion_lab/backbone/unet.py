@@ -142,6 +142,11 @@ class UNet(nn.Module):
                 nn.init.zeros_(module.attention.out.weight)
         nn.init.zeros_(self.out.weight)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """What is called one after another."""
+        return [*self.down, *self.middle, *self.up]
+
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         embedding = self.noise(noise)

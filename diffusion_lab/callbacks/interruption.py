@@ -1,14 +1,20 @@
-"""Ctrl-C and SIGTERM end a run in order: the step is finished and everything is saved."""
+"""Ctrl-C and SIGTERM end a run in order: the step is finished and everything is saved.
+
+In a job of SLURM, SIGUSR1 and SIGUSR2 do so too. These come before a job's time is up, and SIGTERM
+where another job wants its place, so that after any of them the job is to go back into the queue.
+"""
 
 import signal
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from diffusion_lab import slurm
 from diffusion_lab.callbacks.periodic import stepped
 from diffusion_lab.progress import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # sbatch's usual one, submitit's
 STEPS_BETWEEN_VOTES = 10
 
 
@@ -21,23 +27,34 @@ class Interruption(Callback):
 
     def __init__(self) -> None:
         self.requested = False
+        self.requeue = False
+        self._in_job = False  # of SLURM
         self._previous: dict[int, object] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._in_job = slurm.started_by_srun()
+        numbers = {*SIGNALS, *JOB_SIGNALS} if self._in_job else SIGNALS
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
 
     def _handle(self, number: int, frame: object) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        if self._in_job and number in JOB_SIGNALS:
+            self.requeue = True
+            say(f"SLURM has sent {signal.Signals(number).name}: stopping soon.")
+            return
         say("Stopping after this step; press Ctrl-C again to stop at once and lose it.")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         # the ranks' vote makes a GPU wait, so it is not taken at every step
         due = trainer.world_size == 1 or trainer.global_step % STEPS_BETWEEN_VOTES == 0
         if stepped(trainer, batch_idx) and due:
-            self.requested = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
-            trainer.should_stop = trainer.should_stop or self.requested
+            vote = trainer.strategy.reduce_boolean_decision
+            self.requested = vote(self.requested, all=False)
+            if self.requested:
+                self.requeue = vote(self.requeue, all=False)
+                trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         self.restore()
@@ -55,3 +72,8 @@ class Interruption(Callback):
 def interrupted(trainer: lightning.Trainer) -> bool:
     """Whether training was asked to stop before its end."""
     return any(isinstance(c, Interruption) and c.requested for c in trainer.callbacks)
+
+
+def requeue_wanted(trainer: lightning.Trainer) -> bool:
+    """Whether the job of a run that was interrupted is to go back into SLURM's queue."""
+    return any(isinstance(c, Interruption) and c.requeue for c in trainer.callbacks)

@@ -2,7 +2,9 @@
 
 import importlib
 import os
+import shutil
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
@@ -13,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from diffusion_lab import slurm
 from diffusion_lab.cli.combinations import admit, gather
 from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.errors import UserError
@@ -42,6 +45,7 @@ COMPOSED = (
     "match",
 )  # the others take what is not chosen from a run
 PATHS = ("run", "run_dir", "resume", "data_root", "output")
+LAUNCHER = "hydra/launcher="
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
 Commands:
@@ -82,6 +86,10 @@ def main() -> None:
             rest = [admit(argument) for argument in rest]
         elif any(argument.startswith("resume=") for argument in rest):
             rest = [admit(argument, ("data.",)) for argument in rest]
+        if launcher := [argument for argument in rest if argument.startswith(LAUNCHER)]:
+            check_launcher(launcher[-1].removeprefix(LAUNCHER))
+            if not any(argument.startswith("-") for argument in rest):
+                rest.append("-m")  # Hydra would run a single job here, without a word
         sys.argv = [f"diffusion-lab {name}", *rest]
         command(name.replace("-", "_"))()
     except UserError as error:
@@ -90,6 +98,19 @@ def main() -> None:
         fail(sentence(error, conf_dir()))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if not type(error).__module__.startswith("submitit"):
+            raise
+        fail(f"the job was not run to its end: {' '.join(str(error).split())}")
+
+
+def check_launcher(name: str) -> None:
+    """Raises UserError where there is no SLURM to submit to."""
+    if "slurm" in name and shutil.which("sbatch") is None:
+        raise UserError(
+            f"hydra/launcher={name} submits by SLURM's sbatch, which is not on the path; run this "
+            "on a machine of the cluster, or leave hydra/launcher out"
+        )
 
 
 def command(name: str):
@@ -104,17 +125,33 @@ def command(name: str):
                 cfg[key] = str(cfg[key])  # a folder 2024 is a number to Hydra
         try:
             module.run(cfg)
+        except KeyboardInterrupt:
+            sys.exit(130)
         except (UserError, HydraException, OmegaConfBaseException) as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # at the sweep's end; its other jobs go on
-            fail(str(error) if isinstance(error, UserError) else sentence(error, conf_dir()))
+            message = str(error) if isinstance(error, UserError) else sentence(error, conf_dir())
+            if HydraConfig.get().mode == RunMode.RUN or slurm.tasks() > 1:
+                fail(message)
+            if slurm.started_by_srun():
+                tell(message)  # into the job's log
+            raise  # at the sweep's end; its other jobs go on
+        except Exception:
+            if slurm.tasks() > 1:
+                # Hydra would keep it, and this process would leave the others waiting
+                traceback.print_exc()
+                sys.exit(1)
+            raise
 
     return application(run)
 
 
-def fail(message: str) -> None:
-    """One sentence on standard error, and exit code 2."""
+def tell(message: str) -> None:
+    """One sentence on standard error."""
     Console(stderr=True, highlight=False).print(
         f"diffusion-lab: {message}", markup=False, soft_wrap=True
     )
+
+
+def fail(message: str) -> None:
+    """One sentence on standard error, and exit code 2."""
+    tell(message)
     sys.exit(2)

@@ -4,10 +4,16 @@ import difflib
 import re
 from pathlib import Path
 
+# Hydra's plugins, by the name of their options, and the extra of this package that installs each
+LAUNCHERS = {"submitit_slurm": "slurm", "joblib": "joblib", "ray": "ray"}
+
 
 def sentence(error: BaseException, conf: Path) -> str:
     """One sentence naming what is wrong and what to write instead."""
     text = str(error)
+    match = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)
+    if match and (extra := LAUNCHERS.get(match[1])):
+        return f"hydra/launcher={extra} needs a plugin; write pip install 'diffusion-lab[{extra}]'"
     if match := re.search(
         r"Could not find '(.+)/(.+)'\s+Available options in '.+':\n((\t.+\n?)+)", text
     ):

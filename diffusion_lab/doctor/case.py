@@ -1,5 +1,6 @@
 """A training run that is not made yet: its parts, each built when a check first asks for it."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
@@ -69,7 +70,7 @@ class Case:
             "batch",
             lambda: solve_batch(
                 cfg.batch_size,
-                launch.devices_per_node(cfg.trainer) * cfg.trainer.num_nodes,
+                math.prod(launch.processes(cfg.trainer)),
                 cfg.micro_batch_size,
             ),
         )

@@ -1,0 +1,122 @@
+"""Parameters shared out over the ranks (FSDP2), for models that one device cannot hold."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+
+class FSDP(ModelParallelStrategy):
+    """Each rank keeps its share of parameters, gradients and optimiser state.
+
+    What is saved is whole, in a single file as of any other run: it opens on one device, and is
+    resumed on any number of ranks, sharded or not. (Lightning's own FSDP refuses a CPU.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        # Lightning's "auto" would split layers within a node
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """False: `configure_model` has sharded the model before a checkpoint is restored."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """True: by `load_optimizer_state_dict`."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The whole state of the module on every rank, on the CPU."""
+        return tree_map(whole, self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state of the optimiser on every rank, on the CPU, as one process has it."""
+        return tree_map(whole, optimizer.state_dict())
+
+    def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
+        """The whole checkpoint on every rank."""
+        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Takes this rank's share of a whole state."""
+        own, whole_state = self.lightning_module.state_dict(), checkpoint["state_dict"]
+        state = {name: shared_as(value, own.get(name)) for name, value in whole_state.items()}
+        self.lightning_module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Takes this rank's share of the optimisers' whole states."""
+        for optimizer, whole_state in zip(
+            self.optimizers, checkpoint["optimizer_states"], strict=True
+        ):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            ids = [i for group in whole_state["param_groups"] for i in group["params"]]
+            moments = {
+                i: {key: shared_as(value, p) for key, value in whole_state["state"][i].items()}
+                for i, p in zip(ids, parameters, strict=True)
+                if i in whole_state["state"]
+            }
+            optimizer.load_state_dict({**whole_state, "state": moments})
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...] = ()) -> None:
+    """Shares a module's parameters out over a mesh; again, it does nothing.
+
+    `methods` are those, beside `forward`, by which it is called.
+    """
+    if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
+        return
+    # also at the root, which FSDP2 would leave whole after validation, where averages are swapped
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for name in methods:
+        register_fsdp_forward_method(module, name)
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Every rank holds all parameters inside this block, and may call the module or not.
+
+    Without it each call is one of all ranks together.
+    """
+    shards = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in shards:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in shards:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a parameter, in place; all of it where nothing is shared out."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_as(value: Tensor, like: Tensor | None) -> Tensor:
+    """A whole tensor as `like` is shared out, which has its shape; else as it is."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    value = value.to(like.device, like.dtype)
+    return distribute_tensor(value, like.device_mesh, like.placements)
+
+
+def whole(value: object) -> object:
+    """A tensor with all its shares, on the CPU; anything else as it is."""
+    return value.detach().full_tensor().cpu() if isinstance(value, DTensor) else value

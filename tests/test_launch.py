@@ -1,0 +1,130 @@
+"""Which processes there are, and what is made of them: torchrun's, srun's, or none yet."""
+
+import pytest
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from omegaconf import OmegaConf
+
+from diffusion_lab import launch, slurm
+from diffusion_lab.errors import UserError
+
+# what srun tells the second of the two tasks of the second of two nodes
+SRUN = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_NODELIST": "node[3-4]",
+}
+TORCHRUN = {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets these variables, and no others of the kind, which a job of SLURM may have."""
+
+    def set_all(variables: dict[str, str]) -> None:
+        for name in [*SRUN, *TORCHRUN, "SLURM_NTASKS_PER_NODE", "SLURM_RESTART_COUNT"]:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    set_all({})
+    return set_all
+
+
+def trainer(**values: object):
+    defaults = {"accelerator": "cpu", "devices": "auto", "num_nodes": "auto"}
+    return OmegaConf.create(defaults | values)
+
+
+def test_without_a_launcher_what_is_asked_for_counts(environment):
+    assert launch.processes(trainer()) == (1, 1)
+    assert launch.processes(trainer(devices=3)) == (3, 1)
+    assert launch.processes(trainer(devices=[0, 2], num_nodes=2)) == (2, 2)
+    assert isinstance(launch.cluster(), LightningEnvironment)
+
+
+@pytest.mark.parametrize("nodes", [0, "two", 1.5, True])
+def test_nodes_are_a_whole_number(environment, nodes):
+    with pytest.raises(UserError, match=f"trainer.num_nodes={nodes} must be auto or"):
+        launch.processes(trainer(num_nodes=nodes))
+
+
+def test_what_srun_started_is_taken(environment, recwarn):
+    environment(SRUN)
+    assert launch.processes(trainer()) == (2, 2)
+    assert launch.processes(trainer(devices=2, num_nodes=2)) == (2, 2)
+    cluster = launch.cluster()
+    assert isinstance(cluster, SLURMEnvironment)
+    assert not cluster.auto_requeue
+    assert (cluster.global_rank(), cluster.local_rank(), cluster.world_size()) == (3, 1, 4)
+    assert cluster.main_address == "node3"
+    cluster.validate_settings(2, 2)
+    assert not recwarn
+
+
+def test_what_torchrun_started_is_taken_also_within_a_job(environment):
+    environment(SRUN | TORCHRUN | {"TORCHELASTIC_RUN_ID": "x"})
+    assert launch.processes(trainer()) == (4, 2)
+    assert isinstance(launch.cluster(), TorchElasticEnvironment)
+
+
+@pytest.mark.parametrize("asked", [{"devices": 4}, {"num_nodes": 1}, {"devices": [0]}])
+def test_other_numbers_than_were_started_are_refused(environment, asked):
+    environment(SRUN)
+    with pytest.raises(UserError, match="not what was started, 2 on each of 2 nodes"):
+        launch.processes(trainer(**asked))
+
+
+def test_unequal_shares_of_nodes_are_refused(environment):
+    environment(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2,1"})
+    with pytest.raises(UserError, match=r"2,1 processes .* equally many"):
+        launch.processes(trainer())
+
+
+@pytest.mark.parametrize(
+    ("variables", "task"),
+    [
+        ({}, True),
+        ({"SLURM_JOB_NAME": "interactive"}, True),  # srun within salloc
+        ({"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "1"}, False),  # srun --pty bash
+        ({"SLURM_STEP_ID": ""}, False),  # a batch script without srun
+        ({"SLURM_STEP_NUM_TASKS": "1"}, True),
+    ],
+)
+def test_a_task_of_srun_is_told_from_a_shell_and_a_script(environment, variables, task):
+    environment(SRUN | variables)
+    assert slurm.started_by_srun() == task
+    assert slurm.step() == ("17.0" if task else None)
+    assert slurm.tasks() == (int((SRUN | variables)["SLURM_STEP_NUM_TASKS"]) if task else 1)
+
+
+def test_a_step_finds_the_run_that_it_signed(environment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stamp in ("1", "2", "3"):
+        (tmp_path / "outputs/dit" / stamp).mkdir(parents=True)
+    slurm.sign(tmp_path / "outputs/dit/1")
+    assert not (tmp_path / "outputs/dit/1" / slurm.RECORD).exists()
+    environment(SRUN)
+    assert slurm.own_run("dit", None) is None
+    slurm.sign(tmp_path / "outputs/dit/2")
+    environment(SRUN | {"SLURM_STEP_ID": "1"})
+    slurm.sign(tmp_path / "outputs/dit/3")
+    environment(SRUN)
+    assert str(slurm.own_run("dit", None)) == "outputs/dit/2"
+    assert slurm.own_run("dit", "outputs/dit/3") is None
+    assert slurm.own_run("unet", None) is None
+    environment(SRUN | {"SLURM_JOB_ID": "18"})
+    assert slurm.own_run("dit", None) is None
+    environment({})
+    assert slurm.own_run("dit", None) is None

@@ -1,0 +1,45 @@
+"""Where a sweep is run: joblib's jobs at once, and launchers that are not there."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+
+@pytest.mark.slow
+def test_jobs_have_a_folder_each_and_share_the_cores(lab, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    code, _, err = lab("train", *TINY, *launcher, "seed=0,1", "name=x", "callbacks.evaluation=null")
+    assert code == 0, err
+    runs = sorted(Path("outputs/x").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        assert (summary["finished"], summary["steps"]) == (True, 4)
+        assert summary["threads"] == max(1, os.cpu_count() // 2)
+    groups = {
+        line
+        for run in runs
+        for line in (run / "config.yaml").read_text().splitlines()
+        if "  group: " in line
+    }
+    assert len(groups) == 1
+
+
+def test_a_launcher_whose_plugin_is_missing_is_named(lab, monkeypatch):
+    code, _, err = lab("train", *TINY, "hydra/launcher=ray", "name=x")
+    assert code == 2
+    assert "write pip install 'diffusion-lab[ray]'" in err
+    assert not Path("outputs").exists()
+
+
+def test_slurm_without_sbatch_is_named(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = lab("train", *TINY, "hydra/launcher=slurm", "name=x")
+    assert code == 2
+    assert "SLURM's sbatch, which is not on the path" in err
+    assert not Path("outputs").exists()

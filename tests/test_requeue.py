@@ -1,0 +1,134 @@
+"""A job of SLURM with one task, acted out: what it does when its place is wanted, and after."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from test_launch import SRUN, environment  # noqa: F401
+from test_training import rows
+
+from diffusion_lab.callbacks import Interruption
+from diffusion_lab.diffusion_module import DiffusionModule
+
+ONE_TASK = {
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NODELIST": "localhost",
+    "MASTER_ADDR": "127.0.0.1",
+}
+
+
+@pytest.fixture
+def job(environment, tmp_path, monkeypatch):  # noqa: F811
+    """In a job's only task; returns the file to which scontrol's arguments are written."""
+    environment(SRUN | ONE_TASK)
+    programs, calls = tmp_path / "bin", tmp_path / "calls"
+    programs.mkdir()
+    for program, line in (("scontrol", f'echo "$@" >> {calls}'), ("squeue", "echo RUNNING")):
+        (programs / program).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return calls
+
+
+def send(monkeypatch, number: int, step: int) -> None:
+    original = DiffusionModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == step:
+            os.kill(os.getpid(), number)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", training_step)
+
+
+SHORT = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize("where", [[], ["run_dir=mine"]])
+def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
+    lab, tmp_path, monkeypatch, job, number, where
+):
+    with monkeypatch.context() as patched:
+        send(patched, number, step=2)
+        code, _, err = lab("train", *SHORT, *where)
+    assert code == 0, err
+    assert "nothing is lost" in err
+    assert "back in the queue" in err
+    assert job.read_text().split() == ["requeue", "17"]
+    code, _, err = lab("train", *SHORT, *where)
+    assert code == 0, err
+    (folder,) = [Path("mine")] if where else Path("outputs/x").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (True, 6)
+    steps = [row["step"] for row in rows(folder) if "train/loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert len({path.name.rsplit("-", 1)[-1] for path in folder.glob("wandb/offline-run-*")}) == 1
+    code, _, err = lab("train", *SHORT, *where)  # requeued once more, by an administrator
+    assert (code, job.read_text().split()) == (0, ["requeue", "17"])
+    assert "is finished" in err
+
+
+def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(lab, tmp_path, monkeypatch, job):
+    (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho CANCELLED\n")
+    send(monkeypatch, signal.SIGTERM, step=2)
+    code, _, err = lab("train", *SHORT, "run_dir=run")
+    assert code == 130
+    assert "SLURM has it as CANCELLED" in err
+    assert "diffusion-lab train resume=run" in err
+    assert not job.exists()
+
+
+def test_a_job_that_slurm_will_not_requeue_says_how_to_go_on(lab, tmp_path, monkeypatch, job):
+    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho 'Job is no batch job' >&2\nexit 1\n")
+    send(monkeypatch, signal.SIGUSR1, step=2)
+    code, _, err = lab("train", *SHORT, "run_dir=run")
+    assert code == 130
+    assert "is not put back in the queue: Job is no batch job" in err
+    assert "diffusion-lab train resume=run" in err
+
+
+class Killed(BaseException):
+    """As good as kill -9."""
+
+
+def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(
+    lab, tmp_path, monkeypatch, job
+):
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DiffusionModule, "on_validation_epoch_start", die)
+        with pytest.raises(Killed):
+            lab("train", *SHORT)
+    (folder,) = Path("outputs/x").iterdir()
+    assert rows(folder)
+    assert not (folder / "checkpoints").exists()
+    code, _, err = lab("train", *SHORT)
+    assert code == 0, err
+    (same,) = Path("outputs/x").iterdir()
+    assert same == folder
+    assert [r["step"] for r in rows(folder) if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("variables", [{}, SRUN])
+def test_the_signals_of_a_job_mean_nothing_outside_one(environment, variables):  # noqa: F811
+    environment(variables)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    callback = Interruption()
+    callback.on_train_start(None, None)
+    now = [signal.getsignal(number) for number in numbers]
+    callback.restore()
+    changed = [one != other for one, other in zip(before, now, strict=True)]
+    assert changed == [True, bool(variables), bool(variables)]
+    assert [signal.getsignal(number) for number in numbers] == before
