@@ -215,7 +215,6 @@ def run_training(
         wandb = parts.logger(run_dir=folder, clock=clock, **known)
     callbacks = finish_callbacks(parts, folder)
     module = parts.module
-    checkpoint = folder / runs.CHECKPOINT
     if channels_last_pays(cfg.channels_last, device):
         module.to(memory_format=torch.channels_last)
     if compile_pays(cfg.compile, device):
