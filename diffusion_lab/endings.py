@@ -47,6 +47,8 @@ def ending_with_a_sentence(command: str, folder: Path | None) -> Iterator[None]:
         reason = str(error)
         if rank_and_world()[0] != 0:
             sys.exit(2)
+    except (ConnectionError, EOFError) as error:  # also how the end of a loading process shows
+        reason = f"a process that loads data died: {str(error) or type(error).__name__}"
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise

@@ -221,7 +221,9 @@ class WandB(WandbLogger):
         """Writes the final figures to the run's summary and closes it; None: as failed."""
         if self.broken:
             with contextlib.suppress(Exception):
-                wandb.teardown()  # or the next run of this process would go on with this one
+                wandb.teardown()
+            # or the next run of this process would write into this one
+            wandb.sdk.lib.module.unset_globals()
             return
 
         def finish() -> None:
