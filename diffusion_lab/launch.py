@@ -23,9 +23,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from diffusion_lab import slurm
+from diffusion_lab.distributed import rank_and_world
 from diffusion_lab.errors import Stopped, UserError
 from diffusion_lab.progress import say
 
+SECONDS_TO_STOP_IN = 3600  # a second Ctrl-C stops at once
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
 
 
@@ -116,8 +118,12 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
     A job of a sweep is so a group of processes of its own, and one that dies takes the rest of its
     group with it. Raises Stopped if they failed; they have said why, unless they were killed.
     """
-    # what it tells of its workers is for those who know it
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            # what it tells of its workers is for those who know it
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # asked to stop, the workers end a step or a validation, and save; it would kill them before
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP_IN))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -176,16 +182,12 @@ def join_process_group(device: torch.device) -> None:
 
 
 def leave_and_requeue() -> None:
-    """Ends this process once all ranks are here, and has SLURM start the job again.
+    """Ends this process, of a run that is saved, and has SLURM start the job again.
 
     Returns, on rank 0, only if SLURM refuses.
     """
-    rank = 0
-    if dist.is_initialized():
-        rank = dist.get_rank()
-        dist.barrier()
-        dist.destroy_process_group()
-    if rank > 0:
+    # without waiting for the others: they may have been stopped between two different exchanges
+    if rank_and_world()[0] > 0:
         sys.exit(0)
     if refusal := slurm.requeue():
         say(f"The job is not put back in the queue: {refusal}")

@@ -60,6 +60,7 @@ class JSONLines(Logger):
         super().__init__()
         self.path = path
         self.clock = clock
+        self.count = 0  # rows logged so far
         self._unwritten: list[str] = []
 
     @property
@@ -78,6 +79,7 @@ class JSONLines(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         row = json.dumps({"step": step} | self.clock.row(metrics, step)) + "\n"
         self._unwritten.append(row)
+        self.count += 1
         try:
             self._write("".join(self._unwritten).encode())
         except OSError as error:
@@ -101,11 +103,12 @@ class JSONLines(Logger):
                 raise
 
     @rank_zero_only
-    def continue_from(self, step: int) -> None:
-        """Drops the rows of steps that a resumed run takes again, and sets the clock."""
+    def keep(self, count: int) -> None:
+        """Keeps the first rows; a run that goes on writes the others again. Sets the clock."""
         if not self.path.exists():
             return
-        rows = [row for row in self._rows() if row["step"] <= step]
+        rows = list(self._rows())[:count]
+        self.count = len(rows)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         if rows:
             self.clock.continue_from(rows[-1]["seconds"])

@@ -14,6 +14,7 @@ from diffusion_lab.randomness import mix_seed
 from diffusion_lab.sharding import whole
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
+HELD_OUT = "held_out"  # in a checkpoint: the step of the last validation, and its figures
 
 
 class TrainedModule(lightning.LightningModule, ABC):
@@ -77,6 +78,14 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.log(shown, self.held_out_figures[shown], prog_bar=True, logger=False)
         for logger in self.loggers:  # Lightning would label them with the step before
             logger.log_metrics(self.held_out_figures, step=self.validated_step)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keeps the held-out figures, which are not taken twice of the same weights."""
+        checkpoint[HELD_OUT] = (self.validated_step, self.held_out_figures)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Takes what `on_save_checkpoint` kept."""
+        self.validated_step, self.held_out_figures = checkpoint[HELD_OUT]
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Remembers what a step that is skipped must not have changed."""

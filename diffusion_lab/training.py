@@ -16,7 +16,11 @@ from diffusion_lab import checkpoints, launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
 from diffusion_lab.callbacks import EMA, Checkpoint
-from diffusion_lab.callbacks.interruption import interrupted, requeue_wanted
+from diffusion_lab.callbacks.interruption import (
+    interrupted,
+    interruption_of,
+    requeue_wanted,
+)
 from diffusion_lab.checks import advice
 from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
@@ -208,6 +212,8 @@ def run_training(
     """Fits, from a checkpoint if there is one, evaluates and writes the summary."""
     clock = Clock(cfg.batch_size)
     rows = JSONLines(folder / runs.METRICS, clock)
+    if checkpoint is None:
+        rows.keep(0)  # a job that died before its first checkpoint may have left some
     wandb = None
     if parts.logger:
         # the id is younger than the parts: a new run's is made with its folder
@@ -235,18 +241,15 @@ def run_training(
             trainer.fit(
                 module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True
             )
-            stopped = interrupted(trainer)
-            if not stopped:
-                finish_run(trainer, parts, callbacks, device)
-                if trainer.is_global_zero:
-                    parts.finish(folder, figures_of(parts, callbacks), device)
+            if not interrupted(trainer):
+                finish_run(trainer, parts, callbacks, folder, device)
             if trainer.is_global_zero:
                 summary = summarise(cfg, parts, trainer, callbacks, clock, device)
                 runs.write_summary(folder, summary)
     finally:
         if wandb:
             wandb.finish(summary)
-    if stopped:
+    if interrupted(trainer):
         say(f"Stopped at step {trainer.global_step}; nothing is lost.")
         if requeue_wanted(trainer):
             launch.leave_and_requeue()
@@ -257,18 +260,30 @@ def run_training(
 
 
 def finish_run(
-    trainer: lightning.Trainer, parts: Parts, callbacks: dict[str, Callback], device: torch.device
+    trainer: lightning.Trainer,
+    parts: Parts,
+    callbacks: dict[str, Callback],
+    folder: Path,
+    device: torch.device,
 ) -> None:
-    """The held-out loss, the grid and the figures of the final weights.
+    """The held-out loss, the grid and the figures of the final weights, and what the parts leave.
 
-    After `fit` and not in it, so that a run that was killed here is finished when it is resumed.
+    After `fit` and not in it, so that a run that was killed or stopped here is finished when it is
+    resumed.
     """
-    if parts.module.validated_step != trainer.global_step:
-        trainer.validate(parts.module, datamodule=parts.datamodule, verbose=False)
-    parts.module.to(device)  # Lightning has moved it away
-    for name in ("sample_grid", "evaluation"):
-        if name in callbacks:
-            callbacks[name].run(trainer)
+    try:
+        with interruption_of(trainer).at_once():
+            if parts.module.validated_step != trainer.global_step:
+                trainer.validate(parts.module, datamodule=parts.datamodule, verbose=False)
+            parts.module.to(device)  # Lightning has moved it away
+            for name in ("sample_grid", "evaluation"):
+                if name in callbacks:
+                    callbacks[name].run(trainer)
+            if trainer.is_global_zero:
+                parts.finish(folder, figures_of(parts, callbacks), device)
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the one of the other
+        if not interrupted(trainer):
+            raise
 
 
 def finish_callbacks(parts: Parts, folder: Path) -> dict[str, Callback]:

@@ -2,12 +2,13 @@
 
 import os
 import signal
+import time
 
 from lightning.pytorch.callbacks import Callback
 
 
 class DyingRank(Callback):
-    """Rank 1 raises, or is killed, when `step` steps have been made."""
+    """Rank 1 raises, is killed, or falls silent, when `step` steps have been made."""
 
     def __init__(self, how: str, step: int = 3):
         self.how = how
@@ -17,4 +18,6 @@ class DyingRank(Callback):
         if trainer.global_rank == 1 and trainer.global_step == self.step:
             if self.how == "raise":
                 raise ArithmeticError("the fault that a test asked for")
+            if self.how == "silent":
+                time.sleep(600)
             os.kill(os.getpid(), signal.SIGKILL)

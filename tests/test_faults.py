@@ -132,6 +132,26 @@ def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, words):
 
 
 @pytest.mark.slow
+def test_a_rank_that_does_not_answer_is_not_waited_for_without_end(tmp_path):
+    silent = ["+callbacks.dying._target_=dying_rank.DyingRank", "+callbacks.dying.how=silent"]
+    every = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=1000", "run_dir=run"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = str(ROOT / "tests/impatient.py")
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, program, "train", *QUICK, *silent, *every],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode != 0
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("diffusion-lab:")]
+    assert "another process of this run ended, or did not answer" in sentence
+    assert "resume=run goes on from it" in sentence
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_two_ranks_saves_the_run(tmp_path, number):
     arguments = [*QUICK, "run_dir=run", "trainer.max_steps=100000", "trainer.devices=2"]

@@ -1,5 +1,9 @@
 """Which processes there are, and what is made of them: torchrun's, srun's, or none yet."""
 
+import os
+import signal
+from contextlib import nullcontext
+
 import pytest
 from lightning.fabric.plugins.environments import (
     LightningEnvironment,
@@ -9,6 +13,7 @@ from lightning.fabric.plugins.environments import (
 from omegaconf import OmegaConf
 
 from diffusion_lab import launch, slurm
+from diffusion_lab.callbacks import Interruption
 from diffusion_lab.errors import UserError
 
 # what srun tells the second of the two tasks of the second of two nodes
@@ -128,3 +133,36 @@ def test_a_step_finds_the_run_that_it_signed(environment, tmp_path, monkeypatch)
     assert slurm.own_run("dit", None) is None
     environment({})
     assert slurm.own_run("dit", None) is None
+
+
+def test_processes_that_are_asked_to_stop_get_the_time_to_save(monkeypatch):
+    found = []
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    monkeypatch.setattr(launch, "elastic_launch", lambda config, _: lambda *_: found.append(config))
+    launch.run_on_all_devices("train", [], 2)
+    (config,) = found
+    assert config.shutdown_timeout == launch.SECONDS_TO_STOP_IN
+
+
+@pytest.mark.parametrize(
+    ("numbers", "stops"),
+    [
+        ([signal.SIGINT], False),
+        ([signal.SIGINT, signal.SIGINT], True),
+        ([signal.SIGTERM, signal.SIGINT], True),
+        ([signal.SIGINT, signal.SIGTERM], True),  # torchrun's way to pass on a second Ctrl-C
+        ([signal.SIGTERM, signal.SIGTERM], False),
+    ],
+)
+def test_a_second_ctrl_c_stops_at_once(environment, numbers, stops):
+    environment({})
+    callback = Interruption()
+    callback.on_train_start(None, None)
+    try:
+        for number in numbers[:-1]:
+            os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt) if stops else nullcontext():
+            os.kill(os.getpid(), numbers[-1])
+        assert callback.requested
+    finally:
+        callback.restore()

@@ -12,8 +12,9 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from diffusion_lab.autoencoder_module import AutoencoderModule
 from diffusion_lab.callbacks import EMA, NonFinite
-from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO
+from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.diffusion_module import DiffusionModule
+from diffusion_lab.logger import Clock, JSONLines
 from diffusion_lab.trained_module import TrainedModule
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -270,8 +271,8 @@ class Weights(Callback):
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
-def fit_with_scaler(folder, from_step=None):
-    """Four steps in half precision, the third of them with an infinite loss."""
+def fit_with_scaler(folder, from_step=None, bad_step=3):
+    """Four steps in half precision, one of them with an infinite loss."""
     torch.manual_seed(0)
     weights = Weights(folder)
     trainer = lightning.Trainer(
@@ -281,14 +282,20 @@ def fit_with_scaler(folder, from_step=None):
             MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0)),
             AtomicCheckpointIO(),
         ],
-        callbacks=[EMA(half_life_images=2, ramp=None), NonFinite(), weights],
+        callbacks=[
+            EMA(half_life_images=2, ramp=None),
+            NonFinite(),
+            weights,
+            Resumption(JSONLines(folder / "metrics.jsonl", Clock(1))),
+        ],
         gradient_clip_val=1.0,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    factors = torch.tensor([1.0, 1.0, torch.inf, 1.0])
+    factors = torch.ones(4)
+    factors[bad_step - 1] = torch.inf
     if from_step:
         factors = factors[from_step:]
     checkpoint = folder / f"{from_step}.ckpt" if from_step else None
@@ -307,3 +314,9 @@ def test_a_gradient_scaler_skips_the_step_and_is_resumed(tmp_path):
     again, skipped = fit_with_scaler(tmp_path, from_step=3)
     assert again == {4: found[4]}
     assert skipped == 1
+
+
+def test_an_average_begins_with_the_first_step_that_is_taken(tmp_path):
+    found, _ = fit_with_scaler(tmp_path, bad_step=1)
+    assert found[2][1] == found[2][0]
+    assert found[3][1] != found[3][0]

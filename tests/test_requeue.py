@@ -10,7 +10,7 @@ from conftest import TINY
 from test_launch import SRUN, environment  # noqa: F401
 from test_training import rows
 
-from diffusion_lab.callbacks import Interruption
+from diffusion_lab.callbacks import Interruption, SampleGrid
 from diffusion_lab.diffusion_module import DiffusionModule
 
 ONE_TASK = {
@@ -75,6 +75,15 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     code, _, err = lab("train", *SHORT, *where)  # requeued once more, by an administrator
     assert (code, job.read_text().split()) == (0, ["requeue", "17"])
     assert "is finished" in err
+
+
+def test_a_signal_in_the_last_figures_requeues_the_job(lab, tmp_path, monkeypatch, job):
+    with monkeypatch.context() as patched:
+        patched.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+        code, _, err = lab("train", *SHORT, "callbacks.sample_grid.every_n_steps=null")
+    assert code == 0, err
+    assert "back in the queue" in err
+    assert job.read_text().split() == ["requeue", "17"]
 
 
 def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(lab, tmp_path, monkeypatch, job):

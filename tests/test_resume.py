@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from conftest import TINY
 from seen_images import seen
 
+from diffusion_lab.callbacks import SampleGrid
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.logger import Clock, JSONLines
 from diffusion_lab.run_lock import is_locked, locked
@@ -28,19 +30,28 @@ class Killed(BaseException):
     """Stands for a kill: nothing of the run's own gets to see it."""
 
 
+def at_step(patch, step, act):
+    """Has `act` called when that step begins, the first being 1."""
+    original = DiffusionModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == step - 1:
+            act()
+        return original(self, batch, batch_idx)
+
+    patch.setattr(DiffusionModule, "training_step", training_step)
+
+
 @pytest.fixture
 def killed_at_step(lab, monkeypatch):
     """killed_at_step(5, "train", ...): the command dies when that step begins."""
-    original = DiffusionModule.training_step
+
+    def die():
+        raise Killed
 
     def run(step, *arguments):
-        def dying(self, batch, batch_idx):
-            if self.trainer.global_step == step - 1:
-                raise Killed
-            return original(self, batch, batch_idx)
-
         with monkeypatch.context() as patch:
-            patch.setattr(DiffusionModule, "training_step", dying)
+            at_step(patch, step, die)
             with pytest.raises(Killed):
                 lab(*arguments)
 
@@ -72,6 +83,65 @@ def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(lab, tmp_path, ki
     assert str(whole["optimizer_states"]) == str(parts["optimizer_states"])
     for key in ("lr_schedulers", "callbacks"):
         assert whole[key] == parts[key], key
+
+
+@pytest.mark.parametrize("step", [3, 4])  # a validation is due after the latter
+def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(lab, tmp_path, monkeypatch, step):
+    common = [*QUIET, "trainer.max_steps=8", "validate_every_n_steps=4"]
+    assert lab("train", *common, "run_dir=whole")[0] == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert lab("train", *common, "run_dir=parts")[0] == 130
+    stopped = [row for row in rows(tmp_path / "whole") if row["step"] <= step]
+    assert rows(tmp_path / "parts") == stopped
+    code, _, err = lab("train", "resume=parts")
+    assert code == 0, err
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_figures_that_are_taken_again_have_one_row(lab, tmp_path):
+    assert lab("train", *TINY, "logger=none", "run_dir=run")[0] == 0
+    before, summary = rows(tmp_path / "run"), tmp_path / "run/summary.json"
+    seconds = json.loads(summary.read_text())["wall_seconds"]
+    summary.unlink()  # as if killed there
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    assert rows(tmp_path / "run") == before
+    assert json.loads(summary.read_text())["wall_seconds"] >= seconds / 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_figures_says_how_to_go_on(lab, tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
+        code, _, err = lab("train", *TINY, "logger=none", "run_dir=run")
+    assert code == 130
+    assert "Stopped at step 4; nothing is lost" in err
+    assert "diffusion-lab train resume=run" in err
+    assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is False
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    assert list((tmp_path / "run/samples").glob("*.png"))
+
+
+def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_path, monkeypatch):
+    common = [*QUIET, "trainer.max_steps=6", "optimizer.lr=0.1", "run_dir=run"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert lab("train", *common)[0] == 130
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    trained = torch.load(path, weights_only=True)["current_model_state"]
+    found = {}
+    original = DiffusionModule.training_step
+
+    def look(self, batch, batch_idx):
+        found.update({k: v.clone() for k, v in self.state_dict().items()} if not found else {})
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", look)
+    code, _, err = lab("train", "resume=run", "callbacks.weight_averaging=null")
+    assert code == 0, err
+    assert all(torch.equal(found[name], value) for name, value in trained.items())
 
 
 @pytest.mark.parametrize("micro", [("null", "2"), ("2", "null"), ("4", "1")])
@@ -133,10 +203,10 @@ def test_a_row_cut_short_and_later_ones_are_dropped(tmp_path):
     kept = ['{"step": 1, "seconds": 2.0}', '{"step": 3, "seconds": 5.0}']
     path.write_text("\n".join([kept[0], "", kept[1], '{"step": 4, "seconds": 6.0}', '{"st']))
     clock = Clock(8)
-    JSONLines(path, clock).continue_from(3)
+    JSONLines(path, clock).keep(2)
     assert path.read_text().splitlines() == kept
     assert 5 <= clock.seconds() < 6
-    JSONLines(path, clock).continue_from(0)
+    JSONLines(path, clock).keep(0)
     assert path.read_text() == ""
 
 

@@ -7,11 +7,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from diffusion_lab import checkpoints
-from diffusion_lab.callbacks.periodic import Periodic
+from diffusion_lab.callbacks.periodic import Periodic, validates
+from diffusion_lab.callbacks.weight_averaging import restore_trained
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.errors import Stopped
 from diffusion_lab.logger import JSONLines
 from diffusion_lab.progress import say
+
+ROWS = "rows_of_metrics"  # in a checkpoint: how many were logged
 
 
 class Checkpoint(Periodic):
@@ -28,8 +31,7 @@ class Checkpoint(Periodic):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         # Lightning validates after this hook
-        validates = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
-        if validates and trainer.enable_validation and self.due(trainer, batch_idx):
+        if validates(trainer) and self.due(trainer, batch_idx):
             self._after_validation = True
         else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -58,7 +60,7 @@ class Checkpoint(Periodic):
         if failure := trainer.strategy.checkpoint_io.failure:
             say(
                 f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
-                "training goes on, and the one before it is kept"
+                "training goes on, and what was saved before is kept"
             )
 
 
@@ -82,13 +84,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Resumption(Callback):
-    """Makes a checkpoint fit the run that goes on from it."""
+    """Makes a checkpoint fit the run that goes on from it, and metrics.jsonl the checkpoint."""
 
     def __init__(self, rows: JSONLines):
         self.rows = rows
 
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        checkpoint[ROWS] = self.rows.count
+
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
         """Counts micro-batches as this layout of ranks and accumulation has them in a step."""
+        self.rows.keep(checkpoint[ROWS])
+        restore_trained(trainer, checkpoint)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if not checkpoint["global_step"]:
             return
@@ -99,7 +106,3 @@ class Resumption(Callback):
             within = counts["processed"] - counts["completed"]
             done = counts["processed"] // before * now
             counts.update(ready=done, started=done, processed=done, completed=done - within)
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
-        """Drops the rows of metrics.jsonl that are written again."""
-        self.rows.continue_from(trainer.global_step)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_lab import checkpoints
 from diffusion_lab.callbacks.periodic import stepped
-from diffusion_lab.callbacks.weight_averaging import EMA
+from diffusion_lab.callbacks.weight_averaging import EMA, restore_trained
 from diffusion_lab.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.errors import Stopped
 from diffusion_lab.files import replacing
@@ -123,6 +123,7 @@ def roll_back(trainer: lightning.Trainer, path: Path) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, EMA):
             callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
+    restore_trained(trainer, checkpoint)
     strategy.load_optimizer_state_dict(checkpoint)
     precision = trainer.precision_plugin
     if state := checkpoint.get(type(precision).__qualname__):

@@ -12,6 +12,12 @@ def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
+def validates(trainer: lightning.Trainer) -> bool:
+    """Whether Lightning validates after this micro-batch, by its number."""
+    due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+    return due and trainer.enable_validation
+
+
 class Periodic(Callback, ABC):
     """Calls `run` every `every_n_steps` optimiser steps (null: never), the last one left out.
 

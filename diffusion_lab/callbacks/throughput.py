@@ -26,6 +26,8 @@ class Throughput(Callback):
         self._validating = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        # only now is the module where it will be trained
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]
         self._open_window(trainer)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
@@ -42,7 +44,7 @@ class Throughput(Callback):
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         losses = checkpoint.get(OPEN_WINDOW, torch.empty(0))  # a run may be older than this key
-        self._losses = list(losses.to(pl_module.device))
+        self._losses = list(losses)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx

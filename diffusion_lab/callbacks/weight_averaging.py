@@ -8,7 +8,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from diffusion_lab.callbacks.periodic import stepped
 from diffusion_lab.sharding import gathered, local, whole
+
+TRAINED = "current_model_state"  # as Lightning's WeightAveraging calls it
 
 
 class EMA(Callback):
@@ -16,7 +19,8 @@ class EMA(Callback):
 
     Early on the half-life is `ramp` times the images seen, so that the initial weights are
     forgotten; `ramp: null` switches this off. (As in EDM, arXiv:2206.00364.)
-    A checkpoint's `state_dict` holds the averaged weights, `current_model_state` the trained ones.
+    A checkpoint's `state_dict` holds the averaged weights, `current_model_state` the trained ones,
+    which `restore_trained` puts back once the average has been taken from the module.
     Validation, and the module after training, have the averaged ones.
     (Lightning's WeightAveraging copies the whole module, and cannot copy one that is shared out.)
     """
@@ -39,11 +43,8 @@ class EMA(Callback):
         self._average = [a.to(p.device) for a, p in zip(averages, parameters, strict=True)]
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step == self._latest_step:
-            return  # gradients are being accumulated
-        if pl_module.skipped:  # nothing to average
-            self._latest_step = trainer.global_step
-            return
+        if not stepped(trainer, batch_idx) or pl_module.skipped:
+            return  # nothing new to average
         half_life = self.half_life_images
         if self.ramp is not None:
             half_life = min(half_life, self.ramp * pl_module.images_seen)
@@ -69,7 +70,7 @@ class EMA(Callback):
         self._latest_step = state_dict["latest_update_step"]
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint[TRAINED] = checkpoint["state_dict"]
         with self.swapped(pl_module):
             # cloned: the module's own would be swapped back before they are written
             averages = {
@@ -79,11 +80,8 @@ class EMA(Callback):
         checkpoint["state_dict"] = checkpoint["state_dict"] | averages
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        if "current_model_state" in checkpoint:  # else trained without an average so far
+        if TRAINED in checkpoint:  # else trained without an average so far
             self._average = [parameter.clone() for parameter in shares(pl_module)]
-            trainer.strategy.load_model_state_dict(
-                {"state_dict": checkpoint["current_model_state"]}
-            )
 
     @contextmanager
     def swapped(self, module: lightning.LightningModule) -> Iterator[None]:
@@ -100,6 +98,12 @@ class EMA(Callback):
             kept = [parameter.clone() for parameter in parameters]
             torch._foreach_copy_(parameters, self._average)
             torch._foreach_copy_(self._average, kept)
+
+
+def restore_trained(trainer: lightning.Trainer, checkpoint: dict) -> None:
+    """Gives the module the weights that were trained, where a checkpoint has averages beside."""
+    if TRAINED in checkpoint:
+        trainer.strategy.load_model_state_dict({"state_dict": checkpoint[TRAINED]})
 
 
 def shares(module: lightning.LightningModule) -> list[Tensor]:

@@ -12,7 +12,7 @@ from diffusion_lab.backbone.options import check_number
 from diffusion_lab.conditioning import Condition
 
 
-class Block(nn.Module, ABC):
+class Block(nn.Module, ABC):  # in this order, which FSDP2's own subclass of it needs
     """One layer of a token network: a mixer of tokens, then an MLP if `mlp_ratio` is not 0.
 
     A block is configured as a factory: the network calls it with the facts `width` and `mixer`, a

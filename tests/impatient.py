@@ -1,0 +1,9 @@
+"""`diffusion-lab` with less patience for ranks that do not answer, to be started by torchrun."""
+
+from datetime import timedelta
+
+from diffusion_lab import launch
+from diffusion_lab.cli import main
+
+launch.PATIENCE = timedelta(seconds=5)
+main()
