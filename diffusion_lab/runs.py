@@ -55,10 +55,11 @@ def check_new(cfg: DictConfig) -> None:
         )
 
 
-def create(cfg: DictConfig) -> Path:
+def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
     """Makes the folder of a new run on rank 0; every rank gets its name.
 
-    It is `cfg.run_dir`, or outputs/<name>/<timestamp>. Raises UserError if it cannot be made.
+    It is `cfg.run_dir`, or outputs/<name>/<timestamp>. `command` and `overrides` are what was asked
+    for, by which a job of SLURM knows it again. Raises UserError if it cannot be made.
     """
 
     def make() -> Path:
@@ -66,11 +67,11 @@ def create(cfg: DictConfig) -> Path:
             cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
         try:
             folder = _make_folder(cfg)
-            slurm.sign(folder)
+            slurm.sign(folder, command, overrides)
         except OSError as error:
             raise UserError(
-                f"the folder {error.filename} cannot be made ({error.strerror}); choose another "
-                "place by run_dir=..."
+                f"{error.filename} cannot be made ({error.strerror}); choose another place by "
+                "run_dir=..."
             ) from error
         return folder
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -187,3 +188,12 @@ def test_a_task_that_fails_ends_its_job_and_says_why(submit):
         assert not runs()
     finally:
         launcher.kill()  # it asks an accounting database, which this cluster has not
+
+
+def test_a_shell_that_srun_gives_to_a_person_is_no_task(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent.parent))
+    asked = "import sys; from diffusion_lab import slurm; sys.exit(3 + slurm.started_by_srun())"
+    task = [sys.executable, "-c", asked]
+    named = ["srun", "--job-name=dev"]
+    assert subprocess.run([*named, *task], check=False).returncode == 4
+    assert os.waitstatus_to_exitcode(pty.spawn([*named, "--pty", *task])) == 3
