@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import no_file_above
 from lightning.fabric.plugins.environments import (
     LightningEnvironment,
     SLURMEnvironment,
@@ -13,7 +14,7 @@ from lightning.fabric.plugins.environments import (
 )
 from omegaconf import OmegaConf
 
-from diffusion_lab import launch, slurm
+from diffusion_lab import launch, runs, slurm
 from diffusion_lab.errors import UserError
 
 # what srun tells the second of the two tasks of the second of two nodes
@@ -137,6 +138,14 @@ def test_whether_there_is_a_terminal_is_seen():
     without = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     assert subprocess.run(command, check=False, **without).returncode == 0
     assert os.waitstatus_to_exitcode(pty.spawn(command)) == 1
+
+
+def test_a_full_disk_is_said_where_a_job_signs_its_run(environment, tmp_path):
+    environment(SRUN)
+    cfg = OmegaConf.create({"name": "x", "logger": None, "run_dir": str(tmp_path / "run")})
+    words = r"run/slurm_job cannot be made \(File too large\); choose another place"
+    with no_file_above(0), pytest.raises(UserError, match=words):
+        runs.create(cfg, "train", [])
 
 
 SEED = ["name=dit", "seed=1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, wandb_runs
 from test_launch import SRUN, environment  # noqa: F401
 from test_training import rows
 
@@ -73,7 +73,7 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     assert (summary["finished"], summary["steps"]) == (True, 6)
     steps = [row["step"] for row in rows(folder) if "train/loss" in row]
     assert steps == [1, 2, 3, 4, 5, 6]
-    assert len({path.name.rsplit("-", 1)[-1] for path in folder.glob("wandb/offline-run-*")}) == 1
+    assert len(wandb_runs(folder)) == 1
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # by an administrator
     code, _, err = lab("train", *SHORT, *where)
     assert (code, job.read_text().split()) == (0, ["requeue", "17"])

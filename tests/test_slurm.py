@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, wandb_runs
 from test_training import rows
 
 pytestmark = [
@@ -132,7 +132,7 @@ def assert_whole(run: Path, steps: int) -> None:
     assert runs() == [run]
     assert (summary(run)["finished"], summary(run)["steps"]) == (True, steps)
     assert losses(run) == list(range(1, steps + 1))
-    assert len({path.name.rsplit("-", 1)[-1] for path in run.glob("wandb/offline-run-*")}) == 1
+    assert len(wandb_runs(run)) == 1
 
 
 def test_a_job_of_two_tasks_trains_one_model(submit):
