@@ -4,6 +4,7 @@ A checkpoint is torch's zip file, of tensors and plain data. Its checksums, whic
 not look at, tell damage.
 """
 
+import errno
 import os
 import zipfile
 from pathlib import Path
@@ -24,16 +25,11 @@ def save(checkpoint: dict, path: Path) -> None:
     Raises OSError, for a full disk too, and leaves both as they were.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with replacing(path) as file:
-            torch.save(checkpoint, file)
-            to_disk(file)
-            if path.exists():
-                _keep(path, path.with_name(PREVIOUS.name))
-    except RuntimeError as error:  # torch's own, on top of the file's
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    with replacing(path) as file:
+        torch.save(checkpoint, file)
+        to_disk(file)
+        if path.exists():
+            _keep(path, path.with_name(PREVIOUS.name))
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -54,9 +50,9 @@ def exists(run: str | Path) -> bool:
 
 
 def newest_whole(run: str | Path) -> Path:
-    """The last checkpoint of a run, or the one before it if that is damaged.
+    """The last checkpoint of a run, or the one before it if that is damaged or missing.
 
-    Raises UserError if there is none, or none that is whole.
+    Raises UserError if there is none, none that is whole, or one that cannot be read.
     """
     found = [path for name in (LAST, PREVIOUS) if (path := Path(run) / name).is_file()]
     if not found:
@@ -73,19 +69,31 @@ def newest_whole(run: str | Path) -> Path:
 def say_if_older(run: str | Path, used: Path) -> None:
     """Says that a checkpoint is not the last one, and why that is not used."""
     last = Path(run) / LAST
-    if used.name == PREVIOUS.name:
-        say(f"{last} is damaged ({damage(last)}); the one before it, {used}, is used in its place")
+    if used.name != PREVIOUS.name:
+        return
+    reason = f"is damaged ({damage(last)})" if last.exists() else "is missing"
+    say(f"{last} {reason}; the one before it, {used}, is used in its place")
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, by a look at every byte of it; None if nothing is."""
+    """What is wrong with a checkpoint, by a look at every byte of it; None if nothing is.
+
+    Raises UserError where it cannot be read, which may pass and says nothing of what is in it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             if member := archive.testzip():
                 return f"the checksum of its part {member} is wrong"
         # structure; the numbers themselves are not read
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except MemoryError as error:
+        raise UserError(f"there is too little memory to read {path}") from error
     except Exception as error:  # zipfile and torch raise all kinds
+        # but for a place that is not in the file, which is where damage may send them
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}); try again when it can"
+            ) from error
         return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return None
 
@@ -101,4 +109,6 @@ def go_on_from(run: Path) -> Path:
         os.replace(last, run / DAMAGED)  # or it would take the place of the one that is whole
     for folder in (run, run / FOLDER):
         remove_unfinished(folder)
+    for folder in run.glob("*/"):
+        remove_unfinished(folder, "step_*")  # training's; another command may be at its own
     return whole

@@ -13,7 +13,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.objective import Objective
 from diffusion_lab.randomness import SampleNoise
-from diffusion_lab.sharding import shard
+from diffusion_lab.sharding import shard_parameters
 from diffusion_lab.trained_module import TrainedModule
 
 VALIDATION_LEVELS = 10  # the held-out loss is reported at t = 0.05, 0.15, ..., 0.95
@@ -53,9 +53,9 @@ class DiffusionModule(TrainedModule):
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             for layer in layers_of(self.denoiser.backbone):
-                shard(layer, mesh)
-            shard(self.denoiser, mesh, ("output",))
-            shard(self.objective, mesh)
+                shard_parameters(layer, mesh)
+            shard_parameters(self.denoiser, mesh, ("output",))
+            shard_parameters(self.objective, mesh)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """batch: images (b, C, H, W) uint8, or moments, and labels (b,) int64 -> mean loss, ()."""

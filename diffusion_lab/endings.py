@@ -14,7 +14,7 @@ from diffusion_lab.distributed import rank_and_world
 from diffusion_lab.errors import Stopped, UserError
 
 SECONDS_TO_BE_ENDED_IN = 10
-# why a file cannot be written that is no defect of the program
+# why a file cannot be read or written that is no defect of the program
 DISK_TROUBLE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -52,7 +52,7 @@ def ending_with_a_sentence(command: str, folder: Path | None) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        reason = f"{error.filename or 'a file'} could not be written ({error.strerror})"
+        reason = f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
     except RuntimeError as error:
         if "DataLoader worker" in str(error):  # torch has no class of its own for these
             reason = f"a process that loads data died: {str(error).splitlines()[0]}"

@@ -8,6 +8,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from omegaconf import DictConfig
+from safetensors import SafetensorError
+from torch import Tensor
 
 from diffusion_lab import runs, weights
 from diffusion_lab.autoencoder import files
@@ -26,13 +28,25 @@ def export(cfg: DictConfig) -> dict[str, object]:
     if output.exists():
         raise UserError(f"output={output} exists already; choose a new folder")
     run = Path(str(cfg.run))
-    if "autoencoder" in runs.load_config(run):
+    run_cfg = runs.load_config(run)
+    if "autoencoder" in run_cfg:
         raise UserError(f"{run} is an autoencoder; its {files.FILE} is what there is to give away")
     if (run / weights.EXPORTED).is_file():
         raise UserError(f"{run} is an export already; copy the folder")
-    runs.load(run)  # the weights fit the configuration
     tensors, step = weights.from_checkpoint(run, cfg.weights)
+    runs.with_weights(run, run_cfg, tensors)  # they fit the configuration
     facts = {"weights": cfg.weights, "step": str(step), "run": run.resolve().name}
+    try:
+        _write(output, run, tensors, facts)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"output={output} cannot be written ({reason}); make room, or choose another folder"
+        ) from error
+    return {"output": str(output), "tensors": len(tensors)} | facts
+
+
+def _write(output: Path, run: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         folder = Path(scratch) / "export"
@@ -47,4 +61,3 @@ def export(cfg: DictConfig) -> dict[str, object]:
             if (run / name).is_file():
                 shutil.copyfile(run / name, folder / name)
         os.rename(folder, output)
-    return {"output": str(output), "tensors": len(tensors)} | facts

@@ -14,7 +14,8 @@ UNFINISHED = ".part"  # the end of a file's name while it is written
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path`, which takes its place at the end of the block, once it is on the disk.
 
-    If the block fails, what was at `path` stays, and nothing else is left.
+    If the block fails, what was at `path` stays, and nothing else is left. An OSError of it names
+    `path`, which what the system says of writing does not.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
@@ -22,6 +23,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             to_disk(file)
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch has an error of its own, on top of the file's
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno is not None and cause.filename in (None, str(temporary)):
+            cause.filename = str(path)
+        raise cause from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -38,7 +47,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote left; none may be writing now."""
-    for path in folder.glob(f".*{UNFINISHED}"):
+def remove_unfinished(folder: Path, names: str = "*") -> None:
+    """Removes what a process that was killed while it wrote left; none may be writing now.
+
+    `names` is a pattern of the files that were to be.
+    """
+    for path in folder.glob(f".{names}{UNFINISHED}"):
         path.unlink(missing_ok=True)

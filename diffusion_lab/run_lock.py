@@ -26,33 +26,39 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = (folder / FILE).open("a+")
+        file = (folder / FILE).open("ab+", buffering=0)  # or closing it would fail a second time
     except OSError as error:
-        raise UserError(
-            f"nothing can be written to {folder} ({error.strerror}); choose another folder by "
-            "run_dir=..., or mend this one"
-        ) from error
+        raise _unwritable(folder, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
+            holder = file.read().decode().strip() or "another process"
             raise UserError(
-                f"{folder} is being trained by {file.read().strip() or 'another process'}; "
-                "wait for its end, or stop it"
+                f"{folder} is being trained by {holder}; wait for its end, or stop it"
             ) from error
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
-                raise
+                raise _unwritable(folder, error) from error
             say(
                 f"Advice: the file system of {folder} has no locks, so nothing stops a second "
                 "process from training the same run; see that there is none"
             )
         else:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            except OSError as error:
+                raise _unwritable(folder, error) from error
         yield
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"nothing can be written to {folder} ({error.strerror}); choose another folder by "
+        "run_dir=..., or mend this one"
+    )
 
 
 def is_locked(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from diffusion_lab import checkpoints, slurm, targets, weights
 from diffusion_lab.autoencoder import files
@@ -37,12 +38,20 @@ RESUMABLE = (
     "micro_batch_size",
     "activation_checkpointing",
 )
+# an option of a group is a file of values, of which a run that is resumed keeps its own
+INSTEAD_OF_OPTIONS = {
+    "trainer=cpu": "trainer.accelerator=cpu",
+    "trainer=ddp": "trainer.strategy=ddp",
+    "trainer=fsdp": "trainer.strategy={_target_:diffusion_lab.sharding.FSDP}",
+}
 
 
 def check_new(cfg: DictConfig) -> None:
     """Raises UserError if `cfg.run_dir` already holds a run."""
     if cfg.run_dir and Path(cfg.run_dir).is_file():
         raise UserError(f"run_dir={cfg.run_dir} is a file; choose a folder")
+    if cfg.run_dir and (Path(cfg.run_dir) / weights.EXPORTED).exists():
+        raise UserError(f"run_dir={cfg.run_dir} holds a model that was exported; choose another")
     if cfg.run_dir and (Path(cfg.run_dir) / CONFIG).exists():
         if not checkpoints.exists(cfg.run_dir):
             raise UserError(
@@ -55,10 +64,11 @@ def check_new(cfg: DictConfig) -> None:
         )
 
 
-def create(cfg: DictConfig) -> Path:
+def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
     """Makes the folder of a new run on rank 0; every rank gets its name.
 
-    It is `cfg.run_dir`, or outputs/<name>/<timestamp>. Raises UserError if it cannot be made.
+    It is `cfg.run_dir`, or outputs/<name>/<timestamp>. `command` and `overrides` are what was asked
+    for, by which a job of SLURM knows it again. Raises UserError if it cannot be made.
     """
 
     def make() -> Path:
@@ -66,11 +76,11 @@ def create(cfg: DictConfig) -> Path:
             cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
         try:
             folder = _make_folder(cfg)
-            slurm.sign(folder)
+            slurm.sign(folder, command, overrides)
         except OSError as error:
             raise UserError(
-                f"the folder {error.filename} cannot be made ({error.strerror}); choose another "
-                "place by run_dir=..."
+                f"{error.filename} cannot be made ({error.strerror}); choose another place by "
+                "run_dir=..."
             ) from error
         return folder
 
@@ -152,6 +162,11 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             f"{folder} was not made by {command}; write diffusion-lab {trained_by(cfg)} "
             f"resume={folder}"
         )
+    if (Path(folder) / weights.EXPORTED).is_file():
+        raise UserError(
+            f"{folder} is an export, which cannot be trained on; go on with the run that it came "
+            "from, by resume= and that run's folder"
+        )
     if not checkpoints.exists(folder):
         raise UserError(
             f"{folder} has no {checkpoints.LAST} to go on from; delete the folder and start the "
@@ -172,6 +187,8 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
         key = parsed.key_or_group
         if key == "resume":
             continue
+        if instead := INSTEAD_OF_OPTIONS.get(override):
+            raise UserError(f"{override} cannot be written in resuming a run; write {instead}")
         if not key.startswith(RESUMABLE):
             raise UserError(
                 f"{override.lstrip('+')} cannot change in a run that is resumed; only values of "
@@ -199,11 +216,20 @@ def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataMo
     read already. A folder that `export` made is such a run, too. Raises UserError if the weights
     are missing or damaged.
     """
-    cfg = cfg or load_config(folder)
+    return with_weights(folder, cfg or load_config(folder), weights.read(folder))
+
+
+def with_weights(
+    folder: str | Path, cfg: DictConfig, state: dict[str, Tensor]
+) -> tuple[ImageDataModule, Model]:
+    """The data (unread) and the model of a run whose denoiser has the weights `state`.
+
+    Raises UserError if they are of another model.
+    """
     datamodule = build_datamodule(cfg)
     model = build_model(cfg, datamodule.image_shape, datamodule.num_classes)
     try:
-        model.denoiser.load_state_dict(weights.read(folder))
+        model.denoiser.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
             f"the weights in {folder} do not fit its {CONFIG}: they are of another model"

@@ -72,7 +72,7 @@ class FSDP(ModelParallelStrategy):
             optimizer.load_state_dict({**whole_state, "state": moments})
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...] = ()) -> None:
+def shard_parameters(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...] = ()) -> None:
     """Shares a module's parameters out over a mesh; again, it does nothing.
 
     `methods` are those, beside `forward`, by which it is called.

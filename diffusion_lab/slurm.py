@@ -3,12 +3,14 @@
 A job that is requeued keeps its id, and so finds the run that it has begun.
 """
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
+from diffusion_lab.files import write_atomically
+
 RECORD = "slurm_job"  # in the folder of a run that a job of SLURM trains: that job
-INTERACTIVE = ("bash", "interactive")  # what a job is named in which people type
 SECONDS = 60  # how long one of its commands may take
 
 
@@ -20,7 +22,16 @@ def started_by_srun() -> bool:
     if not os.environ.get("SLURM_STEP_ID", "").isdecimal():
         return False
     several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    return several or os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE
+    return several or not has_terminal()
+
+
+def has_terminal() -> bool:
+    """Whether a person types where this process runs: srun gives its tasks no terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))
+    except OSError:
+        return False
+    return True
 
 
 def tasks() -> int:
@@ -35,27 +46,49 @@ def step() -> str | None:
     return f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
 
 
-def own_run(name: str, run_dir: str | None) -> Path | None:
-    """The folder of the run that this step has begun before it was requeued, if it was."""
-    this = step()
-    if this is None:
+def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) -> Path | None:
+    """The folder of the run that this step has begun before it was requeued, if it was.
+
+    A step may begin many runs, and its job may be restarted many times: the run is that of the same
+    command line, from before the last restart.
+    """
+    if step() is None:
         return None
+    asked = _record(command, overrides)
+    restarts = asked.pop("restarts")
+
+    def is_own(folder: Path) -> bool:
+        found = _read(folder)
+        return found.pop("restarts", restarts) < restarts and found == asked
+
     folders = [Path(run_dir)] if run_dir else sorted((Path("outputs") / name).glob("*"))
-    owned = [folder for folder in folders if _record(folder) == this]
+    owned = [folder for folder in folders if is_own(folder)]
     return owned[-1] if owned else None
 
 
-def sign(folder: Path) -> None:
-    """Notes in the folder of a new run which step of which job it belongs to."""
-    if this := step():
-        (folder / RECORD).write_text(f"{this}\n")
+def sign(folder: Path, command: str, overrides: list[str]) -> None:
+    """Notes in the folder of a new run which step of which job it belongs to, and its command."""
+    if step():
+        record = json.dumps(_record(command, overrides), indent=2)
+        write_atomically(folder / RECORD, f"{record}\n")
 
 
-def _record(folder: Path) -> str | None:
+def _record(command: str, overrides: list[str]) -> dict[str, object]:
+    return {
+        "step": step(),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "command": command,
+        # without the group of a sweep, which has another name when it is started again
+        "overrides": [each for each in overrides if not each.startswith("logger.group=")],
+    }
+
+
+def _read(folder: Path) -> dict[str, object]:
     try:
-        return (folder / RECORD).read_text().strip()
-    except OSError:
-        return None
+        found = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def requeue() -> str:

@@ -136,7 +136,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
     if not (cfg.resume or cfg.run_dir) and (before := runs.unfinished(cfg.name)):
         say(f"{before} is not finished. To go on with it rather than begin anew, write:")
         say(f"  {way_on(parts.command, before)}")
-    folder = Path(cfg.resume) if cfg.resume else runs.create(cfg)
+    folder = Path(cfg.resume) if cfg.resume else runs.create(cfg, parts.command, overrides)
     with locked(folder), ending_with_a_sentence(parts.command, folder):
         checkpoint = on_rank_zero(lambda: opened(cfg, parts, folder))
         runs.save_config(folder, cfg)

@@ -1,8 +1,10 @@
 """Shared fixtures: the command line in this process, in an empty folder, on tiny data."""
 
 import os
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,29 @@ def run_folder(lab, tmp_path) -> Path:
     code, _, err = lab("train", *TINY, "run_dir=run")
     assert code == 0, err
     return tmp_path / "run"
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    with no_file_above(20_000):
+        yield
+
+
+def wandb_runs(folder: Path) -> set[str]:
+    """The ids of the W&B runs of a run folder."""
+    # a second part of the same second has a number after the id
+    return {path.name.split("-")[3] for path in folder.glob("wandb/offline-run-*")}
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Checkpoints: the one before is kept, damage is seen, a full disk and a kill leave a whole one."""
 
+import errno
 import os
 import random
 import resource
@@ -36,15 +37,6 @@ def two(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def small_files():
-    """No file can grow beyond 20 kB, as if the disk were full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_the_one_before_is_kept(two):
     assert step_of(two / checkpoints.LAST) == 2
     assert step_of(two / checkpoints.PREVIOUS) == 1
@@ -64,8 +56,9 @@ def test_it_is_kept_without_hard_links(two, monkeypatch):
 
 def test_a_save_that_fails_changes_nothing(two, small_files):
     big = state(3) | {"more": torch.zeros(100_000)}
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(OSError, match="File too large") as caught:
         checkpoints.save(big, two / checkpoints.LAST)
+    assert caught.value.filename == str(two / checkpoints.LAST)
     assert step_of(two / checkpoints.LAST) == 2
     assert step_of(two / checkpoints.PREVIOUS) == 1
     assert len(list((two / checkpoints.FOLDER).iterdir())) == 2
@@ -101,6 +94,28 @@ def test_a_truncated_last_checkpoint_is_replaced_by_the_one_before(two, capfd, l
     assert "last.ckpt is damaged" in capfd.readouterr().err
 
 
+def test_a_last_checkpoint_that_is_missing_is_said_to_be(two, capfd):
+    (two / checkpoints.LAST).unlink()  # a kill between two renames, where there are no hard links
+    assert checkpoints.go_on_from(two) == two / checkpoints.PREVIOUS
+    err = capfd.readouterr().err
+    assert "last.ckpt is missing; the one before it, " in err
+    assert "damaged" not in err
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_left_where_it_is(two, monkeypatch, number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zipfile, "ZipFile", fail)
+        with pytest.raises(
+            UserError, match=rf"last\.ckpt cannot be read \({os.strerror(number)}\)"
+        ):
+            checkpoints.go_on_from(two)
+    assert checkpoints.go_on_from(two) == two / checkpoints.LAST
+
+
 def test_without_a_whole_one_both_are_named(two):
     for path in (checkpoints.LAST, checkpoints.PREVIOUS):
         with zipfile.ZipFile(two / path) as archive:
@@ -117,8 +132,13 @@ def test_going_on_puts_the_damaged_one_aside_and_removes_what_is_unfinished(two)
     (two / checkpoints.LAST).write_bytes(b"half")
     for folder in (two, two / checkpoints.FOLDER):
         (folder / f".x.{'0' * 32}{UNFINISHED}").write_bytes(b"half")
+    (two / "samples").mkdir()
+    for name in (f".step_0000002.png.{'0' * 32}{UNFINISHED}", f".mine.png.x{UNFINISHED}"):
+        (two / "samples" / name).write_bytes(b"half")
     assert checkpoints.go_on_from(two) == two / checkpoints.PREVIOUS
-    assert {path.name for path in two.iterdir()} == {"checkpoints"}
+    assert {path.name for path in two.iterdir()} == {"checkpoints", "samples"}
+    # one that `sample` may be writing
+    assert [path.name for path in (two / "samples").iterdir()] == [f".mine.png.x{UNFINISHED}"]
     names = {path.name for path in (two / checkpoints.FOLDER).iterdir()}
     assert names == {"previous.ckpt", "damaged.ckpt"}
     checkpoints.save(state(3), two / checkpoints.LAST)  # and does not replace the whole one

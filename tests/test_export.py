@@ -79,9 +79,41 @@ def test_nothing_is_written_over_and_what_is_wrong_is_said(lab, tmp_path, traine
         assert "Traceback" not in err
     code, _, err = lab("train", "resume=mine", "trainer.max_steps=9")
     assert code == 2
-    assert "has no checkpoints/last.ckpt to go on from" in err
+    assert "mine is an export, which cannot be trained on; go on with the run" in err
+    assert "delete" not in err
+    code, _, err = lab("train", *QUICK, "run_dir=mine")
+    assert code == 2
+    assert "run_dir=mine holds a model that was exported" in err
+    assert "delete" not in err
     assert (tmp_path / "mine/model.safetensors").read_bytes() == before
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/x/y", "file/mine"])
+def test_a_place_that_cannot_be_written_is_named(lab, tmp_path, trained, place):
+    (tmp_path / "file").write_text("")
+    code, _, err = lab("export", "run=run", f"output={place}")
+    assert code == 2
+    assert f"diffusion-lab: output={place} cannot be written" in err
+    assert "Traceback" not in err
+
+
+def test_a_full_disk_leaves_nothing(lab, tmp_path, trained, small_files):
+    code, _, err = lab("export", "run=run", "output=models/mine")
+    assert code == 2
+    assert "output=models/mine cannot be written (" in err
+    assert "File too large" in err
+    assert "Traceback" not in err
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_said_once(lab, tmp_path, trained):
+    folder = tmp_path / "run/checkpoints"
+    (folder / "previous.ckpt").write_bytes((folder / "last.ckpt").read_bytes())
+    (folder / "last.ckpt").write_bytes(b"half")
+    code, _, err = lab("export", "run=run", "output=mine")
+    assert code == 0, err
+    assert err.count("last.ckpt is damaged") == 1
 
 
 def test_an_export_takes_its_first_stage_along(lab, tmp_path):

@@ -18,6 +18,7 @@ from diffusion_lab import checkpoints
 from diffusion_lab.callbacks import SampleGrid
 from diffusion_lab.endings import ending_with_a_sentence
 from diffusion_lab.errors import UserError
+from diffusion_lab.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -103,8 +104,15 @@ def test_a_picture_that_cannot_be_written_ends_the_run_with_a_sentence(lab, monk
     code, _, err = lab("train", *arguments, *every, "run_dir=run")
     assert code == 2
     assert "Traceback" not in err
-    assert "step_0000002.png could not be written (No space left on device)" in err
+    assert "step_0000002.png could not be read or written (No space left on device)" in err
     assert "diffusion-lab train resume=run goes on from it" in err
+
+
+def test_what_is_written_names_its_file_where_the_disk_is_full(tmp_path, small_files):
+    told = pytest.raises(UserError, match=r"big\.bin could not be read or written \(File too large")
+    with told, ending_with_a_sentence("train", tmp_path):
+        write_atomically(tmp_path / "big.bin", bytes(50_000))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

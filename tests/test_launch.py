@@ -1,10 +1,14 @@
 """Which processes there are, and what is made of them: torchrun's, srun's, or none yet."""
 
 import os
+import pty
 import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
+from conftest import no_file_above
 from lightning.fabric.plugins.environments import (
     LightningEnvironment,
     SLURMEnvironment,
@@ -12,7 +16,7 @@ from lightning.fabric.plugins.environments import (
 )
 from omegaconf import OmegaConf
 
-from diffusion_lab import launch, slurm
+from diffusion_lab import launch, runs, slurm
 from diffusion_lab.callbacks import Interruption
 from diffusion_lab.errors import UserError
 
@@ -34,7 +38,11 @@ TORCHRUN = {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Sets these variables, and no others of the kind, which a job of SLURM may have."""
+    """Sets these variables, and no others of the kind, which a job of SLURM may have.
+
+    Without a terminal, as srun's tasks are.
+    """
+    monkeypatch.setattr(slurm, "has_terminal", lambda: False)
 
     def set_all(variables: dict[str, str]) -> None:
         for name in [*SRUN, *TORCHRUN, "SLURM_NTASKS_PER_NODE", "SLURM_RESTART_COUNT"]:
@@ -98,41 +106,84 @@ def test_unequal_shares_of_nodes_are_refused(environment):
 
 
 @pytest.mark.parametrize(
-    ("variables", "task"),
+    ("variables", "terminal", "task"),
     [
-        ({}, True),
-        ({"SLURM_JOB_NAME": "interactive"}, True),  # srun within salloc
-        ({"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "1"}, False),  # srun --pty bash
-        ({"SLURM_STEP_ID": ""}, False),  # a batch script without srun
-        ({"SLURM_STEP_NUM_TASKS": "1"}, True),
+        ({}, False, True),
+        ({}, True, True),  # the first of srun --pty's has it
+        ({"SLURM_STEP_NUM_TASKS": "1"}, True, False),  # srun --pty bash
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False, True),
+        ({"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "1"}, False, True),  # srun bash loop.sh
+        ({"SLURM_STEP_ID": ""}, False, False),  # a batch script without srun
     ],
 )
-def test_a_task_of_srun_is_told_from_a_shell_and_a_script(environment, variables, task):
+def test_a_task_of_srun_is_told_from_a_shell_and_a_script(
+    environment, monkeypatch, variables, terminal, task
+):
     environment(SRUN | variables)
+    monkeypatch.setattr(slurm, "has_terminal", lambda: terminal)
     assert slurm.started_by_srun() == task
     assert slurm.step() == ("17.0" if task else None)
     assert slurm.tasks() == (int((SRUN | variables)["SLURM_STEP_NUM_TASKS"]) if task else 1)
 
 
-def test_a_step_finds_the_run_that_it_signed(environment, tmp_path, monkeypatch):
+def test_devices_are_asked_for_in_a_shell_of_srun(environment, monkeypatch):
+    environment(SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"})
+    with pytest.raises(UserError, match="not what was started, 1 on each of 1 nodes"):
+        launch.processes(trainer(devices=2))
+    monkeypatch.setattr(slurm, "has_terminal", lambda: True)
+    assert launch.processes(trainer(devices=2)) == (2, 1)
+    assert isinstance(launch.cluster(), LightningEnvironment)
+
+
+def test_whether_there_is_a_terminal_is_seen():
+    asked = "import sys; from diffusion_lab import slurm; sys.exit(slurm.has_terminal())"
+    command = [sys.executable, "-c", asked]
+    without = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    assert subprocess.run(command, check=False, **without).returncode == 0
+    assert os.waitstatus_to_exitcode(pty.spawn(command)) == 1
+
+
+def test_a_full_disk_is_said_where_a_job_signs_its_run(environment, tmp_path):
+    environment(SRUN)
+    cfg = OmegaConf.create({"name": "x", "logger": None, "run_dir": str(tmp_path / "run")})
+    words = r"run/slurm_job cannot be made \(File too large\); choose another place"
+    with no_file_above(0), pytest.raises(UserError, match=words):
+        runs.create(cfg, "train", [])
+
+
+SEED = ["name=dit", "seed=1"]
+
+
+def test_a_step_finds_the_run_that_it_signed_before_it_was_requeued(
+    environment, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    for stamp in ("1", "2", "3"):
+    for stamp in ("1", "2", "3", "4"):
         (tmp_path / "outputs/dit" / stamp).mkdir(parents=True)
-    slurm.sign(tmp_path / "outputs/dit/1")
+    slurm.sign(tmp_path / "outputs/dit/1", "train", SEED)
     assert not (tmp_path / "outputs/dit/1" / slurm.RECORD).exists()
+    (tmp_path / "outputs/dit/4" / slurm.RECORD).write_text("17.0\n")
+    requeued = SRUN | {"SLURM_RESTART_COUNT": "1"}
+    environment(requeued)
+    assert slurm.own_run("dit", None, "train", SEED) is None
     environment(SRUN)
-    assert slurm.own_run("dit", None) is None
-    slurm.sign(tmp_path / "outputs/dit/2")
+    slurm.sign(tmp_path / "outputs/dit/2", "train", [*SEED, "logger.group=first"])
     environment(SRUN | {"SLURM_STEP_ID": "1"})
-    slurm.sign(tmp_path / "outputs/dit/3")
+    slurm.sign(tmp_path / "outputs/dit/3", "train", SEED)
     environment(SRUN)
-    assert str(slurm.own_run("dit", None)) == "outputs/dit/2"
-    assert slurm.own_run("dit", "outputs/dit/3") is None
-    assert slurm.own_run("unet", None) is None
-    environment(SRUN | {"SLURM_JOB_ID": "18"})
-    assert slurm.own_run("dit", None) is None
+    assert slurm.own_run("dit", None, "train", SEED) is None  # a second run of the same step
+    environment(requeued)
+    assert str(slurm.own_run("dit", None, "train", SEED)) == "outputs/dit/2"
+    other_group = [*SEED, "logger.group=second"]
+    assert str(slurm.own_run("dit", None, "train", other_group)) == "outputs/dit/2"
+    assert slurm.own_run("dit", None, "train", ["name=dit", "seed=2"]) is None
+    assert slurm.own_run("dit", None, "train-autoencoder", SEED) is None
+    assert slurm.own_run("dit", "outputs/dit/3", "train", SEED) is None
+    assert slurm.own_run("unet", None, "train", SEED) is None
+    environment(requeued | {"SLURM_JOB_ID": "18"})
+    assert slurm.own_run("dit", None, "train", SEED) is None
     environment({})
-    assert slurm.own_run("dit", None) is None
+    assert slurm.own_run("dit", None, "train", SEED) is None
 
 
 def test_processes_that_are_asked_to_stop_get_the_time_to_save(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ def test_jobs_have_a_folder_each_and_share_the_cores(lab, monkeypatch):
     assert len(groups) == 1
 
 
-def test_a_launcher_whose_plugin_is_missing_is_named(lab, monkeypatch):
+@pytest.mark.skipif(find_spec("ray") is not None, reason="it is there")
+def test_a_launcher_whose_plugin_is_missing_is_named(lab):
     code, _, err = lab("train", *TINY, "hydra/launcher=ray", "name=x")
     assert code == 2
     assert "write pip install 'diffusion-lab[ray]'" in err
@@ -43,3 +45,16 @@ def test_slurm_without_sbatch_is_named(lab, tmp_path, monkeypatch):
     assert code == 2
     assert "SLURM's sbatch, which is not on the path" in err
     assert not Path("outputs").exists()
+
+
+@pytest.mark.slow
+def test_ray_trains_two_jobs(lab):
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs diffusion-lab[ray]")
+    quick = ["callbacks.evaluation=null", "logger=none"]
+    code, _, err = lab("train", *TINY, *quick, "hydra/launcher=ray", "seed=0,1", "name=x")
+    assert code == 0, err
+    runs = sorted(Path("outputs/x").iterdir())
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    assert [(each["finished"], each["steps"]) for each in summaries] == [(True, 4), (True, 4)]
+    configs = [(run / "config.yaml").read_text() for run in runs]
+    assert sorted("seed: 1\n" in config for config in configs) == [False, True]

@@ -167,6 +167,19 @@ def test_a_row_of_bad_steps_ends_the_run_and_names_the_layer(lab, tmp_path, monk
     assert checkpoint_of(tmp_path / "run")["global_step"] == 2, "none within the row"
 
 
+def test_a_full_disk_does_not_hide_why_a_run_ends(lab, tmp_path, monkeypatch):
+    spoil_a_layer(monkeypatch, 1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/non_finite").write_text("")  # stands for a disk without room for a folder
+    arguments = ["trainer.max_steps=50", "callbacks.non_finite.in_a_row=2", "run_dir=run"]
+    code, _, err = lab("train", *QUICK, *arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    (sentence,) = (line for line in err.splitlines() if line.startswith("diffusion-lab:"))
+    assert "first not finite is the output of denoiser.backbone.blocks.0" in sentence
+    assert "noise levels could not be written to run/non_finite (File exists)" in sentence
+
+
 def test_before_the_first_checkpoint_there_is_nothing_to_go_on_from(lab, monkeypatch):
     spoil_a_layer(monkeypatch, 1)
     arguments = ["trainer.max_steps=50", "callbacks.non_finite.in_a_row=2"]

@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+import yaml
+from conftest import TINY, wandb_runs
 from test_launch import SRUN, environment  # noqa: F401
 from test_training import rows
 
@@ -64,6 +65,7 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     assert "nothing is lost" in err
     assert "back in the queue" in err
     assert job.read_text().split() == ["requeue", "17"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     code, _, err = lab("train", *SHORT, *where)
     assert code == 0, err
     (folder,) = [Path("mine")] if where else Path("outputs/x").iterdir()
@@ -71,8 +73,9 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     assert (summary["finished"], summary["steps"]) == (True, 6)
     steps = [row["step"] for row in rows(folder) if "train/loss" in row]
     assert steps == [1, 2, 3, 4, 5, 6]
-    assert len({path.name.rsplit("-", 1)[-1] for path in folder.glob("wandb/offline-run-*")}) == 1
-    code, _, err = lab("train", *SHORT, *where)  # requeued once more, by an administrator
+    assert len(wandb_runs(folder)) == 1
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # by an administrator
+    code, _, err = lab("train", *SHORT, *where)
     assert (code, job.read_text().split()) == (0, ["requeue", "17"])
     assert "is finished" in err
 
@@ -122,11 +125,48 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(
     (folder,) = Path("outputs/x").iterdir()
     assert rows(folder)
     assert not (folder / "checkpoints").exists()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     code, _, err = lab("train", *SHORT)
     assert code == 0, err
     (same,) = Path("outputs/x").iterdir()
     assert same == folder
     assert [r["step"] for r in rows(folder) if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+
+
+def seeds() -> list[tuple[int, bool]]:
+    """The seeds of the runs, in the order in which they began, and whether they are finished."""
+    folders = sorted(Path("outputs/x").iterdir())
+    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    return [(c["seed"], s["finished"]) for c, s in zip(configs, summaries, strict=True)]
+
+
+def test_each_job_of_a_sweep_in_one_step_is_a_run_and_is_found_again(lab, monkeypatch, job):
+    sweep = ["train", "-m", *SHORT, "seed=0,1"]
+    with monkeypatch.context() as patched:
+        send(patched, signal.SIGUSR1, step=2)
+        lab(*sweep)  # the first job of it ends the process
+    assert seeds() == [(0, False)]
+    for restarts, finished in (("1", 0), ("2", 2)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        code, _, err = lab(*sweep)
+        assert code == 0, err
+        assert seeds() == [(0, True), (1, True)]
+        assert err.count("is finished") == finished
+
+
+def test_a_run_of_other_overrides_is_a_new_one(lab, monkeypatch, job):
+    for restarts, seed in (("0", 0), ("1", 1), ("1", 0)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        code, _, err = lab("train", *SHORT, f"seed={seed}")
+        assert code == 0, err
+    assert "is finished" in err
+    assert seeds() == [(0, True), (1, True)]
+    code, _, err = lab("train", *SHORT, "seed=0", "run_dir=mine")
+    assert code == 0, err
+    code, _, err = lab("train", *SHORT, "seed=1", "run_dir=mine")
+    assert code == 2
+    assert "run_dir=mine already holds a run" in err
 
 
 @pytest.mark.parametrize("variables", [{}, SRUN])

@@ -4,19 +4,23 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, no_file_above, wandb_runs
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from seen_images import seen
 
 from diffusion_lab.callbacks import SampleGrid
 from diffusion_lab.diffusion_module import DiffusionModule
+from diffusion_lab.errors import UserError
 from diffusion_lab.logger import Clock, JSONLines
 from diffusion_lab.run_lock import is_locked, locked
 
@@ -191,11 +195,9 @@ def test_w_and_b_goes_on_with_the_same_run(lab, tmp_path, killed_at_step):
     killed_at_step(4, "train", *common)
     code, _, err = lab("train", "resume=run")
     assert code == 0, err
-    folders = [path.name for path in (tmp_path / "run/wandb").glob("offline-run-*")]
-    assert len({name.rsplit("-", 1)[1] for name in folders}) == 1
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert len(folders) == 2
-    assert folders[0].endswith(saved["logger"]["run_id"])
+    assert wandb_runs(tmp_path / "run") == {saved["logger"]["run_id"]}
+    assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 2
 
 
 def test_a_row_cut_short_and_later_ones_are_dropped(tmp_path):
@@ -259,6 +261,17 @@ def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
     assert line not in err
 
 
+def test_an_option_of_the_trainer_is_answered_with_what_to_write(lab, tmp_path):
+    assert lab("train", *QUIET, "run_dir=run", "trainer.max_steps=2")[0] == 0
+    for option in ("cpu", "ddp", "fsdp"):
+        code, _, err = lab("train", "resume=run", "trainer.max_steps=3", f"trainer={option}")
+        assert code == 2
+        line = re.search(r"; write trainer\.(\S+)", err)[1]
+        override = OverridesParser.create().parse_override(line)
+        file = Path(__file__).parent.parent / f"conf/trainer/{option}.yaml"
+        assert yaml.safe_load(file.read_text())[override.key_or_group] == override.value()
+
+
 def test_a_second_process_is_refused(lab, tmp_path):
     assert lab("train", *QUIET, "run_dir=run", "trainer.max_steps=2")[0] == 0
     before = (tmp_path / "run/config.yaml").read_bytes()
@@ -297,6 +310,14 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capfd):
     with locked(tmp_path):
         pass
     assert "has no locks" in capfd.readouterr().err
+
+
+def test_a_run_without_room_for_its_lock_is_refused(tmp_path):
+    words = r"nothing can be written to .+ \(File too large\); choose another folder"
+    with no_file_above(0), pytest.raises(UserError, match=words), locked(tmp_path):
+        raise AssertionError
+    with locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("place", ["file/run", "/proc/nowhere/run"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, wandb_runs
 from test_training import rows
 
 pytestmark = [
@@ -131,7 +132,7 @@ def assert_whole(run: Path, steps: int) -> None:
     assert runs() == [run]
     assert (summary(run)["finished"], summary(run)["steps"]) == (True, steps)
     assert losses(run) == list(range(1, steps + 1))
-    assert len({path.name.rsplit("-", 1)[-1] for path in run.glob("wandb/offline-run-*")}) == 1
+    assert len(wandb_runs(run)) == 1
 
 
 def test_a_job_of_two_tasks_trains_one_model(submit):
@@ -187,3 +188,12 @@ def test_a_task_that_fails_ends_its_job_and_says_why(submit):
         assert not runs()
     finally:
         launcher.kill()  # it asks an accounting database, which this cluster has not
+
+
+def test_a_shell_that_srun_gives_to_a_person_is_no_task(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent.parent))
+    asked = "import sys; from diffusion_lab import slurm; sys.exit(3 + slurm.started_by_srun())"
+    task = [sys.executable, "-c", asked]
+    named = ["srun", "--job-name=dev"]
+    assert subprocess.run([*named, *task], check=False).returncode == 4
+    assert os.waitstatus_to_exitcode(pty.spawn([*named, "--pty", *task])) == 3

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,13 +86,66 @@ def test_a_run_of_ours_is_not_warned_of(lab, tmp_path):
     assert "Warning" not in err
 
 
-@pytest.mark.parametrize("name", ["torch.hub.load", "torch.load", "diffusion_lab.nothing", "torch"])
+@pytest.mark.parametrize("name", ["torch.hub.load", "diffusion_lab.nothing", "torch"])
 def test_a_function_is_refused(lab, run, name):
     change(run, "optimizer", _target_=name)
     change(run, "backbone", block={"_target_": "torch.nn.Identity", "deep": [{"_target_": name}]})
     code, _, err = lab("sample", "run=run")
     assert code == 2
     assert f"names {name}, which is no class" in err
+
+
+def test_a_class_that_starts_a_program_is_refused(lab, tmp_path, run):
+    handler = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
+    made = str(tmp_path / "executed")
+    facts = {"stdout": None, "stderr": None, "local_rank_id": 0, "numa_options": None}
+    change(run, "sampler", _target_=handler, entrypoint="touch", args=[made], env={}, **facts)
+    code, _, err = lab("sample", "run=run", "num_samples=2")
+    assert code == 2
+    assert f"names {handler}, which is no class that runs of this program are made of" in err
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted"),
+    [
+        ("lightning.Trainer", True),
+        ("lightning.pytorch.callbacks.EarlyStopping", True),
+        ("lightning.pytorch.strategies.DDPStrategy", True),
+        ("lightning.pytorch.loggers.CSVLogger", True),
+        ("torch.optim.AdamW", True),
+        ("torch.optim.lr_scheduler.LambdaLR", True),
+        ("torch.nn.SiLU", True),
+        ("diffusion_lab.backbone.embedding.nn.Linear", True),  # defined by torch.nn
+        ("diffusion_lab.sharding.FSDP", True),
+        # defined elsewhere
+        ("diffusion_lab.launch.logging.FileHandler", False),
+        ("diffusion_lab.slurm.subprocess.Popen", False),
+        ("diffusion_lab.slurm.Path", False),
+        ("torch.optim.optimizer.OrderedDict", False),
+        ("torch.multiprocessing.Process", False),
+        ("torch.utils.cpp_extension.subprocess.Popen", False),
+        # torch's and lightning's, which no configuration has use for
+        ("torch.FileStore", False),
+        ("torch.package.PackageImporter", False),
+        ("torch.distributed.TCPStore", False),
+        ("lightning.pytorch.cli.LightningCLI", False),
+        # no classes
+        ("torch.load", False),
+        ("torch.nn.functional.relu", False),
+        ("torch.nn.Module.load_state_dict", False),
+        ("diffusion_lab.runs.load", False),
+    ],
+)
+def test_a_class_is_judged_by_where_it_is_defined(name, trusted):
+    assert targets.is_trusted(name) == trusted
+
+
+def test_every_class_of_our_configurations_is_trusted():
+    texts = [path.read_text() for path in (Path(__file__).parent.parent / "conf").rglob("*.yaml")]
+    names = {name for text in texts for name in re.findall(r"_target_: *(\S+)", text)}
+    assert len(names) > 100
+    assert [name for name in sorted(names) if not targets.is_trusted(name)] == []
 
 
 def test_targets_are_found_at_any_depth():

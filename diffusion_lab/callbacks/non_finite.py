@@ -95,14 +95,17 @@ class NonFinite(Callback):
         """Rolls back, or raises Stopped."""
         step, folder = trainer.global_step, Path(trainer.default_root_dir)  # the run's
         path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            torch.save({"step": step, "found": watch.found, "batches": watch.batches}, file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                torch.save({"step": step, "found": watch.found, "batches": watch.batches}, file)
+            kept = f"is in {path.parent}"
+        except OSError as error:  # no reason to stop for, nor one for other ranks to wait
+            kept = f"could not be written to {path.parent} ({error.strerror})"
         found = next((each for each in of_all_ranks(watch.found) if each), "of no layer")
         reason = (
             f"the loss or a gradient was not finite in {self.in_a_row} steps in a row, the last of "
-            f"them step {step}: first not finite {found}; the batch with its noise levels is in "
-            f"{path.parent}"
+            f"them step {step}: first not finite {found}; the batch with its noise levels {kept}"
         )
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
         if self._rolled_back == self.roll_backs or not saved:

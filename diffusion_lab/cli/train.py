@@ -16,11 +16,11 @@ from diffusion_lab.training import build_parts, train
 def run(cfg: DictConfig, command: str = "train", build: Callable[..., Parts] = build_parts) -> None:
     """Trains one composition; a job of a multirun is a run of the sweep's W&B group.
 
-    A job of SLURM that was requeued goes on with the run that it began.
+    A job of SLURM that was requeued goes on with the run that it began with the same overrides.
     """
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
-    begun = None if cfg.resume else slurm.own_run(cfg.name, cfg.run_dir)
+    begun = None if cfg.resume else slurm.own_run(cfg.name, cfg.run_dir, command, overrides)
     if begun and (begun / CONFIG).is_file():
         if load_summary(begun).get("finished"):
             say(f"{begun} is finished")
