@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,9 +14,11 @@ from diffusion_lab.runs import load_config, load_summary
 from diffusion_lab.trained_run import fingerprint
 
 EVALUATIONS = "evaluations"
+Sampling = dict[str, object]  # as `sampling_of` says it
+Record = dict[str, dict]  # "protocol", "sampling", "checkpoint" and "metrics" of an evaluation
 
 
-def sampling_of(cfg: DictConfig) -> dict[str, object]:
+def sampling_of(cfg: DictConfig) -> Sampling:
     """How samples are drawn: sampler, guidance and seed, as plain values."""
     parts = [part for part in ("sampler", "guidance") if part in cfg]  # a prior has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
@@ -39,7 +42,7 @@ def keep(
     return path
 
 
-def kept(folder: str | Path) -> list[dict]:
+def kept(folder: str | Path) -> list[Record]:
     """What was measured of a run's present weights: protocol, sampling and metrics."""
     saved, summary = load_config(folder), load_summary(folder)
     checkpoint, found = fingerprint(folder), []
@@ -56,23 +59,99 @@ def kept(folder: str | Path) -> list[dict]:
 
 
 def comparable(
-    folder: str | Path, protocol: Protocol, cfg: DictConfig, name: str
+    folder: str | Path,
+    found: list[Record],
+    protocol: Protocol,
+    sampling: Sampling,
+    name: str | Path,
 ) -> dict[str, float]:
-    """The figures of another run that were measured, and sampled, as those of the run `name`.
+    """Those figures of a run, of all `found` in it, that were measured as those of the run `name`.
 
     Raises UserError, naming what differs, if there are none.
     """
-    found = kept(folder)
-    remedy = f"measure it by `diffusion-lab evaluate run={folder}`"
     if not found:
-        raise UserError(f"{folder} has no figures of its weights; {remedy}")
+        raise UserError(
+            f"{folder} has no figures of its weights; measure it by "
+            f"`diffusion-lab evaluate run={folder}`"
+        )
     alike = [each for each in found if each["protocol"] == protocol]
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
+    figures: dict[str, float] = {}
     for each in alike:
-        if each["sampling"] == sampling_of(cfg):
-            return each["metrics"]
-    raise UserError(
-        f"{folder} was measured with another sampler, guidance or seed than {name} is to be; "
-        f"{remedy} with those of {name}"
+        if each["sampling"] == sampling:
+            figures = each["metrics"] | figures  # of two that say the same, the run's own
+    if not figures:
+        ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
+        key = min(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        raise UserError(
+            f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
+            f"{key}={ours.get(key)}, and such figures cannot be compared; "
+            f"{remedy_of(folder, ours, theirs)}"
+        )
+    return figures
+
+
+def flat(plain: object, name: str = "") -> dict[str, object]:
+    """Nested plain values by their dotted names."""
+    if not isinstance(plain, dict):
+        return {name: plain}
+    return {
+        key: value
+        for part, below in plain.items()
+        for key, value in flat(below, f"{name}.{part}" if name else str(part)).items()
+    }
+
+
+def remedy_of(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
+    """The command that samples a run, sampled as `theirs`, as `ours`."""
+    differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    command = f"diffusion-lab evaluate run={folder}"
+    for key in differing:
+        group = key.partition(".")[0]
+        if key.endswith("_target_") or key not in ours or key not in theirs:
+            return f"measure both with one choice of it, as in `{command} {group}=...`"
+    chosen = " ".join(f"{key}={json.dumps(ours[key])}" for key in differing)
+    return f"measure it by `{command} {chosen}`"
+
+
+def measured_alike(
+    records: dict[Path, list[Record]],
+) -> tuple[Protocol, Sampling, dict[Path, dict[str, float]]]:
+    """The one protocol and sampling in which all runs, by folder, were measured, and their figures.
+
+    Of several, that of most samples. Raises UserError, naming a difference, if there is none.
+    """
+    ways = {way_of(each): each for found in records.values() for each in found}
+    if not ways:
+        folder = next(iter(records))
+        raise UserError(
+            f"{folder} has no figures of its weights; measure it by `diffusion-lab evaluate "
+            f"run={folder}`{_others(len(records) - 1)}"
+        )
+    counts = Counter(way for found in records.values() for way in {way_of(each) for each in found})
+    # the most common way, so that a difference is named of the odd run out; else of most samples
+    chosen = max(ways, key=lambda way: (counts[way], ways[way]["protocol"]["num_samples"]))
+    protocol, sampling = ways[chosen]["protocol"], ways[chosen]["sampling"]
+    known = next(
+        folder for folder, found in records.items() if chosen in (way_of(each) for each in found)
     )
+    figures, refused = {}, []
+    for folder, found in records.items():
+        try:
+            figures[folder] = comparable(folder, found, protocol, sampling, known)
+        except UserError as error:
+            refused.append(str(error))
+    if refused:
+        raise UserError(refused[0] + _others(len(refused) - 1))
+    return protocol, sampling, figures
+
+
+def way_of(record: Record) -> str:
+    """Protocol and sampling of an evaluation, as one word."""
+    return json.dumps([record["protocol"], record["sampling"]], sort_keys=True)
+
+
+def _others(count: int) -> str:
+    runs = "run needs" if count == 1 else "runs need"
+    return f"; {count} other {runs} the like" if count else ""

@@ -101,7 +101,9 @@ def move_data(data: DictConfig, folder: str) -> None:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """sha256 of a run's checkpoint."""
+    """sha256 of a run's checkpoint; raises UserError where there is none."""
+    if not (Path(folder) / CHECKPOINT).is_file():
+        raise UserError(f"{folder} has no {CHECKPOINT}; give a run that has kept its weights")
     with (Path(folder) / CHECKPOINT).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.errors import require_whole_numbers
 from diffusion_lab.evaluation import evaluate
-from diffusion_lab.kept_figures import comparable, keep
+from diffusion_lab.kept_figures import comparable, keep, kept, sampling_of
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.progress import console, say
 from diffusion_lab.trained_run import inherit
@@ -24,7 +24,8 @@ def run(cfg: DictConfig) -> None:
     metrics = opened.metrics(cfg)
     # refused before an hour of sampling
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
-    others = {str(run): comparable(str(run), metrics.protocol, cfg, cfg.run) for run in against}
+    way = (metrics.protocol, sampling_of(cfg), cfg.run)
+    others = {str(run): comparable(str(run), kept(str(run)), *way) for run in against}
     with opened.autocast:
         results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
     results |= ceiling(results, opened.first_stage_figures)
