@@ -111,7 +111,9 @@ def remedy_of(folder: str | Path, ours: dict[str, object], theirs: dict[str, obj
         group = key.partition(".")[0]
         if key.endswith("_target_") or key not in ours or key not in theirs:
             return f"measure both with one choice of it, as in `{command} {group}=...`"
-    chosen = " ".join(f"{key}={json.dumps(ours[key])}" for key in differing)
+    # as Hydra reads values: without blanks, and infinity in its own word
+    words = {key: json.dumps(ours[key], separators=(",", ":")) for key in differing}
+    chosen = " ".join(f"{key}={word.replace('Infinity', 'inf')}" for key, word in words.items())
     return f"measure it by `{command} {chosen}`"
 
 

@@ -334,6 +334,23 @@ class TestVerdict:
 
 
 class TestTable:
+    def test_every_test_is_written(self, runs, tmp_path):
+        # recall is ahead where FID is behind
+        for name, config, fids, recall in (
+            ("dit", {}, [100.0, 110.0, 90.0], 0.5),
+            ("unet", UNET, [150.0, 162.0, 144.0], 0.6),
+        ):
+            fake_group(runs, name, fids, config=config, metrics={f"recall/{NAME}": recall})
+        compared(tmp_path)
+        rows = list(csv.DictReader((tmp_path / "comparison/pairs.csv").open()))
+        assert [row["metric"] for row in rows] == ["fid", "recall", "held_out_loss"]
+        fid, recall, _ = rows
+        assert (fid["ahead"], fid["behind"], fid["seeds"]) == ("DiT", "UNet", "0 1 2")
+        assert (float(fid["gap"]), fid["told_apart"]) == (52, "True")
+        assert fid["p"] == fid["holm"]
+        assert (recall["ahead"], float(recall["p"])) == ("UNet", 0)
+        assert float(recall["gap"]) == pytest.approx(-0.1)
+
     def test_means_intervals_costs_and_floors(self, runs, tmp_path):
         fake_group(runs, "dit", [100.0, 110.0, 90.0])
         compared(tmp_path)

@@ -9,7 +9,7 @@ from diffusion_lab.comparison.figures import Metric
 from diffusion_lab.comparison.groups import CLASS, Group
 from diffusion_lab.comparison.markup import details, glyph, listed, section, table
 from diffusion_lab.comparison.table import NONE, Cell, columns_of, notes, rows
-from diffusion_lab.comparison.verdict import Pair, number
+from diffusion_lab.comparison.verdict import SHOWN, Pair, number
 
 
 def _head(name: str, title: str, unit: str = "", first: bool = False) -> str:
@@ -57,7 +57,8 @@ def compositions(groups: Sequence[Group]) -> str:
     content += details("What the columns are", f"<dl>{meanings}</dl>")
     files = (
         'Also as <a href="table.md">Markdown</a>, <a href="table.csv">CSV</a> and '
-        '<a href="table.tex">LaTeX</a>, beside this file.'
+        '<a href="table.tex">LaTeX</a>, beside this file; <a href="pairs.csv">pairs.csv</a> has '
+        "every test."
     )
     return section("table", "Table", content, files)
 
@@ -68,7 +69,7 @@ def pairs(groups: Sequence[Group], metric: Metric, tested: Sequence[Pair]) -> st
     titles = ("Ahead", "Behind", "Gap", "Would have shown", "p", "Holm", "Told apart")
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     body = ""
-    for pair in tested:
+    for pair in tested[:SHOWN]:
         ahead, behind = (
             f"{glyph(places[group.name])}{escape(group.name)}"
             for group in (pair.ahead, pair.behind)
@@ -89,6 +90,8 @@ def pairs(groups: Sequence[Group], metric: Metric, tested: Sequence[Pair]) -> st
         "correction"
     )
     summary = f"{len(tested)} pairs tested" if len(tested) > 1 else "The test"
+    if len(tested) > SHOWN:
+        summary += f", of which {SHOWN} are here and all in pairs.csv"
     return details(summary, table(f"pairs-{metric.kind}", caption, head, body, "small"))
 
 

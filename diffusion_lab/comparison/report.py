@@ -12,7 +12,7 @@ from diffusion_lab.comparison.groups import Group, Member, grouped, losses_compa
 from diffusion_lab.comparison.page import Judged, Report
 from diffusion_lab.comparison.pictures import samples
 from diffusion_lab.comparison.svg import Drawing
-from diffusion_lab.comparison.verdict import verdict
+from diffusion_lab.comparison.verdict import SHOWN, verdict
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.kept_figures import Sampling, measured_alike, sampling_of
@@ -188,11 +188,13 @@ def write(folder: Path, report: Report) -> None:
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     first = report.judged[0].verdict
     text = f"{report.setting}\n\n{table.markdown(report.groups)}\n{first.answer}.\n"
-    said = [*first.findings, *first.reservations, *report.notes, *report.left_out]
+    said = [*first.findings[:SHOWN], *first.reservations, *report.notes, *report.left_out]
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     write_atomically(folder / "table.md", text)
     write_atomically(folder / "table.csv", table.as_csv(report.groups))
     write_atomically(folder / "table.tex", table.latex(report.groups))
+    tests = {each.metric.kind: each.verdict.pairs for each in report.judged}
+    write_atomically(folder / "pairs.csv", table.pairs_csv(tests))
     plots = {f"{plot.name}.svg": plot for each in report.judged for plot in plots_of(each)}
     kinds = tuple(metric.kind for metric in METRICS)
     for old in (folder / PLOTS).glob("*.svg"):
@@ -215,6 +217,6 @@ def tell(folder: Path, report: Report) -> None:
         say(sentence)
     verdict_of = report.judged[0].verdict
     say(f"{verdict_of.answer}.")
-    for sentence in (*verdict_of.findings, *verdict_of.reservations):
+    for sentence in (*verdict_of.findings[:SHOWN], *verdict_of.reservations):
         say(f"  {sentence}.")
     say(f"Table, plots and page: {folder / 'index.html'}")

@@ -3,13 +3,13 @@
 import csv
 import io
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from diffusion_lab.comparison.figures import METRICS
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.statistics import half_width
-from diffusion_lab.comparison.verdict import jackknife
+from diffusion_lab.comparison.verdict import Pair, jackknife
 from diffusion_lab.profiling import amount
 
 NONE = "\N{EN DASH}"
@@ -236,4 +236,19 @@ def as_csv(groups: Sequence[Group]) -> str:
         if (deviation := jackknife(group)) is not None:
             row["fid_jackknife"] = deviation
         writer.writerow(row)
+    return text.getvalue()
+
+
+def pairs_csv(tests: Mapping[str, Sequence[Pair]]) -> str:
+    """Every test, by the kind of its metric, without rounding; gaps are of behind from ahead."""
+    text = io.StringIO()
+    head = ("metric", "ahead", "behind", "seeds", "gap", "half_width", "detectable", "p", "holm")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*head, "told_apart"])
+    for kind, pairs in tests.items():
+        for pair in pairs:
+            seeds = " ".join(map(str, pair.seeds))
+            numbers = (pair.gap, pair.half_width, pair.detectable, pair.tested.p)
+            row = (kind, pair.ahead.name, pair.behind.name, seeds, *numbers, pair.tested.corrected)
+            writer.writerow([*row, pair.told_apart])
     return text.getvalue()

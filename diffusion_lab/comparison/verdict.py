@@ -17,6 +17,7 @@ from diffusion_lab.comparison.statistics import (
 from diffusion_lab.profiling import amount
 
 ENOUGH = 2  # common seeds of a paired test
+SHOWN = 50  # pairs that are told of one by one; pairs.csv has all
 
 
 @dataclass(frozen=True)
