@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
-from diffusion_lab.runs import load_config, load_summary
+from diffusion_lab.runs import load_summary
 from diffusion_lab.trained_run import fingerprint
 
 EVALUATIONS = "evaluations"
@@ -42,9 +42,9 @@ def keep(
     return path
 
 
-def kept(folder: str | Path) -> list[Record]:
-    """What was measured of a run's present weights: protocol, sampling and metrics."""
-    saved, summary = load_config(folder), load_summary(folder)
+def kept(folder: str | Path, saved: DictConfig) -> list[Record]:
+    """What was measured of the present weights of a run of configuration `saved`."""
+    summary = load_summary(folder)
     checkpoint, found = fingerprint(folder), []
     if summary.get("protocol"):  # its own, at the end of training
         sampling = sampling_of(OmegaConf.merge(saved, {"seed": saved.callbacks.evaluation.seed}))

@@ -24,6 +24,7 @@ from diffusion_lab.comparison.verdict import verdict
 from diffusion_lab.errors import UserError
 from diffusion_lab.kept_figures import EVALUATIONS, kept
 from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.runs import load_config
 
 UNET = {"backbone": {"_target_": "diffusion_lab.backbone.UNet"}}
 
@@ -100,7 +101,7 @@ class TestGrouping:
         keys = varying(settings)
         assert keys[:2] == ["backbone._target_", "backbone.block._target_"]
         assert set(keys[2:]) == {"backbone.w", "optimizer.lr"}
-        assert names_of(settings, keys) == ["DiT, A", "DiT, B", "UNet"]
+        assert names_of(settings, keys) == ["DiT · A", "DiT · B", "UNet"]
 
     def test_values_that_tell_apart_are_named_by_their_key(self):
         settings = [{"optimizer.lr": lr, "x.lr": 3} for lr in (0.1, 0.2)] + [
@@ -108,9 +109,9 @@ class TestGrouping:
         ]
         names = names_of(settings, varying(settings))
         assert names == [
-            "optimizer.lr=0.1, x.lr=3",
-            "optimizer.lr=0.2, x.lr=3",
-            "optimizer.lr=0.1, x.lr=4",
+            "optimizer.lr=0.1 · x.lr=3",
+            "optimizer.lr=0.2 · x.lr=3",
+            "optimizer.lr=0.1 · x.lr=4",
         ]
         assert names_of([{}], []) == ["all runs"]
 
@@ -178,7 +179,7 @@ class TestRefusals:
             name = f"fid/{NAME.replace('1k', '5k')}"
             folder = fake_run(runs / f"run{seed}", 1.0, seed, protocol={"num_samples": 500 + seed})
             (folder / EVALUATIONS).mkdir()
-            (own,) = kept(folder)
+            (own,) = kept(folder, load_config(folder))
             protocol = {
                 key: own["protocol"][key] for key in own["protocol"] if key != "fingerprint"
             }

@@ -10,6 +10,7 @@ from diffusion_lab.evaluation import evaluate
 from diffusion_lab.kept_figures import comparable, keep, kept, sampling_of
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.progress import console, say
+from diffusion_lab.runs import load_config
 from diffusion_lab.trained_run import inherit
 from diffusion_lab.vae_prior import open_generator
 
@@ -25,7 +26,10 @@ def run(cfg: DictConfig) -> None:
     # refused before an hour of sampling
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
     way = (metrics.protocol, sampling_of(cfg), cfg.run)
-    others = {str(run): comparable(str(run), kept(str(run)), *way) for run in against}
+    others = {
+        str(run): comparable(str(run), kept(str(run), load_config(str(run))), *way)
+        for run in against
+    }
     with opened.autocast:
         results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
     results |= ceiling(results, opened.first_stage_figures)

@@ -81,7 +81,9 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             if reason := unfit(folder, config, summary):
                 left_out.append(reason)
                 continue
-            runs.append(Run(folder, config, summary, read_rows(folder / METRICS), kept(folder)))
+            runs.append(
+                Run(folder, config, summary, read_rows(folder / METRICS), kept(folder, config))
+            )
         except UserError as error:  # damaged: said, and no reason to lose the rest
             left_out.append(str(error))
     return runs, left_out

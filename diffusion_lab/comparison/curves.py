@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from diffusion_lab.comparison.figures import Metric, training_flops
-from diffusion_lab.comparison.groups import DATA_SIZE, Group, Member
+from diffusion_lab.comparison.groups import BETWEEN, DATA_SIZE, Group, Member
 from diffusion_lab.comparison.statistics import half_width
 
 AXES = {
@@ -110,8 +110,8 @@ def data_lines(groups: Sequence[Group], kind: str) -> list[DataLine]:
 def without_data(name: str) -> str:
     """A group's name without what it says of the part of the data."""
     words = [key.rpartition(".")[2] for key in DATA_SIZE]
-    parts = [p for p in name.split(", ") if p.partition("=")[0].rpartition(".")[2] not in words]
-    return ", ".join(parts) or "all runs"
+    parts = [p for p in name.split(BETWEEN) if p.partition("=")[0].rpartition(".")[2] not in words]
+    return BETWEEN.join(parts) or "all runs"
 
 
 def crossings(lines: Sequence[DataLine], metric: Metric) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from diffusion_lab.comparison.curves import AXES, DataLine, Point, front
 from diffusion_lab.comparison.figures import Metric
@@ -29,8 +29,8 @@ def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
             axes.plot(values, [row] * len(values), marker(index), alpha=0.75, **look)
             if len(values) > 1:
                 mean, width = sum(values) / len(values), half_width(values)
-                axes.errorbar(mean, row, xerr=width, capsize=4, elinewidth=1.8, zorder=1, **look)
-                axes.plot([mean], [row], "|", markersize=14, mew=2, **look)
+                ends = [mean - width, mean, mean + width]
+                axes.plot(ends, [row] * 3, "|-", markersize=9, mew=1.6, zorder=1, **look)
         floor = next((v for g in groups for v in g.values(f"{metric.kind}_floor")), None)
         if floor is not None:
             axes.axvline(scale * floor, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
@@ -134,7 +134,9 @@ def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Dr
         axes.set_xlabel(label)
         axes.set_ylabel(axis_title(metric))
         costs = [x for x, _ in points]
-        axes.set_xscale("log" if max(costs) > 5 * min(costs) else "linear")
+        if max(costs) > 5 * min(costs):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         axes.margins(0.12)

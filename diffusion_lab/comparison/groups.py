@@ -52,6 +52,7 @@ DATA_SIZE = ("data.fraction", "data.per_class")
 OF_THE_LOSS = ("objective.", "schedule.", "first_stage.", "data.")
 NOT_OF_THE_LOSS = (*DATA_SIZE, "data.subset_seed", "data.flip")
 CLASS = "_target_"
+BETWEEN = " \N{MIDDLE DOT} "  # the settings in a name
 PLAIN = (bool, int, float, str)
 Settings = dict[str, object]  # dotted key -> plain value
 
@@ -172,10 +173,12 @@ def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
             chosen.append(key)
     last = Counter(_shortest(key) for key in chosen)
     names = [
-        ", ".join(filter(None, (part(key, each, last) for key in chosen))) for each in settings
+        BETWEEN.join(filter(None, (part(key, each, last) for key in chosen))) for each in settings
     ]
     if len(set(names)) < len(names) or not all(names):
-        long = [", ".join(f"{key}={_word(each.get(key))}" for key in chosen) for each in settings]
+        long = [
+            BETWEEN.join(f"{key}={_word(each.get(key))}" for key in chosen) for each in settings
+        ]
         return long if chosen else ["all runs"]
     return names
 

@@ -199,6 +199,7 @@ TEX = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "†": r"$^\dagger$",
+    "\N{MIDDLE DOT}": r"$\cdot$",
     NONE: "--",
 }
 
