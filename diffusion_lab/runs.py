@@ -158,9 +158,7 @@ def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataMo
     cfg = cfg or load_config(folder)
     datamodule = build_datamodule(cfg)
     model = build_model(cfg, datamodule.image_shape, datamodule.num_classes)
-    path = Path(folder) / CHECKPOINT
-    if not path.is_file():
-        raise UserError(f"{folder} has no {CHECKPOINT} yet; let it train to its first checkpoint")
+    path = checkpoint_of(folder)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError
@@ -175,6 +173,14 @@ def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataMo
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {folder}/{CONFIG}: it is of another model") from error
     return datamodule, model
+
+
+def checkpoint_of(folder: str | Path) -> Path:
+    """A run's checkpoint; raises UserError where there is none."""
+    path = Path(folder) / CHECKPOINT
+    if not path.is_file():
+        raise UserError(f"{folder} has no {CHECKPOINT} yet; let it train to its first checkpoint")
+    return path
 
 
 def load_summary(folder: str | Path) -> dict:

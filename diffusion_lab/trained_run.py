@@ -16,7 +16,7 @@ from diffusion_lab.device import autocast, pick_device, pick_precision
 from diffusion_lab.errors import UserError, as_user_error
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs import CHECKPOINT, load, load_config
+from diffusion_lab.runs import checkpoint_of, load, load_config
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def move_data(data: DictConfig, folder: str) -> None:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """sha256 of a run's checkpoint."""
-    with (Path(folder) / CHECKPOINT).open("rb") as file:
+    """sha256 of a run's checkpoint; raises UserError where there is none."""
+    with checkpoint_of(folder).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from diffusion_lab import launch, runs
+from diffusion_lab import counting, launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
 from diffusion_lab.callbacks import EMA
 from diffusion_lab.callbacks.interruption import interrupted
 from diffusion_lab.checks import advice
-from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
+from diffusion_lab.device import channels_last_pays, check_choices, compile_pays, peak_memory
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.distributed import rank_and_world
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
@@ -27,6 +27,7 @@ from diffusion_lab.logger import MODES, Clock, JSONLines
 from diffusion_lab.metrics import ceiling, report
 from diffusion_lab.parts import Parts, try_out, watchers
 from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.profiling import costs_of
 from diffusion_lab.progress import say
 from diffusion_lab.trained_run import load_weak
 from diffusion_lab.trainer import build_trainer, housekeeping, quiet_lightning
@@ -77,6 +78,15 @@ class DiffusionParts(Parts):
 
     def keep(self, folder: Path) -> None:
         self.module.first_stage.keep(folder)
+
+    def macs(self, cfg: DictConfig) -> int | None:
+        data = self.datamodule
+        try:
+            costs, _ = costs_of(cfg, (data.image_shape, data.num_classes))
+        except Exception as error:  # of somebody's network: no reason to lose a trained run
+            say(f"MACs could not be counted: {error}")
+            return None
+        return counting.total(costs).macs
 
     def facts(self, folder: Path) -> dict[str, dict]:
         return {
@@ -208,6 +218,7 @@ def run_training(
                 ckpt_path=folder / runs.CHECKPOINT if cfg.resume else None,
                 weights_only=True,
             )
+            peak = peak_memory(device)  # before the final evaluation, which is no training
             stopped = interrupted(trainer)
             if not stopped:
                 finish_run(trainer, parts, callbacks, device)
@@ -215,6 +226,7 @@ def run_training(
                     parts.finish(folder, figures_of(parts, callbacks), device)
         if trainer.is_global_zero:
             summary = summarise(cfg, parts, trainer, callbacks, clock, device)
+            summary |= {"peak_memory_bytes": peak, "macs": None if stopped else parts.macs(cfg)}
             runs.write_summary(folder, summary)
     finally:
         if wandb:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from diffusion_lab.cli.combinations import admit, gather
+from diffusion_lab.cli.combinations import admit, gather, gather_paths
 from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.errors import UserError
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
+    "compare": "runs side by side: table, plots, and a page with a verdict",
     "memorization": "does a trained run copy its training images?",
     "train-autoencoder": "train a first stage, for diffusion in its latents",
     "train-extractor": "train a classifier of the data, for metrics to use",
@@ -77,6 +78,8 @@ def main() -> None:
             # apart from Hydra's flags and their values, as in --cfg job
             flags = [argument for argument in rest if "=" not in argument]
             rest = [*flags, *gather([argument for argument in rest if "=" in argument])]
+        if name == "compare":
+            rest = gather_paths(rest)
         if name not in COMPOSED:
             rest = [admit(argument) for argument in rest]
         elif any(argument.startswith("resume=") for argument in rest):
