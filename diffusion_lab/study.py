@@ -144,14 +144,14 @@ def _leaves(cfg: DictConfig) -> Iterator[tuple[str, object]]:
     yield from walk(OmegaConf.to_container(cfg, resolve=True), "")
 
 
-def check_metric(cfg: DictConfig) -> None:
-    """Raises UserError if `cfg.optimized_metric` will not be there at a run's end."""
+def check_metric(cfg: DictConfig, folder: Path | None) -> None:
+    """Raises UserError if `cfg.optimized_metric` will not be there at the end of a run."""
     if not cfg.optimized_metric:
         return
-    if not cfg.study_name:
+    if folder is None:
         raise UserError(
-            f"optimized_metric={cfg.optimized_metric} is read from the run, whose place has to be "
-            "known; write study_name=..., too"
+            f"optimized_metric={cfg.optimized_metric} is read from the run, whose folder has to be "
+            "known; write study_name=..., and values that differ or run_dir=..."
         )
     held_out = str(cfg.optimized_metric).startswith("val/")
     if not held_out and not cfg.callbacks.get("evaluation"):

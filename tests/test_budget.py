@@ -75,7 +75,8 @@ def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_pat
 
 
 def test_seconds_end_a_run(lab, tmp_path):
-    asked = [a for a in QUICK if a != "+debug=fast"]
+    asked = [*(a for a in QUICK if a != "+debug=fast"), "data.validation_size=20"]
+    asked.append("trainer.log_every_n_steps=1")
     code, _, err = lab("train", *asked, "backbone=mlp", "budget=seconds", "budget.seconds=2",
                        "batch_size=8", "run_dir=run", "lr_schedule=cosine")  # fmt: skip
     assert code == 0, err

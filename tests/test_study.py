@@ -180,10 +180,10 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     """Data order, noise of training and noise of sampling are the same for two backbones."""
     seen = {}
 
-    def watch(self, x, level, labels=None, previous=None):
+    def watch(self, x, level, labels=None, *more):
         record = seen.setdefault(type(self.backbone).__name__, {True: [], False: []})
         record[self.training].append((x.clone(), level.t.clone(), labels))
-        return was(self, x, level, labels, previous)
+        return was(self, x, level, labels, *more)
 
     was = Denoiser.output
     monkeypatch.setattr(Denoiser, "output", watch)

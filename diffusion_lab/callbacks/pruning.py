@@ -29,7 +29,7 @@ class MedianPruning(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
         step = trainer.global_step
-        if not trainer.training or step < self.startup_steps:  # the last validation is after `fit`
+        if trainer.state.fn != "fit" or not self.startup_steps <= step < trainer.max_steps:
             return
         hopeless = trainer.is_global_zero and self.hopeless(step)
         self.pruned = trainer.strategy.reduce_boolean_decision(hopeless, all=False)

@@ -107,8 +107,8 @@ def sweep(name: str, arguments: list[str]) -> None:
         Path("outputs").mkdir(exist_ok=True)  # for the file of the search
     try:
         run(name, [*arguments, *outcomes.sweep_overrides(folder, arguments)])
-    except ValueError as error:
-        if "No trials are completed" not in str(error):  # Optuna, at the end of a search
+    except ValueError:
+        if not outcomes.none_done(folder):  # or Optuna finds no best trial
             raise
     finally:
         failed = outcomes.tell(folder, name, say)

@@ -24,15 +24,15 @@ def sweep_overrides(sweep: str, arguments: list[str]) -> list[str]:
 
     Jobs may run in other processes, on other machines: they know of the sweep what these say.
     """
-    parser, fixed = OverridesParser.create(), []
+    parser, fixed = OverridesParser.create(), {}
     for argument in arguments:
         if "=" in argument and not argument.startswith(("-", "hydra")):
             override = parser.parse_override(argument)
-            if not override.is_sweep_override():
-                fixed.append(f"'{override.key_or_group}'")
+            fixed[override.key_or_group] = not override.is_sweep_override()  # the last one counts
+    names = ",".join(f"'{key}'" for key, alone in fixed.items() if alone)
     return [
         f"hydra.sweep.dir={sweep}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]",
+        f"hydra.job.config.override_dirname.exclude_keys=[{names}]",
     ]
 
 
@@ -44,10 +44,21 @@ def note(sweep: str, number: int, status: str, overrides: list[str], **more: str
     write_atomically(folder / f"{number}.json", json.dumps(outcome, indent=2) + "\n")
 
 
+def none_done(sweep: str) -> bool:
+    """Whether all jobs of a sweep have failed."""
+    outcomes = read(sweep)
+    return bool(outcomes) and all(outcome["status"] == FAILED for outcome in outcomes)
+
+
+def read(sweep: str) -> list[dict]:
+    """What became of the jobs, in their order."""
+    files = sorted((Path(sweep) / "jobs").glob("*.json"), key=lambda path: int(path.stem))
+    return [json.loads(path.read_text()) for path in files]
+
+
 def tell(sweep: str, command: str, say: Callable[[str], None]) -> bool:
     """Says what a sweep's jobs came to, and how each failed one is run; whether there are such."""
-    files = sorted((Path(sweep) / "jobs").glob("*.json"), key=lambda path: int(path.stem))
-    outcomes = [json.loads(path.read_text()) for path in files]
+    outcomes = read(sweep)
     counts = {s: sum(o["status"] == s for o in outcomes) for s in (DONE, SKIPPED, FAILED)}
     if outcomes:
         say("Runs: " + ", ".join(f"{count} {s}" for s, count in counts.items() if count))

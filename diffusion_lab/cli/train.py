@@ -69,20 +69,21 @@ def run_one(
 
     Returns what was done, and the run's `optimized_metric`.
     """
-    study.check_metric(cfg)
-    folder, metric = None if cfg.resume else study.folder_of(cfg, job), cfg.optimized_metric
+    if cfg.resume:
+        train(resumed(cfg.resume, overrides, command), overrides, build)
+        return outcomes.DONE, None
+    folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
+    study.check_metric(cfg, folder)
     state = study.state_of(folder, cfg) if folder else study.NEW
     if state == study.FINISHED:
         say(f"{folder} is finished")
-    elif cfg.resume:
-        train(resumed(cfg.resume, overrides, command), overrides, build)
     elif state == study.UNFINISHED:
         resume = [f"resume={folder}"]
         train(resumed(str(folder), resume, command), resume, build)
     else:
         budget.apply(cfg, overrides)
         train(cfg, overrides + join(cfg, job, folder), build)
-    value = study.figure(folder, metric) if folder and metric else None
+    value = study.figure(folder, metric) if metric else None
     return outcomes.SKIPPED if state == study.FINISHED else outcomes.DONE, value
 
 
