@@ -73,7 +73,7 @@ one-model: setup
 
 study-samplers: one-model  ## one model, every sampler at 5 to 50 steps: MODEL=outputs/... for one of yours
 	$(LAB) sample-sweep run=$(MODEL) output=outputs/samplers steps=5,10,20,50 \
-		sampler=ddim,ddpm,euler,heun,dpm_solver,dpm_solver_3m,sde_dpm_solver,unipc,ipndm,reverse_sde,predictor_corrector,annealed_langevin $(ARGS)
+		sampler=ddim,ddpm,euler,heun,dpm_solver,dpm_solver_3m,sde_dpm_solver,unipc,ipndm,reverse_sde,predictor_corrector $(ARGS)
 
 study-guidance: one-model $(CLASSIFIER)  ## one model: FID and conditional accuracy against the scale of guidance
 	$(LAB) sample-sweep run=$(MODEL) output=outputs/guidance guidance=classifier_free steps=10,20 \
