@@ -22,6 +22,8 @@ from diffusion_lab.progress import console, say
 
 VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
 ROWS = "results.jsonl"
+SCALE = "guidance.scale"
+FORMATS = {"calls": "{:g}", "fid": "{:.4g}", "kid": "{:.3g}", "accuracy": "{:.1%}"}
 Chosen = dict[str, str]  # override key -> value
 
 
@@ -172,30 +174,34 @@ def best_per_budget(rows: list[dict]) -> list[dict]:
 
 
 def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]:
-    """Writes table.md, results.csv and fid.png; prints the table and the best of each budget.
+    """Writes table.md, results.csv and plots; prints the table and the best of each budget.
 
     `keys` are those that were varied, in the order of the command line.
     """
-    columns = [*keys, "calls", "fid", "kid"]
+    measured = ["calls", "fid", "kid", *(["accuracy"] if "accuracy" in rows[0] else [])]
+    columns = [*keys, *measured]
     ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
     best = best_per_budget(rows)
-    cells = [[*(str(row[key]) for key in keys), *figures(row)] for row in ordered]
+    cells = [[str(row[key]) for key in keys] + figures(row, measured) for row in ordered]
     marks = ["best of its budget" if row in best else "" for row in ordered]
     header = f"FID and KID at {rows[0]['protocol']}; floors {rows[0]['fid_floor']:.4g} and "
     header += f"{rows[0]['kid_floor']:.2g}"
+    if "accuracy" in measured:
+        header += f"; {rows[0]['accuracy_floor']:.1%} of test images are read as their class"
     lines = [header, "", "| " + " | ".join([*columns, ""]) + " |"]
     lines.append("| " + " | ".join("---" for _ in [*columns, ""]) + " |")
     lines += [
         "| " + " | ".join([*row, mark]) + " |" for row, mark in zip(cells, marks, strict=True)
     ]
     write_atomically(folder / "table.md", "\n".join(lines) + "\n")
+    floors = [f"{name}_floor" for name in measured if name != "calls"]
     with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(
-            file, [*columns, "fid_floor", "kid_floor", "protocol"], extrasaction="ignore"
-        )
+        writer = csv.DictWriter(file, [*columns, *floors, "protocol"], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(ordered)
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
+    if SCALE in keys:
+        plots.against_scale(ordered, [key for key in keys if key != SCALE], folder / "scale.png")
     table = Table(*columns, "", title=header)
     for row, mark in zip(cells, marks, strict=True):
         table.add_row(*row, mark)
@@ -206,6 +212,6 @@ def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]
     return {"folder": str(folder), "rows": ordered, "best": best}
 
 
-def figures(row: dict) -> list[str]:
-    """Calls, FID and KID as they are printed."""
-    return [f"{row['calls']:g}", f"{row['fid']:.4g}", f"{row['kid']:.3g}"]
+def figures(row: dict, names: list[str]) -> list[str]:
+    """These figures of a row as they are printed."""
+    return [FORMATS[name].format(row[name]) for name in names]

@@ -93,6 +93,7 @@ class DiffusionParts(Parts):
             "checkpoint": {"folder": folder / runs.CHECKPOINT.parent},
             "sample_grid": {"pipeline": self.pipeline, "folder": folder / runs.SAMPLES},
             "evaluation": {"pipeline": self.pipeline, "metrics": self.metrics},
+            "pruning": {"folder": folder},
         }
 
 
@@ -276,6 +277,7 @@ def summarise(
     return {
         "name": cfg.name,
         "finished": not interrupted(trainer),
+        "pruned": "pruning" in callbacks and callbacks["pruning"].pruned,
         "steps": trainer.global_step,
         "images_seen": parts.module.images_seen,
         "wall_seconds": round(clock.seconds(), 1),

@@ -1,6 +1,7 @@
 from diffusion_lab.callbacks.checkpoint import Checkpoint
 from diffusion_lab.callbacks.evaluation import Evaluation
 from diffusion_lab.callbacks.interruption import Interruption
+from diffusion_lab.callbacks.pruning import MedianPruning
 from diffusion_lab.callbacks.reconstruction import ReconstructionEvaluation, ReconstructionGrid
 from diffusion_lab.callbacks.sample_grid import SampleGrid
 from diffusion_lab.callbacks.throughput import Throughput
@@ -11,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Evaluation",
     "Interruption",
+    "MedianPruning",
     "ReconstructionEvaluation",
     "ReconstructionGrid",
     "SampleGrid",

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from diffusion_lab.cli import outcomes
 from diffusion_lab.cli.combinations import admit, gather, gather_paths
 from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.errors import UserError
@@ -42,6 +43,7 @@ COMPOSED = (
     "match",
 )  # the others take what is not chosen from a run
 PATHS = ("run", "run_dir", "resume", "data_root", "output")
+TRAINING = ("train", "train-autoencoder")  # sweeps of which go on where they were stopped
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
 Commands:
@@ -84,8 +86,10 @@ def main() -> None:
             rest = [admit(argument) for argument in rest]
         elif any(argument.startswith("resume=") for argument in rest):
             rest = [admit(argument, ("data.",)) for argument in rest]
-        sys.argv = [f"diffusion-lab {name}", *rest]
-        command(name.replace("-", "_"))()
+        if name in TRAINING and {"-m", "--multirun"} & set(rest):
+            sweep(name, rest)
+        else:
+            run(name, rest)
     except UserError as error:
         fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -94,29 +98,54 @@ def main() -> None:
         sys.exit(130)
 
 
+def run(name: str, arguments: list[str]) -> None:
+    """Hands the arguments to Hydra."""
+    sys.argv = [f"diffusion-lab {name}", *arguments]
+    command(name.replace("-", "_"))()
+
+
+def sweep(name: str, arguments: list[str]) -> None:
+    """A sweep over trainings, whose jobs are accounted for at its end, or where it was stopped."""
+    folder = outcomes.new_sweep()
+    if any(argument.startswith("hparams_search=") for argument in arguments):
+        Path("outputs").mkdir(exist_ok=True)  # for the file of the search
+    try:
+        run(name, [*arguments, *outcomes.sweep_overrides(folder, arguments)])
+    except ValueError:
+        if not outcomes.none_done(folder):  # or Optuna finds no best trial
+            raise
+    finally:
+        failed = outcomes.tell(folder, name, say)
+    if failed:
+        sys.exit(1)
+
+
 def command(name: str):
     """The Hydra application of a command: conf/<name>.yaml and `run` in its module."""
     application = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
 
-    def run(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float | None:
         # torch and lightning take seconds to import: not for --help or a typing error
         module = importlib.import_module(f"diffusion_lab.cli.{name}")
         for key in PATHS:
             if cfg.get(key) is not None:
                 cfg[key] = str(cfg[key])  # a folder 2024 is a number to Hydra
         try:
-            module.run(cfg)
+            return module.run(cfg)  # the figure that a search is for, or nothing
         except (UserError, HydraException, OmegaConfBaseException) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # at the sweep's end; its other jobs go on
             fail(str(error) if isinstance(error, UserError) else sentence(error, conf_dir()))
 
-    return application(run)
+    return application(job)
+
+
+def say(line: str) -> None:
+    """One line on standard error, as it is."""
+    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:
     """One sentence on standard error, and exit code 2."""
-    Console(stderr=True, highlight=False).print(
-        f"diffusion-lab: {message}", markup=False, soft_wrap=True
-    )
+    say(f"diffusion-lab: {message}")
     sys.exit(2)

@@ -8,6 +8,8 @@ from pathlib import Path
 def sentence(error: BaseException, conf: Path) -> str:
     """One sentence naming what is wrong and what to write instead."""
     text = str(error)
+    if re.search(r"Could not find 'hydra/sweeper/optuna'", text):
+        return "a search needs Optuna; write pip install 'diffusion-lab[optuna]'"
     if match := re.search(
         r"Could not find '(.+)/(.+)'\s+Available options in '.+':\n((\t.+\n?)+)", text
     ):
