@@ -7,9 +7,12 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 LAB := $(BIN)/diffusion-lab
 ARGS ?=
 FIRST ?= outputs/fashion_mnist_kl/first
-# the studies: runs at once, each on one thread; SIZE=_cifar10 with JOBS=1 are those for GPUs
-JOBS ?= 2
+# the studies: runs at once, each on one thread; SIZE=_cifar10 are those for GPUs, one run on all
 SIZE ?=
+JOBS ?= $(if $(SIZE),1,2)
+IMAGES ?=
+TIME ?=
+SAMPLES ?= 1000
 THREAD := $(if $(SIZE),,OMP_NUM_THREADS=1)
 SWEEP := $(THREAD) $(LAB) train -m hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)
 CLASSIFIER := data/extractors/fashion_mnist.safetensors
@@ -54,16 +57,16 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 $(CLASSIFIER): | setup
 	$(LAB) train-extractor data=fashion_mnist output=$@
 
-study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba at equal MACs, then in equal time: ARGS="seed=0,1"
-	$(SWEEP) +study=unet_vs_dit$(SIZE) budget=macs $(ARGS)
-	$(SWEEP) +study=unet_vs_dit$(SIZE) budget=seconds budget.seconds=$(if $(SIZE),86400,240) $(ARGS)
-	for budget in macs seconds; do study=outputs/unet_vs_dit$(SIZE)_$$budget; \
-		$(LAB) compare $$study output=$$study/comparison || exit 1; done
+study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba at equal MACs and images, then in equal time: IMAGES=80_000 TIME=240 ARGS="seed=0,1"
+	$(SWEEP) +study=unet_vs_dit$(SIZE) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
+	$(SWEEP) +study=unet_vs_dit_seconds$(SIZE) $(if $(TIME),budget.seconds=$(TIME)) $(ARGS)
+	for study in unet_vs_dit unet_vs_dit_seconds; do \
+		$(LAB) compare outputs/$$study$(SIZE) output=outputs/$$study$(SIZE)/comparison || exit 1; done
 
-study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## the same three trained on 1 %, 10 % and all of the data, and what they learn by heart
-	$(SWEEP) +study=low_data$(SIZE) $(ARGS)
+study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net and DiT on 60, 600 and all 60,000 images, and what they learn by heart: IMAGES=80_000 ARGS="seed=0,1"
+	$(SWEEP) +study=low_data$(SIZE) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
 	ls -d outputs/low_data$(SIZE)/*_* | $(THREAD) xargs -P $(JOBS) -I RUN sh -c \
-		'test -f RUN/memorization/report.json || $(LAB) memorization run=RUN num_samples=1000'
+		'test -f RUN/memorization/report.json || $(LAB) memorization run=RUN num_samples=$(SAMPLES)'
 	$(LAB) compare outputs/low_data$(SIZE) output=outputs/low_data$(SIZE)/comparison
 
 # the model of the next two, if it is not one of yours

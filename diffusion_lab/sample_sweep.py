@@ -15,7 +15,7 @@ from torch import nn
 from diffusion_lab import plots, trained_run
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.evaluation import evaluate
-from diffusion_lab.files import write_atomically
+from diffusion_lab.files import read_rows, write_atomically
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.progress import console, say
@@ -57,15 +57,17 @@ def sweep(
     opened = trained_run.open_run(cfg)
     trained_run.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
     metrics = opened.metrics(cfg)
-    protocol = metrics.protocol_of(opened.datamodule)["fingerprint"]
+    measured = {"protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]}
+    if metrics.classifier:  # rows without accuracy are of another measurement
+        measured["classifier"] = metrics.classifier.fingerprint
     settings = [
-        build_setting(chosen, opened, protocol, *configure(chosen)) for chosen in combinations
+        build_setting(chosen, opened, measured, *configure(chosen)) for chosen in combinations
     ]
     with as_user_error():
         metrics.prepare(opened.datamodule)
     name = f"{metrics.extractor.name}_{metrics.reference_name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
-    kept = read_rows(folder / ROWS)
+    kept = {row["key"]: row for row in read_rows(folder / ROWS)}
     say(f"{len(settings)} settings, {sum(s.key in kept for s in settings)} of them measured before")
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:
@@ -81,7 +83,7 @@ def sweep(
 def build_setting(
     chosen: Chosen,
     opened: trained_run.OpenRun,
-    protocol: str,
+    measured: dict[str, str],
     cfg: DictConfig,
     overrides: list[str],
 ) -> Setting:
@@ -95,7 +97,7 @@ def build_setting(
     }
     facts = {
         "checkpoint": opened.fingerprint,
-        "protocol": protocol,
+        **measured,
         "seed": cfg.seed,
         "precision": opened.precision,
         "weak": trained_run.fingerprint(weak) if (weak := cfg.guidance.get("weak_run")) else None,
@@ -136,18 +138,6 @@ def counted_images(networks: list[nn.Module]):
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def read_rows(path: Path) -> dict[str, dict]:
-    """Rows measured before, by key; a line cut short by a kill is left out."""
-    rows = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-            rows[row["key"]] = row
-        except (json.JSONDecodeError, KeyError):
-            continue
-    return rows
 
 
 def append_row(path: Path, row: dict) -> None:

@@ -34,6 +34,7 @@ INDIFFERENT = (
     "trainer.num_nodes",
     "trainer.strategy",
     "first_stage.run",
+    "metrics.cache_dir",
     "budget.solved",
 )
 INFERRED = ("data", "first_stage")  # where a run keeps what was found out in place of null

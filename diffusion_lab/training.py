@@ -219,7 +219,8 @@ def run_training(
                 ckpt_path=folder / runs.CHECKPOINT if cfg.resume else None,
                 weights_only=True,
             )
-            peak = peak_memory(device)  # before the final evaluation, which is no training
+            # before the final evaluation, which is no training
+            peak, seconds = peak_memory(device), clock.seconds()
             stopped = interrupted(trainer)
             if not stopped:
                 finish_run(trainer, parts, callbacks, device)
@@ -227,7 +228,8 @@ def run_training(
                     parts.finish(folder, figures_of(parts, callbacks), device)
         if trainer.is_global_zero:
             summary = summarise(cfg, parts, trainer, callbacks, clock, device)
-            summary |= {"peak_memory_bytes": peak, "macs": None if stopped else parts.macs(cfg)}
+            summary |= {"peak_memory_bytes": peak, "training_seconds": round(seconds, 1)}
+            summary["macs"] = None if stopped else parts.macs(cfg)
             runs.write_summary(folder, summary)
     finally:
         if wandb:

@@ -74,6 +74,7 @@ class TestFinding:
         fake_run(runs / "torn", 90.0, 3).joinpath("config.yaml").write_text("{")
         fake_run(runs / "bare", 90.0, 4).joinpath("checkpoints/last.ckpt").unlink()
         fake_run(runs / "vae", 90.0, 5, config={"autoencoder": {"_target_": "x.KL"}})
+        fake_run(runs / "hopeless", 90.0, 6, summary={"pruned": True, "steps": 30})
         result, text = compared(tmp_path)
         said = " ".join(result["left_out"])
         for words in (
@@ -82,11 +83,12 @@ class TestFinding:
             "torn/config.yaml is damaged",
             "bare has no checkpoints/last.ckpt",
             "vae is left out: it is an autoencoder",
+            "hopeless is left out: a search has ended it early, at step 30",
             f"dit_0 is left out: {runs / 'dit_0_again'} has the same composition",
         ):
             assert words in said
             assert words in text
-        assert len(result["left_out"]) == 5
+        assert len(result["left_out"]) == 6
         (members,) = result["compositions"].values()
         assert members == [str(runs / "dit_0_again"), str(runs / "dit_1")]
 
@@ -302,6 +304,20 @@ class TestVerdict:
         _, text = said(runs)
         assert "Budgets are unequal: compositions have seen 6.4k to 32k images" in text
 
+    def test_equal_time_is_an_equal_budget(self, runs, tmp_path):
+        budget = {"budget": {"seconds": 90, "solved": ["trainer.max_time='00:00:01:30'"]}}
+        fake_group(runs, "dit", [100.0, 110.0], config=budget)
+        fake_group(
+            runs, "unet", [100.0, 110.0], config=UNET | budget, summary={"images_seen": 32_000}
+        )
+        _, text = said(runs)
+        assert "Budgets are unequal" not in text
+        _, text = compared(tmp_path)
+        assert (
+            "Every run was given 90 seconds of training, in which compositions have seen 6,400 to "
+            "32,000 images"
+        ) in text
+
     def test_losses_of_other_objectives_are_not_compared(self, runs):
         fake_group(runs, "dit", [100.0, 110.0])
         fake_group(runs, "eps", [100.0, 110.0], config={"objective": {"_target_": "lab.Other"}})
@@ -419,6 +435,7 @@ class TestTable:
         compared(tmp_path)
         (row,) = csv.DictReader((tmp_path / "comparison/table.csv").open())
         assert float(row["copy_ratio"]) == 2
+        assert float(row["pixel_copy_ratio"]) == 7
 
 
 def test_a_front_is_what_nothing_cheaper_betters():

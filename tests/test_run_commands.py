@@ -12,9 +12,10 @@ from PIL import Image
 from tiny_data import TinyData
 
 from diffusion_lab.cli.combinations import expand, gather
+from diffusion_lab.files import read_rows
 from diffusion_lab.held_out import REGIONS, missing
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
-from diffusion_lab.sample_sweep import best_per_budget, read_rows
+from diffusion_lab.sample_sweep import best_per_budget
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
 
@@ -113,11 +114,13 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
         run_folder / "classifier.safetensors",
         {"shape": [1, 8, 8], "classes": list(TinyData.class_names)},
     )
-    code, out, err = lab(
-        "sample-sweep", "run=run", "steps=2", "guidance=classifier_free", "guidance.scale=3,0",
-        "metrics.classifier=run/classifier.safetensors", "batch_size=16", "json=true",
-    )  # fmt: skip
+    asked = ["run=run", "steps=2", "guidance=classifier_free", "guidance.scale=3,0"]
+    code, out, err = lab("sample-sweep", *asked, "batch_size=16")
     assert code == 0, err
+    asked.append("metrics.classifier=run/classifier.safetensors")
+    code, out, err = lab("sample-sweep", *asked, "batch_size=16", "json=true")
+    assert code == 0, err
+    assert "2 settings, 0 of them measured before" in err  # without accuracy
     result = json.loads(out.splitlines()[-1])
     folder = Path(result["folder"])
     with (folder / "results.csv").open() as file:

@@ -1,13 +1,15 @@
 """Ends runs of a search that are hopeless, by what the other runs of their study had so far."""
 
-import json
 import statistics
 from pathlib import Path
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from diffusion_lab.errors import UserError
+from diffusion_lab.files import read_rows
 from diffusion_lab.progress import say
+from diffusion_lab.runs import METRICS
 
 
 class MedianPruning(Callback):
@@ -37,22 +39,27 @@ class MedianPruning(Callback):
 
     def hopeless(self, step: int) -> bool:
         """Whether the best value up to this step is above the median of the others' at it."""
-        own = min(self.values(self.folder, up_to=step).values())
-        folders = (path.parent for path in self.folder.parent.glob("*/metrics.jsonl"))
+        own = self.values(self.folder, up_to=step)
+        if not own:
+            raise UserError(
+                f"callbacks.pruning.metric={self.metric} is no figure of the validations; write "
+                "callbacks.pruning.metric=val/loss"
+            )
+        folders = (path.parent for path in self.folder.parent.glob(f"*/{METRICS}"))
         others = [self.values(each, up_to=step) for each in folders if each != self.folder]
         there = [values[step] for values in others if step in values]
-        if len(there) < self.startup_runs or own <= statistics.median(there):
+        if len(there) < self.startup_runs:
+            return False
+        best, median = min(own.values()), statistics.median(there)
+        if best <= median:
             return False
         say(
-            f"Pruned at step {step}: {self.metric} {own:.4g} is above the median of {len(there)} "
-            f"other runs, {statistics.median(there):.4g}"
+            f"Pruned at step {step}: {self.metric} {best:.4g} is above the median of {len(there)} "
+            f"other runs, {median:.4g}"
         )
         return True
 
     def values(self, folder: Path, up_to: int) -> dict[int, float]:
         """The metric of a run by step."""
-        rows = []
-        for line in (folder / "metrics.jsonl").read_text().splitlines():
-            if line.endswith("}"):  # or it is being written
-                rows.append(json.loads(line))
+        rows = read_rows(folder / METRICS)
         return {r["step"]: r[self.metric] for r in rows if self.metric in r and r["step"] <= up_to}

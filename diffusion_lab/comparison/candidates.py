@@ -1,6 +1,5 @@
 """The run folders below some paths: those that can be compared, and why others cannot."""
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.files import read_rows
 from diffusion_lab.kept_figures import Record, kept
 from diffusion_lab.runs import (
     CHECKPOINT,
@@ -36,6 +36,11 @@ class Run:
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall clock of training, with validation; of runs that do not say it, of the whole run."""
+        return self.summary.get("training_seconds", self.summary["wall_seconds"])
 
     @property
     def checkpoint(self) -> str:
@@ -99,15 +104,6 @@ def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
             f"{folder} is left out: it is unfinished{step}; go on with "
             f"`diffusion-lab train resume={folder}`"
         )
+    if summary.get("pruned"):
+        return f"{folder} is left out: a search has ended it early, at step {summary['steps']:,}"
     return None
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl; lines that a kill has cut are left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows

@@ -59,8 +59,8 @@ def _points(member: Member, kind: str, name: str | None) -> dict[int, tuple[floa
         if name in row and math.isfinite(row[name])
     }
     if not found and kind in member.figures:
-        summary = member.run.summary
-        found = {summary["images_seen"]: (summary["wall_seconds"], member.figures[kind])}
+        seconds, images = member.run.training_seconds, member.run.summary["images_seen"]
+        found = {images: (seconds, member.figures[kind])}
     return found
 
 

@@ -121,7 +121,7 @@ def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Dr
     if len(both) < 2:
         return None
     scale = 100 if metric.percent else 1
-    unit = 60 if cost == "wall_seconds" else 1
+    unit = 60 if cost == "training_seconds" else 1
     points = [(group.mean(cost) / unit, scale * group.mean(metric.kind)) for group, _ in both]
     best = front(points, metric.higher_is_better)
 

@@ -11,7 +11,8 @@ from diffusion_lab.comparison.candidates import Run
 from diffusion_lab.counting import TRAINING_PASSES
 from diffusion_lab.kept_figures import Sampling
 
-HELD_OUT, COPIES = "held_out_loss", "copy_ratio"
+HELD_OUT = "held_out_loss"
+COPIES, PIXEL_COPIES = "copy_ratio", "pixel_copy_ratio"
 JACKKNIFE = "fid_std"
 
 
@@ -48,8 +49,16 @@ METRICS = (
     Metric(
         COPIES, "Copies", False, meaning="samples too near to a training image, by what is expected"
     ),
+    Metric(PIXEL_COPIES, "Copies by pixels", False, meaning="the same by distance of pixels"),
 )
-COSTS = ("images_seen", "parameters", "macs", "images_per_second", "wall_seconds", "peak_memory")
+COSTS = (
+    "images_seen",
+    "parameters",
+    "macs",
+    "images_per_second",
+    "training_seconds",
+    "peak_memory",
+)
 
 
 def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
@@ -70,13 +79,13 @@ def figures_of(
     """By kind, whatever is known of a run: judgements, floors, spreads and costs."""
     found = {kind: measured.get(name) for kind, name in names.items()}
     found[HELD_OUT] = run.summary.get("metrics", {}).get("val/loss")
-    found[COPIES] = copy_ratio(run, sampling)
+    found |= copy_ratios(run, sampling)
     found |= {
         "images_seen": run.summary["images_seen"],
         "parameters": run.summary["parameters"],
         "macs": run.summary.get("macs"),
         "images_per_second": images_per_second(run.rows),
-        "wall_seconds": run.summary["wall_seconds"],
+        "training_seconds": run.training_seconds,
         "peak_memory": run.summary.get("peak_memory_bytes"),
         "training_images": run.summary.get("training_images"),
     }
@@ -89,18 +98,19 @@ def images_per_second(rows: list[dict]) -> float | None:
     return statistics.median(rates) if rates else None
 
 
-def copy_ratio(run: Run, sampling: Sampling) -> float | None:
-    """What `memorization` found of these weights, sampled so, in the extractor's features."""
+def copy_ratios(run: Run, sampling: Sampling) -> dict[str, float]:
+    """What `memorization` found of these weights, sampled so, by features and by pixels."""
     path = Path(run.folder) / "memorization" / "report.json"
     if not path.is_file():
-        return None
+        return {}
     try:
         report = json.loads(path.read_text())
         found = (report["checkpoint"], report["sampling"])
-        ratio = next(iter(report["neighbours"].values()))["copy_ratio"]
+        ratios = [space["copy_ratio"] for space in report["neighbours"].values()]
     except (ValueError, KeyError):  # of an older version, which did not say of what it is
-        return None
-    return ratio if found == (run.checkpoint, sampling) else None
+        return {}
+    known = found == (run.checkpoint, sampling)
+    return dict(zip((COPIES, PIXEL_COPIES), ratios, strict=True)) if known else {}
 
 
 def training_flops(images: float, macs: float) -> float:

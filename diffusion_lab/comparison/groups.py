@@ -14,10 +14,14 @@ from diffusion_lab.comparison.candidates import Run
 from diffusion_lab.kept_figures import flat
 
 # What may differ between runs of one composition: where it ran, what it was called, how it was
-# watched. Sampling is here as all runs are measured with one, whatever they would have chosen.
+# watched, and the budget that its size and length follow from. Sampling is here as all runs are
+# measured with one, whatever they would have chosen.
 ASIDE = (
     "seed",
     "name",
+    "study_name",
+    "budget",
+    "optimized_metric",
     "run_dir",
     "resume",
     "logger",
@@ -31,6 +35,7 @@ ASIDE = (
     "callbacks.checkpoint",
     "callbacks.sample_grid",
     "callbacks.evaluation",
+    "callbacks.pruning",
     "callbacks.throughput",
     "data.root",
     "data.path",

@@ -12,7 +12,7 @@ from diffusion_lab.comparison.groups import Group, Member, grouped, losses_compa
 from diffusion_lab.comparison.page import Judged, Report
 from diffusion_lab.comparison.pictures import samples
 from diffusion_lab.comparison.svg import Drawing
-from diffusion_lab.comparison.verdict import SHOWN, verdict
+from diffusion_lab.comparison.verdict import SHOWN, budgeted_seconds, verdict
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.kept_figures import Sampling, measured_alike, sampling_of
@@ -20,7 +20,7 @@ from diffusion_lab.metrics.protocol import Protocol
 from diffusion_lab.progress import say
 
 PLOTS = "plots"
-COSTS = {"macs": "MACs of a call on one image", "wall_seconds": "wall-clock time, minutes"}
+COSTS = {"macs": "MACs of a call on one image", "training_seconds": "time of training, minutes"}
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,21 @@ def setting(collection: Collection) -> str:
 def notes(collection: Collection) -> list[str]:
     """Sentences on the whole comparison."""
     said, groups = [], collection.groups
-    images = {group.mean("images_seen") for group in groups}
-    times = [group.mean("wall_seconds") for group in groups]
-    if len(images) == 1:
-        said.append(f"Every run has seen {images.pop():,.0f} images")
-    said.append(
-        f"Training took {table.minutes(min(times))} to {table.minutes(max(times))} of wall-clock "
-        "time, by composition"
-    )
+    images = [group.mean("images_seen") for group in groups]
+    least, most = min(images), max(images)
+    times = [group.mean("training_seconds") for group in groups]
+    if least == most:
+        said.append(f"Every run has seen {least:,.0f} images")
+    if seconds := budgeted_seconds(groups):
+        said.append(
+            f"Every run was given {seconds:,} seconds of training, in which compositions have seen "
+            f"{least:,.0f} to {most:,.0f} images"
+        )
+    else:
+        said.append(
+            f"Training took {table.minutes(min(times))} to {table.minutes(max(times))} of "
+            "wall-clock time, by composition"
+        )
     if not collection.one_loss:
         said.append(
             "Held-out losses are left out: objective, schedule, data or first stage differ, which "

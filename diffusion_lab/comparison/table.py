@@ -73,7 +73,7 @@ COLUMNS = (
     Column("parameters", "Params", "", amount),
     Column("macs", "MACs", "multiply-accumulates of a call on one image", amount),
     Column("images_per_second", "Images/s", "in training, median", amount),
-    Column("wall_seconds", "Time", "wall clock, with validation and evaluation", minutes),
+    Column("training_seconds", "Time", "wall clock of training, with validation", minutes),
     Column("peak_memory", "Memory", "peak in training", gibibytes),
     *(
         Column(

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from omegaconf import OmegaConf
+
 from diffusion_lab.comparison.figures import JACKKNIFE, Metric
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.statistics import (
@@ -218,14 +220,21 @@ def jackknife(group: Group) -> float | None:
 
 
 def unequal_budgets(groups: Sequence[Group]) -> list[str]:
-    """A sentence if the groups have not all seen as many images."""
+    """A sentence if the groups have not all seen as many images, nor were to be equal in time."""
     images = [group.mean("images_seen") for group in groups]
-    if min(images) == max(images):
+    if min(images) == max(images) or budgeted_seconds(groups):
         return []
     return [
         f"Budgets are unequal: compositions have seen {amount(min(images))} to "
         f"{amount(max(images))} images"
     ]
+
+
+def budgeted_seconds(groups: Sequence[Group]) -> int | None:
+    """Seconds of training, if they were the budget of every run."""
+    runs = [member.run for group in groups for member in group.members]
+    limits = {OmegaConf.select(run.config, "budget.seconds") for run in runs}
+    return limits.pop() if len(limits) == 1 else None
 
 
 def number(value: float, metric: Metric) -> str:
