@@ -71,14 +71,16 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
         return
     with as_user_error():
         budget = instantiate(cfg.budget)
-    length = budget.length(cfg.batch_size)
-    keys = [each.key_or_group for each in OverridesParser.create().parse_overrides(overrides)]
-    for key in length:
-        if key in keys:
-            raise UserError(f"{key} follows from the budget; leave it out, or write budget=none")
-    solved = [f"{key}={value}" for key, value in length.items()]
+    solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size).items()]
     if budget.reference is not None:
         solved += size_of(budget, [o for o in overrides if not o.startswith(NOT_OF_MATCH)])
+    given = values_of(overrides)
+    for key, value in values_of(solved).items():
+        if given.get(key, value) != value:
+            raise UserError(
+                f"{key} follows from the budget, which makes it {value}; leave it out, or write "
+                "budget=none"
+            )
     put(cfg, solved)
     cfg.budget.solved = solved
     say(f"Budget: {' '.join(solved)}")
@@ -107,5 +109,11 @@ def size_of(budget: Budget, overrides: list[str]) -> list[str]:
 
 def put(cfg: DictConfig, solved: list[str]) -> None:
     """Writes solved overrides into a configuration."""
-    for override in OverridesParser.create().parse_overrides(list(solved)):
-        OmegaConf.update(cfg, override.key_or_group, override.value())
+    for key, value in values_of(solved).items():
+        OmegaConf.update(cfg, key, value)
+
+
+def values_of(overrides: list[str]) -> dict[str, object]:
+    """What overrides set, by key."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {each.key_or_group: each.value() for each in parsed}

@@ -100,6 +100,10 @@ def test_images_make_steps_of_any_batch(lab, tmp_path):
 WRONG = [
     (["budget=images", "trainer.max_steps=3"], "trainer.max_steps follows from the budget"),
     (["budget=seconds", "trainer.max_time='00:00:01:00'"], "trainer.max_time follows from the"),
+    (
+        ["budget=macs", "backbone=dit", "backbone.width=96"],
+        "backbone.width follows from the budget, which makes it",
+    ),
     (["budget=macs", "budget.images=8", "budget.seconds=8"], "cannot both be given"),
     (["budget=macs", "budget.reference=unt"], "unt"),
     (["budget=macs", "budget.tolerance=1e-9", "backbone=dit"], "no size of backbone=dit"),
