@@ -10,11 +10,24 @@ ARGS ?=
 LAUNCHER ?=
 TRAIN := $(LAB) train $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 FIRST ?= outputs/fashion_mnist_kl/first
+# the studies: runs at once, each on one thread; SIZE=_cifar10 are those for GPUs, one run on all
+SIZE ?=
+JOBS ?= $(if $(SIZE),1,2)
+IMAGES ?=
+TIME ?=
+SAMPLES ?= 1000
+THREAD := $(if $(SIZE),,OMP_NUM_THREADS=1)
+SWEEP := $(THREAD) $(LAB) train -m hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)
+CLASSIFIER := data/extractors/fashion_mnist.safetensors
+ONE := outputs/one_model/seed-0
+MODEL ?= $(ONE)
 
-.PHONY: help setup train train-unet train-dit train-latent toy test test-slow test-slurm lint format build clean
+.PHONY: help setup train train-unet train-dit train-latent toy \
+	study-unet-vs-dit study-low-data study-samplers study-guidance one-model \
+	test test-slow test-slurm lint format build clean
 
 help:        ## list the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed  ## make .venv with everything the commands and the tests need
 
@@ -44,6 +57,34 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 	run=outputs/two_moons/$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(LAB) train experiment=toy/two_moons run_dir=$$run $(ARGS) && \
 	$(BIN)/python experiments/theory/figures.py $$run
+
+$(CLASSIFIER): | setup
+	$(LAB) train-extractor data=fashion_mnist output=$@
+
+study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba at equal MACs and images, then in equal time: IMAGES=80_000 TIME=240 ARGS="seed=0,1"
+	$(SWEEP) +study=unet_vs_dit$(SIZE) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
+	$(SWEEP) +study=unet_vs_dit_seconds$(SIZE) $(if $(TIME),budget.seconds=$(TIME)) $(ARGS)
+	for study in unet_vs_dit unet_vs_dit_seconds; do \
+		$(LAB) compare outputs/$$study$(SIZE) output=outputs/$$study$(SIZE)/comparison || exit 1; done
+
+study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net and DiT on 60, 600 and all 60,000 images, and what they learn by heart: IMAGES=60_000 ARGS="seed=0,1"
+	$(SWEEP) +study=low_data$(SIZE) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
+	ls -d outputs/low_data$(SIZE)/*_* | $(THREAD) xargs -P $(JOBS) -I RUN sh -c \
+		'test -f RUN/memorization/report.json || $(LAB) memorization run=RUN num_samples=$(SAMPLES)'
+	$(LAB) compare outputs/low_data$(SIZE) output=outputs/low_data$(SIZE)/comparison
+
+# the model of the next two, if it is not one of yours
+one-model: setup
+	$(if $(filter $(ONE),$(MODEL)),$(LAB) train experiment=quickstart study_name=one_model run_dir=$(ONE) \
+		guidance=none trainer.max_time=null budget=images budget.images=192_000)
+
+study-samplers: one-model  ## one model, every sampler at 5 to 50 steps: MODEL=outputs/... for one of yours
+	$(LAB) sample-sweep run=$(MODEL) output=outputs/samplers steps=5,10,20,50 \
+		sampler=ddim,ddpm,euler,heun,dpm_solver,dpm_solver_3m,sde_dpm_solver,unipc,ipndm,reverse_sde,predictor_corrector $(ARGS)
+
+study-guidance: one-model $(CLASSIFIER)  ## one model: FID and conditional accuracy against the scale of guidance
+	$(LAB) sample-sweep run=$(MODEL) output=outputs/guidance guidance=classifier_free steps=10,20 \
+		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.classifier=$(CLASSIFIER) metrics.num_samples=2000 $(ARGS)
 
 test: setup  ## the default tests, under five minutes on two cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)

@@ -57,6 +57,7 @@ class AutoencoderParts(Parts):
             "checkpoint": {"folder": folder / checkpoints.FOLDER},
             "sample_grid": {"folder": folder / runs.SAMPLES},
             "evaluation": {"metrics": self.metrics},
+            "pruning": {"folder": folder},
         }
 
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:

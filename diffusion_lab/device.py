@@ -1,5 +1,6 @@
 """What the device at hand does best: device, precision, compilation."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -65,6 +66,18 @@ def channels_last_pays(choice: bool | str, device: torch.device) -> bool:
     On a CPU the U-Net works channels last whatever this says: its norms are written for it.
     """
     return device.type == "cuda" if choice == "auto" else choice
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has had at most: of tensors on a GPU, or all of it on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
 
 
 def check_choices(**choices: bool | str) -> None:

@@ -1,5 +1,6 @@
-"""Files that exist whole or not at all."""
+"""Files that exist whole or not at all, and rows of which the last may be cut."""
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -54,3 +55,14 @@ def remove_unfinished(folder: Path, names: str = "*") -> None:
     """
     for path in folder.glob(f".{names}{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Rows of a file of JSON lines, none without it; lines that a kill has cut are left out."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from diffusion_lab.files import replacing
 
+GAP = 2  # pixels between the images of a grid
+ENLARGED = 2  # times, in a PNG
+
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 in [0, 255] -> float32 in [-1, 1]."""
@@ -40,7 +43,7 @@ def crop_to(images: Tensor, height: int, width: int) -> Tensor:
     return images[..., top : top + height, left : left + width]
 
 
-def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
+def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:
     """uint8 (B, C, H, W) in reading order -> one uint8 picture (C, rows, columns), white between.
 
     `gap` is in pixels; places that the last row leaves over are white.
@@ -57,7 +60,7 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     return picture
 
 
-def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
+def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:
     """Writes uint8 (C, H, W), C = 1 or 3, enlarged `scale` times without blurring.
 
     The file appears whole or not at all.

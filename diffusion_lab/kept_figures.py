@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,9 +14,11 @@ from diffusion_lab.runs import load_config, load_summary
 from diffusion_lab.weights import fingerprint
 
 EVALUATIONS = "evaluations"
+Sampling = dict[str, object]  # as `sampling_of` says it
+Record = dict[str, dict]  # "protocol", "sampling", "checkpoint" and "metrics" of an evaluation
 
 
-def sampling_of(cfg: DictConfig) -> dict[str, object]:
+def sampling_of(cfg: DictConfig) -> Sampling:
     """How samples are drawn: sampler, guidance and seed, as plain values."""
     parts = [part for part in ("sampler", "guidance") if part in cfg]  # a prior has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
@@ -39,12 +42,9 @@ def keep(
     return path
 
 
-def kept(folder: str | Path) -> list[dict]:
-    """What was measured of a run's present weights: protocol, sampling and metrics.
-
-    Raises UserError where there is no run, or nothing was measured.
-    """
-    saved, summary = load_config(folder), load_summary(folder)
+def kept(folder: str | Path, saved: DictConfig) -> list[Record]:
+    """What was measured of the present weights of a run of configuration `saved`."""
+    summary = load_summary(folder)
     checkpoint, found = fingerprint(folder), []
     # its own, at the end of training; an autoencoder's are of reconstructions
     if summary.get("protocol") and "autoencoder" not in saved:
@@ -56,31 +56,114 @@ def kept(folder: str | Path) -> list[dict]:
             found.append(json.loads(path.read_text()))
         except ValueError as error:
             raise UserError(f"{path} is damaged; delete it, and evaluate the run again") from error
-    found = [each for each in found if each.get("checkpoint") == checkpoint]
+    return [each for each in found if each.get("checkpoint") == checkpoint]
+
+
+def measured(folder: str | Path) -> list[Record]:
+    """What was measured of a run's present weights; raises UserError if nothing was, or no run."""
+    found = kept(folder, load_config(folder))
     if not found:
-        raise UserError(f"{folder} has no figures of its weights; {remedy(folder)}")
+        raise unmeasured(folder)
     return found
 
 
-def remedy(folder: str | Path) -> str:
-    """How a run gets figures."""
-    return f"measure it by `diffusion-lab evaluate run={folder}`"
+def unmeasured(folder: str | Path, others: int = 0) -> UserError:
+    """That a run, and as many others, have no figures."""
+    return UserError(
+        f"{folder} has no figures of its weights; measure it by "
+        f"`diffusion-lab evaluate run={folder}`{_others(others)}"
+    )
 
 
 def comparable(
-    folder: str | Path, found: list[dict], protocol: Protocol, cfg: DictConfig, name: str
+    folder: str | Path,
+    found: list[Record],
+    protocol: Protocol,
+    sampling: Sampling,
+    name: str | Path,
 ) -> dict[str, float]:
-    """Of what another run keeps, the figures measured, and sampled, as those of the run `name`.
+    """Those figures of a run, of all `found` in it, that were measured as those of the run `name`.
 
     Raises UserError, naming what differs, if there are none.
     """
+    if not found:
+        raise unmeasured(folder)
     alike = [each for each in found if each["protocol"] == protocol]
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
-    same = [each["metrics"] for each in alike if each["sampling"] == sampling_of(cfg)]
-    if same:  # another time other figures may have been asked for, as those of each class
-        return {name: value for metrics in same for name, value in metrics.items()}
-    raise UserError(
-        f"{folder} was measured with another sampler, guidance or seed than {name} is to be; "
-        f"{remedy(folder)} with those of {name}"
+    figures: dict[str, float] = {}
+    for each in alike:
+        if each["sampling"] == sampling:
+            figures = each["metrics"] | figures  # of two that say the same, the run's own
+    if not figures:
+        ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
+        key = min(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        raise UserError(
+            f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
+            f"{key}={ours.get(key)}, and such figures cannot be compared; "
+            f"{remedy_of(folder, ours, theirs)}"
+        )
+    return figures
+
+
+def flat(plain: object, name: str = "") -> dict[str, object]:
+    """Nested plain values by their dotted names."""
+    if not isinstance(plain, dict):
+        return {name: plain}
+    return {
+        key: value
+        for part, below in plain.items()
+        for key, value in flat(below, f"{name}.{part}" if name else str(part)).items()
+    }
+
+
+def remedy_of(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
+    """The command that samples a run, sampled as `theirs`, as `ours`."""
+    differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    command = f"diffusion-lab evaluate run={folder}"
+    for key in differing:
+        group = key.partition(".")[0]
+        if key.endswith("_target_") or key not in ours or key not in theirs:
+            return f"measure both with one choice of it, as in `{command} {group}=...`"
+    # as Hydra reads values: without blanks, and infinity in its own word
+    words = {key: json.dumps(ours[key], separators=(",", ":")) for key in differing}
+    chosen = " ".join(f"{key}={word.replace('Infinity', 'inf')}" for key, word in words.items())
+    return f"measure it by `{command} {chosen}`"
+
+
+def measured_alike(
+    records: dict[Path, list[Record]],
+) -> tuple[Protocol, Sampling, dict[Path, dict[str, float]]]:
+    """The one protocol and sampling in which all runs, by folder, were measured, and their figures.
+
+    Of several, that of most samples. Raises UserError, naming a difference, if there is none.
+    """
+    ways = {way_of(each): each for found in records.values() for each in found}
+    if not ways:
+        raise unmeasured(next(iter(records)), len(records) - 1)
+    counts = Counter(way for found in records.values() for way in {way_of(each) for each in found})
+    # the most common way, so that a difference is named of the odd run out; else of most samples
+    chosen = max(ways, key=lambda way: (counts[way], ways[way]["protocol"]["num_samples"]))
+    protocol, sampling = ways[chosen]["protocol"], ways[chosen]["sampling"]
+    known = next(
+        folder for folder, found in records.items() if chosen in (way_of(each) for each in found)
     )
+    figures, refused = {}, []
+    for folder, found in records.items():
+        try:
+            figures[folder] = comparable(folder, found, protocol, sampling, known)
+        except UserError as error:
+            refused.append(str(error))
+    if refused:
+        raise UserError(refused[0] + _others(len(refused) - 1))
+    return protocol, sampling, figures
+
+
+def way_of(record: Record) -> str:
+    """Protocol and sampling of an evaluation, as one word."""
+    return json.dumps([record["protocol"], record["sampling"]], sort_keys=True)
+
+
+def _others(count: int) -> str:
+    runs = "run needs" if count == 1 else "runs need"
+    return f"; {count} other {runs} the like" if count else ""

@@ -10,7 +10,7 @@ import netrc
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from diffusion_lab.files import write_atomically
+from diffusion_lab.files import read_rows, write_atomically
 from diffusion_lab.progress import say
 
 MODES = ("auto", "online", "offline")
@@ -107,20 +107,11 @@ class JSONLines(Logger):
         """Keeps the first rows; a run that goes on writes the others again. Sets the clock."""
         if not self.path.exists():
             return
-        rows = list(self._rows())[:count]
+        rows = [row for row in read_rows(self.path) if "step" in row][:count]
         self.count = len(rows)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         if rows:
             self.clock.continue_from(rows[-1]["seconds"])
-
-    def _rows(self) -> Iterator[dict]:
-        for line in self.path.read_text(errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut short by a kill
-                continue
-            if isinstance(row, dict) and "step" in row:
-                yield row
 
 
 class WandB(WandbLogger):

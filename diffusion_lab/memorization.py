@@ -15,6 +15,7 @@ from diffusion_lab.diffusion_module import VALIDATION_LEVELS, losses_by_level
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.files import write_atomically
 from diffusion_lab.images import to_float
+from diffusion_lab.kept_figures import sampling_of
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import frechets_of
 from diffusion_lab.metrics.memorization import Neighbours
@@ -80,6 +81,8 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "training_images": len(training),
         "held_out_images": len(held_out),
         "num_samples": cfg.num_samples,
+        "sampling": sampling_of(cfg),
+        "checkpoint": opened.fingerprint,
         "neighbours": {name: space.figures() for name, space in spaces.items()},
         "fid": fid_gap(drawn[0], beside[0], known),
         "loss_by_level": losses,

@@ -61,6 +61,10 @@ class Parts(ABC):
         """The figures of an evaluation, and those that belong beside them."""
         return results
 
+    def macs(self, cfg: DictConfig) -> int | None:
+        """Multiply-accumulates of a call of the network on one image, where they are counted."""
+        return None
+
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
         """Writes what a finished run leaves besides its summary; on rank 0."""
         return None

@@ -56,11 +56,16 @@ def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
     save(figure, path)
 
 
+def combination(row: dict, keys: list[str]) -> str:
+    """The values of `keys`, for a legend."""
+    return ", ".join(f"{key}={row[key]}" if key != "sampler" else row[key] for key in keys)
+
+
 def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
     """FID over network calls, a line for each combination of the values of `keys`."""
 
     def label(row: dict) -> str:
-        return ", ".join(f"{key}={row[key]}" if key != "sampler" else row[key] for key in keys)
+        return combination(row, keys)
 
     figure = Figure((7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(
@@ -78,4 +83,25 @@ def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
     axes.set_title(rows[0]["protocol"], fontsize="medium")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
+    save(figure, path)
+
+
+def against_scale(rows: list[dict], keys: list[str], path: Path) -> None:
+    """FID, and accuracy where there is one, over the guidance scale, a line a combination."""
+
+    def label(row: dict) -> str:
+        return combination(row, keys)
+
+    titles = {"fid": "FID (lower is better)", "accuracy": "read as the class asked for"}
+    measured = [name for name in titles if name in rows[0]]
+    figure = Figure((5.5 * len(measured), 4), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, name in zip(panels, measured, strict=True):
+        for line, group in groupby(sorted(rows, key=label), label):
+            points = sorted((float(row["guidance.scale"]), row[name]) for row in group)
+            axes.plot(*zip(*points, strict=True), marker="o", label=line or None)
+        axes.axhline(rows[0][f"{name}_floor"], color="grey", linestyle="--", label="real images")
+        axes.set(xlabel="guidance.scale", title=titles[name])
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
     save(figure, path)

@@ -36,7 +36,6 @@ COMPOSITION = (
 WHOLE_NUMBERS = {"batch_size": 1, "timed_steps": 1}
 ELSEWHERE = "outside of all layers"  # multiplied, such as by attention of another library
 UNSEEN_SHARE = 0.01  # of all MACs; less is rounding
-BACKWARD = 2  # passes backward cost as much as so many forward
 Facts = tuple[tuple[int, int, int], int]  # (C, H, W) of the images, and the number of classes
 Profile = dict[str, object]
 
@@ -200,7 +199,7 @@ def timed(
         "network_images_per_second": cfg.batch_size / call,
         "sampling_images_per_second": cfg.batch_size / call / calls if calls else None,
         "peak_flops": peak,
-        "training_share_of_peak": (1 + BACKWARD) * work / step,
+        "training_share_of_peak": counting.TRAINING_PASSES * work / step,
         "network_share_of_peak": work / call,
     }
 

@@ -15,7 +15,7 @@ from torch import nn
 from diffusion_lab import plots, trained_run
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.evaluation import evaluate
-from diffusion_lab.files import write_atomically
+from diffusion_lab.files import read_rows, write_atomically
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.progress import console, say
@@ -23,6 +23,8 @@ from diffusion_lab.weights import fingerprint
 
 VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
 ROWS = "results.jsonl"
+SCALE = "guidance.scale"
+FORMATS = {"calls": "{:g}", "fid": "{:.4g}", "kid": "{:.3g}", "accuracy": "{:.1%}"}
 Chosen = dict[str, str]  # override key -> value
 
 
@@ -56,15 +58,17 @@ def sweep(
     opened = trained_run.open_run(cfg)
     trained_run.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
     metrics = opened.metrics(cfg)
-    protocol = metrics.protocol_of(opened.datamodule)["fingerprint"]
+    measured = {"protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]}
+    if metrics.classifier:  # rows without accuracy are of another measurement
+        measured["classifier"] = metrics.classifier.fingerprint
     settings = [
-        build_setting(chosen, opened, protocol, *configure(chosen)) for chosen in combinations
+        build_setting(chosen, opened, measured, *configure(chosen)) for chosen in combinations
     ]
     with as_user_error():
         metrics.prepare(opened.datamodule)
     name = f"{metrics.extractor.name}_{metrics.reference_name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
-    kept = read_rows(folder / ROWS)
+    kept = {row["key"]: row for row in read_rows(folder / ROWS)}
     say(f"{len(settings)} settings, {sum(s.key in kept for s in settings)} of them measured before")
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:
@@ -80,7 +84,7 @@ def sweep(
 def build_setting(
     chosen: Chosen,
     opened: trained_run.OpenRun,
-    protocol: str,
+    measured: dict[str, str],
     cfg: DictConfig,
     overrides: list[str],
 ) -> Setting:
@@ -94,7 +98,7 @@ def build_setting(
     }
     facts = {
         "checkpoint": opened.fingerprint,
-        "protocol": protocol,
+        **measured,
         "seed": cfg.seed,
         "precision": opened.precision,
         "weak": fingerprint(weak) if (weak := cfg.guidance.get("weak_run")) else None,
@@ -137,18 +141,6 @@ def counted_images(networks: list[nn.Module]):
             hook.remove()
 
 
-def read_rows(path: Path) -> dict[str, dict]:
-    """Rows measured before, by key; a line cut short by a kill is left out."""
-    rows = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-            rows[row["key"]] = row
-        except (json.JSONDecodeError, KeyError):
-            continue
-    return rows
-
-
 def append_row(path: Path, row: dict) -> None:
     """Adds a row on a line of its own, whatever the last write left."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,30 +165,34 @@ def best_per_budget(rows: list[dict]) -> list[dict]:
 
 
 def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]:
-    """Writes table.md, results.csv and fid.png; prints the table and the best of each budget.
+    """Writes table.md, results.csv and plots; prints the table and the best of each budget.
 
     `keys` are those that were varied, in the order of the command line.
     """
-    columns = [*keys, "calls", "fid", "kid"]
+    measured = ["calls", "fid", "kid", *(["accuracy"] if "accuracy" in rows[0] else [])]
+    columns = [*keys, *measured]
     ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
     best = best_per_budget(rows)
-    cells = [[*(str(row[key]) for key in keys), *figures(row)] for row in ordered]
+    cells = [[str(row[key]) for key in keys] + figures(row, measured) for row in ordered]
     marks = ["best of its budget" if row in best else "" for row in ordered]
     header = f"FID and KID at {rows[0]['protocol']}; floors {rows[0]['fid_floor']:.4g} and "
     header += f"{rows[0]['kid_floor']:.2g}"
+    if "accuracy" in measured:
+        header += f"; {rows[0]['accuracy_floor']:.1%} of test images are read as their class"
     lines = [header, "", "| " + " | ".join([*columns, ""]) + " |"]
     lines.append("| " + " | ".join("---" for _ in [*columns, ""]) + " |")
     lines += [
         "| " + " | ".join([*row, mark]) + " |" for row, mark in zip(cells, marks, strict=True)
     ]
     write_atomically(folder / "table.md", "\n".join(lines) + "\n")
+    floors = [f"{name}_floor" for name in measured if name != "calls"]
     with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(
-            file, [*columns, "fid_floor", "kid_floor", "protocol"], extrasaction="ignore"
-        )
+        writer = csv.DictWriter(file, [*columns, *floors, "protocol"], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(ordered)
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
+    if SCALE in keys:
+        plots.against_scale(ordered, [key for key in keys if key != SCALE], folder / "scale.png")
     table = Table(*columns, "", title=header)
     for row, mark in zip(cells, marks, strict=True):
         table.add_row(*row, mark)
@@ -207,6 +203,6 @@ def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]
     return {"folder": str(folder), "rows": ordered, "best": best}
 
 
-def figures(row: dict) -> list[str]:
-    """Calls, FID and KID as they are printed."""
-    return [f"{row['calls']:g}", f"{row['fid']:.4g}", f"{row['kid']:.3g}"]
+def figures(row: dict, names: list[str]) -> list[str]:
+    """These figures of a row as they are printed."""
+    return [FORMATS[name].format(row[name]) for name in names]

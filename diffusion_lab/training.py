@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from diffusion_lab import checkpoints, launch, runs
+from diffusion_lab import checkpoints, counting, launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
 from diffusion_lab.callbacks import EMA, Checkpoint
@@ -22,7 +22,7 @@ from diffusion_lab.callbacks.interruption import (
     requeue_wanted,
 )
 from diffusion_lab.checks import advice
-from diffusion_lab.device import channels_last_pays, check_choices, compile_pays
+from diffusion_lab.device import channels_last_pays, check_choices, compile_pays, peak_memory
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.endings import ending_with_a_sentence, way_on
@@ -32,6 +32,7 @@ from diffusion_lab.logger import MODES, Clock, JSONLines
 from diffusion_lab.metrics import ceiling, report
 from diffusion_lab.parts import Parts, try_out, watchers
 from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.profiling import costs_of
 from diffusion_lab.progress import say
 from diffusion_lab.run_lock import locked
 from diffusion_lab.trained_run import load_weak
@@ -83,11 +84,21 @@ class DiffusionParts(Parts):
     def keep(self, folder: Path) -> None:
         self.module.first_stage.keep(folder)
 
+    def macs(self, cfg: DictConfig) -> int | None:
+        data = self.datamodule
+        try:
+            costs, _ = costs_of(cfg, (data.image_shape, data.num_classes))
+        except Exception as error:  # of somebody's network: no reason to lose a trained run
+            say(f"MACs could not be counted: {error}")
+            return None
+        return counting.total(costs).macs
+
     def facts(self, folder: Path) -> dict[str, dict]:
         return {
             "checkpoint": {"folder": folder / checkpoints.FOLDER},
             "sample_grid": {"pipeline": self.pipeline, "folder": folder / runs.SAMPLES},
             "evaluation": {"pipeline": self.pipeline, "metrics": self.metrics},
+            "pruning": {"folder": folder},
         }
 
 
@@ -241,11 +252,15 @@ def run_training(
             trainer.fit(
                 module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True
             )
+            # before the final evaluation, which is no training
+            peak, seconds = peak_memory(device), clock.seconds()
             if not interrupted(trainer):
                 finish_run(trainer, parts, callbacks, folder, device)
-            if trainer.is_global_zero:
-                summary = summarise(cfg, parts, trainer, callbacks, clock, device)
-                runs.write_summary(folder, summary)
+        if trainer.is_global_zero:
+            summary = summarise(cfg, parts, trainer, callbacks, clock, device)
+            summary |= {"peak_memory_bytes": peak, "training_seconds": round(seconds, 1)}
+            summary["macs"] = None if interrupted(trainer) else parts.macs(cfg)
+            runs.write_summary(folder, summary)
     finally:
         if wandb:
             wandb.finish(summary)
@@ -311,6 +326,7 @@ def summarise(
     return {
         "name": cfg.name,
         "finished": not interrupted(trainer),
+        "pruned": "pruning" in callbacks and callbacks["pruning"].pruned,
         "steps": trainer.global_step,
         "images_seen": parts.module.images_seen,
         "skipped_steps": callbacks["non_finite"].skipped if "non_finite" in callbacks else 0,

@@ -201,7 +201,8 @@ def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder, mo
     assert "on so many samples: 7, run on so many samples: 16" in err
     code, _, err = lab("evaluate", "run=run", "against=2024", "sampler.steps=4")
     assert code == 2
-    assert "2024 was measured with another sampler" in err
+    assert "2024 was sampled with sampler.steps=3, run with sampler.steps=4" in err
+    assert "measure it by `diffusion-lab evaluate run=2024 sampler.steps=4`" in err
 
 
 def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(lab, run_folder):

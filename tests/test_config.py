@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -25,12 +25,14 @@ FACTS = {
     "logger": {"run_dir", "clock", "config"},
 }
 OURS = "diffusion_lab."
+# whole recipes, which configure parts of other groups
+DOCUMENTS = ("experiment", "debug", "study", "hparams_search")
 GROUP_FILES = sorted(
     path
     for path in CONF.rglob("*.yaml")
-    if path.parent != CONF
-    and path.relative_to(CONF).parts[0] not in ("experiment", "debug", "hydra")
+    if path.parent != CONF and path.relative_to(CONF).parts[0] not in DOCUMENTS
 )
+STUDIES = sorted((CONF / "study").glob("*.yaml"))
 EXPERIMENTS = sorted(path for path in (CONF / "experiment").rglob("*.yaml"))
 
 
@@ -95,6 +97,18 @@ def test_no_class_of_a_configuration_takes_arbitrary_keywords(hydra_conf):
             if target.startswith(OURS):
                 kinds = [p.kind for p in inspect.signature(get_object(target)).parameters.values()]
                 assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_study_composes_and_says_how_it_is_run(path, hydra_conf):
+    assert f"diffusion-lab train -m +study={path.stem}\n" in path.read_text()
+    chosen = [f"+study={path.stem}", "name=x"]
+    cfg = compose("train", overrides=chosen, return_hydra_config=True)
+    assert cfg.study_name == path.stem
+    assert instantiate(cfg.budget)
+    for key, values in cfg.hydra.sweeper.params.items():
+        for value in str(values).split(","):
+            assert compose("train", overrides=[*chosen, f"{key}={value}"])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: "/".join(option(p)))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from diffusion_lab.cli.combinations import gather
+from diffusion_lab.cli.combinations import gather, gather_paths
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -18,18 +19,27 @@ COMMANDS = [
 ]
 
 
+def single(override: str) -> list[str]:
+    """The override of a sweep with its first value; none where it is any of an interval."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override():
+        return [override]
+    if not parsed.is_discrete_sweep():
+        return []
+    return [f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"]
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_composes(line):
     _, command, *overrides = shlex.split(line)
     if command == "sample-sweep":
         overrides = gather(overrides)
+    if command == "compare":
+        overrides = gather_paths(overrides)
     sweep = "-m" in overrides
     overrides = [o for o in overrides if o != "-m"]
     if sweep:
-        choices = next(o for o in overrides if "," in o)
-        overrides.remove(choices)
-        key, _, values = choices.partition("=")
-        overrides.append(f"{key}={values.split(',')[0]}")
+        overrides = [o for override in overrides for o in single(override)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert compose(
             command.replace("-", "_"),

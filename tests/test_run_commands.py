@@ -2,16 +2,20 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from PIL import Image
+from tiny_data import TinyData
 
 from diffusion_lab.cli.combinations import expand, gather
+from diffusion_lab.files import read_rows
 from diffusion_lab.held_out import REGIONS, missing
-from diffusion_lab.sample_sweep import best_per_budget, read_rows
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.sample_sweep import best_per_budget
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
 
@@ -102,6 +106,35 @@ def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
     assert auto["2"]["calls"] == 4
     assert auto["1"]["fid"] == pytest.approx(rows["1"]["fid"], rel=1e-9)
     assert auto["2"]["fid"] != pytest.approx(rows["2"]["fid"], rel=1e-6)
+
+
+def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
+    save_classifier(
+        SmallClassifier((1, 8, 8), 4).eval(),
+        run_folder / "classifier.safetensors",
+        {"shape": [1, 8, 8], "classes": list(TinyData.class_names)},
+    )
+    asked = ["run=run", "steps=2", "guidance=classifier_free", "guidance.scale=3,0"]
+    code, out, err = lab("sample-sweep", *asked, "batch_size=16")
+    assert code == 0, err
+    asked.append("metrics.classifier=run/classifier.safetensors")
+    code, out, err = lab("sample-sweep", *asked, "batch_size=16", "json=true")
+    assert code == 0, err
+    assert "2 settings, 0 of them measured before" in err  # without accuracy
+    result = json.loads(out.splitlines()[-1])
+    folder = Path(result["folder"])
+    with (folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["guidance.scale"] for row in table] == ["0", "3"]
+    for row, measured in zip(table, result["rows"], strict=True):
+        assert float(row["accuracy"]) == measured["accuracy"]
+        assert 0 <= measured["accuracy"] <= 1
+        assert float(row["accuracy_floor"]) == measured["accuracy_floor"]
+    text = (folder / "table.md").read_text()
+    assert "of test images are read as their class" in text
+    assert "| guidance.scale | calls | fid | kid | accuracy |  |" in text
+    with Image.open(folder / "scale.png") as picture:
+        assert picture.size[0] > 1000  # two panels
 
 
 WRONG = [

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from diffusion_lab import budget
 from diffusion_lab.doctor import diagnose, show
 from diffusion_lab.doctor.finding import ERROR
 from diffusion_lab.errors import UserError
@@ -17,6 +18,7 @@ def run(cfg: DictConfig) -> None:
     """Says what is wrong with a training run; ends with code 1 if it would be refused."""
     if cfg.resume:
         raise UserError("doctor looks at a run before it is made; leave out resume=...")
+    budget.apply(cfg, list(HydraConfig.get().overrides.task))
     findings, facts = diagnose(cfg)
     show(findings, facts)
     if cfg.json:

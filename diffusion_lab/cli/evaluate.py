@@ -7,7 +7,7 @@ from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.errors import as_user_error, require_whole_numbers
 from diffusion_lab.evaluation import evaluate
-from diffusion_lab.kept_figures import comparable, keep, kept
+from diffusion_lab.kept_figures import comparable, keep, measured, sampling_of
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.progress import console, say
 from diffusion_lab.trained_run import inherit
@@ -18,7 +18,7 @@ def run(cfg: DictConfig) -> None:
     """Measures a run and prints the figures with their floors."""
     require_whole_numbers(cfg, {"batch_size": 1, "seed": 0})
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
-    others = {str(run): kept(str(run)) for run in against}  # a wrong path is said at once
+    others = {str(run): measured(str(run)) for run in against}  # a wrong path is said at once
     opened = open_generator(cfg)
     overrides = list(HydraConfig.get().overrides.task)
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
@@ -26,7 +26,8 @@ def run(cfg: DictConfig) -> None:
     metrics = opened.metrics(cfg)
     protocol = metrics.protocol_of(opened.datamodule)
     # refused before minutes of features and an hour of sampling
-    others = {run: comparable(run, found, protocol, cfg, cfg.run) for run, found in others.items()}
+    way = (protocol, sampling_of(cfg), cfg.run)
+    others = {run: comparable(run, found, *way) for run, found in others.items()}
     with as_user_error():
         metrics.prepare(opened.datamodule)
     with opened.autocast:

@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from diffusion_lab import slurm
-from diffusion_lab.cli.combinations import admit, gather
+from diffusion_lab.cli import outcomes
+from diffusion_lab.cli.combinations import admit, gather, gather_paths
 from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.errors import UserError
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
     "sample": "draw images from a trained run",
     "evaluate": "FID and its companions of a trained run",
+    "compare": "runs side by side: table, plots, and a page with a verdict",
     "memorization": "does a trained run copy its training images?",
     "train-autoencoder": "train a first stage, for diffusion in its latents",
     "train-extractor": "train a classifier of the data, for metrics to use",
@@ -46,6 +48,7 @@ COMPOSED = (
 )  # the others take what is not chosen from a run
 PATHS = ("run", "run_dir", "resume", "data_root", "output")
 LAUNCHER = "hydra/launcher="
+TRAINING = ("train", "train-autoencoder")  # sweeps of which go on where they were stopped
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
 Commands:
@@ -82,6 +85,8 @@ def main() -> None:
             # apart from Hydra's flags and their values, as in --cfg job
             flags = [argument for argument in rest if "=" not in argument]
             rest = [*flags, *gather([argument for argument in rest if "=" in argument])]
+        if name == "compare":
+            rest = gather_paths(rest)
         if name not in COMPOSED:
             rest = [admit(argument) for argument in rest]
         elif any(argument.startswith("resume=") for argument in rest):
@@ -90,8 +95,10 @@ def main() -> None:
             check_launcher(launcher[-1].removeprefix(LAUNCHER))
             if not any(argument.startswith("-") for argument in rest):
                 rest.append("-m")  # Hydra would run a single job here, without a word
-        sys.argv = [f"diffusion-lab {name}", *rest]
-        command(name.replace("-", "_"))()
+        if name in TRAINING and {"-m", "--multirun"} & set(rest):
+            sweep(name, rest)
+        else:
+            run(name, rest)
     except UserError as error:
         fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -113,18 +120,40 @@ def check_launcher(name: str) -> None:
         )
 
 
+def run(name: str, arguments: list[str]) -> None:
+    """Hands the arguments to Hydra."""
+    sys.argv = [f"diffusion-lab {name}", *arguments]
+    command(name.replace("-", "_"))()
+
+
+def sweep(name: str, arguments: list[str]) -> None:
+    """A sweep over trainings, whose jobs are accounted for at its end, or where it was stopped."""
+    folder = outcomes.new_sweep()
+    if any(argument.startswith("hparams_search=") for argument in arguments):
+        Path("outputs").mkdir(exist_ok=True)  # for the file of the search
+    try:
+        run(name, [*arguments, *outcomes.sweep_overrides(folder, arguments)])
+    except ValueError:
+        if not outcomes.none_done(folder):  # or Optuna finds no best trial
+            raise
+    finally:
+        failed = outcomes.tell(folder, name, say)
+    if failed:
+        sys.exit(1)
+
+
 def command(name: str):
     """The Hydra application of a command: conf/<name>.yaml and `run` in its module."""
     application = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
 
-    def run(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float | None:
         # torch and lightning take seconds to import: not for --help or a typing error
         module = importlib.import_module(f"diffusion_lab.cli.{name}")
         for key in PATHS:
             if cfg.get(key) is not None:
                 cfg[key] = str(cfg[key])  # a folder 2024 is a number to Hydra
         try:
-            module.run(cfg)
+            return module.run(cfg)  # the figure that a search is for, or nothing
         except KeyboardInterrupt:
             sys.exit(130)
         except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -132,7 +161,7 @@ def command(name: str):
             if HydraConfig.get().mode == RunMode.RUN or slurm.tasks() > 1:
                 fail(message)
             if slurm.started_by_srun():
-                tell(message)  # into the job's log
+                say(f"diffusion-lab: {message}")  # into the job's log
             raise  # at the sweep's end; its other jobs go on
         except Exception:
             if slurm.tasks() > 1:
@@ -141,17 +170,15 @@ def command(name: str):
                 sys.exit(1)
             raise
 
-    return application(run)
+    return application(job)
 
 
-def tell(message: str) -> None:
-    """One sentence on standard error."""
-    Console(stderr=True, highlight=False).print(
-        f"diffusion-lab: {message}", markup=False, soft_wrap=True
-    )
+def say(line: str) -> None:
+    """One line on standard error, as it is."""
+    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:
     """One sentence on standard error, and exit code 2."""
-    tell(message)
+    say(f"diffusion-lab: {message}")
     sys.exit(2)

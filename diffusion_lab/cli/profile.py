@@ -6,6 +6,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from diffusion_lab import budget
 from diffusion_lab.cli.combinations import expand
 from diffusion_lab.profiling import profile
 
@@ -24,6 +25,9 @@ def run(cfg: DictConfig) -> None:
     compositions = [
         (compose("profile", overrides=[*single, *chosen]), [*single, *chosen]) for chosen in names
     ]
+    for composed, overrides in compositions:
+        if not cfg.run:
+            budget.apply(composed, overrides)
     own = cfg.run or f"backbone={HydraConfig.get().runtime.choices.backbone}"
     profiles = profile(compositions, [" ".join(chosen) or own for chosen in names])
     if cfg.json:

@@ -14,6 +14,8 @@ def sentence(error: BaseException, conf: Path) -> str:
     match = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)
     if match and (extra := LAUNCHERS.get(match[1])):
         return f"hydra/launcher={extra} needs a plugin; write pip install 'diffusion-lab[{extra}]'"
+    if re.search(r"Could not find 'hydra/sweeper/optuna'", text):
+        return "a search needs Optuna; write pip install 'diffusion-lab[optuna]'"
     if match := re.search(
         r"Could not find '(.+)/(.+)'\s+Available options in '.+':\n((\t.+\n?)+)", text
     ):

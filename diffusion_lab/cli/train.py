@@ -1,35 +1,115 @@
 """diffusion-lab train."""
 
+import json
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_lab import slurm
+from diffusion_lab import budget, slurm, study
+from diffusion_lab.cli import outcomes
+from diffusion_lab.cli.main import conf_dir
+from diffusion_lab.cli.sentences import sentence
+from diffusion_lab.errors import UserError
 from diffusion_lab.parts import Parts
 from diffusion_lab.progress import say
 from diffusion_lab.runs import CONFIG, load_summary, restarted, resumed
 from diffusion_lab.training import build_parts, train
 
 
-def run(cfg: DictConfig, command: str = "train", build: Callable[..., Parts] = build_parts) -> None:
-    """Trains one composition; a job of a multirun is a run of the sweep's W&B group.
+def run(
+    cfg: DictConfig, command: str = "train", build: Callable[..., Parts] = build_parts
+) -> float | None:
+    """Trains one composition; returns its `optimized_metric`, if it has one.
 
-    A job of SLURM that was requeued goes on with the run that it began with the same overrides.
+    A job of a multirun that fails is noted, and returns None, so that the others go on.
     """
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
-    begun = None if cfg.resume else slurm.own_run(cfg.name, cfg.run_dir, command, overrides)
+    if job.mode != RunMode.MULTIRUN:
+        return run_one(cfg, job, overrides, command, build)[1]
+    alone, folder = list(overrides), None
+    try:
+        folder = study.folder_of(cfg, job)
+        if folder and not cfg.run_dir:
+            alone.append(f"run_dir={folder}")
+        status, value = run_one(cfg, job, overrides, command, build)
+        outcomes.note(job.sweep.dir, job.job.num, status, alone)
+        return value
+    except KeyboardInterrupt:
+        if folder:
+            say("The command of the sweep goes on with this run and the rest.")
+        raise
+    except Exception as error:
+        if isinstance(error, UserError):
+            text = str(error)
+        elif isinstance(error, (HydraException, OmegaConfBaseException)):
+            text = sentence(error, conf_dir())
+        else:
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error}"
+        outcomes.note(job.sweep.dir, job.job.num, outcomes.FAILED, alone, error=text)
+        say(f"Failed: {text}")
+        if slurm.tasks() > 1:
+            raise  # or this process would leave the others waiting
+        return None
+
+
+def run_one(
+    cfg: DictConfig,
+    job: DictConfig,
+    overrides: list[str],
+    command: str,
+    build: Callable[..., Parts],
+) -> tuple[str, float | None]:
+    """Trains a new run, goes on with one, or finds it finished; a run of a study is of its group.
+
+    A job of SLURM that was requeued goes on with the run that it began with the same overrides.
+    Returns what was done, and the run's `optimized_metric`.
+    """
+    if cfg.resume:
+        train(resumed(cfg.resume, overrides, command), overrides, build)
+        return outcomes.DONE, None
+    folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
+    study.check_metric(cfg, folder)
+    begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, command, overrides)
     if begun and (begun / CONFIG).is_file():
         if load_summary(begun).get("finished"):
             say(f"{begun} is finished")
-            return
-        cfg = restarted(begun)
-    elif cfg.resume:
-        cfg = resumed(cfg.resume, overrides, command)
-    elif job.mode == RunMode.MULTIRUN and cfg.logger and not cfg.logger.group:
-        group = job.sweep.dir.rsplit("/", 1)[-1]
-        cfg.logger.group = group
-        overrides.append(f"logger.group={group}")
-    train(cfg, overrides, build)
+            return outcomes.SKIPPED, None
+        train(restarted(begun), overrides, build)
+        return outcomes.DONE, None
+    state = study.state_of(folder, cfg) if folder else study.NEW
+    if state == study.FINISHED:
+        say(f"{folder} is finished")
+    elif state == study.UNFINISHED:
+        resume = [f"resume={folder}"]
+        train(resumed(str(folder), resume, command), resume, build)
+    else:
+        budget.apply(cfg, overrides)
+        train(cfg, overrides + join(cfg, job, folder), build)
+    value = study.figure(folder, metric) if metric else None
+    return outcomes.SKIPPED if state == study.FINISHED else outcomes.DONE, value
+
+
+def join(cfg: DictConfig, job: DictConfig, folder: Path | None) -> list[str]:
+    """Gives a new run of a sweep its folder, W&B group, name and tags; returns the overrides."""
+    joined = {}
+    if folder and not cfg.run_dir:
+        joined["run_dir"] = str(folder)
+    if cfg.logger and cfg.study_name:
+        joined["logger.group"] = cfg.logger.group or cfg.study_name
+        joined["logger.name"] = cfg.logger.name or (folder.name if folder else cfg.name)
+        budgets = [f"budget-{unit}" for unit in budget.units(cfg)]
+        tags = [*cfg.logger.tags, cfg.study_name, *budgets]
+        joined["logger.tags"] = list(dict.fromkeys(tags))  # a process a device comes here again
+    elif cfg.logger and job.mode == RunMode.MULTIRUN and not cfg.logger.group:
+        joined["logger.group"] = job.sweep.dir.rsplit("/", 1)[-1]
+    for key, value in joined.items():
+        OmegaConf.update(cfg, key, value)
+    return [f"{key}={json.dumps(value)}" for key, value in joined.items()]

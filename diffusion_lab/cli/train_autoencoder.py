@@ -6,6 +6,6 @@ from diffusion_lab.autoencoder_training import build_autoencoder_parts
 from diffusion_lab.cli.train import run as run_training
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> float | None:
     """Trains one first stage; a job of a multirun is a run of the sweep's W&B group."""
-    run_training(cfg, "train-autoencoder", build_autoencoder_parts)
+    return run_training(cfg, "train-autoencoder", build_autoencoder_parts)

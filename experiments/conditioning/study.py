@@ -64,20 +64,15 @@ def folder_of(network: str, block: str, seed: int, out: Path) -> Path:
 
 
 def run(network: str, block: str, seed: int, out: Path, extra: list[str]) -> Path:
-    """The folder of a finished run, trained now, or trained on, if it is not finished."""
+    """The folder of a finished run, which `train` makes, goes on with, or finds, as of a study."""
     folder = folder_of(network, block, seed, out)
-    if (folder / "checkpoints" / "last.ckpt").exists():
-        summary = folder / "summary.json"
-        if not (summary.exists() and json.loads(summary.read_text())["finished"]):
-            lab("train", f"resume={folder}")
-    else:
-        size = COMPOSITIONS[network][block]
-        chosen = [f"backbone.{key}={value}" for key, value in size.items()]
-        if size:
-            chosen.append(f"backbone/block={block}")
-        chosen += SHORTENED.get(network, [])
-        chosen += [f"backbone={network}", f"seed={seed}", f"run_dir={folder}", *extra]
-        lab("train", EXPERIMENT, *chosen)
+    size = COMPOSITIONS[network][block]
+    chosen = [f"backbone.{key}={value}" for key, value in size.items()]
+    if size:
+        chosen.append(f"backbone/block={block}")
+    chosen += SHORTENED.get(network, [])
+    chosen += [f"backbone={network}", f"seed={seed}", f"run_dir={folder}", *extra]
+    lab("train", EXPERIMENT, "study_name=conditioning", *chosen)
     return folder
 
 

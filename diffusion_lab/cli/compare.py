@@ -1,0 +1,19 @@
+"""diffusion-lab compare."""
+
+import json
+
+from omegaconf import DictConfig
+
+from diffusion_lab.comparison import compare
+from diffusion_lab.errors import UserError
+
+
+def run(cfg: DictConfig) -> None:
+    """Compares run folders and writes table, plots and page."""
+    if not cfg.paths:
+        raise UserError(
+            "give run folders, or folders that hold some: diffusion-lab compare outputs"
+        )
+    result = compare([str(path) for path in cfg.paths], str(cfg.output))
+    if cfg.json:
+        print(json.dumps(result))

@@ -1,0 +1,229 @@
+"""From run folders to a folder with table, plots and page: everything that `compare` does."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lab.comparison import curves, drawings, page, table
+from diffusion_lab.comparison.candidates import Run, read, run_folders
+from diffusion_lab.comparison.figures import HELD_OUT, METRICS, Metric, figures_of, names_of_figures
+from diffusion_lab.comparison.groups import Group, Member, grouped, losses_compare, settings_of
+from diffusion_lab.comparison.page import Judged, Report
+from diffusion_lab.comparison.pictures import samples
+from diffusion_lab.comparison.svg import Drawing
+from diffusion_lab.comparison.verdict import SHOWN, budgeted_seconds, verdict
+from diffusion_lab.errors import UserError
+from diffusion_lab.files import write_atomically
+from diffusion_lab.kept_figures import Sampling, measured_alike, sampling_of
+from diffusion_lab.metrics.protocol import Protocol
+from diffusion_lab.progress import say
+
+PLOTS = "plots"
+COSTS = {"macs": "MACs of a call on one image", "training_seconds": "time of training, minutes"}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Compositions with figures of one protocol and sampling; `names` are the figures' whole ones.
+
+    `left_out` are sentences on runs that are not among them.
+    """
+
+    groups: list[Group]
+    names: dict[str, str]
+    protocol: Protocol
+    sampling: Sampling
+    one_loss: bool  # whether the held-out losses are one quantity
+    left_out: list[str]
+
+
+def compare(paths: Sequence[str], output: str) -> dict[str, object]:
+    """Compares the run folders at or below `paths`; writes the folder `output`.
+
+    Raises UserError, before anything is written, if there is no run, or not all were measured
+    alike, or `output` holds something else.
+    """
+    folder = Path(output)
+    check_output(folder)
+    collection = collect(paths)
+    groups = collection.groups
+    judged = [each for metric in METRICS if (each := judge(collection, metric)) is not None]
+    report = Report(
+        groups,
+        judged,
+        samples(groups),
+        setting(collection),
+        notes(collection),
+        collection.left_out,
+    )
+    write(folder, report)
+    tell(folder, report)
+    return {
+        "folder": str(folder),
+        "verdict": {each.metric.kind: each.verdict.answer for each in judged},
+        "compositions": {
+            group.name: [str(member.run.folder) for member in group.members] for group in groups
+        },
+        "left_out": collection.left_out,
+    }
+
+
+def collect(paths: Sequence[str | Path]) -> Collection:
+    """The compositions of the run folders at or below `paths`, from the lowest FID."""
+    folders = run_folders(paths)
+    say(f"{len(folders)} run folders")
+    runs, left_out = read(folders)
+    if not runs:
+        raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
+    protocol, sampling, measured = measured_alike({run.folder: run.kept for run in runs})
+    names = names_of_figures(list(measured.values()))
+    one_loss = losses_compare(runs)
+    members = []
+    for run in runs:
+        figures = figures_of(run, measured[run.folder], names, sampling)
+        if not one_loss:
+            figures.pop(HELD_OUT, None)
+        members.append(Member(run, settings_of(run), figures))
+    groups, repeated = grouped(members)
+    groups.sort(key=lambda group: fid if (fid := group.mean("fid")) is not None else math.inf)
+    return Collection(groups, names, protocol, sampling, one_loss, left_out + repeated)
+
+
+def check_output(folder: Path) -> None:
+    """Raises UserError if `folder` is a file, or holds anything but a comparison."""
+    if folder.is_file():
+        raise UserError(f"output={folder} is a file; choose a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not page.is_ours(folder):
+        raise UserError(f"output={folder} holds other files; choose another folder by output=...")
+
+
+def judge(collection: Collection, metric: Metric) -> Judged | None:
+    """Verdict and plots by one metric; None where no run has it."""
+    groups = collection.groups
+    said = verdict(groups, metric)
+    if said is None:
+        return None
+    lines = [
+        (group, index, curves.curve(group, metric.kind, name_in_rows(collection, group, metric)))
+        for index, group in enumerate(groups)
+    ]
+    trained = any(len(points) > 1 for _, _, points in lines)
+    along = [drawings.along(lines, metric, axis) for axis in curves.AXES] if trained else []
+    fronts = [drawings.pareto(groups, metric, cost, label) for cost, label in COSTS.items()]
+    over_data, crossed = None, []
+    if data_lines := curves.data_lines(groups, metric.kind):
+        crossed = curves.crossings(data_lines, metric)
+        places = [groups.index(line.group) for line in data_lines]
+        over_data = drawings.over_data(data_lines, places, metric, crossed)
+    return Judged(
+        metric,
+        said,
+        drawings.by_seed(groups, metric),
+        [each for each in along if each],
+        [each for each in fronts if each],
+        over_data,
+        crossed,
+    )
+
+
+def name_in_rows(collection: Collection, group: Group, metric: Metric) -> str | None:
+    """A metric's name in metrics.jsonl, if it was measured there as it is compared here."""
+    if metric.kind == HELD_OUT:
+        return "val/loss"
+    way = (collection.protocol, collection.sampling)
+    own = all(measured_so(member.run, *way) for member in group.members)
+    return collection.names.get(metric.kind) if own else None
+
+
+def measured_so(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
+    """Whether a run was measured in training as it is now compared."""
+    evaluation = run.config.callbacks.get("evaluation")
+    own = sampling_of(run.config) | {"seed": evaluation.seed} if evaluation else None
+    return run.summary.get("protocol") == protocol and own == sampling
+
+
+def setting(collection: Collection) -> str:
+    """What was measured how, in a line."""
+    groups, protocol, sampling = collection.groups, collection.protocol, collection.sampling
+    runs = [member.run for group in groups for member in group.members]
+    data = sorted(
+        {run.config.data["_target_"].rpartition(".")[2].removesuffix("DataModule") for run in runs}
+    )
+    parts = [
+        f"{len(runs)} runs on {', '.join(data)}",
+        f"{protocol['num_samples']:,} samples of each against {protocol['reference_images']:,} "
+        f"training images, by features of {protocol['extractor']}",
+    ]
+    sampler = sampling["sampler"]
+    drawn = sampler["_target_"].rpartition(".")[2]
+    if sampler.get("steps"):
+        drawn += f" of {sampler['steps']} steps"
+    scale = sampling["guidance"].get("scale")
+    parts.append(f"{drawn}, guidance scale {scale}, sampling seed {sampling['seed']}")
+    return "; ".join(parts) + f" [protocol {protocol['fingerprint']}]"
+
+
+def notes(collection: Collection) -> list[str]:
+    """Sentences on the whole comparison."""
+    said, groups = [], collection.groups
+    images = [group.mean("images_seen") for group in groups]
+    least, most = min(images), max(images)
+    times = [group.mean("training_seconds") for group in groups]
+    if least == most:
+        said.append(f"Every run has seen {least:,.0f} images")
+    if seconds := budgeted_seconds(groups):
+        said.append(
+            f"Every run was given {seconds:,} seconds of training, in which compositions have seen "
+            f"{least:,.0f} to {most:,.0f} images"
+        )
+    else:
+        said.append(
+            f"Training took {table.minutes(min(times))} to {table.minutes(max(times))} of "
+            "wall-clock time, by composition"
+        )
+    if not collection.one_loss:
+        said.append(
+            "Held-out losses are left out: objective, schedule, data or first stage differ, which "
+            "makes them different quantities"
+        )
+    return said
+
+
+def write(folder: Path, report: Report) -> None:
+    """Writes every file, the page last; plots of an earlier comparison go."""
+    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    first = report.judged[0].verdict
+    text = f"{report.setting}\n\n{table.markdown(report.groups)}\n{first.answer}.\n"
+    said = [*first.findings[:SHOWN], *first.reservations, *report.notes, *report.left_out]
+    text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
+    write_atomically(folder / "table.md", text)
+    write_atomically(folder / "table.csv", table.as_csv(report.groups))
+    write_atomically(folder / "table.tex", table.latex(report.groups))
+    tests = {each.metric.kind: each.verdict.pairs for each in report.judged}
+    write_atomically(folder / "pairs.csv", table.pairs_csv(tests))
+    plots = {f"{plot.name}.svg": plot for each in report.judged for plot in plots_of(each)}
+    kinds = tuple(metric.kind for metric in METRICS)
+    for old in (folder / PLOTS).glob("*.svg"):
+        if old.name not in plots and old.name.startswith(kinds):
+            old.unlink()
+    for name, plot in plots.items():
+        write_atomically(folder / PLOTS / name, plot.file)
+    write_atomically(folder / "index.html", page.render(report))
+
+
+def plots_of(judged: Judged) -> list[Drawing]:
+    """All of one metric."""
+    over = [judged.over_data] if judged.over_data else []
+    return [judged.by_seed, *judged.along, *judged.fronts, *over]
+
+
+def tell(folder: Path, report: Report) -> None:
+    """What people want to know first."""
+    for sentence in report.left_out:
+        say(sentence)
+    verdict_of = report.judged[0].verdict
+    say(f"{verdict_of.answer}.")
+    for sentence in (*verdict_of.findings[:SHOWN], *verdict_of.reservations):
+        say(f"  {sentence}.")
+    say(f"Table, plots and page: {folder / 'index.html'}")

@@ -1,0 +1,167 @@
+"""The runs of a study: where each goes, and whether it is new, to be gone on with, or finished.
+
+outputs/<study_name>/<what differs>/ is a run folder. What is known is read from there alone, so a
+repeated command goes on, whatever process it runs in.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab import budget, checkpoints, launch
+from diffusion_lab.distributed import on_rank_zero
+from diffusion_lab.errors import UserError
+from diffusion_lab.progress import say
+from diffusion_lab.runs import CONFIG, DATA, load_config, load_summary
+
+NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
+ABANDONED = ".abandoned"  # runs that ended before their first checkpoint
+# what may differ between two starts of one run
+INDIFFERENT = (
+    *DATA,
+    "run_dir",
+    "resume",
+    "logger",
+    "compile",
+    "channels_last",
+    "micro_batch_size",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "first_stage.run",
+    "metrics.cache_dir",
+    "budget.solved",
+)
+INFERRED = ("data", "first_stage")  # where a run keeps what was found out in place of null
+
+
+def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
+    """The folder of this run of a study, `job` being Hydra's; None for a run of no study.
+
+    A single run has its place in the sweep if it gives all that the study varies.
+    """
+    if not cfg.study_name:
+        return None
+    if cfg.run_dir:
+        return Path(cfg.run_dir)
+    varied = set(job.sweeper.get("params") or {})
+    fixed = job.job.config.override_dirname.exclude_keys  # of the command line of a sweep
+    parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    if job.mode == RunMode.MULTIRUN:
+        varied |= {override.key_or_group for override in parsed} - set(fixed)
+    values = {
+        override.key_or_group: override.get_value_element_as_str()
+        for override in parsed
+        if override.key_or_group in varied
+    }
+    if not values or varied - values.keys():
+        return None
+    return Path("outputs", cfg.study_name, name_of(values))
+
+
+def name_of(values: dict[str, str]) -> str:
+    """The name of a run with these values of what differs, to be typed without quotes."""
+    parts = (f"{key}-{value}" for key, value in sorted(values.items()))
+    return "_".join(re.sub(r"[^\w.+-]+", ".", part).strip(".") for part in parts)
+
+
+def state_of(folder: Path, cfg: DictConfig) -> str:
+    """NEW, UNFINISHED or FINISHED; every rank gets what rank 0 finds.
+
+    A run that left no checkpoint is moved aside. Raises UserError if the folder holds a run of
+    another configuration.
+    """
+    if launch.in_launched_process():
+        launch.join_process_group(launch.device_of_process(cfg.trainer))
+    return on_rank_zero(lambda: _look(folder, cfg))
+
+
+def _look(folder: Path, cfg: DictConfig) -> str:
+    if not (folder / CONFIG).is_file():
+        return NEW
+    finished = load_summary(folder).get("finished")
+    if not finished and not checkpoints.exists(folder):
+        aside = _free(folder.parent / ABANDONED / folder.name)
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        say(f"{folder} had no checkpoint to go on from; it is now {aside}")
+        return NEW
+    for key, old, new in differences(load_config(folder), cfg):
+        raise UserError(
+            f"{folder} was trained with {key}={old}, and is asked for with {key}={new}; write "
+            f"study_name=... for a study of its own, or move that folder away"
+        )
+    return FINISHED if finished else UNFINISHED
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number the first that does not exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return free
+
+
+def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, object, object]]:
+    """Keys of both that make two runs of it, with the saved value and the one asked for."""
+    if saved.get("budget") and cfg.get("budget"):
+        cfg = cfg.copy()
+        budget.put(cfg, saved.budget.solved or [])
+    known = dict(_leaves(saved))
+    for key, value in _leaves(cfg):
+        if f"{key}.".startswith(tuple(f"{name}." for name in INDIFFERENT)) or key not in known:
+            continue
+        if value is None and key.split(".")[0] in INFERRED:
+            continue
+        if known[key] != value:
+            yield key, known[key], value
+
+
+def _leaves(cfg: DictConfig) -> Iterator[tuple[str, object]]:
+    """Dotted keys and plain values."""
+
+    def walk(node: object, prefix: str) -> Iterator[tuple[str, object]]:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, node
+
+    yield from walk(OmegaConf.to_container(cfg, resolve=True), "")
+
+
+def check_metric(cfg: DictConfig, folder: Path | None) -> None:
+    """Raises UserError if `cfg.optimized_metric` will not be there at the end of a run."""
+    if not cfg.optimized_metric:
+        return
+    if folder is None:
+        raise UserError(
+            f"optimized_metric={cfg.optimized_metric} is read from the run, whose folder has to be "
+            "known; write study_name=..., and values that differ or run_dir=..."
+        )
+    held_out = str(cfg.optimized_metric).startswith("val/")
+    if not held_out and not cfg.callbacks.get("evaluation"):
+        raise UserError(
+            f"optimized_metric={cfg.optimized_metric} is not measured without "
+            "callbacks.evaluation; write optimized_metric=val/loss"
+        )
+
+
+def figure(folder: Path, metric: str) -> float:
+    """The final figure of a kind, such as fid or val/loss, of a finished run."""
+    figures = load_summary(folder).get("metrics", {})
+    found = [v for name, v in figures.items() if name == metric or name.startswith(f"{metric}/")]
+    if len(found) != 1:
+        kinds = {n if n.startswith("val/") else n.split("/")[0] for n in figures}
+        kinds = sorted(kind for kind in kinds if kind != "val_by_level")
+        raise UserError(
+            f"optimized_metric={metric} is not the name of one figure of {folder}; "
+            f"use one of {', '.join(kinds)}"
+        )
+    return found[0]

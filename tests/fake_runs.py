@@ -1,0 +1,101 @@
+"""Run folders without a training: what `compare` reads of a finished run, with figures at will."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image
+
+from diffusion_lab.metrics.protocol import with_fingerprint
+
+NAME = "efficientnet_lite0-96/train10k-1k"
+PROTOCOL = {
+    "extractor": "efficientnet_lite0-96",
+    "extractor_fingerprint": "abc",
+    "data": "0123",
+    "reference_images": 10_000,
+    "num_samples": 1000,
+}
+SAMPLER = {"_target_": "diffusion_lab.sampler.DPMSolver", "steps": 10}
+GUIDANCE = {"_target_": "diffusion_lab.guidance.Guidance", "scale": 1.0}
+STEPS = 100
+
+
+def fake_run(
+    folder: Path,
+    fid: float,
+    seed: int = 0,
+    config: dict | None = None,
+    summary: dict | None = None,
+    metrics: dict | None = None,
+    protocol: dict | None = None,
+) -> Path:
+    """A finished run of 100 steps of 64 images whose final FID is `fid`; arguments add to it."""
+    base = {
+        "data": {"_target_": "diffusion_lab.data.FashionMNISTDataModule", "root": "data"},
+        "backbone": {"_target_": "diffusion_lab.backbone.DiT", "width": 32},
+        "objective": {"_target_": "diffusion_lab.objective.Objective"},
+        "sampler": SAMPLER,
+        "guidance": GUIDANCE,
+        "callbacks": {
+            "evaluation": {"seed": 0},
+            "sample_grid": {"seed": 0, "columns": 3},
+        },
+        "name": "x",
+        "seed": seed,
+        "run_dir": str(folder),
+    }
+    for part in ("checkpoints", "samples"):
+        (folder / part).mkdir(parents=True)
+    whole = OmegaConf.merge(base, config or {})
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(whole))
+    (folder / "checkpoints" / "last.ckpt").write_bytes(str(folder).encode())
+    figures = {f"fid/{NAME}": fid, f"fid_std/{NAME}": 3.0, f"fid_floor/{NAME}": 96.3}
+    figures |= {"val/loss": 0.2 + fid / 1e4} | (metrics or {})
+    rows = [
+        {
+            "step": step,
+            f"fid/{NAME}": 2 * fid - fid * step / STEPS,
+            "train/images_per_second": 300.0 + step,
+            "images": 64 * step,
+            "seconds": float(step),
+        }
+        for step in (50, STEPS)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = {
+        "finished": True,
+        "steps": STEPS,
+        "images_seen": 64 * STEPS,
+        "wall_seconds": 150.0,
+        "training_seconds": 120.0,
+        "parameters": 1_000_000,
+        "training_images": 60_000,
+        "macs": 2_000_000,
+        "peak_memory_bytes": 2**30,
+        "metrics": figures,
+        "protocol": with_fingerprint(PROTOCOL | (protocol or {})),
+        "device": "cpu",
+        "versions": {"torch": "2"},
+    }
+    (folder / "summary.json").write_text(json.dumps(facts | (summary or {})))
+    draw_grid(folder / "samples" / f"step_{STEPS:07d}.png", seed)
+    return folder
+
+
+def draw_grid(path: Path, seed: int, side: int = 8, classes: int = 4, columns: int = 3) -> None:
+    """A grid as runs draw it: a row a class, gaps of 2 white pixels, everything doubled."""
+    pitch = side + 2
+    pixels = np.full((classes * pitch + 2, columns * pitch + 2), 255, np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 200, (classes, columns, side, side))
+    for row in range(classes):
+        for column in range(columns):
+            place = pixels[2 + row * pitch :, 2 + column * pitch :]
+            place[:side, :side] = noise[row, column]
+    Image.fromarray(pixels.repeat(2, 0).repeat(2, 1)).save(path)
+
+
+def fake_group(root: Path, name: str, fids: list[float], **more) -> list[Path]:
+    """A run for each FID, of seeds 0, 1, ..."""
+    return [fake_run(root / f"{name}_{seed}", fid, seed, **more) for seed, fid in enumerate(fids)]

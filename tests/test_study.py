@@ -1,0 +1,208 @@
+"""Sweeps: each run has its place; what is finished is skipped, what is not goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from omegaconf import OmegaConf
+
+from diffusion_lab import study
+from diffusion_lab.callbacks.interruption import Interruption
+from diffusion_lab.denoiser import Denoiser
+
+QUICK = [a for a in TINY if a != "backbone.patch=4"]
+QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+SWEEP = ["train", "-m", "study_name=mine", *QUICK, "seed=0,1"]
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def finished_at(folder):
+    """When the run was last written to."""
+    return (folder / "checkpoints/last.ckpt").stat().st_mtime_ns
+
+
+def test_a_name_needs_no_quotes_and_tells_runs_apart():
+    values = {"seed": "1", "backbone/block": "adaln", "optimizer.betas": "[0.9, 0.99]"}
+    name = study.name_of(values)
+    assert name == "backbone.block-adaln_optimizer.betas-.0.9.0.99_seed-1"
+    assert study.name_of({"data.fraction": "0.01"}) == "data.fraction-0.01"
+
+
+def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path):
+    code, _, err = lab(*SWEEP, "backbone.patch=4")
+    assert code == 0, err
+    assert "Runs: 2 trained" in err
+    folders = [tmp_path / f"outputs/mine/seed-{seed}" for seed in (0, 1)]
+    assert sorted(path.parent for path in tmp_path.glob("outputs/mine/*/config.yaml")) == folders
+    assert [yaml.safe_load((f / "config.yaml").read_text())["seed"] for f in folders] == [0, 1]
+    before = [finished_at(folder) for folder in folders]
+    code, _, err = lab(*SWEEP[:-1], "backbone.patch=4", "seed=0,1,2")
+    assert code == 0, err
+    assert "outputs/mine/seed-0 is finished" in err
+    assert "Runs: 1 trained, 2 finished before" in err
+    assert [finished_at(folder) for folder in folders] == before
+
+
+def test_a_folder_of_another_configuration_is_refused_not_reused(lab, tmp_path):
+    assert lab(*SWEEP, "backbone.patch=4")[0] == 0
+    code, _, err = lab(*SWEEP, "backbone.patch=4", "trainer.max_steps=5")
+    assert code == 1
+    assert "seed-0 was trained with trainer.max_steps=4, and is asked for with" in err
+    assert "Runs: 2 failed" in err
+    # where and how fast it was trained does not make another run
+    code, _, err = lab(*SWEEP, "backbone.patch=4", "micro_batch_size=4", "trainer.strategy=ddp")
+    assert code == 0, err
+
+
+def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_is_said(
+    lab, tmp_path
+):
+    arguments = [*SWEEP[:-1], "backbone.patch=3,4"]
+    code, _, err = lab(*arguments)
+    assert code == 1
+    assert "Runs: 1 trained, 1 failed" in err
+    assert "Failed: patches of 3 do not tile a 8x8 image" in err
+    assert summary_of(tmp_path / "outputs/mine/backbone.patch-4")["finished"]
+    line = err.strip().splitlines()[-1].split()
+    assert line[:2] == ["diffusion-lab", "train"]
+    assert "run_dir=outputs/mine/backbone.patch-3" in line
+    mended = [a.replace("backbone.patch=3", "backbone.patch=2") for a in line[1:]]
+    code, _, err = lab(*mended)
+    assert code == 0, err
+    assert summary_of(tmp_path / "outputs/mine/backbone.patch-3")["finished"]
+
+
+def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
+    def fail(self, *arguments, **more):
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(Denoiser, "output", fail)
+    code, _, err = lab(*SWEEP, "backbone.patch=4")
+    assert code == 1
+    assert "Runs: 2 failed" in err
+    assert err.count("Failed: RuntimeError: the disk is on fire; alone it is run by") == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lab(*SWEEP, "backbone.patch=4")  # no checkpoint was left: the runs begin anew
+    assert code == 0, err
+    assert "is now outputs/mine/.abandoned/seed-0" in err
+    assert "Runs: 2 trained" in err
+
+
+def stop_after(step, monkeypatch):
+    """Makes training stop as by SIGTERM after a step."""
+    was = Interruption.on_train_batch_end
+
+    def stop(self, trainer, *arguments):
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        was(self, trainer, *arguments)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", stop)
+
+
+def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        code, _, err = lab(*SWEEP, "backbone.patch=4")
+    assert code == 130
+    first = tmp_path / "outputs/mine/seed-0"
+    assert summary_of(first)["finished"] is False
+    code, _, err = lab(*SWEEP, "backbone.patch=4")
+    assert code == 0, err
+    assert "Runs: 2 trained" in err
+    assert summary_of(first)["finished"]
+    unbroken = ["study_name=other" if a == "study_name=mine" else a for a in SWEEP]
+    assert lab(*unbroken, "backbone.patch=4")[0] == 0
+    weights = [
+        torch.load(tmp_path / f"outputs/{name}/seed-0/checkpoints/last.ckpt")["state_dict"]
+        for name in ("mine", "other")
+    ]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
+    own = ("backbone", "backbone.width", "backbone.heads", "backbone.depth", "logger")
+    asked = [a for a in QUICK if a.split("=")[0] not in own]
+    code, _, err = lab(
+        "train", "-m", "+study=backbones", *asked, "backbone=mlp", "seed=3", "budget=images",
+        "budget.reference=null", "budget.images=24", "logger.tags=[own]",
+    )  # fmt: skip
+    assert code == 0, err
+    folder = tmp_path / "outputs/backbones/backbone-mlp_seed-3"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["study_name"] == "backbones"
+    assert config["logger"]["group"] == "backbones"
+    assert config["logger"]["name"] == "backbone-mlp_seed-3"
+    assert config["logger"]["tags"] == ["own", "backbones", "budget-images"]
+    assert config["budget"]["solved"] == ["trainer.max_steps=3"]
+    assert config["trainer"]["max_steps"] == 3
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    (log,) = folder.glob("wandb/offline-run-*")
+    log = subprocess.run([*command, str(log)], capture_output=True, text=True, check=True).stdout
+    assert '"backbones"' in log
+    assert "budget-images" in log
+
+
+def test_two_configurations_differ_in_what_both_know(tmp_path):
+    saved = OmegaConf.create(
+        {"seed": 0, "data": {"size": 8, "root": "a"}, "trainer": {"devices": 1, "max_steps": 3}}
+    )
+    asked = {"seed": 0, "new": 1, "data": {"size": None, "root": "b"}}
+    same = asked | {"trainer": {"devices": 2, "max_steps": 3}}
+    assert list(study.differences(saved, OmegaConf.create(same))) == []
+    other = asked | {"trainer": {"devices": 2, "max_steps": 4}}
+    assert list(study.differences(saved, OmegaConf.create(other))) == [("trainer.max_steps", 3, 4)]
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_leave_what_jobs_one_by_one_leave(lab, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    code, _, err = lab(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,1", *parallel)
+    assert code == 1
+    assert "Runs: 2 trained, 2 failed" in err
+    code, _, err = lab(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,1")
+    assert "Runs: 2 finished before, 2 failed" in err
+
+
+def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
+    """Data order, noise of training and noise of sampling are the same for two backbones."""
+    seen = {}
+
+    def watch(self, x, level, labels=None, *more):
+        if x.is_meta:  # multiply-accumulates are counted
+            return was(self, x, level, labels, *more)
+        record = seen.setdefault(type(self.backbone).__name__, {True: [], False: []})
+        record[self.training].append((x.clone(), level.t.clone(), labels))
+        return was(self, x, level, labels, *more)
+
+    was = Denoiser.output
+    monkeypatch.setattr(Denoiser, "output", watch)
+    arguments = [a for a in QUICK if not a.startswith(("backbone", "callbacks.sample_grid"))]
+    for backbone in ("backbone=mlp backbone.width=16", "backbone=unet_small backbone.channels=16"):
+        code, _, err = lab("train", *backbone.split(), *arguments, "seed=5")
+        assert code == 0, err
+    one, other = seen.values()
+    assert len(one[True]) == len(other[True]) == 4  # steps
+    for mine, theirs in zip(one[True], other[True], strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(one[True][0][0], one[True][1][0])
+    # validation gives whole images at its levels; a drawing gives pure noise first
+    held_out = list(zip(one[False], other[False], strict=True))
+    pure = [(a, b) for a, b in held_out if (a[1] == 1).all()]
+    assert len(pure) >= 1
+    for a, b in pure:
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[2], b[2])
