@@ -56,17 +56,22 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     return picture
 
 
+def as_pil(picture: Tensor) -> Image.Image:
+    """uint8 (C, H, W), C = 1 or 3, as an image of Pillow's."""
+    array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+    return Image.fromarray(array.cpu().numpy())
+
+
 def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
     """Writes uint8 (C, H, W), C = 1 or 3, enlarged `scale` times without blurring.
 
     The file appears whole or not at all.
     """
     pixels = picture.cpu().repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-    array = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        Image.fromarray(array.numpy()).save(temporary, format="png", optimize=True)
+        as_pil(pixels).save(temporary, format="png", optimize=True)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

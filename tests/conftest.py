@@ -1,5 +1,6 @@
 """Shared fixtures: the command line in this process, in an empty folder, on tiny data."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,8 @@ def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for processes that it starts
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")  # of processes it starts
 
     def run(*arguments: str) -> tuple[int, str, str]:
         GlobalHydra.instance().clear()
