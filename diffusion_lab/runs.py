@@ -4,6 +4,7 @@ config.yaml  checkpoints/last.ckpt  metrics.jsonl  samples/*.png  summary.json  
 """
 
 import json
+import os
 import platform
 import subprocess
 import uuid
@@ -54,12 +55,18 @@ def create(cfg: DictConfig) -> Path:
 
     def make() -> Path:
         if cfg.logger and not cfg.logger.run_id:
-            cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
+            cfg.logger.run_id = _new_run_id()  # before W&B starts, so that resuming finds it
         folder = _make_folder(cfg)
         save_config(folder, cfg)
         return folder
 
     return on_rank_zero(make)
+
+
+def _new_run_id() -> str:
+    """Of W&B, whose agent has chosen it already for a run of a sweep of W&B's."""
+    chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    return chosen or uuid.uuid4().hex[:8]
 
 
 def _make_folder(cfg: DictConfig) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.cli.combinations import gather
+from diffusion_lab.cli.combinations import gather, gather_paths
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,6 +23,8 @@ def test_every_command_composes(line):
     _, command, *overrides = shlex.split(line)
     if command == "sample-sweep":
         overrides = gather(overrides)
+    if command == "sync":
+        overrides = gather_paths(overrides)
     sweep = "-m" in overrides
     overrides = [o for o in overrides if o != "-m"]
     if sweep:

@@ -1,11 +1,15 @@
-"""Overrides of a command on a trained run, and those with several values, as in steps=5,10."""
+"""Overrides of commands on trained runs, those with several values, as in steps=5,10, and paths."""
 
 from itertools import product
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 # groups whose option is the run's own, which Hydra does not see, unless another is chosen
 OF_THE_RUN = ("sampler.", "guidance.", "metrics.")
+
+# of Hydra, which take the next argument
+WITH_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
 
 
 def admit(override: str, groups: tuple[str, ...] = OF_THE_RUN) -> str:
@@ -29,8 +33,24 @@ def gather(arguments: list[str]) -> list[str]:
         (several if varies else single).append(argument)
     if not several:
         return single
-    quoted = ("'" + argument.replace("'", "\\'") + "'" for argument in several)
-    return [*single, f"combinations=[{','.join(quoted)}]"]
+    return [*single, f"combinations={_quoted(several)}"]
+
+
+def gather_paths(arguments: list[str]) -> list[str]:
+    """The arguments, those that are no override moved into one: paths=[...]."""
+    paths, rest, value = [], [], False
+    for argument in arguments:
+        named = value or argument.startswith("-")
+        path = not named and ("=" not in argument or Path(argument).exists())
+        (paths if path else rest).append(argument)
+        value = argument in WITH_A_VALUE
+    return [*rest, f"paths={_quoted(paths)}"] if paths else rest
+
+
+def _quoted(words: list[str]) -> str:
+    """A list of strings, as Hydra reads it."""
+    quoted = ("'" + word.replace("'", "\\'") + "'" for word in words)
+    return f"[{','.join(quoted)}]"
 
 
 def expand(several: list[str]) -> list[dict[str, str]]:

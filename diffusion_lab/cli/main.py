@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from diffusion_lab.cli.combinations import admit, gather
+from diffusion_lab.cli.combinations import admit, gather, gather_paths
 from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.errors import UserError
 
@@ -31,6 +31,8 @@ COMMANDS = {
     "doctor": "what is wrong with a training run, before it is made",
     "profile": "parameters, MACs, memory and speed of a composition",
     "match": "the size at which one backbone costs what another does",
+    "sync": "upload offline W&B runs",
+    "wandb-report": "a W&B workspace and a report that compare runs",
 }
 COMPOSED = (
     "train",
@@ -40,6 +42,7 @@ COMPOSED = (
     "profile",
     "match",
 )  # the others take what is not chosen from a run
+WITH_PATHS = ("sync",)  # which take paths besides overrides
 PATHS = ("run", "run_dir", "resume", "data_root", "output")
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
@@ -77,6 +80,8 @@ def main() -> None:
             # apart from Hydra's flags and their values, as in --cfg job
             flags = [argument for argument in rest if "=" not in argument]
             rest = [*flags, *gather([argument for argument in rest if "=" in argument])]
+        if name in WITH_PATHS:
+            rest = gather_paths(rest)
         if name not in COMPOSED:
             rest = [admit(argument) for argument in rest]
         elif any(argument.startswith("resume=") for argument in rest):

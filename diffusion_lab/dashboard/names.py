@@ -10,6 +10,10 @@ AXES = {
     IMAGES: "training images seen",
     SECONDS: "since the run began, without the time between being stopped and resumed",
 }
+SUMMARY = {
+    "parameters": "of the network",
+    "wall_seconds": "that the run took",
+}  # of summary.json, all of which is in the run's summary
 GRIDS = "grids"  # of pictures, by what they show
 SAMPLES = "samples"  # the table
 FIGURES = (
@@ -37,8 +41,8 @@ SCALARS |= {
 
 
 def is_known(name: str) -> bool:
-    """Whether a metric, an axis, a grid or the table of samples may have this name."""
-    patterns = (*AXES, *SCALARS, f"{GRIDS}/*", SAMPLES)
+    """Whether anything that a run logs, or leaves in its summary, may have this name."""
+    patterns = (*AXES, *SCALARS, *SUMMARY, f"{GRIDS}/*", SAMPLES)
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
