@@ -102,7 +102,7 @@ class WandB(WandbLogger):
         project: str = "diffusion-lab",
         tags: list[str] | None = None,
         mode: str = "auto",
-        choices: dict[str, str | None] | None = None,
+        choices: dict[str, str] | None = None,
     ):
         self.clock = clock
         self.run_dir = run_dir
@@ -120,7 +120,7 @@ class WandB(WandbLogger):
             group=group,
             tags=tags,
             mode=wandb_mode,
-            config=config | {"choices": grouped(choices or {})},
+            config=config | {"choices": choices},
             settings=wandb.Settings(
                 console="off", init_timeout=20, finish_timeout=FINISH_SECONDS, silent=True
             ),
@@ -144,8 +144,8 @@ class WandB(WandbLogger):
             return "W&B: disabled"
         if self.reason is None:
             return f"W&B: {self.experiment.url}"
-        folder = os.path.relpath(Path(self.experiment.dir).parent)
-        return f"W&B: offline ({self.reason}); upload later with: wandb sync {folder}"
+        folder = os.path.relpath(self.run_dir)
+        return f"W&B: offline ({self.reason}); upload later with: diffusion-lab sync {folder}"
 
     def _open(self) -> None:
         run = self.experiment
@@ -214,16 +214,6 @@ class WandB(WandbLogger):
             self.experiment.finish(exit_code=0 if summary else 1)
 
         self._guard(finish)
-
-
-def grouped(choices: dict[str, str | None]) -> dict[str, str]:
-    """Hydra's choices as W&B's configuration has them to group runs by: strings, no dots."""
-    ours = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
-    return {
-        group.replace("/", "_"): option
-        for group, option in ours.items()
-        if option is not None and "@" not in group
-    }
 
 
 @contextmanager

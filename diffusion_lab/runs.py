@@ -13,11 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.autoencoder import files
 from diffusion_lab.build import Model, build_datamodule, build_model
+from diffusion_lab.dashboard.names import grouped
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
@@ -56,6 +58,8 @@ def create(cfg: DictConfig) -> Path:
     def make() -> Path:
         if cfg.logger and not cfg.logger.run_id:
             cfg.logger.run_id = _new_run_id()  # before W&B starts, so that resuming finds it
+        if cfg.logger and HydraConfig.initialized():
+            cfg.logger.choices = grouped(HydraConfig.get().runtime.choices)
         folder = _make_folder(cfg)
         save_config(folder, cfg)
         return folder

@@ -182,7 +182,12 @@ def run_training(
     """Fits, evaluates and writes the summary."""
     clock = Clock(cfg.batch_size)
     rows = JSONLines(folder / runs.METRICS, clock)
-    wandb = parts.logger(run_dir=folder, clock=clock, config=plain(cfg)) if parts.logger else None
+    wandb = None
+    if parts.logger:
+        # the id is younger than the parts: a new run's is made with its folder
+        known = {"run_id": cfg.logger.run_id, "config": plain(cfg)}
+        known["choices"] = known["config"]["logger"].get("choices")
+        wandb = parts.logger(run_dir=folder, clock=clock, **known)
     callbacks = finish_callbacks(parts, folder)
     module = parts.module
     if channels_last_pays(cfg.channels_last, device):

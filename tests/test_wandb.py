@@ -1,16 +1,17 @@
 """An offline W&B run holds all that a run logs, and W&B's own reader finds it there."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import wandb_record
+import yaml
 from conftest import TINY, TINY_AUTOENCODER, tiny_first_stage
 from PIL import Image
 
 from diffusion_lab.dashboard import names
 from diffusion_lab.dashboard.samples_table import COLUMNS, MOST_ROWS, chosen
-from diffusion_lab.logger import grouped
 
 
 def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
@@ -121,15 +122,23 @@ def test_a_run_on_two_devices_is_one_run(lab, tmp_path):
     assert len(table_rows(record, 4)) == 8
 
 
+def run_id(tmp_path: Path) -> str:
+    return yaml.safe_load((tmp_path / "run/config.yaml").read_text())["logger"]["run_id"]
+
+
 def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path):
     code, _, err = lab("train", *TINY, "run_dir=run", "callbacks.evaluation=null")
     assert code == 0, err
     (first,) = (tmp_path / "run/wandb").glob("offline-run-*")
     code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
     assert code == 0, err
+    assert wandb_record.read(first).run["run_id"] == run_id(tmp_path)
     (second,) = set((tmp_path / "run/wandb").glob("offline-run-*")) - {first}
     assert list(wandb_record.read(first).rows) == [1, 2, 3, 4]
-    assert list(wandb_record.read(second).rows) == [5, 6]
+    record = wandb_record.read(second)
+    assert list(record.rows) == [5, 6]
+    assert record.run["run_id"] == run_id(tmp_path)
+    assert record.config["choices"] == wandb_record.read(first).config["choices"]
 
 
 def test_of_many_samples_the_first_of_each_class_are_in_the_table():
@@ -143,7 +152,7 @@ def test_of_many_samples_the_first_of_each_class_are_in_the_table():
 def test_choices_are_those_that_runs_differ_in():
     choices = {"backbone": "dit", "objective/prediction": "v", "experiment": None}
     noise = {"hydra/launcher": "basic", "callbacks@callbacks.evaluation": "evaluation"}
-    assert grouped(choices | noise) == {"backbone": "dit", "objective_prediction": "v"}
+    assert names.grouped(choices | noise) == {"backbone": "dit", "objective_prediction": "v"}
 
 
 @pytest.mark.parametrize(
@@ -159,3 +168,17 @@ def test_choices_are_those_that_runs_differ_in():
 )
 def test_the_naming_scheme(name, known):
     assert names.is_known(name) is known
+
+
+def test_the_readme_lists_the_naming_scheme():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    table = readme[readme.index("| name | what it is |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    floors = {f"{kind}_floor/*" for kind in names.FIGURES}
+    assert set(names.SCALARS) - floors == listed - {"fid_floor/*"} - {
+        *names.AXES,
+        names.SAMPLES,
+        f"{names.GRIDS}/samples",
+        f"{names.GRIDS}/reconstructions",
+    }

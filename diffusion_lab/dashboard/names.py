@@ -3,6 +3,7 @@
 A figure's name is `<kind>/<what it depends on>`, as in fid/efficientnet_lite0-96/train60k-5k.
 """
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 IMAGES, SECONDS = "images", "seconds"
@@ -49,3 +50,13 @@ def is_known(name: str) -> bool:
 def figure(kind: str, protocol: str) -> str:
     """The name of a figure measured by a protocol, as efficientnet_lite0-96/train60k-5k."""
     return f"{kind}/{protocol}"
+
+
+def grouped(choices: Mapping[str, str | None]) -> dict[str, str]:
+    """Hydra's choices as a run keeps them for W&B to group by: strings under names without dots."""
+    ours = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    return {
+        group.replace("/", "_"): option
+        for group, option in ours.items()
+        if option is not None and "@" not in group
+    }
