@@ -56,12 +56,6 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     return picture
 
 
-def as_pil(picture: Tensor) -> Image.Image:
-    """uint8 (C, H, W), C = 1 or 3, as an image of Pillow's."""
-    array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
-    return Image.fromarray(array.cpu().numpy())
-
-
 def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
     """Writes uint8 (C, H, W), C = 1 or 3, enlarged `scale` times without blurring.
 
@@ -75,3 +69,9 @@ def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_pil(picture: Tensor) -> Image.Image:
+    """uint8 (C, H, W), C = 1 or 3, as an image of Pillow's."""
+    array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+    return Image.fromarray(array.cpu().numpy())

@@ -7,38 +7,25 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 IMAGES, SECONDS = "images", "seconds"
-AXES = {
-    IMAGES: "training images seen",
-    SECONDS: "since the run began, without the time between being stopped and resumed",
-}
-SUMMARY = {
-    "parameters": "of the network",
-    "wall_seconds": "that the run took",
-}  # of summary.json, all of which is in the run's summary
+AXES = {IMAGES: "training images seen", SECONDS: "seconds since the run began"}
+SUMMARY = ("parameters", "wall_seconds")  # of summary.json, all of which is in W&B's summary
 GRIDS = "grids"  # of pictures, by what they show
 SAMPLES = "samples"  # the table
-FIGURES = (
+FIGURES = (  # kinds; of each there is a floor, too
     *("fid", "fid_std", "fid_infinity", "kid", "precision", "recall", "density", "coverage"),
     *("inception_score", "accuracy"),
-)  # kinds; of each there is a floor, too
-SCALARS = {
-    "train/*": "of training: loss and its parts, lr, images_per_second",
-    "val/*": "of held-out images: loss, or an autoencoder's psnr, ssim and use of its code",
-    "val_by_level/t*": "the held-out loss at one noise level",
-    "val_latent/*": "mean and std of one channel of an autoencoder's latents",
-} | {
-    pattern: meaning
-    for kind in FIGURES
-    for pattern, meaning in (
-        (f"{kind}/*", f"{kind} of generated images"),
-        (f"{kind}_floor/*", f"{kind} of as many real images"),
-    )
-}
-SCALARS |= {
-    "fid_class*/*": "of the images of one class, and its floor",
-    "rfid*/*": "of an autoencoder's reconstructions, and its floor",
-    "rkid*/*": "of an autoencoder's reconstructions, and its floor",
-}
+)
+SCALARS = (
+    "train/*",
+    "val/*",
+    "val_by_level/t*",
+    "val_latent/*",
+    *(f"{kind}/*" for kind in FIGURES),
+    *(f"{kind}_floor/*" for kind in FIGURES),
+    "fid_class*/*",
+    "rfid*/*",  # of an autoencoder's reconstructions
+    "rkid*/*",
+)
 
 
 def is_known(name: str) -> bool:

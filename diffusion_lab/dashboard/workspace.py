@@ -15,7 +15,6 @@ GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guida
 OF_COVERAGE = "^(precision|recall|density|coverage)/"  # on their own number of images
 BY_LEVEL = "^val_by_level/"
 TITLE = "Diffusion models compared"
-OVER = {names.IMAGES: "training images seen", names.SECONDS: "seconds since the run began"}
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class Dashboard:
         return wr.LinePlot(
             title=title,
             x=x,
-            title_x=OVER[x],
+            title_x=names.AXES[x],
             y=list(y),
             metric_regex=regex,
             groupby=wr.Config(self.key),
