@@ -12,6 +12,7 @@ class Server(ThreadingHTTPServer):
     """`history` has the rows of each run as sent, `configs` and `files` what their names say."""
 
     daemon_threads = True
+    request_queue_size = 128  # files come all at once, and a refused one is not sent again
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
