@@ -66,7 +66,12 @@ def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:
     The file appears whole or not at all.
     """
     pixels = picture.cpu().repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-    array = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        Image.fromarray(array.numpy()).save(file, format="png", optimize=True)
+        as_pil(pixels).save(file, format="png", optimize=True)
+
+
+def as_pil(picture: Tensor) -> Image.Image:
+    """uint8 (C, H, W), C = 1 or 3, as an image of Pillow's."""
+    array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+    return Image.fromarray(array.cpu().numpy())

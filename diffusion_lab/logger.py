@@ -10,7 +10,8 @@ import netrc
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -19,6 +20,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from diffusion_lab.dashboard import names
+from diffusion_lab.dashboard.samples_table import Sample, samples_table
 from diffusion_lab.files import read_rows, write_atomically
 from diffusion_lab.progress import say
 
@@ -128,8 +131,11 @@ class WandB(WandbLogger):
         project: str = "diffusion-lab",
         tags: list[str] | None = None,
         mode: str = "auto",
+        choices: dict[str, str] | None = None,
     ):
         self.clock = clock
+        self.run_dir = run_dir
+        self._timed = (-1, 0.0)  # the step of the latest metrics, and the time of its first
         self.broken = False
         self.reason = reason = why_offline(mode)
         wandb_mode = "online" if reason is None else "offline"
@@ -143,7 +149,7 @@ class WandB(WandbLogger):
             group=group,
             tags=tags,
             mode=wandb_mode,
-            config=config,
+            config=config | {"choices": choices},
             settings=wandb.Settings(
                 console="off", init_timeout=20, finish_timeout=FINISH_SECONDS, silent=True
             ),
@@ -167,14 +173,14 @@ class WandB(WandbLogger):
             return "W&B: disabled"
         if self.reason is None:
             return f"W&B: {self.experiment.url}"
-        folder = os.path.relpath(Path(self.experiment.dir).parent)
-        return f"W&B: offline ({self.reason}); upload later with: wandb sync {folder}"
+        folder = os.path.relpath(self.run_dir)
+        return f"W&B: offline ({self.reason}); upload later with: diffusion-lab sync {folder}"
 
     def _open(self) -> None:
         run = self.experiment
-        run.define_metric("images")
-        run.define_metric("seconds")
-        run.define_metric("*", step_metric="images")
+        for axis in names.AXES:
+            run.define_metric(axis, hidden=True)
+        run.define_metric("*", step_metric=names.IMAGES, overwrite=True)  # Lightning's choice
 
     def _guard(self, action: Callable[[], None]) -> None:
         if self.broken:
@@ -193,16 +199,36 @@ class WandB(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        row = self.clock.row(metrics, step) | {"trainer/global_step": step}
-        self._guard(lambda: self.experiment.log(row))
+        row = self.clock.row(metrics, step)
+        if step != self._timed[0]:
+            self._timed = (step, row[names.SECONDS])
+        self._log(row, step)
+
+    def _log(self, row: dict[str, object], step: int) -> None:
+        """Adds to the step's row: W&B's step is the optimiser's, also in a run that goes on."""
+        if step == self._timed[0]:
+            row[names.SECONDS] = self._timed[1]  # or an evaluation would move the step's curves
+        self._guard(lambda: self.experiment.log(row, step=step))
 
     @rank_zero_only
     def log_grid(self, key: str, path: Path, caption: str, step: int) -> None:
-        """One picture with its caption."""
+        """One picture with its caption, as `grids/<key>`."""
 
         def log() -> None:
             with Image.open(path) as image:
-                self.log_metrics({key: wandb.Image(image, caption=caption)}, step)
+                picture = wandb.Image(image, caption=caption)
+                self._log(self.clock.row({f"{names.GRIDS}/{key}": picture}, step), step)
+
+        self._guard(log)
+
+    @rank_zero_only
+    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+        """Generated images of a step, as rows of the table `samples`."""
+
+        def log() -> None:
+            table = samples_table(samples, step, step * self.clock.batch_size)
+            with staged_in(self.run_dir / "wandb"):
+                self._log(self.clock.row({names.SAMPLES: table}, step), step)
 
         self._guard(log)
 
@@ -227,12 +253,30 @@ class WandB(WandbLogger):
         self._guard(finish)
 
 
+@contextmanager
+def staged_in(folder: Path) -> Iterator[None]:
+    """Lets a table's files wait for their upload in the run's folder, not in the user's home."""
+    if wandb.env.DATA_DIR in os.environ:
+        yield
+        return
+    os.environ[wandb.env.DATA_DIR] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        del os.environ[wandb.env.DATA_DIR]
+
+
 def why_offline(mode: str) -> str | None:
     """Why a run of this mode does not go to W&B's server, or None if it does."""
     if mode in ("online", "offline"):
         return "as asked" if mode == "offline" else None
     if os.environ.get("WANDB_MODE", "online") != "online":
         return f"WANDB_MODE={os.environ['WANDB_MODE']}"
+    return why_unreachable()
+
+
+def why_unreachable() -> str | None:
+    """Why nothing can be sent to W&B's server, or None."""
     address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(address.hostname):
         return "no API key; `wandb login` stores one"

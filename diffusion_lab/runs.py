@@ -4,6 +4,7 @@ config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wan
 """
 
 import json
+import os
 import platform
 import subprocess
 import uuid
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch import Tensor
 from diffusion_lab import checkpoints, slurm, targets, weights
 from diffusion_lab.autoencoder import files
 from diffusion_lab.build import Model, build_datamodule, build_model
+from diffusion_lab.dashboard.names import grouped
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.errors import UserError
@@ -73,7 +76,9 @@ def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
 
     def make() -> Path:
         if cfg.logger and not cfg.logger.run_id:
-            cfg.logger.run_id = uuid.uuid4().hex[:8]  # before W&B starts, so that resuming finds it
+            cfg.logger.run_id = _new_run_id()  # before W&B starts, so that resuming finds it
+        if cfg.logger and HydraConfig.initialized():
+            cfg.logger.choices = grouped(HydraConfig.get().runtime.choices)
         try:
             folder = _make_folder(cfg)
             slurm.sign(folder, command, overrides)
@@ -85,6 +90,12 @@ def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
         return folder
 
     return on_rank_zero(make)
+
+
+def _new_run_id() -> str:
+    """Of W&B, whose agent has chosen it already for a run of a sweep of W&B's."""
+    chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    return chosen or uuid.uuid4().hex[:8]
 
 
 def _make_folder(cfg: DictConfig) -> Path:

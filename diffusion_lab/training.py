@@ -229,6 +229,7 @@ def run_training(
     if parts.logger:
         # the id is younger than the parts: a new run's is made with its folder
         known = {"run_id": cfg.logger.run_id, "config": plain(cfg)}
+        known["choices"] = known["config"]["logger"].get("choices")
         wandb = parts.logger(run_dir=folder, clock=clock, **known)
     callbacks = finish_callbacks(parts, folder)
     module = parts.module

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.cli.combinations import gather, gather_paths
+from diffusion_lab.cli.main import WITH_PATHS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,7 +35,7 @@ def test_every_command_composes(line):
     _, command, *overrides = shlex.split(line)
     if command == "sample-sweep":
         overrides = gather(overrides)
-    if command == "compare":
+    if command in WITH_PATHS:
         overrides = gather_paths(overrides)
     sweep = "-m" in overrides
     overrides = [o for o in overrides if o != "-m"]

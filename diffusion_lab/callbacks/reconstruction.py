@@ -43,7 +43,14 @@ class ReconstructionGrid(Periodic):
         rows = zip(images.split(self.columns), back.split(self.columns), strict=True)
         white = images.new_full((-count % self.columns, *images.shape[1:]), 255)
         picture = torch.cat([part for row in rows for part in pad_row(row, white, self.columns)])
-        self.latest = publish(trainer, picture, self.columns, self.folder, "reconstructions")
+        self.latest = publish(
+            trainer,
+            picture,
+            self.columns,
+            self.folder,
+            "reconstructions",
+            "rows of held-out images, below each what came back of it",
+        )
 
 
 def pad_row(row: tuple[Tensor, Tensor], white: Tensor, columns: int) -> list[Tensor]:

@@ -37,6 +37,8 @@ COMMANDS = {
     "doctor": "what is wrong with a training run, before it is made",
     "profile": "parameters, MACs, memory and speed of a composition",
     "match": "the size at which one backbone costs what another does",
+    "sync": "upload offline W&B runs",
+    "wandb-report": "a W&B workspace and a report that compare runs",
 }
 COMPOSED = (
     "train",
@@ -46,6 +48,7 @@ COMPOSED = (
     "profile",
     "match",
 )  # the others take what is not chosen from a run
+WITH_PATHS = ("compare", "sync")  # which take paths besides overrides
 PATHS = ("run", "run_dir", "resume", "data_root", "output")
 LAUNCHER = "hydra/launcher="
 TRAINING = ("train", "train-autoencoder")  # sweeps of which go on where they were stopped
@@ -85,7 +88,7 @@ def main() -> None:
             # apart from Hydra's flags and their values, as in --cfg job
             flags = [argument for argument in rest if "=" not in argument]
             rest = [*flags, *gather([argument for argument in rest if "=" in argument])]
-        if name == "compare":
+        if name in WITH_PATHS:
             rest = gather_paths(rest)
         if name not in COMPOSED:
             rest = [admit(argument) for argument in rest]

@@ -1,0 +1,33 @@
+"""diffusion-lab sync."""
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+
+from diffusion_lab.dashboard import offline_runs
+from diffusion_lab.errors import UserError
+from diffusion_lab.logger import why_unreachable
+from diffusion_lab.progress import say
+
+
+def run(cfg: DictConfig) -> None:
+    """Lists offline W&B runs, and uploads those that are not."""
+    paths = cfg.paths if isinstance(cfg.paths, ListConfig) else [cfg.paths]
+    runs = offline_runs.find(Path(str(path)) for path in paths)
+    waiting = [run for run in runs if not run.uploaded]
+    for run in runs:
+        say(f"{'to upload' if run in waiting else 'uploaded '}  {run.file.parent}")
+    if not waiting:
+        where = ", ".join(str(path) for path in paths)
+        found = f"all {len(runs)} offline W&B runs are uploaded" if runs else "no offline W&B run"
+        say(f"Nothing to upload in {where}: {found}")
+    elif cfg.dry_run:
+        say(f"{len(waiting)} of {len(runs)} would be uploaded; nothing was sent (dry_run=true)")
+    elif reason := why_unreachable():
+        raise UserError(f"nothing was uploaded: {reason}")
+    else:
+        offline_runs.upload(waiting)
+        say(f"Uploaded {len(waiting)}")
+    if cfg.json:
+        print(json.dumps({str(run.file.parent): run.uploaded for run in runs}))

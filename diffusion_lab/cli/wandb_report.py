@@ -1,0 +1,50 @@
+"""diffusion-lab wandb-report."""
+
+import importlib.util
+import re
+
+import wandb
+from omegaconf import DictConfig
+
+from diffusion_lab.errors import UserError, require
+from diffusion_lab.logger import why_unreachable
+from diffusion_lab.progress import say
+
+PROTOCOL = re.compile(r"[\w.-]+/train\w+-\w+")
+
+
+def run(cfg: DictConfig) -> None:
+    """Makes a workspace and a report, and says where they are."""
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError(
+            "wandb-report needs the package wandb-workspaces; "
+            "write pip install 'diffusion-lab[report]'"
+        )
+    from diffusion_lab.dashboard.workspace import GROUPS, Dashboard
+
+    require(cfg.group_by in GROUPS, "group_by", cfg.group_by, f"one of {', '.join(GROUPS)}")
+    require(
+        bool(PROTOCOL.fullmatch(str(cfg.protocol))),
+        "protocol",
+        cfg.protocol,
+        "what follows fid/ in the name of a figure",
+        "efficientnet_lite0-96/train60k-5k",
+    )
+    reason = None if cfg.dry_run else why_unreachable()
+    if reason:
+        raise UserError(f"nothing was made: {reason}; dry_run=true shows what would be")
+    group = None if cfg.group is None else str(cfg.group)
+    if cfg.dry_run:
+        dashboard = Dashboard(str(cfg.project), "ENTITY", cfg.protocol, cfg.group_by, group)
+        for title, panels in dashboard.sections().items():
+            titles = (getattr(panel, "title", None) or type(panel).__name__ for panel in panels)
+            say(f"{title}: {'; '.join(titles)}")
+        say("Nothing was made (dry_run=true)")
+        return
+    try:
+        entity = str(cfg.entity or wandb.Api().default_entity)
+        dashboard = Dashboard(str(cfg.project), entity, cfg.protocol, cfg.group_by, group)
+        say(f"Workspace: {dashboard.workspace().save().url}")
+        say(f"Report: {dashboard.report().save().url}")
+    except Exception as error:  # of a key, a project, a server, in as many classes
+        raise UserError(f"W&B refused: {str(error).splitlines()[0]}") from error

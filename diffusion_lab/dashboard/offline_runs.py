@@ -1,0 +1,61 @@
+"""W&B runs that wait on the disk for their upload, and the upload, by W&B's own `wandb sync`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lab.errors import UserError
+
+
+@dataclass(frozen=True)
+class OfflineRun:
+    """The file run-<id>.wandb of one start of a run."""
+
+    file: Path
+
+    @property
+    def run_id(self) -> str:
+        """Of W&B; the starts of a run that was resumed share it."""
+        return self.file.stem.removeprefix("run-")
+
+    @property
+    def uploaded(self) -> bool:
+        """Whether W&B has marked the file as uploaded, and nothing was written to it since."""
+        mark = self.file.with_suffix(".wandb.synced")
+        return mark.exists() and mark.stat().st_mtime >= self.file.stat().st_mtime
+
+
+def find(paths: Iterable[Path]) -> list[OfflineRun]:
+    """The offline runs at and below the paths, by time.
+
+    A path that is W&B's own file, or the folder of one, is taken even if that run was online: its
+    upload may have been cut short. Raises UserError for a path that does not exist.
+    """
+    found = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give a run folder, or one that holds some")
+        named = [path] if path.is_file() else list(path.glob("*.wandb"))
+        below = [] if path.is_file() else path.glob("**/offline-run-*/*.wandb")
+        for file in [*named, *below]:
+            if file.suffix != ".wandb":
+                raise UserError(f"{file} is no file of W&B's; those end in .wandb")
+            found[file.resolve()] = file
+    return [OfflineRun(file) for file in sorted(found.values(), key=lambda file: file.parent.name)]
+
+
+def upload(runs: list[OfflineRun]) -> None:
+    """Uploads; raises UserError, with the number of those that are still here, if W&B fails."""
+    # all were chosen already; those that were marked have grown since
+    options = ["--yes", "--include-online", "--include-synced"]
+    command = [sys.executable, "-m", "wandb", "sync", *options, *(str(run.file) for run in runs)]
+    subprocess.run(command, env=os.environ | {"WANDB_MODE": "online"}, stdout=sys.stderr.fileno())
+    left = sum(not run.uploaded for run in runs)
+    if left:
+        raise UserError(
+            f"{left} of {len(runs)} were not uploaded, for the reason that W&B gives above; they "
+            "are still here, and the same command tries again"
+        )

@@ -1,0 +1,70 @@
+"""What an offline W&B run holds, read back from its file by W&B's own reader."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PICTURE, TABLE = "image-file", "table-file"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's configuration, and its rows by step: numbers, pictures and tables by name."""
+
+    folder: Path
+    run: dict
+    axes: dict[str, str | None]  # of each defined name, "*" being all others
+    rows: dict[int, dict[str, object]]
+
+    @property
+    def config(self) -> dict:
+        return self.run["config"]["update"]
+
+    @property
+    def scalars(self) -> dict[int, dict[str, float]]:
+        return {
+            step: {name: value for name, value in row.items() if not isinstance(value, dict)}
+            for step, row in self.rows.items()
+        }
+
+    def media(self, name: str, kind: str) -> dict[int, dict]:
+        """By step: the facts of a picture or table, of which `path` is there."""
+        found = {step: row[name] for step, row in self.rows.items() if name in row}
+        for facts in found.values():
+            assert facts["_type"] == kind
+            assert (self.folder / "files" / facts["path"]).is_file()
+        return found
+
+
+def read(folder: Path) -> Record:
+    """The one offline run in wandb/ of a run folder, or in an offline run's own folder."""
+    (folder,) = [folder] if list(folder.glob("*.wandb")) else folder.glob("wandb/offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    log = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    records = [json.loads(line) for line in log.splitlines()]
+    (run,) = [record["run"] for record in records if record["type"] == "run"]
+    axes, rows = {}, {}
+    for record in records:
+        if record["type"] == "metric":
+            metric = record["metric"]
+            axes[metric.get("name") or metric["glob_name"]] = metric.get("step_metric")
+        if record["type"] == "history":
+            step = record["history"]["step"]["num"]
+            assert step not in rows
+            rows[step] = nested(record["history"]["item"])
+    return Record(folder, run, axes, rows)
+
+
+def nested(item: dict[str, object]) -> dict[str, object]:
+    """The values of a row, those of pictures and tables in dictionaries; W&B's own left out."""
+    media = {key.removesuffix("._type") for key in item if key.endswith("._type")}
+    row = {}
+    for key, value in item.items():
+        name = next((name for name in media if key.startswith(f"{name}.")), None)
+        if name is not None:
+            row.setdefault(name, {})[key.removeprefix(f"{name}.")] = value
+        elif not key.startswith("_"):
+            row[key] = value
+    return row
