@@ -67,7 +67,7 @@ study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba a
 	for study in unet_vs_dit unet_vs_dit_seconds; do \
 		$(LAB) compare outputs/$$study$(SIZE) output=outputs/$$study$(SIZE)/comparison || exit 1; done
 
-study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net and DiT on 60, 600 and all 60,000 images, and what they learn by heart: IMAGES=60_000 ARGS="seed=0,1"
+study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net and DiT on 0.1, 1, 10 and 100 % of the data, and what they learn by heart: IMAGES=60_000 ARGS="seed=0,1"
 	$(SWEEP) +study=low_data$(SIZE) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
 	ls -d outputs/low_data$(SIZE)/*_* | $(THREAD) xargs -P $(JOBS) -I RUN sh -c \
 		'test -f RUN/memorization/report.json || $(LAB) memorization run=RUN num_samples=$(SAMPLES)'
