@@ -94,6 +94,19 @@ def run_folder(lab, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.fixture
+def joblib() -> Iterator[list[str]]:
+    """The overrides that run two jobs at once; their processes end with the test.
+
+    Else they would wait for the next test's jobs in the folder of this one.
+    """
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    from joblib.externals.loky import get_reusable_executor
+
+    yield ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    get_reusable_executor().shutdown(wait=True)
+
+
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
     """No file of this process can grow beyond so many bytes, as if the disk were full."""

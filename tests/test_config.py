@@ -26,7 +26,7 @@ FACTS = {
 }
 OURS = "diffusion_lab."
 # whole recipes, which configure parts of other groups
-DOCUMENTS = ("experiment", "debug", "study", "hparams_search")
+DOCUMENTS = ("experiment", "debug", "study", "hparams_search", "hydra")
 GROUP_FILES = sorted(
     path
     for path in CONF.rglob("*.yaml")

@@ -10,11 +10,9 @@ from conftest import TINY
 
 
 @pytest.mark.slow
-def test_jobs_have_a_folder_each_and_share_the_cores(lab, monkeypatch):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+def test_jobs_have_a_folder_each_and_share_the_cores(lab, monkeypatch, joblib):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    code, _, err = lab("train", *TINY, *launcher, "seed=0,1", "name=x", "callbacks.evaluation=null")
+    code, _, err = lab("train", *TINY, *joblib, "seed=0,1", "name=x", "callbacks.evaluation=null")
     assert code == 0, err
     runs = sorted(Path("outputs/x").iterdir())
     assert len(runs) == 2

@@ -166,10 +166,8 @@ def test_two_configurations_differ_in_what_both_know(tmp_path):
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_leave_what_jobs_one_by_one_leave(lab, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    code, _, err = lab(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,1", *parallel)
+def test_jobs_side_by_side_leave_what_jobs_one_by_one_leave(lab, tmp_path, joblib):
+    code, _, err = lab(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,1", *joblib)
     assert code == 1
     assert "Runs: 2 trained, 2 failed" in err
     code, _, err = lab(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,1")
@@ -180,15 +178,15 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     """Data order, noise of training and noise of sampling are the same for two backbones."""
     seen = {}
 
-    def watch(self, x, level, labels=None, *more):
+    def watch(self, x, level, labels, *more):
         if x.is_meta:  # multiply-accumulates are counted
             return was(self, x, level, labels, *more)
         record = seen.setdefault(type(self.backbone).__name__, {True: [], False: []})
         record[self.training].append((x.clone(), level.t.clone(), labels))
         return was(self, x, level, labels, *more)
 
-    was = Denoiser.output
-    monkeypatch.setattr(Denoiser, "output", watch)
+    was = Denoiser._output  # of the loss and of the samplers
+    monkeypatch.setattr(Denoiser, "_output", watch)
     arguments = [a for a in QUICK if not a.startswith(("backbone", "callbacks.sample_grid"))]
     for backbone in ("backbone=mlp backbone.width=16", "backbone=unet_small backbone.channels=16"):
         code, _, err = lab("train", *backbone.split(), *arguments, "seed=5")

@@ -85,9 +85,8 @@ def main() -> None:
         if name == "profile":
             rest = [argument for argument in rest if argument not in ("-m", "--multirun")]
         if name in ("sample-sweep", "profile"):
-            # apart from Hydra's flags and their values, as in --cfg job
-            flags = [argument for argument in rest if "=" not in argument]
-            rest = [*flags, *gather([argument for argument in rest if "=" in argument])]
+            flags, overrides = apart(rest)
+            rest = [*flags, *gather(overrides)]
         if name in WITH_PATHS:
             rest = gather_paths(rest)
         if name not in COMPOSED:
@@ -123,6 +122,12 @@ def check_launcher(name: str) -> None:
         )
 
 
+def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, as in --cfg job, and the overrides."""
+    overrides = [a for a in arguments if a[0] == "~" or ("=" in a and a[0] != "-")]
+    return [argument for argument in arguments if argument not in overrides], overrides
+
+
 def run(name: str, arguments: list[str]) -> None:
     """Hands the arguments to Hydra."""
     sys.argv = [f"diffusion-lab {name}", *arguments]
@@ -135,7 +140,8 @@ def sweep(name: str, arguments: list[str]) -> None:
     if any(argument.startswith("hparams_search=") for argument in arguments):
         Path("outputs").mkdir(exist_ok=True)  # for the file of the search
     try:
-        run(name, [*arguments, *outcomes.sweep_overrides(folder, arguments)])
+        flags, overrides = apart(arguments)
+        run(name, [*flags, *overrides, *outcomes.sweep_overrides(folder, overrides)])
     except ValueError:
         if not outcomes.none_done(folder):  # or Optuna finds no best trial
             raise
