@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CODE = re.search(r"```python\n(# my_networks.py\n.+?)```", README, re.DOTALL)[1]
 COMMANDS = re.findall(
-    r"^    diffusion-lab (train .*(?:my_networks|my_conf).*)$", README, re.MULTILINE
+    r"^    diffusion-lab (train .*(?:my_networks|backbone=convolutions).*)$", README, re.MULTILINE
 )
 TINY = ["data._target_=tiny_data.TinyData", "trainer.accelerator=cpu", "+debug=fast"]
 

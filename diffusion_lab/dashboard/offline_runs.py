@@ -52,7 +52,10 @@ def upload(runs: list[OfflineRun]) -> None:
     # all were chosen already; those that were marked have grown since
     options = ["--yes", "--include-online", "--include-synced"]
     command = [sys.executable, "-m", "wandb", "sync", *options, *(str(run.file) for run in runs)]
-    subprocess.run(command, env=os.environ | {"WANDB_MODE": "online"}, stdout=sys.stderr.fileno())
+    # in a process of W&B's own: one that has served an offline run marks files and sends none
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    environment["WANDB_MODE"] = "online"
+    subprocess.run(command, env=environment, stdout=sys.stderr.fileno())
     left = sum(not run.uploaded for run in runs)
     if left:
         raise UserError(
