@@ -16,6 +16,8 @@ from diffusion_lab.autoencoder import files
 from diffusion_lab.cli import main
 from diffusion_lab.images import to_float
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # what is not here is not waited for
+
 TINY = [
     "data._target_=tiny_data.TinyData",
     "backbone=dit",

@@ -117,6 +117,7 @@ def test_every_colour_of_a_plot_follows_the_theme(page):
         assert len(re.findall(rf"{name}: #", text)) == 2, "in light and in dark"
 
 
+@pytest.mark.slow
 def test_the_page_stays_small_with_many_large_grids(tmp_path):
     rng = np.random.default_rng(0)
     for width in range(30):

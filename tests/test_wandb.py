@@ -116,6 +116,7 @@ def test_an_autoencoder_run(lab, tmp_path):
     assert "below each what came back of it" in grids[4]["caption"]
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_is_one_run(lab, tmp_path):
     arguments = ["trainer.devices=2", "callbacks.evaluation=null"]
     record = trained(lab, tmp_path, "train", *TINY, *arguments)
