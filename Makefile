@@ -76,7 +76,7 @@ study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net and DiT on 0.1, 1, 
 # the model of the next two, if it is not one of yours
 one-model: setup
 	$(if $(filter $(ONE),$(MODEL)),$(LAB) train experiment=quickstart study_name=one_model run_dir=$(ONE) \
-		guidance=none trainer.max_time=null budget=images budget.images=192_000)
+		guidance=none budget=images budget.images=192_000)
 
 study-samplers: one-model  ## one model, every sampler at 5 to 50 steps: MODEL=outputs/... for one of yours
 	$(LAB) sample-sweep run=$(MODEL) output=outputs/samplers steps=5,10,20,50 \

@@ -51,7 +51,11 @@ class Budget:
     def length(self, batch_size: int) -> dict[str, object]:
         """The settings that end a run, its images rounded up to whole batches."""
         if self.images is not None:
-            return {"trainer.max_steps": math.ceil(self.images / batch_size)}
+            # a recipe may have a time limit of its own
+            return {
+                "trainer.max_steps": math.ceil(self.images / batch_size),
+                "trainer.max_time": "null",
+            }
         if self.seconds is not None:
             minutes, seconds = divmod(self.seconds, 60)
             hours, minutes = divmod(minutes, 60)

@@ -16,6 +16,7 @@ from diffusion_lab import budget, checkpoints, launch
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.errors import UserError
 from diffusion_lab.progress import say
+from diffusion_lab.run_lock import is_locked
 from diffusion_lab.runs import CONFIG, DATA, load_config, load_summary
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
@@ -84,6 +85,8 @@ def state_of(folder: Path, cfg: DictConfig) -> str:
 def _look(folder: Path, cfg: DictConfig) -> str:
     if not (folder / CONFIG).is_file():
         return NEW
+    if is_locked(folder):
+        raise UserError(f"{folder} is being trained by another process; wait for its end")
     finished = load_summary(folder).get("finished")
     if not finished and not checkpoints.exists(folder):
         aside = _free(folder.parent / ABANDONED / folder.name)

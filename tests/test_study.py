@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from diffusion_lab import study
 from diffusion_lab.callbacks.interruption import Interruption
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.run_lock import locked
 
 QUICK = [a for a in TINY if a != "backbone.patch=4"]
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -145,7 +146,7 @@ def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
     assert config["logger"]["group"] == "backbones"
     assert config["logger"]["name"] == "backbone-mlp_seed-3"
     assert config["logger"]["tags"] == ["own", "backbones", "budget-images"]
-    assert config["budget"]["solved"] == ["trainer.max_steps=3"]
+    assert config["budget"]["solved"] == ["trainer.max_steps=3", "trainer.max_time=null"]
     assert config["trainer"]["max_steps"] == 3
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     (log,) = folder.glob("wandb/offline-run-*")
@@ -204,3 +205,16 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     for a, b in pure:
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[2], b[2])
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path):
+    folder = tmp_path / "outputs/mine/seed-0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")  # before its first checkpoint
+    with locked(folder):
+        code, _, err = lab(*SWEEP[:-1], "seed=0,1")
+    assert code == 1
+    assert "outputs/mine/seed-0 is being trained by another process" in err
+    assert "Runs: 1 trained, 1 failed" in err
+    assert (folder / "config.yaml").read_text() == "seed: 0\n"
+    assert not (tmp_path / "outputs/mine/.abandoned").exists()
