@@ -14,6 +14,7 @@ from tiny_data import TinyData
 
 from diffusion_lab.autoencoder import files
 from diffusion_lab.cli import main
+from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.images import to_float
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # what is not here is not waited for
@@ -94,6 +95,27 @@ def run_folder(lab, tmp_path) -> Path:
     code, _, err = lab("train", *TINY, "run_dir=run")
     assert code == 0, err
     return tmp_path / "run"
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the run's own gets to see it."""
+
+
+def die() -> None:
+    """As good as kill -9."""
+    raise Killed
+
+
+def at_step(patch, step, act):
+    """Has `act` called when that step begins, the first being 1."""
+    original = DiffusionModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == step - 1:
+            act()
+        return original(self, batch, batch_idx)
+
+    patch.setattr(DiffusionModule, "training_step", training_step)
 
 
 @pytest.fixture

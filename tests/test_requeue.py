@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, wandb_runs
+from conftest import TINY, Killed, at_step, wandb_runs
 from test_launch import SRUN, environment  # noqa: F401
 from test_training import rows
 
@@ -40,14 +40,8 @@ def job(environment, tmp_path, monkeypatch):  # noqa: F811
 
 
 def send(monkeypatch, number: int, step: int) -> None:
-    original = DiffusionModule.training_step
-
-    def training_step(self, batch, batch_idx):
-        if self.trainer.global_step == step:
-            os.kill(os.getpid(), number)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(DiffusionModule, "training_step", training_step)
+    """In the step after so many."""
+    at_step(monkeypatch, step + 1, lambda: os.kill(os.getpid(), number))
 
 
 SHORT = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
@@ -106,10 +100,6 @@ def test_a_job_that_slurm_will_not_requeue_says_how_to_go_on(lab, tmp_path, monk
     assert code == 130
     assert "is not put back in the queue: Job is no batch job" in err
     assert "diffusion-lab train resume=run" in err
-
-
-class Killed(BaseException):
-    """As good as kill -9."""
 
 
 def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(

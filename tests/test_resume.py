@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY, no_file_above, wandb_runs
+from conftest import TINY, Killed, at_step, die, no_file_above, wandb_runs
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from seen_images import seen
 
@@ -30,28 +30,9 @@ SEEN = ["+callbacks.seen._target_=seen_images.SeenImages"]
 MEASURED = ("seconds", "train/images_per_second")  # of time: they are never equal
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing of the run's own gets to see it."""
-
-
-def at_step(patch, step, act):
-    """Has `act` called when that step begins, the first being 1."""
-    original = DiffusionModule.training_step
-
-    def training_step(self, batch, batch_idx):
-        if self.trainer.global_step == step - 1:
-            act()
-        return original(self, batch, batch_idx)
-
-    patch.setattr(DiffusionModule, "training_step", training_step)
-
-
 @pytest.fixture
 def killed_at_step(lab, monkeypatch):
     """killed_at_step(5, "train", ...): the command dies when that step begins."""
-
-    def die():
-        raise Killed
 
     def run(step, *arguments):
         with monkeypatch.context() as patch:

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, Killed, at_step, die
 from PIL import Image
 
 from diffusion_lab import runs
@@ -61,20 +61,9 @@ def test_checkpoint_holds_the_averaged_weights_and_loads_safely(run_folder):
         assert torch.equal(value, averaged[f"denoiser.{name}"])
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing of the run's own gets to see it."""
-
-
 def kill_at_step(step, monkeypatch):
     """Training dies when this step begins."""
-    original = DiffusionModule.training_step
-
-    def dying(self, batch, batch_idx):
-        if self.trainer.global_step == step - 1:
-            raise Killed
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(DiffusionModule, "training_step", dying)
+    at_step(monkeypatch, step, die)
 
 
 def test_the_same_seed_trains_the_same_model(lab, tmp_path):
