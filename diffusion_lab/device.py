@@ -1,11 +1,15 @@
 """What the device at hand does best: device, precision, compilation."""
 
-import sys
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 
 import torch
 
 from diffusion_lab.errors import UserError
+
+OWN_MEMORY = Path("/proc/self/status")
 
 
 def pick_device(name: str) -> torch.device:
@@ -68,16 +72,29 @@ def channels_last_pays(choice: bool | str, device: torch.device) -> bool:
     return device.type == "cuda" if choice == "auto" else choice
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins what `peak_memory` looks back on; a process of a sweep trains several runs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif OWN_MEMORY.exists():
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # glibc alone has it
+            ctypes.CDLL(None).malloc_trim(0)  # what the run before has freed
+        with contextlib.suppress(OSError):  # not in every container
+            OWN_MEMORY.with_name("clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes that this process has had at most: of tensors on a GPU, or all of it on a CPU."""
+    """Bytes at most since the reset: of tensors on a GPU, of the process on a CPU under Linux.
+
+    None elsewhere.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not on Windows
+    if not OWN_MEMORY.exists():
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+    lines = OWN_MEMORY.read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def check_choices(**choices: bool | str) -> None:

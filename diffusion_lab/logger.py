@@ -1,7 +1,7 @@
 """Where metrics go: a plain JSON-lines file, always, and Weights & Biases.
 
-Every row carries `images` (training images seen) and `seconds` (since the run started), so that
-curves of different batch sizes and machines share an x-axis.
+Every row carries `images` (training images seen) and `seconds` (of training), so that curves of
+different batch sizes, machines and numbers of pictures share an x-axis.
 """
 
 import contextlib
@@ -31,15 +31,32 @@ FINISH_SECONDS = 60.0  # how long a run's end waits for its upload; the rest sta
 
 
 class Clock:
-    """Adds the x-axes to a row of metrics; `start` is when the run began, in time.monotonic."""
+    """Adds the x-axes to a row of metrics: what was trained, on how many images and how long.
+
+    Validation is counted; what a Periodic callback does, pictures and figures, is not.
+    """
 
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
-        self.start = time.monotonic()
+        self.start = time.monotonic()  # of training, shifted by what is not counted
+        self.left_out = 0.0  # seconds, since the run began or was resumed
+        self._stopped: float | None = None
 
     def continue_from(self, seconds: float) -> None:
         """Counts on from what a run has taken before it was resumed."""
         self.start = time.monotonic() - seconds
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stands still for a block."""
+        self._stopped = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - self._stopped
+            self.start += seconds
+            self.left_out += seconds
+            self._stopped = None
 
     def row(self, metrics: dict[str, float], step: int) -> dict[str, float]:
         row = {key: value for key, value in metrics.items() if key != "epoch"}
@@ -49,8 +66,8 @@ class Clock:
         }
 
     def seconds(self) -> float:
-        """Since the run started, the time between being stopped and resumed left out."""
-        return time.monotonic() - self.start
+        """Of training so far, the time between being stopped and resumed left out."""
+        return (self._stopped or time.monotonic()) - self.start
 
 
 class JSONLines(Logger):

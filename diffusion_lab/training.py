@@ -15,26 +15,34 @@ from torch import nn
 from diffusion_lab import checkpoints, counting, launch, runs
 from diffusion_lab.batch import BatchLayout, solve_batch
 from diffusion_lab.build import build_datamodule, build_model, build_pipeline
-from diffusion_lab.callbacks import EMA, Checkpoint
+from diffusion_lab.callbacks import EMA, Checkpoint, Throughput
 from diffusion_lab.callbacks.interruption import (
     interrupted,
     interruption_of,
     requeue_wanted,
 )
+from diffusion_lab.callbacks.periodic import Periodic
 from diffusion_lab.checks import advice
-from diffusion_lab.device import channels_last_pays, check_choices, compile_pays, peak_memory
+from diffusion_lab.device import (
+    channels_last_pays,
+    check_choices,
+    compile_pays,
+    peak_memory,
+    reset_peak_memory,
+)
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.endings import ending_with_a_sentence, way_on
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.first_stage import Pixels
 from diffusion_lab.logger import MODES, Clock, JSONLines
-from diffusion_lab.metrics import ceiling, report
+from diffusion_lab.metrics import ceiling
 from diffusion_lab.parts import Parts, try_out, watchers
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling import costs_of
 from diffusion_lab.progress import say
 from diffusion_lab.run_lock import locked
+from diffusion_lab.summary import figures_of, say_result, summarise
 from diffusion_lab.trained_run import load_weak
 from diffusion_lab.trainer import build_trainer, housekeeping, quiet_lightning
 
@@ -231,7 +239,8 @@ def run_training(
         known = {"run_id": cfg.logger.run_id, "config": plain(cfg)}
         known["choices"] = known["config"]["logger"].get("choices")
         wandb = parts.logger(run_dir=folder, clock=clock, **known)
-    callbacks = finish_callbacks(parts, folder)
+    callbacks = finish_callbacks(parts, folder, clock)
+    reset_peak_memory(device)
     module = parts.module
     if channels_last_pays(cfg.channels_last, device):
         module.to(memory_format=torch.channels_last)
@@ -253,14 +262,11 @@ def run_training(
             trainer.fit(
                 module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True
             )
-            # before the final evaluation, which is no training
-            peak, seconds = peak_memory(device), clock.seconds()
+            peak = peak_memory(device)  # before the final evaluation, which is no training
             if not interrupted(trainer):
                 finish_run(trainer, parts, callbacks, folder, device)
         if trainer.is_global_zero:
-            summary = summarise(cfg, parts, trainer, callbacks, clock, device)
-            summary |= {"peak_memory_bytes": peak, "training_seconds": round(seconds, 1)}
-            summary["macs"] = None if interrupted(trainer) else parts.macs(cfg)
+            summary = summarise(cfg, parts, trainer, callbacks, clock, peak, device)
             runs.write_summary(folder, summary)
     finally:
         if wandb:
@@ -294,7 +300,7 @@ def finish_run(
             parts.module.to(device)  # Lightning has moved it away
             for name in ("sample_grid", "evaluation"):
                 if name in callbacks:
-                    callbacks[name].run(trainer)
+                    callbacks[name].timed_run(trainer)
             if trainer.is_global_zero:
                 parts.finish(folder, figures_of(parts, callbacks), device)
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the one of the other
@@ -302,65 +308,20 @@ def finish_run(
             raise
 
 
-def finish_callbacks(parts: Parts, folder: Path) -> dict[str, Callback]:
+def finish_callbacks(parts: Parts, folder: Path, clock: Clock) -> dict[str, Callback]:
     """The configured callbacks with the facts of a run, in the order in which they must come."""
     facts = parts.facts(folder)
     callbacks = {
         name: part(**facts[name]) if name in facts else part
         for name, part in parts.callbacks.items()
     }
+    for callback in callbacks.values():
+        if isinstance(callback, (Periodic, Throughput)):
+            callback.clock = clock
     # a checkpoint, grid or figure of a step must have the average of that step
     first = sorted(callbacks.items(), key=lambda item: not isinstance(item[1], EMA))
     # and what a step leaves must be there before a checkpoint says that it was made
     return dict(sorted(first, key=lambda item: isinstance(item[1], Checkpoint)))
-
-
-def summarise(
-    cfg: DictConfig,
-    parts: Parts,
-    trainer: lightning.Trainer,
-    callbacks: dict[str, Callback],
-    clock: Clock,
-    device: torch.device,
-) -> dict[str, object]:
-    """What is worth knowing of a run at a glance."""
-    return {
-        "name": cfg.name,
-        "finished": not interrupted(trainer),
-        "pruned": "pruning" in callbacks and callbacks["pruning"].pruned,
-        "steps": trainer.global_step,
-        "images_seen": parts.module.images_seen,
-        "skipped_steps": callbacks["non_finite"].skipped if "non_finite" in callbacks else 0,
-        "wall_seconds": round(clock.seconds(), 1),
-        "parameters": sum(p.numel() for p in parts.network.parameters()),
-        "precision": trainer.precision,
-        "ranks": trainer.world_size,
-        "training_images": len(parts.datamodule.train_images()),
-        "metrics": figures_of(parts, callbacks),
-        "protocol": parts.metrics.protocol if measured(callbacks) else None,
-        **runs.environment(device),
-    }
-
-
-def measured(callbacks: dict[str, Callback]) -> dict[str, float]:
-    """The figures of the generated images, empty if they were not taken."""
-    return callbacks["evaluation"].results if "evaluation" in callbacks else {}
-
-
-def figures_of(parts: Parts, callbacks: dict[str, Callback]) -> dict[str, float]:
-    """What the final weights were measured to be."""
-    results = measured(callbacks)
-    return (parts.beside(results) if results else {}) | parts.module.held_out_figures
-
-
-def say_result(folder: Path, callbacks: dict[str, Callback], parts: Parts) -> None:
-    """The lines that a person waits for."""
-    if evaluation := callbacks.get("evaluation"):
-        for line in report(parts.beside(evaluation.results), parts.datamodule.class_names):
-            say(line)
-    if grid := callbacks.get("sample_grid"):
-        say(f"Samples: {grid.latest}")
-    say(f"Summary: {folder / runs.SUMMARY}")
 
 
 def plain(cfg: DictConfig) -> dict:

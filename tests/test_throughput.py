@@ -1,10 +1,15 @@
 """Rows of loss and speed."""
 
+import json
+from time import monotonic
 from types import SimpleNamespace
 
+import pytest
 import torch
+from conftest import TINY
 
-from diffusion_lab.callbacks import Throughput
+from diffusion_lab.callbacks import Evaluation, Throughput
+from diffusion_lab.device import OWN_MEMORY, peak_memory, reset_peak_memory
 
 
 def test_a_window_that_is_gone_on_with_is_where_the_module_is():
@@ -15,3 +20,40 @@ def test_a_window_that_is_gone_on_with_is_where_the_module_is():
     module = SimpleNamespace(device=torch.device("meta"))
     throughput.on_train_start(SimpleNamespace(callbacks=[]), module)
     assert [loss.device.type for loss in throughput._losses] == ["meta", "meta"]
+
+
+def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, monkeypatch):
+    late = [0.0]
+    monkeypatch.setattr(
+        "diffusion_lab.logger.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0])
+    )
+
+    def run(self, trainer):
+        late[0] += 1000
+        for logger in trainer.loggers:
+            logger.log_metrics({"fid/x": 1.0}, step=trainer.global_step)
+        late[0] += 1000
+
+    monkeypatch.setattr(Evaluation, "run", run)
+    asked = ["callbacks.evaluation.every_n_steps=2", "trainer.max_steps=4", "logger=none"]
+    code, _, err = lab("train", *TINY, *asked, "run_dir=run")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "fid/x" in row] == [2, 4]
+    assert max(row["seconds"] for row in rows) < 1000
+    assert all(row.get("train/images_per_second", 1) > 8 / 1000 for row in rows)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["training_seconds"] < 1000
+    assert 4000 < summary["wall_seconds"] < 5000
+
+
+@pytest.mark.skipif(not OWN_MEMORY.exists(), reason="the process's memory is read from Linux")
+def test_the_peak_of_memory_is_that_since_it_was_reset():
+    device = torch.device("cpu")
+    large = torch.ones(100 * 2**20)  # 400 MiB
+    before = peak_memory(device)
+    del large
+    reset_peak_memory(device)
+    assert before - peak_memory(device) > 300 * 2**20
+    kept = torch.ones(25 * 2**20)
+    assert peak_memory(device) > before - 400 * 2**20 + kept.nbytes / 2

@@ -1,10 +1,12 @@
 """What happens every so many optimiser steps."""
 
-import time
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+
+from diffusion_lab.logger import Clock
 
 
 def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
@@ -21,11 +23,12 @@ def validates(trainer: lightning.Trainer) -> bool:
 class Periodic(Callback, ABC):
     """Calls `run` every `every_n_steps` optimiser steps (null: never), the last one left out.
 
-    What a run's end needs is done by whoever trains. `seconds` is the time spent in `run`.
+    What a run's end needs is done by whoever trains, who also sets the run's clock, which stands
+    still in `run`.
     """
 
     every_n_steps: int | None
-    seconds = 0.0
+    clock: Clock | None = None
 
     @abstractmethod
     def run(self, trainer: lightning.Trainer) -> None:
@@ -43,7 +46,6 @@ class Periodic(Callback, ABC):
         return trainer.global_step % self.every_n_steps == 0 and not last
 
     def timed_run(self, trainer: lightning.Trainer) -> None:
-        """Runs, and counts the time."""
-        start = time.perf_counter()
-        self.run(trainer)
-        self.seconds += time.perf_counter() - start
+        """Runs outside the time of training."""
+        with self.clock.stopped() if self.clock else nullcontext():
+            self.run(trainer)

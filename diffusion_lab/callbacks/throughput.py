@@ -1,12 +1,11 @@
 """Loss, learning rate and speed of training."""
 
-import time
-
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from diffusion_lab.callbacks.periodic import Periodic, stepped
+from diffusion_lab.callbacks.periodic import stepped
+from diffusion_lab.logger import Clock
 
 OPEN_WINDOW = "losses_since_the_last_row"  # in a checkpoint
 
@@ -15,11 +14,12 @@ class Throughput(Callback):
     """A row every `log_every_n_steps` steps, over the steps since the last one and all ranks.
 
     The loss is the mean over the steps that were taken, also where the run was stopped and resumed
-    between; images/s is by the wall clock, without validation, grids and evaluation. What else a
-    module's training_step returns is that of the last step, on rank 0.
+    between; images/s is by the run's clock, which grids and evaluation stop, without validation.
+    What else a module's training_step returns is that of the last step, on rank 0.
     """
 
     def __init__(self) -> None:
+        self.clock = Clock(1)  # its own, until whoever trains sets the run's
         self._losses: list[torch.Tensor] = []  # of each step
         self._loss: torch.Tensor | float = 0.0  # of the micro-batches of this step
         self._rate = 0.0
@@ -28,16 +28,16 @@ class Throughput(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         # only now is the module where it will be trained
         self._losses = [loss.to(pl_module.device) for loss in self._losses]
-        self._open_window(trainer)
+        self._open_window()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_validation_start(self, trainer, pl_module) -> None:
-        self._validating -= time.perf_counter()
+        self._validating -= self.clock.seconds()
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        self._validating += time.perf_counter()
+        self._validating += self.clock.seconds()
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
@@ -61,7 +61,7 @@ class Throughput(Callback):
         losses = self._reduced(trainer)
         loss = {"train/loss": losses.mean().item()} if len(losses) else {}
         # and here a GPU has caught up
-        seconds = time.perf_counter() - self._start - (self._pauses(trainer) - self._paused)
+        seconds = self.clock.seconds() - self._start - self._validating
         parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
         metrics = parts | loss
         metrics |= {
@@ -71,7 +71,7 @@ class Throughput(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._losses.clear()
-        self._open_window(trainer)
+        self._open_window()
 
     def _reduced(self, trainer: lightning.Trainer) -> torch.Tensor:
         """The mean loss over all ranks of each step of the window, (steps,)."""
@@ -79,11 +79,7 @@ class Throughput(Callback):
             return torch.empty(0)
         return trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
 
-    def _open_window(self, trainer: lightning.Trainer) -> None:
+    def _open_window(self) -> None:
         self._steps = 0
-        self._paused = self._pauses(trainer)
-        self._start = time.perf_counter()
-
-    def _pauses(self, trainer: lightning.Trainer) -> float:
-        periodic = (c.seconds for c in trainer.callbacks if isinstance(c, Periodic))
-        return self._validating + sum(periodic)
+        self._validating = 0.0
+        self._start = self.clock.seconds()

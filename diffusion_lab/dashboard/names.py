@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 IMAGES, SECONDS = "images", "seconds"
-AXES = {IMAGES: "training images seen", SECONDS: "seconds since the run began"}
-SUMMARY = ("parameters", "wall_seconds")  # of summary.json, all of which is in W&B's summary
+AXES = {IMAGES: "training images seen", SECONDS: "seconds of training"}
+SUMMARY = ("parameters", "training_seconds")  # of summary.json, all of which is in W&B's summary
 GRIDS = "grids"  # of pictures, by what they show
 SAMPLES = "samples"  # the table
 FIGURES = (  # kinds; of each there is a floor, too

@@ -70,7 +70,7 @@ class Dashboard:
             ],
             "Cost": [
                 self._scatter("FID by parameters", "parameters", fid),
-                self._scatter("FID by time", "wall_seconds", fid),
+                self._scatter("FID by time", "training_seconds", fid),
             ],
             "Configurations": [
                 wr.ParallelCoordinatesPlot(
