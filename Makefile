@@ -10,15 +10,17 @@ ARGS ?=
 LAUNCHER ?=
 TRAIN := $(LAB) train $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 FIRST ?= outputs/fashion_mnist_kl/first
-# the studies: runs at once, each on one thread; SIZE=_cifar10 are those for GPUs, one run on all
+# the studies: runs at once, each on one thread; SIZE=_cifar10 are those for GPUs, one run on all;
+# NAME is of folders in outputs/, for one with other budgets
 SIZE ?=
+NAME ?=
 JOBS ?= $(if $(SIZE),1,2)
 IMAGES ?=
 TIME ?=
 SAMPLES ?= 1000
 THREAD := $(if $(SIZE),,OMP_NUM_THREADS=1)
 SWEEP := $(THREAD) $(LAB) train -m hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)
-CLASSIFIER := data/extractors/fashion_mnist.safetensors
+CLASSIFIER := $(or $(DIFFUSION_LAB_DATA),data)/extractors/fashion_mnist.safetensors
 ONE := outputs/one_model/seed-0
 MODEL ?= $(ONE)
 
@@ -61,17 +63,20 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 $(CLASSIFIER): | setup
 	$(LAB) train-extractor data=fashion_mnist output=$@
 
+study-unet-vs-dit: IN_IMAGES = $(or $(NAME),unet_vs_dit$(SIZE))
+study-unet-vs-dit: IN_TIME = $(if $(NAME),$(NAME)_seconds,unet_vs_dit_seconds$(SIZE))
 study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba at equal MACs and images, then in equal time: IMAGES=80_000 TIME=240 ARGS="seed=0,1"
-	$(SWEEP) +study=unet_vs_dit$(SIZE) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
-	$(SWEEP) +study=unet_vs_dit_seconds$(SIZE) $(if $(TIME),budget.seconds=$(TIME)) $(ARGS)
-	for study in unet_vs_dit unet_vs_dit_seconds; do \
-		$(LAB) compare outputs/$$study$(SIZE) output=outputs/$$study$(SIZE)/comparison || exit 1; done
+	$(SWEEP) +study=unet_vs_dit$(SIZE) study_name=$(IN_IMAGES) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
+	$(SWEEP) +study=unet_vs_dit_seconds$(SIZE) study_name=$(IN_TIME) $(if $(TIME),budget.seconds=$(TIME)) $(ARGS)
+	for study in $(IN_IMAGES) $(IN_TIME); do \
+		$(LAB) compare outputs/$$study output=outputs/$$study/comparison || exit 1; done
 
-study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net and DiT on 0.1, 1, 10 and 100 % of the data, and what they learn by heart: IMAGES=60_000 ARGS="seed=0,1"
-	$(SWEEP) +study=low_data$(SIZE) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
-	ls -d outputs/low_data$(SIZE)/*_* | $(THREAD) xargs -P $(JOBS) -I RUN sh -c \
+study-low-data: STUDY = $(or $(NAME),low_data$(SIZE))
+study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba on 0.1, 1, 10 and 100 % of the data, and what they learn by heart: IMAGES=60_000 ARGS="seed=0,1"
+	$(SWEEP) +study=low_data$(SIZE) study_name=$(STUDY) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
+	ls -d outputs/$(STUDY)/*_* | $(THREAD) xargs -P $(JOBS) -I RUN sh -c \
 		'test -f RUN/memorization/report.json || $(LAB) memorization run=RUN num_samples=$(SAMPLES)'
-	$(LAB) compare outputs/low_data$(SIZE) output=outputs/low_data$(SIZE)/comparison
+	$(LAB) compare outputs/$(STUDY) output=outputs/$(STUDY)/comparison
 
 # the model of the next two, if it is not one of yours
 one-model: setup
@@ -90,6 +95,7 @@ test: setup  ## the default tests, under five minutes on two cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
 test-slurm: setup  ## jobs on a SLURM of its own: installs Debian's slurm-wlm and munge, as root

@@ -88,7 +88,11 @@ def test_every_option_of_every_group_is_listed():
             assert re.search(rf"\b{group}[`/]", table), group
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "conf/README.md",
+    *sorted((ROOT / "experiments").rglob("README.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name)
