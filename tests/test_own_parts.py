@@ -64,11 +64,13 @@ def test_both_are_found_by_the_command_line(lab, tmp_path, monkeypatch):
     for name, content in FILES.items():
         (tmp_path / "my_conf" / name).parent.mkdir(parents=True)
         (tmp_path / "my_conf" / name).write_text(content)
-    own = ["--config-dir", "my_conf"]
+    train, sample = re.findall(
+        r"^    diffusion-lab (.*(?:power|midpoint).*)$", README, re.MULTILINE
+    )
     quick = [*TINY, "logger=none", "callbacks.evaluation=null", "run_dir=run"]
-    code, _, err = lab("train", *own, "schedule=power", "schedule.power=3", *quick)
+    code, _, err = lab(*train.split(), *quick)
     assert code == 0, err
     assert "power: 3" in (tmp_path / "run/config.yaml").read_text()
-    code, _, err = lab("sample", *own, "run=run", "sampler=midpoint", "num_samples=4")
+    code, _, err = lab(*sample.replace("outputs/NAME/TIMESTAMP", "run").split(), "num_samples=4")
     assert code == 0, err
     assert list((tmp_path / "run/samples").glob("midpoint*.png"))

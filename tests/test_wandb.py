@@ -2,16 +2,22 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb_record
 import yaml
 from conftest import TINY, TINY_AUTOENCODER, tiny_first_stage
+from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lab import runs
 from diffusion_lab.dashboard import names
 from diffusion_lab.dashboard.samples_table import COLUMNS, MOST_ROWS, chosen
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
@@ -52,6 +58,12 @@ def trained(lab, tmp_path, command, *arguments) -> wandb_record.Record:
 
 def test_a_training_run(lab, tmp_path):
     record = trained(lab, tmp_path, "train", *TINY)
+    saved = runs.load_config(tmp_path / "run")
+    logged = {key: value for key, value in record.config.items() if key != "_wandb"}
+    saved.guidance.interval[1] = "Infinity"  # as W&B keeps it
+    assert logged == OmegaConf.to_container(saved, resolve=True) | {
+        "choices": dict(saved.logger.choices)
+    }
     assert record.config["backbone"]["width"] == 32
     choices = record.config["choices"]
     assert choices["data"] == "fashion_mnist"
@@ -142,6 +154,36 @@ def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path):
     assert record.config["choices"] == wandb_record.read(first).config["choices"]
 
 
+def test_the_readmes_lines_for_tensorboard_take_all_that_a_run_logs(lab, tmp_path, monkeypatch):
+    code, _, err = lab("train", *TINY, "logger=none", "run_dir=outputs/a/b")
+    assert code == 0, err
+    taken = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *trouble):
+            pass
+
+        def add_scalar(self, name, value, step):
+            taken.append((str(self.folder), name, float(value), step))
+
+    fake = SimpleNamespace(SummaryWriter=SummaryWriter)  # tensorboard need not be installed
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    exec(re.search(r"```python\n([^`]*SummaryWriter.+?)```", README, re.DOTALL)[1], {})
+    rows = [json.loads(line) for line in Path("outputs/a/b/metrics.jsonl").read_text().splitlines()]
+    assert taken == [
+        ("outputs/a/b/tensorboard", name, value, row["step"])
+        for row in rows
+        for name, value in row.items()
+        if name != "step"
+    ]
+
+
 def test_of_many_samples_the_first_of_each_class_are_in_the_table():
     assert chosen(8, 2) == list(range(8))
     few = chosen(10 * 100, 100)
@@ -172,8 +214,7 @@ def test_the_naming_scheme(name, known):
 
 
 def test_the_readme_lists_the_naming_scheme():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    table = readme[readme.index("| name | what it is |") :].split("\n\n")[0]
+    table = README[README.index("| name | what it is |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     floors = {f"{kind}_floor/*" for kind in names.FIGURES}
