@@ -40,7 +40,13 @@ class Run:
     @property
     def training_seconds(self) -> float:
         """Wall clock of training, with validation; of runs that do not say it, of the whole run."""
-        return self.summary.get("training_seconds", self.summary["wall_seconds"])
+        known = self.summary
+        return known["training_seconds"] if "training_seconds" in known else known["wall_seconds"]
+
+    @property
+    def finished_at(self) -> tuple[float, str]:
+        """When its summary was written; of one moment, by the name of the folder."""
+        return (self.folder / SUMMARY).stat().st_mtime, str(self.folder)
 
     @property
     def checkpoint(self) -> str:
