@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffusion_lab.cli.combinations import gather_paths
 from diffusion_lab.comparison import compare
-from diffusion_lab.comparison.candidates import read, run_folders
+from diffusion_lab.comparison.candidates import run_folders
 from diffusion_lab.comparison.curves import front
 from diffusion_lab.comparison.names import names_of, varying
 from diffusion_lab.comparison.pictures import cells_of, data_uri, side_by_side
@@ -24,6 +24,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.kept_figures import EVALUATIONS, kept
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs import load_config
+from diffusion_lab.weights import CHECKPOINT, Present, fingerprint
 
 
 def compared(tmp_path, *paths):
@@ -65,6 +66,10 @@ class TestFinding:
         fake_run(runs / "torn", 90.0, 3).joinpath("config.yaml").write_text("{")
         fake_run(runs / "bare", 90.0, 4).joinpath("checkpoints/last.ckpt").unlink()
         fake_run(runs / "vae", 90.0, 5, config={"autoencoder": {"_target_": "x.KL"}})
+        fake_run(runs / "half", 90.0, 7).joinpath("summary.json").write_text('{"finished": tr')
+        old = fake_run(runs / "old", 90.0, 8) / "summary.json"
+        facts = json.loads(old.read_text())
+        old.write_text(json.dumps({key: facts[key] for key in facts if "seconds" not in key}))
         fake_run(runs / "hopeless", 90.0, 6, summary={"pruned": True, "steps": 30})
         result, text = compared(tmp_path)
         said = " ".join(result["left_out"])
@@ -72,6 +77,8 @@ class TestFinding:
             f"cut is left out: it is unfinished at step 40; go on with `diffusion-lab train "
             f"resume={runs / 'cut'}`",
             "torn/config.yaml is damaged",
+            "half is left out: its summary.json is damaged and cannot be read",
+            "old is left out: its summary.json has no wall_seconds",
             "bare has no checkpoints/last.ckpt",
             "vae is left out: it is an autoencoder",
             "hopeless is left out: a search has ended it early, at step 30",
@@ -79,7 +86,7 @@ class TestFinding:
         ):
             assert words in said
             assert words in text
-        assert len(result["left_out"]) == 6
+        assert len(result["left_out"]) == 8
         (members,) = result["compositions"].values()
         assert members == [str(runs / "again"), str(runs / "dit_1")]
 
@@ -172,16 +179,18 @@ class TestRefusals:
             name = f"fid/{NAME.replace('1k', '5k')}"
             folder = fake_run(runs / f"run{seed}", 1.0, seed, protocol={"num_samples": 500 + seed})
             (folder / EVALUATIONS).mkdir()
-            (own,) = kept(folder, load_config(folder))
+            present = Present(folder)
+            (own,) = kept(folder, load_config(folder), present)
             protocol = {
                 key: own["protocol"][key] for key in own["protocol"] if key != "fingerprint"
             }
             record = own | {
                 "protocol": with_fingerprint(protocol | {"num_samples": 5000}),
                 "metrics": {name: fid},
+                CHECKPOINT: fingerprint(folder),
             }
             (folder / EVALUATIONS / "a.json").write_text(json.dumps(record))
-            stale = record | {"checkpoint": "of other weights", "metrics": {name: 1.0}}
+            stale = record | {CHECKPOINT: "of other weights", "metrics": {name: 1.0}}
             (folder / EVALUATIONS / "b.json").write_text(json.dumps(stale))
         _, text = compared(tmp_path)
         assert "5,000 samples" in text
@@ -312,7 +321,8 @@ class TestVerdict:
     def test_losses_of_other_objectives_are_not_compared(self, runs):
         fake_group(runs, "dit", [100.0, 110.0])
         fake_group(runs, "eps", [100.0, 110.0], config={"objective": {"_target_": "lab.Other"}})
-        assert not collect([runs]).one_loss
+        (sentence,) = collect([runs]).omitted
+        assert sentence.startswith("Held-out losses are left out: objective, schedule, data or")
         assert said(runs, "held_out_loss") is None
 
     def test_parts_of_the_data_are_compared_at_equal_size_and_cross(self, runs, tmp_path):
@@ -412,24 +422,6 @@ class TestTable:
         assert with_spread(0.24691, 0.00421) == ("0.2469", "0.0042")
         assert with_spread(3.0, 0.0) == ("3", "0")
 
-    def test_memorisation_is_shown_if_it_is_of_these_weights_and_this_sampling(
-        self, runs, tmp_path
-    ):
-        for seed, ratio in ((0, 1.5), (1, 2.5), (2, 9.0)):
-            folder = fake_run(runs / str(seed), 100.0, seed)
-            ((run,), _) = read([folder])
-            report = {
-                "checkpoint": "of other weights" if seed == 2 else run.checkpoint,
-                "sampling": run.kept[0]["sampling"],
-                "neighbours": {"features": {"copy_ratio": ratio}, "pixels": {"copy_ratio": 7.0}},
-            }
-            (folder / "memorization").mkdir()
-            (folder / "memorization/report.json").write_text(json.dumps(report))
-        compared(tmp_path)
-        (row,) = csv.DictReader((tmp_path / "comparison/table.csv").open())
-        assert float(row["copy_ratio"]) == 2
-        assert float(row["pixel_copy_ratio"]) == 7
-
 
 def test_a_front_is_what_nothing_cheaper_betters():
     points = [(3, 10), (1, 30), (2, 40), (4, 10), (2, 20)]
@@ -489,6 +481,12 @@ def test_the_command_compares_trained_runs(lab, run_folder, tmp_path):
     code, _, err = lab("compare", "nowhere")
     assert code == 2
     assert "nowhere is no folder" in err
+    code, _, err = lab("compare", "paths=2024")
+    assert code == 2
+    assert (
+        err.strip()
+        == "diffusion-lab: paths=2024 is no list of folders; write diffusion-lab compare 2024"
+    )
 
 
 def test_the_macs_of_a_summary_are_those_of_profile(lab, run_folder):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffusion_lab.comparison import curves, drawings, fairness, page, table
 from diffusion_lab.comparison.candidates import Run, read, run_folders
+from diffusion_lab.comparison.copies import copy_ratios
 from diffusion_lab.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.comparison.figures import HELD_OUT, METRICS, Metric, figures_of, names_of_figures
 from diffusion_lab.comparison.groups import Group, Member, grouped
@@ -36,7 +37,7 @@ class Collection:
     names: dict[str, str]
     protocol: Protocol
     sampling: Sampling
-    one_loss: bool  # whether the held-out losses are one quantity
+    omitted: list[str]  # sentences on figures that are left out
     left_out: list[str]
 
 
@@ -80,17 +81,22 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
     protocol, sampling, measured = measured_alike({run.folder: run.kept for run in runs})
     names = names_of_figures(list(measured.values()))
-    one_loss = losses_compare(runs)
+    copies, omitted = copy_ratios(runs, sampling)
+    if not (one_loss := losses_compare(runs)):
+        omitted.append(
+            "Held-out losses are left out: objective, schedule, data or first stage differ, which "
+            "makes them different quantities"
+        )
     members = []
     for run in runs:
-        figures = figures_of(run, measured[run.folder], names, sampling)
+        figures = figures_of(run, measured[run.folder], names) | copies.get(run.folder, {})
         if not one_loss:
             figures.pop(HELD_OUT, None)
         members.append(Member(run, settings_of(run), figures))
     groups, repeated = grouped(members)
     groups.sort(key=lambda group: fid if (fid := group.mean("fid")) is not None else math.inf)
     groups = arranged(groups)
-    return Collection(groups, names, protocol, sampling, one_loss, left_out + repeated)
+    return Collection(groups, names, protocol, sampling, omitted, left_out + repeated)
 
 
 def check_output(folder: Path) -> None:
@@ -171,13 +177,7 @@ def setting(collection: Collection) -> str:
 
 def notes(collection: Collection) -> list[str]:
     """Sentences on the whole comparison."""
-    said = fairness.notes(collection.groups)
-    if not collection.one_loss:
-        said.append(
-            "Held-out losses are left out: objective, schedule, data or first stage differ, which "
-            "makes them different quantities"
-        )
-    return said
+    return [*fairness.notes(collection.groups), *collection.omitted]
 
 
 def write(folder: Path, report: Report) -> None:
