@@ -30,7 +30,7 @@ def test_equal_figures_are_not_tested_beside_a_pair_that_is(tmp_path):
     answer, text = said(tmp_path)
     # neither is best: the two were not told apart
     assert answer == (
-        "By FID, 2 of 2 pairs of compositions can be told apart, and none is shown to be better "
+        "2 of 2 pairs of compositions can be told apart by FID, and none is shown to be better "
         "than all the others; 1 other pair could not be tested"
     )
     assert "after Holm's correction for 2 pairs" in text

@@ -55,11 +55,12 @@ def _points(member: Member, kind: str, name: str | None) -> dict[int, tuple[floa
     The seconds are those of the step's first row: an evaluation's own is written once it is over.
     """
     reached: dict[int, float] = {}
-    for row in member.run.rows:
+    rows = [row for row in member.run.rows if {"images", "seconds"} <= row.keys()]
+    for row in rows:
         reached[row["images"]] = min(row["seconds"], reached.get(row["images"], math.inf))
     found = {
         row["images"]: (reached[row["images"]], row[name])
-        for row in member.run.rows
+        for row in rows
         if name in row and math.isfinite(row[name])
     }
     if not found and kind in member.figures:

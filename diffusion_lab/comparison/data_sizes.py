@@ -14,10 +14,17 @@ from diffusion_lab.comparison.svg import COLOURS
 
 @dataclass(frozen=True)
 class DataSize:
-    """The compositions of one part of the data, named without it; no label: there is one alone."""
+    """The compositions of one part of the data, named without it.
 
-    label: str  # "600 training images"
+    `images` says how many were trained on, as in "6,000"; empty where there is one part alone.
+    """
+
+    images: str
     groups: tuple[Group, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.images} training images" if self.images else ""
 
 
 def parts_of(groups: Sequence[Group]) -> list[list[Group]]:
@@ -36,12 +43,12 @@ def by_data_size(groups: Sequence[Group]) -> list[DataSize]:
     counts = [_images(part) for part in parts]
     found = []
     for part, count in zip(parts, counts, strict=True):
-        label = f"{count:,.0f} training images" if count else "unknown training images"
+        images = f"{count:,.0f}" if count else "unknown"
         if counts.count(count) > 1:
             named = zip(DATA_SIZE, part[0].data_size, strict=True)
-            label += f" of {', '.join(f'{k}={v}' for k, v in named if v is not None)}"
+            images += f" ({', '.join(f'{k}={v}' for k, v in named if v is not None)})"
         own = [replace(group, name=without_data(group.name)) for group in part]
-        found.append(DataSize(label, tuple(own)))
+        found.append(DataSize(images, tuple(own)))
     return found
 
 

@@ -17,8 +17,7 @@ from diffusion_lab.comparison.verdict import SHOWN, Verdict
 
 PARTS = Path(__file__).parent
 CORRECTED = (
-    "Holm's correction is for all pairs of one metric, at all sizes of the data; it is not for "
-    "looking at several metrics"
+    "Holm's correction covers all pairs of one metric, but not that several metrics are looked at"
 )
 GENERATOR = "diffusion-lab compare"  # by which a page is known as one of ours
 
@@ -119,7 +118,8 @@ def _over_data(judged: Judged) -> str:
     """Where the lines of compositions over the size of the data cross."""
     if judged.over_data is None:
         return ""
-    return listed(judged.crossed) + _legend(judged.lines) + _figure(judged.over_data)
+    plot = f'<div class="plots">{_figure(judged.over_data)}</div>'
+    return listed(judged.crossed) + _legend(judged.lines) + plot
 
 
 def _figure(drawing: Drawing) -> str:

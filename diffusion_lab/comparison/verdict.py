@@ -84,18 +84,15 @@ def headline(sizes: Sequence[DataSize], pairs: dict[str, list[Pair]], metric: Me
             f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
             "of compositions of the same data can be told apart"
         )
-    words = (f"{label}: {_in_short(best[label], found)}" for label, found in pairs.items())
-    return f"By {metric.title} it depends on the size of the data. {'; '.join(words)}"
-
-
-def _in_short(best: Group | None, pairs: Sequence[Pair]) -> str:
-    if best:
-        return f"{best.name} is best"
-    tested = [pair for pair in pairs if pair.tested]
-    apart = sum(pair.told_apart for pair in tested)
-    if not apart:
-        return "none told apart" if tested else "nothing tested"
-    return f"{apart} of {len(tested)} pairs told apart, none best"
+    at: dict[str | None, list[str]] = {}
+    for size in sizes:
+        at.setdefault((group := best[size.label]) and group.name, []).append(size.images)
+    places = {name: f"at {' and '.join(images)} training images" for name, images in at.items()}
+    undecided = places.pop(None, None)
+    said = [f"{name} is best {place}" for name, place in places.items()]
+    said += [f"none is shown to be best {undecided}"] if undecided else []
+    depends = " it depends on the size of the data:" if len(places) > 1 else ""
+    return f"By {metric.title}{depends} {', '.join(said)}"
 
 
 def _best(groups: Sequence[Group], pairs: Sequence[Pair]) -> Group | None:
@@ -140,8 +137,8 @@ def _answer(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> s
             f"could be tested; nothing is said of {listed(unsaid)}"
         )
     return (
-        f"By {metric.title}, {len(apart)} of {len(tested)} pairs of compositions can be told "
-        f"apart, and none is shown to be better than all the others{rest}"
+        f"{len(apart)} of {len(tested)} pairs of compositions can be told apart by {metric.title}, "
+        f"and none is shown to be better than all the others{rest}"
     )
 
 
