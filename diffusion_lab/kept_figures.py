@@ -11,11 +11,12 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
 from diffusion_lab.runs import load_config, load_summary
-from diffusion_lab.weights import fingerprint
+from diffusion_lab.weights import CHECKPOINT, STAMP, Present, fingerprint, stamp
 
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # as `sampling_of` says it
-Record = dict[str, dict]  # "protocol", "sampling", "checkpoint" and "metrics" of an evaluation
+# "protocol", "sampling" and "metrics" of an evaluation, and of which weights it is
+Record = dict[str, dict]
 
 
 def sampling_of(cfg: DictConfig) -> Sampling:
@@ -29,39 +30,41 @@ def keep(
     folder: str | Path, figures: dict[str, float], protocol: Protocol, cfg: DictConfig
 ) -> Path:
     """Writes what `evaluate` measured into the run; the same evaluation again replaces it."""
+    file = stamp(folder)
     facts = {
         "protocol": protocol,
         "sampling": sampling_of(cfg),
-        "checkpoint": fingerprint(folder),
+        CHECKPOINT: fingerprint(folder),
     }
     key = json.dumps([facts, sorted(figures)], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:12]
     path = Path(folder) / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(facts | {"metrics": figures}, indent=2) + "\n")
+    write_atomically(path, json.dumps(facts | {STAMP: file, "metrics": figures}, indent=2) + "\n")
     return path
 
 
-def kept(folder: str | Path, saved: DictConfig) -> list[Record]:
+def kept(folder: str | Path, saved: DictConfig, present: Present) -> list[Record]:
     """What was measured of the present weights of a run of configuration `saved`."""
-    summary = load_summary(folder)
-    checkpoint, found = fingerprint(folder), []
+    summary, found = load_summary(folder), []
     # its own, at the end of training; an autoencoder's are of reconstructions
     if summary.get("protocol") and "autoencoder" not in saved:
         sampling = sampling_of(OmegaConf.merge(saved, {"seed": saved.callbacks.evaluation.seed}))
         facts = {"protocol": summary["protocol"], "metrics": summary["metrics"]}
-        found.append(facts | {"sampling": sampling, "checkpoint": checkpoint})
+        found.append(facts | {"sampling": sampling})
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):
         try:
-            found.append(json.loads(path.read_text()))
+            record = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is damaged; delete it, and evaluate the run again") from error
-    return [each for each in found if each.get("checkpoint") == checkpoint]
+        if present.are_those_of(record):
+            found.append(record)
+    return found
 
 
 def measured(folder: str | Path) -> list[Record]:
     """What was measured of a run's present weights; raises UserError if nothing was, or no run."""
-    found = kept(folder, load_config(folder))
+    found = kept(folder, load_config(folder), Present(folder))
     if not found:
         raise unmeasured(folder)
     return found

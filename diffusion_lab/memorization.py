@@ -18,11 +18,14 @@ from diffusion_lab.images import to_float
 from diffusion_lab.kept_figures import sampling_of
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import frechets_of
+from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.memorization import Neighbours
+from diffusion_lab.metrics.protocol import Protocol, with_fingerprint
 from diffusion_lab.pipeline import draw
 from diffusion_lab.progress import say, track
 from diffusion_lab.randomness import random_places
 from diffusion_lab.trained_run import OpenRun
+from diffusion_lab.weights import CHECKPOINT, STAMP
 
 BATCH = 64  # images between two movements of a progress bar
 EXPLAINED = {
@@ -82,7 +85,9 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "held_out_images": len(held_out),
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
-        "checkpoint": opened.fingerprint,
+        "protocol": protocol_of(extractor, cfg.num_samples, held_out),
+        CHECKPOINT: opened.fingerprint,
+        STAMP: opened.stamp,
         "neighbours": {name: space.figures() for name, space in spaces.items()},
         "fid": fid_gap(drawn[0], beside[0], known),
         "loss_by_level": losses,
@@ -96,10 +101,26 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return result
 
 
+def protocol_of(extractor: FeatureExtractor, num_samples: int, held_out: Tensor) -> Protocol:
+    """What decides how copies are counted, besides the training images; held-out uint8."""
+    return with_fingerprint(
+        {
+            "extractor": extractor.name,
+            "extractor_fingerprint": extractor.fingerprint,
+            "num_samples": num_samples,
+            "held_out": sha256_of(held_out),
+        }
+    )
+
+
+def sha256_of(images: Tensor) -> str:
+    return hashlib.sha256(images.contiguous().numpy()).hexdigest()
+
+
 def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
     """Features (N, D) of images uint8 (N, C, H, W), computed once."""
     key = {
-        "images": hashlib.sha256(images.contiguous().numpy()).hexdigest(),
+        "images": sha256_of(images),
         "extractor": metrics.extractor.fingerprint,
     }
 

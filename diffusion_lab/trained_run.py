@@ -16,7 +16,7 @@ from diffusion_lab.errors import UserError, as_user_error
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs import load, load_config
-from diffusion_lab.weights import fingerprint
+from diffusion_lab.weights import fingerprint, stamp
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class OpenRun:
     device: torch.device
     precision: str
     fingerprint: str  # of its checkpoint
+    stamp: dict[str, object]  # of that, too, by which it is known without being read
     weak: dict[str | None, Denoiser | None]  # those of weak runs asked for, by folder
 
     @property
@@ -70,9 +71,10 @@ def open_run(cfg: DictConfig) -> OpenRun:
     device = pick_device(cfg.device)
     precision = pick_precision(cfg.precision, device)
     autocast(precision, device)  # to hear now what it has to say
+    file = stamp(cfg.run)  # before it is read: a run in training may write another meanwhile
     datamodule, model = load(cfg.run, saved)
     model.denoiser.to(device).eval().requires_grad_(False)
-    return OpenRun(saved, datamodule, model, device, precision, fingerprint(cfg.run), {})
+    return OpenRun(saved, datamodule, model, device, precision, fingerprint(cfg.run), file, {})
 
 
 def loaded_metrics(

@@ -1,6 +1,8 @@
 """The weights of a trained denoiser: in the checkpoint of a run, or exported from it."""
 
 import hashlib
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +15,7 @@ from diffusion_lab.errors import UserError
 
 EXPORTED = "model.safetensors"  # in the folder of an export
 PREFIX = "denoiser."  # of the denoiser's weights in a checkpoint
+CHECKPOINT, STAMP = "checkpoint", "weights_file"  # of what was measured: of which weights it is
 KINDS = {"averaged": "state_dict", "raw": "current_model_state"}  # and where a checkpoint has them
 
 
@@ -53,5 +56,51 @@ def from_checkpoint(folder: str | Path, kind: str) -> tuple[dict[str, Tensor], i
 
 def fingerprint(folder: str | Path) -> str:
     """sha256 of the file with a run's weights."""
-    with file_of(folder).open("rb") as file:
+    return _sha256(file_of(folder))
+
+
+def stamp(folder: str | Path) -> dict[str, object]:
+    """Name, size and time of the file with a run's weights, which is not read; raises UserError."""
+    path = _in_place(folder)
+    status = path.stat()
+    return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+class Present:
+    """The weights that a run has now, to be told from those that something was measured of.
+
+    They are read only if what was measured does not say the file's name, size and time, or others.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = folder
+        self.stamp = stamp(folder)
+
+    def are_those_of(self, record: Mapping[str, object]) -> bool:
+        """Of a record's STAMP, else of its CHECKPOINT, a sha256."""
+        if record.get(STAMP) == self.stamp:
+            return True
+        measured = record.get(CHECKPOINT)
+        return measured is not None and (measured == self._as_it_is or measured == self._whole)
+
+    @cached_property
+    def _as_it_is(self) -> str:
+        return _sha256(_in_place(self.folder))
+
+    @cached_property
+    def _whole(self) -> str:
+        return fingerprint(self.folder)
+
+
+def _in_place(folder: str | Path) -> Path:
+    """What holds a run's weights if it is whole, at a glance; raises UserError."""
+    names = (EXPORTED, checkpoints.LAST, checkpoints.PREVIOUS)
+    for path in (Path(folder) / name for name in names):
+        if path.is_file():
+            return path
+    return file_of(folder)  # which says what is missing
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

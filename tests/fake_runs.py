@@ -8,6 +8,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lab.comparison.figures import METRICS
+from diffusion_lab.comparison.report import collect
+from diffusion_lab.comparison.verdict import verdict
 from diffusion_lab.metrics.protocol import with_fingerprint
 
 NAME = "efficientnet_lite0-96/train10k-1k"
@@ -21,6 +24,7 @@ PROTOCOL = {
 SAMPLER = {"_target_": "diffusion_lab.sampler.DPMSolver", "steps": 10}
 GUIDANCE = {"_target_": "diffusion_lab.guidance.Guidance", "scale": 1.0}
 STEPS = 100
+UNET = {"backbone": {"_target_": "diffusion_lab.backbone.UNet"}}
 
 
 def fake_run(
@@ -100,3 +104,10 @@ def draw_grid(path: Path, seed: int, side: int = 8, classes: int = 4, columns: i
 def fake_group(root: Path, name: str, fids: list[float], **more) -> list[Path]:
     """A run for each FID, of seeds 0, 1, ..."""
     return [fake_run(root / f"{name}_{seed}", fid, seed, **more) for seed, fid in enumerate(fids)]
+
+
+def said(runs, kind="fid"):
+    """(answer, findings and reservations) on a metric, or None where it is not compared."""
+    metric = next(metric for metric in METRICS if metric.kind == kind)
+    found = verdict(collect([runs]).groups, metric)
+    return found and (found.answer, " ".join([*found.findings, *found.reservations]))

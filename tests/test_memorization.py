@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffusion_lab.memorization import fid_gap
 from diffusion_lab.metrics.memorization import Neighbours
+from diffusion_lab.weights import Present
 
 
 def draw(count: int, seed: int) -> torch.Tensor:
@@ -108,6 +109,12 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
     result = json.loads(out.splitlines()[-1])
     assert result == json.loads((run_folder / "memorization/report.json").read_text())
     assert result["training_images"] == 64
+    protocol = result["protocol"]
+    assert (protocol["extractor"], protocol["num_samples"]) == ("efficientnet_lite0-96", 12)
+    assert len(protocol["held_out"]) == len(protocol["extractor_fingerprint"]) == 64
+    assert len(protocol["fingerprint"]) == 12
+    assert Present(run_folder).are_those_of({"weights_file": result["weights_file"]})
+    assert Present(run_folder).are_those_of({"checkpoint": result["checkpoint"]})
     assert set(result["neighbours"]) == {"efficientnet_lite0-96", "pixels"}
     assert len(result["loss_by_level"]) == 10
     for losses in result["loss_by_level"].values():

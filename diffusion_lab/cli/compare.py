@@ -2,7 +2,7 @@
 
 import json
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.comparison import compare
 from diffusion_lab.errors import UserError
@@ -10,6 +10,10 @@ from diffusion_lab.errors import UserError
 
 def run(cfg: DictConfig) -> None:
     """Compares run folders and writes table, plots and page."""
+    if not isinstance(cfg.paths, ListConfig):
+        raise UserError(
+            f"paths={cfg.paths} is no list of folders; write diffusion-lab compare {cfg.paths}"
+        )
     if not cfg.paths:
         raise UserError(
             "give run folders, or folders that hold some: diffusion-lab compare outputs"

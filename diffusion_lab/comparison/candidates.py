@@ -19,8 +19,11 @@ from diffusion_lab.runs import (
     load_summary,
     trained_by,
 )
+from diffusion_lab.weights import Present
 
 OF_A_RUN = (SUMMARY, METRICS, LAST)  # beside its configuration, at least one of them
+
+NEEDED = {"images_seen", "parameters", "metrics"}  # of a summary
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Run:
     config: DictConfig
     summary: dict
     rows: list[dict]  # of metrics.jsonl
-    kept: list[Record]  # what was measured of its present weights, its own figures first
+    weights: Present
+    kept: list[Record]  # what was measured of its weights, its own figures first
 
     @property
     def seed(self) -> int:
@@ -40,12 +44,13 @@ class Run:
     @property
     def training_seconds(self) -> float:
         """Wall clock of training, with validation; of runs that do not say it, of the whole run."""
-        return self.summary.get("training_seconds", self.summary["wall_seconds"])
+        known = self.summary
+        return known["training_seconds"] if "training_seconds" in known else known["wall_seconds"]
 
     @property
-    def checkpoint(self) -> str:
-        """sha256 of the weights that were measured."""
-        return self.kept[0]["checkpoint"]
+    def finished_at(self) -> tuple[float, str]:
+        """When its summary was written; of one moment, by the name of the folder."""
+        return (self.folder / SUMMARY).stat().st_mtime, str(self.folder)
 
 
 def run_folders(paths: Iterable[str | Path]) -> list[Path]:
@@ -82,16 +87,24 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs, left_out = [], []
     for folder in folders:
         try:
-            config, summary = load_config(folder), load_summary(folder)
+            config, summary = load_config(folder), whole_summary(folder)
             if reason := unfit(folder, config, summary):
                 left_out.append(reason)
                 continue
-            runs.append(
-                Run(folder, config, summary, read_rows(folder / METRICS), kept(folder, config))
-            )
+            rows, present = read_rows(folder / METRICS), Present(folder)
+            found = kept(folder, config, present)
+            runs.append(Run(folder, config, summary, rows, present, found))
         except UserError as error:  # damaged: said, and no reason to lose the rest
             left_out.append(str(error))
     return runs, left_out
+
+
+def whole_summary(folder: Path) -> dict:
+    """As `load_summary`, but raises UserError for one that is damaged."""
+    summary = load_summary(folder)
+    if not (summary and isinstance(summary, dict)) and (folder / SUMMARY).exists():
+        raise UserError(f"{folder} is left out: its {SUMMARY} is damaged and cannot be read")
+    return summary
 
 
 def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
@@ -106,4 +119,8 @@ def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
         )
     if summary.get("pruned"):
         return f"{folder} is left out: a search has ended it early, at step {summary['steps']:,}"
+    times = summary.keys() & {"training_seconds", "wall_seconds"}
+    missing = sorted(NEEDED - summary.keys()) or ([] if times else ["wall_seconds"])
+    if missing:
+        return f"{folder} is left out: its {SUMMARY} has no {', '.join(missing)}"
     return None

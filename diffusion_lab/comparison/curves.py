@@ -1,14 +1,12 @@
-"""What is plotted: figures along training, Pareto fronts, and figures against the training data."""
+"""What is plotted: figures along training, and Pareto fronts."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from diffusion_lab.comparison.figures import Metric, training_flops
-from diffusion_lab.comparison.groups import BETWEEN, DATA_SIZE, Group, Member
-from diffusion_lab.comparison.statistics import half_width
+from diffusion_lab.comparison.figures import training_flops
+from diffusion_lab.comparison.groups import Group, Member
 
 AXES = {
     "images": "images seen",
@@ -52,10 +50,17 @@ def curve(group: Group, kind: str, name: str | None) -> list[Point]:
 
 
 def _points(member: Member, kind: str, name: str | None) -> dict[int, tuple[float, float]]:
-    """images -> (seconds, value) of a run."""
+    """images -> (seconds, value) of a run.
+
+    The seconds are those of the step's first row: an evaluation's own is written once it is over.
+    """
+    reached: dict[int, float] = {}
+    rows = [row for row in member.run.rows if {"images", "seconds"} <= row.keys()]
+    for row in rows:
+        reached[row["images"]] = min(row["seconds"], reached.get(row["images"], math.inf))
     found = {
-        row["images"]: (row["seconds"], row[name])
-        for row in member.run.rows
+        row["images"]: (reached[row["images"]], row[name])
+        for row in rows
         if name in row and math.isfinite(row[name])
     }
     if not found and kind in member.figures:
@@ -73,64 +78,3 @@ def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list
         if not best or sign * points[place][1] < sign * points[best[-1]][1]:
             best.append(place)
     return best
-
-
-@dataclass(frozen=True)
-class DataLine:
-    """One composition over parts of the data: training images, mean and half of the interval."""
-
-    name: str
-    group: Group  # of the most images, for its colour
-    points: tuple[tuple[float, float, float], ...]
-
-
-def data_lines(groups: Sequence[Group], kind: str) -> list[DataLine]:
-    """Compositions that were trained on several parts of the data, each a line."""
-    lines: dict[tuple, list[Group]] = {}
-    for group in groups:
-        if group.values("training_images") and group.values(kind):
-            rest = {k: v for k, v in group.settings.items() if k not in DATA_SIZE}
-            lines.setdefault(tuple(map(str, rest.items())), []).append(group)
-    found = []
-    for line in lines.values():
-        line.sort(key=lambda group: group.mean("training_images"))
-        if len(line) > 1:
-            points = tuple(
-                (
-                    group.mean("training_images"),
-                    group.mean(kind),
-                    half_width(values) if len(values := group.values(kind)) > 1 else 0.0,
-                )
-                for group in line
-            )
-            found.append(DataLine(without_data(line[-1].name), line[-1], points))
-    return found
-
-
-def without_data(name: str) -> str:
-    """A group's name without what it says of the part of the data."""
-    words = [key.rpartition(".")[2] for key in DATA_SIZE]
-    parts = [p for p in name.split(BETWEEN) if p.partition("=")[0].rpartition(".")[2] not in words]
-    return BETWEEN.join(parts) or "all runs"
-
-
-def crossings(lines: Sequence[DataLine], metric: Metric) -> list[str]:
-    """A sentence on each pair of lines: where one passes the other, or that none does."""
-    said = []
-    for index, a in enumerate(lines):
-        for b in lines[index + 1 :]:
-            theirs = {images: mean for images, mean, _ in b.points}
-            both = [(x, mean - theirs[x]) for x, mean, _ in a.points if x in theirs]
-            places = [
-                (x, y, before) for (x, before), (y, after) in pairwise(both) if before * after < 0
-            ]
-            for x, y, before in places:
-                first = a if metric.better(before, 0) else b
-                second = b if first is a else a
-                said.append(
-                    f"Between {x:,.0f} and {y:,.0f} training images {second.name} passes "
-                    f"{first.name} in {metric.title}, by the means"
-                )
-            if both and not places:
-                said.append(f"{a.name} and {b.name} do not cross in {metric.title}")
-    return said

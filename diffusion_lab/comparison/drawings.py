@@ -1,32 +1,42 @@
 """What a comparison draws: figures by seed, along training, against cost and against the data."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from diffusion_lab.comparison.curves import AXES, DataLine, Point, front
+from diffusion_lab.comparison.curves import AXES, Point, front
+from diffusion_lab.comparison.data_sizes import DataLine, parts_of
 from diffusion_lab.comparison.figures import Metric
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.statistics import half_width
-from diffusion_lab.comparison.svg import INK, Drawing, colour, draw, marker
+from diffusion_lab.comparison.svg import GRID, INK, Drawing, colour, draw, marker
 from diffusion_lab.profiling import amount
 
 SMALL, BESIDE = (4.0, 2.9), 0.62  # inches, of plots that stand side by side
 
 
 def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
-    """A row a group, the best on top: a mark a seed, a line for the interval of their mean."""
-    order = [i for i in range(len(groups)) if groups[i].values(metric.kind)]
-    order.sort(key=lambda i: groups[i].mean(metric.kind), reverse=metric.higher_is_better)
+    """A row a group, the best on top: a mark a seed, a line for the interval of their mean.
+
+    With several sizes of the data, those of each together, from the least to the most.
+    """
+    sign = -1 if metric.higher_is_better else 1
+    parts = parts_of([group for group in groups if group.values(metric.kind)])
+    for part in parts:
+        part.sort(key=lambda group: sign * group.mean(metric.kind))
+    order = [group for part in parts for group in part]
     scale = 100 if metric.percent else 1
-    said = [f"{groups[i].name} {scale * groups[i].mean(metric.kind):.4g}" for i in order]
+    said = [f"{group.name} {scale * group.mean(metric.kind):.4g}" for group in order]
 
     def paint(axes: Axes) -> None:
-        for row, index in enumerate(order):
-            values = [scale * value for value in groups[index].values(metric.kind)]
-            look = {"color": colour(index)}
-            axes.plot(values, [row] * len(values), marker(index), alpha=0.75, **look)
+        for edge in list(accumulate(map(len, parts)))[:-1]:
+            axes.axhline(edge - 0.5, color=GRID, linewidth=0.7)
+        for row, group in enumerate(order):
+            values = [scale * value for value in group.values(metric.kind)]
+            look = {"color": colour(group.look)}
+            axes.plot(values, [row] * len(values), marker(group.look), alpha=0.75, **look)
             if len(values) > 1:
                 mean, width = sum(values) / len(values), half_width(values)
                 ends = [mean - width, mean, mean + width]
@@ -43,7 +53,7 @@ def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
                 ha="right" if metric.higher_is_better else "left",
                 fontsize=8,
             )
-        axes.set_yticks(range(len(order)), [groups[i].name for i in order])
+        axes.set_yticks(range(len(order)), [group.name for group in order])
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
@@ -54,7 +64,7 @@ def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
         f"{metric.title} of each composition",
         f"Mean over seeds, best first: {'; '.join(said)}.",
         (9.0, 0.85 + 0.34 * len(order)),
-        0.25 + 0.08 * max(len(groups[i].name) for i in order),
+        0.25 + 0.08 * max(len(group.name) for group in order),
         paint,
     )
 
@@ -64,13 +74,11 @@ def axis_title(metric: Metric) -> str:
     return metric.title + (" (%)" if metric.percent else "")
 
 
-def along(
-    curves: Sequence[tuple[Group, int, list[Point]]], metric: Metric, axis: str
-) -> Drawing | None:
+def along(curves: Sequence[tuple[Group, list[Point]]], metric: Metric, axis: str) -> Drawing | None:
     """A figure against images, minutes or FLOPs: mean over seeds, and from lowest to highest."""
     lines = [
-        (group, index, points)
-        for group, index, points in curves
+        (group, points)
+        for group, points in curves
         if points and all(getattr(point, axis) is not None for point in points)
     ]
     if not lines:
@@ -78,18 +86,18 @@ def along(
     scale = 100 if metric.percent else 1
 
     def paint(axes: Axes) -> None:
-        for group, index, points in lines:
+        for group, points in lines:
             x = [getattr(point, axis) for point in points]
             mean, low, high = (
                 [scale * getattr(point, part) for point in points]
                 for part in ("mean", "low", "high")
             )
-            look = {"color": colour(index), "marker": marker(index)}
+            look = {"color": colour(group.look), "marker": marker(group.look)}
             axes.plot(x, mean, markevery=max(1, len(x) // 8), **look)
             if len(points) == 1:
-                axes.vlines(x, low, high, color=colour(index), linewidth=1.2)
+                axes.vlines(x, low, high, color=colour(group.look), linewidth=1.2)
             elif len(group.members) > 1:
-                axes.fill_between(x, low, high, color=colour(index), alpha=0.15, linewidth=0)
+                axes.fill_between(x, low, high, color=colour(group.look), alpha=0.15, linewidth=0)
         axes.set_xlabel(AXES[axis])
         axes.set_ylabel(axis_title(metric))
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -98,7 +106,7 @@ def along(
 
     ends = "; ".join(
         f"{group.name} {scale * points[-1].mean:.4g} at {amount(getattr(points[-1], axis))}"
-        for group, _, points in lines
+        for group, points in lines
     )
     return draw(
         f"{metric.kind}_against_{axis}",
@@ -107,29 +115,25 @@ def along(
         SMALL,
         BESIDE,
         paint,
-        [(group.name, index) for group, index, _ in lines],
+        [(group.name, group.look) for group, _ in lines],
     )
 
 
 def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Drawing | None:
     """A figure against a cost, and the line of those that nothing cheaper betters."""
-    both = [
-        (group, index)
-        for index, group in enumerate(groups)
-        if group.values(metric.kind) and group.values(cost)
-    ]
+    both = [group for group in groups if group.values(metric.kind) and group.values(cost)]
     if len(both) < 2:
         return None
     scale = 100 if metric.percent else 1
     unit = 60 if cost == "training_seconds" else 1
-    points = [(group.mean(cost) / unit, scale * group.mean(metric.kind)) for group, _ in both]
+    points = [(group.mean(cost) / unit, scale * group.mean(metric.kind)) for group in both]
     best = front(points, metric.higher_is_better)
 
     def paint(axes: Axes) -> None:
         stairs = [points[place] for place in best]
         axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1, drawstyle="steps-post")
-        for (_, index), (x, y) in zip(both, points, strict=True):
-            look = {"color": colour(index), "marker": marker(index), "linestyle": ""}
+        for group, (x, y) in zip(both, points, strict=True):
+            look = {"color": colour(group.look), "marker": marker(group.look), "linestyle": ""}
             axes.plot([x], [y], markersize=7, **look)
         axes.set_xlabel(label)
         axes.set_ylabel(axis_title(metric))
@@ -141,7 +145,7 @@ def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Dr
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         axes.margins(0.12)
 
-    names = "; ".join(both[place][0].name for place in best)
+    names = "; ".join(both[place].name for place in best)
     return draw(
         f"{metric.kind}_by_{cost}",
         f"{metric.title} against {label.partition(',')[0]}",
@@ -149,28 +153,28 @@ def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Dr
         SMALL,
         BESIDE,
         paint,
-        [(group.name, index) for group, index in both],
+        [(group.name, group.look) for group in both],
     )
 
 
-def over_data(
-    lines: Sequence[DataLine], indices: Sequence[int], metric: Metric, crossed: Sequence[str]
-) -> Drawing:
+def over_data(lines: Sequence[DataLine], metric: Metric, crossed: Sequence[str]) -> Drawing:
     """A figure against the number of training images, on a logarithmic axis."""
     scale = 100 if metric.percent else 1
 
     def paint(axes: Axes) -> None:
-        for line, index in zip(lines, indices, strict=True):
+        for line in lines:
             x, mean, width = zip(*line.points, strict=True)
             axes.errorbar(
                 x,
                 [scale * value for value in mean],
                 yerr=[scale * value for value in width],
-                color=colour(index),
-                marker=marker(index),
+                color=colour(line.look),
+                marker=marker(line.look),
                 capsize=3,
             )
         axes.set_xscale("log")
+        axes.set_xticks(sorted({images for line in lines for images, _, _ in line.points}))
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("training images")
         axes.set_ylabel(axis_title(metric))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
@@ -178,9 +182,9 @@ def over_data(
     return draw(
         f"{metric.kind}_over_data",
         f"{metric.title} against training images",
-        "; ".join(crossed) + ".",
+        "; ".join(crossed or [f"Compositions: {', '.join(line.name for line in lines)}"]) + ".",
         SMALL,
         BESIDE,
         paint,
-        [(line.name, index) for line, index in zip(lines, indices, strict=True)],
+        [(line.name, line.look) for line in lines],
     )

@@ -1,15 +1,12 @@
 """What is compared: the figures of generated images, the held-out loss, memorisation, and costs."""
 
-import json
 import math
 import statistics
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffusion_lab.comparison.candidates import Run
 from diffusion_lab.counting import TRAINING_PASSES
-from diffusion_lab.kept_figures import Sampling
 
 HELD_OUT = "held_out_loss"
 COPIES, PIXEL_COPIES = "copy_ratio", "pixel_copy_ratio"
@@ -73,13 +70,10 @@ def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
     return names
 
 
-def figures_of(
-    run: Run, measured: dict[str, float], names: dict[str, str], sampling: Sampling
-) -> dict[str, float]:
+def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> dict[str, float]:
     """By kind, whatever is known of a run: judgements, floors, spreads and costs."""
     found = {kind: measured.get(name) for kind, name in names.items()}
     found[HELD_OUT] = run.summary.get("metrics", {}).get("val/loss")
-    found |= copy_ratios(run, sampling)
     found |= {
         "images_seen": run.summary["images_seen"],
         "parameters": run.summary["parameters"],
@@ -96,21 +90,6 @@ def images_per_second(rows: list[dict]) -> float | None:
     """Of training: the median over its logged windows."""
     rates = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]
     return statistics.median(rates) if rates else None
-
-
-def copy_ratios(run: Run, sampling: Sampling) -> dict[str, float]:
-    """What `memorization` found of these weights, sampled so, by features and by pixels."""
-    path = Path(run.folder) / "memorization" / "report.json"
-    if not path.is_file():
-        return {}
-    try:
-        report = json.loads(path.read_text())
-        found = (report["checkpoint"], report["sampling"])
-        ratios = [space["copy_ratio"] for space in report["neighbours"].values()]
-    except (ValueError, KeyError):  # of an older version, which did not say of what it is
-        return {}
-    known = found == (run.checkpoint, sampling)
-    return dict(zip((COPIES, PIXEL_COPIES), ratios, strict=True)) if known else {}
 
 
 def training_flops(images: float, macs: float) -> float:

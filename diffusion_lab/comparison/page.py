@@ -7,14 +7,18 @@ from pathlib import Path
 from string import Template
 
 from diffusion_lab.comparison import page_tables
+from diffusion_lab.comparison.data_sizes import DataLine
 from diffusion_lab.comparison.figures import Metric
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.markup import details, glyph, listed, section
 from diffusion_lab.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.comparison.svg import Drawing
-from diffusion_lab.comparison.verdict import Verdict
+from diffusion_lab.comparison.verdict import SHOWN, Verdict
 
 PARTS = Path(__file__).parent
+CORRECTED = (
+    "Holm's correction covers all pairs of one metric, but not that several metrics are looked at"
+)
 GENERATOR = "diffusion-lab compare"  # by which a page is known as one of ours
 
 
@@ -27,6 +31,7 @@ class Judged:
     by_seed: Drawing
     along: list[Drawing]  # empty where nothing was measured in training
     fronts: list[Drawing]
+    lines: list[DataLine]  # empty where all runs have the same data, as are the next
     over_data: Drawing | None
     crossed: list[str]
 
@@ -88,20 +93,33 @@ def _of_metric(metric: Metric, content: str) -> str:
 
 def _verdicts(report: Report) -> str:
     parts = []
+    tests = 0
     for each in report.judged:
         verdict, metric = each.verdict, each.metric
+        tests = max(tests, sum(pair.tested is not None for pair in verdict.pairs))
         content = f'<p class="answer">{escape(verdict.answer)}.</p>'
+        content += listed(verdict.by_size) + _over_data(each)
         apart = [
             f for f, pair in zip(verdict.findings, verdict.pairs, strict=True) if pair.told_apart
         ]
         if len(apart) > 1:
-            content += listed(apart)
+            shown = listed(apart[:SHOWN])
+            content += details("Pairs that are told apart", shown) if verdict.by_size else shown
         content += listed(verdict.reservations, "muted")
         content += _figure(each.by_seed)
         if verdict.pairs:
-            content += page_tables.pairs(report.groups, metric, verdict.pairs)
+            content += page_tables.pairs(metric, verdict.pairs)
         parts.append(_of_metric(metric, content))
-    return section("verdict", "Verdict", "".join(parts) + listed(report.notes, "muted"))
+    said = [CORRECTED] * (tests > 1) + list(report.notes)
+    return section("verdict", "Verdict", "".join(parts) + listed(said, "muted"))
+
+
+def _over_data(judged: Judged) -> str:
+    """Where the lines of compositions over the size of the data cross."""
+    if judged.over_data is None:
+        return ""
+    plot = f'<div class="plots">{_figure(judged.over_data)}</div>'
+    return listed(judged.crossed) + _legend(judged.lines) + plot
 
 
 def _figure(drawing: Drawing) -> str:
@@ -110,10 +128,8 @@ def _figure(drawing: Drawing) -> str:
     return f'<figure class="plot">{scroll}{drawing.inline}</div></figure>'
 
 
-def _legend(groups: Sequence[Group]) -> str:
-    items = "".join(
-        f"<li>{glyph(index)}{escape(group.name)}</li>" for index, group in enumerate(groups)
-    )
+def _legend(named: Sequence[Group | DataLine]) -> str:
+    items = "".join(f"<li>{glyph(each.look)}{escape(each.name)}</li>" for each in named)
     return f'<ul class="legend" aria-label="Marks in the plots">{items}</ul>'
 
 
@@ -123,7 +139,6 @@ def _plots(report: Report) -> str:
         blocks = [
             ("Along training", each.along, ""),
             ("Against cost", each.fronts, "The line joins what nothing cheaper betters."),
-            ("Against training data", [each.over_data] if each.over_data else [], ""),
         ]
         content = "".join(
             f"<h3>{title}</h3>"
@@ -132,8 +147,6 @@ def _plots(report: Report) -> str:
             for title, drawings, intro in blocks
             if drawings
         )
-        if each.crossed:
-            content += listed(each.crossed)
         if content:
             parts.append(_of_metric(each.metric, content))
     if not parts:
@@ -149,7 +162,7 @@ def _samples(report: Report) -> str:
     rows, grids = [], []
     for each in report.samples:
         of = f"{each.group.name}, training seed {each.member.run.seed}"
-        name = f"{glyph(each.index)}{escape(each.group.name)}"
+        name = f"{glyph(each.group.look)}{escape(each.group.name)}"
         if each.strip:
             alt = f"Samples of {of}: the first {OF_EACH} of each row of its grid"
             rows.append(

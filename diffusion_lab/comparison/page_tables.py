@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from diffusion_lab.comparison.candidates import Run
+from diffusion_lab.comparison.fairness import machine
 from diffusion_lab.comparison.figures import Metric
-from diffusion_lab.comparison.groups import CLASS, Group
+from diffusion_lab.comparison.formats import number
+from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.markup import details, glyph, listed, section, table
+from diffusion_lab.comparison.pairs import Pair
+from diffusion_lab.comparison.settings import CLASS
 from diffusion_lab.comparison.table import NONE, Cell, columns_of, notes, rows
-from diffusion_lab.comparison.verdict import SHOWN, Pair, number
+from diffusion_lab.comparison.verdict import SHOWN
 
 
 def _head(name: str, title: str, unit: str = "", first: bool = False) -> str:
@@ -37,9 +41,9 @@ def compositions(groups: Sequence[Group]) -> str:
     head = _head("name", "Composition", first=True) + _head("seeds", "Seeds")
     head += "".join(_head(column.kind, column.title, column.unit) for column in columns)
     body = ""
-    for index, (group, row) in enumerate(zip(groups, cells, strict=True)):
+    for group, row in zip(groups, cells, strict=True):
         count = len(group.members)
-        line = f'<th scope="row">{glyph(index)}{escape(group.name)}</th>'
+        line = f'<th scope="row">{glyph(group.look)}{escape(group.name)}</th>'
         line += f'<td class="number" data-kind="seeds" data-value="{count}">{count}</td>'
         line += "".join(_cell(column.kind, each) for column, each in zip(columns, row, strict=True))
         body += f"<tr>{line}</tr>"
@@ -63,34 +67,36 @@ def compositions(groups: Sequence[Group]) -> str:
     return section("table", "Table", content, files)
 
 
-def pairs(groups: Sequence[Group], metric: Metric, tested: Sequence[Pair]) -> str:
-    """A row a pair of compositions that could be tested."""
-    places = {group.name: index for index, group in enumerate(groups)}
-    titles = ("Ahead", "Behind", "Gap", "Would have shown", "p", "Holm", "Told apart")
+def pairs(metric: Metric, found: Sequence[Pair]) -> str:
+    """A row a pair of compositions of the same data."""
+    sizes = any(pair.size for pair in found)
+    titles = ["Data"] * sizes + ["Ahead", "Behind", "Gap", "To exceed", "p", "Holm", "Told apart"]
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     body = ""
-    for pair in tested[:SHOWN]:
+    for pair in found[:SHOWN]:
         ahead, behind = (
-            f"{glyph(places[group.name])}{escape(group.name)}"
-            for group in (pair.ahead, pair.behind)
+            f"{glyph(group.look)}{escape(group.name)}" for group in (pair.ahead, pair.behind)
         )
         gap = number(abs(pair.gap), metric)
-        numbers = (
-            f'{gap}<span class="pm"> ± {number(pair.half_width, metric)}</span>',
-            number(pair.detectable, metric),
-            f"{pair.tested.p:.2g}",
-            f"{pair.tested.corrected:.2g}",
-        )
+        numbers = [f'{gap}<span class="pm"> ± {number(pair.half_width, metric)}</span>']
+        if pair.tested:
+            numbers.append(number(pair.detectable, metric))
+            numbers += [f"{p:.2g}" for p in (pair.tested.p, pair.tested.corrected)]
+            answer = "yes" if pair.told_apart else "no"
+        else:
+            numbers += [NONE] * 3
+            answer = "not tested"
         cells = "".join(f'<td class="number">{value}</td>' for value in numbers)
-        answer = "yes" if pair.told_apart else "no"
-        body += f'<tr><th scope="row">{ahead}</th><td>{behind}</td>{cells}<td>{answer}</td></tr>'
+        size = f"<td>{escape(pair.size)}</td>" * sizes
+        body += f'<tr>{size}<th scope="row">{ahead}</th><td>{behind}</td>{cells}'
+        body += f"<td>{answer}</td></tr>"
     caption = (
         f"Pairs by {metric.title}: mean gap over common seeds with its 95 % confidence interval, "
-        "the gap that would have shown, and p of the paired t-test, alone and with Holm's "
-        "correction"
+        "what a gap of this spread must exceed to be told from chance, and p of the paired t-test, "
+        "alone and with Holm's correction"
     )
-    summary = f"{len(tested)} pairs tested" if len(tested) > 1 else "The test"
-    if len(tested) > SHOWN:
+    summary = f"{len(found)} pairs" if len(found) > 1 else "The test"
+    if len(found) > SHOWN:
         summary += f", of which {SHOWN} are here and all in pairs.csv"
     return details(summary, table(f"pairs-{metric.kind}", caption, head, body, "small"))
 
@@ -101,8 +107,7 @@ def settings(groups: Sequence[Group]) -> str:
     if not keys:
         return ""
     head = '<th scope="col">Setting</th>' + "".join(
-        f'<th scope="col">{glyph(index)}{escape(group.name)}</th>'
-        for index, group in enumerate(groups)
+        f'<th scope="col">{glyph(group.look)}{escape(group.name)}</th>' for group in groups
     )
     body = ""
     for key in keys:
@@ -126,15 +131,15 @@ def _value(chosen: Mapping[str, object], key: str) -> str:
 
 def runs(groups: Sequence[Group]) -> str:
     """A row a run."""
-    members = [(index, member) for index, group in enumerate(groups) for member in group.members]
+    members = [(group, member) for group in groups for member in group.members]
     base = os.path.commonpath([os.path.abspath(m.run.folder.parent) for _, m in members])
     columns = columns_of(groups)
     head = _head("name", "Run", first=True) + _head("seed", "Seed")
     head += "".join(_head(column.kind, column.title, column.unit) for column in columns)
     body = ""
-    for index, member in members:
+    for group, member in members:
         place = escape(os.path.relpath(member.run.folder, base))
-        line = f'<th scope="row">{glyph(index)}{escape(groups[index].name)}'
+        line = f'<th scope="row">{glyph(group.look)}{escape(group.name)}'
         line += f'<span class="path">{place}</span></th>'
         line += f'<td class="number" data-value="{member.run.seed}">{member.run.seed}</td>'
         for column in columns:
@@ -153,9 +158,9 @@ def machines(trained: Sequence[Run]) -> list[str]:
     counts: dict[str, int] = {}
     for run in trained:
         known = run.summary
+        versions = known.get("versions", {})
         text = (
-            f"{known.get('device', 'unknown device')}, {known.get('threads', '?')} threads, "
-            f"{known.get('precision', '?')}, torch {known.get('versions', {}).get('torch', '?')}, "
+            f"{machine(run)}, {known.get('precision', '?')}, torch {versions.get('torch', '?')}, "
             f"commit {(known.get('git_commit') or 'unknown')[:9]}"
         )
         counts[text] = counts.get(text, 0) + 1

@@ -2,11 +2,13 @@
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.comparison.groups import Group, Member
@@ -25,7 +27,6 @@ class Samples:
     """A group's grid of one run, and two samples of each class in a line, as data URIs."""
 
     group: Group
-    index: int
     member: Member
     grid: str
     strip: str | None
@@ -37,37 +38,57 @@ def samples(groups: Sequence[Group]) -> list[Samples]:
     counts = {seed: sum(seed in each for each in seeds) for seed in set().union(*seeds)}
     preferred = sorted(counts, key=lambda seed: (-counts[seed], seed))
     found = []
-    for index, group in enumerate(groups):
+    for group in groups:
         seed = next(seed for seed in preferred if seed in group.by_seed)
         path = latest_grid(group.by_seed[seed].run.folder)
         if path is not None:
-            found.append((index, group, group.by_seed[seed], path))
+            found.append((group, group.by_seed[seed], path))
     share = ALL_BYTES // max(1, 2 * len(found))
-    return [_samples(index, group, member, path, share) for index, group, member, path in found]
+    return [_samples(group, member, path, share) for group, member, path in found]
 
 
-def grid_noise(member: Member) -> tuple[int, int] | None:
-    """Seed and columns of a run's grid; grids of equal ones show the same noise."""
+def grid_columns(member: Member) -> int | None:
+    """Of a run's grid, if it drew any."""
     settings = member.run.config.callbacks.get("sample_grid")
-    return (settings.seed, settings.columns) if settings else None
+    return settings.columns if settings else None
+
+
+def grid_noise(member: Member) -> str | None:
+    """What decides the noise of each place of a run's grid, as one word; None: it is not known.
+
+    Besides seed and columns the sampler, which may draw more noise on its way, and the space that
+    is diffused.
+    """
+    config = member.run.config
+    settings = config.callbacks.get("sample_grid")
+    if not settings:
+        return None
+    parts = [OmegaConf.select(config, key) for key in ("sampler", "first_stage", "data._target_")]
+    plain = [OmegaConf.to_container(p) if OmegaConf.is_config(p) else p for p in parts]
+    return json.dumps([settings.seed, settings.columns, *plain], default=str, sort_keys=True)
 
 
 def latest_grid(folder: Path) -> Path | None:
     """The picture of the last step."""
-    return max((folder / SAMPLES).glob("step_*.png"), default=None)
+    steps = {
+        int(number): path
+        for path in (folder / SAMPLES).glob("step_*.png")
+        if (number := path.stem.removeprefix("step_")).isdecimal()
+    }
+    return steps[max(steps)] if steps else None
 
 
-def _samples(index: int, group: Group, member: Member, path: Path, share: int) -> Samples:
+def _samples(group: Group, member: Member, path: Path, share: int) -> Samples:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
     pixels = pixels[::ENLARGED, ::ENLARGED]
-    noise = grid_noise(member)
-    cells = cells_of(pixels, noise[1]) if noise else None
+    columns = grid_columns(member)
+    cells = cells_of(pixels, columns) if columns else None
     strip = None
     if cells is not None:
         line = [cell for row in cells[:ROWS] for cell in row[:OF_EACH]]
         strip = data_uri(side_by_side(line), share)
-    return Samples(group, index, member, data_uri(pixels, share), strip)
+    return Samples(group, member, data_uri(pixels, share), strip)
 
 
 def cells_of(pixels: np.ndarray, columns: int) -> list[list[np.ndarray]] | None:

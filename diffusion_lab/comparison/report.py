@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lab.comparison import curves, drawings, page, table
+from diffusion_lab.comparison import curves, drawings, fairness, page, table
 from diffusion_lab.comparison.candidates import Run, read, run_folders
+from diffusion_lab.comparison.copies import copy_ratios
+from diffusion_lab.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.comparison.figures import HELD_OUT, METRICS, Metric, figures_of, names_of_figures
-from diffusion_lab.comparison.groups import Group, Member, grouped, losses_compare, settings_of
+from diffusion_lab.comparison.groups import Group, Member, grouped
 from diffusion_lab.comparison.page import Judged, Report
 from diffusion_lab.comparison.pictures import samples
+from diffusion_lab.comparison.settings import losses_compare, settings_of
 from diffusion_lab.comparison.svg import Drawing
-from diffusion_lab.comparison.verdict import SHOWN, budgeted_seconds, verdict
+from diffusion_lab.comparison.verdict import SHOWN, verdict
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.kept_figures import Sampling, measured_alike, sampling_of
@@ -34,7 +37,7 @@ class Collection:
     names: dict[str, str]
     protocol: Protocol
     sampling: Sampling
-    one_loss: bool  # whether the held-out losses are one quantity
+    omitted: list[str]  # sentences on figures that are left out
     left_out: list[str]
 
 
@@ -70,7 +73,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
 
 
 def collect(paths: Sequence[str | Path]) -> Collection:
-    """The compositions of the run folders at or below `paths`, from the lowest FID."""
+    """The compositions of the run folders at or below `paths`, by size of data and FID."""
     folders = run_folders(paths)
     say(f"{len(folders)} run folders")
     runs, left_out = read(folders)
@@ -78,16 +81,22 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
     protocol, sampling, measured = measured_alike({run.folder: run.kept for run in runs})
     names = names_of_figures(list(measured.values()))
-    one_loss = losses_compare(runs)
+    copies, omitted = copy_ratios(runs, sampling)
+    if not (one_loss := losses_compare(runs)):
+        omitted.append(
+            "Held-out losses are left out: objective, schedule, data or first stage differ, which "
+            "makes them different quantities"
+        )
     members = []
     for run in runs:
-        figures = figures_of(run, measured[run.folder], names, sampling)
+        figures = figures_of(run, measured[run.folder], names) | copies.get(run.folder, {})
         if not one_loss:
             figures.pop(HELD_OUT, None)
         members.append(Member(run, settings_of(run), figures))
     groups, repeated = grouped(members)
     groups.sort(key=lambda group: fid if (fid := group.mean("fid")) is not None else math.inf)
-    return Collection(groups, names, protocol, sampling, one_loss, left_out + repeated)
+    groups = arranged(groups)
+    return Collection(groups, names, protocol, sampling, omitted, left_out + repeated)
 
 
 def check_output(folder: Path) -> None:
@@ -104,24 +113,26 @@ def judge(collection: Collection, metric: Metric) -> Judged | None:
     said = verdict(groups, metric)
     if said is None:
         return None
-    lines = [
-        (group, index, curves.curve(group, metric.kind, name_in_rows(collection, group, metric)))
-        for index, group in enumerate(groups)
+    along_training = [
+        (group, curves.curve(group, metric.kind, name_in_rows(collection, group, metric)))
+        for group in groups
     ]
-    trained = any(len(points) > 1 for _, _, points in lines)
-    along = [drawings.along(lines, metric, axis) for axis in curves.AXES] if trained else []
+    trained = any(len(points) > 1 for _, points in along_training)
+    along = (
+        [drawings.along(along_training, metric, axis) for axis in curves.AXES] if trained else []
+    )
     fronts = [drawings.pareto(groups, metric, cost, label) for cost, label in COSTS.items()]
     over_data, crossed = None, []
-    if data_lines := curves.data_lines(groups, metric.kind):
-        crossed = curves.crossings(data_lines, metric)
-        places = [groups.index(line.group) for line in data_lines]
-        over_data = drawings.over_data(data_lines, places, metric, crossed)
+    if lines := data_lines(groups, metric.kind):
+        crossed = crossings(lines, metric)
+        over_data = drawings.over_data(lines, metric, crossed)
     return Judged(
         metric,
         said,
         drawings.by_seed(groups, metric),
         [each for each in along if each],
         [each for each in fronts if each],
+        lines,
         over_data,
         crossed,
     )
@@ -166,36 +177,15 @@ def setting(collection: Collection) -> str:
 
 def notes(collection: Collection) -> list[str]:
     """Sentences on the whole comparison."""
-    said, groups = [], collection.groups
-    images = [group.mean("images_seen") for group in groups]
-    least, most = min(images), max(images)
-    times = [group.mean("training_seconds") for group in groups]
-    if least == most:
-        said.append(f"Every run has seen {least:,.0f} images")
-    if seconds := budgeted_seconds(groups):
-        said.append(
-            f"Every run was given {seconds:,} seconds of training, in which compositions have seen "
-            f"{least:,.0f} to {most:,.0f} images"
-        )
-    else:
-        said.append(
-            f"Training took {table.minutes(min(times))} to {table.minutes(max(times))} of "
-            "wall-clock time, by composition"
-        )
-    if not collection.one_loss:
-        said.append(
-            "Held-out losses are left out: objective, schedule, data or first stage differ, which "
-            "makes them different quantities"
-        )
-    return said
+    return [*fairness.notes(collection.groups), *collection.omitted]
 
 
 def write(folder: Path, report: Report) -> None:
     """Writes every file, the page last; plots of an earlier comparison go."""
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    first = report.judged[0].verdict
-    text = f"{report.setting}\n\n{table.markdown(report.groups)}\n{first.answer}.\n"
-    said = [*first.findings[:SHOWN], *first.reservations, *report.notes, *report.left_out]
+    first = report.judged[0]
+    text = f"{report.setting}\n\n{table.markdown(report.groups)}\n{first.verdict.answer}.\n"
+    said = [*told(first), *report.notes, *report.left_out]
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     write_atomically(folder / "table.md", text)
     write_atomically(folder / "table.csv", table.as_csv(report.groups))
@@ -218,12 +208,18 @@ def plots_of(judged: Judged) -> list[Drawing]:
     return [judged.by_seed, *judged.along, *judged.fronts, *over]
 
 
+def told(judged: Judged) -> list[str]:
+    """What stands below the answer."""
+    said = judged.verdict
+    return [*said.by_size, *judged.crossed, *said.findings[:SHOWN], *said.reservations]
+
+
 def tell(folder: Path, report: Report) -> None:
     """What people want to know first."""
     for sentence in report.left_out:
         say(sentence)
-    verdict_of = report.judged[0].verdict
-    say(f"{verdict_of.answer}.")
-    for sentence in (*verdict_of.findings[:SHOWN], *verdict_of.reservations):
+    first = report.judged[0]
+    say(f"{first.verdict.answer}.")
+    for sentence in told(first):
         say(f"  {sentence}.")
     say(f"Table, plots and page: {folder / 'index.html'}")

@@ -43,12 +43,9 @@ def half_width(values: Sequence[float], level: float = LEVEL) -> float:
 
 
 def paired_p_value(differences: Sequence[float]) -> float:
-    """Of the paired t-test that two or more differences have the mean 0."""
-    mean, error = statistics.mean(differences), statistics.stdev(differences)
-    error /= math.sqrt(len(differences))
-    if error == 0:
-        return 0.0 if mean else 1.0
-    return p_value(mean / error, len(differences) - 1)
+    """Of the paired t-test that two or more differences have the mean 0; they are not all one."""
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return p_value(statistics.mean(differences) / error, len(differences) - 1)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from diffusion_lab.comparison.figures import METRICS
+from diffusion_lab.comparison.formats import gibibytes, minutes, percent, plain, with_spread
 from diffusion_lab.comparison.groups import Group
+from diffusion_lab.comparison.pairs import Pair
 from diffusion_lab.comparison.statistics import half_width
-from diffusion_lab.comparison.verdict import Pair, jackknife
 from diffusion_lab.profiling import amount
 
 NONE = "\N{EN DASH}"
+SIZE = "training_images"
 ONE_SEED = "†"
 ONE_SEED_NOTE = (
     f"{ONE_SEED} one seed: ± is the jackknife standard deviation over samples, not over trainings."
@@ -45,30 +47,8 @@ class Cell:
         return " ± ".join(filter(None, (self.main, self.spread))) + self.mark
 
 
-def minutes(seconds: float) -> str:
-    """1.5 h, 6.6 min, 12 s."""
-    for word, unit in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * unit:
-            return f"{seconds / unit:.3g} {word}"
-    return f"{seconds:.3g} s"
-
-
-def plain(value: float) -> str:
-    """468.8, 0.247, -0.0027."""
-    return f"{value:.4g}" if abs(value) >= 0.1 else f"{value:.2g}"
-
-
-def percent(value: float) -> str:
-    """66.2 %."""
-    return f"{value:.1f} %"
-
-
-def gibibytes(size: float) -> str:
-    """1.25 GiB."""
-    return f"{size / 2**30:.3g} GiB"
-
-
 COLUMNS = (
+    Column(SIZE, "Trained on", "images of the training data", amount),
     Column("images_seen", "Images", "images trained on", amount),
     Column("parameters", "Params", "", amount),
     Column("macs", "MACs", "multiply-accumulates of a call on one image", amount),
@@ -90,8 +70,10 @@ COLUMNS = (
 
 
 def columns_of(groups: Sequence[Group]) -> list[Column]:
-    """Those that some group has a value of."""
-    return [column for column in COLUMNS if any(group.values(column.kind) for group in groups)]
+    """Those that some group has a value of; the size of the data where there are several."""
+    known = [column for column in COLUMNS if any(group.values(column.kind) for group in groups)]
+    one_size = len({group.data_size for group in groups}) == 1
+    return known[1:] if one_size and known[0].kind == SIZE else known
 
 
 def cell(group: Group, column: Column) -> Cell:
@@ -106,20 +88,10 @@ def cell(group: Group, column: Column) -> Cell:
     if len(values) > 1:
         main, spread = with_spread(mean, half_width(values))
         return Cell(mean, main + percent, spread + percent)
-    deviation = jackknife(group) if column.kind == "fid" else None
+    deviation = group.jackknife if column.kind == "fid" else None
     if deviation is not None:
         return Cell(mean, *with_spread(mean, deviation), ONE_SEED)
     return Cell(mean, column.say(mean))
-
-
-def with_spread(mean: float, spread: float) -> tuple[str, str]:
-    """Both to the second digit of the spread: 468.8 and 44.2, 0.2469 and 0.0042."""
-    if spread <= 0:
-        return f"{mean:.4g}", "0"
-    digits = 1
-    while digits < 9 and spread < 10 ** (1 - digits):
-        digits += 1
-    return f"{mean:.{digits}f}", f"{spread:.{digits}f}"
 
 
 def floors(groups: Sequence[Group], columns: Sequence[Column]) -> list[Cell]:
@@ -234,22 +206,25 @@ def as_csv(groups: Sequence[Group]) -> str:
                 row[f"{column.kind}_high"] = row[column.kind] + width
             if column.judges and (real := group.values(f"{column.kind}_floor")):
                 row[f"{column.kind}_real"] = real[0]
-        if (deviation := jackknife(group)) is not None:
+        if (deviation := group.jackknife) is not None:
             row["fid_jackknife"] = deviation
         writer.writerow(row)
     return text.getvalue()
 
 
 def pairs_csv(tests: Mapping[str, Sequence[Pair]]) -> str:
-    """Every test, by the kind of its metric, without rounding; gaps are of behind from ahead."""
+    """Every pair, by the kind of its metric, without rounding; gaps are of behind from ahead.
+
+    What was not tested has no detectable gap and no p.
+    """
     text = io.StringIO()
-    head = ("metric", "ahead", "behind", "seeds", "gap", "half_width", "detectable", "p", "holm")
+    head = ("metric", "data", "ahead", "behind", "seeds", "gap", "half_width", "detectable")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*head, "told_apart"])
+    writer.writerow([*head, "p", "holm", "told_apart"])
     for kind, pairs in tests.items():
         for pair in pairs:
             seeds = " ".join(map(str, pair.seeds))
-            numbers = (pair.gap, pair.half_width, pair.detectable, pair.tested.p)
-            row = (kind, pair.ahead.name, pair.behind.name, seeds, *numbers, pair.tested.corrected)
-            writer.writerow([*row, pair.told_apart])
+            row = (kind, pair.size, pair.ahead.name, pair.behind.name, seeds, pair.gap)
+            tested = (pair.tested.p, pair.tested.corrected) if pair.tested else (None, None)
+            writer.writerow([*row, pair.half_width, pair.detectable, *tested, pair.told_apart])
     return text.getvalue()

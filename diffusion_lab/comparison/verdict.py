@@ -1,168 +1,152 @@
-"""What the seeds allow to be said, in words: paired t-tests over common seeds, Holm-corrected."""
+"""What the seeds allow to be said, in words, at each size of the training data."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-from omegaconf import OmegaConf
-
-from diffusion_lab.comparison.figures import JACKKNIFE, Metric
+from diffusion_lab.comparison.data_sizes import DataSize, by_data_size
+from diffusion_lab.comparison.fairness import reservations
+from diffusion_lab.comparison.figures import Metric
+from diffusion_lab.comparison.formats import number
 from diffusion_lab.comparison.groups import Group
-from diffusion_lab.comparison.statistics import (
-    LEVEL,
-    Tested,
-    half_width,
-    holm,
-    paired_p_value,
+from diffusion_lab.comparison.pairs import ENOUGH, Pair, pairs_of
+from diffusion_lab.comparison.sentences import (
+    difference,
+    finding,
+    listed,
+    undecided,
+    untestable,
+    untested,
 )
-from diffusion_lab.profiling import amount
+from diffusion_lab.comparison.statistics import half_width
 
-ENOUGH = 2  # common seeds of a paired test
 SHOWN = 50  # pairs that are told of one by one; pairs.csv has all
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two groups over the seeds that they share; `ahead` has the better mean of the two."""
-
-    ahead: Group
-    behind: Group
-    seeds: tuple[int, ...]
-    gap: float  # mean of behind - ahead over the seeds, signed
-    half_width: float  # of the gap's 95 % confidence interval, uncorrected
-    detectable: float  # the least gap that these seeds' spread could have told from chance
-    tested: Tested
-
-    @property
-    def told_apart(self) -> bool:
-        """Whether the difference is one, at 5 % over all pairs."""
-        return self.tested.corrected < LEVEL
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """On one metric: the answer, a sentence on each pair, and what cannot be said."""
+    """On one metric: the answer, a sentence on each pair, and what cannot be said.
+
+    `by_size` are the answers for each size of the training data, where there are several.
+    """
 
     answer: str
+    by_size: tuple[str, ...]
     findings: tuple[str, ...]
     reservations: tuple[str, ...]
     pairs: tuple[Pair, ...]
 
 
-def pairs_of(groups: Sequence[Group], metric: Metric) -> list[Pair]:
-    """All pairs with enough common seeds; groups of different parts of the data make none."""
-    found = []
-    for a, b in combinations(groups, 2):
-        seeds = common_seeds(a, b, metric.kind)
-        if a.data_size != b.data_size or len(seeds) < ENOUGH:
-            continue
-        differences = [_value(b, seed, metric) - _value(a, seed, metric) for seed in seeds]
-        first_ahead = not metric.better(statistics.mean(differences), 0)
-        ahead, behind = (a, b) if first_ahead else (b, a)
-        found.append((ahead, behind, seeds, [d if first_ahead else -d for d in differences]))
-    tests = holm([paired_p_value(differences) for *_, differences in found])
-    return [
-        Pair(
-            ahead,
-            behind,
-            seeds,
-            statistics.mean(differences),
-            half_width(differences),
-            half_width(differences, tested.level),
-            tested,
-        )
-        for (ahead, behind, seeds, differences), tested in zip(found, tests, strict=True)
-    ]
-
-
-def common_seeds(a: Group, b: Group, kind: str) -> tuple[int, ...]:
-    """Of which both have a finite figure."""
-    return tuple(
-        seed
-        for seed, member in a.by_seed.items()
-        if kind in member.figures and seed in b.by_seed and kind in b.by_seed[seed].figures
-    )
-
-
 def verdict(groups: Sequence[Group], metric: Metric) -> Verdict | None:
     """What can be said by one metric; None where no group has it."""
-    groups = [group for group in groups if group.values(metric.kind)]
-    if not groups:
+    known = [group for group in groups if group.values(metric.kind)]
+    if not known:
         return None
-    if len(groups) == 1:
-        return Verdict(_only_seeds(groups[0], metric), (), (), ())
-    pairs = pairs_of(groups, metric)
-    reservations = [*_untested(groups, pairs, metric), *unequal_budgets(groups)]
-    findings = [_finding(pair, metric, len(pairs)) for pair in pairs]
-    order = sorted(range(len(pairs)), key=lambda i: (not pairs[i].told_apart, pairs[i].tested.p))
+    missing = [group.name for group in groups if group not in known]
+    limits = [f"{listed(missing)} had no {metric.title} measured"] if missing else []
+    if len(known) == 1:
+        return Verdict(_only_seeds(known[0], metric), (), (), tuple(limits), ())
+    sizes, pairs = by_data_size(known), pairs_of(known, metric)
+    pairs_at = {size.label: [pair for pair in pairs if pair.size == size.label] for size in sizes}
+    answers = {size.label: _answer(size.groups, pairs_at[size.label], metric) for size in sizes}
+    several = len(sizes) > 1
+    for size in sizes:
+        said = untested(size.groups, pairs_at[size.label], metric)
+        limits += [f"At {size.label}: {each}" if several else each for each in said]
+    order = [pair for size in sizes for pair in sorted(pairs_at[size.label], key=_rank)]
+    tests = sum(pair.tested is not None for pair in pairs)
     return Verdict(
-        _answer(groups, pairs, metric),
-        tuple(findings[i] for i in order),
-        tuple(reservations),
-        tuple(pairs[i] for i in order),
+        headline(sizes, pairs_at, metric) if several else answers[""],
+        tuple(f"At {label}: {answer}" for label, answer in answers.items()) if several else (),
+        tuple(finding(pair, metric, tests) for pair in order),
+        (*limits, *reservations(groups)),
+        tuple(order),
     )
 
 
-def _answer(groups: Sequence[Group], pairs: list[Pair], metric: Metric) -> str:
-    apart = [pair for pair in pairs if pair.told_apart]
-    if not pairs:
+def _rank(pair: Pair) -> tuple[bool, float]:
+    return not pair.told_apart, pair.tested.p if pair.tested else 1.0
+
+
+def headline(sizes: Sequence[DataSize], pairs: dict[str, list[Pair]], metric: Metric) -> str:
+    """The answers for all sizes of the data in a sentence."""
+    best = {size.label: _best(size.groups, pairs[size.label]) for size in sizes}
+    names = {group and group.name for group in best.values()}
+    if len(names) == 1 and None not in names:
+        return f"{names.pop()} is best by {metric.title} at each of {len(sizes)} sizes of the data"
+    paired = [pair for found in pairs.values() for pair in found]
+    tested = [pair for pair in paired if pair.tested]
+    if not tested:
+        same = f"Nothing is tested by {metric.title}: differences are the same in every seed"
+        return same if paired else _nothing(metric)
+    if not any(pair.told_apart for pair in tested):
         return (
-            f"Nothing can be said by {metric.title} beyond these runs: no two compositions "
-            f"of the same data share {ENOUGH} seeds"
+            f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
+            "of compositions of the same data can be told apart"
         )
+    at: dict[str | None, list[str]] = {}
+    for size in sizes:
+        at.setdefault((group := best[size.label]) and group.name, []).append(size.images)
+    places = {name: f"at {' and '.join(images)} training images" for name, images in at.items()}
+    undecided = places.pop(None, None)
+    said = [f"{name} is best {place}" for name, place in places.items()]
+    said += [f"none is shown to be best {undecided}"] if undecided else []
+    depends = " it depends on the size of the data:" if len(places) > 1 else ""
+    return f"By {metric.title}{depends} {', '.join(said)}"
+
+
+def _best(groups: Sequence[Group], pairs: Sequence[Pair]) -> Group | None:
+    """What is better than each of the others, by tests."""
+    for group in groups:
+        beaten = [pair for pair in pairs if pair.told_apart and pair.ahead.name == group.name]
+        if len(groups) > 1 and len(beaten) == len(groups) - 1:
+            return group
+    return None
+
+
+def _answer(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> str:
+    """For compositions of one size of the data."""
+    tested = [pair for pair in pairs if pair.tested]
+    apart = [pair for pair in tested if pair.told_apart]
+    if not tested:
+        return f"Nothing is tested: {untestable(pairs[0], metric)}" if pairs else _nothing(metric)
+    left = len(groups) * (len(groups) - 1) // 2 - len(tested)
+    rest = f"; {_count(left, 'other pair')} could not be tested" if left else ""
     if not apart:
-        if len(pairs) == 1:
-            return f"No difference at this budget: {_undecided(pairs[0], metric)}"
-        least, most = (f(pair.detectable for pair in pairs) for f in (min, max))
+        if len(tested) == 1:
+            return f"No difference is shown at this budget: {undecided(tested[0], metric)}{rest}"
+        least, most = (number(f(pair.detectable for pair in tested), metric) for f in (min, max))
         return (
-            f"No difference at this budget: by {metric.title} none of {len(pairs)} pairs of "
-            f"compositions can be told apart; the least gap that could have been told from chance "
-            f"is {number(least, metric)} to {number(most, metric)}, by pair"
+            f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
+            f"of compositions can be told apart; at their spread a gap must exceed {least} to "
+            f"{most}, by pair, to be told from chance{rest}"
         )
     if len(apart) == 1:
-        others = f"; {len(pairs) - 1} other pairs cannot be told apart" if len(pairs) > 1 else ""
-        return _difference(apart[0], metric) + others
-    tested = {group.name: group for pair in pairs for group in (pair.ahead, pair.behind)}
-    for name in tested:
-        beaten = [pair.behind.name for pair in apart if pair.ahead.name == name]
-        if len(beaten) == len(tested) - 1:
-            return f"{name} is best by {metric.title}: better than each of the other {len(beaten)}"
-    return (
-        f"By {metric.title}, {len(apart)} of {len(pairs)} pairs of compositions can be told apart, "
-        "and no composition is better than all the others"
-    )
-
-
-def _difference(pair: Pair, metric: Metric) -> str:
-    size = abs(pair.gap)
-    low, high = (number(size + sign * pair.half_width, metric) for sign in (-1, 1))
-    return (
-        f"{pair.ahead.name} is better than {pair.behind.name}: {metric.title} "
-        f"{'higher' if metric.higher_is_better else 'lower'} by {number(size, metric)} "
-        f"(95 % confidence interval {low} to {high})"
-    )
-
-
-def _undecided(pair: Pair, metric: Metric) -> str:
-    if pair.gap == pair.detectable == 0:
+        others = len(tested) - 1
+        told = f"; {_count(others, 'other pair')} cannot be told apart" if others else ""
+        return difference(apart[0], metric) + told + rest
+    if best := _best(groups, apart):
+        beaten = len(groups) - 1
+        return f"{best.name} is best by {metric.title}: better than each of the other {beaten}"
+    names = dict.fromkeys(g.name for pair in tested for g in (pair.ahead, pair.behind))
+    among = [group for group in groups if group.name in names]
+    if best := _best(among, apart):
+        unsaid = [group.name for group in groups if group.name not in names]
         return (
-            f"{pair.ahead.name} and {pair.behind.name} have the same {metric.title}, seed by seed"
+            f"{best.name} is better by {metric.title} than each of the other {len(among) - 1} that "
+            f"could be tested; nothing is said of {listed(unsaid)}"
         )
     return (
-        f"{pair.ahead.name} and {pair.behind.name} cannot be told apart by {metric.title}; their "
-        f"gap of {number(abs(pair.gap), metric)} is below {number(pair.detectable, metric)}, the "
-        f"least that {len(pair.seeds)} seeds so spread could have told from chance"
+        f"{len(apart)} of {len(tested)} pairs of compositions can be told apart by {metric.title}, "
+        f"and none is shown to be better than all the others{rest}"
     )
 
 
-def _finding(pair: Pair, metric: Metric, tests: int) -> str:
-    said = (_difference if pair.told_apart else _undecided)(pair, metric)
-    p = f"p = {pair.tested.p:.2g}"
-    if tests > 1:
-        p += f", {pair.tested.corrected:.2g} after Holm's correction for {tests} pairs"
-    seeds = ", ".join(str(seed) for seed in pair.seeds)
-    return f"{said}; paired over seeds {seeds}: {p}"
+def _nothing(metric: Metric) -> str:
+    return (
+        f"Nothing can be said by {metric.title} beyond these runs: no two compositions of the same "
+        f"data share {ENOUGH} seeds"
+    )
 
 
 def _only_seeds(group: Group, metric: Metric) -> str:
@@ -176,71 +160,5 @@ def _only_seeds(group: Group, metric: Metric) -> str:
     )
 
 
-def _untested(groups: Sequence[Group], pairs: list[Pair], metric: Metric) -> list[str]:
-    """What is known of groups that are in no pair, and what it is not."""
-    tested = {name for pair in pairs for name in (pair.ahead.name, pair.behind.name)}
-    others = [group for group in groups if group.name not in tested]
-    if not others:
-        return []
-    said = []
-    for group in others:
-        text = f"{metric.title} {number(group.mean(metric.kind), metric)}"
-        spread = jackknife(group) if metric.kind == "fid" else None
-        said.append(text if spread is None else f"{text} (jackknife ± {number(spread, metric)})")
-    alone = len(others) == 1
-    names = ", ".join(group.name for group in others)
-    lines = [
-        f"{names} share{'s' if alone else ''} no {ENOUGH} seeds with another composition of the "
-        f"same data, so nothing can be said beyond {'its run' if alone else 'their runs'}: "
-        + "; ".join(said if alone else (f"{g.name} {t}" for g, t in zip(others, said, strict=True)))
-    ]
-    best = min(
-        groups,
-        key=lambda group: group.mean(metric.kind) * (-1 if metric.higher_is_better else 1),
-    )
-    if not pairs:
-        rest = [group for group in groups if group is not best]
-        nearest = min(rest, key=lambda g: abs(g.mean(metric.kind) - best.mean(metric.kind)))
-        gap = abs(best.mean(metric.kind) - nearest.mean(metric.kind))
-        text = f"The gap between {best.name} and {nearest.name} is {number(gap, metric)}"
-        spreads = [jackknife(group) for group in (best, nearest)]
-        if metric.kind == "fid" and None not in spreads:
-            text += " beside jackknife deviations of {:.3g} and {:.3g} over samples".format(
-                *spreads
-            )
-        lines.append(f"{text}; another seed of training may move a figure by more than samples do")
-    return lines
-
-
-def jackknife(group: Group) -> float | None:
-    """The standard deviation of the only seed's FID over its samples, where there is one seed."""
-    if len(group.members) == 1:
-        return group.members[0].figures.get(JACKKNIFE)
-    return None
-
-
-def unequal_budgets(groups: Sequence[Group]) -> list[str]:
-    """A sentence if the groups have not all seen as many images, nor were to be equal in time."""
-    images = [group.mean("images_seen") for group in groups]
-    if min(images) == max(images) or budgeted_seconds(groups):
-        return []
-    return [
-        f"Budgets are unequal: compositions have seen {amount(min(images))} to "
-        f"{amount(max(images))} images"
-    ]
-
-
-def budgeted_seconds(groups: Sequence[Group]) -> int | None:
-    """Seconds of training, if they were the budget of every run."""
-    runs = [member.run for group in groups for member in group.members]
-    limits = {OmegaConf.select(run.config, "budget.seconds") for run in runs}
-    return limits.pop() if len(limits) == 1 else None
-
-
-def number(value: float, metric: Metric) -> str:
-    """In three digits; shares in percentage points."""
-    return f"{100 * value:.3g} %" if metric.percent else f"{value:.3g}"
-
-
-def _value(group: Group, seed: int, metric: Metric) -> float:
-    return group.by_seed[seed].figures[metric.kind]
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"

@@ -1,0 +1,86 @@
+"""What a comparison was at equal measure of: images, time, machines and operations of the runs."""
+
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+
+from diffusion_lab.comparison.candidates import Run
+from diffusion_lab.comparison.formats import minutes
+from diffusion_lab.comparison.groups import Group
+from diffusion_lab.profiling import amount
+
+EQUAL_IMAGES = 0.01  # relative difference: a last batch more or less
+EQUAL_MACS = 0.05  # more than the 2 % that a budget allows to each
+
+
+def runs_of(groups: Sequence[Group]) -> list[Run]:
+    return [member.run for group in groups for member in group.members]
+
+
+def notes(groups: Sequence[Group]) -> list[str]:
+    """Sentences on images and time of all runs."""
+    runs = runs_of(groups)
+    least, most = span([run.summary["images_seen"] for run in runs])
+    seen = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
+    if seconds := budgeted_seconds(runs):
+        return [f"Every run was given {seconds:,} seconds of training and has seen {seen}"]
+    times = dict.fromkeys(map(minutes, span([run.training_seconds for run in runs])))
+    return [
+        f"Every run has seen {seen}" if least == most else f"Runs have seen {seen}",
+        f"Training took {' to '.join(times)} of wall-clock time, by run",
+    ]
+
+
+def reservations(groups: Sequence[Group]) -> list[str]:
+    """Sentences on what was not equal and should have been."""
+    runs = runs_of(groups)
+    if budgeted_seconds(runs):
+        return unequal_machines(runs)
+    return unequal_images(runs) or unequal_macs(groups)
+
+
+def unequal_images(runs: Sequence[Run]) -> list[str]:
+    least, most = span([run.summary["images_seen"] for run in runs])
+    if most <= (1 + EQUAL_IMAGES) * least:
+        return []
+    return [f"Budgets are unequal: runs have seen {amount(least)} to {amount(most)} images"]
+
+
+def unequal_macs(groups: Sequence[Group]) -> list[str]:
+    """Of compositions, at equal images."""
+    macs = [group.mean("macs") for group in groups if group.values("macs")]
+    if not macs or max(macs) <= (1 + EQUAL_MACS) * min(macs):
+        return []
+    return [
+        f"Operations are unequal: compositions take {amount(min(macs))} to {amount(max(macs))} "
+        "multiply-accumulates an image, at equal numbers of images"
+    ]
+
+
+def unequal_machines(runs: Sequence[Run]) -> list[str]:
+    """At equal time."""
+    machines = list(dict.fromkeys(map(machine, runs)))
+    if len(machines) == 1:
+        return []
+    return [f"Time is equal and machines are not: {'; '.join(machines)}"]
+
+
+def machine(run: Run) -> str:
+    """Device, threads and processes of a run, as far as it says them."""
+    known = run.summary
+    parts = [str(known.get("device", "unknown device"))]
+    for key, word in (("threads", "thread"), ("ranks", "process")):
+        if (count := known.get(key)) is not None:
+            plural = "es" if word == "process" else "s"
+            parts.append(f"{count} {word}{plural if count != 1 else ''}")
+    return ", ".join(parts)
+
+
+def budgeted_seconds(runs: Sequence[Run]) -> int | None:
+    """Seconds of training, if they were the budget of every run."""
+    limits = {OmegaConf.select(run.config, "budget.seconds") for run in runs}
+    return limits.pop() if len(limits) == 1 else None
+
+
+def span(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)

@@ -1,0 +1,168 @@
+"""Figures are believed of the weights that they are of, which are read only where that asks."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from fake_runs import NAME, UNET, fake_group, fake_run
+
+from diffusion_lab import checkpoints, weights
+from diffusion_lab.comparison.report import collect
+from diffusion_lab.comparison.table import rows
+from diffusion_lab.errors import UserError
+from diffusion_lab.kept_figures import keep, kept
+from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.runs import load_config, load_summary
+from diffusion_lab.weights import CHECKPOINT, STAMP, Present, fingerprint, stamp
+
+EXTRACTOR = {"extractor": "efficientnet_lite0-96", "extractor_fingerprint": "abc", "held_out": "x"}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The checkpoints that were read, by the two ways to do so."""
+    read = []
+    for module, name in ((weights, "_sha256"), (checkpoints, "damage")):
+        original = getattr(module, name)
+
+        def spied(path, original=original):
+            read.append(path)
+            return original(path)
+
+        monkeypatch.setattr(module, name, spied)
+    return read
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A run that was evaluated after its training, with a FID of 50 then."""
+    folder = fake_run(tmp_path / "run", 100.0)
+    cfg = load_config(folder)
+    keep(folder, {f"fid/{NAME}": 50.0}, load_summary(folder)["protocol"], cfg)
+    return folder
+
+
+def fids(folder):
+    found = kept(folder, load_config(folder), Present(folder))
+    return [record["metrics"][f"fid/{NAME}"] for record in found]
+
+
+def last(folder):
+    return folder / checkpoints.LAST
+
+
+def test_no_weights_are_read_of_runs_that_were_measured_in_training_alone(tmp_path, read):
+    fake_group(tmp_path, "dit", [100.0, 110.0])
+    fake_group(tmp_path, "unet", [100.0, 120.0], config=UNET)
+    assert len(collect([tmp_path]).groups) == 2
+    assert read == []
+
+
+def test_no_weights_are_read_that_have_not_changed_since_they_were_measured(evaluated, read):
+    assert fids(evaluated) == [100, 50]
+    assert read == []
+
+
+def test_weights_that_were_copied_are_read_once_and_known(evaluated, tmp_path, read):
+    copy = tmp_path / "copy"
+    shutil.copytree(evaluated, copy, copy_function=shutil.copy)
+    os.utime(last(copy), (1, 1))
+    assert fids(copy) == [100, 50]
+    assert read == [last(copy)]
+
+
+def test_figures_of_weights_that_were_replaced_are_not_believed(evaluated, read):
+    size = last(evaluated).stat().st_size
+    torch.save(str(evaluated)[::-1], last(evaluated))
+    os.utime(last(evaluated), (1, 1))
+    assert last(evaluated).stat().st_size == size
+    assert fids(evaluated) == [100]
+
+
+def test_an_evaluation_of_an_older_program_is_known_by_its_checksum(evaluated):
+    (path,) = evaluated.glob("evaluations/*.json")
+    record = json.loads(path.read_text())
+    assert record.pop(STAMP) == stamp(evaluated)
+    path.write_text(json.dumps(record))
+    assert fids(evaluated) == [100, 50]
+    path.write_text(json.dumps(record | {CHECKPOINT: "of other weights"}))
+    assert fids(evaluated) == [100]
+
+
+def test_of_a_damaged_checkpoint_the_one_before_it_is_looked_at(evaluated):
+    previous = evaluated / checkpoints.PREVIOUS
+    os.rename(last(evaluated), previous)
+    last(evaluated).write_bytes(b"damaged")
+    assert fids(evaluated) == [100, 50]
+    previous.unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        fids(evaluated)
+
+
+def report_on(folder, ratio, **changed):
+    """As `memorization` writes it."""
+    cfg = load_config(folder)
+    plain = {part: dict(cfg[part]) for part in ("sampler", "guidance")}
+    report = {
+        "protocol": with_fingerprint(EXTRACTOR | {"num_samples": 1000}),
+        CHECKPOINT: fingerprint(folder),
+        "sampling": plain | {"seed": 0},
+        "neighbours": {"features": {"copy_ratio": ratio}, "pixels": {"copy_ratio": 7.0}},
+    }
+    (folder / "memorization").mkdir()
+    report |= changed
+    known = {key: value for key, value in report.items() if value is not None}
+    (folder / "memorization/report.json").write_text(json.dumps(known))
+
+
+def ratios(folder):
+    """(values of each run, columns of the table, sentences)."""
+    found = collect([folder])
+    (group,) = found.groups
+    columns, _, _ = rows(found.groups)
+    titles = [column.title for column in columns if "Copies" in column.title]
+    return group.values("copy_ratio"), titles, found.omitted
+
+
+def test_copies_are_of_these_weights_and_this_sampling(tmp_path):
+    folders = fake_group(tmp_path, "dit", [100.0, 101.0, 102.0, 103.0])
+    report_on(folders[0], 1.5)
+    report_on(folders[1], 2.5)
+    report_on(folders[2], 9.0, **{CHECKPOINT: "of other weights"})
+    report_on(folders[3], 9.0, sampling={"seed": 1})
+    assert ratios(tmp_path) == ([1.5, 2.5], ["Copies", "Copies by pixels"], [])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("num_samples", 500, "num_samples is 1000 or 500"),
+        ("extractor", "inception", "extractor is efficientnet_lite0-96 or inception"),
+        ("held_out", "y", "held_out is x or y"),
+    ],
+)
+def test_copies_that_were_counted_otherwise_are_not_compared(tmp_path, key, value, words):
+    first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
+    report_on(first, 1.5)
+    other = EXTRACTOR | {"num_samples": 1000} | {key: value}
+    report_on(second, 2.5, protocol=with_fingerprint(other))
+    assert ratios(tmp_path) == (
+        [],
+        [],
+        [
+            f"Copies are left out: they were not counted alike in all runs ({words}); run "
+            "`diffusion-lab memorization` on all of them with one choice"
+        ],
+    )
+
+
+def test_a_report_that_does_not_say_how_it_counted_is_left_out(tmp_path):
+    first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
+    report_on(first, 1.5)
+    report_on(second, 2.5, protocol=None)
+    values, _, (sentence,) = ratios(tmp_path)
+    assert values == [1.5]
+    assert sentence.startswith(f"Copies of {second} are left out: its report is older")
+    assert sentence.endswith(f"`diffusion-lab memorization run={second}`")
