@@ -4,17 +4,24 @@ outputs/<study_name>/<what differs>/ is a run folder. What is known is read from
 repeated command goes on, whatever process it runs in.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import budget, checkpoints, launch
+from diffusion_lab.autoencoder import files
+from diffusion_lab.comparison.groups import CLASS, with_defaults
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.errors import UserError
+from diffusion_lab.kept_figures import flat
 from diffusion_lab.progress import say
 from diffusion_lab.run_lock import is_locked
 from diffusion_lab.runs import CONFIG, DATA, load_config, load_summary
@@ -34,11 +41,20 @@ INDIFFERENT = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
-    "first_stage.run",
+    "first_stage.run",  # told by its sha256, as is what is at the path
+    "first_stage.path",
+    "first_stage.cache_dir",
     "metrics.cache_dir",
     "budget.solved",
 )
-INFERRED = ("data", "first_stage")  # where a run keeps what was found out in place of null
+# what asks for a value to be found out, which the run then keeps in its place
+INFERRED = {
+    "data.image_size": None,
+    "data.channels": None,
+    "data.classes": None,
+    "first_stage.sha256": None,
+    "first_stage.scale": "measured",
+}
 
 
 def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
@@ -94,10 +110,12 @@ def _look(folder: Path, cfg: DictConfig) -> str:
         folder.rename(aside)
         say(f"{folder} had no checkpoint to go on from; it is now {aside}")
         return NEW
-    for key, old, new in differences(load_config(folder), cfg):
+    usual = compose(HydraConfig.get().job.config_name)
+    for key, old, new in differences(load_config(folder), cfg, usual):
         raise UserError(
-            f"{folder} was trained with {key}={old}, and is asked for with {key}={new}; write "
-            f"study_name=... for a study of its own, or move that folder away"
+            f"{folder} was trained with {key}={_written(old)}, and is asked for with "
+            f"{key}={_written(new)}; write study_name={cfg.study_name}_2 for a study of its own, "
+            f"or move {folder} away"
         )
     return FINISHED if finished else UNFINISHED
 
@@ -111,32 +129,61 @@ def _free(path: Path) -> Path:
     return free
 
 
-def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, object, object]]:
-    """Keys of both that make two runs of it, with the saved value and the one asked for."""
-    if saved.get("budget") and cfg.get("budget"):
-        cfg = cfg.copy()
-        budget.put(cfg, saved.budget.solved or [])
-    known = dict(_leaves(saved))
-    for key, value in _leaves(cfg):
-        if f"{key}.".startswith(tuple(f"{name}." for name in INDIFFERENT)) or key not in known:
+def differences(
+    saved: DictConfig, cfg: DictConfig, usual: DictConfig
+) -> Iterator[tuple[str, object, object]]:
+    """Keys that make two runs of it, with the saved value and the one asked for.
+
+    A missing key counts as null. One that the saved run is older than counts as its constructor's
+    default, or as it is in `usual`, the configuration without any override.
+    """
+    old, new, default = (OmegaConf.to_container(each, resolve=True) for each in (saved, cfg, usual))
+    known = flat(_completed(with_defaults(old), default, with_defaults(new)))
+    asked = flat(with_defaults(new))
+    if old.get("budget") and new.get("budget"):
+        solved = budget.values_of(old["budget"]["solved"] or [])
+        asked |= {key: value for key, value in solved.items() if key in asked}
+    asked |= _found_out(asked)
+    for key in dict.fromkeys([*flat(new), *flat(old), *asked, *known]):  # a class names the rest
+        if f"{key}.".startswith(tuple(f"{name}." for name in INDIFFERENT)):
             continue
-        if value is None and key.split(".")[0] in INFERRED:
+        if key in INFERRED and asked.get(key) == INFERRED[key]:
             continue
-        if known[key] != value:
-            yield key, known[key], value
+        if known.get(key) != asked.get(key):
+            yield key, known.get(key), asked.get(key)
 
 
-def _leaves(cfg: DictConfig) -> Iterator[tuple[str, object]]:
-    """Dotted keys and plain values."""
+def _completed(old: dict, usual: dict, asked: dict) -> dict:
+    """A saved configuration with what is usual for those of the keys asked for that it lacks."""
+    newer = {key: usual[key] for key in usual if key in asked and key not in old}
+    return newer | {
+        key: _completed(value, usual[key], asked[key])
+        if isinstance(value, dict)
+        and all(
+            isinstance(each.get(key), dict) and each[key].get(CLASS) == value.get(CLASS)
+            for each in (usual, asked)
+        )
+        else value
+        for key, value in old.items()
+    }
 
-    def walk(node: object, prefix: str) -> Iterator[tuple[str, object]]:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            yield prefix, node
 
-    yield from walk(OmegaConf.to_container(cfg, resolve=True), "")
+def _found_out(asked: dict[str, object]) -> dict[str, object]:
+    """What a run would keep in place of some settings, as far as these say."""
+    found, size = {}, asked.get("data.image_size")
+    if isinstance(size, int):
+        found["data.image_size"] = [size, size]
+    if size is None and "data.resize" in asked:
+        found["data.resize"] = "refuse"  # none needs it
+    first_stage = Path(str(asked.get("first_stage.run"))) / files.FILE
+    if asked.get("first_stage.sha256") is None and first_stage.is_file():
+        found["first_stage.sha256"] = hashlib.sha256(first_stage.read_bytes()).hexdigest()
+    return found
+
+
+def _written(value: object) -> str:
+    """A value as a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_metric(cfg: DictConfig, folder: Path | None) -> None:

@@ -1,5 +1,6 @@
 """Sweeps: each run has its place; what is finished is skipped, what is not goes on."""
 
+import hashlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import torch
 import yaml
 from conftest import TINY
 from omegaconf import OmegaConf
+from picture_files import folder
 
 from diffusion_lab import study
 from diffusion_lab.callbacks.interruption import Interruption
@@ -155,15 +157,96 @@ def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
     assert "budget-images" in log
 
 
-def test_two_configurations_differ_in_what_both_know(tmp_path):
-    saved = OmegaConf.create(
-        {"seed": 0, "data": {"size": 8, "root": "a"}, "trainer": {"devices": 1, "max_steps": 3}}
-    )
-    asked = {"seed": 0, "new": 1, "data": {"size": None, "root": "b"}}
-    same = asked | {"trainer": {"devices": 2, "max_steps": 3}}
-    assert list(study.differences(saved, OmegaConf.create(same))) == []
-    other = asked | {"trainer": {"devices": 2, "max_steps": 4}}
-    assert list(study.differences(saved, OmegaConf.create(other))) == [("trainer.max_steps", 3, 4)]
+SAVED = {
+    "seed": 0,
+    "budget": None,
+    "data": {"fraction": None, "root": "a"},
+    "callbacks": {"weight_averaging": {"_target_": "diffusion_lab.callbacks.EMA", "ramp": 0.1}},
+    "trainer": {"_target_": "lightning.Trainer", "devices": 1, "max_steps": 3},
+}
+
+
+def told_apart(changes, saved=None, usual=None):
+    """Differences of a run as above from what is asked for, with the one and the other changed."""
+    saved = OmegaConf.merge(SAVED, saved or {})
+    found = study.differences(saved, OmegaConf.merge(SAVED, changes), OmegaConf.create(usual or {}))
+    return {key: (old, new) for key, old, new in found}
+
+
+def test_a_run_is_another_by_any_setting_but_where_it_ran():
+    assert told_apart({"data": {"root": "b"}, "trainer": {"devices": 2}, "run_dir": "x"}) == {}
+    assert told_apart({"trainer": {"max_steps": 4}}) == {"trainer.max_steps": (3, 4)}
+    assert told_apart({"data": {"fraction": 0.1}}) == {"data.fraction": (None, 0.1)}
+    assert told_apart({}, saved={"data": {"fraction": 0.1}}) == {"data.fraction": (0.1, None)}
+
+
+def test_an_object_and_null_make_two_runs_whichever_was_saved():
+    none = {"callbacks": {"weight_averaging": None}}
+    without = OmegaConf.merge(SAVED, none)
+    assert "callbacks.weight_averaging.ramp" in told_apart(none)
+    usual = OmegaConf.create(SAVED)
+    (found, *_) = study.differences(without, OmegaConf.create(SAVED), usual)
+    assert found[0] == "callbacks.weight_averaging._target_"
+    assert told_apart({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
+    images = {"_target_": "diffusion_lab.budget.Budget", "images": 8, "solved": None}
+    assert told_apart({"budget": images})["budget.images"] == (None, 8)
+    solved = images | {"solved": ["trainer.max_steps=2"]}
+    assert told_apart({}, saved={"budget": solved})["budget.images"] == (8, None)
+    # what followed from the budget is not given again
+    assert told_apart({"budget": images}, {"budget": solved, "trainer": {"max_steps": 2}}) == {}
+
+
+def test_a_key_that_a_run_is_older_than_counts_as_its_default():
+    assert told_apart({"newer": 1}, usual={"newer": 1}) == {}
+    assert told_apart({"newer": 2}, usual={"newer": 1}) == {"newer": (1, 2)}
+    assert told_apart({"newer": 1}) == {"newer": (None, 1)}
+    assert told_apart({"newer": None}) == {}
+    # of an object, what its class says
+    tiny = {"data": {"_target_": "tiny_data.TinyData"}}
+    assert told_apart(tiny | {"data": tiny["data"] | {"subset_seed": 0}}, saved=tiny) == {}
+    found = told_apart({"data": tiny["data"] | {"subset_seed": 1}}, saved=tiny)
+    assert found == {"data.subset_seed": (0, 1)}
+    # or else what an object of that class has where nothing is overridden
+    usual = {"trainer": {"_target_": "lightning.Trainer", "deterministic": False}}
+    assert told_apart({"trainer": {"deterministic": False}}, usual=usual) == {}
+    assert told_apart({"trainer": {"deterministic": True}}, usual=usual)
+
+
+def test_what_a_run_finds_out_is_not_asked_for():
+    asked = {"data": {"image_size": None, "channels": None, "classes": None, "resize": "crop"}}
+    found = {"image_size": [8, 8], "channels": 1, "classes": ["a"], "resize": "refuse"}
+    assert told_apart(asked, saved={"data": found}) == {}
+    sized = {"data": asked["data"] | {"image_size": 8}}
+    assert told_apart(sized, saved={"data": found | {"resize": "crop"}}) == {}
+    assert told_apart(sized, saved={"data": found}) == {"data.resize": ("refuse", "crop")}
+    measured = {"first_stage": {"path": "vae", "scale": "measured", "sha256": None}}
+    kept = {"first_stage": {"path": "run/first_stage", "scale": 0.3, "sha256": "0"}}
+    assert told_apart(measured, saved=kept) == {}
+    config = {"first_stage": {"path": "vae", "scale": "config", "sha256": None}}
+    assert told_apart(config, saved=kept) == {"first_stage.scale": (0.3, "config")}
+
+
+def test_a_first_stage_that_was_trained_again_is_another(tmp_path):
+    def asked():
+        return {"first_stage": {"run": str(tmp_path), "sha256": None}}
+
+    file = tmp_path / "first_stage.safetensors"
+    file.write_bytes(b"one")
+    kept = {"first_stage": {"run": "mine", "sha256": hashlib.sha256(b"one").hexdigest()}}
+    assert told_apart(asked(), saved=kept) == {}
+    file.write_bytes(b"other")
+    assert list(told_apart(asked(), saved=kept)) == ["first_stage.sha256"]
+
+
+def test_a_study_on_images_of_ones_own_goes_on(lab, tmp_path):
+    pictures = {f"{name}/{i:02}.png": 8 * i for name in ("cat", "dog") for i in range(24)}
+    folder(tmp_path / "photos", pictures)
+    asked = [a for a in QUICK if not a.startswith("data.")]
+    asked += ["data=image_folder", "data.path=photos", "backbone.patch=4", "study_name=mine"]
+    for outcome in ("trained", "finished before"):
+        code, _, err = lab("train", "-m", *asked, "seed=0,1")
+        assert code == 0, err
+        assert f"Runs: 2 {outcome}" in err
 
 
 @pytest.mark.slow
