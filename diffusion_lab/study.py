@@ -13,6 +13,7 @@ from pathlib import Path
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -47,6 +48,16 @@ INDIFFERENT = (
     "metrics.cache_dir",
     "budget.solved",
 )
+# what besides has no part in a run's name, unless a sweep varies it: all runs of a study have one
+UNNAMED = (
+    *INDIFFERENT,
+    "name",
+    "study_name",
+    "budget",
+    "optimized_metric",
+    "hparams_search",
+)
+LONGEST = 128  # bytes of a run's name, as many as W&B takes
 # what asks for a value to be found out, which the run then keeps in its place
 INFERRED = {
     "data.image_size": None,
@@ -60,31 +71,59 @@ INFERRED = {
 def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
     """The folder of this run of a study, `job` being Hydra's; None for a run of no study.
 
-    A single run has its place in the sweep if it gives all that the study varies.
+    A study that says itself what it varies has runs named by that and by what a sweep varies
+    besides; a single run has its place among them if it gives all. Runs of other studies are named
+    by what their command lines give, whether as one value or as several.
     """
     if not cfg.study_name:
         return None
     if cfg.run_dir:
         return Path(cfg.run_dir)
-    varied = set(job.sweeper.get("params") or {})
-    fixed = job.job.config.override_dirname.exclude_keys  # of the command line of a sweep
     parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    values = {key_of(override): override.get_value_element_as_str() for override in parsed}
+    named = varied(job)
+    if own := job.sweeper.get("params"):
+        if set(own) - values.keys():
+            return None
+    else:
+        named |= {key for key in values if key != "trainer" and not _below(key, UNNAMED)}
+    chosen = {key: value for key, value in values.items() if key in named}
+    return Path("outputs", cfg.study_name, name_of(chosen)) if chosen else None
+
+
+def varied(job: DictConfig) -> set[str]:
+    """The keys of which a study or a sweep has several values."""
+    keys = set(job.sweeper.get("params") or {})
     if job.mode == RunMode.MULTIRUN:
-        varied |= {override.key_or_group for override in parsed} - set(fixed)
-    values = {
-        override.key_or_group: override.get_value_element_as_str()
-        for override in parsed
-        if override.key_or_group in varied
-    }
-    if not values or varied - values.keys():
-        return None
-    return Path("outputs", cfg.study_name, name_of(values))
+        fixed = job.job.config.override_dirname.exclude_keys  # of the command line of a sweep
+        parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+        keys |= {key_of(override) for override in parsed} - set(fixed)
+    return keys
+
+
+def key_of(override: Override) -> str:
+    """The key or group that an override sets, with its package if it has one."""
+    return override.get_key_element().lstrip("+~")
 
 
 def name_of(values: dict[str, str]) -> str:
-    """The name of a run with these values of what differs, to be typed without quotes."""
-    parts = (f"{key}-{value}" for key, value in sorted(values.items()))
-    return "_".join(re.sub(r"[^\w.+-]+", ".", part).strip(".") for part in parts)
+    """The name of a run with these values of what differs, to be typed without quotes.
+
+    One that would be long has the settings that lie highest, and a number for all.
+    """
+    parts = {
+        key: re.sub(r"[^\w.+-]+", ".", f"{key}-{value}").strip(".")
+        for key, value in sorted(values.items())
+    }
+    whole = "_".join(parts.values())
+    if len(whole.encode()) <= LONGEST:
+        return whole
+    name, digest = "", hashlib.sha256(whole.encode()).hexdigest()[:8]
+    for key in sorted(parts, key=lambda key: (len(re.findall("[./]", key)), key)):
+        longer = f"{name}{parts[key]}_"
+        if len(longer.encode()) + len(digest) <= LONGEST:
+            name = longer
+    return name + digest
 
 
 def state_of(folder: Path, cfg: DictConfig) -> str:
@@ -145,12 +184,17 @@ def differences(
         asked |= {key: value for key, value in solved.items() if key in asked}
     asked |= _found_out(asked)
     for key in dict.fromkeys([*flat(new), *flat(old), *asked, *known]):  # a class names the rest
-        if f"{key}.".startswith(tuple(f"{name}." for name in INDIFFERENT)):
+        if _below(key, INDIFFERENT):
             continue
         if key in INFERRED and asked.get(key) == INFERRED[key]:
             continue
         if known.get(key) != asked.get(key):
             yield key, known.get(key), asked.get(key)
+
+
+def _below(key: str, keys: tuple[str, ...]) -> bool:
+    """Whether a key is one of those or lies in it."""
+    return f"{key}.".startswith(tuple(f"{each}." for each in keys))
 
 
 def _completed(old: dict, usual: dict, asked: dict) -> dict:

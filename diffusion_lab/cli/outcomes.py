@@ -28,7 +28,8 @@ def sweep_overrides(sweep: str, arguments: list[str]) -> list[str]:
     for argument in arguments:
         if "=" in argument and not argument.startswith(("-", "hydra")):
             override = parser.parse_override(argument)
-            fixed[override.key_or_group] = not override.is_sweep_override()  # the last one counts
+            key = override.get_key_element().lstrip("+~")
+            fixed[key] = not override.is_sweep_override()  # the last one counts
     names = ",".join(f"'{key}'" for key, alone in fixed.items() if alone)
     return [
         f"hydra.sweep.dir={sweep}",
