@@ -48,9 +48,11 @@ INDIFFERENT = (
     "metrics.cache_dir",
     "budget.solved",
 )
-# what besides has no part in a run's name, unless a sweep varies it: all runs of a study have one
+# of these, what can be of several images or first stages
+SOURCES = ("data.path", "data.test_path", "first_stage.run", "first_stage.path")
+# what has no part in a run's name, unless a sweep varies it; of most of it a study has one
 UNNAMED = (
-    *INDIFFERENT,
+    *(key for key in INDIFFERENT if key not in SOURCES),
     "name",
     "study_name",
     "budget",

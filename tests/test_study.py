@@ -96,7 +96,9 @@ def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
     assert place("study_name=x", "~augmentation", "+trainer.x=1") == (
         "outputs/x/augmentation-null_trainer.x-1"
     )
-    assert place("study_name=x", "compile=false") is None
+    paths = ["data=image_folder", "data.path=photos"]
+    assert place("study_name=x", *paths) == "outputs/x/data-image_folder_data.path-photos"
+    assert place("study_name=x", "compile=false", "data.root=elsewhere") is None
     assert place("backbone=dit", swept=["seed=0"]) is None
     assert place("study_name=x", "run_dir=y", swept=["seed=0"]) == "y"
 
