@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -161,6 +162,38 @@ def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_i
     code, _, err = lab(*mended)
     assert code == 0, err
     assert summary_of(tmp_path / place.removeprefix("run_dir="))["finished"]
+
+
+def test_the_line_of_a_failed_job_names_the_folder_of_configurations(lab, tmp_path):
+    (tmp_path / "my own/experiment").mkdir(parents=True)
+    mine = "# @package _global_\nname: it's mine\nbackbone:\n  patch: 3\n"
+    (tmp_path / "my own/experiment/mine.yaml").write_text(mine)
+    flags = ["--config-dir", str(tmp_path / "my own")]
+    code, _, err = lab(*SWEEP[:-1], *flags, "experiment=mine", "logger=none", "seed=0,1")
+    assert code == 1
+    assert "Runs: 2 failed" in err
+    line = shlex.split(err.strip().splitlines()[-1])
+    assert line[:2] == ["diffusion-lab", "train"]
+    assert line[2:4] == flags
+    code, _, err = lab(*line[1:], "backbone.patch=4")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", ""], "one of the arguments is empty; leave it out"),
+        ([""], "one of the arguments is empty; leave it out"),
+        (["-m", "hydra.sweeper.params.seed='0,1'"], "write the values themselves, as in seed=0,1"),
+        (["-m", "+hydra.sweeper.params.seed='0,1'"], "and there is no +study=...;"),
+    ],
+)
+def test_a_command_line_that_is_none_gets_a_sentence(lab, arguments, words):
+    code, _, err = lab("train", *arguments)
+    assert code == 2
+    assert err.startswith("diffusion-lab: ")
+    assert words in err
+    assert len(err.splitlines()) == 1
 
 
 def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
