@@ -31,6 +31,7 @@ from diffusion_lab.run_lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 OUTPUTS = Path("outputs")  # where runs go by default
+ABANDONED = ".abandoned"  # beside runs of a study: those that ended before their first checkpoint
 DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
 RESUMABLE = (
     "trainer.",
