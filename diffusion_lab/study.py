@@ -19,16 +19,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import budget, checkpoints, launch
 from diffusion_lab.autoencoder import files
-from diffusion_lab.comparison.groups import CLASS, with_defaults
+from diffusion_lab.comparison.groups import (
+    CLASS,
+    NOT_OF_THE_LOSS,
+    OF_THE_LOSS,
+    with_defaults,
+)
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.errors import UserError
 from diffusion_lab.kept_figures import flat
 from diffusion_lab.progress import say
 from diffusion_lab.run_lock import is_locked
-from diffusion_lab.runs import CONFIG, DATA, load_config, load_summary
+from diffusion_lab.runs import ABANDONED, CONFIG, DATA, load_config, load_summary
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
-ABANDONED = ".abandoned"  # runs that ended before their first checkpoint
 # what may differ between two starts of one run
 INDIFFERENT = (
     *DATA,
@@ -247,6 +251,32 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
             f"optimized_metric={cfg.optimized_metric} is not measured without "
             "callbacks.evaluation; write optimized_metric=val/loss"
         )
+
+
+def check_search(cfg: DictConfig, job: DictConfig) -> None:
+    """Raises UserError if a search has nothing to search, or minimises what is not one quantity.
+
+    `job` is Hydra's, of any trial.
+    """
+    if "n_trials" not in job.sweeper:
+        return
+    keys = sorted(varied(job))
+    if not keys:
+        raise UserError(
+            "a search needs a key with several values, and none has; write them, as in "
+            "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
+        )
+    pruning = cfg.callbacks.get("pruning")
+    metrics = {"optimized_metric=fid": cfg.optimized_metric}
+    metrics |= {"callbacks.pruning=null": pruning and pruning.metric}
+    remedies = [remedy for remedy, metric in metrics.items() if str(metric).startswith("val/")]
+    for key in keys:
+        place = f"{key.replace('/', '.')}."
+        if remedies and place.startswith(OF_THE_LOSS) and not _below(key, NOT_OF_THE_LOSS):
+            raise UserError(
+                f"val/loss is another quantity for another {key}, and cannot be compared in a "
+                f"search over it; write {' '.join(remedies)}"
+            )
 
 
 def figure(folder: Path, metric: str) -> float:
