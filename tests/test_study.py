@@ -24,6 +24,7 @@ from diffusion_lab import study
 from diffusion_lab.callbacks.interruption import Interruption
 from diffusion_lab.cli.main import conf_dir
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.kept_figures import flat
 from diffusion_lab.run_lock import locked
 
 QUICK = [a for a in TINY if a != "backbone.patch=4"]
@@ -283,6 +284,12 @@ def told_apart(changes, saved=None, usual=None):
     saved = OmegaConf.merge(SAVED, saved or {})
     found = study.differences(saved, OmegaConf.merge(SAVED, changes), OmegaConf.create(usual or {}))
     return {key: (old, new) for key, old, new in found}
+
+
+def test_an_empty_node_is_a_value_of_its_own():
+    assert flat({"a": {"b": {}, "c": None}, "d": [{}]}) == {"a.b": {}, "a.c": None, "d": [{}]}
+    assert flat({}) == {}
+    assert told_apart({"callbacks": {"own": {}}}) == {"callbacks.own": (None, {})}
 
 
 def test_a_run_is_another_by_any_setting_but_where_it_ran():
