@@ -110,8 +110,8 @@ def comparable(
 
 
 def flat(plain: object, name: str = "") -> dict[str, object]:
-    """Nested plain values by their dotted names."""
-    if not isinstance(plain, dict):
+    """Nested plain values by their dotted names; one that is empty is a value itself."""
+    if not isinstance(plain, dict) or (name and not plain):
         return {name: plain}
     return {
         key: value

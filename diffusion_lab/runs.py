@@ -31,6 +31,7 @@ from diffusion_lab.run_lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 OUTPUTS = Path("outputs")  # where runs go by default
+ABANDONED = ".abandoned"  # beside runs of a study: those that ended before their first checkpoint
 DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
 RESUMABLE = (
     "trainer.",
@@ -249,11 +250,22 @@ def with_weights(
 
 
 def load_summary(folder: str | Path) -> dict:
-    """summary.json of a run, or an empty dictionary before there is one."""
+    """summary.json of a run; an empty dictionary before there is one, or if it is damaged."""
     try:
-        return json.loads((Path(folder) / SUMMARY).read_text())
-    except (OSError, json.JSONDecodeError):
+        summary = json.loads((Path(folder) / SUMMARY).read_text())
+    except (OSError, ValueError):
         return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def reopen(folder: Path) -> None:
+    """Has the summary of a run that is trained on say that it is not finished; on rank 0.
+
+    Or a run that is killed while it is made longer would be taken for one of its old length.
+    """
+    summary = load_summary(folder)
+    if summary.get("finished"):
+        write_summary(folder, summary | {"finished": False})
 
 
 def write_summary(folder: Path, summary: dict) -> None:

@@ -4,23 +4,35 @@ outputs/<study_name>/<what differs>/ is a run folder. What is known is read from
 repeated command goes on, whatever process it runs in.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import budget, checkpoints, launch
+from diffusion_lab.autoencoder import files
+from diffusion_lab.comparison.groups import (
+    CLASS,
+    NOT_OF_THE_LOSS,
+    OF_THE_LOSS,
+    with_defaults,
+)
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.errors import UserError
+from diffusion_lab.kept_figures import flat
 from diffusion_lab.progress import say
 from diffusion_lab.run_lock import is_locked
-from diffusion_lab.runs import CONFIG, DATA, load_config, load_summary
+from diffusion_lab.runs import ABANDONED, CONFIG, DATA, load_config, load_summary
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
-ABANDONED = ".abandoned"  # runs that ended before their first checkpoint
 # what may differ between two starts of one run
 INDIFFERENT = (
     *DATA,
@@ -34,41 +46,90 @@ INDIFFERENT = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
-    "first_stage.run",
+    "first_stage.run",  # told by its sha256, as is what is at the path
+    "first_stage.path",
+    "first_stage.cache_dir",
     "metrics.cache_dir",
     "budget.solved",
 )
-INFERRED = ("data", "first_stage")  # where a run keeps what was found out in place of null
+# of these, what can be of several images or first stages
+SOURCES = ("data.path", "data.test_path", "first_stage.run", "first_stage.path")
+# what has no part in a run's name, unless a sweep varies it; of most of it a study has one
+UNNAMED = (
+    *(key for key in INDIFFERENT if key not in SOURCES),
+    "name",
+    "study_name",
+    "budget",
+    "optimized_metric",
+    "hparams_search",
+)
+LONGEST = 128  # bytes of a run's name, as many as W&B takes
+# what asks for a value to be found out, which the run then keeps in its place
+INFERRED = {
+    "data.image_size": None,
+    "data.channels": None,
+    "data.classes": None,
+    "first_stage.sha256": None,
+    "first_stage.scale": "measured",
+}
 
 
 def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
     """The folder of this run of a study, `job` being Hydra's; None for a run of no study.
 
-    A single run has its place in the sweep if it gives all that the study varies.
+    A study that says itself what it varies has runs named by that and by what a sweep varies
+    besides; a single run has its place among them if it gives all. Runs of other studies are named
+    by what their command lines give, whether as one value or as several.
     """
     if not cfg.study_name:
         return None
     if cfg.run_dir:
         return Path(cfg.run_dir)
-    varied = set(job.sweeper.get("params") or {})
-    fixed = job.job.config.override_dirname.exclude_keys  # of the command line of a sweep
     parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    values = {key_of(override): override.get_value_element_as_str() for override in parsed}
+    named = varied(job)
+    if own := job.sweeper.get("params"):
+        if set(own) - values.keys():
+            return None
+    else:
+        named |= {key for key in values if key != "trainer" and not _below(key, UNNAMED)}
+    chosen = {key: value for key, value in values.items() if key in named}
+    return Path("outputs", cfg.study_name, name_of(chosen)) if chosen else None
+
+
+def varied(job: DictConfig) -> set[str]:
+    """The keys of which a study or a sweep has several values."""
+    keys = set(job.sweeper.get("params") or {})
     if job.mode == RunMode.MULTIRUN:
-        varied |= {override.key_or_group for override in parsed} - set(fixed)
-    values = {
-        override.key_or_group: override.get_value_element_as_str()
-        for override in parsed
-        if override.key_or_group in varied
-    }
-    if not values or varied - values.keys():
-        return None
-    return Path("outputs", cfg.study_name, name_of(values))
+        fixed = job.job.config.override_dirname.exclude_keys  # of the command line of a sweep
+        parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+        keys |= {key_of(override) for override in parsed} - set(fixed)
+    return keys
+
+
+def key_of(override: Override) -> str:
+    """The key or group that an override sets, with its package if it has one."""
+    return override.get_key_element().lstrip("+~")
 
 
 def name_of(values: dict[str, str]) -> str:
-    """The name of a run with these values of what differs, to be typed without quotes."""
-    parts = (f"{key}-{value}" for key, value in sorted(values.items()))
-    return "_".join(re.sub(r"[^\w.+-]+", ".", part).strip(".") for part in parts)
+    """The name of a run with these values of what differs, to be typed without quotes.
+
+    One that would be long has the settings that lie highest, and a number for all.
+    """
+    parts = {
+        key: re.sub(r"[^\w.+-]+", ".", f"{key}-{value}").strip(".")
+        for key, value in sorted(values.items())
+    }
+    whole = "_".join(parts.values())
+    if len(whole.encode()) <= LONGEST:
+        return whole
+    name, digest = "", hashlib.sha256(whole.encode()).hexdigest()[:8]
+    for key in sorted(parts, key=lambda key: (len(re.findall("[./]", key)), key)):
+        longer = f"{name}{parts[key]}_"
+        if len(longer.encode()) + len(digest) <= LONGEST:
+            name = longer
+    return name + digest
 
 
 def state_of(folder: Path, cfg: DictConfig) -> str:
@@ -94,10 +155,12 @@ def _look(folder: Path, cfg: DictConfig) -> str:
         folder.rename(aside)
         say(f"{folder} had no checkpoint to go on from; it is now {aside}")
         return NEW
-    for key, old, new in differences(load_config(folder), cfg):
+    usual = compose(HydraConfig.get().job.config_name)
+    for key, old, new in differences(load_config(folder), cfg, usual):
         raise UserError(
-            f"{folder} was trained with {key}={old}, and is asked for with {key}={new}; write "
-            f"study_name=... for a study of its own, or move that folder away"
+            f"{folder} was trained with {key}={_written(old)}, and is asked for with "
+            f"{key}={_written(new)}; write study_name={cfg.study_name}_2 for a study of its own, "
+            f"or move {folder} away"
         )
     return FINISHED if finished else UNFINISHED
 
@@ -111,32 +174,66 @@ def _free(path: Path) -> Path:
     return free
 
 
-def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, object, object]]:
-    """Keys of both that make two runs of it, with the saved value and the one asked for."""
-    if saved.get("budget") and cfg.get("budget"):
-        cfg = cfg.copy()
-        budget.put(cfg, saved.budget.solved or [])
-    known = dict(_leaves(saved))
-    for key, value in _leaves(cfg):
-        if f"{key}.".startswith(tuple(f"{name}." for name in INDIFFERENT)) or key not in known:
+def differences(
+    saved: DictConfig, cfg: DictConfig, usual: DictConfig
+) -> Iterator[tuple[str, object, object]]:
+    """Keys that make two runs of it, with the saved value and the one asked for.
+
+    A missing key counts as null. One that the saved run is older than counts as its constructor's
+    default, or as it is in `usual`, the configuration without any override.
+    """
+    old, new, default = (OmegaConf.to_container(each, resolve=True) for each in (saved, cfg, usual))
+    known = flat(_completed(with_defaults(old), default, with_defaults(new)))
+    asked = flat(with_defaults(new))
+    if old.get("budget") and new.get("budget"):
+        solved = budget.values_of(old["budget"]["solved"] or [])
+        asked |= {key: value for key, value in solved.items() if key in asked}
+    asked |= _found_out(asked)
+    for key in dict.fromkeys([*flat(new), *flat(old), *asked, *known]):  # a class names the rest
+        if _below(key, INDIFFERENT):
             continue
-        if value is None and key.split(".")[0] in INFERRED:
+        if key in INFERRED and asked.get(key) == INFERRED[key]:
             continue
-        if known[key] != value:
-            yield key, known[key], value
+        if known.get(key) != asked.get(key):
+            yield key, known.get(key), asked.get(key)
 
 
-def _leaves(cfg: DictConfig) -> Iterator[tuple[str, object]]:
-    """Dotted keys and plain values."""
+def _below(key: str, keys: tuple[str, ...]) -> bool:
+    """Whether a key is one of those or lies in it."""
+    return f"{key}.".startswith(tuple(f"{each}." for each in keys))
 
-    def walk(node: object, prefix: str) -> Iterator[tuple[str, object]]:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            yield prefix, node
 
-    yield from walk(OmegaConf.to_container(cfg, resolve=True), "")
+def _completed(old: dict, usual: dict, asked: dict) -> dict:
+    """A saved configuration with what is usual for those of the keys asked for that it lacks."""
+    newer = {key: usual[key] for key in usual if key in asked and key not in old}
+    return newer | {
+        key: _completed(value, usual[key], asked[key])
+        if isinstance(value, dict)
+        and all(
+            isinstance(each.get(key), dict) and each[key].get(CLASS) == value.get(CLASS)
+            for each in (usual, asked)
+        )
+        else value
+        for key, value in old.items()
+    }
+
+
+def _found_out(asked: dict[str, object]) -> dict[str, object]:
+    """What a run would keep in place of some settings, as far as these say."""
+    found, size = {}, asked.get("data.image_size")
+    if isinstance(size, int):
+        found["data.image_size"] = [size, size]
+    if size is None and "data.resize" in asked:
+        found["data.resize"] = "refuse"  # none needs it
+    first_stage = Path(str(asked.get("first_stage.run"))) / files.FILE
+    if asked.get("first_stage.sha256") is None and first_stage.is_file():
+        found["first_stage.sha256"] = hashlib.sha256(first_stage.read_bytes()).hexdigest()
+    return found
+
+
+def _written(value: object) -> str:
+    """A value as a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_metric(cfg: DictConfig, folder: Path | None) -> None:
@@ -154,6 +251,32 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
             f"optimized_metric={cfg.optimized_metric} is not measured without "
             "callbacks.evaluation; write optimized_metric=val/loss"
         )
+
+
+def check_search(cfg: DictConfig, job: DictConfig) -> None:
+    """Raises UserError if a search has nothing to search, or minimises what is not one quantity.
+
+    `job` is Hydra's, of any trial.
+    """
+    if "n_trials" not in job.sweeper:
+        return
+    keys = sorted(varied(job))
+    if not keys:
+        raise UserError(
+            "a search needs a key with several values, and none has; write them, as in "
+            "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
+        )
+    pruning = cfg.callbacks.get("pruning")
+    metrics = {"optimized_metric=fid": cfg.optimized_metric}
+    metrics |= {"callbacks.pruning=null": pruning and pruning.metric}
+    remedies = [remedy for remedy, metric in metrics.items() if str(metric).startswith("val/")]
+    for key in keys:
+        place = f"{key.replace('/', '.')}."
+        if remedies and place.startswith(OF_THE_LOSS) and not _below(key, NOT_OF_THE_LOSS):
+            raise UserError(
+                f"val/loss is another quantity for another {key}, and cannot be compared in a "
+                f"search over it; write {' '.join(remedies)}"
+            )
 
 
 def figure(folder: Path, metric: str) -> float:

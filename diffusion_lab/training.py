@@ -170,7 +170,9 @@ def opened(cfg: DictConfig, parts: Parts, folder: Path) -> Path | None:
     """The checkpoint that a run goes on from; a new run gets what its parts keep, and None."""
     if cfg.resume:
         # a job that is requeued may have been ended before its first checkpoint
-        return checkpoints.go_on_from(folder) if checkpoints.exists(folder) else None
+        checkpoint = checkpoints.go_on_from(folder) if checkpoints.exists(folder) else None
+        runs.reopen(folder)
+        return checkpoint
     runs.check_new(cfg)  # again: another process may have been quicker
     parts.keep(folder)
     return None

@@ -139,6 +139,17 @@ def test_a_run_keeps_a_copy(lab, tmp_path):
     assert "moved/first_stage is no folder" in err
 
 
+def test_a_study_in_its_latents_goes_on(lab, tmp_path):
+    save(tmp_path / "vae")
+    asked = [a for a in TINY if a != "backbone.patch=4"]
+    asked += ["backbone.patch=2", "first_stage=hub_vae", "first_stage.path=vae", "logger=none"]
+    asked += ["first_stage.scale=measured", "callbacks.evaluation=null", "study_name=mine"]
+    for outcome in ("trained", "finished before"):
+        code, _, err = lab("train", "-m", *asked, "seed=0,1")
+        assert code == 0, err
+        assert f"Runs: 2 {outcome}" in err
+
+
 def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="cannot be fetched from the hub"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def test_slurm_without_sbatch_is_named(lab, tmp_path, monkeypatch):
     assert code == 2
     assert "SLURM's sbatch, which is not on the path" in err
     assert not Path("outputs").exists()
+
+
+def test_a_launcher_has_a_sweep_wherever_configurations_are(lab, monkeypatch):
+    started = []
+    program = sys.modules["diffusion_lab.cli.main"]
+    monkeypatch.setattr(program, "sweep", lambda name, arguments: started.append(arguments))
+    monkeypatch.setattr(program, "run", lambda name, arguments: started.append(arguments))
+    launcher = "hydra/launcher=joblib"
+    for flags in ([], ["--config-dir", "own"], ["--config-dir=own"], ["-cd", "own"]):
+        lab("train", *flags, launcher)
+        assert started.pop() == [*flags, launcher, "-m"]
+    lab("train", launcher, "--cfg", "job")
+    assert started.pop() == [launcher, "--cfg", "job"]
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.errors import UserError
 from diffusion_lab.logger import Clock, JSONLines
 from diffusion_lab.run_lock import is_locked, locked
+from diffusion_lab.runs import load_summary
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 QUIET = [*QUICK, "logger=none"]
@@ -240,6 +241,25 @@ def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
     assert code == 0, err
     code, _, err = lab("train", *common)
     assert line not in err
+
+
+def test_a_run_that_is_killed_while_it_is_made_longer_is_not_finished(
+    lab, tmp_path, killed_at_step
+):
+    assert lab("train", *QUIET, "run_dir=run")[0] == 0
+    before = load_summary(tmp_path / "run")
+    killed_at_step(6, "train", "resume=run", "trainer.max_steps=8")
+    assert load_summary(tmp_path / "run") == before | {"finished": False}
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    summary = load_summary(tmp_path / "run")
+    assert (summary["finished"], summary["steps"]) == (True, 8)
+
+
+@pytest.mark.parametrize("content", [b'{"finished": tr', b"\xff\xfe", b"[1]", b""])
+def test_a_damaged_summary_is_none(tmp_path, content):
+    (tmp_path / "summary.json").write_bytes(content)
+    assert load_summary(tmp_path) == {}
 
 
 def test_an_option_of_the_trainer_is_answered_with_what_to_write(lab, tmp_path):

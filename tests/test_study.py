@@ -1,25 +1,46 @@
 """Sweeps: each run has its place; what is finished is skipped, what is not goes on."""
 
+import hashlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import TINY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
+from picture_files import folder
 
 from diffusion_lab import study
 from diffusion_lab.callbacks.interruption import Interruption
+from diffusion_lab.cli.main import conf_dir
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.kept_figures import flat
 from diffusion_lab.run_lock import locked
 
 QUICK = [a for a in TINY if a != "backbone.patch=4"]
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 SWEEP = ["train", "-m", "study_name=mine", *QUICK, "seed=0,1"]
+
+
+def run_of(study, **settings):
+    """The folder, from outputs, of the run of a study that has these settings."""
+    found = []
+    for path in Path().glob(f"outputs/{study}/*/config.yaml"):
+        cfg = OmegaConf.load(path)
+        if all(OmegaConf.select(cfg, key) == value for key, value in settings.items()):
+            found.append(path.parent)
+    (folder,) = found
+    return folder
 
 
 def summary_of(folder):
@@ -38,26 +59,88 @@ def test_a_name_needs_no_quotes_and_tells_runs_apart():
     assert study.name_of({"data.fraction": "0.01"}) == "data.fraction-0.01"
 
 
+def test_a_long_name_keeps_what_lies_highest_and_tells_runs_apart():
+    values = {f"callbacks.evaluation.{'key' * i}": "1" for i in range(1, 9)}
+    values |= {"seed": "0", "backbone": "unet", "data.fraction": "0.1"}
+    name = study.name_of(values)
+    assert name.startswith("backbone-unet_seed-0_data.fraction-0.1_callbacks.evaluation.key-1_")
+    assert len(name) <= 128
+    other = study.name_of(values | {"callbacks.evaluation." + 8 * "key": "2"})
+    assert name[:-8] == other[:-8]
+    assert name != other
+    assert len(study.name_of({"data.path": 300 * "\N{LATIN SMALL LETTER A WITH DIAERESIS}"})) == 8
+
+
+def place(*overrides, swept=()):
+    """The folder of a run with overrides of which a sweep varies some."""
+    GlobalHydra.instance().clear()
+    task = [*overrides, *swept]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=task, return_hydra_config=True)
+    OmegaConf.set_readonly(cfg.hydra, False)
+    cfg.hydra.mode = RunMode.MULTIRUN if swept else RunMode.RUN
+    cfg.hydra.overrides.task = task
+    fixed = [override.split("=")[0].lstrip("+~") for override in overrides]
+    cfg.hydra.job.config.override_dirname.exclude_keys = fixed
+    folder = study.folder_of(cfg, cfg.hydra)
+    return folder and str(folder)
+
+
+def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
+    one = place("study_name=x", "backbone=dit", "seed=0")
+    assert one == "outputs/x/backbone-dit_seed-0"
+    assert place("study_name=x", "backbone=dit", swept=["seed=0"]) == one
+    assert place("study_name=x", swept=["backbone=dit", "seed=0"]) == one
+    common = ["budget=images", "budget.images=64", "trainer=cpu", "compile=false", "logger=none"]
+    assert place("study_name=x", *common, "backbone=dit", swept=["seed=0"]) == one
+    swept = place("study_name=x", "backbone=dit", "seed=0", swept=["compile=true"])
+    assert swept == "outputs/x/backbone-dit_compile-True_seed-0"
+    assert place("study_name=x", "~augmentation", "+trainer.x=1") == (
+        "outputs/x/augmentation-null_trainer.x-1"
+    )
+    paths = ["data=image_folder", "data.path=photos"]
+    assert place("study_name=x", *paths) == "outputs/x/data-image_folder_data.path-photos"
+    assert place("study_name=x", "compile=false", "data.root=elsewhere") is None
+    assert place("backbone=dit", swept=["seed=0"]) is None
+    assert place("study_name=x", "run_dir=y", swept=["seed=0"]) == "y"
+
+
+def test_a_study_that_says_what_it_varies_names_its_runs_by_that():
+    one = "outputs/backbones/backbone-dit_seed-0"
+    asked = ["+study=backbones", "batch_size=8"]
+    assert place(*asked, "backbone=dit", "seed=0") == one
+    assert place(*asked, "backbone=dit", swept=["seed=0"]) == one
+    assert place(*asked, swept=["backbone=dit", "seed=0"]) == one
+    assert place("study_name=x", *asked, swept=["backbone=dit", "seed=0"]) == one.replace(
+        "backbones/", "x/"
+    )
+    more = place("+study=backbones", swept=["backbone=dit", "seed=0", "batch_size=8"])
+    assert more == "outputs/backbones/backbone-dit_batch_size-8_seed-0"
+    assert place("+study=backbones", "backbone=dit") is None
+
+
 def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path):
     code, _, err = lab(*SWEEP, "backbone.patch=4")
     assert code == 0, err
     assert "Runs: 2 trained" in err
-    folders = [tmp_path / f"outputs/mine/seed-{seed}" for seed in (0, 1)]
-    assert sorted(path.parent for path in tmp_path.glob("outputs/mine/*/config.yaml")) == folders
-    assert [yaml.safe_load((f / "config.yaml").read_text())["seed"] for f in folders] == [0, 1]
+    assert len(list(tmp_path.glob("outputs/mine/*/config.yaml"))) == 2
+    folders = [run_of("mine", seed=seed) for seed in (0, 1)]
     before = [finished_at(folder) for folder in folders]
     code, _, err = lab(*SWEEP[:-1], "backbone.patch=4", "seed=0,1,2")
     assert code == 0, err
-    assert "outputs/mine/seed-0 is finished" in err
+    assert f"{folders[0]} is finished" in err
     assert "Runs: 1 trained, 2 finished before" in err
     assert [finished_at(folder) for folder in folders] == before
 
 
 def test_a_folder_of_another_configuration_is_refused_not_reused(lab, tmp_path):
     assert lab(*SWEEP, "backbone.patch=4")[0] == 0
-    code, _, err = lab(*SWEEP, "backbone.patch=4", "trainer.max_steps=5")
+    asked = [*SWEEP, "backbone.patch=4", "budget=images", "budget.images=40"]
+    code, _, err = lab(*asked)
     assert code == 1
-    assert "seed-0 was trained with trainer.max_steps=4, and is asked for with" in err
+    folder = run_of("mine", seed=0)
+    assert f"{folder} was trained with budget._target_=null, and is asked for with" in err
+    assert "write study_name=mine_2 for a study of its own" in err
     assert "Runs: 2 failed" in err
     # where and how fast it was trained does not make another run
     code, _, err = lab(*SWEEP, "backbone.patch=4", "micro_batch_size=4", "trainer.strategy=ddp")
@@ -72,14 +155,46 @@ def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_i
     assert code == 1
     assert "Runs: 1 trained, 1 failed" in err
     assert "Failed: patches of 3 do not tile a 8x8 image" in err
-    assert summary_of(tmp_path / "outputs/mine/backbone.patch-4")["finished"]
+    assert summary_of(run_of("mine", **{"backbone.patch": 4}))["finished"]
     line = err.strip().splitlines()[-1].split()
     assert line[:2] == ["diffusion-lab", "train"]
-    assert "run_dir=outputs/mine/backbone.patch-3" in line
+    (place,) = [each for each in line if each.startswith("run_dir=outputs/mine/")]
     mended = [a.replace("backbone.patch=3", "backbone.patch=2") for a in line[1:]]
     code, _, err = lab(*mended)
     assert code == 0, err
-    assert summary_of(tmp_path / "outputs/mine/backbone.patch-3")["finished"]
+    assert summary_of(tmp_path / place.removeprefix("run_dir="))["finished"]
+
+
+def test_the_line_of_a_failed_job_names_the_folder_of_configurations(lab, tmp_path):
+    (tmp_path / "my own/experiment").mkdir(parents=True)
+    mine = "# @package _global_\nname: it's mine\nbackbone:\n  patch: 3\n"
+    (tmp_path / "my own/experiment/mine.yaml").write_text(mine)
+    flags = ["--config-dir", str(tmp_path / "my own")]
+    code, _, err = lab(*SWEEP[:-1], *flags, "experiment=mine", "logger=none", "seed=0,1")
+    assert code == 1
+    assert "Runs: 2 failed" in err
+    line = shlex.split(err.strip().splitlines()[-1])
+    assert line[:2] == ["diffusion-lab", "train"]
+    assert line[2:4] == flags
+    code, _, err = lab(*line[1:], "backbone.patch=4")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", ""], "one of the arguments is empty; leave it out"),
+        ([""], "one of the arguments is empty; leave it out"),
+        (["-m", "hydra.sweeper.params.seed='0,1'"], "write the values themselves, as in seed=0,1"),
+        (["-m", "+hydra.sweeper.params.seed='0,1'"], "and there is no +study=...;"),
+    ],
+)
+def test_a_command_line_that_is_none_gets_a_sentence(lab, arguments, words):
+    code, _, err = lab("train", *arguments)
+    assert code == 2
+    assert err.startswith("diffusion-lab: ")
+    assert words in err
+    assert len(err.splitlines()) == 1
 
 
 def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
@@ -95,7 +210,7 @@ def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = lab(*SWEEP, "backbone.patch=4")  # no checkpoint was left: the runs begin anew
     assert code == 0, err
-    assert "is now outputs/mine/.abandoned/seed-0" in err
+    assert f"is now outputs/mine/.abandoned/{run_of('mine', seed=0).name}" in err
     assert "Runs: 2 trained" in err
 
 
@@ -116,7 +231,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, tmp_path,
         stop_after(2, patch)
         code, _, err = lab(*SWEEP, "backbone.patch=4")
     assert code == 130
-    first = tmp_path / "outputs/mine/seed-0"
+    first = run_of("mine", seed=0)
     assert summary_of(first)["finished"] is False
     code, _, err = lab(*SWEEP, "backbone.patch=4")
     assert code == 0, err
@@ -125,7 +240,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, tmp_path,
     unbroken = ["study_name=other" if a == "study_name=mine" else a for a in SWEEP]
     assert lab(*unbroken, "backbone.patch=4")[0] == 0
     weights = [
-        torch.load(tmp_path / f"outputs/{name}/seed-0/checkpoints/last.ckpt")["state_dict"]
+        torch.load(run_of(name, seed=0) / "checkpoints/last.ckpt")["state_dict"]
         for name in ("mine", "other")
     ]
     for name, value in weights[0].items():
@@ -155,15 +270,102 @@ def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
     assert "budget-images" in log
 
 
-def test_two_configurations_differ_in_what_both_know(tmp_path):
-    saved = OmegaConf.create(
-        {"seed": 0, "data": {"size": 8, "root": "a"}, "trainer": {"devices": 1, "max_steps": 3}}
-    )
-    asked = {"seed": 0, "new": 1, "data": {"size": None, "root": "b"}}
-    same = asked | {"trainer": {"devices": 2, "max_steps": 3}}
-    assert list(study.differences(saved, OmegaConf.create(same))) == []
-    other = asked | {"trainer": {"devices": 2, "max_steps": 4}}
-    assert list(study.differences(saved, OmegaConf.create(other))) == [("trainer.max_steps", 3, 4)]
+SAVED = {
+    "seed": 0,
+    "budget": None,
+    "data": {"fraction": None, "root": "a"},
+    "callbacks": {"weight_averaging": {"_target_": "diffusion_lab.callbacks.EMA", "ramp": 0.1}},
+    "trainer": {"_target_": "lightning.Trainer", "devices": 1, "max_steps": 3},
+}
+
+
+def told_apart(changes, saved=None, usual=None):
+    """Differences of a run as above from what is asked for, with the one and the other changed."""
+    saved = OmegaConf.merge(SAVED, saved or {})
+    found = study.differences(saved, OmegaConf.merge(SAVED, changes), OmegaConf.create(usual or {}))
+    return {key: (old, new) for key, old, new in found}
+
+
+def test_an_empty_node_is_a_value_of_its_own():
+    assert flat({"a": {"b": {}, "c": None}, "d": [{}]}) == {"a.b": {}, "a.c": None, "d": [{}]}
+    assert flat({}) == {}
+    assert told_apart({"callbacks": {"own": {}}}) == {"callbacks.own": (None, {})}
+
+
+def test_a_run_is_another_by_any_setting_but_where_it_ran():
+    assert told_apart({"data": {"root": "b"}, "trainer": {"devices": 2}, "run_dir": "x"}) == {}
+    assert told_apart({"trainer": {"max_steps": 4}}) == {"trainer.max_steps": (3, 4)}
+    assert told_apart({"data": {"fraction": 0.1}}) == {"data.fraction": (None, 0.1)}
+    assert told_apart({}, saved={"data": {"fraction": 0.1}}) == {"data.fraction": (0.1, None)}
+
+
+def test_an_object_and_null_make_two_runs_whichever_was_saved():
+    none = {"callbacks": {"weight_averaging": None}}
+    without = OmegaConf.merge(SAVED, none)
+    assert "callbacks.weight_averaging.ramp" in told_apart(none)
+    usual = OmegaConf.create(SAVED)
+    (found, *_) = study.differences(without, OmegaConf.create(SAVED), usual)
+    assert found[0] == "callbacks.weight_averaging._target_"
+    assert told_apart({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
+    images = {"_target_": "diffusion_lab.budget.Budget", "images": 8, "solved": None}
+    assert told_apart({"budget": images})["budget.images"] == (None, 8)
+    solved = images | {"solved": ["trainer.max_steps=2"]}
+    assert told_apart({}, saved={"budget": solved})["budget.images"] == (8, None)
+    # what followed from the budget is not given again
+    assert told_apart({"budget": images}, {"budget": solved, "trainer": {"max_steps": 2}}) == {}
+
+
+def test_a_key_that_a_run_is_older_than_counts_as_its_default():
+    assert told_apart({"newer": 1}, usual={"newer": 1}) == {}
+    assert told_apart({"newer": 2}, usual={"newer": 1}) == {"newer": (1, 2)}
+    assert told_apart({"newer": 1}) == {"newer": (None, 1)}
+    assert told_apart({"newer": None}) == {}
+    # of an object, what its class says
+    tiny = {"data": {"_target_": "tiny_data.TinyData"}}
+    assert told_apart(tiny | {"data": tiny["data"] | {"subset_seed": 0}}, saved=tiny) == {}
+    found = told_apart({"data": tiny["data"] | {"subset_seed": 1}}, saved=tiny)
+    assert found == {"data.subset_seed": (0, 1)}
+    # or else what an object of that class has where nothing is overridden
+    usual = {"trainer": {"_target_": "lightning.Trainer", "deterministic": False}}
+    assert told_apart({"trainer": {"deterministic": False}}, usual=usual) == {}
+    assert told_apart({"trainer": {"deterministic": True}}, usual=usual)
+
+
+def test_what_a_run_finds_out_is_not_asked_for():
+    asked = {"data": {"image_size": None, "channels": None, "classes": None, "resize": "crop"}}
+    found = {"image_size": [8, 8], "channels": 1, "classes": ["a"], "resize": "refuse"}
+    assert told_apart(asked, saved={"data": found}) == {}
+    sized = {"data": asked["data"] | {"image_size": 8}}
+    assert told_apart(sized, saved={"data": found | {"resize": "crop"}}) == {}
+    assert told_apart(sized, saved={"data": found}) == {"data.resize": ("refuse", "crop")}
+    measured = {"first_stage": {"path": "vae", "scale": "measured", "sha256": None}}
+    kept = {"first_stage": {"path": "run/first_stage", "scale": 0.3, "sha256": "0"}}
+    assert told_apart(measured, saved=kept) == {}
+    config = {"first_stage": {"path": "vae", "scale": "config", "sha256": None}}
+    assert told_apart(config, saved=kept) == {"first_stage.scale": (0.3, "config")}
+
+
+def test_a_first_stage_that_was_trained_again_is_another(tmp_path):
+    def asked():
+        return {"first_stage": {"run": str(tmp_path), "sha256": None}}
+
+    file = tmp_path / "first_stage.safetensors"
+    file.write_bytes(b"one")
+    kept = {"first_stage": {"run": "mine", "sha256": hashlib.sha256(b"one").hexdigest()}}
+    assert told_apart(asked(), saved=kept) == {}
+    file.write_bytes(b"other")
+    assert list(told_apart(asked(), saved=kept)) == ["first_stage.sha256"]
+
+
+def test_a_study_on_images_of_ones_own_goes_on(lab, tmp_path):
+    pictures = {f"{name}/{i:02}.png": 8 * i for name in ("cat", "dog") for i in range(24)}
+    folder(tmp_path / "photos", pictures)
+    asked = [a for a in QUICK if not a.startswith("data.")]
+    asked += ["data=image_folder", "data.path=photos", "backbone.patch=4", "study_name=mine"]
+    for outcome in ("trained", "finished before"):
+        code, _, err = lab("train", "-m", *asked, "seed=0,1")
+        assert code == 0, err
+        assert f"Runs: 2 {outcome}" in err
 
 
 @pytest.mark.slow
@@ -208,13 +410,15 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path):
-    folder = tmp_path / "outputs/mine/seed-0"
-    folder.mkdir(parents=True)
+    assert lab(*SWEEP)[0] == 0
+    folder = run_of("mine", seed=0)
+    shutil.rmtree(folder)
+    folder.mkdir()
     (folder / "config.yaml").write_text("seed: 0\n")  # before its first checkpoint
     with locked(folder):
         code, _, err = lab(*SWEEP[:-1], "seed=0,1")
     assert code == 1
-    assert "outputs/mine/seed-0 is being trained by another process" in err
-    assert "Runs: 1 trained, 1 failed" in err
+    assert f"{folder} is being trained by another process" in err
+    assert "Runs: 1 finished before, 1 failed" in err
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
     assert not (tmp_path / "outputs/mine/.abandoned").exists()

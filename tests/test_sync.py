@@ -9,6 +9,7 @@ from fake_wandb_server import serving
 
 from diffusion_lab.dashboard import offline_runs
 from diffusion_lab.errors import UserError
+from diffusion_lab.run_lock import locked
 
 QUICK = ["callbacks.evaluation=null", "logger.mode=offline"]
 
@@ -77,6 +78,24 @@ def test_what_is_uploaded_is_told_from_what_is_not_or_has_grown(lab, offline_run
     assert "2 of 2 would be uploaded" in err
     (run,) = offline_runs.find([waiting])
     assert run.run_id == "ccc"
+
+
+def test_runs_that_are_abandoned_or_being_trained_are_left_out(lab, tmp_path, no_key):
+    runs = [tmp_path / f"outputs/{name}" for name in ("net/a", "net/b", "net/.abandoned/a")]
+    for run in runs:
+        folder = run / f"wandb/offline-run-20260101_000001-{run.name}"
+        folder.mkdir(parents=True)
+        (folder / f"run-{run.name}.wandb").write_bytes(b"")
+    with locked(runs[1]):
+        code, _, err = lab("sync", "dry_run=true")
+    assert code == 0, err
+    assert "left out   outputs/net/b: it is being trained" in err
+    assert "left out   outputs/net/.abandoned/a: it was abandoned" in err
+    assert "1 of 1 would be uploaded" in err
+    assert "to upload  outputs/net/a/wandb" in err
+    # what is named itself is wanted
+    code, _, err = lab("sync", "dry_run=true", "outputs/net/b", "outputs/net/.abandoned/a")
+    assert "2 of 2 would be uploaded" in err
 
 
 def test_nothing_to_upload_is_no_error(lab, tmp_path):

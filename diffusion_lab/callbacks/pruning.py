@@ -13,11 +13,12 @@ from diffusion_lab.runs import METRICS
 
 
 class MedianPruning(Callback):
-    """Stops a run whose best value so far is above the median of others at its step.
+    """Stops a run whose best value so far is above the median of others at as many images.
 
     Optuna's MedianPruner, on the metrics.jsonl of the run folders beside this one, so that it needs
-    no more than a common disk; `metric` is a validation's and small where it is good. The first
-    `startup_runs` runs, and the first `startup_steps` steps of each, are left alone.
+    no more than a common disk; `metric` is a validation's and small where it is good. Of a run that
+    validates at other images, as one of another batch size does, the last value before counts. The
+    first `startup_runs` runs, and the first `startup_steps` steps of each, are left alone.
     """
 
     def __init__(
@@ -33,33 +34,40 @@ class MedianPruning(Callback):
         step = trainer.global_step
         if trainer.state.fn != "fit" or not self.startup_steps <= step < trainer.max_steps:
             return
-        hopeless = trainer.is_global_zero and self.hopeless(step)
+        images = pl_module.images_seen
+        hopeless = trainer.is_global_zero and self.hopeless(images)
         self.pruned = trainer.strategy.reduce_boolean_decision(hopeless, all=False)
         trainer.should_stop = trainer.should_stop or self.pruned
 
-    def hopeless(self, step: int) -> bool:
-        """Whether the best value up to this step is above the median of the others' at it."""
-        own = self.values(self.folder, up_to=step)
+    def hopeless(self, images: int) -> bool:
+        """Whether the best value up to these images is above the median of the others' at them."""
+        own = [value for at, value in self.values(self.folder).items() if at <= images]
         if not own:
             raise UserError(
                 f"callbacks.pruning.metric={self.metric} is no figure of the validations; write "
                 "callbacks.pruning.metric=val/loss"
             )
         folders = (path.parent for path in self.folder.parent.glob(f"*/{METRICS}"))
-        others = [self.values(each, up_to=step) for each in folders if each != self.folder]
-        there = [values[step] for values in others if step in values]
+        others = [self.values(each) for each in folders if each != self.folder]
+        there = [
+            values[max(at for at in values if at <= images)]
+            for values in others
+            if values and min(values) <= images <= max(values)
+        ]
         if len(there) < self.startup_runs:
             return False
-        best, median = min(own.values()), statistics.median(there)
+        best, median = min(own), statistics.median(there)
         if best <= median:
             return False
         say(
-            f"Pruned at step {step}: {self.metric} {best:.4g} is above the median of {len(there)} "
-            f"other runs, {median:.4g}"
+            f"Pruned after {images:,} images: {self.metric} {best:.4g} is above the median of "
+            f"{len(there)} other runs, {median:.4g}"
         )
         return True
 
-    def values(self, folder: Path, up_to: int) -> dict[int, float]:
-        """The metric of a run by step."""
+    def values(self, folder: Path) -> dict[int, float]:
+        """The metric of a run by training images seen."""
         rows = read_rows(folder / METRICS)
-        return {r["step"]: r[self.metric] for r in rows if self.metric in r and r["step"] <= up_to}
+        return {
+            row["images"]: row[self.metric] for row in rows if {"images", self.metric} <= {*row}
+        }

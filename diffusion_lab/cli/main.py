@@ -51,6 +51,9 @@ COMPOSED = (
 WITH_PATHS = ("compare", "sync")  # which take paths besides overrides
 PATHS = ("run", "run_dir", "resume", "data_root", "output")
 LAUNCHER = "hydra/launcher="
+MULTIRUN = ("-m", "--multirun")
+# Hydra's flags that say where configurations are, and not what to do
+PLACES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 TRAINING = ("train", "train-autoencoder")  # sweeps of which go on where they were stopped
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
@@ -82,8 +85,10 @@ def main() -> None:
     # Hydra then raises, instead of printing a trace of its own making
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        if "" in rest:
+            raise UserError("one of the arguments is empty; leave it out, or write key=value")
         if name == "profile":
-            rest = [argument for argument in rest if argument not in ("-m", "--multirun")]
+            rest = [argument for argument in rest if argument not in MULTIRUN]
         if name in ("sample-sweep", "profile"):
             flags, overrides = apart(rest)
             rest = [*flags, *gather(overrides)]
@@ -95,9 +100,10 @@ def main() -> None:
             rest = [admit(argument, ("data.",)) for argument in rest]
         if launcher := [argument for argument in rest if argument.startswith(LAUNCHER)]:
             check_launcher(launcher[-1].removeprefix(LAUNCHER))
-            if not any(argument.startswith("-") for argument in rest):
+            flags = {a.split("=")[0] for a in rest if a.startswith("-")}
+            if flags <= set(PLACES):
                 rest.append("-m")  # Hydra would run a single job here, without a word
-        if name in TRAINING and {"-m", "--multirun"} & set(rest):
+        if name in TRAINING and set(MULTIRUN) & set(rest):
             sweep(name, rest)
         else:
             run(name, rest)
@@ -124,7 +130,7 @@ def check_launcher(name: str) -> None:
 
 def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Hydra's flags with their values, as in --cfg job, and the overrides."""
-    overrides = [a for a in arguments if a[0] == "~" or ("=" in a and a[0] != "-")]
+    overrides = [a for a in arguments if a.startswith("~") or ("=" in a and a[0] != "-")]
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
@@ -136,19 +142,33 @@ def run(name: str, arguments: list[str]) -> None:
 
 def sweep(name: str, arguments: list[str]) -> None:
     """A sweep over trainings, whose jobs are accounted for at its end, or where it was stopped."""
+    flags, overrides = apart(arguments)
+    check_params(overrides)
     folder = outcomes.new_sweep()
-    if any(argument.startswith("hparams_search=") for argument in arguments):
-        Path("outputs").mkdir(exist_ok=True)  # for the file of the search
+    if any(override.startswith("hparams_search=") for override in overrides):
+        # for the file of the search
+        names = [o.partition("=")[2] for o in overrides if o.startswith("study_name=")]
+        Path("outputs", *names[-1:]).parent.mkdir(parents=True, exist_ok=True)
     try:
-        flags, overrides = apart(arguments)
         run(name, [*flags, *overrides, *outcomes.sweep_overrides(folder, overrides)])
     except ValueError:
         if not outcomes.none_done(folder):  # or Optuna finds no best trial
             raise
     finally:
-        failed = outcomes.tell(folder, name, say)
+        alone = [name, *(flag for flag in flags if flag not in MULTIRUN)]
+        failed = outcomes.tell(folder, alone, say)
     if failed:
         sys.exit(1)
+
+
+def check_params(overrides: list[str]) -> None:
+    """Raises UserError for values that are written as a study's file has them, without a study."""
+    given = [o for o in overrides if o.lstrip("+").startswith("hydra.sweeper.params")]
+    if given and not any(override.startswith("+study=") for override in overrides):
+        raise UserError(
+            f"{given[0]} is how the file of a study says what it varies, and there is no "
+            "+study=...; write the values themselves, as in seed=0,1"
+        )
 
 
 def command(name: str):

@@ -28,7 +28,8 @@ def sweep_overrides(sweep: str, arguments: list[str]) -> list[str]:
     for argument in arguments:
         if "=" in argument and not argument.startswith(("-", "hydra")):
             override = parser.parse_override(argument)
-            fixed[override.key_or_group] = not override.is_sweep_override()  # the last one counts
+            key = override.get_key_element().lstrip("+~")
+            fixed[key] = not override.is_sweep_override()  # the last one counts
     names = ",".join(f"'{key}'" for key, alone in fixed.items() if alone)
     return [
         f"hydra.sweep.dir={sweep}",
@@ -56,8 +57,11 @@ def read(sweep: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in files]
 
 
-def tell(sweep: str, command: str, say: Callable[[str], None]) -> bool:
-    """Says what a sweep's jobs came to, and how each failed one is run; whether there are such."""
+def tell(sweep: str, command: list[str], say: Callable[[str], None]) -> bool:
+    """Says what a sweep's jobs came to, and how each failed one is run; whether there are such.
+
+    `command` is what overrides are given to: train, and Hydra's flags with their values.
+    """
     outcomes = read(sweep)
     counts = {s: sum(o["status"] == s for o in outcomes) for s in (DONE, SKIPPED, FAILED)}
     if outcomes:
@@ -65,5 +69,5 @@ def tell(sweep: str, command: str, say: Callable[[str], None]) -> bool:
     for outcome in outcomes:
         if outcome["status"] == FAILED:
             say(f"Failed: {outcome['error']}; alone it is run by")
-            say(f"  diffusion-lab {command} {shlex.join(outcome['overrides'])}")
+            say(f"  diffusion-lab {shlex.join([*command, *outcome['overrides']])}")
     return counts[FAILED] > 0

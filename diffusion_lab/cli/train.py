@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab import budget, slurm, study
 from diffusion_lab.cli import outcomes
-from diffusion_lab.cli.main import conf_dir
+from diffusion_lab.cli.main import conf_dir, fail
 from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.errors import UserError
 from diffusion_lab.parts import Parts
@@ -33,6 +33,10 @@ def run(
     overrides = list(job.overrides.task)
     if job.mode != RunMode.MULTIRUN:
         return run_one(cfg, job, overrides, command, build)[1]
+    try:
+        study.check_search(cfg, job)
+    except UserError as error:
+        fail(str(error))  # the search, and not this trial alone
     alone, folder = list(overrides), None
     try:
         folder = study.folder_of(cfg, job)

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.progress import say
+from diffusion_lab.run_lock import is_locked
+from diffusion_lab.runs import ABANDONED
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,38 @@ def find(paths: Iterable[Path]) -> list[OfflineRun]:
     """The offline runs at and below the paths, by time.
 
     A path that is W&B's own file, or the folder of one, is taken even if that run was online: its
-    upload may have been cut short. Raises UserError for a path that does not exist.
+    upload may have been cut short. Those below it of runs that were abandoned, or are being
+    trained, are left out, which is said. Raises UserError for a path that does not exist.
     """
     found = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; give a run folder, or one that holds some")
         named = [path] if path.is_file() else list(path.glob("*.wandb"))
-        below = [] if path.is_file() else path.glob("**/offline-run-*/*.wandb")
+        below = [] if path.is_file() else _to_be_kept(path)
         for file in [*named, *below]:
             if file.suffix != ".wandb":
                 raise UserError(f"{file} is no file of W&B's; those end in .wandb")
             found[file.resolve()] = file
     return [OfflineRun(file) for file in sorted(found.values(), key=lambda file: file.parent.name)]
+
+
+def _to_be_kept(path: Path) -> Iterator[Path]:
+    """The files of offline runs below the path, but for those that have no end yet, or never will.
+
+    Says of each run folder whose are left out, and why.
+    """
+    left_out = {}
+    for file in sorted(path.glob("**/offline-run-*/*.wandb")):
+        run = file.parents[2]  # run/wandb/offline-run-<time>-<id>/run-<id>.wandb
+        if ABANDONED in file.relative_to(path).parts:
+            left_out[run] = "it was abandoned"
+        elif is_locked(run):
+            left_out[run] = "it is being trained"
+        else:
+            yield file
+    for run, why in left_out.items():
+        say(f"left out   {run}: {why}")
 
 
 def upload(runs: list[OfflineRun]) -> None:
