@@ -11,6 +11,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
 from diffusion_lab.runs import load_config, load_summary
+from diffusion_lab.settings import Settings, flat
 from diffusion_lab.weights import CHECKPOINT, STAMP, Present, fingerprint, stamp
 
 EVALUATIONS = "evaluations"
@@ -24,6 +25,11 @@ def sampling_of(cfg: DictConfig) -> Sampling:
     parts = [part for part in ("sampler", "guidance") if part in cfg]  # a prior has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
     return plain | {"seed": cfg.seed}
+
+
+def known(sampling: Sampling) -> Settings:
+    """What is set of it: a key that is null is one that older runs lack."""
+    return {key: value for key, value in flat(sampling).items() if value is not None}
 
 
 def keep(
@@ -96,7 +102,7 @@ def comparable(
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
     figures: dict[str, float] = {}
     for each in alike:
-        if each["sampling"] == sampling:
+        if known(each["sampling"]) == known(sampling):
             figures = each["metrics"] | figures  # of two that say the same, the run's own
     if not figures:
         ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
@@ -107,17 +113,6 @@ def comparable(
             f"{remedy_of(folder, ours, theirs)}"
         )
     return figures
-
-
-def flat(plain: object, name: str = "") -> dict[str, object]:
-    """Nested plain values by their dotted names; one that is empty is a value itself."""
-    if not isinstance(plain, dict) or (name and not plain):
-        return {name: plain}
-    return {
-        key: value
-        for part, below in plain.items()
-        for key, value in flat(below, f"{name}.{part}" if name else str(part)).items()
-    }
 
 
 def remedy_of(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
@@ -148,13 +143,13 @@ def measured_alike(
     # the most common way, so that a difference is named of the odd run out; else of most samples
     chosen = max(ways, key=lambda way: (counts[way], ways[way]["protocol"]["num_samples"]))
     protocol, sampling = ways[chosen]["protocol"], ways[chosen]["sampling"]
-    known = next(
+    so_measured = next(
         folder for folder, found in records.items() if chosen in (way_of(each) for each in found)
     )
     figures, refused = {}, []
     for folder, found in records.items():
         try:
-            figures[folder] = comparable(folder, found, protocol, sampling, known)
+            figures[folder] = comparable(folder, found, protocol, sampling, so_measured)
         except UserError as error:
             refused.append(str(error))
     if refused:
@@ -164,7 +159,7 @@ def measured_alike(
 
 def way_of(record: Record) -> str:
     """Protocol and sampling of an evaluation, as one word."""
-    return json.dumps([record["protocol"], record["sampling"]], sort_keys=True)
+    return json.dumps([record["protocol"], known(record["sampling"])], sort_keys=True)
 
 
 def _others(count: int) -> str:

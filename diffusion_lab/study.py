@@ -7,7 +7,6 @@ repeated command goes on, whatever process it runs in.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from hydra import compose
@@ -15,43 +14,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from diffusion_lab import budget, checkpoints, launch
-from diffusion_lab.autoencoder import files
-from diffusion_lab.comparison.groups import (
-    CLASS,
-    NOT_OF_THE_LOSS,
-    OF_THE_LOSS,
-    with_defaults,
-)
+from diffusion_lab import checkpoints, launch
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.errors import UserError
-from diffusion_lab.kept_figures import flat
 from diffusion_lab.progress import say
 from diffusion_lab.run_lock import is_locked
-from diffusion_lab.runs import ABANDONED, CONFIG, DATA, load_config, load_summary
+from diffusion_lab.runs import ABANDONED, CONFIG, load_config, load_summary
+from diffusion_lab.same_run import INDIFFERENT, differences
+from diffusion_lab.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
-# what may differ between two starts of one run
-INDIFFERENT = (
-    *DATA,
-    "run_dir",
-    "resume",
-    "logger",
-    "compile",
-    "channels_last",
-    "micro_batch_size",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "first_stage.run",  # told by its sha256, as is what is at the path
-    "first_stage.path",
-    "first_stage.cache_dir",
-    "metrics.cache_dir",
-    "budget.solved",
-)
 # of these, what can be of several images or first stages
 SOURCES = ("data.path", "data.test_path", "first_stage.run", "first_stage.path")
 # what has no part in a run's name, unless a sweep varies it; of most of it a study has one
@@ -64,14 +38,6 @@ UNNAMED = (
     "hparams_search",
 )
 LONGEST = 128  # bytes of a run's name, as many as W&B takes
-# what asks for a value to be found out, which the run then keeps in its place
-INFERRED = {
-    "data.image_size": None,
-    "data.channels": None,
-    "data.classes": None,
-    "first_stage.sha256": None,
-    "first_stage.scale": "measured",
-}
 
 
 def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
@@ -92,7 +58,7 @@ def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
         if set(own) - values.keys():
             return None
     else:
-        named |= {key for key in values if key != "trainer" and not _below(key, UNNAMED)}
+        named |= {key for key in values if key != "trainer" and not below(key, UNNAMED)}
     chosen = {key: value for key, value in values.items() if key in named}
     return Path("outputs", cfg.study_name, name_of(chosen)) if chosen else None
 
@@ -174,63 +140,6 @@ def _free(path: Path) -> Path:
     return free
 
 
-def differences(
-    saved: DictConfig, cfg: DictConfig, usual: DictConfig
-) -> Iterator[tuple[str, object, object]]:
-    """Keys that make two runs of it, with the saved value and the one asked for.
-
-    A missing key counts as null. One that the saved run is older than counts as its constructor's
-    default, or as it is in `usual`, the configuration without any override.
-    """
-    old, new, default = (OmegaConf.to_container(each, resolve=True) for each in (saved, cfg, usual))
-    known = flat(_completed(with_defaults(old), default, with_defaults(new)))
-    asked = flat(with_defaults(new))
-    if old.get("budget") and new.get("budget"):
-        solved = budget.values_of(old["budget"]["solved"] or [])
-        asked |= {key: value for key, value in solved.items() if key in asked}
-    asked |= _found_out(asked)
-    for key in dict.fromkeys([*flat(new), *flat(old), *asked, *known]):  # a class names the rest
-        if _below(key, INDIFFERENT):
-            continue
-        if key in INFERRED and asked.get(key) == INFERRED[key]:
-            continue
-        if known.get(key) != asked.get(key):
-            yield key, known.get(key), asked.get(key)
-
-
-def _below(key: str, keys: tuple[str, ...]) -> bool:
-    """Whether a key is one of those or lies in it."""
-    return f"{key}.".startswith(tuple(f"{each}." for each in keys))
-
-
-def _completed(old: dict, usual: dict, asked: dict) -> dict:
-    """A saved configuration with what is usual for those of the keys asked for that it lacks."""
-    newer = {key: usual[key] for key in usual if key in asked and key not in old}
-    return newer | {
-        key: _completed(value, usual[key], asked[key])
-        if isinstance(value, dict)
-        and all(
-            isinstance(each.get(key), dict) and each[key].get(CLASS) == value.get(CLASS)
-            for each in (usual, asked)
-        )
-        else value
-        for key, value in old.items()
-    }
-
-
-def _found_out(asked: dict[str, object]) -> dict[str, object]:
-    """What a run would keep in place of some settings, as far as these say."""
-    found, size = {}, asked.get("data.image_size")
-    if isinstance(size, int):
-        found["data.image_size"] = [size, size]
-    if size is None and "data.resize" in asked:
-        found["data.resize"] = "refuse"  # none needs it
-    first_stage = Path(str(asked.get("first_stage.run"))) / files.FILE
-    if asked.get("first_stage.sha256") is None and first_stage.is_file():
-        found["first_stage.sha256"] = hashlib.sha256(first_stage.read_bytes()).hexdigest()
-    return found
-
-
 def _written(value: object) -> str:
     """A value as a command line has it."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -272,7 +181,7 @@ def check_search(cfg: DictConfig, job: DictConfig) -> None:
     remedies = [remedy for remedy, metric in metrics.items() if str(metric).startswith("val/")]
     for key in keys:
         place = f"{key.replace('/', '.')}."
-        if remedies and place.startswith(OF_THE_LOSS) and not _below(key, NOT_OF_THE_LOSS):
+        if remedies and place.startswith(OF_THE_LOSS) and not below(key, NOT_OF_THE_LOSS):
             raise UserError(
                 f"val/loss is another quantity for another {key}, and cannot be compared in a "
                 f"search over it; write {' '.join(remedies)}"

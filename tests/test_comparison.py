@@ -119,6 +119,11 @@ class TestGrouping:
         settings = [{"data.fraction": 0.1}, {}]
         assert names_of(settings, varying(settings)) == ["fraction=0.1", "fraction=null"]
 
+    def test_a_setting_that_older_runs_lack_is_one_that_is_null(self, runs):
+        fake_run(runs / "old", 100.0)
+        fake_run(runs / "new", 110.0, 1, config={"sampler": {"order": None}})
+        assert len(collect([runs]).groups) == 1
+
     def test_seeds_places_and_sampling_make_no_composition(self, runs, tmp_path):
         fake_run(runs / "a", 100.0, 0)
         fake_run(runs / "b", 110.0, 1, config={"data": {"root": "elsewhere"}, "compile": True})

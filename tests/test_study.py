@@ -24,8 +24,9 @@ from diffusion_lab import study
 from diffusion_lab.callbacks.interruption import Interruption
 from diffusion_lab.cli.main import conf_dir
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.kept_figures import flat
 from diffusion_lab.run_lock import locked
+from diffusion_lab.same_run import differences
+from diffusion_lab.settings import flat
 
 QUICK = [a for a in TINY if a != "backbone.patch=4"]
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -282,7 +283,7 @@ SAVED = {
 def told_apart(changes, saved=None, usual=None):
     """Differences of a run as above from what is asked for, with the one and the other changed."""
     saved = OmegaConf.merge(SAVED, saved or {})
-    found = study.differences(saved, OmegaConf.merge(SAVED, changes), OmegaConf.create(usual or {}))
+    found = differences(saved, OmegaConf.merge(SAVED, changes), OmegaConf.create(usual or {}))
     return {key: (old, new) for key, old, new in found}
 
 
@@ -304,7 +305,7 @@ def test_an_object_and_null_make_two_runs_whichever_was_saved():
     without = OmegaConf.merge(SAVED, none)
     assert "callbacks.weight_averaging.ramp" in told_apart(none)
     usual = OmegaConf.create(SAVED)
-    (found, *_) = study.differences(without, OmegaConf.create(SAVED), usual)
+    (found, *_) = differences(without, OmegaConf.create(SAVED), usual)
     assert found[0] == "callbacks.weight_averaging._target_"
     assert told_apart({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
     images = {"_target_": "diffusion_lab.budget.Budget", "images": 8, "solved": None}

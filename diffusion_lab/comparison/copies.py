@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusion_lab.comparison.candidates import Run
 from diffusion_lab.comparison.figures import COPIES, PIXEL_COPIES
-from diffusion_lab.kept_figures import Sampling
+from diffusion_lab.kept_figures import Sampling, known
 from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
 
 
@@ -63,7 +63,8 @@ def report_of(run: Run) -> dict | None:
 
 
 def of_these_samples(run: Run, report: dict, sampling: Sampling) -> bool:
-    return report.get("sampling") == sampling and run.weights.are_those_of(report)
+    alike = known(report.get("sampling", {})) == known(sampling)
+    return alike and run.weights.are_those_of(report)
 
 
 def differing(protocols: Sequence[Protocol]) -> dict[str, list[str]]:

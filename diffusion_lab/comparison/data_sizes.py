@@ -7,9 +7,9 @@ from itertools import combinations, pairwise
 from diffusion_lab.comparison.figures import Metric
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.names import without_data
-from diffusion_lab.comparison.settings import DATA_SIZE
 from diffusion_lab.comparison.statistics import half_width
 from diffusion_lab.comparison.svg import COLOURS
+from diffusion_lab.settings import DATA_SIZE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 from diffusion_lab.comparison.candidates import Run
 from diffusion_lab.comparison.figures import JACKKNIFE
 from diffusion_lab.comparison.names import names_of, varying
-from diffusion_lab.comparison.settings import DATA_SIZE, Settings
+from diffusion_lab.settings import DATA_SIZE, Settings
 
 
 @dataclass(frozen=True)

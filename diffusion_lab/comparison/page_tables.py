@@ -11,9 +11,9 @@ from diffusion_lab.comparison.formats import number
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.markup import details, glyph, listed, section, table
 from diffusion_lab.comparison.pairs import Pair
-from diffusion_lab.comparison.settings import CLASS
 from diffusion_lab.comparison.table import NONE, Cell, columns_of, notes, rows
 from diffusion_lab.comparison.verdict import SHOWN
+from diffusion_lab.settings import CLASS
 
 
 def _head(name: str, title: str, unit: str = "", first: bool = False) -> str:

@@ -18,7 +18,7 @@ from diffusion_lab.comparison.svg import Drawing
 from diffusion_lab.comparison.verdict import SHOWN, verdict
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import write_atomically
-from diffusion_lab.kept_figures import Sampling, measured_alike, sampling_of
+from diffusion_lab.kept_figures import Sampling, known, measured_alike, sampling_of
 from diffusion_lab.metrics.protocol import Protocol
 from diffusion_lab.progress import say
 
@@ -150,8 +150,9 @@ def name_in_rows(collection: Collection, group: Group, metric: Metric) -> str | 
 def measured_so(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
     """Whether a run was measured in training as it is now compared."""
     evaluation = run.config.callbacks.get("evaluation")
-    own = sampling_of(run.config) | {"seed": evaluation.seed} if evaluation else None
-    return run.summary.get("protocol") == protocol and own == sampling
+    if run.summary.get("protocol") != protocol or not evaluation:
+        return False
+    return known(sampling_of(run.config) | {"seed": evaluation.seed}) == known(sampling)
 
 
 def setting(collection: Collection) -> str:
