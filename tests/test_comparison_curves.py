@@ -5,6 +5,7 @@ import json
 import pytest
 from fake_runs import NAME, UNET, draw_grid, fake_group, fake_run
 
+from diffusion_lab.comparison import compare
 from diffusion_lab.comparison.candidates import read
 from diffusion_lab.comparison.curves import curve
 from diffusion_lab.comparison.figures import METRICS
@@ -124,3 +125,11 @@ def test_figures_of_training_are_drawn_to_their_end(lab, tmp_path):
         "fid_against_minutes",
         "fid_against_flops",
     ]
+
+
+@pytest.mark.parametrize(("macs", "drawn"), [(2_080_000, False), (4_000_000, True)])
+def test_a_front_is_drawn_where_costs_differ(tmp_path, macs, drawn):
+    fake_run(tmp_path / "runs/a", 100.0)  # of 2 million
+    fake_run(tmp_path / "runs/b", 90.0, config=UNET, summary={"macs": macs})
+    compare([str(tmp_path / "runs")], str(tmp_path / "out"))
+    assert (tmp_path / "out/plots/fid_by_macs.svg").exists() == drawn

@@ -8,6 +8,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from diffusion_lab.comparison.curves import AXES, Point, front
 from diffusion_lab.comparison.data_sizes import DataLine, parts_of
+from diffusion_lab.comparison.fairness import EQUAL_COST
 from diffusion_lab.comparison.figures import Metric
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.statistics import half_width
@@ -120,13 +121,18 @@ def along(curves: Sequence[tuple[Group, list[Point]]], metric: Metric, axis: str
 
 
 def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Drawing | None:
-    """A figure against a cost, and the line of those that nothing cheaper betters."""
+    """A figure against a cost, and the line of those that nothing cheaper betters.
+
+    None where the cost was made equal.
+    """
     both = [group for group in groups if group.values(metric.kind) and group.values(cost)]
-    if len(both) < 2:
+    costs = [group.mean(cost) for group in both]
+    if len(both) < 2 or max(costs) <= (1 + EQUAL_COST) * min(costs):
         return None
     scale = 100 if metric.percent else 1
     unit = 60 if cost == "training_seconds" else 1
-    points = [(group.mean(cost) / unit, scale * group.mean(metric.kind)) for group in both]
+    means = [scale * group.mean(metric.kind) for group in both]
+    points = [(each / unit, mean) for each, mean in zip(costs, means, strict=True)]
     best = front(points, metric.higher_is_better)
 
     def paint(axes: Axes) -> None:
@@ -137,7 +143,6 @@ def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Dr
             axes.plot([x], [y], markersize=7, **look)
         axes.set_xlabel(label)
         axes.set_ylabel(axis_title(metric))
-        costs = [x for x, _ in points]
         if max(costs) > 5 * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -10,7 +10,7 @@ from diffusion_lab.comparison.groups import Group
 from diffusion_lab.profiling import amount
 
 EQUAL_IMAGES = 0.01  # relative difference: a last batch more or less
-EQUAL_MACS = 0.05  # more than the 2 % that a budget allows to each
+EQUAL_COST = 0.05  # more than the 2 % that a budget allows to each
 
 
 def runs_of(groups: Sequence[Group]) -> list[Run]:
@@ -49,7 +49,7 @@ def unequal_images(runs: Sequence[Run]) -> list[str]:
 def unequal_macs(groups: Sequence[Group]) -> list[str]:
     """Of compositions, at equal images."""
     macs = [group.mean("macs") for group in groups if group.values("macs")]
-    if not macs or max(macs) <= (1 + EQUAL_MACS) * min(macs):
+    if not macs or max(macs) <= (1 + EQUAL_COST) * min(macs):
         return []
     return [
         f"Operations are unequal: compositions take {amount(min(macs))} to {amount(max(macs))} "
