@@ -22,9 +22,9 @@ class Budget:
     """Size and length of a run: a network's by that of `reference`, training's in one unit.
 
     `by` is params or macs, of a `reference` as `diffusion-lab match` takes it, to the relative
-    `tolerance`. `images` are training images seen; `seconds` are of training, validation included.
-    `solved` are the overrides that came of it, once they are known. Raises ValueError for what
-    contradicts itself.
+    `tolerance`. `images` are training images seen; `seconds` are of training with all
+    that is done on the way. `solved` are the overrides that came of it, once they are known. Raises
+    ValueError for what contradicts itself.
     """
 
     reference: str | None

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -72,29 +73,52 @@ def channels_last_pays(choice: bool | str, device: torch.device) -> bool:
     return device.type == "cuda" if choice == "auto" else choice
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Begins what `peak_memory` looks back on; a process of a sweep trains several runs."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif OWN_MEMORY.exists():
+class PeakMemory:
+    """The most memory that a run has had in training; what is done meanwhile can be left out.
+
+    Of tensors on a GPU; on a CPU, under Linux, of the process, which in a sweep trains one run
+    after another.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._before: list[int | None] = []  # the peaks of what was trained before each stop
+        self._reset()
+
+    def bytes(self) -> int | None:
+        """None where it cannot be told from what else the process has done."""
+        peaks = [*self._before, self._since_reset()]
+        return None if None in peaks else max(peaks)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out what a block needs."""
+        self._before.append(self.bytes())
+        try:
+            yield
+        finally:
+            self._reset()
+
+    def _reset(self) -> None:
+        self._known = False
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._known = True
+            return
         gc.collect()
         with contextlib.suppress(AttributeError):  # glibc alone has it
-            ctypes.CDLL(None).malloc_trim(0)  # what the run before has freed
-        with contextlib.suppress(OSError):  # not in every container
+            ctypes.CDLL(None).malloc_trim(0)  # what is no longer used
+        with contextlib.suppress(OSError):  # not everywhere
             OWN_MEMORY.with_name("clear_refs").write_text("5")
+            self._known = True
 
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes at most since the reset: of tensors on a GPU, of the process on a CPU under Linux.
-
-    None elsewhere.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if not OWN_MEMORY.exists():
-        return None
-    lines = OWN_MEMORY.read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    def _since_reset(self) -> int | None:
+        if not self._known:
+            return None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        lines = OWN_MEMORY.read_text().splitlines()
+        return next((1024 * int(line.split()[1]) for line in lines if line[:6] == "VmHWM:"), None)
 
 
 def check_choices(**choices: bool | str) -> None:

@@ -12,7 +12,7 @@ from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
 from diffusion_lab.runs import load_config, load_summary
 from diffusion_lab.settings import Settings, flat
-from diffusion_lab.weights import CHECKPOINT, STAMP, Present, fingerprint, stamp
+from diffusion_lab.weights import CHECKPOINT, Present
 
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # as `sampling_of` says it
@@ -33,20 +33,26 @@ def known(sampling: Sampling) -> Settings:
 
 
 def keep(
-    folder: str | Path, figures: dict[str, float], protocol: Protocol, cfg: DictConfig
+    folder: str | Path,
+    figures: dict[str, float],
+    protocol: Protocol,
+    cfg: DictConfig,
+    weights: dict[str, object],
 ) -> Path:
-    """Writes what `evaluate` measured into the run; the same evaluation again replaces it."""
-    file = stamp(folder)
+    """Writes what `evaluate` measured into the run; the same evaluation again replaces it.
+
+    `weights` is the `identity` of those that were measured.
+    """
     facts = {
         "protocol": protocol,
         "sampling": sampling_of(cfg),
-        CHECKPOINT: fingerprint(folder),
+        CHECKPOINT: weights[CHECKPOINT],
     }
     key = json.dumps([facts, sorted(figures)], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:12]
     path = Path(folder) / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(facts | {STAMP: file, "metrics": figures}, indent=2) + "\n")
+    write_atomically(path, json.dumps(facts | weights | {"metrics": figures}, indent=2) + "\n")
     return path
 
 

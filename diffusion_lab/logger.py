@@ -33,18 +33,19 @@ FINISH_SECONDS = 60.0  # how long a run's end waits for its upload; the rest sta
 class Clock:
     """Adds the x-axes to a row of metrics: what was trained, on how many images and how long.
 
-    Validation is counted; what a Periodic callback does, pictures and figures, is not.
+    Validation is counted; what a Periodic callback does, pictures, figures and checkpoints, is not.
     """
 
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
         self.start = time.monotonic()  # of training, shifted by what is not counted
-        self.left_out = 0.0  # seconds, since the run began or was resumed
+        self.left_out = 0.0  # seconds
         self._stopped: float | None = None
 
-    def continue_from(self, seconds: float) -> None:
+    def continue_from(self, seconds: float, left_out: float = 0.0) -> None:
         """Counts on from what a run has taken before it was resumed."""
         self.start = time.monotonic() - seconds
+        self.left_out = left_out
 
     @contextmanager
     def stopped(self) -> Iterator[None]:

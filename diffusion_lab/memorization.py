@@ -25,7 +25,6 @@ from diffusion_lab.pipeline import draw
 from diffusion_lab.progress import say, track
 from diffusion_lab.randomness import random_places
 from diffusion_lab.trained_run import OpenRun
-from diffusion_lab.weights import CHECKPOINT, STAMP
 
 BATCH = 64  # images between two movements of a progress bar
 EXPLAINED = {
@@ -86,8 +85,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
         "protocol": protocol_of(extractor, cfg.num_samples, held_out),
-        CHECKPOINT: opened.fingerprint,
-        STAMP: opened.stamp,
+        **opened.weights,
         "neighbours": {name: space.figures() for name, space in spaces.items()},
         "fid": fid_gap(drawn[0], beside[0], known),
         "loss_by_level": losses,

@@ -11,7 +11,7 @@ from diffusion_lab.autoencoder import files
 from diffusion_lab.runs import DATA
 from diffusion_lab.settings import CLASS, below, flat, with_defaults
 
-# what may differ between two starts of one run
+# what may differ between two starts of one run: where it is trained, and how it is watched
 INDIFFERENT = (
     *DATA,
     "run_dir",
@@ -28,8 +28,16 @@ INDIFFERENT = (
     "first_stage.path",
     "first_stage.cache_dir",
     "metrics.cache_dir",
+    "validate_every_n_steps",
+    "trainer.log_every_n_steps",
+    "callbacks.checkpoint",
+    "callbacks.sample_grid",
+    "callbacks.throughput",
+    "callbacks.evaluation.every_n_steps",
+    "callbacks.evaluation.batch_size",
     "budget.solved",
 )
+FILES = ("metrics.classifier",)  # whose checksums are in the names of figures
 # what asks for a value to be found out, which the run then keeps in its place
 INFERRED = {
     "data.image_size": None,
@@ -57,6 +65,8 @@ def differences(
     asked |= found_out(asked)
     for key in dict.fromkeys([*flat(new), *flat(old), *asked, *known]):  # a class names the rest
         if below(key, INDIFFERENT):
+            continue
+        if key in FILES and None not in (known.get(key), asked.get(key)):
             continue
         if key in INFERRED and asked.get(key) == INFERRED[key]:
             continue

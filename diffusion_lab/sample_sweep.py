@@ -19,7 +19,7 @@ from diffusion_lab.files import read_rows, write_atomically
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.progress import console, say
-from diffusion_lab.weights import fingerprint
+from diffusion_lab.weights import CHECKPOINT, fingerprint
 
 VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
 ROWS = "results.jsonl"
@@ -97,7 +97,7 @@ def build_setting(
         part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("sampler", "guidance")
     }
     facts = {
-        "checkpoint": opened.fingerprint,
+        CHECKPOINT: opened.weights[CHECKPOINT],
         **measured,
         "seed": cfg.seed,
         "precision": opened.precision,

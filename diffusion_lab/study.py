@@ -179,9 +179,10 @@ def check_search(cfg: DictConfig, job: DictConfig) -> None:
     metrics = {"optimized_metric=fid": cfg.optimized_metric}
     metrics |= {"callbacks.pruning=null": pruning and pruning.metric}
     remedies = [remedy for remedy, metric in metrics.items() if str(metric).startswith("val/")]
+    quantity = ("experiment.", *OF_THE_LOSS)  # an experiment chooses them, too
     for key in keys:
         place = f"{key.replace('/', '.')}."
-        if remedies and place.startswith(OF_THE_LOSS) and not below(key, NOT_OF_THE_LOSS):
+        if remedies and place.startswith(quantity) and not below(key, NOT_OF_THE_LOSS):
             raise UserError(
                 f"val/loss is another quantity for another {key}, and cannot be compared in a "
                 f"search over it; write {' '.join(remedies)}"

@@ -16,7 +16,7 @@ from diffusion_lab.errors import UserError, as_user_error
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs import load, load_config
-from diffusion_lab.weights import fingerprint, stamp
+from diffusion_lab.weights import identity, require_unchanged
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class OpenRun:
     model: Model
     device: torch.device
     precision: str
-    fingerprint: str  # of its checkpoint
-    stamp: dict[str, object]  # of that, too, by which it is known without being read
+    weights: dict[str, object]  # which they are
     weak: dict[str | None, Denoiser | None]  # those of weak runs asked for, by folder
 
     @property
@@ -71,10 +70,11 @@ def open_run(cfg: DictConfig) -> OpenRun:
     device = pick_device(cfg.device)
     precision = pick_precision(cfg.precision, device)
     autocast(precision, device)  # to hear now what it has to say
-    file = stamp(cfg.run)  # before it is read: a run in training may write another meanwhile
+    weights = identity(cfg.run)
     datamodule, model = load(cfg.run, saved)
+    require_unchanged(cfg.run, weights)
     model.denoiser.to(device).eval().requires_grad_(False)
-    return OpenRun(saved, datamodule, model, device, precision, fingerprint(cfg.run), file, {})
+    return OpenRun(saved, datamodule, model, device, precision, weights, {})
 
 
 def loaded_metrics(

@@ -23,13 +23,7 @@ from diffusion_lab.callbacks.interruption import (
 )
 from diffusion_lab.callbacks.periodic import Periodic
 from diffusion_lab.checks import advice
-from diffusion_lab.device import (
-    channels_last_pays,
-    check_choices,
-    compile_pays,
-    peak_memory,
-    reset_peak_memory,
-)
+from diffusion_lab.device import PeakMemory, channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.endings import ending_with_a_sentence, way_on
@@ -241,8 +235,8 @@ def run_training(
         known = {"run_id": cfg.logger.run_id, "config": plain(cfg)}
         known["choices"] = known["config"]["logger"].get("choices")
         wandb = parts.logger(run_dir=folder, clock=clock, **known)
-    callbacks = finish_callbacks(parts, folder, clock)
-    reset_peak_memory(device)
+    memory = PeakMemory(device)
+    callbacks = finish_callbacks(parts, folder, clock, memory)
     module = parts.module
     if channels_last_pays(cfg.channels_last, device):
         module.to(memory_format=torch.channels_last)
@@ -264,7 +258,7 @@ def run_training(
             trainer.fit(
                 module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True
             )
-            peak = peak_memory(device)  # before the final evaluation, which is no training
+            peak = memory.bytes()  # before the final figures, which are no training
             if not interrupted(trainer):
                 finish_run(trainer, parts, callbacks, folder, device)
         if trainer.is_global_zero:
@@ -310,7 +304,9 @@ def finish_run(
             raise
 
 
-def finish_callbacks(parts: Parts, folder: Path, clock: Clock) -> dict[str, Callback]:
+def finish_callbacks(
+    parts: Parts, folder: Path, clock: Clock, memory: PeakMemory
+) -> dict[str, Callback]:
     """The configured callbacks with the facts of a run, in the order in which they must come."""
     facts = parts.facts(folder)
     callbacks = {
@@ -318,7 +314,9 @@ def finish_callbacks(parts: Parts, folder: Path, clock: Clock) -> dict[str, Call
         for name, part in parts.callbacks.items()
     }
     for callback in callbacks.values():
-        if isinstance(callback, (Periodic, Throughput)):
+        if isinstance(callback, Periodic):
+            callback.meters = (clock, memory)
+        if isinstance(callback, Throughput):
             callback.clock = clock
     # a checkpoint, grid or figure of a step must have the average of that step
     first = sorted(callbacks.items(), key=lambda item: not isinstance(item[1], EMA))

@@ -18,6 +18,7 @@ from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.randomness import SampleNoise
 from diffusion_lab.runs import load_config
 from diffusion_lab.trained_run import OpenRun, loaded_metrics, move_data, open_run
+from diffusion_lab.weights import identity, require_unchanged
 
 # of a channel's latents from N(0, 1), where a VAE's prior still makes images; VAEs are off by 0.1
 # and 1.3, latent diffusion's weakly held autoencoders by 2 and 4
@@ -61,6 +62,7 @@ class OpenAutoencoder:
     autoencoder: Autoencoder
     device: torch.device
     precision: str
+    weights: dict[str, object]  # which they are
     first_stage_figures: dict[str, float]  # of reconstructed test images
 
     @property
@@ -89,8 +91,10 @@ def open_generator(cfg: DictConfig) -> OpenRun | OpenAutoencoder:
         move_data(saved.data, cfg.data_root)
     device = pick_device(cfg.device)
     precision = pick_precision(cfg.precision, device)
+    weights = identity(cfg.run)
     with as_user_error():
         autoencoder, facts, _ = files.load(Path(cfg.run) / files.FILE)
+    require_unchanged(cfg.run, weights)
     if not autoencoder.has_prior:
         raise UserError(
             f"{cfg.run} is a {type(autoencoder).__name__} autoencoder, which has no prior to draw "
@@ -108,5 +112,5 @@ def open_generator(cfg: DictConfig) -> OpenRun | OpenAutoencoder:
         )
     datamodule = build_datamodule(saved)
     return OpenAutoencoder(
-        saved, datamodule, autoencoder.to(device), device, precision, facts.figures
+        saved, datamodule, autoencoder.to(device), device, precision, weights, facts.figures
     )

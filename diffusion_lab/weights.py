@@ -66,6 +66,21 @@ def stamp(folder: str | Path) -> dict[str, object]:
     return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
+def identity(folder: str | Path) -> dict[str, object]:
+    """What a measurement keeps to say which weights it is of; raises UserError."""
+    file = stamp(folder)
+    return {CHECKPOINT: fingerprint(folder), STAMP: file}
+
+
+def require_unchanged(folder: str | Path, known: Mapping[str, object]) -> None:
+    """Raises UserError if a run has saved other weights since its `identity` was `known`."""
+    if stamp(folder) != known[STAMP]:
+        raise UserError(
+            f"{folder} saved new weights while it was read, as it is being trained; write the "
+            "command again"
+        )
+
+
 class Present:
     """The weights that a run has now, to be told from those that something was measured of.
 

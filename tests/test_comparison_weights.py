@@ -15,7 +15,15 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.kept_figures import keep, kept
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs import load_config, load_summary
-from diffusion_lab.weights import CHECKPOINT, STAMP, Present, fingerprint, stamp
+from diffusion_lab.weights import (
+    CHECKPOINT,
+    STAMP,
+    Present,
+    fingerprint,
+    identity,
+    require_unchanged,
+    stamp,
+)
 
 EXTRACTOR = {"extractor": "efficientnet_lite0-96", "extractor_fingerprint": "abc", "held_out": "x"}
 
@@ -40,8 +48,17 @@ def evaluated(tmp_path):
     """A run that was evaluated after its training, with a FID of 50 then."""
     folder = fake_run(tmp_path / "run", 100.0)
     cfg = load_config(folder)
-    keep(folder, {f"fid/{NAME}": 50.0}, load_summary(folder)["protocol"], cfg)
+    keep(folder, {f"fid/{NAME}": 50.0}, load_summary(folder)["protocol"], cfg, identity(folder))
     return folder
+
+
+def test_weights_that_were_saved_while_they_were_read_are_not_measured(tmp_path):
+    folder = fake_run(tmp_path / "run", 100.0)
+    known = identity(folder)
+    require_unchanged(folder, known)
+    torch.save("the next", last(folder))
+    with pytest.raises(UserError, match="saved new weights while it was read"):
+        require_unchanged(folder, known)
 
 
 def fids(folder):

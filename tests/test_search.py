@@ -40,6 +40,14 @@ def test_a_search_minimises_the_held_out_loss_and_its_file_survives(lab, tmp_pat
     assert study.best_value == losses[0]
 
 
+def test_a_search_without_a_name_has_one(lab, tmp_path):
+    unnamed = [a for a in SEARCH if a not in ("study_name=rates", "hydra.sweeper.n_trials=2")]
+    code, _, err = lab(*unnamed, "hydra.sweeper.n_trials=1")
+    assert code == 0, err
+    assert (tmp_path / "outputs/search.db").is_file()
+    assert len(list(tmp_path.glob("outputs/search/*/summary.json"))) == 1
+
+
 def test_a_failed_trial_is_noted_and_the_search_goes_on(lab):
     some = [a for a in SEARCH if not a.startswith(("backbone.patch", "optimizer.lr"))]
     some += ["backbone.patch=3,4", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=4"]
@@ -69,6 +77,7 @@ SPACE = "optimizer.lr=tag(log, interval(1e-4, 1e-2))"
     [
         (["objective=ddpm,edm"], "write optimized_metric=fid callbacks.pruning=null"),
         (["schedule=rectified,cosine", SPACE], "another quantity for another schedule"),
+        (["experiment=fashion_mnist/unet,fashion_mnist/ncsn"], "another quantity for another exp"),
         (["objective/weighting=none,snr"], "another quantity for another objective/weighting"),
         (
             ["objective=ddpm,edm", "optimized_metric=fid", "callbacks.evaluation=null"],

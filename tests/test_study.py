@@ -300,6 +300,21 @@ def test_a_run_is_another_by_any_setting_but_where_it_ran():
     assert told_apart({}, saved={"data": {"fraction": 0.1}}) == {"data.fraction": (0.1, None)}
 
 
+def test_how_a_run_is_watched_makes_no_other():
+    watched = {"callbacks": {"evaluation": {"every_n_steps": 5, "batch_size": 8, "seed": 0}}}
+    often = {"callbacks": {"evaluation": {"every_n_steps": 2, "batch_size": 4, "seed": 0}}}
+    grid = {"callbacks": {"sample_grid": {"every_n_steps": 2}}, "validate_every_n_steps": 9}
+    assert told_apart(often, saved=watched) == {}
+    assert told_apart(grid, saved={"callbacks": {"sample_grid": None}}) == {}
+    anew = {"callbacks": {"evaluation": {"seed": 1}}}
+    assert told_apart(OmegaConf.merge(often, anew), saved=watched) == {
+        "callbacks.evaluation.seed": (0, 1)
+    }
+    classifiers = [{"metrics": {"classifier": path}} for path in ("a/x.safetensors", "b/x", None)]
+    assert told_apart(classifiers[0], saved=classifiers[1]) == {}
+    assert told_apart(classifiers[0], saved=classifiers[2])
+
+
 def test_an_object_and_null_make_two_runs_whichever_was_saved():
     none = {"callbacks": {"weight_averaging": None}}
     without = OmegaConf.merge(SAVED, none)

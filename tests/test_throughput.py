@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 
 from diffusion_lab.callbacks import Evaluation, Throughput
-from diffusion_lab.device import OWN_MEMORY, peak_memory, reset_peak_memory
+from diffusion_lab.device import OWN_MEMORY, PeakMemory
 
 
 def test_a_window_that_is_gone_on_with_is_where_the_module_is():
@@ -46,14 +46,36 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, mo
     assert summary["training_seconds"] < 1000
     assert 4000 < summary["wall_seconds"] < 5000
 
+    # what was counted and what was not are those of the whole run, also where it was resumed
+    late[0] += 10_000
+    asked = ["trainer.max_steps=6", "callbacks.evaluation.every_n_steps=null"]
+    code, _, err = lab("train", "resume=run", *asked)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["training_seconds"] < 1000
+    assert 4000 < summary["wall_seconds"] < 5000
+
 
 @pytest.mark.skipif(not OWN_MEMORY.exists(), reason="the process's memory is read from Linux")
-def test_the_peak_of_memory_is_that_since_it_was_reset():
-    device = torch.device("cpu")
+def test_the_peak_of_memory_is_that_of_training():
+    whole = PeakMemory(torch.device("cpu"))
+    before = whole.bytes()
     large = torch.ones(100 * 2**20)  # 400 MiB
-    before = peak_memory(device)
+    with whole.stopped():
+        larger = torch.ones(200 * 2**20)
+        del larger
+    assert 350 * 2**20 < whole.bytes() - before < 450 * 2**20
     del large
-    reset_peak_memory(device)
-    assert before - peak_memory(device) > 300 * 2**20
-    kept = torch.ones(25 * 2**20)
-    assert peak_memory(device) > before - 400 * 2**20 + kept.nbytes / 2
+    next_run = PeakMemory(torch.device("cpu"))
+    assert whole.bytes() - next_run.bytes() > 300 * 2**20
+    with next_run.stopped():
+        kept = torch.ones(50 * 2**20)
+    assert next_run.bytes() - before > kept.nbytes / 2  # what stays is of the training, too
+
+
+def test_where_a_peak_cannot_be_told_from_earlier_ones_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion_lab.device.OWN_MEMORY", tmp_path / "none" / "status")
+    assert PeakMemory(torch.device("cpu")).bytes() is None
+    (tmp_path / "status").write_text("VmRSS:  12 kB\n")  # as some containers have it
+    monkeypatch.setattr("diffusion_lab.device.OWN_MEMORY", tmp_path / "status")
+    assert PeakMemory(torch.device("cpu")).bytes() is None

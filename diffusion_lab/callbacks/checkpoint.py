@@ -14,7 +14,8 @@ from diffusion_lab.errors import Stopped
 from diffusion_lab.logger import JSONLines
 from diffusion_lab.progress import say
 
-ROWS = "rows_of_metrics"  # in a checkpoint: how many were logged
+# in a checkpoint: how many rows were logged, and the seconds of training and of what is not counted
+ROWS, TIMES = "rows_of_metrics", "seconds"
 
 
 class Checkpoint(Periodic):
@@ -91,10 +92,13 @@ class Resumption(Callback):
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
         checkpoint[ROWS] = self.rows.count
+        checkpoint[TIMES] = [self.rows.clock.seconds(), self.rows.clock.left_out]
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
         """Counts micro-batches as this layout of ranks and accumulation has them in a step."""
         self.rows.keep(checkpoint[ROWS])
+        if TIMES in checkpoint:  # a run may be older than this key
+            self.rows.clock.continue_from(*checkpoint[TIMES])
         restore_trained(trainer, checkpoint)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if not checkpoint["global_step"]:

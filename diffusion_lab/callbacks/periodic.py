@@ -1,11 +1,12 @@
 """What happens every so many optimiser steps."""
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from diffusion_lab.device import PeakMemory
 from diffusion_lab.logger import Clock
 
 
@@ -23,12 +24,12 @@ def validates(trainer: lightning.Trainer) -> bool:
 class Periodic(Callback, ABC):
     """Calls `run` every `every_n_steps` optimiser steps (null: never), the last one left out.
 
-    What a run's end needs is done by whoever trains, who also sets the run's clock, which stands
+    What a run's end needs is done by whoever trains, who also sets the run's `meters`, which stand
     still in `run`.
     """
 
     every_n_steps: int | None
-    clock: Clock | None = None
+    meters: tuple[Clock | PeakMemory, ...] = ()
 
     @abstractmethod
     def run(self, trainer: lightning.Trainer) -> None:
@@ -46,6 +47,8 @@ class Periodic(Callback, ABC):
         return trainer.global_step % self.every_n_steps == 0 and not last
 
     def timed_run(self, trainer: lightning.Trainer) -> None:
-        """Runs outside the time of training."""
-        with self.clock.stopped() if self.clock else nullcontext():
+        """Runs outside the time and memory of training."""
+        with ExitStack() as stack:
+            for meter in self.meters:
+                stack.enter_context(meter.stopped())
             self.run(trainer)

@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
     results |= ceiling(results, opened.first_stage_figures)
     for line in report(results, opened.datamodule.class_names):
         say(line)
-    say(f"Kept in {keep(cfg.run, results, protocol, cfg)}")
+    say(f"Kept in {keep(cfg.run, results, protocol, cfg, opened.weights)}")
     if others:
         console.print(side_by_side({cfg.run: results} | others))
     if cfg.json:

@@ -148,7 +148,7 @@ def sweep(name: str, arguments: list[str]) -> None:
     if any(override.startswith("hparams_search=") for override in overrides):
         # for the file of the search
         names = [o.partition("=")[2] for o in overrides if o.startswith("study_name=")]
-        Path("outputs", *names[-1:]).parent.mkdir(parents=True, exist_ok=True)
+        Path("outputs", (names or ["search"])[-1]).parent.mkdir(parents=True, exist_ok=True)
     try:
         run(name, [*flags, *overrides, *outcomes.sweep_overrides(folder, overrides)])
     except ValueError:
