@@ -64,7 +64,6 @@ class TestFinding:
             os.utime(folder / "summary.json", (at, at))
         fake_run(runs / "cut", 90.0, 2, summary={"finished": False, "steps": 40})
         fake_run(runs / "torn", 90.0, 3).joinpath("config.yaml").write_text("{")
-        fake_run(runs / "bare", 90.0, 4).joinpath("checkpoints/last.ckpt").unlink()
         fake_run(runs / "vae", 90.0, 5, config={"autoencoder": {"_target_": "x.KL"}})
         fake_run(runs / "half", 90.0, 7).joinpath("summary.json").write_text('{"finished": tr')
         old = fake_run(runs / "old", 90.0, 8) / "summary.json"
@@ -79,14 +78,13 @@ class TestFinding:
             "torn/config.yaml is damaged",
             "half is left out: its summary.json is damaged and cannot be read",
             "old is left out: its summary.json has no wall_seconds",
-            "bare has no checkpoints/last.ckpt",
             "vae is left out: it is an autoencoder",
             "hopeless is left out: a search has ended it early, at step 30",
             f"dit_0 is left out: {runs / 'again'}, which finished later, has the same composition",
         ):
             assert words in said
             assert words in text
-        assert len(result["left_out"]) == 8
+        assert len(result["left_out"]) == 7
         (members,) = result["compositions"].values()
         assert members == [str(runs / "again"), str(runs / "dit_1")]
 
