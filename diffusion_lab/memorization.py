@@ -65,7 +65,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     with opened.autocast:
         batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
         samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
-    mirrored = data.flip or getattr(opened.model.augmentation, "flip_x", False)
+    mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
     sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
     extractor = metrics.extractor
     drawn = [extractor(view).cpu() for view in sides[0]]
@@ -84,7 +84,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "held_out_images": len(held_out),
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
-        "protocol": protocol_of(extractor, cfg.num_samples, held_out),
+        "protocol": protocol_of(extractor, cfg.num_samples, held_out, mirrored),
         **opened.weights,
         "neighbours": {name: space.figures() for name, space in spaces.items()},
         "fid": fid_gap(drawn[0], beside[0], known),
@@ -99,14 +99,20 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return result
 
 
-def protocol_of(extractor: FeatureExtractor, num_samples: int, held_out: Tensor) -> Protocol:
-    """What decides how copies are counted, besides the training images; held-out uint8."""
+def protocol_of(
+    extractor: FeatureExtractor, num_samples: int, held_out: Tensor, mirrored: bool
+) -> Protocol:
+    """What decides how copies are counted, besides the training images; held-out uint8.
+
+    `mirrored` if each sample, and each held-out image, was looked for as its mirror image, too.
+    """
     return with_fingerprint(
         {
             "extractor": extractor.name,
             "extractor_fingerprint": extractor.fingerprint,
             "num_samples": num_samples,
             "held_out": sha256_of(held_out),
+            "mirrored": mirrored,
         }
     )
 

@@ -8,9 +8,10 @@ from hydra.utils import get_object
 CLASS = "_target_"
 FRACTION = "data.fraction"
 DATA_SIZE = (FRACTION, "data.per_class")
+SUBSET_SEED = "data.subset_seed"
 # what makes a held-out loss the quantity that it is, apart from what is only trained with
 OF_THE_LOSS = ("objective.", "schedule.", "first_stage.", "data.")
-NOT_OF_THE_LOSS = (*DATA_SIZE, "data.subset_seed", "data.flip")
+NOT_OF_THE_LOSS = (*DATA_SIZE, SUBSET_SEED, "data.flip")
 PLAIN = (bool, int, float, str)
 Settings = dict[str, object]  # dotted key -> plain value
 

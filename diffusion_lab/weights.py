@@ -89,10 +89,19 @@ class Present:
 
     def __init__(self, folder: str | Path):
         self.folder = folder
-        self.stamp = stamp(folder)
+
+    @cached_property
+    def stamp(self) -> dict[str, object] | None:
+        """None: the weights are gone."""
+        try:
+            return stamp(self.folder)
+        except UserError:
+            return None
 
     def are_those_of(self, record: Mapping[str, object]) -> bool:
-        """Of a record's STAMP, else of its CHECKPOINT, a sha256."""
+        """Of a record's STAMP, else of its CHECKPOINT, a sha256; of weights that are gone, no."""
+        if self.stamp is None:
+            return False
         if record.get(STAMP) == self.stamp:
             return True
         measured = record.get(CHECKPOINT)

@@ -16,7 +16,7 @@ from diffusion_lab.cli.combinations import gather_paths
 from diffusion_lab.comparison import compare
 from diffusion_lab.comparison.candidates import run_folders
 from diffusion_lab.comparison.curves import front
-from diffusion_lab.comparison.names import names_of, varying
+from diffusion_lab.comparison.names import names_of, varying, without_data
 from diffusion_lab.comparison.pictures import cells_of, data_uri, side_by_side
 from diffusion_lab.comparison.report import collect
 from diffusion_lab.comparison.table import NONE, with_spread
@@ -64,7 +64,6 @@ class TestFinding:
             os.utime(folder / "summary.json", (at, at))
         fake_run(runs / "cut", 90.0, 2, summary={"finished": False, "steps": 40})
         fake_run(runs / "torn", 90.0, 3).joinpath("config.yaml").write_text("{")
-        fake_run(runs / "bare", 90.0, 4).joinpath("checkpoints/last.ckpt").unlink()
         fake_run(runs / "vae", 90.0, 5, config={"autoencoder": {"_target_": "x.KL"}})
         fake_run(runs / "half", 90.0, 7).joinpath("summary.json").write_text('{"finished": tr')
         old = fake_run(runs / "old", 90.0, 8) / "summary.json"
@@ -79,14 +78,13 @@ class TestFinding:
             "torn/config.yaml is damaged",
             "half is left out: its summary.json is damaged and cannot be read",
             "old is left out: its summary.json has no wall_seconds",
-            "bare has no checkpoints/last.ckpt",
             "vae is left out: it is an autoencoder",
             "hopeless is left out: a search has ended it early, at step 30",
             f"dit_0 is left out: {runs / 'again'}, which finished later, has the same composition",
         ):
             assert words in said
             assert words in text
-        assert len(result["left_out"]) == 8
+        assert len(result["left_out"]) == 7
         (members,) = result["compositions"].values()
         assert members == [str(runs / "again"), str(runs / "dit_1")]
 
@@ -115,6 +113,17 @@ class TestGrouping:
         ]
         assert names_of([{}], []) == ["all runs"]
 
+    def test_each_has_a_name_without_its_part_of_the_data_where_more_differs(self):
+        clipped = {"data.fraction": 0.1, "trainer.gradient_clip_val": 1.0}
+        settings = [{"data.fraction": 0.1}, {"data.fraction": 1.0}, clipped]
+        names = names_of(settings, varying(settings))
+        assert names == [
+            "data.fraction=0.1 · trainer.gradient_clip_val=null",
+            "data.fraction=1.0 · trainer.gradient_clip_val=null",
+            "data.fraction=0.1 · trainer.gradient_clip_val=1.0",
+        ]
+        assert without_data(names[0]) == "trainer.gradient_clip_val=null"
+
     def test_all_of_the_data_is_null(self):
         settings = [{"data.fraction": 0.1}, {}]
         assert names_of(settings, varying(settings)) == ["fraction=0.1", "fraction=null"]
@@ -123,6 +132,19 @@ class TestGrouping:
         fake_run(runs / "old", 100.0)
         fake_run(runs / "new", 110.0, 1, config={"sampler": {"order": None}})
         assert len(collect([runs]).groups) == 1
+
+    def test_the_steps_of_a_run_that_the_clock_ends_are_no_setting_of_it(self, runs):
+        """Runs of two budgets stay apart all the same: neither is taken to repeat the other."""
+        counted = {"trainer": {"max_steps": 100, "max_time": None}}
+        timed = {"trainer": {"max_steps": 10**9, "max_time": "00:00:01:30"}}
+        timed["budget"] = {"seconds": 90}
+        for name, backbone in (("dit", {}), ("unet", UNET)):
+            fake_run(runs / f"{name}_images", 1.0, config=backbone | counted)
+            fake_run(runs / f"{name}_seconds", 1.0, config=backbone | timed)
+        collected = collect([runs])
+        assert collected.left_out == []
+        names = {group.name for group in collected.groups}
+        assert names == {"DiT", "UNet", "DiT · max_steps=100", "UNet · max_steps=100"}
 
     def test_seeds_places_and_sampling_make_no_composition(self, runs, tmp_path):
         fake_run(runs / "a", 100.0, 0)
@@ -319,9 +341,7 @@ class TestVerdict:
         _, text = said(runs)
         assert "Budgets are unequal" not in text
         _, text = compared(tmp_path)
-        assert (
-            "Every run was given 90 seconds of training and has seen 6,400 to 32,000 images"
-        ) in text
+        assert ("Every run was given 90 seconds and has seen 6,400 to 32,000 images") in text
 
     def test_losses_of_other_objectives_are_not_compared(self, runs):
         fake_group(runs, "dit", [100.0, 110.0])

@@ -5,6 +5,7 @@ from fake_runs import NAME, UNET, fake_group, fake_run, said
 
 from diffusion_lab.comparison.fairness import notes
 from diffusion_lab.comparison.report import collect
+from diffusion_lab.comparison.table import markdown
 
 MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
 BETTER, WORSE = [100.0, 101.0, 99.0], [150.0, 152.0, 151.0]
@@ -63,8 +64,33 @@ def test_a_composition_without_the_figure_is_named(tmp_path):
     fake_group(tmp_path, "dit", BETTER, metrics=recall)
     fake_group(tmp_path, "unet", WORSE, config=UNET)
     answer, text = said(tmp_path, "recall")
-    assert answer.startswith("No difference to be tested: all runs are one composition")
+    assert answer == "Recall was measured of DiT alone: nothing to compare"
     assert "UNet had no Recall measured" in text
+
+
+def test_gaps_of_shares_are_in_points(tmp_path):
+    for name, config, shares in (("dit", {}, (0.7, 0.72)), ("unet", UNET, (0.64, 0.6599))):
+        for seed, share in enumerate(shares):
+            accuracy = {f"accuracy/{NAME}": share}
+            fake_run(tmp_path / f"{name}_{seed}", 100.0, seed, config, metrics=accuracy)
+    # differences 6 and 6.01
+    answer, _ = said(tmp_path, "accuracy")
+    assert answer == (
+        "DiT is better than UNet: Accuracy higher by 6 points (95 % confidence interval 5.94 to "
+        "6.07 points)"
+    )
+    fake_run(tmp_path / "mamba", 100.0, 7, MAMBA, metrics={f"accuracy/{NAME}": 0.8})
+    assert "its run: Mamba2 Accuracy 80 %" in said(tmp_path, "accuracy")[1]
+    assert "71.0 ± 12.7 %" in markdown(collect([tmp_path]).groups)
+
+
+def test_an_interval_beside_a_corrected_test_is_said_to_be_uncorrected(tmp_path):
+    fake_group(tmp_path, "dit", BETTER)
+    fake_group(tmp_path, "unet", WORSE, config=UNET)
+    assert "(95 % confidence interval 48.5 to 53.5)" in said(tmp_path)[0]
+    fake_group(tmp_path, "mamba", [200.0, 202.1, 202.0], config=MAMBA)
+    words = "(95 % confidence interval of this pair alone, uncorrected: 48.5 to 53.5)"
+    assert f"DiT is better than UNet: FID lower by 51 {words}" in said(tmp_path)[1]
 
 
 @pytest.mark.parametrize("images", [[6400, 12_800], [6400, 32_000]])
@@ -125,3 +151,14 @@ def test_unequal_machines_are_no_matter_at_equal_images(tmp_path):
     fake_group(tmp_path, "dit", BETTER)
     fake_group(tmp_path, "unet", WORSE, config=UNET, summary={"device": "gpu"})
     assert "machines" not in said(tmp_path)[1]
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(120, 126), (120, 300)])
+def test_training_that_left_much_of_its_time_to_other_things_is_said(tmp_path, seconds, limit):
+    budget = {"budget": {"seconds": limit}}
+    fake_group(tmp_path, "dit", BETTER, config=budget, summary={"training_seconds": limit})
+    summary = {"training_seconds": seconds}
+    fake_group(tmp_path, "unet", WORSE, config=UNET | budget, summary=summary)
+    words = "Training itself took 120 to 300 of the 300 seconds, by run: the limit counts figures"
+    assert (words in said(tmp_path)[1]) == (limit == 300)
+    assert ("Training itself" in said(tmp_path)[1]) == (limit == 300)

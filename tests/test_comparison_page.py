@@ -28,6 +28,22 @@ def page(tmp_path):
     return tmp_path / "comparison/index.html"
 
 
+def test_it_is_said_what_no_correction_covers(page, tmp_path):
+    holm, several = "Holm&#x27;s correction covers", "Several metrics are looked at, and no"
+    # FID and held-out loss of one pair each; recall and KID are the same in every seed
+    text = page.read_text()
+    assert (holm in text, several in text) == (False, True)
+
+    spread = [100.0, 110.0, 95.0]
+    for width, fids in ((1, spread), (2, spread[::-1]), (3, spread[1:] + spread[:1])):
+        fake_group(tmp_path / "3", f"w{width}", fids, config={"backbone": {"width": width}})
+    for path in (tmp_path / "3").glob("*/summary.json"):
+        path.write_text(path.read_text().replace("val/loss", "other"))
+    compare([str(tmp_path / "3")], str(tmp_path / "out"))
+    text = (tmp_path / "out/index.html").read_text()
+    assert (holm in text, several in text) == (True, False)
+
+
 class Outline(HTMLParser):
     """What is nested wrongly, all ids and references to them, images and tables."""
 

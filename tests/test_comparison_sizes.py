@@ -1,6 +1,7 @@
 """A study over sizes of the data: a verdict for each, a line over all, and where lines cross."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from diffusion_lab.comparison import compare
 from diffusion_lab.comparison.data_sizes import DataLine, crossings, data_lines
 from diffusion_lab.comparison.figures import METRICS
 from diffusion_lab.comparison.report import collect
+from diffusion_lab.comparison.verdict import verdict
 
 FID = METRICS[0]
 BACKBONES = {"UNet": 1, "DiT": 4, "Mamba2": 4}
@@ -92,6 +94,50 @@ def test_no_difference_at_any_size(tmp_path):
     )
 
 
+def test_one_composition_at_each_size_is_not_tested(tmp_path):
+    study(tmp_path, {"DiT": FIDS["DiT"]})
+    answer, text = said(tmp_path)
+    assert answer == (
+        "Nothing is tested by FID: there is one composition at each of 4 sizes of the data, and "
+        "its means are in the plot"
+    )
+    assert "share" not in text
+    found = verdict(collect([tmp_path]).groups, FID)
+    assert found.by_size[0] == (
+        "At 60 training images: No difference to be tested: all runs are one composition and "
+        "differ in their seeds alone; FID 400 ± 6.57"
+    )
+
+
+def test_a_composition_that_others_of_its_size_lack_a_figure_beside_is_alone(tmp_path):
+    study(tmp_path)
+    for path in tmp_path.glob("*/summary.json"):
+        if "0.01_" in str(path.parent) and "DiT" not in str(path.parent):
+            summary = json.loads(path.read_text())
+            del summary["metrics"][f"kid/{NAME}"]
+            path.write_text(json.dumps(summary))
+    found = verdict(collect([tmp_path]).groups, METRICS[1])
+    assert found.by_size[1] == (
+        "At 600 training images: KID was measured of DiT alone: nothing to compare"
+    )
+
+
+@pytest.mark.parametrize("seeds", [[5, 5], [5, 6]])
+def test_that_one_choice_of_the_images_stands_for_all_is_said(tmp_path, seeds):
+    for fraction, seed in zip((0.1, 1.0), seeds, strict=True):
+        data = {"data": {"fraction": fraction, "subset_seed": seed}}
+        fake_group(tmp_path, f"dit_{fraction}", [100.0, 110.0], config=data)
+    words = "One choice of the images stands for all (data.subset_seed=5)"
+    assert (words in said(tmp_path)[1]) == (seeds == [5, 5])
+
+
+def test_one_size_of_the_data_needs_no_word_on_the_choice_of_images(tmp_path):
+    for width in (1, 2):
+        config = {"data": {"fraction": 0.1}, "backbone": {"width": width}}
+        fake_group(tmp_path, f"dit_{width}", [100.0, 110.0], config=config)
+    assert "One choice" not in said(tmp_path)[1]
+
+
 def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(runs, tmp_path):
     page = verdicts(runs, tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
@@ -119,6 +165,8 @@ def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(
     }
     assert page.count("Holm&#x27;s correction covers all pairs of one metric") == 1
     assert (tmp_path / "out/plots/fid_over_data.svg").is_file()
+    # to those who do not see the plot
+    assert "by size of the data, and of each best first: UNet · fraction=0.001 300.3;" in page
 
 
 def test_a_composition_has_one_colour_and_a_mark_for_each_size(runs):

@@ -118,6 +118,18 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_looked_at(evaluated):
         fids(evaluated)
 
 
+def test_a_run_without_its_checkpoints_has_its_own_figures_alone(evaluated):
+    other = fake_run(evaluated.parent / "other", 110.0, config=UNET)
+    for folder in (evaluated, other):
+        last(folder).unlink()
+    found = collect([evaluated.parent])
+    assert [group.mean("fid") for group in found.groups] == [100, 110]
+    assert found.left_out == [
+        f"Later evaluations of {evaluated} are left out: its checkpoints are gone, and with them "
+        "what tells whether the figures are of its weights"
+    ]
+
+
 def report_on(folder, ratio, **changed):
     """As `memorization` writes it."""
     cfg = load_config(folder)
@@ -144,11 +156,33 @@ def ratios(folder):
 
 
 def test_copies_are_of_these_weights_and_this_sampling(tmp_path):
-    folders = fake_group(tmp_path, "dit", [100.0, 101.0, 102.0, 103.0])
+    folders = fake_group(tmp_path, "dit", [100.0, 101.0, 102.0, 103.0, 104.0])
     report_on(folders[0], 1.5)
     report_on(folders[1], 2.5)
     report_on(folders[2], 9.0, **{CHECKPOINT: "of other weights"})
     report_on(folders[3], 9.0, sampling={"seed": 1})
+    report_on(folders[4], 9.0)
+    last(folders[4]).unlink()
+    again = "measure them again by `diffusion-lab memorization run="
+    assert ratios(tmp_path) == (
+        [1.5, 2.5],
+        ["Copies", "Copies by pixels"],
+        [
+            f"Copies of {folders[2]} are left out: its report is of other weights than it has "
+            f"now; {again}{folders[2]}`",
+            f"Copies of {folders[3]} are left out: its report is of another sampling than is "
+            f"compared; {again}{folders[3]}`, sampled like the rest",
+            f"Copies of {folders[4]} are left out: its checkpoints are gone, and with them what "
+            "tells whether its report is of them",
+        ],
+    )
+
+
+def test_a_report_that_does_not_speak_of_mirror_images_looked_for_none(tmp_path):
+    first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
+    report_on(first, 1.5)
+    protocol = EXTRACTOR | {"num_samples": 1000, "mirrored": False}
+    report_on(second, 2.5, protocol=with_fingerprint(protocol))
     assert ratios(tmp_path) == ([1.5, 2.5], ["Copies", "Copies by pixels"], [])
 
 
@@ -158,6 +192,7 @@ def test_copies_are_of_these_weights_and_this_sampling(tmp_path):
         ("num_samples", 500, "num_samples is 1000 or 500"),
         ("extractor", "inception", "extractor is efficientnet_lite0-96 or inception"),
         ("held_out", "y", "held_out is x or y"),
+        ("mirrored", True, "mirrored is False or True"),
     ],
 )
 def test_copies_that_were_counted_otherwise_are_not_compared(tmp_path, key, value, words):

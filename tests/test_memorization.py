@@ -113,6 +113,7 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
     assert (protocol["extractor"], protocol["num_samples"]) == ("efficientnet_lite0-96", 12)
     assert len(protocol["held_out"]) == len(protocol["extractor_fingerprint"]) == 64
     assert len(protocol["fingerprint"]) == 12
+    assert protocol["mirrored"] is False
     assert Present(run_folder).are_those_of({"weights_file": result["weights_file"]})
     assert Present(run_folder).are_those_of({"checkpoint": result["checkpoint"]})
     assert set(result["neighbours"]) == {"efficientnet_lite0-96", "pixels"}

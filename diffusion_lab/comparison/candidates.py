@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from diffusion_lab.checkpoints import LAST
 from diffusion_lab.errors import UserError
 from diffusion_lab.files import read_rows
-from diffusion_lab.kept_figures import Record, kept
+from diffusion_lab.kept_figures import EVALUATIONS, Record, kept
 from diffusion_lab.runs import (
     CONFIG,
     METRICS,
@@ -83,7 +83,7 @@ def _search(folder: Path, seen: set[Path]) -> Iterable[Path]:
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs, and a sentence on each folder that is left out."""
+    """The finished runs, and a sentence on each folder, or what is in it, that is left out."""
     runs, left_out = [], []
     for folder in folders:
         try:
@@ -93,6 +93,11 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 continue
             rows, present = read_rows(folder / METRICS), Present(folder)
             found = kept(folder, config, present)
+            if present.stamp is None and any((folder / EVALUATIONS).glob("*.json")):
+                left_out.append(
+                    f"Later evaluations of {folder} are left out: its checkpoints are gone, and "
+                    "with them what tells whether the figures are of its weights"
+                )
             runs.append(Run(folder, config, summary, rows, present, found))
         except UserError as error:  # damaged: said, and no reason to lose the rest
             left_out.append(str(error))

@@ -29,18 +29,15 @@ def copy_ratios(
     found, said = {}, []
     for run in runs:
         report = report_of(run)
-        if report is None or not of_these_samples(run, report, sampling):
+        if report is None:
             continue
-        if "protocol" not in report:
-            said.append(
-                f"Copies of {run.folder} are left out: its report is older than this program and "
-                "does not say how they were counted; measure them again by `diffusion-lab "
-                f"memorization run={run.folder}`"
-            )
+        if reason := unfit(run, report, sampling):
+            said.append(f"Copies of {run.folder} are left out: {reason}")
             continue
         ratios = (space["copy_ratio"] for space in report["neighbours"].values())
         named = dict(zip((COPIES, PIXEL_COPIES), ratios, strict=True))
-        found[run.folder] = Measured(report["protocol"], named)
+        # mirrored: where a report does not say it, its pictures were taken as they are
+        found[run.folder] = Measured({"mirrored": False} | report["protocol"], named)
     unequal = differing([each.protocol for each in found.values()])
     if unequal:
         words = "; ".join(f"{key} is {' or '.join(values)}" for key, values in unequal.items())
@@ -62,9 +59,20 @@ def report_of(run: Run) -> dict | None:
     return report if isinstance(report, dict) and "neighbours" in report else None
 
 
-def of_these_samples(run: Run, report: dict, sampling: Sampling) -> bool:
-    alike = known(report.get("sampling", {})) == known(sampling)
-    return alike and run.weights.are_those_of(report)
+def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
+    """Why a report cannot be compared, if so."""
+    again = f"measure them again by `diffusion-lab memorization run={run.folder}`"
+    if known(report.get("sampling", {})) != known(sampling):
+        return f"its report is of another sampling than is compared; {again}, sampled like the rest"
+    if run.weights.stamp is None:
+        return "its checkpoints are gone, and with them what tells whether its report is of them"
+    if not run.weights.are_those_of(report):
+        return f"its report is of other weights than it has now; {again}"
+    if "protocol" not in report:
+        return (
+            f"its report is older than this program and does not say how they were counted; {again}"
+        )
+    return None
 
 
 def differing(protocols: Sequence[Protocol]) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
     for part in parts:
         part.sort(key=lambda group: sign * group.mean(metric.kind))
     order = [group for part in parts for group in part]
+    by = "best first" if len(parts) == 1 else "by size of the data, and of each best first"
     scale = 100 if metric.percent else 1
     said = [f"{group.name} {scale * group.mean(metric.kind):.4g}" for group in order]
 
@@ -63,7 +64,7 @@ def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
     return draw(
         f"{metric.kind}_by_seed",
         f"{metric.title} of each composition",
-        f"Mean over seeds, best first: {'; '.join(said)}.",
+        f"Mean over seeds, {by}: {'; '.join(said)}.",
         (9.0, 0.85 + 0.34 * len(order)),
         0.25 + 0.08 * max(len(group.name) for group in order),
         paint,

@@ -8,6 +8,7 @@ from diffusion_lab.comparison.candidates import Run
 from diffusion_lab.comparison.formats import minutes
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.profiling import amount
+from diffusion_lab.settings import SUBSET_SEED
 
 EQUAL_IMAGES = 0.01  # relative difference: a last batch more or less
 EQUAL_COST = 0.05  # more than the 2 % that a budget allows to each
@@ -23,7 +24,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
     least, most = span([run.summary["images_seen"] for run in runs])
     seen = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
     if seconds := budgeted_seconds(runs):
-        return [f"Every run was given {seconds:,} seconds of training and has seen {seen}"]
+        return [f"Every run was given {seconds:,} seconds and has seen {seen}"]
     times = dict.fromkeys(map(minutes, span([run.training_seconds for run in runs])))
     return [
         f"Every run has seen {seen}" if least == most else f"Runs have seen {seen}",
@@ -34,9 +35,11 @@ def notes(groups: Sequence[Group]) -> list[str]:
 def reservations(groups: Sequence[Group]) -> list[str]:
     """Sentences on what was not equal and should have been."""
     runs = runs_of(groups)
-    if budgeted_seconds(runs):
-        return unequal_machines(runs)
-    return unequal_images(runs) or unequal_macs(groups)
+    if limit := budgeted_seconds(runs):
+        said = short_trainings(runs, limit) + unequal_machines(runs)
+    else:
+        said = unequal_images(runs) or unequal_macs(groups)
+    return said + one_choice_of_images(groups)
 
 
 def unequal_images(runs: Sequence[Run]) -> list[str]:
@@ -54,6 +57,30 @@ def unequal_macs(groups: Sequence[Group]) -> list[str]:
     return [
         f"Operations are unequal: compositions take {amount(min(macs))} to {amount(max(macs))} "
         "multiply-accumulates an image, at equal numbers of images"
+    ]
+
+
+def short_trainings(runs: Sequence[Run], limit: int) -> list[str]:
+    """At equal time, of which grids and evaluations on the way have their share."""
+    least, most = span([run.training_seconds for run in runs])
+    if least >= (1 - EQUAL_COST) * limit:
+        return []
+    times = " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (least, most)))
+    return [
+        f"Training itself took {times} of the {limit:,} seconds, by run: the limit counts figures "
+        "and pictures taken on the way, too"
+    ]
+
+
+def one_choice_of_images(groups: Sequence[Group]) -> list[str]:
+    """Where parts of the data are trained on."""
+    settings = [group.members[0].settings for group in groups]
+    seeds = {each.get(SUBSET_SEED) for each in settings}
+    if len({group.data_size for group in groups}) == 1 or len(seeds) > 1 or None in seeds:
+        return []
+    return [
+        f"One choice of the images stands for all ({SUBSET_SEED}={seeds.pop()}): what another "
+        "would change is not in the intervals"
     ]
 
 

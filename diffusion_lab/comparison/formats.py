@@ -37,5 +37,11 @@ def with_spread(mean: float, spread: float) -> tuple[str, str]:
 
 
 def number(value: float, metric: Metric) -> str:
-    """In three digits; shares in percentage points."""
+    """In three digits; shares in percent."""
     return f"{100 * value:.3g} %" if metric.percent else f"{value:.3g}"
+
+
+def gap(metric: Metric, *ends: float) -> str:
+    """A gap or a width, or from one to another: 52, 47 to 57; of shares in percentage points."""
+    scale = 100 if metric.percent else 1
+    return " to ".join(f"{scale * end:.3g}" for end in ends) + " points" * metric.percent

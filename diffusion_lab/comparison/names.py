@@ -29,7 +29,9 @@ def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
     names = [
         BETWEEN.join(filter(None, (part(key, each, last) for key in chosen))) for each in settings
     ]
-    if len(set(names)) < len(names) or not all(names):
+    # apart from the part of the data, too, each must be named, unless that is all that differs
+    nameless = sum(not _apart_from_data(name) for name in names)
+    if len(set(names)) < len(names) or not all(names) or 0 < nameless < len(names):
         long = [
             BETWEEN.join(f"{key}={_word(each.get(key))}" for key in chosen) for each in settings
         ]
@@ -58,6 +60,9 @@ def _word(value: object) -> str:
 
 def without_data(name: str) -> str:
     """A name without what it says of the part of the data."""
+    return BETWEEN.join(_apart_from_data(name)) or ALL
+
+
+def _apart_from_data(name: str) -> list[str]:
     words = [_shortest(key) for key in DATA_SIZE]
-    parts = [part for part in name.split(BETWEEN) if _shortest(part.partition("=")[0]) not in words]
-    return BETWEEN.join(parts) or ALL
+    return [part for part in name.split(BETWEEN) if _shortest(part.partition("=")[0]) not in words]

@@ -16,9 +16,8 @@ from diffusion_lab.comparison.svg import Drawing
 from diffusion_lab.comparison.verdict import SHOWN, Verdict
 
 PARTS = Path(__file__).parent
-CORRECTED = (
-    "Holm's correction covers all pairs of one metric, but not that several metrics are looked at"
-)
+CORRECTED = "Holm's correction covers all pairs of one metric"
+SEVERAL = "Several metrics are looked at, and no correction covers that"
 GENERATOR = "diffusion-lab compare"  # by which a page is known as one of ours
 
 
@@ -93,10 +92,10 @@ def _of_metric(metric: Metric, content: str) -> str:
 
 def _verdicts(report: Report) -> str:
     parts = []
-    tests = 0
+    tests = []  # of each metric
     for each in report.judged:
         verdict, metric = each.verdict, each.metric
-        tests = max(tests, sum(pair.tested is not None for pair in verdict.pairs))
+        tests.append(sum(pair.tested is not None for pair in verdict.pairs))
         content = f'<p class="answer">{escape(verdict.answer)}.</p>'
         content += listed(verdict.by_size) + _over_data(each)
         apart = [
@@ -110,7 +109,8 @@ def _verdicts(report: Report) -> str:
         if verdict.pairs:
             content += page_tables.pairs(metric, verdict.pairs)
         parts.append(_of_metric(metric, content))
-    said = [CORRECTED] * (tests > 1) + list(report.notes)
+    said = [CORRECTED] * (max(tests) > 1) + [SEVERAL] * (sum(map(bool, tests)) > 1)
+    said += report.notes
     return section("verdict", "Verdict", "".join(parts) + listed(said, "muted"))
 
 

@@ -7,7 +7,7 @@ from html import escape
 from diffusion_lab.comparison.candidates import Run
 from diffusion_lab.comparison.fairness import machine
 from diffusion_lab.comparison.figures import Metric
-from diffusion_lab.comparison.formats import number
+from diffusion_lab.comparison.formats import gap
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.markup import details, glyph, listed, section, table
 from diffusion_lab.comparison.pairs import Pair
@@ -77,10 +77,10 @@ def pairs(metric: Metric, found: Sequence[Pair]) -> str:
         ahead, behind = (
             f"{glyph(group.look)}{escape(group.name)}" for group in (pair.ahead, pair.behind)
         )
-        gap = number(abs(pair.gap), metric)
-        numbers = [f'{gap}<span class="pm"> ± {number(pair.half_width, metric)}</span>']
+        width = f'<span class="pm"> ± {gap(metric, pair.half_width)}</span>'
+        numbers = [gap(metric, abs(pair.gap)) + width]
         if pair.tested:
-            numbers.append(number(pair.detectable, metric))
+            numbers.append(gap(metric, pair.detectable))
             numbers += [f"{p:.2g}" for p in (pair.tested.p, pair.tested.corrected)]
             answer = "yes" if pair.told_apart else "no"
         else:
@@ -92,8 +92,8 @@ def pairs(metric: Metric, found: Sequence[Pair]) -> str:
         body += f"<td>{answer}</td></tr>"
     caption = (
         f"Pairs by {metric.title}: mean gap over common seeds with its 95 % confidence interval, "
-        "what a gap of this spread must exceed to be told from chance, and p of the paired t-test, "
-        "alone and with Holm's correction"
+        "of the pair alone and uncorrected, what a gap of this spread must exceed to be told from "
+        "chance, and p of the paired t-test, alone and with Holm's correction"
     )
     summary = f"{len(found)} pairs" if len(found) > 1 else "The test"
     if len(found) > SHOWN:

@@ -3,33 +3,35 @@
 from collections.abc import Sequence
 
 from diffusion_lab.comparison.figures import Metric
-from diffusion_lab.comparison.formats import number
+from diffusion_lab.comparison.formats import gap, number
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.pairs import ENOUGH, Pair
 
 
 def difference(pair: Pair, metric: Metric) -> str:
     size = abs(pair.gap)
-    low, high = (number(size + sign * pair.half_width, metric) for sign in (-1, 1))
+    interval = gap(metric, size - pair.half_width, size + pair.half_width)
+    corrected = pair.tested.corrected > pair.tested.p
+    of = " of this pair alone, uncorrected:" if corrected else ""
     return (
         f"{pair.ahead.name} is better than {pair.behind.name}: {metric.title} "
-        f"{'higher' if metric.higher_is_better else 'lower'} by {number(size, metric)} "
-        f"(95 % confidence interval {low} to {high})"
+        f"{'higher' if metric.higher_is_better else 'lower'} by {gap(metric, size)} "
+        f"(95 % confidence interval{of} {interval})"
     )
 
 
 def undecided(pair: Pair, metric: Metric) -> str:
     return (
         f"{pair.ahead.name} and {pair.behind.name} cannot be told apart by {metric.title}; their "
-        f"gap is {number(abs(pair.gap), metric)}, and over {len(pair.seeds)} seeds of this spread "
-        f"a gap must exceed {number(pair.detectable, metric)} to be told from chance"
+        f"gap is {gap(metric, abs(pair.gap))}, and over {len(pair.seeds)} seeds of this spread "
+        f"a gap must exceed {gap(metric, pair.detectable)} to be told from chance"
     )
 
 
 def untestable(pair: Pair, metric: Metric) -> str:
-    gap = number(abs(pair.gap), metric) if pair.gap else "nothing"
+    size = gap(metric, abs(pair.gap)) if pair.gap else "nothing"
     return (
-        f"{pair.ahead.name} and {pair.behind.name} differ in {metric.title} by {gap} in each of "
+        f"{pair.ahead.name} and {pair.behind.name} differ in {metric.title} by {size} in each of "
         f"{len(pair.seeds)} seeds, and differences without spread cannot be tested; they are a "
         "sign of copied runs, or of runs that do not depend on their seed"
     )
@@ -76,8 +78,8 @@ def _nearest(groups: Sequence[Group], metric: Metric) -> str:
     best = min(groups, key=lambda group: sign * group.mean(metric.kind))
     rest = [group for group in groups if group is not best]
     nearest = min(rest, key=lambda g: abs(g.mean(metric.kind) - best.mean(metric.kind)))
-    gap = abs(best.mean(metric.kind) - nearest.mean(metric.kind))
-    text = f"The gap between {best.name} and {nearest.name} is {number(gap, metric)}"
+    size = abs(best.mean(metric.kind) - nearest.mean(metric.kind))
+    text = f"The gap between {best.name} and {nearest.name} is {gap(metric, size)}"
     spreads = [group.jackknife for group in (best, nearest)]
     if metric.kind == "fid" and None not in spreads:
         text += " beside jackknife deviations of {:.3g} and {:.3g} over samples".format(*spreads)

@@ -59,27 +59,30 @@ ASIDE = (
 
 
 def settings_of(run: Run) -> Settings:
-    """What makes a run's composition; null is left out, as a run may be older than a key."""
-    plain = flat(with_defaults(OmegaConf.to_container(run.config)))
-    if plain.get(FRACTION) is None:
-        plain[FRACTION] = 1.0  # null is all of the data, too
-    return {
-        key: value for key, value in plain.items() if value is not None and not below(key, ASIDE)
-    }
+    """What makes a run's composition."""
+    # null is all of the data, too
+    known = {FRACTION: 1.0} | _known(run)
+    if OmegaConf.select(run.config, "budget.seconds") is not None:
+        known.pop("trainer.max_steps", None)  # endless: trainer.max_time is the run's length
+    return {key: value for key, value in known.items() if not below(key, ASIDE)}
 
 
 def losses_compare(runs: list[Run]) -> bool:
     """Whether the held-out losses of all runs are one quantity."""
     kinds = set()
     for run in runs:
-        plain = flat(with_defaults(OmegaConf.to_container(run.config)))
         kept = {
             key: value
-            for key, value in plain.items()
-            if value is not None
-            and key.startswith(OF_THE_LOSS)
+            for key, value in _known(run).items()
+            if key.startswith(OF_THE_LOSS)
             and key not in NOT_OF_THE_LOSS
             and (key not in ASIDE or key == "data.validation_size")
         }
         kinds.add(json.dumps(kept, sort_keys=True))
     return len(kinds) == 1
+
+
+def _known(run: Run) -> Settings:
+    """All that is set; null is left out, as a run may be older than a key."""
+    plain = flat(with_defaults(OmegaConf.to_container(run.config)))
+    return {key: value for key, value in plain.items() if value is not None}

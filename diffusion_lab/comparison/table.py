@@ -87,7 +87,7 @@ def cell(group: Group, column: Column) -> Cell:
     percent = " %" if column.scale == 100 else ""
     if len(values) > 1:
         main, spread = with_spread(mean, half_width(values))
-        return Cell(mean, main + percent, spread + percent)
+        return Cell(mean, main, spread + percent)
     deviation = group.jackknife if column.kind == "fid" else None
     if deviation is not None:
         return Cell(mean, *with_spread(mean, deviation), ONE_SEED)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from diffusion_lab.comparison.data_sizes import DataSize, by_data_size
 from diffusion_lab.comparison.fairness import reservations
 from diffusion_lab.comparison.figures import Metric
-from diffusion_lab.comparison.formats import number
+from diffusion_lab.comparison.formats import gap, number
 from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.pairs import ENOUGH, Pair, pairs_of
 from diffusion_lab.comparison.sentences import (
@@ -45,12 +45,17 @@ def verdict(groups: Sequence[Group], metric: Metric) -> Verdict | None:
     missing = [group.name for group in groups if group not in known]
     limits = [f"{listed(missing)} had no {metric.title} measured"] if missing else []
     if len(known) == 1:
-        return Verdict(_only_seeds(known[0], metric), (), (), tuple(limits), ())
+        return Verdict(_alone(known[0], groups, metric), (), (), tuple(limits), ())
     sizes, pairs = by_data_size(known), pairs_of(known, metric)
     pairs_at = {size.label: [pair for pair in pairs if pair.size == size.label] for size in sizes}
-    answers = {size.label: _answer(size.groups, pairs_at[size.label], metric) for size in sizes}
     several = len(sizes) > 1
+    answers = {}
     for size in sizes:
+        if len(size.groups) == 1:
+            part = [group for group in groups if group.data_size == size.groups[0].data_size]
+            answers[size.label] = _alone(size.groups[0], part, metric)
+            continue
+        answers[size.label] = _answer(size.groups, pairs_at[size.label], metric)
         said = untested(size.groups, pairs_at[size.label], metric)
         limits += [f"At {size.label}: {each}" if several else each for each in said]
     order = [pair for size in sizes for pair in sorted(pairs_at[size.label], key=_rank)]
@@ -70,6 +75,11 @@ def _rank(pair: Pair) -> tuple[bool, float]:
 
 def headline(sizes: Sequence[DataSize], pairs: dict[str, list[Pair]], metric: Metric) -> str:
     """The answers for all sizes of the data in a sentence."""
+    if all(len(size.groups) == 1 for size in sizes):
+        return (
+            f"Nothing is tested by {metric.title}: there is one composition at each of "
+            f"{len(sizes)} sizes of the data, and its means are in the plot"
+        )
     best = {size.label: _best(size.groups, pairs[size.label]) for size in sizes}
     names = {group and group.name for group in best.values()}
     if len(names) == 1 and None not in names:
@@ -88,9 +98,9 @@ def headline(sizes: Sequence[DataSize], pairs: dict[str, list[Pair]], metric: Me
     for size in sizes:
         at.setdefault((group := best[size.label]) and group.name, []).append(size.images)
     places = {name: f"at {' and '.join(images)} training images" for name, images in at.items()}
-    undecided = places.pop(None, None)
+    elsewhere = places.pop(None, None)
     said = [f"{name} is best {place}" for name, place in places.items()]
-    said += [f"none is shown to be best {undecided}"] if undecided else []
+    said += [f"none is shown to be best {elsewhere}"] if elsewhere else []
     depends = " it depends on the size of the data:" if len(places) > 1 else ""
     return f"By {metric.title}{depends} {', '.join(said)}"
 
@@ -115,11 +125,11 @@ def _answer(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> s
     if not apart:
         if len(tested) == 1:
             return f"No difference is shown at this budget: {undecided(tested[0], metric)}{rest}"
-        least, most = (number(f(pair.detectable for pair in tested), metric) for f in (min, max))
+        gaps = [pair.detectable for pair in tested]
         return (
             f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
-            f"of compositions can be told apart; at their spread a gap must exceed {least} to "
-            f"{most}, by pair, to be told from chance{rest}"
+            "of compositions can be told apart; at their spread a gap must exceed "
+            f"{gap(metric, min(gaps), max(gaps))}, by pair, to be told from chance{rest}"
         )
     if len(apart) == 1:
         others = len(tested) - 1
@@ -149,16 +159,19 @@ def _nothing(metric: Metric) -> str:
     )
 
 
-def _only_seeds(group: Group, metric: Metric) -> str:
+def _alone(group: Group, groups: Sequence[Group], metric: Metric) -> str:
+    """For the one composition, of these groups, that has the metric."""
+    if len(groups) > 1:
+        return f"{metric.title} was measured of {group.name} alone: nothing to compare"
     values = group.values(metric.kind)
     said = "No difference to be tested: all runs are one composition"
     if len(values) < ENOUGH:
         return f"{said}, with {metric.title} {number(values[0], metric)}"
     return (
         f"{said} and differ in their seeds alone; {metric.title} "
-        f"{number(statistics.mean(values), metric)} ± {number(half_width(values), metric)}"
+        f"{number(statistics.mean(values), metric)} ± {gap(metric, half_width(values))}"
     )
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
