@@ -86,5 +86,10 @@ def _nearest(groups: Sequence[Group], metric: Metric) -> str:
     return f"{text}; another seed of training may move a figure by more than samples do"
 
 
+def enumerated(words: Sequence[str]) -> str:
+    """As a sentence has them: 60, 600 and 6,000."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def listed(names: Sequence[str]) -> str:
     return ", ".join(names)

@@ -12,6 +12,7 @@ from diffusion_lab.comparison.groups import Group
 from diffusion_lab.comparison.pairs import ENOUGH, Pair, pairs_of
 from diffusion_lab.comparison.sentences import (
     difference,
+    enumerated,
     finding,
     listed,
     undecided,
@@ -97,7 +98,7 @@ def headline(sizes: Sequence[DataSize], pairs: dict[str, list[Pair]], metric: Me
     at: dict[str | None, list[str]] = {}
     for size in sizes:
         at.setdefault((group := best[size.label]) and group.name, []).append(size.images)
-    places = {name: f"at {' and '.join(images)} training images" for name, images in at.items()}
+    places = {name: f"at {enumerated(images)} training images" for name, images in at.items()}
     elsewhere = places.pop(None, None)
     said = [f"{name} is best {place}" for name, place in places.items()]
     said += [f"none is shown to be best {elsewhere}"] if elsewhere else []
