@@ -12,7 +12,7 @@ from diffusion_lab.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
 from diffusion_lab.runs import load_config, load_summary
 from diffusion_lab.settings import Settings, flat
-from diffusion_lab.weights import CHECKPOINT, Present
+from diffusion_lab.weights import CHECKPOINT, Present, stamp
 
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # as `sampling_of` says it
@@ -78,6 +78,7 @@ def measured(folder: str | Path) -> list[Record]:
     """What was measured of a run's present weights; raises UserError if nothing was, or no run."""
     found = kept(folder, load_config(folder), Present(folder))
     if not found:
+        stamp(folder)  # without weights nothing can be measured
         raise unmeasured(folder)
     return found
 
