@@ -26,7 +26,7 @@ from diffusion_lab.same_run import INDIFFERENT, differences
 from diffusion_lab.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
-# of these, what can be of several images or first stages
+# of what is indifferent, that which can be of several images or first stages
 SOURCES = ("data.path", "data.test_path", "first_stage.run", "first_stage.path")
 # what has no part in a run's name, unless a sweep varies it; of most of it a study has one
 UNNAMED = (
