@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,7 +104,6 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._known = True
             return
-        gc.collect()
         with contextlib.suppress(AttributeError):  # glibc alone has it
             ctypes.CDLL(None).malloc_trim(0)  # what is no longer used
         with contextlib.suppress(OSError):  # not everywhere

@@ -1,5 +1,6 @@
 """diffusion-lab train."""
 
+import gc
 import json
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,7 @@ def run(
     overrides = list(job.overrides.task)
     if job.mode != RunMode.MULTIRUN:
         return run_one(cfg, job, overrides, command, build)[1]
+    gc.collect()  # a run before this one in the process has cycles, and its memory
     try:
         study.check_search(cfg, job)
     except UserError as error:
