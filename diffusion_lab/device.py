@@ -81,18 +81,18 @@ class PeakMemory:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._before: list[int | None] = []  # the peaks of what was trained before each stop
+        self._before: int | None = 0  # the peak of what was trained before the last stop
         self._reset()
 
     def bytes(self) -> int | None:
         """None where it cannot be told from what else the process has done."""
-        peaks = [*self._before, self._since_reset()]
+        peaks = (self._before, self._since_reset())
         return None if None in peaks else max(peaks)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """Leaves out what a block needs."""
-        self._before.append(self.bytes())
+        self._before = self.bytes()
         try:
             yield
         finally:

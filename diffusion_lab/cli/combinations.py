@@ -8,8 +8,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 # groups whose option is the run's own, which Hydra does not see, unless another is chosen
 OF_THE_RUN = ("sampler.", "guidance.", "metrics.")
 
-# of Hydra, which take the next argument
-WITH_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
+# Hydra's flags that say where configurations are, and not what to do
+PLACES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+# and all that take the next argument
+WITH_A_VALUE = (*PLACES, "--cfg", "-c", "--package", "-p", "--info", "-i")
 
 
 def admit(override: str, groups: tuple[str, ...] = OF_THE_RUN) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from diffusion_lab import slurm
 from diffusion_lab.cli import outcomes
-from diffusion_lab.cli.combinations import admit, gather, gather_paths
+from diffusion_lab.cli.combinations import PLACES, admit, gather, gather_paths
 from diffusion_lab.cli.sentences import sentence
 from diffusion_lab.errors import UserError
 
@@ -52,8 +52,6 @@ WITH_PATHS = ("compare", "sync")  # which take paths besides overrides
 PATHS = ("run", "run_dir", "resume", "data_root", "output")
 LAUNCHER = "hydra/launcher="
 MULTIRUN = ("-m", "--multirun")
-# Hydra's flags that say where configurations are, and not what to do
-PLACES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 TRAINING = ("train", "train-autoencoder")  # sweeps of which go on where they were stopped
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 

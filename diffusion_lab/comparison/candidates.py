@@ -107,7 +107,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def whole_summary(folder: Path) -> dict:
     """As `load_summary`, but raises UserError for one that is damaged."""
     summary = load_summary(folder)
-    if not (summary and isinstance(summary, dict)) and (folder / SUMMARY).exists():
+    if not summary and (folder / SUMMARY).exists():
         raise UserError(f"{folder} is left out: its {SUMMARY} is damaged and cannot be read")
     return summary
 

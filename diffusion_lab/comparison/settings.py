@@ -5,6 +5,7 @@ import json
 from omegaconf import OmegaConf
 
 from diffusion_lab.comparison.candidates import Run
+from diffusion_lab.same_run import INDIFFERENT
 from diffusion_lab.settings import (
     FRACTION,
     NOT_OF_THE_LOSS,
@@ -19,41 +20,21 @@ from diffusion_lab.settings import (
 # watched, and the budget that its size and length follow from. Sampling is here as all runs are
 # measured with one, whatever they would have chosen.
 ASIDE = (
+    *INDIFFERENT,
     "seed",
     "name",
     "study_name",
     "budget",
     "optimized_metric",
-    "run_dir",
-    "resume",
-    "logger",
     "metrics",
     "sampler",
     "guidance",
-    "compile",
-    "channels_last",
-    "micro_batch_size",
     "activation_checkpointing",
-    "validate_every_n_steps",
-    "callbacks.checkpoint",
-    "callbacks.sample_grid",
     "callbacks.evaluation",
     "callbacks.pruning",
-    "callbacks.throughput",
-    "data.root",
-    "data.path",
-    "data.test_path",
     "data.on_device",
     "data.validation_size",
-    "first_stage.run",
-    "first_stage.path",  # of a run's own copy; what it is, is its sha256
     "first_stage.cache",
-    "first_stage.cache_dir",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.log_every_n_steps",
     "trainer.deterministic",
 )
 
