@@ -84,12 +84,14 @@ one-model: setup
 		guidance=none budget=images budget.images=192_000)
 
 study-samplers: one-model  ## one model, every sampler at 5 to 50 steps: MODEL=outputs/... for one of yours
-	$(LAB) sample-sweep run=$(MODEL) output=outputs/samplers steps=5,10,20,50 \
+	$(LAB) sample-sweep run=$(MODEL) output=outputs/$(or $(NAME),samplers) guidance=none steps=5,10,20,50 \
 		sampler=ddim,ddpm,euler,heun,dpm_solver,dpm_solver_3m,sde_dpm_solver,unipc,ipndm,reverse_sde,predictor_corrector $(ARGS)
 
-study-guidance: one-model $(CLASSIFIER)  ## one model: FID and conditional accuracy against the scale of guidance
-	$(LAB) sample-sweep run=$(MODEL) output=outputs/guidance guidance=classifier_free steps=10,20 \
-		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.classifier=$(CLASSIFIER) metrics.num_samples=2000 $(ARGS)
+# a model of yours may be of other data: ARGS="metrics.classifier=..." names its classifier
+study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## one model: FID and conditional accuracy against the scale of guidance
+	$(LAB) sample-sweep run=$(MODEL) output=outputs/$(or $(NAME),guidance) guidance=classifier_free steps=10,20 \
+		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
+		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
 
 test: setup  ## the default tests, under five minutes on two cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)

@@ -9,7 +9,6 @@ import json
 import netrc
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from diffusion_lab.clock import Clock
 from diffusion_lab.dashboard import names
 from diffusion_lab.dashboard.samples_table import Sample, samples_table
 from diffusion_lab.files import read_rows, write_atomically
@@ -28,47 +28,6 @@ from diffusion_lab.progress import say
 MODES = ("auto", "online", "offline")
 REACH_SECONDS = 2.0  # how long to look for the server before a run goes offline
 FINISH_SECONDS = 60.0  # how long a run's end waits for its upload; the rest stays on the disk
-
-
-class Clock:
-    """Adds the x-axes to a row of metrics: what was trained, on how many images and how long.
-
-    Validation is counted; what a Periodic callback does, pictures, figures and checkpoints, is not.
-    """
-
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-        self.start = time.monotonic()  # of training, shifted by what is not counted
-        self.left_out = 0.0  # seconds
-        self._stopped: float | None = None
-
-    def continue_from(self, seconds: float, left_out: float = 0.0) -> None:
-        """Counts on from what a run has taken before it was resumed."""
-        self.start = time.monotonic() - seconds
-        self.left_out = left_out
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Stands still for a block."""
-        self._stopped = time.monotonic()
-        try:
-            yield
-        finally:
-            seconds = time.monotonic() - self._stopped
-            self.start += seconds
-            self.left_out += seconds
-            self._stopped = None
-
-    def row(self, metrics: dict[str, float], step: int) -> dict[str, float]:
-        row = {key: value for key, value in metrics.items() if key != "epoch"}
-        return row | {
-            "images": step * self.batch_size,
-            "seconds": round(self.seconds(), 3),
-        }
-
-    def seconds(self) -> float:
-        """Of training so far, the time between being stopped and resumed left out."""
-        return (self._stopped or time.monotonic()) - self.start
 
 
 class JSONLines(Logger):

@@ -1,15 +1,18 @@
 """Plots, drawn without a display."""
 
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from diffusion_lab.images import grid
 from diffusion_lab.metrics.memorization import Neighbours
+
+MARKERS = "osD^v<>PX*h"
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -67,22 +70,27 @@ def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
     def label(row: dict) -> str:
         return combination(row, keys)
 
-    figure = Figure((7, 4.5), dpi=120, layout="constrained")
+    figure = Figure((8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(
         xscale="log", yscale="log", xlabel="network calls a sample", ylabel="FID"
     )
-    for name, group in groupby(sorted(rows, key=label), label):
+    lines = groupby(sorted(rows, key=label), label)
+    for marker, (name, group) in zip(cycle(MARKERS), lines):  # colours repeat after ten lines
         line = sorted(group, key=lambda row: row["calls"])
         axes.plot(
             [row["calls"] for row in line],
             [row["fid"] for row in line],
-            marker="o",
+            marker=marker,
             label=name or "the run's own sampling",
         )
     axes.axhline(rows[0]["fid_floor"], color="grey", linestyle="--", label="real images")
+    for axis, ticks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (1, 1.5, 2, 3, 5, 7))):
+        axis.set_major_locator(LogLocator(subs=ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     axes.set_title(rows[0]["protocol"], fontsize="medium")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
     save(figure, path)
 
 

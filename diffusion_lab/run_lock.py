@@ -61,6 +61,16 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     )
 
 
+def has_locks(folder: Path) -> bool:
+    """Whether the file system can tell that a process trains the run."""
+    try:
+        with (folder / FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in WITHOUT_LOCKS
+    return True
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process is training the run."""
     try:

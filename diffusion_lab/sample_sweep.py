@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from diffusion_lab import plots, trained_run
+from diffusion_lab.comparison.curves import front
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.evaluation import evaluate
 from diffusion_lab.files import read_rows, write_atomically
@@ -157,11 +158,8 @@ def describe(row: dict, keys: list[str]) -> str:
 
 def best_per_budget(rows: list[dict]) -> list[dict]:
     """The rows that no row of as few or fewer network calls betters in FID, by calls."""
-    best: list[dict] = []
-    for row in sorted(rows, key=lambda row: (row["calls"], row["fid"])):
-        if not best or row["fid"] < best[-1]["fid"]:
-            best.append(row)
-    return best
+    points = [(row["calls"], row["fid"]) for row in rows]
+    return [rows[place] for place in front(points, higher_is_better=False)]
 
 
 def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]:

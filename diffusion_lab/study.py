@@ -17,11 +17,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from diffusion_lab import checkpoints, launch
+from diffusion_lab.comparison.figures import METRICS
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.errors import UserError
 from diffusion_lab.progress import say
-from diffusion_lab.run_lock import is_locked
-from diffusion_lab.runs import ABANDONED, CONFIG, load_config, load_summary
+from diffusion_lab.run_lock import has_locks, is_locked
+from diffusion_lab.runs import (
+    ABANDONED,
+    CONFIG,
+    INSTEAD_OF_OPTIONS,
+    RESUMABLE,
+    load_config,
+    load_summary,
+)
 from diffusion_lab.same_run import INDIFFERENT, differences
 from diffusion_lab.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below
 
@@ -37,6 +45,8 @@ UNNAMED = (
     "optimized_metric",
     "hparams_search",
 )
+HIGHER = {metric.kind for metric in METRICS if metric.higher_is_better}
+HIGHER |= {"inception_score", "val/psnr", "val/ssim"}
 LONGEST = 128  # bytes of a run's name, as many as W&B takes
 
 
@@ -116,6 +126,11 @@ def _look(folder: Path, cfg: DictConfig) -> str:
         raise UserError(f"{folder} is being trained by another process; wait for its end")
     finished = load_summary(folder).get("finished")
     if not finished and not checkpoints.exists(folder):
+        if not has_locks(folder):
+            raise UserError(
+                f"{folder} has no checkpoint yet, and its file system cannot tell whether it is "
+                "being trained; wait for the first one, or delete the folder if nothing trains it"
+            )
         aside = _free(folder.parent / ABANDONED / folder.name)
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
@@ -129,6 +144,21 @@ def _look(folder: Path, cfg: DictConfig) -> str:
             f"or move {folder} away"
         )
     return FINISHED if finished else UNFINISHED
+
+
+def retaken(overrides: list[str]) -> list[str]:
+    """Of what a study's run is asked for again, what it is gone on with instead of its own values.
+
+    Where it is trained and how it is watched; options of groups, as logger=none, it keeps.
+    """
+    parser = OverridesParser.create()
+    known = [INSTEAD_OF_OPTIONS.get(override, override) for override in overrides]
+    keys = [parser.parse_override(override).key_or_group for override in known]
+    return [
+        override
+        for override, key in zip(known, keys, strict=True)
+        if key.startswith(RESUMABLE) and below(key, INDIFFERENT)
+    ]
 
 
 def _free(path: Path) -> Path:
@@ -174,6 +204,13 @@ def check_search(cfg: DictConfig, job: DictConfig) -> None:
         raise UserError(
             "a search needs a key with several values, and none has; write them, as in "
             "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
+        )
+    metric = str(cfg.optimized_metric)
+    best = "maximize" if metric in HIGHER or metric.split("/")[0] in HIGHER else "minimize"
+    if cfg.optimized_metric and job.sweeper.direction != best:
+        raise UserError(
+            f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
+            f"write hydra.sweeper.direction={best}"
         )
     pruning = cfg.callbacks.get("pruning")
     metrics = {"optimized_metric=fid": cfg.optimized_metric}

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from diffusion_lab.callbacks.interruption import interrupted
-from diffusion_lab.logger import Clock
+from diffusion_lab.clock import Clock
 from diffusion_lab.metrics import report
 from diffusion_lab.parts import Parts
 from diffusion_lab.progress import say

@@ -23,13 +23,14 @@ from diffusion_lab.callbacks.interruption import (
 )
 from diffusion_lab.callbacks.periodic import Periodic
 from diffusion_lab.checks import advice
+from diffusion_lab.clock import Clock
 from diffusion_lab.device import PeakMemory, channels_last_pays, check_choices, compile_pays
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.distributed import on_rank_zero
 from diffusion_lab.endings import ending_with_a_sentence, way_on
 from diffusion_lab.errors import UserError, as_user_error, require_whole_numbers
 from diffusion_lab.first_stage import Pixels
-from diffusion_lab.logger import MODES, Clock, JSONLines
+from diffusion_lab.logger import MODES, JSONLines
 from diffusion_lab.metrics import ceiling
 from diffusion_lab.parts import Parts, try_out, watchers
 from diffusion_lab.pipeline import Pipeline
@@ -245,7 +246,8 @@ def run_training(
     summary = None
     try:
         if wandb:
-            say(wandb.start() or "")
+            with clock.stopped():  # reaching its server takes its time
+                say(wandb.start() or "")
         with quiet_lightning():
             trainer = build_trainer(
                 cfg,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from tiny_data import TinyData
 
@@ -74,6 +75,8 @@ def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.setenv("WANDB_SILENT", "true")
     here = Path(__file__).parent
     monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")  # of processes it starts
+    # Hydra composes everything once more to look for hydra.mode, which no configuration here sets
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         GlobalHydra.instance().clear()

@@ -43,7 +43,7 @@ def test_what_contradicts_itself_is_refused(chosen, words):
         budget(**chosen)
 
 
-@pytest.mark.parametrize("by", ["macs", "params"])
+@pytest.mark.parametrize("by", ["macs", pytest.param("params", marks=pytest.mark.slow)])
 def test_sizes_agree_to_the_tolerance(lab, by):
     sizes = {}
     for backbone in ("unet_small", "dit", "mamba2"):

@@ -128,6 +128,12 @@ class TestGrouping:
         settings = [{"data.fraction": 0.1}, {}]
         assert names_of(settings, varying(settings)) == ["fraction=0.1", "fraction=null"]
 
+    def test_equal_numbers_are_one_setting(self, runs):
+        for seed, (fraction, betas) in enumerate(((None, 1.0), (1, 1), (1.0, 1.0))):
+            config = {"data": {"fraction": fraction}, "optimizer": {"betas": [0, betas]}}
+            fake_run(runs / str(seed), 100.0 + seed, seed, config=config)
+        assert len(collect([runs]).groups) == 1
+
     def test_a_setting_that_older_runs_lack_is_one_that_is_null(self, runs):
         fake_run(runs / "old", 100.0)
         fake_run(runs / "new", 110.0, 1, config={"sampler": {"order": None}})

@@ -132,6 +132,7 @@ def test_unequal_operations_at_equal_images_are_said(tmp_path):
         ({"device": "gpu"}, "cpu, 1 thread, 1 process; gpu, 1 thread, 1 process"),
         ({"threads": 2}, "cpu, 1 thread, 1 process; cpu, 2 threads, 1 process"),
         ({"ranks": 4}, "cpu, 1 thread, 1 process; cpu, 1 thread, 4 processes"),
+        ({"precision": "32-true"}, "cpu, 1 thread, 1 process; cpu, 32-true, 1 thread, 1 process"),
         ({}, None),
     ],
 )
@@ -147,10 +148,12 @@ def test_equal_time_on_unequal_machines_is_said(tmp_path, other, words):
         assert "machines" not in text
 
 
-def test_unequal_machines_are_no_matter_at_equal_images(tmp_path):
+def test_unequal_machines_are_said_of_costs_at_equal_images(tmp_path):
     fake_group(tmp_path, "dit", BETTER)
-    fake_group(tmp_path, "unet", WORSE, config=UNET, summary={"device": "gpu"})
     assert "machines" not in said(tmp_path)[1]
+    fake_group(tmp_path, "unet", WORSE, config=UNET, summary={"device": "gpu"})
+    words = "Time, speed and memory are of unequal machines: cpu; gpu"
+    assert words in said(tmp_path)[1]
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(120, 126), (120, 300)])

@@ -7,7 +7,7 @@ from fake_runs import NAME, UNET, draw_grid, fake_group, fake_run
 
 from diffusion_lab.comparison import compare
 from diffusion_lab.comparison.candidates import read
-from diffusion_lab.comparison.curves import curve
+from diffusion_lab.comparison.curves import curve, training_flops
 from diffusion_lab.comparison.figures import METRICS
 from diffusion_lab.comparison.pictures import grid_noise, latest_grid, samples
 from diffusion_lab.comparison.report import collect, judge, name_in_rows
@@ -47,6 +47,24 @@ def test_a_figure_is_at_the_time_at_which_its_step_was_reached(tmp_path):
         (4800, pytest.approx(213 / 60), 325),
         (6400, pytest.approx(203 / 60), 300),
     ]
+
+
+def test_a_curve_ends_where_its_seeds_do_also_after_unequal_numbers_of_images(tmp_path):
+    for seed, last in ((0, 100), (1, 110)):
+        folder = fake_run(tmp_path / str(seed), 100.0, seed)
+        places = [(50, 400.0), (last, 300.0 - last)]
+        rows_of(folder, [{"step": s, f"fid/{NAME}": v, "seconds": 120.0} for s, v in places])
+    assert points(tmp_path) == [(3200, 2, 400), (6720, 2, 195)]
+
+
+@pytest.mark.parametrize(("self_conditioning", "passes"), [(False, 3), (True, 3.5)])
+def test_self_conditioning_asks_the_network_once_more_in_half_of_the_steps(
+    tmp_path, self_conditioning, passes
+):
+    config = {"denoiser": {"self_conditioning": self_conditioning}}
+    fake_group(tmp_path, "dit", [100.0, 110.0], config=config)
+    (group,) = collect([tmp_path]).groups
+    assert training_flops(group, 10) == 2 * passes * 2_000_000 * 10
 
 
 def test_seeds_of_one_first_stage_from_the_hub_are_one_composition(tmp_path):

@@ -147,7 +147,7 @@ def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(
             (0.001, ("UNet", "DiT", "Mamba2")),
             (0.01, ("UNet", "DiT", "Mamba2")),
             (0.1, ("UNet", "DiT", "Mamba2")),
-            (1.0, ("DiT", "UNet", "Mamba2")),
+            (1, ("DiT", "UNet", "Mamba2")),
         )
         for name in names
     ]

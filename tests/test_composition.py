@@ -272,7 +272,13 @@ def test_noise_labels_that_do_not_exist_are_refused(configure, overrides, word):
         tiny(configure, *overrides)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("cifar10/") else [])
+        for name in EXPERIMENTS  # those of CIFAR-10 have large networks
+    ],
+)
 def test_every_experiment_runs(lab, tmp_path, experiment):
     generated = experiment.startswith("toy/")  # data that need no download
     text = (CONF / f"experiment/{experiment}.yaml").read_text()

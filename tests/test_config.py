@@ -119,3 +119,12 @@ def test_every_experiment_composes_and_says_how_it_is_run(path, hydra_conf):
     cfg = compose(command[1].replace("-", "_"), overrides=[f"experiment={name}"])
     assert cfg.name
     OmegaConf.to_container(cfg)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: "/".join(option(p)))
+def test_no_experiment_guides_where_guidance_is_none(path, hydra_conf):
+    name = path.relative_to(CONF / "experiment").with_suffix("")
+    if "diffusion-lab train " in path.read_text():
+        assert (
+            compose("train", overrides=[f"experiment={name}", "guidance=none"]).guidance.scale == 1
+        )

@@ -11,8 +11,8 @@ from diffusion_lab.matching import Size, Sizes
 PAIRS = [
     ("dit", "unet_small", "params"),
     ("dit", "unet", "macs"),
-    ("unet", "dit", "params"),
-    ("unet_small", "dit_s_2", "macs"),
+    pytest.param("unet", "dit", "params", marks=pytest.mark.slow),
+    pytest.param("unet_small", "dit_s_2", "macs", marks=pytest.mark.slow),
     ("mlp", "unet_small", "params"),
 ]
 

@@ -13,8 +13,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from diffusion_lab.autoencoder_module import AutoencoderModule
 from diffusion_lab.callbacks import EMA, NonFinite
 from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO, Resumption
+from diffusion_lab.clock import Clock
 from diffusion_lab.diffusion_module import DiffusionModule
-from diffusion_lab.logger import Clock, JSONLines
+from diffusion_lab.logger import JSONLines
 from diffusion_lab.trained_module import TrainedModule
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -61,18 +62,27 @@ def same(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize("kind", ["loss", "nan", "gradient"])
-@pytest.mark.parametrize(
-    "extra",
-    [
-        [],
-        ["micro_batch_size=4"],
-        ["trainer.gradient_clip_val=null"],
-        ["trainer.precision=bf16-mixed"],
-        ["optimizer.fused=false"],
-    ],
-    ids=lambda extra: " ".join(extra) or "plain",
-)
+SETTINGS = {
+    "plain": [],
+    "accumulated": ["micro_batch_size=4"],
+    "unclipped": ["trainer.gradient_clip_val=null"],
+    "bf16": ["trainer.precision=bf16-mixed"],
+    "unfused": ["optimizer.fused=false"],
+}
+# each kind and each setting once by default, all pairs with the slow tests
+PAIRS = [
+    pytest.param(
+        kind,
+        extra,
+        id=f"{name}-{kind}",
+        marks=[] if kind == ("loss", "nan", "gradient")[i % 3] else pytest.mark.slow,
+    )
+    for i, (name, extra) in enumerate(SETTINGS.items())
+    for kind in ("loss", "nan", "gradient")
+]
+
+
+@pytest.mark.parametrize(("kind", "extra"), PAIRS)
 def test_a_skipped_step_leaves_no_trace(lab, tmp_path, bad_at, kind, extra):
     arguments = [*QUICK, *LEARNING, *extra, "callbacks.checkpoint.every_n_steps=1"]
     bad_at({3}, kind)

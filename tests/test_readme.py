@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,7 @@ def single(override: str) -> list[str]:
     return [f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_composes(line):
+def check_composes(line: str) -> None:
     _, command, *overrides = shlex.split(line)
     if command == "sample-sweep":
         overrides = gather(overrides)
@@ -53,6 +53,25 @@ def test_every_command_composes(line):
                 ),
             ],
         )
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_composes(line):
+    check_composes(line)
+
+
+@pytest.mark.parametrize("size", ["", "_cifar10"])
+@pytest.mark.parametrize(
+    ("study", "commands"), [("unet-vs-dit", 3), ("low-data", 3), ("samplers", 2), ("guidance", 2)]
+)
+def test_every_command_of_a_study_composes(study, commands, size):
+    make = ["make", "-n", "-o", "setup", f"study-{study}", f"SIZE={size}", "IMAGES=640", "TIME=5"]
+    printed = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = re.findall(r"diffusion-lab [^\n'|]+", printed.replace("\\\n", " "))
+    lines = [line for line in lines if "train-extractor" not in line]
+    assert len(lines) == commands
+    for line in lines:
+        check_composes(line)
 
 
 def test_every_make_target_named_exists():

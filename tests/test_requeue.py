@@ -47,8 +47,10 @@ def send(monkeypatch, number: int, step: int) -> None:
 SHORT = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
-@pytest.mark.parametrize("where", [[], ["run_dir=mine"]])
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [(signal.SIGUSR1, []), (signal.SIGUSR2, ["run_dir=mine"]), (signal.SIGTERM, [])],
+)
 def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     lab, tmp_path, monkeypatch, job, number, where
 ):

@@ -19,9 +19,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from seen_images import seen
 
 from diffusion_lab.callbacks import SampleGrid
+from diffusion_lab.clock import Clock
 from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.errors import UserError
-from diffusion_lab.logger import Clock, JSONLines
+from diffusion_lab.logger import JSONLines
 from diffusion_lab.run_lock import is_locked, locked
 from diffusion_lab.runs import load_summary
 

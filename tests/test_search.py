@@ -83,6 +83,11 @@ SPACE = "optimizer.lr=tag(log, interval(1e-4, 1e-2))"
             ["objective=ddpm,edm", "optimized_metric=fid", "callbacks.evaluation=null"],
             "search over it; write callbacks.pruning=null\n",
         ),
+        (
+            [SPACE, "optimized_metric=accuracy"],
+            "to minimize accuracy finds the worst settings; write hydra.sweeper.direction=maximize",
+        ),
+        ([SPACE, "hydra.sweeper.direction=maximize"], "write hydra.sweeper.direction=minimize"),
         (["optimizer.lr=1e-3"], "a search needs a key with several values, and none has"),
     ],
 )

@@ -1,5 +1,7 @@
 """Sweeps: each run has its place; what is finished is skipped, what is not goes on."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -423,6 +425,42 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     for a, b in pure:
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[2], b[2])
+
+
+def test_a_run_is_gone_on_with_as_it_is_now_to_be_watched_and_where(lab, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert lab(*SWEEP)[0] == 130
+    folder = run_of("mine", seed=0)
+    new = ["data.root=elsewhere", "callbacks.checkpoint.every_n_steps=7", "trainer=cpu"]
+    code, _, err = lab(*SWEEP[:-1], "seed=0", *new)
+    assert code == 0, err
+    assert "Runs: 1 trained" in err
+    config = OmegaConf.load(folder / "config.yaml")
+    assert (config.data.root, config.callbacks.checkpoint.every_n_steps) == ("elsewhere", 7)
+
+
+def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched():
+    places = ["data.root=/b", "trainer.devices=2", "micro_batch_size=4", "logger.mode=offline"]
+    others = ["+study=backbones", "backbone=dit", "logger=none", "trainer.max_steps=9", "seed=1"]
+    assert study.retaken([*others, *places]) == places
+    assert study.retaken(["trainer=ddp"]) == ["trainer.strategy=ddp"]
+
+
+def test_a_folder_that_may_be_trained_where_there_are_no_locks_stays(lab, tmp_path, monkeypatch):
+    assert lab(*SWEEP)[0] == 0
+    folder = run_of("mine", seed=0)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "summary.json").unlink()
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    code, _, err = lab(*SWEEP)
+    assert code == 1
+    assert f"{folder} has no checkpoint yet, and its file system cannot tell" in err
+    assert folder.is_dir()
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path):

@@ -10,6 +10,7 @@ from conftest import TINY
 
 from diffusion_lab.callbacks import Evaluation, Throughput
 from diffusion_lab.device import OWN_MEMORY, PeakMemory
+from diffusion_lab.logger import WandB
 
 
 def test_a_window_that_is_gone_on_with_is_where_the_module_is():
@@ -25,7 +26,7 @@ def test_a_window_that_is_gone_on_with_is_where_the_module_is():
 def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, monkeypatch):
     late = [0.0]
     monkeypatch.setattr(
-        "diffusion_lab.logger.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0])
+        "diffusion_lab.clock.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0])
     )
 
     def run(self, trainer):
@@ -57,6 +58,22 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, mo
 
 
 @pytest.mark.skipif(not OWN_MEMORY.exists(), reason="the process's memory is read from Linux")
+def test_reaching_w_and_b_is_no_training(lab, tmp_path, monkeypatch):
+    late = [0.0]
+    monkeypatch.setattr(
+        "diffusion_lab.clock.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0])
+    )
+
+    def start(self):
+        late[0] += 1000
+
+    monkeypatch.setattr(WandB, "start", start)
+    code, _, err = lab("train", *TINY, "callbacks.evaluation=null", "run_dir=run")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["training_seconds"] < 1000 < summary["wall_seconds"]
+
+
 def test_the_peak_of_memory_is_that_of_training():
     whole = PeakMemory(torch.device("cpu"))
     before = whole.bytes()

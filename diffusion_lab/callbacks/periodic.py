@@ -6,8 +6,8 @@ from contextlib import ExitStack
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from diffusion_lab.clock import Clock
 from diffusion_lab.device import PeakMemory
-from diffusion_lab.logger import Clock
 
 
 def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:

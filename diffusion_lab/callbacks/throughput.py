@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.callbacks.periodic import stepped
-from diffusion_lab.logger import Clock
+from diffusion_lab.clock import Clock
 
 OPEN_WINDOW = "losses_since_the_last_row"  # in a checkpoint
 

@@ -5,8 +5,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusion_lab.comparison.figures import training_flops
+from omegaconf import OmegaConf
+
 from diffusion_lab.comparison.groups import Group, Member
+from diffusion_lab.counting import TRAINING_PASSES
 
 AXES = {
     "images": "images seen",
@@ -30,6 +32,7 @@ class Point:
 def curve(group: Group, kind: str, name: str | None) -> list[Point]:
     """A group's figure along training, at the images that all its seeds were measured at.
 
+    And at the end of each, also where these saw unequal numbers of images in equal time.
     `name` is that of the figure in metrics.jsonl; None, or none there: the final figures alone.
     """
     lines = [_points(member, kind, name) for member in group.members]
@@ -37,16 +40,32 @@ def curve(group: Group, kind: str, name: str | None) -> list[Point]:
     if not lines:
         return []
     common = sorted(set.intersection(*(set(line) for line in lines)))
-    macs = group.mean("macs")
+    places = [[images] * len(lines) for images in common]
+    ends = [max(line) for line in lines]
+    if len(set(ends)) > 1:
+        places.append(ends)
     points = []
-    for images in common:
-        values = [line[images][1] for line in lines]
-        minutes = statistics.mean(line[images][0] for line in lines) / 60
-        flops = training_flops(images, macs) if macs else None
+    for place in places:
+        reached = [line[images] for line, images in zip(lines, place, strict=True)]
+        images = statistics.mean(place)
+        minutes = statistics.mean(seconds for seconds, _ in reached) / 60
+        values = [value for _, value in reached]
+        flops = training_flops(group, images)
         points.append(
             Point(images, minutes, flops, statistics.mean(values), min(values), max(values))
         )
     return points
+
+
+def training_flops(group: Group, images: float) -> float | None:
+    """Of the network, forward and backward, over so many images; None if it is not known.
+
+    Self-conditioning asks the network once more in half of the steps.
+    """
+    macs, config = group.mean("macs"), group.members[0].run.config
+    twice = OmegaConf.select(config, "denoiser.self_conditioning")
+    passes = TRAINING_PASSES + (0.5 if twice else 0)
+    return 2 * passes * macs * images if macs else None
 
 
 def _points(member: Member, kind: str, name: str | None) -> dict[int, tuple[float, float]]:

@@ -36,9 +36,11 @@ def reservations(groups: Sequence[Group]) -> list[str]:
     """Sentences on what was not equal and should have been."""
     runs = runs_of(groups)
     if limit := budgeted_seconds(runs):
-        said = short_trainings(runs, limit) + unequal_machines(runs)
+        said = short_trainings(runs, limit)
+        said += unequal_machines(runs, "Time is equal and machines are not")
     else:
         said = unequal_images(runs) or unequal_macs(groups)
+        said += unequal_machines(runs)
     return said + one_choice_of_images(groups)
 
 
@@ -84,18 +86,20 @@ def one_choice_of_images(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def unequal_machines(runs: Sequence[Run]) -> list[str]:
-    """At equal time."""
+def unequal_machines(
+    runs: Sequence[Run], consequence: str = "Time, speed and memory are of unequal machines"
+) -> list[str]:
+    """And what that means for the comparison."""
     machines = list(dict.fromkeys(map(machine, runs)))
-    if len(machines) == 1:
-        return []
-    return [f"Time is equal and machines are not: {'; '.join(machines)}"]
+    return [f"{consequence}: {'; '.join(machines)}"] if len(machines) > 1 else []
 
 
 def machine(run: Run) -> str:
-    """Device, threads and processes of a run, as far as it says them."""
+    """Device, precision, threads and processes of a run, as far as it says them."""
     known = run.summary
     parts = [str(known.get("device", "unknown device"))]
+    if precision := known.get("precision"):
+        parts.append(precision)
     for key, word in (("threads", "thread"), ("ranks", "process")):
         if (count := known.get(key)) is not None:
             plural = "es" if word == "process" else "s"

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from diffusion_lab.comparison.candidates import Run
-from diffusion_lab.counting import TRAINING_PASSES
 
 HELD_OUT = "held_out_loss"
 COPIES, PIXEL_COPIES = "copy_ratio", "pixel_copy_ratio"
@@ -48,14 +47,6 @@ METRICS = (
     ),
     Metric(PIXEL_COPIES, "Copies by pixels", False, meaning="the same by distance of pixels"),
 )
-COSTS = (
-    "images_seen",
-    "parameters",
-    "macs",
-    "images_per_second",
-    "training_seconds",
-    "peak_memory",
-)
 
 
 def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
@@ -90,11 +81,6 @@ def images_per_second(rows: list[dict]) -> float | None:
     """Of training: the median over its logged windows."""
     rates = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]
     return statistics.median(rates) if rates else None
-
-
-def training_flops(images: float, macs: float) -> float:
-    """Of the network, forward and backward, over so many images."""
-    return 2 * TRAINING_PASSES * macs * images
 
 
 def _finite(value: float | None) -> bool:

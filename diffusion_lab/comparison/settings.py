@@ -42,7 +42,7 @@ ASIDE = (
 def settings_of(run: Run) -> Settings:
     """What makes a run's composition."""
     # null is all of the data, too
-    known = {FRACTION: 1.0} | _known(run)
+    known = {FRACTION: 1} | _known(run)
     if OmegaConf.select(run.config, "budget.seconds") is not None:
         known.pop("trainer.max_steps", None)  # endless: trainer.max_time is the run's length
     return {key: value for key, value in known.items() if not below(key, ASIDE)}
@@ -66,4 +66,11 @@ def losses_compare(runs: list[Run]) -> bool:
 def _known(run: Run) -> Settings:
     """All that is set; null is left out, as a run may be older than a key."""
     plain = flat(with_defaults(OmegaConf.to_container(run.config)))
-    return {key: value for key, value in plain.items() if value is not None}
+    return {key: _whole(value) for key, value in plain.items() if value is not None}
+
+
+def _whole(value: object) -> object:
+    """Numbers that are equal as one: 1.0 as 1, also in lists."""
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
