@@ -183,9 +183,11 @@ def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]
         "| " + " | ".join([*row, mark]) + " |" for row, mark in zip(cells, marks, strict=True)
     ]
     write_atomically(folder / "table.md", "\n".join(lines) + "\n")
-    floors = [f"{name}_floor" for name in measured if name != "calls"]
+    others = [n for n in rows[0] if f"{n}_floor" in rows[0] and n not in measured]
+    floors = [f"{name}_floor" for name in [*measured, *others] if name != "calls"]
+    names = [*columns, *others, *floors, "protocol"]
     with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*columns, *floors, "protocol"], extrasaction="ignore")
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(ordered)
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")

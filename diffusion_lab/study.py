@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import checkpoints, launch
 from diffusion_lab.comparison.figures import METRICS
@@ -31,7 +31,7 @@ from diffusion_lab.runs import (
     load_summary,
 )
 from diffusion_lab.same_run import INDIFFERENT, differences
-from diffusion_lab.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below
+from diffusion_lab.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below, flat
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
 # of what is indifferent, that which can be of several images or first stages
@@ -47,6 +47,7 @@ UNNAMED = (
 )
 HIGHER = {metric.kind for metric in METRICS if metric.higher_is_better}
 HIGHER |= {"inception_score", "val/psnr", "val/ssim"}
+LOWER = {metric.kind for metric in METRICS} - HIGHER | {"val/loss"}
 LONGEST = 128  # bytes of a run's name, as many as W&B takes
 
 
@@ -146,18 +147,23 @@ def _look(folder: Path, cfg: DictConfig) -> str:
     return FINISHED if finished else UNFINISHED
 
 
-def retaken(overrides: list[str]) -> list[str]:
+def retaken(folder: Path, overrides: list[str]) -> list[str]:
     """Of what a study's run is asked for again, what it is gone on with instead of its own values.
 
-    Where it is trained and how it is watched; options of groups, as logger=none, it keeps.
+    Where it is trained and how it is watched, as far as it has these keys; options of groups, as
+    logger=none, it keeps, and its place in W&B.
     """
+    saved = flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
     parser = OverridesParser.create()
     known = [INSTEAD_OF_OPTIONS.get(override, override) for override in overrides]
     keys = [parser.parse_override(override).key_or_group for override in known]
     return [
         override
         for override, key in zip(known, keys, strict=True)
-        if key.startswith(RESUMABLE) and below(key, INDIFFERENT)
+        if key.startswith(RESUMABLE)
+        and below(key, INDIFFERENT)
+        and not below(key, ("logger.group", "logger.name", "logger.tags"))
+        and key in saved
     ]
 
 
@@ -206,12 +212,12 @@ def check_search(cfg: DictConfig, job: DictConfig) -> None:
             "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
         )
     metric = str(cfg.optimized_metric)
-    best = "maximize" if metric in HIGHER or metric.split("/")[0] in HIGHER else "minimize"
-    if cfg.optimized_metric and job.sweeper.direction != best:
-        raise UserError(
-            f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
-            f"write hydra.sweeper.direction={best}"
-        )
+    for best, kinds in (("maximize", HIGHER), ("minimize", LOWER)):
+        if {metric, metric.split("/")[0]} & kinds and job.sweeper.direction != best:
+            raise UserError(
+                f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
+                f"write hydra.sweeper.direction={best}"
+            )
     pruning = cfg.callbacks.get("pruning")
     metrics = {"optimized_metric=fid": cfg.optimized_metric}
     metrics |= {"callbacks.pruning=null": pruning and pruning.metric}

@@ -82,6 +82,7 @@ def test_a_w_and_b_that_cannot_be_opened_is_left_alone(lab, tmp_path, monkeypatc
     assert (tmp_path / "run/metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_w_and_b_process_that_is_killed_does_not_hold_training_up(tmp_path):
     arguments = [a for a in QUICK if a != "logger=none"]
     killing = ["+callbacks.kill._target_=killed_service.KilledService"]

@@ -360,7 +360,8 @@ def evaluate_on_rank(rank, world, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_several_ranks_with_uneven_shards_give_what_one_gives(tmp_path, world):
     metrics = prepared(tmp_path / "single", num_samples=101, per_class=True)
     expected = figures(metrics, generated(101))

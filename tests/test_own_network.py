@@ -38,7 +38,13 @@ def lab(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=["lent_keys", "own_configuration"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(COMMANDS[0], id="lent_keys", marks=pytest.mark.slow),
+        pytest.param(COMMANDS[1], id="own_configuration"),
+    ],
+)
 def test_the_readmes_network_trains_and_is_reloaded(folder, command):
     trained = lab(folder, *command.split(), *TINY, "run_dir=run")
     assert trained.returncode == 0, trained.stderr

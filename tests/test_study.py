@@ -433,6 +433,7 @@ def test_a_run_is_gone_on_with_as_it_is_now_to_be_watched_and_where(lab, tmp_pat
         assert lab(*SWEEP)[0] == 130
     folder = run_of("mine", seed=0)
     new = ["data.root=elsewhere", "callbacks.checkpoint.every_n_steps=7", "trainer=cpu"]
+    new += ["logger=wandb", "logger.mode=offline"]  # of which the run has none
     code, _, err = lab(*SWEEP[:-1], "seed=0", *new)
     assert code == 0, err
     assert "Runs: 1 trained" in err
@@ -440,11 +441,16 @@ def test_a_run_is_gone_on_with_as_it_is_now_to_be_watched_and_where(lab, tmp_pat
     assert (config.data.root, config.callbacks.checkpoint.every_n_steps) == ("elsewhere", 7)
 
 
-def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched():
+def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_path):
+    saved = {"data": {"root": "/a"}, "trainer": {"devices": 1, "strategy": "auto"}}
+    saved |= {"micro_batch_size": None, "callbacks": {"sample_grid": None}}
+    saved["logger"] = {"mode": "auto", "tags": ["mine", "budget-images"]}
+    OmegaConf.save(saved, tmp_path / "config.yaml")
     places = ["data.root=/b", "trainer.devices=2", "micro_batch_size=4", "logger.mode=offline"]
     others = ["+study=backbones", "backbone=dit", "logger=none", "trainer.max_steps=9", "seed=1"]
-    assert study.retaken([*others, *places]) == places
-    assert study.retaken(["trainer=ddp"]) == ["trainer.strategy=ddp"]
+    others += ["logger.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
+    assert study.retaken(tmp_path, [*others, *places]) == places
+    assert study.retaken(tmp_path, ["trainer=ddp"]) == ["trainer.strategy=ddp"]
 
 
 def test_a_folder_that_may_be_trained_where_there_are_no_locks_stays(lab, tmp_path, monkeypatch):

@@ -67,6 +67,7 @@ def test_mlp_is_zero_at_first_and_learns_with_all_its_parameters():
     assert not torch.equal(first, mlp(x, noise + 1, condition))
 
 
+@pytest.mark.slow
 def test_the_toy_trains_and_its_paths_are_drawn(lab, tmp_path, monkeypatch):
     code, _, err = lab(
         "train",

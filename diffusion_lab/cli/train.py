@@ -94,7 +94,7 @@ def run_one(
     if state == study.FINISHED:
         say(f"{folder} is finished")
     elif state == study.UNFINISHED:
-        resume = [f"resume={folder}", *study.retaken(overrides)]
+        resume = [f"resume={folder}", *study.retaken(folder, overrides)]
         train(resumed(str(folder), resume, command), resume, build)
     else:
         budget.apply(cfg, overrides)
