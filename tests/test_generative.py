@@ -413,6 +413,7 @@ def stop_on_rank(rank, world, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_what_stops_the_first_rank_is_heard_by_all(tmp_path):
     torch.multiprocessing.spawn(stop_on_rank, (2, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"heard{rank}.pt") for rank in range(2))

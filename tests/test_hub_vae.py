@@ -139,6 +139,7 @@ def test_a_run_keeps_a_copy(lab, tmp_path):
     assert "moved/first_stage is no folder" in err
 
 
+@pytest.mark.slow
 def test_a_study_in_its_latents_goes_on(lab, tmp_path):
     save(tmp_path / "vae")
     asked = [a for a in TINY if a != "backbone.patch=4"]

@@ -10,7 +10,7 @@ from diffusion_lab.matching import Size, Sizes
 
 PAIRS = [
     ("dit", "unet_small", "params"),
-    ("dit", "unet", "macs"),
+    pytest.param("dit", "unet", "macs", marks=pytest.mark.slow),
     pytest.param("unet", "dit", "params", marks=pytest.mark.slow),
     pytest.param("unet_small", "dit_s_2", "macs", marks=pytest.mark.slow),
     ("mlp", "unet_small", "params"),

@@ -69,6 +69,7 @@ def test_a_wrong_name_is_one_sentence(folder):
     assert not (folder / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_reads_its_tensors_is_profiled_all_the_same(folder):
     code = CODE.replace(
         "        return ", "        assert x.abs().max().item() < 10\n        return "

@@ -375,6 +375,7 @@ def test_a_first_stage_that_was_trained_again_is_another(tmp_path):
     assert list(told_apart(asked(), saved=kept)) == ["first_stage.sha256"]
 
 
+@pytest.mark.slow
 def test_a_study_on_images_of_ones_own_goes_on(lab, tmp_path):
     pictures = {f"{name}/{i:02}.png": 8 * i for name in ("cat", "dog") for i in range(24)}
     folder(tmp_path / "photos", pictures)

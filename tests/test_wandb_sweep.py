@@ -49,6 +49,7 @@ def test_each_parameter_is_an_override(key):
     assert len(set(chosen)) == len(values(parameter))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_id_that_the_agent_gave_it(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "chosen")
