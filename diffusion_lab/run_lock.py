@@ -63,21 +63,20 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 def has_locks(folder: Path) -> bool:
     """Whether the file system can tell that a process trains the run."""
+    refused = _refused(folder)
+    return refused is None or refused.errno not in WITHOUT_LOCKS
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is training the run, as far as the file system can tell."""
+    return isinstance(_refused(folder), BlockingIOError)
+
+
+def _refused(folder: Path) -> OSError | None:
+    """What a lock on the run is refused with: by its holder, for want of a file, or of locks."""
     try:
         with (folder / FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in WITHOUT_LOCKS
-    return True
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process is training the run."""
-    try:
-        with (folder / FILE).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no file, or no locks
-        return False
-    return False
+        return error
+    return None
