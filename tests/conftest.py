@@ -40,6 +40,20 @@ TINY_AUTOENCODER = [
 ]
 
 
+def each_once(first: dict[str, object], second: dict[str, object]) -> list:
+    """All pairs of two sets of named values; by default each of the first once, the rest slow."""
+    return [
+        pytest.param(
+            a,
+            b,
+            id=f"{name}-{other}",
+            marks=[] if (i - j) % len(second) == 0 else pytest.mark.slow,
+        )
+        for i, (name, a) in enumerate(first.items())
+        for j, (other, b) in enumerate(second.items())
+    ]
+
+
 def tiny_first_stage(folder: Path, kind: str = "KL", **facts: object) -> Path:
     """A run folder with an untrained first stage of TinyData, whose latents have a wrong scale."""
     data = TinyData()

@@ -6,7 +6,7 @@ from functools import partial
 import lightning
 import pytest
 import torch
-from conftest import TINY, TINY_AUTOENCODER
+from conftest import TINY, TINY_AUTOENCODER, each_once
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
@@ -69,20 +69,10 @@ SETTINGS = {
     "bf16": ["trainer.precision=bf16-mixed"],
     "unfused": ["optimizer.fused=false"],
 }
-# each kind and each setting once by default, all pairs with the slow tests
-PAIRS = [
-    pytest.param(
-        kind,
-        extra,
-        id=f"{name}-{kind}",
-        marks=[] if kind == ("loss", "nan", "gradient")[i % 3] else pytest.mark.slow,
-    )
-    for i, (name, extra) in enumerate(SETTINGS.items())
-    for kind in ("loss", "nan", "gradient")
-]
+KINDS = {kind: kind for kind in ("loss", "nan", "gradient")}
 
 
-@pytest.mark.parametrize(("kind", "extra"), PAIRS)
+@pytest.mark.parametrize(("extra", "kind"), each_once(SETTINGS, KINDS))
 def test_a_skipped_step_leaves_no_trace(lab, tmp_path, bad_at, kind, extra):
     arguments = [*QUICK, *LEARNING, *extra, "callbacks.checkpoint.every_n_steps=1"]
     bad_at({3}, kind)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, Killed, at_step, wandb_runs
+from conftest import TINY, Killed, at_step, each_once, wandb_runs
 from test_launch import SRUN, environment  # noqa: F401
 from test_training import rows
 
@@ -49,7 +49,10 @@ SHORT = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
 
 @pytest.mark.parametrize(
     ("number", "where"),
-    [(signal.SIGUSR1, []), (signal.SIGUSR2, ["run_dir=mine"]), (signal.SIGTERM, [])],
+    each_once(
+        {each.name: each for each in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)},
+        {"named": [], "given": ["run_dir=mine"]},
+    ),
 )
 def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     lab, tmp_path, monkeypatch, job, number, where

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import each_once
 from exact_denoiser import GaussianMixture
 
 from diffusion_lab.denoiser import Estimate
@@ -56,20 +57,11 @@ SAMPLERS = {
         400, Uniform(), corrector="annealed", variance="fixed_small"
     ),
 }
-# each sampler under one schedule by default, and under all with the slow tests
-PAIRS = [
-    pytest.param(
-        sampler,
-        schedule,
-        id=f"{name}-{type(schedule).__name__}",
-        marks=[] if (i + j) % len(SCHEDULES) == 0 else pytest.mark.slow,
-    )
-    for i, (name, sampler) in enumerate(SAMPLERS.items())
-    for j, schedule in enumerate(SCHEDULES)
-]
 
 
-@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+@pytest.mark.parametrize(
+    ("sampler", "schedule"), each_once(SAMPLERS, {type(s).__name__: s for s in SCHEDULES})
+)
 def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
     torch.manual_seed(0)
     denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise

@@ -23,12 +23,17 @@ def test_a_window_that_is_gone_on_with_is_where_the_module_is():
     assert [loss.device.type for loss in throughput._losses] == ["meta", "meta"]
 
 
-def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, monkeypatch):
+@pytest.fixture
+def late(monkeypatch) -> list[float]:
+    """Seconds by which the clock of a run is ahead, to be added to."""
     late = [0.0]
     monkeypatch.setattr(
         "diffusion_lab.clock.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0])
     )
+    return late
 
+
+def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, monkeypatch, late):
     def run(self, trainer):
         late[0] += 1000
         for logger in trainer.loggers:
@@ -57,12 +62,7 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, mo
     assert 4000 < summary["wall_seconds"] < 5000
 
 
-def test_reaching_w_and_b_is_no_training(lab, tmp_path, monkeypatch):
-    late = [0.0]
-    monkeypatch.setattr(
-        "diffusion_lab.clock.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0])
-    )
-
+def test_reaching_w_and_b_is_no_training(lab, tmp_path, monkeypatch, late):
     def start(self):
         late[0] += 1000
 
