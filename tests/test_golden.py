@@ -1,0 +1,94 @@
+"""Twenty steps on FashionMNIST give the losses, samples and FID that were stored.
+
+The stored values are of one processor and one version of torch; other ones round otherwise, and
+twenty optimiser steps make more of it, so elsewhere the tolerance is wider.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from diffusion_lab.data import DataError, FashionMNISTDataModule
+
+ROOT = Path(os.environ.get("DIFFUSION_LAB_DATA") or Path(__file__).parent.parent / "data")
+STORED = Path(__file__).parent / "golden_training.json"
+SHARED = [
+    f"data.root={ROOT}",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_steps=20",
+    "trainer.log_every_n_steps=1",
+    "batch_size=16",
+    "data.validation_size=20",
+    "validate_every_n_steps=20",
+    "metrics.reference_size=200",
+    "metrics.num_samples=64",
+    "metrics.cache_dir=reference",
+    "sampler.steps=4",
+    "logger=none",
+]
+UNET = ["backbone=unet_small", "backbone.channels=16", "guidance=classifier_free"]
+DIT = ["backbone=dit", "backbone.width=64", "backbone.heads=2", "backbone.depth=2"]
+AUTOENCODER = [
+    *(value for value in SHARED if not value.startswith("sampler.")),
+    "experiment=fashion_mnist/kl",
+    "autoencoder.channels=8",
+    "autoencoder.blocks=1",
+    "callbacks.sample_grid.every_n_steps=null",
+    "run_dir=first",
+]
+COMPOSITIONS = {
+    "unet": UNET,
+    "dit": [*DIT, "schedule=cosine", "objective=v_prediction", "sampler=heun"],
+    "latent": [*DIT, "backbone.patch=2", "first_stage=kl", "first_stage.run=first"],
+}
+
+
+def same_machine(stored: dict) -> bool:
+    return (stored["torch"], stored["cpu"]) == (torch.__version__, cpu())
+
+
+def cpu() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def losses(folder: Path) -> list[float]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def measured(lab, name: str, folder: Path) -> dict[str, object]:
+    """Losses, FID, and the mean and standard deviation of the samples' pixels."""
+    code, _, err = lab("train", *COMPOSITIONS[name], *SHARED, f"run_dir={folder}")
+    assert code == 0, err
+    code, _, err = lab("sample", f"run={folder}", "num_samples=16", "output=drawn", "save=npz")
+    assert code == 0, err
+    pixels = numpy.load("drawn.npz")["images"].astype(float)
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    fids = [value for key, value in metrics.items() if key.startswith("fid/")]
+    return {"losses": losses(folder), "pixels": [pixels.mean(), pixels.std()], "fid": fids}
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_losses_samples_and_fid_are_the_stored_ones(name, lab, tmp_path):
+    try:
+        FashionMNISTDataModule(root=str(ROOT)).prepare_data()
+    except DataError as error:
+        pytest.skip(f"FashionMNIST is not here and cannot be fetched: {error}")
+    if name == "latent":
+        code, _, err = lab("train-autoencoder", *AUTOENCODER)
+        assert code == 0, err
+    found = measured(lab, name, tmp_path / "run")
+    assert len(found["losses"]) == 20
+    if os.environ.get("STORE_GOLDEN"):
+        stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+        stored |= {"torch": torch.__version__, "cpu": cpu(), name: found}
+        STORED.write_text(json.dumps(stored, indent=1) + "\n")
+    stored = json.loads(STORED.read_text())
+    tolerance = 1e-6 if same_machine(stored) else 0.05
+    for key, values in stored[name].items():
+        assert found[key] == pytest.approx(values, rel=tolerance), key
