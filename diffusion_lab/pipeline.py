@@ -1,21 +1,25 @@
-"""The sampling call: seeds and labels in, uint8 images out."""
+"""The sampling call, seeds and labels in, uint8 images out; and the evaluation of what it draws."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiseFn, Denoiser
-from diffusion_lab.distributed import gather_by_id, rank_and_world, shard
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.randomness import SampleNoise
+from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import DenoiseFn
+from diffusion_lab.diffusion.guidance import Guidance
+from diffusion_lab.diffusion.sampler import Sampler
+from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
+from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.guidance import Guidance
-from diffusion_lab.progress import progress_bar, say
-from diffusion_lab.randomness import SampleNoise
-from diffusion_lab.sampler import Sampler
-from diffusion_lab.sampler.runge_kutta import ToleranceError
-from diffusion_lab.schedule import NoiseSchedule
+from diffusion_lab.metrics import GenerativeMetrics
 
 
 @dataclass(frozen=True)
@@ -109,3 +113,47 @@ def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100
     labels = torch.tensor([i // columns for i in ids]) if conditional else None
     images = torch.cat(list(draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")))
     return gather_by_id(images, ids)
+
+
+def evaluate(
+    pipeline: Pipeline,
+    metrics: GenerativeMetrics,
+    datamodule: ImageDataModule,
+    batch_size: int,
+    seed: int,
+) -> dict[str, float]:
+    """The metrics of `metrics.num_samples` samples; every rank draws its share of their ids.
+
+    The caller has prepared `metrics` and sets autocast. Samples depend on `seed` and id alone, so
+    any number of ranks and any batch size gives the same figures, up to the network's rounding.
+    """
+    ids = shard(metrics.num_samples, *rank_and_world())
+    observed, clock = [], Stopwatch()
+    for images in draw(pipeline, ids, batch_size, seed):
+        if images.is_cuda:  # or features would wait for the samples
+            torch.cuda.synchronize(images.device)
+        clock.lap("samples")
+        observed.append(metrics.observe(datamodule.to_native(images)))
+        clock.lap("features")
+    labels = pipeline.labels(range(metrics.num_samples))
+    figures = metrics.compute(metrics.gather(observed, ids), labels)
+    clock.lap("figures")
+    say(f"Evaluated {metrics.num_samples:,} samples: {clock}")
+    return figures
+
+
+class Stopwatch:
+    """Wall-clock seconds by what they were spent on."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, what: str) -> None:
+        """Counts the time since the lap before."""
+        now = time.perf_counter()
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
+        self.last = now
+
+    def __str__(self) -> str:
+        return ", ".join(f"{value:.1f} s for {what}" for what, value in self.seconds.items())

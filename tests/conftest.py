@@ -13,10 +13,10 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from tiny_data import TinyData
 
-from diffusion_lab.autoencoder import files
 from diffusion_lab.cli import main
-from diffusion_lab.diffusion_module import DiffusionModule
-from diffusion_lab.images import to_float
+from diffusion_lab.common.images import to_float
+from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # what is not here is not waited for
 

@@ -7,9 +7,9 @@ E[x0 | x, k] = m_k + alpha s^2 / (alpha^2 s^2 + sigma^2) (x - alpha m_k).
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiseFn, Estimate
-from diffusion_lab.noise import NoiseLevel, noise_of
-from diffusion_lab.objective import Prediction
+from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel, noise_of
+from diffusion_lab.diffusion.objective import Prediction
 
 
 class GaussianMixture:

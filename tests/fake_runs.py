@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lab.comparison.figures import METRICS
-from diffusion_lab.comparison.report import collect
-from diffusion_lab.comparison.verdict import verdict
+from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.metrics.table import METRICS
 
 NAME = "efficientnet_lite0-96/train10k-1k"
 PROTOCOL = {
@@ -21,8 +21,8 @@ PROTOCOL = {
     "reference_images": 10_000,
     "num_samples": 1000,
 }
-SAMPLER = {"_target_": "diffusion_lab.sampler.DPMSolver", "steps": 10}
-GUIDANCE = {"_target_": "diffusion_lab.guidance.Guidance", "scale": 1.0}
+SAMPLER = {"_target_": "diffusion_lab.diffusion.sampler.DPMSolver", "steps": 10}
+GUIDANCE = {"_target_": "diffusion_lab.diffusion.guidance.Guidance", "scale": 1.0}
 STEPS = 100
 UNET = {"backbone": {"_target_": "diffusion_lab.backbone.UNet"}}
 
@@ -40,7 +40,7 @@ def fake_run(
     base = {
         "data": {"_target_": "diffusion_lab.data.FashionMNISTDataModule", "root": "data"},
         "backbone": {"_target_": "diffusion_lab.backbone.DiT", "width": 32},
-        "objective": {"_target_": "diffusion_lab.objective.Objective"},
+        "objective": {"_target_": "diffusion_lab.diffusion.objective.Objective"},
         "sampler": SAMPLER,
         "guidance": GUIDANCE,
         "callbacks": {

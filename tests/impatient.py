@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
-from diffusion_lab import launch
 from diffusion_lab.cli import main
+from diffusion_lab.compute import launch
 
 launch.PATIENCE = timedelta(seconds=5)
 main()

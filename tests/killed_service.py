@@ -6,7 +6,7 @@ import subprocess
 
 from lightning.pytorch.callbacks import Callback
 
-from diffusion_lab.progress import say
+from diffusion_lab.common.progress import say
 
 
 class KilledService(Callback):

@@ -7,9 +7,9 @@ from omegaconf import OmegaConf
 from test_config import CONF
 
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.build import build_model
-from diffusion_lab.errors import UserError
-from diffusion_lab.speed import saved_bytes
+from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.profiling.timing import saved_bytes
 
 SHAPE, CLASSES, COUNT = (1, 8, 8), 4, 3
 BACKBONES = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffusion_lab.autoencoder import FSQ, KL, VQ, files
-from diffusion_lab.autoencoder.kl import kl_divergence as ours
-from diffusion_lab.autoencoder.network import pad_to_multiple
+from diffusion_lab.first_stage.autoencoder import FSQ, KL, VQ, files
+from diffusion_lab.first_stage.autoencoder.kl import kl_divergence as ours
+from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
 
 NETWORK = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": True}
 CODES = {"codes": 16, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25}

@@ -10,9 +10,9 @@ from conftest import TINY, TINY_AUTOENCODER
 from PIL import Image
 from tiny_data import TinyData
 
-from diffusion_lab.autoencoder import files
-from diffusion_lab.autoencoder_module import AutoencoderModule, quality
-from diffusion_lab.images import to_float, to_uint8
+from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.training.autoencoder_module import AutoencoderModule, quality
 
 TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]
 ADVERSARIAL = [

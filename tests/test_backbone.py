@@ -11,12 +11,12 @@ from hydra.utils import instantiate
 from torch import nn
 
 from diffusion_lab.backbone.attention import SelfAttention, attend
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions, sinusoid
 from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU, _GroupNorm
-from diffusion_lab.conditioning import ClassLabel, Condition, Unconditional
-from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.objective.prediction import Flow
-from diffusion_lab.schedule import Rectified
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective.prediction import Flow
+from diffusion_lab.diffusion.schedule import Rectified
 
 CONF = Path(__file__).parent.parent / "conf"
 TOKENS = ["backbone.patch=2", "backbone.width=32", "backbone.depth=2"]

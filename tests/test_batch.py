@@ -2,8 +2,8 @@
 
 import pytest
 
-from diffusion_lab.batch import solve_batch
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.compute.batch import solve_batch
 
 
 @pytest.mark.parametrize(

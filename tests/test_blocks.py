@@ -8,7 +8,7 @@ from torch import nn
 
 from diffusion_lab.backbone import DiT
 from diffusion_lab.backbone.block import AdaLN, AdaLNZero, CrossAttention, InContext
-from diffusion_lab.conditioning import Condition
+from diffusion_lab.backbone.conditioning import Condition
 
 WIDTH = 16
 mixer = partial(nn.Linear, WIDTH, WIDTH)

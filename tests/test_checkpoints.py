@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import TINY
 
-from diffusion_lab import checkpoints, weights
-from diffusion_lab.callbacks import Checkpoint
-from diffusion_lab.errors import UserError
-from diffusion_lab.files import UNFINISHED, replacing, write_atomically
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import UNFINISHED, replacing, write_atomically
+from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.training.callbacks import Checkpoint
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 EVERY_STEP = [*QUICK, "callbacks.checkpoint.every_n_steps=1", "run_dir=run"]
@@ -168,7 +168,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path):
     script = f"""
 import os, signal, torch
 from pathlib import Path
-from diffusion_lab import checkpoints
+from diffusion_lab.runs import checkpoints
 path = Path({str(tmp_path)!r}) / checkpoints.LAST
 checkpoints.save({{"global_step": 1}}, path)
 torch.save = lambda state, file: (file.write(b"half"), file.flush(), os.kill(os.getpid(), 9))

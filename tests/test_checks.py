@@ -2,12 +2,20 @@
 
 import pytest
 
-from diffusion_lab.augmentation import NonLeaky
-from diffusion_lab.checks import advice, check_training
-from diffusion_lab.errors import UserError
-from diffusion_lab.guidance import Guidance
-from diffusion_lab.objective import Eps, Flow, Hybrid, Objective, Score, Uniform, V
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.build.checks import advice, check_training
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.data.augmentation import NonLeaky
+from diffusion_lab.diffusion.guidance import Guidance
+from diffusion_lab.diffusion.objective import (
+    Eps,
+    Flow,
+    Hybrid,
+    Objective,
+    Score,
+    Uniform,
+    V,
+)
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 
 def objective(schedule, prediction, variance_loss=None):

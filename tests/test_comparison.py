@@ -12,19 +12,19 @@ from fake_runs import NAME, UNET, fake_group, fake_run, said
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lab.analysis.comparison import compare
+from diffusion_lab.analysis.comparison.candidates import run_folders
+from diffusion_lab.analysis.comparison.curves import front
+from diffusion_lab.analysis.comparison.names import names_of, varying, without_data
+from diffusion_lab.analysis.comparison.pictures import cells_of, data_uri, side_by_side
+from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.table import NONE, with_spread
 from diffusion_lab.cli.combinations import gather_paths
-from diffusion_lab.comparison import compare
-from diffusion_lab.comparison.candidates import run_folders
-from diffusion_lab.comparison.curves import front
-from diffusion_lab.comparison.names import names_of, varying, without_data
-from diffusion_lab.comparison.pictures import cells_of, data_uri, side_by_side
-from diffusion_lab.comparison.report import collect
-from diffusion_lab.comparison.table import NONE, with_spread
-from diffusion_lab.errors import UserError
-from diffusion_lab.kept_figures import EVALUATIONS, kept
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint
-from diffusion_lab.runs import load_config
-from diffusion_lab.weights import CHECKPOINT, Present, fingerprint
+from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.results import EVALUATIONS, kept
+from diffusion_lab.runs.weights import CHECKPOINT, Present, fingerprint
 
 
 def compared(tmp_path, *paths):
@@ -191,10 +191,10 @@ class TestRefusals:
 
     def test_another_kind_of_sampler_asks_for_one_choice(self, runs, tmp_path):
         fake_group(runs, "dit", [100.0, 110.0])
-        other = {"_target_": "diffusion_lab.sampler.Heun"}
+        other = {"_target_": "diffusion_lab.diffusion.sampler.Heun"}
         odd = fake_run(runs / "unet", 90.0, config=UNET | {"sampler": other})
         with pytest.raises(
-            UserError, match=r"sampler._target_=diffusion_lab.sampler.Heun"
+            UserError, match=r"sampler._target_=diffusion_lab.diffusion.sampler.Heun"
         ) as error:
             compared(tmp_path)
         assert f"`diffusion-lab evaluate run={odd} sampler=...`" in str(error.value)

@@ -3,9 +3,9 @@
 import pytest
 from fake_runs import NAME, UNET, fake_group, fake_run, said
 
-from diffusion_lab.comparison.fairness import notes
-from diffusion_lab.comparison.report import collect
-from diffusion_lab.comparison.table import markdown
+from diffusion_lab.analysis.comparison.fairness import notes
+from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.table import markdown
 
 MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
 BETTER, WORSE = [100.0, 101.0, 99.0], [150.0, 152.0, 151.0]

@@ -9,7 +9,7 @@ import pytest
 from fake_runs import NAME, UNET, fake_group, fake_run
 from PIL import Image
 
-from diffusion_lab.comparison import compare
+from diffusion_lab.analysis.comparison import compare
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}

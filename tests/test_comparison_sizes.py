@@ -7,11 +7,11 @@ import re
 import pytest
 from fake_runs import NAME, fake_group, said
 
-from diffusion_lab.comparison import compare
-from diffusion_lab.comparison.data_sizes import DataLine, crossings, data_lines
-from diffusion_lab.comparison.figures import METRICS
-from diffusion_lab.comparison.report import collect
-from diffusion_lab.comparison.verdict import verdict
+from diffusion_lab.analysis.comparison import compare
+from diffusion_lab.analysis.comparison.data_sizes import DataLine, crossings, data_lines
+from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.verdict import verdict
+from diffusion_lab.metrics.table import METRICS
 
 FID = METRICS[0]
 BACKBONES = {"UNet": 1, "DiT": 4, "Mamba2": 4}

@@ -8,14 +8,14 @@ import pytest
 import torch
 from fake_runs import NAME, UNET, fake_group, fake_run
 
-from diffusion_lab import checkpoints, weights
-from diffusion_lab.comparison.report import collect
-from diffusion_lab.comparison.table import rows
-from diffusion_lab.errors import UserError
-from diffusion_lab.kept_figures import keep, kept
+from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.table import rows
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint
-from diffusion_lab.runs import load_config, load_summary
-from diffusion_lab.weights import (
+from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.results import keep, kept
+from diffusion_lab.runs.weights import (
     CHECKPOINT,
     STAMP,
     Present,

@@ -15,10 +15,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from diffusion_lab.build import build_model, build_pipeline, with_data_std
-from diffusion_lab.errors import UserError
+from diffusion_lab.build.objects import build_model, build_pipeline, with_data_std
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.diffusion.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
 from diffusion_lab.first_stage import Pixels
-from diffusion_lab.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
 
 CONF = Path(__file__).parent.parent / "conf"
 SHAPE, CLASSES = (1, 8, 8), 4

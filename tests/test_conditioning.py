@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion_lab.conditioning import Attributes, ClassLabel, Unconditional
+from diffusion_lab.backbone.conditioning import Attributes, ClassLabel, Unconditional
 
 LABELLED = {
     "class_label": lambda: ClassLabel(6, 8),

@@ -73,7 +73,7 @@ def test_an_option_names_a_class_of_its_group_and_all_its_parameters(path, hydra
     signature = inspect.signature(get_object(target)).parameters
     assert not [p for p in signature.values() if p.kind == p.VAR_KEYWORD and OURS in target]
     if target.startswith(OURS):
-        assert target.startswith(OURS + ".".join(group) + "."), "same name, same place"
+        assert f".{'.'.join(group)}." in target, "same name, same place"
         assert keys == set(signature) - FACTS.get("/".join(group), set())
     else:
         assert keys <= set(signature)

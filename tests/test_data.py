@@ -13,13 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.images import pad_to
 from diffusion_lab.data import CIFAR10DataModule, DataError, FashionMNISTDataModule, ImageDataModule
 from diffusion_lab.data import acquire as sources
 from diffusion_lab.data.datamodule import Split
 from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
 from diffusion_lab.data.torchvision_sets import FashionMNISTShadesDataModule, shaded
-from diffusion_lab.errors import UserError
-from diffusion_lab.images import pad_to
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 COUNT = 50

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lab.conditioning import ClassLabel, Unconditional
-from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.objective import (
+from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective import (
     EDM,
     X0,
     Eps,
@@ -18,7 +18,7 @@ from diffusion_lab.objective import (
     Uniform,
     V,
 )
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SHAPE = (2, 4, 4)
 

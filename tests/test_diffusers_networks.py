@@ -13,10 +13,10 @@ from hydra.utils import instantiate
 from torch import nn
 
 from diffusion_lab.backbone import DiffusersDiT, DiffusersUNet
-from diffusion_lab.conditioning import ClassLabel, Condition, Unconditional
-from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.objective.prediction import Flow
-from diffusion_lab.schedule import Rectified
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective.prediction import Flow
+from diffusion_lab.diffusion.schedule import Rectified
 
 CONF = Path(__file__).parent.parent / "conf"
 NETWORKS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import TINY, TINY_AUTOENCODER
 
-from diffusion_lab.autoencoder import files
-from diffusion_lab.distributed import gather_by_id, shard
+from diffusion_lab.compute.distributed import gather_by_id, shard
+from diffusion_lab.first_stage.autoencoder import files
 
 
 def test_shards_cover_every_id_once_and_may_be_uneven():

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_lab.backbone import DiT
 from diffusion_lab.backbone.attention import SelfAttention, rotate
 from diffusion_lab.backbone.block import AdaLNZero
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.dit import window_mask
 from diffusion_lab.backbone.embedding import rotary_turns
 from diffusion_lab.backbone.patches import patchify, unpatchify
-from diffusion_lab.conditioning import ClassLabel, Condition
 
 CONF = Path(__file__).parent.parent / "conf"
 small = partial(

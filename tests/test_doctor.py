@@ -8,11 +8,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from tiny_data import TinyData
 
-from diffusion_lab.cli.main import conf_dir
+from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.data import TwoMoonsDataModule
 from diffusion_lab.data.datamodule import Split
-from diffusion_lab.doctor import data_checks, diagnose, machine_checks, timing
-from diffusion_lab.doctor.timing import Plan
+from diffusion_lab.training.doctor import data_checks, diagnose, machine_checks, timing
+from diffusion_lab.training.doctor.timing import Plan
 
 
 class Clean(TinyData):
@@ -315,8 +315,10 @@ def test_an_evaluation_longer_than_the_training_is_said():
 
 
 def test_a_batch_that_does_not_fit_is_an_error_and_is_not_tried(examine, monkeypatch):
-    monkeypatch.setattr("diffusion_lab.doctor.case.free_memory", lambda device: 3_000_000)
-    monkeypatch.setattr("diffusion_lab.doctor.case.measure", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr("diffusion_lab.training.doctor.case.free_memory", lambda device: 3_000_000)
+    monkeypatch.setattr(
+        "diffusion_lab.training.doctor.case.measure", lambda *_: pytest.fail("tried")
+    )
     said, _ = examine("callbacks.evaluation=null")
     assert "write micro_batch_size=" in said["error"]["memory"]
 

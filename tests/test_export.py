@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, TINY_AUTOENCODER, tiny_first_stage
 from safetensors import safe_open
 
-from diffusion_lab import runs
+from diffusion_lab.runs import folder as runs
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 

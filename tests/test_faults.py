@@ -14,11 +14,11 @@ import torch
 import wandb
 from conftest import TINY
 
-from diffusion_lab import checkpoints
-from diffusion_lab.callbacks import SampleGrid
-from diffusion_lab.endings import ending_with_a_sentence
-from diffusion_lab.errors import UserError
-from diffusion_lab.files import write_atomically
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.runs import checkpoints
+from diffusion_lab.training.callbacks import SampleGrid
+from diffusion_lab.training.failures import ending_with_a_sentence
 
 ROOT = Path(__file__).parents[1]
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]

@@ -13,13 +13,13 @@ from conftest import TINY, tiny_first_stage
 from tiny_data import TinyData
 from torch.optim.swa_utils import AveragedModel
 
-from diffusion_lab import runs
-from diffusion_lab.autoencoder import files
-from diffusion_lab.autoencoder_training import latent_moments
 from diffusion_lab.data import datamodule
 from diffusion_lab.data.tensor_loader import TensorLoader
-from diffusion_lab.diffusion_module import DiffusionModule
 from diffusion_lab.first_stage import KL, VQ
+from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.training.autoencoder_task import latent_moments
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 LATENT = [*(a for a in TINY if a != "backbone.patch=4"), "backbone.patch=2", "first_stage=kl"]
 TRAIN = ["train", *LATENT, "first_stage.run=first", "logger=none", "run_dir=run"]

@@ -8,8 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from diffusion_lab.distributed import on_rank_zero, rank_and_world, shard
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.randomness import random_places
+from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world, shard
 from diffusion_lab.metrics import (
     ExtractorUnavailable,
     FeatureExtractor,
@@ -23,7 +24,6 @@ from diffusion_lab.metrics import (
 )
 from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
 from diffusion_lab.metrics.protocol import short_count
-from diffusion_lab.randomness import random_places
 
 REFERENCE, FLOOR = "fid/fake/train2k-100", "fid_floor/fake/train2k-100"
 COVERAGE = ("precision", "recall", "density", "coverage")

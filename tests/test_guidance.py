@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lab.conditioning import ClassLabel, Unconditional
-from diffusion_lab.denoiser import Estimate
-from diffusion_lab.guidance import Guidance, ProjectedGuidance, keep_known
-from diffusion_lab.noise import NoiseLevel
-from diffusion_lab.sampler import Ancestral, DPMSolver, Euler
-from diffusion_lab.sampler.time_grid import Uniform
-from diffusion_lab.schedule import Cosine, Rectified
+from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.guidance import Guidance, ProjectedGuidance, keep_known
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.sampler import Ancestral, DPMSolver, Euler
+from diffusion_lab.diffusion.sampler.time_grid import Uniform
+from diffusion_lab.diffusion.schedule import Cosine, Rectified
 
 LEVEL = Cosine()(torch.tensor(0.5))
 

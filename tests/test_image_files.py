@@ -10,6 +10,8 @@ import pytest
 import torch
 from picture_files import archive, folder, numbered, png
 
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.images import pad_to
 from diffusion_lab.data import (
     DataError,
     HuggingFaceDataModule,
@@ -17,8 +19,6 @@ from diffusion_lab.data import (
     ImageZipDataModule,
 )
 from diffusion_lab.data.listing import place
-from diffusion_lab.errors import UserError
-from diffusion_lab.images import pad_to
 
 TWO = {"cat/0.png": 0, "cat/1.png": 1, "dog/2.png": 2, "dog/3.png": 3}
 LABELS = [["b/1.png", 1], ["a/0.png", 0], ["b/3.png", 0], ["a/2.png", 1]]

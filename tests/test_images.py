@@ -4,7 +4,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lab.images import crop_to, grid, pad_to, save_png, to_float, to_uint8
+from diffusion_lab.common.images import (
+    crop_to,
+    grid,
+    pad_to,
+    save_png,
+    to_float,
+    to_uint8,
+)
 
 ALL_VALUES = torch.arange(256, dtype=torch.uint8)
 

@@ -16,9 +16,10 @@ from lightning.fabric.plugins.environments import (
 )
 from omegaconf import OmegaConf
 
-from diffusion_lab import launch, runs, slurm
-from diffusion_lab.callbacks import Interruption
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.compute import launch, slurm
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.training.callbacks import Interruption
 
 # what srun tells the second of the two tasks of the second of two nodes
 SRUN = {
@@ -136,7 +137,7 @@ def test_devices_are_asked_for_in_a_shell_of_srun(environment, monkeypatch):
 
 
 def test_whether_there_is_a_terminal_is_seen():
-    asked = "import sys; from diffusion_lab import slurm; sys.exit(slurm.has_terminal())"
+    asked = "import sys; from diffusion_lab.compute import slurm; sys.exit(slurm.has_terminal())"
     command = [sys.executable, "-c", asked]
     without = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     assert subprocess.run(command, check=False, **without).returncode == 0

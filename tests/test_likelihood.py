@@ -6,13 +6,13 @@ import pytest
 import torch
 from exact_denoiser import GaussianMixture
 
-from diffusion_lab.denoiser import Estimate
-from diffusion_lab.likelihood import bits_per_dim, log_likelihood
-from diffusion_lab.noise import NoiseLevel
-from diffusion_lab.sampler import AdaptiveRungeKutta
-from diffusion_lab.sampler.runge_kutta import encode, integrate
-from diffusion_lab.sampler.time_grid import UniformLogSNR
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.likelihood import bits_per_dim, log_likelihood
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
+from diffusion_lab.diffusion.sampler.runge_kutta import encode, integrate
+from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
 STD, MEAN = 0.3, 0.1

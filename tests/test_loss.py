@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lab.conditioning import ClassLabel, Unconditional
-from diffusion_lab.denoiser import Estimate, Output
-from diffusion_lab.noise import add_noise
-from diffusion_lab.objective import (
+from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.diffusion.estimate import Estimate, Output
+from diffusion_lab.diffusion.noise import add_noise
+from diffusion_lab.diffusion.objective import (
     EDM,
     X0,
     Eps,
@@ -22,7 +22,7 @@ from diffusion_lab.objective import (
     Uniform,
     V,
 )
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 PRESETS = {
     "ddpm": lambda **k: Objective(DDPMLinear(), Eps(), Uniform(), **k),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_lab.lr_schedule import Constant, Cosine
+from diffusion_lab.training.lr_schedule import Constant, Cosine
 
 
 def test_warm_up_is_linear_in_images():

@@ -12,10 +12,10 @@ from hydra.utils import instantiate
 from torch import nn
 
 from diffusion_lab.backbone import state_space
+from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.mamba import CausalConv, MambaMixer, zigzag_paths
 from diffusion_lab.backbone.patches import PatchNetwork
 from diffusion_lab.backbone.state_space import S6, SSD
-from diffusion_lab.conditioning import Condition
 
 CONF = Path(__file__).parent.parent / "conf"
 SCANS = {"s6": partial(S6, state=4), "ssd": partial(SSD, state=4, head_channels=8)}

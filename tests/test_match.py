@@ -5,8 +5,8 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from diffusion_lab.errors import UserError
-from diffusion_lab.matching import Size, Sizes
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.profiling.match import Size, Sizes
 
 PAIRS = [
     ("dit", "unet_small", "params"),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lab.memorization import fid_gap
-from diffusion_lab.metrics.memorization import Neighbours
-from diffusion_lab.weights import Present
+from diffusion_lab.analysis.memorization import fid_gap
+from diffusion_lab.metrics.neighbours import Neighbours
+from diffusion_lab.runs.weights import Present
 
 
 def draw(count: int, seed: int) -> torch.Tensor:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from exact_denoiser import GaussianMixture
 
-from diffusion_lab.denoiser import Estimate
-from diffusion_lab.sampler import IPNDM, DPMSolver, Euler, Heun, UniPC
-from diffusion_lab.sampler.multistep import ADAMS, moments, order_at
-from diffusion_lab.sampler.time_grid import Karras, Uniform
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.sampler import IPNDM, DPMSolver, Euler, Heun, UniPC
+from diffusion_lab.diffusion.sampler.multistep import ADAMS, moments, order_at
+from diffusion_lab.diffusion.sampler.time_grid import Karras, Uniform
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
 MIXTURE = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)

@@ -5,8 +5,15 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.noise import NoiseLevel, add_noise, jump, noise_of, posterior, renoise
-from diffusion_lab.schedule import Cosine, Rectified, VarianceExploding
+from diffusion_lab.diffusion.noise import (
+    NoiseLevel,
+    add_noise,
+    jump,
+    noise_of,
+    posterior,
+    renoise,
+)
+from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]
 

@@ -10,13 +10,13 @@ from conftest import TINY, TINY_AUTOENCODER, each_once
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
-from diffusion_lab.autoencoder_module import AutoencoderModule
-from diffusion_lab.callbacks import EMA, NonFinite
-from diffusion_lab.callbacks.checkpoint import AtomicCheckpointIO, Resumption
-from diffusion_lab.clock import Clock
-from diffusion_lab.diffusion_module import DiffusionModule
-from diffusion_lab.logger import JSONLines
-from diffusion_lab.trained_module import TrainedModule
+from diffusion_lab.training.autoencoder_module import AutoencoderModule
+from diffusion_lab.training.callbacks import EMA, NonFinite
+from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
+from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.logger import JSONLines
+from diffusion_lab.training.module import TrainedModule
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 LEARNING = ["objective/time_sampler=second_moment", "objective.time_sampler.bins=2"]

@@ -5,7 +5,7 @@ import torch
 import yaml
 from conftest import TINY
 
-from diffusion_lab import runs
+from diffusion_lab.runs import folder as runs
 
 LEARNING = [
     "objective/time_sampler=second_moment",

@@ -9,8 +9,8 @@ import torch
 from conftest import TINY
 from exact_denoiser import GaussianMixture
 
-from diffusion_lab.sampler.time_grid import Uniform
-from diffusion_lab.schedule import Rectified
+from diffusion_lab.diffusion.sampler.time_grid import Uniform
+from diffusion_lab.diffusion.schedule import Rectified
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 FILES = {

@@ -25,10 +25,10 @@ from diffusers import (
 )
 from exact_denoiser import GaussianMixture
 
-from diffusion_lab.denoiser import Estimate
-from diffusion_lab.noise import NoiseLevel, noise_of
-from diffusion_lab.objective import EDM, Eps, Flow, V
-from diffusion_lab.sampler import (
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel, noise_of
+from diffusion_lab.diffusion.objective import EDM, Eps, Flow, V
+from diffusion_lab.diffusion.sampler import (
     IPNDM,
     Ancestral,
     AnnealedLangevin,
@@ -38,8 +38,14 @@ from diffusion_lab.sampler import (
     PredictorCorrector,
     UniPC,
 )
-from diffusion_lab.sampler.time_grid import Karras, Leading, Linspace, Uniform, UniformLogSNR
-from diffusion_lab.schedule import DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.sampler.time_grid import (
+    Karras,
+    Leading,
+    Linspace,
+    Uniform,
+    UniformLogSNR,
+)
+from diffusion_lab.diffusion.schedule import DDPMLinear, Rectified, VarianceExploding
 
 MIXTURE = GaussianMixture([0.6, 0.3, 0.1], [[-1.0, 0.0], [0.5, 1.0], [1.0, -0.7]], 0.2)
 # final levels clean, no clipping: what our time grids and guidance do

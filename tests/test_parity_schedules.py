@@ -9,11 +9,11 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from diffusers.schedulers.scheduling_ddim import betas_for_alpha_bar, rescale_zero_terminal_snr
 from exact_denoiser import GaussianMixture
 
-from diffusion_lab.noise import noise_of
-from diffusion_lab.objective import Flow, V
-from diffusion_lab.sampler import Euler
-from diffusion_lab.sampler.time_grid import Quadratic, Trailing, Uniform
-from diffusion_lab.schedule import (
+from diffusion_lab.diffusion.noise import noise_of
+from diffusion_lab.diffusion.objective import Flow, V
+from diffusion_lab.diffusion.sampler import Euler
+from diffusion_lab.diffusion.sampler.time_grid import Quadratic, Trailing, Uniform
+from diffusion_lab.diffusion.schedule import (
     Cosine,
     DDPMCosine,
     DDPMLinear,

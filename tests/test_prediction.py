@@ -6,9 +6,16 @@ import pytest
 import torch
 from exact_denoiser import GaussianMixture, through
 
-from diffusion_lab.noise import add_noise
-from diffusion_lab.objective import EDM, X0, Eps, Flow, Score, V
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.noise import add_noise
+from diffusion_lab.diffusion.objective import (
+    EDM,
+    X0,
+    Eps,
+    Flow,
+    Score,
+    V,
+)
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 PREDICTIONS = [Eps(), X0(), V(), Flow(), EDM(0.5), Score(), Score(scale_by_sigma=False)]
 SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]

@@ -9,10 +9,10 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
-from diffusion_lab.cli.main import conf_dir
-from diffusion_lab.counting import Cost, by_level, count, seen_flops, total
-from diffusion_lab.profiling import amount
-from diffusion_lab.speed import Bench, median_seconds, saved_bytes
+from diffusion_lab.backbone.counting import Cost, by_level, count, seen_flops, total
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.common.formats import amount
+from diffusion_lab.profiling.timing import Bench, median_seconds, saved_bytes
 
 META = ["device=meta", "json=true"]
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]

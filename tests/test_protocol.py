@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.metrics.protocol import require_same, with_fingerprint
 
 ONE = {"extractor": "inception", "data": "0123", "reference_images": 50_000, "num_samples": 5000}

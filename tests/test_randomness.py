@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_lab.randomness import SampleNoise, mix_seed
+from diffusion_lab.common.randomness import SampleNoise, mix_seed
 
 
 def test_a_sample_is_the_same_in_any_batch():

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lab.errors import UserError
-from diffusion_lab.reconstruction import Loss
-from diffusion_lab.reconstruction.discriminator import Patch
-from diffusion_lab.reconstruction.loss import adaptive_weight, hinge
-from diffusion_lab.reconstruction.perceptual import LPIPS, EfficientNetLite0
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.first_stage.reconstruction import Loss
+from diffusion_lab.first_stage.reconstruction.discriminator import Patch
+from diffusion_lab.first_stage.reconstruction.loss import adaptive_weight, hinge
+from diffusion_lab.first_stage.reconstruction.perceptual import LPIPS, EfficientNetLite0
 
 PATCH = partial(Patch, channels=8, layers=1, weight=0.5, start=10)
 

@@ -11,8 +11,8 @@ from conftest import TINY, Killed, at_step, each_once, wandb_runs
 from test_launch import SRUN, environment  # noqa: F401
 from test_training import rows
 
-from diffusion_lab.callbacks import Interruption, SampleGrid
-from diffusion_lab.diffusion_module import DiffusionModule
+from diffusion_lab.training.callbacks import Interruption, SampleGrid
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 ONE_TASK = {
     "SLURM_STEP_NUM_TASKS": "1",

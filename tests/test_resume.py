@@ -18,13 +18,13 @@ from conftest import TINY, Killed, at_step, die, no_file_above, wandb_runs
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from seen_images import seen
 
-from diffusion_lab.callbacks import SampleGrid
-from diffusion_lab.clock import Clock
-from diffusion_lab.diffusion_module import DiffusionModule
-from diffusion_lab.errors import UserError
-from diffusion_lab.logger import JSONLines
-from diffusion_lab.run_lock import is_locked, locked
-from diffusion_lab.runs import load_summary
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.lock import is_locked, locked
+from diffusion_lab.training.callbacks import SampleGrid
+from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.logger import JSONLines
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 QUIET = [*QUICK, "logger=none"]
@@ -293,7 +293,7 @@ def test_a_lock_ends_with_its_process(tmp_path):
     script = f"""
 import os
 from pathlib import Path
-from diffusion_lab.run_lock import locked
+from diffusion_lab.runs.lock import locked
 with locked(Path({str(tmp_path)!r})):
     os.kill(os.getpid(), 9)
 """

@@ -11,11 +11,11 @@ from conftest import TINY
 from PIL import Image
 from tiny_data import TinyData
 
+from diffusion_lab.analysis.sample_sweep import best_per_budget
+from diffusion_lab.analysis.test_images import REGIONS, missing
 from diffusion_lab.cli.combinations import expand, gather
-from diffusion_lab.files import read_rows
-from diffusion_lab.held_out import REGIONS, missing
+from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
-from diffusion_lab.sample_sweep import best_per_budget
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
 

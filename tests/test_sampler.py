@@ -7,10 +7,10 @@ import pytest
 import torch
 from exact_denoiser import GaussianMixture, through
 
-from diffusion_lab.denoiser import Estimate
-from diffusion_lab.noise import NoiseLevel
-from diffusion_lab.objective import EDM, X0, Eps, Flow, V
-from diffusion_lab.sampler import (
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.objective import EDM, X0, Eps, Flow, V
+from diffusion_lab.diffusion.sampler import (
     IPNDM,
     Ancestral,
     AnnealedLangevin,
@@ -21,8 +21,8 @@ from diffusion_lab.sampler import (
     ReverseSDE,
     UniPC,
 )
-from diffusion_lab.sampler.time_grid import Karras, Uniform, UniformLogSNR
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.sampler.time_grid import Karras, Uniform, UniformLogSNR
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
 SAMPLERS = {

@@ -9,9 +9,9 @@ from exact_denoiser import GaussianMixture
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from diffusion_lab.sampler import Heun
-from diffusion_lab.sampler.time_grid import Uniform
-from diffusion_lab.schedule import (
+from diffusion_lab.diffusion.sampler import Heun
+from diffusion_lab.diffusion.sampler.time_grid import Uniform
+from diffusion_lab.diffusion.schedule import (
     Cosine,
     DDPMCosine,
     DDPMLinear,

@@ -6,8 +6,8 @@ import re
 import pytest
 from conftest import TINY
 
-from diffusion_lab.callbacks import MedianPruning
-from diffusion_lab.study import figure
+from diffusion_lab.training.callbacks import MedianPruning
+from diffusion_lab.training.study import figure
 
 QUICK = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 optuna = pytest.importorskip("optuna")

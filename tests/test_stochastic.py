@@ -9,9 +9,9 @@ import torch
 from conftest import each_once
 from exact_denoiser import GaussianMixture
 
-from diffusion_lab.denoiser import Estimate
-from diffusion_lab.noise import jump, posterior
-from diffusion_lab.sampler import (
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.noise import jump, posterior
+from diffusion_lab.diffusion.sampler import (
     Ancestral,
     AnnealedLangevin,
     DPMSolver,
@@ -19,8 +19,8 @@ from diffusion_lab.sampler import (
     PredictorCorrector,
     ReverseSDE,
 )
-from diffusion_lab.sampler.time_grid import Karras, Uniform, UniformLogSNR
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.sampler.time_grid import Karras, Uniform, UniformLogSNR
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)

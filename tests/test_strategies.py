@@ -74,7 +74,10 @@ def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab
 def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path):
     code, _, err = lab("train", *PLAIN, *EXACT, "run_dir=whole", "trainer.max_steps=6")
     assert code == 0, err
-    sharded = ["trainer.strategy={_target_:diffusion_lab.sharding.FSDP}", "trainer.devices=2"]
+    sharded = [
+        "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
+        "trainer.devices=2",
+    ]
     start = [*PLAIN, "trainer=fsdp", *EXACT, "trainer.devices=2", "run_dir=parts"]
     code, _, err = lab("train", *start, "trainer.max_steps=2")
     assert code == 0, err

@@ -22,13 +22,13 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from picture_files import folder
 
-from diffusion_lab import study
-from diffusion_lab.callbacks.interruption import Interruption
-from diffusion_lab.cli.main import conf_dir
-from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.run_lock import locked
-from diffusion_lab.same_run import differences
-from diffusion_lab.settings import flat
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.same import differences
+from diffusion_lab.runs.settings import flat
+from diffusion_lab.training import study
+from diffusion_lab.training.callbacks.interruption import Interruption
 
 QUICK = [a for a in TINY if a != "backbone.patch=4"]
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -277,7 +277,9 @@ SAVED = {
     "seed": 0,
     "budget": None,
     "data": {"fraction": None, "root": "a"},
-    "callbacks": {"weight_averaging": {"_target_": "diffusion_lab.callbacks.EMA", "ramp": 0.1}},
+    "callbacks": {
+        "weight_averaging": {"_target_": "diffusion_lab.training.callbacks.EMA", "ramp": 0.1}
+    },
     "trainer": {"_target_": "lightning.Trainer", "devices": 1, "max_steps": 3},
 }
 
@@ -325,7 +327,7 @@ def test_an_object_and_null_make_two_runs_whichever_was_saved():
     (found, *_) = differences(without, OmegaConf.create(SAVED), usual)
     assert found[0] == "callbacks.weight_averaging._target_"
     assert told_apart({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
-    images = {"_target_": "diffusion_lab.budget.Budget", "images": 8, "solved": None}
+    images = {"_target_": "diffusion_lab.profiling.budget.Budget", "images": 8, "solved": None}
     assert told_apart({"budget": images})["budget.images"] == (None, 8)
     solved = images | {"solved": ["trainer.max_steps=2"]}
     assert told_apart({}, saved={"budget": solved})["budget.images"] == (8, None)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_data import TinyData
 
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.data import FashionMNISTDataModule
 from diffusion_lab.data.subsets import subset
-from diffusion_lab.errors import UserError
 
 LABELS = torch.arange(1000) % 7 % 4  # classes of unequal sizes
 

@@ -7,9 +7,9 @@ import pytest
 from conftest import TINY
 from fake_wandb_server import serving
 
-from diffusion_lab.dashboard import offline_runs
-from diffusion_lab.errors import UserError
-from diffusion_lab.run_lock import locked
+from diffusion_lab.analysis import wandb_sync as offline_runs
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.runs.lock import locked
 
 QUICK = ["callbacks.evaluation=null", "logger.mode=offline"]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import TINY
 
-from diffusion_lab.callbacks import Evaluation, Throughput
-from diffusion_lab.device import OWN_MEMORY, PeakMemory
-from diffusion_lab.logger import WandB
+from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
+from diffusion_lab.training.callbacks import Evaluation, Throughput
+from diffusion_lab.training.logger import WandB
 
 
 def test_a_window_that_is_gone_on_with_is_where_the_module_is():
@@ -28,7 +28,8 @@ def late(monkeypatch) -> list[float]:
     """Seconds by which the clock of a run is ahead, to be added to."""
     late = [0.0]
     monkeypatch.setattr(
-        "diffusion_lab.clock.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0])
+        "diffusion_lab.training.clock.time",
+        SimpleNamespace(monotonic=lambda: monotonic() + late[0]),
     )
     return late
 
@@ -91,8 +92,8 @@ def test_the_peak_of_memory_is_that_of_training():
 
 
 def test_where_a_peak_cannot_be_told_from_earlier_ones_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusion_lab.device.OWN_MEMORY", tmp_path / "none" / "status")
+    monkeypatch.setattr("diffusion_lab.compute.device.OWN_MEMORY", tmp_path / "none" / "status")
     assert PeakMemory(torch.device("cpu")).bytes() is None
     (tmp_path / "status").write_text("VmRSS:  12 kB\n")  # as some containers have it
-    monkeypatch.setattr("diffusion_lab.device.OWN_MEMORY", tmp_path / "status")
+    monkeypatch.setattr("diffusion_lab.compute.device.OWN_MEMORY", tmp_path / "status")
     assert PeakMemory(torch.device("cpu")).bytes() is None

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.sampler.time_grid import (
+from diffusion_lab.diffusion.sampler.time_grid import (
     Explicit,
     Karras,
     Leading,
@@ -15,7 +15,7 @@ from diffusion_lab.sampler.time_grid import (
     Uniform,
     UniformLogSNR,
 )
-from diffusion_lab.schedule import (
+from diffusion_lab.diffusion.schedule import (
     Cosine,
     DDPMCosine,
     DDPMLinear,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.objective import (
+from diffusion_lab.diffusion.objective import (
     CosineInterpolated,
     LogitNormal,
     LogNormal,
@@ -13,7 +13,7 @@ from diffusion_lab.objective import (
     TimeSampler,
     Uniform,
 )
-from diffusion_lab.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 N = 20_000
 

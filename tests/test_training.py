@@ -10,8 +10,8 @@ import yaml
 from conftest import TINY, Killed, at_step, die
 from PIL import Image
 
-from diffusion_lab import runs
-from diffusion_lab.diffusion_module import DiffusionModule
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 def rows(folder):

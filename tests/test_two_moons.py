@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diffusion_lab.backbone import MLP
-from diffusion_lab.conditioning import Condition
+from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.data import TwoMoonsDataModule
 from diffusion_lab.data.two_moons import points_of
 

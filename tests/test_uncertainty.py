@@ -4,10 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lab.conditioning import Unconditional
-from diffusion_lab.denoiser import Output
-from diffusion_lab.objective import X0, Flow, LearnedUncertainty, LogitNormal, Objective, Uniform
-from diffusion_lab.schedule import Cosine, Rectified, VarianceExploding
+from diffusion_lab.backbone.conditioning import Unconditional
+from diffusion_lab.diffusion.estimate import Output
+from diffusion_lab.diffusion.objective import (
+    X0,
+    Flow,
+    LearnedUncertainty,
+    LogitNormal,
+    Objective,
+    Uniform,
+)
+from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding
 
 
 def test_its_optimum_is_the_log_of_the_expected_loss():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lab.backbone import UNet
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.resample import (
     DOUBLE,
     HALVE,
@@ -21,7 +22,6 @@ from diffusion_lab.backbone.resample import (
     Upsample,
 )
 from diffusion_lab.backbone.unet_blocks import AttentionBlock, CrossAttentionBlock, ResidualBlock
-from diffusion_lab.conditioning import ClassLabel, Condition
 
 CONF = Path(__file__).parent.parent / "conf"
 small = partial(

@@ -11,9 +11,9 @@ import yaml
 from conftest import TINY
 from omegaconf import OmegaConf
 
-from diffusion_lab import targets
 from diffusion_lab.metrics import ExtractorUnavailable
 from diffusion_lab.metrics.extractor import DINOv2
+from diffusion_lab.runs import targets
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 OURS = ["experiment=toy/two_moons", "+debug=fast", "trainer=cpu", "callbacks.evaluation=null"]
@@ -117,11 +117,11 @@ def test_a_class_that_starts_a_program_is_refused(lab, tmp_path, run):
         ("torch.optim.lr_scheduler.LambdaLR", True),
         ("torch.nn.SiLU", True),
         ("diffusion_lab.backbone.embedding.nn.Linear", True),  # defined by torch.nn
-        ("diffusion_lab.sharding.FSDP", True),
+        ("diffusion_lab.compute.sharding.FSDP", True),
         # defined elsewhere
-        ("diffusion_lab.launch.logging.FileHandler", False),
-        ("diffusion_lab.slurm.subprocess.Popen", False),
-        ("diffusion_lab.slurm.Path", False),
+        ("diffusion_lab.compute.launch.logging.FileHandler", False),
+        ("diffusion_lab.compute.slurm.subprocess.Popen", False),
+        ("diffusion_lab.compute.slurm.Path", False),
         ("torch.optim.optimizer.OrderedDict", False),
         ("torch.multiprocessing.Process", False),
         ("torch.utils.cpp_extension.subprocess.Popen", False),
@@ -134,7 +134,7 @@ def test_a_class_that_starts_a_program_is_refused(lab, tmp_path, run):
         ("torch.load", False),
         ("torch.nn.functional.relu", False),
         ("torch.nn.Module.load_state_dict", False),
-        ("diffusion_lab.runs.load", False),
+        ("diffusion_lab.runs.folder.load", False),
     ],
 )
 def test_a_class_is_judged_by_where_it_is_defined(name, trusted):

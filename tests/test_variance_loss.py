@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.conditioning import Unconditional
-from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.noise import add_noise
-from diffusion_lab.objective import Eps, Hybrid, Objective, Uniform, V
-from diffusion_lab.objective.variance_loss import bound_term, negative_log_likelihood
-from diffusion_lab.schedule import DDPMLinear
+from diffusion_lab.backbone.conditioning import Unconditional
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.noise import add_noise
+from diffusion_lab.diffusion.objective import Eps, Hybrid, Objective, Uniform, V
+from diffusion_lab.diffusion.objective.variance_loss import bound_term, negative_log_likelihood
+from diffusion_lab.diffusion.schedule import DDPMLinear
 
 STEPS = 100
 SCHEDULE = DDPMLinear(STEPS)

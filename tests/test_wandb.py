@@ -13,9 +13,9 @@ from conftest import TINY, TINY_AUTOENCODER, tiny_first_stage
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lab import runs
-from diffusion_lab.dashboard import names
-from diffusion_lab.dashboard.samples_table import COLUMNS, MOST_ROWS, chosen
+from diffusion_lab.metrics import names
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.training.samples_table import COLUMNS, MOST_ROWS, chosen
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

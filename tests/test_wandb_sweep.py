@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffusion_lab.cli.main import COMMANDS
-from diffusion_lab.dashboard import names
+from diffusion_lab.metrics import names
 
 ROOT = Path(__file__).parent.parent
 SWEEP = yaml.safe_load((ROOT / "experiments/wandb_sweep.yaml").read_text())

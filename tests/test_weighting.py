@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.objective import (
+from diffusion_lab.diffusion.objective import (
     EDM,
     P2,
     SNR,
@@ -18,7 +18,7 @@ from diffusion_lab.objective import (
     TruncatedSNR,
     V,
 )
-from diffusion_lab.schedule import Cosine, VarianceExploding
+from diffusion_lab.diffusion.schedule import Cosine, VarianceExploding
 
 
 def on_output(weighting, prediction, level):

@@ -10,9 +10,9 @@ import wandb_workspaces.reports.v2 as wr
 from conftest import TINY
 from wandb_workspaces import workspaces as ws
 
+from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
 from diffusion_lab.cli import wandb_report
-from diffusion_lab.dashboard import names
-from diffusion_lab.dashboard.workspace import GROUPS, Dashboard
+from diffusion_lab.metrics import names
 
 PROTOCOL = "efficientnet_lite0-96/train64-16"  # of tiny runs
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffusion_lab.conditioning import Condition
+from diffusion_lab.backbone.conditioning import Condition
 
 
 class Backbone(Protocol):

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import check_heads
+from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.options import check_number, check_sizes
 from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
 from diffusion_lab.backbone.unet import check_levels, check_unet
-from diffusion_lab.conditioning import Condition
 
 
 def network_class(name: str) -> type[nn.Module]:

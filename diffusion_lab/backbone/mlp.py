@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.options import check_sizes
-from diffusion_lab.conditioning import Condition
 
 FREQUENCIES = 64  # of the noise embedding
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.block import Block
 from diffusion_lab.backbone.block.adaln import modulate
+from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
 from diffusion_lab.backbone.options import check_flags, check_sizes
-from diffusion_lab.conditioning import Condition
 
 FREQUENCIES = 256  # of the noise embedding
 

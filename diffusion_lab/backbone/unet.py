@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.norm import GroupNormSiLU
 from diffusion_lab.backbone.options import check_flags, check_list, check_number, check_sizes
@@ -20,7 +21,6 @@ from diffusion_lab.backbone.unet_blocks import (
     Layer,
     ResidualBlock,
 )
-from diffusion_lab.conditioning import Condition
 
 
 class UNet(nn.Module):

@@ -4,8 +4,8 @@ import json
 
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.comparison import compare
-from diffusion_lab.errors import UserError
+from diffusion_lab.analysis.comparison import compare
+from diffusion_lab.common.errors import UserError
 
 
 def run(cfg: DictConfig) -> None:

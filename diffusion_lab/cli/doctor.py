@@ -8,10 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from diffusion_lab import budget
-from diffusion_lab.doctor import diagnose, show
-from diffusion_lab.doctor.finding import ERROR
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.profiling import budget
+from diffusion_lab.training.doctor import diagnose, show
+from diffusion_lab.training.doctor.finding import ERROR
 
 
 def run(cfg: DictConfig) -> None:

@@ -4,7 +4,7 @@ import json
 
 from omegaconf import DictConfig
 
-from diffusion_lab.held_out import encode_images
+from diffusion_lab.analysis.test_images import encode_images
 
 
 def run(cfg: DictConfig) -> None:

@@ -5,13 +5,13 @@ import json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.errors import as_user_error, require_whole_numbers
-from diffusion_lab.evaluation import evaluate
-from diffusion_lab.kept_figures import comparable, keep, measured, sampling_of
+from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.common.progress import console, say
 from diffusion_lab.metrics import ceiling, report, side_by_side
-from diffusion_lab.progress import console, say
-from diffusion_lab.trained_run import inherit
-from diffusion_lab.vae_prior import open_generator
+from diffusion_lab.pipeline import evaluate
+from diffusion_lab.runs.opening import inherit
+from diffusion_lab.runs.results import comparable, keep, measured, sampling_of
+from diffusion_lab.runs.vae_prior import open_generator
 
 
 def run(cfg: DictConfig) -> None:

@@ -4,8 +4,8 @@ import json
 
 from omegaconf import DictConfig
 
-from diffusion_lab.export import export
-from diffusion_lab.progress import say
+from diffusion_lab.common.progress import say
+from diffusion_lab.runs.export import export
 
 
 def run(cfg: DictConfig) -> None:

@@ -5,7 +5,7 @@ import json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffusion_lab.held_out import inpaint
+from diffusion_lab.analysis.test_images import inpaint
 
 
 def run(cfg: DictConfig) -> None:

@@ -4,7 +4,7 @@ import json
 
 from omegaconf import DictConfig
 
-from diffusion_lab.held_out import likelihood
+from diffusion_lab.analysis.test_images import likelihood
 
 
 def run(cfg: DictConfig) -> None:

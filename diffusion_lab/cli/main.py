@@ -15,11 +15,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from diffusion_lab import slurm
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.sentences import sentence
 from diffusion_lab.cli import outcomes
 from diffusion_lab.cli.combinations import PLACES, admit, gather, gather_paths
-from diffusion_lab.cli.sentences import sentence
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.compute import slurm
 
 COMMANDS = {
     "train": "train a model, or with -m a sweep of them",
@@ -60,13 +61,6 @@ Commands:
 
 diffusion-lab COMMAND --help shows what can be overridden, --cfg job the whole configuration.
 Quick start: diffusion-lab train experiment=quickstart"""
-
-
-def conf_dir() -> Path:
-    """The configuration groups: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def main() -> None:

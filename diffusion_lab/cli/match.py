@@ -6,7 +6,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffusion_lab.matching import match
+from diffusion_lab.profiling.match import match
 
 
 def run(cfg: DictConfig) -> None:

@@ -5,7 +5,7 @@ import json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffusion_lab.memorization import memorization
+from diffusion_lab.analysis.memorization import memorization
 
 
 def run(cfg: DictConfig) -> None:

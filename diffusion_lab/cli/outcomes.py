@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from diffusion_lab.files import write_atomically
+from diffusion_lab.common.files import write_atomically
 
 DONE, SKIPPED, FAILED = "trained", "finished before", "failed"
 

@@ -6,9 +6,9 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffusion_lab import budget
 from diffusion_lab.cli.combinations import expand
-from diffusion_lab.profiling import profile
+from diffusion_lab.profiling import budget
+from diffusion_lab.profiling.costs import profile
 
 
 def run(cfg: DictConfig) -> None:

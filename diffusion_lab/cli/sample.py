@@ -5,7 +5,7 @@ import json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffusion_lab.sampling import sample
+from diffusion_lab.analysis.sample import sample
 
 
 def run(cfg: DictConfig) -> None:

@@ -6,8 +6,8 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from diffusion_lab.analysis.sample_sweep import sweep
 from diffusion_lab.cli.combinations import admit, expand
-from diffusion_lab.sample_sweep import sweep
 
 
 def run(cfg: DictConfig) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.dashboard import offline_runs
-from diffusion_lab.errors import UserError
-from diffusion_lab.logger import why_unreachable
-from diffusion_lab.progress import say
+from diffusion_lab.analysis import wandb_sync as offline_runs
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.progress import say
+from diffusion_lab.training.logger import why_unreachable
 
 
 def run(cfg: DictConfig) -> None:

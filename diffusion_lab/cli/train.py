@@ -12,15 +12,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_lab import budget, slurm, study
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.sentences import sentence
 from diffusion_lab.cli import outcomes
-from diffusion_lab.cli.main import conf_dir, fail
-from diffusion_lab.cli.sentences import sentence
-from diffusion_lab.errors import UserError
-from diffusion_lab.parts import Parts
-from diffusion_lab.progress import say
-from diffusion_lab.runs import CONFIG, load_summary, restarted, resumed
-from diffusion_lab.training import build_parts, train
+from diffusion_lab.cli.main import fail
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute import slurm
+from diffusion_lab.profiling import budget
+from diffusion_lab.runs.folder import CONFIG, load_summary, restarted, resumed
+from diffusion_lab.training import study
+from diffusion_lab.training.task import Parts
+from diffusion_lab.training.train import build_parts, train
 
 
 def run(

@@ -2,8 +2,8 @@
 
 from omegaconf import DictConfig
 
-from diffusion_lab.autoencoder_training import build_autoencoder_parts
 from diffusion_lab.cli.train import run as run_training
+from diffusion_lab.training.autoencoder_task import build_autoencoder_parts
 
 
 def run(cfg: DictConfig) -> float | None:

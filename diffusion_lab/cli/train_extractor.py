@@ -4,7 +4,7 @@ import json
 
 from omegaconf import DictConfig
 
-from diffusion_lab.extractor_training import train_extractor
+from diffusion_lab.training.classifier import train_extractor
 
 
 def run(cfg: DictConfig) -> None:

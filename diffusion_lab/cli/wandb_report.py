@@ -6,9 +6,9 @@ import re
 import wandb
 from omegaconf import DictConfig
 
-from diffusion_lab.errors import UserError, require
-from diffusion_lab.logger import why_unreachable
-from diffusion_lab.progress import say
+from diffusion_lab.common.errors import UserError, require
+from diffusion_lab.common.progress import say
+from diffusion_lab.training.logger import why_unreachable
 
 PROTOCOL = re.compile(r"[\w.-]+/train\w+-\w+")
 
@@ -20,7 +20,7 @@ def run(cfg: DictConfig) -> None:
             "wandb-report needs the package wandb-workspaces; "
             "write pip install 'diffusion-lab[report]'"
         )
-    from diffusion_lab.dashboard.workspace import GROUPS, Dashboard
+    from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
 
     require(cfg.group_by in GROUPS, "group_by", cfg.group_by, f"one of {', '.join(GROUPS)}")
     require(

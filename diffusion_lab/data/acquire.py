@@ -13,6 +13,7 @@ from pathlib import Path
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
+from diffusion_lab.common.progress import say
 from diffusion_lab.data.verified_files import (
     DataError,
     Unavailable,
@@ -22,7 +23,6 @@ from diffusion_lab.data.verified_files import (
     missing,
     workspace,
 )
-from diffusion_lab.progress import say
 
 # sha256 of the uncompressed files; compressed ones differ from one distributor to the next
 FASHION_MNIST = {

@@ -10,11 +10,11 @@ import lightning
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.errors import UserError, is_whole, require
+from diffusion_lab.common.images import crop_to, grid, pad_to
+from diffusion_lab.common.randomness import random_places
 from diffusion_lab.data.subsets import check_subset, subset
 from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
-from diffusion_lab.errors import UserError, is_whole, require
-from diffusion_lab.images import crop_to, grid, pad_to
-from diffusion_lab.randomness import random_places
 
 FREE_MEMORY_SHARE = 0.1  # of an accelerator, that the images may take without being told to
 

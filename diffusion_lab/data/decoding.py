@@ -18,9 +18,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from diffusion_lab.common.progress import progress_bar
 from diffusion_lab.data.listing import ImageFiles
 from diffusion_lab.data.verified_files import DataError
-from diffusion_lab.progress import progress_bar
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder is let near
 LANCZOS = Image.Resampling.LANCZOS

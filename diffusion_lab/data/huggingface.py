@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.data.image_files import ImageFilesDataModule
 from diffusion_lab.data.listing import ImageFiles, by_number, some
 from diffusion_lab.data.verified_files import DataError
-from diffusion_lab.errors import UserError
 
 SAVED = ("dataset_dict.json", "state.json")  # one of them is in what save_to_disk wrote
 

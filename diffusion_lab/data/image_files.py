@@ -6,12 +6,12 @@ from functools import cached_property
 
 import torch
 
+from diffusion_lab.common.errors import is_number, is_whole, require
+from diffusion_lab.common.progress import say
 from diffusion_lab.data.datamodule import ImageDataModule, Split
 from diffusion_lab.data.decoding import RESIZE, check_memory, decode, infer
 from diffusion_lab.data.listing import ImageFiles, some
 from diffusion_lab.data.verified_files import DataError
-from diffusion_lab.errors import is_number, is_whole, require
-from diffusion_lab.progress import say
 
 ON_BAD = ("refuse", "skip")
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from diffusion_lab.common.progress import say
 from diffusion_lab.data.decoding import BadImage
 from diffusion_lab.data.image_files import ImageFilesDataModule
 from diffusion_lab.data.listing import (
@@ -15,7 +16,6 @@ from diffusion_lab.data.listing import (
     images_among,
 )
 from diffusion_lab.data.verified_files import DataError
-from diffusion_lab.progress import say
 
 
 class ImageFolderDataModule(ImageFilesDataModule):

@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from diffusion_lab.errors import UserError, is_number, is_whole, require
+from diffusion_lab.common.errors import UserError, is_number, is_whole, require
 
 
 def subset(

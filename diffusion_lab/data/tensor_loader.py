@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from diffusion_lab.errors import UserError
-from diffusion_lab.randomness import mix_seed
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.randomness import mix_seed
 
 ORDER = 0x6F72646572  # keeps these draws apart from others of the same seed
 

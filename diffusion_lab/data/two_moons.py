@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.errors import is_number, require
+from diffusion_lab.common.images import to_float
 from diffusion_lab.data.datamodule import ImageDataModule, Split
-from diffusion_lab.errors import is_number, require
-from diffusion_lab.images import to_float
 
 TRAIN_SIZE, TEST_SIZE = 20_000, 2_000
 SIDE = 256  # of a picture in pixels: a pixel is a grey step of the data

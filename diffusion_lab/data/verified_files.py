@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
 
 
 class DataError(UserError):

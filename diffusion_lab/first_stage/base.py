@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.images import to_float, to_uint8
 
 
 class FirstStage(ABC):

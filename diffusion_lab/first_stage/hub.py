@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.autoencoder.network import pad_to_multiple
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.progress import say
+from diffusion_lab.common.randomness import random_places
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.files import write_atomically
+from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
 from diffusion_lab.first_stage.latents import Latents
-from diffusion_lab.progress import say
-from diffusion_lab.randomness import random_places
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 FOLDER = "first_stage"  # of a run's copy

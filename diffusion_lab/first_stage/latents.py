@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.cache import cached
+from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.compute.cache import cached
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.base import FirstStage
-from diffusion_lab.images import to_float, to_uint8
-from diffusion_lab.progress import progress_bar, say
 
 BATCH = 256  # images that are encoded at once for the cache
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_lab.autoencoder import files
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.progress import say
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.files import write_atomically
+from diffusion_lab.first_stage.autoencoder import files
 from diffusion_lab.first_stage.latents import Latents
-from diffusion_lab.progress import say
 
 
 class Trained(Latents):

@@ -6,23 +6,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_lab.cache import cached
-from diffusion_lab.distributed import gather_by_id, on_rank_zero, rank_and_world, shard
-from diffusion_lab.errors import is_whole, require
+from diffusion_lab.common.errors import is_whole, require
+from diffusion_lab.common.progress import say, track
+from diffusion_lab.common.randomness import random_places
+from diffusion_lab.compute.cache import cached
+from diffusion_lab.compute.distributed import gather_by_id, on_rank_zero, rank_and_world, shard
 from diffusion_lab.metrics.coverage import DENSITY_NEIGHBOURS, density_coverage, precision_recall
-from diffusion_lab.metrics.distances import (
-    FeatureSet,
-    frechet,
-    frechet_of_halves,
-    kid,
-)
+from diffusion_lab.metrics.distances import FeatureSet, frechet, frechet_of_halves, kid
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import FeatureExtractor, ImageSource
 from diffusion_lab.metrics.inception_score import inception_score
 from diffusion_lab.metrics.per_class import Labelled, class_distances, first_of_each
 from diffusion_lab.metrics.protocol import Protocol, short_count, with_fingerprint
-from diffusion_lab.progress import say, track
-from diffusion_lab.randomness import random_places
 
 REFERENCE_SEED = 0  # of `random_places`
 COVERAGE_SIZE = 10_000  # of each side at most, as published; all pairs are compared

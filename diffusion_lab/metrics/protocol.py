@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from diffusion_lab.errors import UserError
+from diffusion_lab.common.errors import UserError
 
 FINGERPRINT = "fingerprint"
 # what each entry means to people, and what makes it equal: an override, or words

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lab.backbone import DiT, UNet
 from diffusion_lab.backbone.block import AdaLNZero
-from diffusion_lab.conditioning import ClassLabel, Condition
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 
 CLASSES = 10
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.checkpoints import LAST
-from diffusion_lab.kept_figures import EVALUATIONS
-from diffusion_lab.runs import CONFIG, SUMMARY
+from diffusion_lab.runs.checkpoints import LAST
+from diffusion_lab.runs.folder import CONFIG, SUMMARY
+from diffusion_lab.runs.results import EVALUATIONS
 
 SPREAD = 0.05  # of the figures, relative
 

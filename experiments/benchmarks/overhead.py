@@ -17,12 +17,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from diffusion_lab.build import build_model
-from diffusion_lab.callbacks import EMA, Interruption, Throughput
-from diffusion_lab.cli.main import conf_dir
-from diffusion_lab.denoiser import Estimate
-from diffusion_lab.diffusion_module import DiffusionModule
-from diffusion_lab.lr_schedule import Constant
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.objects import build_model
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.training.callbacks import EMA, Interruption, Throughput
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.lr_schedule import Constant
 
 BATCH, STEPS, SKIP = 64, 24, 4
 SHAPE = (1, 28, 28)

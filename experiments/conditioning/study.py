@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from diffusion_lab import plots
+from diffusion_lab.analysis import plots
 from diffusion_lab.metrics.extractor import Classifier
 
 HERE = Path(__file__).parent

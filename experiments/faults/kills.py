@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from diffusion_lab import checkpoints
-from diffusion_lab.files import UNFINISHED
+from diffusion_lab.common.files import UNFINISHED
+from diffusion_lab.runs import checkpoints
 
 HERE = Path(__file__).parent
 STEPS, CHECKPOINT_EVERY = 60, 3

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torchvision.io import read_image
 
-from diffusion_lab import plots
-from diffusion_lab.trained_run import open_run
+from diffusion_lab.analysis import plots
+from diffusion_lab.runs.opening import open_run
 
 HERE = Path(__file__).parent
 MODELS = {

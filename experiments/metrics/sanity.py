@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from diffusion_lab import plots
-from diffusion_lab.build import build_datamodule
-from diffusion_lab.cli.main import conf_dir
+from diffusion_lab.analysis import plots
+from diffusion_lab.analysis.memorization import kept_features
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.memorization import kept_features
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
-from diffusion_lab.metrics.memorization import Neighbours
+from diffusion_lab.metrics.neighbours import Neighbours
 
 HERE = Path(__file__).parent
 Set = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels (N,)

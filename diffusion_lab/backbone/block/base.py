@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.options import check_number
-from diffusion_lab.conditioning import Condition
 
 
 class Block(nn.Module, ABC):  # in this order, which FSDP2's own subclass of it needs

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import CrossAttention as Attention
 from diffusion_lab.backbone.block.base import Block
-from diffusion_lab.conditioning import Condition
+from diffusion_lab.backbone.conditioning import Condition
 
 HEAD_WIDTH = 64  # at least; the heads must divide the width
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.block.base import Block
-from diffusion_lab.conditioning import Condition
+from diffusion_lab.backbone.conditioning import Condition
 
 
 class InContext(Block):

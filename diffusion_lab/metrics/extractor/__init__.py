@@ -1,8 +1,8 @@
 """The networks that features are taken from."""
 
-from .classifier import Classifier
-from .dinov2 import DINOv2
-from .efficientnet_lite0 import EfficientNetLite0
-from .inception import Inception
+from diffusion_lab.metrics.extractor.classifier import Classifier
+from diffusion_lab.metrics.extractor.dinov2 import DINOv2
+from diffusion_lab.metrics.extractor.efficientnet_lite0 import EfficientNetLite0
+from diffusion_lab.metrics.extractor.inception import Inception
 
 __all__ = ["Classifier", "DINOv2", "EfficientNetLite0", "Inception"]

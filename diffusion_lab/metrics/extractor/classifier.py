@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from diffusion_lab.files import write_atomically
+from diffusion_lab.common.files import write_atomically
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor, Source
 
 HOW_TO_GET = "make one with `diffusion-lab train-extractor data=...`"

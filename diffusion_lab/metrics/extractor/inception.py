@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common.progress import say
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
-from diffusion_lab.progress import say
 
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"

@@ -1,0 +1,131 @@
+"""The run folders below some paths: those that can be compared, and why others cannot."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import read_rows
+from diffusion_lab.runs.checkpoints import LAST
+from diffusion_lab.runs.folder import (
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    load_config,
+    load_summary,
+    trained_by,
+)
+from diffusion_lab.runs.results import EVALUATIONS, Record, kept
+from diffusion_lab.runs.weights import Present
+
+OF_A_RUN = (SUMMARY, METRICS, LAST)  # beside its configuration, at least one of them
+
+NEEDED = {"images_seen", "parameters", "metrics"}  # of a summary
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as its folder tells it."""
+
+    folder: Path
+    config: DictConfig
+    summary: dict
+    rows: list[dict]  # of metrics.jsonl
+    weights: Present
+    kept: list[Record]  # what was measured of its weights, its own figures first
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall clock of training, with validation; of runs that do not say it, of the whole run."""
+        known = self.summary
+        return known["training_seconds"] if "training_seconds" in known else known["wall_seconds"]
+
+    @property
+    def finished_at(self) -> tuple[float, str]:
+        """When its summary was written; of one moment, by the name of the folder."""
+        return (self.folder / SUMMARY).stat().st_mtime, str(self.folder)
+
+
+def run_folders(paths: Iterable[str | Path]) -> list[Path]:
+    """Run folders at or below each path, once each; raises UserError for a path without one."""
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder; give run folders, or folders that hold some")
+        below = list(_search(path, set()))
+        if not below:
+            raise UserError(
+                f"there is no run folder at or below {path}; give folders that train made"
+            )
+        for folder in below:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _search(folder: Path, seen: set[Path]) -> Iterable[Path]:
+    if folder.resolve() in seen:  # links that lead back
+        return
+    seen.add(folder.resolve())
+    if (folder / CONFIG).is_file() and any((folder / part).exists() for part in OF_A_RUN):
+        yield folder
+        return  # what is inside, W&B's files among it, is no other run
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    for name in names:
+        yield from _search(folder / name, seen)
+
+
+def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The finished runs, and a sentence on each folder, or what is in it, that is left out."""
+    runs, left_out = [], []
+    for folder in folders:
+        try:
+            config, summary = load_config(folder), whole_summary(folder)
+            if reason := unfit(folder, config, summary):
+                left_out.append(reason)
+                continue
+            rows, present = read_rows(folder / METRICS), Present(folder)
+            found = kept(folder, config, present)
+            if present.stamp is None and any((folder / EVALUATIONS).glob("*.json")):
+                left_out.append(
+                    f"Later evaluations of {folder} are left out: its checkpoints are gone, and "
+                    "with them what tells whether the figures are of its weights"
+                )
+            runs.append(Run(folder, config, summary, rows, present, found))
+        except UserError as error:  # damaged: said, and no reason to lose the rest
+            left_out.append(str(error))
+    return runs, left_out
+
+
+def whole_summary(folder: Path) -> dict:
+    """As `load_summary`, but raises UserError for one that is damaged."""
+    summary = load_summary(folder)
+    if not summary and (folder / SUMMARY).exists():
+        raise UserError(f"{folder} is left out: its {SUMMARY} is damaged and cannot be read")
+    return summary
+
+
+def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
+    """Why a run cannot be compared, if so."""
+    if trained_by(config) != "train":
+        return f"{folder} is left out: it is an autoencoder, not a diffusion model"
+    if not summary.get("finished"):
+        step = f" at step {summary['steps']:,}" if summary.get("steps") else ""
+        return (
+            f"{folder} is left out: it is unfinished{step}; go on with "
+            f"`diffusion-lab train resume={folder}`"
+        )
+    if summary.get("pruned"):
+        return f"{folder} is left out: a search has ended it early, at step {summary['steps']:,}"
+    times = summary.keys() & {"training_seconds", "wall_seconds"}
+    missing = sorted(NEEDED - summary.keys()) or ([] if times else ["wall_seconds"])
+    if missing:
+        return f"{folder} is left out: its {SUMMARY} has no {', '.join(missing)}"
+    return None

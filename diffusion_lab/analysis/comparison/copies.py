@@ -1,0 +1,82 @@
+"""What `memorization` found of the runs, as far as it may be compared."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
+from diffusion_lab.metrics.table import COPIES, PIXEL_COPIES
+from diffusion_lab.runs.results import Sampling, known
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How the copies of a run were counted, and the ratios, by features and by pixels."""
+
+    protocol: Protocol
+    ratios: dict[str, float]
+
+
+def copy_ratios(
+    runs: Sequence[Run], sampling: Sampling
+) -> tuple[dict[Path, dict[str, float]], list[str]]:
+    """The ratios of runs, by folder, and sentences on what is left out.
+
+    Only of their present weights, sampled so; none if they were not all counted alike.
+    """
+    found, said = {}, []
+    for run in runs:
+        report = report_of(run)
+        if report is None:
+            continue
+        if reason := unfit(run, report, sampling):
+            said.append(f"Copies of {run.folder} are left out: {reason}")
+            continue
+        ratios = (space["copy_ratio"] for space in report["neighbours"].values())
+        named = dict(zip((COPIES, PIXEL_COPIES), ratios, strict=True))
+        # mirrored: where a report does not say it, its pictures were taken as they are
+        found[run.folder] = Measured({"mirrored": False} | report["protocol"], named)
+    unequal = differing([each.protocol for each in found.values()])
+    if unequal:
+        words = "; ".join(f"{key} is {' or '.join(values)}" for key, values in unequal.items())
+        said.append(
+            f"Copies are left out: they were not counted alike in all runs ({words}); run "
+            "`diffusion-lab memorization` on all of them with one choice"
+        )
+        return {}, said
+    return {folder: each.ratios for folder, each in found.items()}, said
+
+
+def report_of(run: Run) -> dict | None:
+    """What `memorization` wrote in a run; None: nothing that can be read."""
+    path = run.folder / "memorization" / "report.json"
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and "neighbours" in report else None
+
+
+def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
+    """Why a report cannot be compared, if so."""
+    again = f"measure them again by `diffusion-lab memorization run={run.folder}`"
+    if known(report.get("sampling", {})) != known(sampling):
+        return f"its report is of another sampling than is compared; {again}, sampled like the rest"
+    if run.weights.stamp is None:
+        return "its checkpoints are gone, and with them what tells whether its report is of them"
+    if not run.weights.are_those_of(report):
+        return f"its report is of other weights than it has now; {again}"
+    if "protocol" not in report:
+        return (
+            f"its report is older than this program and does not say how they were counted; {again}"
+        )
+    return None
+
+
+def differing(protocols: Sequence[Protocol]) -> dict[str, list[str]]:
+    """What is not the same in all of them, and its values in words."""
+    keys = dict.fromkeys(key for each in protocols for key in each if key != FINGERPRINT)
+    values = {key: list(dict.fromkeys(str(each.get(key)) for each in protocols)) for key in keys}
+    return {key: found for key, found in values.items() if len(found) > 1}

@@ -1,0 +1,46 @@
+"""What is compared: the figures of generated images, the held-out loss, memorisation, and costs."""
+
+import math
+import statistics
+from collections import Counter
+
+from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.metrics.table import HELD_OUT
+
+
+def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
+    """The whole name of each kind, "fid" -> "fid/efficientnet_lite0-96/train10k-1k".
+
+    Where runs have several, as with two classifiers, that which most of them have.
+    """
+    counts = Counter(name for each in figures for name in each)
+    names: dict[str, str] = {}
+    for name, _ in counts.most_common():
+        names.setdefault(name.partition("/")[0], name)
+    return names
+
+
+def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> dict[str, float]:
+    """By kind, whatever is known of a run: judgements, floors, spreads and costs."""
+    found = {kind: measured.get(name) for kind, name in names.items()}
+    found[HELD_OUT] = run.summary.get("metrics", {}).get("val/loss")
+    found |= {
+        "images_seen": run.summary["images_seen"],
+        "parameters": run.summary["parameters"],
+        "macs": run.summary.get("macs"),
+        "images_per_second": images_per_second(run.rows),
+        "training_seconds": run.training_seconds,
+        "peak_memory": run.summary.get("peak_memory_bytes"),
+        "training_images": run.summary.get("training_images"),
+    }
+    return {kind: value for kind, value in found.items() if _finite(value)}
+
+
+def images_per_second(rows: list[dict]) -> float | None:
+    """Of training: the median over its logged windows."""
+    rates = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]
+    return statistics.median(rates) if rates else None
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,95 @@
+"""Sentences on pairs of compositions, and on compositions that are in no pair."""
+
+from collections.abc import Sequence
+
+from diffusion_lab.analysis.comparison.formats import gap, number
+from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.pairs import ENOUGH, Pair
+from diffusion_lab.metrics.table import Metric
+
+
+def difference(pair: Pair, metric: Metric) -> str:
+    size = abs(pair.gap)
+    interval = gap(metric, size - pair.half_width, size + pair.half_width)
+    corrected = pair.tested.corrected > pair.tested.p
+    of = " of this pair alone, uncorrected:" if corrected else ""
+    return (
+        f"{pair.ahead.name} is better than {pair.behind.name}: {metric.title} "
+        f"{'higher' if metric.higher_is_better else 'lower'} by {gap(metric, size)} "
+        f"(95 % confidence interval{of} {interval})"
+    )
+
+
+def undecided(pair: Pair, metric: Metric) -> str:
+    return (
+        f"{pair.ahead.name} and {pair.behind.name} cannot be told apart by {metric.title}; their "
+        f"gap is {gap(metric, abs(pair.gap))}, and over {len(pair.seeds)} seeds of this spread "
+        f"a gap must exceed {gap(metric, pair.detectable)} to be told from chance"
+    )
+
+
+def untestable(pair: Pair, metric: Metric) -> str:
+    size = gap(metric, abs(pair.gap)) if pair.gap else "nothing"
+    return (
+        f"{pair.ahead.name} and {pair.behind.name} differ in {metric.title} by {size} in each of "
+        f"{len(pair.seeds)} seeds, and differences without spread cannot be tested; they are a "
+        "sign of copied runs, or of runs that do not depend on their seed"
+    )
+
+
+def finding(pair: Pair, metric: Metric, tests: int) -> str:
+    """A sentence on a pair, one of so many that were tested."""
+    at = f"At {pair.size}: " if pair.size else ""
+    if pair.tested is None:
+        return at + untestable(pair, metric)
+    said = (difference if pair.told_apart else undecided)(pair, metric)
+    p = f"p = {pair.tested.p:.2g}"
+    if tests > 1:
+        p += f", {pair.tested.corrected:.2g} after Holm's correction for {tests} pairs"
+    seeds = ", ".join(str(seed) for seed in pair.seeds)
+    return f"{at}{said}; paired over seeds {seeds}: {p}"
+
+
+def untested(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> list[str]:
+    """What is known of groups of one size of the data that are in no pair, and what it is not."""
+    paired = {name for pair in pairs for name in (pair.ahead.name, pair.behind.name)}
+    others = [group for group in groups if group.name not in paired]
+    if not others:
+        return []
+    said = []
+    for group in others:
+        text = f"{group.name} {metric.title} {number(group.mean(metric.kind), metric)}"
+        spread = group.jackknife if metric.kind == "fid" else None
+        said.append(text if spread is None else f"{text} (jackknife ± {number(spread, metric)})")
+    alone = len(others) == 1
+    lines = [
+        f"{listed([group.name for group in others])} share{'s' if alone else ''} no {ENOUGH} "
+        "seeds with another composition of the same data, so nothing can be said beyond "
+        f"{'its run' if alone else 'their runs'}: {'; '.join(said)}"
+    ]
+    if not pairs and len(groups) > 1:
+        lines.append(_nearest(groups, metric))
+    return lines
+
+
+def _nearest(groups: Sequence[Group], metric: Metric) -> str:
+    """The gap between the best and what is nearest to it, where nothing was tested."""
+    sign = -1 if metric.higher_is_better else 1
+    best = min(groups, key=lambda group: sign * group.mean(metric.kind))
+    rest = [group for group in groups if group is not best]
+    nearest = min(rest, key=lambda g: abs(g.mean(metric.kind) - best.mean(metric.kind)))
+    size = abs(best.mean(metric.kind) - nearest.mean(metric.kind))
+    text = f"The gap between {best.name} and {nearest.name} is {gap(metric, size)}"
+    spreads = [group.jackknife for group in (best, nearest)]
+    if metric.kind == "fid" and None not in spreads:
+        text += " beside jackknife deviations of {:.3g} and {:.3g} over samples".format(*spreads)
+    return f"{text}; another seed of training may move a figure by more than samples do"
+
+
+def enumerated(words: Sequence[str]) -> str:
+    """As a sentence has them: 60, 600 and 6,000."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,191 @@
+"""What a trained run has memorised: neighbours, FID and loss, on trained-on and held-out images."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.analysis import plots
+from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.images import to_float
+from diffusion_lab.common.progress import say, track
+from diffusion_lab.common.randomness import random_places
+from diffusion_lab.compute.cache import cached
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.distances import frechets_of
+from diffusion_lab.metrics.features import FeatureExtractor
+from diffusion_lab.metrics.neighbours import Neighbours
+from diffusion_lab.metrics.protocol import Protocol, with_fingerprint
+from diffusion_lab.pipeline import draw
+from diffusion_lab.runs import opening as trained_run
+from diffusion_lab.runs.opening import OpenRun
+from diffusion_lab.runs.results import sampling_of
+from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
+
+BATCH = 64  # images between two movements of a progress bar
+EXPLAINED = {
+    "nearer_to_training": "samples nearer to training than to as many held-out images",
+    "nearer_to_training_std": "what chance makes of 0.5 there",
+    "distance_ratio": "distance to training by distance to as many held-out images",
+    "copies": "samples nearer to training than all but 1 % of held-out images",
+    "copy_ratio": "the same by what is expected, about 1 %",
+    "near_duplicates": "samples at under a third of the second neighbour's distance",
+}
+
+
+def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Measures `cfg.run` on `cfg.num_samples` samples; writes report.json and two pictures.
+
+    Sampler, guidance and extractor are the run's own, unless `overrides` say otherwise.
+    """
+    require_whole_numbers(cfg, {"num_samples": 2, "batch_size": 1, "pairs": 1, "seed": 0})
+    opened = trained_run.open_run(cfg)
+    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    pipeline = opened.pipeline(cfg)
+    data = opened.datamodule
+    with as_user_error():
+        metrics = instantiate(cfg.metrics)
+        data.prepare_data()
+        data.setup("fit")
+        metrics.load(data, opened.device)
+    training, held_out = data.train_images(), data.test_images()
+    if min(len(training), len(held_out)) < 2:
+        raise UserError("memorisation is measured on at least 2 training and 2 test images")
+    folder = Path(str(cfg.output or Path(cfg.run) / "memorization"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before an hour of sampling
+    except OSError as error:
+        raise UserError(
+            f"output={folder} cannot be made ({error}); choose another folder"
+        ) from error
+    with opened.autocast:
+        batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
+        samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
+    mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
+    sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
+    extractor = metrics.extractor
+    drawn = [extractor(view).cpu() for view in sides[0]]
+    beside = [kept_features(metrics, view, "held-out") for view in sides[1]]
+    known = kept_features(metrics, training, "training")
+    spaces = {
+        extractor.name: Neighbours.of(drawn, beside, known),
+        "pixels": Neighbours.of(
+            *([to_float(view).flatten(1) for view in views] for views in sides),
+            to_float(training).flatten(1),
+        ),
+    }
+    losses = loss_gap(opened, cfg.batch_size)
+    result = {
+        "training_images": len(training),
+        "held_out_images": len(held_out),
+        "num_samples": cfg.num_samples,
+        "sampling": sampling_of(cfg),
+        "protocol": protocol_of(extractor, cfg.num_samples, held_out, mirrored),
+        **opened.weights,
+        "neighbours": {name: space.figures() for name, space in spaces.items()},
+        "fid": fid_gap(drawn[0], beside[0], known),
+        "loss_by_level": losses,
+    }
+    write_atomically(folder / "report.json", json.dumps(result, indent=2) + "\n")
+    plots.pairs(samples, training, spaces, cfg.pairs, folder / "pairs.png")
+    plots.losses_by_level(losses, folder / "losses.png")
+    tell(result)
+    say(f"Most suspicious samples beside their neighbours: {folder / 'pairs.png'}")
+    say(f"Report and loss by noise level: {folder}")
+    return result
+
+
+def protocol_of(
+    extractor: FeatureExtractor, num_samples: int, held_out: Tensor, mirrored: bool
+) -> Protocol:
+    """What decides how copies are counted, besides the training images; held-out uint8.
+
+    `mirrored` if each sample, and each held-out image, was looked for as its mirror image, too.
+    """
+    return with_fingerprint(
+        {
+            "extractor": extractor.name,
+            "extractor_fingerprint": extractor.fingerprint,
+            "num_samples": num_samples,
+            "held_out": sha256_of(held_out),
+            "mirrored": mirrored,
+        }
+    )
+
+
+def sha256_of(images: Tensor) -> str:
+    return hashlib.sha256(images.contiguous().numpy()).hexdigest()
+
+
+def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
+    """Features (N, D) of images uint8 (N, C, H, W), computed once."""
+    key = {
+        "images": sha256_of(images),
+        "extractor": metrics.extractor.fingerprint,
+    }
+
+    def compute() -> dict[str, Tensor]:
+        what = f"{metrics.extractor.name} features of {len(images):,} {name} images"
+        say(f"Computing {what}, once: {metrics.cache_dir} keeps the results")
+        features = [metrics.extractor(part).cpu() for part in track(images.split(BATCH), what)]
+        return {"features": torch.cat(features)}
+
+    file = f"{name}-{len(images)}-{metrics.extractor.name}"
+    return cached(metrics.cache_dir, file, key, compute)["features"]
+
+
+def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:
+    """FID to as many training as held-out images; a gap above 0 means nearer to training."""
+    count = min(len(held_out), len(training))
+    sides = [training[random_places(len(training), count)], held_out[:count]]
+    to_training, to_held_out = frechets_of(generated, sides)
+    return {
+        "to_training": to_training,
+        "to_held_out": to_held_out,
+        "gap": to_held_out - to_training,
+        "reference_images": count,
+    }
+
+
+@torch.inference_mode()
+def loss_gap(opened: OpenRun, batch_size: int) -> dict[str, dict[str, float]]:
+    """The denoising loss by level, of equally many trained-on and held-out images."""
+    data, model, device = opened.datamodule, opened.model, opened.device
+    count = min(data.validation_size, len(data.train_images()), len(data.test_images()))
+    sides = {
+        "training": data.trained_on(count),
+        "held_out": data.held_out(count, "data.validation_size"),
+    }
+    means = {}
+    for side, (images, labels) in sides.items():
+        sums = torch.zeros(VALIDATION_LEVELS, 2)
+        for ids in torch.arange(count).split(batch_size):
+            x0 = model.first_stage.encode(images[ids].to(device))
+            facts = (x0, labels[ids].to(device), ids.to(device))
+            with opened.autocast:
+                sums += losses_by_level(model.objective, model.denoiser, *facts).cpu()
+        means[side] = sums[:, 0] / sums[:, 1]
+    return {
+        f"t{(index + 0.5) / VALIDATION_LEVELS:.2f}": {
+            side: mean[index].item() for side, mean in means.items()
+        }
+        for index in range(min(VALIDATION_LEVELS, count))
+    }
+
+
+def tell(result: dict) -> None:
+    """What people want to know first."""
+    for space, figures in result["neighbours"].items():
+        for name, value in figures.items():
+            say(f"{name} {value:.3g} in {space}: {EXPLAINED[name]}")
+    fid = result["fid"]
+    say(
+        f"FID to {fid['reference_images']} training images {fid['to_training']:.4g}, to as many "
+        f"held-out ones {fid['to_held_out']:.4g}: a gap of {fid['gap']:.3g}"
+    )

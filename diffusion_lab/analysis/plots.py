@@ -1,0 +1,115 @@
+"""Plots, drawn without a display."""
+
+from itertools import cycle, groupby
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from torch import Tensor
+
+from diffusion_lab.common.images import grid
+from diffusion_lab.metrics.neighbours import Neighbours
+
+MARKERS = "osD^v<>PX*h"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def pairs(
+    samples: Tensor, training: Tensor, spaces: dict[str, Neighbours], count: int, path: Path
+) -> None:
+    """The samples nearest to a training image, in the first of `spaces`, beside their neighbours.
+
+    Images are uint8 (n, C, H, W), C of 1 or 3; in each cell: the sample, its nearest in each space.
+    """
+    first = next(iter(spaces.values()))
+    chosen = first.relative.argsort()[:count].tolist()
+    columns = 4
+    rows = -(-len(chosen) // columns)
+    figure = Figure((2.6 * columns, 1.25 * rows + 0.6), dpi=120, layout="constrained")
+    names = ", ".join(spaces)
+    figure.suptitle(f"sample | nearest training image by {names}; below: d1 / d2", fontsize=9)
+    for place, sample in enumerate(chosen):
+        axes = figure.add_subplot(rows, columns, place + 1, xticks=[], yticks=[])
+        images = [samples[sample]]
+        images += [training[space.index[sample, 0]] for space in spaces.values()]
+        strip = grid(torch.stack(images), len(images)).permute(1, 2, 0)
+        axes.imshow(strip.expand(-1, -1, 3).numpy(), interpolation="nearest")
+        ratios = " ".join(f"{space.relative[sample]:.2f}" for space in spaces.values())
+        axes.set_xlabel(f"{sample}: {ratios}", fontsize=7)
+        axes.spines[:].set_visible(False)
+    save(figure, path)
+
+
+def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
+    """Denoising loss over the noise level, trained-on and held-out."""
+    figure = Figure((6, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="t (0: data, 1: noise)", ylabel="loss", yscale="log")
+    levels = [float(name.removeprefix("t")) for name in losses]
+    for side, label in (("training", "trained-on images"), ("held_out", "held-out images")):
+        axes.plot(levels, [loss[side] for loss in losses.values()], marker="o", label=label)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    save(figure, path)
+
+
+def combination(row: dict, keys: list[str]) -> str:
+    """The values of `keys`, for a legend."""
+    return ", ".join(f"{key}={row[key]}" if key != "sampler" else row[key] for key in keys)
+
+
+def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
+    """FID over network calls, a line for each combination of the values of `keys`."""
+
+    def label(row: dict) -> str:
+        return combination(row, keys)
+
+    figure = Figure((8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(
+        xscale="log", yscale="log", xlabel="network calls a sample", ylabel="FID"
+    )
+    lines = groupby(sorted(rows, key=label), label)
+    for marker, (name, group) in zip(cycle(MARKERS), lines):  # colours repeat after ten lines
+        line = sorted(group, key=lambda row: row["calls"])
+        axes.plot(
+            [row["calls"] for row in line],
+            [row["fid"] for row in line],
+            marker=marker,
+            label=name or "the run's own sampling",
+        )
+    axes.axhline(rows[0]["fid_floor"], color="grey", linestyle="--", label="real images")
+    for axis, ticks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (1, 1.5, 2, 3, 5, 7))):
+        axis.set_major_locator(LogLocator(subs=ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    axes.set_title(rows[0]["protocol"], fontsize="medium")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    save(figure, path)
+
+
+def against_scale(rows: list[dict], keys: list[str], path: Path) -> None:
+    """FID, and accuracy where there is one, over the guidance scale, a line a combination."""
+
+    def label(row: dict) -> str:
+        return combination(row, keys)
+
+    titles = {"fid": "FID (lower is better)", "accuracy": "read as the class asked for"}
+    measured = [name for name in titles if name in rows[0]]
+    figure = Figure((5.5 * len(measured), 4), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, name in zip(panels, measured, strict=True):
+        for line, group in groupby(sorted(rows, key=label), label):
+            points = sorted((float(row["guidance.scale"]), row[name]) for row in group)
+            axes.plot(*zip(*points, strict=True), marker="o", label=line or None)
+        axes.axhline(rows[0][f"{name}_floor"], color="grey", linestyle="--", label="real images")
+        axes.set(xlabel="guidance.scale", title=titles[name])
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    save(figure, path)

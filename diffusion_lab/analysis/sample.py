@@ -1,0 +1,89 @@
+"""Drawing images from a trained run into files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+
+from diffusion_lab.build.errors import require_whole_numbers
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.images import save_png
+from diffusion_lab.common.progress import say
+from diffusion_lab.pipeline import draw
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.runs.opening import inherit
+from diffusion_lab.runs.vae_prior import open_generator
+
+SAVE = ("grid", "png", "npz")
+
+
+def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Draws `cfg.num_samples` images of `cfg.run`; returns where they were written.
+
+    Sampler and guidance are the run's own, unless `overrides`, the command line's, say otherwise.
+    """
+    if cfg.save not in SAVE:
+        raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
+    require_whole_numbers(cfg, {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0})
+    opened = open_generator(cfg)
+    inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
+    labels = wanted_labels(
+        cfg.labels, cfg.num_samples, pipeline.conditional, datamodule.num_classes
+    )
+    ids = list(range(cfg.num_samples))
+    if labels is None:
+        labels = pipeline.labels(ids)
+    with opened.autocast:
+        batches = draw(pipeline, ids, cfg.batch_size, cfg.seed, labels)
+        images = torch.cat([datamodule.to_native(batch.cpu()) for batch in batches])
+    return write(cfg, images, labels, datamodule.picture(images, cfg.columns))
+
+
+def wanted_labels(asked, count: int, conditional: bool, num_classes: int) -> Tensor | None:
+    """Labels (count,) from one class or a list that is repeated; None if none were asked for."""
+    if asked is None:
+        return None
+    if not conditional:
+        raise UserError("labels were given, but this run is unconditional; leave labels out")
+    classes = list(asked) if isinstance(asked, ListConfig) else [asked]
+    wrong = [c for c in classes if not isinstance(c, int) or not 0 <= c < num_classes]
+    if wrong or not classes:
+        raise UserError(f"labels={asked} must be classes between 0 and {num_classes - 1}")
+    return torch.tensor([classes[i % len(classes)] for i in range(count)])
+
+
+def way(cfg: DictConfig) -> str:
+    """How samples are drawn, for the names of files."""
+    if "sampler" not in cfg:
+        return "prior"
+    sampler = str(cfg.sampler._target_).rsplit(".", 1)[-1].lower()
+    eta = f"_eta{cfg.sampler.eta:g}" if "eta" in cfg.sampler else ""
+    return f"{sampler}{eta}_{cfg.sampler.steps}_scale{cfg.guidance.scale:g}"
+
+
+def write(
+    cfg: DictConfig, images: Tensor, labels: Tensor | None, picture: Tensor
+) -> dict[str, object]:
+    """Writes the grid, and on request every image or one array; says where."""
+    name = f"{way(cfg)}_seed{cfg.seed}_n{cfg.num_samples}"
+    default = Path(cfg.run) / runs.SAMPLES / name
+    output = Path(cfg.output) if cfg.output else default
+    grid = output.with_name(f"{output.name}.png")
+    save_png(picture, grid)
+    result = {"grid": str(grid), "num_samples": len(images)}
+    if cfg.save == "png":
+        for index, image in enumerate(images):
+            save_png(image, output / f"{index:06d}.png", scale=1)
+        result["images"] = str(output)
+    if cfg.save == "npz":
+        arrays = {"images": images.permute(0, 2, 3, 1).numpy()}  # (N, H, W, C) uint8
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        result["array"] = str(output.with_name(f"{output.name}.npz"))
+        np.savez(result["array"], **arrays)
+    for what, path in result.items():
+        say(f"{what}: {path}")
+    return result

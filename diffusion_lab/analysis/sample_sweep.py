@@ -1,0 +1,209 @@
+"""A trained run measured under many ways to sample from it: FID against network calls."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+from torch import nn
+
+from diffusion_lab.analysis import plots
+from diffusion_lab.analysis.comparison.curves import front
+from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import read_rows, write_atomically
+from diffusion_lab.common.progress import console, say
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.pipeline import Pipeline, evaluate
+from diffusion_lab.runs import opening as trained_run
+from diffusion_lab.runs.weights import CHECKPOINT, fingerprint
+
+VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
+ROWS = "results.jsonl"
+SCALE = "guidance.scale"
+FORMATS = {"calls": "{:g}", "fid": "{:.4g}", "kid": "{:.3g}", "accuracy": "{:.1%}"}
+Chosen = dict[str, str]  # override key -> value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination: what was chosen, the pipeline that it gives, and a name for its figures."""
+
+    chosen: Chosen
+    pipeline: Pipeline
+    seed: int
+    key: str  # a hash of all that its figures depend on
+
+
+def sweep(
+    cfg: DictConfig,
+    combinations: list[Chosen],
+    configure: Callable[[Chosen], tuple[DictConfig, list[str]]],
+) -> dict[str, object]:
+    """Measures each combination that is not measured yet; writes table, CSV and plot.
+
+    `configure` gives the configuration and the overrides of a combination. All are built and
+    checked before the first is measured.
+    """
+    for key in combinations[0]:
+        if key.split(".")[0].split("/")[0] not in VARIABLE:
+            raise UserError(
+                f"{key} cannot vary in a sweep over sampling; "
+                f"only {', '.join(VARIABLE)} and their values can"
+            )
+    require_whole_numbers(cfg, {"batch_size": 1})
+    opened = trained_run.open_run(cfg)
+    trained_run.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
+    metrics = opened.metrics(cfg)
+    measured = {"protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]}
+    if metrics.classifier:  # rows without accuracy are of another measurement
+        measured["classifier"] = metrics.classifier.fingerprint
+    settings = [
+        build_setting(chosen, opened, measured, *configure(chosen)) for chosen in combinations
+    ]
+    with as_user_error():
+        metrics.prepare(opened.datamodule)
+    name = f"{metrics.extractor.name}_{metrics.reference_name}-{metrics.num_samples}"
+    folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
+    kept = {row["key"]: row for row in read_rows(folder / ROWS)}
+    say(f"{len(settings)} settings, {sum(s.key in kept for s in settings)} of them measured before")
+    for number, setting in enumerate(settings, 1):
+        if setting.key not in kept:
+            kept[setting.key] = measure(setting, opened, metrics, cfg.batch_size)
+            append_row(folder / ROWS, kept[setting.key])
+            row = setting.chosen | kept[setting.key]
+            say(f"{number}/{len(settings)}  {describe(row, list(setting.chosen))}")
+    # what is kept knows its figures only: another sweep may call the same setting otherwise
+    rows = [setting.chosen | kept[setting.key] for setting in settings]
+    return report(folder, rows, list(combinations[0]))
+
+
+def build_setting(
+    chosen: Chosen,
+    opened: trained_run.OpenRun,
+    measured: dict[str, str],
+    cfg: DictConfig,
+    overrides: list[str],
+) -> Setting:
+    """One combination's pipeline; raises UserError if it cannot be sampled."""
+    require_whole_numbers(cfg, {"seed": 0})
+    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    if cfg.steps is not None:
+        cfg.sampler.steps = cfg.steps
+    sampling = {
+        part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("sampler", "guidance")
+    }
+    facts = {
+        CHECKPOINT: opened.weights[CHECKPOINT],
+        **measured,
+        "seed": cfg.seed,
+        "precision": opened.precision,
+        "weak": fingerprint(weak) if (weak := cfg.guidance.get("weak_run")) else None,
+        **sampling,
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return Setting(chosen, opened.pipeline(cfg), cfg.seed, key)
+
+
+def measure(
+    setting: Setting, opened: trained_run.OpenRun, metrics: GenerativeMetrics, batch_size: int
+) -> dict[str, object]:
+    """The figures of a setting: network calls a sample, FID, KID and floors."""
+    pipeline = setting.pipeline
+    networks = [m.backbone for m in (pipeline.denoiser, pipeline.weak) if m is not None]
+    with opened.autocast, counted_images(networks) as count:
+        results = evaluate(pipeline, metrics, opened.datamodule, batch_size, setting.seed)
+    values = {name.split("/")[0]: value for name, value in results.items()}
+    return {
+        "key": setting.key,
+        "calls": round(count() / metrics.num_samples, 2),
+        **values,
+        "protocol": next(iter(results)).partition("/")[2],
+    }
+
+
+@contextmanager
+def counted_images(networks: list[nn.Module]):
+    """Yields a function that says how many images these networks have been given."""
+    seen = [0]
+
+    def add(module: nn.Module, inputs: tuple) -> None:
+        seen[0] += len(inputs[0])
+
+    hooks = [network.register_forward_pre_hook(add) for network in networks]
+    try:
+        yield lambda: seen[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Adds a row on a line of its own, whatever the last write left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut = path.is_file() and not path.read_text().endswith("\n") and path.stat().st_size > 0
+    with path.open("a") as file:
+        file.write(("\n" if cut else "") + json.dumps(row) + "\n")
+
+
+def describe(row: dict, keys: list[str]) -> str:
+    """A row in a line; `keys` are those that were varied."""
+    chosen = " ".join(f"{key}={row[key]}" for key in keys) or "the run's own sampling"
+    return f"{chosen}: FID {row['fid']:.4g}, KID {row['kid']:.4g} in {row['calls']:g} calls"
+
+
+def best_per_budget(rows: list[dict]) -> list[dict]:
+    """The rows that no row of as few or fewer network calls betters in FID, by calls."""
+    points = [(row["calls"], row["fid"]) for row in rows]
+    return [rows[place] for place in front(points, higher_is_better=False)]
+
+
+def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]:
+    """Writes table.md, results.csv and plots; prints the table and the best of each budget.
+
+    `keys` are those that were varied, in the order of the command line.
+    """
+    measured = ["calls", "fid", "kid", *(["accuracy"] if "accuracy" in rows[0] else [])]
+    columns = [*keys, *measured]
+    ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
+    best = best_per_budget(rows)
+    cells = [[str(row[key]) for key in keys] + figures(row, measured) for row in ordered]
+    marks = ["best of its budget" if row in best else "" for row in ordered]
+    header = f"FID and KID at {rows[0]['protocol']}; floors {rows[0]['fid_floor']:.4g} and "
+    header += f"{rows[0]['kid_floor']:.2g}"
+    if "accuracy" in measured:
+        header += f"; {rows[0]['accuracy_floor']:.1%} of test images are read as their class"
+    lines = [header, "", "| " + " | ".join([*columns, ""]) + " |"]
+    lines.append("| " + " | ".join("---" for _ in [*columns, ""]) + " |")
+    lines += [
+        "| " + " | ".join([*row, mark]) + " |" for row, mark in zip(cells, marks, strict=True)
+    ]
+    write_atomically(folder / "table.md", "\n".join(lines) + "\n")
+    others = [n for n in rows[0] if f"{n}_floor" in rows[0] and n not in measured]
+    floors = [f"{name}_floor" for name in [*measured, *others] if name != "calls"]
+    names = [*columns, *others, *floors, "protocol"]
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(ordered)
+    plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
+    if SCALE in keys:
+        plots.against_scale(ordered, [key for key in keys if key != SCALE], folder / "scale.png")
+    table = Table(*columns, "", title=header)
+    for row, mark in zip(cells, marks, strict=True):
+        table.add_row(*row, mark)
+    console.print(table)
+    for row in best:
+        say(f"up to {row['calls']:g} network calls: {describe(row, keys)}")
+    say(f"Table and plot: {folder}")
+    return {"folder": str(folder), "rows": ordered, "best": best}
+
+
+def figures(row: dict, names: list[str]) -> list[str]:
+    """These figures of a row as they are printed."""
+    return [FORMATS[name].format(row[name]) for name in names]

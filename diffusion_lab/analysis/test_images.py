@@ -1,0 +1,185 @@
+"""What a run makes of test images: their likelihood, their noise, their missing parts."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.images import save_png, to_uint8
+from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.randomness import SampleNoise, mix_seed
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import DenoiseFn
+from diffusion_lab.diffusion.guidance import keep_known
+from diffusion_lab.diffusion.likelihood import GREY_STEP, bits_per_dim, log_likelihood
+from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
+from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
+from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
+from diffusion_lab.first_stage import Pixels
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.runs import opening as trained_run
+
+TRACES = ("hutchinson", "exact")
+PROBES = 0x70726F6265  # keeps these draws apart from others of the same seed
+# region -> whether (row, column), each in [0, 1), is missing
+REGIONS = {
+    "left": lambda row, column: column < 0.5,
+    "right": lambda row, column: column >= 0.5,
+    "top": lambda row, column: row < 0.5,
+    "bottom": lambda row, column: row >= 0.5,
+    "center": lambda row, column: ((row - 0.5).abs() < 0.25) & ((column - 0.5).abs() < 0.25),
+    "outside": lambda row, column: ((row - 0.5).abs() >= 0.25) | ((column - 0.5).abs() >= 0.25),
+}
+
+
+def likelihood(cfg: DictConfig) -> dict[str, float]:
+    """Bits a dimension of the first `cfg.num_images` test images, mean and standard error."""
+    if cfg.trace not in TRACES:
+        raise UserError(f"trace={cfg.trace} is unknown; use one of {', '.join(TRACES)}")
+    check_solver(cfg)
+    opened = trained_run.open_run(cfg)
+    require_pixels(opened, "likelihood is that of pixels")
+    bits = []
+    for ids, images, labels in held_out_batches(cfg, opened):
+        noise = SampleNoise(mix_seed(cfg.seed, PROBES), ids, opened.device)
+        x0 = opened.model.first_stage.encode(images)
+        # uniform from the normal's own distribution function, each image with its own
+        x0 = x0 + GREY_STEP * (torch.special.ndtr(noise(x0.shape[1:])) - 0.5)
+        probe = noise(x0.shape[1:]).sign() if cfg.trace == "hutchinson" else None
+        denoise = function_of_state(opened.model.denoiser, labels)
+        with opened.autocast, as_user_error():
+            nats = log_likelihood(
+                denoise, x0, opened.model.schedule, probe, cfg.tolerance, cfg.steps
+            )
+        bits.append(bits_per_dim(nats, x0[0].numel()))
+    bits = torch.cat(bits)
+    result = {"bits_per_dim": bits.mean().item(), "num_images": len(bits)}
+    if len(bits) > 1:
+        result["standard_error"] = (bits.std() / math.sqrt(len(bits))).item()
+    error = f" +- {result['standard_error']:.4f}" if len(bits) > 1 else ""
+    say(f"{result['bits_per_dim']:.4f}{error} bits a dimension of {len(bits)} test images")
+    return result
+
+
+def encode_images(cfg: DictConfig) -> dict[str, object]:
+    """Test images to noise and back: a picture of the three, and how close the last is."""
+    require_whole_numbers(cfg, {"columns": 1})
+    check_solver(cfg)
+    opened = trained_run.open_run(cfg)
+    require_pixels(opened, "encode shows noise as a picture")
+    solver = AdaptiveRungeKutta(cfg.steps, UniformLogSNR(SMALLEST_RATIO), cfg.tolerance)
+    rows, errors = [], []
+    for _, images, labels in held_out_batches(cfg, opened):
+        x0 = opened.model.first_stage.encode(images)
+        denoise = function_of_state(opened.model.denoiser, labels)
+        with torch.inference_mode(), opened.autocast, as_user_error():
+            noise = encode(denoise, x0, opened.model.schedule, cfg.tolerance, cfg.steps)
+            back = solver(denoise, noise, opened.model.schedule)
+        errors.append((back - x0).square().flatten(1).mean(1))
+        decode = opened.model.first_stage.decode
+        # two standard deviations of noise span the grey scale
+        rows.append([images, to_uint8(noise / 2)[:, : images.shape[1]], decode(back)])
+    images, noise, back = (torch.cat(column).cpu() for column in zip(*rows, strict=True))
+    parts = []
+    for start in range(0, len(images), cfg.columns):
+        for row in (images, noise, back):
+            row = row[start : start + cfg.columns]
+            parts.append(
+                torch.cat([row, row.new_full((cfg.columns - len(row), *row.shape[1:]), 255)])
+            )
+    path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / "encode.png")
+    save_png(opened.datamodule.picture(torch.cat(parts), cfg.columns), path)
+    mean_error = torch.cat(errors).mean().item()
+    # images span 2
+    result = {"psnr": 10 * math.log10(4 / max(mean_error, 1e-12)), "picture": str(path)}
+    say(f"images, noise and reconstructions: {path}")
+    say(f"PSNR of the reconstructions: {result['psnr']:.1f} dB")
+    return result
+
+
+def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Draws a missing region of test images anew; a row an image: whole, known, variants."""
+    if cfg.region not in REGIONS:
+        raise UserError(f"region={cfg.region} is unknown; use one of {', '.join(REGIONS)}")
+    require_whole_numbers(cfg, {"variants": 1})
+    check_images(cfg)
+    opened = trained_run.open_run(cfg)
+    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    pipeline = opened.pipeline(cfg)
+    shapes = opened.datamodule.image_shape, opened.model.denoiser.image_shape
+    # of pixels, to be shown, and of what is diffused
+    shown, known = (~missing(cfg.region, *shape[1:]).to(opened.device) for shape in shapes)
+    pictures = []
+    for ids, images, labels in held_out_batches(cfg, opened, "Inpainting"):
+        columns = [images, torch.where(shown, images, 127).to(torch.uint8)]
+        x0 = opened.model.first_stage.encode(images)
+        for variant in range(cfg.variants):
+            with opened.autocast:
+                columns.append(
+                    pipeline(
+                        ids,
+                        mix_seed(cfg.seed, variant),
+                        labels,
+                        constrain=partial(keep_known, known=x0, mask=known),
+                    )
+                )
+        pictures.append(torch.stack(columns, 1).flatten(0, 1).cpu())
+    path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / f"inpaint_{cfg.region}.png")
+    save_png(opened.datamodule.picture(torch.cat(pictures), 2 + cfg.variants), path)
+    say(f"image, what is known of it, and {cfg.variants} variants: {path}")
+    return {"picture": str(path)}
+
+
+def require_pixels(opened: trained_run.OpenRun, reason: str) -> None:
+    """Raises UserError where latents are diffused."""
+    if not isinstance(opened.model.first_stage, Pixels):
+        raise UserError(f"{reason}; this run diffuses the latents of an encoder")
+
+
+def function_of_state(denoiser: Denoiser, labels: Tensor | None) -> DenoiseFn:
+    """The conditional model without memory of earlier calls, as an ODE needs it."""
+    return lambda x, level: denoiser(x, level, labels)
+
+
+def missing(region: str, height: int, width: int) -> Tensor:
+    """Where an image is to be drawn anew, (height, width) bool."""
+    row = (torch.arange(height) + 0.5) / height
+    column = (torch.arange(width) + 0.5) / width
+    return REGIONS[region](row[:, None].expand(height, width), column.expand(height, width))
+
+
+def check_images(cfg: DictConfig) -> None:
+    """Raises UserError for numbers that make no sense."""
+    require_whole_numbers(cfg, {"num_images": 1, "batch_size": 1, "seed": 0})
+
+
+def check_solver(cfg: DictConfig) -> None:
+    """Raises UserError for settings that the adaptive solver cannot take."""
+    check_images(cfg)
+    require_whole_numbers(cfg, {"steps": 1})
+    if not isinstance(cfg.tolerance, float | int) or not cfg.tolerance > 0:
+        raise UserError(f"tolerance={cfg.tolerance} must be a number above 0, as in 1e-3")
+
+
+def held_out_batches(
+    cfg: DictConfig, opened: trained_run.OpenRun, description: str = "Test images"
+) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+    """Ids, images (b, C, H, W) uint8 as trained on, and labels of the first test images."""
+    with as_user_error():
+        opened.datamodule.prepare_data()
+        images, labels = opened.datamodule.held_out(cfg.num_images, "num_images")
+    conditional = opened.model.denoiser.conditioning.conditional
+    starts = range(0, cfg.num_images, cfg.batch_size)
+    with progress_bar(description, len(starts)) as advance:
+        for start in starts:
+            chosen = slice(start, start + cfg.batch_size)
+            ids = list(range(cfg.num_images))[chosen]
+            wanted = labels[chosen].to(opened.device) if conditional else None
+            yield ids, images[chosen].to(opened.device), wanted
+            advance()

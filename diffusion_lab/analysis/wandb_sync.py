@@ -1,0 +1,86 @@
+"""W&B runs that wait on the disk for their upload, and the upload, by W&B's own `wandb sync`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.progress import say
+from diffusion_lab.runs.folder import ABANDONED
+from diffusion_lab.runs.lock import is_locked
+
+
+@dataclass(frozen=True)
+class OfflineRun:
+    """The file run-<id>.wandb of one start of a run."""
+
+    file: Path
+
+    @property
+    def run_id(self) -> str:
+        """Of W&B; the starts of a run that was resumed share it."""
+        return self.file.stem.removeprefix("run-")
+
+    @property
+    def uploaded(self) -> bool:
+        """Whether W&B has marked the file as uploaded, and nothing was written to it since."""
+        mark = self.file.with_suffix(".wandb.synced")
+        return mark.exists() and mark.stat().st_mtime >= self.file.stat().st_mtime
+
+
+def find(paths: Iterable[Path]) -> list[OfflineRun]:
+    """The offline runs at and below the paths, by time.
+
+    A path that is W&B's own file, or the folder of one, is taken even if that run was online: its
+    upload may have been cut short. Those below it of runs that were abandoned, or are being
+    trained, are left out, which is said. Raises UserError for a path that does not exist.
+    """
+    found = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give a run folder, or one that holds some")
+        named = [path] if path.is_file() else list(path.glob("*.wandb"))
+        below = [] if path.is_file() else _to_be_kept(path)
+        for file in [*named, *below]:
+            if file.suffix != ".wandb":
+                raise UserError(f"{file} is no file of W&B's; those end in .wandb")
+            found[file.resolve()] = file
+    return [OfflineRun(file) for file in sorted(found.values(), key=lambda file: file.parent.name)]
+
+
+def _to_be_kept(path: Path) -> Iterator[Path]:
+    """The files of offline runs below the path, but for those that have no end yet, or never will.
+
+    Says of each run folder whose are left out, and why.
+    """
+    left_out = {}
+    for file in sorted(path.glob("**/offline-run-*/*.wandb")):
+        run = file.parents[2]  # run/wandb/offline-run-<time>-<id>/run-<id>.wandb
+        if ABANDONED in file.relative_to(path).parts:
+            left_out[run] = "it was abandoned"
+        elif is_locked(run):
+            left_out[run] = "it is being trained"
+        else:
+            yield file
+    for run, why in left_out.items():
+        say(f"left out   {run}: {why}")
+
+
+def upload(runs: list[OfflineRun]) -> None:
+    """Uploads; raises UserError, with the number of those that are still here, if W&B fails."""
+    # all were chosen already; those that were marked have grown since
+    options = ["--yes", "--include-online", "--include-synced"]
+    command = [sys.executable, "-m", "wandb", "sync", *options, *(str(run.file) for run in runs)]
+    # in a process of W&B's own: one that has served an offline run marks files and sends none
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    environment["WANDB_MODE"] = "online"
+    subprocess.run(command, env=environment, stdout=sys.stderr.fileno())
+    left = sum(not run.uploaded for run in runs)
+    if left:
+        raise UserError(
+            f"{left} of {len(runs)} were not uploaded, for the reason that W&B gives above; they "
+            "are still here, and the same command tries again"
+        )

@@ -1,0 +1,169 @@
+"""A W&B workspace and a report that compare runs: sections of panels over the names of `names`.
+
+Built without a server; saving them needs one. Needs the package wandb-workspaces.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+from diffusion_lab.metrics import names
+
+GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
+OF_COVERAGE = "^(precision|recall|density|coverage)/"  # on their own number of images
+BY_LEVEL = "^val_by_level/"
+TITLE = "Diffusion models compared"
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """What is compared: runs of a project, or of one W&B group of it, grouped by an option.
+
+    `protocol` is that of the figures, as their names have it: efficientnet_lite0-96/train60k-5k.
+    `group_by` is a key of `choices` in a run's configuration. Bars and curves are means over the
+    runs with the same option, within the least and the greatest.
+    """
+
+    project: str
+    entity: str
+    protocol: str
+    group_by: str
+    group: str | None
+
+    @property
+    def key(self) -> str:
+        """Of the run's configuration."""
+        return f"choices.{self.group_by}"
+
+    def sections(self) -> dict[str, list]:
+        """Panels by the title of their section."""
+        fid, kid = (names.figure(kind, self.protocol) for kind in ("fid", "kid"))
+        floors = [names.figure(kind, self.protocol) for kind in ("fid_floor", "kid_floor")]
+        return {
+            "Generated images": [
+                self._bars("FID", fid),
+                self._curve("FID, and that of real images", [fid, floors[0]]),
+                self._curve("FID by time", [fid], x=names.SECONDS),
+                self._bars("KID", kid),
+                self._curve("KID, and that of real images", [kid, floors[1]]),
+                self._curve("Precision, recall, density, coverage", regex=OF_COVERAGE),
+            ],
+            "Samples": [
+                wr.MediaBrowser(
+                    title="The same samples in training",
+                    media_keys=[f"{names.GRIDS}/samples"],
+                    gallery_axis="step",
+                ),
+                wr.WeavePanelSummaryTable(table_name=names.SAMPLES),
+            ],
+            "Held-out images": [
+                self._curve("Loss", ["val/loss"]),
+                self._curve("Loss by time", ["val/loss"], x=names.SECONDS),
+                self._curve("Loss by noise level", regex=BY_LEVEL),
+            ],
+            "Training": [
+                self._curve("Loss", ["train/loss"]),
+                self._curve("Learning rate", ["train/lr"]),
+                self._curve("Images a second", ["train/images_per_second"]),
+            ],
+            "Cost": [
+                self._scatter("FID by parameters", "parameters", fid),
+                self._scatter("FID by time", "training_seconds", fid),
+            ],
+            "Configurations": [
+                wr.ParallelCoordinatesPlot(
+                    title="Options and FID",
+                    columns=[
+                        *(
+                            wr.ParallelCoordinatesPlotColumn(wr.Config(f"choices.{group}"), group)
+                            for group in GROUPS
+                        ),
+                        wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(fid), "FID"),
+                    ],
+                ),
+                wr.RunComparer(diff_only="split"),
+            ],
+            "Autoencoders": [
+                self._curve("PSNR", ["val/psnr"]),
+                self._curve("SSIM", ["val/ssim"]),
+                wr.MediaBrowser(
+                    title="Images, and what came back of them",
+                    media_keys=[f"{names.GRIDS}/reconstructions"],
+                    gallery_axis="step",
+                ),
+            ],
+        }
+
+    def workspace(self) -> ws.Workspace:
+        """A saved view of the project."""
+        sections = [
+            ws.Section(name=title, panels=panels, is_open=True)
+            for title, panels in self.sections().items()
+        ]
+        return ws.Workspace(
+            entity=self.entity,
+            project=self.project,
+            name=f"{TITLE} by {self.group_by}",
+            sections=sections,
+            settings=ws.WorkspaceSettings(x_axis=names.IMAGES),
+            runset_settings=ws.RunsetSettings(
+                groupby=[ws.Config(self.key)],
+                filters=self._filters(),
+            ),
+        )
+
+    def report(self) -> wr.Report:
+        """A report with a section of panels under each heading."""
+        runs = wr.Runset(
+            entity=self.entity,
+            project=self.project,
+            name=f"by {self.group_by}",
+            groupby=[f"config.{self.key}"],
+            filters=self._filters(),
+        )
+        blocks = [wr.TableOfContents()]
+        for title, panels in self.sections().items():
+            blocks += [wr.H1(title), wr.PanelGrid(runsets=[runs], panels=panels)]
+        return wr.Report(
+            entity=self.entity,
+            project=self.project,
+            title=f"{TITLE} by {self.group_by}",
+            description=f"Figures by the protocol {self.protocol}; lower is better for FID, KID.",
+            blocks=blocks,
+            width="fluid",
+        )
+
+    def _filters(self) -> ws.And | str:
+        return ws.And(ws.Metric("Group") == self.group) if self.group else ""
+
+    def _curve(
+        self,
+        title: str,
+        y: Sequence[str] = (),
+        x: str = names.IMAGES,
+        regex: str | None = None,
+    ) -> wr.LinePlot:
+        return wr.LinePlot(
+            title=title,
+            x=x,
+            title_x=names.AXES[x],
+            y=list(y),
+            metric_regex=regex,
+            groupby=wr.Config(self.key),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+        )
+
+    def _bars(self, title: str, metric: str) -> wr.BarPlot:
+        return wr.BarPlot(
+            title=title,
+            metrics=[metric],
+            groupby=wr.Config(self.key),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+        )
+
+    def _scatter(self, title: str, x: str, y: str) -> wr.ScatterPlot:
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y), log_x=True)

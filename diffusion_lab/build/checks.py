@@ -1,0 +1,113 @@
+"""Cross-checks of a composition, made before anything is built or trained."""
+
+import torch
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.data.augmentation import NonLeaky
+from diffusion_lab.diffusion.guidance import Guidance
+from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.diffusion.sampler import Sampler
+from diffusion_lab.diffusion.schedule import NoiseSchedule
+from diffusion_lab.first_stage import FirstStage
+
+LARGE_GAIN = 1000  # of the network's error, from where on samples of good models go astray
+
+
+def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: str) -> None:
+    """Refuses what cannot be trained, with a sentence saying what to change."""
+    end = schedule(torch.ones(()))
+    reaches_noise = bool(end.alpha == 0)
+    if not objective.prediction.x0_gain(end).isfinite():
+        raise UserError(
+            f"objective/prediction={option(objective)} cannot tell the image on pure noise, and "
+            "this schedule reaches it (alpha = 0 at t = 1); use objective/prediction=v, flow or "
+            "x0, or a schedule that keeps some signal, such as schedule=cosine"
+        )
+    if noise_label == "index" and schedule.discrete_steps is None:
+        raise UserError(
+            "denoiser.noise_label=index counts the levels of a table, and this schedule has none; "
+            "use denoiser.noise_label=time, or a discrete schedule such as schedule=ddpm_linear"
+        )
+    if noise_label == "log_sigma" and reaches_noise:
+        raise UserError(
+            "denoiser.noise_label=log_sigma is infinite on pure noise, which this schedule "
+            "reaches; use denoiser.noise_label=time"
+        )
+    if objective.variance_loss is not None and (schedule.discrete_steps or 0) < 2:
+        raise UserError(
+            "objective.variance_loss compares neighbouring levels of a table, and this schedule "
+            "has none; use objective/variance_loss=none, or a discrete schedule such as "
+            "schedule=ddpm_linear"
+        )
+
+
+def check_first_stage(first_stage: FirstStage, augmentation: NonLeaky | None) -> None:
+    """Refuses latents that are computed once of images that change."""
+    if augmentation is not None and first_stage.cache:
+        raise UserError(
+            "augmentation=non_leaky changes the images at each step, so that their latents cannot "
+            "be kept; write first_stage.cache=false, or augmentation=none with data.flip=true"
+        )
+
+
+def advice(
+    schedule: NoiseSchedule,
+    objective: Objective,
+    guidance: Guidance,
+    augmentation: NonLeaky | None = None,
+    flipped: bool = False,
+    latents: bool = False,
+) -> list[str]:
+    """Sentences on what can be trained but may disappoint; `flipped` is `data.flip`.
+
+    `latents` are unbounded, so that nothing is to be clipped.
+    """
+    lines = []
+    end, prediction = schedule(torch.ones(())), objective.prediction
+    # relative to the size of the output: an unscaled score is small where its gain is large
+    gain = float(prediction.x0_gain(end) * torch.hypot(*prediction.mix(end)))
+    if gain > LARGE_GAIN and guidance.clip is None:
+        remedy = "" if latents else "sample with guidance.clip=1, or "
+        lines.append(
+            f"objective/prediction={option(objective)} multiplies the network's error by "
+            f"{gain:.0f} on the noisiest level; {remedy}use objective/prediction=v"
+        )
+    if flipped and augmentation is not None and augmentation.flip_x:
+        lines.append(
+            "data.flip=true mirrors images without telling the network, so that half of the "
+            "samples will be mirrored; write data.flip=false, as augmentation.flip_x=true tells it"
+        )
+    return lines
+
+
+def option(objective: Objective) -> str:
+    """The name of the prediction among the options of objective/prediction."""
+    return type(objective.prediction).__name__.lower()
+
+
+def check_sampling(
+    schedule: NoiseSchedule,
+    objective: Objective,
+    sampler: Sampler,
+    guidance: Guidance,
+    conditional: bool,
+) -> None:
+    """Refuses what cannot be sampled from a model, before it is trained for hours."""
+    sampler.time_grid(schedule, sampler.steps)  # says itself if it does not fit
+    if getattr(sampler, "variance", None) == "learned" and objective.variance_loss is None:
+        raise UserError(
+            "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "
+            "use sampler.variance=fixed_small with this one"
+        )
+    if guidance.weak_run is not None:
+        return  # which takes the place of the unconditional model
+    if guidance.scale not in (0, 1) and not conditional:
+        raise UserError(
+            f"guidance.scale={guidance.scale} needs a model trained on labels; use guidance=none, "
+            "or train with conditioning=class_label"
+        )
+    if guidance.scale != 1 and conditional and objective.label_dropout == 0:
+        raise UserError(
+            f"guidance.scale={guidance.scale} uses the unconditional model, which "
+            "objective.label_dropout=0 never trains; write objective.label_dropout=0.1 in training"
+        )

@@ -1,0 +1,12 @@
+"""Where the configuration groups are."""
+
+from pathlib import Path
+
+import diffusion_lab
+
+
+def conf_dir() -> Path:
+    """The configuration groups: inside an installed package, beside it in a checkout."""
+    package = Path(diffusion_lab.__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"

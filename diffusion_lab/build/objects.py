@@ -1,0 +1,108 @@
+"""From a composed configuration to objects; shapes are facts that flow from the data."""
+
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from diffusion_lab.backbone.base import checkpoint_activations
+from diffusion_lab.build.checks import check_first_stage, check_sampling, check_training
+from diffusion_lab.build.errors import as_user_error
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.augmentation import NonLeaky
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.diffusion.schedule import NoiseSchedule
+from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained, and what gives it meaning."""
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    objective: Objective
+    first_stage: FirstStage
+    augmentation: NonLeaky | None
+
+
+def build_datamodule(cfg: DictConfig) -> ImageDataModule:
+    """The data of a configuration; nothing is read yet."""
+    with as_user_error():
+        return instantiate(cfg.data)
+
+
+def build_model(
+    cfg: DictConfig, image_shape: tuple[int, int, int], num_classes: int, device: str = "cpu"
+) -> Model:
+    """Denoiser, schedule and objective for images of `image_shape`; refuses what cannot work.
+
+    On the device "meta" the denoiser takes neither time nor memory.
+    """
+    with as_user_error():
+        schedule = instantiate(cfg.schedule)
+        first_stage = instantiate(cfg.first_stage)
+        objective = instantiate(with_data_std(cfg.objective, first_stage.data_std))(
+            schedule=schedule
+        )
+        augmentation = instantiate(cfg.get("augmentation"))  # a run may be older than this group
+        explodes = bool(schedule(torch.ones(())).sigma > 1 + 1e-6)
+        discrete = schedule.discrete_steps is not None
+        label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
+        if label == "auto":
+            label = "log_sigma" if explodes else "index" if discrete else "time"
+        if std == "auto":
+            std = first_stage.data_std if explodes else None
+        check_training(schedule, objective, label)
+        check_first_stage(first_stage, augmentation)
+        with torch.device(device):
+            denoiser = Denoiser(
+                backbone=instantiate(cfg.backbone),
+                conditioning=instantiate(cfg.conditioning),
+                prediction=objective.prediction,
+                image_shape=first_stage.latent_shape(image_shape),
+                num_classes=num_classes,
+                noise_label=label,
+                input_std=std,
+                # a run may be older than this key
+                self_conditioning=cfg.denoiser.get("self_conditioning", False),
+                learned_variance=objective.variance_loss is not None,
+                augmentation_labels=augmentation.values if augmentation else 0,
+            )
+        again = cfg.get("activation_checkpointing", False)  # a run may be older than this key
+        if not isinstance(again, bool):
+            raise UserError(f"activation_checkpointing={again} is unknown; use true or false")
+        if again:
+            checkpoint_activations(denoiser.backbone)
+    return Model(denoiser, schedule, objective, first_stage, augmentation)
+
+
+def with_data_std(objective: DictConfig, std: float) -> DictConfig:
+    """A copy of `cfg.objective` in which each data_std=auto is `std`."""
+    objective = objective.copy()
+    for part in (objective.get("prediction"), objective.get("weighting")):
+        if part and part.get("data_std") == "auto":
+            part.data_std = std
+    return objective
+
+
+def build_pipeline(
+    cfg: DictConfig, model: Model, num_classes: int, weak: Denoiser | None = None
+) -> Pipeline:
+    """Sampling as `cfg.sampler` and `cfg.guidance` say; `weak` is the denoiser of its weak_run."""
+    with as_user_error():
+        sampler, guidance = instantiate(cfg.sampler), instantiate(cfg.guidance)
+        check_sampling(
+            model.schedule,
+            model.objective,
+            sampler,
+            guidance,
+            model.denoiser.conditioning.conditional,
+        )
+    return Pipeline(
+        model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes, weak
+    )

@@ -1,0 +1,77 @@
+"""Pictures: uint8 in [0, 255] <-> float in [-1, 1], padding, grids and PNG files.
+
+B batch, C channels, H height, W width in pixels.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from diffusion_lab.common.files import replacing
+
+GAP = 2  # pixels between the images of a grid
+ENLARGED = 2  # times, in a PNG
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in [0, 255] -> float32 in [-1, 1]."""
+    return images.to(torch.float32).div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float in [-1, 1] -> uint8, rounded to the nearest value and clipped; inverts `to_float`."""
+    # float32 first: bf16 has 8 bits, too few to round with
+    return ((images.to(torch.float32) + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def pad_to(images: Tensor, size: int, value: int = 0) -> Tensor:
+    """Centres (B, C, H, W) in (B, C, size, size); ValueError if the images are larger."""
+    height, width = images.shape[-2:]
+    if size < max(height, width):
+        raise ValueError(f"{height}x{width} images cannot be padded to {size}x{size}")
+    top, left = (size - height) // 2, (size - width) // 2
+    borders = (left, size - width - left, top, size - height - top)
+    return F.pad(images, borders, value=value)
+
+
+def crop_to(images: Tensor, height: int, width: int) -> Tensor:
+    """The centre of (B, C, H, W) as (B, C, height, width); undoes `pad_to`."""
+    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
+def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:
+    """uint8 (B, C, H, W) in reading order -> one uint8 picture (C, rows, columns), white between.
+
+    `gap` is in pixels; places that the last row leaves over are white.
+    """
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    picture = images.new_full(
+        (channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255
+    )
+    for index, image in enumerate(images):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        picture[:, top : top + height, left : left + width] = image
+    return picture
+
+
+def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:
+    """Writes uint8 (C, H, W), C = 1 or 3, enlarged `scale` times without blurring.
+
+    The file appears whole or not at all.
+    """
+    pixels = picture.cpu().repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        as_pil(pixels).save(file, format="png", optimize=True)
+
+
+def as_pil(picture: Tensor) -> Image.Image:
+    """uint8 (C, H, W), C = 1 or 3, as an image of Pillow's."""
+    array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
+    return Image.fromarray(array.cpu().numpy())

@@ -1,0 +1,64 @@
+"""Tensors that are computed once and kept on disk under a hash of what they were computed from."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diffusion_lab.common.files import replacing
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute.distributed import rank_and_world
+
+VERSION = 2  # raised when the same key comes to mean other numbers
+
+
+def cached(
+    folder: Path, name: str, key: dict, compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `compute` returns, from `folder` where it is kept already; the same on every rank.
+
+    `key` (plain values) names everything that the tensors depend on; `name` is for people who look
+    into the folder. All ranks call this, and `compute`, together. A damaged file is replaced.
+    """
+    content = json.dumps({"version": VERSION} | key, sort_keys=True)
+    path = folder / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.pt"
+    rank, world = rank_and_world()
+    found = [_read(path) if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(found)  # other nodes may not see the first one's disk
+    if found[0] is not None:
+        return found[0]
+    tensors = compute()
+    if rank == 0:
+        try:
+            _write(path, tensors)
+        except (OSError, RuntimeError) as error:  # torch.save's own name for a full disk
+            say(f"{path} could not be written, so it is computed anew the next time: {error}")
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    sha256 = hashlib.sha256()
+    for name, tensor in tensors.items():
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(tensor.contiguous().numpy())
+    return sha256.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    try:
+        kept = torch.load(path, weights_only=True)
+        # torch.load does not notice bytes that changed inside a tensor
+        return kept["tensors"] if kept["sha256"] == _digest(kept["tensors"]) else None
+    except Exception:  # whatever a damaged file makes torch.load raise: there is nothing to use
+        return None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        torch.save({"tensors": tensors, "sha256": _digest(tensors)}, file)

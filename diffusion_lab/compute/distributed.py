@@ -1,0 +1,73 @@
+"""Work shared over ranks by sample id."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diffusion_lab.common.errors import UserError
+
+Value = TypeVar("Value")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside distributed runs."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def shard(count: int, rank: int, world: int) -> list[int]:
+    """The ids below `count` that are this rank's: every `world`-th, so shards may be uneven."""
+    return list(range(rank, count, world))
+
+
+def gather_by_id(rows: Tensor, ids: Sequence[int]) -> Tensor:
+    """The rows (n, ...) of all ranks in the order of their ids, on the CPU, on every rank."""
+    world = rank_and_world()[1]
+    rows = rows.cpu()
+    if world == 1:
+        return rows
+    shards: list[tuple[Tensor, list[int]]] = [None] * world
+    dist.all_gather_object(shards, (rows, list(ids)))
+    order = torch.tensor([i for _, shard_ids in shards for i in shard_ids]).argsort()
+    return torch.cat([rows for rows, _ in shards])[order]
+
+
+def on_rank_zero(compute: Callable[[], Value]) -> Value:
+    """What `compute` returns, on every rank, where rank 0 alone calls it.
+
+    What it raises reaches every rank, so that none waits: the others as one sentence, a UserError.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return compute()
+    value, failure = None, None
+    if rank == 0:
+        try:
+            value = compute()
+        except Exception as error:  # whatever it is, the others must hear of it
+            failure = error
+    # an exception itself may not survive the way
+    sent = [value, None if failure is None else _sentence(failure)]
+    dist.broadcast_object_list(sent, src=0)
+    if failure is not None:
+        raise failure
+    value, reason = sent
+    if reason is not None:
+        raise UserError(f"the first process stopped: {reason}")
+    return value
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def of_all_ranks(value: object) -> list[object]:
+    """The value of each rank, in order, on every rank."""
+    values = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values

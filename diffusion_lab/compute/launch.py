@@ -1,0 +1,196 @@
+"""Several processes: one a device, started by torchrun, or found already started."""
+
+import logging
+import os
+import re
+import signal
+import sys
+import uuid
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from omegaconf import DictConfig, ListConfig
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from diffusion_lab.common.errors import Stopped, UserError
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute import slurm
+from diffusion_lab.compute.distributed import rank_and_world
+
+SECONDS_TO_STOP_IN = 3600  # a second Ctrl-C stops at once
+PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
+
+
+def accelerator_of(trainer: DictConfig) -> str:
+    """`cuda` or `cpu`, as `trainer.accelerator` says or as the machine has it."""
+    name = {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cuda", "cpu"):
+        raise UserError(f"trainer.accelerator={name} is not supported; use auto, gpu or cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu, but no GPU is visible; use trainer=cpu")
+    return name
+
+
+def processes(trainer: DictConfig) -> tuple[int, int]:
+    """How many processes a node runs, one a device, and how many nodes there are.
+
+    Where srun or torchrun has started them, `auto` is what there is. Raises UserError where that is
+    not what was asked for.
+    """
+    nodes = trainer.num_nodes
+    if nodes != "auto" and not (type(nodes) is int and nodes >= 1):
+        raise UserError(f"trainer.num_nodes={nodes} must be auto or a whole number of at least 1")
+    if not in_launched_process():
+        return devices_per_node(trainer), 1 if nodes == "auto" else nodes
+    devices, there = started()
+    asked = devices if trainer.devices == "auto" else devices_per_node(trainer)
+    if (asked, there if nodes == "auto" else nodes) != (devices, there):
+        raise UserError(
+            f"trainer.devices={trainer.devices} and trainer.num_nodes={nodes} are not what was "
+            f"started, {devices} on each of {there} nodes; leave both out, or start as many "
+            "(with hydra/launcher=slurm by hydra.launcher.tasks_per_node and nodes)"
+        )
+    if accelerator_of(trainer) == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(
+            f"{devices} processes were started on this node, and {torch.cuda.device_count()} GPUs "
+            "are visible to this one; give the job gpus_per_node and not gpus_per_task"
+        )
+    return devices, there
+
+
+def started() -> tuple[int, int]:
+    """Processes a node and nodes, as torchrun or srun has started them."""
+    if TorchElasticEnvironment.detect():
+        a_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        return a_node, int(os.environ["WORLD_SIZE"]) // a_node
+    layout = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # as in 4(x2)
+    if not (match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", layout)):
+        raise UserError(
+            f"srun has started {layout} processes on the nodes of this job, which must be equally "
+            "many; write srun --ntasks-per-node=..."
+        )
+    return int(match[1]), int(match[2] or 1)
+
+
+def devices_per_node(trainer: DictConfig) -> int:
+    """How many devices of a node are asked for."""
+    devices = trainer.devices
+    if isinstance(devices, ListConfig) and devices:
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return torch.cuda.device_count() if accelerator_of(trainer) == "cuda" else 1
+    if not str(devices).isdecimal() or int(devices) < 1:
+        raise UserError(
+            f"trainer.devices={devices} must be auto, a number of at least 1, or a list as in [0,2]"
+        )
+    return int(devices)
+
+
+def device_of_process(trainer: DictConfig) -> torch.device:
+    """The device of this process, the way Lightning deals them out: by the rank in the node."""
+    if accelerator_of(trainer) == "cpu":
+        return torch.device("cpu")
+    rank = cluster().local_rank() if in_launched_process() else 0
+    devices = trainer.devices
+    return torch.device("cuda", devices[rank] if isinstance(devices, ListConfig) else rank)
+
+
+def in_launched_process() -> bool:
+    """Whether torchrun (ours or the user's) or srun has already started a process a device."""
+    return TorchElasticEnvironment.detect() or slurm.started_by_srun()
+
+
+def run_on_all_devices(command: str, overrides: list[str], processes: int) -> None:
+    """Runs `diffusion-lab <command> <overrides>` in one process a device and waits for them.
+
+    A job of a sweep is so a group of processes of its own, and one that dies takes the rest of its
+    group with it. Raises Stopped if they failed; they have said why, unless they were killed.
+    """
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            # what it tells of its workers is for those who know it
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # asked to stop, the workers end a step or a validation, and save; it would kill them before
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP_IN))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "diffusion_lab", command, *overrides)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            end = f"was killed by {signal.Signals(-failure.exitcode).name}"
+        else:
+            end = f"ended with code {failure.exitcode}, for what it said above"
+        raise Stopped(f"process {rank} {end}, and the others were ended") from error
+    except SignalException as error:
+        # handed to the processes, which have saved and said how to go on
+        raise KeyboardInterrupt from error
+
+
+def cluster() -> ClusterEnvironment:
+    """What started the processes of this run, for Lightning, which would look for itself.
+
+    It would take a batch script for one of srun's tasks, and warn wherever srun is installed.
+    """
+    if TorchElasticEnvironment.detect():  # also within a job of SLURM
+        return TorchElasticEnvironment()
+    if not slurm.started_by_srun():
+        return LightningEnvironment()
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(started()[0])  # `srun --ntasks` does not say it
+    with warnings.catch_warnings(action="ignore"):
+        return SLURMEnvironment(auto_requeue=False)  # it would save within the signal handler
+
+
+def join_process_group(device: torch.device) -> None:
+    """Connects the processes of a launched run before Lightning does, for what must be agreed."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL sends objects through the current device
+    if not in_launched_process() or dist.is_initialized():
+        return
+    environment = cluster()
+    if environment.world_size() == 1:
+        return
+    os.environ["MASTER_ADDR"] = environment.main_address
+    os.environ["MASTER_PORT"] = str(environment.main_port)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=PATIENCE,
+        rank=environment.global_rank(),
+        world_size=environment.world_size(),
+    )
+
+
+def leave_and_requeue() -> None:
+    """Ends this process, of a run that is saved, and has SLURM start the job again.
+
+    Returns, on rank 0, only if SLURM refuses.
+    """
+    # without waiting for the others: they may have been stopped between two different exchanges
+    if rank_and_world()[0] > 0:
+        sys.exit(0)
+    if refusal := slurm.requeue():
+        say(f"The job is not put back in the queue: {refusal}")
+        return
+    say("The job is back in the queue, and will go on from here.")
+    sys.exit(0)

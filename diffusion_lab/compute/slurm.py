@@ -1,0 +1,114 @@
+"""A job of SLURM: what started this process, whose run it is, and how it is put back in the queue.
+
+A job that is requeued keeps its id, and so finds the run that it has begun.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from diffusion_lab.common.files import write_atomically
+
+RECORD = "slurm_job"  # in the folder of a run that a job of SLURM trains: that job
+SECONDS = 60  # how long one of its commands may take
+
+
+def started_by_srun() -> bool:
+    """Whether srun has started this process as one of a job's tasks.
+
+    A shell that srun or salloc gives to a person is none, nor is a batch script itself.
+    """
+    if not os.environ.get("SLURM_STEP_ID", "").isdecimal():
+        return False
+    several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return several or not has_terminal()
+
+
+def has_terminal() -> bool:
+    """Whether a person types where this process runs: srun gives its tasks no terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))
+    except OSError:
+        return False
+    return True
+
+
+def tasks() -> int:
+    """How many tasks srun has started in this step; 1 outside SLURM."""
+    return int(os.environ["SLURM_STEP_NUM_TASKS"]) if started_by_srun() else 1
+
+
+def step() -> str | None:
+    """The job and the step in it that this process is of, as in 17.0; None outside SLURM."""
+    if not started_by_srun():
+        return None
+    return f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+
+
+def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) -> Path | None:
+    """The folder of the run that this step has begun before it was requeued, if it was.
+
+    A step may begin many runs, and its job may be restarted many times: the run is that of the same
+    command line, from before the last restart.
+    """
+    if step() is None:
+        return None
+    asked = _record(command, overrides)
+    restarts = asked.pop("restarts")
+
+    def is_own(folder: Path) -> bool:
+        found = _read(folder)
+        return found.pop("restarts", restarts) < restarts and found == asked
+
+    folders = [Path(run_dir)] if run_dir else sorted((Path("outputs") / name).glob("*"))
+    owned = [folder for folder in folders if is_own(folder)]
+    return owned[-1] if owned else None
+
+
+def sign(folder: Path, command: str, overrides: list[str]) -> None:
+    """Notes in the folder of a new run which step of which job it belongs to, and its command."""
+    if step():
+        record = json.dumps(_record(command, overrides), indent=2)
+        write_atomically(folder / RECORD, f"{record}\n")
+
+
+def _record(command: str, overrides: list[str]) -> dict[str, object]:
+    return {
+        "step": step(),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "command": command,
+        # without the group of a sweep, which has another name when it is started again
+        "overrides": [each for each in overrides if not each.startswith("logger.group=")],
+    }
+
+
+def _read(folder: Path) -> dict[str, object]:
+    try:
+        found = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def requeue() -> str:
+    """Puts this process's job back in the queue, which ends it; returns why not, or nothing.
+
+    A job that is cancelled, or that SLURM is already requeueing, is no longer running, and left.
+    """
+    job = os.environ["SLURM_JOB_ID"]
+    try:
+        state = _called("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+        if state != "RUNNING":
+            return f"SLURM has it as {state}"
+        _called("scontrol", "requeue", job)
+    except subprocess.CalledProcessError as error:
+        return error.stderr.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return ""
+
+
+def _called(*command: str) -> str:
+    settings = {"capture_output": True, "text": True, "timeout": SECONDS}
+    return subprocess.run(command, check=True, **settings).stdout.strip()

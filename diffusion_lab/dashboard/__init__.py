@@ -1,1 +1,0 @@
-"""Weights & Biases around a run: names, the samples table, uploads, and a workspace to compare."""

@@ -1,0 +1,1 @@
+"""The theory: noise, denoiser, guidance, likelihood, schedules, objectives, samplers."""

@@ -1,0 +1,141 @@
+"""The denoiser: a network and its prediction type become an estimate of the clean image.
+
+A checkpoint needs to contain nothing else.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.diffusion.estimate import Estimate, Output
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
+from diffusion_lab.diffusion.objective.prediction import Prediction
+
+# How a network is told the noise level, as a float of a few hundred at most in magnitude.
+NOISE_LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {
+    "time": lambda level: 1000 * level.t,
+    "index": lambda level: 1000 * level.t - 1,  # DDPM's and DiT's table index
+    "log_sigma": lambda level: (level.sigma / level.alpha).log() / 4,  # EDM's c_noise
+}
+
+
+class Denoiser(nn.Module):
+    """Any backbone with any prediction type.
+
+    image_shape is (C, H, W) of what is diffused. `input_std`, if given, is the standard deviation
+    of clean data, and the network's input is scaled to unit variance with it (EDM's c_in).
+    With `self_conditioning` the network also sees the estimate before (arXiv:2208.04202), beside x;
+    with `learned_variance` it has a second output for the reverse variance (arXiv:2102.09672).
+    `augmentation_labels` is how many values tell it what was done to its image, if any do.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        conditioning: Callable[..., nn.Module],
+        prediction: Prediction,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        noise_label: str = "time",
+        input_std: float | None = None,
+        self_conditioning: bool = False,
+        learned_variance: bool = False,
+        augmentation_labels: int = 0,
+    ):
+        super().__init__()
+        if noise_label not in NOISE_LABELS:
+            raise ValueError(
+                f"noise_label={noise_label!r} is unknown; use one of {', '.join(NOISE_LABELS)}"
+            )
+        channels, height, width = image_shape
+        self.image_shape = tuple(image_shape)
+        self.prediction = prediction
+        self.noise_label = NOISE_LABELS[noise_label]
+        self.input_std = input_std
+        self.self_conditioning = self_conditioning
+        self.learned_variance = learned_variance
+        self.backbone = backbone(
+            in_channels=channels * (1 + self_conditioning),
+            out_channels=channels * (1 + learned_variance),
+            image_size=(height, width),
+        )
+        self.conditioning = conditioning(
+            num_classes=num_classes, width=self.backbone.condition_width
+        )
+        self.augmentation = None
+        if augmentation_labels:
+            # without a bias, so that an image as it is adds nothing
+            self.augmentation = nn.Linear(
+                augmentation_labels, self.backbone.condition_width, bias=False
+            )
+            nn.init.normal_(self.augmentation.weight, std=0.02)
+
+    def output(
+        self,
+        x: Tensor,
+        level: NoiseLevel,
+        labels: Tensor | None = None,
+        previous: Tensor | None = None,
+        augmentation: Tensor | None = None,
+    ) -> Output:
+        """The raw output of the network for x (B, C, H, W), float32 at least, for the loss.
+
+        `previous` is the last x0 estimate of x's shape, for self-conditioning; None is zeros.
+        `augmentation` (B, augmentation_labels) is what was done to x0; None is nothing, zeros.
+        """
+        return self._output(x, level, labels, previous, augmentation)
+
+    def _output(
+        self,
+        x: Tensor,
+        level: NoiseLevel,
+        labels: Tensor | None,
+        previous: Tensor | None,
+        augmentation: Tensor | None,
+    ) -> Output:
+        # float32 whatever autocast says: bf16 has 507 distinct values below 1000
+        noise = self.noise_label(level).to(torch.float32)
+        if noise.ndim == 0:  # filled in place: a copy from the CPU would wait for a GPU
+            noise = torch.full((len(x),), noise.item(), dtype=torch.float32, device=x.device)
+        else:
+            noise = noise.to(x.device)
+        if self.input_std is not None:
+            total_std = (level.alpha**2 * self.input_std**2 + level.sigma**2).sqrt()
+            x = x / broadcast(total_std, x)
+        if self.self_conditioning:
+            x = torch.cat([x, torch.zeros_like(x) if previous is None else previous.to(x)], 1)
+        condition = self.conditioning(labels, len(x))
+        if self.augmentation is not None:
+            weight = self.augmentation.weight  # (D, values)
+            if augmentation is None:
+                augmentation = weight.new_zeros(len(x), weight.shape[1])
+            condition = condition.joined(self.augmentation(augmentation.to(weight)))
+        output = self.backbone(x, noise, condition)
+        # at least float32 before to_x0, which may multiply its rounding by a hundred
+        output = output.to(torch.promote_types(x.dtype, torch.float32))
+        if not self.learned_variance:
+            return Output(output)
+        value, variance = output.chunk(2, 1)
+        return Output(value, (variance + 1) / 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        level: NoiseLevel,
+        labels: Tensor | None = None,
+        previous: Tensor | None = None,
+        augmentation: Tensor | None = None,
+    ) -> Estimate:
+        """The denoised estimate of x (B, C, H, W) at `level`; labels None = unconditional."""
+        # not `output`: where parameters are shared out, each of the two gathers them
+        value, variance = self._output(x, level, labels, previous, augmentation)
+        return Estimate(self.prediction.to_x0(value, x, level), variance)
+
+    def score(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
+        """The gradient of log p(x) at x (B, C, H, W), of its shape, for any prediction.
+
+        (alpha x0 - x) / sigma^2, by Tweedie's formula (arXiv:2011.13456).
+        """
+        x0 = self(x, level, labels).x0
+        return -noise_of(x, x0, level) / broadcast(level.sigma, x)

@@ -1,0 +1,51 @@
+"""Training objectives: what the network predicts, at which noise levels, with which weight."""
+
+from diffusion_lab.diffusion.objective.loss import Objective
+from diffusion_lab.diffusion.objective.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
+from diffusion_lab.diffusion.objective.time_sampler import (
+    CosineInterpolated,
+    LogitNormal,
+    LogNormal,
+    SecondMoment,
+    TimeSampler,
+    Uniform,
+)
+from diffusion_lab.diffusion.objective.uncertainty import LearnedUncertainty
+from diffusion_lab.diffusion.objective.variance_loss import Hybrid
+from diffusion_lab.diffusion.objective.weighting import (
+    P2,
+    SNR,
+    EDMWeight,
+    MinSNR,
+    Sigmoid,
+    SoftMinSNR,
+    TruncatedSNR,
+    Weighting,
+)
+
+__all__ = [
+    "EDM",
+    "P2",
+    "SNR",
+    "X0",
+    "CosineInterpolated",
+    "EDMWeight",
+    "Eps",
+    "Flow",
+    "Hybrid",
+    "LearnedUncertainty",
+    "LogNormal",
+    "LogitNormal",
+    "MinSNR",
+    "Objective",
+    "Prediction",
+    "Score",
+    "SecondMoment",
+    "Sigmoid",
+    "SoftMinSNR",
+    "TimeSampler",
+    "TruncatedSNR",
+    "Uniform",
+    "V",
+    "Weighting",
+]

@@ -1,0 +1,97 @@
+"""Prediction types: the network's output is F = a x0 + b eps, and (a, b) is all there is to one.
+
+With x = alpha x0 + sigma eps, one inverse serves all: x0 = (sigma F - b x) / (a sigma - b alpha).
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
+
+
+class Prediction(ABC):
+    """What the network predicts."""
+
+    @abstractmethod
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        """(a, b), float64 and of the level's shape."""
+
+    def target(self, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
+        """The output of a perfect network, of x0's shape."""
+        a, b = self.mix(level)
+        return broadcast(a, x0) * x0 + broadcast(b, x0) * eps
+
+    def to_x0(self, output: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
+        """The clean image that this output for x (B, C, H, W) implies; needs sigma > 0."""
+        a, b = self.mix(level)
+        scale = a * level.sigma - b * level.alpha
+        return broadcast(level.sigma / scale, x) * output - broadcast(b / scale, x) * x
+
+    def x0_gain(self, level: NoiseLevel) -> Tensor:
+        """|d x0 / d F|, float64, of the level's shape; infinite where F does not determine x0."""
+        a, b = self.mix(level)
+        return (level.sigma / (a * level.sigma - b * level.alpha)).abs()
+
+
+class X0(Prediction):
+    """The clean image itself."""
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(level.alpha), torch.zeros_like(level.sigma)
+
+
+class Eps(Prediction):
+    """The noise (arXiv:2006.11239); says nothing of x0 on pure noise."""
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(level.alpha), torch.ones_like(level.sigma)
+
+
+class V(Prediction):
+    """alpha eps - sigma x0 (arXiv:2202.00512)."""
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return -level.sigma, level.alpha
+
+
+class Flow(Prediction):
+    """eps - x0, the velocity of the straight path from data to noise (arXiv:2209.03003)."""
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(level.alpha), torch.ones_like(level.sigma)
+
+
+class EDM(Prediction):
+    """Unit-variance residual of the best linear denoiser (arXiv:2206.00364, for any alpha).
+
+    data_std is the standard deviation of the clean data: 0.5 of images in [-1, 1], 1 of latents.
+    """
+
+    def __init__(self, data_std: float = 0.5):
+        if data_std <= 0:
+            raise ValueError(f"objective.prediction.data_std={data_std} must be above 0")
+        self.data_std = data_std
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        total_std = (level.alpha**2 * self.data_std**2 + level.sigma**2).sqrt()
+        return (
+            level.sigma / (self.data_std * total_std),
+            -level.alpha * self.data_std / total_std,
+        )
+
+
+class Score(Prediction):
+    """The gradient of log p(x), -eps / sigma (arXiv:1907.05600); says nothing of x0 on pure noise.
+
+    With `scale_by_sigma` the network's output is divided by sigma, so that what it has to give is
+    of unit size at every level (arXiv:2006.09011, technique 3).
+    """
+
+    def __init__(self, scale_by_sigma: bool = True):
+        self.scale_by_sigma = scale_by_sigma
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        unit = -torch.ones_like(level.sigma)
+        return torch.zeros_like(level.alpha), unit if self.scale_by_sigma else unit / level.sigma

@@ -1,0 +1,216 @@
+"""Time samplers: the noise levels of a training batch, as quantiles of a distribution of t."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.schedule import NoiseSchedule
+
+Gather = Callable[[Tensor], Tensor]  # one process's values (n,) -> those of all, in rank order
+
+
+class TimeSampler(nn.Module, ABC):
+    """Draws noise levels with sigma > 0, from the table where the schedule is discrete.
+
+    A stratified batch of n has one sample in each n-th of the distribution, in random order: the
+    same distribution, and a less noisy mean loss.
+    """
+
+    def __init__(self, stratified: bool = False):
+        super().__init__()
+        self.stratified = stratified
+
+    @abstractmethod
+    def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """The t below which a share u in (0, 1] of all draws lies, (n,) float64."""
+
+    def importance(self, t: Tensor) -> Tensor:
+        """What a loss at t (n,) counts in the mean, (n,) float32."""
+        return torch.ones_like(t, dtype=torch.float32)
+
+    def observe(self, t: Tensor, losses: Tensor, gather: Gather | None = None) -> None:
+        """Takes note of the losses (n,) at t (n,); `gather` brings those of other processes."""
+
+    def forward(
+        self,
+        n: int,
+        schedule: NoiseSchedule,
+        generator: torch.Generator | None = None,
+        part: int = 0,
+        parts: int = 1,
+    ) -> tuple[NoiseLevel, Tensor]:
+        """n levels (n,) and their importance weights (n,) float32, on the generator's device.
+
+        Without a generator that is the CPU; a sampler with buffers answers on theirs. The mean
+        loss is that of (loss x importance). A batch drawn in `parts` calls of equal n, of which
+        this is number `part`, is stratified as a whole.
+        """
+        device = generator.device if generator else "cpu"
+        # (0, 1]: at t = 0 there may be no noise to predict
+        u = 1 - torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+        if self.stratified:
+            # random order: the images of a batch may come in a fixed one
+            order = torch.randperm(n, generator=generator, device=device)
+            u = (order + (part + u) / parts) / n
+        t = self.quantile(u, schedule)
+        # of t as drawn, whose density it undoes exactly: the weighted mean is then that of uniform
+        # draws, rounded, also where the density changes between two points of the table
+        importance = self.importance(t)
+        if schedule.discrete_steps is not None:
+            t = (t * schedule.discrete_steps).ceil().clamp(min=1) / schedule.discrete_steps
+        return schedule(t), importance
+
+
+class Uniform(TimeSampler):
+    """t uniform on (0, 1] (arXiv:2006.11239)."""
+
+    def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
+        return u
+
+
+class LogitNormal(TimeSampler):
+    """log(t / (1 - t)) normal (arXiv:2403.03206)."""
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0, stratified: bool = False):
+        super().__init__(stratified)
+        self.mean, self.std = mean, positive_std(std)
+
+    def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+class LogNormal(TimeSampler):
+    """log(sigma / alpha) normal, EDM's P_mean and P_std (arXiv:2206.00364).
+
+    Draws beyond the schedule's ends are put on them.
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2, stratified: bool = False):
+        super().__init__(stratified)
+        self.mean, self.std = mean, positive_std(std)
+
+    def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
+        log_ratio = self.mean + self.std * torch.special.ndtri(u)
+        return schedule.at_logsnr(-2 * log_ratio).t
+
+
+class CosineInterpolated(TimeSampler):
+    """logSNR between two cosine schedules shifted to noise resolutions (arXiv:2301.11093).
+
+    At `noise_low` = `noise_high` = 1 it is the cosine schedule cut to [logsnr_min, logsnr_max]. A
+    lower `noise_low` adds noise at the noisy end, as much for a resolution of that share of the
+    image's as the cosine has for its own; `noise_high` does at the clean end.
+    """
+
+    def __init__(
+        self,
+        noise_low: float = 1.0,
+        noise_high: float = 1.0,
+        logsnr_min: float = -15.0,
+        logsnr_max: float = 15.0,
+        stratified: bool = False,
+    ):
+        super().__init__(stratified)
+        if not 0 < noise_low <= noise_high:
+            raise ValueError(
+                f"objective.time_sampler.noise_low={noise_low} and noise_high={noise_high} must "
+                "satisfy 0 < noise_low <= noise_high"
+            )
+        if not logsnr_min < logsnr_max:
+            raise ValueError(
+                f"objective.time_sampler.logsnr_min={logsnr_min} must be below "
+                f"logsnr_max={logsnr_max}"
+            )
+        self.shifts = 2 * math.log(noise_low), 2 * math.log(noise_high)
+        self.logsnr_min, self.logsnr_max = logsnr_min, logsnr_max
+
+    def cosine(self, u: Tensor, shift: float) -> Tensor:
+        """logSNR at a share u of the way from the clean end of the shifted cosine schedule."""
+        clean, noisy = (
+            math.atan(math.exp((shift - end) / 2)) for end in (self.logsnr_max, self.logsnr_min)
+        )
+        return shift - 2 * (clean + u * (noisy - clean)).tan().log()
+
+    def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
+        low, high = (self.cosine(u, shift) for shift in self.shifts)
+        return schedule.at_logsnr(torch.lerp(high, low, u)).t
+
+
+class SecondMoment(TimeSampler):
+    """Draws where the loss is large, and weighs that out again (arXiv:2102.09672).
+
+    Each of `bins` equal parts of (0, 1] gets a share in proportion to the root mean square of its
+    last `history` losses; the share `uniform` is spread evenly, as is everything until every part
+    has its history.
+    """
+
+    def __init__(
+        self,
+        bins: int = 100,
+        history: int = 10,
+        uniform: float = 0.001,
+        stratified: bool = False,
+    ):
+        super().__init__(stratified)
+        if bins < 2:
+            raise ValueError(f"objective.time_sampler.bins={bins} must be 2 or more")
+        if history < 1:
+            raise ValueError(f"objective.time_sampler.history={history} must be 1 or more")
+        if not 0 < uniform <= 1:
+            raise ValueError(f"objective.time_sampler.uniform={uniform} must be in (0, 1]")
+        self.uniform = uniform
+        self.register_buffer("history", torch.zeros(bins, history))  # a ring for each part
+        self.register_buffer("count", torch.zeros(bins, dtype=torch.int64))  # losses ever seen
+
+    def probabilities(self) -> Tensor:
+        """The share of draws that each part gets, (bins,) float64."""
+        bins, history = self.history.shape
+        rms = self.history.double().square().mean(1).sqrt()
+        learned = (1 - self.uniform) * rms / rms.sum() + self.uniform / bins
+        known = (self.count >= history).all() & (rms.sum() > 0)
+        return torch.where(known, learned, torch.full_like(learned, 1 / bins))
+
+    def part_of(self, t: Tensor) -> Tensor:
+        """The index (n,) of the part of (0, 1] in which t (n,) lies."""
+        bins = len(self.count)
+        # t may be a table's point on the upper edge of its part, give or take a rounding
+        return (t * bins - 1e-6).floor().long().clamp(0, bins - 1)
+
+    def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
+        share = self.probabilities()
+        u = u.to(share.device)
+        index = torch.searchsorted(share.cumsum(0), u).clamp(max=len(share) - 1)
+        inside = (u - (share.cumsum(0) - share)[index]) / share[index]
+        return (index + inside.clamp(0, 1)) / len(share)
+
+    def importance(self, t: Tensor) -> Tensor:
+        share = self.probabilities()
+        return (1 / (len(share) * share[self.part_of(t)])).float()
+
+    def observe(self, t: Tensor, losses: Tensor, gather: Gather | None = None) -> None:
+        if gather is not None:
+            t, losses = gather(t), gather(losses)
+        bins, history = self.history.shape
+        part = self.part_of(t)
+        hits = (part[:, None] == torch.arange(bins, device=part.device)).long()  # (n, bins)
+        new = hits.sum(0)
+        place = hits.cumsum(0).gather(1, part[:, None])[:, 0] - 1  # among the hits of its part
+        slot = (self.count[part] + place) % history
+        # what this very call overwrites goes to a column that is thrown away: a GPU writes in any
+        # order, and picking out the rest would wait for it
+        slot = torch.where(place < new[part] - history, history, slot)
+        ring = torch.cat([self.history, torch.zeros_like(self.history[:, :1])], 1)
+        ring[part, slot] = losses.to(ring.dtype)
+        self.history.copy_(ring[:, :history])
+        self.count += new
+
+
+def positive_std(std: float) -> float:
+    """std itself, refused unless above 0."""
+    if std <= 0:
+        raise ValueError(f"objective.time_sampler.std={std} must be above 0")
+    return std

@@ -1,0 +1,86 @@
+"""The variational bound that trains a reverse variance: one term of it, at one step of a table."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, posterior
+from diffusion_lab.diffusion.schedule import NoiseSchedule
+
+
+class Hybrid:
+    """weight x N x L_t beside the loss of x0: L_hybrid (arXiv:2102.09672).
+
+    L_t is the bound's term, so N L_t estimates the whole. Its gradient reaches the variance alone.
+    """
+
+    def __init__(self, weight: float = 0.001):
+        if weight <= 0:
+            raise ValueError(
+                f"objective.variance_loss.weight={weight} must be above 0; "
+                "to learn no variance write objective/variance_loss=none"
+            )
+        self.weight = weight
+
+    def __call__(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        x0_hat: Tensor,
+        variance: Tensor,
+        level: NoiseLevel,
+        schedule: NoiseSchedule,
+    ) -> Tensor:
+        """What is added to the loss of each sample, (B,); arguments as for `bound_term`."""
+        term = bound_term(x, x0, x0_hat.detach(), variance, level, schedule)
+        return self.weight * schedule.discrete_steps * term
+
+
+def bound_term(
+    x: Tensor,
+    x0: Tensor,
+    x0_hat: Tensor,
+    variance: Tensor,
+    level: NoiseLevel,
+    schedule: NoiseSchedule,
+) -> Tensor:
+    """L_t in bits per dimension, (B,), for x, x0 and its estimate x0_hat (B, C, H, W).
+
+    Below the first level of the table it is the likelihood of x0 in steps of 2/255, and elsewhere
+    the divergence of q(x_s | x_t, x0) from N(mean given x0_hat, learned variance), s one level
+    below t. `variance` (B, C, H, W) is `Estimate.variance`.
+    """
+    steps = schedule.discrete_steps
+    index = (level.t * steps).round().clamp(min=1)  # 1 is the cleanest level
+    there = schedule((index - 1) / steps)
+    mean, _, large = posterior(x, x0, level, there)
+    guess, _, _ = posterior(x, x0_hat, level, there)
+    # the last step's own variance is 0, and its log is put to that of the step before
+    clipped = index.clamp(min=2)
+    _, small, _ = posterior(x, x0, schedule(clipped / steps), schedule((clipped - 1) / steps))
+    low, high = broadcast(small.log(), x), broadcast(large.log(), x)
+    log_variance = torch.lerp(low, high, variance)
+    divergence = (
+        log_variance
+        - low
+        - 1
+        + (low - log_variance).exp()
+        + (mean - guess).square() * (-log_variance).exp()
+    ) / 2
+    last = broadcast(index, x) == 1
+    nats = torch.where(last, negative_log_likelihood(x0, guess, log_variance), divergence)
+    return nats.flatten(1).mean(1) / math.log(2)
+
+
+def negative_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """-log of the mass that N(mean, variance) has in x0's bin, of x0's shape, in nats.
+
+    Bins are 2/255 wide, and those at -1 and 1 reach to infinity (arXiv:2006.11239).
+    """
+    scale = (-log_variance / 2).exp()
+    below = torch.special.ndtr((x0 - mean - 1 / 255) * scale)
+    above = torch.special.ndtr((x0 - mean + 1 / 255) * scale)
+    below = torch.where(x0 < -0.999, 0, below)
+    above = torch.where(x0 > 0.999, 1, above)
+    return -(above - below).clamp(min=1e-12).log()

@@ -1,0 +1,58 @@
+"""What a sampler is: a walk from noise to data that asks only for the denoised estimate.
+
+All integrate dx = x0 d(alpha) + eps d(sigma), which needs no derivative of the schedule.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.diffusion.estimate import DenoiseFn
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
+from diffusion_lab.diffusion.schedule import NoiseSchedule
+
+
+class Sampler(ABC):
+    """Walks down a time grid of `steps` steps; keeps no state between calls."""
+
+    def __init__(self, steps: int, time_grid: TimeGrid):
+        if steps < 1:
+            raise ValueError(f"sampler.steps={steps} must be 1 or more")
+        self.steps = steps
+        self.time_grid = time_grid
+
+    def __call__(
+        self,
+        denoise: DenoiseFn,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Samples (B, C, H, W) from unit noise of that shape, in its dtype.
+
+        `on_step` is called after each step.
+        """
+        levels = self.time_grid(schedule, self.steps)
+        x = levels[0].sigma * noise
+        for state in self.walk(denoise, x, levels, schedule, randn_like):
+            x = state  # a loop, as unpacking would keep every state alive
+            on_step()
+        return x
+
+    @abstractmethod
+    def walk(
+        self,
+        denoise: DenoiseFn,
+        x: Tensor,
+        levels: NoiseLevel,
+        schedule: NoiseSchedule,
+        randn_like: Callable[[Tensor], Tensor],
+    ) -> Iterator[Tensor]:
+        """Yields the state after each step, from x (B, C, H, W) at levels[0].
+
+        `levels` (steps + 1,) fall in noise; the last may be clean data, the others have sigma > 0.
+        """

@@ -1,0 +1,144 @@
+"""Samplers that follow the score through noise: the reverse SDE and Langevin dynamics.
+
+score = (alpha x0 - x) / sigma^2 = -eps / sigma at every level.
+"""
+
+from itertools import pairwise
+
+from torch import Tensor
+
+from diffusion_lab.diffusion.noise import NoiseLevel, jump, noise_of
+from diffusion_lab.diffusion.sampler.ancestral import ancestral_step, check_variance
+from diffusion_lab.diffusion.sampler.base import Sampler
+from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
+
+CORRECTORS = ("langevin", "annealed")
+
+
+class ReverseSDE(Sampler):
+    """Euler-Maruyama for the reverse SDE of any schedule (arXiv:2011.13456).
+
+    dx = x0 d(alpha) + eps d(sigma) - eta^2/2 sigma eps d(logsnr) + eta sigma sqrt(d(logsnr)) z.
+    eta = 1 is the reverse of the forward SDE, eta = 0 the ODE; all share their marginals. Steps too
+    long for the method, the first and the last among them, are Euler steps of the ODE.
+    """
+
+    def __init__(self, steps: int, time_grid: TimeGrid, eta: float = 1.0):
+        super().__init__(steps, time_grid)
+        if eta < 0:
+            raise ValueError(f"sampler.eta={eta} must be 0, for the ODE, or more; 1 is the SDE")
+        self.eta = eta
+
+    def walk(self, denoise, x, levels, schedule, randn_like):
+        for here, there in pairwise(levels):
+            x0 = denoise(x, here).x0
+            drift = self.eta**2 / 2 * here.sigma * (there.logsnr - here.logsnr)
+            after = jump(x, x0, here, there)
+            # Infinite from pure noise and to clean data. A step that would turn eps around is too
+            # long for Euler-Maruyama, whose noise would then be far more than the level's.
+            if 0 < drift <= there.sigma:
+                after = after - drift * noise_of(x, x0, here)
+                after = after + (2 * here.sigma * drift).sqrt() * randn_like(x)
+            x = after
+            yield x
+
+
+def langevin(x: Tensor, eps: Tensor, here: NoiseLevel, size: float | Tensor, z: Tensor) -> Tensor:
+    """x + e score + sqrt(2 e) z with e = size sigma^2: one update of x (B, ...) at its level."""
+    return x + here.sigma * ((2 * size) ** 0.5 * z - size * eps)
+
+
+class AnnealedLangevin(Sampler):
+    """Langevin dynamics at one level after the other (arXiv:1907.05600, arXiv:2006.09011).
+
+    Each of the `corrections` at a level is x += e score + sqrt(2 e) z, e = step_size sigma^2;
+    between levels x / alpha is kept. The end is one denoised estimate. The defaults are NCSNv2's
+    for CIFAR-10, where step_size is epsilon / sigma_L^2 = 6.2e-6 / 0.01^2; separate modes get their
+    weights right with more and larger updates only.
+    Network calls: steps corrections + 1.
+    """
+
+    def __init__(
+        self, steps: int, time_grid: TimeGrid, corrections: int = 5, step_size: float = 0.062
+    ):
+        super().__init__(steps, time_grid)
+        check_corrections(corrections, 1)
+        if not 0 < step_size < 2:
+            raise ValueError(
+                f"sampler.step_size={step_size} must be above 0 and below 2, where the dynamics "
+                "diverge; NCSNv2's is 0.062"
+            )
+        self.corrections = corrections
+        self.step_size = step_size
+
+    def walk(self, denoise, x, levels, schedule, randn_like):
+        here = levels[0]
+        for left, there in zip(reversed(range(len(levels) - 1)), levels[:-1], strict=True):
+            # x / alpha is kept; noise alone, where alpha is 0, is scaled to its new level
+            x = x * (there.alpha / here.alpha if here.alpha > 0 else there.sigma / here.sigma)
+            here = there
+            for _ in range(self.corrections):
+                eps = noise_of(x, denoise(x, here).x0, here)
+                x = langevin(x, eps, here, self.step_size, randn_like(x))
+            if left == 0:
+                x = jump(x, denoise(x, here).x0, here, levels[-1])
+            yield x
+
+
+class PredictorCorrector(Sampler):
+    """Langevin corrections of x, then an ancestral step, at every level (arXiv:2011.13456, alg. 4).
+
+    A correction is x += e score + sqrt(2 e) z, of a length set by the signal-to-noise ratio `snr`:
+    with corrector=langevin e = 2 f (snr |z| / |score|)^2, and with annealed e = 2 f (snr sigma)^2;
+    f is the step's 1 - beta, which is 1 where alpha = 1, and 0 on pure noise. The norms are of one
+    sample, where the paper takes their mean over the batch; so a sample does not depend on the
+    others, and its spread is too large by a share of about 1 / D in D dimensions.
+    On a variance-exploding schedule variance=fixed_large is the paper's reverse diffusion predictor
+    and fixed_small its ancestral one. Network calls: steps (corrections + 1).
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        time_grid: TimeGrid,
+        snr: float = 0.16,
+        corrections: int = 1,
+        corrector: str = "langevin",
+        variance: str = "fixed_large",
+    ):
+        super().__init__(steps, time_grid)
+        if snr <= 0:
+            raise ValueError(f"sampler.snr={snr} must be above 0; usual values are 0.05 to 0.2")
+        check_corrections(corrections, 0)
+        if corrector not in CORRECTORS:
+            raise ValueError(
+                f"sampler.corrector={corrector} is unknown; use one of {', '.join(CORRECTORS)}"
+            )
+        check_variance(variance)
+        self.snr = snr
+        self.corrections = corrections
+        self.corrector = corrector
+        self.variance = variance
+
+    def walk(self, denoise, x, levels, schedule, randn_like):
+        for here, there in pairwise(levels):
+            kept = (here.alpha / there.alpha) ** 2
+            for _ in range(self.corrections):
+                eps, z = noise_of(x, denoise(x, here).x0, here), randn_like(x)
+                size = 2 * kept * self.snr**2 * self.noise_power(z, eps)
+                x = langevin(x, eps, here, size, z)
+            x = ancestral_step(x, denoise(x, here), here, there, randn_like, 1.0, self.variance)
+            yield x
+
+    def noise_power(self, z: Tensor, eps: Tensor) -> Tensor | float:
+        """(|z| / |eps|)^2 of each sample (B, 1, ...), or 1, which it would be on average."""
+        if self.corrector == "annealed":
+            return 1.0
+        axes = tuple(range(1, z.ndim))
+        return z.square().sum(axes, keepdim=True) / eps.square().sum(axes, keepdim=True)
+
+
+def check_corrections(corrections: int, least: int) -> None:
+    """Refuses fewer corrections a level than make sense."""
+    if corrections < least:
+        raise ValueError(f"sampler.corrections={corrections} must be {least} or more")

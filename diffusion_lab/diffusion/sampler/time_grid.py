@@ -1,0 +1,190 @@
+"""Time grids: the levels that a sampler visits, from noise to exactly clean data."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.schedule import NoiseSchedule
+
+
+class TimeGrid(ABC):
+    """Where a sampler evaluates the network."""
+
+    @abstractmethod
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        """The t of each evaluation, falling: (steps,) float64 in (0, 1]."""
+
+    def __call__(self, schedule: NoiseSchedule, steps: int) -> NoiseLevel:
+        """steps + 1 levels from noise to data; the last is sigma = 0, whatever the schedule."""
+        noisy = schedule(self.times(schedule, steps))
+        zero, one = noisy.t.new_zeros(1), noisy.t.new_ones(1)
+        return NoiseLevel(
+            torch.cat([noisy.t, zero]),
+            torch.cat([noisy.alpha, one]),
+            torch.cat([noisy.sigma, zero]),
+        )
+
+
+class Uniform(TimeGrid):
+    """t = 1, 1 - 1/steps, ..., 1/steps; on a table `Trailing`, if steps divides its size."""
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        return 1 - torch.arange(steps, dtype=torch.float64) / steps
+
+
+class Karras(TimeGrid):
+    """(sigma / alpha)^(1 / rho) uniform from sigma_max to sigma_min (arXiv:2206.00364, equation 5).
+
+    Where the schedule ends before sigma_max or sigma_min, its end is used. The first level is then
+    moved to t = 1, so a walk starts on all the noise that the schedule has, infinite sigma / alpha
+    included, and crosses what lies above sigma_max in its first step.
+    """
+
+    def __init__(self, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0):
+        if rho <= 0:
+            raise ValueError(f"sampler.time_grid.rho={rho} must be above 0")
+        check_range(sigma_min, sigma_max)
+        self.rho = rho
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        low, high = within(schedule, self.sigma_min, self.sigma_max) ** (1 / self.rho)
+        ratio = torch.lerp(high, low, unit_steps(steps)) ** self.rho
+        return times_of(ratio, schedule)
+
+
+class UniformLogSNR(TimeGrid):
+    """logSNR uniform between sigma / alpha = sigma_max and sigma_min (arXiv:2206.00927).
+
+    The ends are treated as by `Karras`, which tends to this grid for large rho.
+    """
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
+        check_range(sigma_min, sigma_max)
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        low, high = within(schedule, self.sigma_min, self.sigma_max).log()
+        ratio = torch.lerp(high, low, unit_steps(steps)).exp()
+        return times_of(ratio, schedule)
+
+
+class Explicit(TimeGrid):
+    """Times written out: t of each evaluation, falling; sampler.steps must be their number."""
+
+    def __init__(self, times: Sequence[float]):
+        self.written = list(times)  # Hydra's list is of a type of its own
+        inside = all(0 < t <= 1 for t in self.written)
+        if not (self.written and inside and all(a > b for a, b in pairwise(self.written))):
+            raise ValueError(
+                f"sampler.time_grid.times={self.written} must fall from at most 1 to above 0, as "
+                "[1.0, 0.5] does; the clean end at t = 0 is added to them"
+            )
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        if steps != len(self.written):
+            raise ValueError(
+                f"sampler.steps={steps} is not the number of sampler.time_grid.times, "
+                f"{len(self.written)}; write sampler.steps={len(self.written)}"
+            )
+        return torch.tensor(self.written, dtype=torch.float64)
+
+
+class Leading(TimeGrid):
+    """Every (N / steps)-th point of a table of N, counted from the cleanest."""
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        points = table_size(schedule, steps, "leading")
+        index = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (points // steps)
+        return (index + 1) / points
+
+
+class Linspace(TimeGrid):
+    """Evenly spaced points of a table, rounded, the noisiest and the cleanest among them."""
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        points = table_size(schedule, steps, "linspace")
+        index = torch.linspace(points - 1, 0, steps, dtype=torch.float64).round()
+        return (index + 1) / points
+
+
+class Trailing(TimeGrid):
+    """Every (N / steps)-th point of a table of N, rounded, counted from the noisiest."""
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        points = table_size(schedule, steps, "trailing")
+        # numpy's arange, which rounds its step so, decides what becomes of halves in diffusers
+        step = points - (points - points / steps)
+        return (points - torch.arange(steps, dtype=torch.float64) * step).round() / points
+
+
+class Quadratic(TimeGrid):
+    """Points of a table of N denser towards clean data, up to 0.8 N (arXiv:2010.02502).
+
+    Their indices are squares, rounded down; the cleanest points of a long grid, which would
+    coincide, are neighbours instead. A walk starts at 0.8 N on pure noise, as published.
+    """
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        points = table_size(schedule, steps, "quadratic")
+        if steps > 0.8 * points:
+            raise ValueError(
+                f"sampler.steps={steps} is more than sampler/time_grid=quadratic has points on "
+                f"this schedule's table of {points}; use fewer, or sampler/time_grid=uniform"
+            )
+        end = math.sqrt(0.8 * points)
+        order = torch.arange(steps, dtype=torch.float64)
+        root = order * (end / max(steps - 1, 1))
+        root[-1] = end  # exactly: what lies a rounding error below a whole number is cut
+        index = (root.square().floor() - order).cummax(0).values + order
+        return (index.flip(0) + 1) / points
+
+
+def table_size(schedule: NoiseSchedule, steps: int, grid: str) -> int:
+    """N of a discrete schedule, refused where the grid cannot be laid on it."""
+    points = schedule.discrete_steps
+    if points is None:
+        raise ValueError(
+            f"sampler/time_grid={grid} needs a discrete schedule such as ddpm_linear; "
+            "use sampler/time_grid=uniform with this one"
+        )
+    if steps > points:
+        raise ValueError(
+            f"sampler.steps={steps} is more than the schedule's table has, {points}; "
+            "use fewer, or sampler/time_grid=uniform"
+        )
+    return points
+
+
+def check_range(sigma_min: float, sigma_max: float) -> None:
+    """Refuses an empty range of sigma / alpha."""
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"sampler.time_grid.sigma_min={sigma_min} and sigma_max={sigma_max} must satisfy "
+            "0 < sigma_min < sigma_max"
+        )
+
+
+def unit_steps(steps: int) -> Tensor:
+    """0 to 1 in `steps` points."""
+    return torch.linspace(0, 1, steps, dtype=torch.float64)
+
+
+def within(schedule: NoiseSchedule, sigma_min: float, sigma_max: float) -> Tensor:
+    """The cleanest and noisiest sigma / alpha of the schedule inside this range: (2,)."""
+    ends = schedule(torch.tensor([0.0, 1.0]))
+    return (ends.sigma / ends.alpha).clamp(sigma_min, sigma_max)
+
+
+def times_of(ratio: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """The t of sigma / alpha = ratio (steps,), the first moved to t = 1."""
+    t = schedule.at_logsnr(-2 * ratio.log()).t
+    t[0] = 1.0
+    return t

@@ -1,6 +1,0 @@
-"""A look at a training run before it is made: what is wrong, and what could be better."""
-
-from diffusion_lab.doctor.diagnosis import diagnose
-from diffusion_lab.doctor.report import show
-
-__all__ = ["diagnose", "show"]

@@ -1,0 +1,55 @@
+"""`first_stage.safetensors`: a trained autoencoder with everything that using it takes."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.first_stage.autoencoder import FSQ, KL, VQ, Autoencoder
+
+FILE = "first_stage.safetensors"  # in the folder of a run
+KINDS = {kind.__name__: kind for kind in (KL, VQ, FSQ)}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the weights do not say."""
+
+    kind: str
+    settings: dict[str, object]  # of the constructor
+    image_shape: list[int]
+    latent_mean: list[float]  # by channel, over the training images
+    latent_std: list[float]
+    data: str  # `images_fingerprint` of those that it was trained on
+    figures: dict[str, float]  # of reconstructed test images
+
+
+def save(autoencoder: Autoencoder, facts: Facts, path: Path) -> None:
+    """Writes weights and facts, whole or not at all."""
+    weights = {name: tensor.cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
+    write_atomically(path, safetensors.torch.save(weights, {"facts": json.dumps(asdict(facts))}))
+
+
+def load(path: Path) -> tuple[Autoencoder, Facts, bytes]:
+    """The autoencoder, frozen, its facts, and the file's content; raises ValueError."""
+    if not path.is_file():
+        raise ValueError(
+            f"there is no {path}; make one by `diffusion-lab train-autoencoder`, which writes it "
+            "when it ends, and name its run folder"
+        )
+    content = path.read_bytes()
+    try:
+        with safe_open(path, "pt") as file:
+            facts = Facts(**json.loads(file.metadata()["facts"]))
+        kind = KINDS[facts.kind]
+        autoencoder = kind(tuple(facts.image_shape), **facts.settings)
+        autoencoder.load_state_dict(safetensors.torch.load(content))
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is no first stage of ours or is damaged; train it again by "
+            "`diffusion-lab train-autoencoder`"
+        ) from error
+    return autoencoder.requires_grad_(False).eval(), facts, content

@@ -1,0 +1,71 @@
+"""Latents under a Gaussian posterior, held towards N(0, 1) (arXiv:1312.6114, 2112.10752)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.common.errors import is_number, require
+from diffusion_lab.first_stage.autoencoder.base import Autoencoder
+
+LOG_VARIANCE = (-30.0, 20.0)  # beyond these nothing is gained and exp overflows
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) in nats, (B,), of (B, ...) each."""
+    nats = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+    return nats.flatten(1).sum(1)
+
+
+class KL(Autoencoder):
+    """Latent diffusion's first stage; with `kl_weight` 1 a VAE, whose prior is drawn from.
+
+    `kl_weight` counts nats against the error summed over an image, as in latent diffusion.
+    """
+
+    has_prior = True
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        latent_channels: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: bool,
+        kl_weight: float,
+    ):
+        moments = 2 * latent_channels
+        super().__init__(
+            image_shape, latent_channels, moments, channels, multipliers, blocks, attention
+        )
+        right = is_number(kl_weight) and kl_weight >= 0
+        require(right, "autoencoder.kl_weight", kl_weight, "a number of at least 0", 1e-6)
+        self.kl_weight = kl_weight
+        self.numbers = image_shape[0] * self.height * self.width
+
+    def parts(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance."""
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean, log_variance.clamp(*LOG_VARIANCE)
+
+    def mean(self, moments: Tensor) -> Tensor:
+        return self.parts(moments)[0]
+
+    def spread(self, moments: Tensor) -> Tensor:
+        return self.parts(moments)[1].exp()
+
+    def sample(self, moments: Tensor) -> Tensor:
+        mean, log_variance = self.parts(moments)
+        return mean + (log_variance / 2).exp() * torch.randn_like(mean)
+
+    def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        nats = kl_divergence(*self.parts(moments)).mean()
+        return self.sample(moments), self.kl_weight * nats / self.numbers
+
+    def observe(self, moments: Tensor) -> Tensor:
+        return kl_divergence(*self.parts(moments)).sum()[None]
+
+    def figures(self, observed: Tensor, images: int) -> dict[str, float]:
+        """Nats of an image's posterior against the prior."""
+        return {"kl": observed.item() / images}

@@ -1,0 +1,5 @@
+"""How far a reconstruction is from its image: what autoencoders are trained on."""
+
+from diffusion_lab.first_stage.reconstruction.loss import Loss
+
+__all__ = ["Loss"]

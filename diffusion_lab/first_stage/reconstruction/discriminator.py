@@ -1,0 +1,37 @@
+"""An adversary that judges patches of an image (PatchGAN, arXiv:1611.07004)."""
+
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.norm import GroupNorm
+from diffusion_lab.common.errors import is_number, is_whole, require
+
+
+class Patch(nn.Module):
+    """Images (B, C, H, W) -> judgements of overlapping patches (B, 1, h, w), above 0: real.
+
+    `layers` convolutions halve the image, `channels` wide and doubling. It is silent before step
+    `start`, and then counts `weight` times as much as its gradients allow.
+    """
+
+    def __init__(self, image_channels: int, channels: int, layers: int, weight: float, start: int):
+        super().__init__()
+        place = "reconstruction.discriminator"
+        right = is_whole(channels, 4) and channels % 4 == 0
+        require(right, f"{place}.channels", channels, "a multiple of 4 above 0", 32)
+        require(is_whole(layers, 1), f"{place}.layers", layers, "a whole number above 0", 2)
+        require(is_number(weight) and weight > 0, f"{place}.weight", weight, "above 0", 0.5)
+        require(is_whole(start, 0), f"{place}.start", start, "a number of steps, 0 or more", 2000)
+        self.weight = weight
+        self.start = start
+        parts = [nn.Conv2d(image_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for layer in range(layers):
+            width, stride = channels * 2**layer, 1 if layer == layers - 1 else 2
+            parts += [
+                nn.Conv2d(width, 2 * width, 4 if stride == 2 else 3, stride, padding=1),
+                GroupNorm(2 * width),
+                nn.LeakyReLU(0.2),
+            ]
+        self.layers = nn.Sequential(*parts, nn.Conv2d(2 * width, 1, 3, padding=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).float()

@@ -1,0 +1,123 @@
+"""error + perceptual distance + the bottleneck's loss + an adversary's (arXiv:2012.09841).
+
+Images are (B, C, H, W) in [-1, 1]; everything is in units of the mean error of a pixel.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.first_stage.reconstruction.discriminator import Patch
+from diffusion_lab.first_stage.reconstruction.perceptual import Perceptual
+
+ERRORS = {"l1": torch.abs, "l2": torch.square}
+LARGEST_WEIGHT = 1e4  # of the adversary, where its gradient vanishes
+
+
+class Loss(nn.Module):
+    """`error` is l1 or l2; `discriminator` is a factory that is told the images' channels.
+
+    With `calibrated` the error is a likelihood, log(scale) + error / scale up to constants, whose
+    scale is the batch's own error (the optimal sigma-VAE, arXiv:2006.13202): what a VAE needs,
+    whose prior is to be drawn from.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        error: str,
+        calibrated: bool,
+        perceptual: Perceptual | None,
+        discriminator: Callable[[int], Patch] | None,
+    ):
+        super().__init__()
+        if error not in ERRORS:
+            raise ValueError(f"reconstruction.error={error} is unknown; write l1 or l2")
+        self.error = error
+        self.calibrated = calibrated
+        self.perceptual = perceptual  # frozen, and no module
+        self.discriminator = discriminator(image_channels) if discriminator else None
+
+    @torch.no_grad()
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises UserError if images (C, H, W) are not for one of its networks."""
+        images = torch.zeros(2, *image_shape)
+        if self.perceptual is not None:
+            try:
+                self.perceptual(images, images)
+            except RuntimeError as error:
+                raise UserError(
+                    f"reconstruction.perceptual cannot take images of shape {image_shape}; write "
+                    "reconstruction/perceptual=efficientnet_lite0 for small ones, and "
+                    "reconstruction/perceptual=none for others than of 1 or 3 channels"
+                ) from error
+        if self.discriminator is not None:
+            try:
+                self.discriminator(images)
+            except RuntimeError as error:
+                raise UserError(
+                    f"reconstruction.discriminator halves images of shape {image_shape} to "
+                    "nothing; write fewer reconstruction.discriminator.layers, or "
+                    "reconstruction/discriminator=none"
+                ) from error
+
+    def forward(
+        self, images: Tensor, outputs: Tensor, bottleneck: Tensor, last_weight: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise in all parameters, (), and its parts by name.
+
+        `last_weight` is the decoder's, by whose gradients the adversary is weighted.
+        """
+        loss = error = ERRORS[self.error](outputs - images).mean()
+        parts = {self.error: error, "bottleneck": bottleneck}
+        if self.calibrated:
+            loss = log_likelihood_loss(error, self.error)
+        if self.perceptual is not None:
+            distance = self.perceptual(outputs, images).mean()
+            loss = loss + self.perceptual.weight * distance
+            parts["perceptual"] = distance
+        judge = self.discriminator
+        if judge is None:
+            return loss + bottleneck, parts
+        if step < judge.start:
+            # nothing but a use of each parameter, for which several processes wait
+            silence = sum(parameter.sum() for parameter in judge.parameters())
+            return loss + bottleneck + 0.0 * silence, parts
+        frozen = {name: value.detach() for name, value in judge.named_parameters()}
+        fooled = -functional_call(judge, frozen, (outputs,)).mean()
+        weight = judge.weight * adaptive_weight(loss, fooled, last_weight)
+        found = hinge(judge(images), judge(outputs.detach()))
+        parts |= {"adversarial": fooled, "adversarial_weight": weight, "discriminator": found}
+        return loss + bottleneck + weight * fooled + found, parts
+
+    def rest(self, step: int) -> None:
+        """Drops the gradients, of 0, of a silent adversary: the optimiser would let it decay."""
+        if self.discriminator is not None and step < self.discriminator.start:
+            for parameter in self.discriminator.parameters():
+                parameter.grad = None
+
+
+def log_likelihood_loss(error: Tensor, kind: str) -> Tensor:
+    """-log p of a pixel, up to a constant, under Gaussian (l2) or Laplace (l1) noise, ().
+
+    The scale is that of the mean error (), the likeliest one, which is 1 + log(scale) in value.
+    """
+    power = 0.5 if kind == "l2" else 1.0
+    return power * error.log()
+
+
+def adaptive_weight(loss: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
+    """The ratio of the two losses' gradients at the decoder's last layer (arXiv:2012.09841), ()."""
+    norms = [
+        torch.autograd.grad(each, last_weight, retain_graph=True)[0].norm()
+        for each in (loss, adversarial)
+    ]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST_WEIGHT).detach()
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss, (), of its judgements of real and of reconstructed images."""
+    return ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2

@@ -1,0 +1,100 @@
+"""Distances between features of a frozen network (LPIPS, arXiv:1801.03924).
+
+B batch, C channels of the images, which are in [-1, 1].
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffusion_lab.common.errors import is_number, is_whole, require
+from diffusion_lab.metrics.extractor import efficientnet_lite0
+
+
+class Perceptual(ABC):
+    """images (B, C, H, W) twice -> distances (B,); gradients go to the images alone.
+
+    It is no nn.Module, so that what holds one neither trains, copies nor saves it.
+    """
+
+    def __init__(self, weight: float):
+        require(
+            is_number(weight) and weight > 0,
+            "reconstruction.perceptual.weight",
+            weight,
+            "above 0; to leave it out write reconstruction/perceptual=none",
+        )
+        self.weight = weight
+        self.network = self.build().requires_grad_(False).eval()
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network; raises ValueError if its weights cannot be had."""
+
+    @abstractmethod
+    def distance(self, images: Tensor, others: Tensor) -> Tensor:
+        """(B,) of (B, 3, H, W)."""
+
+    def __call__(self, images: Tensor, others: Tensor) -> Tensor:
+        self.network.to(images.device)
+        return self.distance(*(each.expand(-1, 3, -1, -1) for each in (images, others)))
+
+    def __deepcopy__(self, memo: dict) -> "Perceptual":
+        return self
+
+
+class EfficientNetLite0(Perceptual):
+    """Of images resized to `size` pixels, after the first four stages; needs no download."""
+
+    def __init__(self, weight: float, size: int):
+        require(is_whole(size, 1), "reconstruction.perceptual.size", size, "pixels above 0", 32)
+        self.size = size
+        super().__init__(weight)
+
+    def build(self) -> nn.Module:
+        network = efficientnet_lite0.fold_batch_norm(
+            efficientnet_lite0.pretrained(efficientnet_lite0.weights_file())
+        )
+        stem = nn.Sequential(network.conv_stem, network.bn1, network.blocks[0])
+        return nn.ModuleList([stem, *network.blocks[1:4]])
+
+    def distance(self, images: Tensor, others: Tensor) -> Tensor:
+        x = torch.cat([images, others])
+        if x.shape[-2:] != (self.size, self.size):
+            x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        x = x.contiguous(memory_format=torch.channels_last)
+        total = x.new_zeros(len(images))
+        for stage in self.network:
+            x = stage(x)
+            first, second = functional.normalize(x.float(), dim=1).chunk(2)
+            total = total + (first - second).square().sum(1).mean((1, 2))
+        return total / len(self.network)
+
+
+class LPIPS(Perceptual):
+    """Features of `network`, vgg, alex or squeeze, weighted as people judge; it is downloaded."""
+
+    def __init__(self, weight: float, network: str):
+        self.name = network
+        super().__init__(weight)
+
+    def build(self) -> nn.Module:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        if self.name not in ("vgg", "alex", "squeeze"):
+            raise ValueError(
+                f"reconstruction.perceptual.network={self.name} is unknown; write vgg, alex or "
+                "squeeze"
+            )
+        try:
+            return LearnedPerceptualImagePatchSimilarity(self.name).net
+        except (OSError, ImportError) as error:  # no network, or a package that it wants
+            raise ValueError(
+                f"the weights of LPIPS cannot be had ({error}); write "
+                "reconstruction/perceptual=efficientnet_lite0, which needs no download"
+            ) from error
+
+    def distance(self, images: Tensor, others: Tensor) -> Tensor:
+        return self.network(images, others).flatten(1).sum(1)

@@ -1,0 +1,1 @@
+"""What a composition costs, and the size that costs as much as another."""

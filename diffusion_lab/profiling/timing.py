@@ -1,0 +1,167 @@
+"""A model at work on this device: seconds of its steps, memory of its activations, and the peak."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from diffusion_lab.build.errors import as_user_error
+from diffusion_lab.build.objects import build_model
+from diffusion_lab.compute.device import autocast, channels_last_pays, compile_pays
+from diffusion_lab.data.augmentation import augment
+
+WARM_UP = 2  # steps; the first one allocates
+PEAK_SECONDS = 0.3
+PEAK_SIZE = {"cpu": 1024}  # side of the matrices: large enough for full speed
+LARGE_PEAK_SIZE = 8192
+LARGEST_KEPT = 2**25 - 2**16  # bytes: just under what glibc takes from the system each time
+
+
+class Bench:
+    """The model of a configuration and a batch of random images on a device.
+
+    Steps are as in training, without clipping and averaging of weights.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        device: torch.device,
+        precision: str,
+    ):
+        self.device = device
+        if device.type == "cpu":
+            # glibc keeps what is freed once a block as large was freed, as in a training under way;
+            # without it, times would depend on what was measured before
+            torch.empty(LARGEST_KEPT, dtype=torch.uint8)
+        self.autocast = autocast(precision, device)
+        self.model = build_model(cfg, image_shape, num_classes, str(device))
+        self.model.objective.to(device)
+        if channels_last_pays(cfg.channels_last, device):
+            self.model.denoiser.to(memory_format=torch.channels_last)
+        with as_user_error():
+            self.optimizer = instantiate(cfg.optimizer)(self.parameters())
+        size = (cfg.batch_size, *image_shape)
+        self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
+        self.labels = torch.randint(max(num_classes, 1), size[:1], device=device)
+        self.noise = torch.randn(cfg.batch_size, *self.model.denoiser.image_shape, device=device)
+        self.level = self.model.schedule(torch.tensor(0.5))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [*self.model.denoiser.parameters(), *self.model.objective.parameters()]
+
+    def compile(self, choice: bool | str) -> None:
+        """Compiles the backbone as training would."""
+        if compile_pays(choice, self.device):
+            self.model.denoiser.backbone.compile()
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss of images (b, C, H, W) uint8 and labels (b,), ()."""
+        with self.autocast:
+            images, augmentation = augment(self.model.augmentation, images)
+            x0 = self.model.first_stage.draw(images)
+            return self.model.objective(
+                self.model.denoiser, x0, labels, augmentation=augmentation
+            ).mean()
+
+    def train(self) -> None:
+        """One step of the optimiser."""
+        self.loss(self.images, self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def call(self) -> None:
+        """One call of the network, as in sampling: without dropout."""
+        self.model.denoiser.eval()
+        with self.autocast:
+            self.model.denoiser(self.noise, self.level, self.labels)
+        self.model.denoiser.train()
+
+    def activation_bytes(self) -> int:
+        """Bytes that one more image in a batch keeps for the backward pass, before compilation."""
+        # a difference, without what is kept once a batch: weights in bf16, say
+        images, labels = torch.cat([self.images[:1]] * 4), torch.cat([self.labels[:1]] * 4)
+        two, four = (
+            saved_bytes(lambda n=n: self.loss(images[:n], labels[:n]), self.parameters())
+            for n in (2, 4)
+        )
+        return (four - two) // 2
+
+
+def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward`, parameters aside."""
+    saved = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage  # held, or its place might be used again
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    for parameter in parameters:
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def median_seconds(
+    steps: Sequence[Callable[[], None]], device: torch.device, times: int
+) -> list[float]:
+    """Median seconds of each step over `times` rounds, in which they take turns."""
+    seconds: list[list[float]] = [[] for _ in steps]
+    for round_ in range(WARM_UP + times):
+        for step, taken in zip(steps, seconds, strict=True):
+            start = _now(device)
+            step()
+            if round_ >= WARM_UP:
+                taken.append(_now(device) - start)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def peak_flops(precision: str, device: torch.device) -> float:
+    """FLOP/s of the fastest of many products of square matrices, and of convolutions.
+
+    Of both, since libraries differ: on an AMD CPU float32 convolutions were nearly twice as fast.
+    """
+    size = PEAK_SIZE.get(device.type, LARGE_PEAK_SIZE)
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    batch, channels, side = size // 256, 256, 32
+    images = torch.randn(batch, channels, side, side, device=device).to(dtype)
+    images = images.to(memory_format=torch.channels_last)
+    kernels = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
+    return max(
+        2 * size**3 / fastest(lambda: matrix @ matrix, device),
+        18
+        * batch
+        * (side * channels) ** 2
+        / fastest(lambda: F.conv2d(images, kernels, padding=1), device),
+    )
+
+
+@torch.inference_mode()
+def fastest(step: Callable[[], Tensor], device: torch.device) -> float:
+    """The least seconds that a step took in some tenths of a second."""
+    step()
+    begin, least = _now(device), float("inf")
+    while (start := _now(device)) - begin < PEAK_SECONDS:
+        step()
+        least = min(least, _now(device) - start)
+    return least
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,5 +1,0 @@
-"""How far a reconstruction is from its image: what autoencoders are trained on."""
-
-from diffusion_lab.reconstruction.loss import Loss
-
-__all__ = ["Loss"]

@@ -1,0 +1,64 @@
+"""A trained model as a folder to give away: weights, configuration, first stage; no pickle."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError
+from torch import Tensor
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.runs import weights
+
+
+def export(cfg: DictConfig) -> dict[str, object]:
+    """Writes the denoiser of the run `cfg.run` to the new folder `cfg.output`; returns the facts.
+
+    The folder is a run to `sample`, `evaluate` and the others, but for `train`. It is written whole
+    or not at all. Raises UserError.
+    """
+    if cfg.weights not in weights.KINDS:
+        raise UserError(f"weights={cfg.weights} is unknown; use {' or '.join(weights.KINDS)}")
+    output = Path(str(cfg.output))
+    if output.exists():
+        raise UserError(f"output={output} exists already; choose a new folder")
+    run = Path(str(cfg.run))
+    run_cfg = runs.load_config(run)
+    if "autoencoder" in run_cfg:
+        raise UserError(f"{run} is an autoencoder; its {files.FILE} is what there is to give away")
+    if (run / weights.EXPORTED).is_file():
+        raise UserError(f"{run} is an export already; copy the folder")
+    tensors, step = weights.from_checkpoint(run, cfg.weights)
+    runs.with_weights(run, run_cfg, tensors)  # they fit the configuration
+    facts = {"weights": cfg.weights, "step": str(step), "run": run.resolve().name}
+    try:
+        _write(output, run, tensors, facts)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"output={output} cannot be written ({reason}); make room, or choose another folder"
+        ) from error
+    return {"output": str(output), "tensors": len(tensors)} | facts
+
+
+def _write(output: Path, run: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        folder = Path(scratch) / "export"
+        folder.mkdir()
+        # apart from one another in memory, which safetensors asks for
+        tensors = {
+            name: value.clone(memory_format=torch.contiguous_format)
+            for name, value in tensors.items()
+        }
+        safetensors.torch.save_file(tensors, folder / weights.EXPORTED, {"format": "pt"} | facts)
+        for name in (runs.CONFIG, files.FILE):
+            if (run / name).is_file():
+                shutil.copyfile(run / name, folder / name)
+        os.rename(folder, output)

@@ -1,0 +1,82 @@
+"""One process trains a run folder at a time."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute.distributed import rank_and_world
+
+FILE = ".lock"  # in the run folder; the system lets go of it when its process ends, however it does
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run in this block, on rank 0.
+
+    Raises UserError if another process does, or nothing can be written there.
+    """
+    if rank_and_world()[0] != 0:
+        yield
+        return
+    try:
+        file = (folder / FILE).open("ab+", buffering=0)  # or closing it would fail a second time
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().decode().strip() or "another process"
+            raise UserError(
+                f"{folder} is being trained by {holder}; wait for its end, or stop it"
+            ) from error
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise _unwritable(folder, error) from error
+            say(
+                f"Advice: the file system of {folder} has no locks, so nothing stops a second "
+                "process from training the same run; see that there is none"
+            )
+        else:
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            except OSError as error:
+                raise _unwritable(folder, error) from error
+        yield
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"nothing can be written to {folder} ({error.strerror}); choose another folder by "
+        "run_dir=..., or mend this one"
+    )
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether the file system can tell that a process trains the run."""
+    refused = _refused(folder)
+    return refused is None or refused.errno not in WITHOUT_LOCKS
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is training the run, as far as the file system can tell."""
+    return isinstance(_refused(folder), BlockingIOError)
+
+
+def _refused(folder: Path) -> OSError | None:
+    """What a lock on the run is refused with: by its holder, for want of a file, or of locks."""
+    try:
+        with (folder / FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error
+    return None

@@ -1,0 +1,1 @@
+"""One run: modules, task, trainer, callbacks, loggers, doctor, studies."""

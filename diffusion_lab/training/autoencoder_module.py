@@ -1,0 +1,114 @@
+"""The LightningModule of a first stage: any autoencoder, trained on any reconstruction loss."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.first_stage.autoencoder import Autoencoder
+from diffusion_lab.first_stage.reconstruction import Loss
+from diffusion_lab.training.module import TrainedModule
+
+SSIM_WINDOW = 11  # pixels, as published; smaller images have none
+BEST_PSNR = 100.0  # of an image that came back as it was
+
+
+class AutoencoderModule(TrainedModule):
+    """Autoencoder and discriminator step together, on gradients of one loss, by one optimiser.
+
+    `batch_size` is the global one: micro-batch x accumulation x ranks.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        loss: Loss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_schedule: Callable[[int, float], float],
+        batch_size: int,
+        seed: int = 0,
+    ):
+        super().__init__(optimizer, lr_schedule, batch_size, seed)
+        self.autoencoder = autoencoder
+        self.loss = loss
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Of the autoencoder and of its adversary."""
+        return [*self.autoencoder.parameters(), *self.loss.parameters()]
+
+    def clip_norms(self, largest: float) -> Tensor:
+        """Clips the two players apart, or one would change the other's step."""
+        players = [list(player.parameters()) for player in (self.autoencoder, self.loss)]
+        norms = [nn.utils.clip_grad_norm_(player, largest) for player in players if player]
+        return torch.stack(norms).norm()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """batch: images (b, C, H, W) uint8 and labels -> the loss, (), and what it is made of."""
+        self.seed_part(batch_idx)
+        images = to_float(batch[0])
+        outputs, bottleneck = self.autoencoder(images)
+        weight, step = self.autoencoder.decoder.last_weight, self.trainer.global_step
+        loss, parts = self.loss(images, outputs, bottleneck, weight, step)
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
+        return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.loss.rest(self.trainer.global_step)
+
+    def on_validation_epoch_start(self) -> None:
+        self.sums: list[Tensor] = []
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Adds up what is measured of held-out images."""
+        images = batch[0]
+        moments = self.autoencoder.moments(to_float(images))
+        latents = self.autoencoder.mean(moments)
+        back = to_uint8(self.autoencoder.decode(latents))
+        # padding is easy, and no part of an image
+        native = [self.trainer.datamodule.to_native(each) for each in (images, back)]
+        sums = [
+            torch.stack([torch.tensor(float(len(images)), device=self.device), *quality(*native)]),
+            latents.double().sum((0, 2, 3)),
+            (latents.double().square() + self.autoencoder.spread(moments)).sum((0, 2, 3)),
+            self.autoencoder.observe(moments),
+        ]
+        sums = [each.double() for each in sums]
+        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
+
+    def on_validation_epoch_end(self) -> None:
+        reduced = [self.trainer.strategy.reduce(each, reduce_op="sum") for each in self.sums]
+        (count, psnr, ssim), first, second, observed = reduced
+        count = count.item()
+        figures = {"val/psnr": psnr.item() / count}
+        if not ssim.isnan():
+            figures["val/ssim"] = ssim.item() / count
+        bottleneck = self.autoencoder.figures(observed, round(count))
+        figures |= {f"val/{name}": value for name, value in bottleneck.items()}
+        mean, std = moments_of(first, second, count * math.prod(self.autoencoder.latent_shape[1:]))
+        for channel, (m, s) in enumerate(zip(mean.tolist(), std.tolist(), strict=True)):
+            figures |= {f"val_latent/mean{channel}": m, f"val_latent/std{channel}": s}
+        self.report_held_out(figures, "val/psnr")
+
+
+def quality(images: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+    """PSNR in dB and SSIM of reconstructions, summed over images, () each; uint8 (B, C, H, W).
+
+    SSIM is NaN of images that are smaller than its window.
+    """
+    images, back = images.float(), back.float()
+    error = (images - back).square().flatten(1).mean(1)
+    psnr = (10 * torch.log10(255**2 / error)).clamp(max=BEST_PSNR).sum()
+    if min(images.shape[-2:]) < SSIM_WINDOW:
+        return psnr, psnr.new_full((), torch.nan)
+    ssim = structural_similarity_index_measure(back, images, data_range=255.0, reduction="sum")
+    return psnr, ssim
+
+
+def moments_of(first: Tensor, second: Tensor, count: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation by channel, (c,), of `count` values from their power sums."""
+    mean = first / count
+    return mean, (second / count - mean.square()).clamp(min=0).sqrt()

@@ -1,0 +1,112 @@
+"""Checkpoints of a run in training, and what going on from one needs."""
+
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from diffusion_lab.common.errors import Stopped
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.runs import checkpoints
+from diffusion_lab.training.callbacks.periodic import Periodic, validates
+from diffusion_lab.training.callbacks.weight_averaging import restore_trained
+from diffusion_lab.training.logger import JSONLines
+
+# in a checkpoint: how many rows were logged, and the seconds of training and of what is not counted
+ROWS, TIMES = "rows_of_metrics", "seconds"
+
+
+class Checkpoint(Periodic):
+    """Writes `last.ckpt` every `every_n_steps` steps and when training ends or is stopped.
+
+    It comes after everything else of its step, so that a run that goes on from it need not make up
+    for anything. One that cannot be written is said and left out, but for the last.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int | None = 1000):
+        self.path = folder / checkpoints.LAST.name
+        self.every_n_steps = every_n_steps
+        self._after_validation = False
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        # Lightning validates after this hook
+        if validates(trainer) and self.due(trainer, batch_idx):
+            self._after_validation = True
+        else:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
+        # weights that cannot be trained on are nothing to go back to
+        return super().due(trainer, batch_idx) and not trainer.lightning_module.skipped
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
+        if self._after_validation:
+            self._after_validation = False
+            self.timed_run(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module) -> None:
+        # not on_train_end: by then the averaged weights have replaced the trained ones
+        trainer.save_checkpoint(self.path)
+        failure = on_rank_zero(lambda: trainer.strategy.checkpoint_io.failure)
+        if failure:
+            raise Stopped(
+                f"the checkpoint of step {trainer.global_step} could not be written ({failure}), "
+                "so make room"
+            )
+
+    def run(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        if failure := trainer.strategy.checkpoint_io.failure:
+            say(
+                f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
+                "training goes on, and what was saved before is kept"
+            )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a kill never leaves half a checkpoint.
+
+    Lightning's own way is a temporary file in $TMPDIR that is moved; across file systems the move
+    is a copy, and a kill within it destroys the checkpoint that was there. `failure` is why the
+    last one could not be written; raised on the one rank that writes, it would leave the others
+    waiting.
+    """
+
+    failure: str | None = None
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
+        self.failure = None
+        try:
+            checkpoints.save(checkpoint, Path(path))
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+
+
+class Resumption(Callback):
+    """Makes a checkpoint fit the run that goes on from it, and metrics.jsonl the checkpoint."""
+
+    def __init__(self, rows: JSONLines):
+        self.rows = rows
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        checkpoint[ROWS] = self.rows.count
+        checkpoint[TIMES] = [self.rows.clock.seconds(), self.rows.clock.left_out]
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
+        """Counts micro-batches as this layout of ranks and accumulation has them in a step."""
+        self.rows.keep(checkpoint[ROWS])
+        if TIMES in checkpoint:  # a run may be older than this key
+            self.rows.clock.continue_from(*checkpoint[TIMES])
+        restore_trained(trainer, checkpoint)
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if not checkpoint["global_step"]:
+            return
+        before = progress["total"]["processed"] // checkpoint["global_step"]  # a step
+        now = trainer.accumulate_grad_batches
+        for counts in (progress["total"], progress["current"]):
+            # the batch that a checkpoint was saved in is processed and not yet completed
+            within = counts["processed"] - counts["completed"]
+            done = counts["processed"] // before * now
+            counts.update(ready=done, started=done, processed=done, completed=done - within)

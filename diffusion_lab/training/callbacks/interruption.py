@@ -1,0 +1,108 @@
+"""Ctrl-C and SIGTERM end a run in order: the step is finished and everything is saved.
+
+In a job of SLURM, SIGUSR1 and SIGUSR2 do so too. These come before a job's time is up, and SIGTERM
+where another job wants its place, so that after any of them the job is to go back into the queue.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute import slurm
+from diffusion_lab.training.callbacks.periodic import stepped, validates
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # sbatch's usual one, submitit's
+STEPS_BETWEEN_VOTES = 10
+
+
+class Interruption(Callback):
+    """Stops training after the current step; a second Ctrl-C stops it at once.
+
+    The handler only sets a flag: a checkpoint written inside it could meet another rank's
+    all-reduce. The ranks agree after a step, so they stop at the same one. Once training has ended
+    and is saved, `at_once` has them stop where they are.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.requeue = False
+        self._in_job = False  # of SLURM
+        self._typed = False  # Ctrl-C
+        self._at_once = False
+        self._previous: dict[int, object] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        self._install()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A signal raises KeyboardInterrupt in this block, also one that has just come."""
+        self._at_once = True
+        self._install()
+        try:
+            if self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.restore()
+
+    def _install(self) -> None:
+        self._in_job = slurm.started_by_srun()
+        numbers = {*SIGNALS, *JOB_SIGNALS} if self._in_job else SIGNALS
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+
+    def _handle(self, number: int, frame: object) -> None:
+        again, self.requested = self.requested, True
+        if self._in_job and number in JOB_SIGNALS:
+            self.requeue = True
+            say(f"SLURM has sent {signal.Signals(number).name}: stopping soon.")
+        elif again and (self._typed or number == signal.SIGINT):
+            # the second Ctrl-C reaches the processes of torchrun as SIGTERM
+            raise KeyboardInterrupt
+        elif not self._at_once:
+            say("Stopping after this step; press Ctrl-C again to stop at once and lose it.")
+        self._typed = self._typed or number == signal.SIGINT
+        if self._at_once and not again:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        # the ranks' vote makes a GPU wait, so it is not taken at every step
+        due = trainer.world_size == 1 or trainer.global_step % STEPS_BETWEEN_VOTES == 0
+        if stepped(trainer, batch_idx) and due:
+            vote = trainer.strategy.reduce_boolean_decision
+            self.requested = vote(self.requested, all=False)
+            if self.requested:
+                self.requeue = vote(self.requeue, all=False)
+                trainer.should_stop = True
+                if not validates(trainer):
+                    # Lightning would, before anything is saved, wherever it is told to stop
+                    trainer.limit_val_batches = 0
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Puts back the handlers that were there before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def interrupted(trainer: lightning.Trainer) -> bool:
+    """Whether training was asked to stop before its end."""
+    return interruption_of(trainer).requested
+
+
+def requeue_wanted(trainer: lightning.Trainer) -> bool:
+    """Whether the job of a run that was interrupted is to go back into SLURM's queue."""
+    return interruption_of(trainer).requeue
+
+
+def interruption_of(trainer: lightning.Trainer) -> Interruption:
+    """That of a run, which has one."""
+    return next(c for c in trainer.callbacks if isinstance(c, Interruption))

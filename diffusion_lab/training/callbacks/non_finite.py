@@ -1,0 +1,211 @@
+"""Steps whose loss or gradient is not finite: counted, and looked into when they do not end."""
+
+from functools import partial
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from diffusion_lab.common.errors import Stopped
+from diffusion_lab.common.files import replacing
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
+from diffusion_lab.diffusion.objective import Objective, TimeSampler
+from diffusion_lab.runs import checkpoints
+from diffusion_lab.training.callbacks.periodic import stepped
+from diffusion_lab.training.callbacks.weight_averaging import EMA, restore_trained
+
+FOLDER = "non_finite"  # in that of the run
+
+
+class NonFinite(Callback):
+    """Counts the steps that `TrainedModule` skips; after `in_a_row` of them the run ends.
+
+    Before that it is taken back `roll_backs` times: weights, averages and optimiser to the last
+    checkpoint, while the data go on, since the same data would lead to the same end. The last step
+    of a row is run with every layer watched; its images, noise levels and losses are written to
+    `non_finite/` in the run, with the name of the first layer whose values were not finite.
+    """
+
+    def __init__(self, in_a_row: int = 20, roll_backs: int = 0):
+        if in_a_row < 2:
+            raise ValueError(
+                f"callbacks.non_finite.in_a_row={in_a_row} must be 2 or more; one bad step is no "
+                "reason to end a run"
+            )
+        if roll_backs < 0:
+            raise ValueError(f"callbacks.non_finite.roll_backs={roll_backs} must be 0 or more")
+        self.in_a_row = in_a_row
+        self.roll_backs = roll_backs
+        self.skipped = 0  # in the whole run
+        self._row = 0
+        self._rolled_back = 0
+        self._logged = 0
+        self._watch: Watch | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        return {
+            "skipped": self.skipped,
+            "logged": self._logged,
+            "row": self._row,
+            "rolled_back": self._rolled_back,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skipped, self._logged = state["skipped"], state["logged"]
+        self._row, self._rolled_back = state["row"], state["rolled_back"]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self._row == self.in_a_row - 1:
+            if self._watch is None:
+                self._watch = Watch(pl_module)
+            self._watch.open(batch)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if self._watch:
+            self._watch.look_at_gradients()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
+    ) -> None:
+        if not stepped(trainer, batch_idx):
+            return
+        watch, self._watch = self._watch, None
+        if watch:
+            watch.close()
+        self._row = self._row + 1 if pl_module.skipped else 0
+        if pl_module.skipped:
+            if not self.skipped:
+                say(
+                    f"Step {trainer.global_step} is skipped: its loss or gradient is not finite. "
+                    "Others are counted as train/skipped_steps."
+                )
+            self.skipped += 1
+        if self._row == self.in_a_row:
+            self._row = 0
+            self._end_row(trainer, watch)
+        if self.skipped > self._logged and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._logged = self.skipped
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/skipped_steps": self.skipped}, trainer.global_step)
+
+    def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
+        """Rolls back, or raises Stopped."""
+        step, folder = trainer.global_step, Path(trainer.default_root_dir)  # the run's
+        path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                torch.save({"step": step, "found": watch.found, "batches": watch.batches}, file)
+            kept = f"is in {path.parent}"
+        except OSError as error:  # no reason to stop for, nor one for other ranks to wait
+            kept = f"could not be written to {path.parent} ({error.strerror})"
+        found = next((each for each in of_all_ranks(watch.found) if each), "of no layer")
+        reason = (
+            f"the loss or a gradient was not finite in {self.in_a_row} steps in a row, the last of "
+            f"them step {step}: first not finite {found}; the batch with its noise levels {kept}"
+        )
+        saved = on_rank_zero(lambda: checkpoints.exists(folder))
+        if self._rolled_back == self.roll_backs or not saved:
+            raise Stopped(
+                f"{reason}; try a lower optimizer.lr, or trainer.precision=32-true, or "
+                "callbacks.non_finite.roll_backs=1"
+            )
+        self._rolled_back += 1
+        say(f"{reason[0].upper()}{reason[1:]}. The weights go back to the last checkpoint's.")
+        roll_back(trainer, on_rank_zero(lambda: checkpoints.newest_whole(folder)))
+
+
+def roll_back(trainer: lightning.Trainer, path: Path) -> None:
+    """Gives weights, averages, optimiser and scaler the values of a checkpoint."""
+    strategy = trainer.strategy
+    checkpoint = strategy.load_checkpoint(path, weights_only=True)
+    strategy.load_model_state_dict(checkpoint)
+    for callback in trainer.callbacks:
+        if isinstance(callback, EMA):
+            callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
+    restore_trained(trainer, checkpoint)
+    strategy.load_optimizer_state_dict(checkpoint)
+    precision = trainer.precision_plugin
+    if state := checkpoint.get(type(precision).__qualname__):
+        precision.load_state_dict(state)
+
+
+class Watch:
+    """Watches one step of a module, layer by layer, forwards and backwards; this takes time.
+
+    `found` says where values were first not finite, or is None. `batches` has what each
+    micro-batch was made of: images, labels, t, logsnr and losses.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.found: str | None = None
+        self.batches: list[dict[str, object]] = []
+        self._reached: str | None = None  # the layer that a finite gradient came to last
+        # what is compiled calls no hooks
+        torch.compiler.set_stance("force_eager")
+        self._hooks = [
+            layer.register_forward_hook(partial(self._see, name))
+            for name, layer in module.named_modules()
+        ]
+
+    def open(self, batch: tuple[Tensor, ...]) -> None:
+        """A micro-batch begins."""
+        self._reached = None
+        self.batches.append({"batch": [part.cpu() for part in batch]})
+        if not all(is_finite(part) for part in batch):
+            self._find("is the batch itself")
+
+    def close(self) -> None:
+        """The step is over."""
+        for hook in self._hooks:
+            hook.remove()
+        torch.compiler.set_stance("default")
+
+    def look_at_gradients(self) -> None:
+        """Of the parameters, once all are there: some are made of finite values and are not."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.grad is not None and not is_finite(parameter.grad):
+                self._find(f"is the gradient of {name}")
+
+    def _find(self, where: str) -> None:
+        self.found = self.found or where
+
+    def _see(self, name: str, layer: nn.Module, inputs: tuple, output: object) -> None:
+        if not self.module.training or not self.batches:
+            return
+        known = self.batches[-1]
+        if isinstance(layer, TimeSampler):
+            level = output[0]
+            known |= {"t": level.t.detach().cpu(), "logsnr": level.logsnr.detach().cpu()}
+        if isinstance(layer, Objective):
+            known["losses"] = output.detach().cpu()
+        for tensor in tensors(output):
+            if not is_finite(tensor):
+                # what came in was not finite, and of no layer: it was made by what holds the layer
+                made_here = all(is_finite(each) for each in tensors(inputs))
+                self._find(f"is the output of {name if made_here else name.rpartition('.')[0]}")
+            if tensor.requires_grad:
+                tensor.register_hook(partial(self._see_gradient, name))
+
+    def _see_gradient(self, name: str, gradient: Tensor) -> None:
+        if is_finite(gradient):
+            self._reached = name
+        else:
+            self._find(f"is the gradient that {self._reached or 'the loss'} passes on to {name}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; waits for a GPU."""
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def tensors(value: object) -> list[Tensor]:
+    """Those in a tensor or in tuples and lists of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value if isinstance(value, tuple | list) else ()
+    return [each for part in parts for each in tensors(part)]

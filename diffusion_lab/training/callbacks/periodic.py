@@ -1,0 +1,54 @@
+"""What happens every so many optimiser steps."""
+
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from diffusion_lab.compute.device import PeakMemory
+from diffusion_lab.training.clock import Clock
+
+
+def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch ended an optimiser step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def validates(trainer: lightning.Trainer) -> bool:
+    """Whether Lightning validates after this micro-batch, by its number."""
+    due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+    return due and trainer.enable_validation
+
+
+class Periodic(Callback, ABC):
+    """Calls `run` every `every_n_steps` optimiser steps (null: never), the last one left out.
+
+    What a run's end needs is done by whoever trains, who also sets the run's `meters`, which stand
+    still in `run`.
+    """
+
+    every_n_steps: int | None
+    meters: tuple[Clock | PeakMemory, ...] = ()
+
+    @abstractmethod
+    def run(self, trainer: lightning.Trainer) -> None:
+        """Does the thing, on every rank."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self.due(trainer, batch_idx):
+            self.timed_run(trainer)
+
+    def due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
+        """Whether this micro-batch ended a step after which to run."""
+        if not self.every_n_steps or not stepped(trainer, batch_idx):
+            return False
+        last = trainer.global_step == trainer.max_steps
+        return trainer.global_step % self.every_n_steps == 0 and not last
+
+    def timed_run(self, trainer: lightning.Trainer) -> None:
+        """Runs outside the time and memory of training."""
+        with ExitStack() as stack:
+            for meter in self.meters:
+                stack.enter_context(meter.stopped())
+            self.run(trainer)

@@ -1,0 +1,49 @@
+"""Training progress: a Rich bar on a terminal, a line now and then in a log file."""
+
+import time
+
+import lightning
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from diffusion_lab.common.progress import console, say
+from diffusion_lab.training.callbacks.periodic import stepped
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, without the epoch: a run here is a number of steps."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
+
+    def get_metrics(self, trainer, pl_module) -> dict:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class ProgressLines(Callback):
+    """Says every half minute how far the run is."""
+
+    def __init__(self) -> None:
+        self._started = self._said = 0.0
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self._started = self._said = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
+    ) -> None:
+        now = time.monotonic()
+        if stepped(trainer, batch_idx) and now - self._said > SECONDS_BETWEEN_LINES:
+            self._said = now
+            say(
+                f"step {trainer.global_step}/{trainer.max_steps}  {now - self._started:.0f} s  "
+                f"loss {float(trainer.callback_metrics['train/loss']):.4f}"
+            )
+
+
+def progress_callback() -> Callback:
+    """The one that suits where standard error goes."""
+    return ProgressBar() if console.is_terminal else ProgressLines()

@@ -1,0 +1,73 @@
+"""Ends runs of a search that are hopeless, by what the other runs of their study had so far."""
+
+import statistics
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import read_rows
+from diffusion_lab.common.progress import say
+from diffusion_lab.runs.folder import METRICS
+
+
+class MedianPruning(Callback):
+    """Stops a run whose best value so far is above the median of others at as many images.
+
+    Optuna's MedianPruner, on the metrics.jsonl of the run folders beside this one, so that it needs
+    no more than a common disk; `metric` is a validation's and small where it is good. Of a run that
+    validates at other images, as one of another batch size does, the last value before counts. The
+    first `startup_runs` runs, and the first `startup_steps` steps of each, are left alone.
+    """
+
+    def __init__(
+        self, folder: Path, metric: str = "val/loss", startup_runs: int = 5, startup_steps: int = 0
+    ):
+        self.folder = folder
+        self.metric = metric
+        self.startup_runs = startup_runs
+        self.startup_steps = startup_steps
+        self.pruned = False
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
+        step = trainer.global_step
+        if trainer.state.fn != "fit" or not self.startup_steps <= step < trainer.max_steps:
+            return
+        images = pl_module.images_seen
+        hopeless = trainer.is_global_zero and self.hopeless(images)
+        self.pruned = trainer.strategy.reduce_boolean_decision(hopeless, all=False)
+        trainer.should_stop = trainer.should_stop or self.pruned
+
+    def hopeless(self, images: int) -> bool:
+        """Whether the best value up to these images is above the median of the others' at them."""
+        own = [value for at, value in self.values(self.folder).items() if at <= images]
+        if not own:
+            raise UserError(
+                f"callbacks.pruning.metric={self.metric} is no figure of the validations; write "
+                "callbacks.pruning.metric=val/loss"
+            )
+        folders = (path.parent for path in self.folder.parent.glob(f"*/{METRICS}"))
+        others = [self.values(each) for each in folders if each != self.folder]
+        there = [
+            values[max(at for at in values if at <= images)]
+            for values in others
+            if values and min(values) <= images <= max(values)
+        ]
+        if len(there) < self.startup_runs:
+            return False
+        best, median = min(own), statistics.median(there)
+        if best <= median:
+            return False
+        say(
+            f"Pruned after {images:,} images: {self.metric} {best:.4g} is above the median of "
+            f"{len(there)} other runs, {median:.4g}"
+        )
+        return True
+
+    def values(self, folder: Path) -> dict[int, float]:
+        """The metric of a run by training images seen."""
+        rows = read_rows(folder / METRICS)
+        return {
+            row["images"]: row[self.metric] for row in rows if {"images", self.metric} <= {*row}
+        }

@@ -1,0 +1,85 @@
+"""Loss, learning rate and speed of training."""
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from diffusion_lab.training.callbacks.periodic import stepped
+from diffusion_lab.training.clock import Clock
+
+OPEN_WINDOW = "losses_since_the_last_row"  # in a checkpoint
+
+
+class Throughput(Callback):
+    """A row every `log_every_n_steps` steps, over the steps since the last one and all ranks.
+
+    The loss is the mean over the steps that were taken, also where the run was stopped and resumed
+    between; images/s is by the run's clock, which grids and evaluation stop, without validation.
+    What else a module's training_step returns is that of the last step, on rank 0.
+    """
+
+    def __init__(self) -> None:
+        self.clock = Clock(1)  # its own, until whoever trains sets the run's
+        self._losses: list[torch.Tensor] = []  # of each step
+        self._loss: torch.Tensor | float = 0.0  # of the micro-batches of this step
+        self._rate = 0.0
+        self._validating = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        # only now is the module where it will be trained
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]
+        self._open_window()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        self._validating -= self.clock.seconds()
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self._validating += self.clock.seconds()
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        losses = checkpoint.get(OPEN_WINDOW, torch.empty(0))  # a run may be older than this key
+        self._losses = list(losses)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
+    ) -> None:
+        self._loss = self._loss + outputs["loss"].detach()  # already divided by their number
+        if not stepped(trainer, batch_idx):
+            return
+        if not pl_module.skipped:
+            self._losses.append(self._loss)
+        self._loss = 0.0
+        self._steps += 1
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        losses = self._reduced(trainer)
+        loss = {"train/loss": losses.mean().item()} if len(losses) else {}
+        # and here a GPU has caught up
+        seconds = self.clock.seconds() - self._start - self._validating
+        parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
+        metrics = parts | loss
+        metrics |= {
+            "train/lr": self._rate,
+            "train/images_per_second": self._steps * pl_module.batch_size / seconds,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        self._losses.clear()
+        self._open_window()
+
+    def _reduced(self, trainer: lightning.Trainer) -> torch.Tensor:
+        """The mean loss over all ranks of each step of the window, (steps,)."""
+        if not self._losses:
+            return torch.empty(0)
+        return trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
+
+    def _open_window(self) -> None:
+        self._steps = 0
+        self._validating = 0.0
+        self._start = self.clock.seconds()

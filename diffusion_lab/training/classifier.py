@@ -1,0 +1,89 @@
+"""Trains the small classifier whose features, and whose reading of a class, metrics can use."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.build.objects import build_datamodule
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.compute.device import pick_device
+from diffusion_lab.metrics.extractor import Classifier
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+
+
+def train_extractor(cfg: DictConfig) -> dict[str, object]:
+    """Trains on the whole training split, reads the test split, and writes the file `cfg.output`.
+
+    Raises UserError where there are no classes to learn, or the file is there already.
+    """
+    require_whole_numbers(cfg, {"epochs": 1, "batch_size": 2, "seed": 0})
+    if not isinstance(cfg.lr, int | float) or not cfg.lr > 0:
+        raise UserError(f"lr={cfg.lr} must be a number above 0, as 2e-3 is")
+    path = Path(str(cfg.output))
+    if path.exists():
+        raise UserError(
+            f"{path} exists, and figures may have been measured with it; use it by "
+            f"metrics.classifier={path}, or write another output=..."
+        )
+    device = pick_device(cfg.device)
+    datamodule = build_datamodule(cfg)
+    with as_user_error():
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    if datamodule.num_classes < 2:
+        raise UserError("a classifier needs data of at least 2 classes, which these are not")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of training
+    except OSError as error:
+        raise UserError(f"output={path} cannot be made ({error}); choose another") from error
+    torch.manual_seed(cfg.seed)
+    network = SmallClassifier(datamodule.native_shape, datamodule.num_classes).to(device)
+    fit(network, datamodule.reference_images(), datamodule.reference_labels(), cfg)
+    accuracy = accuracy_on(network.eval(), datamodule.test_images(), datamodule.test_labels())
+    facts = {
+        "shape": list(datamodule.native_shape),
+        "classes": list(datamodule.class_names),
+        "data": datamodule.fingerprint,
+        "test_accuracy": accuracy,
+        "epochs": cfg.epochs,
+        "seed": cfg.seed,
+    }
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise UserError(f"the classifier diverged at lr={cfg.lr}; write a smaller lr, as 2e-3")
+    save_classifier(network, path, facts)
+    name = Classifier(str(path))
+    name.load("cpu")
+    say(f"{name.name} reads {accuracy:.1%} of the test images rightly: {path}")
+    say(f"Use it by metrics.classifier={path}, or metrics=classifier metrics.extractor.path={path}")
+    return {"path": str(path), "name": name.name, "test_accuracy": accuracy}
+
+
+def fit(network: SmallClassifier, images: Tensor, labels: Tensor, cfg: DictConfig) -> None:
+    """AdamW with one cycle of the rate, over images uint8 (N, C, H, W), labels int64 (N,)."""
+    device = next(network.parameters()).device
+    batches = max(1, len(images) // cfg.batch_size)  # an image left over has no batch statistics
+    optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, cfg.epochs * batches)
+    with progress_bar("Training the classifier", cfg.epochs * batches) as advance:
+        for _ in range(cfg.epochs):
+            order = torch.randperm(len(images))
+            for index in order.split(cfg.batch_size)[:batches]:
+                logits = network.head(network(images[index].to(device)))
+                optimizer.zero_grad()
+                F.cross_entropy(logits, labels[index].to(device)).backward()
+                optimizer.step()
+                rate.step()
+                advance()
+
+
+@torch.no_grad()
+def accuracy_on(network: SmallClassifier, images: Tensor, labels: Tensor) -> float:
+    """The share of images, uint8 (N, C, H, W), whose likeliest class is their label (N,)."""
+    device = next(network.parameters()).device
+    guesses = [network.head(network(part.to(device))).argmax(1).cpu() for part in images.split(500)]
+    return (torch.cat(guesses) == labels).double().mean().item()

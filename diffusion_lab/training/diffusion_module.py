@@ -1,0 +1,119 @@
+"""The LightningModule: any denoiser trained with any objective."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from diffusion_lab.backbone.base import layers_of
+from diffusion_lab.common.randomness import SampleNoise
+from diffusion_lab.compute.sharding import shard_parameters
+from diffusion_lab.data.augmentation import NonLeaky, augment
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.training.module import TrainedModule
+
+VALIDATION_LEVELS = 10  # the held-out loss is reported at t = 0.05, 0.15, ..., 0.95
+VALIDATION_SEED = 0  # a held-out image has the same noise in every run, whatever its seed
+
+
+class DiffusionModule(TrainedModule):
+    """Encode, loss, validate, optimise; the loss itself is `Objective`'s.
+
+    `batch_size` is the global one: micro-batch x accumulation x ranks.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        first_stage: FirstStage,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_schedule: Callable[[int, float], float],
+        batch_size: int,
+        seed: int = 0,
+        augmentation: NonLeaky | None = None,
+    ):
+        super().__init__(optimizer, lr_schedule, batch_size, seed)
+        self.denoiser = denoiser
+        self.objective = objective
+        self.first_stage = first_stage
+        self.augmentation = augmentation
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser changes: the denoiser's parameters, and what the objective learns."""
+        parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def configure_model(self) -> None:
+        """Shares parameters out over the ranks, if the trainer's strategy is to (FSDP)."""
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for layer in layers_of(self.denoiser.backbone):
+                shard_parameters(layer, mesh)
+            shard_parameters(self.denoiser, mesh, ("output",))
+            shard_parameters(self.objective, mesh)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """batch: images (b, C, H, W) uint8, or moments, and labels (b,) int64 -> mean loss, ()."""
+        images, labels = batch
+        part, parts = self.seed_part(batch_idx)
+        images, augmentation = augment(self.augmentation, images)
+        x0 = self.first_stage.draw(images)
+        loss = self.objective(
+            self.denoiser,
+            x0,
+            labels,
+            part=part,
+            parts=parts,
+            gather=self.from_all_ranks,
+            augmentation=augmentation,
+        ).mean()
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
+        return loss
+
+    def from_all_ranks(self, values: Tensor) -> Tensor:
+        """values (n,) of every rank, in rank order, (ranks x n,)."""
+        if self.trainer.world_size == 1:
+            return values
+        every = [torch.empty_like(values) for _ in range(self.trainer.world_size)]
+        dist.all_gather(every, values)  # Lightning's own prints what torch deprecates in it
+        return torch.cat(every)
+
+    def on_validation_epoch_start(self) -> None:
+        # sum and count of the losses at each level
+        self.held_out = torch.zeros(VALIDATION_LEVELS, 2, device=self.device)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Adds up the losses of held-out images by level."""
+        images, labels, ids = batch
+        x0 = self.first_stage.encode(images)
+        self.held_out += losses_by_level(self.objective, self.denoiser, x0, labels, ids)
+
+    def on_validation_epoch_end(self) -> None:
+        # reduced once and by hand: a rank whose share lacks a level must not wait for the others
+        total, count = self.trainer.strategy.reduce(self.held_out, reduce_op="sum").unbind(1)
+        losses = {"val/loss": total.sum() / count.sum()}
+        for index in count.nonzero().flatten().tolist():
+            name = f"val_by_level/t{(index + 0.5) / VALIDATION_LEVELS:.2f}"
+            losses[name] = total[index] / count[index]
+        self.report_held_out(losses, "val/loss")
+
+
+def losses_by_level(
+    objective: Objective, denoiser: Denoiser, x0: Tensor, labels: Tensor, ids: Tensor
+) -> Tensor:
+    """The sum and the number of losses at each of VALIDATION_LEVELS levels, (levels, 2).
+
+    Of clean x0 (B, C, H, W) with labels and ids (B,): image i at level i mod 10, with noise of its
+    own, the same at every call.
+    """
+    eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
+    bins = ids % VALIDATION_LEVELS
+    level = objective.schedule((bins + 0.5) / VALIDATION_LEVELS)
+    losses = objective.loss_at(denoiser, x0, eps, level, labels)
+    sums = torch.zeros(VALIDATION_LEVELS, 2, device=losses.device)
+    return sums.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))

@@ -1,0 +1,152 @@
+"""What is wrong with the images and their labels, whatever is trained on them."""
+
+import hashlib
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from diffusion_lab.data.listing import some
+from diffusion_lab.training.doctor.case import Case
+from diffusion_lab.training.doctor.finding import ADVICE, ERROR, WARNING, Remark
+
+NARROW = 128  # grey values: images that use fewer have lost a bit, or were scaled twice
+MANY = 0.01  # of a split: fewer blank images or copies change no figure
+UNEVEN = 3  # times the smallest class: from here on a class is learned visibly better
+
+
+def grey_values(case: Case) -> Iterator[Remark]:
+    """Bytes from 0 to 255, and no floats that were cast."""
+    values = case.sample.unique().tolist()
+    low, high = values[0], values[-1]
+    if low == high:
+        yield ERROR, f"every pixel has the grey value {low}; look at how the images are read"
+    elif set(values) <= {0, 1, 255} and 1 in values:
+        # -1 is cast to 255; masks of 0 and 255 are as they should be
+        yield (
+            ERROR,
+            f"the images hold the grey values {', '.join(map(str, values))} alone, as floats do "
+            "that were cast to bytes; scale them to 0..255 before the cast",
+        )
+    elif high - low < NARROW:
+        yield (
+            WARNING,
+            f"grey values lie between {low} and {high} in a sample of {len(case.sample)} images, "
+            "and networks and metrics take 0 as black and 255 as white; stretch them when they "
+            "are read",
+        )
+
+
+def blank_images(case: Case) -> Iterator[Remark]:
+    """Images without any contrast."""
+    images = case.data.train_images()
+    if are_points(images):
+        return
+    low, high = images.flatten(1).aminmax(dim=1)
+    blank = int((low == high).sum())
+    if blank > MANY * len(images):
+        yield (
+            WARNING,
+            f"{blank} of {len(images)} training images are of one grey value throughout, and the "
+            "model will draw such; leave them out of the data",
+        )
+
+
+def channels(case: Case) -> Iterator[Remark]:
+    """Colour images that are grey."""
+    images = case.sample
+    if images.shape[1] == 3 and bool((images == images[:, :1]).all()):
+        remedy = (
+            "write data.channels=1"
+            if "channels" in case.cfg.data
+            else "read them with one channel, native_shape=(1, H, W)"
+        )
+        yield (
+            ADVICE,
+            f"all three channels of {len(images)} sampled images are equal, so that one is enough "
+            f"and trains faster; {remedy}",
+        )
+
+
+def classes(case: Case) -> Iterator[Remark]:
+    """Labels that name a class, and classes of about one size."""
+    data = case.data
+    count, names = data.num_classes, data.class_names
+    for split, labels in (("training", data.train_labels()), ("test", data.test_labels())):
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+            yield (
+                ERROR,
+                f"{split} labels go from {labels.min()} to {labels.max()}, and there are {count} "
+                f"classes, 0 to {count - 1} (label {count} would silently mean no class); number "
+                "the labels from 0, or name all classes in class_names",
+            )
+            return
+    if count < 2:
+        return
+    sizes = data.train_labels().bincount(minlength=count)
+    empty = [names[label] for label in (sizes == 0).nonzero().flatten().tolist()]
+    if empty:
+        yield (
+            WARNING,
+            f"{some(empty)} {'has' if len(empty) == 1 else 'have'} no training images, and samples "
+            "of every class are drawn; leave such classes out of class_names, or add images",
+        )
+    smallest, largest = int(sizes[sizes > 0].min()), int(sizes.max())
+    if largest > UNEVEN * smallest:
+        evenly = f"write data.per_class={smallest}, or " if "per_class" in case.cfg.data else ""
+        yield (
+            WARNING,
+            f"class sizes differ by a factor of {largest / smallest:.1f} "
+            f"({names[int(sizes.argmax())]}: {largest}, the smallest: {smallest}): rare classes "
+            "are learned worse, and samples are drawn evenly, unlike the reference of the FID; "
+            f"{evenly}balance the data",
+        )
+
+
+def duplicates(case: Case) -> Iterator[Remark]:
+    """Training images that are there more than once."""
+    images = case.data.train_images()
+    if are_points(images):
+        return
+    copies = len(images) - len(set(digests(images)))
+    if copies > MANY * len(images):
+        yield (
+            WARNING,
+            f"{copies} of {len(images)} training images are exact copies of others, and what is "
+            "seen more often is memorised first; remove them from the data",
+        )
+
+
+def overlap(case: Case) -> Iterator[Remark]:
+    """Test images that are trained on."""
+    if are_points(case.data.test_images()):
+        return
+    test = digests(case.data.test_images())
+    known = set(digests(case.data.train_images()))
+    shared = sum(digest in known for digest in test)
+    if shared > MANY * len(test):
+        yield (
+            WARNING,
+            f"{shared} of {len(test)} test images are trained on too, so that the held-out loss "
+            "and the FID's floor are too good; split the data anew",
+        )
+
+
+def held_out(case: Case) -> Iterator[Remark]:
+    """Enough test images for the held-out loss."""
+    data = case.data
+    case.attempt("held_out", lambda: data.held_out(data.validation_size, "data.validation_size"))
+    yield from ()
+
+
+def are_points(images: Tensor) -> bool:
+    """Whether an image (C, 1, 1) is a point in space: of 256^C, some are bound to be equal."""
+    return images.shape[2:] == (1, 1)
+
+
+def digests(images: Tensor) -> list[bytes]:
+    """A checksum of each image, uint8 (N, C, H, W): equal only if the images are."""
+    rows = images.flatten(1).contiguous().numpy()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+
+
+CHECKS = (grey_values, blank_images, channels, classes, duplicates, overlap, held_out)

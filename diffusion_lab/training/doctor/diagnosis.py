@@ -1,0 +1,38 @@
+"""All checks on one composition; what refuses to be built hides only what depends on it."""
+
+from omegaconf import DictConfig
+
+from diffusion_lab.training.doctor import (
+    data_checks,
+    machine_checks,
+    metric_checks,
+    model_checks,
+    training_checks,
+)
+from diffusion_lab.training.doctor.case import Case, Unavailable
+from diffusion_lab.training.doctor.facts import Facts, facts_of
+from diffusion_lab.training.doctor.finding import ERROR, OK, SKIPPED, Finding
+
+CHECKS = (
+    *data_checks.CHECKS,
+    *model_checks.CHECKS,
+    *training_checks.CHECKS,
+    *metric_checks.CHECKS,
+    *machine_checks.CHECKS,
+)
+
+
+def diagnose(cfg: DictConfig) -> tuple[list[Finding], Facts]:
+    """What there is to say of a training run, one finding at least a check, and its facts."""
+    case = Case(cfg)
+    findings = []
+    for check in CHECKS:
+        name = check.__name__
+        try:
+            said = [Finding(name, *remark) for remark in check(case)] or [Finding(name, OK)]
+        except Unavailable:
+            said = [] if name in case.refusals else [Finding(name, SKIPPED)]
+        findings += said
+    facts = facts_of(case)
+    refused = [Finding(name, ERROR, reason) for name, reason in case.refusals.items()]
+    return refused + findings, facts

@@ -1,0 +1,165 @@
+"""What of schedule, network, sampler and guidance does not suit the data or one another."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from diffusion_lab.backbone.patches import PatchNetwork
+from diffusion_lab.diffusion.objective import EDM, EDMWeight
+from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
+from diffusion_lab.training.doctor.case import Case
+from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark
+
+# the data's standard deviation against the assumed one: from 1.25 on a network's targets are off by
+# half in variance, from 2 on by four; inputs alone matter less
+OFF, FAR_OFF = 1.25, 2.0
+FAR_NOISE = 3.0  # largest noise over the largest distance; levels beyond it teach nothing
+REMAINING_SIGNAL = 0.03  # alpha / sigma at t = 1: DDPM leaves 0.006, Stable Diffusion's dark 0.068
+FEWEST_TOKENS = 16  # a grid of 4 x 4, below which there is little to attend to
+FEW_STEPS, MANY_STEPS = 5, 500  # of a sampler for a model that is not distilled
+LARGE_SCALE = 5.0  # of guidance, where pixels saturate
+
+
+def data_std(case: Case) -> Iterator[Remark]:
+    """The standard deviation that input and output of the network are scaled by."""
+    module, std = case.parts.module, float(case.clean.std())
+    objective = module.objective
+    assumed = {
+        "denoiser.input_std": module.denoiser.input_std,
+        "objective.prediction.data_std": objective.prediction.data_std
+        if isinstance(objective.prediction, EDM)
+        else None,
+        "objective.weighting.data_std": objective.weighting.data_std
+        if isinstance(objective.weighting, EDMWeight)
+        else None,
+    }
+    wrong = {
+        key: max(value / std, std / value)
+        for key, value in assumed.items()
+        if value is not None and std > 0
+    }
+    inputs_alone = list(wrong) == ["denoiser.input_std"]
+    if max(wrong.values(), default=1) > (FAR_OFF if inputs_alone else OFF):
+        key = max(wrong, key=wrong.get)
+        remedy = " ".join(f"{key}={std:.2f}" for key in wrong)
+        yield (
+            WARNING if wrong[key] > FAR_OFF else ADVICE,
+            f"the data's standard deviation is {std:.2f}, and {key} is {assumed[key]:.2g}; "
+            f"write {remedy}",
+        )
+
+
+def largest_noise(case: Case) -> Iterator[Remark]:
+    """The largest noise of an exploding schedule against the largest distance of two images."""
+    # NCSNv2's technique 1 (arXiv:2006.09011); of a sample, so that it is a little too small
+    sigma = float(case.parts.pipeline.schedule(torch.ones(())).sigma)
+    if sigma <= 1 + 1e-6:
+        return
+    images = case.clean.flatten(1).float()
+    distance = float(torch.cdist(images, images).max())
+    if distance > 0 and not 1 / OFF < sigma / distance < FAR_NOISE:
+        few = sigma < distance
+        why = (
+            "samples start from noise that does not cover the data"
+            if few
+            else "the noisiest levels teach nothing"
+        )
+        yield (
+            WARNING if few else ADVICE,
+            f"schedule.sigma_max={sigma:.3g}, and the two sampled images that differ most are "
+            f"{distance:.3g} apart: {why}; write schedule.sigma_max={math.ceil(distance)}",
+        )
+
+
+def schedule_end(case: Case) -> Iterator[Remark]:
+    """A path that ends before pure noise, where samples start from."""
+    end = case.parts.pipeline.schedule(torch.ones(()))
+    left = float(end.alpha / end.sigma)
+    if end.sigma <= 1 + 1e-6 and left > REMAINING_SIGNAL:
+        yield (
+            WARNING,
+            f"the schedule's noisiest level keeps {left:.1%} of the image beside the noise, and "
+            "samples start from noise alone, so that brightness tends to the mean; write "
+            "schedule=zero_terminal_snr objective=v_prediction, or schedule=ddpm_linear",
+        )
+
+
+def combination(case: Case) -> Iterator[Remark]:
+    """What training itself advises."""
+    for line in case.parts.advice():
+        yield WARNING, line
+
+
+def tokens(case: Case) -> Iterator[Remark]:
+    """Patches neither too few to attend to nor too many to pay for."""
+    backbone, cfg = case.parts.module.denoiser.backbone, case.cfg.backbone
+    _, height, width = case.parts.module.denoiser.image_shape
+    if not isinstance(backbone, PatchNetwork):
+        return
+    count = height * width // cfg.patch**2
+    fitting = {  # tokens by the patch that makes them
+        patch: height * width // patch**2
+        for patch in range(1, min(height, width) + 1)
+        if height % patch == width % patch == 0
+    }
+    finer = [patch for patch, n in fitting.items() if patch < cfg.patch and n >= FEWEST_TOKENS]
+    if count < FEWEST_TOKENS and finer:
+        yield (
+            WARNING,
+            f"backbone.patch={cfg.patch} makes {count} patches of a {height}x{width} image, too "
+            f"few to show detail; write backbone.patch={finer[-1]}",
+        )
+    # 2 N^2 D MACs in pairs of tokens against 12 N D^2 in the layers of a block
+    limit = 6 * cfg.width
+    coarser = [patch for patch, n in fitting.items() if patch > cfg.patch and n <= limit]
+    if "heads" in cfg and count > limit and coarser:
+        yield (
+            WARNING,
+            f"{count} patches at width {cfg.width} spend more on their pairs than on all layers; "
+            f"write backbone.patch={coarser[0]}, or backbone=unet",
+        )
+
+
+def labels(case: Case) -> Iterator[Remark]:
+    """Conditions that are used, and a null label that is."""
+    parts = case.parts
+    guidance, objective = parts.pipeline.guidance, parts.module.objective
+    if not parts.module.denoiser.conditioning.conditional:
+        return
+    if parts.datamodule.num_classes == 1:
+        yield ADVICE, "all images have one label, which tells nothing; write conditioning=none"
+    elif objective.label_dropout > 0 and guidance.scale == 1 and guidance.weak_run is None:
+        yield (
+            ADVICE,
+            f"objective.label_dropout={objective.label_dropout} trains an unconditional model for "
+            "guidance, and this run is measured without; write guidance=classifier_free, or "
+            "objective.label_dropout=0 if you will never guide it",
+        )
+
+
+def sampling(case: Case) -> Iterator[Remark]:
+    """Steps and guidance in the range that works."""
+    sampler, guidance = case.parts.pipeline.sampler, case.parts.pipeline.guidance
+    adaptive = isinstance(sampler, AdaptiveRungeKutta)
+    if sampler.steps < FEW_STEPS and not adaptive:
+        yield (
+            WARNING,
+            f"sampler.steps={sampler.steps} draws coarse images, and every figure is of them; "
+            "write sampler.steps=20",
+        )
+    if sampler.steps > MANY_STEPS and not adaptive:
+        yield (
+            ADVICE,
+            f"sampler.steps={sampler.steps} is slow for every grid and figure, and "
+            "sampler=dpm_solver sampler.steps=20 comes close; keep it if DDPM is to be reproduced",
+        )
+    if guidance.scale > LARGE_SCALE:
+        yield (
+            WARNING,
+            f"guidance.scale={guidance.scale} saturates pixels and costs variety; write "
+            "guidance.scale=2, and try others afterwards with `diffusion-lab sample-sweep`",
+        )
+
+
+CHECKS = (data_std, largest_noise, schedule_end, combination, tokens, labels, sampling)

@@ -1,0 +1,95 @@
+"""A diagnosis for people: the facts, then what is to be changed, the worst first."""
+
+from rich.markup import escape
+
+from diffusion_lab.common.formats import amount
+from diffusion_lab.common.progress import console, say
+from diffusion_lab.training.doctor.facts import Facts
+from diffusion_lab.training.doctor.finding import (
+    ADVICE,
+    ERROR,
+    OK,
+    SKIPPED,
+    WARNING,
+    Finding,
+)
+
+COLOURS = {ERROR: "bold red", WARNING: "yellow", ADVICE: "cyan"}
+PLURALS = {ERROR: "errors", WARNING: "warnings", ADVICE: "pieces of advice"}
+SINGULARS = {ERROR: "error", WARNING: "warning", ADVICE: "piece of advice"}
+UNITS = (("days", 86400), ("h", 3600), ("min", 60))
+
+
+def show(findings: list[Finding], facts: Facts) -> None:
+    """Everything there is to say, on standard error."""
+    for line in lines_of(facts):
+        say(line)
+    for status, colour in COLOURS.items():
+        for finding in findings:
+            if finding.status == status:
+                console.print(
+                    f"[{colour}]{status:>7}[/]  {finding.name}: {escape(finding.message)}",
+                    soft_wrap=True,  # so that what is to be pasted stays on one line
+                )
+    for status, words in ((OK, "     ok  "), (SKIPPED, "not checked  ")):
+        names = [finding.name for finding in findings if finding.status == status]
+        if names:
+            say(words + ", ".join(names))
+    counts = {status: sum(f.status == status for f in findings) for status in COLOURS}
+    said = [
+        f"{count} {SINGULARS[status] if count == 1 else PLURALS[status]}"
+        for status, count in counts.items()
+        if count
+    ]
+    say(", ".join(said) or "Nothing to change")
+
+
+def lines_of(facts: Facts) -> list[str]:
+    """The facts in a few lines, those that there are."""
+    lines = [f"Data: {facts['data']}"]
+    if "image_shape" in facts:
+        shape = "x".join(str(side) for side in facts["image_shape"])
+        lines[0] += (
+            f", {facts['training_images']:,} training and {facts['test_images']:,} test images of "
+            f"{shape} in {facts['classes']} classes; mean {facts['mean']:.2f}, standard deviation "
+            f"{facts['std']:.2f} in [-1, 1]"
+        )
+    if "parameters" in facts:
+        lines.append(
+            f"Model: {amount(facts['parameters'])} parameters, {amount(facts['macs'])} MACs a call"
+        )
+    if "steps" in facts:
+        limited = facts["steps"] < facts["max_steps"]
+        limit = f" of {facts['max_steps']:,}, as trainer.max_time ends it," if limited else ","
+        passes = facts["epochs"]
+        passes = f"{passes:,.0f}" if passes >= 100 else f"{passes:.2g}"
+        lines.append(f"Batch: {facts['batch']}")
+        lines.append(
+            f"Run: {'about ' if limited else ''}{facts['steps']:,} steps{limit} "
+            f"{amount(facts['images_seen'])} images, {passes} times each"
+        )
+    if "device" in facts:
+        memory = ""
+        if "memory_bytes" in facts:
+            memory = (
+                f", about {facts['memory_bytes'] / 1e9:.2g} of "
+                f"{facts['free_memory_bytes'] / 1e9:.2g} GB of memory"
+            )
+        lines.append(f"Device: {facts['device']}, {facts['precision']}{memory}")
+        lines.append(f"W&B: {facts['wandb']}")
+    if "training_seconds" in facts:
+        drawing = facts["drawing_seconds"]
+        drawn = "not known" if drawing is None else duration(drawing)
+        lines.append(
+            f"Time, about: {duration(facts['training_seconds'])} of training, {drawn} of drawing, "
+            f"{duration(facts['features_seconds'])} for the metrics' features"
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 5.3 min."""
+    for unit, size in UNITS:
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,140 @@
+"""What the LightningModules share: steps counted in images, clipping, and the rate by images."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from diffusion_lab.common.randomness import mix_seed
+from diffusion_lab.compute.sharding import whole
+
+TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
+HELD_OUT = "held_out"  # in a checkpoint: the step of the last validation, and its figures
+
+
+class TrainedModule(lightning.LightningModule, ABC):
+    """Optimises `trained_parameters`; `batch_size` is micro-batch x accumulation x ranks."""
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_schedule: Callable[[int, float], float],
+        batch_size: int,
+        seed: int,
+    ):
+        super().__init__()
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.batch_size = batch_size
+        self.seed = seed
+        self.held_out_figures: dict[str, float] = {}
+        self.validated_step = -1
+        self.skipped = False  # whether the last step was
+        self._buffers_before: list[Tensor] = []
+
+    @abstractmethod
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser changes."""
+
+    @property
+    def images_seen(self) -> int:
+        """Training images behind the current weights, over all ranks."""
+        return self.trainer.global_step * self.batch_size
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, in [0, 1]: by steps or by its time limit."""
+        trainer = self.trainer
+        done = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+        for callback in trainer.callbacks:
+            if isinstance(callback, lightning.pytorch.callbacks.Timer):
+                elapsed = callback.time_elapsed("train")
+                done = max(done, elapsed / (elapsed + (callback.time_remaining("train") or 0.0)))
+                # clocks differ, and so would the learning rates
+                done = trainer.strategy.broadcast(done)
+        return min(1.0, done)
+
+    def seed_part(self, batch_idx: int) -> tuple[int, int]:
+        """Seeds what a micro-batch draws; returns its place among the parts of its step.
+
+        A step's randomness (augmentation, levels, noise, dropout) is a function of the seed and of
+        the micro-batch's place in the run, so a resumed run draws what an unbroken one does.
+        """
+        trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
+        parts = accumulate * trainer.world_size
+        part = batch_idx % accumulate * trainer.world_size + trainer.global_rank
+        torch.manual_seed(mix_seed(self.seed, TRAINING, trainer.global_step * parts + part))
+        return part, parts
+
+    def report_held_out(self, figures: dict[str, Tensor | float], shown: str) -> None:
+        """Keeps and logs what validation measured; `shown` is the one for the progress bar."""
+        self.held_out_figures = {name: float(value) for name, value in figures.items()}
+        self.validated_step = self.trainer.global_step
+        self.log(shown, self.held_out_figures[shown], prog_bar=True, logger=False)
+        for logger in self.loggers:  # Lightning would label them with the step before
+            logger.log_metrics(self.held_out_figures, step=self.validated_step)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keeps the held-out figures, which are not taken twice of the same weights."""
+        checkpoint[HELD_OUT] = (self.validated_step, self.held_out_figures)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Takes what `on_save_checkpoint` kept."""
+        self.validated_step, self.held_out_figures = checkpoint[HELD_OUT]
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Remembers what a step that is skipped must not have changed."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
+
+    def backward(self, loss: Tensor) -> None:
+        """Gives a loss that is not finite a gradient that is not, which is what all ranks see."""
+        super().backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradient's norm over all parameters; a step without a finite one is skipped.
+
+        It then leaves the weights, what the optimiser knows and the buffers as they were. The ranks
+        have the same gradient, so they agree.
+        """
+        scaler, largest = self.trainer.scaler, gradient_clip_val or math.inf
+        if scaler is not None:
+            # refuses fused optimisers, which undo the scaling too late; bf16 has no scaler
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            largest = math.inf
+        norm = whole(self.clip_norms(largest))  # of all shares
+        self.skipped = not norm.isfinite()  # where a GPU is waited for, once a step
+        if not self.skipped:
+            return
+        if scaler is None:  # which has seen it too, and skips the step itself
+            for parameter in self.trained_parameters():
+                parameter.grad = None  # optimisers pass over these
+        for buffer, before in zip(self.buffers(), self._buffers_before, strict=True):
+            buffer.data.copy_(before)  # some that others made ask for gradients
+
+    def clip_norms(self, largest: float) -> Tensor:
+        """Clips the norm of what is trained; returns the norm that it had, ()."""
+        return nn.utils.clip_grad_norm_(self.trained_parameters(), largest)
+
+    def configure_optimizers(self) -> dict:
+        """The optimiser, and a schedule in images seen rather than steps."""
+        optimizer = self.optimizer(self.trained_parameters())
+        schedule = LambdaLR(
+            optimizer,
+            # the first update uses the factor of the batch that it has seen
+            lambda step: self.lr_schedule((step + 1) * self.batch_size, self.progress),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

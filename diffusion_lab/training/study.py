@@ -1,0 +1,247 @@
+"""The runs of a study: where each goes, and whether it is new, to be gone on with, or finished.
+
+outputs/<study_name>/<what differs>/ is a run folder. What is known is read from there alone, so a
+repeated command goes on, whatever process it runs in.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute import launch
+from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.metrics.table import METRICS
+from diffusion_lab.runs import checkpoints
+from diffusion_lab.runs.folder import (
+    ABANDONED,
+    CONFIG,
+    INSTEAD_OF_OPTIONS,
+    RESUMABLE,
+    load_config,
+    load_summary,
+)
+from diffusion_lab.runs.lock import has_locks, is_locked
+from diffusion_lab.runs.same import INDIFFERENT, differences
+from diffusion_lab.runs.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below, flat
+
+NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
+# of what is indifferent, that which can be of several images or first stages
+SOURCES = ("data.path", "data.test_path", "first_stage.run", "first_stage.path")
+# what has no part in a run's name, unless a sweep varies it; of most of it a study has one
+UNNAMED = (
+    *(key for key in INDIFFERENT if key not in SOURCES),
+    "name",
+    "study_name",
+    "budget",
+    "optimized_metric",
+    "hparams_search",
+)
+HIGHER = {metric.kind for metric in METRICS if metric.higher_is_better}
+HIGHER |= {"inception_score", "val/psnr", "val/ssim"}
+LOWER = {metric.kind for metric in METRICS} - HIGHER | {"val/loss"}
+LONGEST = 128  # bytes of a run's name, as many as W&B takes
+
+
+def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
+    """The folder of this run of a study, `job` being Hydra's; None for a run of no study.
+
+    A study that says itself what it varies has runs named by that and by what a sweep varies
+    besides; a single run has its place among them if it gives all. Runs of other studies are named
+    by what their command lines give, whether as one value or as several.
+    """
+    if not cfg.study_name:
+        return None
+    if cfg.run_dir:
+        return Path(cfg.run_dir)
+    parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    values = {key_of(override): override.get_value_element_as_str() for override in parsed}
+    named = varied(job)
+    if own := job.sweeper.get("params"):
+        if set(own) - values.keys():
+            return None
+    else:
+        named |= {key for key in values if key != "trainer" and not below(key, UNNAMED)}
+    chosen = {key: value for key, value in values.items() if key in named}
+    return Path("outputs", cfg.study_name, name_of(chosen)) if chosen else None
+
+
+def varied(job: DictConfig) -> set[str]:
+    """The keys of which a study or a sweep has several values."""
+    keys = set(job.sweeper.get("params") or {})
+    if job.mode == RunMode.MULTIRUN:
+        fixed = job.job.config.override_dirname.exclude_keys  # of the command line of a sweep
+        parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+        keys |= {key_of(override) for override in parsed} - set(fixed)
+    return keys
+
+
+def key_of(override: Override) -> str:
+    """The key or group that an override sets, with its package if it has one."""
+    return override.get_key_element().lstrip("+~")
+
+
+def name_of(values: dict[str, str]) -> str:
+    """The name of a run with these values of what differs, to be typed without quotes.
+
+    One that would be long has the settings that lie highest, and a number for all.
+    """
+    parts = {
+        key: re.sub(r"[^\w.+-]+", ".", f"{key}-{value}").strip(".")
+        for key, value in sorted(values.items())
+    }
+    whole = "_".join(parts.values())
+    if len(whole.encode()) <= LONGEST:
+        return whole
+    name, digest = "", hashlib.sha256(whole.encode()).hexdigest()[:8]
+    for key in sorted(parts, key=lambda key: (len(re.findall("[./]", key)), key)):
+        longer = f"{name}{parts[key]}_"
+        if len(longer.encode()) + len(digest) <= LONGEST:
+            name = longer
+    return name + digest
+
+
+def state_of(folder: Path, cfg: DictConfig) -> str:
+    """NEW, UNFINISHED or FINISHED; every rank gets what rank 0 finds.
+
+    A run that left no checkpoint is moved aside. Raises UserError if the folder holds a run of
+    another configuration.
+    """
+    if launch.in_launched_process():
+        launch.join_process_group(launch.device_of_process(cfg.trainer))
+    return on_rank_zero(lambda: _look(folder, cfg))
+
+
+def _look(folder: Path, cfg: DictConfig) -> str:
+    if not (folder / CONFIG).is_file():
+        return NEW
+    if is_locked(folder):
+        raise UserError(f"{folder} is being trained by another process; wait for its end")
+    finished = load_summary(folder).get("finished")
+    if not finished and not checkpoints.exists(folder):
+        if not has_locks(folder):
+            raise UserError(
+                f"{folder} has no checkpoint yet, and its file system cannot tell whether it is "
+                "being trained; wait for the first one, or delete the folder if nothing trains it"
+            )
+        aside = _free(folder.parent / ABANDONED / folder.name)
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        say(f"{folder} had no checkpoint to go on from; it is now {aside}")
+        return NEW
+    usual = compose(HydraConfig.get().job.config_name)
+    for key, old, new in differences(load_config(folder), cfg, usual):
+        raise UserError(
+            f"{folder} was trained with {key}={_written(old)}, and is asked for with "
+            f"{key}={_written(new)}; write study_name={cfg.study_name}_2 for a study of its own, "
+            f"or move {folder} away"
+        )
+    return FINISHED if finished else UNFINISHED
+
+
+def retaken(folder: Path, overrides: list[str]) -> list[str]:
+    """Of what a study's run is asked for again, what it is gone on with instead of its own values.
+
+    Where it is trained and how it is watched, as far as it has these keys; options of groups, as
+    logger=none, it keeps, and its place in W&B.
+    """
+    saved = flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    parser = OverridesParser.create()
+    known = [INSTEAD_OF_OPTIONS.get(override, override) for override in overrides]
+    keys = [parser.parse_override(override).key_or_group for override in known]
+    return [
+        override
+        for override, key in zip(known, keys, strict=True)
+        if key.startswith(RESUMABLE)
+        and below(key, INDIFFERENT)
+        and not below(key, ("logger.group", "logger.name", "logger.tags"))
+        and key in saved
+    ]
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number the first that does not exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return free
+
+
+def _written(value: object) -> str:
+    """A value as a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def check_metric(cfg: DictConfig, folder: Path | None) -> None:
+    """Raises UserError if `cfg.optimized_metric` will not be there at the end of a run."""
+    if not cfg.optimized_metric:
+        return
+    if folder is None:
+        raise UserError(
+            f"optimized_metric={cfg.optimized_metric} is read from the run, whose folder has to be "
+            "known; write study_name=..., and values that differ or run_dir=..."
+        )
+    held_out = str(cfg.optimized_metric).startswith("val/")
+    if not held_out and not cfg.callbacks.get("evaluation"):
+        raise UserError(
+            f"optimized_metric={cfg.optimized_metric} is not measured without "
+            "callbacks.evaluation; write optimized_metric=val/loss"
+        )
+
+
+def check_search(cfg: DictConfig, job: DictConfig) -> None:
+    """Raises UserError if a search has nothing to search, or minimises what is not one quantity.
+
+    `job` is Hydra's, of any trial.
+    """
+    if "n_trials" not in job.sweeper:
+        return
+    keys = sorted(varied(job))
+    if not keys:
+        raise UserError(
+            "a search needs a key with several values, and none has; write them, as in "
+            "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
+        )
+    metric = str(cfg.optimized_metric)
+    for best, kinds in (("maximize", HIGHER), ("minimize", LOWER)):
+        if {metric, metric.split("/")[0]} & kinds and job.sweeper.direction != best:
+            raise UserError(
+                f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
+                f"write hydra.sweeper.direction={best}"
+            )
+    pruning = cfg.callbacks.get("pruning")
+    metrics = {"optimized_metric=fid": cfg.optimized_metric}
+    metrics |= {"callbacks.pruning=null": pruning and pruning.metric}
+    remedies = [remedy for remedy, metric in metrics.items() if str(metric).startswith("val/")]
+    quantity = ("experiment.", *OF_THE_LOSS)  # an experiment chooses them, too
+    for key in keys:
+        place = f"{key.replace('/', '.')}."
+        if remedies and place.startswith(quantity) and not below(key, NOT_OF_THE_LOSS):
+            raise UserError(
+                f"val/loss is another quantity for another {key}, and cannot be compared in a "
+                f"search over it; write {' '.join(remedies)}"
+            )
+
+
+def figure(folder: Path, metric: str) -> float:
+    """The final figure of a kind, such as fid or val/loss, of a finished run."""
+    figures = load_summary(folder).get("metrics", {})
+    found = [v for name, v in figures.items() if name == metric or name.startswith(f"{metric}/")]
+    if len(found) != 1:
+        kinds = {n if n.startswith("val/") else n.split("/")[0] for n in figures}
+        kinds = sorted(kind for kind in kinds if kind != "val_by_level")
+        raise UserError(
+            f"optimized_metric={metric} is not the name of one figure of {folder}; "
+            f"use one of {', '.join(kinds)}"
+        )
+    return found[0]
