@@ -1,3 +1,41 @@
-"""diffusion_lab: compare diffusion models on equal terms."""
+"""diffusion_lab: compare diffusion models on equal terms.
+
+The names below are what people extend or call; each is imported when it is first asked for, so that
+`import diffusion_lab` itself costs nothing.
+"""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+HOMES = {  # each name's module
+    "Backbone": "diffusion_lab.backbone",
+    "Block": "diffusion_lab.backbone.block",
+    "Condition": "diffusion_lab.backbone.conditioning",
+    "Denoiser": "diffusion_lab.diffusion.denoiser",
+    "FirstStage": "diffusion_lab.first_stage",
+    "Guidance": "diffusion_lab.diffusion.guidance",
+    "ImageDataModule": "diffusion_lab.data",
+    "NoiseLevel": "diffusion_lab.diffusion.noise",
+    "NoiseSchedule": "diffusion_lab.diffusion.schedule",
+    "Objective": "diffusion_lab.diffusion.objective",
+    "Pipeline": "diffusion_lab.pipeline",
+    "Prediction": "diffusion_lab.diffusion.objective",
+    "Sampler": "diffusion_lab.diffusion.sampler",
+    "TimeGrid": "diffusion_lab.diffusion.sampler.time_grid",
+    "TimeSampler": "diffusion_lab.diffusion.objective",
+    "jump": "diffusion_lab.diffusion.noise",
+}
+__all__ = ["__version__", "runs", *HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    if name == "runs":
+        return import_module("diffusion_lab.runs")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

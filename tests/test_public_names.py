@@ -1,0 +1,29 @@
+"""The names that people extend or call are found in the package itself, and imported late."""
+
+import subprocess
+import sys
+
+import pytest
+
+import diffusion_lab
+
+
+@pytest.mark.parametrize("name", diffusion_lab.__all__)
+def test_a_public_name_is_found_and_listed(name):
+    assert getattr(diffusion_lab, name) is not None
+    assert name in dir(diffusion_lab)
+
+
+def test_what_people_extend_is_public():
+    wanted = {"NoiseSchedule", "Sampler", "Guidance", "Prediction", "Block", "FirstStage"}
+    assert wanted | {"ImageDataModule", "runs"} <= set(diffusion_lab.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="Sampelr"):
+        _ = diffusion_lab.Sampelr
+
+
+def test_the_package_imports_torch_only_when_something_is_asked_for():
+    code = "import sys, diffusion_lab; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
