@@ -1,0 +1,167 @@
+"""Ranges of arguments, declared beside a signature: `@ranges(steps=whole(1), eta=above(0))`."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, TypeVar
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+
+
+class RangeError(ValueError):
+    """The error for a value of `argument` that is not `wanted`; `example` is one that is."""
+
+    def __init__(self, argument: str, value: object, wanted: str, example: object = None):
+        super().__init__(f"{argument} must be {wanted}, got {written(value)}")
+        self.argument, self.value, self.wanted, self.example = argument, value, wanted, example
+
+    def of(self, key: str) -> str:
+        """The sentence about the configuration key `key`, which holds the value."""
+        as_in = "" if self.example is None else f", as in {key}={written(self.example)}"
+        return f"{key}={written(self.value)} must be {self.wanted}{as_in}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values for which `allows` is true, which a sentence calls `wanted`."""
+
+    wanted: str
+    allows: Callable[[Any], bool]
+    example: object = None
+
+    def as_in(self, example: object) -> "Range":
+        """Returns this range, whose sentence ends in an example."""
+        return replace(self, example=example)
+
+    def check(self, argument: str, value: object) -> None:
+        """Raises RangeError unless the value is in the range."""
+        if not self.allows(value):
+            raise RangeError(argument, value, self.wanted, self.example)
+
+
+def ranges(**allowed: Range) -> Callable[[Target], Target]:
+    """Decorates a constructor, a function or a dataclass, which then checks these arguments."""
+
+    def decorate(target: Target) -> Target:
+        if isinstance(target, type):
+            target.__init__ = decorate(target.__init__)  # type: ignore[misc]
+            return target
+        signature = inspect.signature(target)
+        if unknown := allowed.keys() - signature.parameters.keys():
+            raise TypeError(f"{target.__qualname__} has no argument {', '.join(unknown)}")
+
+        @wraps(target)
+        def checked(*args: Any, **named: Any) -> Any:
+            try:
+                bound = signature.bind(*args, **named)
+            except TypeError:
+                return target(*args, **named)  # Python says best which argument does not fit
+            bound.apply_defaults()
+            for argument, allowed_range in allowed.items():
+                allowed_range.check(argument, bound.arguments[argument])
+            return target(*args, **named)
+
+        return checked
+
+    return decorate
+
+
+def whole(least: int, most: int | None = None) -> Range:
+    """Whole numbers from `least` on, up to `most` if there is one; true and false are none."""
+    span = f"of at least {least}" if most is None else f"from {least} to {most}"
+    return Range(
+        f"a whole number {span}",
+        lambda value: type(value) is int and least <= value and (most is None or value <= most),
+    )
+
+
+def number(limits: str = "", inside: Callable[[float], bool] = lambda value: True) -> Range:
+    """Finite numbers that are `inside` the limits; true and false are none."""
+    return Range(
+        f"a number {limits}".rstrip(),
+        lambda value: (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and inside(value)
+        ),
+    )
+
+
+def at_least(least: float) -> Range:
+    """Numbers from `least` on."""
+    return number(f"of at least {least:g}", lambda value: value >= least)
+
+
+def above(limit: float) -> Range:
+    """Numbers above `limit`."""
+    return number(f"above {limit:g}", lambda value: value > limit)
+
+
+def between(low: float, high: float) -> Range:
+    """Numbers from `low` to `high`, both included."""
+    return number(f"from {low:g} to {high:g}", lambda value: low <= value <= high)
+
+
+def inside(low: float, high: float) -> Range:
+    """Numbers above `low` and below `high`."""
+    return number(f"above {low:g} and below {high:g}", lambda value: low < value < high)
+
+
+def share() -> Range:
+    """Numbers above 0 and at most 1."""
+    return number("above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def flag() -> Range:
+    """True and false."""
+    return Range("true or false", lambda value: isinstance(value, bool))
+
+
+def one_of(*options: object) -> Range:
+    """The options named."""
+    names = ", ".join(map(str, options))
+    return Range(f"one of {names}", lambda value: any(value is o or value == o for o in options))
+
+
+def list_of(item: Range, shortest: int = 0) -> Range:
+    """Lists of at least `shortest` values of one range."""
+    some = "a list" if shortest == 0 else f"a list of {shortest} or more"
+    return Range(
+        f"{some}, each {item.wanted}",
+        lambda value: (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and len(value) >= shortest
+            and all(map(item.allows, value))
+        ),
+        None if item.example is None else [item.example],
+    )
+
+
+def whole_list(least: int, shortest: int = 0) -> Range:
+    """Lists of whole numbers of at least `least`."""
+    return list_of(whole(least), shortest)
+
+
+def either(first: Range, second: Range) -> Range:
+    """The values of both ranges."""
+    return Range(
+        f"{first.wanted} or {second.wanted}",
+        lambda value: first.allows(value) or second.allows(value),
+        first.example,
+    )
+
+
+def optional(allowed: Range) -> Range:
+    """The values of a range, and None."""
+    return either(allowed, Range("null", lambda value: value is None))
+
+
+def written(value: object) -> object:
+    """A value as the command line has it; a text in quotes, since '32' is no number."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if isinstance(value, str) else value
