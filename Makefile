@@ -101,7 +101,7 @@ test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
 test-slurm: setup  ## jobs on a SLURM of its own: installs Debian's slurm-wlm and munge, as root
-	@tests/slurm/install.sh
+	@tests/compute/slurm/install.sh
 	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 
 lint: setup  ## check format and style

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
-PACKAGE = Path(__file__).parent.parent / "diffusion_lab"
+PACKAGE = ROOT / "diffusion_lab"
 ROOMS = [  # each may import those above it
     "common",
     "compute",

@@ -5,12 +5,12 @@ import re
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, tiny_first_stage
-from exact_denoiser import GaussianMixture, through
+from helpers.exact_denoiser import GaussianMixture, through
+from helpers.paths import CONF
+from helpers.tiny_runs import TINY, tiny_first_stage
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
@@ -20,7 +20,6 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.diffusion.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
 from diffusion_lab.first_stage import Pixels
 
-CONF = Path(__file__).parent.parent / "conf"
 SHAPE, CLASSES = (1, 8, 8), 4
 MIXTURE = GaussianMixture([0.2, 0.5, 0.3], [-1.0, 0.1, 0.8], 0.2)
 
@@ -287,7 +286,7 @@ def test_every_experiment_runs(lab, tmp_path, experiment):
     code, _, err = lab(
         command,
         f"experiment={experiment}",
-        *([] if generated else ["data._target_=tiny_data.TinyData"]),
+        *([] if generated else ["data._target_=helpers.tiny_data.TinyData"]),
         *([f"first_stage.run={tiny_first_stage(tmp_path / 'first')}"] if latent else []),
         "+debug=fast",
         "trainer=cpu",

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).parent.parent / "conf"
 # given when the object is built, from the data or the run, never in a configuration
 FACTS = {
     "autoencoder": {"image_shape"},

@@ -15,7 +15,7 @@ import torch
 from diffusion_lab.data import DataError, FashionMNISTDataModule
 
 ROOT = Path(os.environ.get("DIFFUSION_LAB_DATA") or Path(__file__).parent.parent / "data")
-STORED = Path(__file__).parent / "golden_training.json"
+STORED = Path(__file__).parent / "golden" / "training.json"
 SHARED = [
     f"data.root={ROOT}",
     "trainer.accelerator=cpu",

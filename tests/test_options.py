@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-CONF = Path(__file__).parent.parent / "conf"
+from helpers.paths import CONF
 
 
 def sentence_of(path: Path) -> str:

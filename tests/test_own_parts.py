@@ -2,17 +2,17 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
-from exact_denoiser import GaussianMixture
+from helpers.exact_denoiser import GaussianMixture
+from helpers.paths import ROOT
+from helpers.tiny_runs import TINY
 
 from diffusion_lab.diffusion.sampler.time_grid import Uniform
 from diffusion_lab.diffusion.schedule import Rectified
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 FILES = {
     "schedule/power.yaml": "_target_: my_schedules.Power\npower: 2\n",
     "sampler/midpoint.yaml": "defaults: [{time_grid: uniform}, _self_]\n"

@@ -3,16 +3,15 @@
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.cli.combinations import gather, gather_paths
 from diffusion_lab.cli.main import WITH_PATHS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line
@@ -123,6 +122,6 @@ def test_links_lead_somewhere(page):
 def test_every_test_that_is_named_exists():
     named = re.findall(r"`(test_\w+)`", README)
     assert named
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for name in named:
         assert f"def {name}(" in tests, name

@@ -1,0 +1,167 @@
+"""What a verdict claims, and of what: no test without spread, no best of what was not tested."""
+
+import pytest
+from helpers.fake_runs import NAME, UNET, fake_group, fake_run, said
+
+from diffusion_lab.analysis.comparison.fairness import notes
+from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.table import markdown
+
+MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
+BETTER, WORSE = [100.0, 101.0, 99.0], [150.0, 152.0, 151.0]
+
+
+def test_differences_without_spread_are_not_tested_and_said(tmp_path):
+    # 0.1 apart in every seed, but for rounding
+    fake_group(tmp_path, "dit", [100.3, 200.7, 300.9])
+    fake_group(tmp_path, "unet", [100.4, 200.8, 301.0], config=UNET)
+    answer, text = said(tmp_path)
+    assert answer == (
+        "Nothing is tested: DiT and UNet differ in FID by 0.1 in each of 3 seeds, and differences "
+        "without spread cannot be tested; they are a sign of copied runs, or of runs that do not "
+        "depend on their seed"
+    )
+    assert "p = " not in text
+
+
+def test_equal_figures_are_not_tested_beside_a_pair_that_is(tmp_path):
+    fake_group(tmp_path, "dit", BETTER)
+    fake_group(tmp_path, "unet", BETTER, config=UNET)
+    fake_group(tmp_path, "mamba", WORSE, config=MAMBA)
+    answer, text = said(tmp_path)
+    # neither is best: the two were not told apart
+    assert answer == (
+        "2 of 2 pairs of compositions can be told apart by FID, and none is shown to be better "
+        "than all the others; 1 other pair could not be tested"
+    )
+    assert "after Holm's correction for 2 pairs" in text
+    assert "differ in FID by nothing in each of 3 seeds" in text
+
+
+def test_the_best_of_those_that_were_tested_is_not_the_best_of_all(tmp_path):
+    for width, fids in ((1, BETTER), (2, WORSE), (3, [151.0, 151.0, 152.0])):
+        fake_group(tmp_path, f"w{width}", fids, config={"backbone": {"width": width}})
+    fake_run(tmp_path / "w4", 20.0, config={"backbone": {"width": 4}})
+    answer, text = said(tmp_path)
+    assert answer == (
+        "width=1 is better by FID than each of the other 2 that could be tested; nothing is said "
+        "of width=4"
+    )
+    assert "width=4 shares no 2 seeds with another composition" in text
+
+
+def test_one_difference_is_told_with_what_was_not_tested(tmp_path):
+    fake_group(tmp_path, "dit", BETTER)
+    fake_group(tmp_path, "unet", WORSE, config=UNET)
+    fake_run(tmp_path / "mamba", 20.0, 7, config=MAMBA)
+    answer, _ = said(tmp_path)
+    assert answer.startswith("DiT is better than UNet: FID lower by 51 (95 % confidence interval ")
+    assert answer.endswith("; 2 other pairs could not be tested")
+
+
+def test_a_composition_without_the_figure_is_named(tmp_path):
+    recall = {f"recall/{NAME}": 0.5}
+    fake_group(tmp_path, "dit", BETTER, metrics=recall)
+    fake_group(tmp_path, "unet", WORSE, config=UNET)
+    answer, text = said(tmp_path, "recall")
+    assert answer == "Recall was measured of DiT alone: nothing to compare"
+    assert "UNet had no Recall measured" in text
+
+
+def test_gaps_of_shares_are_in_points(tmp_path):
+    for name, config, shares in (("dit", {}, (0.7, 0.72)), ("unet", UNET, (0.64, 0.6599))):
+        for seed, share in enumerate(shares):
+            accuracy = {f"accuracy/{NAME}": share}
+            fake_run(tmp_path / f"{name}_{seed}", 100.0, seed, config, metrics=accuracy)
+    # differences 6 and 6.01
+    answer, _ = said(tmp_path, "accuracy")
+    assert answer == (
+        "DiT is better than UNet: Accuracy higher by 6 points (95 % confidence interval 5.94 to "
+        "6.07 points)"
+    )
+    fake_run(tmp_path / "mamba", 100.0, 7, MAMBA, metrics={f"accuracy/{NAME}": 0.8})
+    assert "its run: Mamba2 Accuracy 80 %" in said(tmp_path, "accuracy")[1]
+    assert "71.0 ± 12.7 %" in markdown(collect([tmp_path]).groups)
+
+
+def test_an_interval_beside_a_corrected_test_is_said_to_be_uncorrected(tmp_path):
+    fake_group(tmp_path, "dit", BETTER)
+    fake_group(tmp_path, "unet", WORSE, config=UNET)
+    assert "(95 % confidence interval 48.5 to 53.5)" in said(tmp_path)[0]
+    fake_group(tmp_path, "mamba", [200.0, 202.1, 202.0], config=MAMBA)
+    words = "(95 % confidence interval of this pair alone, uncorrected: 48.5 to 53.5)"
+    assert f"DiT is better than UNet: FID lower by 51 {words}" in said(tmp_path)[1]
+
+
+@pytest.mark.parametrize("images", [[6400, 12_800], [6400, 32_000]])
+def test_unequal_images_are_said_of_runs_whose_means_are_equal(tmp_path, images):
+    """Both compositions have the same mean, and no run is as long as its partner."""
+    for seed, (ours, theirs) in enumerate((images, images[::-1])):
+        fake_run(tmp_path / f"dit_{seed}", 100.0 + seed, seed, summary={"images_seen": ours})
+        fake_run(
+            tmp_path / f"unet_{seed}", 90.0 + 2 * seed, seed, UNET, summary={"images_seen": theirs}
+        )
+    _, text = said(tmp_path)
+    assert "Budgets are unequal: runs have seen 6.4k to" in text
+    assert f"Runs have seen 6,400 to {images[1]:,} images" in notes(collect([tmp_path]).groups)
+
+
+def test_equal_images_are_said_once(tmp_path):
+    fake_group(tmp_path, "dit", BETTER)
+    fake_group(tmp_path, "unet", WORSE, config=UNET)
+    assert notes(collect([tmp_path]).groups) == [
+        "Every run has seen 6,400 images",
+        "Training took 2 min of wall-clock time, by run",
+    ]
+
+
+def test_unequal_operations_at_equal_images_are_said(tmp_path):
+    fake_group(tmp_path, "dit", BETTER)
+    fake_group(tmp_path, "unet", WORSE, config=UNET, summary={"macs": 2_090_000})
+    assert "Operations" not in said(tmp_path)[1]
+    fake_group(tmp_path, "mamba", WORSE, config=MAMBA, summary={"macs": 3_000_000})
+    assert (
+        "Operations are unequal: compositions take 2M to 3M multiply-accumulates an image, at "
+        "equal numbers of images"
+    ) in said(tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"device": "gpu"}, "cpu, 1 thread, 1 process; gpu, 1 thread, 1 process"),
+        ({"threads": 2}, "cpu, 1 thread, 1 process; cpu, 2 threads, 1 process"),
+        ({"ranks": 4}, "cpu, 1 thread, 1 process; cpu, 1 thread, 4 processes"),
+        ({"precision": "32-true"}, "cpu, 1 thread, 1 process; cpu, 32-true, 1 thread, 1 process"),
+        ({}, None),
+    ],
+)
+def test_equal_time_on_unequal_machines_is_said(tmp_path, other, words):
+    budget = {"budget": {"seconds": 90}}
+    here = {"threads": 1, "ranks": 1}
+    fake_group(tmp_path, "dit", BETTER, config=budget, summary=here)
+    fake_group(tmp_path, "unet", WORSE, config=UNET | budget, summary=here | other)
+    _, text = said(tmp_path)
+    if words:
+        assert f"Time is equal and machines are not: {words}" in text
+    else:
+        assert "machines" not in text
+
+
+def test_unequal_machines_are_said_of_costs_at_equal_images(tmp_path):
+    fake_group(tmp_path, "dit", BETTER)
+    assert "machines" not in said(tmp_path)[1]
+    fake_group(tmp_path, "unet", WORSE, config=UNET, summary={"device": "gpu"})
+    words = "Time, speed and memory are of unequal machines: cpu; gpu"
+    assert words in said(tmp_path)[1]
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(120, 126), (120, 300)])
+def test_training_that_left_much_of_its_time_to_other_things_is_said(tmp_path, seconds, limit):
+    budget = {"budget": {"seconds": limit}}
+    fake_group(tmp_path, "dit", BETTER, config=budget, summary={"training_seconds": limit})
+    summary = {"training_seconds": seconds}
+    fake_group(tmp_path, "unet", WORSE, config=UNET | budget, summary=summary)
+    words = "Training itself took 120 to 300 of the 300 seconds, by run: the limit counts figures"
+    assert (words in said(tmp_path)[1]) == (limit == 300)
+    assert ("Training itself" in said(tmp_path)[1]) == (limit == 300)

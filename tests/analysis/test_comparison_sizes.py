@@ -1,0 +1,222 @@
+"""A study over sizes of the data: a verdict for each, a line over all, and where lines cross."""
+
+import csv
+import json
+import re
+
+import pytest
+from helpers.fake_runs import NAME, fake_group, said
+
+from diffusion_lab.analysis.comparison import compare
+from diffusion_lab.analysis.comparison.data_sizes import DataLine, crossings, data_lines
+from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.verdict import verdict
+from diffusion_lab.metrics.table import METRICS
+
+FID = METRICS[0]
+BACKBONES = {"UNet": 1, "DiT": 4, "Mamba2": 4}
+FRACTIONS = {0.001: 60, 0.01: 600, 0.1: 6000, 1.0: 60_000}
+# mean FID by backbone, at each fraction; the U-Net is best at the least and DiT at the most
+FIDS = {
+    "UNet": (300, 200, 150, 130),
+    "DiT": (400, 260, 152, 100),
+    "Mamba2": (450, 280, 180, 140),
+}
+NOISE = {"UNet": (0, 3, -2), "DiT": (1, 2, -3), "Mamba2": (-1, 4, -2)}
+
+
+def study(root, fids=FIDS):
+    """backbone x data.fraction x 3 seeds; all of the data is null, as without the option."""
+    for name, means in fids.items():
+        for (fraction, images), mean in zip(FRACTIONS.items(), means, strict=True):
+            fake_group(
+                root,
+                f"{name}_{fraction}",
+                [mean + each for each in NOISE[name]],
+                config={
+                    "backbone": {"_target_": f"diffusion_lab.backbone.{name}"},
+                    "data": {"fraction": None if fraction == 1 and name == "DiT" else fraction},
+                },
+                summary={"training_images": images},
+                metrics={f"kid/{NAME}": mean / 1000},
+            )
+
+
+@pytest.fixture
+def runs(tmp_path):
+    study(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def verdicts(runs, output):
+    compare([str(runs)], str(output))
+    return (output / "index.html").read_text()
+
+
+def test_each_size_of_the_data_has_its_own_answer(runs):
+    answer, text = said(runs)
+    assert answer == (
+        "By FID it depends on the size of the data: UNet is best at 60 and 600 training images, "
+        "DiT is best at 60,000 training images, none is shown to be best at 6,000 training images"
+    )
+    # all pairs of one size, and no others
+    assert "after Holm's correction for 12 pairs" in text
+    assert "At 60,000 training images: DiT is better than UNet: FID lower by 30" in text
+    assert "At 6,000 training images: UNet and DiT cannot be told apart by FID" in text
+
+
+def test_a_composition_that_is_best_at_every_size_is_best(tmp_path):
+    study(tmp_path, FIDS | {"UNet": (90, 80, 70, 60)})
+    assert said(tmp_path)[0] == "UNet is best by FID at each of 4 sizes of the data"
+
+
+def test_a_composition_that_is_best_at_some_sizes_alone_is_no_matter_of_size(tmp_path):
+    study(tmp_path, FIDS | {"DiT": (400, 260, 152, 129)})
+    assert said(tmp_path)[0] == (
+        "By FID UNet is best at 60 and 600 training images, none is shown to be best at 6,000 and "
+        "60,000 training images"
+    )
+
+
+def test_no_difference_at_any_size(tmp_path):
+    for fraction in (0.1, 1.0):
+        for width in (1, 2):
+            fake_group(
+                tmp_path,
+                f"{width}_{fraction}",
+                [100.0 + 10 * width, 120.0, 90.0 + width],
+                config={"backbone": {"width": width}, "data": {"fraction": fraction}},
+                summary={"training_images": 60_000 * fraction},
+            )
+    assert said(tmp_path)[0] == (
+        "No difference is shown at this budget: by FID none of 2 pairs of compositions of the same "
+        "data can be told apart"
+    )
+
+
+def test_one_composition_at_each_size_is_not_tested(tmp_path):
+    study(tmp_path, {"DiT": FIDS["DiT"]})
+    answer, text = said(tmp_path)
+    assert answer == (
+        "Nothing is tested by FID: there is one composition at each of 4 sizes of the data, and "
+        "its means are in the plot"
+    )
+    assert "share" not in text
+    found = verdict(collect([tmp_path]).groups, FID)
+    assert found.by_size[0] == (
+        "At 60 training images: No difference to be tested: all runs are one composition and "
+        "differ in their seeds alone; FID 400 ± 6.57"
+    )
+
+
+def test_a_composition_that_others_of_its_size_lack_a_figure_beside_is_alone(tmp_path):
+    study(tmp_path)
+    for path in tmp_path.glob("*/summary.json"):
+        if "0.01_" in str(path.parent) and "DiT" not in str(path.parent):
+            summary = json.loads(path.read_text())
+            del summary["metrics"][f"kid/{NAME}"]
+            path.write_text(json.dumps(summary))
+    found = verdict(collect([tmp_path]).groups, METRICS[1])
+    assert found.by_size[1] == (
+        "At 600 training images: KID was measured of DiT alone: nothing to compare"
+    )
+
+
+@pytest.mark.parametrize("seeds", [[5, 5], [5, 6]])
+def test_that_one_choice_of_the_images_stands_for_all_is_said(tmp_path, seeds):
+    for fraction, seed in zip((0.1, 1.0), seeds, strict=True):
+        data = {"data": {"fraction": fraction, "subset_seed": seed}}
+        fake_group(tmp_path, f"dit_{fraction}", [100.0, 110.0], config=data)
+    words = "One choice of the images stands for all (data.subset_seed=5)"
+    assert (words in said(tmp_path)[1]) == (seeds == [5, 5])
+
+
+def test_one_size_of_the_data_needs_no_word_on_the_choice_of_images(tmp_path):
+    for width in (1, 2):
+        config = {"data": {"fraction": 0.1}, "backbone": {"width": width}}
+        fake_group(tmp_path, f"dit_{width}", [100.0, 110.0], config=config)
+    assert "One choice" not in said(tmp_path)[1]
+
+
+def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(runs, tmp_path):
+    page = verdicts(runs, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
+    assert [row["composition"] for row in rows] == [
+        f"{name} · fraction={fraction}"
+        for fraction, names in (
+            (0.001, ("UNet", "DiT", "Mamba2")),
+            (0.01, ("UNet", "DiT", "Mamba2")),
+            (0.1, ("UNet", "DiT", "Mamba2")),
+            (1, ("DiT", "UNet", "Mamba2")),
+        )
+        for name in names
+    ]
+    assert [float(row["training_images"]) for row in rows[::3]] == [60, 600, 6000, 60_000]
+    assert "| UNet · fraction=0.001 | 3 | 60 |" in (tmp_path / "out/table.md").read_text()
+    answer = page[page.index('<p class="answer">') :]
+    assert answer.index("At 60 training images: UNet is best by FID") < answer.index(
+        "At 60,000 training images: DiT is best by FID: better than each of the other 2"
+    )
+    assert "By the means, DiT passes UNet in FID between 6,000 and 60,000 training images" in answer
+    pairs = list(csv.DictReader((tmp_path / "out/pairs.csv").open()))
+    assert {(row["data"], row["ahead"]) for row in pairs if row["metric"] == "fid"} >= {
+        ("60 training images", "UNet"),
+        ("60,000 training images", "DiT"),
+    }
+    assert page.count("Holm&#x27;s correction covers all pairs of one metric") == 1
+    assert (tmp_path / "out/plots/fid_over_data.svg").is_file()
+    # to those who do not see the plot
+    assert "by size of the data, and of each best first: UNet · fraction=0.001 300.3;" in page
+
+
+def test_a_composition_has_one_colour_and_a_mark_for_each_size(runs):
+    groups = collect([runs]).groups
+    assert [group.look % 8 for group in groups if group.name.startswith("DiT")] == [0] * 4
+    assert [group.look % 8 for group in groups if group.name.startswith("UNet")] == [1] * 4
+    assert len({group.look for group in groups}) == 12
+    lines = data_lines(groups, "fid")
+    assert [(line.name, line.look % 8) for line in lines] == [
+        ("DiT", 0),
+        ("UNet", 1),
+        ("Mamba2", 2),
+    ]
+    assert lines[1].points[0][:2] == (60, pytest.approx(300 + 1 / 3))
+
+
+def line(name, *means, start=0):
+    sizes = [60, 600, 6000, 60_000][start:]
+    return DataLine(name, 0, tuple((x, y, 0.0) for x, y in zip(sizes, means, strict=False)))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ((5, 5), (4, 6), ["B between 60 and 600"]),
+        ((5, 5, 5), (4, 5, 6), ["B between 60 and 6,000"]),  # equal on the way
+        ((5, 5, 5), (4, 6, 4), ["B between 60 and 600", "A between 600 and 6,000"]),
+        ((5, 5, 5), (5, 6, 7), ["no: A is better at 2 of 3 sizes, and equal at 1"]),
+        ((5, 5, 5), (6, 5, 7), ["no: A is better at 2 of 3 sizes, and equal at 1"]),
+        ((5, 5), (3, 3), ["no: B is better at 2 of 2 sizes"]),
+        ((5, 5), (5, 5), ["equal"]),
+    ],
+)
+def test_crossings_by_the_means(ours, theirs, said):
+    found = crossings([line("A", *ours), line("B", *theirs)], FID)
+    assert all(sentence.startswith("By the means, ") for sentence in found)
+    words = []
+    for sentence in found:
+        if place := re.search(
+            r"(A|B) passes (?:A|B) in FID (between .*) training images$", sentence
+        ):
+            # who is passed was better before
+            words.append(f"{'B' if place[1] == 'A' else 'A'} {place[2]}")
+        elif place := re.search("do not cross in FID(: .*)", sentence):
+            words.append(f"no{place[1]}")
+        else:
+            assert sentence.endswith("A and B are equal in FID at every size")
+            words.append("equal")
+    assert words == said
+
+
+def test_lines_with_one_size_in_common_are_not_said_to_cross_or_not():
+    assert crossings([line("A", 5, 5), line("B", 4, 6, start=1)], FID) == []

@@ -1,0 +1,220 @@
+"""Figures are believed of the weights that they are of, which are read only where that asks."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from helpers.fake_runs import NAME, UNET, fake_group, fake_run
+
+from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.table import rows
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.results import keep, kept
+from diffusion_lab.runs.weights import (
+    CHECKPOINT,
+    STAMP,
+    Present,
+    fingerprint,
+    identity,
+    require_unchanged,
+    stamp,
+)
+
+EXTRACTOR = {"extractor": "efficientnet_lite0-96", "extractor_fingerprint": "abc", "held_out": "x"}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The checkpoints that were read, by the two ways to do so."""
+    read = []
+    for module, name in ((weights, "_sha256"), (checkpoints, "damage")):
+        original = getattr(module, name)
+
+        def spied(path, original=original):
+            read.append(path)
+            return original(path)
+
+        monkeypatch.setattr(module, name, spied)
+    return read
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A run that was evaluated after its training, with a FID of 50 then."""
+    folder = fake_run(tmp_path / "run", 100.0)
+    cfg = load_config(folder)
+    keep(folder, {f"fid/{NAME}": 50.0}, load_summary(folder)["protocol"], cfg, identity(folder))
+    return folder
+
+
+def test_weights_that_were_saved_while_they_were_read_are_not_measured(tmp_path):
+    folder = fake_run(tmp_path / "run", 100.0)
+    known = identity(folder)
+    require_unchanged(folder, known)
+    torch.save("the next", last(folder))
+    with pytest.raises(UserError, match="saved new weights while it was read"):
+        require_unchanged(folder, known)
+
+
+def fids(folder):
+    found = kept(folder, load_config(folder), Present(folder))
+    return [record["metrics"][f"fid/{NAME}"] for record in found]
+
+
+def last(folder):
+    return folder / checkpoints.LAST
+
+
+def test_no_weights_are_read_of_runs_that_were_measured_in_training_alone(tmp_path, read):
+    fake_group(tmp_path, "dit", [100.0, 110.0])
+    fake_group(tmp_path, "unet", [100.0, 120.0], config=UNET)
+    assert len(collect([tmp_path]).groups) == 2
+    assert read == []
+
+
+def test_no_weights_are_read_that_have_not_changed_since_they_were_measured(evaluated, read):
+    assert fids(evaluated) == [100, 50]
+    assert read == []
+
+
+def test_weights_that_were_copied_are_read_once_and_known(evaluated, tmp_path, read):
+    copy = tmp_path / "copy"
+    shutil.copytree(evaluated, copy, copy_function=shutil.copy)
+    os.utime(last(copy), (1, 1))
+    assert fids(copy) == [100, 50]
+    assert read == [last(copy)]
+
+
+def test_figures_of_weights_that_were_replaced_are_not_believed(evaluated, read):
+    size = last(evaluated).stat().st_size
+    torch.save(str(evaluated)[::-1], last(evaluated))
+    os.utime(last(evaluated), (1, 1))
+    assert last(evaluated).stat().st_size == size
+    assert fids(evaluated) == [100]
+
+
+def test_an_evaluation_of_an_older_program_is_known_by_its_checksum(evaluated):
+    (path,) = evaluated.glob("evaluations/*.json")
+    record = json.loads(path.read_text())
+    assert record.pop(STAMP) == stamp(evaluated)
+    path.write_text(json.dumps(record))
+    assert fids(evaluated) == [100, 50]
+    path.write_text(json.dumps(record | {CHECKPOINT: "of other weights"}))
+    assert fids(evaluated) == [100]
+
+
+def test_of_a_damaged_checkpoint_the_one_before_it_is_looked_at(evaluated):
+    previous = evaluated / checkpoints.PREVIOUS
+    os.rename(last(evaluated), previous)
+    last(evaluated).write_bytes(b"damaged")
+    assert fids(evaluated) == [100, 50]
+    previous.unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        fids(evaluated)
+
+
+def test_a_run_without_its_checkpoints_has_its_own_figures_alone(evaluated):
+    other = fake_run(evaluated.parent / "other", 110.0, config=UNET)
+    for folder in (evaluated, other):
+        last(folder).unlink()
+    found = collect([evaluated.parent])
+    assert [group.mean("fid") for group in found.groups] == [100, 110]
+    assert found.left_out == [
+        f"Later evaluations of {evaluated} are left out: its checkpoints are gone, and with them "
+        "what tells whether the figures are of its weights"
+    ]
+
+
+def report_on(folder, ratio, **changed):
+    """As `memorization` writes it."""
+    cfg = load_config(folder)
+    plain = {part: dict(cfg[part]) for part in ("sampler", "guidance")}
+    report = {
+        "protocol": with_fingerprint(EXTRACTOR | {"num_samples": 1000}),
+        CHECKPOINT: fingerprint(folder),
+        "sampling": plain | {"seed": 0},
+        "neighbours": {"features": {"copy_ratio": ratio}, "pixels": {"copy_ratio": 7.0}},
+    }
+    (folder / "memorization").mkdir()
+    report |= changed
+    known = {key: value for key, value in report.items() if value is not None}
+    (folder / "memorization/report.json").write_text(json.dumps(known))
+
+
+def ratios(folder):
+    """(values of each run, columns of the table, sentences)."""
+    found = collect([folder])
+    (group,) = found.groups
+    columns, _, _ = rows(found.groups)
+    titles = [column.title for column in columns if "Copies" in column.title]
+    return group.values("copy_ratio"), titles, found.omitted
+
+
+def test_copies_are_of_these_weights_and_this_sampling(tmp_path):
+    folders = fake_group(tmp_path, "dit", [100.0, 101.0, 102.0, 103.0, 104.0])
+    report_on(folders[0], 1.5)
+    report_on(folders[1], 2.5)
+    report_on(folders[2], 9.0, **{CHECKPOINT: "of other weights"})
+    report_on(folders[3], 9.0, sampling={"seed": 1})
+    report_on(folders[4], 9.0)
+    last(folders[4]).unlink()
+    again = "measure them again by `diffusion-lab memorization run="
+    assert ratios(tmp_path) == (
+        [1.5, 2.5],
+        ["Copies", "Copies by pixels"],
+        [
+            f"Copies of {folders[2]} are left out: its report is of other weights than it has "
+            f"now; {again}{folders[2]}`",
+            f"Copies of {folders[3]} are left out: its report is of another sampling than is "
+            f"compared; {again}{folders[3]}`, sampled like the rest",
+            f"Copies of {folders[4]} are left out: its checkpoints are gone, and with them what "
+            "tells whether its report is of them",
+        ],
+    )
+
+
+def test_a_report_that_does_not_speak_of_mirror_images_looked_for_none(tmp_path):
+    first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
+    report_on(first, 1.5)
+    protocol = EXTRACTOR | {"num_samples": 1000, "mirrored": False}
+    report_on(second, 2.5, protocol=with_fingerprint(protocol))
+    assert ratios(tmp_path) == ([1.5, 2.5], ["Copies", "Copies by pixels"], [])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("num_samples", 500, "num_samples is 1000 or 500"),
+        ("extractor", "inception", "extractor is efficientnet_lite0-96 or inception"),
+        ("held_out", "y", "held_out is x or y"),
+        ("mirrored", True, "mirrored is False or True"),
+    ],
+)
+def test_copies_that_were_counted_otherwise_are_not_compared(tmp_path, key, value, words):
+    first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
+    report_on(first, 1.5)
+    other = EXTRACTOR | {"num_samples": 1000} | {key: value}
+    report_on(second, 2.5, protocol=with_fingerprint(other))
+    assert ratios(tmp_path) == (
+        [],
+        [],
+        [
+            f"Copies are left out: they were not counted alike in all runs ({words}); run "
+            "`diffusion-lab memorization` on all of them with one choice"
+        ],
+    )
+
+
+def test_a_report_that_does_not_say_how_it_counted_is_left_out(tmp_path):
+    first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
+    report_on(first, 1.5)
+    report_on(second, 2.5, protocol=None)
+    values, _, (sentence,) = ratios(tmp_path)
+    assert values == [1.5]
+    assert sentence.startswith(f"Copies of {second} are left out: its report is older")
+    assert sentence.endswith(f"`diffusion-lab memorization run={second}`")

@@ -1,0 +1,141 @@
+"""`sync` finds offline W&B runs and uploads them, by W&B's own program to a server of the tests."""
+
+import json
+import os
+
+import pytest
+from helpers.fake_wandb_server import serving
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.analysis import wandb_sync as offline_runs
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.runs.lock import locked
+
+QUICK = ["callbacks.evaluation=null", "logger.mode=offline"]
+
+
+@pytest.fixture
+def offline_run(tmp_path):
+    """The file of a run as W&B would leave it, but empty; named by its time and id."""
+
+    def make(name, uploaded=False):
+        folder = tmp_path / "outputs/net/wandb" / name
+        folder.mkdir(parents=True)
+        file = folder / f"run-{name.rpartition('-')[2]}.wandb"
+        file.write_bytes(b"")
+        if uploaded:
+            file.with_suffix(".wandb.synced").touch()
+        return file
+
+    return make
+
+
+@pytest.fixture
+def no_key(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_a_run_and_what_it_was_resumed_to_become_one_on_the_server(lab, tmp_path, monkeypatch):
+    code, _, err = lab("train", *TINY, *QUICK, "run_dir=run", "logger.run_id=tiny")
+    assert code == 0, err
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
+    assert code == 0, err
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        code, out, err = lab("sync", "run", "json=true")
+        assert code == 0, err
+        assert "Uploaded 2" in err
+        assert set(json.loads(out.splitlines()[-1]).values()) == {True}
+        code, _, err = lab("sync", "run")
+        assert code == 0, err
+        assert "Nothing to upload in run: all 2 offline W&B runs are uploaded" in err
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["train/loss"] for row in lines if "train/loss" in row}
+    sent = [row for _, row in sorted(server.history["tiny"].items())]
+    assert {row["_step"]: row["train/loss"] for row in sent} == losses
+    assert [row["_step"] for row in sent] == [1, 2, 3, 4, 5, 6]
+    assert server.configs["tiny"]["choices"]["value"]["backbone"] == "dit"
+    assert [name for name in server.files if name.startswith("media/images/grids/samples")]
+    assert server.artifacts == ["run-tiny-samples"] * 2
+
+
+def test_what_is_uploaded_is_told_from_what_is_not_or_has_grown(lab, offline_run, no_key):
+    offline_run("offline-run-20260101_000001-aaa", uploaded=True)
+    grown = offline_run("offline-run-20260101_000002-bbb", uploaded=True)
+    waiting = offline_run("offline-run-20260101_000003-ccc")
+    online = offline_run("run-20260101_000004-ddd")
+    os.utime(grown.with_suffix(".wandb.synced"), (0, 0))
+    code, _, err = lab("sync", "dry_run=true")
+    assert code == 0, err
+    assert [line.split()[0] for line in err.splitlines()[:3]] == ["uploaded", "to", "to"]
+    assert "2 of 3 would be uploaded" in err
+    assert "ddd" not in err
+    code, _, err = lab("sync", "dry_run=true", str(online.parent), str(waiting))
+    assert code == 0, err
+    assert "2 of 2 would be uploaded" in err
+    (run,) = offline_runs.find([waiting])
+    assert run.run_id == "ccc"
+
+
+def test_runs_that_are_abandoned_or_being_trained_are_left_out(lab, tmp_path, no_key):
+    runs = [tmp_path / f"outputs/{name}" for name in ("net/a", "net/b", "net/.abandoned/a")]
+    for run in runs:
+        folder = run / f"wandb/offline-run-20260101_000001-{run.name}"
+        folder.mkdir(parents=True)
+        (folder / f"run-{run.name}.wandb").write_bytes(b"")
+    with locked(runs[1]):
+        code, _, err = lab("sync", "dry_run=true")
+    assert code == 0, err
+    assert "left out   outputs/net/b: it is being trained" in err
+    assert "left out   outputs/net/.abandoned/a: it was abandoned" in err
+    assert "1 of 1 would be uploaded" in err
+    assert "to upload  outputs/net/a/wandb" in err
+    # what is named itself is wanted
+    code, _, err = lab("sync", "dry_run=true", "outputs/net/b", "outputs/net/.abandoned/a")
+    assert "2 of 2 would be uploaded" in err
+
+
+def test_nothing_to_upload_is_no_error(lab, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    code, _, err = lab("sync")
+    assert code == 0
+    assert "Nothing to upload in outputs: no offline W&B run" in err
+
+
+def test_what_cannot_be_uploaded_is_said(lab, offline_run, no_key, monkeypatch):
+    offline_run("offline-run-20260101_000001-aaa")
+    for arguments, words in (
+        ([], "nothing was uploaded: no API key; `wandb login` stores one"),
+        (["nowhere"], "nowhere does not exist; give a run folder"),
+        ([__file__], "is no file of W&B's; those end in .wandb"),
+    ):
+        code, _, err = lab("sync", *arguments)
+        assert code == 2
+        assert words in err
+        assert "Traceback" not in err
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    code, _, err = lab("sync")
+    assert code == 2
+    assert "nothing was uploaded: no connection to 127.0.0.1" in err
+
+
+def test_a_failed_upload_is_no_success(offline_run, monkeypatch):
+    files = [offline_run(f"offline-run-20260101_00000{i}-a{i}") for i in range(2)]
+
+    def half(arguments, **_):
+        assert [str(file) for file in files] == arguments[-2:]
+        files[0].with_suffix(".wandb.synced").touch()
+
+    monkeypatch.setattr(offline_runs.subprocess, "run", half)
+    with pytest.raises(UserError, match="1 of 2 were not uploaded"):
+        offline_runs.upload(offline_runs.find([file.parents[1] for file in files]))
+
+
+def test_help_shows_what_can_be_set(lab):
+    code, out, _ = lab("sync", "--help")
+    assert code == 0
+    assert "dry_run: false" in out

@@ -1,0 +1,148 @@
+"""The workspace and the report are built offline; their panels are of names that runs log."""
+
+import re
+
+import pytest
+
+pytest.importorskip("wandb_workspaces")
+
+import wandb_workspaces.reports.v2 as wr
+from helpers.tiny_runs import TINY
+from wandb_workspaces import workspaces as ws
+
+from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
+from diffusion_lab.cli import wandb_report
+from diffusion_lab.metrics import names
+
+PROTOCOL = "efficientnet_lite0-96/train64-16"  # of tiny runs
+
+
+@pytest.fixture
+def dashboard():
+    return Dashboard("tiny", "me", PROTOCOL, "backbone", "study")
+
+
+def named(panel) -> list:
+    """The names of metrics, axes and media that a panel reads."""
+    of_panel = {
+        wr.LinePlot: lambda: [panel.x, *panel.y],
+        wr.BarPlot: lambda: list(panel.metrics),
+        wr.ScatterPlot: lambda: [panel.x, panel.y],
+        wr.MediaBrowser: lambda: panel.media_keys,
+        wr.WeavePanelSummaryTable: lambda: [panel.table_name],
+        wr.ParallelCoordinatesPlot: lambda: [column.metric for column in panel.columns],
+        wr.RunComparer: lambda: [],
+    }[type(panel)]()
+    of_config = [key.name for key in of_panel if isinstance(key, wr.Config)]
+    assert set(of_config) <= {f"choices.{group}" for group in GROUPS}
+    return [getattr(name, "name", name) for name in of_panel if not isinstance(name, wr.Config)]
+
+
+def test_panels_are_of_the_naming_scheme(dashboard):
+    for panels in dashboard.sections().values():
+        assert panels
+        for panel in panels:
+            assert [name for name in named(panel) if not names.is_known(name)] == []
+
+
+def test_panels_are_of_what_runs_log(dashboard, lab, tmp_path):
+    code, _, err = lab("train", *TINY, "run_dir=run")
+    assert code == 0, err
+    logged = set(re.findall(r'"([^"]+)":', (tmp_path / "run/metrics.jsonl").read_text()))
+    logged |= set(re.findall(r'"([^"]+)":', (tmp_path / "run/summary.json").read_text()))
+    logged |= {"grids/samples", names.SAMPLES}
+    for title, panels in dashboard.sections().items():
+        for panel in panels:
+            if title != "Autoencoders":
+                assert set(named(panel)) <= logged
+            if regex := getattr(panel, "metric_regex", None):
+                assert any(re.search(regex, name) for name in logged)
+
+
+def test_the_workspace_groups_runs_and_has_both_x_axes(dashboard):
+    workspace = dashboard.workspace()
+    assert (workspace.entity, workspace.project) == ("me", "tiny")
+    assert [section.name for section in workspace.sections] == list(dashboard.sections())
+    curves = [
+        panel
+        for section in workspace.sections
+        for panel in section.panels
+        if isinstance(panel, wr.LinePlot)
+    ]
+    assert {curve.x for curve in curves} == set(names.AXES)
+    assert {curve.groupby.name for curve in curves} == {"choices.backbone"}
+    assert {(c.groupby_aggfunc, c.groupby_rangefunc) for c in curves} == {("mean", "minmax")}
+    view = workspace._to_model().spec.section  # as the server gets it
+    (runs,) = view.run_sets
+    assert [(key.section, key.name) for key in runs.grouping] == [
+        ("config", "choices.value.backbone")
+    ]
+    assert "'value': 'study'" in str(runs.filters)
+    assert view.settings.x_axis == "images"
+
+
+def test_the_report_has_a_grid_under_each_heading(dashboard):
+    report = dashboard.report()
+    headings = [block.text for block in report.blocks if isinstance(block, wr.H1)]
+    assert headings == list(dashboard.sections())
+    grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
+    assert len(grids) == len(headings)
+    for grid, panels in zip(grids, dashboard.sections().values(), strict=True):
+        assert [type(panel) for panel in grid.panels] == [type(panel) for panel in panels]
+        (runs,) = grid.runsets
+        assert runs.groupby == ["config.choices.backbone"]
+        assert runs.filters == "Metric(\"Group\") == 'study'"
+
+
+def test_without_a_group_all_runs_are_shown():
+    dashboard = Dashboard("tiny", "me", PROTOCOL, "schedule", None)
+    assert dashboard.workspace().runset_settings.filters == ""
+    assert dashboard.workspace().runset_settings.groupby[0].name == "choices.schedule"
+
+
+def test_the_command_saves_both_and_says_where(lab, monkeypatch):
+    saved = []
+    for kind in (ws.Workspace, wr.Report):
+        monkeypatch.setattr(kind, "save", lambda self: saved.append(self) or self)
+        monkeypatch.setattr(kind, "url", property(lambda self: f"https://{type(self).__name__}"))
+    monkeypatch.setattr(wandb_report, "why_unreachable", lambda: None)
+    code, _, err = lab("wandb-report", "entity=me", "group=study", "group_by=objective")
+    assert code == 0, err
+    assert "Workspace: https://Workspace" in err
+    assert "Report: https://Report" in err
+    assert [type(each) for each in saved] == [ws.Workspace, wr.Report]
+    assert {each.entity for each in saved} == {"me"}
+    assert {each.project for each in saved} == {"diffusion-lab"}
+
+
+def test_a_dry_run_lists_the_panels(lab):
+    code, _, err = lab("wandb-report", "dry_run=true")
+    assert code == 0, err
+    assert "Held-out images: Loss; Loss by time; Loss by noise level" in err
+
+
+def test_what_is_wrong_is_said(lab, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for arguments, words in (
+        ([], "nothing was made: no API key; `wandb login` stores one; dry_run=true shows"),
+        (["group_by=colour"], "group_by='colour' must be one of backbone, conditioning"),
+        (["protocol=fid"], "protocol='fid' must be what follows fid/"),
+    ):
+        code, _, err = lab("wandb-report", *arguments)
+        assert code == 2
+        assert words in err
+        assert "Traceback" not in err
+
+    def refuse(_):
+        raise ValueError("permission denied\nand more")
+
+    monkeypatch.setattr(wandb_report, "why_unreachable", lambda: None)
+    monkeypatch.setattr(ws.Workspace, "save", refuse)
+    code, _, err = lab("wandb-report", "entity=me")
+    assert code == 2
+    assert err.strip() == "diffusion-lab: W&B refused: permission denied"
+    monkeypatch.setattr(wandb_report.importlib.util, "find_spec", lambda _: None)
+    code, _, err = lab("wandb-report")
+    assert code == 2
+    assert "pip install 'diffusion-lab[report]'" in err

@@ -1,0 +1,68 @@
+"""activation_checkpointing: the same gradients from less memory, for every backbone of ours."""
+
+import pytest
+import torch
+from helpers.paths import CONF
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from diffusion_lab.backbone.base import checkpoint_activations
+from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.profiling.timing import saved_bytes
+
+SHAPE, CLASSES, COUNT = (1, 8, 8), 4, 3
+BACKBONES = {
+    "dit": ["width=32", "heads=2", "depth=4"],
+    "mamba": ["width=32", "depth=4"],
+    "unet": ["channels=16", "multipliers=[1,2]", "attention=[1]", "head_channels=8", "dropout=0.3"],
+    "mlp": ["width=32", "depth=4"],
+}
+
+
+def configured(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=["name=x", *overrides])
+
+
+def gradients_and_memory(name: str, again: bool) -> tuple[list[torch.Tensor], int]:
+    cfg = configured(
+        f"backbone={name}",
+        *(f"backbone.{setting}" for setting in BACKBONES[name]),
+        f"activation_checkpointing={again}",
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg, SHAPE, CLASSES)
+    for parameter in model.denoiser.parameters():  # what starts at 0 would hide the rest
+        torch.nn.init.normal_(parameter, std=0.1)
+    x0, labels = torch.randn(COUNT, *SHAPE), torch.arange(COUNT)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(1)
+        return model.objective(model.denoiser, x0, labels).mean()
+
+    memory = saved_bytes(loss, model.denoiser.parameters())
+    loss().backward()
+    return [p.grad for p in model.denoiser.parameters() if p.grad is not None], memory
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_gradients_are_the_same_and_less_is_kept(name):
+    plain, much = gradients_and_memory(name, False)
+    again, little = gradients_and_memory(name, True)
+    assert len(plain) == len(again) > 10
+    for one, other in zip(plain, again, strict=True):
+        assert one.abs().max() > 0
+        assert torch.equal(one, other)
+    assert little < 0.6 * much
+
+
+def test_a_backbone_without_layers_is_refused():
+    with pytest.raises(ValueError, match="Linear does not; write activation_checkpointing=false"):
+        checkpoint_activations(torch.nn.Linear(1, 1))
+
+
+def test_other_values_are_refused():
+    cfg = OmegaConf.merge(configured(), {"activation_checkpointing": "auto"})
+    with pytest.raises(UserError, match="activation_checkpointing=auto is unknown"):
+        build_model(cfg, (1, 28, 28), 10)

@@ -1,0 +1,315 @@
+"""What every backbone must do, and the parts that they share."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.paths import CONF
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from diffusion_lab.backbone.attention import SelfAttention, attend
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
+from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions, sinusoid
+from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU, _GroupNorm
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective.prediction import Flow
+from diffusion_lab.diffusion.schedule import Rectified
+
+TOKENS = ["backbone.patch=2", "backbone.width=32", "backbone.depth=2"]
+DIT = ["backbone=dit", *TOKENS, "backbone.heads=2"]
+MAMBA = ["backbone=mamba", *TOKENS, "backbone.state=4"]
+UNET = ["backbone=unet", "backbone.channels=16", "backbone.blocks=1"]
+BLOCKS = ["adaln_zero", "adaln", "in_context", "cross_attention"]
+CONFIGURED = {
+    "unet": [
+        *UNET,
+        "backbone.multipliers=[1,2]",
+        "backbone.attention=[1]",
+        "backbone.head_channels=16",
+    ],
+    "unet_patch": [
+        *UNET,
+        "backbone.multipliers=[2]",
+        "backbone.attention=[0]",
+        "backbone.head_channels=null",
+        "backbone.dropout=0.1",
+        "backbone.patch=2",
+    ],
+    **{f"dit_{block}": [*DIT, f"backbone/block={block}"] for block in BLOCKS},
+    **{f"mamba_{block}": [*MAMBA, f"backbone/block={block}"] for block in BLOCKS},
+    "dit_rotary": [*DIT, "backbone.positions=rotary", "backbone.qk_norm=true"],
+    "dit_learned": [*DIT, "backbone.positions=learned", "backbone.window=1"],
+    "dit_long_skips": [*DIT, "backbone.long_skips=true", "backbone.depth=3"],
+    "dit_in_context_rotary_window": [
+        *DIT,
+        "backbone/block=in_context",
+        "backbone.positions=rotary",
+        "backbone.window=2",
+    ],
+    "mamba_mlp": [*MAMBA, "backbone.block.mlp_ratio=2"],
+    "mamba_bidirectional": [*MAMBA, "backbone.path=bidirectional"],
+    "mamba_raster": [*MAMBA, "backbone.path=raster", "backbone.positions=none"],
+    "mamba2": [*MAMBA, "backbone=mamba2", "backbone.head_channels=16"],
+}
+
+
+@cache
+def build(name: str):
+    """The factory of a backbone of CONFIGURED."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=CONFIGURED[name])
+    return instantiate(cfg.backbone)
+
+
+each = pytest.mark.parametrize("name", CONFIGURED)
+
+
+def denoiser(name, conditioning=ClassLabel) -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser(build(name), conditioning, Flow(), (1, 8, 8), num_classes=3)
+
+
+def trained(name: str, steps: int, conditioning=ClassLabel) -> Denoiser:
+    """A denoiser after a few steps of regression on constant images, each label its own."""
+    model = denoiser(name, conditioning).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        x = torch.randn(6, 1, 8, 8, generator=generator)
+        level = Rectified()(torch.rand(6, generator=generator))
+        labels = torch.tensor([0, 1, 2, 3, 0, 1])  # the null label among them
+        loss = (
+            (model.output(x, level, labels).value - labels[:, None, None, None] + 1).square().mean()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def inputs(batch: int = 4):
+    generator = torch.Generator().manual_seed(1)
+    level = Rectified()(torch.linspace(0.1, 0.9, batch))
+    return torch.randn(batch, 1, 8, 8, generator=generator), level
+
+
+@each
+def test_a_new_network_gives_zero(name):
+    x, level = inputs()
+    output = denoiser(name).output(x, level, torch.tensor([0, 1, 2, 3])).value
+    assert output.shape == x.shape
+    assert torch.equal(output, torch.zeros_like(x))
+
+
+@each
+def test_every_parameter_has_a_gradient_after_two_steps(name):
+    model = trained(name, 2)
+    x, level = inputs()
+    model.output(x, level, torch.tensor([0, 1, 2, 3])).value.square().sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@each
+def test_the_label_and_the_noise_level_are_heard(name):
+    model = trained(name, 30).eval()
+    x, level = inputs(1)
+    zero, one = (model.output(x, level, torch.tensor([label])).value for label in (0, 1))
+    assert (zero - one).abs().mean() > 1e-5  # exactly 0 where a label is not heard
+    other = model.output(x, Rectified()(torch.tensor([0.9])), torch.tensor([0])).value
+    assert (zero - other).abs().mean() > 1e-5
+
+
+@each
+def test_the_null_label_is_no_label(name):
+    model = trained(name, 6).eval()
+    x, level = inputs()
+    null = model.output(x, level, torch.full((4,), 3)).value
+    assert torch.equal(null, model.output(x, level, labels=None).value)
+
+
+@each
+def test_a_network_without_a_condition_works(name):
+    model = trained(name, 3, Unconditional)
+    assert not any("conditioning" in name for name, _ in model.named_parameters())
+    x, level = inputs()
+    assert model.output(x, level).value.abs().sum() > 0
+
+
+@each
+def test_samples_of_a_batch_do_not_see_one_another(name):
+    model = trained(name, 3).eval()
+    x, level = inputs()
+    labels = torch.tensor([0, 1, 2, 3])
+    together = model.output(x, level, labels).value
+    alone = torch.cat(
+        [model.output(x[i : i + 1], level[i : i + 1], labels[i : i + 1]).value for i in range(4)]
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@each
+def test_bfloat16_agrees_within_two_per_cent(name):
+    model = trained(name, 6).eval()
+    x, level = inputs()
+    labels = torch.tensor([0, 1, 2, 3])
+
+    def loss_and_output(enabled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = model.output(x, level, labels).value
+        model.zero_grad()
+        loss = (output - 1).square().mean()
+        loss.backward()
+        return (
+            loss.detach(),
+            output.detach(),
+            torch.cat([p.grad.flatten() for p in model.parameters()]),
+        )
+
+    for exact, rounded in zip(loss_and_output(False), loss_and_output(True), strict=True):
+        assert rounded.dtype == torch.float32
+        assert (exact - rounded).norm() < 0.02 * exact.norm()
+
+
+@each
+def test_compiling_keeps_the_names_of_the_weights(name):
+    model = denoiser(name)
+    before = list(model.state_dict())
+    model.backbone.compile()
+    assert list(model.state_dict()) == before
+
+
+@each
+@pytest.mark.slow
+def test_a_compiled_network_computes_the_same(name):
+    model = trained(name, 3).eval()
+    x, level = inputs()
+    labels = torch.tensor([0, 1, 2, 3])
+    plain = model.output(x, level, labels).value
+    torch.compiler.reset()  # networks share code, of which PyTorch keeps a few versions only
+    model.backbone.compile(fullgraph=True)
+    torch.testing.assert_close(model.output(x, level, labels).value, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [28, 32])
+@pytest.mark.parametrize(
+    "name", ["unet", "unet_small", "dit", "dit_s_2", "dit_b_4", "mamba", "mamba2", "mamba_s_2"]
+)
+def test_presets_take_both_usual_image_sizes(name, size):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(overrides=[f"+backbone={name}"])
+    with torch.device("meta"):
+        network = instantiate(cfg.backbone)(in_channels=1, out_channels=2, image_size=(size, size))
+        output = network(torch.zeros(2, 1, size, size), torch.zeros(2), Condition())
+    assert output.shape == (2, 2, size, size)
+
+
+def test_a_thousand_noise_labels_stay_distinct_in_bfloat16():
+    torch.manual_seed(0)
+    embedding = NoiseEmbedding(256, 64)
+    labels = torch.arange(1000).float()
+    assert len(sinusoid(labels.bfloat16(), 256).unique(dim=0)) < 1000, "what would be lost"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sinusoid(labels, 256).dtype == torch.float32
+        assert len(embedding(labels).unique(dim=0)) == 1000
+
+
+def test_the_sinusoid_is_the_published_one():
+    value = torch.tensor([0.0, 2.5])
+    vector = sinusoid(value, 4)  # frequencies 1 and 1 / 100
+    expected = [[1, 1, 0, 0], [-0.8011436, 0.9996875, 0.5984721, 0.0249974]]
+    torch.testing.assert_close(vector, torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def test_positions_tell_rows_from_columns():
+    positions = grid_positions(3, 5, 16).unflatten(0, (3, 5))
+    assert len(positions.flatten(0, 1).unique(dim=0)) == 15
+    assert torch.equal(positions[0, :, :8], positions[2, :, :8]), "first half: the column"
+    assert torch.equal(positions[:, 1, 8:], positions[:, 4, 8:]), "second half: the row"
+    assert torch.equal(grid_positions(5, 3, 16).unflatten(0, (5, 3))[4, 2, :8], positions[1, 2, :8])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_softmax_of_scaled_products(dtype):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 3, 7, 8, generator=generator)
+    k, v = (torch.randn(2, 3, 5, 8, generator=generator) for _ in range(2))
+    expected = ((q @ k.mT) / 8**0.5).softmax(-1) @ v
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in (q, k, v)]
+    tolerance = {"rtol": 0, "atol": 1e-6 if dtype == torch.float32 else 2e-2}
+    torch.testing.assert_close(attend(*leaves).float(), expected, **tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(*leaves).float(), expected, **tolerance)
+
+
+def test_heads_attend_apart_from_one_another():
+    torch.manual_seed(0)
+    module = SelfAttention(8, 2)
+    nn.init.eye_(module.out.weight)
+    x = torch.randn(1, 5, 8)
+    before = module(x)
+    with torch.no_grad():
+        module.qkv.weight[:4] = 0  # the queries of the first head
+    after = module(x)
+    assert not torch.allclose(before[..., :4], after[..., :4])
+    assert torch.allclose(before[..., 4:], after[..., 4:])
+
+
+def test_a_number_of_heads_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="5 heads do not divide a width of 32"):
+        SelfAttention(32, 5)
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("shifted", [True, False])
+def test_the_fast_group_norm_and_its_gradients_are_group_norm(silu, shifted):
+    torch.manual_seed(0)
+    x = (3 * torch.randn(2, 5, 4, 24).double() + 2).requires_grad_()
+    weight, bias = (torch.randn(24).double().requires_grad_() for _ in range(2))
+    shift = torch.randn(2, 24).double().requires_grad_() if shifted else None
+    moved = (x + shift[:, None, None] if shifted else x).permute(0, 3, 1, 2)
+    expected = F.group_norm(moved, 6, weight, bias, 1e-6).permute(0, 2, 3, 1)
+    if silu:
+        expected = F.silu(expected)
+    result = _GroupNorm.apply(x, shift, weight, bias, 6, 1e-6, silu)
+    torch.testing.assert_close(result, expected)
+    leaves, cotangent = [x, weight, bias, *([shift] if shifted else [])], torch.randn_like(result)
+    for ours, theirs in zip(
+        torch.autograd.grad(result, leaves, cotangent),
+        torch.autograd.grad(expected, leaves, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("norm", [GroupNorm, GroupNormSiLU])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_in_bfloat16_agrees_also_with_a_large_mean(norm, layout):
+    torch.manual_seed(0)
+    module = norm(32)
+    x = torch.randn(2, 32, 28, 28).contiguous(memory_format=layout) + 3
+    shift = torch.randn(2, 32)
+    exact = F.group_norm(x + shift[:, :, None, None], module.num_groups, eps=module.eps)
+    if norm is GroupNormSiLU:
+        exact = F.silu(exact)
+    torch.testing.assert_close(module(x, shift), exact)
+    rounded = module(x.bfloat16(), shift).float()
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_group_norm_in_bfloat16_takes_a_constant_image():
+    # many constants, for some of which the mean of the square is rounded below the squared mean
+    x = torch.linspace(1, 10, 64).bfloat16()[:, None, None, None].repeat(1, 32, 7, 7)
+    x.requires_grad_()
+    y = GroupNormSiLU(32)(x)
+    y.sum().backward()
+    assert y.abs().max() < 1
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(16, 4), (64, 16), (96, 8), (128, 32), (256, 32)])
+def test_groups_have_at_least_four_channels_and_number_at_most_32(channels, groups):
+    assert GroupNorm(channels).num_groups == groups

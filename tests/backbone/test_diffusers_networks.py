@@ -1,0 +1,348 @@
+"""diffusers' networks as backbones, and ours against them with the same weights."""
+
+import sys
+from functools import partial
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers.models.embeddings import Timesteps
+from helpers.paths import CONF
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from diffusion_lab.backbone import DiffusersDiT, DiffusersUNet
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective.prediction import Flow
+from diffusion_lab.diffusion.schedule import Rectified
+
+NETWORKS = {
+    "unet": partial(
+        DiffusersUNet,
+        channels=16,
+        multipliers=[1, 2],
+        blocks=1,
+        attention=[1],
+        head_channels=16,
+        norm_groups=4,
+        dropout=0.0,
+    ),
+    "dit": partial(DiffusersDiT, patch=2, width=32, depth=2, heads=2, dropout=0.0),
+}
+both = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+
+
+def configured(name: str, *overrides: str, image_size=(8, 8), in_channels=3, out_channels=3):
+    """The network of a configuration, with overrides as on the command line."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(overrides=[f"+backbone={name}", *overrides])
+    return instantiate(cfg.backbone)(in_channels, out_channels, image_size)
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """The network with all its parameters random, also those that start at zero."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    return network
+
+
+def trained(build, steps: int, conditioning=ClassLabel) -> Denoiser:
+    """A denoiser after a few steps of regression on constant images, each label its own."""
+    torch.manual_seed(0)
+    model = Denoiser(build, conditioning, Flow(), (1, 8, 8), num_classes=3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        x, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
+        output = model.output(x, Rectified()(torch.rand(6)), labels).value
+        optimizer.zero_grad()
+        (output - labels[:, None, None, None] + 1).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def inputs(batch: int):
+    generator = torch.Generator().manual_seed(1)
+    level = Rectified()(torch.linspace(0.1, 0.9, batch))
+    return torch.randn(batch, 1, 8, 8, generator=generator), level
+
+
+@both
+@pytest.mark.parametrize("conditioning", [ClassLabel, Unconditional])
+def test_a_new_network_gives_zero(build, conditioning):
+    x, level = inputs(4)
+    model = trained(build, 0, conditioning)
+    output = model.output(x, level, torch.tensor([0, 1, 2, 3])).value
+    assert torch.equal(output, torch.zeros_like(x))
+
+
+@both
+def test_every_parameter_has_a_gradient_after_two_steps(build):
+    model = trained(build, 2)
+    x, level = inputs(4)
+    model.output(x, level, torch.tensor([0, 1, 2, 3])).value.square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    without = [name for name, grad in gradients.items() if grad is None or not grad.any()]
+    # softmax does not change when one number is added to all scores: it is rounding where not 0
+    assert [name for name in without if not name.endswith("to_k.bias")] == []
+
+
+@both
+def test_the_label_and_the_noise_level_are_heard(build):
+    model = trained(build, 20).eval()
+    x, level = inputs(1)
+    zero, one = (model.output(x, level, torch.tensor([label])).value for label in (0, 1))
+    assert (zero - one).abs().mean() > 1e-5
+    other = model.output(x, Rectified()(torch.tensor([0.9])), torch.tensor([0])).value
+    assert (zero - other).abs().mean() > 1e-5
+
+
+@both
+def test_any_vector_is_a_condition_and_none_is_zero(build):
+    network = randomised(build(1, 1, (8, 8)))
+    x, noise = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 700.0])
+    nothing = network(x, noise, Condition())
+    vector = torch.zeros(2, network.condition_width)
+    torch.testing.assert_close(network(x, noise, Condition(vector)), nothing)
+    vector[0, -1] = 1
+    changed = (network(x, noise, Condition(vector)) - nothing).abs().mean((1, 2, 3))
+    assert changed[0] > 1e-4
+    assert changed[1] < 1e-5
+
+
+@both
+def test_labels_are_never_dropped_inside(build):
+    model = trained(build, 4).train()
+    x, level = inputs(4)
+    outputs = [model.output(x, level, torch.tensor([0, 1, 2, 0])).value for _ in range(8)]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [(NETWORKS["unet"], "network.time_embedding.linear_1"), (NETWORKS["dit"], "noise.0")],
+    ids=NETWORKS,
+)
+def test_a_thousand_noise_labels_stay_distinct_in_bfloat16(build, layer):
+    network = build(1, 1, (8, 8))
+    seen = []
+    network.get_submodule(layer).register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(torch.zeros(1000, 1, 8, 8), torch.arange(1000.0), Condition())
+    assert seen[0].dtype == torch.float32
+    assert len(seen[0].unique(dim=0)) == 1000
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("diffusers_unet", "unet"), ("diffusers_dit", "dit")])
+def test_the_configurations_are_as_large_as_ours(theirs, ours):
+    shape = {"image_size": (28, 28), "in_channels": 1, "out_channels": 1}
+    sizes = [sum(p.numel() for p in configured(n, **shape).parameters()) for n in (theirs, ours)]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_rectangular_image():
+    network = randomised(NETWORKS["unet"](1, 2, (8, 12)))
+    output = network(torch.randn(2, 1, 8, 12), torch.zeros(2), Condition())
+    assert output.shape == (2, 2, 8, 12)
+    with pytest.raises(ValueError, match="takes square images, and these have 8x12"):
+        NETWORKS["dit"](1, 2, (8, 12))
+
+
+@pytest.mark.parametrize(
+    ("network", "override", "sentence"),
+    [
+        ("unet", {"multipliers": [1, 1, 1, 1, 1]}, "write at most 4 backbone.multipliers"),
+        ("unet", {"attention": [2]}, "names level 2, and this U-Net has levels 0 to 1"),
+        ("dit", {"patch": 3}, "patches of 3 do not tile a 8x8 image"),
+        ("dit", {"heads": 5}, "5 heads do not divide a width of 32"),
+    ],
+)
+def test_sizes_that_do_not_fit_get_a_sentence(network, override, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        NETWORKS[network](1, 1, (8, 8), **override)
+
+
+@both
+def test_without_diffusers_there_is_a_sentence(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r"pip install 'diffusion-lab\[diffusers\]'"):
+        build(1, 1, (8, 8))
+
+
+def layers(theirs: dict, ours: str, *names: str) -> dict:
+    """Weight and bias of `ours` from one layer of theirs, or from several, stacked."""
+    parts = ("weight", "bias")
+    return {f"{ours}.{p}": torch.cat([theirs[f"{name}.{p}"] for name in names]) for p in parts}
+
+
+def attention(theirs: dict, ours: str, name: str) -> dict:
+    """SelfAttention's weights from Attention's."""
+    return {
+        **layers(theirs, f"{ours}.qkv", *(f"{name}.to_{part}" for part in "qkv")),
+        **layers(theirs, f"{ours}.out", f"{name}.to_out.0"),
+    }
+
+
+def dit_weights(theirs: dict, depth: int, channels: int) -> dict:
+    """The weights of DiTTransformer2DModel under our names."""
+    embedder = "transformer_blocks.0.norm1.emb.timestep_embedder"
+    weights = {
+        "embed.weight": theirs["pos_embed.proj.weight"].flatten(1),
+        "embed.bias": theirs["pos_embed.proj.bias"],
+        **layers(theirs, "noise.0", f"{embedder}.linear_1"),
+        **layers(theirs, "noise.2", f"{embedder}.linear_2"),
+        **layers(theirs, "modulation.1", "proj_out_1"),
+    }
+    for part in ("weight", "bias"):  # pixels of a patch: theirs (p p C), ours (C p p)
+        pixels = theirs[f"proj_out_2.{part}"].unflatten(0, (-1, channels))
+        weights[f"out.{part}"] = pixels.transpose(0, 1).flatten(0, 1)
+    for i in range(depth):
+        ours, block = f"blocks.{i}", f"transformer_blocks.{i}"
+        weights |= attention(theirs, f"{ours}.mixer", f"{block}.attn1")
+        weights |= layers(theirs, f"{ours}.modulation.1", f"{block}.norm1.linear")
+        weights |= layers(theirs, f"{ours}.mlp.0", f"{block}.ff.net.0.proj")
+        weights |= layers(theirs, f"{ours}.mlp.2", f"{block}.ff.net.2")
+    return weights
+
+
+def unet_weights(theirs: UNet2DModel) -> dict:
+    """The weights of UNet2DModel under our names."""
+    state = theirs.state_dict()
+    modules = dict(theirs.named_modules())
+    weights = {
+        **layers(state, "entry", "conv_in"),
+        **layers(state, "noise.0", "time_embedding.linear_1"),
+        **layers(state, "noise.2", "time_embedding.linear_2"),
+        **layers(state, "norm", "conv_norm_out"),
+        **layers(state, "out", "conv_out"),
+    }
+
+    def residual(ours: str, name: str) -> dict:
+        pairs = {"conv_shortcut": "skip", "time_emb_proj": "embedding"}
+        pairs |= {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+        return {
+            key: value
+            for their_part, our_part in pairs.items()
+            if f"{name}.{their_part}.weight" in state
+            for key, value in layers(state, f"{ours}.{our_part}", f"{name}.{their_part}").items()
+        }
+
+    def side(ours: str, names: list[str]) -> dict:
+        """Encoder or decoder: blocks of residual blocks, attention and a change of resolution."""
+        found, index = {}, 0
+        for name in names:
+            for i in range(len(modules[f"{name}.resnets"])):
+                found |= residual(f"{ours}.{index}.residual", f"{name}.resnets.{i}")
+                if f"{name}.attentions" in modules:
+                    attend, target = f"{name}.attentions.{i}", f"{ours}.{index}.attention"
+                    found |= layers(state, f"{target}.norm", f"{attend}.group_norm")
+                    found |= attention(state, f"{target}.attention", attend)
+                index += 1
+            for resampler in ("downsamplers.0", "upsamplers.0"):
+                if f"{name}.{resampler}.conv" in modules:
+                    found |= layers(state, f"{ours}.{index}", f"{name}.{resampler}.conv")
+                elif f"{name}.{resampler}" in modules:
+                    found |= residual(f"{ours}.{index}", f"{name}.{resampler}")
+            index += 1
+        return found
+
+    levels = len(theirs.down_blocks)
+    weights |= side("down", [f"down_blocks.{i}" for i in range(levels)])
+    weights |= side("up", [f"up_blocks.{i}" for i in range(levels)])
+    for i in range(2):
+        weights |= residual(f"middle.{i}.residual", f"mid_block.resnets.{i}")
+    weights |= layers(state, "middle.0.attention.norm", "mid_block.attentions.0.group_norm")
+    return weights | attention(state, "middle.0.attention.attention", "mid_block.attentions.0")
+
+
+@pytest.mark.parametrize(
+    ("plain", "settings", "overrides"),
+    [
+        (["DownBlock2D", "UpBlock2D"], {}, []),
+        (
+            ["ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"],
+            {
+                "downsample_type": "resnet",
+                "upsample_type": "resnet",
+                "resnet_time_scale_shift": "scale_shift",
+            },
+            ["backbone.updown=block", "backbone.scale_shift=true"],
+        ),
+    ],
+    ids=["ddpm", "adm"],
+)
+def test_our_unet_is_theirs(plain, settings, overrides):
+    """UNet2DModel with all weights random, and ours with the same, in float32."""
+    theirs = UNet2DModel(
+        in_channels=3,
+        out_channels=6,
+        block_out_channels=[32, 64, 64],
+        layers_per_block=2,
+        down_block_types=[plain[0], "AttnDownBlock2D", plain[0]],
+        up_block_types=[plain[1], "AttnUpBlock2D", plain[1]],
+        attention_head_dim=16,
+        norm_num_groups=8,
+        attn_norm_num_groups=8,
+        norm_eps=1e-6,
+        class_embed_type="identity",
+        **settings,
+    ).eval()
+    randomised(theirs)
+    overrides = ["backbone.attention=[1]", "backbone.head_channels=16", *overrides]
+    ours = configured("unet", *overrides, image_size=(8, 12), out_channels=6)
+    for module in ours.modules():  # ours has at least four channels a group
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = 8
+    ours.load_state_dict(unet_weights(theirs))
+    x, noise = torch.randn(3, 3, 8, 12), torch.tensor([0.0, 37.5, 999.0])
+    vector = torch.randn(3, ours.condition_width)
+    expected = theirs(x, noise, vector).sample
+    assert expected.std() > 0.1
+    torch.testing.assert_close(ours(x, noise, Condition(vector)), expected, rtol=0, atol=1e-5)
+
+
+def test_our_dit_is_theirs():
+    """DiTTransformer2DModel with all weights random, and ours with the same, in float32.
+
+    diffusers is told the exact GELU and the paper's epsilon. Two tables of constants are made one:
+    its noise frequencies end at 1 / 10000 and the paper's, like ours, one before it; and ours has
+    cosines before sines among the positions of patches, the paper and diffusers sines first.
+    """
+    depth, width, channels, side = 3, 64, 3, 12
+    theirs = DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=width // 4,
+        in_channels=channels,
+        out_channels=2 * channels,
+        num_layers=depth,
+        sample_size=side,
+        patch_size=2,
+        activation_fn="gelu",
+        num_embeds_ada_norm=10,
+        norm_eps=1e-6,
+    ).eval()
+    randomised(theirs)
+    embedding = theirs.transformer_blocks[0].norm1.emb
+    embedding.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    for block in theirs.transformer_blocks:
+        block.norm1.emb = embedding  # the paper's one, where diffusers has one a block
+    overrides = [
+        f"backbone.{key}={value}"
+        for key, value in {"patch": 2, "width": width, "depth": depth, "heads": 4}.items()
+    ]
+    shape = {"in_channels": channels, "out_channels": 2 * channels, "image_size": (side, side)}
+    ours = configured("dit", *overrides, **shape)
+    ours.load_state_dict(dit_weights(theirs.state_dict(), depth, 2 * channels))
+    positions = theirs.pos_embed.pos_embed[0]
+    sines_first = positions.unflatten(1, (2, 2, -1)).flip(2).flatten(1)
+    torch.testing.assert_close(ours.positions, sines_first, rtol=0, atol=1e-6)
+    ours.positions.copy_(positions)
+
+    x, noise = torch.randn(5, channels, side, side), torch.tensor([0.0, 1.0, 37.5, 500.0, 999.0])
+    labels = torch.tensor([0, 3, 9, 10, 10])  # 10 is its label for none
+    condition = Condition(embedding.class_embedder.embedding_table(labels))
+    expected = theirs(x, noise, labels).sample
+    assert expected.std() > 0.1
+    torch.testing.assert_close(ours(x, noise, condition), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,233 @@
+"""DiT: its sizes, its initialisation and its patches."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers.paths import CONF
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion_lab.backbone import DiT
+from diffusion_lab.backbone.attention import SelfAttention, rotate
+from diffusion_lab.backbone.block import AdaLNZero
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition
+from diffusion_lab.backbone.dit import window_mask
+from diffusion_lab.backbone.embedding import rotary_turns
+from diffusion_lab.backbone.patches import patchify, unpatchify
+
+small = partial(
+    DiT,
+    in_channels=1,
+    out_channels=1,
+    image_size=(8, 12),
+    patch=2,
+    width=32,
+    depth=2,
+    heads=2,
+    positions="sincos",
+    qk_norm=False,
+    window=None,
+    long_skips=False,
+    block=partial(AdaLNZero, mlp_ratio=4.0),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "shape", "classes", "parameters", "macs"),
+    [
+        ("dit_xl_2", "in_context", (4, 32, 32), 1000, 452e6, 119.36e9),
+        ("dit_xl_2", "cross_attention", (4, 32, 32), 1000, 601e6, 137.61e9),
+        ("dit_xl_2", "adaln", (4, 32, 32), 1000, 600e6, 118.55e9),
+        ("dit_xl_2", "adaln_zero", (4, 32, 32), 1000, 675e6, 118.62e9),
+        ("dit_s_2", "adaln_zero", (3, 32, 32), 10, 32.5e6, 6.05e9),
+        ("dit_s_4", "adaln_zero", (3, 32, 32), 10, 32.5e6, 1.41e9),
+        ("dit_b_2", "adaln_zero", (3, 32, 32), 10, 129.6e6, 23.0e9),
+        ("dit_l_2", "adaln_zero", (3, 32, 32), 10, 457e6, 80.7e9),
+    ],
+)
+def test_published_sizes_have_their_parameters_and_macs(
+    name, block, shape, classes, parameters, macs
+):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(overrides=[f"+backbone={name}", f"backbone/block={block}"])
+    with torch.device("meta"):
+        facts = {"in_channels": shape[0], "out_channels": shape[0], "image_size": shape[1:]}
+        network = instantiate(cfg.backbone)(**facts)
+        labels = ClassLabel(classes, network.condition_width)
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, *shape), torch.zeros(1), labels(None, 1))
+    count = sum(p.numel() for module in (network, labels) for p in module.parameters())
+    exact = 0.001 if name == "dit_xl_2" else 0.003  # the others are published with fewer digits
+    assert count == pytest.approx(parameters, rel=exact)
+    assert counter.get_total_flops() / 2 == pytest.approx(macs, rel=exact)
+
+
+def test_initial_weights_are_the_published_ones():
+    torch.manual_seed(0)
+    network = small(width=128)
+    block = network.blocks[0]
+    for layer in (block.modulation[1], network.modulation[1], network.out):
+        assert not layer.weight.any()
+    for layer in (network.noise[0], network.noise[2]):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    for layer in (network.embed, block.mixer.qkv, block.mixer.out, block.mlp[0], block.mlp[2]):
+        bound = (6 / sum(layer.weight.shape)) ** 0.5  # Xavier's
+        assert 0.95 * bound < layer.weight.abs().max() <= bound
+    assert not any(m.bias.any() for m in network.modules() if isinstance(m, nn.Linear))
+
+
+def test_a_new_block_is_the_identity():
+    x = torch.randn(2, 5, 32)
+    condition = Condition(vector=torch.randn(2, 32))
+    for block in small().blocks:
+        assert torch.equal(block(x, condition), x)
+
+
+@pytest.mark.parametrize("branch", [0, 1], ids=["mixer", "mlp"])
+def test_an_opened_gate_lets_its_modulated_branch_through(branch):
+    block = small().blocks[0]
+    x = torch.randn(2, 5, 32)
+    with torch.no_grad():  # shift 1, scale 2, gate 3
+        bias = block.modulation[1].bias.view(2, 3, 32)[branch]
+        bias.copy_(torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 32))
+    module = (block.mixer, block.mlp)[branch]
+    torch.testing.assert_close(
+        block(x, Condition(vector=torch.ones(2, 32))), x + 3 * module(3 * block.norm(x) + 1)
+    )
+
+
+def test_positions_are_fixed_and_not_saved():
+    network = small()
+    assert "positions" not in network.state_dict()
+    assert network.positions.shape == (24, 32)
+    assert not network.positions.requires_grad
+
+
+def test_positions_are_what_tells_the_patches_apart():
+    torch.manual_seed(0)
+    network = small(image_size=(8, 8), patch=4)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    image = torch.randn(1, 1, 8, 8)
+    flipped = torch.cat(image.split(4, dim=2)[::-1], dim=2)  # the rows of patches swapped
+    call = partial(network, noise=torch.zeros(1), condition=Condition())
+    unflip = torch.cat(call(flipped).split(4, dim=2)[::-1], dim=2)
+    assert not torch.allclose(unflip, call(image), atol=1e-3)
+    network.positions.zero_()
+    unflip = torch.cat(call(flipped).split(4, dim=2)[::-1], dim=2)
+    torch.testing.assert_close(unflip, call(image))
+
+
+def test_patches_are_blocks_of_pixels_row_by_row():
+    image = torch.arange(2 * 3 * 8 * 12).float().view(2, 3, 8, 12)
+    patches = patchify(image, 4)
+    assert patches.shape == (2, 6, 48)
+    assert torch.equal(patches[1, 4], image[1, :, 4:8, 4:8].flatten())
+    assert torch.equal(unpatchify(patches, 4, rows=2), image)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ({"patch": 3}, "patches of 3 do not tile a 8x12 image"),
+        ({"heads": 5}, "5 heads do not divide a width of 32"),
+        ({"width": 34}, "backbone.width=34 is not a multiple of 4"),
+        ({"depth": 0}, "backbone.depth=0 must be a whole number"),
+        ({"window": 0}, "backbone.window=0 must be a whole number"),
+        ({"positions": "none"}, "use one of sincos, learned, rotary"),
+        ({"positions": "rotary", "width": 36}, "heads of a multiple of 4 channels, not 18"),
+    ],
+)
+def test_sizes_that_do_not_fit_get_a_sentence(override, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        small(**override)
+
+
+def test_learned_positions_are_trained_and_saved():
+    network = small(positions="learned")
+    assert network.state_dict()["positions"].shape == (24, 32)
+    assert network.positions.requires_grad
+    assert network.positions.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_rotary_products_depend_on_the_distance_between_patches_alone():
+    turns = rotary_turns(4, 5, 8).view(4, 5, 4)
+    q, k = torch.randn(2, 1, 1, 1, 8).unbind()
+
+    def product(here, there):
+        return (rotate(q, turns[here][None]) * rotate(k, turns[there][None])).sum()
+
+    torch.testing.assert_close(product((0, 0), (2, 1)), product((1, 3), (3, 4)))
+    assert not torch.isclose(product((0, 0), (2, 1)), product((0, 0), (1, 2)))
+    torch.testing.assert_close(product((3, 2), (3, 2)), (q * k).sum())
+
+
+def test_a_pair_is_turned_as_a_complex_number():
+    x, angle = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]]), torch.tensor([[0.3, 0.7]])
+    turned = torch.complex(x[..., :2], x[..., 2:]) * torch.exp(1j * angle)
+    torch.testing.assert_close(rotate(x, angle), torch.cat([turned.real, turned.imag], dim=-1))
+
+
+def test_tokens_without_a_place_are_not_turned():
+    x = torch.randn(1, 2, 7, 8)
+    turned = rotate(x, rotary_turns(1, 5, 8))
+    assert torch.equal(turned[:, :, :2], x[:, :, :2])
+    torch.testing.assert_close(turned[:, :, 2:], rotate(x[:, :, 2:], rotary_turns(1, 5, 8)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_window_hides_far_patches_and_no_condition(dtype):
+    torch.manual_seed(0)
+    mask = window_mask(3, 4, 1)
+    assert mask[0].view(3, 4).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    module = SelfAttention(16, 2, mask=mask).to(dtype)
+    x = torch.randn(1, 13, 16, dtype=dtype)  # a token without a place, then the 12 patches
+    changed = x.clone()
+    changed[0, 1 + 11] += 1  # the last corner
+    moved = (module(x) != module(changed)).any(-1)[0]
+    assert moved[0], "a token without a place sees all patches"
+    assert moved[1:].view(3, 4).tolist() == [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    changed = x.clone()
+    changed[0, 0] += 1
+    assert (module(x) != module(changed)).any(-1).all(), "and is seen by all"
+
+
+def test_normalised_queries_and_keys_have_unit_scale():
+    torch.manual_seed(0)
+    plain, normal = SelfAttention(16, 2), SelfAttention(16, 2, qk_norm=True)
+    normal.load_state_dict(plain.state_dict(), strict=False)
+    large = torch.randn(1, 5, 16)
+    with torch.no_grad():
+        normal.qkv.weight[:32] *= 100  # queries and keys
+    scaled = normal(large)
+    with torch.no_grad():
+        normal.qkv.weight[:32] /= 10
+        normal.qkv.bias[:32] /= 10
+    torch.testing.assert_close(normal(large), scaled, rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(plain(large), scaled, atol=1e-3)
+
+
+def test_long_skips_join_the_halves_in_reverse_and_add_nothing_at_first():
+    torch.manual_seed(0)
+    plain, skipping = small(depth=5), small(depth=5, long_skips=True)
+    assert len(skipping.skips) == 2
+    for network in (plain, skipping):
+        torch.manual_seed(1)
+        for parameter in [*network.blocks.parameters(), *network.out.parameters()]:
+            nn.init.normal_(parameter, std=0.1)
+    skipping.load_state_dict(plain.state_dict(), strict=False)
+    image, noise = torch.randn(1, 1, 8, 12), torch.zeros(1)
+    torch.testing.assert_close(
+        skipping(image, noise, Condition()), plain(image, noise, Condition())
+    )
+    seen = {}
+    for i, block in enumerate(skipping.blocks):
+        block.register_forward_hook(lambda _, __, y, i=i: seen.update({i: y}))
+    for i, skip in enumerate(skipping.skips):
+        skip.register_forward_pre_hook(lambda _, x, i=i: seen.update({f"skip {i}": x[0]}))
+    skipping(image, noise, Condition())
+    for skip, (own, twin) in enumerate([(2, 1), (3, 0)]):
+        assert torch.equal(seen[f"skip {skip}"], torch.cat([seen[own], seen[twin]], dim=-1))

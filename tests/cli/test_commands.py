@@ -1,0 +1,226 @@
+"""sample and evaluate, and what the command line says of what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.tiny_runs import TINY
+from PIL import Image
+
+from diffusion_lab.metrics import GenerativeMetrics
+
+FAST = ["sampler.steps=3", "device=cpu"]
+
+
+def test_help_lists_the_commands(lab):
+    code, out, _ = lab("--help")
+    assert code == 0
+    for command in ("train", "sample", "evaluate"):
+        assert command in out
+
+
+def test_train_help_shows_groups_and_options(lab):
+    code, out, _ = lab("train", "--help")
+    assert code == 0
+    assert "backbone: " in out
+    assert "rectified" in out
+    assert "experiment/fashion_mnist: conditioning, dit, kl, latent_dit, latent_unet" in out
+
+
+def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
+    code, out, _ = lab("sample", "run=run", "num_samples=6", "save=npz", "json=true", *FAST)
+    assert code == 0
+    result = json.loads(out.splitlines()[-1])
+    with np.load(result["array"], allow_pickle=False) as arrays:
+        assert arrays["images"].shape == (6, 8, 8, 1)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].tolist() == [0, 1, 2, 3, 0, 1]
+        first = arrays["images"][:, :, :, 0]
+    code, out, _ = lab("sample", "run=run", "num_samples=6", "save=png", "json=true", *FAST)
+    assert code == 0
+    folder = json.loads(out.splitlines()[-1])["images"]
+    for index in range(6):
+        with Image.open(f"{folder}/{index:06d}.png") as picture:
+            assert np.array_equal(np.asarray(picture), first[index])
+
+
+def test_a_sample_depends_on_its_seed_alone(lab, run_folder):
+    def draw(*more):
+        code, out, _ = lab("sample", "run=run", "save=npz", "json=true", *FAST, *more)
+        assert code == 0
+        return np.load(json.loads(out.splitlines()[-1])["array"])["images"].astype(int)
+
+    eight = draw("num_samples=8", "batch_size=8")
+    # the noise is the same to the bit; a matrix product rounds by its batch size
+    assert abs(draw("num_samples=3", "batch_size=1") - eight[:3]).max() <= 1
+    assert abs(draw("num_samples=8", "seed=1") - eight).max() > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["batch_size=0"], "whole number"),
+        (["columns=0"], "whole number"),
+        (["precision=foo"], "bf16-mixed"),
+        (["device=meta"], "auto, cpu or cuda"),
+        (["save=gif"], "grid, png, npz"),
+    ],
+)
+def test_what_is_wrong_with_a_sample_is_said(lab, run_folder, arguments, words):
+    code, _, err = lab("sample", "run=run", *arguments)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_labels_are_kept(lab, run_folder):
+    code, out, _ = lab(
+        "sample", "run=run", "num_samples=3", "labels=[2,0]", "save=npz", "json=true", *FAST
+    )
+    assert code == 0
+    assert np.load(json.loads(out.splitlines()[-1])["array"])["labels"].tolist() == [2, 0, 2]
+    code, _, err = lab("sample", "run=run", "labels=7", *FAST)
+    assert code == 2
+    assert "between 0 and 3" in err
+
+
+def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
+    trained = json.loads((run_folder / "summary.json").read_text())
+    code, out, err = lab(
+        "evaluate",
+        "run=run",
+        f"precision={trained['precision']}",
+        "batch_size=16",
+        "device=cpu",
+        "json=true",
+    )
+    assert code == 0, err
+    results = json.loads(out.splitlines()[-1])
+    name = "fid/efficientnet_lite0-96/train64-16"
+    assert results[name] == pytest.approx(trained["metrics"][name], rel=1e-6)
+    assert "real images" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["backbone=dti"], ["backbone=dti does not exist", "did you mean dit"]),
+        (["sampler/time_grid=x"], ["sampler/time_grid=x does not exist", "uniform"]),
+        (["backbone.widht=3"], ["no key backbone.widht", "did you mean width"]),
+        (["trainer.max_step=3"], ["no key trainer.max_step", "max_steps"]),
+        (["seed"], ["key=value"]),
+        (["objective/prediction=eps"], ["prediction=eps", "pure noise", "flow"]),
+        (["batch_size=9", "micro_batch_size=2"], ["micro_batch_size=1"]),
+        (["backbone.patch=3"], ["patch"]),
+        (["trainer.max_steps=0"], ["at least 1"]),
+        (["trainer.accelerator=gpu"], ["no GPU"]),
+        (["trainer.precision=fp16"], ["fp16", "bf16-mixed"]),
+        (["trainer.max_time=5m"], ["trainer"]),
+        (["trainer.strategy=foo"], ["foo", "ddp"]),
+        (["trainer.devices=0"], ["at least 1"]),
+        (["trainer.max_steps=null"], ["whole number"]),
+        (["batch_size=abc"], ["whole number"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["callbacks.evaluation.batch_size=0"], ["callbacks.evaluation.batch_size=0 must be"]),
+        (["callbacks.evaluation.every_n_steps=2.5"], ["evaluation.every_n_steps=2.5 must be"]),
+        (["data.per_class=true"], ["data.per_class=true must be a whole number", "_class=50"]),
+        (["metrics.num_samples=few"], ["metrics.num_samples='few' must be a whole number"]),
+        (["backbone.width=abc"], ["must be a whole number"]),
+        (["objective.label_dropout=abc"], ["does not fit"]),
+        (["optimizer.lr=abc"], ["does not fit"]),
+        (["compile=maybe"], ["auto, true or false"]),
+        (["logger.mode=foo"], ["auto, online, offline"]),
+        (["metrics=inception"], ["Inception", "efficientnet_lite0"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_written(
+    lab, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    code, _, err = lab("train", *TINY, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+    assert code == 2
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_truncated_data_file_is_named_and_kept(lab, tmp_path):
+    path = tmp_path / "data/FashionMNIST/raw/train-images-idx3-ubyte"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\0\0\10\3 truncated")
+    code, _, err = lab("train", "trainer=cpu", "+debug=fast")
+    assert code == 2
+    assert "train-images-idx3-ubyte is damaged" in err
+    assert "Traceback" not in err
+    assert path.exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_unknown_command_is_answered(lab):
+    code, _, err = lab("trian")
+    assert code == 2
+    assert "train, sample, evaluate" in err
+
+
+def test_a_command_without_its_run_says_so(lab):
+    code, _, err = lab("sample")
+    assert code == 2
+    assert "run must be given" in err
+
+
+def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder, monkeypatch):
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert summary["training_images"] == 64
+    code, _, err = lab("train", *TINY, "run_dir=2024", "seed=1")  # a number to Hydra
+    assert code == 0, err
+    code, out, err = lab("evaluate", "run=run", "against=2024", "json=true")
+    assert code == 0, err
+    assert "real images" in err
+    figures = json.loads(out.splitlines()[-1])
+    (path,) = (run_folder / "evaluations").glob("*.json")
+    kept = json.loads(path.read_text())
+    assert kept["metrics"] == figures
+    assert kept["protocol"] == summary["protocol"]
+    for arguments in (["run=2024"], ["run=run", "against=2024"]):
+        code, _, err = lab("evaluate", *arguments, "metrics.per_class=true")
+        assert code == 0, err
+    assert "FID of class 0 (first)" in err
+    table = [line for line in err.splitlines() if "│" in line]
+    assert sum("fid/" in line for line in table) == 1
+    assert sum("fid_class" in line for line in table) == 4
+
+    def prepare(*_):
+        raise AssertionError("features are computed before the comparison is known to be possible")
+
+    monkeypatch.setattr(GenerativeMetrics, "prepare", prepare)
+    code, _, err = lab("evaluate", "run=2024", "against=run", "metrics.num_samples=7")
+    assert code == 2
+    assert "on so many samples: 7, run on so many samples: 16" in err
+    code, _, err = lab("evaluate", "run=run", "against=2024", "sampler.steps=4")
+    assert code == 2
+    assert "2024 was sampled with sampler.steps=3, run with sampler.steps=4" in err
+    assert "measure it by `diffusion-lab evaluate run=2024 sampler.steps=4`" in err
+
+
+def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(lab, run_folder):
+    code, _, err = lab("evaluate", "run=unopened", "against=[run,nowhere]")
+    assert code == 2
+    assert "nowhere is no run folder" in err
+    (run_folder / "summary.json").unlink()
+    code, _, err = lab("evaluate", "run=unopened", "against=run")
+    assert code == 2
+    assert "run has no figures of its weights; measure it by `diffusion-lab evaluate" in err
+    (run_folder / "checkpoints/last.ckpt").unlink()
+    code, _, err = lab("evaluate", "run=unopened", "against=run")
+    assert code == 2
+    assert "run has no checkpoints/last.ckpt yet" in err
+
+
+def test_more_held_out_images_than_there_are_is_refused_before_a_folder_is_made(lab, tmp_path):
+    code, _, err = lab("train", *TINY, "data.validation_size=33", "run_dir=run")
+    assert code == 2
+    assert "data.validation_size=33 is more than the 32 test images" in err
+    assert not (tmp_path / "run").exists()

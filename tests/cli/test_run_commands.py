@@ -1,0 +1,249 @@
+"""What can be done with a trained run: sweeps over sampling, likelihood, encoding, inpainting."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_data import TinyData
+from helpers.tiny_runs import TINY
+from PIL import Image
+
+from diffusion_lab.analysis.sample_sweep import best_per_budget
+from diffusion_lab.analysis.test_images import REGIONS, missing
+from diffusion_lab.cli.combinations import expand, gather
+from diffusion_lab.common.files import read_rows
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+
+SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
+
+
+def test_values_separated_by_commas_are_gathered_and_expanded():
+    arguments = gather(["run=x", "sampler=ddim,heun", "seed=1", "guidance.scale=1,2.5", "-h"])
+    assert arguments == [
+        "run=x",
+        "seed=1",
+        "-h",
+        "combinations=['sampler=ddim,heun','guidance.scale=1,2.5']",
+    ]
+    assert expand(["sampler=ddim,heun", "guidance.scale=1,2.5"]) == [
+        {"sampler": "ddim", "guidance.scale": "1"},
+        {"sampler": "ddim", "guidance.scale": "2.5"},
+        {"sampler": "heun", "guidance.scale": "1"},
+        {"sampler": "heun", "guidance.scale": "2.5"},
+    ]
+    assert gather(["run=x", "labels=[1,2]"]) == ["run=x", "labels=[1,2]"]
+    assert expand([]) == [{}]
+
+
+def test_best_per_budget():
+    rows = [{"calls": c, "fid": f} for c, f in [(5, 90), (5, 80), (9, 85), (10, 60), (50, 61)]]
+    assert best_per_budget(rows) == [{"calls": 5, "fid": 80}, {"calls": 10, "fid": 60}]
+
+
+def test_a_sweep_measures_each_combination_once(lab, run_folder):
+    code, out, err = lab(*SWEEP, "json=true")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    calls = {(row["sampler"], row["steps"]): row["calls"] for row in result["rows"]}
+    assert calls == {("ddim", "2"): 2, ("ddim", "3"): 3, ("heun", "2"): 3, ("heun", "3"): 5}
+    assert [row["calls"] for row in result["rows"]] == sorted(calls.values())
+    folder = run_folder / "sweeps/efficientnet_lite0-96_train64-16"
+    with (folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["fid"]) for row in table] == [row["fid"] for row in result["rows"]]
+    assert "best of its budget" in (folder / "table.md").read_text()
+    with Image.open(folder / "fid.png") as picture:
+        assert picture.size[0] > 400
+    assert "up to 2 network calls: sampler=ddim steps=2" in err
+
+    # what is measured is kept, also after a kill in the middle of a line
+    rows = folder / "results.jsonl"
+    rows.write_text(rows.read_text()[:-40])
+    code, out, err = lab(*SWEEP, "json=true")
+    assert code == 0, err
+    assert "4 settings, 3 of them measured before" in err
+    assert json.loads(out.splitlines()[-1])["rows"] == result["rows"]
+    assert len(read_rows(rows)) == 4
+
+
+def test_a_sweep_gives_the_figures_of_evaluate(lab, run_folder):
+    code, out, _ = lab(
+        "evaluate", "run=run", "sampler=heun", "sampler.steps=3", "batch_size=16", "json=true"
+    )
+    assert code == 0
+    expected = json.loads(out.splitlines()[-1])
+    code, out, _ = lab(
+        "sample-sweep", "run=run", "sampler=heun", "steps=3", "batch_size=16", "json=true"
+    )
+    assert code == 0
+    (row,) = json.loads(out.splitlines()[-1])["rows"]
+    assert row["fid"] == pytest.approx(expected[f"fid/{row['protocol']}"], rel=1e-6)
+    # a sweep that varies something else knows it again, by its own name
+    code, out, err = lab(
+        "sample-sweep", "run=run", "sampler=euler,heun", "steps=3", "batch_size=16", "json=true"
+    )
+    assert code == 0, err
+    assert "2 settings, 1 of them measured before" in err
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert {row["sampler"]: row["fid"] for row in rows}["heun"] == row["fid"]
+
+
+def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
+    assert lab("train", *TINY, "backbone.width=16", "run_dir=weak")[0] == 0
+    arguments = ["sample-sweep", "run=run", "steps=2", "batch_size=16", "json=true"]
+    code, out, err = lab(*arguments, "guidance=classifier_free", "guidance.scale=0,1,2")
+    assert code == 0, err
+    rows = {row["guidance.scale"]: row for row in json.loads(out.splitlines()[-1])["rows"]}
+    assert {scale: row["calls"] for scale, row in rows.items()} == {"0": 2, "1": 2, "2": 4}
+    code, out, err = lab(
+        *arguments, "guidance=autoguidance", "guidance.weak_run=weak", "guidance.scale=1,2"
+    )
+    assert code == 0, err
+    auto = {row["guidance.scale"]: row for row in json.loads(out.splitlines()[-1])["rows"]}
+    assert auto["2"]["calls"] == 4
+    assert auto["1"]["fid"] == pytest.approx(rows["1"]["fid"], rel=1e-9)
+    assert auto["2"]["fid"] != pytest.approx(rows["2"]["fid"], rel=1e-6)
+
+
+def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
+    save_classifier(
+        SmallClassifier((1, 8, 8), 4).eval(),
+        run_folder / "classifier.safetensors",
+        {"shape": [1, 8, 8], "classes": list(TinyData.class_names)},
+    )
+    asked = ["run=run", "steps=2", "guidance=classifier_free", "guidance.scale=3,0"]
+    code, out, err = lab("sample-sweep", *asked, "batch_size=16")
+    assert code == 0, err
+    asked.append("metrics.classifier=run/classifier.safetensors")
+    code, out, err = lab("sample-sweep", *asked, "batch_size=16", "json=true")
+    assert code == 0, err
+    assert "2 settings, 0 of them measured before" in err  # without accuracy
+    result = json.loads(out.splitlines()[-1])
+    folder = Path(result["folder"])
+    with (folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["guidance.scale"] for row in table] == ["0", "3"]
+    for row, measured in zip(table, result["rows"], strict=True):
+        assert float(row["accuracy"]) == measured["accuracy"]
+        assert 0 <= measured["accuracy"] <= 1
+        assert float(row["accuracy_floor"]) == measured["accuracy_floor"]
+    text = (folder / "table.md").read_text()
+    assert "of test images are read as their class" in text
+    assert "| guidance.scale | calls | fid | kid | accuracy |  |" in text
+    with Image.open(folder / "scale.png") as picture:
+        assert picture.size[0] > 1000  # two panels
+
+
+WRONG = [
+    (["sample-sweep", "run=run", "batch_size=1,2"], "batch_size cannot vary"),
+    (["sample-sweep", "run=run", "sampler=ddim,x"], "sampler=x does not exist"),
+    (["sample-sweep", "run=run", "steps=0,3"], "steps=0"),
+    (["sample-sweep", "run=run", "sampler/time_grid=leading,uniform"], "time_grid=uniform"),
+    (["sample-sweep", "run=run", "guidance=autoguidance"], "weak_run must be given"),
+    (["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=x"], "no run folder"),
+    (["sample", "run=run", "sampler=runge_kutta", "sampler.steps=2"], "more than 2 steps"),
+    (["sample", "run=run", "sampler=runge_kutta", "sampler.steps=1"], "must be 2 or more"),
+    (["sample", "run=run", "sampler.stepz=5"], "unexpected keyword argument 'stepz'"),
+    (["likelihood", "run=run", "trace=all"], "hutchinson, exact"),
+    (["likelihood", "run=run", "tolerance=0"], "above 0"),
+    (["likelihood", "run=run", "num_images=1000"], "num_images=1000 is more than the 32"),
+    (["likelihood", "run=run", "num_images=1", "steps=2"], "more than 2 steps"),
+    (["encode", "run=run", "columns=0"], "whole number"),
+    (["inpaint", "run=run", "region=middle"], "center"),
+]
+
+
+def test_what_is_wrong_is_said_in_one_sentence(lab, run_folder):
+    for arguments, words in WRONG:
+        code, _, err = lab(*arguments)
+        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
+        assert words in lines[0]
+        assert "Traceback" not in err
+        assert "Error executing job" not in err
+        assert not (run_folder / "sweeps").exists()
+
+
+@pytest.mark.parametrize(
+    "change", ["schedule=cosine", "conditioning=none", "data._target_=helpers.other_tiny.OtherTiny"]
+)
+def test_a_weak_run_of_another_kind_is_refused(lab, run_folder, change):
+    arguments = [change if change.startswith(a.split("=")[0]) else a for a in TINY]
+    extra = [] if change in arguments else [change]
+    code, _, err = lab("train", *arguments, *extra, "run_dir=weak", "objective=v_prediction")
+    assert code == 0, err
+    code, _, err = lab("sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak")
+    assert code == 2
+    assert "guidance.weak_run=weak was trained" in err
+
+
+def test_likelihood_of_a_barely_trained_model(lab, run_folder):
+    arguments = ["likelihood", "run=run", "num_images=3", "json=true"]
+    results = {}
+    for trace in ("hutchinson", "exact"):
+        code, out, err = lab(*arguments, f"trace={trace}", "batch_size=2")
+        assert code == 0, err
+        results[trace] = json.loads(out.splitlines()[-1])
+        assert results[trace]["num_images"] == 3
+    # a model that knows nothing is about a wide Gaussian: some bits above raw bytes
+    assert 6 < results["exact"]["bits_per_dim"] < 12
+    assert results["hutchinson"]["bits_per_dim"] == pytest.approx(
+        results["exact"]["bits_per_dim"], abs=0.2
+    )
+    code, out, _ = lab(*arguments, "trace=exact", "batch_size=3")
+    again = json.loads(out.splitlines()[-1])["bits_per_dim"]
+    assert again == pytest.approx(results["exact"]["bits_per_dim"], abs=1e-3)
+
+
+def test_encode_goes_there_and_back(lab, run_folder):
+    code, out, err = lab("encode", "run=run", "num_images=5", "columns=3", "json=true")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["psnr"] > 40
+    with Image.open(result["picture"]) as picture:
+        assert picture.size == (2 * (3 * 10 + 2), 2 * (6 * 10 + 2))  # two blocks of three rows
+
+
+def test_inpaint_keeps_what_is_known(lab, run_folder):
+    code, out, err = lab(
+        "inpaint", "run=run", "num_images=2", "variants=3", "region=left", "json=true"
+    )
+    assert code == 0, err
+    with Image.open(json.loads(out.splitlines()[-1])["picture"]) as picture:
+        pixels = np.asarray(picture)[::2, ::2]
+    tiles = [[pixels[2 + 10 * i :, 2 + 10 * j :][:8, :8] for j in range(5)] for i in range(2)]
+    for image, known, *variants in tiles:
+        assert (known[:, :4] == 127).all()
+        assert np.array_equal(known[:, 4:], image[:, 4:])
+        for variant in variants:
+            assert np.array_equal(variant[:, 4:], image[:, 4:])
+        assert not np.array_equal(variants[0], variants[1])
+
+
+def test_regions_cover_what_their_names_say():
+    for name, other in (("left", "right"), ("top", "bottom"), ("center", "outside")):
+        assert {name, other} <= set(REGIONS)
+        assert torch.equal(missing(name, 8, 6), ~missing(other, 8, 6))
+    assert missing("left", 2, 4).tolist() == [[True, True, False, False]] * 2
+    assert missing("top", 2, 4).tolist() == [[True] * 4, [False] * 4]
+    assert missing("center", 4, 4).sum() == 4
+
+
+def test_a_key_of_the_runs_own_sampler_can_be_changed(lab, tmp_path):
+    arguments = [a for a in TINY if not a.startswith("sampler")]
+    code, _, err = lab("train", *arguments, "sampler=annealed_langevin", "sampler.steps=3")
+    assert code == 0, err
+    run = next(tmp_path.glob("outputs/*/*"))
+    code, out, err = lab(
+        "sample-sweep",
+        f"run={run}",
+        "sampler.corrections=1,2",
+        "sampler.step_size=0.1",
+        "json=true",
+    )
+    assert code == 0, err
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert [row["calls"] for row in rows] == [4, 7]

@@ -1,0 +1,86 @@
+"""Two processes on the CPU: they train, sample and measure as one does."""
+
+import json
+
+import pytest
+import torch
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER
+
+from diffusion_lab.compute.distributed import gather_by_id, shard
+from diffusion_lab.first_stage.autoencoder import files
+
+
+def test_shards_cover_every_id_once_and_may_be_uneven():
+    shards = [shard(10, rank, 4) for rank in range(4)]
+    assert sorted(i for ids in shards for i in ids) == list(range(10))
+    assert [len(ids) for ids in shards] == [3, 3, 2, 2]
+    assert shard(2, 3, 4) == []
+
+
+def test_one_process_gathers_its_own_rows():
+    rows = torch.arange(3.0)
+    assert torch.equal(gather_by_id(rows, [0, 1, 2]), rows)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_sample_and_measure_as_one(lab, tmp_path):
+    exact = ["trainer.precision=32-true", "callbacks.evaluation.batch_size=8"]
+    code, _, err = lab("train", *TINY, *exact, "run_dir=two", "trainer.devices=2")
+    assert code == 0, err
+    assert "micro-batch 4 x 1 accumulated x 2 ranks" in err
+    summary = json.loads((tmp_path / "two/summary.json").read_text())
+    assert (summary["steps"], summary["ranks"]) == (4, 2)
+    code, out, err = lab(
+        "evaluate",
+        "run=two",
+        "batch_size=8",
+        "precision=32-true",
+        "device=cpu",
+        "json=true",
+    )
+    assert code == 0, err
+    alone = json.loads(out.splitlines()[-1])
+    for name, value in alone.items():
+        assert value == pytest.approx(summary["metrics"][name], rel=1e-6), name
+
+
+@pytest.mark.slow
+def test_noise_levels_are_spread_over_a_global_batch_and_their_losses_seen_by_all(lab, tmp_path):
+    spread = ["objective/time_sampler=second_moment", "objective.time_sampler.stratified=true"]
+    parts = ["objective.time_sampler.bins=8", "micro_batch_size=2", "trainer.devices=2"]
+    code, _, err = lab("train", *TINY, *spread, *parts, "run_dir=two", "callbacks.evaluation=null")
+    assert code == 0, err
+    assert "global batch 8 = micro-batch 2 x 2 accumulated x 2 ranks" in err
+    state = torch.load(tmp_path / "two/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    (seen,) = (value for name, value in state.items() if name.endswith("time_sampler.count"))
+    # 4 steps with one of the 8 images in each eighth of the noise levels
+    assert seen.tolist() == [4] * 8
+
+
+ADVERSARIAL = [
+    "reconstruction=perceptual_adversarial",
+    "reconstruction.discriminator.channels=8",
+    "reconstruction.discriminator.start=2",
+    "reconstruction.perceptual.size=16",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [ADVERSARIAL, ["autoencoder=vq", "autoencoder.codes=8"]])
+def test_two_ranks_train_and_measure_an_autoencoder_as_one(lab, tmp_path, extra):
+    exact = ["trainer.precision=32-true", "trainer.devices=2", "run_dir=two"]
+    code, _, err = lab("train-autoencoder", *TINY_AUTOENCODER, *extra, *exact)
+    assert code == 0, err
+    assert "micro-batch 4 x 1 accumulated x 2 ranks" in err
+    two = json.loads((tmp_path / "two/summary.json").read_text())
+    assert (two["steps"], two["ranks"]) == (4, 2)
+    _, facts, _ = files.load(tmp_path / "two" / files.FILE)
+    assert facts.figures == two["metrics"]
+
+    (tmp_path / "two" / files.FILE).unlink()  # so that it is measured anew
+    code, _, err = lab("train-autoencoder", "resume=two", "trainer.devices=1")
+    assert code == 0, err
+    one = json.loads((tmp_path / "two/summary.json").read_text())
+    assert one["ranks"] == 1
+    assert {"rfid/efficientnet_lite0-96/train64-16", "val/psnr"} <= set(one["metrics"])
+    assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-5, abs=1e-6)

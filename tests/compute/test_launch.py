@@ -1,0 +1,187 @@
+"""Which processes there are, and what is made of them: torchrun's, srun's, or none yet."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+from helpers.faults import no_file_above
+from helpers.processes import SRUN, TORCHRUN
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from omegaconf import OmegaConf
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.compute import launch, slurm
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.training.callbacks import Interruption
+
+
+def trainer(**values: object):
+    defaults = {"accelerator": "cpu", "devices": "auto", "num_nodes": "auto"}
+    return OmegaConf.create(defaults | values)
+
+
+def test_without_a_launcher_what_is_asked_for_counts(environment):
+    assert launch.processes(trainer()) == (1, 1)
+    assert launch.processes(trainer(devices=3)) == (3, 1)
+    assert launch.processes(trainer(devices=[0, 2], num_nodes=2)) == (2, 2)
+    assert isinstance(launch.cluster(), LightningEnvironment)
+
+
+@pytest.mark.parametrize("nodes", [0, "two", 1.5, True])
+def test_nodes_are_a_whole_number(environment, nodes):
+    with pytest.raises(UserError, match=f"trainer.num_nodes={nodes} must be auto or"):
+        launch.processes(trainer(num_nodes=nodes))
+
+
+def test_what_srun_started_is_taken(environment, recwarn):
+    environment(SRUN)
+    assert launch.processes(trainer()) == (2, 2)
+    assert launch.processes(trainer(devices=2, num_nodes=2)) == (2, 2)
+    cluster = launch.cluster()
+    assert isinstance(cluster, SLURMEnvironment)
+    assert not cluster.auto_requeue
+    assert (cluster.global_rank(), cluster.local_rank(), cluster.world_size()) == (3, 1, 4)
+    assert cluster.main_address == "node3"
+    cluster.validate_settings(2, 2)
+    assert not recwarn
+
+
+def test_what_torchrun_started_is_taken_also_within_a_job(environment):
+    environment(SRUN | TORCHRUN | {"TORCHELASTIC_RUN_ID": "x"})
+    assert launch.processes(trainer()) == (4, 2)
+    assert isinstance(launch.cluster(), TorchElasticEnvironment)
+
+
+@pytest.mark.parametrize("asked", [{"devices": 4}, {"num_nodes": 1}, {"devices": [0]}])
+def test_other_numbers_than_were_started_are_refused(environment, asked):
+    environment(SRUN)
+    with pytest.raises(UserError, match="not what was started, 2 on each of 2 nodes"):
+        launch.processes(trainer(**asked))
+
+
+def test_unequal_shares_of_nodes_are_refused(environment):
+    environment(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2,1"})
+    with pytest.raises(UserError, match=r"2,1 processes .* equally many"):
+        launch.processes(trainer())
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "task"),
+    [
+        ({}, False, True),
+        ({}, True, True),  # the first of srun --pty's has it
+        ({"SLURM_STEP_NUM_TASKS": "1"}, True, False),  # srun --pty bash
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False, True),
+        ({"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "1"}, False, True),  # srun bash loop.sh
+        ({"SLURM_STEP_ID": ""}, False, False),  # a batch script without srun
+    ],
+)
+def test_a_task_of_srun_is_told_from_a_shell_and_a_script(
+    environment, monkeypatch, variables, terminal, task
+):
+    environment(SRUN | variables)
+    monkeypatch.setattr(slurm, "has_terminal", lambda: terminal)
+    assert slurm.started_by_srun() == task
+    assert slurm.step() == ("17.0" if task else None)
+    assert slurm.tasks() == (int((SRUN | variables)["SLURM_STEP_NUM_TASKS"]) if task else 1)
+
+
+def test_devices_are_asked_for_in_a_shell_of_srun(environment, monkeypatch):
+    environment(SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"})
+    with pytest.raises(UserError, match="not what was started, 1 on each of 1 nodes"):
+        launch.processes(trainer(devices=2))
+    monkeypatch.setattr(slurm, "has_terminal", lambda: True)
+    assert launch.processes(trainer(devices=2)) == (2, 1)
+    assert isinstance(launch.cluster(), LightningEnvironment)
+
+
+def test_whether_there_is_a_terminal_is_seen():
+    asked = "import sys; from diffusion_lab.compute import slurm; sys.exit(slurm.has_terminal())"
+    command = [sys.executable, "-c", asked]
+    without = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    assert subprocess.run(command, check=False, **without).returncode == 0
+    assert os.waitstatus_to_exitcode(pty.spawn(command)) == 1
+
+
+def test_a_full_disk_is_said_where_a_job_signs_its_run(environment, tmp_path):
+    environment(SRUN)
+    cfg = OmegaConf.create({"name": "x", "logger": None, "run_dir": str(tmp_path / "run")})
+    words = r"run/slurm_job cannot be made \(File too large\); choose another place"
+    with no_file_above(0), pytest.raises(UserError, match=words):
+        runs.create(cfg, "train", [])
+
+
+SEED = ["name=dit", "seed=1"]
+
+
+def test_a_step_finds_the_run_that_it_signed_before_it_was_requeued(
+    environment, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for stamp in ("1", "2", "3", "4"):
+        (tmp_path / "outputs/dit" / stamp).mkdir(parents=True)
+    slurm.sign(tmp_path / "outputs/dit/1", "train", SEED)
+    assert not (tmp_path / "outputs/dit/1" / slurm.RECORD).exists()
+    (tmp_path / "outputs/dit/4" / slurm.RECORD).write_text("17.0\n")
+    requeued = SRUN | {"SLURM_RESTART_COUNT": "1"}
+    environment(requeued)
+    assert slurm.own_run("dit", None, "train", SEED) is None
+    environment(SRUN)
+    slurm.sign(tmp_path / "outputs/dit/2", "train", [*SEED, "logger.group=first"])
+    environment(SRUN | {"SLURM_STEP_ID": "1"})
+    slurm.sign(tmp_path / "outputs/dit/3", "train", SEED)
+    environment(SRUN)
+    assert slurm.own_run("dit", None, "train", SEED) is None  # a second run of the same step
+    environment(requeued)
+    assert str(slurm.own_run("dit", None, "train", SEED)) == "outputs/dit/2"
+    other_group = [*SEED, "logger.group=second"]
+    assert str(slurm.own_run("dit", None, "train", other_group)) == "outputs/dit/2"
+    assert slurm.own_run("dit", None, "train", ["name=dit", "seed=2"]) is None
+    assert slurm.own_run("dit", None, "train-autoencoder", SEED) is None
+    assert slurm.own_run("dit", "outputs/dit/3", "train", SEED) is None
+    assert slurm.own_run("unet", None, "train", SEED) is None
+    environment(requeued | {"SLURM_JOB_ID": "18"})
+    assert slurm.own_run("dit", None, "train", SEED) is None
+    environment({})
+    assert slurm.own_run("dit", None, "train", SEED) is None
+
+
+def test_processes_that_are_asked_to_stop_get_the_time_to_save(monkeypatch):
+    found = []
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    monkeypatch.setattr(launch, "elastic_launch", lambda config, _: lambda *_: found.append(config))
+    launch.run_on_all_devices("train", [], 2)
+    (config,) = found
+    assert config.shutdown_timeout == launch.SECONDS_TO_STOP_IN
+
+
+@pytest.mark.parametrize(
+    ("numbers", "stops"),
+    [
+        ([signal.SIGINT], False),
+        ([signal.SIGINT, signal.SIGINT], True),
+        ([signal.SIGTERM, signal.SIGINT], True),
+        ([signal.SIGINT, signal.SIGTERM], True),  # torchrun's way to pass on a second Ctrl-C
+        ([signal.SIGTERM, signal.SIGTERM], False),
+    ],
+)
+def test_a_second_ctrl_c_stops_at_once(environment, numbers, stops):
+    environment({})
+    callback = Interruption()
+    callback.on_train_start(None, None)
+    try:
+        for number in numbers[:-1]:
+            os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt) if stops else nullcontext():
+            os.kill(os.getpid(), numbers[-1])
+        assert callback.requested
+    finally:
+        callback.restore()

@@ -1,0 +1,198 @@
+"""Jobs of a real SLURM, on two nodes that are both this machine."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from helpers.tiny_runs import TINY, rows, wandb_runs
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(
+        os.getuid() != 0 or not all(map(shutil.which, ("sbatch", "slurmctld", "munged"))),
+        reason="needs SLURM, munge and root: make test-slurm",
+    ),
+]
+SCRIPTS = Path(__file__).parent / "slurm"
+PATIENCE = 180.0  # seconds for what takes some, on a busy machine
+TRAIN = [
+    "train",
+    "hydra/launcher=slurm",
+    "hydra.launcher.cpus_per_task=1",
+    *TINY,
+    "name=x",
+    "callbacks.evaluation=null",
+]
+
+
+def called(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def wait_for(what: Callable[[], object], log: Callable[[], str] = lambda: "") -> object:
+    """What `what` returns, once it is true."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if value := what():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited in vain\n{log()}")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("slurm")
+    subprocess.run([SCRIPTS / "start.sh", folder], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        yield
+        called("scancel", "--full", "--state=RUNNING", "--user=root")
+        called("scancel", "--user=root")
+        subprocess.run([SCRIPTS / "stop.sh", folder], check=True)
+
+
+@pytest.fixture
+def submit(cluster, tmp_path, monkeypatch) -> Callable[..., subprocess.Popen]:
+    """submit("seed=0,1") starts diffusion-lab train on the cluster, in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "PYTHONPATH": f"{SCRIPTS.parent}:{SCRIPTS.parent.parent}",
+        # nodes of these names are in no name server, and of no other network
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "diffusion_lab", *TRAIN, *arguments]
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, text=True, **pipe)
+
+    return start
+
+
+def logs() -> str:
+    return "\n".join(path.read_text() for path in sorted(Path("outputs").rglob("*.out")))
+
+
+def finish(launcher: subprocess.Popen) -> None:
+    try:
+        out, _ = launcher.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        raise AssertionError(f"{launcher.communicate()[0]}\n{logs()}") from None
+    assert launcher.returncode == 0, f"{out}\n{logs()}"
+
+
+def runs() -> list[Path]:
+    return sorted(path.parent for path in Path("outputs/x").glob("*/config.yaml"))
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def losses(run: Path) -> list[int]:
+    return [row["step"] for row in rows(run) if "train/loss" in row]
+
+
+def state(job: str) -> str:
+    return called("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+
+
+def training(name: str, steps: int) -> tuple[str, Path]:
+    """The job of this name, once it has logged so many steps, and its run."""
+
+    def far_enough() -> bool:
+        return any(len(losses(run)) >= steps for run in runs() if (run / "metrics.jsonl").exists())
+
+    wait_for(far_enough, logs)
+    (job,) = called("squeue", "--noheader", f"--name={name}", "--format=%A").split()
+    (run,) = runs()
+    return job, run
+
+
+def restart_now(job: str) -> None:
+    """SLURM lets a job that was requeued wait for two minutes."""
+    wait_for(lambda: state(job) == "PENDING", logs)
+    called("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def assert_whole(run: Path, steps: int) -> None:
+    assert runs() == [run]
+    assert (summary(run)["finished"], summary(run)["steps"]) == (True, steps)
+    assert losses(run) == list(range(1, steps + 1))
+    assert len(wandb_runs(run)) == 1
+
+
+def test_a_job_of_two_tasks_trains_one_model(submit):
+    finish(submit("hydra.launcher.tasks_per_node=2"))
+    (run,) = runs()
+    assert_whole(run, 4)
+    assert summary(run)["ranks"] == 2
+    assert "micro-batch 4 x 1 accumulated x 2 ranks" in logs()
+
+
+def test_a_sweep_is_an_array_of_jobs_with_a_folder_each(submit):
+    finish(submit("seed=0,1"))
+    assert [summary(run)["finished"] for run in runs()] == [True, True]
+    configs = [(run / "config.yaml").read_text() for run in runs()]
+    assert sorted("seed: 1\n" in config for config in configs) == [False, True]
+    groups = {line for config in configs for line in config.splitlines() if "  group: " in line}
+    assert len(groups) == 1
+    names = sorted(path.name for path in Path("outputs").rglob("*_log.out"))
+    first = names[0].split("_")[0]  # the array's id
+    assert names == [f"{first}_0_0_log.out", f"{first}_1_0_log.out"]
+
+
+def test_a_job_whose_time_is_up_saves_requeues_itself_and_goes_on(submit):
+    launcher = submit("hydra.launcher.nodes=2", "hydra.launcher.name=two", "trainer.max_steps=600")
+    job, run = training("two", 15)
+    called("scancel", "--signal=USR2", job)  # as SLURM does before a job's end
+    restart_now(job)
+    stopped = summary(run)["steps"]
+    assert 15 <= stopped < 600
+    finish(launcher)
+    assert_whole(run, 600)
+    assert summary(run)["ranks"] == 2
+    assert "Restarts=1" in called("scontrol", "show", "job", job)
+    assert f"Stopped at step {stopped}; nothing is lost." in logs()
+    assert "The job is back in the queue" in logs()
+
+
+def test_a_job_that_makes_room_for_a_more_urgent_one_goes_on_after_it(submit):
+    launcher = submit("hydra.launcher.name=patient", "trainer.max_steps=600")
+    job, run = training("patient", 15)
+    called("sbatch", "--wait", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
+    restart_now(job)
+    assert 15 <= summary(run)["steps"] < 600
+    finish(launcher)
+    assert_whole(run, 600)
+
+
+def test_a_task_that_fails_ends_its_job_and_says_why(submit):
+    launcher = submit("hydra.launcher.tasks_per_node=2", "hydra.launcher.name=bad", "batch_size=7")
+    try:
+        wait_for(lambda: "cannot be shared equally by 2 ranks" in logs(), logs)
+        wait_for(lambda: not called("squeue", "--noheader", "--name=bad"), logs)
+        assert not runs()
+    finally:
+        launcher.kill()  # it asks an accounting database, which this cluster has not
+
+
+def test_a_shell_that_srun_gives_to_a_person_is_no_task(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent.parent))
+    asked = "import sys; from diffusion_lab import slurm; sys.exit(3 + slurm.started_by_srun())"
+    task = [sys.executable, "-c", asked]
+    named = ["srun", "--job-name=dev"]
+    assert subprocess.run([*named, *task], check=False).returncode == 4
+    assert os.waitstatus_to_exitcode(pty.spawn([*named, "--pty", *task])) == 3

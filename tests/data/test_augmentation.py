@@ -1,0 +1,464 @@
+"""Augmentation: what is done to images, what the label says of it, and who gets to hear it."""
+
+import json
+import math
+import re
+from functools import cache
+
+import pytest
+import torch
+import yaml
+from helpers.paths import CONF
+from helpers.tiny_runs import TINY
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.data.augmentation import NonLeaky, augment
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective import Flow, LogitNormal, Objective
+from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.runs import folder as runs
+
+OFF = {"flip_x": False, "flip_y": False} | dict.fromkeys(
+    ("scale", "rotation", "anisotropy", "translation"), 0.0
+)
+EDM = {
+    "flip_x": True,
+    "flip_y": True,
+    "scale": 0.2,
+    "rotation": 180,
+    "anisotropy": 0.2,
+    "translation": 0.125,
+}
+# columns of a label by part
+COLUMNS = {
+    "flip_x": [0],
+    "flip_y": [1],
+    "scale": [2],
+    "rotation": [3, 4],
+    "anisotropy": [5, 6],
+    "translation": [7, 8],
+}
+
+
+def only(*parts: str, probability: float = 1.0) -> NonLeaky:
+    return NonLeaky(probability, **OFF | {part: EDM[part] for part in parts})
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(count: int, *shape: int) -> torch.Tensor:
+    return 2 * torch.rand(count, *shape, generator=seeded(1)) - 1
+
+
+def label(**values: list[float]) -> torch.Tensor:
+    row = torch.zeros(1, 9)
+    for part, value in values.items():
+        row[0, COLUMNS[part]] = torch.tensor(value)
+    return row
+
+
+def moments(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centroid (2,) and covariance (2, 2) of an image (H, W) over black, right and up, in pixels.
+
+    From the image's centre.
+    """
+    weight = (image.double() + 1) / (image.double() + 1).sum()
+    height, width = image.shape
+    y = ((height - 1) / 2 - torch.arange(height).double())[:, None].expand(height, width)
+    x = (torch.arange(width).double() - (width - 1) / 2).expand(height, width)
+    places = torch.stack([x, y]).flatten(1)
+    mean = places @ weight.flatten()
+    centred = places - mean[:, None]
+    return mean, centred * weight.flatten() @ centred.T
+
+
+def blob(height: int = 161, width: int = 153) -> torch.Tensor:
+    """A slanted Gaussian off the centre, white on black, (1, 1, H, W)."""
+    y = ((height - 1) / 2 - torch.arange(height))[:, None] + 2
+    x = torch.arange(width) - (width - 1) / 2 - 4
+    return 2 * torch.exp(-(x**2 / 30 + y**2 / 14 + x * y / 40))[None, None] - 1
+
+
+def test_nothing_is_done_where_everything_is_off():
+    images = noise(20, 3, 5, 7)
+    augmented, labels = NonLeaky(0.0, **OFF)(images)
+    assert torch.equal(augmented, images)
+    assert torch.equal(labels, torch.zeros(20, 9))
+    assert torch.equal(NonLeaky(1.0, **OFF)(images)[0], images)
+    pixels = torch.randint(256, (20, 3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(augment(NonLeaky(0.0, **OFF), pixels)[0], pixels)
+    assert augment(None, pixels) == (pixels, None)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 9)])
+@pytest.mark.parametrize(("part", "axis", "column"), [("flip_x", -1, 0), ("flip_y", -2, 1)])
+def test_flips_are_exact(part, axis, column, shape):
+    images = noise(40, *shape)
+    before = images.clone()
+    augmented, labels = only(part)(images, seeded())
+    flipped = labels[:, column].bool()
+    assert 0 < flipped.sum() < 40
+    assert torch.equal(augmented[flipped], images.flip(axis)[flipped])
+    assert torch.equal(augmented[~flipped], images[~flipped])
+    assert torch.equal(images, before)
+
+
+def test_half_are_mirrored_even_at_probability_0():
+    _, labels = only("flip_x", "flip_y", probability=0.0)(noise(2000, 1, 2, 2), seeded())
+    assert labels[:, 0].mean().item() == pytest.approx(0.5, abs=0.04)
+    assert not labels[:, 1:].any()
+
+
+def test_quarter_turns_go_counter_clockwise():
+    images = noise(1, 3, 9, 9)
+    for turns in (1, 2, 3):
+        angle = turns * math.pi / 2
+        done = only("rotation").apply(
+            images, label(rotation=[math.cos(angle) - 1, math.sin(angle)])
+        )
+        torch.testing.assert_close(done, images.rot90(turns, (2, 3)), atol=1e-5, rtol=0)
+
+
+def test_a_shift_by_whole_pixels_moves_them_and_mirrors_beyond_the_edge():
+    images = noise(1, 2, 16, 8)
+    done = only("translation").apply(images, label(translation=[2.0, -0.5]))  # 2 right, 1 up
+    expected = torch.cat([images[..., :2].flip(-1), images[..., :-2]], dim=-1)
+    expected = torch.cat([expected[..., 1:, :], expected[..., -1:, :]], dim=-2)
+    torch.testing.assert_close(done, expected, atol=1e-5, rtol=0)
+
+
+def forward(labels: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What EDM's settings do to a point, right and up from the centre: matrix (2, 2), shift (2,).
+
+    Scaled first, then turned, then stretched, then shifted.
+    """
+    _, _, size, cos, sin, across, along, right, down = labels[0].double().tolist()
+    scale = 2 ** (0.2 * size) * torch.eye(2).double()
+    turn = torch.tensor([[cos + 1, -sin], [sin, cos + 1]]).double()
+    length = math.hypot(across, along)
+    unit = torch.tensor([[across, along], [-along, across]]).double() / (length or 1)
+    factors = torch.tensor([2 ** (0.2 * length), 2 ** (-0.2 * length)]).double()
+    stretch = unit.T @ factors.diag() @ unit if length else torch.eye(2).double()
+    return stretch @ turn @ scale, 0.125 * torch.tensor([right * width, -down * height]).double()
+
+
+@pytest.mark.parametrize("parts", [*([part] for part in list(EDM)[2:]), list(EDM)[2:]], ids=str)
+def test_a_label_tells_how_the_moments_of_an_image_change(parts):
+    image, augmentation = blob(), only(*parts)
+    mean, covariance = moments(image[0, 0])
+    for seed in range(12):
+        labels = augmentation.draw(1, seeded(seed))
+        labels[:, [2, 5, 6, 7, 8]] *= 0.3  # the blob stays inside, and mirror images of it outside
+        (done,) = augmentation.apply(image, labels)
+        matrix, shift = forward(labels, *image.shape[2:])
+        after, spread = moments(done[0])
+        torch.testing.assert_close(after, matrix @ mean + shift, atol=0.05, rtol=0)
+        torch.testing.assert_close(spread, matrix @ covariance @ matrix.T, atol=0.2, rtol=0)
+
+
+def test_the_order_of_the_parts_is_heard():
+    quarter, axis = [-1.0, 1.0], [5.0, 0.0]
+    both = only("rotation", "anisotropy")
+    image = blob()
+    together = both.apply(image, label(rotation=quarter, anisotropy=axis))
+    turned_first = both.apply(both.apply(image, label(rotation=quarter)), label(anisotropy=axis))
+    turned_last = both.apply(both.apply(image, label(anisotropy=axis)), label(rotation=quarter))
+    inside = (..., slice(50, -50), slice(50, -50))  # no mirror images yet
+    torch.testing.assert_close(together[inside], turned_first[inside], atol=0.01, rtol=0)
+    assert (together - turned_last)[inside].abs().max() > 0.5
+
+
+def test_smooth_images_are_resampled_closely_and_nothing_leaves_the_range():
+    (turned,) = only("rotation").apply(blob(), label(rotation=[math.cos(1) - 1, math.sin(1)]))
+    y = (80 - torch.arange(161))[:, None]
+    x = torch.arange(153) - 76
+    # where each pixel was, counter-clockwise by one radian before
+    was_x = math.cos(1) * x + math.sin(1) * y
+    was_y = -math.sin(1) * x + math.cos(1) * y
+    there = (was_x - 4) ** 2 / 30 + (was_y + 2) ** 2 / 14 + (was_x - 4) * (was_y + 2) / 40
+    torch.testing.assert_close(turned[0], 2 * torch.exp(-there) - 1, atol=0.03, rtol=0)
+    hard = noise(100, 1, 8, 8).sign()
+    augmented, _ = only(*EDM)(hard, seeded())
+    assert augmented.abs().max() <= 1
+
+
+def test_each_part_has_its_rate_and_its_distribution_and_zeros_elsewhere():
+    labels = only(*EDM, probability=0.12).draw(50_000, seeded())
+    done = {part: (labels[:, columns] != 0).any(1) for part, columns in COLUMNS.items()}
+    rates = {part: value.double().mean().item() for part, value in done.items()}
+    expected = dict.fromkeys(EDM, 0.12) | {"flip_x": 0.5, "flip_y": 0.06}
+    assert rates == pytest.approx(expected, abs=0.006)
+    both = (done["scale"] & done["rotation"]).double().mean().item()
+    assert both == pytest.approx(0.0144, abs=0.003), "independently"
+    assert set(labels[:, 0].tolist()) == set(labels[:, 1].tolist()) == {0.0, 1.0}
+    for part in ("scale", "translation"):
+        values = labels[done[part]][:, COLUMNS[part]]
+        assert values.mean().item() == pytest.approx(0, abs=0.04)
+        assert values.std().item() == pytest.approx(1, abs=0.04)
+    cos, sin = labels[done["rotation"], 3:5].unbind(1)
+    angle = torch.atan2(sin, cos + 1)
+    torch.testing.assert_close(torch.hypot(sin, cos + 1), torch.ones_like(cos))
+    assert angle.abs().mean().item() == pytest.approx(math.pi / 2, abs=0.05)
+    axis = labels[done["anisotropy"], 5:7]
+    assert axis.mean(0).abs().max() < 0.04
+    assert axis.square().sum(1).mean().item() == pytest.approx(1, abs=0.06)
+
+
+def test_the_largest_angle_is_kept():
+    labels = NonLeaky(1.0, **OFF | {"rotation": 15.0}).draw(5000, seeded())
+    angle = torch.rad2deg(torch.atan2(labels[:, 4], labels[:, 3] + 1)).abs()
+    assert 14.9 < angle.max() <= 15.001
+
+
+@pytest.mark.parametrize("part", EDM)
+def test_a_part_that_is_off_is_told_by_zeros(part):
+    parts = EDM | {part: OFF[part]}
+    labels = NonLeaky(1.0, **parts).draw(200, seeded())
+    assert not labels[:, COLUMNS[part]].any()
+    others = [column for other in EDM if other != part for column in COLUMNS[other]]
+    assert labels[:, others].any(0).all()
+
+
+def test_images_that_nothing_is_done_to_are_the_same_bits():
+    images = noise(300, 3, 6, 6)
+    augmented, labels = only(*EDM, probability=0.12)(images, seeded())
+    as_it_is = ~labels.any(1)
+    assert 50 < as_it_is.sum() < 250
+    assert torch.equal(augmented[as_it_is], images[as_it_is])
+    changed = (augmented != images).flatten(1).any(1)
+    assert torch.equal(changed, ~as_it_is)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 5), (3, 8, 8), (2, 1, 1)])
+def test_a_seed_fixes_it_whatever_the_precision_around(shape):
+    images, augmentation = noise(50, *shape), only(*EDM, probability=0.5)
+    torch.manual_seed(3)
+    expected, labels = augmentation(images)
+    assert expected.shape == images.shape
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = augmentation(images)
+    for one, other in zip((expected, labels), again, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert torch.equal(one, other)
+    torch.manual_seed(4)
+    assert not torch.equal(augmentation(images)[1], labels)
+    assert torch.equal(augmentation(images, seeded())[1], augmentation(images, seeded())[1])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"probability": 1.5},
+        {"rotation": 181},
+        {"scale": -1},
+        {"anisotropy": -1},
+        {"translation": -1},
+        {"probability": -0.1},
+        {"probability": math.nan},
+        {"rotation": math.nan},
+        {"scale": math.nan},
+        {"scale": math.inf},
+        {"anisotropy": [0.2]},
+        {"flip_x": 1},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_named(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(UserError, match=rf"augmentation\.{name}={re.escape(str(value))} must be"):
+        NonLeaky(**{"probability": 0.1} | EDM | setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"probability": True}, r"augmentation\.probability=true must be a number from 0 to 1"),
+        ({"probability": "0.1"}, r"augmentation\.probability='0\.1' must be a number"),
+        ({"probability": None}, r"augmentation\.probability=null must be a number"),
+        ({"rotation": "right"}, r"augmentation\.rotation='right' must be a number from 0 to 180"),
+        ({"scale": False}, r"augmentation\.scale=false must be a number of at least 0"),
+        ({"flip_y": "no"}, r"augmentation\.flip_y='no' must be true or false"),
+    ],
+    ids=str,
+)
+def test_settings_of_a_wrong_kind_are_named(setting, sentence):
+    with pytest.raises(UserError, match=sentence):
+        NonLeaky(**{"probability": 0.1} | EDM | setting)
+
+
+TOKENS = ["backbone.patch=4", "backbone.width=16", "backbone.depth=1"]
+DIT = ["backbone=dit", *TOKENS, "backbone.heads=2"]
+UNET = [
+    "backbone=unet",
+    "backbone.channels=16",
+    "backbone.blocks=1",
+    "backbone.multipliers=[1,2]",
+    "backbone.attention=[1]",
+    "backbone.head_channels=16",
+]
+BACKBONES = {
+    "unet": UNET,
+    "unet_cross_attention": [*UNET, "backbone.cross_attention=true"],
+    **{
+        f"dit_{block}": [*DIT, f"backbone/block={block}"]
+        for block in ("adaln_zero", "adaln", "in_context", "cross_attention")
+    },
+    "mamba_in_context": ["backbone=mamba", *TOKENS, "backbone/block=in_context"],
+    "mamba2": ["backbone=mamba2", *TOKENS, "backbone.head_channels=16"],
+    "mlp": ["backbone=mlp", "backbone.width=16", "backbone.depth=1"],
+    "diffusers_unet": ["backbone=diffusers_unet", *UNET[1:], "backbone.norm_groups=8"],
+    "diffusers_dit": ["backbone=diffusers_dit", *DIT[1:]],
+}
+
+
+@cache
+def factory(name: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose("train", overrides=BACKBONES[name]).backbone)
+
+
+def denoiser(backbone, conditioning=ClassLabel, **settings) -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser(backbone, conditioning, Flow(), (1, 8, 8), num_classes=3, **settings).eval()
+
+
+@pytest.mark.parametrize("conditioning", [ClassLabel, Unconditional])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_hears_what_was_done(name, conditioning):
+    model = denoiser(factory(name), conditioning, augmentation_labels=9)
+    x, level = noise(4, 1, 8, 8), Rectified()(torch.linspace(0.1, 0.9, 4))
+    classes = torch.tensor([0, 1, 2, 3])
+    told = only(*EDM).draw(4, seeded())
+    assert not model.output(x, level, classes, None, told).value.any(), "a new network gives zero"
+    for weight in model.parameters():
+        if not weight.any():
+            nn.init.normal_(weight, std=0.1)
+    nothing = model.output(x, level, classes).value
+    zeros = torch.zeros_like(told)
+    assert torch.equal(model.output(x, level, classes, None, zeros).value, nothing)
+    output = model.output(x, level, classes, None, told).value
+    assert (output - nothing).flatten(1).abs().amax(1).min() > 1e-6
+    output.square().sum().backward()
+    assert model.augmentation.weight.grad.any(0).all(), "each of the nine values"
+
+
+@pytest.mark.parametrize("name", ["dit_in_context", "dit_cross_attention", "mamba_in_context"])
+def test_blocks_that_read_tokens_hear_it_through_them(name):
+    model = denoiser(factory(name), augmentation_labels=9)
+    nn.init.normal_(model.backbone.out.weight)
+    assert not model.backbone.modulation[1].weight.any(), "the vector is not heard"
+    x, level = noise(4, 1, 8, 8), Rectified()(torch.linspace(0.1, 0.9, 4))
+    told = only(*EDM).draw(4, seeded())
+    difference = model.output(x, level, None, None, told).value - model.output(x, level).value
+    assert difference.flatten(1).abs().amax(1).min() > 1e-4
+
+
+def test_weights_of_a_network_are_the_same_and_one_more():
+    plain, told = (denoiser(factory("unet"), augmentation_labels=n) for n in (0, 9))
+    assert set(told.state_dict()) - set(plain.state_dict()) == {"augmentation.weight"}
+    assert told.augmentation.weight.shape == (64, 9)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, told.state_dict()[name])
+
+
+class Recorder(nn.Module):
+    """Remembers its conditions."""
+
+    condition_width = 4
+
+    def __init__(self, in_channels, out_channels, image_size):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.seen = []
+
+    def forward(self, x, noise, condition):
+        self.seen.append(condition)
+        return self.scale * x[:, :1]
+
+
+@pytest.mark.parametrize("conditioning", [ClassLabel, Unconditional])
+def test_a_condition_has_as_many_tokens_in_sampling_as_in_training(conditioning):
+    model = denoiser(Recorder, conditioning, augmentation_labels=9)
+    x, level = noise(4, 1, 8, 8), Rectified()(torch.tensor(0.5))
+    told = only(*EDM).draw(4, seeded())
+    vector = told @ model.augmentation.weight.T
+    model.output(x, level, None, None, told)
+    model(x, level)
+    plain = model.conditioning(None, 4)
+    for condition, expected in zip(model.backbone.seen, (vector, torch.zeros(4, 4)), strict=True):
+        assert condition.labels is plain.labels or torch.equal(condition.labels, plain.labels)
+        before = 0 if plain.vector is None else plain.vector
+        torch.testing.assert_close(condition.vector, before + expected)
+        torch.testing.assert_close(condition.tokens[:, -1], expected)
+        assert condition.tokens.shape[1] == (1 if plain.tokens is None else 2)
+
+
+def test_training_tells_both_passes_and_label_dropout_leaves_it():
+    model = denoiser(Recorder, self_conditioning=True, augmentation_labels=9)
+    objective = Objective(Rectified(), Flow(), LogitNormal(), label_dropout=1.0)
+    told = only(*EDM).draw(4, seeded())
+    for seed in range(6):
+        objective(model, noise(4, 1, 8, 8), torch.arange(4) % 3, seeded(seed), augmentation=told)
+    assert len(model.backbone.seen) > 6, "some passes were made for self-conditioning"
+    for condition in model.backbone.seen:
+        assert condition.labels.tolist() == [3] * 4
+        torch.testing.assert_close(condition.tokens[:, -1], told @ model.augmentation.weight.T)
+
+
+QUIET = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+AUGMENTED = [*TINY, *QUIET, "augmentation=non_leaky", "augmentation.probability=0.5"]
+
+
+def test_a_run_augments_training_alone_and_resumes_exactly(lab, tmp_path, monkeypatch):
+    original, calls = NonLeaky.__call__, []
+
+    def counted(self, images):
+        calls.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(NonLeaky, "__call__", counted)
+    common = [*AUGMENTED, "micro_batch_size=4", "data.flip=true"]
+    for folder, steps in (("whole", 5), ("parts", 3)):
+        code, _, err = lab("train", *common, f"run_dir={folder}", f"trainer.max_steps={steps}")
+        assert code == 0, err
+    assert "Advice: data.flip=true mirrors images without telling" in err
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=5")
+    assert code == 0, err
+    assert calls == [4] * 2 * (5 + 5), "two micro-batches a step, though held-out losses were taken"
+    whole, parts = (
+        torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
+        for folder in ("whole", "parts")
+    )
+    for part in ("state_dict", "current_model_state"):
+        assert "denoiser.augmentation.weight" in whole[part]
+        for name, value in whole[part].items():
+            assert torch.equal(value, parts[part][name]), name
+
+    code, _, err = lab("sample", "run=parts", "num_samples=2", "sampler.steps=2")
+    assert code == 0, err
+    code, out, err = lab("profile", "run=parts", "device=meta", "json=true")
+    assert code == 0, err
+    modules = {module["name"]: module for module in json.loads(out.splitlines()[-1])["modules"]}
+    assert modules["augmentation"]["params"] == modules["augmentation"]["macs"] == 9 * 32
+
+
+def test_a_run_that_is_older_than_the_group_still_opens(lab, tmp_path):
+    code, _, err = lab("train", *TINY, *QUIET, "run_dir=run", "trainer.max_steps=1")
+    assert code == 0, err
+    path = tmp_path / "run/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    assert config.pop("augmentation") is None
+    path.write_text(yaml.safe_dump(config))
+    _, model = runs.load(tmp_path / "run")
+    assert model.augmentation is model.denoiser.augmentation is None
+    for command in (["profile", "run=run"], ["match", "backbone=mlp", "reference=./run"]):
+        code, _, err = lab(*command, "device=meta")
+        assert code == 0, err
+    assert lab("train", "resume=run", "trainer.max_steps=2")[0] == 0

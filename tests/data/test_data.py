@@ -1,0 +1,447 @@
+"""The training stream as a pure function of seed and position, the facts, and both in Lightning."""
+
+import inspect
+import itertools
+import math
+import os
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from helpers.paths import ROOT
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.images import pad_to
+from diffusion_lab.data import CIFAR10DataModule, DataError, FashionMNISTDataModule, ImageDataModule
+from diffusion_lab.data import acquire as sources
+from diffusion_lab.data.datamodule import Split
+from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
+from diffusion_lab.data.torchvision_sets import FashionMNISTShadesDataModule, shaded
+
+CONF = ROOT / "conf" / "data"
+COUNT = 50
+
+
+def numbered(count: int, size: int = 4) -> torch.Tensor:
+    """Images that tell their index, in the top left pixel, and whether they are mirrored."""
+    images = torch.zeros(count, 1, size, size, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(1, count + 1)
+    return images
+
+
+def indices(images: torch.Tensor) -> list[int]:
+    return (images.amax(dim=(1, 2, 3)).long() - 1).tolist()
+
+
+def loader(batch_size: int = 8, **changes) -> TensorLoader:
+    settings = {"seed": 3} | changes
+    return TensorLoader(numbered(COUNT), torch.arange(COUNT), batch_size, **settings)
+
+
+def stream(loader: TensorLoader, batches: int) -> list[int]:
+    return [i for images, _ in itertools.islice(loader, batches) for i in indices(images)]
+
+
+class TestTensorLoader:
+    def test_each_epoch_holds_every_image_once_in_a_new_order(self):
+        seen = stream(loader(batch_size=10), 15)
+        epochs = [seen[i : i + COUNT] for i in range(0, 150, COUNT)]
+        assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+        assert epochs[0] != epochs[1] != epochs[2] != list(range(COUNT))
+
+    def test_labels_go_with_images(self):
+        for images, labels in itertools.islice(loader(), 20):
+            assert images.dtype == torch.uint8
+            assert labels.dtype == torch.int64
+            assert indices(images) == labels.tolist()
+
+    @pytest.mark.parametrize("batch_size", [1, 7, 16, 64, 120])
+    def test_the_stream_is_the_same_for_any_batch_size(self, batch_size):
+        batches = -(-480 // batch_size)
+        assert stream(loader(batch_size), batches)[:480] == stream(loader(), 60)
+
+    @pytest.mark.parametrize(("world", "accumulate"), [(1, 4), (2, 2), (4, 1)])
+    def test_a_global_batch_is_the_same_on_any_layout(self, world, accumulate):
+        expected = stream(loader(batch_size=32), 12)
+        ranks = [iter(loader(batch_size=8, rank=rank, world=world)) for rank in range(world)]
+        micro_batches = [indices(next(rank)[0]) for _ in range(12 * accumulate) for rank in ranks]
+        assert list(itertools.chain(*micro_batches)) == expected
+
+    def test_a_resumed_stream_goes_on_where_it_stopped(self):
+        whole = stream(loader(), 40)
+        assert stream(loader(samples_seen=lambda: 13 * 8), 27) == whole[13 * 8 :]
+        other_world = [
+            iter(loader(4, rank=rank, world=2, samples_seen=lambda: 104)) for rank in range(2)
+        ]
+        resumed = [i for _ in range(27) for rank in other_world for i in indices(next(rank)[0])]
+        assert resumed == whole[104:]
+
+    def test_samples_seen_is_asked_late_and_anew(self):
+        seen = 0
+        endless = loader(samples_seen=lambda: seen)
+        iterator = iter(endless)
+        seen = 80
+        assert indices(next(iterator)[0]) == stream(loader(), 11)[80:]
+        seen = 16
+        assert stream(endless, 1) == stream(loader(), 3)[16:]
+
+    def test_seeds_give_different_streams(self):
+        assert stream(loader(seed=4), 6) != stream(loader(seed=3), 6)
+        assert stream(loader(seed=3), 6) == stream(loader(seed=3), 6)
+
+    def test_the_order_of_a_seed_never_changes(self):
+        # stored: another order would silently change every resumed run
+        assert stream(loader(), 1) == [11, 44, 30, 18, 1, 26, 24, 13]
+        assert flips(next(iter(loader(flip=True)))[0]) == [False] + [True] * 4 + [False, True, True]
+
+    def test_mirroring_depends_on_seed_and_position_alone(self):
+        flipped = stream_of_flips(loader(flip=True), 100)
+        assert 0.4 < sum(flipped) / len(flipped) < 0.6
+        assert stream_of_flips(loader(20, flip=True), 40) == flipped
+        halves = [iter(loader(4, flip=True, rank=rank, world=2)) for rank in range(2)]
+        shared = [f for _ in range(100) for rank in halves for f in flips(next(rank)[0])]
+        assert shared == flipped
+        assert stream_of_flips(loader(flip=True, samples_seen=lambda: 400), 50) == flipped[400:]
+        assert stream_of_flips(loader(flip=True, seed=4), 100) != flipped
+        # an image is not always mirrored, or never
+        assert flipped[:COUNT] != flipped[COUNT : 2 * COUNT]
+
+    def test_mirroring_is_left_to_right_and_leaves_the_order_alone(self):
+        assert stream(loader(flip=True), 20) == stream(loader(), 20)
+        images = torch.randint(256, (COUNT, 3, 4, 5), dtype=torch.uint8)
+        flipped = TensorLoader(images, torch.arange(COUNT), 25, seed=0, flip=True)
+        for batch, labels in itertools.islice(flipped, 2):
+            for image, label in zip(batch, labels, strict=True):
+                original = images[label]
+                assert torch.equal(image, original) or torch.equal(image, original.flip(2))
+
+    def test_no_mirroring_unless_asked(self):
+        assert not any(stream_of_flips(loader(), 20))
+
+    def test_the_images_stay_as_they_are(self):
+        images = numbered(COUNT)
+        mirrored = TensorLoader(images, torch.arange(COUNT), 25, seed=0, flip=True)
+        for batch, _ in itertools.islice(mirrored, 4):
+            batch.zero_()
+        assert torch.equal(images, numbered(COUNT))
+
+
+def flips(images: torch.Tensor) -> list[bool]:
+    return (images[:, 0, 0, -1] > 0).tolist()
+
+
+def stream_of_flips(loader: TensorLoader, batches: int) -> list[bool]:
+    return [f for images, _ in itertools.islice(loader, batches) for f in flips(images)]
+
+
+class TestHeldOutLoader:
+    @pytest.mark.parametrize("count", [7, 8, 50, 64])
+    @pytest.mark.parametrize("world", [1, 2, 3, 7])
+    @pytest.mark.parametrize("batch_size", [1, 4, 16, 100])
+    def test_ranks_share_all_images_in_equally_many_batches(self, count, world, batch_size):
+        images, labels = numbered(count), torch.arange(count)
+        ranks = [HeldOutLoader(images, labels, batch_size, rank, world) for rank in range(world)]
+        batches = [list(rank) for rank in ranks]
+        assert len({len(rank) for rank in batches}) == 1
+        assert [len(rank) for rank in batches] == [len(rank) for rank in ranks]
+        ids = [batch[2] for rank in batches for batch in rank]
+        assert all(0 < len(batch) <= batch_size + 1 for batch in ids)
+        assert torch.cat(ids).tolist() == list(range(count))
+        for rank in batches:
+            for images_of, labels_of, ids_of in rank:
+                assert indices(images_of) == labels_of.tolist() == ids_of.tolist()
+
+    def test_too_few_images_are_one_sentence(self):
+        with pytest.raises(UserError, match=r"data\.validation_size=2 is too few"):
+            HeldOutLoader(numbered(2), torch.arange(2), 8, rank=0, world=3)
+
+
+class Numbered(ImageDataModule):
+    """50 training and 20 test images that tell their index."""
+
+    native_shape = (1, 4, 4)
+    class_names = ("even", "odd")
+
+    def load(self) -> tuple[Split, Split]:
+        images, labels = numbered(COUNT + 20), torch.arange(COUNT + 20)
+        return Split(images[:COUNT], labels[:COUNT]), Split(images[COUNT:], labels[COUNT:])
+
+
+class TestFacts:
+    def test_shapes_and_classes_are_known_without_data(self, tmp_path):
+        fashion = FashionMNISTDataModule(root=str(tmp_path / "nothing"))
+        assert (fashion.image_shape, fashion.num_classes) == ((1, 28, 28), 10)
+        assert fashion.class_names[0] == "T-shirt/top"
+        assert fashion.class_names[9] == "Ankle boot"
+        padded = FashionMNISTDataModule(root=str(tmp_path / "nothing"), pad=32)
+        assert (padded.image_shape, padded.native_shape) == ((1, 32, 32), (1, 28, 28))
+        cifar = CIFAR10DataModule(root=str(tmp_path / "nothing"))
+        assert (cifar.image_shape, cifar.num_classes) == ((3, 32, 32), 10)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_defaults(self):
+        assert CIFAR10DataModule().flip is True
+        assert FashionMNISTDataModule().flip is False
+        assert FashionMNISTDataModule().pad is None
+
+    def test_generated_images_are_cropped_to_native(self):
+        module = FashionMNISTDataModule(pad=32)
+        images = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
+        assert torch.equal(module.to_native(pad_to(images, 32)), images)
+        assert torch.equal(FashionMNISTDataModule().to_native(images), images)
+
+    def test_bad_settings_are_one_sentence(self):
+        with pytest.raises(ValueError, match=r"data\.pad=16 is smaller than the images; use 28"):
+            FashionMNISTDataModule(pad=16)
+
+    @pytest.mark.parametrize(
+        ("setting", "sentence"),
+        [
+            ({"flip": "yes"}, r"data\.flip='yes' must be true or false"),
+            ({"flip": 1}, r"data\.flip=1 must be true or false"),
+            ({"flip": None}, r"data\.flip=null must be true or false"),
+            ({"on_device": "gpu"}, r"data\.on_device='gpu' must be auto, true or false"),
+            ({"on_device": 1}, r"data\.on_device=1 must be auto, true or false"),
+            ({"validation_size": 0}, r"validation_size=0 .* of at least 1, as in data\.valid"),
+            ({"validation_size": True}, r"data\.validation_size=true must be a whole number"),
+            ({"validation_size": 1e3}, r"data\.validation_size=1000\.0 must be a whole number"),
+            ({"validation_size": "1000"}, r"data\.validation_size='1000' must be a whole number"),
+            ({"validation_size": None}, r"data\.validation_size=null must be a whole number"),
+            ({"pad": 0}, r"data\.pad=0 must be a number of pixels or null, as in data\.pad=32"),
+            ({"pad": -32}, r"data\.pad=-32 must be a number of pixels"),
+            ({"pad": "32"}, r"data\.pad='32' must be a number of pixels"),
+            ({"pad": True}, r"data\.pad=true must be a number of pixels"),
+            ({"pad": 32.0}, r"data\.pad=32\.0 must be a number of pixels"),
+            ({"pad": math.nan}, r"data\.pad=nan must be a number of pixels"),
+        ],
+        ids=str,
+    )
+    def test_settings_of_a_wrong_kind_are_named(self, setting, sentence):
+        with pytest.raises(UserError, match=sentence):
+            FashionMNISTDataModule(root="nowhere", **setting)
+
+    def test_a_number_is_a_path(self):
+        assert FashionMNISTDataModule(root=2024).root == Path("2024")
+        assert CIFAR10DataModule(root=2024).root == Path("2024")
+
+    def test_fingerprint_tells_any_change(self):
+        def changed(change) -> tuple[str, str]:
+            module = Numbered()
+            train, test = module.load()
+            change(train, test)
+            module.load = lambda: (train, test)
+            return module.fingerprint, module.images_fingerprint
+
+        def pixel(train, test):
+            train.images[7, 0, 2, 2] += 1
+
+        def test_pixel(train, test):
+            test.images[7, 0, 2, 2] += 1
+
+        def label(train, test):
+            train.labels[7] += 1
+
+        prints = {changed(change) for change in (pixel, test_pixel, label, lambda *_: None)}
+        assert len({whole for whole, _ in prints}) == 4
+        assert len({images for _, images in prints}) == 3  # labels are none
+        assert (Numbered().fingerprint, Numbered().images_fingerprint) in prints
+        assert Numbered(pad=8, flip=True).fingerprint == Numbered().fingerprint
+
+    def test_metrics_see_native_images_that_nothing_has_changed(self):
+        module = Numbered(pad=8, flip=True)
+        assert torch.equal(module.train_images(), numbered(COUNT))
+        assert torch.equal(module.test_images(), numbered(COUNT + 20)[COUNT:])
+        assert module.train_labels().tolist() == list(range(COUNT))
+        assert module.test_labels().tolist() == list(range(COUNT, COUNT + 20))
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"), [("fashion_mnist", FashionMNISTDataModule), ("cifar10", CIFAR10DataModule)]
+)
+def test_config_is_the_constructor(name, cls, monkeypatch):
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    defaults = {
+        key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()
+    }
+    monkeypatch.delenv("DIFFUSION_LAB_DATA", raising=False)
+    values = OmegaConf.to_container(config, resolve=True)
+    assert values.pop("_target_") == f"diffusion_lab.data.{cls.__name__}"
+    assert values == defaults
+    monkeypatch.setenv("DIFFUSION_LAB_DATA", "/some/where")
+    module = instantiate(config)
+    assert type(module) is cls
+    assert module.root == Path("/some/where")
+
+
+class Recorder(lightning.LightningModule):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[list[int]] = []
+        self.flipped: list[bool] = []
+        self.held_out: list[int] = []
+
+    def training_step(self, batch, batch_idx):
+        assert batch[0].shape[1:] == (1, 8, 8)
+        self.seen.append(indices(batch[0]))
+        self.flipped += flips(batch[0][:, :, 2:-2, 2:-2])
+        return self.weight
+
+    def validation_step(self, batch, batch_idx):
+        assert batch[0].shape[1:] == (1, 8, 8)
+        places = (COUNT + batch[2]).tolist()  # the test split comes after the training split
+        assert batch[1].tolist() == indices(batch[0]) == places
+        self.held_out += batch[2].tolist()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(steps: int, folder: Path, **changes) -> lightning.Trainer:
+    settings = {
+        "max_steps": steps,
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        "limit_val_batches": 0,
+    }
+    return lightning.Trainer(**settings | changes)
+
+
+def datamodule(batch_size: int = 8, micro_batch: int = 8, flip: bool = False) -> Numbered:
+    module = Numbered(pad=8, flip=flip, validation_size=11)
+    module.set_batch(batch_size, micro_batch, seed=3)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestLightning:
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_training_sees_the_stream(self, tmp_path, flip):
+        model = Recorder()
+        trainer(20, tmp_path).fit(model, datamodule=datamodule(flip=flip))
+        assert list(itertools.chain(*model.seen)) == stream(loader(), 20)
+        assert model.flipped == stream_of_flips(loader(flip=flip), 20)
+
+    def test_accumulation_and_short_epochs_change_nothing(self, tmp_path):
+        model = Recorder()
+        short = trainer(20, tmp_path, accumulate_grad_batches=2, limit_train_batches=6)
+        short.fit(model, datamodule=datamodule(8, 4))
+        assert list(itertools.chain(*model.seen)) == stream(loader(), 20)
+        assert short.current_epoch > 1
+
+    @pytest.mark.parametrize("limit", [1.0, 8])
+    @pytest.mark.parametrize(("steps", "before", "after"), [(13, 1, 1), (13, 2, 2), (12, 1, 4)])
+    def test_resume_neither_repeats_nor_skips(self, tmp_path, limit, steps, before, after):
+        def part(steps: int, accumulate: int, checkpoint: Path | None) -> tuple:
+            model = Recorder()
+            settings = {"accumulate_grad_batches": accumulate, "limit_train_batches": limit}
+            run = trainer(steps, tmp_path, **settings)
+            run.fit(model, datamodule=datamodule(8, 8 // accumulate), ckpt_path=checkpoint)
+            run.save_checkpoint(tmp_path / "last.ckpt")
+            return itertools.chain(*model.seen)
+
+        seen = [*part(steps, before, None), *part(20, after, tmp_path / "last.ckpt")]
+        assert seen == stream(loader(), 20)
+
+    def test_validation_is_on_the_first_test_images(self, tmp_path):
+        model = Recorder()
+        settings = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0, "val_check_interval": 4}
+        checked = trainer(4, tmp_path, check_val_every_n_epoch=None, **settings)
+        checked.fit(model, datamodule=datamodule())
+        assert model.held_out == list(range(11))
+
+    def test_a_layout_that_is_not_the_batch_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="is no global batch of 8"):
+            trainer(4, tmp_path).fit(Recorder(), datamodule=datamodule(8, 4))
+
+    def test_too_large_a_held_out_set_is_one_sentence(self, tmp_path):
+        module = Numbered(pad=8, validation_size=21)
+        module.set_batch(8, 8, seed=3)
+        with pytest.raises(UserError, match=r"validation_size=21 is more than the 20 test"):
+            trainer(4, tmp_path, limit_val_batches=1.0).fit(Recorder(), datamodule=module)
+
+    def test_two_ranks_share_each_global_batch(self, tmp_path):
+        class Writer(Recorder):
+            def on_train_end(self):
+                torch.save((self.seen, self.held_out), tmp_path / f"rank{self.global_rank}.pt")
+
+        settings = {"devices": 2, "strategy": "ddp_fork", "accumulate_grad_batches": 2}
+        validation = {"limit_val_batches": 1.0, "val_check_interval": 8, "num_sanity_val_steps": 0}
+        shared = trainer(8, tmp_path, check_val_every_n_epoch=None, **settings, **validation)
+        shared.fit(Writer(), datamodule=datamodule(8, 2))
+        (seen0, held0), (seen1, held1) = (torch.load(tmp_path / f"rank{r}.pt") for r in range(2))
+        together = [i for micro in zip(seen0, seen1, strict=True) for i in itertools.chain(*micro)]
+        assert together == stream(loader(), 8)
+        assert sorted(set(held0) | set(held1)) == list(range(11))
+        assert not set(held0) & set(held1)
+
+
+def real_fashion_mnist() -> Path | None:
+    """A root whose files can be had without a network."""
+    for root in (os.environ.get("DIFFUSION_LAB_DATA"), "data", sources.DEBIAN_FOLDER):
+        folders = ("FashionMNIST/raw", "", "fashion-mnist") if root else ()
+        for folder in folders:
+            if list((Path(root) / folder).glob("train-images-idx3-ubyte*")):
+                return Path(root)
+    return None
+
+
+def test_the_real_fashion_mnist(tmp_path):
+    root = real_fashion_mnist()
+    if root is None:
+        pytest.skip("FashionMNIST is not on this machine; `make train` fetches it into data/")
+    if root == sources.DEBIAN_FOLDER:  # not a folder to write to: unpacked from there
+        root = tmp_path
+    try:
+        module = FashionMNISTDataModule(root=str(root))
+        module.prepare_data()
+    except DataError as error:
+        pytest.fail(str(error))
+    images, labels = module.train_images(), module.train_labels()
+    assert images.shape == (60000, 1, 28, 28)
+    assert module.test_images().shape == (10000, 1, 28, 28)
+    assert labels.bincount().tolist() == [6000] * 10
+    assert module.test_labels().bincount().tolist() == [1000] * 10
+    assert images.float().mean() / 255 == pytest.approx(0.28604, abs=1e-5)
+    assert images.float().std() / 255 == pytest.approx(0.35302, abs=1e-5)
+    trousers = images[labels == 1].float().mean(0)[0]
+    assert trousers[20, 13:15].mean() < trousers[20, 9:11].mean() / 2  # a gap between two legs
+
+
+class TestShades:
+    def split(self) -> Split:
+        generator = torch.Generator().manual_seed(0)
+        brightness = torch.arange(60, dtype=torch.uint8)[torch.randperm(60, generator=generator)]
+        images = brightness[:, None, None, None].repeat(1, 1, 2, 2)
+        return Split(images, torch.arange(60) % 2)
+
+    def test_each_class_is_divided_evenly_from_dark_to_bright(self):
+        split = self.split()
+        labels = shaded(split, split, 3).labels
+        assert torch.equal(labels // 3, split.labels)
+        assert torch.bincount(labels).tolist() == [10] * 6
+        brightness = split.images.float().mean((1, 2, 3))
+        for label in (0, 1):
+            dark, middle, bright = (brightness[labels == 3 * label + shade] for shade in range(3))
+            assert dark.max() < middle.min() <= middle.max() < bright.min()
+
+    def test_the_limits_are_those_of_the_reference(self):
+        dark = Split(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+        assert shaded(dark, self.split(), 3).labels.tolist() == [0, 3, 0, 3]
+
+    def test_a_label_is_named_by_both_attributes(self):
+        names = FashionMNISTShadesDataModule.class_names
+        assert len(names) == 30
+        assert names[3:6] == ("Trouser, dark", "Trouser, middle", "Trouser, bright")

@@ -1,0 +1,133 @@
+"""Data sets of the package datasets, made here: no hub is asked."""
+
+import json
+
+import pytest
+import torch
+from helpers.tiny_runs import TINY
+from PIL import Image
+
+from diffusion_lab.data import DataError, HuggingFaceDataModule
+
+hub = pytest.importorskip("datasets", reason="pip install 'diffusion-lab[huggingface]'")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def picture(value: int) -> Image.Image:
+    return Image.new("L", (4, 4), value)
+
+
+def split(count: int, labels, kind, start: int = 0):
+    """Rows of a picture of its number, its name and a label."""
+    columns = {
+        "image": [picture(start + i) for i in range(count)],
+        "label": [labels[i % len(labels)] for i in range(count)],
+        "name": [f"picture {i}" for i in range(count)],
+    }
+    names = {"image": hub.Image(), "label": kind, "name": hub.Value("string")}
+    return hub.Dataset.from_dict(columns, hub.Features(names))
+
+
+CLASSES = ("a", "b", "c")
+
+
+@pytest.fixture
+def saved(tmp_path) -> str:
+    kind = hub.ClassLabel(names=list(CLASSES))
+    splits = {"train": split(9, [2, 0, 1], kind), "test": split(3, [1], kind, start=50)}
+    hub.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    return str(tmp_path / "saved")
+
+
+def values(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_splits_are_rows_in_order_with_their_class_labels(saved):
+    data = HuggingFaceDataModule(saved, test_split="test")
+    assert (data.image_shape, data.class_names) == ((1, 4, 4), CLASSES)
+    assert values(data.train_images()) == list(range(9))
+    assert data.train_labels().tolist() == [2, 0, 1] * 3
+    assert sorted(values(data.test_images())) == [50, 51, 52]
+    assert data.test_labels().tolist() == [1] * 3
+
+
+def test_a_share_is_held_out_where_there_is_no_test_split(saved):
+    data = HuggingFaceDataModule(saved, test_share=0.5)
+    train, test = values(data.train_images()), values(data.test_images())
+    assert sorted(train + test) == list(range(9))
+    assert [(2, 0, 1)[i % 3] for i in test] == data.test_labels().tolist()
+
+
+def test_parquet_texts_and_numbers(tmp_path):
+    texts = split(6, ["dog", "cat"], hub.Value("string"))
+    texts.to_parquet(tmp_path / "texts.parquet")
+    path = str(tmp_path / "texts.parquet")
+    data = HuggingFaceDataModule(path, test_split="train")
+    assert data.class_names == ("cat", "dog")
+    assert data.train_labels().tolist() == [1, 0] * 3
+    assert values(data.train_images()) == list(range(6))
+    named = HuggingFaceDataModule(path, test_split="train", classes=["dog", "cat", "eel"])
+    assert named.train_labels().tolist() == [0, 1] * 3
+    with pytest.raises(DataError, match=r"label of .* has cat, and the classes are dog; name all"):
+        HuggingFaceDataModule(path, test_split="train", classes=["dog"]).prepare_data()
+
+    split(6, [1, 0], hub.Value("int64")).save_to_disk(tmp_path / "numbers")
+    data = HuggingFaceDataModule(str(tmp_path / "numbers"), test_split="train", channels=3)
+    assert (data.class_names, data.native_shape) == (("0", "1"), (3, 4, 4))
+
+
+def test_labels_can_be_left_out(saved):
+    for settings in ({"label_column": None}, {"classes": []}):
+        data = HuggingFaceDataModule(saved, test_split="test", **settings)
+        assert data.num_classes == 0
+        assert data.train_labels().tolist() == [0] * 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"split": "trian"}, r"has no split trian; .* train, test"),
+        ({"test_split": "validation"}, r"has no split validation"),
+        ({"image_column": "img"}, r"no column img; set data\.image_column to one of image, label"),
+        ({"label_column": "fine"}, r"no column fine; set data\.label_column to .* or null"),
+        ({"image_column": "label"}, r"the column label of .* holds no images"),
+        ({"classes": ["a"]}, r"has the label 2, and there are 1 classes"),
+    ],
+)
+def test_what_is_not_in_the_data_is_one_sentence(saved, settings, words):
+    with pytest.raises(DataError, match=words):
+        HuggingFaceDataModule(saved, **({"test_split": "test"} | settings)).prepare_data()
+
+
+def test_missing_labels_are_refused(tmp_path):
+    unlabelled = split(4, [-1], hub.Value("int64"))
+    unlabelled.save_to_disk(tmp_path / "x")
+    with pytest.raises(DataError, match=r"labels 0 with -1"):
+        HuggingFaceDataModule(str(tmp_path / "x"), test_split="train").prepare_data()
+
+
+def test_what_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty cannot be loaded \(.+\); write a name of the hub"):
+        HuggingFaceDataModule(str(tmp_path / "empty")).prepare_data()
+
+
+def test_a_run_trains_on_it(lab, tmp_path, saved):
+    code, _, err = lab(
+        "train",
+        "data=huggingface",
+        f"data.path={saved}",
+        "data.test_split=test",
+        *[a for a in TINY if not a.startswith("data.")],
+        "callbacks.evaluation=null",
+        "logger=none",
+        "run_dir=run",
+    )
+    assert code == 0, err
+    assert json.loads((tmp_path / "run/summary.json").read_text())["finished"]

@@ -1,0 +1,495 @@
+"""Folders and zips of images: what is inferred, the order, the held-out share, and refusals."""
+
+import json
+import math
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from helpers.picture_files import archive, folder, numbered, png
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.images import pad_to
+from diffusion_lab.data import (
+    DataError,
+    HuggingFaceDataModule,
+    ImageFolderDataModule,
+    ImageZipDataModule,
+)
+from diffusion_lab.data.listing import place
+
+TWO = {"cat/0.png": 0, "cat/1.png": 1, "dog/2.png": 2, "dog/3.png": 3}
+LABELS = [["b/1.png", 1], ["a/0.png", 0], ["b/3.png", 0], ["a/2.png", 1]]
+ZIPPED = {"a/0.png": 0, "a/2.png": 2, "b/1.png": 1, "b/3.png": 3}
+
+
+def values(images: torch.Tensor) -> list[int]:
+    assert images.dtype == torch.uint8
+    assert (images == images[:, :1, :1, :1]).all()
+    return images[:, 0, 0, 0].tolist()
+
+
+def of_folder(root, contents, **settings) -> ImageFolderDataModule:
+    return ImageFolderDataModule(folder(root, contents), **settings)
+
+
+class TestFolder:
+    def test_a_class_is_a_folder(self, tmp_path):
+        test = folder(tmp_path / "test", {"dog/8.png": 8, "cat/9.png": 9})
+        data = of_folder(tmp_path / "train", TWO, test_path=test)
+        assert data.class_names == ("cat", "dog")
+        assert (data.image_shape, data.num_classes) == ((1, 4, 4), 2)
+        assert values(data.train_images()) == [0, 1, 2, 3]
+        assert data.train_labels().tolist() == [0, 0, 1, 1]
+        assert data.train_labels().dtype == torch.int64
+        held_out = dict(zip(values(data.test_images()), data.test_labels().tolist(), strict=True))
+        assert held_out == {8: 1, 9: 0}
+
+    def test_images_in_no_folder_have_no_classes(self, tmp_path):
+        data = of_folder(tmp_path, numbered(40), test_share=0.3)
+        assert data.num_classes == 0
+        assert set(data.train_labels().tolist() + data.test_labels().tolist()) == {0}
+        assert sorted(values(data.train_images()) + values(data.test_images())) == list(range(40))
+
+    def test_one_class_is_a_class(self, tmp_path):
+        data = of_folder(tmp_path, numbered(40, "cat/{:02}.png"))
+        assert data.class_names == ("cat",)
+
+    def test_names_decide_the_order_whatever_wrote_them(self, tmp_path):
+        names = {f"{c}/{i}.png": 9 * i for i in (10, 3, 21, 1) for c in "ba"}
+        test = folder(tmp_path / "test", names)
+        data = of_folder(tmp_path / "x", names, classes=["b", "a"], test_path=test)
+        # sorted as texts; the labels as the classes are listed
+        assert values(data.train_images()) == [9, 90, 189, 27] * 2
+        assert data.train_labels().tolist() == [1] * 4 + [0] * 4
+
+    def test_hidden_and_other_files_do_not_count(self, tmp_path):
+        others = {
+            ".hidden.png": 7,
+            "cat/._0.png": b"resource fork",
+            "__MACOSX/cat/0.png": 7,
+            ".cache/cat/0.png": 7,
+            "cat/notes.txt": b"notes",
+            "LICENSE": b"free",
+        }
+        test = folder(tmp_path / "test", TWO)
+        data = of_folder(tmp_path / "x", TWO | others, test_path=test)
+        assert values(data.train_images()) == [0, 1, 2, 3]
+
+    def test_a_link_to_a_folder_is_a_class(self, tmp_path):
+        folder(tmp_path / "elsewhere/animals", {"2.png": 2, "3.png": 3})
+        folder(tmp_path / "x", {"cat/0.png": 0, "cat/1.png": 1, ".kept/4.png": 4})
+        (tmp_path / "x/dog").symlink_to(tmp_path / "elsewhere/animals")
+        (tmp_path / "x/eel").symlink_to(tmp_path / "x/.kept")  # what is hidden has been passed by
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"))
+        assert data.class_names == ("cat", "dog", "eel")
+        assert values(data.train_images()) == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("target", ["..", ".", "../cat", "../../x/dog"])
+    def test_no_folder_is_read_twice(self, tmp_path, capfd, target):
+        folder(tmp_path / "x", TWO)
+        (tmp_path / "x/cat/again").symlink_to(target)
+        (tmp_path / "x/a_link").symlink_to("cat")  # before cat, which yet keeps its name
+        (tmp_path / "x/z_link").symlink_to(tmp_path / "x/dog")
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"))
+        assert data.class_names == ("cat", "dog")
+        assert values(data.train_images()) == [0, 1, 2, 3]
+        err = capfd.readouterr().err
+        for name in ("cat/again", "a_link", "z_link"):
+            assert f"x/{name}: it links to a folder that is read already" in err
+
+    def test_links_that_lead_from_one_to_the_other_end(self, tmp_path):
+        folder(tmp_path, {"x/a/0.png": 0, "y/1.png": 1})
+        (tmp_path / "x/a/over").symlink_to(tmp_path / "y")
+        (tmp_path / "y/back").symlink_to(tmp_path / "x")
+        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"), classes=[])
+        assert values(data.train_images()) == [0, 1]
+
+    def test_folders_mean_nothing_where_there_are_to_be_no_classes(self, tmp_path):
+        deep = {"a/b/0.png": 0, "1.png": 1, "a/2.png": 2}
+        data = of_folder(tmp_path / "x", deep, classes=[], test_path=folder(tmp_path / "y", deep))
+        assert data.num_classes == 0
+        assert values(data.train_images()) == [1, 2, 0]
+        assert data.train_labels().tolist() == [0, 0, 0]
+
+
+class TestHeldOut:
+    def test_a_share_is_held_out_by_name(self, tmp_path):
+        contents = {f"{'cat' if i % 2 else 'dog'}/{i:03}.png": i for i in range(200)}
+        data = of_folder(tmp_path, contents, test_share=0.2)
+        train, test = values(data.train_images()), values(data.test_images())
+        assert sorted(train + test) == list(range(200))
+        assert 25 < len(test) < 55
+        assert train == sorted(train, key=lambda i: (i % 2 == 0, i))
+        assert data.test_labels().tolist() == [int(i % 2 == 0) for i in test]
+        # the first of them are not all cats
+        assert len(set(data.test_labels()[:10].tolist())) == 2
+
+    def test_more_images_move_none(self, tmp_path):
+        few = set(values(of_folder(tmp_path, numbered(60)).test_images()))
+        many = set(values(of_folder(tmp_path, numbered(120)).test_images()))
+        assert few == {i for i in many if i < 60}
+        larger = set(values(of_folder(tmp_path, numbered(120), test_share=0.3).test_images()))
+        assert many < larger
+
+    def test_the_choice_is_the_same_on_every_machine(self):
+        assert place("cat/000.png") == pytest.approx(KNOWN, abs=1e-12)
+
+    def test_too_few_images_are_one_sentence(self, tmp_path):
+        with pytest.raises(DataError, match=r"0 images .* for testing .*data\.test_share=0\.01"):
+            of_folder(tmp_path / "x", numbered(5), test_share=0.01).prepare_data()
+        test = folder(tmp_path / "test", {"a.png": 1})
+        with pytest.raises(DataError, match=r"1 images .* for testing .*; add images$"):
+            of_folder(tmp_path / "x", numbered(5), test_path=test).prepare_data()
+
+    def test_the_held_out_loss_uses_what_there_is(self, tmp_path):
+        test = folder(tmp_path / "test", numbered(7))
+        data = of_folder(tmp_path / "x", numbered(5), test_path=test)
+        data.setup("fit")
+        assert data.validation_size == 7
+
+
+KNOWN = 0.28435583633431855
+
+
+class TestFacts:
+    def test_size_and_channels_of_the_images(self, tmp_path):
+        coloured = {f"{i}.png": png((i, 2, 3), (6, 5)) for i in range(30)}
+        data = of_folder(tmp_path, coloured)
+        assert data.image_shape == (3, 5, 6)
+        assert data.train_images()[0, 1:].flatten(1).unique(dim=1).flatten().tolist() == [2, 3]
+
+    def test_nothing_is_read_where_all_is_said(self):
+        data = ImageFolderDataModule(
+            "nowhere", image_size=[5, 6], channels=3, classes=["a", 1], pad=8
+        )
+        assert (data.native_shape, data.image_shape) == ((3, 5, 6), (3, 8, 8))
+        assert data.class_names == ("a", "1")
+
+    def test_facts_build_the_same_data_where_the_images_are_not(self, tmp_path):
+        test = folder(tmp_path / "test", TWO)
+        data = of_folder(tmp_path / "x", TWO, test_path=test)
+        settings = data.facts()
+        assert settings == {
+            "image_size": [4, 4],
+            "channels": 1,
+            "classes": ["cat", "dog"],
+            "resize": "refuse",
+        }
+        json.dumps(settings)
+        again = ImageFolderDataModule("nowhere", **settings)
+        assert (again.image_shape, again.num_classes) == (data.image_shape, 2)
+        scaled = of_folder(tmp_path / "x", TWO, test_path=test, image_size=8, resize="pad")
+        assert scaled.facts() == settings | {"image_size": [8, 8], "resize": "pad"}
+        flat = of_folder(tmp_path / "flat", numbered(40))
+        assert ImageFolderDataModule("nowhere", **flat.facts()).num_classes == 0
+
+    def test_a_package_that_is_missing_is_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        with pytest.raises(UserError, match=r"pip install 'diffusion-lab\[huggingface\]'"):
+            HuggingFaceDataModule("some/data").prepare_data()
+        settings = {"image_size": 4, "channels": 1, "classes": ["a"]}
+        assert HuggingFaceDataModule("some/data", **settings).image_shape == (1, 4, 4)
+
+    def test_padding_is_undone_for_metrics(self, tmp_path):
+        data = of_folder(tmp_path, numbered(30), pad=8)
+        assert data.image_shape == (1, 8, 8)
+        assert torch.equal(data.to_native(pad_to(data.train_images(), 8)), data.reference_images())
+        with pytest.raises(ValueError, match=r"data\.pad=3 is smaller than the images; use 4"):
+            of_folder(tmp_path, numbered(30), pad=3)
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"test_share": 0}, r"data\.test_share=0 must be a number above 0 and below 1"),
+            ({"test_share": 1}, r"data\.test_share=1 must .*, as in data\.test_share=0\.1"),
+            ({"test_share": True}, r"data\.test_share=true must be a number"),
+            ({"test_share": "0.1"}, r"data\.test_share='0\.1' must be a number"),
+            ({"test_share": None}, r"data\.test_share=null must be a number"),
+            ({"test_share": math.nan}, r"data\.test_share=nan must be a number"),
+            ({"channels": 2}, r"data\.channels=2 must be 1, 3 or null"),
+            ({"channels": True}, r"data\.channels=true must be 1, 3 or null"),
+            ({"channels": "3"}, r"data\.channels='3' must be 1, 3 or null"),
+            ({"resize": "zoom"}, r"resize=zoom is unknown; use one of crop, stretch, pad, refuse"),
+            ({"on_bad": "cry"}, r"data\.on_bad=cry is unknown; use one of refuse, skip"),
+            ({"image_size": 0}, r"data\.image_size=0 must be"),
+            ({"image_size": True}, r"data\.image_size=true must be"),
+            ({"image_size": [8, 0]}, r"data\.image_size=\[8, 0\] must be"),
+            ({"image_size": [8, True]}, r"data\.image_size=\[8, True\] must be"),
+            ({"image_size": 1.5}, r"data\.image_size=1.5 must be"),
+            ({"image_size": [8]}, r"\[height,width\]"),
+            ({"image_size": "64"}, r"a number of pixels"),
+            ({"classes": ["a", "a"]}, "a list of different names"),
+            ({"classes": "cats"}, "a list of different names.*as in data\\.classes=\\[cat,dog\\]"),
+            ({"classes": 5}, r"data\.classes=5 must be a list"),
+            ({"classes": True}, r"data\.classes=true must be a list"),
+            ({"classes": [True, False]}, r"data\.classes=\[True, False\] must be a list"),
+            ({"classes": ["a", None]}, r"data\.classes=\['a', None\] must be a list"),
+            ({"classes": [["a"], ["b"]]}, "must be a list"),
+            ({"classes": {"a": 0}}, "must be a list"),
+            ({"classes": [1, "1"]}, "must be a list of different names"),
+        ],
+    )
+    def test_bad_settings_are_one_sentence(self, settings, words):
+        with pytest.raises(ValueError, match=words):
+            ImageFolderDataModule("nowhere", **settings)
+
+    def test_a_number_is_a_path(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        folder(tmp_path / "2024", TWO)
+        archive(tmp_path / "2025", TWO)
+        assert ImageFolderDataModule(2024, test_path=2024).train_images().shape == (4, 1, 4, 4)
+        assert ImageZipDataModule(2025, test_path=2025).train_images().shape == (4, 1, 4, 4)
+
+
+class TestBadImages:
+    CONTENTS = TWO | {"cat/3.png": b"", "dog/1.png": png(0, (9, 4)), "dog/4.png": 4}
+
+    def module(self, tmp_path, **settings) -> ImageFolderDataModule:
+        test = folder(tmp_path / "test", TWO)
+        return of_folder(tmp_path / "train", self.CONTENTS, test_path=test, **settings)
+
+    def test_they_are_refused_by_name(self, tmp_path):
+        with pytest.raises(
+            DataError,
+            match=r"2 of 7 images of .*train cannot be used: cat/3\.png \(it is empty\), "
+            r"dog/1\.png \(4x9 pixels, not 4x4.*\); mend .* data\.on_bad=skip",
+        ):
+            self.module(tmp_path).setup("fit")
+
+    def test_or_skipped_by_name_with_their_labels(self, tmp_path, capfd):
+        data = self.module(tmp_path, on_bad="skip")
+        assert values(data.train_images()) == [0, 1, 2, 3, 4]
+        assert data.train_labels().tolist() == [0, 0, 1, 1, 1]
+        assert "Skipped 2 of 7 images of" in (err := capfd.readouterr().err)
+        assert "cat/3.png (it is empty), dog/1.png (4x9" in err
+
+    def test_a_link_to_no_image_is_one_of_them(self, tmp_path, capfd):
+        test = folder(tmp_path / "test", TWO)
+        root = folder(tmp_path / "train", TWO)
+        (tmp_path / "train/cat/8.png").symlink_to("gone.png")
+        (tmp_path / "train/dog/9.png").symlink_to("9.png")  # to itself
+        reasons = r"cat/8\.png \(a link to gone\.png, which is not there\), dog/9\.png \(a link"
+        with pytest.raises(DataError, match=f"2 of 6 images of .*: {reasons}"):
+            ImageFolderDataModule(root, test).setup("fit")
+        data = ImageFolderDataModule(root, test, on_bad="skip")
+        assert values(data.train_images()) == [0, 1, 2, 3]
+        assert "Skipped 2 of 6 images" in capfd.readouterr().err
+
+    def test_a_link_to_no_folder_is_refused(self, tmp_path):
+        root = folder(tmp_path / "train", TWO)
+        (tmp_path / "train/eel").symlink_to("/gone/eel")
+        with pytest.raises(DataError, match="train/eel links to /gone/eel, which is not there"):
+            ImageFolderDataModule(root).prepare_data()
+
+    def test_the_first_few_of_many_are_named(self, tmp_path):
+        contents = TWO | {f"cat/x{i}.png": b"" for i in range(12)}
+        data = of_folder(tmp_path / "x", contents, test_path=folder(tmp_path / "test", TWO))
+        with pytest.raises(
+            DataError, match=r"12 of 16 images .*x2\.png \(it is empty\) and 7 more"
+        ):
+            data.setup("fit")
+
+    def test_if_all_are_bad_nothing_can_be_skipped(self, tmp_path):
+        contents = {f"{i}.png": b"" for i in range(5)}
+        test = folder(tmp_path / "test", numbered(5))
+        settings = {"test_path": test, "image_size": 4, "channels": 1, "on_bad": "skip"}
+        with pytest.raises(DataError, match=r"0 images of .* can be used are too few"):
+            of_folder(tmp_path / "x", contents, **settings).setup("fit")
+        with pytest.raises(DataError, match="has no image that can be read"):
+            _ = of_folder(tmp_path / "x", contents, test_path=test).image_shape
+
+    def test_another_size_is_brought_to_the_one_that_is_asked_for(self, tmp_path):
+        contents = {"0.png": png(7, (9, 4)), "1.png": png(8, (2, 2)), "2.png": 9}
+        test = folder(tmp_path / "test", numbered(5))
+        data = of_folder(tmp_path / "x", contents, test_path=test, image_size=[5, 3])
+        assert data.train_images().shape == (3, 1, 5, 3)
+        assert values(data.train_images()) == [7, 8, 9]
+
+    def test_too_many_images_for_the_memory_are_refused_before_they_are_read(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("diffusion_lab.data.decoding.free_memory", lambda: 1000)
+        with pytest.raises(DataError, match=r"100 images of 1 x 4 x 4 .*data\.image_size=2 or"):
+            of_folder(tmp_path, numbered(100)).load()
+
+    def test_the_memory_is_asked_once(self, tmp_path, monkeypatch):
+        data = of_folder(tmp_path, numbered(100))
+        data.setup("fit")
+        monkeypatch.setattr("diffusion_lab.data.decoding.free_memory", lambda: 0)
+        data.prepare_data()  # as Lightning does when the images have taken their room
+        data.setup("validate")
+
+
+class TestFolderRefusals:
+    @pytest.mark.parametrize(
+        ("contents", "words"),
+        [
+            ({}, "is empty; set data.path"),
+            ({".a.png": 0}, "is empty"),
+            ({"a.txt": b"", "b.csv": b"", "c": b""}, r"no images, only files with .*\.txt"),
+            (TWO | {"z.png": 1}, r"holds images \(z\.png\) beside folders of images"),
+            (TWO | {"cat/x/0.png": 1}, r"folders inside of folders \(cat/x/0\.png\)"),
+        ],
+    )
+    def test_what_is_no_such_folder(self, tmp_path, contents, words):
+        tmp_path.joinpath("x").mkdir()
+        with pytest.raises(DataError, match=words):
+            of_folder(tmp_path / "x", contents).prepare_data()
+
+    def test_what_is_not_there_or_is_a_file(self, tmp_path):
+        with pytest.raises(DataError, match=r"nowhere does not exist; set data\.path"):
+            ImageFolderDataModule(str(tmp_path / "nowhere")).prepare_data()
+        with pytest.raises(DataError, match="is no folder; write data=image_zip"):
+            ImageFolderDataModule(archive(tmp_path / "a.zip", TWO)).prepare_data()
+        with pytest.raises(DataError, match="is no file; write data=image_folder"):
+            ImageZipDataModule(folder(tmp_path / "x", TWO)).prepare_data()
+
+    @pytest.mark.parametrize(
+        ("test", "words"),
+        [
+            ({"cat/0.png": 0, "cat/1.png": 1}, "test has no folder dog, where the classes are cat"),
+            (TWO | {"eel/0.png": 0}, "test has a folder eel besides"),
+            (numbered(4), "test has no folder cat, dog"),
+        ],
+    )
+    def test_other_classes_in_the_test_folder(self, tmp_path, test, words):
+        data = of_folder(tmp_path / "train", TWO, test_path=folder(tmp_path / "test", test))
+        with pytest.raises(DataError, match=words):
+            data.prepare_data()
+
+    def test_other_classes_than_configured(self, tmp_path):
+        with pytest.raises(DataError, match=r"no folder eel and has a folder dog besides"):
+            of_folder(tmp_path, TWO, classes=["cat", "eel"]).prepare_data()
+
+
+class TestZip:
+    def module(self, tmp_path, labels=..., contents=ZIPPED, **settings) -> ImageZipDataModule:
+        test = archive(tmp_path / "test.zip", contents, labels)
+        settings = {"test_path": test} | settings
+        return ImageZipDataModule(archive(tmp_path / "train.zip", contents, labels), **settings)
+
+    def test_dataset_json_gives_labels_and_order(self, tmp_path):
+        data = self.module(tmp_path, LABELS)
+        assert values(data.train_images()) == [1, 0, 3, 2]
+        assert data.train_labels().tolist() == [1, 0, 0, 1]
+        held_out = dict(zip(values(data.test_images()), data.test_labels().tolist(), strict=True))
+        assert held_out == {1: 1, 0: 0, 3: 0, 2: 1}
+        assert data.class_names == ("0", "1")
+        assert self.module(tmp_path, LABELS, classes=["x", "y", "z"]).class_names[2] == "z"
+
+    def test_without_labels_in_it_there_are_none(self, tmp_path):
+        data = self.module(tmp_path, None)
+        assert data.num_classes == 0
+        assert values(data.train_images()) == [0, 2, 1, 3]
+        assert self.module(tmp_path, LABELS, classes=[]).train_labels().tolist() == [0] * 4
+        path = tmp_path / "bare.zip"
+        with zipfile.ZipFile(archive(path, ZIPPED), "a") as file:
+            file.writestr("dataset.json", "{}")
+        assert ImageZipDataModule(str(path), str(path)).num_classes == 0
+
+    def test_without_it_a_class_is_a_folder(self, tmp_path):
+        data = self.module(tmp_path)
+        assert data.class_names == ("a", "b")
+        assert data.train_labels().tolist() == [0, 0, 1, 1]
+        assert self.module(tmp_path, contents=numbered(4)).num_classes == 0
+
+    def test_hidden_members_do_not_count(self, tmp_path):
+        hidden = {"__MACOSX/a/._0.png": b"fork", ".DS_Store": b""}
+        assert values(self.module(tmp_path, contents=hidden | ZIPPED).train_images()) == [
+            0,
+            2,
+            1,
+            3,
+        ]
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_a_member_that_is_there_twice_counts_once_as_the_later_one(self, tmp_path):
+        path = archive(tmp_path / "x.zip", TWO)
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("cat/1.png", png(7))
+        assert values(ImageZipDataModule(path, path).train_images()) == [0, 7, 2, 3]
+
+    def test_threads_read_one_zip(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+        contents = numbered(250, "{:03}.png")
+        data = self.module(tmp_path, contents=contents, test_path=None)
+        train = values(data.train_images())
+        assert train == sorted(train)
+        assert sorted(train + values(data.test_images())) == list(range(250))
+
+    def test_a_damaged_member_is_a_bad_image(self, tmp_path):
+        content = bytearray(archive_bytes(tmp_path, {"a.png": 1, "b.png": 2, "c.png": 3}))
+        content[content.index(b"IDAT") + 6] ^= 255
+        (tmp_path / "x.zip").write_bytes(content)
+        data = ImageZipDataModule(str(tmp_path / "x.zip"), archive(tmp_path / "t.zip", numbered(3)))
+        with pytest.raises(DataError, match=r"1 of 3 images .*: a\.png \(damaged: Bad CRC-32"):
+            data.setup("fit")
+
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            ([*LABELS, ["a/9.png", 0]], r"dataset\.json of .*labels images .* not there: a/9\.png"),
+            (LABELS[1:], r"has no label for b/1\.png; label all images or none"),
+            ([*LABELS[1:], ["b/1.png", -1]], r"labels b/1\.png with -1; a label must be one whole"),
+            ([*LABELS[1:], ["b/1.png", 0.5]], r"labels b/1\.png with 0\.5"),
+            ([*LABELS[1:], ["b/1.png", True]], r"labels b/1\.png with True"),
+            ([*LABELS[1:], ["b/1.png", [0, 1]]], r"labels b/1\.png with \[0, 1\]"),
+            ([*LABELS[1:], ["b/1.png", 3]], r"labels up to 3 but no image of 2"),
+            ([*LABELS, ["b/1.png", 1]], r"labels b/1\.png more than once"),
+            ([["a/0.png"]], r'must be \{"labels": .* and it has \["a/0\.png"\]'),
+            ({"a/0.png": 1}, r'must be \{"labels"'),
+            ([], r'must be \{"labels"'),
+        ],
+    )
+    def test_wrong_labels_are_one_sentence(self, tmp_path, labels, words):
+        with pytest.raises(DataError, match=words):
+            self.module(tmp_path, labels).prepare_data()
+
+    def test_labels_without_a_class_are_refused(self, tmp_path):
+        with pytest.raises(DataError, match=r"has the label 1, and there are 1 classes, x; name"):
+            self.module(tmp_path, LABELS, classes=["x"]).prepare_data()
+        data = self.module(tmp_path, LABELS)
+        data.test_path = archive(tmp_path / "none.zip", ZIPPED, None)
+        with pytest.raises(DataError, match=r"none\.zip has no labels, for the classes 0, 1"):
+            data.prepare_data()
+
+    @pytest.mark.parametrize("text", ["{", "[1]", "3", "\ud800".encode("utf-8", "surrogatepass")])
+    def test_a_dataset_json_that_is_none(self, tmp_path, text):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+            file.writestr("a.png", png(1))
+            file.writestr("dataset.json", text)
+        with pytest.raises(DataError, match=r"dataset\.json of .* (is no JSON|must be)"):
+            ImageZipDataModule(str(tmp_path / "x.zip")).prepare_data()
+
+    def test_what_is_no_zip_or_has_no_images(self, tmp_path):
+        (tmp_path / "x.zip").write_bytes(archive_bytes(tmp_path, TWO)[:-50])
+        with pytest.raises(DataError, match=r"x\.zip is no zip that can be read .*; make it anew"):
+            ImageZipDataModule(str(tmp_path / "x.zip")).prepare_data()
+        for contents, words in (({}, "is empty"), ({"a.txt": b""}, r"no images, only .*\.txt")):
+            for labels in (..., None):
+                path = archive(tmp_path / "y.zip", contents, labels)
+                with pytest.raises(DataError, match=words):
+                    ImageZipDataModule(path).prepare_data()
+
+    @pytest.mark.parametrize("name", ["/etc/a.png", "../a.png", "a/../../b.png", "a\\..\\b.png"])
+    def test_a_member_outside_of_the_zip_is_refused(self, tmp_path, name):
+        path = archive(tmp_path / "x.zip", ZIPPED | {name: 1})
+        with pytest.raises(DataError, match="names a member outside of the archive"):
+            ImageZipDataModule(path).prepare_data()
+
+
+def archive_bytes(tmp_path, contents) -> bytes:
+    path = tmp_path / "bytes.zip"
+    archive(path, contents)
+    return path.read_bytes()
+
+
+def test_a_folder_and_its_zip_are_the_same_data(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, 40).tolist()
+    contents = {f"{'ab'[i % 2]}/{i:02}.png": value for i, value in enumerate(noise)}
+    one = of_folder(tmp_path / "x", contents)
+    other = ImageZipDataModule(archive(tmp_path / "x.zip", contents))
+    assert one.fingerprint == other.fingerprint

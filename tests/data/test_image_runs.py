@@ -1,0 +1,215 @@
+"""Runs on images of one's own, from the command line, also where the images are gone."""
+
+import hashlib
+import json
+import lzma
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.paths import ROOT
+from helpers.picture_files import archive, folder, numbered, png
+from helpers.tiny_runs import TINY
+from PIL import features
+
+from diffusion_lab.data import ImageZipDataModule
+from diffusion_lab.data.decoding import decode
+
+README = (ROOT / "README.md").read_text()
+# files that lie beside the repository, where there are any
+SHARED = Path(os.environ.get("DIFFUSION_LAB_SHARED", ROOT.parent / "shared")) / "data"
+NETWORK = [a for a in TINY if not a.startswith("data.")]
+QUICK = [*NETWORK, "callbacks.evaluation=null", "logger=none", "run_dir=run"]
+
+
+def photos(root: Path) -> str:
+    contents = {f"{name}/{i:02}.png": 8 * i for name in ("cat", "dog", "eel") for i in range(24)}
+    return folder(root / "photos", contents)
+
+
+def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
+    photos(tmp_path)
+    code, _, err = lab("train", "data=image_folder", "data.path=photos", *NETWORK, "run_dir=run")
+    assert code == 0, err
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]
+    assert saved["image_size"] == [4, 4]
+    assert (saved["channels"], saved["resize"]) == (1, "refuse")
+    assert saved["classes"] == ["cat", "dog", "eel"]
+    assert list((tmp_path / "data/reference").glob("train*")), "features are kept under data"
+    trained = json.loads((tmp_path / "run/summary.json").read_text())
+
+    (tmp_path / "2024").mkdir()  # a number to Hydra
+    shutil.move(tmp_path / "photos", tmp_path / "2024")
+    code, out, err = lab("sample", "run=run", "num_samples=4", "save=npz", "json=true")
+    assert code == 0, err
+    with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
+        assert arrays["images"].shape == (4, 4, 4, 1)
+        assert arrays["labels"].tolist() == [0, 1, 2, 0]
+
+    evaluate = ["evaluate", "run=run", "json=true", "batch_size=16", "device=cpu"]
+    code, _, err = lab(*evaluate)
+    assert code == 2
+    assert "photos does not exist" in err
+    assert "data_root" in err
+    precision = f"precision={trained['precision']}"
+    code, out, err = lab(*evaluate, "data_root=2024", precision)
+    assert code == 0, err
+    for name, value in json.loads(out.splitlines()[-1]).items():
+        assert value == pytest.approx(trained["metrics"][name], rel=1e-6)
+
+    resume = ["train", "resume=run", "trainer.max_steps=6"]
+    code, _, err = lab(*resume, "data.classes=[x]")
+    assert code == 2
+    assert ": data.classes=[x] cannot change in a run that is resumed" in err
+    code, _, err = lab(*resume, "data.path=2024/photos")
+    assert code == 0, err
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
+
+
+def test_a_resumed_run_refuses_another_folder(lab, tmp_path):
+    photos(tmp_path)
+    code, _, err = lab("train", "data=image_folder", "data.path=photos", *QUICK)
+    assert code == 0, err
+    folder(tmp_path / "photos", {"fox/0.png": 0})
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
+    assert code == 2
+    assert "photos has a folder fox besides, where the classes are cat, dog, eel" in err
+
+
+def test_images_without_classes_are_trained_without_labels(lab, tmp_path):
+    folder(tmp_path / "flat", {f"{i}.png": png((i, 0, 0)) for i in range(40)})
+    flat = ["data=image_folder", "data.path=flat", "data.pad=8"]
+    code, _, err = lab("train", *flat, *QUICK)
+    assert code == 2
+    assert "a condition needs labelled data" in err
+    assert "conditioning=none" in err
+    code, _, err = lab("train", *flat, "conditioning=none", "data.fraction=0.5", *QUICK)
+    assert code == 0, err
+    code, out, err = lab("sample", "run=run", "num_samples=2", "save=npz", "json=true")
+    assert code == 0, err
+    with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
+        assert arrays["images"].shape == (2, 4, 4, 3)
+
+
+COMMANDS = re.findall(r"^    diffusion-lab (train data=image_.+)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_readme_train(lab, tmp_path, line):
+    photos(tmp_path)
+    folder(tmp_path / "faces", numbered(40))
+    for name in ("train", "test"):
+        contents = numbered(10)
+        archive(tmp_path / f"{name}.zip", contents, [[file, i % 2] for file, i in contents.items()])
+    code, _, err = lab(*line.split(), *QUICK)
+    assert code == 0, err
+
+
+def test_one_class_is_a_condition(lab, tmp_path):
+    folder(tmp_path / "one", numbered(40, "cat/{:02}.png"))
+    code, _, err = lab("train", "data=image_folder", "data.path=one", *QUICK)
+    assert code == 0, err
+
+
+def test_bad_images_are_told_before_anything_is_written(lab, tmp_path):
+    photos(tmp_path)
+    (tmp_path / "photos/dog/07.png").write_bytes(b"")
+    command = ["train", "data=image_folder", "data.path=photos", *QUICK]
+    code, _, err = lab(*command)
+    assert code == 2
+    assert "dog/07.png (it is empty)" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+    code, _, err = lab(*command, "data.on_bad=skip")
+    assert code == 0, err
+    assert "Skipped 1 of" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "data.path must be given"),
+        (["data.path=photos", "data.image_size=[1,2,3]"], "[height,width]"),
+        (["data.path=photos", "data.per_class=100"], "data.per_class=100 is more than"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(lab, tmp_path, arguments, words):
+    photos(tmp_path)
+    code, _, err = lab("train", "data=image_folder", *QUICK, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+    assert (code, len(lines)) == (2, 1), err
+    assert words in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_are_in_no_files_cannot_have_moved(lab, tmp_path):
+    code, _, err = lab(
+        "train",
+        "experiment=toy/two_moons",
+        "+debug=fast",
+        "trainer=cpu",
+        "logger=none",
+        "callbacks.evaluation=null",
+        "trainer.max_steps=1",
+        "run_dir=run",
+    )
+    assert code == 0, err
+    code, _, err = lab("sample", "run=run", "data_root=elsewhere")
+    assert code == 2
+    assert "data_root=elsewhere, but this run's data are in no files" in err
+
+
+def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_LAB_DATA", str(tmp_path / "zips"))
+    (tmp_path / "zips").mkdir()
+    for split, count in (("train", 30), ("test", 20)):
+        names = [f"00000/img{i:08}.png" for i in range(count)]
+        contents = {name: png((i, 2 * i, 3 * i), (32, 32)) for i, name in enumerate(names)}
+        labels = [[name, i % 10] for i, name in enumerate(names)]
+        archive(tmp_path / f"zips/cifar10-{split}.zip", contents, labels)
+    code, _, err = lab(
+        "train",
+        "experiment=cifar10/unet",
+        "data=cifar10_zip",
+        "+debug=fast",
+        "trainer=cpu",
+        "trainer.max_steps=2",
+        "backbone.channels=32",
+        "backbone.blocks=1",
+        "callbacks.evaluation=null",
+        "logger=none",
+        "run_dir=run",
+    )
+    assert code == 0, err
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]
+    assert saved["flip"] is True
+    assert saved["classes"][9] == "truck"
+    assert saved["path"] == str(tmp_path / "zips/cifar10-train.zip")
+
+
+@pytest.mark.skipif(
+    not (SHARED / "cifar10-test.zip.xz").exists(),
+    reason=f"there is no cifar10-test.zip.xz in {SHARED}",
+)
+def test_the_shared_cifar10_is_decoded_to_its_known_pixels(tmp_path):
+    path = tmp_path / "test.zip"
+    path.write_bytes(lzma.decompress((SHARED / "cifar10-test.zip.xz").read_bytes()))
+    names = yaml.safe_load((ROOT / "conf/data/cifar10_zip.yaml").read_text())["classes"]
+    data = ImageZipDataModule(str(path), classes=names)
+    assert (data.image_shape, data.num_classes) == ((3, 32, 32), 10)
+    files = data.find(True, data.class_names)
+    assert torch.tensor(files.labels).bincount().tolist() == [1000] * 10
+    images, bad = decode(files, data.image_shape, "refuse")
+    assert not bad
+    if not (features.version("libjpeg_turbo") or "").startswith("3."):
+        pytest.skip("another decoder of JPEG may differ by a level or two")
+    assert hashlib.sha256(images.numpy()).hexdigest() == DECODED
+
+
+# of all images in order, as the README of those files gives it
+DECODED = "30a7853345b798d1861a37a1d4d1f334dc24222ecfe75bf0f88cab3776b46300"

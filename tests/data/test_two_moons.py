@@ -1,0 +1,91 @@
+"""The toy: its data, its network, and the pictures of the theory page."""
+
+import runpy
+import sys
+
+import pytest
+import torch
+from helpers.paths import ROOT
+from PIL import Image
+
+from diffusion_lab.backbone import MLP
+from diffusion_lab.backbone.conditioning import Condition
+from diffusion_lab.data import TwoMoonsDataModule
+from diffusion_lab.data.two_moons import points_of
+
+FIGURES = ROOT / "experiments/theory/figures.py"
+
+
+def test_two_moons_are_two_half_circles():
+    datamodule = TwoMoonsDataModule(noise=0.0)
+    points, labels = points_of(datamodule.train_images()), datamodule.train_labels()
+    assert len(points) == 20_000
+    centres = torch.tensor([[-0.25, -0.125], [0.25, 0.125]])
+    radius = (points - centres[labels]).norm(dim=1)
+    torch.testing.assert_close(radius, torch.full((20_000,), 0.5), atol=0.006, rtol=0)
+    height = points[:, 1] - centres[labels][:, 1]
+    assert (height[labels == 0] > -0.005).all()
+    assert (height[labels == 1] < 0.005).all()
+    assert labels.bincount().tolist() == [10_000, 10_000]
+    assert not torch.equal(datamodule.test_images(), datamodule.train_images()[:2000])
+    assert datamodule.fingerprint == TwoMoonsDataModule(noise=0.0).fingerprint
+
+
+def test_noise_is_the_std_across_the_circle():
+    datamodule = TwoMoonsDataModule(noise=0.05)
+    points, labels = points_of(datamodule.train_images()), datamodule.train_labels()
+    centres = torch.tensor([[-0.25, -0.125], [0.25, 0.125]])
+    radius = (points - centres[labels]).norm(dim=1)
+    assert radius.std().item() == pytest.approx(0.05, rel=0.03)
+    with pytest.raises(ValueError, match=r"data\.noise=-1 must be a number of at least 0"):
+        TwoMoonsDataModule(noise=-1)
+
+
+def test_the_picture_puts_points_where_they_are():
+    images = torch.tensor([[0, 0], [255, 255], [10, 200]], dtype=torch.uint8)[:, :, None, None]
+    picture = TwoMoonsDataModule().picture(images, columns=2)
+    assert picture.shape == (3, 256, 256)
+    assert (picture != 255).any(0).nonzero().tolist() == [[0, 255], [55, 10], [255, 0]]
+    assert torch.equal(picture[:, 255, 0], picture[:, 0, 255])  # two a colour
+    assert not torch.equal(picture[:, 255, 0], picture[:, 55, 10])
+
+
+def test_mlp_is_zero_at_first_and_learns_with_all_its_parameters():
+    torch.manual_seed(0)
+    mlp = MLP(2, 3, (4, 5), width=16, depth=2)
+    x, noise = torch.randn(6, 2, 4, 5), torch.linspace(0, 1000, 6)
+    condition = Condition(torch.randn(6, 16))
+    assert torch.equal(mlp(x, noise, condition), torch.zeros(6, 3, 4, 5))
+    optimiser = torch.optim.SGD(mlp.parameters(), lr=0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        (mlp(x, noise, condition) - torch.randn(6, 3, 4, 5)).square().sum().backward()
+        optimiser.step()
+    assert all(p.grad is not None and p.grad.any() for p in mlp.parameters())
+    first = mlp(x, noise, condition)
+    assert not torch.equal(first, mlp(x, noise, Condition()))
+    assert not torch.equal(first, mlp(x, noise + 1, condition))
+
+
+@pytest.mark.slow
+def test_the_toy_trains_and_its_paths_are_drawn(lab, tmp_path, monkeypatch):
+    code, _, err = lab(
+        "train",
+        "experiment=toy/two_moons",
+        "trainer=cpu",
+        "trainer.max_steps=60",
+        "batch_size=256",
+        "sampler.steps=4",
+        "logger=none",
+        "run_dir=run",
+    )
+    assert code == 0, err
+    with Image.open(tmp_path / "run/samples/step_0000060.png") as picture:
+        assert picture.size == (512, 512)
+    code, _, err = lab("sample", "run=run", "num_samples=20")
+    assert code == 0, err
+    monkeypatch.setattr(sys, "argv", ["figures.py", "run", "--output", "figures"])
+    runpy.run_path(str(FIGURES), run_name="__main__")
+    for name in ("schedules.png", "paths.png"):
+        with Image.open(tmp_path / "figures" / name) as picture:
+            assert min(picture.size) > 400

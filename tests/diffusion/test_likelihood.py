@@ -1,0 +1,140 @@
+"""Likelihood, encoding and the adaptive solver, on distributions that are known."""
+
+import math
+
+import pytest
+import torch
+from helpers.exact_denoiser import GaussianMixture
+
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.likelihood import bits_per_dim, log_likelihood
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
+from diffusion_lab.diffusion.sampler.runge_kutta import encode, integrate
+from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+
+SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
+STD, MEAN = 0.3, 0.1
+
+
+def gaussian(x, level):
+    """The exact denoiser of N(MEAN, STD^2) in any number of dimensions, as autograd can follow."""
+    level = level.like(x)
+    gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
+    return Estimate(MEAN + gain * (x - level.alpha * MEAN))
+
+
+def named(schedules):
+    return pytest.mark.parametrize("schedule", schedules, ids=lambda s: type(s).__name__)
+
+
+def test_integrate_solves_each_sample_to_its_tolerance():
+    y = torch.tensor([[1.0], [2.0], [-3.0]], dtype=torch.float64)
+    rates = torch.tensor([[-1.0], [-30.0], [0.5]], dtype=torch.float64)
+    errors = []
+    for tolerance in (1e-4, 1e-8):
+        places = []
+        for state, s in integrate(lambda y, s: rates * y, y, 0.0, 2.0, tolerance, 500):
+            places.append(s)
+            end = state
+        errors.append((end - y * (2 * rates).exp()).abs().max())
+        assert torch.equal(places[-1], torch.full((3,), 2.0, dtype=torch.float64))
+    assert errors[0] < 1e-3
+    assert errors[1] < 1e-7
+    alone = [state for state, _ in integrate(lambda y, s: -30 * y, y[1:2], 0.0, 2.0, 1e-8, 500)]
+    torch.testing.assert_close(alone[-1], end[1:2], atol=1e-14, rtol=0)
+
+
+def test_integrate_is_of_order_5():
+    errors = []
+    for count in (4, 8, 16):  # fixed steps: a tolerance so loose that all are accepted
+        y = torch.ones(1, 1, dtype=torch.float64)
+        for i in range(count):
+            start, end = i / count, (i + 1) / count
+            *_, (y, _) = integrate(lambda y, s: y * s.cos()[:, None], y, start, end, 1e9, 10**6)
+        errors.append(abs(y.item() - math.exp(math.sin(1))))
+    # integrate begins with a 20th of its range and then grows: 5th order all the same
+    assert math.log2(errors[0] / errors[1]) > 4.5
+    assert math.log2(errors[1] / errors[2]) > 4.5
+
+
+def test_integrate_gives_up_with_a_sentence():
+    with pytest.raises(ValueError, match="more than 3 steps for a tolerance of 1e-12"):
+        list(integrate(lambda y, s: -50 * y, torch.ones(1, 1), 0.0, 1.0, 1e-12, 3))
+
+
+@named(SCHEDULES)
+def test_runge_kutta_ends_on_the_exact_sample(schedule):
+    mixture = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
+
+    def denoise(x, level):  # the mixture's takes one level at a time
+        if level.t.ndim == 0:
+            return mixture.denoise(x, level)
+        parts = [mixture.denoise(x[i : i + 1], level[i]).x0 for i in range(len(x))]
+        return Estimate(torch.cat(parts))
+
+    noise = torch.randn(60, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = schedule(torch.tensor(1.0))
+    clean = NoiseLevel(*torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+    exact = mixture.transport(start.sigma * noise, start, clean)
+    sampler = AdaptiveRungeKutta(500, UniformLogSNR(), 1e-6)
+    x = sampler(denoise, noise, schedule)
+    # the last level, sigma / alpha = 0.002, is left by one step
+    torch.testing.assert_close(x, exact, atol=2e-4, rtol=0)
+    # whatever else is in the batch, up to how vectors of another length are rounded
+    torch.testing.assert_close(sampler(denoise, noise[7:9], schedule), x[7:9], atol=1e-12, rtol=0)
+
+
+@named([Rectified(), Cosine(), DDPMLinear(), VarianceExploding()])
+def test_bits_per_dim_of_a_gaussian(schedule):
+    torch.manual_seed(0)
+    x0 = MEAN + STD * torch.randn(16, 2, 2, 3, dtype=torch.float64)
+    known = torch.distributions.Normal(MEAN, STD).log_prob(x0).flatten(1).sum(1)
+    found = log_likelihood(gaussian, x0, schedule, tolerance=1e-5)
+    error = bits_per_dim(found, 12) - bits_per_dim(known, 12)
+    # at t = 1 some of the mean is left, 0.1 / 80 of the noise in the worst case
+    assert error.abs().max() < 2e-3
+    assert abs(error.mean()) < 1e-3
+    # a Gaussian's Jacobian is a multiple of the identity: any probe gives its trace
+    probe = torch.randint(0, 2, x0.shape).double() * 2 - 1
+    guessed = log_likelihood(gaussian, x0, schedule, probe, tolerance=1e-5)
+    torch.testing.assert_close(guessed, found, atol=1e-6, rtol=0)
+
+
+def test_hutchinson_is_unbiased_where_the_dimensions_mix():
+    mixture = GaussianMixture([0.6, 0.4], [[-1.0, 0.0], [0.5, 1.0]], 0.3)
+
+    def denoise(x, level):
+        level = level.like(x[:, 0])
+        variance = level.alpha**2 * 0.09 + level.sigma**2  # (B,)
+        residual = x[:, None] - level.alpha[:, None, None] * mixture.means  # (B, K, 2)
+        logits = mixture.weights.log() - residual.square().sum(-1) / (2 * variance[:, None])
+        gain = (level.alpha * 0.09 / variance)[:, None, None]
+        return Estimate((logits.softmax(1)[..., None] * (mixture.means + gain * residual)).sum(1))
+
+    x0 = mixture.sample(1)
+    modes = torch.distributions.Normal(mixture.means, 0.3).log_prob(x0[:, None]).sum(-1)
+    known = (modes + mixture.weights.log()).logsumexp(1)
+    exact = log_likelihood(denoise, x0, Rectified(), tolerance=1e-6)
+    torch.testing.assert_close(exact, known, atol=2e-3, rtol=0)
+    probes = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
+    guesses = log_likelihood(denoise, x0.expand(4, 2), Rectified(), probes, tolerance=1e-6)
+    assert guesses.std() > 1e-3
+    torch.testing.assert_close(guesses.mean(), exact[0], atol=1e-5, rtol=0)
+
+
+def test_bits_of_uniform_bytes_are_eight():
+    # density of images uniform over 256 grey steps
+    density = -math.log(256 / 127.5)
+    assert bits_per_dim(torch.tensor(10 * density), 10).item() == pytest.approx(8)
+
+
+@named([Rectified(), Cosine(), VarianceExploding()])
+def test_encoding_goes_there_and_back(schedule):
+    torch.manual_seed(0)
+    x0 = MEAN + STD * torch.randn(8, 5, dtype=torch.float64)
+    noise = encode(gaussian, x0, schedule, 1e-7, 500)
+    torch.testing.assert_close(noise, (x0 - MEAN) / STD, atol=2e-2, rtol=0)  # of a Gaussian
+    back = AdaptiveRungeKutta(500, UniformLogSNR(sigma_min=1e-3), 1e-7)(gaussian, noise, schedule)
+    torch.testing.assert_close(back, x0, atol=1e-4, rtol=0)

@@ -1,0 +1,176 @@
+"""Order of convergence of every deterministic sampler, and the multistep samplers' own rules."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from helpers.exact_denoiser import GaussianMixture
+
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.sampler import IPNDM, DPMSolver, Euler, Heun, UniPC
+from diffusion_lab.diffusion.sampler.multistep import ADAMS, moments, order_at
+from diffusion_lab.diffusion.sampler.time_grid import Karras, Uniform
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+
+SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
+MIXTURE = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+
+
+def walk_of(sampler, denoise, x, levels):
+    return list(sampler(len(levels) - 1, Uniform()).walk(denoise, x, levels, None, None))
+
+
+def errors_of(sampler, schedule, counts, first_steps=()):
+    """RMS distance to the exact end of the ODE from t = 0.95 to 0.05, for each count of steps."""
+    ends = torch.tensor([0.95, 0.05], dtype=torch.float64)
+    start, end = schedule(ends)
+    noise = torch.randn(100, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = start.alpha * torch.linspace(-2, 2.5, 100).double()[:, None] + start.sigma * noise
+    exact = MIXTURE.transport(x, start, end)
+    errors = []
+    for steps in counts:
+        t = torch.linspace(0.95, 0.05, steps + 1, dtype=torch.float64)
+        t = torch.cat([t[:1], 0.95 - 0.9 * t.new_tensor(first_steps), t[1:]])
+        state = walk_of(sampler, MIXTURE.denoise, x, schedule(t))[-1]
+        errors.append((state - exact).square().mean().sqrt().item())
+    return errors
+
+
+def slope(counts, errors):
+    """The fitted order: -d log(error) / d log(steps)."""
+    x, y = torch.tensor(counts).double().log(), torch.tensor(errors).double().log()
+    x, y = x - x.mean(), y - y.mean()
+    return -(x @ y / (x @ x)).item()
+
+
+@every_schedule
+@pytest.mark.parametrize(
+    ("sampler", "order", "counts"),
+    [
+        (Euler, 1, [20, 40, 80, 160]),
+        (partial(DPMSolver, order=1), 1, [20, 40, 80, 160]),
+        (Heun, 2, [20, 40, 80, 160]),
+        (DPMSolver, 2, [20, 40, 80, 160]),
+        (partial(UniPC, order=1), 2, [20, 40, 80, 160]),
+        (UniPC, 3, [80, 160, 320]),
+        (partial(IPNDM, order=2), 2, [40, 80, 160]),
+    ],
+    ids=["euler", "dpm_1", "heun", "dpm_2m", "unipc_1", "unipc_2", "ipndm_2"],
+)
+def test_order_of_convergence(sampler, order, counts, schedule):
+    assert slope(counts, errors_of(sampler, schedule, counts)) == pytest.approx(order, abs=0.15)
+
+
+@every_schedule
+def test_unipc_of_order_three_converges_with_four(schedule):
+    counts = [160, 320]
+    errors = errors_of(partial(UniPC, order=3), schedule, counts)
+    assert slope(counts, errors) == pytest.approx(4, abs=0.25)
+
+
+# Multistep rules start at lower order; two steps of 1e-5 of the range keep that error out.
+FIRST_STEPS = (1e-5, 2e-5)
+
+
+@every_schedule
+def test_3m_with_the_whole_quadratic_converges_with_three(schedule):
+    counts = [80, 160, 320]
+    third = partial(DPMSolver, order=3, curvature=1.0)
+    errors = errors_of(third, schedule, counts, FIRST_STEPS)
+    assert slope(counts, errors) == pytest.approx(3, abs=0.15)
+
+
+@every_schedule
+def test_published_3m_is_of_second_order_with_a_smaller_error_than_2m(schedule):
+    # half of the quadratic's last term is missing, so the order is 2
+    counts = [160, 320, 640]
+    third = errors_of(partial(DPMSolver, order=3), schedule, counts, FIRST_STEPS)
+    second = errors_of(DPMSolver, schedule, counts, FIRST_STEPS)
+    assert slope(counts, third) == pytest.approx(2, abs=0.25)
+    assert all(three < two / 2 for three, two in zip(third, second, strict=True))
+
+
+@every_schedule
+def test_ipndm_of_order_four_is_of_second_order_on_unequal_steps(schedule):
+    counts = [160, 320, 640]
+    assert slope(counts, errors_of(IPNDM, schedule, counts)) == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize("h", [0.05, 0.7, 4.0])
+def test_moments_are_the_integrals_that_they_stand_for(h):
+    r = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    weight = h * (h * r).exp() / math.expm1(h)
+    for k, moment in enumerate(moments(h, 3), start=1):
+        assert moment == pytest.approx(torch.trapezoid(weight * r**k, r).item(), rel=1e-7)
+
+
+@pytest.mark.parametrize(("estimates", "with_end"), [(2, True), (3, True), (3, False)])
+def test_unipc_jumps_with_the_exact_mean_of_a_polynomial(estimates, with_end):
+    # the weight's integral over half the logSNR, of the highest power that so many nodes determine
+    places, power = [-1.1, -0.6, 0.1, 0.9], estimates - 1 + with_end
+    x0 = [torch.tensor(place, dtype=torch.float64) ** power for place in places]
+    known = x0[-2::-1][:estimates]
+    blend = UniPC(4, Uniform(), 3).blend(known, places, x0[-1] if with_end else None)
+    lam = torch.linspace(places[-2], places[-1], 20_001, dtype=torch.float64)
+    mean = torch.trapezoid(lam.exp() * lam**power, lam) / torch.trapezoid(lam.exp(), lam)
+    assert blend.item() == pytest.approx(mean.item(), rel=1e-7)
+
+
+def test_unipc_of_one_estimate_is_the_trapezoid_in_alpha_over_sigma():
+    start, end = torch.tensor(2.0), torch.tensor(5.0)
+    blend = UniPC(4, Uniform(), 1).blend([start], [-math.inf, 0.3], end)
+    assert blend.item() == 3.5  # finite from pure noise, too
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_orders_rise_from_the_start_and_fall_to_clean_data(order):
+    rising = [1, 2, 3, 3, 3, 2, 1] if order == 3 else [1, 2, 2, 2, 2, 2, 1]
+    levels = Karras()(Cosine(), 7)
+    assert [order_at(i, levels, order) for i in range(7)] == rising
+    # from pure noise logSNR is infinite, and nothing can be extrapolated from there
+    levels = Karras()(Rectified(), 7)
+    assert [order_at(i, levels, order) for i in range(7)] == [1, *rising[:3], *rising[4:]]
+    # a walk that ends on noise keeps its order
+    assert [order_at(i, levels[1:5], order) for i in range(3)] == rising[:3]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_few_steps_from_pure_noise_are_finite(steps, order):
+    noise = torch.randn(8, 1, dtype=torch.float64)
+    for sampler in (DPMSolver, UniPC, IPNDM):
+        x = sampler(steps, Uniform(), order=order)(MIXTURE.denoise, noise, Rectified())
+        assert x.isfinite().all()
+        assert x.abs().max() < 4
+
+
+def test_adams_weights_integrate_polynomials_over_the_next_step():
+    for order, weights in enumerate(ADAMS, start=1):
+        for power in range(order):
+            value = sum(w * (-k) ** power for k, w in enumerate(weights))
+            assert value == pytest.approx(1 / (power + 1), abs=1e-12)
+
+
+def test_dpm_solver_extrapolates_in_logsnr():
+    # an estimate linear in logSNR is extrapolated to the middle of the second step
+    schedule, x = VarianceExploding(0.1, 10.0), torch.zeros(1, dtype=torch.float64)
+    levels = schedule(torch.tensor([1.0, 0.6, 0.4]))
+    estimates = {level.t.item(): level.logsnr for level in levels}
+    first, second = (
+        state.item()
+        for state in DPMSolver(2, Uniform()).walk(
+            lambda x, level: Estimate(estimates[level.t.item()].expand_as(x)),
+            x,
+            levels,
+            schedule,
+            None,
+        )
+    )
+    sigma, middle = levels.sigma, (levels.logsnr[1] + levels.logsnr[2]) / 2
+    expected = (1 - sigma[1] / sigma[0]) * levels.logsnr[0]
+    assert first == pytest.approx(expected.item(), rel=1e-12)
+    expected = sigma[2] / sigma[1] * first + (1 - sigma[2] / sigma[1]) * middle
+    assert second == pytest.approx(expected.item(), rel=1e-12)
+    assert math.isfinite(second)

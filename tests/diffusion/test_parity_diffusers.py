@@ -1,0 +1,432 @@
+"""Our samplers against diffusers' schedulers, with the exact denoiser of a mixture as the network.
+
+Each test says what is compared. Both sides start from the same state and are given the same noise;
+the final samples agree to 1e-5, or to 1e-9 where diffusers' float32 tables can be made float64.
+What diffusers lacks is compared with a few lines of the paper's own algorithm.
+"""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    IPNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from helpers.exact_denoiser import GaussianMixture
+
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel, noise_of
+from diffusion_lab.diffusion.objective import EDM, Eps, Flow, V
+from diffusion_lab.diffusion.sampler import (
+    IPNDM,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver,
+    Euler,
+    Heun,
+    PredictorCorrector,
+    UniPC,
+)
+from diffusion_lab.diffusion.sampler.time_grid import (
+    Karras,
+    Leading,
+    Linspace,
+    Uniform,
+    UniformLogSNR,
+)
+from diffusion_lab.diffusion.schedule import DDPMLinear, Rectified, VarianceExploding
+
+MIXTURE = GaussianMixture([0.6, 0.3, 0.1], [[-1.0, 0.0], [0.5, 1.0], [1.0, -0.7]], 0.2)
+# final levels clean, no clipping: what our time grids and guidance do
+DDPM_TABLE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+NOISE = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def outputs(prediction):
+    """What a perfect network of this prediction type says of x."""
+
+    def network(x, level):
+        x0 = MIXTURE.denoise(x, level).x0
+        return prediction.target(x0, noise_of(x, x0, level), level)
+
+    return network
+
+
+def theirs(scheduler, network, x, levels, **step):
+    """diffusers' loop; `levels` are ours at each of its timesteps."""
+    assert len(scheduler.timesteps) == len(levels)
+    for t, level in zip(scheduler.timesteps, levels, strict=True):
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)
+        extra = {name: value() if callable(value) else value for name, value in step.items()}
+        x = scheduler.step(network(x, level), t, x, **extra).prev_sample
+    return x
+
+
+def in_float64(scheduler):
+    """The same scheduler with its table of betas, and all made from it, in float64."""
+    scheduler.betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    return scheduler
+
+
+def assert_same(x, y, atol=1e-5):
+    torch.testing.assert_close(x.double(), y.double(), atol=atol, rtol=0)
+
+
+def on_table(scheduler, grid, steps, **arguments):
+    """Both sides' places on the table of 1000, which must be the same."""
+    schedule = DDPMLinear()
+    scheduler.set_timesteps(**(arguments or {"num_inference_steps": steps}))
+    levels = grid(schedule, steps)
+    index = (1000 * levels.t[:-1] - 1).round()
+    assert index.tolist() == scheduler.timesteps.double().tolist()
+    return schedule, levels[:-1]
+
+
+@pytest.mark.parametrize(
+    ("grid", "spacing"), [(Uniform(), "trailing"), (Leading(), "leading"), (Linspace(), "linspace")]
+)
+@pytest.mark.parametrize("steps", [4, 40, 50, 250])
+def test_grids_on_the_table(grid, spacing, steps):
+    """The timesteps of DDIMScheduler for each spacing."""
+    on_table(DDIMScheduler(**DDPM_TABLE, timestep_spacing=spacing), grid, steps)
+
+
+def learned_variance(x, x0):
+    """Some network's v for x, in [-1, 1]."""
+    return (3 * x + x0).sin()
+
+
+@pytest.mark.parametrize(
+    ("variance", "kind"),
+    [
+        ("fixed_small", "fixed_small"),
+        ("fixed_large", "fixed_large"),
+        ("learned", "learned_range"),
+    ],
+)
+@pytest.mark.parametrize(("grid", "steps"), [(Leading(), 50), (Leading(), 1000), (Linspace(), 60)])
+def test_ddpm(grid, steps, variance, kind):
+    """DDPMScheduler, eps prediction, the same generator's noise, three variances.
+
+    For learned_range the network has a second output, v, of which our denoiser makes (v + 1) / 2.
+    Trailing spacing is left out: there diffusers adds fixed_large noise to the final, clean sample.
+    """
+    scheduler = in_float64(DDPMScheduler(variance_type=kind, clip_sample=False))
+    index = (1000 * grid(DDPMLinear(), steps).t[:-1] - 1).round().long().tolist()
+    schedule, levels = on_table(scheduler, grid, steps, timesteps=index)
+    start, generator = levels[0].sigma * NOISE, torch.Generator().manual_seed(1)
+
+    def network(x, level):
+        eps = outputs(Eps())(x, level)
+        if variance != "learned":
+            return eps
+        return torch.cat([eps, learned_variance(x, MIXTURE.denoise(x, level).x0)], 1)
+
+    def denoise(x, level):
+        x0 = MIXTURE.denoise(x, level).x0
+        return Estimate(x0, (learned_variance(x, x0) + 1) / 2)
+
+    expected = theirs(scheduler, network, start, levels, generator=generator)
+
+    generator = torch.Generator().manual_seed(1)
+    x = Ancestral(steps, grid, 1.0, variance)(
+        denoise,
+        NOISE,
+        schedule,
+        lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator),
+    )
+    assert_same(x, expected, 1e-9)
+
+
+@pytest.mark.parametrize("prediction", [Eps(), V()])
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(("grid", "spacing"), [(Uniform(), "trailing"), (Leading(), "leading")])
+def test_ddim(grid, spacing, eta, prediction):
+    """DDIMScheduler with eta and given noise, eps and v prediction, set_alpha_to_one."""
+    kind = "epsilon" if isinstance(prediction, Eps) else "v_prediction"
+    scheduler = in_float64(
+        DDIMScheduler(clip_sample=False, timestep_spacing=spacing, prediction_type=kind)
+    )
+    schedule, levels = on_table(scheduler, grid, 50)
+    generator = torch.Generator().manual_seed(1)
+    draws = [torch.randn(64, 2, dtype=torch.float64, generator=generator) for _ in range(50)]
+    theirs_draws, ours_draws = iter(draws), iter(draws)
+    x = levels[0].sigma * NOISE
+    expected = theirs(
+        scheduler,
+        outputs(prediction),
+        x,
+        levels,
+        eta=eta,
+        variance_noise=lambda: next(theirs_draws) if eta > 0 else None,
+    )
+    sampler = Ancestral(50, grid, eta)
+    assert_same(
+        sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(ours_draws)), expected, 1e-9
+    )
+    if eta == 0:
+        assert_same(Euler(50, grid)(MIXTURE.denoise, NOISE, schedule), expected, 1e-9)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_dpm_solver_on_the_table(steps):
+    """DPMSolverMultistepScheduler, dpmsolver++ of order 2, midpoint, trailing, final sigma zero."""
+    scheduler = DPMSolverMultistepScheduler(
+        **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=2
+    )
+    schedule, levels = on_table(scheduler, Uniform(), steps)
+    expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
+    sampler = DPMSolver(steps, Uniform())
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule), expected)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 5, 8, 10])
+def test_dpm_solver_3m_on_the_table(steps):
+    """DPMSolverMultistepScheduler, dpmsolver++ of order 3, trailing, with its lower final orders.
+
+    diffusers keeps order 3 on the last step but one from 15 steps on; we never do.
+    """
+    scheduler = DPMSolverMultistepScheduler(
+        **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=3
+    )
+    schedule, levels = on_table(scheduler, Uniform(), steps)
+    expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
+    sampler = DPMSolver(steps, Uniform(), order=3)
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule), expected)
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+def test_all_but_the_last_two_steps_of_dpm_solver_3m(steps):
+    """The same where diffusers keeps order 3 on the last step but one: the state before that."""
+    scheduler = DPMSolverMultistepScheduler(
+        **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=3
+    )
+    schedule, levels = on_table(scheduler, Uniform(), steps)
+    network, expected = outputs(Eps()), levels[0].sigma * NOISE
+    for t, level in list(zip(scheduler.timesteps, levels, strict=True))[:-2]:
+        expected = scheduler.step(network(expected, level), t, expected).prev_sample
+    sampler, start = DPMSolver(steps, Uniform(), order=3), levels[0].sigma * NOISE
+    levels = sampler.time_grid(schedule, steps)
+    states = list(sampler.walk(MIXTURE.denoise, start, levels, schedule, None))
+    assert_same(states[-3], expected)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_sde_dpm_solver_on_the_table(steps, order):
+    """DPMSolverMultistepScheduler, sde-dpmsolver++ with midpoint, trailing, given noise."""
+    scheduler = DPMSolverMultistepScheduler(
+        **DDPM_TABLE,
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
+        solver_order=order,
+        algorithm_type="sde-dpmsolver++",
+    )
+    schedule, levels = on_table(scheduler, Uniform(), steps)
+    draws = torch.randn(steps, 64, 2, generator=torch.Generator().manual_seed(1)).double()
+    fresh = iter(draws)
+    expected = theirs(
+        scheduler,
+        outputs(Eps()),
+        levels[0].sigma * NOISE,
+        levels,
+        variance_noise=lambda: next(fresh),
+    )
+    fresh = iter(draws)
+    sampler = DPMSolver(steps, Uniform(), order, eta=1.0)
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(fresh)), expected)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 20])
+def test_unipc_on_the_table(steps, order):
+    """UniPCMultistepScheduler, bh2 and x0, trailing, final sigma zero, lower_order_final."""
+    scheduler = UniPCMultistepScheduler(
+        **DDPM_TABLE, timestep_spacing="trailing", solver_order=order
+    )
+    schedule, levels = on_table(scheduler, Uniform(), steps)
+    sigmas = torch.cat([levels.sigma / levels.alpha, levels.sigma.new_zeros(1)])
+    np.testing.assert_allclose(scheduler.sigmas, sigmas, rtol=1e-4)
+    scheduler.sigmas = sigmas  # the same in float64
+    expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
+    assert_same(UniPC(steps, Uniform(), order)(MIXTURE.denoise, NOISE, schedule), expected, 1e-9)
+
+
+@pytest.mark.parametrize("steps", [3, 10, 30])
+def test_ipndm(steps):
+    """IPNDMScheduler, v prediction, on its levels: sigma = sin^2(pi s / 2), alpha^2 + sigma^2 = 1.
+
+    Its first level is moved from beta = 1, where it divides by an alpha of 1e-8 and loses the
+    sample; it takes the last step with all its history, too.
+    """
+    scheduler = IPNDMScheduler()
+    scheduler.set_timesteps(steps)
+    s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    scheduler.betas = (s * math.pi / 2).sin() ** 2
+    scheduler.betas[0] = 0.999
+    scheduler.alphas = (1 - scheduler.betas**2).sqrt()
+    levels = NoiseLevel(s, scheduler.alphas, scheduler.betas)
+    x = levels[0].sigma * NOISE
+    expected = theirs(scheduler, outputs(V()), x, levels[:-1])
+    for state in IPNDM(steps, Uniform()).walk(MIXTURE.denoise, x, levels, None, None):
+        x = state
+    assert_same(x, expected, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [(EDMEulerScheduler, Euler), (EDMDPMSolverMultistepScheduler, DPMSolver)],
+)
+def test_edm(scheduler, sampler):
+    """EDMEulerScheduler and EDMDPMSolverMultistepScheduler (order 2), raw outputs of the network.
+
+    Preconditioning with sigma_data 0.5, the Karras grid from 80 to 0.002, final sigma zero.
+    """
+    scheduler = scheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, rho=7.0)
+    scheduler.set_timesteps(18)
+    schedule, sampler = VarianceExploding(0.002, 80), sampler(18, Karras(7.0))
+    levels = sampler.time_grid(schedule, 18)
+    np.testing.assert_allclose(levels.sigma, scheduler.sigmas, rtol=1e-6)
+    expected = theirs(scheduler, outputs(EDM(0.5)), 80 * NOISE, levels[:-1])
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule), expected)
+
+
+def test_heun():
+    """HeunDiscreteScheduler with Karras sigmas, in its frame alpha = 1, eps prediction."""
+    scheduler = HeunDiscreteScheduler(**DDPM_TABLE, use_karras_sigmas=True)
+    scheduler.set_timesteps(20)
+    low, high = scheduler.sigmas[-2].item(), scheduler.sigmas[0].item()
+    schedule, sampler = VarianceExploding(low, high), Heun(20, Karras(7.0, low, high))
+    levels = sampler.time_grid(schedule, 20)
+    calls = torch.arange(1, 20).repeat_interleave(2)
+    calls = levels[torch.cat([torch.zeros(1, dtype=torch.long), calls])]
+    np.testing.assert_allclose(calls.sigma[::2], scheduler.sigmas[:-1][::2], rtol=1e-5)
+    expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, calls)
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule), expected)
+
+
+def test_flow_matching_euler():
+    """FlowMatchEulerDiscreteScheduler, no shift, velocity eps - x0, sigmas 1, 1 - 1/n, ..., 1/n."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20).tolist())
+    levels = Uniform()(Rectified(), 20)
+    np.testing.assert_allclose(levels.sigma, scheduler.sigmas, rtol=1e-6)
+    expected = theirs(scheduler, outputs(Flow()), NOISE, levels[:-1])
+    assert_same(Euler(20, Uniform())(MIXTURE.denoise, NOISE, Rectified()), expected)
+
+
+def test_flow_matching_heun():
+    """FlowMatchHeunDiscreteScheduler on its own sigmas, linear from 1 to 1/1000."""
+    scheduler = FlowMatchHeunDiscreteScheduler()
+    scheduler.set_timesteps(20)
+    sigmas = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1:-1:2], scheduler.sigmas[-1:]])
+    levels = Rectified()(sigmas)
+    calls = Rectified()(torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2)]))
+    expected = theirs(scheduler, outputs(Flow()), NOISE, calls)
+    sampler, x = Heun(20, Uniform()), NOISE
+    for state in sampler.walk(MIXTURE.denoise, x, levels, Rectified(), torch.randn_like):
+        x = state
+    assert_same(x, expected)
+
+
+def test_edm_with_churn():
+    """Algorithm 2 of arXiv:2206.00364, written out, with EDM's constants for ImageNet-64."""
+    steps, churn, low, high, scale = 18, 40, 0.05, 50, 1.003
+    draws = torch.randn(steps, 64, 2, dtype=torch.float64)
+    i = torch.arange(steps, dtype=torch.float64)
+    t = (80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    t, x, fresh = torch.cat([t, t.new_zeros(1)]), 80 * NOISE, iter(draws)
+
+    def slope(x, t):
+        level = NoiseLevel(t, torch.ones_like(t), t)
+        return (x - MIXTURE.denoise(x, level).x0) / t
+
+    for now, then in pairwise(t):
+        gamma = min(churn / steps, math.sqrt(2) - 1) if low <= now <= high else 0
+        raised = now + gamma * now
+        if gamma > 0:
+            x = x + (raised**2 - now**2).sqrt() * scale * next(fresh)
+        d = slope(x, raised)
+        after = x + (then - raised) * d
+        if then > 0:
+            after = x + (then - raised) * (d + slope(after, then)) / 2
+        x = after
+
+    fresh = iter(draws)
+    sampler = Heun(steps, Karras(), churn, low, high, scale)
+    ours = sampler(MIXTURE.denoise, NOISE, VarianceExploding(), lambda x: next(fresh))
+    assert len(list(fresh)) > 2  # no noise outside of the range
+    assert_same(ours, x, 1e-9)
+
+
+def score(x, sigma):
+    """The gradient of log p of x at noise sigma, alpha = 1."""
+    return (MIXTURE.denoise(x, NoiseLevel(sigma, torch.ones_like(sigma), sigma)).x0 - x) / sigma**2
+
+
+def test_annealed_langevin():
+    """Algorithm 1 of arXiv:2006.09011 with its constants for CIFAR-10, and its denoising step.
+
+    12 geometric sigmas stand for its 232.
+    """
+    sigmas = torch.logspace(math.log10(50), -2, 12, dtype=torch.float64)
+    draws = torch.randn(60, 64, 2, dtype=torch.float64)
+    x, fresh = sigmas[0] * NOISE, iter(draws)
+    for sigma in sigmas:
+        step = 6.2e-6 * sigma**2 / sigmas[-1] ** 2
+        for _ in range(5):
+            x = x + step * score(x, sigma) + (2 * step).sqrt() * next(fresh)
+    x = x + sigmas[-1] ** 2 * score(x, sigmas[-1])
+
+    fresh, schedule = iter(draws), VarianceExploding(0.01, 50.0)
+    levels = schedule.at_logsnr(-2 * torch.cat([sigmas, sigmas[-1:] * 0]).log())
+    levels = NoiseLevel(levels.t, levels.alpha, torch.cat([levels.sigma[:-1], sigmas[:1] * 0]))
+    state = sigmas[0] * NOISE
+    sampler = AnnealedLangevin(12, UniformLogSNR())
+    for after in sampler.walk(MIXTURE.denoise, state, levels, schedule, lambda x: next(fresh)):
+        state = after
+    assert_same(state, x, 1e-9)
+
+
+@pytest.mark.parametrize("corrector", ["langevin", "annealed"])
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+def test_predictor_corrector(variance, corrector):
+    """score-SDE's sampler for its variance-exploding SDE, one image (arXiv:2011.13456, alg. 2, 4).
+
+    LangevinCorrector or AnnealedLangevinDynamics, then ReverseDiffusionPredictor (fixed_large) or
+    AncestralSamplingPredictor (fixed_small); the last predictor step without noise.
+    """
+    snr, steps, schedule = 0.16, 30, VarianceExploding(0.01, 50.0)
+    sigmas = Uniform()(schedule, steps).sigma
+    draws = torch.randn(2 * steps, 1, 2, dtype=torch.float64)
+    x, fresh = sigmas[0] * NOISE[:1], iter(draws)
+    for sigma, after in pairwise(sigmas):
+        gradient, z = score(x, sigma), next(fresh)
+        step = 2 * (snr * sigma) ** 2
+        if corrector == "langevin":
+            step = 2 * (snr * z.norm() / gradient.norm()) ** 2
+        x = x + step * gradient + (2 * step).sqrt() * z
+        x = x + (sigma**2 - after**2) * score(x, sigma)
+        if after > 0:
+            variance_added = sigma**2 - after**2
+            if variance == "fixed_small":
+                variance_added = after**2 * variance_added / sigma**2
+            x = x + variance_added.sqrt() * next(fresh)
+
+    fresh = iter(draws)
+    sampler = PredictorCorrector(steps, Uniform(), snr, 1, corrector, variance)
+    assert_same(sampler(MIXTURE.denoise, NOISE[:1], schedule, lambda x: next(fresh)), x, 1e-9)

@@ -1,0 +1,282 @@
+"""Samplers against exact solutions: order of convergence, invariances, recovered distributions."""
+
+import weakref
+from functools import partial
+
+import pytest
+import torch
+from helpers.exact_denoiser import GaussianMixture, through
+
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.objective import EDM, X0, Eps, Flow, V
+from diffusion_lab.diffusion.sampler import (
+    IPNDM,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver,
+    Euler,
+    Heun,
+    PredictorCorrector,
+    ReverseSDE,
+    UniPC,
+)
+from diffusion_lab.diffusion.sampler.time_grid import Karras, Uniform, UniformLogSNR
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+
+SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
+SAMPLERS = {
+    "euler": Euler,
+    "heun": Heun,
+    "heun_churn": partial(Heun, churn=3.0, noise_scale=1.003),
+    "ddpm": Ancestral,
+    "ddpm_large": partial(Ancestral, variance="fixed_large"),
+    "dpm_1": partial(DPMSolver, order=1),
+    "dpm_2m": DPMSolver,
+    "dpm_3m": partial(DPMSolver, order=3),
+    "dpm_sde": partial(DPMSolver, eta=1.0),
+    "unipc_1": partial(UniPC, order=1),
+    "unipc_2": UniPC,
+    "unipc_3": partial(UniPC, order=3),
+    "ipndm": IPNDM,
+    "reverse_sde": ReverseSDE,
+    "annealed_langevin": AnnealedLangevin,
+    "pc_langevin": PredictorCorrector,
+    "pc_annealed": partial(PredictorCorrector, corrector="annealed"),
+}
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+MIXTURE = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
+# in one dimension pc_langevin divides by an eps near 0, and multiplies rounding with it
+WIDE = GaussianMixture([0.7, 0.3], [[0.5] * 8, [-1.0] * 8], 0.4)
+CLEAN = NoiseLevel(*torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+
+
+def named(values):
+    return pytest.mark.parametrize(
+        values[0], values[1], ids=lambda v: getattr(v, "__name__", type(v).__name__)
+    )
+
+
+def unit_noise(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def run(sampler, denoise, x, levels):
+    for state in sampler.walk(denoise, x, levels, None, torch.randn_like):
+        x = state
+    return x
+
+
+def test_the_exact_denoiser_is_the_posterior_mean():
+    level = Cosine()(torch.tensor(0.4))
+    x0 = torch.linspace(-8, 8, 8001, dtype=torch.float64)  # Bayes' rule by quadrature
+    prior = MIXTURE.weights * torch.exp(-((x0[:, None] - MIXTURE.means[:, 0]) ** 2) / 0.32)
+    for x in (-1.0, 0.2, 3.0):
+        joint = prior.sum(1) * torch.exp(-((x - level.alpha * x0) ** 2) / (2 * level.sigma**2))
+        mean = (x0 * joint).sum() / joint.sum()
+        estimate = MIXTURE.denoise(torch.full((1, 1), x, dtype=torch.float64), level).x0
+        assert estimate.item() == pytest.approx(mean.item(), abs=1e-9)
+
+
+@named(("schedule", SCHEDULES))
+@pytest.mark.parametrize(
+    ("sampler", "error"),
+    [
+        (Euler, 0.1),
+        (Heun, 0.01),
+        (DPMSolver, 0.01),
+        (SAMPLERS["dpm_3m"], 0.005),
+        (UniPC, 0.005),
+        (SAMPLERS["unipc_3"], 0.005),
+        (IPNDM, 0.002),
+        (partial(ReverseSDE, eta=0.0), 0.1),
+    ],
+)
+def test_full_range_ends_on_the_exact_sample(sampler, error, schedule):
+    noise, sampler = unit_noise(200, 1), sampler(60, Uniform())
+    start = schedule(torch.tensor(1.0))
+    exact = MIXTURE.transport(start.sigma * noise, start, CLEAN)
+    x = sampler(MIXTURE.denoise, noise, schedule)
+    assert (x - exact).square().mean().sqrt() < error
+
+
+@named(("schedule", SCHEDULES))
+@every_sampler
+def test_all_allowed_predictions_draw_the_same_sample(sampler, schedule):
+    noise = unit_noise(20, 8)
+
+    def draw(denoise):
+        torch.manual_seed(0)
+        return sampler(12, Uniform())(denoise, noise, schedule)
+
+    expected = draw(WIDE.denoise)
+    for prediction in (X0(), Eps(), V(), Flow(), EDM(0.5)):
+        if prediction.x0_gain(schedule(torch.ones(()))).isfinite():
+            torch.testing.assert_close(
+                draw(through(prediction, WIDE.denoise)), expected, atol=1e-10, rtol=0
+            )
+
+
+@pytest.mark.parametrize(
+    "name", ["euler", "ddpm", "dpm_2m", "dpm_3m", "dpm_sde", "unipc_2", "unipc_3", "ipndm"]
+)
+def test_on_one_logsnr_grid_all_schedules_take_the_same_steps(name):
+    sampler = SAMPLERS[name]
+    logsnr, noise = torch.linspace(-7, 9, 25, dtype=torch.float64), unit_noise(50, 1)
+    ends = []
+    for schedule in SCHEDULES:
+        torch.manual_seed(0)
+        levels = schedule.at_logsnr(logsnr)
+        # one point of the path x / alpha, which depends on logSNR alone
+        x = run(sampler(24, Uniform()), MIXTURE.denoise, levels[0].sigma * noise, levels)
+        ends.append(x / levels[-1].alpha)
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], atol=1e-10, rtol=0)
+
+
+def test_the_end_of_the_ode_does_not_depend_on_the_schedule():
+    logsnr, noise = torch.linspace(-7, 9, 401, dtype=torch.float64), unit_noise(50, 1)
+    for schedule in SCHEDULES:
+        levels = schedule.at_logsnr(logsnr)
+        x = run(Heun(400, Uniform()), MIXTURE.denoise, levels[0].sigma * noise, levels)
+        exact = MIXTURE.transport(levels[0].sigma * noise, levels[0], levels[-1])
+        torch.testing.assert_close(x, exact, atol=1e-3, rtol=0)
+
+
+@named(("schedule", SCHEDULES))
+def test_euler_is_ddim_without_noise(schedule):
+    noise = unit_noise(20, 1)
+    euler = Euler(10, Uniform())(MIXTURE.denoise, noise, schedule)
+    ddim = Ancestral(10, Uniform(), eta=0.0)
+    x = ddim(MIXTURE.denoise, noise, schedule, randn_like=None)  # draws nothing
+    torch.testing.assert_close(x, euler, atol=1e-13, rtol=0)
+
+
+def test_euler_and_heun_are_the_textbook_ones_on_the_straight_path():
+    levels, x = Rectified()(torch.tensor([0.8, 0.5])), unit_noise(20, 1)
+
+    def velocity(x, level):
+        x0 = MIXTURE.denoise(x, level).x0
+        return (x - x0) / level.t  # eps - x0
+
+    slope = velocity(x, levels[0])
+    guess = x - 0.3 * slope
+    euler = run(Euler(1, Uniform()), MIXTURE.denoise, x, levels)
+    torch.testing.assert_close(euler, guess, atol=1e-7, rtol=0)
+    heun = run(Heun(1, Uniform()), MIXTURE.denoise, x, levels)
+    average = (slope + velocity(guess, levels[1])) / 2
+    torch.testing.assert_close(heun, x - 0.3 * average, atol=1e-7, rtol=0)
+
+
+@named(("schedule", SCHEDULES))
+@every_sampler
+@pytest.mark.parametrize("grid", [Uniform(), Karras(), UniformLogSNR()])
+def test_a_known_image_is_returned_exactly_in_its_dtype(sampler, grid, schedule):
+    image = torch.linspace(-1, 1, 9)
+
+    def denoise(x, level):
+        assert x.dtype == torch.float32
+        assert level.sigma.dtype == torch.float64
+        return Estimate(image.expand_as(x))
+
+    for steps in (1, 2, 5):
+        x = sampler(steps, grid)(denoise, torch.randn(3, 9), schedule)
+        if sampler is IPNDM:  # its last step is extrapolated, too
+            torch.testing.assert_close(x, image.expand(3, 9), atol=1e-5, rtol=0)
+        else:
+            assert torch.equal(x, image.expand(3, 9))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "calls"),
+    [
+        (Euler, 10),
+        (Heun, 19),
+        (Ancestral, 10),
+        (DPMSolver, 10),
+        (SAMPLERS["dpm_3m"], 10),
+        (UniPC, 10),
+        (IPNDM, 10),
+        (ReverseSDE, 10),
+        (AnnealedLangevin, 51),
+        (PredictorCorrector, 20),
+        (partial(PredictorCorrector, corrections=3), 40),
+    ],
+)
+def test_network_calls_and_states_per_walk(sampler, calls):
+    seen = []
+
+    def denoise(x, level):
+        seen.append(level.sigma.item())
+        return MIXTURE.denoise(x, level)
+
+    levels = Uniform()(Rectified(), 10)
+    states = sampler(10, Uniform()).walk(
+        denoise, unit_noise(2, 1), levels, Rectified(), torch.randn_like
+    )
+    assert sum(1 for _ in states) == 10
+    assert len(seen) == calls
+    assert min(seen) > 0  # never asked about clean data
+
+
+@every_sampler
+def test_two_calls_with_the_same_draws_agree(sampler):
+    sampler, noise = sampler(7, Uniform()), unit_noise(5, 1)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        draws.append(sampler(MIXTURE.denoise, noise, Cosine()))
+    assert torch.equal(*draws)
+
+
+@every_sampler
+def test_a_walk_does_not_keep_its_states_alive(sampler):
+    states = []
+
+    def denoise(x, level):
+        states.append(weakref.ref(x))
+        assert sum(ref() is not None for ref in states) <= 4
+        return MIXTURE.denoise(x, level)
+
+    sampler(30, Uniform())(denoise, unit_noise(2, 1), Cosine())
+
+
+@every_sampler
+def test_a_sample_does_not_depend_on_the_others_in_its_batch(sampler):
+    noise, draws = unit_noise(4, 8), torch.randn(99, 4, 8, dtype=torch.float64)
+
+    def draw(n):
+        fresh = iter(draws)
+        return sampler(6, Uniform())(
+            WIDE.denoise, noise[:n], VarianceExploding(), lambda x: next(fresh)[: len(x)]
+        )
+
+    torch.testing.assert_close(draw(4)[:2], draw(2), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("build", "word"),
+    [
+        (lambda: Euler(0, Uniform()), "steps=0"),
+        (lambda: Ancestral(5, Uniform(), eta=1.5), "eta=1.5"),
+        (lambda: Ancestral(5, Uniform(), variance="medium"), "fixed_small, fixed_large, learned"),
+        (lambda: Heun(5, Uniform(), churn=-1.0), "churn=-1"),
+        (lambda: Heun(5, Uniform(), churn_min=2.0, churn_max=1.0), "churn_max=1"),
+        (lambda: Heun(5, Uniform(), noise_scale=0.0), "noise_scale=0"),
+        (lambda: DPMSolver(5, Uniform(), order=4), "order=4 .* from 1 to 3"),
+        (lambda: DPMSolver(5, Uniform(), eta=2.0), "eta=2"),
+        (lambda: DPMSolver(5, Uniform(), order=3, eta=1.0), "order=3 is for the ODE only"),
+        (lambda: UniPC(5, Uniform(), order=0), "order=0 .* from 1 to 3"),
+        (lambda: IPNDM(5, Uniform(), order=5), "order=5 .* from 1 to 4"),
+        (lambda: ReverseSDE(5, Uniform(), eta=-0.5), "eta=-0.5"),
+        (lambda: AnnealedLangevin(5, Uniform(), corrections=0), "corrections=0 must be 1 or more"),
+        (lambda: AnnealedLangevin(5, Uniform(), step_size=2.5), "step_size=2.5"),
+        (lambda: PredictorCorrector(5, Uniform(), snr=0.0), "snr=0"),
+        (lambda: PredictorCorrector(5, Uniform(), corrections=-1), "corrections=-1"),
+        (lambda: PredictorCorrector(5, Uniform(), corrector="euler"), "langevin, annealed"),
+        (lambda: PredictorCorrector(5, Uniform(), variance="large"), "variance=large"),
+    ],
+)
+def test_impossible_settings_are_refused(build, word):
+    with pytest.raises(ValueError, match=word):
+        build()

@@ -1,0 +1,387 @@
+"""Schedules: published values, exact ends, and the way back from logSNR."""
+
+import math
+
+import pytest
+import torch
+from helpers.exact_denoiser import GaussianMixture
+from helpers.paths import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from diffusion_lab.diffusion.sampler import Heun
+from diffusion_lab.diffusion.sampler.time_grid import Uniform
+from diffusion_lab.diffusion.schedule import (
+    Cosine,
+    DDPMCosine,
+    DDPMLinear,
+    DDPMScaledLinear,
+    Linear,
+    NoiseSchedule,
+    Rectified,
+    Shifted,
+    Sigmoid,
+    SubVP,
+    VarianceExploding,
+    ZeroTerminalSNR,
+)
+
+PRESERVING = [
+    Cosine(),
+    Cosine(0.008),
+    Linear(),
+    Sigmoid(),
+    Sigmoid(0, 3, 0.3),
+    DDPMLinear(),
+    DDPMLinear(21),
+    DDPMScaledLinear(),
+    DDPMCosine(),
+    Linear(0.1, 100),  # down to logSNR -50
+    DDPMLinear(1000, 1e-4, 0.1),
+    ZeroTerminalSNR(DDPMLinear()),
+    ZeroTerminalSNR(DDPMLinear(341)),  # where the way back from alpha = 0 would round to below 1
+    ZeroTerminalSNR(Cosine()),
+    Shifted(Linear(), 3),
+]
+SCHEDULES = [
+    *PRESERVING,
+    Rectified(),
+    VarianceExploding(),
+    VarianceExploding(0.01, 50),
+    SubVP(),
+    Shifted(Rectified(), 3),
+    Shifted(Rectified(), 0.3),
+    Shifted(VarianceExploding(), 3),
+    Shifted(ZeroTerminalSNR(DDPMScaledLinear()), 2),
+]
+each = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+
+
+def at(schedule, t):
+    level = schedule(torch.tensor(t, dtype=torch.float64))
+    return level.alpha.item(), level.sigma.item()
+
+
+def ends(schedule):
+    return schedule(torch.tensor([0.0, 1.0]))
+
+
+def inside(n=101):
+    return torch.linspace(0.002, 0.998, n, dtype=torch.float64)
+
+
+def test_rectified_is_the_straight_path_with_exact_ends():
+    assert at(Rectified(), 0.0) == (1, 0)
+    assert at(Rectified(), 0.25) == (0.75, 0.25)
+    assert at(Rectified(), 1.0) == (0, 1)
+
+
+def test_cosine_walks_the_circle_between_logsnr_20_and_minus_20():
+    ends = Cosine()(torch.tensor([0.0, 0.5, 1.0]))
+    assert ends.logsnr.tolist() == pytest.approx([20, 0, -20], abs=1e-9)
+    t = torch.linspace(0, 1, 101)
+    level = Cosine()(t)
+    angle = torch.atan2(level.sigma, level.alpha)
+    assert torch.allclose(angle.diff(), angle.diff()[:1])  # constant speed
+    assert (angle - t.double() * math.pi / 2).abs().max() < 5e-5  # and almost the plain cosine
+
+
+def test_cosine_without_offset_is_cos_and_sin_to_the_last_bit():
+    start = math.atan(math.exp(-10))
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    angle = start + (math.pi / 2 - 2 * start) * t
+    assert torch.equal(Cosine()(t).alpha, angle.cos())
+    assert torch.equal(Cosine()(t).sigma, angle.sin())
+
+
+def test_cosine_with_offset_is_improved_ddpms_formula():
+    t = inside()
+    # from the published alpha^2 the linear map of t onto the ends takes less than 1e-4
+    start = 0.008 / 1.008 * math.pi / 2
+    published = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2 / math.cos(start) ** 2
+    level = Cosine(0.008)(t)
+    torch.testing.assert_close(level.alpha**2, published, atol=1e-4, rtol=0)
+    assert ends(Cosine(0.008)).logsnr.tolist() == pytest.approx([20, -20], abs=1e-9)
+    # at small t noisier than without: 0.0125 is the angle of the offset
+    assert at(Cosine(0.008), 0.01)[1] > 1.5 * at(Cosine(), 0.01)[1]
+    # sigma^2 keeps its digits where 1 - alpha^2 has lost them: over 1e-13 it is a straight line
+    low = Cosine(0.008)(torch.tensor([0.0, 1e-13, 2e-13], dtype=torch.float64))
+    slope = (low.sigma**2).diff() / 1e-13
+    expected = math.pi / 1.008 * math.sin(start) / math.cos(start)
+    assert slope.tolist() == pytest.approx([expected, expected], rel=2e-4)
+
+
+def test_linear_is_the_integral_of_beta():
+    grid = torch.linspace(0, 0.3, 100001, dtype=torch.float64)
+    integral = torch.trapezoid(0.1 + 19.9 * grid, grid).item()
+    alpha, sigma = at(Linear(), 0.3)
+    assert alpha == pytest.approx(math.exp(-integral / 2), rel=1e-9)
+    assert sigma == pytest.approx(math.sqrt(1 - math.exp(-integral)), rel=1e-9)
+    assert at(Linear(), 0.0) == (1, 0)
+    assert at(Linear(), 1.0)[0] == pytest.approx(math.exp(-20.1 / 4), rel=1e-12)  # 0.00657
+    # sigma^2 = 0.1 t near t = 0, where 1 - alpha^2 has no digit left
+    assert at(Linear(), 1e-17)[1] == pytest.approx(1e-9, rel=1e-9)
+
+
+def test_linear_is_the_limit_of_ddpms_table():
+    t = inside()
+    table = DDPMLinear(100_000)(t)  # beta 1e-4 to 0.02 of 1000 steps: 0.1 to 20 a unit of t
+    torch.testing.assert_close(Linear()(t).alpha, table.alpha, atol=1e-4, rtol=0)
+
+
+def test_sub_vp_has_the_square_of_linears_sigma():
+    t = inside()
+    torch.testing.assert_close(SubVP()(t).alpha, Linear()(t).alpha, atol=0, rtol=0)
+    torch.testing.assert_close(SubVP()(t).sigma, Linear()(t).sigma ** 2, atol=0, rtol=1e-13)
+    assert at(SubVP(), 0.0) == (1, 0)
+    assert at(SubVP(), 1e-17)[1] == pytest.approx(1e-18, rel=1e-9)
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3, 3, 1), (0, 3, 0.3), (-3, 3, 1.1)])
+def test_sigmoid_is_the_published_formula(start, end, tau):
+    t = inside()
+    low, high = (torch.tensor(x / tau).double().sigmoid() for x in (start, end))
+    # the linear map of t onto the ends takes less than 3e-6 of t
+    published = (high - ((start + t * (end - start)) / tau).sigmoid()) / (high - low)
+    schedule = Sigmoid(start, end, tau)
+    torch.testing.assert_close(schedule(t).alpha ** 2, published, atol=1e-5, rtol=0)
+    assert ends(schedule).logsnr.tolist() == pytest.approx([20, -20], abs=1e-12)
+    assert at(Sigmoid(), 0.3) == at(Sigmoid(-3.0, 3.0, 1.0), 0.3)  # the published default
+
+
+def test_variance_exploding_is_geometric_between_its_ends():
+    schedule = VarianceExploding(0.002, 80)
+    assert at(schedule, 0.0) == pytest.approx((1, 0.002), rel=1e-12)
+    assert at(schedule, 0.5) == pytest.approx((1, 0.4), rel=1e-12)  # sqrt(0.002 * 80)
+    assert at(schedule, 1.0) == pytest.approx((1, 80), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1000, 50, 4000])
+@pytest.mark.parametrize("root", [1, 2])
+def test_ddpm_tables_are_the_products_of_betas_scaled_to_their_length(steps, root):
+    schedule = (DDPMLinear if root == 1 else DDPMScaledLinear)(steps, 1e-4, 0.02)
+    assert schedule.discrete_steps == steps
+    first, last = (1e-4 * 1000 / steps) ** (1 / root), (0.02 * 1000 / steps) ** (1 / root)
+    product = 1.0
+    for i in range(steps):
+        beta = (first + (last - first) * i / (steps - 1)) ** root
+        product *= 1 - beta
+        if i % 10 in (0, 9):
+            alpha, sigma = at(schedule, (i + 1) / steps)  # index i sits at t = (i + 1) / N
+            assert alpha == pytest.approx(math.sqrt(product), rel=1e-10)
+            assert sigma == pytest.approx(math.sqrt(1 - product), rel=1e-8)
+
+
+def test_ddpm_tables_published_ends():
+    alpha, sigma = at(DDPMLinear(), 1.0)
+    assert alpha**2 == pytest.approx(4.0358e-5, rel=1e-4)
+    assert sigma / alpha == pytest.approx(157.4, abs=0.05)
+    alpha, sigma = at(DDPMScaledLinear(), 1.0)  # Stable Diffusion's sigma_max and sigma_min
+    assert sigma / alpha == pytest.approx(14.6146, abs=1e-3)
+    alpha, sigma = at(DDPMScaledLinear(), 0.001)
+    assert sigma / alpha == pytest.approx(0.0292, abs=1e-4)
+    assert at(DDPMCosine(), 1.0)[0] == pytest.approx(4.928e-5, rel=1e-3)
+    assert at(DDPMCosine(max_beta=0.5), 1.0)[0] > 1e-3  # the cap is what leaves some signal
+
+
+@pytest.mark.parametrize("steps", [100, 250, 4000])
+def test_tables_of_any_length_end_at_about_the_same_noise(steps):
+    for table in (DDPMLinear, DDPMScaledLinear):
+        same = ends(table()).logsnr[1].item()
+        assert ends(table(steps)).logsnr[1].item() == pytest.approx(same, abs=0.8)
+    # the cosine is not scaled: a point's level depends on t alone, until the betas are capped
+    t = torch.arange(1, 10, dtype=torch.float64) / 10
+    short, long = DDPMCosine(steps)(t), DDPMCosine()(t)
+    torch.testing.assert_close(short.alpha, long.alpha, atol=1e-12, rtol=1e-12)
+
+
+def test_ddpm_linear_between_the_points_of_its_table():
+    schedule = DDPMLinear(100)
+    below, between, above = (at(schedule, t)[0] for t in (0.3, 0.305, 0.31))
+    assert between == pytest.approx(math.sqrt(below * above), rel=1e-12)  # log alpha linear
+    assert at(schedule, 0.0) == (1, 0)
+    # sigma keeps its digits where 1 - alpha^2 would lose them
+    small = at(DDPMLinear(), 1e-12)[1]
+    assert small == pytest.approx(math.sqrt(-math.expm1(1e-9 * math.log1p(-1e-4))), rel=1e-9)
+
+
+@pytest.mark.parametrize("inner", [DDPMLinear(), DDPMScaledLinear(), Linear(), Cosine(0.008)])
+def test_zero_terminal_snr_moves_alpha_to_exactly_zero(inner):
+    schedule = ZeroTerminalSNR(inner)
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    level, before = schedule(t), inner(t)
+    assert (level.alpha[-1], level.sigma[-1]) == (0, 1)
+    assert at(schedule, 1.0) == (0, 1)
+    assert schedule.discrete_steps == inner.discrete_steps
+    last = before.alpha[-1]
+    torch.testing.assert_close(level.alpha, (before.alpha - last) / (1 - last))
+    # near clean data as exact as the inner one: sigma'^2 is sigma^2 / (1 - alpha(1))
+    low = torch.tensor(1e-12, dtype=torch.float64)
+    if inner(torch.zeros(())).sigma == 0:
+        ratio = (schedule(low).sigma / inner(low).sigma) ** 2
+        assert ratio.item() == pytest.approx(1 / (1 - last.item()), rel=1e-9)
+
+
+def test_shifted_rectified_flow_is_the_published_change_of_time():
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    level = Shifted(Rectified(), 3.0)(t)
+    torch.testing.assert_close(level.sigma, 3 * t / (1 + 2 * t), atol=1e-15, rtol=0)
+    assert torch.equal(ends(Shifted(Rectified(), 3.0)).alpha, torch.tensor([1.0, 0.0]).double())
+    assert torch.equal(ends(Shifted(Rectified(), 3.0)).sigma, torch.tensor([0.0, 1.0]).double())
+
+
+@pytest.mark.parametrize(
+    ("inner", "path"),
+    [
+        (Rectified(), lambda alpha, sigma: alpha + sigma),
+        (Cosine(), lambda alpha, sigma: alpha**2 + sigma**2),
+        (ZeroTerminalSNR(DDPMLinear()), lambda alpha, sigma: alpha**2 + sigma**2),
+        (VarianceExploding(), lambda alpha, sigma: alpha),
+    ],
+)
+@pytest.mark.parametrize("shift", [4.0, 0.25])
+def test_shifted_lowers_logsnr_everywhere_and_stays_on_the_path(inner, path, shift):
+    t, schedule = inside(), Shifted(inner, shift)
+    level = schedule(t)
+    expected = inner(t).logsnr - 2 * math.log(shift)
+    torch.testing.assert_close(level.logsnr, expected, atol=1e-12, rtol=0)
+    length = path(level.alpha, level.sigma)
+    torch.testing.assert_close(length, torch.ones_like(t), atol=1e-14, rtol=0)
+    assert schedule.discrete_steps == inner.discrete_steps
+    assert (ends(schedule).alpha[1] == 0) == (ends(inner).alpha[1] == 0)
+
+
+@pytest.mark.parametrize("schedule", PRESERVING, ids=lambda s: type(s).__name__)
+def test_variance_is_preserved(schedule):
+    level = schedule(torch.linspace(0, 1, 101))
+    one = torch.ones(101, dtype=torch.float64)
+    torch.testing.assert_close(level.alpha**2 + level.sigma**2, one, atol=1e-14, rtol=0)
+
+
+@each
+def test_levels_are_float64_keep_the_shape_and_fall_in_logsnr(schedule):
+    level = schedule(torch.linspace(0, 1, 300, dtype=torch.float32).reshape(3, 100))
+    assert level.t.dtype == level.alpha.dtype == level.sigma.dtype == torch.float64
+    assert level.alpha.shape == level.sigma.shape == (3, 100)
+    assert (level.logsnr.flatten().diff() < 0).all()
+
+
+@each
+def test_heun_has_order_two_and_ends_where_the_ode_does(schedule):
+    mixture = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
+    start, end = schedule(torch.tensor([0.95, 0.05]))
+    noise = torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = start.alpha * torch.linspace(-2, 2.5, 50).double()[:, None] + start.sigma * noise
+    exact, errors = mixture.transport(x, start, end), []
+    for steps in (40, 160):
+        levels = schedule(torch.linspace(0.95, 0.05, steps + 1, dtype=torch.float64))
+        *_, drawn = Heun(steps, Uniform()).walk(mixture.denoise, x, levels, schedule, None)
+        errors.append((drawn - exact).square().mean().sqrt().item())
+    assert math.log(errors[0] / errors[1], 4) == pytest.approx(2, abs=0.15)
+    assert errors[1] < 2e-3
+
+
+@each
+def test_at_logsnr_goes_back(schedule):
+    t = inside(250)
+    level = schedule.at_logsnr(schedule(t).logsnr)
+    torch.testing.assert_close(level.t, t, atol=1e-12, rtol=0)
+    assert torch.equal(level.alpha, schedule(level.t).alpha)
+    for shape in ((), (2, 3)):
+        assert schedule.at_logsnr(torch.zeros(shape)).t.shape == shape
+
+
+@each
+def test_at_logsnr_is_as_exact_at_the_ends(schedule):
+    logsnr = torch.tensor([19.0, 15.0, -8.0, -19.0], dtype=torch.float64)
+    low, high = ends(schedule).logsnr.flip(0)
+    logsnr = logsnr[(low < logsnr) & (logsnr < high)]
+    back = schedule.at_logsnr(logsnr).logsnr
+    # one rounding of t near 1 moves logSNR by up to 2^-53 / alpha^2, 2e-8 at -19
+    torch.testing.assert_close(back, logsnr, atol=2e-8, rtol=0)
+
+
+@each
+def test_closed_forms_agree_with_bisection(schedule):
+    assert type(schedule).at_logsnr is not NoiseSchedule.at_logsnr
+    logsnr = torch.linspace(-15, 15, 61, dtype=torch.float64)
+    closed, bisected = schedule.at_logsnr(logsnr), NoiseSchedule.at_logsnr(schedule, logsnr)
+    torch.testing.assert_close(closed.t, bisected.t, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(closed.sigma, bisected.sigma, atol=1e-12, rtol=1e-9)
+
+
+@each
+def test_at_logsnr_beyond_the_ends_is_the_end(schedule):
+    t = schedule.at_logsnr(torch.tensor([-math.inf, -100.0, 100.0, math.inf])).t
+    assert t[0] == 1
+    assert t[1] == pytest.approx(1, abs=1e-15)
+    assert t[2] == pytest.approx(0, abs=1e-15)
+    assert t[3] == 0
+
+
+@pytest.mark.parametrize(
+    ("build", "word"),
+    [
+        (lambda: VarianceExploding(0.0, 80.0), "sigma_min=0.0"),
+        (lambda: VarianceExploding(2.0, 1.0), "sigma_max=1.0"),
+        (lambda: Cosine(-0.1), "offset=-0.1"),
+        (lambda: Linear(0.0, 20.0), "beta_min=0.0"),
+        (lambda: SubVP(2.0, 1.0), "beta_max=1.0"),
+        (lambda: Sigmoid(3.0, 3.0), "start=3.0"),
+        (lambda: Sigmoid(tau=0.0), "tau=0.0"),
+        (lambda: Sigmoid(tau=0.01), "a hundredth"),
+        (lambda: DDPMLinear(0), "steps=0"),
+        (lambda: DDPMLinear(1000, 0.2, 0.1), "beta_start=0.2"),
+        (lambda: DDPMLinear(1000, 0.2, 1.0), "beta_end=1.0"),
+        (lambda: DDPMLinear(20), r"steps=20 .* schedule\.steps=21 or more"),
+        (lambda: DDPMScaledLinear(12), r"steps=12 .* schedule\.steps=13 or more"),
+        (lambda: DDPMCosine(0), "steps=0"),
+        (lambda: DDPMCosine(10, -0.1), "offset=-0.1"),
+        (lambda: DDPMCosine(10, 0.008, 1.0), "max_beta=1.0"),
+        (lambda: ZeroTerminalSNR(Rectified()), "variance-preserving"),
+        (lambda: ZeroTerminalSNR(VarianceExploding()), "variance-preserving"),
+        (lambda: ZeroTerminalSNR(SubVP()), "variance-preserving"),
+        (lambda: Shifted(SubVP()), r"schedule\.schedule with"),
+        (lambda: Shifted(Rectified(), 0.0), "shift=0.0"),
+    ],
+)
+def test_impossible_settings_are_refused(build, word):
+    with pytest.raises(ValueError, match=word):
+        build()
+
+
+@pytest.mark.parametrize("beta_end", [0.001, 0.012, 0.02, 0.029, 0.0195, 0.115, 0.999])
+def test_the_shortest_table_that_the_refusal_names_works(beta_end):
+    for table in (DDPMLinear, DDPMScaledLinear):
+        fewest = math.floor(round(1000 * beta_end, 6)) + 1
+        logsnr = table(fewest, 1e-4, beta_end)(torch.linspace(0, 1, 50)).logsnr
+        assert (logsnr.diff() < 0).all()
+        with pytest.raises(ValueError, match=rf"schedule\.steps={fewest} or more"):
+            table(fewest - 1, 1e-4, beta_end)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "outer", "inner"),
+    [
+        (["schedule=zero_terminal_snr"], ZeroTerminalSNR, DDPMLinear),
+        (["schedule=zero_terminal_snr", "schedule.schedule.steps=50"], ZeroTerminalSNR, DDPMLinear),
+        (
+            ["schedule=zero_terminal_snr", "schedule@schedule.schedule=cosine"],
+            ZeroTerminalSNR,
+            Cosine,
+        ),
+        (["schedule=shifted"], Shifted, Rectified),
+        (
+            ["schedule=shifted", "schedule@schedule.schedule=zero_terminal_snr"],
+            Shifted,
+            ZeroTerminalSNR,
+        ),
+    ],
+)
+def test_the_inner_schedule_is_chosen_as_the_configuration_says(overrides, outer, inner):
+    conf = ROOT / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        schedule = instantiate(compose("train", overrides=["name=x", *overrides]).schedule)
+    assert isinstance(schedule, outer)
+    assert isinstance(schedule.schedule, inner)
+    assert schedule.discrete_steps == schedule.schedule.discrete_steps

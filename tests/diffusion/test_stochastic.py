@@ -1,0 +1,247 @@
+"""Stochastic samplers against the distributions and the chains that they should draw from."""
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from helpers.exact_denoiser import GaussianMixture
+from helpers.pairs import each_once
+
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.noise import jump, posterior
+from diffusion_lab.diffusion.sampler import (
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver,
+    Heun,
+    PredictorCorrector,
+    ReverseSDE,
+)
+from diffusion_lab.diffusion.sampler.time_grid import Karras, Uniform, UniformLogSNR
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+
+SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+WEIGHTS, STD = [0.6, 0.3, 0.1], 0.5
+MODES = torch.tensor([[-2.0, 0.0], [1.0, 2.0], [2.0, -1.5]], dtype=torch.float64)
+# Langevin steps at one level mix modes slowly: many of them, and from no noisier than needed
+SLOW = partial(AnnealedLangevin, 50, UniformLogSNR(0.05, 10.0), corrections=20, step_size=0.5)
+
+
+def learned(denoise):
+    """The same estimate with a learned variance half way between the logs of both fixed ones."""
+
+    def with_variance(x, level):
+        x0 = denoise(x, level).x0
+        return Estimate(x0, torch.full_like(x0, 0.5))
+
+    return with_variance
+
+
+SAMPLERS = {
+    # at 100 steps and eta = 1 DDPM's stds are still 3 to 6 % off, as they should be: see below
+    "ddim_half": Ancestral(100, Uniform(), eta=0.5),
+    "ddpm": Ancestral(400, Uniform()),
+    "ddpm_large": Ancestral(400, Uniform(), variance="fixed_large"),
+    "ddpm_learned": Ancestral(400, Uniform(), variance="learned"),
+    "dpm_half": DPMSolver(200, Uniform(), eta=0.5),
+    "dpm_sde": DPMSolver(200, Uniform(), eta=1.0),
+    "reverse_sde": ReverseSDE(250, UniformLogSNR()),
+    "reverse_half": ReverseSDE(250, UniformLogSNR(), eta=0.5),
+    "churn": Heun(100, Karras(), churn=40.0, churn_min=0.05, churn_max=50.0, noise_scale=1.003),
+    "annealed_langevin": SLOW(),
+    "predictor_corrector": PredictorCorrector(200, UniformLogSNR(), corrector="annealed"),
+    "predictor_corrector_small": PredictorCorrector(
+        400, Uniform(), corrector="annealed", variance="fixed_small"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule"), each_once(SAMPLERS, {type(s).__name__: s for s in SCHEDULES})
+)
+def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
+    torch.manual_seed(0)
+    denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
+    x = sampler(learned(denoise), torch.randn(20_000, 2, dtype=torch.float64), schedule)
+    nearest = torch.cdist(x, MODES).argmin(1)
+    for mode, weight in enumerate(WEIGHTS):
+        members = x[nearest == mode]
+        assert len(members) / 20_000 == pytest.approx(weight, abs=0.02)
+        torch.testing.assert_close(members.mean(0), MODES[mode], atol=0.05, rtol=0)
+        # the 2,000 samples of the last mode know their std to 1.1 %
+        assert members.std(0).mean().item() == pytest.approx(STD, rel=0.03)
+
+
+@every_schedule
+def test_the_langevin_corrector_recovers_an_unbalanced_mixture(schedule):
+    # In 64 dimensions a sample's norms are near their mean. What bias of 1 / D and snr^2 is left,
+    # 2 % here and 4 % at snr = 0.16, partly cancels that of 60 steps with the small variance.
+    torch.manual_seed(0)
+    modes = torch.zeros(3, 64, dtype=torch.float64)
+    modes[:, :2] = MODES
+    sampler = PredictorCorrector(60, UniformLogSNR(), snr=0.1, variance="fixed_small")
+    noise = torch.randn(4000, 64, dtype=torch.float64)
+    x = sampler(GaussianMixture(WEIGHTS, modes.tolist(), STD).denoise, noise, schedule)
+    nearest = torch.cdist(x, modes).argmin(1)
+    for mode, weight in enumerate(WEIGHTS):
+        members = x[nearest == mode]
+        assert len(members) / 4000 == pytest.approx(weight, abs=0.02)
+        assert (members.mean(0) - modes[mode]).square().mean().sqrt() < 0.05
+        assert members.std(0).mean().item() == pytest.approx(STD, rel=0.03)
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ancestral_chain_of_a_gaussian_has_its_known_variance(variance, steps):
+    torch.manual_seed(0)
+    std, schedule = 0.5, DDPMLinear()
+    noise = torch.randn(20_000, 1, dtype=torch.float64)
+    sampler = Ancestral(steps, Uniform(), 1.0, variance)
+    x = sampler(GaussianMixture([1.0], [0.0], std).denoise, noise, schedule)
+
+    # DDPM's own formulas, in alpha_bar and beta of the shortened chain
+    alpha_bar = [level.alpha.item() ** 2 for level in Uniform()(schedule, steps)]
+    known = 1 - alpha_bar[0]
+    for now, before in pairwise(alpha_bar):
+        beta = 1 - now / before
+        gain = math.sqrt(now) * std**2 / (now * std**2 + 1 - now)  # of x0_hat in x
+        slope = math.sqrt(before) * beta / (1 - now) * gain
+        slope += math.sqrt(1 - beta) * (1 - before) / (1 - now)
+        added = beta if variance == "fixed_large" else beta * (1 - before) / (1 - now)
+        known = slope**2 * known + (added if before < 1 else 0)
+    assert x.var().item() == pytest.approx(known, rel=0.04)
+
+
+@pytest.mark.parametrize("steps", [20, 60])
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_sde_chain_of_a_gaussian_has_its_known_variance(eta, steps):
+    """Euler-Maruyama's linear recursion, under a schedule whose alpha changes."""
+    torch.manual_seed(0)
+    std, schedule, grid = 0.5, DDPMLinear(), UniformLogSNR(0.2, 1000.0)
+    noise = torch.randn(20_000, 1, dtype=torch.float64)
+    x = ReverseSDE(steps, grid, eta)(GaussianMixture([1.0], [0.0], std).denoise, noise, schedule)
+
+    levels = grid(schedule, steps)
+    known = levels[0].sigma.item() ** 2
+    for here, there in pairwise(levels):
+        gain = here.alpha * std**2 / (here.alpha**2 * std**2 + here.sigma**2)  # of x0_hat in x
+        eps = (1 - here.alpha * gain) / here.sigma
+        rise = there.logsnr - here.logsnr if there.sigma > 0 else 0.0
+        slope = there.alpha * gain + (there.sigma - eta**2 / 2 * here.sigma * rise) * eps
+        known = (slope**2 * known + eta**2 * here.sigma**2 * rise).item()
+    assert x.var().item() == pytest.approx(known, rel=0.04)
+
+
+def test_sde_steps_that_are_too_long_are_steps_of_the_ode():
+    """The longest logSNR rise is 2 sigma_there / sigma_here at eta = 1: no eps is left then."""
+    denoise, schedule = GaussianMixture([1.0], [0.3], STD).denoise, VarianceExploding()
+    x = torch.randn(6, 1, dtype=torch.float64)
+    for ratio, noisy in ((0.55, False), (0.6, True)):  # r + log(r) = 0 at 0.567
+        levels = schedule.at_logsnr(-2 * torch.tensor([1.0, ratio], dtype=torch.float64).log())
+        sampler = ReverseSDE(1, Uniform())
+        (state,) = sampler.walk(denoise, x, levels, None, torch.ones_like)
+        ode = jump(x, denoise(x, levels[0]).x0, levels[0], levels[1])
+        assert torch.equal(state, ode) != noisy
+
+
+def test_learned_variance_lies_between_the_logs_of_the_fixed_ones():
+    schedule, x = DDPMLinear(), torch.zeros(5, 1, dtype=torch.float64)
+    levels = schedule(torch.tensor([0.6, 0.5], dtype=torch.float64))
+    _, small, large = posterior(x, x, levels[0], levels[1], 0.8)
+    share = torch.tensor([0.0, 0.25, 0.5, 1.0, 0.3], dtype=torch.float64)[:, None]
+    sampler = Ancestral(1, Uniform(), 0.8, "learned")
+    (state,) = sampler.walk(lambda x, level: Estimate(x, share), x, levels, None, torch.ones_like)
+    expected = (share * large.log() + (1 - share) * small.log()).exp().sqrt()
+    torch.testing.assert_close(state, expected, atol=0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral, PredictorCorrector])
+def test_learned_variance_needs_a_model_that_learned_it(sampler):
+    denoise = GaussianMixture([1.0], [0.0], STD).denoise
+    with pytest.raises(ValueError, match="objective/variance_loss=hybrid"):
+        sampler(3, Uniform(), variance="learned")(denoise, torch.randn(2, 1), Cosine())
+
+
+def test_no_noise_is_drawn_where_none_is_wanted():
+    denoise, noise = GaussianMixture([1.0], [0.0], STD).denoise, torch.randn(4, 1)
+    for sampler in (
+        Heun(5, Uniform()),
+        Heun(5, Uniform(), churn=9.0, churn_max=1e-4),
+        Ancestral(5, Uniform(), eta=0.0, variance="fixed_large"),
+        DPMSolver(5, Uniform()),
+        ReverseSDE(5, Uniform(), eta=0.0),
+    ):
+        assert sampler(denoise, noise, Cosine(), randn_like=None).isfinite().all()
+
+
+@every_schedule
+def test_churn_raises_the_level_and_stops_at_the_noisiest(schedule):
+    """The network is asked at sigma / alpha times 1 + min(churn / steps, sqrt(2) - 1)."""
+    for churn, gamma in ((1.0, 0.1), (50.0, math.sqrt(2) - 1)):
+        asked = []
+
+        def denoise(x, level, asked=asked):
+            asked.append((level.sigma / level.alpha).item())
+            return Estimate(torch.zeros_like(x))
+
+        Heun(10, Uniform(), churn=churn)(denoise, torch.randn(2, 1), schedule)
+        levels = Uniform()(schedule, 10)
+        ratio, noisiest = levels.sigma / levels.alpha, schedule(torch.tensor(1.0))
+        expected = (ratio[:-1] * (1 + gamma)).clamp(max=noisiest.sigma / noisiest.alpha)
+        assert asked[::2] == pytest.approx(expected.tolist(), rel=1e-9)
+
+
+def test_ncsn_defaults_keep_the_noise_of_a_level():
+    """NCSNv2's technique 3 (arXiv:2006.09011): no other step size leaves less excess noise."""
+    steps = AnnealedLangevin(232, Uniform())
+    gamma = (50 / 0.01) ** (1 / (steps.steps - 1))
+
+    def excess(size):
+        kept = (1 - size) ** (2 * steps.corrections)
+        fresh = 2 * size / (1 - (1 - size) ** 2)
+        return abs(kept * (gamma**2 - fresh) + fresh - 1)
+
+    sizes = [0.002 * i for i in range(1, 100)]
+    assert steps.step_size == pytest.approx(6.2e-6 / 0.01**2)
+    assert min(sizes, key=excess) == pytest.approx(steps.step_size, abs=0.005)
+
+
+@pytest.mark.parametrize("corrector", ["langevin", "annealed"])
+@pytest.mark.parametrize("t", [1.0, 0.6])
+def test_a_correction_is_shorter_by_the_beta_of_its_step(t, corrector):
+    """score-SDE's correctors for its variance-preserving SDE, where e has the factor 1 - beta.
+
+    On pure noise that is 0: x stays as it is.
+    """
+    levels = Rectified()(torch.tensor([t, 0.5], dtype=torch.float64))
+    seen, x = [], torch.randn(6, 2, dtype=torch.float64)
+    z = torch.randn(6, 2, dtype=torch.float64)
+
+    def denoise(x, level):
+        seen.append(x)
+        return Estimate(0.3 * x)
+
+    sampler = PredictorCorrector(1, Uniform(), corrector=corrector)
+    list(sampler.walk(denoise, x, levels, None, lambda x: z))
+
+    alpha, sigma = levels[0].alpha, levels[0].sigma
+    score = (0.3 * alpha * x - x) / sigma**2
+    e = 2 * (1 - t) ** 2 / 0.5**2 * (0.16 * sigma) ** 2
+    if corrector == "langevin":
+        e = e / sigma**2 * (z.norm(dim=1) / score.norm(dim=1))[:, None] ** 2
+    torch.testing.assert_close(seen[1], x + e * score + (2 * e).sqrt() * z, atol=1e-12, rtol=0)
+
+
+def test_defaults_are_the_published_constants():
+    grid = Uniform()
+    assert PredictorCorrector(9, grid).snr == 0.16
+    assert PredictorCorrector(9, grid).corrections == 1
+    assert PredictorCorrector(9, grid).corrector == "langevin"
+    assert PredictorCorrector(9, grid).variance == "fixed_large"
+    assert AnnealedLangevin(9, grid).corrections == 5
+    assert ReverseSDE(9, grid).eta == 1
+    heun = Heun(9, grid)
+    assert (heun.churn, heun.churn_min, heun.churn_max, heun.noise_scale) == (0, 0, math.inf, 1)

@@ -1,0 +1,276 @@
+"""Latents of a frozen first stage: scaled, kept on disk, and part of the run that diffuses them."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from helpers.tiny_data import TinyData
+from helpers.tiny_runs import TINY, tiny_first_stage
+from torch.optim.swa_utils import AveragedModel
+
+from diffusion_lab.data import datamodule
+from diffusion_lab.data.tensor_loader import TensorLoader
+from diffusion_lab.first_stage import KL, VQ
+from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.training.autoencoder_task import latent_moments
+from diffusion_lab.training.diffusion_module import DiffusionModule
+
+LATENT = [*(a for a in TINY if a != "backbone.patch=4"), "backbone.patch=2", "first_stage=kl"]
+TRAIN = ["train", *LATENT, "first_stage.run=first", "logger=none", "run_dir=run"]
+
+
+@pytest.fixture
+def data():
+    data = TinyData(flip=True)
+    data.setup("fit")
+    return data
+
+
+def open_stage(folder, kind=KL, cache=True):
+    return kind(str(folder), None, cache, str(folder / "latents"))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(KL, "KL"), (VQ, "VQ")])
+def test_latents_go_there_and_back(tmp_path, data, kind, name):
+    stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
+    assert stage.latent_shape((1, 8, 8)) == (4, 4, 4)
+    images = data.train_images()
+    x0 = stage.encode(images)
+    assert (x0.dtype, x0.shape) == (torch.float32, (64, 4, 4, 4))
+    mean = stage.network.mean(stage.moments(images))
+    torch.testing.assert_close(x0, (mean - 0.1) / 0.5)
+    torch.testing.assert_close(stage.restored(x0), mean)
+    back = stage.decode(x0)
+    assert (back.dtype, back.shape) == (torch.uint8, images.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stage.encode(images), x0)
+        assert (stage.decode(x0).int() - back.int()).abs().max() <= 4
+
+
+def test_a_folder_that_is_a_number_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_first_stage(tmp_path / "2024")
+    assert KL(2024, None, True, "latents").path == Path("2024") / files.FILE
+
+
+def test_measured_statistics_scale_latents_to_one(tmp_path, data):
+    network, _, _ = files.load(tiny_first_stage(tmp_path / "first") / files.FILE)
+    mean, std = latent_moments(network, data, torch.device("cpu"))
+    stage = open_stage(tiny_first_stage(tmp_path / "first", latent_mean=mean, latent_std=std))
+    torch.manual_seed(0)
+    drawn = torch.cat([stage.draw(data.train_images()) for _ in range(20)])
+    torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.zeros(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(drawn.std((0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(KL, "KL"), (VQ, "VQ")])
+def test_cached_latents_are_fresh_ones_bit_for_bit(tmp_path, data, kind, name):
+    stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
+    stage.prepare(data, torch.device("cpu"))
+    pixels = TensorLoader(data.train_images(), data.train_labels(), 64, 0, flip=True)
+    kept = TensorLoader(
+        data.moments, data.train_labels(), 64, 0, flip=True, mirrored=data.mirrored_moments
+    )
+    (images, labels), (moments, same) = pixels.batch_at(5), kept.batch_at(5)
+    assert torch.equal(labels, same)
+    assert pixels.order(0)[1].unique().tolist() == [0, 1]
+    drawn = []
+    for batch in (images, moments):
+        torch.manual_seed(3)
+        drawn.append(stage.draw(batch))
+    assert torch.equal(*drawn)
+    torch.manual_seed(4)
+    assert torch.equal(stage.draw(moments), drawn[0]) == (kind is VQ)  # the posterior's draws
+
+
+def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeypatch):
+    stage = open_stage(tiny_first_stage(tmp_path / "first"))
+    stage.prepare(data, torch.device("cpu"))
+    assert len(list((tmp_path / "first/latents").glob("moments-*.pt"))) == 2
+    first, mirrored = data.moments, data.mirrored_moments
+    assert not torch.equal(first, mirrored)
+    monkeypatch.setattr(KL, "encoder", None)
+    stage.prepare(data, torch.device("cpu"))
+    assert torch.equal(data.moments, first)
+    monkeypatch.undo()
+    stage.sha256 = "another"
+    stage.prepare(data, torch.device("cpu"))
+    assert len(list((tmp_path / "first/latents").glob("moments-*.pt"))) == 4
+
+
+@pytest.mark.parametrize(("free", "device"), [(200_000, "meta"), (120_000, "cpu")])
+def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, free, device):
+    data.moments = torch.zeros(64, 8, 2, 2)  # 8 kB, and as much again mirrored
+    data.mirrored_moments = torch.ones(64, 8, 2, 2)
+    data.set_batch(8, 8, 0)
+    where = torch.device("meta")
+    strategy = SimpleNamespace(root_device=where)
+    data.trainer = SimpleNamespace(
+        strategy=strategy, accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0
+    )
+    # of which a tenth may be taken
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    original = datamodule._fits
+    monkeypatch.setattr(datamodule, "_fits", lambda kept, _: original(kept, torch.device("cuda")))
+    loader = data.train_dataloader()
+    assert {loader.images.device.type, loader.mirrored.device.type} == {device}
+
+
+def test_a_latent_run_from_training_to_another_path(lab, tmp_path):
+    tiny_first_stage(tmp_path / "first")
+    code, _, err = lab(*TRAIN, "data.flip=true")
+    assert code == 0, err
+    assert "rFID 12.5" in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["metrics"]["rfid/efficientnet_lite0-96/train64-16"] == 12.5
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    content = (tmp_path / "first" / files.FILE).read_bytes()
+    assert (tmp_path / "run" / files.FILE).read_bytes() == content
+    assert len(config["first_stage"]["sha256"]) == 64
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    for part in ("state_dict", "current_model_state"):
+        assert not [name for name in checkpoint[part] if not name.startswith("denoiser.")]
+
+    shutil.rmtree(tmp_path / "first")
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere/moved")
+    moved = "elsewhere/moved"
+    for command in (["sample", "num_samples=4"], ["inpaint", "num_images=2", "variants=1"]):
+        code, _, err = lab(*command, f"run={moved}")
+        assert code == 0, err
+    code, _, err = lab("evaluate", f"run={moved}")
+    assert code == 0, err
+    assert "rFID 12.5" in err
+    code, _, err = lab("train", f"resume={moved}", "trainer.max_steps=6")
+    assert code == 0, err
+    code, _, err = lab(
+        "sample", f"run={moved}", "guidance=autoguidance", f"guidance.weak_run={moved}"
+    )
+    assert code == 0, err
+    for command in ("likelihood", "encode"):
+        code, _, err = lab(command, f"run={moved}")
+        assert code == 2
+        assert "diffuses the latents of an encoder" in err
+
+    path = tmp_path / moved / files.FILE
+    path.unlink()
+    code, _, err = lab("sample", f"run={moved}")
+    assert code == 2
+    assert "there is no elsewhere/moved/first_stage.safetensors" in err
+    tiny_first_stage(tmp_path / moved, latent_std=[0.6] * 4)
+    code, _, err = lab("train", f"resume={moved}", "trainer.max_steps=9")
+    assert code == 2
+    assert "is not the first stage that this run was trained with" in err
+
+
+def test_caching_changes_no_step(lab, tmp_path):
+    tiny_first_stage(tmp_path / "first")
+    states = []
+    for cache in ("true", "false"):
+        options = [
+            f"first_stage.cache={cache}",
+            "callbacks.evaluation=null",
+            f"run_dir=cache_{cache}",
+        ]
+        code, _, err = lab(*TRAIN, *options, "trainer.precision=32-true", "batch_size=64")
+        assert code == 0, err
+        states.append(runs.load(tmp_path / f"cache_{cache}")[1].denoiser.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=1e-6, rtol=0)
+
+
+def test_other_data_are_said_and_other_stages_refused(lab, tmp_path):
+    tiny_first_stage(tmp_path / "first", data="of other images")
+    code, _, err = lab(*TRAIN)
+    assert code == 0, err
+    assert "was trained on other images of this shape" in err
+    assert "rFID 12.5" not in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert not [name for name in summary["metrics"] if name.startswith("rfid")]
+    tiny_first_stage(tmp_path / "vq", "VQ")
+    tiny_first_stage(tmp_path / "flat", latent_std=[0.0] * 4)
+    wrong = [
+        (["first_stage.run=vq"], "is a VQ autoencoder; write first_stage=vq"),
+        (["first_stage.run=nowhere"], "there is no nowhere/first_stage.safetensors"),
+        (["first_stage.run=flat"], "the same for all images"),
+        (["data.pad=12"], "are of (1, 12, 12); train a first stage on these data"),
+        (["augmentation=non_leaky"], "write first_stage.cache=false"),
+    ]
+    for arguments, words in wrong:
+        code, _, err = lab(*TRAIN, "run_dir=other", *arguments)
+        assert code == 2, arguments
+        assert words in err
+        assert not (tmp_path / "other").exists()
+
+
+def test_averaged_weights_share_the_frozen_stage(tmp_path):
+    stage = open_stage(tiny_first_stage(tmp_path / "first"))
+    module = DiffusionModule(
+        torch.nn.Linear(2, 2), torch.nn.Identity(), stage, None, None, batch_size=1
+    )
+    assert not [name for name in module.state_dict() if "first_stage" in name]
+    copied = AveragedModel(module)  # as whoever averages weights may do
+    assert copied.module.first_stage is stage
+
+
+@pytest.mark.parametrize("kind", ["vae", "vq"])
+def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, tmp_path, kind):
+    arguments = [
+        "data._target_=helpers.tiny_data.TinyData",
+        "autoencoder.channels=8",
+        "+debug=fast",
+    ]
+    reconstruction = "likelihood" if kind == "vae" else "plain"
+    code, _, err = lab(
+        "train-autoencoder",
+        *arguments,
+        f"autoencoder={kind}",
+        f"reconstruction={reconstruction}",
+        "trainer=cpu",
+        "logger=none",
+        "run_dir=run",
+    )
+    assert code == 0, err
+    if kind == "vq":
+        code, _, err = lab("sample", "run=run")
+        assert code == 2
+        assert "has no prior to draw from" in err
+        return
+    code, out, err = lab("sample", "run=run", "num_samples=4", "save=npz", "json=true")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["grid"] == "run/samples/prior_seed0_n4.png"
+    code, _, err = lab("evaluate", "run=run", "against=run")
+    assert code == 2
+    assert "run has no figures of its weights" in err  # those it has are of reconstructions
+    code, out, err = lab("evaluate", "run=run", "json=true")
+    assert code == 0, err
+    figures = json.loads(out.splitlines()[-1])
+    assert {"fid/efficientnet_lite0-96/train64-16", "rfid/efficientnet_lite0-96/train64-16"} <= set(
+        figures
+    )
+    assert list((tmp_path / "run/evaluations").glob("*.json"))
+    code, _, err = lab("evaluate", "run=run", "against=run")
+    assert code == 0, err
+    code, _, err = lab("sample", "run=run", "sampler=heun")
+    assert code == 2
+    assert "this run has no sampler" in err
+    code, _, err = lab("encode", "run=run")
+    assert code == 2
+    assert "is an autoencoder" in err
+
+    autoencoder, facts, _ = files.load(tmp_path / "run" / files.FILE)
+    for change, words in (
+        ({"latent_mean": [0.1, -0.8, 0.1, 0.1]}, "mean is 0.8 off"),
+        ({"latent_std": [1.0, 1.0, 0.25, 1.0]}, "4 times off"),
+    ):
+        files.save(autoencoder, replace(facts, **change), tmp_path / "run" / files.FILE)
+        code, _, err = lab("sample", "run=run", "num_samples=4")
+        assert code == 2
+        assert words in err
+        assert "train with autoencoder=vae" in err

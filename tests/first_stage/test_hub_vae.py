@@ -1,0 +1,168 @@
+"""Autoencoders of diffusers as first stages, tiny and untrained ones."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers.tiny_data import TinyData
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.first_stage import HubVAE, hub
+
+diffusers = pytest.importorskip("diffusers")
+
+
+def save(folder, name="AutoencoderKL"):
+    torch.manual_seed(0)
+    if name == "AutoencoderKL":
+        network = diffusers.AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=[8, 8],
+            norm_num_groups=4,
+            scaling_factor=0.25,
+            shift_factor=0.5,
+        )
+    else:
+        network = diffusers.AutoencoderTiny(
+            encoder_block_out_channels=[8, 8],
+            decoder_block_out_channels=[8, 8],
+            num_encoder_blocks=[1, 1],
+            num_decoder_blocks=[1, 1],
+        )
+    network.save_pretrained(folder)
+    return network.eval()
+
+
+def open_stage(folder, scale="config", sha256=None):
+    return HubVAE(str(folder), scale, sha256, True, str(folder / "latents"))
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderTiny"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_go_there_and_back(tmp_path, name, channels):
+    network = save(tmp_path, name)
+    stage = open_stage(tmp_path)
+    assert stage.factor == 2
+    assert stage.latent_shape((channels, 9, 8)) == (4, 5, 4)
+    images = torch.randint(0, 256, (2, channels, 9, 8), dtype=torch.uint8)
+    x0 = stage.encode(images)
+    assert x0.shape == (2, 4, 5, 4)
+    assert stage.decode(x0).shape == images.shape
+    assert stage.draw(images).shape == x0.shape
+    padded = torch.cat([images, images[:, :, -1:]], 2).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        encoded = network.encode(padded / 127.5 - 1)
+    if name == "AutoencoderKL":
+        torch.testing.assert_close(x0, (encoded.latent_dist.mean - 0.5) * 0.25)
+        drawn = torch.stack([stage.draw(images) for _ in range(300)])
+        torch.testing.assert_close(
+            drawn.std(0), encoded.latent_dist.std * 0.25, rtol=0.3, atol=1e-3
+        )
+    else:
+        torch.testing.assert_close(x0, encoded.latents)
+        assert torch.equal(stage.draw(images), x0)
+
+
+def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkeypatch):
+    network = save(tmp_path)
+    # a wide posterior, and images in an order that their first ones do not stand for
+    network.quant_conv.bias.data[4:] = 0.5
+    network.save_pretrained(tmp_path)
+    monkeypatch.setattr(hub, "MEASURED", 32)
+    found = []
+    for cache in (True, False):
+        data = TinyData()
+        data.setup("fit")
+        images = data.train_images()
+        images[:32] //= 4
+        stage = HubVAE(str(tmp_path), "measured", None, cache, str(tmp_path / "latents"))
+        stage.latent_shape(data.image_shape)
+        stage.prepare(data, torch.device("cpu"))
+        torch.manual_seed(0)
+        drawn = torch.cat([stage.draw(images) for _ in range(20)])
+        assert drawn.std() == pytest.approx(1.0, rel=0.03)
+        found.append(stage.facts()["scale"])
+        again = open_stage(tmp_path, **stage.facts())
+        assert torch.allclose(again.encode(images), stage.encode(images))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_run_keeps_a_copy(lab, tmp_path):
+    save(tmp_path / "vae")
+    code, _, err = lab(
+        "train",
+        *(a for a in TINY if a != "backbone.patch=4"),
+        "backbone.patch=2",
+        "first_stage=hub_vae",
+        "first_stage.path=vae",
+        "first_stage.scale=measured",
+        "callbacks.evaluation=null",
+        "logger=none",
+        "run_dir=run",
+    )
+    assert code == 0, err
+    kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["first_stage"]
+    assert (kept["path"], len(kept["sha256"])) == ("vae", 64)
+    assert isinstance(kept["scale"], float)
+    # the run reopens from its own copy, wherever both have gone
+    shutil.rmtree(tmp_path / "vae")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    for command in (
+        ["sample", "run=moved", "num_samples=4"],
+        ["train", "resume=moved", "trainer.max_steps=6"],
+        ["sample", "run=moved", "guidance=autoguidance", "guidance.weak_run=moved"],
+    ):
+        code, _, err = lab(*command)
+        assert code == 0, err
+
+    copy = tmp_path / "moved/first_stage"
+    settings = json.loads((copy / "config.json").read_text())
+    changed = json.dumps(settings | {"scaling_factor": 5.0})
+    (copy / "config.json").write_text(changed)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
+    assert code == 2
+    assert "has other weights or settings now" in err
+    (copy / "config.json").write_text(json.dumps(settings))
+    network = diffusers.AutoencoderKL.from_pretrained(copy)
+    torch.nn.init.ones_(network.quant_conv.weight)
+    network.save_pretrained(copy)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
+    assert code == 2
+    assert "has other weights or settings now" in err
+    shutil.rmtree(copy)
+    code, _, err = lab("sample", "run=moved", "num_samples=4")
+    assert code == 2
+    assert "moved/first_stage is no folder" in err
+
+
+@pytest.mark.slow
+def test_a_study_in_its_latents_goes_on(lab, tmp_path):
+    save(tmp_path / "vae")
+    asked = [a for a in TINY if a != "backbone.patch=4"]
+    asked += ["backbone.patch=2", "first_stage=hub_vae", "first_stage.path=vae", "logger=none"]
+    asked += ["first_stage.scale=measured", "callbacks.evaluation=null", "study_name=mine"]
+    for outcome in ("trained", "finished before"):
+        code, _, err = lab("train", "-m", *asked, "seed=0,1")
+        assert code == 0, err
+        assert f"Runs: 2 {outcome}" in err
+
+
+def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="cannot be fetched from the hub"):
+        open_stage(tmp_path / "nobody" / "nothing")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is damaged"):
+        open_stage(tmp_path)
+    save(tmp_path)
+    with pytest.raises(ValueError, match="config, measured or a number"):
+        open_stage(tmp_path, "unit")
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        open_stage(tmp_path).latent_shape((2, 8, 8))
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r"pip install 'diffusion-lab\[diffusers\]'"):
+        open_stage(tmp_path)

@@ -1,0 +1,67 @@
+"""Runs of seconds on tiny data: their overrides, a first stage, and what they leave."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from diffusion_lab.common.images import to_float
+from diffusion_lab.first_stage.autoencoder import files
+from helpers.tiny_data import TinyData
+
+TINY = [
+    "data._target_=helpers.tiny_data.TinyData",
+    "backbone=dit",
+    "backbone.width=32",
+    "backbone.heads=2",
+    "backbone.depth=1",
+    "backbone.patch=4",
+    "trainer.accelerator=cpu",
+    "+debug=fast",
+]
+TINY_AUTOENCODER = [
+    "data._target_=helpers.tiny_data.TinyData",
+    "autoencoder.channels=8",
+    "autoencoder.multipliers=[1,1]",
+    "trainer.accelerator=cpu",
+    "logger=none",
+    "+debug=fast",
+]
+
+
+def tiny_first_stage(folder: Path, kind: str = "KL", **facts: object) -> Path:
+    """A run folder with an untrained first stage of TinyData, whose latents have a wrong scale."""
+    data = TinyData()
+    data.setup("fit")
+    settings = {"latent_channels": 4, "channels": 8, "multipliers": [1, 1], "blocks": 1}
+    settings |= {"attention": False} | {
+        "KL": {"kl_weight": 1e-6},
+        "VQ": {"codes": 8, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25},
+    }[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = files.KINDS[kind](data.image_shape, **settings)
+        model(to_float(data.train_images()))  # k-means
+    known = {
+        "kind": kind,
+        "settings": settings,
+        "image_shape": list(data.image_shape),
+        "latent_mean": [0.1] * 4,
+        "latent_std": [0.5] * 4,
+        "data": data.images_fingerprint,
+        "figures": {"rfid/efficientnet_lite0-96/train64-16": 12.5},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    files.save(model, files.Facts(**(known | facts)), folder / files.FILE)
+    return folder
+
+
+def rows(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wandb_runs(folder: Path) -> set[str]:
+    """The ids of the W&B runs of a run folder."""
+    # a second part of the same second has a number after the id
+    return {path.name.split("-")[3] for path in folder.glob("wandb/offline-run-*")}

@@ -1,0 +1,135 @@
+"""The classifier that metrics use: trained by its command, kept whole, and what it measures."""
+
+import json
+
+import pytest
+import torch
+from helpers.tiny_data import TinyData
+from safetensors.torch import save_file
+from torch_fidelity.metric_isc import isc_features_to_metric
+
+from diffusion_lab.metrics import ExtractorUnavailable, GenerativeMetrics
+from diffusion_lab.metrics.extractor import Classifier
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.metrics.inception_score import inception_score
+
+FACTS = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "classifier.safetensors"
+    save_classifier(SmallClassifier((1, 8, 8), 4).eval(), path, FACTS)
+    return path
+
+
+def loaded(path) -> Classifier:
+    classifier = Classifier(str(path))
+    classifier.load("cpu")
+    classifier.check(TinyData())
+    return classifier
+
+
+def test_features_lie_before_the_head(saved):
+    torch.manual_seed(0)
+    network = SmallClassifier((1, 8, 8), 4).eval()
+    images = TinyData().test_images()
+    classifier = loaded(saved)
+    features = classifier(images)
+    assert features.shape == (32, 128)
+    torch.testing.assert_close(features, network(images))
+    torch.testing.assert_close(classifier.logits(features), network.head(features))
+    assert torch.equal(classifier.guesses(images), network.head(features).argmax(1))
+
+
+def test_the_name_is_of_the_weights(saved, tmp_path):
+    other = tmp_path / "other.safetensors"
+    save_classifier(SmallClassifier((1, 8, 8), 4), other, FACTS)
+    names = {loaded(path).name for path in (saved, other)}
+    assert len(names) == 2
+    assert all(len(name) == len("classifier-01234567") for name in names)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [FACTS | {"shape": [1, 12, 12]}, FACTS | {"classes": ["first", "second", "third", "last"]}],
+)
+def test_a_classifier_of_other_data_is_refused(tmp_path, facts):
+    path = tmp_path / "c.safetensors"
+    save_classifier(SmallClassifier(tuple(facts["shape"]), 4), path, facts)
+    with pytest.raises(ExtractorUnavailable, match="train-extractor"):
+        loaded(path)
+
+
+def test_a_missing_damaged_or_foreign_file_is_one_sentence(tmp_path, saved):
+    with pytest.raises(ExtractorUnavailable, match=r"there is no classifier.*train-extractor"):
+        loaded(tmp_path / "none")
+    saved.write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(ExtractorUnavailable, match="damaged"):
+        loaded(saved)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign")
+    with pytest.raises(ExtractorUnavailable, match="no classifier of ours"):
+        loaded(tmp_path / "foreign")
+
+
+def test_the_inception_score_is_torch_fidelitys():
+    logits = torch.randn(100, 7, generator=torch.Generator().manual_seed(0)) * 3
+    theirs = isc_features_to_metric(logits, splits=10, shuffle=False)
+    assert inception_score(logits) == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+
+
+def test_the_inception_score_runs_from_one_to_the_number_of_classes():
+    certain = torch.eye(5).repeat(20, 1) * 100
+    assert inception_score(certain) == pytest.approx(5, rel=1e-6)
+    assert inception_score(torch.zeros(50, 5)) == pytest.approx(1)
+    assert inception_score(torch.zeros(1, 5)) == pytest.approx(1)
+
+
+def test_the_command_trains_one_that_metrics_use(lab, tmp_path):
+    arguments = [
+        "data._target_=helpers.tiny_data.TinyData",
+        "epochs=20",
+        "batch_size=16",
+        "output=c/x",
+    ]
+    code, out, err = lab("train-extractor", *arguments, "json=true")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["test_accuracy"] == 1  # a bright bar tells the class
+    metrics = GenerativeMetrics(
+        loaded("c/x"), None, 32, str(tmp_path / "cache"), per_class=True, classifier="c/x"
+    )
+    metrics.load(TinyData(), "cpu")
+    metrics.prepare(TinyData())
+    labels = TinyData().test_labels()
+    observed = metrics.observe(TinyData().test_images())
+    values = metrics.compute(observed, labels)
+    name = result["name"]
+    assert values[f"accuracy/{name}/32"] == 1
+    assert values[f"accuracy_floor/{name}/32"] == 1
+    assert 3 < values[f"inception_score/{name}/32"] <= 4
+    assert metrics.compute(observed, (labels + 1) % 4)[f"accuracy/{name}/32"] == 0
+    right, wrong = (
+        metrics.compute(observed, each)[f"fid_class2/{name}/train16-8"]
+        for each in (labels, (labels + 1) % 4)
+    )
+    assert wrong > 10 * right > 0
+
+    before = (tmp_path / "c/x").read_bytes()
+    code, out, err = lab("train-extractor", *arguments)
+    assert code == 2
+    assert "c/x exists" in err
+    assert (tmp_path / "c/x").read_bytes() == before
+
+
+def test_what_needs_labels_is_refused_without_them():
+    metrics = GenerativeMetrics(Classifier("x"), None, 32, "", per_class=True)
+    with pytest.raises(ValueError, match=r"metrics\.per_class needs samples of known classes"):
+        metrics.check(False, 4)
+    with pytest.raises(ValueError, match="2 samples of each of 17 classes"):
+        metrics.check(True, 17)
+    metrics.check(True, 16)
+    judged = GenerativeMetrics(Classifier("x"), None, 32, "", classifier="x")
+    with pytest.raises(ValueError, match=r"metrics\.classifier needs samples of known classes"):
+        judged.check(False, 4)

@@ -1,0 +1,449 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.paths import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.randomness import random_places
+from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world, shard
+from diffusion_lab.metrics import (
+    ExtractorUnavailable,
+    FeatureExtractor,
+    FeatureSet,
+    GenerativeMetrics,
+    ceiling,
+    frechet,
+    kid,
+    report,
+    side_by_side,
+)
+from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
+from diffusion_lab.metrics.protocol import short_count
+
+REFERENCE, FLOOR = "fid/fake/train2k-100", "fid_floor/fake/train2k-100"
+COVERAGE = ("precision", "recall", "density", "coverage")
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3 * 4 * 4, 12, generator=generator) / 7)
+
+    def forward(self, images):
+        return (images.float().flatten(1) / 255 @ self.weight).tanh()
+
+
+class FakeExtractor(FeatureExtractor):
+    name, dim, preprocessing = "fake", 12, "x / 255"
+
+    def __init__(self, weights="a"):
+        self.weights = weights
+        self.images_seen = 0
+
+    def build(self):
+        return Network(), self.weights
+
+    def __call__(self, images):
+        self.images_seen += len(images)
+        return super().__call__(images)
+
+
+class FakeSource:
+    fingerprint = "data"
+    native_shape = (1, 4, 4)
+    class_names = ("even", "odd")
+
+    def __init__(self, train=2000, test=300):
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randint(0, 256, (train + test, 1, 4, 4), generator=generator)
+        self.train, self.test = images.to(torch.uint8).split([train, test])
+
+    def reference_images(self):
+        return self.train
+
+    def reference_labels(self):
+        return torch.arange(len(self.train)) % 2
+
+    def test_images(self):
+        return self.test
+
+    def test_labels(self):
+        return torch.arange(len(self.test)) % 2
+
+
+def prepared(folder, source=None, reference_size=None, num_samples=100, weights="a", **options):
+    extractor = FakeExtractor(weights)
+    metrics = GenerativeMetrics(extractor, reference_size, num_samples, str(folder), **options)
+    source = source or FakeSource()
+    metrics.load(source, "cpu")
+    metrics.prepare(source)
+    return metrics
+
+
+def figures(metrics, images):
+    labels = torch.arange(len(images)) % 2
+    return metrics.compute(metrics.observe(images), labels)
+
+
+def generated(count=100):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(50, 256, (count, 1, 4, 4), generator=generator).to(torch.uint8)
+
+
+def test_values_and_floors_are_the_distances_by_name(tmp_path):
+    metrics = prepared(tmp_path)
+    source, extractor = FakeSource(), metrics.extractor
+    values = figures(metrics, generated())
+    real = FeatureSet.of(extractor(source.train))
+    fake = FeatureSet.of(extractor(generated()))
+    names = ["fid", "kid", "fid_std", "fid_infinity"]
+    expected = [f"{name}/fake/train2k-100" for name in names]
+    expected += [f"{name}/fake/train100-100" for name in COVERAGE]
+    floors = [name.replace("/", "_floor/", 1) for name in expected]
+    assert list(values) == [*expected, *floors]
+    assert values[REFERENCE] == pytest.approx(frechet(fake, real), rel=1e-9)
+    assert values["kid/fake/train2k-100"] == pytest.approx(kid(fake, real), rel=1e-9)
+    assert values[REFERENCE] > 2 * values[FLOOR] > 0
+    everything = prepared(tmp_path, num_samples=300)
+    test = FeatureSet.of(extractor(source.test))
+    assert everything.floor["fid_floor/fake/train2k-300"] == pytest.approx(frechet(test, real))
+
+
+def test_a_floor_of_fewer_images_is_named_and_printed_so(tmp_path):
+    metrics = prepared(tmp_path, num_samples=1000)
+    values = figures(metrics, generated(1000))
+    assert "fid/fake/train2k-1k" in values
+    assert "fid_floor/fake/train2k-300" in values
+    assert "at 300 images) [fid/fake/train2k-1k]" in report(values)[0]
+
+
+def test_report():
+    values = {
+        "fid/efficientnet_lite0-96/train10k-1k": 231.44,
+        "fid_std/efficientnet_lite0-96/train10k-1k": 3.21,
+        "kid/efficientnet_lite0-96/train10k-1k": 0.123456,
+        "fid_floor/efficientnet_lite0-96/train10k-1k": 97.09,
+        "kid_floor/efficientnet_lite0-96/train10k-1k": -0.00012,
+        "accuracy/classifier-12345678/1k": 0.9,
+    }
+    assert report(values) == [
+        "FID 231.4 ± 3.2 (real images 97.09) [fid/efficientnet_lite0-96/train10k-1k]",
+        "KID 0.1235 (real images -0.00012) [kid/efficientnet_lite0-96/train10k-1k]",
+        "Conditional accuracy 0.9 [accuracy/classifier-12345678/1k]",
+    ]
+
+
+def test_runs_stand_side_by_side_with_the_floor_of_both():
+    ours = {"fid/x/train2k-1k": 5.0, "fid_std/x/train2k-1k": 0.25, "fid_floor/x/train2k-300": 2.0}
+    ours |= {"kid/x/train2k-1k": 0.5, "kid_floor/x/train2k-1k": 0.125, "accuracy/y/1k": 0.75}
+    theirs = {name: 2 * value for name, value in ours.items() if "accuracy" not in name}
+    table = side_by_side({"a": ours, "b": theirs})
+    assert [column.header for column in table.columns] == ["", "a", "b", "real images"]
+    assert list(zip(*(column.cells for column in table.columns), strict=True)) == [
+        ("fid/x/train2k-1k", "5 ± 0.25", "10 ± 0.5", "2 at 300 images"),
+        ("kid/x/train2k-1k", "0.5", "1", "0.125"),
+    ]
+
+
+def test_the_figures_of_a_first_stage_are_those_of_one_protocol_or_all():
+    values = {"fid/fake/train2k-1k": 5.0, "fid_floor/fake/train2k-1k": 2.0}
+    same = {"rfid/fake/train2k-1k": 3.0, "rfid_floor/fake/train2k-1k": 2.0}
+    other = {"rfid/fake/train2k-500": 4.0}
+    assert ceiling(values, same | other | {"val/psnr": 30.0}) == same
+    assert ceiling(values, other | {"val/psnr": 30.0}) == other
+    assert report(values | other)[1] == "rFID 4 [rfid/fake/train2k-500]"
+
+
+def test_report_calls_a_class_by_its_name():
+    values = {
+        "fid_class0/inception/train6k-500": 61.25,
+        "fid_class1/inception/train6k-500": 62.5,
+        "rfid_class1/inception/train6k-500": 30.0,
+        "fid_class0_floor/inception/train6k-300": 44.0,
+        "fid_class1_floor/inception/train6k-500": 43.0,
+    }
+    assert report(values, ("T-shirt/top", "1")) == [
+        "FID of class 0 (T-shirt/top) 61.25 (real images 44 at 300 images) "
+        "[fid_class0/inception/train6k-500]",
+        "FID of class 1 62.5 (real images 43) [fid_class1/inception/train6k-500]",
+        "rFID of class 1 30 [rfid_class1/inception/train6k-500]",
+    ]
+    assert report(values)[1].startswith("FID of class 1 62.5")
+
+
+def per_class_figures(folder, source, num_samples):
+    metrics = prepared(folder, source, num_samples=num_samples, per_class=True)
+    return metrics, figures(metrics, generated(num_samples))
+
+
+def test_the_floor_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
+    source = FakeSource()
+    # one in three of the test images is of class 1, of the samples every other one is
+    source.test_labels = lambda: (torch.arange(300) % 3 == 0).long()
+    metrics, values = per_class_figures(tmp_path, source, 101)
+    order = random_places(300, None)
+    for label, count in ((0, 51), (1, 50)):
+        name = f"fid_class{label}/fake/train1k-{count}"
+        real, ours = source.train[label::2], generated(101)[label::2]
+        theirs = source.test[order[source.test_labels()[order] == label][:count]]
+        sides = [FeatureSet.of(metrics.extractor(images)) for images in (real, ours, theirs)]
+        # features of another batch are rounded otherwise
+        assert values[name] == pytest.approx(frechet(sides[0], sides[1]), rel=1e-4)
+        floor = values[name.replace("/", "_floor/", 1)]
+        assert floor == pytest.approx(frechet(sides[0], sides[2]), rel=1e-4)
+    assert len([name for name in values if name.startswith("fid_class")]) == 4
+    # of all classes it is what it is without
+    plain = figures(prepared(tmp_path, source, num_samples=101), generated(101))
+    assert {name: values[name] for name in plain} == pytest.approx(plain, rel=1e-4)
+
+
+def test_the_floor_of_a_class_with_few_test_images_says_so(tmp_path):
+    source = FakeSource()
+    source.test_labels = lambda: (torch.arange(300) < 20).long()
+    _, values = per_class_figures(tmp_path, source, 100)
+    floors = [name for name in values if name.startswith("fid_class") and "_floor" in name]
+    assert floors == ["fid_class0_floor/fake/train1k-50", "fid_class1_floor/fake/train1k-20"]
+    lines = [line for line in report(values, FakeSource.class_names) if "of class" in line]
+    assert " at " not in lines[0]
+    assert "FID of class 1 (odd)" in lines[1]
+    assert "at 20 images) [fid_class1/fake/train1k-50]" in lines[1]
+
+
+def test_a_second_evaluation_by_class_reads_what_the_first_wrote(tmp_path):
+    first, values = per_class_figures(tmp_path, None, 101)
+    assert first.extractor.images_seen < 2000 + 101 + 101 + 101  # most serve both floors
+    second, again = per_class_figures(tmp_path, None, 101)
+    assert second.extractor.images_seen == 101
+    assert again == values
+
+
+def test_short_count():
+    counts = {2: "2", 999: "999", 1000: "1k", 1234: "1234", 60000: "60k", 1500: "1500"}
+    assert {count: short_count(count) for count in counts} == counts
+
+
+def test_subsets_of_the_reference_are_nested_shuffled_and_fixed(tmp_path):
+    small, large = (prepared(tmp_path / "a", reference_size=size) for size in (200, 500))
+    assert small.reference_name == "train200"
+    assert torch.equal(large.reference.features[:200], small.reference.features)
+    again = prepared(tmp_path / "b", reference_size=200)
+    assert torch.equal(again.reference.features, small.reference.features)
+    in_order = small.extractor(FakeSource().train[:200])
+    assert not torch.equal(small.reference.features, in_order)
+    whole = prepared(tmp_path / "a", reference_size=9999)
+    assert whole.reference_name == "train2k"
+
+
+def test_a_second_evaluation_reads_what_the_first_wrote(tmp_path):
+    first = prepared(tmp_path)
+    assert first.extractor.images_seen == 2100
+    second = prepared(tmp_path)
+    assert second.extractor.images_seen == 0
+    assert figures(second, generated()) == figures(first, generated())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_whatever_changes_the_reference_computes_it_anew(tmp_path):
+    prepared(tmp_path)
+    other = FakeSource()
+    other.fingerprint = "other data"
+    assert prepared(tmp_path, other).extractor.images_seen == 2100
+    assert prepared(tmp_path, weights="b").extractor.images_seen == 2100
+    assert prepared(tmp_path, reference_size=1999).extractor.images_seen == 2099
+    assert prepared(tmp_path, num_samples=101).extractor.images_seen == 101  # the floor's alone
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def flip_a_bit(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, lambda content: b""])
+def test_a_damaged_cache_file_is_replaced(tmp_path, damage):
+    expected = prepared(tmp_path).reference
+    (path,) = tmp_path.glob("train2k-*.pt")
+    path.write_bytes(damage(path.read_bytes()))
+    metrics = prepared(tmp_path)
+    assert metrics.extractor.images_seen == 2000
+    assert all(
+        torch.equal(vars(metrics.reference)[key], vars(expected)[key]) for key in vars(expected)
+    )
+    assert prepared(tmp_path).extractor.images_seen == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    metrics = prepared(tmp_path / "file" / "folder")
+    assert "could not be written" in capsys.readouterr().err
+    assert figures(metrics, generated())[REFERENCE] > 0
+
+
+def test_an_unavailable_extractor_is_noticed_before_the_data_are_looked_at(tmp_path):
+    class Unavailable(FakeExtractor):
+        def build(self):
+            raise ExtractorUnavailable("no weights")
+
+    metrics = GenerativeMetrics(Unavailable(), None, 100, str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="no weights"):
+        metrics.load(object(), "cpu")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_bad_numbers_are_refused(tmp_path):
+    metrics = prepared(tmp_path)
+    with pytest.raises(ValueError, match="num_samples=100, but 99 images"):
+        metrics.compute({"features": torch.zeros(99, 12)}, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"num_samples": 1}, r"num_samples=1 must be .* at least 2, .* metrics\.num_samples=5000"),
+        ({"num_samples": None}, r"metrics\.num_samples=null must be a whole number"),
+        ({"num_samples": "5k"}, r"metrics\.num_samples='5k' must be a whole number"),
+        ({"num_samples": 5e3}, r"metrics\.num_samples=5000\.0 must be a whole number"),
+        ({"num_samples": True}, r"metrics\.num_samples=true must be a whole number"),
+        ({"num_samples": math.nan}, r"metrics\.num_samples=nan must be a whole number"),
+        ({"reference_size": 1}, r"metrics\.reference_size=1 must be .* of at least 2, .* null"),
+        ({"reference_size": False}, r"metrics\.reference_size=false must be a whole number"),
+        ({"reference_size": "all"}, r"metrics\.reference_size='all' must be a whole number"),
+        ({"half_splits": -1}, r"metrics\.half_splits=-1 must be a whole number of at least 0"),
+        ({"half_splits": 2.5}, r"metrics\.half_splits=2\.5 must be a whole number"),
+        ({"half_splits": None}, r"metrics\.half_splits=null must be a whole number"),
+        ({"half_splits": True}, r"metrics\.half_splits=true must be a whole number"),
+        ({"per_class": 3}, r"metrics\.per_class=3 must be true or false"),
+        ({"per_class": "yes"}, r"metrics\.per_class='yes' must be true or false"),
+        ({"per_class": None}, r"metrics\.per_class=null must be true or false"),
+    ],
+    ids=str,
+)
+def test_settings_of_a_wrong_kind_are_named(setting, sentence):
+    known = {"extractor": None, "reference_size": None, "num_samples": 100, "cache_dir": ""}
+    with pytest.raises(UserError, match=sentence):
+        GenerativeMetrics(**known | setting)
+
+
+def join(rank, world, folder):
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store{world}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+
+
+def evaluate_on_rank(rank, world, folder):
+    """What one of `world` processes computes, written to a file of its own."""
+    join(rank, world, folder)
+    if rank:  # the expensive part is for the first alone
+
+        def refuse(*_):
+            raise AssertionError(f"rank {rank} computes figures")
+
+        GenerativeMetrics._figures = FeatureSet.of = refuse
+    metrics = prepared(Path(folder) / f"cache{world}", num_samples=101, per_class=True)
+    mine = shard(101, *rank_and_world())
+    observed = metrics.observe(generated(101)[mine])
+    seen = metrics.extractor.images_seen
+    values = metrics.compute(metrics.gather([observed], mine), torch.arange(101) % 2)
+    again = prepared(Path(folder) / f"cache{world}", num_samples=101, per_class=True)
+    images = again.extractor.images_seen
+    torch.save((values, seen, images), Path(folder) / f"rank{rank}of{world}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_ranks_with_uneven_shards_give_what_one_gives(tmp_path, world):
+    metrics = prepared(tmp_path / "single", num_samples=101, per_class=True)
+    expected = figures(metrics, generated(101))
+    floor = metrics.extractor.images_seen - 2000 - 101
+    torch.multiprocessing.spawn(evaluate_on_rank, (world, str(tmp_path)), nprocs=world)
+    total = 0
+    for rank in range(world):
+        values, seen, again = torch.load(tmp_path / f"rank{rank}of{world}.pt")
+        assert values == pytest.approx(expected, rel=1e-6)
+        assert again == 0
+        total += seen
+    assert total == 2000 + floor + 101  # nothing twice
+    assert len(list((tmp_path / f"cache{world}").iterdir())) == 2
+
+
+class Strange(Exception):
+    """Cannot be rebuilt from its message, as pickle would."""
+
+    def __init__(self, place, reason):
+        super().__init__(f"{place}: {reason}\nand more lines")
+
+
+def stop_on_rank(rank, world, folder):
+    """Writes what each of two processes hears when the first one cannot go on."""
+    join(rank, world, folder)
+    heard = []
+
+    def fails(error):
+        raise error
+
+    def listen(call):
+        try:
+            heard.append(call())
+        except Exception as error:
+            heard.append((type(error).__name__, str(error)))
+
+    listen(lambda: on_rank_zero(lambda: rank + 1))
+    listen(lambda: on_rank_zero(lambda: fails(Strange("here", "no"))))
+    listen(lambda: on_rank_zero(lambda: fails(MemoryError())))
+    metrics = prepared(Path(folder) / "cache")
+    features = metrics.observe(generated())["features"]
+    features[3] = math.nan
+    listen(lambda: metrics.compute({"features": features}, None))
+    metrics.num_samples = 99  # another floor, of features that are not finite
+    metrics.extractor.network.weight.fill_(math.nan)
+    metrics.load = lambda *_: None
+    listen(lambda: metrics.prepare(FakeSource()))
+    torch.save(heard, Path(folder) / f"heard{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_what_stops_the_first_rank_is_heard_by_all(tmp_path):
+    torch.multiprocessing.spawn(stop_on_rank, (2, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"heard{rank}.pt") for rank in range(2))
+    assert first[0] == second[0] == 1
+    assert first[1] == ("Strange", "here: no\nand more lines")
+    assert first[2] == ("MemoryError", "")
+    bad = "1 of 100 images have features that are not finite"
+    floor = "99 of 99 images have features that are not finite"
+    assert [kind for kind, _ in first[3:]] == ["UserError"] * 2
+    assert first[3][1].startswith(bad)
+    assert first[4][1].startswith(floor)
+    for (kind, words), reason in zip(
+        second[1:], ["here: no", "MemoryError", bad, floor], strict=True
+    ):
+        assert kind == "UserError"
+        assert words.startswith(f"the first process stopped: {reason}")
+        assert "\n" not in words
+
+
+@pytest.mark.parametrize(
+    ("choice", "extractor"), [("efficientnet_lite0", EfficientNetLite0), ("inception", Inception)]
+)
+def test_configurations_build(choice, extractor):
+    conf = ROOT / "conf"
+    with initialize_config_dir(str(conf), version_base=None):
+        cfg = compose(overrides=[f"+metrics={choice}", "+data.root=/data"])
+        metrics = instantiate(cfg.metrics)
+        other = compose(overrides=[f"+metrics={choice}", "metrics/extractor=inception"])
+    assert isinstance(metrics.extractor, extractor)
+    assert metrics.cache_dir == Path("/data/reference")
+    assert metrics.reference_size is None
+    assert isinstance(instantiate(other.metrics.extractor), Inception)

@@ -1,0 +1,122 @@
+"""Budgets: what was to be equal is, and is kept with the run; contradictions are refused."""
+
+import json
+
+import pytest
+import yaml
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.profiling.budget import ENDLESS, Budget
+
+QUICK = [a for a in TINY if not a.startswith("backbone")]
+QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+NOTHING = {"reference": None, "by": "macs", "tolerance": 0.02, "images": None, "seconds": None}
+
+
+def budget(**chosen) -> Budget:
+    return Budget(**(NOTHING | {"solved": None} | chosen))
+
+
+def test_lengths():
+    limits = {"trainer.max_steps": 8, "trainer.max_time": "null"}
+    assert budget(images=1000).length(128) == limits
+    assert budget(images=1024).length(128) == limits
+    assert budget(seconds=93_784).length(128) == {
+        "trainer.max_steps": ENDLESS,
+        "trainer.max_time": "'01:02:03:04'",
+    }
+    assert budget(reference="unet").length(128) == {}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({}, "fixes nothing"),
+        ({"images": 5, "seconds": 5}, "cannot both be given"),
+        ({"images": 0}, "budget.images=0 must be"),
+        ({"seconds": 1.5}, "budget.seconds=1.5 must be"),
+        ({"reference": "unet", "by": "step_time"}, "use params or macs"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(chosen, words):
+    with pytest.raises(ValueError, match=words):
+        budget(**chosen)
+
+
+@pytest.mark.parametrize("by", ["macs", pytest.param("params", marks=pytest.mark.slow)])
+def test_sizes_agree_to_the_tolerance(lab, by):
+    sizes = {}
+    for backbone in ("unet_small", "dit", "mamba2"):
+        asked = [f"backbone={backbone}", f"budget={by}", "data=cifar10"]
+        code, out, err = lab("profile", *asked, "device=meta", "json=true")
+        assert code == 0, err
+        sizes[backbone] = json.loads(out.splitlines()[-1])[by]
+    assert sizes["dit"] == pytest.approx(sizes["unet_small"], rel=0.02)
+    assert sizes["mamba2"] == pytest.approx(sizes["unet_small"], rel=0.02)
+
+
+def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_path, monkeypatch):
+    chosen = ["backbone=dit", "budget=macs", "budget.reference=mlp", "budget.tolerance=0.1"]
+    code, _, err = lab("train", *QUICK, *chosen, "run_dir=run")
+    assert code == 0, err
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    solved = dict(each.split("=") for each in config["budget"]["solved"])
+    assert f"Budget: {' '.join(config['budget']['solved'])}" in err
+    for key, value in solved.items():
+        assert config["backbone"][key.removeprefix("backbone.")] == int(value)
+    counted = {}
+    for name, asked in {"dit": ["run=run"], "mlp": ["backbone=mlp", QUICK[0]]}.items():
+        code, out, err = lab("profile", *asked, "device=meta", "json=true")
+        assert code == 0, err
+        counted[name] = json.loads(out.splitlines()[-1])["macs"]
+    assert counted["dit"] == pytest.approx(counted["mlp"], rel=0.1)
+    monkeypatch.setattr("diffusion_lab.profiling.budget.match", None)
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=5")
+    assert code == 0, err
+
+
+def test_seconds_end_a_run(lab, tmp_path):
+    asked = [*(a for a in QUICK if a != "+debug=fast"), "data.validation_size=20"]
+    asked.append("trainer.log_every_n_steps=1")
+    code, _, err = lab("train", *asked, "backbone=mlp", "budget=seconds", "budget.seconds=2",
+                       "batch_size=8", "run_dir=run", "lr_schedule=cosine")  # fmt: skip
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["finished"]
+    assert 1.5 < summary["wall_seconds"] < 10
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rates = [row["train/lr"] for row in rows if "train/lr" in row]
+    assert rates[-1] < 0.2 * max(rates)  # the schedule knows of the clock
+
+
+def test_images_make_steps_of_any_batch(lab, tmp_path):
+    for batch, steps in ((8, 4), (16, 2)):
+        code, _, err = lab("train", *QUICK, "backbone=mlp", "budget=images", "budget.images=32",
+                           f"batch_size={batch}", f"run_dir=run{batch}")  # fmt: skip
+        assert code == 0, err
+        summary = json.loads((tmp_path / f"run{batch}/summary.json").read_text())
+        assert (summary["steps"], summary["images_seen"]) == (steps, 32)
+
+
+WRONG = [
+    (["budget=images", "trainer.max_steps=3"], "trainer.max_steps follows from the budget"),
+    (["budget=seconds", "trainer.max_time='00:00:01:00'"], "trainer.max_time follows from the"),
+    (
+        ["budget=macs", "backbone=dit", "backbone.width=96"],
+        "backbone.width follows from the budget, which makes it",
+    ),
+    (["budget=macs", "budget.images=8", "budget.seconds=8"], "cannot both be given"),
+    (["budget=macs", "budget.reference=unt"], "unt"),
+    (["budget=macs", "budget.tolerance=1e-9", "backbone=dit"], "no size of backbone=dit"),
+    (["budget=wattage"], "budget=wattage does not exist"),
+]
+
+
+def test_what_is_wrong_is_said_in_one_sentence_before_anything_is_written(lab, tmp_path):
+    for arguments, words in WRONG:
+        code, _, err = lab("train", *QUICK, *arguments)
+        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
+        assert words in lines[0]
+        assert "Traceback" not in err
+        assert not (tmp_path / "outputs").exists()

@@ -1,0 +1,243 @@
+"""Checkpoints: the one before is kept, damage is seen, a full disk and a kill leave a whole one."""
+
+import errno
+import os
+import random
+import resource
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import UNFINISHED, replacing, write_atomically
+from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.training.callbacks import Checkpoint
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+EVERY_STEP = [*QUICK, "callbacks.checkpoint.every_n_steps=1", "run_dir=run"]
+
+
+def state(number):
+    return {"state_dict": {"w": torch.full((500,), float(number))}, "global_step": number}
+
+
+def step_of(path):
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run folder whose last checkpoint is 2 and the one before it 1."""
+    for number in (1, 2):
+        checkpoints.save(state(number), tmp_path / checkpoints.LAST)
+    return tmp_path
+
+
+def test_the_one_before_is_kept(two):
+    assert step_of(two / checkpoints.LAST) == 2
+    assert step_of(two / checkpoints.PREVIOUS) == 1
+    assert len(list((two / checkpoints.FOLDER).iterdir())) == 2
+    assert checkpoints.newest_whole(two) == two / checkpoints.LAST
+
+
+def test_it_is_kept_without_hard_links(two, monkeypatch):
+    def link(*_):
+        raise OSError("not supported")
+
+    monkeypatch.setattr(os, "link", link)
+    checkpoints.save(state(3), two / checkpoints.LAST)
+    assert step_of(two / checkpoints.LAST) == 3
+    assert step_of(two / checkpoints.PREVIOUS) == 2
+
+
+def test_a_save_that_fails_changes_nothing(two, small_files):
+    big = state(3) | {"more": torch.zeros(100_000)}
+    with pytest.raises(OSError, match="File too large") as caught:
+        checkpoints.save(big, two / checkpoints.LAST)
+    assert caught.value.filename == str(two / checkpoints.LAST)
+    assert step_of(two / checkpoints.LAST) == 2
+    assert step_of(two / checkpoints.PREVIOUS) == 1
+    assert len(list((two / checkpoints.FOLDER).iterdir())) == 2
+
+
+def test_any_changed_bit_is_harmless_or_seen(tmp_path):
+    path = tmp_path / checkpoints.LAST
+    checkpoints.save(state(7), path)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    seen = 0
+    # headers are at the end and between the parts, so all places matter
+    for place in draw.sample(range(len(whole)), 400):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        if checkpoints.damage(path):
+            seen += 1
+        else:
+            loaded = torch.load(path, weights_only=True)
+            assert torch.equal(loaded["state_dict"]["w"], state(7)["state_dict"]["w"]), place
+            assert loaded["global_step"] == 7
+    assert seen > 200
+
+
+@pytest.mark.parametrize("length", [0, 1, 1000, -1])
+def test_a_truncated_last_checkpoint_is_replaced_by_the_one_before(two, capfd, length):
+    last = two / checkpoints.LAST
+    last.write_bytes(last.read_bytes()[:length])
+    path = checkpoints.newest_whole(two)
+    assert path == two / checkpoints.PREVIOUS
+    checkpoints.say_if_older(two, path)
+    assert "last.ckpt is damaged" in capfd.readouterr().err
+
+
+def test_a_last_checkpoint_that_is_missing_is_said_to_be(two, capfd):
+    (two / checkpoints.LAST).unlink()  # a kill between two renames, where there are no hard links
+    assert checkpoints.go_on_from(two) == two / checkpoints.PREVIOUS
+    err = capfd.readouterr().err
+    assert "last.ckpt is missing; the one before it, " in err
+    assert "damaged" not in err
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_left_where_it_is(two, monkeypatch, number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zipfile, "ZipFile", fail)
+        with pytest.raises(
+            UserError, match=rf"last\.ckpt cannot be read \({os.strerror(number)}\)"
+        ):
+            checkpoints.go_on_from(two)
+    assert checkpoints.go_on_from(two) == two / checkpoints.LAST
+
+
+def test_without_a_whole_one_both_are_named(two):
+    for path in (checkpoints.LAST, checkpoints.PREVIOUS):
+        with zipfile.ZipFile(two / path) as archive:
+            name = archive.namelist()[0]
+            offset = archive.getinfo(name).header_offset + 100
+        content = bytearray((two / path).read_bytes())
+        content[offset] ^= 1
+        (two / path).write_bytes(content)
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged.+previous\.ckpt is damaged"):
+        checkpoints.newest_whole(two)
+
+
+def test_going_on_puts_the_damaged_one_aside_and_removes_what_is_unfinished(two):
+    (two / checkpoints.LAST).write_bytes(b"half")
+    for folder in (two, two / checkpoints.FOLDER):
+        (folder / f".x.{'0' * 32}{UNFINISHED}").write_bytes(b"half")
+    (two / "samples").mkdir()
+    for name in (f".step_0000002.png.{'0' * 32}{UNFINISHED}", f".mine.png.x{UNFINISHED}"):
+        (two / "samples" / name).write_bytes(b"half")
+    assert checkpoints.go_on_from(two) == two / checkpoints.PREVIOUS
+    assert {path.name for path in two.iterdir()} == {"checkpoints", "samples"}
+    # one that `sample` may be writing
+    assert [path.name for path in (two / "samples").iterdir()] == [f".mine.png.x{UNFINISHED}"]
+    names = {path.name for path in (two / checkpoints.FOLDER).iterdir()}
+    assert names == {"previous.ckpt", "damaged.ckpt"}
+    checkpoints.save(state(3), two / checkpoints.LAST)  # and does not replace the whole one
+    assert step_of(two / checkpoints.PREVIOUS) == 1
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail():
+        with replacing(path) as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path):
+    script = f"""
+import os, signal, torch
+from pathlib import Path
+from diffusion_lab.runs import checkpoints
+path = Path({str(tmp_path)!r}) / checkpoints.LAST
+checkpoints.save({{"global_step": 1}}, path)
+torch.save = lambda state, file: (file.write(b"half"), file.flush(), os.kill(os.getpid(), 9))
+checkpoints.save({{"global_step": 2}}, path)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert len(list((tmp_path / checkpoints.FOLDER).iterdir())) == 2  # one of them unfinished
+    assert step_of(checkpoints.go_on_from(tmp_path)) == 1
+    assert [path.name for path in (tmp_path / checkpoints.FOLDER).iterdir()] == ["last.ckpt"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(lab, tmp_path):
+    assert lab("train", *EVERY_STEP)[0] == 0
+    folder = tmp_path / "run"
+    whole = torch.load(folder / checkpoints.LAST, weights_only=True)
+    assert step_of(folder / checkpoints.PREVIOUS) == 3
+    last = folder / checkpoints.LAST
+    last.write_bytes(last.read_bytes()[:-1000])
+
+    code, _, err = lab("sample", "run=run", "num_samples=4")
+    assert code == 0, err
+    assert err.count("last.ckpt is damaged") == 1
+    assert "previous.ckpt, is used" in err
+    (folder / "summary.json").unlink()  # as after a kill
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    assert "last.ckpt is damaged" in err
+    again = torch.load(last, weights_only=True)
+    for name, value in whole["current_model_state"].items():
+        assert torch.equal(value, again["current_model_state"][name])
+    assert (folder / checkpoints.DAMAGED).exists()
+    assert step_of(folder / checkpoints.PREVIOUS) == 3
+
+
+def test_a_full_disk_is_survived_until_the_end_and_then_said(lab, tmp_path, small_files):
+    code, _, err = lab("train", *EVERY_STEP)
+    assert code == 2
+    for step in (1, 2, 3):
+        assert f"checkpoint of step {step} could not be written (File too large)" in err
+    assert "diffusion-lab: training stopped: the checkpoint of step 4 could not" in err
+    assert "Traceback" not in err
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(lab, tmp_path, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = Checkpoint.run
+
+    def run(self, trainer):
+        if trainer.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        original(self, trainer)
+
+    monkeypatch.setattr(Checkpoint, "run", run)
+    try:
+        code, _, err = lab("train", *EVERY_STEP)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert "what was saved is whole, and diffusion-lab train resume=run goes on from it" in err
+    assert step_of(checkpoints.newest_whole(tmp_path / "run")) == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    assert step_of(tmp_path / "run" / checkpoints.LAST) == 4
+
+
+def test_fingerprints_are_of_the_file_that_is_used(two):
+    first = weights.fingerprint(two)
+    (two / checkpoints.LAST).write_bytes(b"half")
+    assert weights.fingerprint(two) != first

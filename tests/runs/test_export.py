@@ -1,0 +1,135 @@
+"""An export: safetensors and a configuration, opened like a run and never written over."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, tiny_first_stage
+from safetensors import safe_open
+
+from diffusion_lab.runs import folder as runs
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+
+
+@pytest.fixture
+def trained(lab, tmp_path):
+    code, _, err = lab("train", *QUICK, "run_dir=run")
+    assert code == 0, err
+    return torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+
+
+def samples(lab, run):
+    code, out, err = lab("sample", f"run={run}", "num_samples=4", "save=npz", "json=true")
+    assert code == 0, err
+    with np.load(json.loads(out.splitlines()[-1])["array"], allow_pickle=False) as arrays:
+        return arrays["images"]
+
+
+def test_an_export_has_the_averaged_weights_and_samples_like_its_run(lab, tmp_path, trained):
+    code, out, err = lab("export", "run=run", "output=models/mine", "json=true")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["step"] == "4"
+    folder = tmp_path / "models/mine"
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.yaml"}
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+    exported = safetensors.torch.load_file(folder / "model.safetensors")
+    averaged = {
+        name.removeprefix("denoiser."): value
+        for name, value in trained["state_dict"].items()
+        if name.startswith("denoiser.")
+    }
+    assert exported.keys() == averaged.keys()
+    assert all(torch.equal(exported[name], averaged[name]) for name in averaged)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {
+            "format": "pt",
+            "weights": "averaged",
+            "step": "4",
+            "run": "run",
+        }
+    assert np.array_equal(samples(lab, "run"), samples(lab, "models/mine"))
+    _, model = runs.load(folder)  # as the README has it
+    assert all(torch.equal(v, averaged[name]) for name, v in model.denoiser.state_dict().items())
+
+
+def test_raw_weights_are_an_option(lab, tmp_path, trained):
+    code, _, err = lab("export", "run=run", "output=raw", "weights=raw")
+    assert code == 0, err
+    exported = safetensors.torch.load_file(tmp_path / "raw/model.safetensors")
+    raw = trained["current_model_state"]
+    assert all(torch.equal(value, raw[f"denoiser.{name}"]) for name, value in exported.items())
+
+
+def test_nothing_is_written_over_and_what_is_wrong_is_said(lab, tmp_path, trained):
+    assert lab("export", "run=run", "output=mine")[0] == 0
+    before = (tmp_path / "mine/model.safetensors").read_bytes()
+    for arguments, words in (
+        (["run=run", "output=mine"], "output=mine exists already"),
+        (["run=run", "output=new", "weights=best"], "averaged or raw"),
+        (["run=mine", "output=new"], "is an export already"),
+        (["run=nowhere", "output=new"], "is no run folder"),
+        (["run=run"], "output must be given"),
+    ):
+        code, _, err = lab("export", *arguments)
+        assert code == 2, arguments
+        assert words in err
+        assert "Traceback" not in err
+    code, _, err = lab("train", "resume=mine", "trainer.max_steps=9")
+    assert code == 2
+    assert "mine is an export, which cannot be trained on; go on with the run" in err
+    assert "delete" not in err
+    code, _, err = lab("train", *QUICK, "run_dir=mine")
+    assert code == 2
+    assert "run_dir=mine holds a model that was exported" in err
+    assert "delete" not in err
+    assert (tmp_path / "mine/model.safetensors").read_bytes() == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/x/y", "file/mine"])
+def test_a_place_that_cannot_be_written_is_named(lab, tmp_path, trained, place):
+    (tmp_path / "file").write_text("")
+    code, _, err = lab("export", "run=run", f"output={place}")
+    assert code == 2
+    assert f"diffusion-lab: output={place} cannot be written" in err
+    assert "Traceback" not in err
+
+
+def test_a_full_disk_leaves_nothing(lab, tmp_path, trained, small_files):
+    code, _, err = lab("export", "run=run", "output=models/mine")
+    assert code == 2
+    assert "output=models/mine cannot be written (" in err
+    assert "File too large" in err
+    assert "Traceback" not in err
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_said_once(lab, tmp_path, trained):
+    folder = tmp_path / "run/checkpoints"
+    (folder / "previous.ckpt").write_bytes((folder / "last.ckpt").read_bytes())
+    (folder / "last.ckpt").write_bytes(b"half")
+    code, _, err = lab("export", "run=run", "output=mine")
+    assert code == 0, err
+    assert err.count("last.ckpt is damaged") == 1
+
+
+def test_an_export_takes_its_first_stage_along(lab, tmp_path):
+    tiny_first_stage(tmp_path / "kl")
+    latent = ["first_stage=kl", "first_stage.run=kl", "backbone.patch=1"]
+    code, _, err = lab("train", *QUICK, *latent, "run_dir=run", "trainer.max_steps=2")
+    assert code == 0, err
+    assert lab("export", "run=run", "output=mine")[0] == 0
+    assert (tmp_path / "mine/first_stage.safetensors").exists()
+    assert np.array_equal(samples(lab, "run"), samples(lab, "mine"))
+
+
+def test_an_autoencoder_has_its_own_file(lab, tmp_path):
+    steps = ["trainer.max_steps=1", "callbacks.evaluation=null"]
+    code, _, err = lab("train-autoencoder", *TINY_AUTOENCODER, "run_dir=kl", *steps)
+    assert code == 0, err
+    code, _, err = lab("export", "run=kl", "output=new")
+    assert code == 2
+    assert "first_stage.safetensors is what there is to give away" in err

@@ -1,0 +1,216 @@
+"""A first stage from the command line to its file, and what can be done with the run."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from helpers.tiny_data import TinyData
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
+from PIL import Image
+
+from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.training.autoencoder_module import AutoencoderModule, quality
+
+TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]
+ADVERSARIAL = [
+    "reconstruction=perceptual_adversarial",
+    "reconstruction.discriminator.channels=8",
+    "reconstruction.discriminator.start=2",
+    "reconstruction.perceptual.size=16",
+]
+
+
+def test_a_run_leaves_everything_it_promises(lab, tmp_path):
+    code, _, err = lab(*TRAIN, "run_dir=run")
+    assert code == 0, err
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (True, 4)
+    metrics = summary["metrics"]
+    assert {"rfid/efficientnet_lite0-96/train64-16", "val/psnr", "val/kl"} <= set(metrics)
+    assert "rfid_floor/efficientnet_lite0-96/train64-16" in metrics
+    assert "rFID" in err
+    found = set().union(*rows(folder))
+    assert {"train/loss", "train/l1", "train/bottleneck", "val/psnr"} <= found
+    assert {
+        f"val_latent/{what}{channel}" for what in ("mean", "std") for channel in range(4)
+    } <= found
+    with Image.open(folder / "samples/step_0000004.png") as picture:
+        # 8 images in rows of 2, and 4 rows of what came back
+        assert picture.size == (2 * (2 * 10 + 2), 2 * (8 * 10 + 2))
+
+    autoencoder, facts, _ = files.load(folder / files.FILE)
+    data = TinyData()
+    data.setup("fit")
+    assert data.images_fingerprint != data.fingerprint
+    assert (facts.kind, facts.data, facts.image_shape) == ("KL", data.images_fingerprint, [1, 8, 8])
+    assert facts.figures == metrics
+    assert {name.partition(".")[0] for name in autoencoder.state_dict()} == {"encoder", "decoder"}
+    with torch.no_grad():
+        moments = autoencoder.moments(to_float(data.train_images()))
+        drawn = torch.cat([autoencoder.sample(moments) for _ in range(50)])
+    torch.testing.assert_close(
+        drawn.mean((0, 2, 3)), torch.tensor(facts.latent_mean), atol=0.05, rtol=0
+    )
+    torch.testing.assert_close(
+        drawn.std((0, 2, 3)), torch.tensor(facts.latent_std), atol=0.05, rtol=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["autoencoder=vq", "autoencoder.codes=8"],
+        ["autoencoder=fsq", "autoencoder.levels=[4,4]"],
+        ["autoencoder=vae", "reconstruction=likelihood"],
+        [*ADVERSARIAL, "micro_batch_size=4"],
+    ],
+)
+def test_every_kind_trains(lab, tmp_path, extra):
+    code, _, err = lab(*TRAIN, "run_dir=run", "callbacks.evaluation=null", *extra)
+    assert code == 0, err
+    found = set().union(*rows(tmp_path / "run"))
+    if "autoencoder=vq" in extra:
+        assert {"val/codebook_usage", "val/perplexity"} <= found
+    if extra[0] == ADVERSARIAL[0]:
+        steps = [row["step"] for row in rows(tmp_path / "run") if "train/discriminator" in row]
+        assert steps == [3, 4]
+    files.load(tmp_path / "run" / files.FILE)
+
+
+def test_a_silent_adversary_stays_as_it_was(lab, tmp_path):
+    options = [*ADVERSARIAL, "reconstruction.discriminator.start=9", "optimizer.weight_decay=0.5"]
+    states = []
+    for steps in (1, 3):
+        length = ["lr_schedule=constant", f"trainer.max_steps={steps}", f"run_dir={steps}"]
+        code, _, err = lab(*TRAIN, *options, *length, "callbacks.evaluation=null")
+        assert code == 0, err
+        path = tmp_path / f"{steps}/checkpoints/last.ckpt"
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]) == name.startswith("loss."), name
+
+
+@pytest.mark.parametrize("extra", [ADVERSARIAL, ["autoencoder=vq", "autoencoder.codes=8"]])
+def test_resuming_equals_never_having_stopped(lab, tmp_path, extra):
+    # a constant rate: that of a cosine depends on the run's length
+    common = [*TRAIN, *extra, "callbacks.evaluation=null", "lr_schedule=constant"]
+    assert lab(*common, "run_dir=whole", "trainer.max_steps=6")[0] == 0
+    assert lab(*common, "run_dir=parts", "trainer.max_steps=3")[0] == 0
+    code, _, err = lab("train-autoencoder", "resume=parts", "trainer.max_steps=6")
+    assert code == 0, err
+    whole, parts = (
+        torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
+        for folder in ("whole", "parts")
+    )
+    assert whole["global_step"] == parts["global_step"] == 6
+    assert whole["state_dict"].keys() == parts["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
+    content = [(tmp_path / folder / files.FILE).read_bytes() for folder in ("whole", "parts")]
+    assert content[0] == content[1]
+
+
+@pytest.mark.slow
+def test_a_compiled_autoencoder_meets_its_adversary(lab, tmp_path):
+    code, _, err = lab(
+        *TRAIN, *ADVERSARIAL, "compile=true", "callbacks.evaluation=null", "run_dir=run"
+    )
+    assert code == 0, err
+    assert any("train/adversarial_weight" in row for row in rows(tmp_path / "run"))
+
+
+def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch):
+    original = AutoencoderModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(AutoencoderModule, "training_step", interrupted)
+    code, _, err = lab(*TRAIN, "run_dir=run", "trainer.max_steps=100")
+    assert code == 130
+    assert "diffusion-lab train-autoencoder resume=run" in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (False, 3)
+    assert not (tmp_path / "run" / files.FILE).exists()
+
+
+def test_a_file_that_is_lost_is_written_again_and_a_run_without_a_checkpoint_named(lab, tmp_path):
+    assert lab(*TRAIN, "callbacks.evaluation=null", "run_dir=run")[0] == 0
+    path = tmp_path / "run" / files.FILE
+    content = path.read_bytes()
+    code, _, err = lab("train-autoencoder", "resume=run")
+    assert code == 2
+    assert "is finished" in err
+    path.unlink()
+    code, _, err = lab("train-autoencoder", "resume=run")
+    assert code == 0, err
+    assert path.read_bytes() == content
+
+    (tmp_path / "run/checkpoints/last.ckpt").unlink()
+    for arguments in ([*TRAIN, "run_dir=run"], ["train-autoencoder", "resume=run"]):
+        code, _, err = lab(*arguments)
+        assert code == 2
+        assert "delete the folder" in err
+
+
+def test_psnr_and_ssim():
+    images = torch.randint(0, 200, (3, 1, 16, 16), dtype=torch.uint8)
+    psnr, ssim = quality(images, images)
+    assert (psnr, ssim) == (300, pytest.approx(3.0))
+    psnr, ssim = quality(images, images + 10)
+    assert psnr == pytest.approx(3 * 28.131, abs=1e-2)  # 20 log10(255 / 10)
+    assert ssim < 3
+    assert quality(images[..., :8, :8], images[..., :8, :8])[1].isnan()
+
+
+def test_padding_is_no_part_of_the_quality(lab, tmp_path):
+    options = ["data.pad=16", "callbacks.evaluation=null", "trainer.precision=32-true"]
+    code, _, err = lab(*TRAIN, *options, "run_dir=run")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run/summary.json").read_text())["metrics"]
+    autoencoder, _, _ = files.load(tmp_path / "run" / files.FILE)
+    data = TinyData(pad=16)
+    data.setup("fit")
+    images = data.held_out(20, "")[0]
+    back = to_uint8(autoencoder.decode(autoencoder.mean(autoencoder.moments(to_float(images)))))
+    psnr = quality(data.to_native(images), data.to_native(back))[0] / 20
+    assert metrics["val/psnr"] == pytest.approx(float(psnr), abs=0.02)
+    assert abs(float(quality(images, back)[0]) / 20 - float(psnr)) > 0.1
+    assert "val/ssim" not in metrics  # 8 x 8 pixels are too few
+
+
+WRONG = [
+    (["metrics.num_samples=33"], "metrics.num_samples=32"),
+    (["autoencoder.channels=6"], "multiple of 4"),
+    (["reconstruction.error=l3"], "l1 or l2"),
+    ([*ADVERSARIAL, "reconstruction.discriminator.layers=6"], "discriminator.layers"),
+    (["autoencoder.multipliers=[1,0]"], "autoencoder.multipliers=[1, 0] must be"),
+    (["autoencoder.codes=8"], "no key autoencoder.codes"),
+]
+
+
+def test_what_is_wrong_is_said_in_one_sentence(lab, tmp_path):
+    for arguments, words in WRONG:
+        code, _, err = lab(*TRAIN, "run_dir=run", *arguments)
+        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
+        assert words in lines[0]
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_resumed_by_the_command_that_made_it(lab, tmp_path):
+    for command, arguments, other in (
+        ("train-autoencoder", TINY_AUTOENCODER, "train"),
+        ("train", [*TINY, "logger=none"], "train-autoencoder"),
+    ):
+        options = ["callbacks.evaluation=null", f"run_dir={command}"]
+        assert lab(command, *arguments, *options)[0] == 0
+        code, _, err = lab(other, f"resume={command}", "trainer.max_steps=9")
+        assert code == 2
+        assert f"write diffusion-lab {command} resume={command}" in err

@@ -1,0 +1,362 @@
+"""What `doctor` finds: each check on a run that was spoilt for it, and nothing on a good one."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.tiny_data import TinyData
+from hydra import compose, initialize_config_dir
+
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.data import TwoMoonsDataModule
+from diffusion_lab.data.datamodule import Split
+from diffusion_lab.training.doctor import data_checks, diagnose, machine_checks, timing
+from diffusion_lab.training.doctor.timing import Plan
+
+
+class Clean(TinyData):
+    """Enough images, bars again: 3000 for training, 1500 for tests."""
+
+    def load(self):
+        def split(count: int, seed: int) -> Split:
+            generator = torch.Generator().manual_seed(seed)
+            labels = torch.arange(count) % 4
+            images = torch.randint(0, 76, (count, *self.native_shape), generator=generator)
+            images += 180 * (labels[:, None, None, None] == torch.arange(8) // 2)
+            return Split(images.to(torch.uint8), labels)
+
+        return split(3000, 0), split(1500, 1)
+
+
+class Spoilt(Clean):
+    """What `spoil` makes of the clean training split."""
+
+    def load(self):
+        train, test = super().load()
+        return self.spoil(train), test
+
+    def spoil(self, train: Split) -> Split:
+        raise NotImplementedError
+
+
+class Floats(Spoilt):
+    def spoil(self, train):
+        return Split((train.images > 90).to(torch.uint8), train.labels)
+
+
+class Constant(Spoilt):
+    def spoil(self, train):
+        return Split(torch.full_like(train.images, 17), train.labels)
+
+
+class Dim(Spoilt):
+    def spoil(self, train):
+        return Split(train.images // 4 + 90, train.labels)
+
+
+class Blank(Spoilt):
+    def spoil(self, train):
+        train.images[:100] = torch.arange(100, dtype=torch.uint8)[:, None, None, None]
+        return train
+
+
+class GreyColour(Clean):
+    native_shape = (3, 8, 8)
+
+    def load(self):
+        return [
+            Split(images[:, :1].repeat(1, 3, 1, 1), labels) for images, labels in super().load()
+        ]
+
+
+class FromOne(Spoilt):
+    def spoil(self, train):
+        return Split(train.images, train.labels + 1)
+
+
+class Missing(Spoilt):
+    def spoil(self, train):
+        return Split(train.images, train.labels.clamp(max=2))
+
+
+class Uneven(Spoilt):
+    def spoil(self, train):
+        labels = torch.where(torch.arange(3000) < 1000, train.labels, 0)
+        return Split(train.images, labels)
+
+
+class Copies(Spoilt):
+    def spoil(self, train):
+        train.images[100:200] = train.images[:100]
+        return train
+
+
+class Leaky(Clean):
+    def load(self):
+        train, test = super().load()
+        train.images[:300] = test.images[:300]
+        return train, test
+
+
+class OneClass(Clean):
+    class_names = ("only",)
+
+    def load(self):
+        return [Split(images, torch.zeros_like(labels)) for images, labels in super().load()]
+
+
+class NoBytes(Spoilt):
+    def spoil(self, train):
+        return Split(train.images.float(), train.labels)
+
+
+SOUND = [
+    "data._target_=test_doctor.Clean",
+    "data.validation_size=1000",
+    "backbone=dit",
+    "backbone.width=32",
+    "backbone.heads=2",
+    "backbone.depth=1",
+    "backbone.patch=2",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=1000",
+    "trainer.precision=32-true",
+    "batch_size=64",
+    "lr_schedule.warmup_images=2000",
+    "guidance=classifier_free",
+    "metrics.num_samples=1500",
+    "validate_every_n_steps=100",
+]
+QUICK = ["callbacks.evaluation=null", "speed=false"]
+
+
+def data(name: str) -> str:
+    return f"data._target_=test_doctor.{name}"
+
+
+@pytest.fixture
+def examine(tmp_path, monkeypatch):
+    """examine(*overrides) -> (messages by status and name, facts); nothing is ever written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def run(*overrides: str) -> tuple[dict[str, dict[str, str]], dict]:
+        before = set(tmp_path.rglob("*"))
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = compose("doctor", overrides=[*SOUND, "name=x", *overrides])
+        findings, facts = diagnose(cfg)
+        assert set(tmp_path.rglob("*")) == before
+        said = {status: {} for status in ("ok", "advice", "warning", "error", "skipped")}
+        for finding in findings:
+            said[finding.status][finding.name] = finding.message
+        return said, facts
+
+    return run
+
+
+def test_a_sound_run_is_measured_and_left_alone(lab, tmp_path):
+    code, out, err = lab("doctor", *SOUND, "json=true")
+    assert code == 0, err
+    assert list(tmp_path.iterdir()) == []
+    result = json.loads(out.splitlines()[-1])
+    checks, facts = result["checks"], result["facts"]
+    assert [check for check in checks if check["status"] != "ok"] == []
+    assert len(checks) == len({check["name"] for check in checks}) > 20
+    assert facts["image_shape"] == [1, 8, 8]
+    assert facts["training_images"] == 3000
+    assert facts["images_seen"] == 64_000
+    assert facts["epochs"] == pytest.approx(64 / 3)
+    for name in ("training_seconds", "drawing_seconds", "features_seconds", "memory_bytes"):
+        assert facts[name] > 0
+
+
+SPOILT = [
+    ([data("Floats")], "grey_values", "error", ["0, 1", "cast to bytes"]),
+    ([data("Constant")], "grey_values", "error", ["every pixel has the grey value 17"]),
+    ([data("Dim")], "grey_values", "warning", ["between 90 and 15", "stretch them"]),
+    ([data("Blank")], "blank_images", "warning", ["100 of 3000"]),
+    ([data("GreyColour")], "channels", "advice", ["equal", "one channel"]),
+    ([data("FromOne")], "classes", "error", ["from 1 to 4", "number the labels from 0"]),
+    ([data("Missing")], "classes", "warning", ["fourth has no training images"]),
+    ([data("Uneven")], "classes", "warning", ["a factor of 9.0", "data.per_class=250"]),
+    ([data("Copies")], "duplicates", "warning", ["100 of 3000"]),
+    ([data("Leaky")], "overlap", "warning", ["300 of 1500"]),
+    ([data("NoBytes")], "data", "error", ["torch.float32", "uint8 (N, 1, 8, 8)"]),
+    (["data.validation_size=9000"], "held_out", "error", ["the 1500 test images"]),
+    (
+        [data("Dim"), "schedule=edm", "objective=edm", "objective/weighting=edm"],
+        "data_std",
+        "warning",
+        [
+            "denoiser.input_std=0.16 objective.prediction.data_std=0.16 "
+            "objective.weighting.data_std=0.16"
+        ],
+    ),
+    (["schedule=ve", "schedule.sigma_max=2"], "largest_noise", "warning", ["does not cover"]),
+    (["schedule=ve"], "largest_noise", "advice", ["=100,", "write schedule.sigma_max=10"]),
+    (
+        ["schedule=ddpm_scaled_linear", "objective=v_prediction"],
+        "schedule_end",
+        "warning",
+        ["keeps 6.8% of the image", "zero_terminal_snr"],
+    ),
+    (["schedule=cosine", "objective=ddpm"], "combination", "warning", ["guidance.clip=1"]),
+    (["data.flip=true", "augmentation=non_leaky"], "combination", "warning", ["data.flip=false"]),
+    (["backbone.patch=4"], "tokens", "warning", ["makes 4 patches", "write backbone.patch=2"]),
+    (
+        ["backbone.patch=1", "backbone.width=8"],
+        "tokens",
+        "warning",
+        ["64 patches at width 8", "write backbone.patch=2"],
+    ),
+    ([data("OneClass")], "labels", "advice", ["conditioning=none"]),
+    (["guidance=none"], "labels", "advice", ["guidance=classifier_free"]),
+    (["sampler.steps=3"], "sampling", "warning", ["sampler.steps=20"]),
+    (["sampler=ddpm", "sampler.steps=1000"], "sampling", "advice", ["sampler=dpm_solver"]),
+    (["guidance.scale=9"], "sampling", "warning", ["guidance.scale=2"]),
+    (["batch_size=4000"], "batch", "warning", ["3000 images", "batch_size=2048"]),
+    (["batch_size=9", "micro_batch_size=2"], "batch", "error", ["micro_batch_size=1"]),
+    (["trainer.max_steps=20"], "epochs", "advice", ["trainer.max_steps=47"]),
+    (["data.per_class=50"], "memorization", "warning", ["200 images 320 times", "non_leaky"]),
+    (
+        ["callbacks.weight_averaging.ramp=null"],
+        "weight_averaging",
+        "warning",
+        ["half-life of 500,000", "64,000", "ramp=0.05"],
+    ),
+    (["callbacks.weight_averaging=null"], "weight_averaging", "advice", ["not averaged"]),
+    (["lr_schedule.warmup_images=9_600"], "warm_up", "advice", ["15% of the run", "=1600"]),
+    (["lr_schedule.warmup_images=90_000"], "warm_up", "warning", ["the whole run and more"]),
+    (["optimizer.lr=0.1"], "learning_rate", "warning", ["diverges", "optimizer.lr=3e-4"]),
+    (["optimizer.lr=1e-8"], "learning_rate", "warning", ["next to nothing"]),
+    (["trainer.precision=bf16-true"], "precision", "warning", ["bf16-mixed"]),
+    (["validate_every_n_steps=900"], "validation", "advice", ["validate_every_n_steps=100"]),
+    ([], "evaluation", "advice", ["no FID or KID"]),
+    (["objective/prediction=eps"], "composition", "error", ["objective/prediction=v, flow"]),
+    (["objective.label_dropout=0"], "composition", "error", ["write objective.label_dropout=0.1"]),
+    (["backbone.patch=3"], "composition", "error", ["backbone.patch"]),
+    (["trainer.accelerator=gpu"], "device", "error", ["no GPU"]),
+    (["logger.mode=foo"], "settings", "error", ["auto, online, offline"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "status", "words"),
+    SPOILT,
+    ids=[f"{name}-{'-'.join(overrides)[-30:]}" for overrides, name, *_ in SPOILT],
+)
+def test_what_was_spoilt_is_found(examine, overrides, name, status, words):
+    said, _ = examine(*QUICK, *overrides)
+    for word in words:
+        assert word in said[status][name]
+    if status != "error":
+        assert not said["error"]
+        assert set(said["skipped"]) == {"time", "memory"}  # speed=false
+
+
+METRICS = [
+    (["metrics.reference_size=100"], "sample_counts", "warning", "reference_size=null"),
+    (["metrics.num_samples=100"], "sample_counts", "advice", "read KID"),
+    (["metrics.num_samples=60000"], "sample_counts", "advice", "metrics.num_samples=1500"),
+    (["metrics.per_class=true", "metrics.num_samples=300"], "class_counts", "warning", "=400"),
+    (["metrics=classifier"], "composition", "error", "write metrics.extractor.path=..."),
+    (["metrics.classifier=nowhere"], "extractor", "error", "no classifier nowhere"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "name", "status", "words"), METRICS)
+def test_what_figures_are_worth_is_said(examine, overrides, name, status, words):
+    said, _ = examine("speed=false", *overrides)
+    assert words in said[status][name]
+
+
+@pytest.mark.parametrize("refused", ["batch_size=abc", "objective/prediction=eps", "seed=-1"])
+def test_what_cannot_be_built_hides_no_look_at_the_data(examine, refused):
+    said, facts = examine(*QUICK, data("Copies"), refused)
+    assert len(said["error"]) == 1
+    assert "100 of 3000" in said["warning"]["duplicates"]
+    assert "tokens" in said["skipped"]
+    assert facts["training_images"] == 3000
+    assert "parameters" not in facts
+
+
+def test_one_run_may_have_several_faults(examine):
+    said, _ = examine(*QUICK, data("Copies"), "optimizer.lr=1", "sampler.steps=2")
+    assert set(said["warning"]) == {"duplicates", "learning_rate", "sampling"}
+
+
+def test_a_run_that_its_time_limit_ends_is_judged_by_what_it_will_see(examine):
+    limits = ["trainer.max_time='00:00:00:05'", "trainer.max_steps=10_000_000"]
+    said, facts = examine("callbacks.evaluation=null", *limits)
+    assert facts["steps"] < 1_000_000
+    assert facts["images_seen"] == 64 * facts["steps"]
+    assert facts["training_seconds"] == pytest.approx(5, rel=0.2)
+    assert "time" in said["ok"]
+    said, _ = examine("callbacks.evaluation=null", "trainer.max_steps=100_000_000_000")
+    assert "days on this device; trainer.max_steps=" in said["warning"]["time"]
+
+
+def test_points_that_fall_together_are_no_copies():
+    case = SimpleNamespace(data=TwoMoonsDataModule())
+    for check in (data_checks.blank_images, data_checks.duplicates, data_checks.overlap):
+        assert list(check(case)) == []
+
+
+def test_an_evaluation_longer_than_the_training_is_said():
+    case = SimpleNamespace(
+        plan=Plan(100, 60.0, 300.0, 20.0),
+        parts=SimpleNamespace(metrics=object()),
+        cfg=SimpleNamespace(trainer=SimpleNamespace(max_steps=100)),
+    )
+    ((status, message),) = machine_checks.time(case)
+    assert status == "advice"
+    assert "84% of the time" in message
+
+
+def test_a_batch_that_does_not_fit_is_an_error_and_is_not_tried(examine, monkeypatch):
+    monkeypatch.setattr("diffusion_lab.training.doctor.case.free_memory", lambda device: 3_000_000)
+    monkeypatch.setattr(
+        "diffusion_lab.training.doctor.case.measure", lambda *_: pytest.fail("tried")
+    )
+    said, _ = examine("callbacks.evaluation=null")
+    assert "write micro_batch_size=" in said["error"]["memory"]
+
+
+def test_memory_is_what_the_network_and_its_images_hold():
+    assert timing.memory_needed(10, 3.0, 4) == 10 * 5 * 4 + 12
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_made(examine, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    said, _ = examine(*QUICK, "run_dir=file/run")
+    assert "file cannot be written to" in said["error"]["disk"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    said, _ = examine(*QUICK)
+    assert "are free at" in said["error"]["disk"]
+
+
+def test_people_read_facts_and_the_worst_first(lab):
+    code, out, err = lab("doctor", *SOUND, *QUICK, data("FromOne"), "optimizer.lr=1")
+    assert code == 1
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0].startswith("Data: FromOne, 3,000 training and 1,500 test images")
+    assert [line.split()[0] for line in lines if "  " in line][:3] == ["error", "warning", "advice"]
+    assert lines[-1] == "1 error, 1 warning, 1 piece of advice"
+
+
+def test_a_typing_error_is_answered_as_train_does(lab):
+    code, _, err = lab("doctor", "backbone=dti")
+    assert code == 2
+    assert "did you mean dit" in err
+    code, _, err = lab("doctor", "resume=outputs/x")
+    assert code == 2
+    assert "leave out resume" in err
+
+
+def test_a_sweep_is_looked_at_to_its_end(lab):
+    code, _, err = lab("doctor", "-m", *SOUND, *QUICK, "batch_size=7,64", "micro_batch_size=4")
+    assert code == 2
+    assert err.count("Data: ") == 2
+    assert "micro_batch_size=1" in err

@@ -1,0 +1,188 @@
+"""Faults around a run: data processes, W&B, disks and ranks that die. Each has a defined end."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import wandb
+from helpers.paths import ROOT
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.runs import checkpoints
+from diffusion_lab.training.callbacks import SampleGrid
+from diffusion_lab.training.failures import ending_with_a_sentence
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+
+
+def run(folder, *arguments):
+    """`diffusion-lab train` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "diffusion_lab", "train", *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+        | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "WANDB_MODE": "offline",
+        },
+    )
+
+
+def test_a_killed_data_process_ends_the_run_with_a_sentence(lab, tmp_path):
+    data = [a.replace("helpers.tiny_data.TinyData", "helpers.workers.DyingWorkers") for a in QUICK]
+    every = ["callbacks.checkpoint.every_n_steps=1", "trainer.max_steps=50"]
+    code, _, err = lab("train", *data, *every, "run_dir=run")
+    assert code == 2
+    assert "Traceback" not in err
+    assert "training stopped: a process that loads data died: " in err
+    assert "diffusion-lab train resume=run goes on from it" in err
+    assert checkpoints.newest_whole(tmp_path / "run")
+
+
+def test_a_w_and_b_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
+    def log(*_, **__):
+        raise wandb.errors.CommError("the server is gone")
+
+    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", log)
+    arguments = [a for a in QUICK if a != "logger=none"]
+    code, _, err = lab("train", *arguments, "run_dir=run")
+    assert code == 0, err
+    assert err.count("W&B failed and is left alone from here on: the server is gone") == 1
+    assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is True
+    assert wandb.run is None  # nothing is left for the next run of a sweep to write into
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset"), EOFError()])
+def test_a_data_process_that_dies_in_the_middle_of_a_batch_is_told_as_one(error):
+    told = pytest.raises(UserError, match=r"a process that loads data died: \S")
+    with told, ending_with_a_sentence("train", None):
+        raise error
+
+
+def test_a_w_and_b_that_cannot_be_opened_is_left_alone(lab, tmp_path, monkeypatch):
+    def init(**_):
+        raise wandb.errors.CommError("no service")
+
+    monkeypatch.setattr(wandb, "init", init)
+    arguments = [a for a in QUICK if a != "logger=none"]
+    code, _, err = lab("train", *arguments, "run_dir=run")
+    assert code == 0, err
+    assert "W&B: could not be started; metrics.jsonl holds everything" in err
+    assert (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_w_and_b_process_that_is_killed_does_not_hold_training_up(tmp_path):
+    arguments = [a for a in QUICK if a != "logger=none"]
+    killing = ["+callbacks.kill._target_=helpers.killed_service.KilledService"]
+    start = time.monotonic()
+    done = run(tmp_path, *arguments, *killing, "run_dir=run").communicate(timeout=100)[1]
+    assert "killed 1 service" in done
+    assert "Summary: run/summary.json" in done
+    assert time.monotonic() - start < 90
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert {1, 2, 3, 4} <= set(steps)
+
+
+def test_a_picture_that_cannot_be_written_ends_the_run_with_a_sentence(lab, monkeypatch):
+    def run(self, trainer):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "step_0000002.png")
+
+    monkeypatch.setattr(SampleGrid, "run", run)
+    arguments = [a for a in QUICK if "sample_grid" not in a]
+    every = ["callbacks.sample_grid.every_n_steps=2", "callbacks.checkpoint.every_n_steps=1"]
+    code, _, err = lab("train", *arguments, *every, "run_dir=run")
+    assert code == 2
+    assert "Traceback" not in err
+    assert "step_0000002.png could not be read or written (No space left on device)" in err
+    assert "diffusion-lab train resume=run goes on from it" in err
+
+
+def test_what_is_written_names_its_file_where_the_disk_is_full(tmp_path, small_files):
+    told = pytest.raises(UserError, match=r"big\.bin could not be read or written \(File too large")
+    with told, ending_with_a_sentence("train", tmp_path):
+        write_atomically(tmp_path / "big.bin", bytes(50_000))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("raise", "training stopped: process 1 ended with code 1"),
+        ("kill", "training stopped: process 1 was killed by SIGKILL"),
+    ],
+)
+def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, words):
+    dying = [
+        "+callbacks.dying._target_=helpers.dying_rank.DyingRank",
+        f"+callbacks.dying.how={how}",
+    ]
+    every = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=1000", "run_dir=run"]
+    start = time.monotonic()
+    code, _, err = lab("train", *QUICK, *dying, *every, "trainer.devices=2")
+    assert time.monotonic() - start < 120
+    assert code == 2
+    sentences = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+    assert len(sentences) == 1, err
+    assert words in sentences[0]
+    assert "resume=run goes on from it" in sentences[0]
+    assert err.count("Traceback") == (how == "raise")  # the fault itself, and no other
+    path = checkpoints.newest_whole(tmp_path / "run")
+    assert torch.load(path, weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_answer_is_not_waited_for_without_end(tmp_path):
+    silent = [
+        "+callbacks.dying._target_=helpers.dying_rank.DyingRank",
+        "+callbacks.dying.how=silent",
+    ]
+    every = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=1000", "run_dir=run"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = str(ROOT / "tests/helpers/impatient.py")
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, program, "train", *QUICK, *silent, *every],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode != 0
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("diffusion-lab:")]
+    assert "another process of this run ended, or did not answer" in sentence
+    assert "resume=run goes on from it" in sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_two_ranks_saves_the_run(tmp_path, number):
+    arguments = [*QUICK, "run_dir=run", "trainer.max_steps=100000", "trainer.devices=2"]
+    process = run(tmp_path, *arguments)
+    rows = tmp_path / "run/metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not rows.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "diffusion-lab train resume=run" in err
+    assert "Traceback" not in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["finished"] is False
+    saved = torch.load(tmp_path / "run" / checkpoints.LAST, weights_only=True)
+    assert saved["global_step"] == summary["steps"]

@@ -1,0 +1,332 @@
+"""Steps that are not finite leave no trace, are counted, and end a run or take it back."""
+
+import json
+from functools import partial
+
+import lightning
+import pytest
+import torch
+from helpers.pairs import each_once
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
+
+from diffusion_lab.training.autoencoder_module import AutoencoderModule
+from diffusion_lab.training.callbacks import EMA, NonFinite
+from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
+from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.logger import JSONLines
+from diffusion_lab.training.module import TrainedModule
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+LEARNING = ["objective/time_sampler=second_moment", "objective.time_sampler.bins=2"]
+
+
+@pytest.fixture
+def bad_at(monkeypatch):
+    """bad_at({2, 3}, kind): the loss of these steps, the first being 1, is spoilt."""
+
+    def spoil(steps, kind="loss", part=0, module=DiffusionModule):
+        original = module.training_step
+
+        def training_step(self, batch, batch_idx):
+            result = original(self, batch, batch_idx)
+            here = batch_idx % self.trainer.accumulate_grad_batches == part
+            if self.trainer.global_step + 1 in steps and here:
+                loss = result if isinstance(result, torch.Tensor) else result["loss"]
+                if kind == "loss":
+                    spoilt = loss + torch.inf  # whose gradient alone is finite
+                elif kind == "nan":
+                    spoilt = loss * torch.nan
+                else:  # the loss is finite, its gradient infinite
+                    spoilt = loss + (loss - loss.detach()).sqrt()
+                if isinstance(result, torch.Tensor):
+                    return spoilt
+                return result | {"loss": spoilt}
+            return result
+
+        monkeypatch.setattr(module, "training_step", training_step)
+
+    return spoil
+
+
+def checkpoint_of(folder, name="last"):
+    return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+def same(first, second):
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+SETTINGS = {
+    "plain": [],
+    "accumulated": ["micro_batch_size=4"],
+    "unclipped": ["trainer.gradient_clip_val=null"],
+    "bf16": ["trainer.precision=bf16-mixed"],
+    "unfused": ["optimizer.fused=false"],
+}
+KINDS = {kind: kind for kind in ("loss", "nan", "gradient")}
+
+
+@pytest.mark.parametrize(("extra", "kind"), each_once(SETTINGS, KINDS))
+def test_a_skipped_step_leaves_no_trace(lab, tmp_path, bad_at, kind, extra):
+    arguments = [*QUICK, *LEARNING, *extra, "callbacks.checkpoint.every_n_steps=1"]
+    bad_at({3}, kind)
+    code, _, err = lab("train", *arguments, "run_dir=run", "trainer.max_steps=3")
+    assert code == 0, err
+    assert "Step 3 is skipped" in err
+    after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
+    assert (before["global_step"], after["global_step"]) == (2, 3)
+    for part in ("state_dict", "current_model_state"):
+        assert after[part].keys() == before[part].keys()
+        assert same(after[part], before[part]), part
+    for key, state in before["optimizer_states"][0]["state"].items():
+        assert same(state, after["optimizer_states"][0]["state"][key])
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["steps"], summary["skipped_steps"]) == (3, 1)
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found if "train/loss" in row] == [1, 2]
+    assert [row["train/skipped_steps"] for row in found if "train/skipped_steps" in row] == [1]
+
+
+def test_a_step_after_a_skipped_one_is_taken(lab, tmp_path, bad_at):
+    bad_at({2})
+    code, _, err = lab("train", *QUICK, "run_dir=run", "callbacks.checkpoint.every_n_steps=1")
+    assert code == 0, err
+    states = checkpoint_of(tmp_path / "run")["optimizer_states"][0]["state"]
+    assert {float(state["step"]) for state in states.values()} == {3.0}  # of four
+    assert err.count("is skipped") == 1
+
+
+def test_the_part_of_an_accumulated_step_does_not_matter(lab, tmp_path, bad_at):
+    bad_at({4}, "nan", part=0)
+    arguments = [*QUICK, "micro_batch_size=2", "callbacks.checkpoint.every_n_steps=1"]
+    code, _, err = lab("train", *arguments, "run_dir=run")
+    assert code == 0, err
+    after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
+    assert same(after["current_model_state"], before["current_model_state"])
+
+
+def test_an_autoencoder_and_its_codebook_are_left_alone(lab, tmp_path, bad_at):
+    bad_at({2}, "nan", module=AutoencoderModule)
+    arguments = ["autoencoder=vq", "autoencoder.codes=8", "reconstruction/discriminator=patch"]
+    arguments += ["callbacks.evaluation=null", "callbacks.checkpoint.every_n_steps=1"]
+    code, _, err = lab(
+        "train-autoencoder", *TINY_AUTOENCODER, *arguments, "run_dir=run", "trainer.max_steps=2"
+    )
+    assert code == 0, err
+    after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
+    assert any("quantiser" in name for name in after["state_dict"])
+    assert same(after["state_dict"], before["state_dict"])
+
+
+def spoil_a_layer(monkeypatch, first_step, backwards=False):
+    """From this step on the MLP of the network's block makes infinite values, or gradients."""
+
+    def on_train_start(self):
+        (layer,) = (m for name, m in self.named_modules() if name.endswith("blocks.0.mlp"))
+
+        def forward(module, inputs, output):
+            if self.trainer.global_step + 1 < first_step or not self.training:
+                return output
+            if backwards:
+                return output + (output - output.detach()).sqrt()
+            return output * torch.inf
+
+        layer.register_forward_hook(forward)
+
+    monkeypatch.setattr(DiffusionModule, "on_train_start", on_train_start, raising=False)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_row_of_bad_steps_ends_the_run_and_names_the_layer(lab, tmp_path, monkeypatch, backwards):
+    spoil_a_layer(monkeypatch, 3, backwards)
+    arguments = ["trainer.max_steps=50", "callbacks.non_finite.in_a_row=3", "micro_batch_size=4"]
+    arguments.append("callbacks.checkpoint.every_n_steps=2")
+    code, _, err = lab("train", *QUICK, *arguments, "run_dir=run")
+    assert code == 2
+    assert "Traceback" not in err
+    (sentence,) = (line for line in err.splitlines() if line.startswith("diffusion-lab:"))
+    assert "not finite in 3 steps in a row, the last of them step 5" in sentence
+    assert "denoiser.backbone.blocks.0" in sentence
+    assert ("is the gradient" if backwards else "is the output") in sentence
+    assert "diffusion-lab train resume=run goes on from it" in sentence
+    kept = torch.load(tmp_path / "run/non_finite/step_0000005_rank0.pt", weights_only=True)
+    assert "blocks.0" in kept["found"]
+    assert len(kept["batches"]) == 2
+    for part in kept["batches"]:
+        images, labels = part["batch"]
+        assert images.shape == (4, 1, 8, 8)
+        assert images.dtype == torch.uint8
+        assert len(labels) == len(part["t"]) == len(part["losses"]) == 4
+        assert part["losses"].isfinite().all() == backwards
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 2, "none within the row"
+
+
+def test_a_full_disk_does_not_hide_why_a_run_ends(lab, tmp_path, monkeypatch):
+    spoil_a_layer(monkeypatch, 1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/non_finite").write_text("")  # stands for a disk without room for a folder
+    arguments = ["trainer.max_steps=50", "callbacks.non_finite.in_a_row=2", "run_dir=run"]
+    code, _, err = lab("train", *QUICK, *arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    (sentence,) = (line for line in err.splitlines() if line.startswith("diffusion-lab:"))
+    assert "first not finite is the output of denoiser.backbone.blocks.0" in sentence
+    assert "noise levels could not be written to run/non_finite (File exists)" in sentence
+
+
+def test_before_the_first_checkpoint_there_is_nothing_to_go_on_from(lab, monkeypatch):
+    spoil_a_layer(monkeypatch, 1)
+    arguments = ["trainer.max_steps=50", "callbacks.non_finite.in_a_row=2"]
+    code, _, err = lab("train", *QUICK, *arguments, "callbacks.non_finite.roll_backs=1")
+    assert code == 2
+    assert "nothing was saved yet, so begin anew" in err
+
+
+def test_a_run_is_taken_back_as_often_as_told(lab, tmp_path, bad_at):
+    bad_at({4, 5, 8, 9, 12, 13})
+    arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.in_a_row=2"]
+    arguments += ["callbacks.non_finite.roll_backs=2", "trainer.max_steps=20", "run_dir=run"]
+    code, _, err = lab("train", *QUICK, *arguments)
+    assert code == 2
+    assert err.count("The weights go back to the last checkpoint's") == 2
+    assert "the last of them step 13" in err
+    steps = {row["step"] for row in rows(tmp_path / "run") if "train/loss" in row}
+    assert steps == {1, 2, 3, 6, 7, 10, 11}
+    state = checkpoint_of(tmp_path / "run")
+    assert state["callbacks"]["NonFinite"]["rolled_back"] == 2
+    assert state["callbacks"]["NonFinite"]["skipped"] == 4  # saved at step 10
+
+
+def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, bad_at, monkeypatch):
+    # steps 1-2 are saved; step 3 changes the weights; 4 and 5 are bad, and 3 is undone
+    bad_at({4, 5})
+    arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.in_a_row=2"]
+    arguments += ["callbacks.non_finite.roll_backs=1", "trainer.max_steps=5", "run_dir=run"]
+    arguments.append("validate_every_n_steps=100")
+    code, _, err = lab("train", *QUICK, *arguments)
+    assert code == 0, err
+    after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
+    assert (before["global_step"], after["global_step"]) == (2, 5)
+    for part in ("state_dict", "current_model_state"):
+        assert same(after[part], before[part])
+    counts = {float(s["step"]) for s in after["optimizer_states"][0]["state"].values()}
+    assert counts == {2.0}
+
+
+def test_settings_that_make_no_sense_are_refused(lab):
+    for key, words in (("in_a_row=1", "2 or more"), ("roll_backs=-1", "0 or more")):
+        code, _, err = lab("train", *QUICK, f"callbacks.non_finite.{key}")
+        assert code == 2
+        assert words in err
+
+
+@pytest.mark.slow
+def test_all_ranks_skip_the_step_that_is_bad_on_one(lab, tmp_path):
+    bad = ["+callbacks.bad._target_=helpers.bad_rank.BadRank", "+callbacks.bad.folder=ranks"]
+    arguments = [*QUICK, *LEARNING, *bad, "+callbacks.bad.steps=[3]", "trainer.devices=2"]
+    code, _, err = lab("train", *arguments, "run_dir=run", "callbacks.checkpoint.every_n_steps=1")
+    assert code == 0, err
+    assert json.loads((tmp_path / "run/summary.json").read_text())["skipped_steps"] == 1
+    first, second = (torch.load(tmp_path / f"ranks/rank{rank}.pt") for rank in range(2))
+    assert same(first, second)
+    assert all(value.isfinite().all() for value in first.values())
+    states = checkpoint_of(tmp_path / "run")["optimizer_states"][0]["state"]
+    assert {float(state["step"]) for state in states.values()} == {3.0}  # of four
+
+
+@pytest.mark.slow
+def test_a_row_of_bad_steps_ends_all_ranks_with_one_sentence(lab, tmp_path):
+    bad = ["+callbacks.bad._target_=helpers.bad_rank.BadRank", "+callbacks.bad.folder=ranks"]
+    bad += ["+callbacks.bad.steps=[3,4]", "callbacks.non_finite.in_a_row=2"]
+    arguments = [*QUICK, *bad, "trainer.devices=2", "trainer.max_steps=50", "run_dir=run"]
+    code, _, err = lab("train", *arguments, "callbacks.checkpoint.every_n_steps=1")
+    assert code == 2
+    assert "Traceback" not in err
+    assert err.count("not finite in 2 steps in a row, the last of them step 4") == 1
+    assert {path.name for path in (tmp_path / "run/non_finite").iterdir()} == {
+        "step_0000004_rank0.pt",
+        "step_0000004_rank1.pt",
+    }
+
+
+class Line(TrainedModule):
+    """One number to be multiplied with; a batch is what the loss is multiplied with."""
+
+    def __init__(self):
+        super().__init__(partial(torch.optim.AdamW, lr=0.1), lambda images, progress: 1.0, 1, 0)
+        self.layer = torch.nn.Linear(1, 1)
+
+    def trained_parameters(self):
+        return list(self.parameters())
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(torch.ones(1, 1)).float().square().mean() * batch[0]
+
+
+class Weights(Callback):
+    """Keeps the weight, its average and the scale after each step, and a checkpoint of each."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.found = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        weight = pl_module.layer.weight.item()
+        with trainer.callbacks[0].swapped(pl_module):
+            average = pl_module.layer.weight.item()
+        self.found[trainer.global_step] = [weight, average, trainer.scaler.get_scale()]
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+def fit_with_scaler(folder, from_step=None, bad_step=3):
+    """Four steps in half precision, one of them with an infinite loss."""
+    torch.manual_seed(0)
+    weights = Weights(folder)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=4,
+        plugins=[
+            MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0)),
+            AtomicCheckpointIO(),
+        ],
+        callbacks=[
+            EMA(half_life_images=2, ramp=None),
+            NonFinite(),
+            weights,
+            Resumption(JSONLines(folder / "metrics.jsonl", Clock(1))),
+        ],
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    factors = torch.ones(4)
+    factors[bad_step - 1] = torch.inf
+    if from_step:
+        factors = factors[from_step:]
+    checkpoint = folder / f"{from_step}.ckpt" if from_step else None
+    loader = torch.utils.data.DataLoader(factors[:, None], batch_size=1)
+    trainer.fit(Line(), loader, ckpt_path=checkpoint, weights_only=True)
+    return weights.found, trainer.callbacks[1].skipped
+
+
+def test_a_gradient_scaler_skips_the_step_and_is_resumed(tmp_path):
+    found, skipped = fit_with_scaler(tmp_path)
+    assert skipped == 1
+    assert found[3] == [*found[2][:2], 512.0]
+    assert found[2][2] == 1024.0
+    assert found[4][0] != found[3][0]
+    assert found[4][1] != found[3][1]
+    again, skipped = fit_with_scaler(tmp_path, from_step=3)
+    assert again == {4: found[4]}
+    assert skipped == 1
+
+
+def test_an_average_begins_with_the_first_step_that_is_taken(tmp_path):
+    found, _ = fit_with_scaler(tmp_path, bad_step=1)
+    assert found[2][1] == found[2][0]
+    assert found[3][1] != found[3][0]

@@ -1,0 +1,91 @@
+"""What an objective learns takes part in a run: it is trained, saved and resumed exactly."""
+
+import pytest
+import torch
+import yaml
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.runs import folder as runs
+
+LEARNING = [
+    "objective/time_sampler=second_moment",
+    "objective.time_sampler.bins=2",
+    "objective.time_sampler.history=2",
+    "objective/uncertainty=learned",
+    "objective.uncertainty.channels=8",
+    "denoiser.self_conditioning=true",
+    "callbacks.evaluation=null",
+    "callbacks.sample_grid=null",
+    "logger=none",
+    "micro_batch_size=4",
+]
+HISTORY, COUNT = "objective.time_sampler.history", "objective.time_sampler.count"
+
+
+def checkpoint_of(folder):
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+def test_resuming_restores_the_history_and_the_uncertainty_exactly(lab, tmp_path):
+    common = [*TINY, *LEARNING]
+    for folder, steps in (("whole", 5), ("parts", 3)):
+        code, _, err = lab("train", *common, f"run_dir={folder}", f"trainer.max_steps={steps}")
+        assert code == 0, err
+    half = checkpoint_of(tmp_path / "parts")
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=5")
+    assert code == 0, err
+    whole, parts = (checkpoint_of(tmp_path / folder) for folder in ("whole", "parts"))
+    for part in ("state_dict", "current_model_state"):
+        assert {HISTORY, COUNT, "objective.uncertainty.weight"} <= set(whole[part])
+        for name, value in whole[part].items():
+            assert torch.equal(value, parts[part][name]), name
+    assert half["current_model_state"][COUNT].sum() == 3 * 8
+    assert whole["current_model_state"][COUNT].sum() == 5 * 8
+    assert (whole["current_model_state"][HISTORY] > 0).all()
+    assert whole["current_model_state"]["objective.uncertainty.weight"].abs().sum() > 0
+    _, model = runs.load(tmp_path / "parts")  # sampling needs the denoiser alone
+    assert model.denoiser.self_conditioning
+
+
+def test_a_learned_variance_trains_from_the_command_line(lab, tmp_path):
+    code, _, err = lab(
+        "train",
+        *TINY,
+        "objective=improved_ddpm",
+        "schedule=ddpm_linear",
+        "callbacks.evaluation=null",
+        "callbacks.sample_grid=null",
+        "logger=none",
+        "trainer.max_steps=2",
+        "run_dir=run",
+    )
+    assert code == 0, err
+    _, model = runs.load(tmp_path / "run")
+    assert model.denoiser.learned_variance
+    assert not [
+        name for name in checkpoint_of(tmp_path / "run")["state_dict"] if "objective" in name
+    ]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "rectified"])
+def test_a_learned_variance_without_a_table_is_refused(lab, schedule):
+    settings = ["objective=v_prediction", "objective/variance_loss=hybrid", f"schedule={schedule}"]
+    code, _, err = lab("train", *TINY, *settings)
+    assert code == 2
+    assert "objective/variance_loss=none" in err
+
+
+def test_a_run_that_is_older_than_these_options_still_loads(lab, tmp_path):
+    quiet = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+    assert lab("train", *TINY, *quiet, "run_dir=run", "trainer.max_steps=2")[0] == 0
+    saved = checkpoint_of(tmp_path / "run")["state_dict"]
+    assert not [name for name in saved if name.startswith("objective")]
+    path = tmp_path / "run/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["denoiser"]["self_conditioning"]
+    for key in ("variance_loss", "uncertainty", "offset_noise"):
+        del config["objective"][key]
+    path.write_text(yaml.safe_dump(config))
+    _, model = runs.load(tmp_path / "run")
+    assert not model.denoiser.self_conditioning
+    assert not model.denoiser.learned_variance

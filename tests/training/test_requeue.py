@@ -1,0 +1,179 @@
+"""A job of SLURM with one task, acted out: what it does when its place is wanted, and after."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.faults import Killed, at_step
+from helpers.pairs import each_once
+from helpers.processes import SRUN
+from helpers.tiny_runs import TINY, rows, wandb_runs
+
+from diffusion_lab.training.callbacks import Interruption, SampleGrid
+from diffusion_lab.training.diffusion_module import DiffusionModule
+
+ONE_TASK = {
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NODELIST": "localhost",
+    "MASTER_ADDR": "127.0.0.1",
+}
+
+
+@pytest.fixture
+def job(environment, tmp_path, monkeypatch):
+    """In a job's only task; returns the file to which scontrol's arguments are written."""
+    environment(SRUN | ONE_TASK)
+    programs, calls = tmp_path / "bin", tmp_path / "calls"
+    programs.mkdir()
+    for program, line in (("scontrol", f'echo "$@" >> {calls}'), ("squeue", "echo RUNNING")):
+        (programs / program).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return calls
+
+
+def send(monkeypatch, number: int, step: int) -> None:
+    """In the step after so many."""
+    at_step(monkeypatch, step + 1, lambda: os.kill(os.getpid(), number))
+
+
+SHORT = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
+
+
+@pytest.mark.parametrize(
+    ("number", "where"),
+    each_once(
+        {each.name: each for each in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)},
+        {"named": [], "given": ["run_dir=mine"]},
+    ),
+)
+def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
+    lab, tmp_path, monkeypatch, job, number, where
+):
+    with monkeypatch.context() as patched:
+        send(patched, number, step=2)
+        code, _, err = lab("train", *SHORT, *where)
+    assert code == 0, err
+    assert "nothing is lost" in err
+    assert "back in the queue" in err
+    assert job.read_text().split() == ["requeue", "17"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    code, _, err = lab("train", *SHORT, *where)
+    assert code == 0, err
+    (folder,) = [Path("mine")] if where else Path("outputs/x").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (True, 6)
+    steps = [row["step"] for row in rows(folder) if "train/loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert len(wandb_runs(folder)) == 1
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # by an administrator
+    code, _, err = lab("train", *SHORT, *where)
+    assert (code, job.read_text().split()) == (0, ["requeue", "17"])
+    assert "is finished" in err
+
+
+def test_a_signal_in_the_last_figures_requeues_the_job(lab, tmp_path, monkeypatch, job):
+    with monkeypatch.context() as patched:
+        patched.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+        code, _, err = lab("train", *SHORT, "callbacks.sample_grid.every_n_steps=null")
+    assert code == 0, err
+    assert "back in the queue" in err
+    assert job.read_text().split() == ["requeue", "17"]
+
+
+def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(lab, tmp_path, monkeypatch, job):
+    (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho CANCELLED\n")
+    send(monkeypatch, signal.SIGTERM, step=2)
+    code, _, err = lab("train", *SHORT, "run_dir=run")
+    assert code == 130
+    assert "SLURM has it as CANCELLED" in err
+    assert "diffusion-lab train resume=run" in err
+    assert not job.exists()
+
+
+def test_a_job_that_slurm_will_not_requeue_says_how_to_go_on(lab, tmp_path, monkeypatch, job):
+    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho 'Job is no batch job' >&2\nexit 1\n")
+    send(monkeypatch, signal.SIGUSR1, step=2)
+    code, _, err = lab("train", *SHORT, "run_dir=run")
+    assert code == 130
+    assert "is not put back in the queue: Job is no batch job" in err
+    assert "diffusion-lab train resume=run" in err
+
+
+def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(
+    lab, tmp_path, monkeypatch, job
+):
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DiffusionModule, "on_validation_epoch_start", die)
+        with pytest.raises(Killed):
+            lab("train", *SHORT)
+    (folder,) = Path("outputs/x").iterdir()
+    assert rows(folder)
+    assert not (folder / "checkpoints").exists()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    code, _, err = lab("train", *SHORT)
+    assert code == 0, err
+    (same,) = Path("outputs/x").iterdir()
+    assert same == folder
+    assert [r["step"] for r in rows(folder) if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+
+
+def seeds() -> list[tuple[int, bool]]:
+    """The seeds of the runs, in the order in which they began, and whether they are finished."""
+    folders = sorted(Path("outputs/x").iterdir())
+    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    return [(c["seed"], s["finished"]) for c, s in zip(configs, summaries, strict=True)]
+
+
+def test_each_job_of_a_sweep_in_one_step_is_a_run_and_is_found_again(lab, monkeypatch, job):
+    sweep = ["train", "-m", *SHORT, "seed=0,1"]
+    with monkeypatch.context() as patched:
+        send(patched, signal.SIGUSR1, step=2)
+        lab(*sweep)  # the first job of it ends the process
+    assert seeds() == [(0, False)]
+    for restarts, finished in (("1", 0), ("2", 2)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        code, _, err = lab(*sweep)
+        assert code == 0, err
+        assert seeds() == [(0, True), (1, True)]
+        assert err.count("is finished") == finished
+
+
+def test_a_run_of_other_overrides_is_a_new_one(lab, monkeypatch, job):
+    for restarts, seed in (("0", 0), ("1", 1), ("1", 0)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        code, _, err = lab("train", *SHORT, f"seed={seed}")
+        assert code == 0, err
+    assert "is finished" in err
+    assert seeds() == [(0, True), (1, True)]
+    code, _, err = lab("train", *SHORT, "seed=0", "run_dir=mine")
+    assert code == 0, err
+    code, _, err = lab("train", *SHORT, "seed=1", "run_dir=mine")
+    assert code == 2
+    assert "run_dir=mine already holds a run" in err
+
+
+@pytest.mark.parametrize("variables", [{}, SRUN])
+def test_the_signals_of_a_job_mean_nothing_outside_one(environment, variables):
+    environment(variables)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    callback = Interruption()
+    callback.on_train_start(None, None)
+    now = [signal.getsignal(number) for number in numbers]
+    callback.restore()
+    changed = [one != other for one, other in zip(before, now, strict=True)]
+    assert changed == [True, bool(variables), bool(variables)]
+    assert [signal.getsignal(number) for number in numbers] == before

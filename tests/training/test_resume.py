@@ -1,0 +1,332 @@
+"""A run that goes on: the same rows and images, one W&B run, one process, an offer to resume."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers.faults import Killed, at_step, die, no_file_above
+from helpers.paths import ROOT
+from helpers.seen_images import seen
+from helpers.tiny_runs import TINY, wandb_runs
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.lock import is_locked, locked
+from diffusion_lab.training.callbacks import SampleGrid
+from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.logger import JSONLines
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
+QUIET = [*QUICK, "logger=none"]
+SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages"]
+MEASURED = ("seconds", "train/images_per_second")  # of time: they are never equal
+
+
+@pytest.fixture
+def killed_at_step(lab, monkeypatch):
+    """killed_at_step(5, "train", ...): the command dies when that step begins."""
+
+    def run(step, *arguments):
+        with monkeypatch.context() as patch:
+            at_step(patch, step, die)
+            with pytest.raises(Killed):
+                lab(*arguments)
+
+    return run
+
+
+def rows(folder):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in found]
+
+
+@pytest.mark.parametrize("step", [4, 5, 6])
+def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(lab, tmp_path, killed_at_step, step):
+    # a row is of three steps, and checkpoints come within them and with validation
+    common = [*QUIET, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
+    common += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
+    assert lab("train", *common, "run_dir=whole")[0] == 0
+    killed_at_step(step, "train", *common, "run_dir=parts")
+    with (tmp_path / "parts/metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "train/lo')  # cut short
+    code, _, err = lab("train", "resume=parts")
+    assert code == 0, err
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "whole")] == [3, 4, 6, 8]
+    whole, parts = (
+        torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
+        for folder in ("whole", "parts")
+    )
+    assert str(whole["optimizer_states"]) == str(parts["optimizer_states"])
+    for key in ("lr_schedulers", "callbacks"):
+        assert whole[key] == parts[key], key
+
+
+@pytest.mark.parametrize("step", [3, 4])  # a validation is due after the latter
+def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(lab, tmp_path, monkeypatch, step):
+    common = [*QUIET, "trainer.max_steps=8", "validate_every_n_steps=4"]
+    assert lab("train", *common, "run_dir=whole")[0] == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert lab("train", *common, "run_dir=parts")[0] == 130
+    stopped = [row for row in rows(tmp_path / "whole") if row["step"] <= step]
+    assert rows(tmp_path / "parts") == stopped
+    code, _, err = lab("train", "resume=parts")
+    assert code == 0, err
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_figures_that_are_taken_again_have_one_row(lab, tmp_path):
+    assert lab("train", *TINY, "logger=none", "run_dir=run")[0] == 0
+    before, summary = rows(tmp_path / "run"), tmp_path / "run/summary.json"
+    seconds = json.loads(summary.read_text())["wall_seconds"]
+    summary.unlink()  # as if killed there
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    assert rows(tmp_path / "run") == before
+    assert json.loads(summary.read_text())["wall_seconds"] >= seconds / 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_figures_says_how_to_go_on(lab, tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
+        code, _, err = lab("train", *TINY, "logger=none", "run_dir=run")
+    assert code == 130
+    assert "Stopped at step 4; nothing is lost" in err
+    assert "diffusion-lab train resume=run" in err
+    assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is False
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    assert list((tmp_path / "run/samples").glob("*.png"))
+
+
+def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_path, monkeypatch):
+    common = [*QUIET, "trainer.max_steps=6", "optimizer.lr=0.1", "run_dir=run"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert lab("train", *common)[0] == 130
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    trained = torch.load(path, weights_only=True)["current_model_state"]
+    found = {}
+    original = DiffusionModule.training_step
+
+    def look(self, batch, batch_idx):
+        found.update({k: v.clone() for k, v in self.state_dict().items()} if not found else {})
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", look)
+    code, _, err = lab("train", "resume=run", "callbacks.weight_averaging=null")
+    assert code == 0, err
+    assert all(torch.equal(found[name], value) for name, value in trained.items())
+
+
+@pytest.mark.parametrize("micro", [("null", "2"), ("2", "null"), ("4", "1")])
+def test_another_micro_batch_sees_the_same_images(lab, tmp_path, killed_at_step, micro):
+    common = [*QUIET, *SEEN, "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"]
+    assert lab("train", *common, "run_dir=whole", "++callbacks.seen.folder=a")[0] == 0
+    before, after = micro
+    parts = ["run_dir=parts", "++callbacks.seen.folder=b", f"micro_batch_size={before}"]
+    killed_at_step(4, "train", *common, *parts)
+    # places in a step are of other sizes now
+    code, _, err = lab(
+        "train", "resume=parts", f"micro_batch_size={after}", "++callbacks.seen.folder=c"
+    )
+    assert code == 0, err
+    whole, first, second = (seen(tmp_path / folder) for folder in "abc")
+    assert sorted(second) == [2, 3, 4, 5]
+    assert {**first, **second} == whole
+    assert json.loads((tmp_path / "parts/summary.json").read_text())["steps"] == 6
+
+
+@pytest.mark.slow
+def test_other_numbers_of_ranks_see_the_same_images_in_the_same_order(lab, tmp_path):
+    common = [*QUIET, *SEEN, "trainer.max_steps=9", "callbacks.checkpoint.every_n_steps=3"]
+    code, _, err = lab("train", *common, "run_dir=whole", "++callbacks.seen.folder=whole_seen")
+    assert code == 0, err
+    common += ["micro_batch_size=4", "run_dir=parts"]
+    first = ["++callbacks.seen.folder=a", "++callbacks.seen.die_at=4", "trainer.devices=2"]
+    code, _, err = lab("train", *common, *first)
+    assert code == 2, err
+    second = ["++callbacks.seen.folder=b", "++callbacks.seen.die_at=7", "trainer.devices=1"]
+    with pytest.raises(RuntimeError, match="a test asked for"):
+        lab("train", "resume=parts", *second)
+    third = ["++callbacks.seen.folder=c", "++callbacks.seen.die_at=null", "trainer.devices=2"]
+    code, _, err = lab("train", "resume=parts", *third)
+    assert code == 0, err
+    whole = seen(tmp_path / "whole_seen")
+    parts = [seen(tmp_path / folder) for folder in "abc"]
+    assert [sorted(part) for part in parts] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8]]
+    for part in parts:
+        for step, images in part.items():
+            assert images == whole[step], step
+    assert len({image for images in whole.values() for image in images}) == 64
+
+
+def test_w_and_b_goes_on_with_the_same_run(lab, tmp_path, killed_at_step):
+    common = [*QUICK, "run_dir=run", "callbacks.checkpoint.every_n_steps=2"]
+    killed_at_step(4, "train", *common)
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert wandb_runs(tmp_path / "run") == {saved["logger"]["run_id"]}
+    assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 2
+
+
+def test_a_row_cut_short_and_later_ones_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = ['{"step": 1, "seconds": 2.0}', '{"step": 3, "seconds": 5.0}']
+    path.write_text("\n".join([kept[0], "", kept[1], '{"step": 4, "seconds": 6.0}', '{"st']))
+    clock = Clock(8)
+    JSONLines(path, clock).keep(2)
+    assert path.read_text().splitlines() == kept
+    assert 5 <= clock.seconds() < 6
+    JSONLines(path, clock).keep(0)
+    assert path.read_text() == ""
+
+
+def test_rows_that_cannot_be_written_come_with_a_later_one(tmp_path, capfd):
+    path = tmp_path / "metrics.jsonl"
+    path.mkdir()  # stands for a folder without permission: root has all permissions
+    log = JSONLines(path, Clock(8))
+    log.log_metrics({"a": 1.0}, 1)
+    log.log_metrics({"a": 2.0}, 2)
+    assert capfd.readouterr().err.count("kept in memory") == 1
+    path.rmdir()
+    log.log_metrics({"a": 3.0}, 3)
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_run_goes_on_without_its_log_file(lab, tmp_path, monkeypatch):
+    original = DiffusionModule.training_step
+
+    def step(self, batch, batch_idx):
+        (tmp_path / "run/metrics.jsonl").mkdir(exist_ok=True)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", step)
+    code, _, err = lab("train", *QUIET, "run_dir=run")
+    assert code == 0, err
+    assert "metrics.jsonl cannot be written (Is a directory)" in err
+
+
+def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
+    common = [*QUIET, "name=mine", "callbacks.checkpoint.every_n_steps=2"]
+    killed_at_step(4, "train", *common)
+    (folder,) = tmp_path.glob("outputs/mine/*")
+    line = f"diffusion-lab train resume={folder.relative_to(tmp_path)}"
+    with locked(folder):
+        code, _, err = lab("train", *common)
+        assert code == 0
+        assert line not in err
+    code, _, err = lab("train", *common, "run_dir=elsewhere")
+    assert code == 0
+    assert line not in err
+    code, _, err = lab("train", *common)
+    assert code == 0
+    assert line in err
+    assert "is not finished" in err
+    assert len(list(tmp_path.glob("outputs/mine/*"))) == 3
+    assert not (folder / "summary.json").exists(), "nothing was started there"
+    code, _, err = lab("train", f"resume={folder.relative_to(tmp_path)}")
+    assert code == 0, err
+    code, _, err = lab("train", *common)
+    assert line not in err
+
+
+def test_a_run_that_is_killed_while_it_is_made_longer_is_not_finished(
+    lab, tmp_path, killed_at_step
+):
+    assert lab("train", *QUIET, "run_dir=run")[0] == 0
+    before = load_summary(tmp_path / "run")
+    killed_at_step(6, "train", "resume=run", "trainer.max_steps=8")
+    assert load_summary(tmp_path / "run") == before | {"finished": False}
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    summary = load_summary(tmp_path / "run")
+    assert (summary["finished"], summary["steps"]) == (True, 8)
+
+
+@pytest.mark.parametrize("content", [b'{"finished": tr', b"\xff\xfe", b"[1]", b""])
+def test_a_damaged_summary_is_none(tmp_path, content):
+    (tmp_path / "summary.json").write_bytes(content)
+    assert load_summary(tmp_path) == {}
+
+
+def test_an_option_of_the_trainer_is_answered_with_what_to_write(lab, tmp_path):
+    assert lab("train", *QUIET, "run_dir=run", "trainer.max_steps=2")[0] == 0
+    for option in ("cpu", "ddp", "fsdp"):
+        code, _, err = lab("train", "resume=run", "trainer.max_steps=3", f"trainer={option}")
+        assert code == 2
+        line = re.search(r"; write trainer\.(\S+)", err)[1]
+        override = OverridesParser.create().parse_override(line)
+        file = ROOT / f"conf/trainer/{option}.yaml"
+        assert yaml.safe_load(file.read_text())[override.key_or_group] == override.value()
+
+
+def test_a_second_process_is_refused(lab, tmp_path):
+    assert lab("train", *QUIET, "run_dir=run", "trainer.max_steps=2")[0] == 0
+    before = (tmp_path / "run/config.yaml").read_bytes()
+    for devices in (1, 2):
+        with locked(tmp_path / "run"):
+            assert is_locked(tmp_path / "run")
+            longer = ["trainer.max_steps=4", f"trainer.devices={devices}"]
+            code, _, err = lab("train", "resume=run", *longer)
+        assert code == 2
+        assert f"is being trained by process {os.getpid()} on {socket.gethostname()}" in err
+        assert "Traceback" not in err
+    assert (tmp_path / "run/config.yaml").read_bytes() == before
+    assert not is_locked(tmp_path / "run")
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    script = f"""
+import os
+from pathlib import Path
+from diffusion_lab.runs.lock import locked
+with locked(Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert (tmp_path / ".lock").read_text().startswith("process")
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capfd):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path):
+        pass
+    assert "has no locks" in capfd.readouterr().err
+
+
+def test_a_run_without_room_for_its_lock_is_refused(tmp_path):
+    words = r"nothing can be written to .+ \(File too large\); choose another folder"
+    with no_file_above(0), pytest.raises(UserError, match=words), locked(tmp_path):
+        raise AssertionError
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/nowhere/run"])
+def test_a_folder_that_cannot_be_made_is_named(lab, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    code, _, err = lab("train", *QUIET, f"run_dir={place}")
+    assert code == 2
+    assert "cannot be made" in err
+    assert "Traceback" not in err

@@ -1,0 +1,171 @@
+"""Searches by Optuna: the figure that is minimised, the file that survives, and pruning."""
+
+import json
+import re
+
+import pytest
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.training.callbacks import MedianPruning
+from diffusion_lab.training.study import figure
+
+QUICK = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+optuna = pytest.importorskip("optuna")
+SEARCH = [
+    "train",
+    "-m",
+    "hparams_search=optuna",
+    "study_name=rates",
+    *TINY,
+    *QUICK,
+    "hydra.sweeper.n_trials=2",
+    "optimizer.lr=tag(log, interval(1e-4, 1e-2))",
+]
+
+
+def test_a_search_minimises_the_held_out_loss_and_its_file_survives(lab, tmp_path):
+    code, _, err = lab(*SEARCH)
+    assert code == 0, err
+    assert "Runs: 2 trained" in err
+    code, _, err = lab(*SEARCH)
+    assert code == 0, err
+    study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
+    assert len(study.trials) == 4
+    folders = [path.parent for path in tmp_path.glob("outputs/rates/*/summary.json")]
+    assert len(folders) == 4
+    losses = sorted(
+        json.loads((f / "summary.json").read_text())["metrics"]["val/loss"] for f in folders
+    )
+    assert sorted(trial.value for trial in study.trials) == losses
+    assert study.best_value == losses[0]
+
+
+def test_a_search_without_a_name_has_one(lab, tmp_path):
+    unnamed = [a for a in SEARCH if a not in ("study_name=rates", "hydra.sweeper.n_trials=2")]
+    code, _, err = lab(*unnamed, "hydra.sweeper.n_trials=1")
+    assert code == 0, err
+    assert (tmp_path / "outputs/search.db").is_file()
+    assert len(list(tmp_path.glob("outputs/search/*/summary.json"))) == 1
+
+
+def test_a_failed_trial_is_noted_and_the_search_goes_on(lab):
+    some = [a for a in SEARCH if not a.startswith(("backbone.patch", "optimizer.lr"))]
+    some += ["backbone.patch=3,4", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=4"]
+    code, _, err = lab(*some)
+    assert code == 1
+    counts = re.search(r"Runs: (.+)", err)[1]
+    assert "trained" in counts
+    assert "failed" in counts
+    study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
+    states = {trial.params["backbone.patch"]: trial.state.name for trial in study.trials}
+    assert states == {3: "FAIL", 4: "COMPLETE"}
+
+
+def test_a_search_of_which_nothing_is_left_says_why(lab):
+    code, _, err = lab(*SEARCH, "backbone.patch=3")
+    assert code == 1
+    assert "Runs: 2 failed" in err
+    assert err.count("Failed: patches of 3 do not tile a 8x8 image") >= 2
+    assert "Traceback" not in err
+
+
+SPACE = "optimizer.lr=tag(log, interval(1e-4, 1e-2))"
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (["objective=ddpm,edm"], "write optimized_metric=fid callbacks.pruning=null"),
+        (["schedule=rectified,cosine", SPACE], "another quantity for another schedule"),
+        (["experiment=fashion_mnist/unet,fashion_mnist/ncsn"], "another quantity for another exp"),
+        (["objective/weighting=none,snr"], "another quantity for another objective/weighting"),
+        (
+            ["objective=ddpm,edm", "optimized_metric=fid", "callbacks.evaluation=null"],
+            "search over it; write callbacks.pruning=null\n",
+        ),
+        (
+            [SPACE, "optimized_metric=accuracy"],
+            "to minimize accuracy finds the worst settings; write hydra.sweeper.direction=maximize",
+        ),
+        ([SPACE, "hydra.sweeper.direction=maximize"], "write hydra.sweeper.direction=minimize"),
+        (["optimizer.lr=1e-3"], "a search needs a key with several values, and none has"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_once(lab, tmp_path, space, words):
+    code, _, err = lab(*SEARCH[:-1], *space)
+    assert code == 2
+    assert err.count("diffusion-lab: ") == 1
+    assert words in err
+    assert not list(tmp_path.glob("outputs/rates/*"))
+
+
+def test_a_search_of_a_study_in_a_folder_of_studies_has_its_file_there(lab, tmp_path):
+    asked = ["study_name=mine/rates", "hydra.sweeper.n_trials=1", "data.fraction=0.5,1.0"]
+    code, _, err = lab(*SEARCH[:-1], *asked)
+    assert code == 0, err
+    assert (tmp_path / "outputs/mine/rates.db").is_file()
+    assert len(list(tmp_path.glob("outputs/mine/rates/*/summary.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["optimized_metric=fid"], "is not measured without callbacks.evaluation"),
+        (["study_name=null"], "write study_name=..., and values that differ"),
+        (["optimized_metric=val/los"], "use one of val/loss"),
+    ],
+)
+def test_a_figure_that_is_not_there_is_said(lab, arguments, words):
+    code, _, err = lab("train", *TINY, *QUICK, "study_name=x", "run_dir=run",
+                       "optimized_metric=val/loss", *arguments)  # fmt: skip
+    assert code == 2
+    assert words in err
+
+
+def test_a_figure_is_found_by_its_kind(tmp_path):
+    metrics = {"fid/a/b": 3.0, "fid_floor/a/b": 1.0, "val/loss": 0.5}
+    (tmp_path / "summary.json").write_text(json.dumps({"metrics": metrics}))
+    assert figure(tmp_path, "fid") == 3.0
+    assert figure(tmp_path, "val/loss") == 0.5
+
+
+def write_rows(folder, losses):
+    """A run folder with held-out losses by training images seen."""
+    folder.mkdir(parents=True)
+    rows = [{"step": 1, "images": images, "val/loss": loss} for images, loss in losses.items()]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 9, "train')  # cut by a kill
+    return folder
+
+
+def test_a_run_is_hopeless_above_the_median_of_others_at_as_many_images(tmp_path):
+    for name, losses in {"a": {1: 5, 2: 3}, "b": {1: 4, 2: 2}, "c": {1: 3}}.items():
+        write_rows(tmp_path / name, losses)
+    own = write_rows(tmp_path / "own", {1: 4.5, 2: 4.2})
+    assert MedianPruning(own, startup_runs=3).hopeless(1)  # 4.5 > 4
+    assert not MedianPruning(own, startup_runs=4).hopeless(1)
+    assert MedianPruning(own, startup_runs=2).hopeless(2)  # 4.2 > 2.5
+    assert not MedianPruning(own, startup_runs=3).hopeless(2)  # c has not come so far
+    good = write_rows(tmp_path / "good", {1: 2, 2: 9})
+    assert not MedianPruning(good, startup_runs=3).hopeless(2)  # its best counts
+
+
+def test_runs_of_other_batch_sizes_are_pruned_by_images(tmp_path):
+    own = write_rows(tmp_path / "own", {32: 4.0, 64: 3.5})
+    write_rows(tmp_path / "large", {48: 3.0, 96: 1.0})
+    assert not MedianPruning(own, startup_runs=1).hopeless(32)  # the other has no value yet
+    assert MedianPruning(own, startup_runs=1).hopeless(64)  # 3.5 > 3
+    better = write_rows(tmp_path / "better", {64: 2.0})
+    assert not MedianPruning(better, startup_runs=2).hopeless(64)  # 2 < 3.25, and not 1
+
+
+def test_a_hopeless_run_ends_early_with_its_figures(lab, tmp_path):
+    for seed in range(2):
+        write_rows(tmp_path / f"outputs/rates/{seed}", {16: 0.0})
+    code, _, err = lab(*SEARCH, "callbacks.pruning.startup_runs=2", "hydra.sweeper.n_trials=1")
+    assert code == 0, err
+    assert "Pruned after 16 images: val/loss" in err
+    (path,) = tmp_path.glob("outputs/rates/*/summary.json")
+    summary = json.loads(path.read_text())
+    assert (summary["finished"], summary["pruned"], summary["steps"]) == (True, True, 2)
+    assert summary["metrics"]["val/loss"] > 0

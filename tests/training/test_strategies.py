@@ -1,0 +1,110 @@
+"""Any layout of a batch, DDP or FSDP, trains the same model; checkpoints of FSDP are whole."""
+
+import json
+
+import pytest
+import torch
+from helpers.tiny_runs import TINY, rows
+
+EXACT = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
+BATCH = ["batch_size=16", "micro_batch_size=2", "trainer.max_steps=5", "validate_every_n_steps=3"]
+PARTS = [*TINY, *BATCH, "backbone.depth=2", "name=x"]
+PLAIN = [*PARTS, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
+
+
+def curve(folder, name: str) -> list[float]:
+    return [row[name] for row in rows(folder) if name in row]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    tensors = {f"averaged.{name}": value for name, value in checkpoint["state_dict"].items()}
+    tensors |= checkpoint["current_model_state"]
+    for number, state in checkpoint["optimizer_states"][0]["state"].items():
+        tensors |= {f"{number}.{name}": value for name, value in state.items()}
+    return tensors
+
+
+def assert_alike(one, other) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy):
+    code, _, err = lab("train", *PLAIN, *EXACT, "run_dir=1x8")
+    assert code == 0, err
+    assert "micro-batch 2 x 8 accumulated x 1 rank" in err
+    for ranks, accumulated in ((2, 4), (4, 2)):
+        name = f"{ranks}x{accumulated}"
+        layout = [f"trainer={strategy}", *EXACT, f"trainer.devices={ranks}", f"run_dir={name}"]
+        code, _, err = lab("train", *PLAIN, *layout)
+        assert code == 0, err
+        assert f"micro-batch 2 x {accumulated} accumulated x {ranks} ranks" in err
+        for figure in ("train/loss", "val/loss"):
+            expected = curve(tmp_path / "1x8", figure)
+            assert len(expected) >= 2
+            assert curve(tmp_path / name, figure) == pytest.approx(expected, rel=1e-5), figure
+        assert_alike(tmp_path / "1x8", tmp_path / name)
+
+
+@pytest.mark.slow
+def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab, tmp_path):
+    run = ["run_dir=two", "callbacks.evaluation.batch_size=3", "callbacks.sample_grid.columns=3"]
+    # ranks draw unequal numbers of batches, in training too
+    often = ["callbacks.evaluation.every_n_steps=2", "metrics.num_samples=17"]
+    learned = ["objective/uncertainty=learned"]
+    code, _, err = lab(
+        "train", *PARTS, *run, *often, *learned, "trainer=fsdp", *EXACT, "trainer.devices=2"
+    )
+    assert code == 0, err
+    summary = json.loads((tmp_path / "two/summary.json").read_text())
+    exact = ["precision=32-true", "device=cpu", "json=true"]
+    code, out, err = lab("evaluate", "run=two", *exact)
+    assert code == 0, err
+    for name, value in json.loads(out.splitlines()[-1]).items():
+        assert value == pytest.approx(summary["metrics"][name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path):
+    code, _, err = lab("train", *PLAIN, *EXACT, "run_dir=whole", "trainer.max_steps=6")
+    assert code == 0, err
+    sharded = [
+        "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
+        "trainer.devices=2",
+    ]
+    start = [*PLAIN, "trainer=fsdp", *EXACT, "trainer.devices=2", "run_dir=parts"]
+    code, _, err = lab("train", *start, "trainer.max_steps=2")
+    assert code == 0, err
+    alone = ["trainer.strategy=auto", "trainer.devices=1"]
+    for steps, where in ((4, alone), (6, sharded)):
+        code, _, err = lab("train", "resume=parts", f"trainer.max_steps={steps}", *where)
+        assert code == 0, err
+    assert_alike(tmp_path / "whole", tmp_path / "parts")
+    assert curve(tmp_path / "parts", "train/loss") == pytest.approx(
+        curve(tmp_path / "whole", "train/loss"), rel=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_bf16_and_activation_checkpointing_go_with_several_processes(lab, tmp_path, strategy):
+    several = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
+    options = ["trainer.precision=bf16-mixed", "activation_checkpointing=true"]
+    code, _, err = lab("train", *PLAIN, *several, *options, "run_dir=two")
+    assert code == 0, err
+    code, _, err = lab("train", *PLAIN, *EXACT, "run_dir=one")
+    assert code == 0, err
+    expected = curve(tmp_path / "one", "train/loss")
+    assert curve(tmp_path / "two", "train/loss") == pytest.approx(expected, rel=0.02)
+
+
+def test_an_autoencoder_is_not_sharded(lab, tmp_path):
+    code, _, err = lab("train-autoencoder", "trainer=fsdp", "name=x", "run_dir=run")
+    assert code == 2
+    assert "trainer=fsdp shares out diffusion models only; use trainer=ddp" in err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,487 @@
+"""Sweeps: each run has its place; what is finished is skipped, what is not goes on."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers.picture_files import folder
+from helpers.tiny_runs import TINY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.same import differences
+from diffusion_lab.runs.settings import flat
+from diffusion_lab.training import study
+from diffusion_lab.training.callbacks.interruption import Interruption
+
+QUICK = [a for a in TINY if a != "backbone.patch=4"]
+QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+SWEEP = ["train", "-m", "study_name=mine", *QUICK, "seed=0,1"]
+
+
+def run_of(study, **settings):
+    """The folder, from outputs, of the run of a study that has these settings."""
+    found = []
+    for path in Path().glob(f"outputs/{study}/*/config.yaml"):
+        cfg = OmegaConf.load(path)
+        if all(OmegaConf.select(cfg, key) == value for key, value in settings.items()):
+            found.append(path.parent)
+    (folder,) = found
+    return folder
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def finished_at(folder):
+    """When the run was last written to."""
+    return (folder / "checkpoints/last.ckpt").stat().st_mtime_ns
+
+
+def test_a_name_needs_no_quotes_and_tells_runs_apart():
+    values = {"seed": "1", "backbone/block": "adaln", "optimizer.betas": "[0.9, 0.99]"}
+    name = study.name_of(values)
+    assert name == "backbone.block-adaln_optimizer.betas-.0.9.0.99_seed-1"
+    assert study.name_of({"data.fraction": "0.01"}) == "data.fraction-0.01"
+
+
+def test_a_long_name_keeps_what_lies_highest_and_tells_runs_apart():
+    values = {f"callbacks.evaluation.{'key' * i}": "1" for i in range(1, 9)}
+    values |= {"seed": "0", "backbone": "unet", "data.fraction": "0.1"}
+    name = study.name_of(values)
+    assert name.startswith("backbone-unet_seed-0_data.fraction-0.1_callbacks.evaluation.key-1_")
+    assert len(name) <= 128
+    other = study.name_of(values | {"callbacks.evaluation." + 8 * "key": "2"})
+    assert name[:-8] == other[:-8]
+    assert name != other
+    assert len(study.name_of({"data.path": 300 * "\N{LATIN SMALL LETTER A WITH DIAERESIS}"})) == 8
+
+
+def place(*overrides, swept=()):
+    """The folder of a run with overrides of which a sweep varies some."""
+    GlobalHydra.instance().clear()
+    task = [*overrides, *swept]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=task, return_hydra_config=True)
+    OmegaConf.set_readonly(cfg.hydra, False)
+    cfg.hydra.mode = RunMode.MULTIRUN if swept else RunMode.RUN
+    cfg.hydra.overrides.task = task
+    fixed = [override.split("=")[0].lstrip("+~") for override in overrides]
+    cfg.hydra.job.config.override_dirname.exclude_keys = fixed
+    folder = study.folder_of(cfg, cfg.hydra)
+    return folder and str(folder)
+
+
+def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
+    one = place("study_name=x", "backbone=dit", "seed=0")
+    assert one == "outputs/x/backbone-dit_seed-0"
+    assert place("study_name=x", "backbone=dit", swept=["seed=0"]) == one
+    assert place("study_name=x", swept=["backbone=dit", "seed=0"]) == one
+    common = ["budget=images", "budget.images=64", "trainer=cpu", "compile=false", "logger=none"]
+    assert place("study_name=x", *common, "backbone=dit", swept=["seed=0"]) == one
+    swept = place("study_name=x", "backbone=dit", "seed=0", swept=["compile=true"])
+    assert swept == "outputs/x/backbone-dit_compile-True_seed-0"
+    assert place("study_name=x", "~augmentation", "+trainer.x=1") == (
+        "outputs/x/augmentation-null_trainer.x-1"
+    )
+    paths = ["data=image_folder", "data.path=photos"]
+    assert place("study_name=x", *paths) == "outputs/x/data-image_folder_data.path-photos"
+    assert place("study_name=x", "compile=false", "data.root=elsewhere") is None
+    assert place("backbone=dit", swept=["seed=0"]) is None
+    assert place("study_name=x", "run_dir=y", swept=["seed=0"]) == "y"
+
+
+def test_a_study_that_says_what_it_varies_names_its_runs_by_that():
+    one = "outputs/backbones/backbone-dit_seed-0"
+    asked = ["+study=backbones", "batch_size=8"]
+    assert place(*asked, "backbone=dit", "seed=0") == one
+    assert place(*asked, "backbone=dit", swept=["seed=0"]) == one
+    assert place(*asked, swept=["backbone=dit", "seed=0"]) == one
+    assert place("study_name=x", *asked, swept=["backbone=dit", "seed=0"]) == one.replace(
+        "backbones/", "x/"
+    )
+    more = place("+study=backbones", swept=["backbone=dit", "seed=0", "batch_size=8"])
+    assert more == "outputs/backbones/backbone-dit_batch_size-8_seed-0"
+    assert place("+study=backbones", "backbone=dit") is None
+
+
+def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path):
+    code, _, err = lab(*SWEEP, "backbone.patch=4")
+    assert code == 0, err
+    assert "Runs: 2 trained" in err
+    assert len(list(tmp_path.glob("outputs/mine/*/config.yaml"))) == 2
+    folders = [run_of("mine", seed=seed) for seed in (0, 1)]
+    before = [finished_at(folder) for folder in folders]
+    code, _, err = lab(*SWEEP[:-1], "backbone.patch=4", "seed=0,1,2")
+    assert code == 0, err
+    assert f"{folders[0]} is finished" in err
+    assert "Runs: 1 trained, 2 finished before" in err
+    assert [finished_at(folder) for folder in folders] == before
+
+
+def test_a_folder_of_another_configuration_is_refused_not_reused(lab, tmp_path):
+    assert lab(*SWEEP, "backbone.patch=4")[0] == 0
+    asked = [*SWEEP, "backbone.patch=4", "budget=images", "budget.images=40"]
+    code, _, err = lab(*asked)
+    assert code == 1
+    folder = run_of("mine", seed=0)
+    assert f"{folder} was trained with budget._target_=null, and is asked for with" in err
+    assert "write study_name=mine_2 for a study of its own" in err
+    assert "Runs: 2 failed" in err
+    # where and how fast it was trained does not make another run
+    code, _, err = lab(*SWEEP, "backbone.patch=4", "micro_batch_size=4", "trainer.strategy=ddp")
+    assert code == 0, err
+
+
+def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_is_said(
+    lab, tmp_path
+):
+    arguments = [*SWEEP[:-1], "backbone.patch=3,4"]
+    code, _, err = lab(*arguments)
+    assert code == 1
+    assert "Runs: 1 trained, 1 failed" in err
+    assert "Failed: patches of 3 do not tile a 8x8 image" in err
+    assert summary_of(run_of("mine", **{"backbone.patch": 4}))["finished"]
+    line = err.strip().splitlines()[-1].split()
+    assert line[:2] == ["diffusion-lab", "train"]
+    (place,) = [each for each in line if each.startswith("run_dir=outputs/mine/")]
+    mended = [a.replace("backbone.patch=3", "backbone.patch=2") for a in line[1:]]
+    code, _, err = lab(*mended)
+    assert code == 0, err
+    assert summary_of(tmp_path / place.removeprefix("run_dir="))["finished"]
+
+
+def test_the_line_of_a_failed_job_names_the_folder_of_configurations(lab, tmp_path):
+    (tmp_path / "my own/experiment").mkdir(parents=True)
+    mine = "# @package _global_\nname: it's mine\nbackbone:\n  patch: 3\n"
+    (tmp_path / "my own/experiment/mine.yaml").write_text(mine)
+    flags = ["--config-dir", str(tmp_path / "my own")]
+    code, _, err = lab(*SWEEP[:-1], *flags, "experiment=mine", "logger=none", "seed=0,1")
+    assert code == 1
+    assert "Runs: 2 failed" in err
+    line = shlex.split(err.strip().splitlines()[-1])
+    assert line[:2] == ["diffusion-lab", "train"]
+    assert line[2:4] == flags
+    code, _, err = lab(*line[1:], "backbone.patch=4")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", ""], "one of the arguments is empty; leave it out"),
+        ([""], "one of the arguments is empty; leave it out"),
+        (["-m", "hydra.sweeper.params.seed='0,1'"], "write the values themselves, as in seed=0,1"),
+        (["-m", "+hydra.sweeper.params.seed='0,1'"], "and there is no +study=...;"),
+    ],
+)
+def test_a_command_line_that_is_none_gets_a_sentence(lab, arguments, words):
+    code, _, err = lab("train", *arguments)
+    assert code == 2
+    assert err.startswith("diffusion-lab: ")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
+    def fail(self, *arguments, **more):
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(Denoiser, "output", fail)
+    code, _, err = lab(*SWEEP, "backbone.patch=4")
+    assert code == 1
+    assert "Runs: 2 failed" in err
+    assert err.count("Failed: RuntimeError: the disk is on fire; alone it is run by") == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lab(*SWEEP, "backbone.patch=4")  # no checkpoint was left: the runs begin anew
+    assert code == 0, err
+    assert f"is now outputs/mine/.abandoned/{run_of('mine', seed=0).name}" in err
+    assert "Runs: 2 trained" in err
+
+
+def stop_after(step, monkeypatch):
+    """Makes training stop as by SIGTERM after a step."""
+    was = Interruption.on_train_batch_end
+
+    def stop(self, trainer, *arguments):
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        was(self, trainer, *arguments)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", stop)
+
+
+def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        code, _, err = lab(*SWEEP, "backbone.patch=4")
+    assert code == 130
+    first = run_of("mine", seed=0)
+    assert summary_of(first)["finished"] is False
+    code, _, err = lab(*SWEEP, "backbone.patch=4")
+    assert code == 0, err
+    assert "Runs: 2 trained" in err
+    assert summary_of(first)["finished"]
+    unbroken = ["study_name=other" if a == "study_name=mine" else a for a in SWEEP]
+    assert lab(*unbroken, "backbone.patch=4")[0] == 0
+    weights = [
+        torch.load(run_of(name, seed=0) / "checkpoints/last.ckpt")["state_dict"]
+        for name in ("mine", "other")
+    ]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
+    own = ("backbone", "backbone.width", "backbone.heads", "backbone.depth", "logger")
+    asked = [a for a in QUICK if a.split("=")[0] not in own]
+    code, _, err = lab(
+        "train", "-m", "+study=backbones", *asked, "backbone=mlp", "seed=3", "budget=images",
+        "budget.reference=null", "budget.images=24", "logger.tags=[own]",
+    )  # fmt: skip
+    assert code == 0, err
+    folder = tmp_path / "outputs/backbones/backbone-mlp_seed-3"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["study_name"] == "backbones"
+    assert config["logger"]["group"] == "backbones"
+    assert config["logger"]["name"] == "backbone-mlp_seed-3"
+    assert config["logger"]["tags"] == ["own", "backbones", "budget-images"]
+    assert config["budget"]["solved"] == ["trainer.max_steps=3", "trainer.max_time=null"]
+    assert config["trainer"]["max_steps"] == 3
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    (log,) = folder.glob("wandb/offline-run-*")
+    log = subprocess.run([*command, str(log)], capture_output=True, text=True, check=True).stdout
+    assert '"backbones"' in log
+    assert "budget-images" in log
+
+
+SAVED = {
+    "seed": 0,
+    "budget": None,
+    "data": {"fraction": None, "root": "a"},
+    "callbacks": {
+        "weight_averaging": {"_target_": "diffusion_lab.training.callbacks.EMA", "ramp": 0.1}
+    },
+    "trainer": {"_target_": "lightning.Trainer", "devices": 1, "max_steps": 3},
+}
+
+
+def told_apart(changes, saved=None, usual=None):
+    """Differences of a run as above from what is asked for, with the one and the other changed."""
+    saved = OmegaConf.merge(SAVED, saved or {})
+    found = differences(saved, OmegaConf.merge(SAVED, changes), OmegaConf.create(usual or {}))
+    return {key: (old, new) for key, old, new in found}
+
+
+def test_an_empty_node_is_a_value_of_its_own():
+    assert flat({"a": {"b": {}, "c": None}, "d": [{}]}) == {"a.b": {}, "a.c": None, "d": [{}]}
+    assert flat({}) == {}
+    assert told_apart({"callbacks": {"own": {}}}) == {"callbacks.own": (None, {})}
+
+
+def test_a_run_is_another_by_any_setting_but_where_it_ran():
+    assert told_apart({"data": {"root": "b"}, "trainer": {"devices": 2}, "run_dir": "x"}) == {}
+    assert told_apart({"trainer": {"max_steps": 4}}) == {"trainer.max_steps": (3, 4)}
+    assert told_apart({"data": {"fraction": 0.1}}) == {"data.fraction": (None, 0.1)}
+    assert told_apart({}, saved={"data": {"fraction": 0.1}}) == {"data.fraction": (0.1, None)}
+
+
+def test_how_a_run_is_watched_makes_no_other():
+    watched = {"callbacks": {"evaluation": {"every_n_steps": 5, "batch_size": 8, "seed": 0}}}
+    often = {"callbacks": {"evaluation": {"every_n_steps": 2, "batch_size": 4, "seed": 0}}}
+    grid = {"callbacks": {"sample_grid": {"every_n_steps": 2}}, "validate_every_n_steps": 9}
+    assert told_apart(often, saved=watched) == {}
+    assert told_apart(grid, saved={"callbacks": {"sample_grid": None}}) == {}
+    anew = {"callbacks": {"evaluation": {"seed": 1}}}
+    assert told_apart(OmegaConf.merge(often, anew), saved=watched) == {
+        "callbacks.evaluation.seed": (0, 1)
+    }
+    classifiers = [{"metrics": {"classifier": path}} for path in ("a/x.safetensors", "b/x", None)]
+    assert told_apart(classifiers[0], saved=classifiers[1]) == {}
+    assert told_apart(classifiers[0], saved=classifiers[2])
+
+
+def test_an_object_and_null_make_two_runs_whichever_was_saved():
+    none = {"callbacks": {"weight_averaging": None}}
+    without = OmegaConf.merge(SAVED, none)
+    assert "callbacks.weight_averaging.ramp" in told_apart(none)
+    usual = OmegaConf.create(SAVED)
+    (found, *_) = differences(without, OmegaConf.create(SAVED), usual)
+    assert found[0] == "callbacks.weight_averaging._target_"
+    assert told_apart({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
+    images = {"_target_": "diffusion_lab.profiling.budget.Budget", "images": 8, "solved": None}
+    assert told_apart({"budget": images})["budget.images"] == (None, 8)
+    solved = images | {"solved": ["trainer.max_steps=2"]}
+    assert told_apart({}, saved={"budget": solved})["budget.images"] == (8, None)
+    # what followed from the budget is not given again
+    assert told_apart({"budget": images}, {"budget": solved, "trainer": {"max_steps": 2}}) == {}
+
+
+def test_a_key_that_a_run_is_older_than_counts_as_its_default():
+    assert told_apart({"newer": 1}, usual={"newer": 1}) == {}
+    assert told_apart({"newer": 2}, usual={"newer": 1}) == {"newer": (1, 2)}
+    assert told_apart({"newer": 1}) == {"newer": (None, 1)}
+    assert told_apart({"newer": None}) == {}
+    # of an object, what its class says
+    tiny = {"data": {"_target_": "helpers.tiny_data.TinyData"}}
+    assert told_apart(tiny | {"data": tiny["data"] | {"subset_seed": 0}}, saved=tiny) == {}
+    found = told_apart({"data": tiny["data"] | {"subset_seed": 1}}, saved=tiny)
+    assert found == {"data.subset_seed": (0, 1)}
+    # or else what an object of that class has where nothing is overridden
+    usual = {"trainer": {"_target_": "lightning.Trainer", "deterministic": False}}
+    assert told_apart({"trainer": {"deterministic": False}}, usual=usual) == {}
+    assert told_apart({"trainer": {"deterministic": True}}, usual=usual)
+
+
+def test_what_a_run_finds_out_is_not_asked_for():
+    asked = {"data": {"image_size": None, "channels": None, "classes": None, "resize": "crop"}}
+    found = {"image_size": [8, 8], "channels": 1, "classes": ["a"], "resize": "refuse"}
+    assert told_apart(asked, saved={"data": found}) == {}
+    sized = {"data": asked["data"] | {"image_size": 8}}
+    assert told_apart(sized, saved={"data": found | {"resize": "crop"}}) == {}
+    assert told_apart(sized, saved={"data": found}) == {"data.resize": ("refuse", "crop")}
+    measured = {"first_stage": {"path": "vae", "scale": "measured", "sha256": None}}
+    kept = {"first_stage": {"path": "run/first_stage", "scale": 0.3, "sha256": "0"}}
+    assert told_apart(measured, saved=kept) == {}
+    config = {"first_stage": {"path": "vae", "scale": "config", "sha256": None}}
+    assert told_apart(config, saved=kept) == {"first_stage.scale": (0.3, "config")}
+
+
+def test_a_first_stage_that_was_trained_again_is_another(tmp_path):
+    def asked():
+        return {"first_stage": {"run": str(tmp_path), "sha256": None}}
+
+    file = tmp_path / "first_stage.safetensors"
+    file.write_bytes(b"one")
+    kept = {"first_stage": {"run": "mine", "sha256": hashlib.sha256(b"one").hexdigest()}}
+    assert told_apart(asked(), saved=kept) == {}
+    file.write_bytes(b"other")
+    assert list(told_apart(asked(), saved=kept)) == ["first_stage.sha256"]
+
+
+@pytest.mark.slow
+def test_a_study_on_images_of_ones_own_goes_on(lab, tmp_path):
+    pictures = {f"{name}/{i:02}.png": 8 * i for name in ("cat", "dog") for i in range(24)}
+    folder(tmp_path / "photos", pictures)
+    asked = [a for a in QUICK if not a.startswith("data.")]
+    asked += ["data=image_folder", "data.path=photos", "backbone.patch=4", "study_name=mine"]
+    for outcome in ("trained", "finished before"):
+        code, _, err = lab("train", "-m", *asked, "seed=0,1")
+        assert code == 0, err
+        assert f"Runs: 2 {outcome}" in err
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_leave_what_jobs_one_by_one_leave(lab, tmp_path, joblib):
+    code, _, err = lab(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,1", *joblib)
+    assert code == 1
+    assert "Runs: 2 trained, 2 failed" in err
+    code, _, err = lab(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,1")
+    assert "Runs: 2 finished before, 2 failed" in err
+
+
+def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
+    """Data order, noise of training and noise of sampling are the same for two backbones."""
+    seen = {}
+
+    def watch(self, x, level, labels, *more):
+        if x.is_meta:  # multiply-accumulates are counted
+            return was(self, x, level, labels, *more)
+        record = seen.setdefault(type(self.backbone).__name__, {True: [], False: []})
+        record[self.training].append((x.clone(), level.t.clone(), labels))
+        return was(self, x, level, labels, *more)
+
+    was = Denoiser._output  # of the loss and of the samplers
+    monkeypatch.setattr(Denoiser, "_output", watch)
+    arguments = [a for a in QUICK if not a.startswith(("backbone", "callbacks.sample_grid"))]
+    for backbone in ("backbone=mlp backbone.width=16", "backbone=unet_small backbone.channels=16"):
+        code, _, err = lab("train", *backbone.split(), *arguments, "seed=5")
+        assert code == 0, err
+    one, other = seen.values()
+    assert len(one[True]) == len(other[True]) == 4  # steps
+    for mine, theirs in zip(one[True], other[True], strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(one[True][0][0], one[True][1][0])
+    # validation gives whole images at its levels; a drawing gives pure noise first
+    held_out = list(zip(one[False], other[False], strict=True))
+    pure = [(a, b) for a, b in held_out if (a[1] == 1).all()]
+    assert len(pure) >= 1
+    for a, b in pure:
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[2], b[2])
+
+
+def test_a_run_is_gone_on_with_as_it_is_now_to_be_watched_and_where(lab, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert lab(*SWEEP)[0] == 130
+    folder = run_of("mine", seed=0)
+    new = ["data.root=elsewhere", "callbacks.checkpoint.every_n_steps=7", "trainer=cpu"]
+    new += ["logger=wandb", "logger.mode=offline"]  # of which the run has none
+    code, _, err = lab(*SWEEP[:-1], "seed=0", *new)
+    assert code == 0, err
+    assert "Runs: 1 trained" in err
+    config = OmegaConf.load(folder / "config.yaml")
+    assert (config.data.root, config.callbacks.checkpoint.every_n_steps) == ("elsewhere", 7)
+
+
+def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_path):
+    saved = {"data": {"root": "/a"}, "trainer": {"devices": 1, "strategy": "auto"}}
+    saved |= {"micro_batch_size": None, "callbacks": {"sample_grid": None}}
+    saved["logger"] = {"mode": "auto", "tags": ["mine", "budget-images"]}
+    OmegaConf.save(saved, tmp_path / "config.yaml")
+    places = ["data.root=/b", "trainer.devices=2", "micro_batch_size=4", "logger.mode=offline"]
+    others = ["+study=backbones", "backbone=dit", "logger=none", "trainer.max_steps=9", "seed=1"]
+    others += ["logger.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
+    assert study.retaken(tmp_path, [*others, *places]) == places
+    assert study.retaken(tmp_path, ["trainer=ddp"]) == ["trainer.strategy=ddp"]
+
+
+def test_a_folder_that_may_be_trained_where_there_are_no_locks_stays(lab, tmp_path, monkeypatch):
+    assert lab(*SWEEP)[0] == 0
+    folder = run_of("mine", seed=0)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "summary.json").unlink()
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    code, _, err = lab(*SWEEP)
+    assert code == 1
+    assert f"{folder} has no checkpoint yet, and its file system cannot tell" in err
+    assert folder.is_dir()
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path):
+    assert lab(*SWEEP)[0] == 0
+    folder = run_of("mine", seed=0)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: 0\n")  # before its first checkpoint
+    with locked(folder):
+        code, _, err = lab(*SWEEP[:-1], "seed=0,1")
+    assert code == 1
+    assert f"{folder} is being trained by another process" in err
+    assert "Runs: 1 finished before, 1 failed" in err
+    assert (folder / "config.yaml").read_text() == "seed: 0\n"
+    assert not (tmp_path / "outputs/mine/.abandoned").exists()

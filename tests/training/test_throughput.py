@@ -1,0 +1,99 @@
+"""Rows of loss and speed."""
+
+import json
+from time import monotonic
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
+from diffusion_lab.training.callbacks import Evaluation, Throughput
+from diffusion_lab.training.logger import WandB
+
+
+def test_a_window_that_is_gone_on_with_is_where_the_module_is():
+    throughput = Throughput()
+    # a checkpoint is read before the module has gone to its device
+    saved = {"losses_since_the_last_row": torch.tensor([1.0, 2.0])}
+    throughput.on_load_checkpoint(None, SimpleNamespace(device=torch.device("cpu")), saved)
+    module = SimpleNamespace(device=torch.device("meta"))
+    throughput.on_train_start(SimpleNamespace(callbacks=[]), module)
+    assert [loss.device.type for loss in throughput._losses] == ["meta", "meta"]
+
+
+@pytest.fixture
+def late(monkeypatch) -> list[float]:
+    """Seconds by which the clock of a run is ahead, to be added to."""
+    late = [0.0]
+    monkeypatch.setattr(
+        "diffusion_lab.training.clock.time",
+        SimpleNamespace(monotonic=lambda: monotonic() + late[0]),
+    )
+    return late
+
+
+def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, monkeypatch, late):
+    def run(self, trainer):
+        late[0] += 1000
+        for logger in trainer.loggers:
+            logger.log_metrics({"fid/x": 1.0}, step=trainer.global_step)
+        late[0] += 1000
+
+    monkeypatch.setattr(Evaluation, "run", run)
+    asked = ["callbacks.evaluation.every_n_steps=2", "trainer.max_steps=4", "logger=none"]
+    code, _, err = lab("train", *TINY, *asked, "run_dir=run")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "fid/x" in row] == [2, 4]
+    assert max(row["seconds"] for row in rows) < 1000
+    assert all(row.get("train/images_per_second", 1) > 8 / 1000 for row in rows)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["training_seconds"] < 1000
+    assert 4000 < summary["wall_seconds"] < 5000
+
+    # what was counted and what was not are those of the whole run, also where it was resumed
+    late[0] += 10_000
+    asked = ["trainer.max_steps=6", "callbacks.evaluation.every_n_steps=null"]
+    code, _, err = lab("train", "resume=run", *asked)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["training_seconds"] < 1000
+    assert 4000 < summary["wall_seconds"] < 5000
+
+
+def test_reaching_w_and_b_is_no_training(lab, tmp_path, monkeypatch, late):
+    def start(self):
+        late[0] += 1000
+
+    monkeypatch.setattr(WandB, "start", start)
+    code, _, err = lab("train", *TINY, "callbacks.evaluation=null", "run_dir=run")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["training_seconds"] < 1000 < summary["wall_seconds"]
+
+
+@pytest.mark.skipif(not OWN_MEMORY.exists(), reason="the process's memory is read from Linux")
+def test_the_peak_of_memory_is_that_of_training():
+    whole = PeakMemory(torch.device("cpu"))
+    before = whole.bytes()
+    large = torch.ones(100 * 2**20)  # 400 MiB
+    with whole.stopped():
+        larger = torch.ones(200 * 2**20)
+        del larger
+    assert 350 * 2**20 < whole.bytes() - before < 450 * 2**20
+    del large
+    next_run = PeakMemory(torch.device("cpu"))
+    assert whole.bytes() - next_run.bytes() > 300 * 2**20
+    with next_run.stopped():
+        kept = torch.ones(50 * 2**20)
+    assert next_run.bytes() - before > kept.nbytes / 2  # what stays is of the training, too
+
+
+def test_where_a_peak_cannot_be_told_from_earlier_ones_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion_lab.compute.device.OWN_MEMORY", tmp_path / "none" / "status")
+    assert PeakMemory(torch.device("cpu")).bytes() is None
+    (tmp_path / "status").write_text("VmRSS:  12 kB\n")  # as some containers have it
+    monkeypatch.setattr("diffusion_lab.compute.device.OWN_MEMORY", tmp_path / "status")
+    assert PeakMemory(torch.device("cpu")).bytes() is None

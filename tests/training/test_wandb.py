@@ -1,0 +1,227 @@
+"""An offline W&B run holds all that a run logs, and W&B's own reader finds it there."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from helpers import wandb_record
+from helpers.paths import ROOT
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, tiny_first_stage
+from omegaconf import OmegaConf
+from PIL import Image
+
+from diffusion_lab.metrics import names
+from diffusion_lab.runs import folder as runs
+from diffusion_lab.training.samples_table import COLUMNS, MOST_ROWS, chosen
+
+README = (ROOT / "README.md").read_text()
+
+
+def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
+    """Names, steps and values are those of metrics.jsonl; a step's time is that of its first."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps, clock = {}, []
+    for row in lines:
+        step, seconds = row.pop("step"), row.pop("seconds")
+        if step not in steps:
+            clock.append(seconds)
+        steps[step] = steps.get(step, {}) | row
+    logged = {step: dict(row) for step, row in record.scalars.items()}
+    times = [row.pop("seconds") for row in logged.values()]
+    assert logged == steps
+    # written just after the rows of the file, and before those of the next step
+    assert all(ours <= theirs for ours, theirs in zip(clock, times, strict=True))
+    assert all(theirs < ours for ours, theirs in zip(clock[1:], times[:-1], strict=True))
+
+
+def table_rows(record: wandb_record.Record, step: int) -> list[dict]:
+    path = record.media(names.SAMPLES, wandb_record.TABLE)[step]["path"]
+    table = json.loads((record.folder / "files" / path).read_text())
+    assert table["columns"] == COLUMNS
+    return [dict(zip(COLUMNS, row, strict=True)) for row in table["data"]]
+
+
+def trained(lab, tmp_path, command, *arguments) -> wandb_record.Record:
+    code, _, err = lab(command, *arguments, "run_dir=run", "callbacks.sample_grid.every_n_steps=2")
+    assert code == 0, err
+    record = wandb_record.read(tmp_path / "run")
+    assert_same_scalars(record, tmp_path / "run")
+    logged = set().union(*record.rows.values())
+    assert [name for name in logged if not names.is_known(name)] == []
+    assert record.axes["*"] == "images"
+    assert {"images", "seconds"} < record.axes.keys()
+    return record
+
+
+def test_a_training_run(lab, tmp_path):
+    record = trained(lab, tmp_path, "train", *TINY)
+    saved = runs.load_config(tmp_path / "run")
+    logged = {key: value for key, value in record.config.items() if key != "_wandb"}
+    saved.guidance.interval[1] = "Infinity"  # as W&B keeps it
+    assert logged == OmegaConf.to_container(saved, resolve=True) | {
+        "choices": dict(saved.logger.choices)
+    }
+    assert record.config["backbone"]["width"] == 32
+    choices = record.config["choices"]
+    assert choices["data"] == "fashion_mnist"
+    assert choices["backbone"] == "dit"
+    assert choices["conditioning"] == "class_label"
+    assert choices["schedule"] == "rectified"
+    assert choices["objective"] == "flow_matching"
+    assert choices["objective_prediction"] == "flow"
+    assert choices["sampler"] == "dpm_solver"
+    assert choices["guidance"] == "none"
+    assert record.scalars[4].keys() >= {
+        "train/loss",
+        "val/loss",
+        "val_by_level/t0.05",
+        "fid/efficientnet_lite0-96/train64-16",
+        "images",
+        "seconds",
+    }
+    grids = record.media("grids/samples", wandb_record.PICTURE)
+    assert list(grids) == [2, 4]
+    assert grids[2]["caption"] == "step 2, 16 images seen: samples of seed 0, a row a class"
+    for step, facts in grids.items():
+        with (
+            Image.open(record.folder / "files" / facts["path"]) as logged,
+            Image.open(tmp_path / f"run/samples/step_{step:07d}.png") as kept,
+        ):
+            assert logged.tobytes() == kept.tobytes()
+    rows = table_rows(record, 4)
+    assert [row["class"] for row in rows] == [
+        name for name in ("first", "second", "third", "fourth") for _ in range(2)
+    ]
+    assert [row["sample"] for row in rows] == list(range(8))
+    assert {(row["seed"], row["step"], row["images_seen"]) for row in rows} == {(0, 4, 32)}
+    # the pictures wait for their upload in the run's folder
+    assert len(list((tmp_path / "run/wandb/artifacts/staging").glob("*"))) > 8
+
+
+def test_an_unconditional_run_has_samples_without_a_class(lab, tmp_path):
+    record = trained(
+        lab, tmp_path, "train", *TINY, "conditioning=none", "callbacks.evaluation=null"
+    )
+    assert [row["class"] for row in table_rows(record, 4)] == [None] * 4
+    caption = record.media("grids/samples", wandb_record.PICTURE)[4]["caption"]
+    assert caption == "step 4, 32 images seen: samples of seed 0, without classes"
+
+
+def test_a_run_in_latents(lab, tmp_path):
+    tiny_first_stage(tmp_path / "stage")
+    arguments = ["first_stage=kl", "first_stage.run=stage", "backbone.patch=1"]
+    record = trained(lab, tmp_path, "train", *TINY, *arguments, "callbacks.evaluation=null")
+    assert record.config["choices"]["first_stage"] == "kl"
+    assert len(table_rows(record, 4)) == 8
+
+
+def test_an_autoencoder_run(lab, tmp_path):
+    arguments = [argument for argument in TINY_AUTOENCODER if argument != "logger=none"]
+    record = trained(lab, tmp_path, "train-autoencoder", *arguments)
+    assert record.config["choices"]["autoencoder"] == "kl"
+    assert "val/psnr" in record.scalars[4]
+    grids = record.media("grids/reconstructions", wandb_record.PICTURE)
+    assert list(grids) == [2, 4]
+    assert "below each what came back of it" in grids[4]["caption"]
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices_is_one_run(lab, tmp_path):
+    arguments = ["trainer.devices=2", "callbacks.evaluation=null"]
+    record = trained(lab, tmp_path, "train", *TINY, *arguments)
+    assert len(table_rows(record, 4)) == 8
+
+
+def run_id(tmp_path: Path) -> str:
+    return yaml.safe_load((tmp_path / "run/config.yaml").read_text())["logger"]["run_id"]
+
+
+def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path):
+    code, _, err = lab("train", *TINY, "run_dir=run", "callbacks.evaluation=null")
+    assert code == 0, err
+    (first,) = (tmp_path / "run/wandb").glob("offline-run-*")
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
+    assert code == 0, err
+    assert wandb_record.read(first).run["run_id"] == run_id(tmp_path)
+    (second,) = set((tmp_path / "run/wandb").glob("offline-run-*")) - {first}
+    assert list(wandb_record.read(first).rows) == [1, 2, 3, 4]
+    record = wandb_record.read(second)
+    assert list(record.rows) == [5, 6]
+    assert record.run["run_id"] == run_id(tmp_path)
+    assert record.config["choices"] == wandb_record.read(first).config["choices"]
+
+
+def test_the_readmes_lines_for_tensorboard_take_all_that_a_run_logs(lab, tmp_path, monkeypatch):
+    code, _, err = lab("train", *TINY, "logger=none", "run_dir=outputs/a/b")
+    assert code == 0, err
+    taken = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *trouble):
+            pass
+
+        def add_scalar(self, name, value, step):
+            taken.append((str(self.folder), name, float(value), step))
+
+    fake = SimpleNamespace(SummaryWriter=SummaryWriter)  # tensorboard need not be installed
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    exec(re.search(r"```python\n([^`]*SummaryWriter.+?)```", README, re.DOTALL)[1], {})
+    rows = [json.loads(line) for line in Path("outputs/a/b/metrics.jsonl").read_text().splitlines()]
+    assert taken == [
+        ("outputs/a/b/tensorboard", name, value, row["step"])
+        for row in rows
+        for name, value in row.items()
+        if name != "step"
+    ]
+
+
+def test_of_many_samples_the_first_of_each_class_are_in_the_table():
+    assert chosen(8, 2) == list(range(8))
+    few = chosen(10 * 100, 100)
+    assert len(few) == MOST_ROWS
+    assert few == [100 * label + column for label in range(10) for column in range(5)]
+    assert chosen(1000 * 2, 2) == list(range(0, 2 * MOST_ROWS, 2))
+
+
+def test_choices_are_those_that_runs_differ_in():
+    choices = {"backbone": "dit", "objective/prediction": "v", "experiment": None}
+    noise = {"hydra/launcher": "basic", "callbacks@callbacks.evaluation": "evaluation"}
+    assert names.grouped(choices | noise) == {"backbone": "dit", "objective_prediction": "v"}
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("train/loss", True),
+        ("fid_class3_floor/efficientnet_lite0-96/train6k-500", True),
+        ("rfid_floor/efficientnet_lite0-96/train60k-5k", True),
+        ("loss", False),
+        ("trian/loss", False),
+        ("fidelity/x", False),
+    ],
+)
+def test_the_naming_scheme(name, known):
+    assert names.is_known(name) is known
+
+
+def test_the_readme_lists_the_naming_scheme():
+    table = README[README.index("| name | what it is |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    floors = {f"{kind}_floor/*" for kind in names.FIGURES}
+    assert set(names.SCALARS) - floors == listed - {"fid_floor/*"} - {
+        *names.AXES,
+        names.SAMPLES,
+        f"{names.GRIDS}/samples",
+        f"{names.GRIDS}/reconstructions",
+    }
