@@ -26,7 +26,7 @@ MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent toy \
 	study-unet-vs-dit study-low-data study-samplers study-guidance one-model \
-	test test-slow test-slurm lint format build clean
+	test test-slow test-slurm lint types format build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ test-slurm: setup  ## jobs on a SLURM of its own: installs Debian's slurm-wlm an
 lint: setup  ## check format and style
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
+types: setup  ## check types
+	$(BIN)/mypy
+
 format: setup  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
@@ -114,5 +117,5 @@ build: setup  ## the wheel, in dist/
 	$(BIN)/python -m build --wheel
 
 clean:       ## remove caches and builds; keeps .venv, data and outputs
-	rm -rf dist build .pytest_cache .ruff_cache *.egg-info
+	rm -rf dist build .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

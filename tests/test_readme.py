@@ -87,7 +87,7 @@ def test_the_tree_is_the_real_one():
     real = {
         path.name + ("/" if path.is_dir() else "")
         for path in package.iterdir()
-        if not path.name.startswith("__") and path.name != "conf"
+        if not path.name.startswith("__") and path.name not in ("conf", "py.typed")
     }
     assert set(entries) == real
 
