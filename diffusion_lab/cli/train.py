@@ -22,12 +22,12 @@ from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
 from diffusion_lab.runs.folder import CONFIG, load_summary, restarted, resumed
 from diffusion_lab.training import study
-from diffusion_lab.training.task import Parts
-from diffusion_lab.training.train import build_parts, train
+from diffusion_lab.training.task import Task
+from diffusion_lab.training.train import build_diffusion_task, train
 
 
 def run(
-    cfg: DictConfig, command: str = "train", build: Callable[..., Parts] = build_parts
+    cfg: DictConfig, command: str = "train", build: Callable[..., Task] = build_diffusion_task
 ) -> float | None:
     """Trains one composition; returns its `optimized_metric`, if it has one.
 
@@ -74,7 +74,7 @@ def run_one(
     job: DictConfig,
     overrides: list[str],
     command: str,
-    build: Callable[..., Parts],
+    build: Callable[..., Task],
 ) -> tuple[str, float | None]:
     """Trains a new run, goes on with one, or finds it finished; a run of a study is of its group.
 

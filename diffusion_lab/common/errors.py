@@ -7,7 +7,7 @@ class UserError(ValueError):
     """Something asked for is wrong; the message says what, and what to write instead."""
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """Training cannot go on, on no rank; the message says why. Whoever trains adds what to do."""
 
 

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from diffusion_lab.common.errors import Stopped, UserError
+from diffusion_lab.common.errors import TrainingStopped, UserError
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import rank_and_world
@@ -116,7 +116,7 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
     """Runs `diffusion-lab <command> <overrides>` in one process a device and waits for them.
 
     A job of a sweep is so a group of processes of its own, and one that dies takes the rest of its
-    group with it. Raises Stopped if they failed; they have said why, unless they were killed.
+    group with it. Raises TrainingStopped if they failed; they have said why, unless killed.
     """
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
@@ -142,7 +142,7 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
             end = f"was killed by {signal.Signals(-failure.exitcode).name}"
         else:
             end = f"ended with code {failure.exitcode}, for what it said above"
-        raise Stopped(f"process {rank} {end}, and the others were ended") from error
+        raise TrainingStopped(f"process {rank} {end}, and the others were ended") from error
     except SignalException as error:
         # handed to the processes, which have saved and said how to go on
         raise KeyboardInterrupt from error

@@ -22,13 +22,13 @@ from diffusion_lab.first_stage.autoencoder import Autoencoder, files
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs import folder as runs
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
-from diffusion_lab.training.task import Parts, try_out, watchers
+from diffusion_lab.training.task import Task, try_out, watchers
 
 BATCH = 256  # images whose latents are measured at once
 
 
 @dataclass(frozen=True)
-class AutoencoderParts(Parts):
+class AutoencoderTask(Task):
     """Those of an autoencoder."""
 
     command: ClassVar[str] = "train-autoencoder"
@@ -81,9 +81,9 @@ class AutoencoderParts(Parts):
         say(f"First stage: {folder / files.FILE}")
 
 
-def build_autoencoder_parts(
+def build_autoencoder_task(
     cfg: DictConfig, layout: BatchLayout, device: str = "cpu"
-) -> AutoencoderParts:
+) -> AutoencoderTask:
     """Builds what the configuration names; raises UserError for what cannot work."""
     if isinstance(cfg.trainer.strategy, DictConfig):
         raise UserError("trainer=fsdp shares out diffusion models only; use trainer=ddp")
@@ -107,7 +107,7 @@ def build_autoencoder_parts(
         metrics = instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None
         if metrics is not None:
             metrics.check(datamodule.num_classes > 0, datamodule.num_classes)
-        return AutoencoderParts(datamodule, module, metrics, *watchers(cfg), settings)
+        return AutoencoderTask(datamodule, module, metrics, *watchers(cfg), settings)
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from diffusion_lab.common.errors import Stopped, UserError
+from diffusion_lab.common.errors import TrainingStopped, UserError
 from diffusion_lab.compute.distributed import rank_and_world
 from diffusion_lab.runs import checkpoints
 
@@ -29,13 +29,13 @@ DISK_TROUBLE = {
 }
 
 
-def way_on(command: str, folder: Path) -> str:
+def resume_command(command: str, folder: Path) -> str:
     """The command line that goes on with a run."""
     return f"diffusion-lab {command} resume={folder}"
 
 
 @contextmanager
-def ending_with_a_sentence(command: str, folder: Path | None) -> Iterator[None]:
+def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
     """Turns what stops a run, and is no defect of it, into a UserError that says how to go on.
 
     `folder` is the run's, None where only the processes that were started know it. Where all ranks
@@ -43,7 +43,7 @@ def ending_with_a_sentence(command: str, folder: Path | None) -> Iterator[None]:
     """
     try:
         yield
-    except Stopped as error:
+    except TrainingStopped as error:
         reason = str(error)
         if rank_and_world()[0] != 0:
             sys.exit(2)
@@ -70,7 +70,7 @@ def ending_with_a_sentence(command: str, folder: Path | None) -> Iterator[None]:
 def remedy(command: str, folder: Path | None) -> str:
     """What can be done about a run that stopped."""
     if folder is None:
-        return f"{way_on(command, Path('FOLDER'))} goes on from what the run had saved"
+        return f"{resume_command(command, Path('FOLDER'))} goes on from what the run had saved"
     if checkpoints.exists(folder):
-        return f"what was saved is whole, and {way_on(command, folder)} goes on from it"
+        return f"what was saved is whole, and {resume_command(command, folder)} goes on from it"
     return "nothing was saved yet, so begin anew"

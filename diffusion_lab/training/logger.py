@@ -83,7 +83,7 @@ class JSONLines(Logger):
                 raise
 
     @rank_zero_only
-    def keep(self, count: int) -> None:
+    def truncate(self, count: int) -> None:
         """Keeps the first rows; a run that goes on writes the others again. Sets the clock."""
         if not self.path.exists():
             return

@@ -12,12 +12,12 @@ from diffusion_lab.metrics import report
 from diffusion_lab.runs.folder import SUMMARY, environment
 from diffusion_lab.training.callbacks.interruption import interrupted
 from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.task import Parts
+from diffusion_lab.training.task import Task
 
 
 def summarise(
     cfg: DictConfig,
-    parts: Parts,
+    parts: Task,
     trainer: lightning.Trainer,
     callbacks: dict[str, Callback],
     clock: Clock,
@@ -51,16 +51,16 @@ def measured(callbacks: dict[str, Callback]) -> dict[str, float]:
     return callbacks["evaluation"].results if "evaluation" in callbacks else {}
 
 
-def figures_of(parts: Parts, callbacks: dict[str, Callback]) -> dict[str, float]:
+def figures_of(parts: Task, callbacks: dict[str, Callback]) -> dict[str, float]:
     """What the final weights were measured to be."""
     results = measured(callbacks)
-    return (parts.beside(results) if results else {}) | parts.module.held_out_figures
+    return (parts.with_ceiling(results) if results else {}) | parts.module.held_out_figures
 
 
-def say_result(folder: Path, callbacks: dict[str, Callback], parts: Parts) -> None:
+def say_result(folder: Path, callbacks: dict[str, Callback], parts: Task) -> None:
     """The lines that a person waits for."""
     if evaluation := callbacks.get("evaluation"):
-        for line in report(parts.beside(evaluation.results), parts.datamodule.class_names):
+        for line in report(parts.with_ceiling(evaluation.results), parts.datamodule.class_names):
             say(line)
     if grid := callbacks.get("sample_grid"):
         say(f"Samples: {grid.latest}")

@@ -21,7 +21,7 @@ from diffusion_lab.training.trainer import build_trainer, quiet_lightning
 
 
 @dataclass(frozen=True)
-class Parts(ABC):
+class Task(ABC):
     """Everything that a run trains and measures with, built and checked, nothing written."""
 
     command: ClassVar[str]  # that trains it
@@ -45,7 +45,7 @@ class Parts(ABC):
         """Looks at the data before a run is made, and keeps in `cfg` what it is to remember."""
         return None
 
-    def keep(self, folder: Path) -> None:
+    def save_dependencies(self, folder: Path) -> None:
         """Leaves in a new run what it is reopened with; on rank 0."""
         return None
 
@@ -57,7 +57,7 @@ class Parts(ABC):
     def facts(self, folder: Path) -> dict[str, dict]:
         """What callbacks, by name, want to know of the run in `folder`."""
 
-    def beside(self, results: dict[str, float]) -> dict[str, float]:
+    def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
         """The figures of an evaluation, and those that belong beside them."""
         return results
 

@@ -39,10 +39,10 @@ from diffusion_lab.training.callbacks.interruption import (
 from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.diffusion_module import DiffusionModule
-from diffusion_lab.training.failures import ending_with_a_sentence, way_on
+from diffusion_lab.training.failures import explaining_failures, resume_command
 from diffusion_lab.training.logger import MODES, JSONLines
 from diffusion_lab.training.summary import figures_of, say_result, summarise
-from diffusion_lab.training.task import Parts, try_out, watchers
+from diffusion_lab.training.task import Task, try_out, watchers
 from diffusion_lab.training.trainer import build_trainer, housekeeping, quiet_lightning
 
 WHOLE_NUMBERS = {
@@ -57,7 +57,7 @@ CALLBACK_NUMBERS = {"every_n_steps": 1, "batch_size": 1, "columns": 1, "seed": 0
 
 
 @dataclass(frozen=True)
-class DiffusionParts(Parts):
+class DiffusionTask(Task):
     """Those of a diffusion model."""
 
     command: ClassVar[str] = "train"
@@ -85,10 +85,10 @@ class DiffusionParts(Parts):
         self.module.first_stage.prepare(self.datamodule, device)
         OmegaConf.update(cfg, "first_stage", self.module.first_stage.facts())
 
-    def beside(self, results: dict[str, float]) -> dict[str, float]:
+    def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
         return results | ceiling(results, self.module.first_stage.figures(self.datamodule))
 
-    def keep(self, folder: Path) -> None:
+    def save_dependencies(self, folder: Path) -> None:
         self.module.first_stage.keep(folder)
 
     def macs(self, cfg: DictConfig) -> int | None:
@@ -109,8 +109,8 @@ class DiffusionParts(Parts):
         }
 
 
-def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) -> None:
-    """Trains what `build` makes of a configuration, `build_parts` or what takes its place.
+def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> None:
+    """Trains what `build` makes of a configuration, `build_diffusion_task` or what takes its place.
 
     Whatever can be refused is refused before anything is written. `overrides` are the command
     line's, for the processes of a run on several devices. Raises KeyboardInterrupt if the run was
@@ -135,7 +135,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
             with locked(Path(cfg.resume)):
                 pass
         folder = cfg.resume or cfg.run_dir
-        with ending_with_a_sentence(parts.command, Path(folder) if folder else None):
+        with explaining_failures(parts.command, Path(folder) if folder else None):
             launch.run_on_all_devices(parts.command, overrides, devices)
         return
 
@@ -153,9 +153,9 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
     OmegaConf.update(cfg, "data", parts.datamodule.facts())
     if not (cfg.resume or cfg.run_dir) and (before := runs.unfinished(cfg.name)):
         say(f"{before} is not finished. To go on with it rather than begin anew, write:")
-        say(f"  {way_on(parts.command, before)}")
+        say(f"  {resume_command(parts.command, before)}")
     folder = Path(cfg.resume) if cfg.resume else runs.create(cfg, parts.command, overrides)
-    with locked(folder), ending_with_a_sentence(parts.command, folder):
+    with locked(folder), explaining_failures(parts.command, folder):
         checkpoint = on_rank_zero(lambda: opened(cfg, parts, folder))
         runs.save_config(folder, cfg)
         say(f"Run folder: {folder}")
@@ -165,7 +165,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Parts]) ->
         run_training(cfg, parts, layout, folder, device, checkpoint)
 
 
-def opened(cfg: DictConfig, parts: Parts, folder: Path) -> Path | None:
+def opened(cfg: DictConfig, parts: Task, folder: Path) -> Path | None:
     """The checkpoint that a run goes on from; a new run gets what its parts keep, and None."""
     if cfg.resume:
         # a job that is requeued may have been ended before its first checkpoint
@@ -173,7 +173,7 @@ def opened(cfg: DictConfig, parts: Parts, folder: Path) -> Path | None:
         runs.reopen(folder)
         return checkpoint
     runs.check_new(cfg)  # again: another process may have been quicker
-    parts.keep(folder)
+    parts.save_dependencies(folder)
     return None
 
 
@@ -194,7 +194,9 @@ def check_settings(cfg: DictConfig) -> None:
         runs.check_new(cfg)
 
 
-def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> DiffusionParts:
+def build_diffusion_task(
+    cfg: DictConfig, layout: BatchLayout, device: str = "cpu"
+) -> DiffusionTask:
     """Builds what the configuration names; raises UserError for what cannot work."""
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
@@ -218,12 +220,12 @@ def build_parts(cfg: DictConfig, layout: BatchLayout, device: str = "cpu") -> Di
         pipeline = build_pipeline(
             cfg, model, datamodule.num_classes, load_weak(cfg.guidance.get("weak_run"), cfg)
         )
-        return DiffusionParts(datamodule, module, metrics, *watchers(cfg), pipeline)
+        return DiffusionTask(datamodule, module, metrics, *watchers(cfg), pipeline)
 
 
 def run_training(
     cfg: DictConfig,
-    parts: Parts,
+    parts: Task,
     layout: BatchLayout,
     folder: Path,
     device: torch.device,
@@ -233,7 +235,7 @@ def run_training(
     clock = Clock(cfg.batch_size)
     rows = JSONLines(folder / runs.METRICS, clock)
     if checkpoint is None:
-        rows.keep(0)  # a job that died before its first checkpoint may have left some
+        rows.truncate(0)  # a job that died before its first checkpoint may have left some
     wandb = None
     if parts.logger:
         # the id is younger than the parts: a new run's is made with its folder
@@ -278,14 +280,14 @@ def run_training(
         if requeue_wanted(trainer):
             launch.leave_and_requeue()
         say("Go on with:")
-        say(f"  {way_on(parts.command, folder)}")
+        say(f"  {resume_command(parts.command, folder)}")
         raise KeyboardInterrupt
     say_result(folder, callbacks, parts)
 
 
 def finish_run(
     trainer: lightning.Trainer,
-    parts: Parts,
+    parts: Task,
     callbacks: dict[str, Callback],
     folder: Path,
     device: torch.device,
@@ -311,7 +313,7 @@ def finish_run(
 
 
 def finish_callbacks(
-    parts: Parts, folder: Path, clock: Clock, memory: PeakMemory
+    parts: Task, folder: Path, clock: Clock, memory: PeakMemory
 ) -> dict[str, Callback]:
     """The configured callbacks with the facts of a run, in the order in which they must come."""
     facts = parts.facts(folder)

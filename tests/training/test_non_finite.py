@@ -142,7 +142,7 @@ def spoil_a_layer(monkeypatch, first_step, backwards=False):
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_row_of_bad_steps_ends_the_run_and_names_the_layer(lab, tmp_path, monkeypatch, backwards):
     spoil_a_layer(monkeypatch, 3, backwards)
-    arguments = ["trainer.max_steps=50", "callbacks.non_finite.in_a_row=3", "micro_batch_size=4"]
+    arguments = ["trainer.max_steps=50", "callbacks.non_finite.patience=3", "micro_batch_size=4"]
     arguments.append("callbacks.checkpoint.every_n_steps=2")
     code, _, err = lab("train", *QUICK, *arguments, "run_dir=run")
     assert code == 2
@@ -168,7 +168,7 @@ def test_a_full_disk_does_not_hide_why_a_run_ends(lab, tmp_path, monkeypatch):
     spoil_a_layer(monkeypatch, 1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/non_finite").write_text("")  # stands for a disk without room for a folder
-    arguments = ["trainer.max_steps=50", "callbacks.non_finite.in_a_row=2", "run_dir=run"]
+    arguments = ["trainer.max_steps=50", "callbacks.non_finite.patience=2", "run_dir=run"]
     code, _, err = lab("train", *QUICK, *arguments)
     assert code == 2
     assert "Traceback" not in err
@@ -179,16 +179,16 @@ def test_a_full_disk_does_not_hide_why_a_run_ends(lab, tmp_path, monkeypatch):
 
 def test_before_the_first_checkpoint_there_is_nothing_to_go_on_from(lab, monkeypatch):
     spoil_a_layer(monkeypatch, 1)
-    arguments = ["trainer.max_steps=50", "callbacks.non_finite.in_a_row=2"]
-    code, _, err = lab("train", *QUICK, *arguments, "callbacks.non_finite.roll_backs=1")
+    arguments = ["trainer.max_steps=50", "callbacks.non_finite.patience=2"]
+    code, _, err = lab("train", *QUICK, *arguments, "callbacks.non_finite.max_rollbacks=1")
     assert code == 2
     assert "nothing was saved yet, so begin anew" in err
 
 
 def test_a_run_is_taken_back_as_often_as_told(lab, tmp_path, bad_at):
     bad_at({4, 5, 8, 9, 12, 13})
-    arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.in_a_row=2"]
-    arguments += ["callbacks.non_finite.roll_backs=2", "trainer.max_steps=20", "run_dir=run"]
+    arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
+    arguments += ["callbacks.non_finite.max_rollbacks=2", "trainer.max_steps=20", "run_dir=run"]
     code, _, err = lab("train", *QUICK, *arguments)
     assert code == 2
     assert err.count("The weights go back to the last checkpoint's") == 2
@@ -196,15 +196,15 @@ def test_a_run_is_taken_back_as_often_as_told(lab, tmp_path, bad_at):
     steps = {row["step"] for row in rows(tmp_path / "run") if "train/loss" in row}
     assert steps == {1, 2, 3, 6, 7, 10, 11}
     state = checkpoint_of(tmp_path / "run")
-    assert state["callbacks"]["NonFinite"]["rolled_back"] == 2
+    assert state["callbacks"]["NonFinite"]["rollbacks"] == 2
     assert state["callbacks"]["NonFinite"]["skipped"] == 4  # saved at step 10
 
 
 def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, bad_at, monkeypatch):
     # steps 1-2 are saved; step 3 changes the weights; 4 and 5 are bad, and 3 is undone
     bad_at({4, 5})
-    arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.in_a_row=2"]
-    arguments += ["callbacks.non_finite.roll_backs=1", "trainer.max_steps=5", "run_dir=run"]
+    arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
+    arguments += ["callbacks.non_finite.max_rollbacks=1", "trainer.max_steps=5", "run_dir=run"]
     arguments.append("validate_every_n_steps=100")
     code, _, err = lab("train", *QUICK, *arguments)
     assert code == 0, err
@@ -217,7 +217,7 @@ def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, bad_
 
 
 def test_settings_that_make_no_sense_are_refused(lab):
-    for key, words in (("in_a_row=1", "2 or more"), ("roll_backs=-1", "0 or more")):
+    for key, words in (("patience=1", "2 or more"), ("max_rollbacks=-1", "0 or more")):
         code, _, err = lab("train", *QUICK, f"callbacks.non_finite.{key}")
         assert code == 2
         assert words in err
@@ -240,7 +240,7 @@ def test_all_ranks_skip_the_step_that_is_bad_on_one(lab, tmp_path):
 @pytest.mark.slow
 def test_a_row_of_bad_steps_ends_all_ranks_with_one_sentence(lab, tmp_path):
     bad = ["+callbacks.bad._target_=helpers.bad_rank.BadRank", "+callbacks.bad.folder=ranks"]
-    bad += ["+callbacks.bad.steps=[3,4]", "callbacks.non_finite.in_a_row=2"]
+    bad += ["+callbacks.bad.steps=[3,4]", "callbacks.non_finite.patience=2"]
     arguments = [*QUICK, *bad, "trainer.devices=2", "trainer.max_steps=50", "run_dir=run"]
     code, _, err = lab("train", *arguments, "callbacks.checkpoint.every_n_steps=1")
     assert code == 2

@@ -189,10 +189,10 @@ def test_a_row_cut_short_and_later_ones_are_dropped(tmp_path):
     kept = ['{"step": 1, "seconds": 2.0}', '{"step": 3, "seconds": 5.0}']
     path.write_text("\n".join([kept[0], "", kept[1], '{"step": 4, "seconds": 6.0}', '{"st']))
     clock = Clock(8)
-    JSONLines(path, clock).keep(2)
+    JSONLines(path, clock).truncate(2)
     assert path.read_text().splitlines() == kept
     assert 5 <= clock.seconds() < 6
-    JSONLines(path, clock).keep(0)
+    JSONLines(path, clock).truncate(0)
     assert path.read_text() == ""
 
 

@@ -6,7 +6,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from diffusion_lab.common.errors import Stopped
+from diffusion_lab.common.errors import TrainingStopped
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.runs import checkpoints
@@ -51,7 +51,7 @@ class Checkpoint(Periodic):
         trainer.save_checkpoint(self.path)
         failure = on_rank_zero(lambda: trainer.strategy.checkpoint_io.failure)
         if failure:
-            raise Stopped(
+            raise TrainingStopped(
                 f"the checkpoint of step {trainer.global_step} could not be written ({failure}), "
                 "so make room"
             )
@@ -96,7 +96,7 @@ class Resumption(Callback):
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
         """Counts micro-batches as this layout of ranks and accumulation has them in a step."""
-        self.rows.keep(checkpoint[ROWS])
+        self.rows.truncate(checkpoint[ROWS])
         if TIMES in checkpoint:  # a run may be older than this key
             self.rows.clock.continue_from(*checkpoint[TIMES])
         restore_trained(trainer, checkpoint)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from diffusion_lab.common.errors import Stopped
+from diffusion_lab.common.errors import TrainingStopped
 from diffusion_lab.common.files import replacing
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
@@ -21,27 +21,29 @@ FOLDER = "non_finite"  # in that of the run
 
 
 class NonFinite(Callback):
-    """Counts the steps that `TrainedModule` skips; after `in_a_row` of them the run ends.
+    """Counts the steps that `TrainedModule` skips; after `patience` of them the run ends.
 
-    Before that it is taken back `roll_backs` times: weights, averages and optimiser to the last
+    Before that it is taken back `max_rollbacks` times: weights, averages and optimiser to the last
     checkpoint, while the data go on, since the same data would lead to the same end. The last step
     of a row is run with every layer watched; its images, noise levels and losses are written to
     `non_finite/` in the run, with the name of the first layer whose values were not finite.
     """
 
-    def __init__(self, in_a_row: int = 20, roll_backs: int = 0):
-        if in_a_row < 2:
+    def __init__(self, patience: int = 20, max_rollbacks: int = 0):
+        if patience < 2:
             raise ValueError(
-                f"callbacks.non_finite.in_a_row={in_a_row} must be 2 or more; one bad step is no "
+                f"callbacks.non_finite.patience={patience} must be 2 or more; one bad step is no "
                 "reason to end a run"
             )
-        if roll_backs < 0:
-            raise ValueError(f"callbacks.non_finite.roll_backs={roll_backs} must be 0 or more")
-        self.in_a_row = in_a_row
-        self.roll_backs = roll_backs
+        if max_rollbacks < 0:
+            raise ValueError(
+                f"callbacks.non_finite.max_rollbacks={max_rollbacks} must be 0 or more"
+            )
+        self.patience = patience
+        self.max_rollbacks = max_rollbacks
         self.skipped = 0  # in the whole run
         self._row = 0
-        self._rolled_back = 0
+        self._rollbacks = 0
         self._logged = 0
         self._watch: Watch | None = None
 
@@ -50,15 +52,15 @@ class NonFinite(Callback):
             "skipped": self.skipped,
             "logged": self._logged,
             "row": self._row,
-            "rolled_back": self._rolled_back,
+            "rollbacks": self._rollbacks,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self._logged = state["skipped"], state["logged"]
-        self._row, self._rolled_back = state["row"], state["rolled_back"]
+        self._row, self._rollbacks = state["row"], state["rollbacks"]
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if self._row == self.in_a_row - 1:
+        if self._row == self.patience - 1:
             if self._watch is None:
                 self._watch = Watch(pl_module)
             self._watch.open(batch)
@@ -83,7 +85,7 @@ class NonFinite(Callback):
                     "Others are counted as train/skipped_steps."
                 )
             self.skipped += 1
-        if self._row == self.in_a_row:
+        if self._row == self.patience:
             self._row = 0
             self._end_row(trainer, watch)
         if self.skipped > self._logged and trainer.global_step % trainer.log_every_n_steps == 0:
@@ -92,7 +94,7 @@ class NonFinite(Callback):
                 logger.log_metrics({"train/skipped_steps": self.skipped}, trainer.global_step)
 
     def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
-        """Rolls back, or raises Stopped."""
+        """Rolls back, or raises TrainingStopped."""
         step, folder = trainer.global_step, Path(trainer.default_root_dir)  # the run's
         path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
         try:
@@ -104,16 +106,16 @@ class NonFinite(Callback):
             kept = f"could not be written to {path.parent} ({error.strerror})"
         found = next((each for each in of_all_ranks(watch.found) if each), "of no layer")
         reason = (
-            f"the loss or a gradient was not finite in {self.in_a_row} steps in a row, the last of "
+            f"the loss or a gradient was not finite in {self.patience} steps in a row, the last of "
             f"them step {step}: first not finite {found}; the batch with its noise levels {kept}"
         )
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
-        if self._rolled_back == self.roll_backs or not saved:
-            raise Stopped(
+        if self._rollbacks == self.max_rollbacks or not saved:
+            raise TrainingStopped(
                 f"{reason}; try a lower optimizer.lr, or trainer.precision=32-true, or "
-                "callbacks.non_finite.roll_backs=1"
+                "callbacks.non_finite.max_rollbacks=1"
             )
-        self._rolled_back += 1
+        self._rollbacks += 1
         say(f"{reason[0].upper()}{reason[1:]}. The weights go back to the last checkpoint's.")
         roll_back(trainer, on_rank_zero(lambda: checkpoints.newest_whole(folder)))
 

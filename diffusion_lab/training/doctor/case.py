@@ -34,7 +34,7 @@ from diffusion_lab.training.doctor.timing import (
     memory_needed,
     plan,
 )
-from diffusion_lab.training.train import DiffusionParts, build_parts, check_settings
+from diffusion_lab.training.train import DiffusionTask, build_diffusion_task, check_settings
 
 SAMPLE = 1000  # images, which tell a standard deviation to about 1 %
 Made = TypeVar("Made")
@@ -121,10 +121,12 @@ class Case:
         return pad_to(images, self.data.pad) if self.data.pad else images
 
     @cached_property
-    def parts(self) -> DiffusionParts:
+    def parts(self) -> DiffusionTask:
         """Everything that is built of the configuration, the network without memory."""
         layout, _ = self.layout, self.datamodule
-        return self.attempt("composition", lambda: build_parts(self.cfg, layout, device="meta"))
+        return self.attempt(
+            "composition", lambda: build_diffusion_task(self.cfg, layout, device="meta")
+        )
 
     @cached_property
     def clean(self) -> Tensor:

@@ -10,7 +10,7 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule, decoding
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.profiling.timing import Bench, median_seconds
-from diffusion_lab.training.train import DiffusionParts
+from diffusion_lab.training.train import DiffusionTask
 
 TIMED_STEPS = 3
 FEATURE_IMAGES = 64  # a batch, as in the metrics
@@ -56,7 +56,7 @@ def measure(bench: Bench, compile: bool | str, metrics: GenerativeMetrics | None
 
 def plan(
     cfg: DictConfig,
-    parts: DiffusionParts,
+    parts: DiffusionTask,
     data: ImageDataModule,
     layout: BatchLayout,
     speed: Speed,
