@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from diffusion_lab.metrics import names
+from diffusion_lab.metrics import log_names
 
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
 OF_COVERAGE = "^(precision|recall|density|coverage)/"  # on their own number of images
@@ -39,13 +39,13 @@ class Dashboard:
 
     def sections(self) -> dict[str, list]:
         """Panels by the title of their section."""
-        fid, kid = (names.figure(kind, self.protocol) for kind in ("fid", "kid"))
-        floors = [names.figure(kind, self.protocol) for kind in ("fid_floor", "kid_floor")]
+        fid, kid = (log_names.figure(kind, self.protocol) for kind in ("fid", "kid"))
+        floors = [log_names.figure(kind, self.protocol) for kind in ("fid_floor", "kid_floor")]
         return {
             "Generated images": [
                 self._bars("FID", fid),
                 self._curve("FID, and that of real images", [fid, floors[0]]),
-                self._curve("FID by time", [fid], x=names.SECONDS),
+                self._curve("FID by time", [fid], x=log_names.SECONDS),
                 self._bars("KID", kid),
                 self._curve("KID, and that of real images", [kid, floors[1]]),
                 self._curve("Precision, recall, density, coverage", regex=OF_COVERAGE),
@@ -53,14 +53,14 @@ class Dashboard:
             "Samples": [
                 wr.MediaBrowser(
                     title="The same samples in training",
-                    media_keys=[f"{names.GRIDS}/samples"],
+                    media_keys=[f"{log_names.GRIDS}/samples"],
                     gallery_axis="step",
                 ),
-                wr.WeavePanelSummaryTable(table_name=names.SAMPLES),
+                wr.WeavePanelSummaryTable(table_name=log_names.SAMPLES),
             ],
             "Held-out images": [
                 self._curve("Loss", ["val/loss"]),
-                self._curve("Loss by time", ["val/loss"], x=names.SECONDS),
+                self._curve("Loss by time", ["val/loss"], x=log_names.SECONDS),
                 self._curve("Loss by noise level", regex=BY_LEVEL),
             ],
             "Training": [
@@ -90,7 +90,7 @@ class Dashboard:
                 self._curve("SSIM", ["val/ssim"]),
                 wr.MediaBrowser(
                     title="Images, and what came back of them",
-                    media_keys=[f"{names.GRIDS}/reconstructions"],
+                    media_keys=[f"{log_names.GRIDS}/reconstructions"],
                     gallery_axis="step",
                 ),
             ],
@@ -107,7 +107,7 @@ class Dashboard:
             project=self.project,
             name=f"{TITLE} by {self.group_by}",
             sections=sections,
-            settings=ws.WorkspaceSettings(x_axis=names.IMAGES),
+            settings=ws.WorkspaceSettings(x_axis=log_names.IMAGES),
             runset_settings=ws.RunsetSettings(
                 groupby=[ws.Config(self.key)],
                 filters=self._filters(),
@@ -142,13 +142,13 @@ class Dashboard:
         self,
         title: str,
         y: Sequence[str] = (),
-        x: str = names.IMAGES,
+        x: str = log_names.IMAGES,
         regex: str | None = None,
     ) -> wr.LinePlot:
         return wr.LinePlot(
             title=title,
             x=x,
-            title_x=names.AXES[x],
+            title_x=log_names.AXES[x],
             y=list(y),
             metric_regex=regex,
             groupby=wr.Config(self.key),

@@ -7,3 +7,36 @@ def amount(value: float) -> str:
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """1.5 h, 6.6 min, 12 s."""
+    for word, unit in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.3g} {word}"
+    return f"{seconds:.3g} s"
+
+
+def plain(value: float) -> str:
+    """468.8, 0.247, -0.0027."""
+    return f"{value:.4g}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+def percent(value: float) -> str:
+    """66.2 %."""
+    return f"{value:.1f} %"
+
+
+def gibibytes(size: float) -> str:
+    """1.25 GiB."""
+    return f"{size / 2**30:.3g} GiB"
+
+
+def with_spread(mean: float, spread: float) -> tuple[str, str]:
+    """Both to the second digit of the spread: 468.8 and 44.2, 0.2469 and 0.0042."""
+    if spread <= 0:
+        return f"{mean:.4g}", "0"
+    digits = 1
+    while digits < 9 and spread < 10 ** (1 - digits):
+        digits += 1
+    return f"{mean:.{digits}f}", f"{spread:.{digits}f}"

@@ -1,9 +1,9 @@
 """Extractors of features, distances between feature sets, and the metrics made of both."""
 
+from diffusion_lab.metrics.display import ceiling, report, side_by_side
 from diffusion_lab.metrics.distances import FeatureSet, frechet, frechet_distance, kid, moments
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 from diffusion_lab.metrics.generative import GenerativeMetrics
-from diffusion_lab.metrics.report import ceiling, report, side_by_side
 
 __all__ = [
     "ExtractorUnavailable",

@@ -26,7 +26,7 @@ from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage import hub
 from diffusion_lab.first_stage.autoencoder import files
-from diffusion_lab.metrics.names import grouped
+from diffusion_lab.metrics.log_names import grouped
 from diffusion_lab.runs import checkpoints, targets, weights
 from diffusion_lab.runs.lock import is_locked
 

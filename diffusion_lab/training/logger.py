@@ -21,7 +21,7 @@ from PIL import Image
 
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.progress import say
-from diffusion_lab.metrics import names
+from diffusion_lab.metrics import log_names
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.samples_table import Sample, samples_table
 
@@ -155,9 +155,9 @@ class WandB(WandbLogger):
 
     def _open(self) -> None:
         run = self.experiment
-        for axis in names.AXES:
+        for axis in log_names.AXES:
             run.define_metric(axis, hidden=True)
-        run.define_metric("*", step_metric=names.IMAGES, overwrite=True)  # Lightning's choice
+        run.define_metric("*", step_metric=log_names.IMAGES, overwrite=True)  # Lightning's choice
 
     def _guard(self, action: Callable[[], None]) -> None:
         if self.broken:
@@ -178,13 +178,13 @@ class WandB(WandbLogger):
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         row = self.clock.row(metrics, step)
         if step != self._timed[0]:
-            self._timed = (step, row[names.SECONDS])
+            self._timed = (step, row[log_names.SECONDS])
         self._log(row, step)
 
     def _log(self, row: dict[str, object], step: int) -> None:
         """Adds to the step's row: W&B's step is the optimiser's, also in a run that goes on."""
         if step == self._timed[0]:
-            row[names.SECONDS] = self._timed[1]  # or an evaluation would move the step's curves
+            row[log_names.SECONDS] = self._timed[1]  # or an evaluation would move the step's curves
         self._guard(lambda: self.experiment.log(row, step=step))
 
     @rank_zero_only
@@ -194,7 +194,7 @@ class WandB(WandbLogger):
         def log() -> None:
             with Image.open(path) as image:
                 picture = wandb.Image(image, caption=caption)
-                self._log(self.clock.row({f"{names.GRIDS}/{key}": picture}, step), step)
+                self._log(self.clock.row({f"{log_names.GRIDS}/{key}": picture}, step), step)
 
         self._guard(log)
 
@@ -205,7 +205,7 @@ class WandB(WandbLogger):
         def log() -> None:
             table = samples_table(samples, step, step * self.clock.batch_size)
             with staged_in(self.run_dir / "wandb"):
-                self._log(self.clock.row({names.SAMPLES: table}, step), step)
+                self._log(self.clock.row({log_names.SAMPLES: table}, step), step)
 
         self._guard(log)
 

@@ -20,7 +20,7 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.metrics.table import METRICS
+from diffusion_lab.metrics.rows import METRICS
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.folder import (
     ABANDONED,

@@ -14,13 +14,14 @@ from PIL import Image
 
 from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.candidates import run_folders
+from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.curves import front
-from diffusion_lab.analysis.comparison.names import names_of, varying, without_data
+from diffusion_lab.analysis.comparison.labels import names_of, varying, without_data
 from diffusion_lab.analysis.comparison.pictures import cells_of, data_uri, side_by_side
-from diffusion_lab.analysis.comparison.report import collect
-from diffusion_lab.analysis.comparison.table import NONE, with_spread
+from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.cli.combinations import gather_paths
 from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.formats import with_spread
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.results import EVALUATIONS, kept

@@ -3,8 +3,8 @@
 import pytest
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run, said
 
+from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.fairness import notes
-from diffusion_lab.analysis.comparison.report import collect
 from diffusion_lab.analysis.comparison.table import markdown
 
 MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}

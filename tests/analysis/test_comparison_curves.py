@@ -7,10 +7,10 @@ from helpers.fake_runs import NAME, UNET, draw_grid, fake_group, fake_run
 
 from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.candidates import read
+from diffusion_lab.analysis.comparison.comparing import collect, judge, name_in_rows
 from diffusion_lab.analysis.comparison.curves import curve, training_flops
 from diffusion_lab.analysis.comparison.pictures import grid_noise, latest_grid, samples
-from diffusion_lab.analysis.comparison.report import collect, judge, name_in_rows
-from diffusion_lab.metrics.table import METRICS
+from diffusion_lab.metrics.rows import METRICS
 
 FID = METRICS[0]
 

@@ -8,10 +8,10 @@ import pytest
 from helpers.fake_runs import NAME, fake_group, said
 
 from diffusion_lab.analysis.comparison import compare
+from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.data_sizes import DataLine, crossings, data_lines
-from diffusion_lab.analysis.comparison.report import collect
 from diffusion_lab.analysis.comparison.verdict import verdict
-from diffusion_lab.metrics.table import METRICS
+from diffusion_lab.metrics.rows import METRICS
 
 FID = METRICS[0]
 BACKBONES = {"UNet": 1, "DiT": 4, "Mamba2": 4}

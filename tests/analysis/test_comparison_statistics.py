@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from diffusion_lab.analysis.comparison.statistics import (
+from diffusion_lab.analysis.comparison.significance import (
     critical,
     half_width,
     holm,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 
-from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.table import rows
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint

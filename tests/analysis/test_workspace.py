@@ -12,7 +12,7 @@ from wandb_workspaces import workspaces as ws
 
 from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
 from diffusion_lab.cli import wandb_report
-from diffusion_lab.metrics import names
+from diffusion_lab.metrics import log_names
 
 PROTOCOL = "efficientnet_lite0-96/train64-16"  # of tiny runs
 
@@ -42,7 +42,7 @@ def test_panels_are_of_the_naming_scheme(dashboard):
     for panels in dashboard.sections().values():
         assert panels
         for panel in panels:
-            assert [name for name in named(panel) if not names.is_known(name)] == []
+            assert [name for name in named(panel) if not log_names.is_known(name)] == []
 
 
 def test_panels_are_of_what_runs_log(dashboard, lab, tmp_path):
@@ -50,7 +50,7 @@ def test_panels_are_of_what_runs_log(dashboard, lab, tmp_path):
     assert code == 0, err
     logged = set(re.findall(r'"([^"]+)":', (tmp_path / "run/metrics.jsonl").read_text()))
     logged |= set(re.findall(r'"([^"]+)":', (tmp_path / "run/summary.json").read_text()))
-    logged |= {"grids/samples", names.SAMPLES}
+    logged |= {"grids/samples", log_names.SAMPLES}
     for title, panels in dashboard.sections().items():
         for panel in panels:
             if title != "Autoencoders":
@@ -69,7 +69,7 @@ def test_the_workspace_groups_runs_and_has_both_x_axes(dashboard):
         for panel in section.panels
         if isinstance(panel, wr.LinePlot)
     ]
-    assert {curve.x for curve in curves} == set(names.AXES)
+    assert {curve.x for curve in curves} == set(log_names.AXES)
     assert {curve.groupby.name for curve in curves} == {"choices.backbone"}
     assert {(c.groupby_aggfunc, c.groupby_rangefunc) for c in curves} == {("mean", "minmax")}
     view = workspace._to_model().spec.section  # as the server gets it

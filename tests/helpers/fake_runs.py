@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lab.analysis.comparison.report import collect
+from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.metrics.protocol import with_fingerprint
-from diffusion_lab.metrics.table import METRICS
+from diffusion_lab.metrics.rows import METRICS
 
 NAME = "efficientnet_lite0-96/train10k-1k"
 PROTOCOL = {

@@ -14,7 +14,7 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER, tiny_first_stage
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lab.metrics import names
+from diffusion_lab.metrics import log_names
 from diffusion_lab.runs import folder as runs
 from diffusion_lab.training.samples_table import COLUMNS, MOST_ROWS, chosen
 
@@ -39,7 +39,7 @@ def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
 
 
 def table_rows(record: wandb_record.Record, step: int) -> list[dict]:
-    path = record.media(names.SAMPLES, wandb_record.TABLE)[step]["path"]
+    path = record.media(log_names.SAMPLES, wandb_record.TABLE)[step]["path"]
     table = json.loads((record.folder / "files" / path).read_text())
     assert table["columns"] == COLUMNS
     return [dict(zip(COLUMNS, row, strict=True)) for row in table["data"]]
@@ -51,7 +51,7 @@ def trained(lab, tmp_path, command, *arguments) -> wandb_record.Record:
     record = wandb_record.read(tmp_path / "run")
     assert_same_scalars(record, tmp_path / "run")
     logged = set().union(*record.rows.values())
-    assert [name for name in logged if not names.is_known(name)] == []
+    assert [name for name in logged if not log_names.is_known(name)] == []
     assert record.axes["*"] == "images"
     assert {"images", "seconds"} < record.axes.keys()
     return record
@@ -196,7 +196,7 @@ def test_of_many_samples_the_first_of_each_class_are_in_the_table():
 def test_choices_are_those_that_runs_differ_in():
     choices = {"backbone": "dit", "objective/prediction": "v", "experiment": None}
     noise = {"hydra/launcher": "basic", "callbacks@callbacks.evaluation": "evaluation"}
-    assert names.grouped(choices | noise) == {"backbone": "dit", "objective_prediction": "v"}
+    assert log_names.grouped(choices | noise) == {"backbone": "dit", "objective_prediction": "v"}
 
 
 @pytest.mark.parametrize(
@@ -211,17 +211,17 @@ def test_choices_are_those_that_runs_differ_in():
     ],
 )
 def test_the_naming_scheme(name, known):
-    assert names.is_known(name) is known
+    assert log_names.is_known(name) is known
 
 
 def test_the_readme_lists_the_naming_scheme():
     table = README[README.index("| name | what it is |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
-    floors = {f"{kind}_floor/*" for kind in names.FIGURES}
-    assert set(names.SCALARS) - floors == listed - {"fid_floor/*"} - {
-        *names.AXES,
-        names.SAMPLES,
-        f"{names.GRIDS}/samples",
-        f"{names.GRIDS}/reconstructions",
+    floors = {f"{kind}_floor/*" for kind in log_names.FIGURES}
+    assert set(log_names.SCALARS) - floors == listed - {"fid_floor/*"} - {
+        *log_names.AXES,
+        log_names.SAMPLES,
+        f"{log_names.GRIDS}/samples",
+        f"{log_names.GRIDS}/reconstructions",
     }

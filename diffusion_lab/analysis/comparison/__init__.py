@@ -1,5 +1,5 @@
 """Runs side by side: grouped by composition, tested over seeds, and told in words and pictures."""
 
-from diffusion_lab.analysis.comparison.report import compare
+from diffusion_lab.analysis.comparison.comparing import compare
 
 __all__ = ["compare"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
-from diffusion_lab.metrics.table import COPIES, PIXEL_COPIES
+from diffusion_lab.metrics.rows import COPIES, PIXEL_COPIES
 from diffusion_lab.runs.results import Sampling, known
 
 

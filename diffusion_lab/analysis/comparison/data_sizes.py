@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.names import without_data
-from diffusion_lab.analysis.comparison.statistics import half_width
+from diffusion_lab.analysis.comparison.labels import without_data
+from diffusion_lab.analysis.comparison.significance import half_width
 from diffusion_lab.analysis.comparison.svg import COLOURS
-from diffusion_lab.metrics.table import Metric
+from diffusion_lab.metrics.rows import Metric
 from diffusion_lab.runs.settings import DATA_SIZE
 
 

@@ -10,7 +10,7 @@ from diffusion_lab.analysis.comparison.curves import AXES, Point, front
 from diffusion_lab.analysis.comparison.data_sizes import DataLine, parts_of
 from diffusion_lab.analysis.comparison.fairness import EQUAL_COST
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.statistics import half_width
+from diffusion_lab.analysis.comparison.significance import half_width
 from diffusion_lab.analysis.comparison.svg import (
     GRID,
     INK,
@@ -20,7 +20,7 @@ from diffusion_lab.analysis.comparison.svg import (
     marker,
 )
 from diffusion_lab.common.formats import amount
-from diffusion_lab.metrics.table import Metric
+from diffusion_lab.metrics.rows import Metric
 
 SMALL, BESIDE = (4.0, 2.9), 0.62  # inches, of plots that stand side by side
 

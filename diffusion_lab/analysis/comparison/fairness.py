@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.analysis.comparison.formats import minutes
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.common.formats import amount
+from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.runs.settings import SUBSET_SEED
 
 EQUAL_IMAGES = 0.01  # relative difference: a last batch more or less
@@ -25,7 +24,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
     seen = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
     if seconds := budgeted_seconds(runs):
         return [f"Every run was given {seconds:,} seconds and has seen {seen}"]
-    times = dict.fromkeys(map(minutes, span([run.training_seconds for run in runs])))
+    times = dict.fromkeys(map(duration, span([run.training_seconds for run in runs])))
     return [
         f"Every run has seen {seen}" if least == most else f"Runs have seen {seen}",
         f"Training took {' to '.join(times)} of wall-clock time, by run",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.analysis.comparison.names import names_of, varying
-from diffusion_lab.metrics.table import JACKKNIFE
+from diffusion_lab.analysis.comparison.labels import names_of, varying
+from diffusion_lab.metrics.rows import JACKKNIFE
 from diffusion_lab.runs.settings import DATA_SIZE, Settings
 
 

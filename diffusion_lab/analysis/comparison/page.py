@@ -13,7 +13,7 @@ from diffusion_lab.analysis.comparison.markup import details, glyph, listed, sec
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.analysis.comparison.svg import Drawing
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
-from diffusion_lab.metrics.table import Metric
+from diffusion_lab.metrics.rows import Metric
 
 PARTS = Path(__file__).parent
 CORRECTED = "Holm's correction covers all pairs of one metric"

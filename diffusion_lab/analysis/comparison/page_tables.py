@@ -6,13 +6,12 @@ from html import escape
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.fairness import machine
-from diffusion_lab.analysis.comparison.formats import gap
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.markup import details, glyph, listed, section, table
 from diffusion_lab.analysis.comparison.pairs import Pair
 from diffusion_lab.analysis.comparison.table import NONE, Cell, columns_of, notes, rows
 from diffusion_lab.analysis.comparison.verdict import SHOWN
-from diffusion_lab.metrics.table import Metric
+from diffusion_lab.metrics.rows import Metric
 from diffusion_lab.runs.settings import CLASS
 
 
@@ -77,10 +76,10 @@ def pairs(metric: Metric, found: Sequence[Pair]) -> str:
         ahead, behind = (
             f"{glyph(group.look)}{escape(group.name)}" for group in (pair.ahead, pair.behind)
         )
-        width = f'<span class="pm"> ± {gap(metric, pair.half_width)}</span>'
-        numbers = [gap(metric, abs(pair.gap)) + width]
+        width = f'<span class="pm"> ± {metric.gap(pair.half_width)}</span>'
+        numbers = [metric.gap(abs(pair.gap)) + width]
         if pair.tested:
-            numbers.append(gap(metric, pair.detectable))
+            numbers.append(metric.gap(pair.detectable))
             numbers += [f"{p:.2g}" for p in (pair.tested.p, pair.tested.corrected)]
             answer = "yes" if pair.told_apart else "no"
         else:

@@ -7,14 +7,14 @@ from itertools import combinations
 
 from diffusion_lab.analysis.comparison.data_sizes import by_data_size
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.statistics import (
+from diffusion_lab.analysis.comparison.significance import (
     LEVEL,
     Tested,
     half_width,
     holm,
     paired_p_value,
 )
-from diffusion_lab.metrics.table import Metric
+from diffusion_lab.metrics.rows import Metric
 
 ENOUGH = 2  # common seeds of a paired test
 ROUNDING = 1e-9  # of figures, relative: differences that spread by less are all one

@@ -6,18 +6,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from diffusion_lab.analysis.comparison.formats import (
-    gibibytes,
-    minutes,
-    percent,
-    plain,
-    with_spread,
-)
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.pairs import Pair
-from diffusion_lab.analysis.comparison.statistics import half_width
-from diffusion_lab.common.formats import amount
-from diffusion_lab.metrics.table import METRICS
+from diffusion_lab.analysis.comparison.significance import half_width
+from diffusion_lab.common.formats import amount, duration, gibibytes, percent, plain, with_spread
+from diffusion_lab.metrics.rows import METRICS
 
 NONE = "\N{EN DASH}"
 SIZE = "training_images"
@@ -59,7 +52,7 @@ COLUMNS = (
     Column("parameters", "Params", "", amount),
     Column("macs", "MACs", "multiply-accumulates of a call on one image", amount),
     Column("images_per_second", "Images/s", "in training, median", amount),
-    Column("training_seconds", "Time", "wall clock of training, with validation", minutes),
+    Column("training_seconds", "Time", "wall clock of training, with validation", duration),
     Column("peak_memory", "Memory", "peak in training", gibibytes),
     *(
         Column(

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from diffusion_lab.analysis.comparison.data_sizes import DataSize, by_data_size
 from diffusion_lab.analysis.comparison.fairness import reservations
-from diffusion_lab.analysis.comparison.formats import gap, number
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.pairs import ENOUGH, Pair, pairs_of
-from diffusion_lab.analysis.comparison.sentences import (
+from diffusion_lab.analysis.comparison.pair_sentences import (
     difference,
     enumerated,
     finding,
@@ -18,8 +16,9 @@ from diffusion_lab.analysis.comparison.sentences import (
     untestable,
     untested,
 )
-from diffusion_lab.analysis.comparison.statistics import half_width
-from diffusion_lab.metrics.table import Metric
+from diffusion_lab.analysis.comparison.pairs import ENOUGH, Pair, pairs_of
+from diffusion_lab.analysis.comparison.significance import half_width
+from diffusion_lab.metrics.rows import Metric
 
 SHOWN = 50  # pairs that are told of one by one; pairs.csv has all
 
@@ -130,7 +129,7 @@ def _answer(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> s
         return (
             f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
             "of compositions can be told apart; at their spread a gap must exceed "
-            f"{gap(metric, min(gaps), max(gaps))}, by pair, to be told from chance{rest}"
+            f"{metric.gap(min(gaps), max(gaps))}, by pair, to be told from chance{rest}"
         )
     if len(apart) == 1:
         others = len(tested) - 1
@@ -167,10 +166,10 @@ def _alone(group: Group, groups: Sequence[Group], metric: Metric) -> str:
     values = group.values(metric.kind)
     said = "No difference to be tested: all runs are one composition"
     if len(values) < ENOUGH:
-        return f"{said}, with {metric.title} {number(values[0], metric)}"
+        return f"{said}, with {metric.title} {metric.number(values[0])}"
     return (
         f"{said} and differ in their seeds alone; {metric.title} "
-        f"{number(statistics.mean(values), metric)} ± {gap(metric, half_width(values))}"
+        f"{metric.number(statistics.mean(values))} ± {metric.gap(half_width(values))}"
     )
 
 

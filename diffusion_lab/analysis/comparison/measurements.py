@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.metrics.table import HELD_OUT
+from diffusion_lab.metrics.rows import HELD_OUT
 
 
 def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:

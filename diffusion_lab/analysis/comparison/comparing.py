@@ -7,20 +7,20 @@ from pathlib import Path
 
 from diffusion_lab.analysis.comparison import curves, drawings, fairness, page, table
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
+from diffusion_lab.analysis.comparison.composition import losses_compare, settings_of
 from diffusion_lab.analysis.comparison.copies import copy_ratios
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
-from diffusion_lab.analysis.comparison.figures import figures_of, names_of_figures
 from diffusion_lab.analysis.comparison.groups import Group, Member, grouped
+from diffusion_lab.analysis.comparison.measurements import figures_of, names_of_figures
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
-from diffusion_lab.analysis.comparison.settings import losses_compare, settings_of
 from diffusion_lab.analysis.comparison.svg import Drawing
 from diffusion_lab.analysis.comparison.verdict import SHOWN, verdict
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.progress import say
 from diffusion_lab.metrics.protocol import Protocol
-from diffusion_lab.metrics.table import HELD_OUT, METRICS, Metric
+from diffusion_lab.metrics.rows import HELD_OUT, METRICS, Metric
 from diffusion_lab.runs.results import Sampling, known, measured_alike, sampling_of
 
 PLOTS = "plots"

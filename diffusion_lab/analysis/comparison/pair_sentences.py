@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 
-from diffusion_lab.analysis.comparison.formats import gap, number
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.pairs import ENOUGH, Pair
-from diffusion_lab.metrics.table import Metric
+from diffusion_lab.metrics.rows import Metric
 
 
 def difference(pair: Pair, metric: Metric) -> str:
     size = abs(pair.gap)
-    interval = gap(metric, size - pair.half_width, size + pair.half_width)
+    interval = metric.gap(size - pair.half_width, size + pair.half_width)
     corrected = pair.tested.corrected > pair.tested.p
     of = " of this pair alone, uncorrected:" if corrected else ""
     return (
         f"{pair.ahead.name} is better than {pair.behind.name}: {metric.title} "
-        f"{'higher' if metric.higher_is_better else 'lower'} by {gap(metric, size)} "
+        f"{'higher' if metric.higher_is_better else 'lower'} by {metric.gap(size)} "
         f"(95 % confidence interval{of} {interval})"
     )
 
@@ -23,13 +22,13 @@ def difference(pair: Pair, metric: Metric) -> str:
 def undecided(pair: Pair, metric: Metric) -> str:
     return (
         f"{pair.ahead.name} and {pair.behind.name} cannot be told apart by {metric.title}; their "
-        f"gap is {gap(metric, abs(pair.gap))}, and over {len(pair.seeds)} seeds of this spread "
-        f"a gap must exceed {gap(metric, pair.detectable)} to be told from chance"
+        f"gap is {metric.gap(abs(pair.gap))}, and over {len(pair.seeds)} seeds of this spread "
+        f"a gap must exceed {metric.gap(pair.detectable)} to be told from chance"
     )
 
 
 def untestable(pair: Pair, metric: Metric) -> str:
-    size = gap(metric, abs(pair.gap)) if pair.gap else "nothing"
+    size = metric.gap(abs(pair.gap)) if pair.gap else "nothing"
     return (
         f"{pair.ahead.name} and {pair.behind.name} differ in {metric.title} by {size} in each of "
         f"{len(pair.seeds)} seeds, and differences without spread cannot be tested; they are a "
@@ -58,9 +57,9 @@ def untested(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> 
         return []
     said = []
     for group in others:
-        text = f"{group.name} {metric.title} {number(group.mean(metric.kind), metric)}"
+        text = f"{group.name} {metric.title} {metric.number(group.mean(metric.kind))}"
         spread = group.jackknife if metric.kind == "fid" else None
-        said.append(text if spread is None else f"{text} (jackknife ± {number(spread, metric)})")
+        said.append(text if spread is None else f"{text} (jackknife ± {metric.number(spread)})")
     alone = len(others) == 1
     lines = [
         f"{listed([group.name for group in others])} share{'s' if alone else ''} no {ENOUGH} "
@@ -79,7 +78,7 @@ def _nearest(groups: Sequence[Group], metric: Metric) -> str:
     rest = [group for group in groups if group is not best]
     nearest = min(rest, key=lambda g: abs(g.mean(metric.kind) - best.mean(metric.kind)))
     size = abs(best.mean(metric.kind) - nearest.mean(metric.kind))
-    text = f"The gap between {best.name} and {nearest.name} is {gap(metric, size)}"
+    text = f"The gap between {best.name} and {nearest.name} is {metric.gap(size)}"
     spreads = [group.jackknife for group in (best, nearest)]
     if metric.kind == "fid" and None not in spreads:
         text += " beside jackknife deviations of {:.3g} and {:.3g} over samples".format(*spreads)

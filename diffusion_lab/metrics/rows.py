@@ -25,6 +25,15 @@ class Metric:
         """Whether `a` is better than `b`."""
         return a > b if self.higher_is_better else a < b
 
+    def number(self, value: float) -> str:
+        """A value in three digits; shares in percent."""
+        return f"{100 * value:.3g} %" if self.percent else f"{value:.3g}"
+
+    def gap(self, *ends: float) -> str:
+        """A gap or a width, or a range of them: 52, 47 to 57; in percentage points for shares."""
+        scale = 100 if self.percent else 1
+        return " to ".join(f"{scale * end:.3g}" for end in ends) + " points" * self.percent
+
 
 METRICS = (
     Metric("fid", "FID", False, meaning="Fréchet distance of features to training images"),
