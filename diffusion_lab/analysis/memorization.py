@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.build.errors import as_user_error, require_whole_numbers
 from diffusion_lab.common.errors import UserError
@@ -23,8 +24,6 @@ from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.neighbours import Neighbours
 from diffusion_lab.metrics.protocol import Protocol, with_fingerprint
 from diffusion_lab.pipeline import draw
-from diffusion_lab.runs import opening as trained_run
-from diffusion_lab.runs.opening import OpenRun
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
 
@@ -45,8 +44,8 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     Sampler, guidance and extractor are the run's own, unless `overrides` say otherwise.
     """
     require_whole_numbers(cfg, {"num_samples": 2, "batch_size": 1, "pairs": 1, "seed": 0})
-    opened = trained_run.open_run(cfg)
-    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    opened = runs.open_run(cfg)
+    runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
     data = opened.datamodule
     with as_user_error():
@@ -154,7 +153,7 @@ def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, 
 
 
 @torch.inference_mode()
-def loss_gap(opened: OpenRun, batch_size: int) -> dict[str, dict[str, float]]:
+def loss_gap(opened: runs.OpenRun, batch_size: int) -> dict[str, dict[str, float]]:
     """The denoising loss by level, of equally many trained-on and held-out images."""
     data, model, device = opened.datamodule, opened.model, opened.device
     count = min(data.validation_size, len(data.train_images()), len(data.test_images()))

@@ -7,12 +7,12 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
+from diffusion_lab import runs
 from diffusion_lab.build.errors import require_whole_numbers
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import save_png
 from diffusion_lab.common.progress import say
 from diffusion_lab.pipeline import draw
-from diffusion_lab.runs import folder as runs
 from diffusion_lab.runs.opening import inherit
 from diffusion_lab.runs.vae_prior import open_generator
 

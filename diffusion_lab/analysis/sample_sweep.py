@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import nn
 
+from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.comparison.curves import front
 from diffusion_lab.build.errors import as_user_error, require_whole_numbers
@@ -20,7 +21,6 @@ from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, evaluate
-from diffusion_lab.runs import opening as trained_run
 from diffusion_lab.runs.weights import CHECKPOINT, fingerprint
 
 VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
@@ -57,8 +57,8 @@ def sweep(
                 f"only {', '.join(VARIABLE)} and their values can"
             )
     require_whole_numbers(cfg, {"batch_size": 1})
-    opened = trained_run.open_run(cfg)
-    trained_run.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
+    opened = runs.open_run(cfg)
+    runs.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
     metrics = opened.metrics(cfg)
     measured = {"protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]}
     if metrics.classifier:  # rows without accuracy are of another measurement
@@ -85,14 +85,14 @@ def sweep(
 
 def build_setting(
     chosen: Chosen,
-    opened: trained_run.OpenRun,
+    opened: runs.OpenRun,
     measured: dict[str, str],
     cfg: DictConfig,
     overrides: list[str],
 ) -> Setting:
     """One combination's pipeline; raises UserError if it cannot be sampled."""
     require_whole_numbers(cfg, {"seed": 0})
-    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps
     sampling = {
@@ -111,7 +111,7 @@ def build_setting(
 
 
 def measure(
-    setting: Setting, opened: trained_run.OpenRun, metrics: GenerativeMetrics, batch_size: int
+    setting: Setting, opened: runs.OpenRun, metrics: GenerativeMetrics, batch_size: int
 ) -> dict[str, object]:
     """The figures of a setting: network calls a sample, FID, KID and floors."""
     pipeline = setting.pipeline

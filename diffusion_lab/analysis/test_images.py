@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion_lab import runs
 from diffusion_lab.build.errors import as_user_error, require_whole_numbers
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import save_png, to_uint8
@@ -22,8 +23,6 @@ from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
 from diffusion_lab.first_stage import Pixels
-from diffusion_lab.runs import folder as runs
-from diffusion_lab.runs import opening as trained_run
 
 TRACES = ("hutchinson", "exact")
 PROBES = 0x70726F6265  # keeps these draws apart from others of the same seed
@@ -43,7 +42,7 @@ def likelihood(cfg: DictConfig) -> dict[str, float]:
     if cfg.trace not in TRACES:
         raise UserError(f"trace={cfg.trace} is unknown; use one of {', '.join(TRACES)}")
     check_solver(cfg)
-    opened = trained_run.open_run(cfg)
+    opened = runs.open_run(cfg)
     require_pixels(opened, "likelihood is that of pixels")
     bits = []
     for ids, images, labels in held_out_batches(cfg, opened):
@@ -71,7 +70,7 @@ def encode_images(cfg: DictConfig) -> dict[str, object]:
     """Test images to noise and back: a picture of the three, and how close the last is."""
     require_whole_numbers(cfg, {"columns": 1})
     check_solver(cfg)
-    opened = trained_run.open_run(cfg)
+    opened = runs.open_run(cfg)
     require_pixels(opened, "encode shows noise as a picture")
     solver = AdaptiveRungeKutta(cfg.steps, UniformLogSNR(SMALLEST_RATIO), cfg.tolerance)
     rows, errors = [], []
@@ -109,8 +108,8 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError(f"region={cfg.region} is unknown; use one of {', '.join(REGIONS)}")
     require_whole_numbers(cfg, {"variants": 1})
     check_images(cfg)
-    opened = trained_run.open_run(cfg)
-    trained_run.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    opened = runs.open_run(cfg)
+    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)
     shapes = opened.datamodule.image_shape, opened.model.denoiser.image_shape
     # of pixels, to be shown, and of what is diffused
@@ -136,7 +135,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return {"picture": str(path)}
 
 
-def require_pixels(opened: trained_run.OpenRun, reason: str) -> None:
+def require_pixels(opened: runs.OpenRun, reason: str) -> None:
     """Raises UserError where latents are diffused."""
     if not isinstance(opened.model.first_stage, Pixels):
         raise UserError(f"{reason}; this run diffuses the latents of an encoder")
@@ -168,7 +167,7 @@ def check_solver(cfg: DictConfig) -> None:
 
 
 def held_out_batches(
-    cfg: DictConfig, opened: trained_run.OpenRun, description: str = "Test images"
+    cfg: DictConfig, opened: runs.OpenRun, description: str = "Test images"
 ) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
     """Ids, images (b, C, H, W) uint8 as trained on, and labels of the first test images."""
     with as_user_error():

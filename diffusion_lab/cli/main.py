@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import traceback
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +19,7 @@ from diffusion_lab.build.sentences import sentence
 from diffusion_lab.cli import outcomes
 from diffusion_lab.cli.combinations import PLACES, admit, gather, gather_paths
 from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.compute import slurm
 
 COMMANDS = {
@@ -140,7 +140,7 @@ def sweep(name: str, arguments: list[str]) -> None:
     if any(override.startswith("hparams_search=") for override in overrides):
         # for the file of the search
         names = [o.partition("=")[2] for o in overrides if o.startswith("study_name=")]
-        Path("outputs", (names or ["search"])[-1]).parent.mkdir(parents=True, exist_ok=True)
+        (OUTPUTS / (names or ["search"])[-1]).parent.mkdir(parents=True, exist_ok=True)
     try:
         run(name, [*flags, *overrides, *outcomes.sweep_overrides(folder, overrides)])
     except ValueError:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.files import OUTPUTS, write_atomically
 
 DONE, SKIPPED, FAILED = "trained", "finished before", "failed"
 
 
 def new_sweep() -> str:
     """A folder for what a sweep leaves besides its runs."""
-    return f"outputs/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
+    return f"{OUTPUTS}/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
 
 
 def sweep_overrides(sweep: str, arguments: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.analysis import wandb_sync as offline_runs
+from diffusion_lab.analysis import wandb_sync
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
 from diffusion_lab.training.logger import why_unreachable
@@ -14,7 +14,7 @@ from diffusion_lab.training.logger import why_unreachable
 def run(cfg: DictConfig) -> None:
     """Lists offline W&B runs, and uploads those that are not."""
     paths = cfg.paths if isinstance(cfg.paths, ListConfig) else [cfg.paths]
-    runs = offline_runs.find(Path(str(path)) for path in paths)
+    runs = wandb_sync.find(Path(str(path)) for path in paths)
     waiting = [run for run in runs if not run.uploaded]
     for run in runs:
         say(f"{'to upload' if run in waiting else 'uploaded '}  {run.file.parent}")
@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> None:
     elif reason := why_unreachable():
         raise UserError(f"nothing was uploaded: {reason}")
     else:
-        offline_runs.upload(waiting)
+        wandb_sync.upload(waiting)
         say(f"Uploaded {len(waiting)}")
     if cfg.json:
         print(json.dumps({str(run.file.parent): run.uploaded for run in runs}))

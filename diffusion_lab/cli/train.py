@@ -20,7 +20,8 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
-from diffusion_lab.runs.folder import CONFIG, load_summary, restarted, resumed
+from diffusion_lab.runs.folder import CONFIG, load_summary
+from diffusion_lab.runs.resuming import restarted, resumed
 from diffusion_lab.training import study
 from diffusion_lab.training.task import Task
 from diffusion_lab.training.train import build_diffusion_task, train

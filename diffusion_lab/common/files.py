@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+OUTPUTS = Path("outputs")  # where runs go by default
 UNFINISHED = ".part"  # the end of a file's name while it is written
 
 

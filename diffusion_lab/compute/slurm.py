@@ -8,7 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.files import OUTPUTS, write_atomically
 
 RECORD = "slurm_job"  # in the folder of a run that a job of SLURM trains: that job
 SECONDS = 60  # how long one of its commands may take
@@ -61,7 +61,7 @@ def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) 
         found = _read(folder)
         return found.pop("restarts", restarts) < restarts and found == asked
 
-    folders = [Path(run_dir)] if run_dir else sorted((Path("outputs") / name).glob("*"))
+    folders = [Path(run_dir)] if run_dir else sorted((OUTPUTS / name).glob("*"))
     owned = [folder for folder in folders if is_own(folder)]
     return owned[-1] if owned else None
 

@@ -19,7 +19,7 @@ from diffusion_lab.common.progress import console, say
 from diffusion_lab.compute.device import autocast, check_choices, pick_device, pick_precision
 from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.profiling.timing import Bench, median_seconds, peak_flops
-from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.opening import inherit
 
 # what decides a model's cost: of the command line, or of a run

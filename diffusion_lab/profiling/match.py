@@ -20,7 +20,8 @@ from diffusion_lab.common.formats import amount
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.profiling.costs import WHOLE_NUMBERS, composition_of
 from diffusion_lab.profiling.measured import Costs
-from diffusion_lab.runs.folder import CONFIG, load_config
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.opening import inherit
 
 # keys by which a backbone is made larger, if it has them, and the steps in which they are tried

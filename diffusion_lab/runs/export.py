@@ -13,8 +13,10 @@ from torch import Tensor
 
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.first_stage.autoencoder import files
-from diffusion_lab.runs import folder as runs
 from diffusion_lab.runs import weights
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.folder import CONFIG
+from diffusion_lab.runs.opening import with_weights
 
 
 def export(cfg: DictConfig) -> dict[str, object]:
@@ -29,13 +31,13 @@ def export(cfg: DictConfig) -> dict[str, object]:
     if output.exists():
         raise UserError(f"output={output} exists already; choose a new folder")
     run = Path(str(cfg.run))
-    run_cfg = runs.load_config(run)
+    run_cfg = load_config(run)
     if "autoencoder" in run_cfg:
         raise UserError(f"{run} is an autoencoder; its {files.FILE} is what there is to give away")
     if (run / weights.EXPORTED).is_file():
         raise UserError(f"{run} is an export already; copy the folder")
     tensors, step = weights.from_checkpoint(run, cfg.weights)
-    runs.with_weights(run, run_cfg, tensors)  # they fit the configuration
+    with_weights(run, run_cfg, tensors)  # they fit the configuration
     facts = {"weights": cfg.weights, "step": str(step), "run": run.resolve().name}
     try:
         _write(output, run, tensors, facts)
@@ -58,7 +60,7 @@ def _write(output: Path, run: Path, tensors: dict[str, Tensor], facts: dict[str,
             for name, value in tensors.items()
         }
         safetensors.torch.save_file(tensors, folder / weights.EXPORTED, {"format": "pt"} | facts)
-        for name in (runs.CONFIG, files.FILE):
+        for name in (CONFIG, files.FILE):
             if (run / name).is_file():
                 shutil.copyfile(run / name, folder / name)
         os.rename(folder, output)

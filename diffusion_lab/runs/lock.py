@@ -33,11 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().decode().strip() or "another process"
-            raise UserError(
-                f"{folder} is being trained by {holder}; wait for its end, or stop it"
-            ) from error
+            raise _held(folder) from error
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise _unwritable(folder, error) from error
@@ -52,6 +48,17 @@ def locked(folder: Path) -> Iterator[None]:
             except OSError as error:
                 raise _unwritable(folder, error) from error
         yield
+
+
+def require_unlocked(folder: Path) -> None:
+    """Raises UserError if another process is training the run."""
+    if is_locked(folder):
+        raise _held(folder)
+
+
+def _held(folder: Path) -> UserError:
+    holder = (folder / FILE).read_text().strip() or "another process"
+    return UserError(f"{folder} is being trained by {holder}; wait for its end, or stop it")
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

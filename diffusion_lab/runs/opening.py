@@ -7,16 +7,19 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 
 from diffusion_lab.build.errors import as_user_error
-from diffusion_lab.build.objects import Model, build_datamodule, build_pipeline
+from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.compute.device import autocast, pick_device, pick_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs.folder import load, load_config
+from diffusion_lab.runs import weights
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.weights import identity, require_unchanged
 
 
@@ -71,11 +74,39 @@ def open_run(cfg: DictConfig) -> OpenRun:
     device = pick_device(cfg.device)
     precision = pick_precision(cfg.precision, device)
     autocast(precision, device)  # to hear now what it has to say
-    weights = identity(cfg.run)
+    found = identity(cfg.run)
     datamodule, model = load(cfg.run, saved)
-    require_unchanged(cfg.run, weights)
+    require_unchanged(cfg.run, found)
     model.denoiser.to(device).eval().requires_grad_(False)
-    return OpenRun(saved, datamodule, model, device, precision, weights, {})
+    return OpenRun(saved, datamodule, model, device, precision, found, {})
+
+
+def load(folder: str | Path, cfg: DictConfig | None = None) -> tuple[ImageDataModule, Model]:
+    """A trained run: its data (unread) and its model with averaged weights.
+
+    Nothing about the model needs to be said again; `cfg` is the run's configuration, if it has been
+    read already. A folder that `export` made is such a run, too. Raises UserError if the weights
+    are missing or damaged.
+    """
+    return with_weights(folder, cfg or load_config(folder), weights.read(folder))
+
+
+def with_weights(
+    folder: str | Path, cfg: DictConfig, state: dict[str, Tensor]
+) -> tuple[ImageDataModule, Model]:
+    """The data (unread) and the model of a run whose denoiser has the weights `state`.
+
+    Raises UserError if they are of another model.
+    """
+    datamodule = build_datamodule(cfg)
+    model = build_model(cfg, datamodule.image_shape, datamodule.num_classes)
+    try:
+        model.denoiser.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {folder} do not fit its {CONFIG}: they are of another model"
+        ) from error
+    return datamodule, model
 
 
 def loaded_metrics(

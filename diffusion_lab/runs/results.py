@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
-from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.settings import Settings, flat
 from diffusion_lab.runs.weights import CHECKPOINT, Present, stamp
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.first_stage.autoencoder import files
-from diffusion_lab.runs.folder import DATA
+from diffusion_lab.runs.resuming import DATA
 from diffusion_lab.runs.settings import CLASS, below, flat, with_defaults
 
 # what may differ between two starts of one run: where it is trained, and how it is watched

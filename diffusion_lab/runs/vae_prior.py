@@ -17,7 +17,7 @@ from diffusion_lab.compute.device import autocast, pick_device, pick_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder, files
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.opening import OpenRun, loaded_metrics, move_data, open_run
 from diffusion_lab.runs.weights import identity, require_unchanged
 

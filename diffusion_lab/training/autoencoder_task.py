@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch._functorch import config as functorch
 
+from diffusion_lab import runs
 from diffusion_lab.build.errors import as_user_error
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.errors import UserError
@@ -20,7 +21,6 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder, files
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs import folder as runs
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
 from diffusion_lab.training.task import Task, try_out, watchers
 

@@ -17,20 +17,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.metrics.rows import METRICS
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.folder import (
-    ABANDONED,
-    CONFIG,
-    INSTEAD_OF_OPTIONS,
-    RESUMABLE,
-    load_config,
-    load_summary,
-)
-from diffusion_lab.runs.lock import has_locks, is_locked
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.folder import ABANDONED, CONFIG, load_summary
+from diffusion_lab.runs.lock import has_locks, require_unlocked
+from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, RESUMABLE
 from diffusion_lab.runs.same import INDIFFERENT, differences
 from diffusion_lab.runs.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below, flat
 
@@ -72,7 +68,7 @@ def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
     else:
         named |= {key for key in values if key != "trainer" and not below(key, UNNAMED)}
     chosen = {key: value for key, value in values.items() if key in named}
-    return Path("outputs", cfg.study_name, name_of(chosen)) if chosen else None
+    return OUTPUTS / cfg.study_name / name_of(chosen) if chosen else None
 
 
 def varied(job: DictConfig) -> set[str]:
@@ -124,8 +120,7 @@ def state_of(folder: Path, cfg: DictConfig) -> str:
 def _look(folder: Path, cfg: DictConfig) -> str:
     if not (folder / CONFIG).is_file():
         return NEW
-    if is_locked(folder):
-        raise UserError(f"{folder} is being trained by another process; wait for its end")
+    require_unlocked(folder)
     finished = load_summary(folder).get("finished")
     if not finished and not checkpoints.exists(folder):
         if not has_locks(folder):

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 from diffusion_lab.common.progress import say
 from diffusion_lab.metrics import report
-from diffusion_lab.runs.folder import SUMMARY, environment
+from diffusion_lab.runs.environment import environment_of
+from diffusion_lab.runs.folder import SUMMARY
 from diffusion_lab.training.callbacks.interruption import interrupted
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.task import Task
@@ -42,7 +43,7 @@ def summarise(
         "protocol": parts.metrics.protocol if measured(callbacks) else None,
         "macs": None if interrupted(trainer) else parts.macs(cfg),
         "peak_memory_bytes": peak_memory,
-        **environment(device),
+        **environment_of(device),
     }
 
 

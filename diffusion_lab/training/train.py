@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from diffusion_lab import runs
 from diffusion_lab.backbone import counting
 from diffusion_lab.build.checks import advice
 from diffusion_lab.build.errors import as_user_error, require_whole_numbers
@@ -27,8 +28,7 @@ from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import costs_of
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs import folder as runs
-from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.lock import locked, require_unlocked
 from diffusion_lab.runs.opening import load_weak
 from diffusion_lab.training.callbacks import EMA, Checkpoint, Throughput
 from diffusion_lab.training.callbacks.interruption import (
@@ -132,8 +132,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
             if parts.metrics is not None:
                 parts.metrics.load(parts.datamodule, "cpu")
         if cfg.resume:
-            with locked(Path(cfg.resume)):
-                pass
+            require_unlocked(Path(cfg.resume))
         folder = cfg.resume or cfg.run_dir
         with explaining_failures(parts.command, Path(folder) if folder else None):
             launch.run_on_all_devices(parts.command, overrides, devices)

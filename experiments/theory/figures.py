@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
+from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.randomness import SampleNoise
@@ -20,7 +21,6 @@ from diffusion_lab.data.two_moons import points_of
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.sampler import Ancestral, AnnealedLangevin, Heun, Sampler
 from diffusion_lab.diffusion.sampler.time_grid import Uniform, UniformLogSNR
-from diffusion_lab.runs import folder as runs
 
 SAMPLES, PATHS = 300, 6  # ends drawn in each panel, and paths
 SAMPLERS: dict[str, Sampler] = {

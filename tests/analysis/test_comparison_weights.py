@@ -13,7 +13,8 @@ from diffusion_lab.analysis.comparison.table import rows
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs import checkpoints, weights
-from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.results import keep, kept
 from diffusion_lab.runs.weights import (
     CHECKPOINT,

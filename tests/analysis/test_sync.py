@@ -7,7 +7,7 @@ import pytest
 from helpers.fake_wandb_server import serving
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.analysis import wandb_sync as offline_runs
+from diffusion_lab.analysis import wandb_sync
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.runs.lock import locked
 
@@ -76,7 +76,7 @@ def test_what_is_uploaded_is_told_from_what_is_not_or_has_grown(lab, offline_run
     code, _, err = lab("sync", "dry_run=true", str(online.parent), str(waiting))
     assert code == 0, err
     assert "2 of 2 would be uploaded" in err
-    (run,) = offline_runs.find([waiting])
+    (run,) = wandb_sync.find([waiting])
     assert run.run_id == "ccc"
 
 
@@ -130,9 +130,9 @@ def test_a_failed_upload_is_no_success(offline_run, monkeypatch):
         assert [str(file) for file in files] == arguments[-2:]
         files[0].with_suffix(".wandb.synced").touch()
 
-    monkeypatch.setattr(offline_runs.subprocess, "run", half)
+    monkeypatch.setattr(wandb_sync.subprocess, "run", half)
     with pytest.raises(UserError, match="1 of 2 were not uploaded"):
-        offline_runs.upload(offline_runs.find([file.parents[1] for file in files]))
+        wandb_sync.upload(wandb_sync.find([file.parents[1] for file in files]))
 
 
 def test_help_shows_what_can_be_set(lab):

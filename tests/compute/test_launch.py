@@ -17,9 +17,9 @@ from lightning.fabric.plugins.environments import (
 )
 from omegaconf import OmegaConf
 
+from diffusion_lab import runs
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.compute import launch, slurm
-from diffusion_lab.runs import folder as runs
 from diffusion_lab.training.callbacks import Interruption
 
 

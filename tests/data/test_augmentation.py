@@ -14,13 +14,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from diffusion_lab import runs
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.data.augmentation import NonLeaky, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Flow, LogitNormal, Objective
 from diffusion_lab.diffusion.schedule import Rectified
-from diffusion_lab.runs import folder as runs
 
 OFF = {"flip_x": False, "flip_y": False} | dict.fromkeys(
     ("scale", "rotation", "anisotropy", "translation"), 0.0

@@ -13,11 +13,11 @@ from helpers.tiny_data import TinyData
 from helpers.tiny_runs import TINY, tiny_first_stage
 from torch.optim.swa_utils import AveragedModel
 
+from diffusion_lab import runs
 from diffusion_lab.data import datamodule
 from diffusion_lab.data.tensor_loader import TensorLoader
 from diffusion_lab.first_stage import KL, VQ
 from diffusion_lab.first_stage.autoencoder import files
-from diffusion_lab.runs import folder as runs
 from diffusion_lab.training.autoencoder_task import latent_moments
 from diffusion_lab.training.diffusion_module import DiffusionModule
 

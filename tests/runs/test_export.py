@@ -9,7 +9,7 @@ import torch
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER, tiny_first_stage
 from safetensors import safe_open
 
-from diffusion_lab.runs import folder as runs
+from diffusion_lab import runs
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 

@@ -136,7 +136,7 @@ def test_a_class_that_starts_a_program_is_refused(lab, tmp_path, run):
         ("torch.load", False),
         ("torch.nn.functional.relu", False),
         ("torch.nn.Module.load_state_dict", False),
-        ("diffusion_lab.runs.folder.load", False),
+        ("diffusion_lab.runs.opening.load", False),
     ],
 )
 def test_a_class_is_judged_by_where_it_is_defined(name, trusted):

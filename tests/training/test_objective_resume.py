@@ -5,7 +5,7 @@ import torch
 import yaml
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.runs import folder as runs
+from diffusion_lab import runs
 
 LEARNING = [
     "objective/time_sampler=second_moment",

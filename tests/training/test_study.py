@@ -481,7 +481,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path):
     with locked(folder):
         code, _, err = lab(*SWEEP[:-1], "seed=0,1")
     assert code == 1
-    assert f"{folder} is being trained by another process" in err
+    assert f"{folder} is being trained by process" in err
     assert "Runs: 1 finished before, 1 failed" in err
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
     assert not (tmp_path / "outputs/mine/.abandoned").exists()

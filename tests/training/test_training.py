@@ -11,7 +11,7 @@ from helpers.faults import Killed, at_step, die
 from helpers.tiny_runs import TINY, rows
 from PIL import Image
 
-from diffusion_lab.runs import folder as runs
+from diffusion_lab import runs
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
 

@@ -14,8 +14,8 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER, tiny_first_stage
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lab import runs
 from diffusion_lab.metrics import log_names
-from diffusion_lab.runs import folder as runs
 from diffusion_lab.training.samples_table import COLUMNS, MOST_ROWS, chosen
 
 README = (ROOT / "README.md").read_text()

@@ -10,14 +10,8 @@ from omegaconf import DictConfig
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.runs.checkpoints import LAST
-from diffusion_lab.runs.folder import (
-    CONFIG,
-    METRICS,
-    SUMMARY,
-    load_config,
-    load_summary,
-    trained_by,
-)
+from diffusion_lab.runs.config import load_config, trained_by
+from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_summary
 from diffusion_lab.runs.results import EVALUATIONS, Record, kept
 from diffusion_lab.runs.weights import Present
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.training.doctor.case import Case
 from diffusion_lab.training.doctor.finding import ADVICE, ERROR, SKIPPED, WARNING, Remark
 
@@ -63,7 +64,7 @@ def memory(case: Case) -> Iterator[Remark]:
 
 def disk(case: Case) -> Iterator[Remark]:
     """Room for checkpoints and pictures, and folders that can be written to."""
-    run_dir = Path(case.cfg.run_dir or "outputs")
+    run_dir = Path(case.cfg.run_dir or OUTPUTS)
     place = existing(run_dir)
     if not place.is_dir() or not os.access(place, os.W_OK):
         yield ERROR, f"{run_dir} cannot be made, as {place} cannot be written to; write run_dir=..."

@@ -1,0 +1,87 @@
+"""The configuration that a run is resumed with."""
+
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.runs.config import load_config, trained_by
+from diffusion_lab.runs.folder import load_summary
+
+DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
+RESUMABLE = (
+    "trainer.",
+    "callbacks.",
+    "logger.",
+    *DATA,
+    "validate_every_n_steps",
+    "micro_batch_size",
+    "activation_checkpointing",
+)
+# an option of a group is a file of values, of which a run that is resumed keeps its own
+INSTEAD_OF_OPTIONS = {
+    "trainer=cpu": "trainer.accelerator=cpu",
+    "trainer=ddp": "trainer.strategy=ddp",
+    "trainer=fsdp": "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
+}
+
+
+def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
+    """The configuration of a run for `command` to go on with; `overrides` replace its values.
+
+    Raises UserError for an override that would make it another model.
+    """
+    cfg = load_config(folder)
+    if command != trained_by(cfg):
+        raise UserError(
+            f"{folder} was not made by {command}; write diffusion-lab {trained_by(cfg)} "
+            f"resume={folder}"
+        )
+    if (Path(folder) / weights.EXPORTED).is_file():
+        raise UserError(
+            f"{folder} is an export, which cannot be trained on; go on with the run that it came "
+            "from, by resume= and that run's folder"
+        )
+    if not checkpoints.exists(folder):
+        raise UserError(
+            f"{folder} has no {checkpoints.LAST} to go on from; delete the folder and start the "
+            "run anew"
+        )
+    summary = load_summary(folder)
+    # which is written again from the checkpoint
+    lost = "autoencoder" in cfg and not (Path(folder) / files.FILE).is_file()
+    longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
+    if summary.get("finished") and not longer and not lost:
+        raise UserError(
+            f"{folder} is finished; write trainer.max_steps above {summary['steps']} (and a longer "
+            f"trainer.max_time if it has one) to train it longer"
+        )
+    parser = OverridesParser.create()
+    for override in overrides:
+        parsed = parser.parse_override(override)
+        key = parsed.key_or_group
+        if key == "resume":
+            continue
+        if instead := INSTEAD_OF_OPTIONS.get(override):
+            raise UserError(f"{override} cannot be written in resuming a run; write {instead}")
+        if not key.startswith(RESUMABLE):
+            raise UserError(
+                f"{override.lstrip('+')} cannot change in a run that is resumed; only values of "
+                f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
+            )
+        OmegaConf.update(cfg, key, parsed.value())
+    cfg.resume = str(folder)
+    return cfg
+
+
+def restarted(folder: Path) -> DictConfig:
+    """The configuration of the run that a requeued job has begun, to go on with.
+
+    If the job was ended before the first checkpoint, it begins again, in the same folder.
+    """
+    cfg = load_config(folder)
+    cfg.resume = str(folder)
+    return cfg
