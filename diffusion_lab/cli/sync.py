@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig
 from diffusion_lab.analysis import wandb_sync
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
-from diffusion_lab.training.logger import why_unreachable
+from diffusion_lab.training.logger.reachability import why_unreachable
 
 
 def run(cfg: DictConfig) -> None:

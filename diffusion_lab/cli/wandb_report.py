@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.common.errors import UserError, require
 from diffusion_lab.common.progress import say
-from diffusion_lab.training.logger import why_unreachable
+from diffusion_lab.training.logger.reachability import why_unreachable
 
 PROTOCOL = re.compile(r"[\w.-]+/train\w+-\w+")
 

@@ -40,7 +40,8 @@ from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.failures import explaining_failures, resume_command
-from diffusion_lab.training.logger import MODES, JSONLines
+from diffusion_lab.training.logger import JSONLines
+from diffusion_lab.training.logger.reachability import MODES
 from diffusion_lab.training.summary import figures_of, say_result, summarise
 from diffusion_lab.training.task import Task, try_out, watchers
 from diffusion_lab.training.trainer import build_trainer, housekeeping, quiet_lightning

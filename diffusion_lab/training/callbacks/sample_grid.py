@@ -11,7 +11,7 @@ from diffusion_lab.pipeline import Pipeline, draw_rows
 from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import WandB
-from diffusion_lab.training.samples_table import Sample, chosen
+from diffusion_lab.training.logger.samples_table import Sample, chosen
 
 
 class SampleGrid(Periodic):

@@ -3,7 +3,7 @@
 import torch
 
 from diffusion_lab.training.doctor.case import Case, Unavailable
-from diffusion_lab.training.logger import why_offline
+from diffusion_lab.training.logger.reachability import why_offline
 
 Facts = dict[str, object]
 

@@ -1,97 +1,23 @@
-"""Where metrics go: a plain JSON-lines file, always, and Weights & Biases.
-
-Every row carries `images` (training images seen) and `seconds` (of training), so that curves of
-different batch sizes, machines and numbers of pictures share an x-axis.
-"""
+"""Weights & Biases as a logger that never holds training up."""
 
 import contextlib
-import json
-import netrc
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlparse
 
 import wandb
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.progress import say
 from diffusion_lab.metrics import log_names
 from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.samples_table import Sample, samples_table
+from diffusion_lab.training.logger.reachability import why_offline
+from diffusion_lab.training.logger.samples_table import Sample, samples_table
 
-MODES = ("auto", "online", "offline")
-REACH_SECONDS = 2.0  # how long to look for the server before a run goes offline
 FINISH_SECONDS = 60.0  # how long a run's end waits for its upload; the rest stays on the disk
-
-
-class JSONLines(Logger):
-    """`metrics.jsonl`: one JSON object a row, flushed at once, readable after any crash.
-
-    Rows that cannot be written are kept, and written with a later one.
-    """
-
-    def __init__(self, path: Path, clock: Clock):
-        super().__init__()
-        self.path = path
-        self.clock = clock
-        self.count = 0  # rows logged so far
-        self._unwritten: list[str] = []
-
-    @property
-    def name(self) -> str:
-        return self.path.parent.parent.name
-
-    @property
-    def version(self) -> str:
-        return self.path.parent.name
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict) -> None:
-        """The configuration has its own file."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        row = json.dumps({"step": step} | self.clock.row(metrics, step)) + "\n"
-        self._unwritten.append(row)
-        self.count += 1
-        try:
-            self._write("".join(self._unwritten).encode())
-        except OSError as error:
-            if len(self._unwritten) == 1:
-                say(
-                    f"{self.path} cannot be written ({error.strerror}); its rows are kept in "
-                    "memory until it can"
-                )
-        else:
-            self._unwritten.clear()
-
-    def _write(self, content: bytes) -> None:
-        """Appends, all of it or nothing."""
-        with self.path.open("ab", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            try:
-                while content:
-                    content = content[file.write(content) :]
-            except OSError:
-                file.truncate(end)
-                raise
-
-    @rank_zero_only
-    def truncate(self, count: int) -> None:
-        """Keeps the first rows; a run that goes on writes the others again. Sets the clock."""
-        if not self.path.exists():
-            return
-        rows = [row for row in read_rows(self.path) if "step" in row][:count]
-        self.count = len(rows)
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        if rows:
-            self.clock.continue_from(rows[-1]["seconds"])
 
 
 class WandB(WandbLogger):
@@ -241,32 +167,3 @@ def staged_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[wandb.env.DATA_DIR]
-
-
-def why_offline(mode: str) -> str | None:
-    """Why a run of this mode does not go to W&B's server, or None if it does."""
-    if mode in ("online", "offline"):
-        return "as asked" if mode == "offline" else None
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return f"WANDB_MODE={os.environ['WANDB_MODE']}"
-    return why_unreachable()
-
-
-def why_unreachable() -> str | None:
-    """Why nothing can be sent to W&B's server, or None."""
-    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(address.hostname):
-        return "no API key; `wandb login` stores one"
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname, port), timeout=REACH_SECONDS).close()
-    except OSError:
-        return f"no connection to {address.hostname}"
-    return None
-
-
-def _in_netrc(host: str) -> bool:
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
