@@ -67,8 +67,8 @@ def node(group: str, option: str):
 
 def objective_part(kind: str, option: str):
     """A prediction or a weighting for pixels."""
-    objective = OmegaConf.create({kind: node(f"objective/{kind}", option)})
-    return instantiate(with_data_std(objective, Pixels.data_std)[kind])
+    cfg = OmegaConf.create({"objective": {kind: node(f"objective/{kind}", option)}})
+    return instantiate(with_data_std(cfg, Pixels.data_std).objective[kind])
 
 
 @cache

@@ -5,18 +5,18 @@ import json
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
-from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.progress import say, track
 from diffusion_lab.common.randomness import random_places
+from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import frechets_of
@@ -43,15 +43,17 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
     Sampler, guidance and extractor are the run's own, unless `overrides` say otherwise.
     """
-    require_whole_numbers(cfg, {"num_samples": 2, "batch_size": 1, "pairs": 1, "seed": 0})
+    least = {"num_samples": 2, "batch_size": 1, "pairs": 1, "seed": 0}
+    check_keys(cfg, {key: whole(number) for key, number in least.items()})
     opened = runs.open_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
     data = opened.datamodule
-    with as_user_error():
-        metrics = instantiate(cfg.metrics)
+    metrics = instantiate(cfg, "metrics")
+    with errors_at(cfg, "data"):
         data.prepare_data()
         data.setup("fit")
+    with errors_at(cfg, "metrics"):
         metrics.load(data, opened.device)
     training, held_out = data.train_images(), data.test_images()
     if min(len(training), len(held_out)) < 2:

@@ -8,10 +8,11 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from diffusion_lab import runs
-from diffusion_lab.build.errors import require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import save_png
 from diffusion_lab.common.progress import say
+from diffusion_lab.common.ranges import whole
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.opening import inherit
 from diffusion_lab.runs.vae_prior import open_generator
@@ -26,7 +27,8 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     if cfg.save not in SAVE:
         raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
-    require_whole_numbers(cfg, {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0})
+    least = {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0}
+    check_keys(cfg, {key: whole(number) for key, number in least.items()})
     opened = open_generator(cfg)
     inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)

@@ -15,10 +15,11 @@ from torch import nn
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.comparison.curves import front
-from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.weights import CHECKPOINT, fingerprint
@@ -56,7 +57,7 @@ def sweep(
                 f"{key} cannot vary in a sweep over sampling; "
                 f"only {', '.join(VARIABLE)} and their values can"
             )
-    require_whole_numbers(cfg, {"batch_size": 1})
+    check_keys(cfg, {"batch_size": whole(1)})
     opened = runs.open_run(cfg)
     runs.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
     metrics = opened.metrics(cfg)
@@ -66,7 +67,7 @@ def sweep(
     settings = [
         build_setting(chosen, opened, measured, *configure(chosen)) for chosen in combinations
     ]
-    with as_user_error():
+    with errors_at(cfg, "metrics"):
         metrics.prepare(opened.datamodule)
     name = f"{metrics.extractor.name}_{metrics.reference_name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
@@ -91,7 +92,7 @@ def build_setting(
     overrides: list[str],
 ) -> Setting:
     """One combination's pipeline; raises UserError if it cannot be sampled."""
-    require_whole_numbers(cfg, {"seed": 0})
+    check_keys(cfg, {"seed": whole(0)})
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps

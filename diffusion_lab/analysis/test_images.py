@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab import runs
-from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import save_png, to_uint8
 from diffusion_lab.common.progress import progress_bar, say
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
+from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.guidance import keep_known
@@ -52,7 +53,7 @@ def likelihood(cfg: DictConfig) -> dict[str, float]:
         x0 = x0 + GREY_STEP * (torch.special.ndtr(noise(x0.shape[1:])) - 0.5)
         probe = noise(x0.shape[1:]).sign() if cfg.trace == "hutchinson" else None
         denoise = function_of_state(opened.model.denoiser, labels)
-        with opened.autocast, as_user_error():
+        with opened.autocast, errors_at(cfg, ""):
             nats = log_likelihood(
                 denoise, x0, opened.model.schedule, probe, cfg.tolerance, cfg.steps
             )
@@ -68,7 +69,7 @@ def likelihood(cfg: DictConfig) -> dict[str, float]:
 
 def encode_images(cfg: DictConfig) -> dict[str, object]:
     """Test images to noise and back: a picture of the three, and how close the last is."""
-    require_whole_numbers(cfg, {"columns": 1})
+    check_keys(cfg, {"columns": whole(1)})
     check_solver(cfg)
     opened = runs.open_run(cfg)
     require_pixels(opened, "encode shows noise as a picture")
@@ -77,7 +78,7 @@ def encode_images(cfg: DictConfig) -> dict[str, object]:
     for _, images, labels in held_out_batches(cfg, opened):
         x0 = opened.model.first_stage.encode(images)
         denoise = function_of_state(opened.model.denoiser, labels)
-        with torch.inference_mode(), opened.autocast, as_user_error():
+        with torch.inference_mode(), opened.autocast, errors_at(cfg, ""):
             noise = encode(denoise, x0, opened.model.schedule, cfg.tolerance, cfg.steps)
             back = solver(denoise, noise, opened.model.schedule)
         errors.append((back - x0).square().flatten(1).mean(1))
@@ -106,7 +107,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Draws a missing region of test images anew; a row an image: whole, known, variants."""
     if cfg.region not in REGIONS:
         raise UserError(f"region={cfg.region} is unknown; use one of {', '.join(REGIONS)}")
-    require_whole_numbers(cfg, {"variants": 1})
+    check_keys(cfg, {"variants": whole(1)})
     check_images(cfg)
     opened = runs.open_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
@@ -155,22 +156,20 @@ def missing(region: str, height: int, width: int) -> Tensor:
 
 def check_images(cfg: DictConfig) -> None:
     """Raises UserError for numbers that make no sense."""
-    require_whole_numbers(cfg, {"num_images": 1, "batch_size": 1, "seed": 0})
+    check_keys(cfg, {"num_images": whole(1), "batch_size": whole(1), "seed": whole(0)})
 
 
 def check_solver(cfg: DictConfig) -> None:
     """Raises UserError for settings that the adaptive solver cannot take."""
     check_images(cfg)
-    require_whole_numbers(cfg, {"steps": 1})
-    if not isinstance(cfg.tolerance, float | int) or not cfg.tolerance > 0:
-        raise UserError(f"tolerance={cfg.tolerance} must be a number above 0, as in 1e-3")
+    check_keys(cfg, {"steps": whole(1), "tolerance": above(0).as_in(1e-3)})
 
 
 def held_out_batches(
     cfg: DictConfig, opened: runs.OpenRun, description: str = "Test images"
 ) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
     """Ids, images (b, C, H, W) uint8 as trained on, and labels of the first test images."""
-    with as_user_error():
+    with errors_at(cfg, "data"):
         opened.datamodule.prepare_data()
         images, labels = opened.datamodule.held_out(cfg.num_images, "num_images")
     conditional = opened.model.denoiser.conditioning.conditional

@@ -93,7 +93,6 @@ def check_sampling(
     conditional: bool,
 ) -> None:
     """Refuses what cannot be sampled from a model, before it is trained for hours."""
-    sampler.time_grid(schedule, sampler.steps)  # says itself if it does not fit
     if getattr(sampler, "variance", None) == "learned" and objective.variance_loss is None:
         raise UserError(
             "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "

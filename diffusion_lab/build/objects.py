@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.build.checks import check_first_stage, check_sampling, check_training
-from diffusion_lab.build.errors import as_user_error
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -32,8 +31,7 @@ class Model:
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     """The data of a configuration; nothing is read yet."""
-    with as_user_error():
-        return instantiate(cfg.data)
+    return instantiate(cfg, "data")
 
 
 def build_model(
@@ -43,66 +41,64 @@ def build_model(
 
     On the device "meta" the denoiser takes neither time nor memory.
     """
-    with as_user_error():
-        schedule = instantiate(cfg.schedule)
-        first_stage = instantiate(cfg.first_stage)
-        objective = instantiate(with_data_std(cfg.objective, first_stage.data_std))(
-            schedule=schedule
+    schedule, first_stage = instantiate(cfg, "schedule"), instantiate(cfg, "first_stage")
+    cfg = with_data_std(cfg, first_stage.data_std)
+    objective = instantiate(cfg, "objective")(schedule=schedule)
+    augmentation = instantiate(cfg, "augmentation")
+    explodes = bool(schedule(torch.ones(())).sigma > 1 + 1e-6)
+    discrete = schedule.discrete_steps is not None
+    label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
+    if label == "auto":
+        label = "log_sigma" if explodes else "index" if discrete else "time"
+    if std == "auto":
+        std = first_stage.data_std if explodes else None
+    check_training(schedule, objective, label)
+    check_first_stage(first_stage, augmentation)
+    with errors_at(cfg, "first_stage"):
+        shape = first_stage.latent_shape(image_shape)
+    with torch.device(device), errors_at(cfg, "denoiser"):
+        denoiser = Denoiser(
+            backbone=instantiate(cfg, "backbone"),
+            conditioning=instantiate(cfg, "conditioning"),
+            prediction=objective.prediction,
+            image_shape=shape,
+            num_classes=num_classes,
+            noise_label=label,
+            input_std=std,
+            self_conditioning=cfg.denoiser.self_conditioning,
+            learned_variance=objective.variance_loss is not None,
+            augmentation_labels=augmentation.values if augmentation else 0,
         )
-        augmentation = instantiate(cfg.get("augmentation"))  # a run may be older than this group
-        explodes = bool(schedule(torch.ones(())).sigma > 1 + 1e-6)
-        discrete = schedule.discrete_steps is not None
-        label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
-        if label == "auto":
-            label = "log_sigma" if explodes else "index" if discrete else "time"
-        if std == "auto":
-            std = first_stage.data_std if explodes else None
-        check_training(schedule, objective, label)
-        check_first_stage(first_stage, augmentation)
-        with torch.device(device):
-            denoiser = Denoiser(
-                backbone=instantiate(cfg.backbone),
-                conditioning=instantiate(cfg.conditioning),
-                prediction=objective.prediction,
-                image_shape=first_stage.latent_shape(image_shape),
-                num_classes=num_classes,
-                noise_label=label,
-                input_std=std,
-                # a run may be older than this key
-                self_conditioning=cfg.denoiser.get("self_conditioning", False),
-                learned_variance=objective.variance_loss is not None,
-                augmentation_labels=augmentation.values if augmentation else 0,
-            )
-        again = cfg.get("activation_checkpointing", False)  # a run may be older than this key
-        if not isinstance(again, bool):
-            raise UserError(f"activation_checkpointing={again} is unknown; use true or false")
-        if again:
+    check_keys(cfg, {"activation_checkpointing": flag()})
+    if cfg.activation_checkpointing:
+        with errors_at(cfg, ""):
             checkpoint_activations(denoiser.backbone)
     return Model(denoiser, schedule, objective, first_stage, augmentation)
 
 
-def with_data_std(objective: DictConfig, std: float) -> DictConfig:
-    """A copy of `cfg.objective` in which each data_std=auto is `std`."""
-    objective = objective.copy()
-    for part in (objective.get("prediction"), objective.get("weighting")):
+def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
+    """A copy of a configuration in which each data_std=auto of its objective is `std`."""
+    cfg = cfg.copy()
+    for part in (cfg.objective.get("prediction"), cfg.objective.get("weighting")):
         if part and part.get("data_std") == "auto":
             part.data_std = std
-    return objective
+    return cfg
 
 
 def build_pipeline(
     cfg: DictConfig, model: Model, num_classes: int, weak: Denoiser | None = None
 ) -> Pipeline:
     """Sampling as `cfg.sampler` and `cfg.guidance` say; `weak` is the denoiser of its weak_run."""
-    with as_user_error():
-        sampler, guidance = instantiate(cfg.sampler), instantiate(cfg.guidance)
-        check_sampling(
-            model.schedule,
-            model.objective,
-            sampler,
-            guidance,
-            model.denoiser.conditioning.conditional,
-        )
+    sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
+    with errors_at(cfg, "sampler"):
+        sampler.time_grid(model.schedule, sampler.steps)  # says itself if it does not fit
+    check_sampling(
+        model.schedule,
+        model.objective,
+        sampler,
+        guidance,
+        model.denoiser.conditioning.conditional,
+    )
     return Pipeline(
         model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes, weak
     )

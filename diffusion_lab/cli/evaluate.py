@@ -5,8 +5,9 @@ import json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
 from diffusion_lab.runs.opening import inherit
@@ -16,7 +17,7 @@ from diffusion_lab.runs.vae_prior import open_generator
 
 def run(cfg: DictConfig) -> None:
     """Measures a run and prints the figures with their floors."""
-    require_whole_numbers(cfg, {"batch_size": 1, "seed": 0})
+    check_keys(cfg, {"batch_size": whole(1), "seed": whole(0)})
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
     others = {str(run): measured(str(run)) for run in against}  # a wrong path is said at once
     opened = open_generator(cfg)
@@ -28,7 +29,7 @@ def run(cfg: DictConfig) -> None:
     # refused before minutes of features and an hour of sampling
     way = (protocol, sampling_of(cfg), cfg.run)
     others = {run: comparable(run, found, *way) for run, found in others.items()}
-    with as_user_error():
+    with errors_at(cfg, "metrics"):
         metrics.prepare(opened.datamodule)
     with opened.autocast:
         results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)

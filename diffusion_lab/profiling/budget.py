@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.errors import as_user_error
+from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
@@ -74,8 +73,7 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
     """
     if not cfg.get("budget"):
         return
-    with as_user_error():
-        budget = instantiate(cfg.budget)
+    budget = instantiate(cfg, "budget")
     solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size).items()]
     if budget.reference is not None:
         solved += size_of(budget, [o for o in overrides if not o.startswith(NOT_OF_MATCH)])

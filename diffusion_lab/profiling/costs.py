@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from diffusion_lab.backbone import counting
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.counting import Cost
-from diffusion_lab.build.errors import require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.device import autocast, check_choices, pick_device, pick_precision
 from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.profiling.timing import Bench, median_seconds, peak_flops
@@ -35,7 +36,7 @@ COMPOSITION = (
     "sampler",
     "guidance",
 )
-WHOLE_NUMBERS = {"batch_size": 1, "timed_steps": 1}
+ALLOWED = {"batch_size": whole(1), "timed_steps": whole(1)}
 ELSEWHERE = "outside of all layers"  # multiplied, such as by attention of another library
 UNSEEN_SHARE = 0.01  # of all MACs; less is rounding
 Facts = tuple[tuple[int, int, int], int]  # (C, H, W) of the images, and the number of classes
@@ -65,7 +66,7 @@ def profile(compositions: list[tuple[DictConfig, list[str]]], names: list[str]) 
     """
     places, profiles = [], []
     for cfg, overrides in compositions:
-        require_whole_numbers(cfg, WHOLE_NUMBERS | {"depth": 1})
+        check_keys(cfg, ALLOWED | {"depth": whole(1)})
         if cfg.run:
             saved = load_config(cfg.run)
             inherit(cfg, saved, composition_of(saved), overrides)

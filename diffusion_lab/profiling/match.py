@@ -14,11 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from diffusion_lab.build.errors import require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.progress import console, say
-from diffusion_lab.profiling.costs import WHOLE_NUMBERS, composition_of
+from diffusion_lab.profiling.costs import ALLOWED, composition_of
 from diffusion_lab.profiling.measured import Costs
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import CONFIG
@@ -151,7 +151,7 @@ def match(
     `overrides` are the command line's, and `configure` composes others. Raises UserError if no size
     agrees.
     """
-    require_whole_numbers(cfg, WHOLE_NUMBERS)
+    check_keys(cfg, ALLOWED)
     if cfg.by not in COSTS:
         raise UserError(f"by={cfg.by} is unknown; use one of {', '.join(COSTS)}")
     if cfg.by == "step_time" and cfg.device == "meta":

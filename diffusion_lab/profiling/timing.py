@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from diffusion_lab.build.errors import as_user_error
+from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.compute.device import autocast, channels_last_pays, compile_pays
 from diffusion_lab.data.augmentation import augment
@@ -47,8 +46,7 @@ class Bench:
         self.model.objective.to(device)
         if channels_last_pays(cfg.channels_last, device):
             self.model.denoiser.to(memory_format=torch.channels_last)
-        with as_user_error():
-            self.optimizer = instantiate(cfg.optimizer)(self.parameters())
+        self.optimizer = instantiate(cfg, "optimizer")(self.parameters())
         size = (cfg.batch_size, *image_shape)
         self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
         self.labels = torch.randint(max(num_classes, 1), size[:1], device=device)

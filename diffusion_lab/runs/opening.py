@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from diffusion_lab.build.errors import as_user_error
+from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.compute.device import autocast, pick_device, pick_precision
@@ -113,11 +112,13 @@ def loaded_metrics(
     cfg: DictConfig, conditional: bool, datamodule: ImageDataModule, device: torch.device
 ) -> GenerativeMetrics:
     """The metrics that `cfg.metrics` says, and the data read: all but reference and floor."""
-    with as_user_error():
-        metrics = instantiate(cfg.metrics)
+    metrics = instantiate(cfg, "metrics")
+    with errors_at(cfg, "metrics"):
         metrics.check(conditional, datamodule.num_classes)
+    with errors_at(cfg, "data"):
         datamodule.prepare_data()
         datamodule.setup("fit")
+    with errors_at(cfg, "metrics"):
         metrics.load(datamodule, device)
     return metrics
 

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.build.errors import as_user_error
+from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import to_uint8
@@ -93,7 +93,7 @@ def open_generator(cfg: DictConfig) -> OpenRun | OpenAutoencoder:
     device = pick_device(cfg.device)
     precision = pick_precision(cfg.precision, device)
     weights = identity(cfg.run)
-    with as_user_error():
+    with errors_at(cfg, ""):
         autoencoder, facts, _ = files.load(Path(cfg.run) / files.FILE)
     require_unchanged(cfg.run, weights)
     if not autoencoder.has_prior:

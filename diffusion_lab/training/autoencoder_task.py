@@ -6,13 +6,12 @@ from typing import ClassVar
 
 import lightning
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch._functorch import config as functorch
 
 from diffusion_lab import runs
-from diffusion_lab.build.errors import as_user_error
+from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import to_float
@@ -90,23 +89,24 @@ def build_autoencoder_task(
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
     shape = datamodule.image_shape
-    with as_user_error():
+    with errors_at(cfg, "reconstruction"):
         settings = OmegaConf.to_container(cfg.autoencoder, resolve=True)
         settings = {key: value for key, value in settings.items() if not key.startswith("_")}
         module = AutoencoderModule(
-            instantiate(cfg.autoencoder)(image_shape=shape),
-            instantiate(cfg.reconstruction)(image_channels=shape[0]),
-            instantiate(cfg.optimizer),
-            instantiate(cfg.lr_schedule),
+            instantiate(cfg, "autoencoder")(image_shape=shape),
+            instantiate(cfg, "reconstruction")(image_channels=shape[0]),
+            instantiate(cfg, "optimizer"),
+            instantiate(cfg, "lr_schedule"),
             cfg.batch_size,
             cfg.seed,
         )
         module.loss.check(shape)
         try_out(cfg, layout, module)
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
-        metrics = instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None
+        metrics = instantiate(cfg, "metrics") if cfg.callbacks.get("evaluation") else None
         if metrics is not None:
-            metrics.check(datamodule.num_classes > 0, datamodule.num_classes)
+            with errors_at(cfg, "metrics"):
+                metrics.check(datamodule.num_classes > 0, datamodule.num_classes)
         return AutoencoderTask(datamodule, module, metrics, *watchers(cfg), settings)
 
 

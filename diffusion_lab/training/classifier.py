@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.compute.device import pick_device
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
@@ -21,9 +22,8 @@ def train_extractor(cfg: DictConfig) -> dict[str, object]:
 
     Raises UserError where there are no classes to learn, or the file is there already.
     """
-    require_whole_numbers(cfg, {"epochs": 1, "batch_size": 2, "seed": 0})
-    if not isinstance(cfg.lr, int | float) or not cfg.lr > 0:
-        raise UserError(f"lr={cfg.lr} must be a number above 0, as 2e-3 is")
+    allowed = {"epochs": whole(1), "batch_size": whole(2), "seed": whole(0), "lr": above(0)}
+    check_keys(cfg, allowed)
     path = Path(str(cfg.output))
     if path.exists():
         raise UserError(
@@ -32,7 +32,7 @@ def train_extractor(cfg: DictConfig) -> dict[str, object]:
         )
     device = pick_device(cfg.device)
     datamodule = build_datamodule(cfg)
-    with as_user_error():
+    with errors_at(cfg, "data"):
         datamodule.prepare_data()
         datamodule.setup("fit")
     if datamodule.num_classes < 2:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
@@ -82,5 +82,7 @@ def try_out(cfg: DictConfig, layout: BatchLayout, module: TrainedModule) -> None
 
 def watchers(cfg: DictConfig) -> tuple[dict, Callable[..., WandB] | None]:
     """The configured callbacks and logger, or factories of them."""
-    callbacks = {name: instantiate(part) for name, part in cfg.callbacks.items() if part}
-    return callbacks, instantiate(cfg.logger) if cfg.logger else None
+    callbacks = {
+        name: instantiate(cfg, f"callbacks.{name}") for name, part in cfg.callbacks.items() if part
+    }
+    return callbacks, instantiate(cfg, "logger")

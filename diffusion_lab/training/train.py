@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import lightning
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -15,10 +14,11 @@ from torch import nn
 from diffusion_lab import runs
 from diffusion_lab.backbone import counting
 from diffusion_lab.build.checks import advice
-from diffusion_lab.build.errors import as_user_error, require_whole_numbers
+from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
+from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import PeakMemory, channels_last_pays, check_choices, compile_pays
@@ -46,12 +46,12 @@ from diffusion_lab.training.summary import figures_of, say_result, summarise
 from diffusion_lab.training.task import Task, try_out, watchers
 from diffusion_lab.training.trainer import build_trainer, housekeeping, quiet_lightning
 
-WHOLE_NUMBERS = {
-    "batch_size": 1,
-    "seed": 0,
-    "validate_every_n_steps": 1,
-    "trainer.max_steps": 1,
-    "trainer.log_every_n_steps": 1,
+ALLOWED = {
+    "batch_size": whole(1),
+    "seed": whole(0),
+    "validate_every_n_steps": whole(1),
+    "trainer.max_steps": whole(1),
+    "trainer.log_every_n_steps": whole(1),
 }
 # of any callback that has such a key, which is asked for when hours have passed
 CALLBACK_NUMBERS = {"every_n_steps": 1, "batch_size": 1, "columns": 1, "seed": 0}
@@ -128,9 +128,10 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     if devices > 1 and not launch.in_launched_process():
         # what is wrong is said here, before any process is started
         parts = build(cfg, layout, device="meta")
-        with as_user_error():
+        with errors_at(cfg, "data"):
             parts.datamodule.prepare_data()
-            if parts.metrics is not None:
+        if parts.metrics is not None:
+            with errors_at(cfg, "metrics"):
                 parts.metrics.load(parts.datamodule, "cpu")
         if cfg.resume:
             require_unlocked(Path(cfg.resume))
@@ -142,12 +143,13 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     device = launch.device_of_process(cfg.trainer)
     launch.join_process_group(device)
     parts = build(cfg, layout)
-    with as_user_error():
+    with errors_at(cfg, "data"):
         parts.datamodule.prepare_data()
         parts.datamodule.setup("fit")
         parts.datamodule.held_out(parts.datamodule.validation_size, "data.validation_size")
-        parts.prepare(cfg, device)
-        if parts.metrics is not None:
+    parts.prepare(cfg, device)
+    if parts.metrics is not None:
+        with errors_at(cfg, "metrics"):
             parts.metrics.load(parts.datamodule, device)
             parts.metrics.prepare(parts.datamodule)
     OmegaConf.update(cfg, "data", parts.datamodule.facts())
@@ -180,13 +182,13 @@ def opened(cfg: DictConfig, parts: Task, folder: Path) -> Path | None:
 def check_settings(cfg: DictConfig) -> None:
     """Raises UserError for a value that no part of the run checks itself."""
     of_callbacks = {
-        f"callbacks.{name}.{key}": least
+        f"callbacks.{name}.{key}": whole(least)
         for name, callback in cfg.callbacks.items()
         for key, least in CALLBACK_NUMBERS.items()
         # null: never
         if key in (callback or ()) and (key, callback[key]) != ("every_n_steps", None)
     }
-    require_whole_numbers(cfg, WHOLE_NUMBERS | of_callbacks)
+    check_keys(cfg, ALLOWED | of_callbacks)
     check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
     if cfg.logger and cfg.logger.mode not in MODES:
         raise UserError(f"logger.mode={cfg.logger.mode} is unknown; use {', '.join(MODES)}")
@@ -201,26 +203,27 @@ def build_diffusion_task(
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
     model = build_model(cfg, datamodule.image_shape, datamodule.num_classes, device)
-    with as_user_error():
-        module = DiffusionModule(
-            model.denoiser,
-            model.objective,
-            model.first_stage,
-            instantiate(cfg.optimizer),
-            instantiate(cfg.lr_schedule),
-            cfg.batch_size,
-            cfg.seed,
-            model.augmentation,
-        )
-        try_out(cfg, layout, module)
+    module = DiffusionModule(
+        model.denoiser,
+        model.objective,
+        model.first_stage,
+        instantiate(cfg, "optimizer"),
+        instantiate(cfg, "lr_schedule"),
+        cfg.batch_size,
+        cfg.seed,
+        model.augmentation,
+    )
+    try_out(cfg, layout, module)
+    with errors_at(cfg, "data"):
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
-        metrics = instantiate(cfg.metrics) if cfg.callbacks.get("evaluation") else None
-        if metrics is not None:
+    metrics = instantiate(cfg, "metrics") if cfg.callbacks.get("evaluation") else None
+    if metrics is not None:
+        with errors_at(cfg, "metrics"):
             metrics.check(model.denoiser.conditioning.conditional, datamodule.num_classes)
-        pipeline = build_pipeline(
-            cfg, model, datamodule.num_classes, load_weak(cfg.guidance.get("weak_run"), cfg)
-        )
-        return DiffusionTask(datamodule, module, metrics, *watchers(cfg), pipeline)
+    pipeline = build_pipeline(
+        cfg, model, datamodule.num_classes, load_weak(cfg.guidance.get("weak_run"), cfg)
+    )
+    return DiffusionTask(datamodule, module, metrics, *watchers(cfg), pipeline)
 
 
 def run_training(

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 import lightning
 import torch
-from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, ListConfig
 
+from diffusion_lab.build.instantiate import instantiate
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import console
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
@@ -47,7 +49,10 @@ def build_trainer(
         "plugins": [AtomicCheckpointIO(), launch.cluster()],
         "logger": False,
     }
-    return instantiate(cfg.trainer, **(defaults | facts))
+    try:
+        return instantiate(cfg, "trainer", **(defaults | facts))
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_lab.backbone import counting
 from diffusion_lab.build.configuration import conf_dir
-from diffusion_lab.build.errors import as_user_error
+from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.build.sentences import sentence
 from diffusion_lab.common.errors import UserError
@@ -58,7 +58,7 @@ class Case:
         """What `make` returns; Unavailable, and a refusal of that name, where it refuses."""
         if name not in self.refusals:
             try:
-                with as_user_error():
+                with errors_at(self.cfg, ""):
                     return make()
             except UserError as error:
                 self.refusals[name] = str(error)

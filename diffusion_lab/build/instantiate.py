@@ -1,0 +1,124 @@
+"""Configuration nodes to objects, whose errors name the full key of the value that is wrong."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.ranges import Range, RangeError
+
+
+def instantiate(cfg: DictConfig, key: str, **facts: object) -> Any:
+    """Builds what the node `key` configures, its children first; None for an empty node.
+
+    A node with `_partial_: true` becomes a `Factory`. `facts` replace settings of the node itself.
+    """
+    node = OmegaConf.select(cfg, key, throw_on_missing=True)
+    return _built(node, key, facts)
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A class and its settings, to be called with the facts that no configuration knows."""
+
+    target: partial
+    key: str
+    settings: dict[str, Any]
+
+    def __call__(self, *args: object, **facts: object) -> Any:
+        """Builds the object; facts replace settings."""
+        arguments = self.settings | facts
+        self._check_names(args, arguments)
+        with naming_keys(self.key, self.settings):
+            return self.target(*args, **arguments)
+
+    def _check_names(self, args: tuple, arguments: dict[str, Any]) -> None:
+        """Raises UserError unless the target has just these arguments."""
+        signature, name = inspect.signature(self.target.func), self.target.func.__name__
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        strangers = self.settings.keys() - signature.parameters.keys()
+        if strangers and inspect.Parameter.VAR_KEYWORD not in kinds:
+            keys = ", ".join(f"{self.key}.{each}" for each in sorted(strangers))
+            raise UserError(
+                f"{keys}: {name} takes no such argument; leave it out, also where an experiment "
+                "sets it"
+            )
+        try:
+            signature.bind(*args, **arguments)
+        except TypeError as error:
+            raise UserError(f"{self.key} does not fit {name}: {error}") from error
+
+
+@contextmanager
+def naming_keys(key: str, settings: Collection[str]) -> Iterator[None]:
+    """Raises the errors of a configured object as UserErrors that begin with the full key.
+
+    `settings` are the arguments that stand below `key`. An error that an inner object's key was
+    put before stays as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except RangeError as error:
+        known = error.argument in settings
+        place = f"{key}.{error.argument}"
+        raise UserError(error.of(place) if known else f"{key}: {error}") from error
+    except ValueError as error:
+        text, root = str(error), key.split(".")[0]
+        known = any(text.startswith((f"{name} ", f"{name}=")) for name in settings)
+        if text.startswith((f"{root}.", f"{root}/", f"{root}=")):
+            raise UserError(text) from error  # written with its key
+        raise UserError(f"{key}.{text}" if known else f"{key}: {text}" if key else text) from error
+    except TypeError as error:
+        raise UserError(f"a value of {key} does not fit: {error}") from error
+    except (ImportError, OSError) as error:
+        raise UserError(f"{key} cannot be used: {error}") from error
+
+
+@contextmanager
+def errors_at(cfg: DictConfig, key: str) -> Iterator[None]:
+    """Names the full key in what an object says that was configured at `key`; "" is the root."""
+    with naming_keys(key, list(OmegaConf.select(cfg, key) or () if key else ())):
+        yield
+
+
+def check_keys(cfg: DictConfig, allowed: dict[str, Range]) -> None:
+    """Raises UserError for the first of these keys whose value is out of its range."""
+    for key, allowed_range in allowed.items():
+        try:
+            allowed_range.check(key, OmegaConf.select(cfg, key))
+        except RangeError as error:
+            raise UserError(error.of(key)) from error
+
+
+def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
+    if isinstance(node, ListConfig):
+        return [_built(each, f"{key}[{place}]", {}) for place, each in enumerate(node)]
+    if not isinstance(node, DictConfig):
+        return node
+    children = {
+        str(name): _built(node[name], f"{key}.{name}", {})
+        for name in node
+        if name not in ("_target_", "_partial_", *facts)
+    }
+    if "_target_" not in node:
+        return children
+    factory = Factory(_target(node, key), key, children)
+    return factory if node.get("_partial_", False) else factory(**facts)
+
+
+def _target(node: DictConfig, key: str) -> Callable:
+    """The class that a node names, which Hydra looks up and may refuse."""
+    try:
+        return hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})
+    except InstantiationException as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{key}._target_={node['_target_']} cannot be used: {reason}") from error
