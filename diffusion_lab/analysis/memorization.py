@@ -45,7 +45,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     least = {"num_samples": 2, "batch_size": 1, "pairs": 1, "seed": 0}
     check_keys(cfg, {key: whole(number) for key, number in least.items()})
-    opened = runs.open_run(cfg)
+    opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
     data = opened.datamodule
@@ -155,7 +155,7 @@ def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, 
 
 
 @torch.inference_mode()
-def loss_gap(opened: runs.OpenRun, batch_size: int) -> dict[str, dict[str, float]]:
+def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, float]]:
     """The denoising loss by level, of equally many trained-on and held-out images."""
     data, model, device = opened.datamodule, opened.model, opened.device
     count = min(data.validation_size, len(data.train_images()), len(data.test_images()))

@@ -14,8 +14,6 @@ from diffusion_lab.common.images import save_png
 from diffusion_lab.common.progress import say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.pipeline import draw
-from diffusion_lab.runs.opening import inherit
-from diffusion_lab.runs.vae_prior import open_generator
 
 SAVE = ("grid", "png", "npz")
 
@@ -29,8 +27,8 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
     least = {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0}
     check_keys(cfg, {key: whole(number) for key, number in least.items()})
-    opened = open_generator(cfg)
-    inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    opened = runs.open_run(cfg)
+    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
     labels = wanted_labels(
         cfg.labels, cfg.num_samples, pipeline.conditional, datamodule.num_classes

@@ -22,7 +22,7 @@ from diffusion_lab.common.progress import console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, evaluate
-from diffusion_lab.runs.weights import CHECKPOINT, fingerprint
+from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
 VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
 ROWS = "results.jsonl"
@@ -58,7 +58,7 @@ def sweep(
                 f"only {', '.join(VARIABLE)} and their values can"
             )
     check_keys(cfg, {"batch_size": whole(1)})
-    opened = runs.open_run(cfg)
+    opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
     metrics = opened.metrics(cfg)
     measured = {"protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]}
@@ -86,7 +86,7 @@ def sweep(
 
 def build_setting(
     chosen: Chosen,
-    opened: runs.OpenRun,
+    opened: runs.DiffusionRun,
     measured: dict[str, str],
     cfg: DictConfig,
     overrides: list[str],
@@ -104,7 +104,7 @@ def build_setting(
         **measured,
         "seed": cfg.seed,
         "precision": opened.precision,
-        "weak": fingerprint(weak) if (weak := cfg.guidance.get("weak_run")) else None,
+        "weak": sha256_of(weak) if (weak := cfg.guidance.get("weak_run")) else None,
         **sampling,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -112,7 +112,7 @@ def build_setting(
 
 
 def measure(
-    setting: Setting, opened: runs.OpenRun, metrics: GenerativeMetrics, batch_size: int
+    setting: Setting, opened: runs.DiffusionRun, metrics: GenerativeMetrics, batch_size: int
 ) -> dict[str, object]:
     """The figures of a setting: network calls a sample, FID, KID and floors."""
     pipeline = setting.pipeline

@@ -43,7 +43,7 @@ def likelihood(cfg: DictConfig) -> dict[str, float]:
     if cfg.trace not in TRACES:
         raise UserError(f"trace={cfg.trace} is unknown; use one of {', '.join(TRACES)}")
     check_solver(cfg)
-    opened = runs.open_run(cfg)
+    opened = runs.open_diffusion_run(cfg)
     require_pixels(opened, "likelihood is that of pixels")
     bits = []
     for ids, images, labels in held_out_batches(cfg, opened):
@@ -71,7 +71,7 @@ def encode_images(cfg: DictConfig) -> dict[str, object]:
     """Test images to noise and back: a picture of the three, and how close the last is."""
     check_keys(cfg, {"columns": whole(1)})
     check_solver(cfg)
-    opened = runs.open_run(cfg)
+    opened = runs.open_diffusion_run(cfg)
     require_pixels(opened, "encode shows noise as a picture")
     solver = AdaptiveRungeKutta(cfg.steps, UniformLogSNR(SMALLEST_RATIO), cfg.tolerance)
     rows, errors = [], []
@@ -109,7 +109,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError(f"region={cfg.region} is unknown; use one of {', '.join(REGIONS)}")
     check_keys(cfg, {"variants": whole(1)})
     check_images(cfg)
-    opened = runs.open_run(cfg)
+    opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)
     shapes = opened.datamodule.image_shape, opened.model.denoiser.image_shape
@@ -136,7 +136,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return {"picture": str(path)}
 
 
-def require_pixels(opened: runs.OpenRun, reason: str) -> None:
+def require_pixels(opened: runs.DiffusionRun, reason: str) -> None:
     """Raises UserError where latents are diffused."""
     if not isinstance(opened.model.first_stage, Pixels):
         raise UserError(f"{reason}; this run diffuses the latents of an encoder")
@@ -166,7 +166,7 @@ def check_solver(cfg: DictConfig) -> None:
 
 
 def held_out_batches(
-    cfg: DictConfig, opened: runs.OpenRun, description: str = "Test images"
+    cfg: DictConfig, opened: runs.DiffusionRun, description: str = "Test images"
 ) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
     """Ids, images (b, C, H, W) uint8 as trained on, and labels of the first test images."""
     with errors_at(cfg, "data"):

@@ -1,9 +1,21 @@
-"""Hydra's overrides, read."""
+"""Hydra's overrides, parsed."""
+
+from collections.abc import Iterable
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 
-def values_of(overrides: list[str]) -> dict[str, object]:
-    """What overrides set, by key."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return {each.key_or_group: each.value() for each in parsed}
+def parse(overrides: Iterable[str]) -> list[Override]:
+    """The overrides as Hydra reads them; raises its OverrideParseException for one that is none."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def values_of(overrides: Iterable[str]) -> dict[str, object]:
+    """The values that overrides set, by key."""
+    return {each.key_or_group: each.value() for each in parse(overrides)}
+
+
+def key_of(override: Override) -> str:
+    """The key or group that an override sets, with its package if it has one."""
+    return override.get_key_element().lstrip("+~")

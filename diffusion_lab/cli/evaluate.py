@@ -10,17 +10,22 @@ from diffusion_lab.common.progress import console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
-from diffusion_lab.runs.opening import inherit
-from diffusion_lab.runs.results import comparable, keep, measured, sampling_of
-from diffusion_lab.runs.vae_prior import open_generator
+from diffusion_lab.runs.opening import inherit, open_run
+from diffusion_lab.runs.results import (
+    comparable_metrics,
+    require_evaluations,
+    sampling_of,
+    save_evaluation,
+)
 
 
 def run(cfg: DictConfig) -> None:
     """Measures a run and prints the figures with their floors."""
     check_keys(cfg, {"batch_size": whole(1), "seed": whole(0)})
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
-    others = {str(run): measured(str(run)) for run in against}  # a wrong path is said at once
-    opened = open_generator(cfg)
+    # a wrong path is refused at once
+    others = {str(run): require_evaluations(str(run)) for run in against}
+    opened = open_run(cfg)
     overrides = list(HydraConfig.get().overrides.task)
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
@@ -28,15 +33,15 @@ def run(cfg: DictConfig) -> None:
     protocol = metrics.protocol_of(opened.datamodule)
     # refused before minutes of features and an hour of sampling
     way = (protocol, sampling_of(cfg), cfg.run)
-    others = {run: comparable(run, found, *way) for run, found in others.items()}
+    others = {run: comparable_metrics(run, found, *way) for run, found in others.items()}
     with errors_at(cfg, "metrics"):
         metrics.prepare(opened.datamodule)
     with opened.autocast:
         results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
-    results |= ceiling(results, opened.first_stage_figures)
+    results |= ceiling(results, opened.reconstruction_metrics)
     for line in report(results, opened.datamodule.class_names):
         say(line)
-    say(f"Kept in {keep(cfg.run, results, protocol, cfg, opened.weights)}")
+    say(f"Kept in {save_evaluation(cfg.run, results, protocol, cfg, opened.weights)}")
     if others:
         console.print(side_by_side({cfg.run: results} | others))
     if cfg.json:

@@ -21,7 +21,7 @@ from diffusion_lab.compute.device import autocast, check_choices, pick_device, p
 from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.profiling.timing import Bench, median_seconds, peak_flops
 from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.opening import inherit
+from diffusion_lab.runs.opening import inherit, require_diffusion
 
 # what decides a model's cost: of the command line, or of a run
 COMPOSITION = (
@@ -69,7 +69,8 @@ def profile(compositions: list[tuple[DictConfig, list[str]]], names: list[str]) 
         check_keys(cfg, ALLOWED | {"depth": whole(1)})
         if cfg.run:
             saved = load_config(cfg.run)
-            inherit(cfg, saved, composition_of(saved), overrides)
+            require_diffusion(cfg.run, saved)
+            inherit(cfg, saved, COMPOSITION, overrides)
         device, precision = place(cfg)
         facts = image_facts(cfg)
         places.append((cfg, facts, device, precision))
@@ -82,11 +83,6 @@ def profile(compositions: list[tuple[DictConfig, list[str]]], names: list[str]) 
     if len(profiles) > 1:
         compare(profiles, names)
     return profiles
-
-
-def composition_of(saved: DictConfig) -> tuple[str, ...]:
-    """What a run has of COMPOSITION; it may be older than a group."""
-    return tuple(group for group in COMPOSITION if group in saved)
 
 
 def place(cfg: DictConfig) -> tuple[torch.device, str]:

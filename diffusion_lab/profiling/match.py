@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.progress import console, say
-from diffusion_lab.profiling.costs import ALLOWED, composition_of
+from diffusion_lab.profiling.costs import ALLOWED, COMPOSITION
 from diffusion_lab.profiling.measured import Costs
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import CONFIG
-from diffusion_lab.runs.opening import inherit
+from diffusion_lab.runs.opening import inherit, require_diffusion
 
 # keys by which a backbone is made larger, if it has them, and the steps in which they are tried
 WIDTHS = {"width": 4, "channels": 4}
@@ -158,18 +158,16 @@ def match(
         raise UserError("by=step_time needs a device that computes; write device=auto")
     if not isinstance(cfg.tolerance, float) or not 0 < cfg.tolerance < 1:
         raise UserError(f"tolerance={cfg.tolerance} must be between 0 and 1, as in 0.02")
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    keys = dict(
-        zip(overrides, (each.key_or_group.replace("/", ".") for each in parsed), strict=True)
-    )
+    parsed = (each.key_or_group.replace("/", ".") for each in parse(overrides))
+    keys = dict(zip(overrides, parsed, strict=True))
     others = [override for override, key in keys.items() if key.split(".")[0] != "backbone"]
     text = str(cfg.reference)
     if Path(text, CONFIG).is_file() or ("/" in text and "=" not in text):
         saved = load_config(text)
         reference = configure(others)
-        groups = composition_of(saved)
-        inherit(reference, saved, groups, others)
-        shared = tuple(group for group in groups if group != "backbone")
+        require_diffusion(text, saved)
+        inherit(reference, saved, COMPOSITION, others)
+        shared = tuple(group for group in COMPOSITION if group != "backbone")
         inherit(cfg, saved, shared, overrides)
         say(f"Both have the data, {', '.join(shared)} of {text}; train with the same")
     else:

@@ -1,6 +1,7 @@
 """Run folders: made, read back, resumed, opened."""
 
 from diffusion_lab.runs.config import load_config, save_config
+from diffusion_lab.runs.diffusion_run import DiffusionRun, load
 from diffusion_lab.runs.folder import (
     CONFIG,
     METRICS,
@@ -13,20 +14,24 @@ from diffusion_lab.runs.folder import (
     unfinished,
     write_summary,
 )
-from diffusion_lab.runs.opening import OpenRun, inherit, load, open_run
+from diffusion_lab.runs.open_run import OpenRun
+from diffusion_lab.runs.opening import inherit, kind_of, open_diffusion_run, open_run
 
 __all__ = [
     "CONFIG",
     "METRICS",
     "SAMPLES",
     "SUMMARY",
+    "DiffusionRun",
     "OpenRun",
     "check_new",
     "create",
     "inherit",
+    "kind_of",
     "load",
     "load_config",
     "load_summary",
+    "open_diffusion_run",
     "open_run",
     "reopen",
     "save_config",

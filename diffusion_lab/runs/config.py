@@ -41,8 +41,3 @@ def load_config(folder: str | Path) -> DictConfig:
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
     targets.check(cfg, folder / CONFIG)
     return cfg
-
-
-def trained_by(cfg: DictConfig) -> str:
-    """The command that a run of this configuration is trained by."""
-    return "train-autoencoder" if "autoencoder" in cfg else "train"

@@ -16,7 +16,7 @@ from diffusion_lab.first_stage.autoencoder import files
 from diffusion_lab.runs import weights
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import CONFIG
-from diffusion_lab.runs.opening import with_weights
+from diffusion_lab.runs.opening import kind_of
 
 
 def export(cfg: DictConfig) -> dict[str, object]:
@@ -31,13 +31,10 @@ def export(cfg: DictConfig) -> dict[str, object]:
     if output.exists():
         raise UserError(f"output={output} exists already; choose a new folder")
     run = Path(str(cfg.run))
-    run_cfg = load_config(run)
-    if "autoencoder" in run_cfg:
-        raise UserError(f"{run} is an autoencoder; its {files.FILE} is what there is to give away")
+    saved = load_config(run)
     if (run / weights.EXPORTED).is_file():
         raise UserError(f"{run} is an export already; copy the folder")
-    tensors, step = weights.from_checkpoint(run, cfg.weights)
-    with_weights(run, run_cfg, tensors)  # they fit the configuration
+    tensors, step = kind_of(saved).weights_to_export(run, saved, cfg.weights)
     facts = {"weights": cfg.weights, "step": str(step), "run": run.resolve().name}
     try:
         _write(output, run, tensors, facts)

@@ -1,19 +1,20 @@
-"""The figures that a run folder keeps, each with its protocol, and which of two may be compared."""
+"""The metrics that a run folder keeps, each with its protocol, and which of two may be compared."""
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.metrics.protocol import Protocol, require_same
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import load_summary
-from diffusion_lab.runs.settings import Settings, flat
-from diffusion_lab.runs.weights import CHECKPOINT, Present, stamp
+from diffusion_lab.runs.opening import kind_of
+from diffusion_lab.runs.settings import flat
+from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # as `sampling_of` says it
@@ -28,40 +29,34 @@ def sampling_of(cfg: DictConfig) -> Sampling:
     return plain | {"seed": cfg.seed}
 
 
-def known(sampling: Sampling) -> Settings:
-    """What is set of it: a key that is null is one that older runs lack."""
-    return {key: value for key, value in flat(sampling).items() if value is not None}
-
-
-def keep(
+def save_evaluation(
     folder: str | Path,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     protocol: Protocol,
     cfg: DictConfig,
     weights: dict[str, object],
 ) -> Path:
-    """Writes what `evaluate` measured into the run; the same evaluation again replaces it.
+    """Writes the metrics of `evaluate` into the run; the same evaluation again replaces them.
 
-    `weights` is the `identity` of those that were measured.
+    `weights` identifies the weights that were measured.
     """
     facts = {
         "protocol": protocol,
         "sampling": sampling_of(cfg),
         CHECKPOINT: weights[CHECKPOINT],
     }
-    key = json.dumps([facts, sorted(figures)], sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:12]
+    key = json.dumps([facts, sorted(metrics)], sort_keys=True)
+    name = hashing.of_text(key)[:12]
     path = Path(folder) / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(facts | weights | {"metrics": figures}, indent=2) + "\n")
+    write_atomically(path, json.dumps(facts | weights | {"metrics": metrics}, indent=2) + "\n")
     return path
 
 
-def kept(folder: str | Path, saved: DictConfig, present: Present) -> list[Record]:
-    """What was measured of the present weights of a run of configuration `saved`."""
+def evaluations_of(folder: str | Path, saved: DictConfig, weights: CurrentWeights) -> list[Record]:
+    """All evaluations of a run's current weights, the one at the end of training first."""
     summary, found = load_summary(folder), []
-    # its own, at the end of training; an autoencoder's are of reconstructions
-    if summary.get("protocol") and "autoencoder" not in saved:
+    if summary.get("protocol") and kind_of(saved).summary_is_of_samples:
         sampling = sampling_of(OmegaConf.merge(saved, {"seed": saved.callbacks.evaluation.seed}))
         facts = {"protocol": summary["protocol"], "metrics": summary["metrics"]}
         found.append(facts | {"sampling": sampling})
@@ -70,61 +65,62 @@ def kept(folder: str | Path, saved: DictConfig, present: Present) -> list[Record
             record = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is damaged; delete it, and evaluate the run again") from error
-        if present.are_those_of(record):
+        if weights.match(record):
             found.append(record)
     return found
 
 
-def measured(folder: str | Path) -> list[Record]:
-    """What was measured of a run's present weights; raises UserError if nothing was, or no run."""
-    found = kept(folder, load_config(folder), Present(folder))
+def require_evaluations(folder: str | Path) -> list[Record]:
+    """All evaluations of a run's current weights; raises UserError if there are none, or no run."""
+    found = evaluations_of(folder, load_config(folder), CurrentWeights(folder))
     if not found:
-        stamp(folder)  # without weights nothing can be measured
-        raise unmeasured(folder)
+        file_stamp(folder)  # without weights nothing can be measured
+        raise never_evaluated(folder)
     return found
 
 
-def unmeasured(folder: str | Path, others: int = 0) -> UserError:
-    """That a run, and as many others, have no figures."""
+def never_evaluated(folder: str | Path, others: int = 0) -> UserError:
+    """The error for a run that was never evaluated (and `others` more like it)."""
     return UserError(
-        f"{folder} has no figures of its weights; measure it by "
+        f"{folder} has no metrics of its weights; measure it by "
         f"`diffusion-lab evaluate run={folder}`{_others(others)}"
     )
 
 
-def comparable(
+def comparable_metrics(
     folder: str | Path,
     found: list[Record],
     protocol: Protocol,
     sampling: Sampling,
     name: str | Path,
 ) -> dict[str, float]:
-    """Those figures of a run, of all `found` in it, that were measured as those of the run `name`.
+    """The metrics of a run's evaluations that have the protocol and sampling of the run `name`.
 
-    Raises UserError, naming what differs, if there are none.
+    `found` are all evaluations of the run `folder`. Raises UserError, naming a difference, if none
+    is like that.
     """
     if not found:
-        raise unmeasured(folder)
+        raise never_evaluated(folder)
     alike = [each for each in found if each["protocol"] == protocol]
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for each in alike:
-        if known(each["sampling"]) == known(sampling):
-            figures = each["metrics"] | figures  # of two that say the same, the run's own
-    if not figures:
+        if each["sampling"] == sampling:
+            metrics = each["metrics"] | metrics  # the first evaluation counts
+    if not metrics:
         ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
         key = min(key for key in ours | theirs if ours.get(key) != theirs.get(key))
         raise UserError(
             f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
-            f"{key}={ours.get(key)}, and such figures cannot be compared; "
-            f"{remedy_of(folder, ours, theirs)}"
+            f"{key}={ours.get(key)}, and such metrics cannot be compared; "
+            f"{_remedy(folder, ours, theirs)}"
         )
-    return figures
+    return metrics
 
 
-def remedy_of(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
-    """The command that samples a run, sampled as `theirs`, as `ours`."""
+def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
+    """The advice to evaluate a run that was sampled as `theirs` again, sampled as `ours`."""
     differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
     command = f"diffusion-lab evaluate run={folder}"
     for key in differing:
@@ -137,37 +133,39 @@ def remedy_of(folder: str | Path, ours: dict[str, object], theirs: dict[str, obj
     return f"measure it by `{command} {chosen}`"
 
 
-def measured_alike(
+def common_metrics(
     records: dict[Path, list[Record]],
 ) -> tuple[Protocol, Sampling, dict[Path, dict[str, float]]]:
-    """The one protocol and sampling in which all runs, by folder, were measured, and their figures.
+    """The protocol and sampling that all runs, by folder, were measured with, and their metrics.
 
-    Of several, that of most samples. Raises UserError, naming a difference, if there is none.
+    If there are several, the one of most samples. Raises UserError, naming a difference, if there
+    is none.
     """
-    ways = {way_of(each): each for found in records.values() for each in found}
-    if not ways:
-        raise unmeasured(next(iter(records)), len(records) - 1)
-    counts = Counter(way for found in records.values() for way in {way_of(each) for each in found})
-    # the most common way, so that a difference is named of the odd run out; else of most samples
-    chosen = max(ways, key=lambda way: (counts[way], ways[way]["protocol"]["num_samples"]))
-    protocol, sampling = ways[chosen]["protocol"], ways[chosen]["sampling"]
-    so_measured = next(
-        folder for folder, found in records.items() if chosen in (way_of(each) for each in found)
-    )
-    figures, refused = {}, []
+    conditions = {
+        folder: {_conditions(each): each for each in found} for folder, found in records.items()
+    }
+    counts = Counter(key for found in conditions.values() for key in found)
+    if not counts:
+        raise never_evaluated(next(iter(records)), len(records) - 1)
+    known = {key: each for found in conditions.values() for key, each in found.items()}
+    # the most common ones, so that a difference is named of the odd run out; else of most samples
+    chosen = max(known, key=lambda key: (counts[key], known[key]["protocol"]["num_samples"]))
+    protocol, sampling = known[chosen]["protocol"], known[chosen]["sampling"]
+    example = next(folder for folder, found in conditions.items() if chosen in found)
+    metrics, refused = {}, []
     for folder, found in records.items():
         try:
-            figures[folder] = comparable(folder, found, protocol, sampling, so_measured)
+            metrics[folder] = comparable_metrics(folder, found, protocol, sampling, example)
         except UserError as error:
             refused.append(str(error))
     if refused:
         raise UserError(refused[0] + _others(len(refused) - 1))
-    return protocol, sampling, figures
+    return protocol, sampling, metrics
 
 
-def way_of(record: Record) -> str:
-    """Protocol and sampling of an evaluation, as one word."""
-    return json.dumps([record["protocol"], known(record["sampling"])], sort_keys=True)
+def _conditions(record: Record) -> str:
+    """The protocol and sampling of an evaluation as one word."""
+    return json.dumps([record["protocol"], record["sampling"]], sort_keys=True)
 
 
 def _others(count: int) -> str:

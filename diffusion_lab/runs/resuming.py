@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.first_stage.autoencoder import files
 from diffusion_lab.runs import checkpoints, weights
-from diffusion_lab.runs.config import load_config, trained_by
+from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.opening import kind_of
 
 DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
 RESUMABLE = (
@@ -35,9 +35,10 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
     Raises UserError for an override that would make it another model.
     """
     cfg = load_config(folder)
-    if command != trained_by(cfg):
+    kind = kind_of(cfg)
+    if command != kind.command:
         raise UserError(
-            f"{folder} was not made by {command}; write diffusion-lab {trained_by(cfg)} "
+            f"{folder} was not made by {command}; write diffusion-lab {kind.command} "
             f"resume={folder}"
         )
     if (Path(folder) / weights.EXPORTED).is_file():
@@ -51,17 +52,13 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             "run anew"
         )
     summary = load_summary(folder)
-    # which is written again from the checkpoint
-    lost = "autoencoder" in cfg and not (Path(folder) / files.FILE).is_file()
     longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
-    if summary.get("finished") and not longer and not lost:
+    if summary.get("finished") and not longer and kind.is_complete(Path(folder)):
         raise UserError(
             f"{folder} is finished; write trainer.max_steps above {summary['steps']} (and a longer "
             f"trainer.max_time if it has one) to train it longer"
         )
-    parser = OverridesParser.create()
-    for override in overrides:
-        parsed = parser.parse_override(override)
+    for override, parsed in zip(overrides, parse(overrides), strict=True):
         key = parsed.key_or_group
         if key == "resume":
             continue

@@ -1,6 +1,5 @@
 """The weights of a trained denoiser: in the checkpoint of a run, or exported from it."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,17 +9,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.runs import checkpoints
 
 EXPORTED = "model.safetensors"  # in the folder of an export
 PREFIX = "denoiser."  # of the denoiser's weights in a checkpoint
-CHECKPOINT, STAMP = "checkpoint", "weights_file"  # of what was measured: of which weights it is
+CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and file stamp
 KINDS = {"averaged": "state_dict", "raw": "current_model_state"}  # and where a checkpoint has them
 
 
 def file_of(folder: str | Path) -> Path:
-    """What holds a run's weights: what was exported, or its newest whole checkpoint.
+    """The file of a run's weights: the exported one, or its newest whole checkpoint.
 
     Raises UserError if there is neither.
     """
@@ -28,18 +28,18 @@ def file_of(folder: str | Path) -> Path:
     return exported if exported.is_file() else checkpoints.newest_whole(folder)
 
 
-def read(folder: str | Path) -> dict[str, Tensor]:
+def load_weights(folder: str | Path) -> dict[str, Tensor]:
     """The denoiser's weights, averaged, or as they were exported; raises UserError."""
     path = file_of(folder)
     if path.name != EXPORTED:
-        return from_checkpoint(folder, "averaged")[0]
+        return load_from_checkpoint(folder, "averaged")[0]
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); export the run again") from error
 
 
-def from_checkpoint(folder: str | Path, kind: str) -> tuple[dict[str, Tensor], int]:
+def load_from_checkpoint(folder: str | Path, kind: str) -> tuple[dict[str, Tensor], int]:
     """The denoiser's weights in a run's newest whole checkpoint, and their step.
 
     `kind` is of KINDS; where no average was kept the two are the same. Raises UserError.
@@ -54,77 +54,75 @@ def from_checkpoint(folder: str | Path, kind: str) -> tuple[dict[str, Tensor], i
     return weights, checkpoint["global_step"]
 
 
-def fingerprint(folder: str | Path) -> str:
-    """sha256 of the file with a run's weights."""
-    return _sha256(file_of(folder))
+def sha256_of(folder: str | Path) -> str:
+    """The sha256 of the file with a run's weights."""
+    return hashing.of_file(file_of(folder))
 
 
-def stamp(folder: str | Path) -> dict[str, object]:
-    """Name, size and time of the file with a run's weights, which is not read; raises UserError."""
+def file_stamp(folder: str | Path) -> dict[str, object]:
+    """The name, size and time of the file with a run's weights; raises UserError without one."""
     path = _in_place(folder)
     status = path.stat()
     return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def identity(folder: str | Path) -> dict[str, object]:
-    """What a measurement keeps to say which weights it is of; raises UserError."""
-    file = stamp(folder)
-    return {CHECKPOINT: fingerprint(folder), STAMP: file}
+def identify(folder: str | Path) -> dict[str, object]:
+    """The checksum and the file stamp by which a record tells its weights; raises UserError."""
+    file = file_stamp(folder)
+    return {CHECKPOINT: sha256_of(folder), STAMP: file}
 
 
 def require_unchanged(folder: str | Path, known: Mapping[str, object]) -> None:
-    """Raises UserError if a run has saved other weights since its `identity` was `known`."""
-    if stamp(folder) != known[STAMP]:
+    """Raises UserError if a run has saved other weights since `identify` returned `known`."""
+    if file_stamp(folder) != known[STAMP]:
         raise UserError(
             f"{folder} saved new weights while it was read, as it is being trained; write the "
             "command again"
         )
 
 
-class Present:
-    """The weights that a run has now, to be told from those that something was measured of.
+class CurrentWeights:
+    """The weights that a run has now, to be compared with those that a record was measured on.
 
-    They are read only if what was measured does not say the file's name, size and time, or others.
+    Their file is read only if its name, size and time are not those of the record.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = folder
 
     @cached_property
-    def stamp(self) -> dict[str, object] | None:
-        """None: the weights are gone."""
+    def file_stamp(self) -> dict[str, object] | None:
+        """The stamp of their file; None if the weights are gone."""
         try:
-            return stamp(self.folder)
+            return file_stamp(self.folder)
         except UserError:
             return None
 
-    def are_those_of(self, record: Mapping[str, object]) -> bool:
-        """Of a record's STAMP, else of its CHECKPOINT, a sha256; of weights that are gone, no."""
-        if self.stamp is None:
+    def match(self, record: Mapping[str, object]) -> bool:
+        """Whether `record` was measured on these weights: by file stamp, else by sha256.
+
+        False if the weights are gone.
+        """
+        if self.file_stamp is None:
             return False
-        if record.get(STAMP) == self.stamp:
+        if record.get(STAMP) == self.file_stamp:
             return True
         measured = record.get(CHECKPOINT)
         return measured is not None and (measured == self._as_it_is or measured == self._whole)
 
     @cached_property
     def _as_it_is(self) -> str:
-        return _sha256(_in_place(self.folder))
+        return hashing.of_file(_in_place(self.folder))
 
     @cached_property
     def _whole(self) -> str:
-        return fingerprint(self.folder)
+        return sha256_of(self.folder)
 
 
 def _in_place(folder: str | Path) -> Path:
-    """What holds a run's weights if it is whole, at a glance; raises UserError."""
+    """The file of a run's weights, without a look at whether it is whole; raises UserError."""
     names = (EXPORTED, checkpoints.LAST, checkpoints.PREVIOUS)
     for path in (Path(folder) / name for name in names):
         if path.is_file():
             return path
     return file_of(folder)  # which says what is missing
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

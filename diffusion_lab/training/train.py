@@ -28,8 +28,8 @@ from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import costs_of
 from diffusion_lab.runs import checkpoints
+from diffusion_lab.runs.diffusion_run import load_weak
 from diffusion_lab.runs.lock import locked, require_unlocked
-from diffusion_lab.runs.opening import load_weak
 from diffusion_lab.training.callbacks import EMA, Checkpoint, Throughput
 from diffusion_lab.training.callbacks.interruption import (
     interrupted,

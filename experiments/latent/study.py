@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torchvision.io import read_image
 
 from diffusion_lab.analysis import plots
-from diffusion_lab.runs.opening import open_run
+from diffusion_lab.runs.opening import open_diffusion_run
 
 HERE = Path(__file__).parent
 MODELS = {
@@ -67,7 +67,7 @@ def drawing_speeds(folders: dict[str, Path]) -> dict[str, float]:
     torch.set_num_threads(1)
     where = {"data_root": None, "device": "cpu", "precision": "auto"}
     runs = {
-        model: open_run(OmegaConf.create(where | {"run": str(folder)}))
+        model: open_diffusion_run(OmegaConf.create(where | {"run": str(folder)}))
         for model, folder in folders.items()
     }
     seconds = {model: [] for model in runs}

@@ -24,8 +24,8 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import with_spread
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.results import EVALUATIONS, kept
-from diffusion_lab.runs.weights import CHECKPOINT, Present, fingerprint
+from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
+from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, sha256_of
 
 
 def compared(tmp_path, *paths):
@@ -213,15 +213,15 @@ class TestRefusals:
             name = f"fid/{NAME.replace('1k', '5k')}"
             folder = fake_run(runs / f"run{seed}", 1.0, seed, protocol={"num_samples": 500 + seed})
             (folder / EVALUATIONS).mkdir()
-            present = Present(folder)
-            (own,) = kept(folder, load_config(folder), present)
+            present = CurrentWeights(folder)
+            (own,) = evaluations_of(folder, load_config(folder), present)
             protocol = {
                 key: own["protocol"][key] for key in own["protocol"] if key != "fingerprint"
             }
             record = own | {
                 "protocol": with_fingerprint(protocol | {"num_samples": 5000}),
                 "metrics": {name: fid},
-                CHECKPOINT: fingerprint(folder),
+                CHECKPOINT: sha256_of(folder),
             }
             (folder / EVALUATIONS / "a.json").write_text(json.dumps(record))
             stale = record | {CHECKPOINT: "of other weights", "metrics": {name: 1.0}}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusion_lab.analysis.memorization import fid_gap
 from diffusion_lab.metrics.neighbours import Neighbours
-from diffusion_lab.runs.weights import Present
+from diffusion_lab.runs.weights import CurrentWeights
 
 
 def draw(count: int, seed: int) -> torch.Tensor:
@@ -114,8 +114,8 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
     assert len(protocol["held_out"]) == len(protocol["extractor_fingerprint"]) == 64
     assert len(protocol["fingerprint"]) == 12
     assert protocol["mirrored"] is False
-    assert Present(run_folder).are_those_of({"weights_file": result["weights_file"]})
-    assert Present(run_folder).are_those_of({"checkpoint": result["checkpoint"]})
+    assert CurrentWeights(run_folder).match({"weights_file": result["weights_file"]})
+    assert CurrentWeights(run_folder).match({"checkpoint": result["checkpoint"]})
     assert set(result["neighbours"]) == {"efficientnet_lite0-96", "pixels"}
     assert len(result["loss_by_level"]) == 10
     for losses in result["loss_by_level"].values():

@@ -238,6 +238,6 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(lab, tmp_path, mon
 
 
 def test_fingerprints_are_of_the_file_that_is_used(two):
-    first = weights.fingerprint(two)
+    first = weights.sha256_of(two)
     (two / checkpoints.LAST).write_bytes(b"half")
-    assert weights.fingerprint(two) != first
+    assert weights.sha256_of(two) != first

@@ -10,10 +10,12 @@ from omegaconf import DictConfig
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.runs.checkpoints import LAST
-from diffusion_lab.runs.config import load_config, trained_by
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_summary
-from diffusion_lab.runs.results import EVALUATIONS, Record, kept
-from diffusion_lab.runs.weights import Present
+from diffusion_lab.runs.opening import kind_of
+from diffusion_lab.runs.results import EVALUATIONS, Record, evaluations_of
+from diffusion_lab.runs.weights import CurrentWeights
 
 OF_A_RUN = (SUMMARY, METRICS, LAST)  # beside its configuration, at least one of them
 
@@ -28,7 +30,7 @@ class Run:
     config: DictConfig
     summary: dict
     rows: list[dict]  # of metrics.jsonl
-    weights: Present
+    weights: CurrentWeights
     kept: list[Record]  # what was measured of its weights, its own figures first
 
     @property
@@ -85,9 +87,9 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             if reason := unfit(folder, config, summary):
                 left_out.append(reason)
                 continue
-            rows, present = read_rows(folder / METRICS), Present(folder)
-            found = kept(folder, config, present)
-            if present.stamp is None and any((folder / EVALUATIONS).glob("*.json")):
+            rows, present = read_rows(folder / METRICS), CurrentWeights(folder)
+            found = evaluations_of(folder, config, present)
+            if present.file_stamp is None and any((folder / EVALUATIONS).glob("*.json")):
                 left_out.append(
                     f"Later evaluations of {folder} are left out: its checkpoints are gone, and "
                     "with them what tells whether the figures are of its weights"
@@ -108,7 +110,7 @@ def whole_summary(folder: Path) -> dict:
 
 def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
     """Why a run cannot be compared, if so."""
-    if trained_by(config) != "train":
+    if kind_of(config) is not DiffusionRun:
         return f"{folder} is left out: it is an autoencoder, not a diffusion model"
     if not summary.get("finished"):
         step = f" at step {summary['steps']:,}" if summary.get("steps") else ""

@@ -21,7 +21,7 @@ from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.progress import say
 from diffusion_lab.metrics.protocol import Protocol
 from diffusion_lab.metrics.rows import HELD_OUT, METRICS, Metric
-from diffusion_lab.runs.results import Sampling, known, measured_alike, sampling_of
+from diffusion_lab.runs.results import Sampling, common_metrics, sampling_of
 
 PLOTS = "plots"
 COSTS = {"macs": "MACs of a call on one image", "training_seconds": "time of training, minutes"}
@@ -80,7 +80,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     runs, left_out = read(folders)
     if not runs:
         raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
-    protocol, sampling, measured = measured_alike({run.folder: run.kept for run in runs})
+    protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
     names = names_of_figures(list(measured.values()))
     copies, omitted = copy_ratios(runs, sampling)
     if not (one_loss := losses_compare(runs)):
@@ -153,7 +153,7 @@ def measured_so(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
     evaluation = run.config.callbacks.get("evaluation")
     if run.summary.get("protocol") != protocol or not evaluation:
         return False
-    return known(sampling_of(run.config) | {"seed": evaluation.seed}) == known(sampling)
+    return sampling_of(run.config) | {"seed": evaluation.seed} == sampling
 
 
 def setting(collection: Collection) -> str:

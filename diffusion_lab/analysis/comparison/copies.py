@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
 from diffusion_lab.metrics.rows import COPIES, PIXEL_COPIES
-from diffusion_lab.runs.results import Sampling, known
+from diffusion_lab.runs.results import Sampling
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ def copy_ratios(
             continue
         ratios = (space["copy_ratio"] for space in report["neighbours"].values())
         named = dict(zip((COPIES, PIXEL_COPIES), ratios, strict=True))
-        # mirrored: where a report does not say it, its pictures were taken as they are
-        found[run.folder] = Measured({"mirrored": False} | report["protocol"], named)
+        found[run.folder] = Measured(report["protocol"], named)
     unequal = differing([each.protocol for each in found.values()])
     if unequal:
         words = "; ".join(f"{key} is {' or '.join(values)}" for key, values in unequal.items())
@@ -62,16 +61,12 @@ def report_of(run: Run) -> dict | None:
 def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
     """Why a report cannot be compared, if so."""
     again = f"measure them again by `diffusion-lab memorization run={run.folder}`"
-    if known(report.get("sampling", {})) != known(sampling):
+    if report["sampling"] != sampling:
         return f"its report is of another sampling than is compared; {again}, sampled like the rest"
-    if run.weights.stamp is None:
+    if run.weights.file_stamp is None:
         return "its checkpoints are gone, and with them what tells whether its report is of them"
-    if not run.weights.are_those_of(report):
+    if not run.weights.match(report):
         return f"its report is of other weights than it has now; {again}"
-    if "protocol" not in report:
-        return (
-            f"its report is older than this program and does not say how they were counted; {again}"
-        )
     return None
 
 

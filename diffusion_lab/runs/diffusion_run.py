@@ -1,0 +1,123 @@
+"""The runs of diffusion models."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.folder import CONFIG
+from diffusion_lab.runs.open_run import OpenRun
+from diffusion_lab.runs.weights import load_from_checkpoint, load_weights
+
+PLACES = ("run", "path", "cache", "cache_dir")  # settings of a part that say where its files are
+
+
+@dataclass(frozen=True)
+class DiffusionRun(OpenRun):
+    """The open run of a diffusion model, with averaged weights."""
+
+    command: ClassVar[str] = "train"
+    summary_is_of_samples: ClassVar[bool] = True
+
+    model: Model
+    weak: dict[str, Denoiser | None] = field(default_factory=dict)  # weak runs by their folders
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        saved: DictConfig,
+        device: torch.device,
+        precision: str,
+        weights: dict[str, object],
+    ) -> Self:
+        datamodule, model = load(folder, saved)
+        model.denoiser.to(device).eval().requires_grad_(False)
+        return cls(saved, datamodule, device, precision, weights, model)
+
+    @classmethod
+    def weights_to_export(
+        cls, folder: Path, saved: DictConfig, kind: str
+    ) -> tuple[dict[str, Tensor], int]:
+        tensors, step = load_from_checkpoint(folder, kind)
+        with_weights(folder, saved, tensors)  # refuses weights of another model
+        return tensors, step
+
+    @property
+    def conditional(self) -> bool:
+        return self.model.denoiser.conditioning.conditional
+
+    @property
+    def reconstruction_metrics(self) -> dict[str, float]:
+        return self.model.first_stage.figures(self.datamodule)
+
+    def pipeline(self, cfg: DictConfig) -> Pipeline:
+        folder = cfg.guidance.weak_run
+        if folder not in self.weak:
+            self.weak[folder] = load_weak(folder, self.saved)
+        return build_pipeline(cfg, self.model, self.datamodule.num_classes, self.weak[folder])
+
+
+def load(folder: str | Path, saved: DictConfig | None = None) -> tuple[ImageDataModule, Model]:
+    """The data (unread) of a trained run or export, and its model with averaged weights.
+
+    Nothing about the model needs to be said again; `saved` is the run's configuration, if it has
+    been read already. Raises UserError if the weights are missing or damaged.
+    """
+    return with_weights(folder, saved or load_config(folder), load_weights(folder))
+
+
+def with_weights(
+    folder: str | Path, saved: DictConfig, state: dict[str, Tensor]
+) -> tuple[ImageDataModule, Model]:
+    """The data (unread) of a run, and its model whose denoiser has the weights `state`.
+
+    Raises UserError if they are of another model.
+    """
+    datamodule = build_datamodule(saved)
+    model = build_model(saved, datamodule.image_shape, datamodule.num_classes)
+    try:
+        model.denoiser.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {folder} do not fit its {CONFIG}: they are of another model"
+        ) from error
+    return datamodule, model
+
+
+def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
+    """The denoiser of `guidance.weak_run`, if any, for a run whose configuration is `saved`.
+
+    Raises UserError if it was trained on other data, labels or noise levels.
+    """
+    if folder is None:
+        return None
+    other = load_config(folder)
+    for part in ("schedule", "first_stage", "conditioning"):
+        if _without_places(other[part]) != _without_places(saved[part]):
+            raise UserError(
+                f"guidance.weak_run={folder} was trained with another {part}; give a run that "
+                "differs in size or training time only"
+            )
+    datamodule, model = load(folder, other)
+    ours = build_datamodule(saved)
+    theirs, own = ((data.image_shape, data.num_classes) for data in (datamodule, ours))
+    if theirs != own:
+        raise UserError(
+            f"guidance.weak_run={folder} was trained on images of shape {theirs[0]} in "
+            f"{theirs[1]} classes, this run on {own[0]} in {own[1]}; give a run on the same data"
+        )
+    return model.denoiser.eval().requires_grad_(False)
+
+
+def _without_places(part: DictConfig) -> dict:
+    return {key: value for key, value in part.items() if key not in PLACES}
