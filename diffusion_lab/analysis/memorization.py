@@ -1,6 +1,5 @@
 """What a trained run has memorised: neighbours, FID and loss, on trained-on and held-out images."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.images import to_float
@@ -114,20 +114,16 @@ def protocol_of(
             "extractor": extractor.name,
             "extractor_fingerprint": extractor.fingerprint,
             "num_samples": num_samples,
-            "held_out": sha256_of(held_out),
+            "held_out": hashing.of_tensors([held_out]),
             "mirrored": mirrored,
         }
     )
 
 
-def sha256_of(images: Tensor) -> str:
-    return hashlib.sha256(images.contiguous().numpy()).hexdigest()
-
-
 def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
     """Features (N, D) of images uint8 (N, C, H, W), computed once."""
     key = {
-        "images": sha256_of(images),
+        "images": hashing.of_tensors([images]),
         "extractor": metrics.extractor.fingerprint,
     }
 

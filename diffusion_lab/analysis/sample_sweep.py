@@ -1,7 +1,6 @@
 """A trained run measured under many ways to sample from it: FID against network calls."""
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.comparison.curves import front
 from diffusion_lab.build.instantiate import check_keys, errors_at
+from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.progress import console, say
@@ -107,7 +107,7 @@ def build_setting(
         "weak": sha256_of(weak) if (weak := cfg.guidance.get("weak_run")) else None,
         **sampling,
     }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashing.of_text(json.dumps(facts, sort_keys=True))[:16]
     return Setting(chosen, opened.pipeline(cfg), cfg.seed, key)
 
 

@@ -3,7 +3,7 @@
 from itertools import product
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from diffusion_lab.build.overrides import parse
 
 # groups whose option is the run's own, which Hydra does not see, unless another is chosen
 OF_THE_RUN = ("sampler.", "guidance.", "metrics.")
@@ -27,11 +27,10 @@ def gather(arguments: list[str]) -> list[str]:
 
     Raises Hydra's OverrideParseException for what is no override.
     """
-    parser = OverridesParser.create()
     single, several = [], []
     for argument in arguments:
         flag = argument.startswith("-")
-        varies = not flag and parser.parse_override(argument).is_sweep_override()
+        varies = not flag and parse([argument])[0].is_sweep_override()
         (several if varies else single).append(argument)
     if not several:
         return single
@@ -57,7 +56,7 @@ def _quoted(words: list[str]) -> str:
 
 def expand(several: list[str]) -> list[dict[str, str]]:
     """Every combination of the values, the last key changing fastest; {} where nothing varies."""
-    parsed = [OverridesParser.create().parse_override(argument) for argument in several]
+    parsed = parse(several)
     keys = [override.key_or_group for override in parsed]
     values = [list(override.sweep_string_iterator()) for override in parsed]
     return [dict(zip(keys, chosen, strict=True)) for chosen in product(*values)]

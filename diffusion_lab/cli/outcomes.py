@@ -7,8 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
+from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.common.files import OUTPUTS, write_atomically
 
 DONE, SKIPPED, FAILED = "trained", "finished before", "failed"
@@ -24,12 +23,11 @@ def sweep_overrides(sweep: str, arguments: list[str]) -> list[str]:
 
     Jobs may run in other processes, on other machines: they know of the sweep what these say.
     """
-    parser, fixed = OverridesParser.create(), {}
+    fixed: dict[str, bool] = {}
     for argument in arguments:
         if "=" in argument and not argument.startswith(("-", "hydra")):
-            override = parser.parse_override(argument)
-            key = override.get_key_element().lstrip("+~")
-            fixed[key] = not override.is_sweep_override()  # the last one counts
+            (override,) = parse([argument])
+            fixed[key_of(override)] = not override.is_sweep_override()  # the last one counts
     names = ",".join(f"'{key}'" for key, alone in fixed.items() if alone)
     return [
         f"hydra.sweep.dir={sweep}",

@@ -1,6 +1,5 @@
 """Tensors that are computed once and kept on disk under a hash of what they were computed from."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.files import replacing
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute.distributed import rank_and_world
@@ -25,7 +25,7 @@ def cached(
     into the folder. All ranks call this, and `compute`, together. A damaged file is replaced.
     """
     content = json.dumps({"version": VERSION} | key, sort_keys=True)
-    path = folder / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.pt"
+    path = folder / f"{name}-{hashing.of_text(content)[:16]}.pt"
     rank, world = rank_and_world()
     found = [_read(path) if rank == 0 else None]
     if world > 1:
@@ -41,19 +41,11 @@ def cached(
     return tensors
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    sha256 = hashlib.sha256()
-    for name, tensor in tensors.items():
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha256.update(tensor.contiguous().numpy())
-    return sha256.hexdigest()
-
-
 def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         kept = torch.load(path, weights_only=True)
         # torch.load does not notice bytes that changed inside a tensor
-        return kept["tensors"] if kept["sha256"] == _digest(kept["tensors"]) else None
+        return kept["tensors"] if kept["sha256"] == hashing.of_tensors(kept["tensors"]) else None
     except Exception:  # whatever a damaged file makes torch.load raise: there is nothing to use
         return None
 
@@ -61,4 +53,4 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        torch.save({"tensors": tensors, "sha256": _digest(tensors)}, file)
+        torch.save({"tensors": tensors, "sha256": hashing.of_tensors(tensors)}, file)

@@ -1,8 +1,6 @@
 """Image data that fit into memory: facts, the uint8 tensors themselves, and loaders over them."""
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -10,6 +8,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError, is_whole, require
 from diffusion_lab.common.images import crop_to, grid, pad_to
 from diffusion_lab.common.randomness import random_places
@@ -128,12 +127,12 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all images and labels, trained on or not: equal exactly if the data are."""
-        return sha256_of(part for split in self._splits for part in split)
+        return hashing.of_tensors(part for split in self._splits for part in split)
 
     @cached_property
     def images_fingerprint(self) -> str:
         """sha256 of all images, whatever their labels."""
-        return sha256_of(split.images for split in self._splits)
+        return hashing.of_tensors(split.images for split in self._splits)
 
     def to_native(self, images: Tensor) -> Tensor:
         """Crops generated images (B, C, H, W) to the data's own size; a no-op without padding."""
@@ -229,15 +228,6 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         whole = self._splits[0]
         index = subset(whole.labels, self.fraction, self.per_class, self.subset_seed)
         return whole if index is None else Split(whole.images[index], whole.labels[index])
-
-
-def sha256_of(tensors: Iterable[Tensor]) -> str:
-    """Of their types, shapes and values."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()
 
 
 def _fits(tensors: list[Tensor], device: torch.device) -> bool:

@@ -1,6 +1,5 @@
 """First stages that others trained: the autoencoders of `diffusers`."""
 
-import hashlib
 import importlib
 import json
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.progress import say
 from diffusion_lab.common.randomness import random_places
@@ -146,8 +146,5 @@ def pretrained(path: str) -> tuple[nn.Module, dict[str, object]]:
 def digest(network: nn.Module, settings: dict[str, object]) -> str:
     """sha256 of all weights and their names, and of the settings that are not diffusers' notes."""
     lasting = {key: value for key, value in settings.items() if key[0] != "_"}
-    sha256 = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode())
-    for name, tensor in network.state_dict().items():
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha256.update(tensor.contiguous().view(torch.uint8).numpy())
-    return sha256.hexdigest()
+    weights = hashing.of_tensors(network.state_dict())
+    return hashing.of_text(json.dumps(lasting, sort_keys=True) + weights)

@@ -4,13 +4,13 @@ An image goes to its moments, which say what its latents may be; moments are wha
 each step of training draws its latents anew.
 """
 
-import hashlib
 from abc import abstractmethod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.common.progress import progress_bar, say
 from diffusion_lab.compute.cache import cached
@@ -98,7 +98,7 @@ class Latents(FirstStage):
         """Moments (N, ., h, w) of the training images, mirrored or not, computed once."""
         images = data.padded(data.train_images())
         key = {
-            "images": hashlib.sha256(images.contiguous().numpy()).hexdigest(),
+            "images": hashing.of_tensors([images]),
             "first_stage": self.sha256,
             "mirrored": mirrored,
         }

@@ -1,11 +1,11 @@
 """First stages of `diffusion-lab train-autoencoder`."""
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.progress import say
 from diffusion_lab.data import ImageDataModule
@@ -25,7 +25,7 @@ class Trained(Latents):
     def __init__(self, run: str, sha256: str | None, cache: bool, cache_dir: str):
         self.path = Path(str(run)) / files.FILE  # a folder 2024 is a number to Hydra
         network, self.trained, self.content = files.load(self.path)
-        self.sha256 = hashlib.sha256(self.content).hexdigest()
+        self.sha256 = hashing.of_bytes(self.content)
         if self.trained.kind not in self.kinds:
             raise ValueError(
                 f"{self.path} is a {self.trained.kind} autoencoder; write first_stage="

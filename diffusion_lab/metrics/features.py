@@ -1,11 +1,12 @@
 """Feature extractors: uint8 images -> the vectors that image distances compare."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from diffusion_lab.common import hashing
 
 # images a step: on a CPU more falls out of the cache and takes 1.5 times as long
 CPU_BATCH, GPU_BATCH = 16, 64
@@ -62,7 +63,7 @@ class FeatureExtractor(ABC):
         self.device = torch.device(device)
         self.network = network.requires_grad_(False).eval().to(self.device)
         content = f"{type(self).__name__}\n{weights}\n{self.preprocessing}"
-        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        self.fingerprint = hashing.of_text(content)
 
     def check(self, source: "Source") -> None:
         """Raises ExtractorUnavailable if the network cannot take this source's images."""

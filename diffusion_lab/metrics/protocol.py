@@ -1,8 +1,8 @@
 """How a figure was measured: two figures may be compared exactly if their protocols are one."""
 
-import hashlib
 import json
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 
 FINGERPRINT = "fingerprint"
@@ -20,7 +20,7 @@ Protocol = dict[str, str | int]
 def with_fingerprint(protocol: Protocol) -> Protocol:
     """The protocol and the first 12 digits of its sha256, under "fingerprint"."""
     content = json.dumps(protocol, sort_keys=True)
-    return protocol | {FINGERPRINT: hashlib.sha256(content.encode()).hexdigest()[:12]}
+    return protocol | {FINGERPRINT: hashing.of_text(content)[:12]}
 
 
 def short_count(count: int) -> str:

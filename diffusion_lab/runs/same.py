@@ -1,12 +1,12 @@
 """Whether a run folder holds the run that is asked for."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.overrides import values_of
+from diffusion_lab.common import hashing
 from diffusion_lab.first_stage.autoencoder import files
 from diffusion_lab.runs.resuming import DATA
 from diffusion_lab.runs.settings import CLASS, below, flat, with_defaults
@@ -98,5 +98,5 @@ def found_out(asked: dict[str, object]) -> dict[str, object]:
         found["data.resize"] = "refuse"  # none needs it
     first_stage = Path(str(asked.get("first_stage.run"))) / files.FILE
     if asked.get("first_stage.sha256") is None and first_stage.is_file():
-        found["first_stage.sha256"] = hashlib.sha256(first_stage.read_bytes()).hexdigest()
+        found["first_stage.sha256"] = hashing.of_file(first_stage)
     return found

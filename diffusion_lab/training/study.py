@@ -4,18 +4,17 @@ outputs/<study_name>/<what differs>/ is a run folder. What is known is read from
 repeated command goes on, whatever process it runs in.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.overrides import key_of, parse
+from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.progress import say
@@ -59,7 +58,7 @@ def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
         return None
     if cfg.run_dir:
         return Path(cfg.run_dir)
-    parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+    parsed = parse(job.overrides.task)
     values = {key_of(override): override.get_value_element_as_str() for override in parsed}
     named = varied(job)
     if own := job.sweeper.get("params"):
@@ -76,14 +75,9 @@ def varied(job: DictConfig) -> set[str]:
     keys = set(job.sweeper.get("params") or {})
     if job.mode == RunMode.MULTIRUN:
         fixed = job.job.config.override_dirname.exclude_keys  # of the command line of a sweep
-        parsed = OverridesParser.create().parse_overrides(list(job.overrides.task))
+        parsed = parse(job.overrides.task)
         keys |= {key_of(override) for override in parsed} - set(fixed)
     return keys
-
-
-def key_of(override: Override) -> str:
-    """The key or group that an override sets, with its package if it has one."""
-    return override.get_key_element().lstrip("+~")
 
 
 def name_of(values: dict[str, str]) -> str:
@@ -98,7 +92,7 @@ def name_of(values: dict[str, str]) -> str:
     whole = "_".join(parts.values())
     if len(whole.encode()) <= LONGEST:
         return whole
-    name, digest = "", hashlib.sha256(whole.encode()).hexdigest()[:8]
+    name, digest = "", hashing.of_text(whole)[:8]
     for key in sorted(parts, key=lambda key: (len(re.findall("[./]", key)), key)):
         longer = f"{name}{parts[key]}_"
         if len(longer.encode()) + len(digest) <= LONGEST:
@@ -150,9 +144,8 @@ def retaken(folder: Path, overrides: list[str]) -> list[str]:
     logger=none, it keeps, and its place in W&B.
     """
     saved = flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
-    parser = OverridesParser.create()
     known = [INSTEAD_OF_OPTIONS.get(override, override) for override in overrides]
-    keys = [parser.parse_override(override).key_or_group for override in known]
+    keys = [each.key_or_group for each in parse(known)]
     return [
         override
         for override, key in zip(known, keys, strict=True)

@@ -27,7 +27,12 @@ from diffusion_lab.runs.weights import (
     sha256_of,
 )
 
-EXTRACTOR = {"extractor": "efficientnet_lite0-96", "extractor_fingerprint": "abc", "held_out": "x", "mirrored": False}
+EXTRACTOR = {
+    "extractor": "efficientnet_lite0-96",
+    "extractor_fingerprint": "abc",
+    "held_out": "x",
+    "mirrored": False,
+}
 
 
 @pytest.fixture
@@ -204,13 +209,3 @@ def test_copies_that_were_counted_otherwise_are_not_compared(tmp_path, key, valu
             "`diffusion-lab memorization` on all of them with one choice"
         ],
     )
-
-
-def test_a_report_that_does_not_say_how_it_counted_is_left_out(tmp_path):
-    first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
-    report_on(first, 1.5)
-    report_on(second, 2.5, protocol=None)
-    values, _, (sentence,) = ratios(tmp_path)
-    assert values == [1.5]
-    assert sentence.startswith(f"Copies of {second} are left out: its report is older")
-    assert sentence.endswith(f"`diffusion-lab memorization run={second}`")

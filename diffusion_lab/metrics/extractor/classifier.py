@@ -1,6 +1,5 @@
 """Features of a small classifier, trained by `diffusion-lab train-extractor` on the data itself."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor, Source
 
@@ -70,7 +70,7 @@ class Classifier(FeatureExtractor):
             raise ExtractorUnavailable(
                 f"{self.path} is no classifier of ours or is damaged; delete it and {HOW_TO_GET}"
             ) from error
-        checksum = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        checksum = hashing.of_file(self.path)
         self.channels = self.shape[0]
         self.name = f"classifier-{checksum[:8]}"
         return network, checksum

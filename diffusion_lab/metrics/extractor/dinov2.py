@@ -3,13 +3,13 @@
 That they do is arXiv:2306.04675; its FD-DINOv2 is the Frechet distance of these features.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion_lab.common import hashing
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
 SIZE = 224  # pixels, as in that comparison
@@ -57,7 +57,8 @@ class DINOv2(FeatureExtractor):
                 f"https://huggingface.co/timm/{self.model} elsewhere and set "
                 "metrics.extractor.weights_path to its model.safetensors"
             ) from error
-        checksum = state_digest(network)
+        # of the numbers, whichever file and type they are read from
+        checksum = hashing.of_tensors({k: v.float() for k, v in network.state_dict().items()})
         self.dim = network.num_features
         self.name = f"dinov2-{self.model}-{checksum[:8]}"
         return nn.Sequential(Preprocess(), network), checksum
@@ -89,12 +90,3 @@ class Preprocess(nn.Module):
             images.float(), (SIZE, SIZE), mode="bicubic", antialias=True
         ).clamp(0, 255)
         return (x / 255 - self.mean) / self.std
-
-
-def state_digest(network: nn.Module) -> str:
-    """sha256 of all weights: one file or another, timm's or not, with the same numbers."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.float().contiguous().numpy())
-    return digest.hexdigest()

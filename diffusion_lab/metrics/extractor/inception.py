@@ -1,6 +1,5 @@
 """The Inception of the published FIDs (arXiv:1706.08500), in torch-fidelity's port."""
 
-import hashlib
 import pickle
 import socket
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.progress import say
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
@@ -51,7 +51,7 @@ class Inception(FeatureExtractor):
             path, expected = Path(str(self.weights_path)), str(self.sha256 or "").lower()
         if not path.is_file():
             raise ExtractorUnavailable(f"there is no file {path}; {HOW_TO_GET}")
-        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        checksum = hashing.of_file(path)
         if not checksum.startswith(expected):
             raise ExtractorUnavailable(
                 f"the sha256 of {path} is {checksum}, not {expected}; delete it, then {HOW_TO_GET}"
