@@ -146,7 +146,7 @@ WRONG = [
     (["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=x"], "no run folder"),
     (["sample", "run=run", "sampler=runge_kutta", "sampler.steps=2"], "more than 2 steps"),
     (["sample", "run=run", "sampler=runge_kutta", "sampler.steps=1"], "must be 2 or more"),
-    (["sample", "run=run", "sampler.stepz=5"], "unexpected keyword argument 'stepz'"),
+    (["sample", "run=run", "sampler.stepz=5"], "sampler.stepz"),
     (["likelihood", "run=run", "trace=all"], "hutchinson, exact"),
     (["likelihood", "run=run", "tolerance=0"], "above 0"),
     (["likelihood", "run=run", "num_images=1000"], "num_images=1000 is more than the 32"),
