@@ -269,7 +269,7 @@ def test_every_experiment_runs(lab, tmp_path, experiment):
     code, _, err = lab(
         command,
         f"experiment={experiment}",
-        *([] if generated else ["data._target_=helpers.tiny_data.TinyData"]),
+        *([] if generated else ["data.source._target_=helpers.tiny_data.TinyData"]),
         *([f"first_stage.run={tiny_first_stage(tmp_path / 'first')}"] if latent else []),
         "+debug=fast",
         "trainer=cpu",

@@ -78,6 +78,9 @@ def test_an_option_names_a_class_of_its_group_and_all_its_parameters(path, hydra
     assert f".{'.'.join(group)}." in target, "same name, same place"
     assert not [p for p in signature.values() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     assert keys == set(signature) - facts
+    if "source" in cfg and not OmegaConf.is_missing(cfg, "source"):  # not a group of its own
+        parameters = set(inspect.signature(get_object(cfg.source._target_)).parameters)
+        assert {str(key) for key in cfg.source} == parameters | {"_target_"}
     # partial exactly where something is given when the object is built
     assert cfg.get("_partial_", False) == bool(facts & set(signature))
 

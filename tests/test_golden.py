@@ -12,12 +12,13 @@ import numpy
 import pytest
 import torch
 
-from diffusion_lab.data import DataError, FashionMNISTDataModule
+from diffusion_lab.data import DataError
+from diffusion_lab.data.source import FashionMNIST
 
 ROOT = Path(os.environ.get("DIFFUSION_LAB_DATA") or Path(__file__).parent.parent / "data")
 STORED = Path(__file__).parent / "golden" / "training.json"
 SHARED = [
-    f"data.root={ROOT}",
+    f"data.source.root={ROOT}",
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
     "trainer.max_steps=20",
@@ -76,7 +77,7 @@ def measured(lab, name: str, folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_losses_samples_and_fid_are_the_stored_ones(name, lab, tmp_path):
     try:
-        FashionMNISTDataModule(root=str(ROOT)).prepare_data()
+        FashionMNIST(root=str(ROOT)).prepare()
     except DataError as error:
         pytest.skip(f"FashionMNIST is not here and cannot be fetched: {error}")
     if name == "latent":

@@ -14,7 +14,7 @@ CODE = re.search(r"```python\n(# my_networks.py\n.+?)```", README, re.DOTALL)[1]
 COMMANDS = re.findall(
     r"^    diffusion-lab (train .*(?:my_networks|backbone=convolutions).*)$", README, re.MULTILINE
 )
-TINY = ["data._target_=helpers.tiny_data.TinyData", "trainer.accelerator=cpu", "+debug=fast"]
+TINY = ["data.source._target_=helpers.tiny_data.TinyData", "trainer.accelerator=cpu", "+debug=fast"]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_readmes_network_trains_and_is_reloaded(folder, command):
     assert lost.returncode == 2
     warning, sentence = lost.stderr.strip().splitlines()
     assert warning.startswith("Warning: ")
-    assert "names my_networks.Convolutions, helpers.tiny_data.TinyData, of neither" in warning
+    assert "names helpers.tiny_data.TinyData, my_networks.Convolutions, of neither" in warning
     assert "my_networks" in sentence
 
 

@@ -39,7 +39,7 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     with opened.autocast:
         batches = draw(pipeline, ids, cfg.batch_size, cfg.seed, labels)
         images = torch.cat([datamodule.to_native(batch.cpu()) for batch in batches])
-    return write(cfg, images, labels, datamodule.picture(images, cfg.columns))
+    return write(cfg, images, labels, datamodule.source.picture(images, cfg.columns))
 
 
 def wanted_labels(asked, count: int, conditional: bool, num_classes: int) -> Tensor | None:

@@ -94,7 +94,7 @@ def encode_images(cfg: DictConfig) -> dict[str, object]:
                 torch.cat([row, row.new_full((cfg.columns - len(row), *row.shape[1:]), 255)])
             )
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / "encode.png")
-    save_png(opened.datamodule.picture(torch.cat(parts), cfg.columns), path)
+    save_png(opened.datamodule.source.picture(torch.cat(parts), cfg.columns), path)
     mean_error = torch.cat(errors).mean().item()
     # images span 2
     result = {"psnr": 10 * math.log10(4 / max(mean_error, 1e-12)), "picture": str(path)}
@@ -131,7 +131,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
                 )
         pictures.append(torch.stack(columns, 1).flatten(0, 1).cpu())
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / f"inpaint_{cfg.region}.png")
-    save_png(opened.datamodule.picture(torch.cat(pictures), 2 + cfg.variants), path)
+    save_png(opened.datamodule.source.picture(torch.cat(pictures), 2 + cfg.variants), path)
     say(f"image, what is known of it, and {cfg.variants} variants: {path}")
     return {"picture": str(path)}
 

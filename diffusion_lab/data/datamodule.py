@@ -1,8 +1,6 @@
 """Image data that fit into memory: facts, the uint8 tensors themselves, and loaders over them."""
 
-from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import NamedTuple
 
 import lightning
 import torch
@@ -10,37 +8,30 @@ from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError, is_whole, require
-from diffusion_lab.common.images import crop_to, grid, pad_to
+from diffusion_lab.common.images import crop_to, pad_to
 from diffusion_lab.common.randomness import random_places
+from diffusion_lab.data.loader import HeldOutLoader, TensorLoader
+from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.subsets import check_subset, subset
-from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
 
 FREE_MEMORY_SHARE = 0.1  # of an accelerator, that the images may take without being told to
 
 
-class Split(NamedTuple):
-    """Images uint8 (N, C, H, W) at their native size, and labels int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-class ImageDataModule(lightning.LightningDataModule, ABC):
+class ImageDataModule(lightning.LightningDataModule):
     """Training batches are (images uint8 (b, C, H, W), labels int64 (b,)) and never end.
 
-    Trained on is the training split, or with `fraction` or `per_class` a part of it; metrics always
-    compare with the whole split. The held-out denoising loss uses the first `validation_size`
-    images of the test split. `pad` is the height and width that the model sees.
+    Trained on is the training split of `source`, or with `fraction` or `per_class` a part of it;
+    metrics always compare with the whole split. The held-out denoising loss uses the first
+    `validation_size` images of the test split. `pad` is the height and width that the model sees.
     """
 
-    native_shape: tuple[int, int, int]  # (C, H, W), known before the images are read
-    class_names: tuple[str, ...]
     # (N, ., h, w), what a first stage makes of the training images: trained on in their place
     moments: Tensor | None = None
     mirrored_moments: Tensor | None = None
 
     def __init__(
         self,
+        source: DataSource,
         pad: int | None = None,
         flip: bool = False,
         on_device: bool | str = "auto",
@@ -66,11 +57,12 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
             1000,
         )
         require(pad is None or is_whole(pad, 1), "data.pad", pad, "a number of pixels or null", 32)
-        if pad is not None and pad < max(self.native_shape[1:]):
+        if pad is not None and pad < max(source.native_shape[1:]):
             raise ValueError(
-                f"data.pad={pad} is smaller than the images; use {max(self.native_shape[1:])} or "
+                f"pad={pad} is smaller than the images; use {max(source.native_shape[1:])} or "
                 "more, or null"
             )
+        self.source = source
         self.pad = pad
         self.flip = flip
         self.on_device = on_device
@@ -79,9 +71,15 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         self.per_class = per_class
         self.subset_seed = subset_seed
 
-    @abstractmethod
-    def load(self) -> tuple[Split, Split]:
-        """The training and the test split, in memory; raises DataError."""
+    @property
+    def native_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images as they are."""
+        return self.source.native_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
+        return self.source.class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -92,13 +90,6 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
     def num_classes(self) -> int:
         """Labels are 0, ..., num_classes - 1."""
         return len(self.class_names)
-
-    def facts(self) -> dict[str, object]:
-        """Values of the constructor that stand for what was inferred from files, for a run to keep.
-
-        With them a run is opened where its data are not.
-        """
-        return {}
 
     def reference_images(self) -> Tensor:
         """uint8 (M, C, H, W), native size: the whole training split, which metrics compare with."""
@@ -160,16 +151,15 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
         index = random_places(len(self.train_images()), count)
         return Split(self.padded(self.train_images()[index]), self.train_labels()[index])
 
-    def picture(self, images: Tensor, columns: int) -> Tensor:
-        """Generated images (N, C, H, W) as one picture to look at, uint8 (1 or 3, height, width).
-
-        Images come in reading order, `columns` a row.
-        """
-        return grid(images, columns)
+    def prepare_data(self) -> None:
+        """Fetches or finds the files of the source; raises DataError."""
+        self.source.prepare()
 
     def setup(self, stage: str) -> None:
         """Reads everything and takes the subset, so that nothing is refused after this."""
         _ = self._trained_on
+        if self.source.sizes_vary:
+            self.validation_size = min(self.validation_size, len(self.test_images()))
 
     def set_batch(self, batch_size: int, micro_batch: int, seed: int) -> None:
         """Tells the global batch of a step, one rank's share of a forward pass, and the run's seed.
@@ -221,7 +211,7 @@ class ImageDataModule(lightning.LightningDataModule, ABC):
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
-        return self.load()
+        return self.source.load()
 
     @cached_property
     def _trained_on(self) -> Split:

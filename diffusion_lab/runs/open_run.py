@@ -40,7 +40,7 @@ class OpenRun(ABC):
         that is missing, damaged or impossible on this machine.
         """
         if cfg.data_root:
-            move_data(saved.data, cfg.data_root)
+            move_data(saved.data.source, cfg.data_root)
         device = pick_device(cfg.device)
         precision = pick_precision(cfg.precision, device)
         autocast(precision, device)  # refuses a precision that the device does not have
@@ -105,13 +105,13 @@ class OpenRun(ABC):
         return metrics
 
 
-def move_data(data: DictConfig, folder: str) -> None:
-    """Sets the root of a data set to `folder`, or looks there for its path and test_path."""
-    if "root" in data:
-        data.root = folder
+def move_data(source: DictConfig, folder: str) -> None:
+    """Sets the root of a data source to `folder`, or looks there for its path and test_path."""
+    if "root" in source:
+        source.root = folder
         return
-    paths = [key for key in ("path", "test_path") if data.get(key)]
+    paths = [key for key in ("path", "test_path") if source.get(key)]
     if not paths:
         raise UserError(f"data_root={folder}, but this run's data are in no files; leave it out")
     for key in paths:
-        data[key] = str(Path(str(folder)) / Path(str(data[key])).name)
+        source[key] = str(Path(str(folder)) / Path(str(source[key])).name)

@@ -11,7 +11,11 @@ from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.opening import kind_of
 
-DATA = ("data.root", "data.path", "data.test_path")  # where the same images are
+DATA = (
+    "data.source.root",
+    "data.source.path",
+    "data.source.test_path",
+)  # where the same images are
 RESUMABLE = (
     "trainer.",
     "callbacks.",

@@ -40,9 +40,9 @@ INDIFFERENT = (
 FILES = ("metrics.classifier",)  # whose checksums are in the names of figures
 # what asks for a value to be found out, which the run then keeps in its place
 INFERRED = {
-    "data.image_size": None,
-    "data.channels": None,
-    "data.classes": None,
+    "data.source.image_size": None,
+    "data.source.channels": None,
+    "data.source.classes": None,
     "first_stage.sha256": None,
     "first_stage.scale": "measured",
 }
@@ -91,11 +91,11 @@ def completed(old: dict, usual: dict, asked: dict) -> dict:
 
 def found_out(asked: dict[str, object]) -> dict[str, object]:
     """What a run would keep in place of some settings, as far as these say."""
-    found, size = {}, asked.get("data.image_size")
+    found, size = {}, asked.get("data.source.image_size")
     if isinstance(size, int):
-        found["data.image_size"] = [size, size]
-    if size is None and "data.resize" in asked:
-        found["data.resize"] = "refuse"  # none needs it
+        found["data.source.image_size"] = [size, size]
+    if size is None and "data.source.resize" in asked:
+        found["data.source.resize"] = "refuse"  # none needs it
     first_stage = Path(str(asked.get("first_stage.run"))) / files.FILE
     if asked.get("first_stage.sha256") is None and first_stage.is_file():
         found["first_stage.sha256"] = hashing.of_file(first_stage)

@@ -31,7 +31,7 @@ from diffusion_lab.runs.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below, fla
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
 # of what is indifferent, that which can be of several images or first stages
-SOURCES = ("data.path", "data.test_path", "first_stage.run", "first_stage.path")
+SOURCES = ("data.source.path", "data.source.test_path", "first_stage.run", "first_stage.path")
 # what has no part in a run's name, unless a sweep varies it; of most of it a study has one
 UNNAMED = (
     *(key for key in INDIFFERENT if key not in SOURCES),

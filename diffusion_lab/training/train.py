@@ -152,7 +152,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
         with errors_at(cfg, "metrics"):
             parts.metrics.load(parts.datamodule, device)
             parts.metrics.prepare(parts.datamodule)
-    OmegaConf.update(cfg, "data", parts.datamodule.facts())
+    OmegaConf.update(cfg, "data.source", parts.datamodule.source.facts())
     if not (cfg.resume or cfg.run_dir) and (before := runs.unfinished(cfg.name)):
         say(f"{before} is not finished. To go on with it rather than begin anew, write:")
         say(f"  {resume_command(parts.command, before)}")

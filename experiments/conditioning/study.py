@@ -93,7 +93,7 @@ def trained_classifier(data: str) -> Classifier:
     """The classifier of FashionMNIST, trained now if it is not there."""
     path = Path(data) / "extractors" / "fashion_mnist.safetensors"
     if not path.exists():
-        lab("train-extractor", "data=fashion_mnist", f"data.root={data}", f"output={path}")
+        lab("train-extractor", "data=fashion_mnist", f"data.source.root={data}", f"output={path}")
     classifier = Classifier(str(path))
     classifier.load("cpu")
     return classifier

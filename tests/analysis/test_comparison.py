@@ -155,7 +155,12 @@ class TestGrouping:
 
     def test_seeds_places_and_sampling_make_no_composition(self, runs, tmp_path):
         fake_run(runs / "a", 100.0, 0)
-        fake_run(runs / "b", 110.0, 1, config={"data": {"root": "elsewhere"}, "compile": True})
+        fake_run(
+            runs / "b",
+            110.0,
+            1,
+            config={"data": {"source": {"root": "elsewhere"}}, "compile": True},
+        )
         # older than a key, which is null in the others
         fake_run(runs / "c", 120.0, 2, config={"augmentation": None})
         # and than one that has its default

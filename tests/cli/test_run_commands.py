@@ -168,7 +168,8 @@ def test_what_is_wrong_is_said_in_one_sentence(lab, run_folder):
 
 
 @pytest.mark.parametrize(
-    "change", ["schedule=cosine", "conditioning=none", "data._target_=helpers.other_tiny.OtherTiny"]
+    "change",
+    ["schedule=cosine", "conditioning=none", "data.source._target_=helpers.other_tiny.OtherTiny"],
 )
 def test_a_weak_run_of_another_kind_is_refused(lab, run_folder, change):
     arguments = [change if change.startswith(a.split("=")[0]) else a for a in TINY]

@@ -19,8 +19,9 @@ import pytest
 import torch
 from torchvision import datasets
 
-from diffusion_lab.data import CIFAR10DataModule, DataError, FashionMNISTDataModule, acquire
-from diffusion_lab.data.verified_files import Unavailable
+from diffusion_lab.data import DataError
+from diffusion_lab.data.source import CIFAR10, FashionMNIST, acquire
+from diffusion_lab.data.source.verified_files import Unavailable
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -85,7 +86,7 @@ def test_files_under_the_root_are_found(root, folder, gz):
     own = everything_under(root)
     acquire.fashion_mnist(root)
     assert everything_under(root) == own | INSTALLED  # the user's files stay
-    images, labels = FashionMNISTDataModule(root=str(root)).load()[0]
+    images, labels = FashionMNIST(root=str(root)).load()[0]
     assert images.numpy().tobytes() == FILES[NAME][16:]
     assert labels.tolist() == list(FILES["train-labels-idx1-ubyte"][8:])
 
@@ -158,7 +159,7 @@ def test_a_damaged_file_of_the_users_is_named_and_kept(root, monkeypatch, how, g
     data = path.read_bytes()
     monkeypatch.setattr(acquire, "_from_mirror", lambda _: pytest.fail("must not go on"))
     with pytest.raises(DataError, match="delete it") as caught:
-        FashionMNISTDataModule(root=str(root)).prepare_data()
+        FashionMNIST(root=str(root)).prepare()
     assert str(path) in str(caught.value)
     assert is_one_sentence(caught.value)
     assert path.read_bytes() == data
@@ -223,7 +224,7 @@ def test_what_a_killed_process_left_is_removed(root, monkeypatch):
 
 def test_an_unusable_root_is_one_sentence(root):
     root.write_text("a file")
-    with pytest.raises(DataError, match=r"set data\.root") as caught:
+    with pytest.raises(DataError, match=r"set root") as caught:
         acquire.fashion_mnist(root)
     assert is_one_sentence(caught.value)
 
@@ -363,7 +364,7 @@ def cifar(tmp_path, monkeypatch) -> Path:
         f"data_batch_{i}": {"data": pixels(i, 4), "labels": [i, 9, 0, 1]} for i in range(1, 6)
     }
     batches["test_batch"] = {"data": pixels(6, 3), "labels": [2, 3, 4]}
-    batches["batches.meta"] = {"label_names": list(CIFAR10DataModule.class_names)}
+    batches["batches.meta"] = {"label_names": list(CIFAR10.class_names)}
     files = {name: pickle.dumps(batch) for name, batch in batches.items()}
     md5 = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
     root = tmp_path / "data"
@@ -384,7 +385,7 @@ def cifar(tmp_path, monkeypatch) -> Path:
 
 
 def test_cifar_is_unpacked_and_read(cifar):
-    (images, labels), (test_images, test_labels) = CIFAR10DataModule(root=str(cifar)).load()
+    (images, labels), (test_images, test_labels) = CIFAR10(root=str(cifar)).load()
     assert images.shape == (20, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert labels.tolist() == [label for i in range(1, 6) for label in (i, 9, 0, 1)]
@@ -411,14 +412,14 @@ def test_a_damaged_cifar_batch_is_named_and_not_unpickled(cifar, tmp_path, name)
     bomb = pickle.dumps(Bomb(tmp_path / "unpickled"))
     (cifar / "cifar-10-batches-py" / name).write_bytes(bomb)
     with pytest.raises(DataError, match=f"{name} is damaged .*: delete it"):
-        CIFAR10DataModule(root=str(cifar)).load()
+        CIFAR10(root=str(cifar)).load()
     assert not (tmp_path / "unpickled").exists()
 
 
 def test_cifar_out_of_reach_says_what_to_do(cifar, capsys):
     (cifar / "cifar-10-python.tar.gz").unlink()
     with pytest.raises(DataError, match=r"put cifar-10-python\.tar\.gz into") as caught:
-        CIFAR10DataModule(root=str(cifar)).prepare_data()
+        CIFAR10(root=str(cifar)).prepare()
     assert is_one_sentence(caught.value)
     assert list(cifar.iterdir()) == []
     assert capsys.readouterr().out == ""

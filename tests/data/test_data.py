@@ -9,20 +9,22 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from helpers.data_modules import data_of
 from helpers.paths import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import pad_to
-from diffusion_lab.data import CIFAR10DataModule, DataError, FashionMNISTDataModule, ImageDataModule
-from diffusion_lab.data import acquire as sources
-from diffusion_lab.data.datamodule import Split
-from diffusion_lab.data.tensor_loader import HeldOutLoader, TensorLoader
-from diffusion_lab.data.torchvision_sets import FashionMNISTShadesDataModule, shaded
+from diffusion_lab.data import DataError, DataSource, ImageDataModule, Split
+from diffusion_lab.data.loader import HeldOutLoader, TensorLoader
+from diffusion_lab.data.source import CIFAR10, FashionMNIST
+from diffusion_lab.data.source import acquire as sources
+from diffusion_lab.data.source.torchvision_sets import FashionMNISTShades, shaded
 
-CONF = ROOT / "conf" / "data"
 COUNT = 50
 
 
@@ -160,7 +162,7 @@ class TestHeldOutLoader:
             HeldOutLoader(numbered(2), torch.arange(2), 8, rank=0, world=3)
 
 
-class Numbered(ImageDataModule):
+class Numbered(DataSource):
     """50 training and 20 test images that tell their index."""
 
     native_shape = (1, 4, 4)
@@ -173,30 +175,25 @@ class Numbered(ImageDataModule):
 
 class TestFacts:
     def test_shapes_and_classes_are_known_without_data(self, tmp_path):
-        fashion = FashionMNISTDataModule(root=str(tmp_path / "nothing"))
+        fashion = data_of(FashionMNIST, root=str(tmp_path / "nothing"))
         assert (fashion.image_shape, fashion.num_classes) == ((1, 28, 28), 10)
         assert fashion.class_names[0] == "T-shirt/top"
         assert fashion.class_names[9] == "Ankle boot"
-        padded = FashionMNISTDataModule(root=str(tmp_path / "nothing"), pad=32)
+        padded = data_of(FashionMNIST, root=str(tmp_path / "nothing"), pad=32)
         assert (padded.image_shape, padded.native_shape) == ((1, 32, 32), (1, 28, 28))
-        cifar = CIFAR10DataModule(root=str(tmp_path / "nothing"))
+        cifar = data_of(CIFAR10, root=str(tmp_path / "nothing"))
         assert (cifar.image_shape, cifar.num_classes) == ((3, 32, 32), 10)
         assert list(tmp_path.iterdir()) == []
 
-    def test_defaults(self):
-        assert CIFAR10DataModule().flip is True
-        assert FashionMNISTDataModule().flip is False
-        assert FashionMNISTDataModule().pad is None
-
     def test_generated_images_are_cropped_to_native(self):
-        module = FashionMNISTDataModule(pad=32)
+        module = data_of(FashionMNIST, pad=32)
         images = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
         assert torch.equal(module.to_native(pad_to(images, 32)), images)
-        assert torch.equal(FashionMNISTDataModule().to_native(images), images)
+        assert torch.equal(data_of(FashionMNIST).to_native(images), images)
 
     def test_bad_settings_are_one_sentence(self):
-        with pytest.raises(ValueError, match=r"data\.pad=16 is smaller than the images; use 28"):
-            FashionMNISTDataModule(pad=16)
+        with pytest.raises(ValueError, match=r"pad=16 is smaller than the images; use 28"):
+            data_of(FashionMNIST, pad=16)
 
     @pytest.mark.parametrize(
         ("setting", "sentence"),
@@ -222,18 +219,19 @@ class TestFacts:
     )
     def test_settings_of_a_wrong_kind_are_named(self, setting, sentence):
         with pytest.raises(UserError, match=sentence):
-            FashionMNISTDataModule(root="nowhere", **setting)
+            data_of(FashionMNIST, root="nowhere", **setting)
 
     def test_a_number_is_a_path(self):
-        assert FashionMNISTDataModule(root=2024).root == Path("2024")
-        assert CIFAR10DataModule(root=2024).root == Path("2024")
+        assert FashionMNIST(root=2024).root == Path("2024")
+        assert CIFAR10(root=2024).root == Path("2024")
 
     def test_fingerprint_tells_any_change(self):
         def changed(change) -> tuple[str, str]:
-            module = Numbered()
-            train, test = module.load()
+            source = Numbered()
+            train, test = source.load()
             change(train, test)
-            module.load = lambda: (train, test)
+            source.load = lambda: (train, test)
+            module = ImageDataModule(source)
             return module.fingerprint, module.images_fingerprint
 
         def pixel(train, test):
@@ -248,33 +246,36 @@ class TestFacts:
         prints = {changed(change) for change in (pixel, test_pixel, label, lambda *_: None)}
         assert len({whole for whole, _ in prints}) == 4
         assert len({images for _, images in prints}) == 3  # labels are none
-        assert (Numbered().fingerprint, Numbered().images_fingerprint) in prints
-        assert Numbered(pad=8, flip=True).fingerprint == Numbered().fingerprint
+        assert (data_of(Numbered).fingerprint, data_of(Numbered).images_fingerprint) in prints
+        assert data_of(Numbered, pad=8, flip=True).fingerprint == data_of(Numbered).fingerprint
 
     def test_metrics_see_native_images_that_nothing_has_changed(self):
-        module = Numbered(pad=8, flip=True)
+        module = data_of(Numbered, pad=8, flip=True)
         assert torch.equal(module.train_images(), numbered(COUNT))
         assert torch.equal(module.test_images(), numbered(COUNT + 20)[COUNT:])
         assert module.train_labels().tolist() == list(range(COUNT))
         assert module.test_labels().tolist() == list(range(COUNT, COUNT + 20))
 
 
-@pytest.mark.parametrize(
-    ("name", "cls"), [("fashion_mnist", FashionMNISTDataModule), ("cifar10", CIFAR10DataModule)]
-)
-def test_config_is_the_constructor(name, cls, monkeypatch):
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    defaults = {
-        key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()
-    }
+@pytest.mark.parametrize(("name", "cls"), [("fashion_mnist", FashionMNIST), ("cifar10", CIFAR10)])
+def test_the_configuration_has_the_defaults_of_the_constructors(name, cls, monkeypatch):
+    def defaults(target: type) -> dict[str, object]:
+        parameters = inspect.signature(target).parameters
+        return {key: each.default for key, each in parameters.items() if key != "source"}
+
     monkeypatch.delenv("DIFFUSION_LAB_DATA", raising=False)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(overrides=[f"+data={name}"]).data
     values = OmegaConf.to_container(config, resolve=True)
-    assert values.pop("_target_") == f"diffusion_lab.data.{cls.__name__}"
-    assert values == defaults
+    source = values.pop("source")
+    assert source == defaults(cls) | {"_target_": f"diffusion_lab.data.source.{cls.__name__}"}
+    assert values.pop("_target_") == "diffusion_lab.data.ImageDataModule"
+    assert values == defaults(ImageDataModule) | {"flip": name == "cifar10"}
     monkeypatch.setenv("DIFFUSION_LAB_DATA", "/some/where")
     module = instantiate(config)
-    assert type(module) is cls
-    assert module.root == Path("/some/where")
+    assert type(module.source) is cls
+    assert module.source.root == Path("/some/where")
 
 
 class Recorder(lightning.LightningModule):
@@ -319,8 +320,8 @@ def trainer(steps: int, folder: Path, **changes) -> lightning.Trainer:
     return lightning.Trainer(**settings | changes)
 
 
-def datamodule(batch_size: int = 8, micro_batch: int = 8, flip: bool = False) -> Numbered:
-    module = Numbered(pad=8, flip=flip, validation_size=11)
+def datamodule(batch_size: int = 8, micro_batch: int = 8, flip: bool = False) -> ImageDataModule:
+    module = data_of(Numbered, pad=8, flip=flip, validation_size=11)
     module.set_batch(batch_size, micro_batch, seed=3)
     return module
 
@@ -367,7 +368,7 @@ class TestLightning:
             trainer(4, tmp_path).fit(Recorder(), datamodule=datamodule(8, 4))
 
     def test_too_large_a_held_out_set_is_one_sentence(self, tmp_path):
-        module = Numbered(pad=8, validation_size=21)
+        module = data_of(Numbered, pad=8, validation_size=21)
         module.set_batch(8, 8, seed=3)
         with pytest.raises(UserError, match=r"validation_size=21 is more than the 20 test"):
             trainer(4, tmp_path, limit_val_batches=1.0).fit(Recorder(), datamodule=module)
@@ -405,7 +406,7 @@ def test_the_real_fashion_mnist(tmp_path):
     if root == sources.DEBIAN_FOLDER:  # not a folder to write to: unpacked from there
         root = tmp_path
     try:
-        module = FashionMNISTDataModule(root=str(root))
+        module = data_of(FashionMNIST, root=str(root))
         module.prepare_data()
     except DataError as error:
         pytest.fail(str(error))
@@ -442,6 +443,6 @@ class TestShades:
         assert shaded(dark, self.split(), 3).labels.tolist() == [0, 3, 0, 3]
 
     def test_a_label_is_named_by_both_attributes(self):
-        names = FashionMNISTShadesDataModule.class_names
+        names = FashionMNISTShades.class_names
         assert len(names) == 30
         assert names[3:6] == ("Trouser, dark", "Trouser, middle", "Trouser, bright")

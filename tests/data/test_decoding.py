@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lab.data import decoding
-from diffusion_lab.data.decoding import BadImage, check_memory, decode, infer, pixels
-from diffusion_lab.data.listing import ImageFiles
-from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.data.source import decoding
+from diffusion_lab.data.source.decoding import BadImage, check_memory, decode, infer, pixels
+from diffusion_lab.data.source.listing import ImageFiles
+from diffusion_lab.data.source.verified_files import DataError
 
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 RED, BLUE = (200, 30, 10), (10, 30, 200)
@@ -119,7 +119,7 @@ class TestModes:
 
     def test_grey_stored_in_three_channels_fits_one(self):
         assert np.array_equal(read(encoded(Image.fromarray(GREY).convert("RGB")), 1)[0], GREY)
-        with pytest.raises(BadImage, match=r"coloured, which needs data\.channels=3"):
+        with pytest.raises(BadImage, match=r"coloured, which needs channels=3"):
             read(encoded(filled("RGB", RED)), 1, (2, 3))
 
     def test_of_several_frames_the_first_counts(self):
@@ -174,7 +174,7 @@ class TestResize:
         assert np.array_equal(found[12:24], np.repeat([[0, 100, 255]], 12, 1).repeat(12, 0))
 
     def test_another_size_is_refused_where_none_is_wanted(self):
-        with pytest.raises(BadImage, match=r"12x36 pixels, not 8x9.* data\.image_size=\[8,9\]"):
+        with pytest.raises(BadImage, match=r"12x36 pixels, not 8x9.* image_size=\[8,9\]"):
             read(self.bands(), 1, (8, 9), "refuse")
 
     @pytest.mark.parametrize("resize", sorted(decoding.RESIZE))

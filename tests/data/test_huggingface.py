@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from helpers.data_modules import data_of
 from helpers.tiny_runs import TINY
 from PIL import Image
 
-from diffusion_lab.data import DataError, HuggingFaceDataModule
+from diffusion_lab.data import DataError
+from diffusion_lab.data.source import HuggingFace
 
 hub = pytest.importorskip("datasets", reason="pip install 'diffusion-lab[huggingface]'")
 
@@ -48,7 +50,7 @@ def values(images: torch.Tensor) -> list[int]:
 
 
 def test_splits_are_rows_in_order_with_their_class_labels(saved):
-    data = HuggingFaceDataModule(saved, test_split="test")
+    data = data_of(HuggingFace, saved, test_split="test")
     assert (data.image_shape, data.class_names) == ((1, 4, 4), CLASSES)
     assert values(data.train_images()) == list(range(9))
     assert data.train_labels().tolist() == [2, 0, 1] * 3
@@ -57,7 +59,7 @@ def test_splits_are_rows_in_order_with_their_class_labels(saved):
 
 
 def test_a_share_is_held_out_where_there_is_no_test_split(saved):
-    data = HuggingFaceDataModule(saved, test_share=0.5)
+    data = data_of(HuggingFace, saved, test_share=0.5)
     train, test = values(data.train_images()), values(data.test_images())
     assert sorted(train + test) == list(range(9))
     assert [(2, 0, 1)[i % 3] for i in test] == data.test_labels().tolist()
@@ -67,23 +69,23 @@ def test_parquet_texts_and_numbers(tmp_path):
     texts = split(6, ["dog", "cat"], hub.Value("string"))
     texts.to_parquet(tmp_path / "texts.parquet")
     path = str(tmp_path / "texts.parquet")
-    data = HuggingFaceDataModule(path, test_split="train")
+    data = data_of(HuggingFace, path, test_split="train")
     assert data.class_names == ("cat", "dog")
     assert data.train_labels().tolist() == [1, 0] * 3
     assert values(data.train_images()) == list(range(6))
-    named = HuggingFaceDataModule(path, test_split="train", classes=["dog", "cat", "eel"])
+    named = data_of(HuggingFace, path, test_split="train", classes=["dog", "cat", "eel"])
     assert named.train_labels().tolist() == [0, 1] * 3
     with pytest.raises(DataError, match=r"label of .* has cat, and the classes are dog; name all"):
-        HuggingFaceDataModule(path, test_split="train", classes=["dog"]).prepare_data()
+        data_of(HuggingFace, path, test_split="train", classes=["dog"]).prepare_data()
 
     split(6, [1, 0], hub.Value("int64")).save_to_disk(tmp_path / "numbers")
-    data = HuggingFaceDataModule(str(tmp_path / "numbers"), test_split="train", channels=3)
+    data = data_of(HuggingFace, str(tmp_path / "numbers"), test_split="train", channels=3)
     assert (data.class_names, data.native_shape) == (("0", "1"), (3, 4, 4))
 
 
 def test_labels_can_be_left_out(saved):
     for settings in ({"label_column": None}, {"classes": []}):
-        data = HuggingFaceDataModule(saved, test_split="test", **settings)
+        data = data_of(HuggingFace, saved, test_split="test", **settings)
         assert data.num_classes == 0
         assert data.train_labels().tolist() == [0] * 9
 
@@ -93,37 +95,40 @@ def test_labels_can_be_left_out(saved):
     [
         ({"split": "trian"}, r"has no split trian; .* train, test"),
         ({"test_split": "validation"}, r"has no split validation"),
-        ({"image_column": "img"}, r"no column img; set data\.image_column to one of image, label"),
-        ({"label_column": "fine"}, r"no column fine; set data\.label_column to .* or null"),
+        (
+            {"image_column": "img"},
+            r"no column img; set image_column to one of image, label",
+        ),
+        ({"label_column": "fine"}, r"no column fine; set label_column to .* or null"),
         ({"image_column": "label"}, r"the column label of .* holds no images"),
         ({"classes": ["a"]}, r"has the label 2, and there are 1 classes"),
     ],
 )
 def test_what_is_not_in_the_data_is_one_sentence(saved, settings, words):
     with pytest.raises(DataError, match=words):
-        HuggingFaceDataModule(saved, **({"test_split": "test"} | settings)).prepare_data()
+        data_of(HuggingFace, saved, **({"test_split": "test"} | settings)).prepare_data()
 
 
 def test_missing_labels_are_refused(tmp_path):
     unlabelled = split(4, [-1], hub.Value("int64"))
     unlabelled.save_to_disk(tmp_path / "x")
     with pytest.raises(DataError, match=r"labels 0 with -1"):
-        HuggingFaceDataModule(str(tmp_path / "x"), test_split="train").prepare_data()
+        data_of(HuggingFace, str(tmp_path / "x"), test_split="train").prepare_data()
 
 
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(hub.config, "HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty cannot be loaded \(.+\); write a name of the hub"):
-        HuggingFaceDataModule(str(tmp_path / "empty")).prepare_data()
+        data_of(HuggingFace, str(tmp_path / "empty")).prepare_data()
 
 
 def test_a_run_trains_on_it(lab, tmp_path, saved):
     code, _, err = lab(
         "train",
         "data=huggingface",
-        f"data.path={saved}",
-        "data.test_split=test",
+        f"data.source.path={saved}",
+        "data.source.test_split=test",
         *[a for a in TINY if not a.startswith("data.")],
         "callbacks.evaluation=null",
         "logger=none",

@@ -8,17 +8,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers.data_modules import data_of
 from helpers.picture_files import archive, folder, numbered, png
 
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import pad_to
-from diffusion_lab.data import (
-    DataError,
-    HuggingFaceDataModule,
-    ImageFolderDataModule,
-    ImageZipDataModule,
-)
-from diffusion_lab.data.listing import place
+from diffusion_lab.data import DataError, ImageDataModule
+from diffusion_lab.data.source import HuggingFace, ImageFolder, ImageZip
+from diffusion_lab.data.source.listing import place
 
 TWO = {"cat/0.png": 0, "cat/1.png": 1, "dog/2.png": 2, "dog/3.png": 3}
 LABELS = [["b/1.png", 1], ["a/0.png", 0], ["b/3.png", 0], ["a/2.png", 1]]
@@ -31,8 +28,8 @@ def values(images: torch.Tensor) -> list[int]:
     return images[:, 0, 0, 0].tolist()
 
 
-def of_folder(root, contents, **settings) -> ImageFolderDataModule:
-    return ImageFolderDataModule(folder(root, contents), **settings)
+def of_folder(root, contents, **settings) -> ImageDataModule:
+    return data_of(ImageFolder, folder(root, contents), **settings)
 
 
 class TestFolder:
@@ -83,7 +80,7 @@ class TestFolder:
         folder(tmp_path / "x", {"cat/0.png": 0, "cat/1.png": 1, ".kept/4.png": 4})
         (tmp_path / "x/dog").symlink_to(tmp_path / "elsewhere/animals")
         (tmp_path / "x/eel").symlink_to(tmp_path / "x/.kept")  # what is hidden has been passed by
-        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"))
+        data = data_of(ImageFolder, str(tmp_path / "x"), str(tmp_path / "x"))
         assert data.class_names == ("cat", "dog", "eel")
         assert values(data.train_images()) == [0, 1, 2, 3, 4]
 
@@ -93,7 +90,7 @@ class TestFolder:
         (tmp_path / "x/cat/again").symlink_to(target)
         (tmp_path / "x/a_link").symlink_to("cat")  # before cat, which yet keeps its name
         (tmp_path / "x/z_link").symlink_to(tmp_path / "x/dog")
-        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"))
+        data = data_of(ImageFolder, str(tmp_path / "x"), str(tmp_path / "x"))
         assert data.class_names == ("cat", "dog")
         assert values(data.train_images()) == [0, 1, 2, 3]
         err = capfd.readouterr().err
@@ -104,7 +101,7 @@ class TestFolder:
         folder(tmp_path, {"x/a/0.png": 0, "y/1.png": 1})
         (tmp_path / "x/a/over").symlink_to(tmp_path / "y")
         (tmp_path / "y/back").symlink_to(tmp_path / "x")
-        data = ImageFolderDataModule(str(tmp_path / "x"), str(tmp_path / "x"), classes=[])
+        data = data_of(ImageFolder, str(tmp_path / "x"), str(tmp_path / "x"), classes=[])
         assert values(data.train_images()) == [0, 1]
 
     def test_folders_mean_nothing_where_there_are_to_be_no_classes(self, tmp_path):
@@ -138,7 +135,7 @@ class TestHeldOut:
         assert place("cat/000.png") == pytest.approx(KNOWN, abs=1e-12)
 
     def test_too_few_images_are_one_sentence(self, tmp_path):
-        with pytest.raises(DataError, match=r"0 images .* for testing .*data\.test_share=0\.01"):
+        with pytest.raises(DataError, match=r"0 images .* for testing .*test_share=0\.01"):
             of_folder(tmp_path / "x", numbered(5), test_share=0.01).prepare_data()
         test = folder(tmp_path / "test", {"a.png": 1})
         with pytest.raises(DataError, match=r"1 images .* for testing .*; add images$"):
@@ -162,8 +159,8 @@ class TestFacts:
         assert data.train_images()[0, 1:].flatten(1).unique(dim=1).flatten().tolist() == [2, 3]
 
     def test_nothing_is_read_where_all_is_said(self):
-        data = ImageFolderDataModule(
-            "nowhere", image_size=[5, 6], channels=3, classes=["a", 1], pad=8
+        data = data_of(
+            ImageFolder, "nowhere", image_size=[5, 6], channels=3, classes=["a", 1], pad=8
         )
         assert (data.native_shape, data.image_shape) == ((3, 5, 6), (3, 8, 8))
         assert data.class_names == ("a", "1")
@@ -171,7 +168,7 @@ class TestFacts:
     def test_facts_build_the_same_data_where_the_images_are_not(self, tmp_path):
         test = folder(tmp_path / "test", TWO)
         data = of_folder(tmp_path / "x", TWO, test_path=test)
-        settings = data.facts()
+        settings = data.source.facts()
         assert settings == {
             "image_size": [4, 4],
             "channels": 1,
@@ -179,54 +176,57 @@ class TestFacts:
             "resize": "refuse",
         }
         json.dumps(settings)
-        again = ImageFolderDataModule("nowhere", **settings)
+        again = data_of(ImageFolder, "nowhere", **settings)
         assert (again.image_shape, again.num_classes) == (data.image_shape, 2)
         scaled = of_folder(tmp_path / "x", TWO, test_path=test, image_size=8, resize="pad")
-        assert scaled.facts() == settings | {"image_size": [8, 8], "resize": "pad"}
+        assert scaled.source.facts() == settings | {"image_size": [8, 8], "resize": "pad"}
         flat = of_folder(tmp_path / "flat", numbered(40))
-        assert ImageFolderDataModule("nowhere", **flat.facts()).num_classes == 0
+        assert data_of(ImageFolder, "nowhere", **flat.source.facts()).num_classes == 0
 
     def test_a_package_that_is_missing_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(UserError, match=r"pip install 'diffusion-lab\[huggingface\]'"):
-            HuggingFaceDataModule("some/data").prepare_data()
+            data_of(HuggingFace, "some/data").prepare_data()
         settings = {"image_size": 4, "channels": 1, "classes": ["a"]}
-        assert HuggingFaceDataModule("some/data", **settings).image_shape == (1, 4, 4)
+        assert data_of(HuggingFace, "some/data", **settings).image_shape == (1, 4, 4)
 
     def test_padding_is_undone_for_metrics(self, tmp_path):
         data = of_folder(tmp_path, numbered(30), pad=8)
         assert data.image_shape == (1, 8, 8)
         assert torch.equal(data.to_native(pad_to(data.train_images(), 8)), data.reference_images())
-        with pytest.raises(ValueError, match=r"data\.pad=3 is smaller than the images; use 4"):
+        with pytest.raises(ValueError, match=r"pad=3 is smaller than the images; use 4"):
             of_folder(tmp_path, numbered(30), pad=3)
 
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"test_share": 0}, r"data\.test_share=0 must be a number above 0 and below 1"),
-            ({"test_share": 1}, r"data\.test_share=1 must .*, as in data\.test_share=0\.1"),
-            ({"test_share": True}, r"data\.test_share=true must be a number"),
-            ({"test_share": "0.1"}, r"data\.test_share='0\.1' must be a number"),
-            ({"test_share": None}, r"data\.test_share=null must be a number"),
-            ({"test_share": math.nan}, r"data\.test_share=nan must be a number"),
-            ({"channels": 2}, r"data\.channels=2 must be 1, 3 or null"),
-            ({"channels": True}, r"data\.channels=true must be 1, 3 or null"),
-            ({"channels": "3"}, r"data\.channels='3' must be 1, 3 or null"),
+            ({"test_share": 0}, r"test_share=0 must be a number above 0 and below 1"),
+            (
+                {"test_share": 1},
+                r"test_share=1 must .*, as in test_share=0\.1",
+            ),
+            ({"test_share": True}, r"test_share=true must be a number"),
+            ({"test_share": "0.1"}, r"test_share='0\.1' must be a number"),
+            ({"test_share": None}, r"test_share=null must be a number"),
+            ({"test_share": math.nan}, r"test_share=nan must be a number"),
+            ({"channels": 2}, r"channels=2 must be 1, 3 or null"),
+            ({"channels": True}, r"channels=true must be 1, 3 or null"),
+            ({"channels": "3"}, r"channels='3' must be 1, 3 or null"),
             ({"resize": "zoom"}, r"resize=zoom is unknown; use one of crop, stretch, pad, refuse"),
-            ({"on_bad": "cry"}, r"data\.on_bad=cry is unknown; use one of refuse, skip"),
-            ({"image_size": 0}, r"data\.image_size=0 must be"),
-            ({"image_size": True}, r"data\.image_size=true must be"),
-            ({"image_size": [8, 0]}, r"data\.image_size=\[8, 0\] must be"),
-            ({"image_size": [8, True]}, r"data\.image_size=\[8, True\] must be"),
-            ({"image_size": 1.5}, r"data\.image_size=1.5 must be"),
+            ({"on_bad": "cry"}, r"on_bad=cry is unknown; use one of refuse, skip"),
+            ({"image_size": 0}, r"image_size=0 must be"),
+            ({"image_size": True}, r"image_size=true must be"),
+            ({"image_size": [8, 0]}, r"image_size=\[8, 0\] must be"),
+            ({"image_size": [8, True]}, r"image_size=\[8, True\] must be"),
+            ({"image_size": 1.5}, r"image_size=1.5 must be"),
             ({"image_size": [8]}, r"\[height,width\]"),
             ({"image_size": "64"}, r"a number of pixels"),
             ({"classes": ["a", "a"]}, "a list of different names"),
-            ({"classes": "cats"}, "a list of different names.*as in data\\.classes=\\[cat,dog\\]"),
-            ({"classes": 5}, r"data\.classes=5 must be a list"),
-            ({"classes": True}, r"data\.classes=true must be a list"),
-            ({"classes": [True, False]}, r"data\.classes=\[True, False\] must be a list"),
-            ({"classes": ["a", None]}, r"data\.classes=\['a', None\] must be a list"),
+            ({"classes": "cats"}, "a list of different names.*as in classes=\\[cat,dog\\]"),
+            ({"classes": 5}, r"classes=5 must be a list"),
+            ({"classes": True}, r"classes=true must be a list"),
+            ({"classes": [True, False]}, r"classes=\[True, False\] must be a list"),
+            ({"classes": ["a", None]}, r"classes=\['a', None\] must be a list"),
             ({"classes": [["a"], ["b"]]}, "must be a list"),
             ({"classes": {"a": 0}}, "must be a list"),
             ({"classes": [1, "1"]}, "must be a list of different names"),
@@ -234,20 +234,20 @@ class TestFacts:
     )
     def test_bad_settings_are_one_sentence(self, settings, words):
         with pytest.raises(ValueError, match=words):
-            ImageFolderDataModule("nowhere", **settings)
+            data_of(ImageFolder, "nowhere", **settings)
 
     def test_a_number_is_a_path(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         folder(tmp_path / "2024", TWO)
         archive(tmp_path / "2025", TWO)
-        assert ImageFolderDataModule(2024, test_path=2024).train_images().shape == (4, 1, 4, 4)
-        assert ImageZipDataModule(2025, test_path=2025).train_images().shape == (4, 1, 4, 4)
+        assert data_of(ImageFolder, 2024, test_path=2024).train_images().shape == (4, 1, 4, 4)
+        assert data_of(ImageZip, 2025, test_path=2025).train_images().shape == (4, 1, 4, 4)
 
 
 class TestBadImages:
     CONTENTS = TWO | {"cat/3.png": b"", "dog/1.png": png(0, (9, 4)), "dog/4.png": 4}
 
-    def module(self, tmp_path, **settings) -> ImageFolderDataModule:
+    def module(self, tmp_path, **settings) -> ImageDataModule:
         test = folder(tmp_path / "test", TWO)
         return of_folder(tmp_path / "train", self.CONTENTS, test_path=test, **settings)
 
@@ -255,7 +255,7 @@ class TestBadImages:
         with pytest.raises(
             DataError,
             match=r"2 of 7 images of .*train cannot be used: cat/3\.png \(it is empty\), "
-            r"dog/1\.png \(4x9 pixels, not 4x4.*\); mend .* data\.on_bad=skip",
+            r"dog/1\.png \(4x9 pixels, not 4x4.*\); mend .* on_bad=skip",
         ):
             self.module(tmp_path).setup("fit")
 
@@ -273,8 +273,8 @@ class TestBadImages:
         (tmp_path / "train/dog/9.png").symlink_to("9.png")  # to itself
         reasons = r"cat/8\.png \(a link to gone\.png, which is not there\), dog/9\.png \(a link"
         with pytest.raises(DataError, match=f"2 of 6 images of .*: {reasons}"):
-            ImageFolderDataModule(root, test).setup("fit")
-        data = ImageFolderDataModule(root, test, on_bad="skip")
+            data_of(ImageFolder, root, test).setup("fit")
+        data = data_of(ImageFolder, root, test, on_bad="skip")
         assert values(data.train_images()) == [0, 1, 2, 3]
         assert "Skipped 2 of 6 images" in capfd.readouterr().err
 
@@ -282,7 +282,7 @@ class TestBadImages:
         root = folder(tmp_path / "train", TWO)
         (tmp_path / "train/eel").symlink_to("/gone/eel")
         with pytest.raises(DataError, match="train/eel links to /gone/eel, which is not there"):
-            ImageFolderDataModule(root).prepare_data()
+            data_of(ImageFolder, root).prepare_data()
 
     def test_the_first_few_of_many_are_named(self, tmp_path):
         contents = TWO | {f"cat/x{i}.png": b"" for i in range(12)}
@@ -311,14 +311,14 @@ class TestBadImages:
     def test_too_many_images_for_the_memory_are_refused_before_they_are_read(
         self, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("diffusion_lab.data.decoding.free_memory", lambda: 1000)
-        with pytest.raises(DataError, match=r"100 images of 1 x 4 x 4 .*data\.image_size=2 or"):
-            of_folder(tmp_path, numbered(100)).load()
+        monkeypatch.setattr("diffusion_lab.data.source.decoding.free_memory", lambda: 1000)
+        with pytest.raises(DataError, match=r"100 images of 1 x 4 x 4 .*image_size=2 or"):
+            of_folder(tmp_path, numbered(100)).source.load()
 
     def test_the_memory_is_asked_once(self, tmp_path, monkeypatch):
         data = of_folder(tmp_path, numbered(100))
         data.setup("fit")
-        monkeypatch.setattr("diffusion_lab.data.decoding.free_memory", lambda: 0)
+        monkeypatch.setattr("diffusion_lab.data.source.decoding.free_memory", lambda: 0)
         data.prepare_data()  # as Lightning does when the images have taken their room
         data.setup("validate")
 
@@ -327,7 +327,7 @@ class TestFolderRefusals:
     @pytest.mark.parametrize(
         ("contents", "words"),
         [
-            ({}, "is empty; set data.path"),
+            ({}, "is empty; set path"),
             ({".a.png": 0}, "is empty"),
             ({"a.txt": b"", "b.csv": b"", "c": b""}, r"no images, only files with .*\.txt"),
             (TWO | {"z.png": 1}, r"holds images \(z\.png\) beside folders of images"),
@@ -340,12 +340,12 @@ class TestFolderRefusals:
             of_folder(tmp_path / "x", contents).prepare_data()
 
     def test_what_is_not_there_or_is_a_file(self, tmp_path):
-        with pytest.raises(DataError, match=r"nowhere does not exist; set data\.path"):
-            ImageFolderDataModule(str(tmp_path / "nowhere")).prepare_data()
+        with pytest.raises(DataError, match=r"nowhere does not exist; set path"):
+            data_of(ImageFolder, str(tmp_path / "nowhere")).prepare_data()
         with pytest.raises(DataError, match="is no folder; write data=image_zip"):
-            ImageFolderDataModule(archive(tmp_path / "a.zip", TWO)).prepare_data()
+            data_of(ImageFolder, archive(tmp_path / "a.zip", TWO)).prepare_data()
         with pytest.raises(DataError, match="is no file; write data=image_folder"):
-            ImageZipDataModule(folder(tmp_path / "x", TWO)).prepare_data()
+            data_of(ImageZip, folder(tmp_path / "x", TWO)).prepare_data()
 
     @pytest.mark.parametrize(
         ("test", "words"),
@@ -366,10 +366,10 @@ class TestFolderRefusals:
 
 
 class TestZip:
-    def module(self, tmp_path, labels=..., contents=ZIPPED, **settings) -> ImageZipDataModule:
+    def module(self, tmp_path, labels=..., contents=ZIPPED, **settings) -> ImageDataModule:
         test = archive(tmp_path / "test.zip", contents, labels)
         settings = {"test_path": test} | settings
-        return ImageZipDataModule(archive(tmp_path / "train.zip", contents, labels), **settings)
+        return data_of(ImageZip, archive(tmp_path / "train.zip", contents, labels), **settings)
 
     def test_dataset_json_gives_labels_and_order(self, tmp_path):
         data = self.module(tmp_path, LABELS)
@@ -388,7 +388,7 @@ class TestZip:
         path = tmp_path / "bare.zip"
         with zipfile.ZipFile(archive(path, ZIPPED), "a") as file:
             file.writestr("dataset.json", "{}")
-        assert ImageZipDataModule(str(path), str(path)).num_classes == 0
+        assert data_of(ImageZip, str(path), str(path)).num_classes == 0
 
     def test_without_it_a_class_is_a_folder(self, tmp_path):
         data = self.module(tmp_path)
@@ -410,7 +410,7 @@ class TestZip:
         path = archive(tmp_path / "x.zip", TWO)
         with zipfile.ZipFile(path, "a") as file:
             file.writestr("cat/1.png", png(7))
-        assert values(ImageZipDataModule(path, path).train_images()) == [0, 7, 2, 3]
+        assert values(data_of(ImageZip, path, path).train_images()) == [0, 7, 2, 3]
 
     def test_threads_read_one_zip(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
@@ -424,7 +424,7 @@ class TestZip:
         content = bytearray(archive_bytes(tmp_path, {"a.png": 1, "b.png": 2, "c.png": 3}))
         content[content.index(b"IDAT") + 6] ^= 255
         (tmp_path / "x.zip").write_bytes(content)
-        data = ImageZipDataModule(str(tmp_path / "x.zip"), archive(tmp_path / "t.zip", numbered(3)))
+        data = data_of(ImageZip, str(tmp_path / "x.zip"), archive(tmp_path / "t.zip", numbered(3)))
         with pytest.raises(DataError, match=r"1 of 3 images .*: a\.png \(damaged: Bad CRC-32"):
             data.setup("fit")
 
@@ -452,7 +452,7 @@ class TestZip:
         with pytest.raises(DataError, match=r"has the label 1, and there are 1 classes, x; name"):
             self.module(tmp_path, LABELS, classes=["x"]).prepare_data()
         data = self.module(tmp_path, LABELS)
-        data.test_path = archive(tmp_path / "none.zip", ZIPPED, None)
+        data.source.test_path = archive(tmp_path / "none.zip", ZIPPED, None)
         with pytest.raises(DataError, match=r"none\.zip has no labels, for the classes 0, 1"):
             data.prepare_data()
 
@@ -462,23 +462,23 @@ class TestZip:
             file.writestr("a.png", png(1))
             file.writestr("dataset.json", text)
         with pytest.raises(DataError, match=r"dataset\.json of .* (is no JSON|must be)"):
-            ImageZipDataModule(str(tmp_path / "x.zip")).prepare_data()
+            data_of(ImageZip, str(tmp_path / "x.zip")).prepare_data()
 
     def test_what_is_no_zip_or_has_no_images(self, tmp_path):
         (tmp_path / "x.zip").write_bytes(archive_bytes(tmp_path, TWO)[:-50])
         with pytest.raises(DataError, match=r"x\.zip is no zip that can be read .*; make it anew"):
-            ImageZipDataModule(str(tmp_path / "x.zip")).prepare_data()
+            data_of(ImageZip, str(tmp_path / "x.zip")).prepare_data()
         for contents, words in (({}, "is empty"), ({"a.txt": b""}, r"no images, only .*\.txt")):
             for labels in (..., None):
                 path = archive(tmp_path / "y.zip", contents, labels)
                 with pytest.raises(DataError, match=words):
-                    ImageZipDataModule(path).prepare_data()
+                    data_of(ImageZip, path).prepare_data()
 
     @pytest.mark.parametrize("name", ["/etc/a.png", "../a.png", "a/../../b.png", "a\\..\\b.png"])
     def test_a_member_outside_of_the_zip_is_refused(self, tmp_path, name):
         path = archive(tmp_path / "x.zip", ZIPPED | {name: 1})
         with pytest.raises(DataError, match="names a member outside of the archive"):
-            ImageZipDataModule(path).prepare_data()
+            data_of(ImageZip, path).prepare_data()
 
 
 def archive_bytes(tmp_path, contents) -> bytes:
@@ -491,5 +491,5 @@ def test_a_folder_and_its_zip_are_the_same_data(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, 40).tolist()
     contents = {f"{'ab'[i % 2]}/{i:02}.png": value for i, value in enumerate(noise)}
     one = of_folder(tmp_path / "x", contents)
-    other = ImageZipDataModule(archive(tmp_path / "x.zip", contents))
+    other = data_of(ImageZip, archive(tmp_path / "x.zip", contents))
     assert one.fingerprint == other.fingerprint

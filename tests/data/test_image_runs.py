@@ -17,8 +17,8 @@ from helpers.picture_files import archive, folder, numbered, png
 from helpers.tiny_runs import TINY
 from PIL import features
 
-from diffusion_lab.data import ImageZipDataModule
-from diffusion_lab.data.decoding import decode
+from diffusion_lab.data.source import ImageZip
+from diffusion_lab.data.source.decoding import decode
 
 README = (ROOT / "README.md").read_text()
 # files that lie beside the repository, where there are any
@@ -34,9 +34,11 @@ def photos(root: Path) -> str:
 
 def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
     photos(tmp_path)
-    code, _, err = lab("train", "data=image_folder", "data.path=photos", *NETWORK, "run_dir=run")
+    code, _, err = lab(
+        "train", "data=image_folder", "data.source.path=photos", *NETWORK, "run_dir=run"
+    )
     assert code == 0, err
-    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["source"]
     assert saved["image_size"] == [4, 4]
     assert (saved["channels"], saved["resize"]) == (1, "refuse")
     assert saved["classes"] == ["cat", "dog", "eel"]
@@ -63,17 +65,17 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
         assert value == pytest.approx(trained["metrics"][name], rel=1e-6)
 
     resume = ["train", "resume=run", "trainer.max_steps=6"]
-    code, _, err = lab(*resume, "data.classes=[x]")
+    code, _, err = lab(*resume, "data.source.classes=[x]")
     assert code == 2
-    assert ": data.classes=[x] cannot change in a run that is resumed" in err
-    code, _, err = lab(*resume, "data.path=2024/photos")
+    assert ": data.source.classes=[x] cannot change in a run that is resumed" in err
+    code, _, err = lab(*resume, "data.source.path=2024/photos")
     assert code == 0, err
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
 
 
 def test_a_resumed_run_refuses_another_folder(lab, tmp_path):
     photos(tmp_path)
-    code, _, err = lab("train", "data=image_folder", "data.path=photos", *QUICK)
+    code, _, err = lab("train", "data=image_folder", "data.source.path=photos", *QUICK)
     assert code == 0, err
     folder(tmp_path / "photos", {"fox/0.png": 0})
     code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
@@ -83,7 +85,7 @@ def test_a_resumed_run_refuses_another_folder(lab, tmp_path):
 
 def test_images_without_classes_are_trained_without_labels(lab, tmp_path):
     folder(tmp_path / "flat", {f"{i}.png": png((i, 0, 0)) for i in range(40)})
-    flat = ["data=image_folder", "data.path=flat", "data.pad=8"]
+    flat = ["data=image_folder", "data.source.path=flat", "data.pad=8"]
     code, _, err = lab("train", *flat, *QUICK)
     assert code == 2
     assert "a condition needs labelled data" in err
@@ -112,20 +114,20 @@ def test_the_commands_of_the_readme_train(lab, tmp_path, line):
 
 def test_one_class_is_a_condition(lab, tmp_path):
     folder(tmp_path / "one", numbered(40, "cat/{:02}.png"))
-    code, _, err = lab("train", "data=image_folder", "data.path=one", *QUICK)
+    code, _, err = lab("train", "data=image_folder", "data.source.path=one", *QUICK)
     assert code == 0, err
 
 
 def test_bad_images_are_told_before_anything_is_written(lab, tmp_path):
     photos(tmp_path)
     (tmp_path / "photos/dog/07.png").write_bytes(b"")
-    command = ["train", "data=image_folder", "data.path=photos", *QUICK]
+    command = ["train", "data=image_folder", "data.source.path=photos", *QUICK]
     code, _, err = lab(*command)
     assert code == 2
     assert "dog/07.png (it is empty)" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
-    code, _, err = lab(*command, "data.on_bad=skip")
+    code, _, err = lab(*command, "data.source.on_bad=skip")
     assert code == 0, err
     assert "Skipped 1 of" in err
 
@@ -133,9 +135,9 @@ def test_bad_images_are_told_before_anything_is_written(lab, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "data.path must be given"),
-        (["data.path=photos", "data.image_size=[1,2,3]"], "[height,width]"),
-        (["data.path=photos", "data.per_class=100"], "data.per_class=100 is more than"),
+        ([], "data.source.path must be given"),
+        (["data.source.path=photos", "data.source.image_size=[1,2,3]"], "[height,width]"),
+        (["data.source.path=photos", "data.per_class=100"], "data.per_class=100 is more than"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(lab, tmp_path, arguments, words):
@@ -188,8 +190,8 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
     assert code == 0, err
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]
     assert saved["flip"] is True
-    assert saved["classes"][9] == "truck"
-    assert saved["path"] == str(tmp_path / "zips/cifar10-train.zip")
+    assert saved["source"]["classes"][9] == "truck"
+    assert saved["source"]["path"] == str(tmp_path / "zips/cifar10-train.zip")
 
 
 @pytest.mark.skipif(
@@ -199,12 +201,12 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
 def test_the_shared_cifar10_is_decoded_to_its_known_pixels(tmp_path):
     path = tmp_path / "test.zip"
     path.write_bytes(lzma.decompress((SHARED / "cifar10-test.zip.xz").read_bytes()))
-    names = yaml.safe_load((ROOT / "conf/data/cifar10_zip.yaml").read_text())["classes"]
-    data = ImageZipDataModule(str(path), classes=names)
-    assert (data.image_shape, data.num_classes) == ((3, 32, 32), 10)
+    names = yaml.safe_load((ROOT / "conf/data/cifar10_zip.yaml").read_text())["source"]["classes"]
+    data = ImageZip(str(path), classes=names)
+    assert data.native_shape == (3, 32, 32)
     files = data.find(True, data.class_names)
     assert torch.tensor(files.labels).bincount().tolist() == [1000] * 10
-    images, bad = decode(files, data.image_shape, "refuse")
+    images, bad = decode(files, data.native_shape, "refuse")
     assert not bad
     if not (features.version("libjpeg_turbo") or "").startswith("3."):
         pytest.skip("another decoder of JPEG may differ by a level or two")

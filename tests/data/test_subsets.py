@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from helpers.tiny_data import TinyData
+from helpers.data_modules import data_of
+from helpers.tiny_data import tiny_data
 
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.data import FashionMNISTDataModule
+from diffusion_lab.data.source import FashionMNIST
 from diffusion_lab.data.subsets import subset
 
 LABELS = torch.arange(1000) % 7 % 4  # classes of unequal sizes
@@ -88,16 +89,15 @@ def test_more_than_there_are_is_refused():
 )
 def test_sizes_that_mean_nothing_are_refused_before_anything_is_read(size, message):
     with pytest.raises(ValueError, match=message):
-        FashionMNISTDataModule(root="nowhere", **size)
+        data_of(FashionMNIST, root="nowhere", **size)
 
 
 def test_a_model_trains_on_the_subset_and_metrics_compare_with_the_whole():
-    module = TinyData()
-    module.per_class = 3
+    module = tiny_data(per_class=3)
     module.setup("fit")
     assert module.train_images().shape == (12, 1, 8, 8)
     assert module.train_labels().bincount().tolist() == [3] * 4
     assert module.reference_images().shape == (64, 1, 8, 8)
     index = subset(module.reference_labels(), None, 3, 0)
     assert torch.equal(module.train_images(), module.reference_images()[index])
-    assert module.fingerprint == TinyData().fingerprint
+    assert module.fingerprint == tiny_data().fingerprint

@@ -5,19 +5,20 @@ import sys
 
 import pytest
 import torch
+from helpers.data_modules import data_of
 from helpers.paths import ROOT
 from PIL import Image
 
 from diffusion_lab.backbone import MLP
 from diffusion_lab.backbone.conditioning import Condition
-from diffusion_lab.data import TwoMoonsDataModule
-from diffusion_lab.data.two_moons import points_of
+from diffusion_lab.data.source import TwoMoons
+from diffusion_lab.data.source.two_moons import points_of
 
 FIGURES = ROOT / "experiments/theory/figures.py"
 
 
 def test_two_moons_are_two_half_circles():
-    datamodule = TwoMoonsDataModule(noise=0.0)
+    datamodule = data_of(TwoMoons, noise=0.0)
     points, labels = points_of(datamodule.train_images()), datamodule.train_labels()
     assert len(points) == 20_000
     centres = torch.tensor([[-0.25, -0.125], [0.25, 0.125]])
@@ -28,22 +29,22 @@ def test_two_moons_are_two_half_circles():
     assert (height[labels == 1] < 0.005).all()
     assert labels.bincount().tolist() == [10_000, 10_000]
     assert not torch.equal(datamodule.test_images(), datamodule.train_images()[:2000])
-    assert datamodule.fingerprint == TwoMoonsDataModule(noise=0.0).fingerprint
+    assert datamodule.fingerprint == data_of(TwoMoons, noise=0.0).fingerprint
 
 
 def test_noise_is_the_std_across_the_circle():
-    datamodule = TwoMoonsDataModule(noise=0.05)
+    datamodule = data_of(TwoMoons, noise=0.05)
     points, labels = points_of(datamodule.train_images()), datamodule.train_labels()
     centres = torch.tensor([[-0.25, -0.125], [0.25, 0.125]])
     radius = (points - centres[labels]).norm(dim=1)
     assert radius.std().item() == pytest.approx(0.05, rel=0.03)
-    with pytest.raises(ValueError, match=r"data\.noise=-1 must be a number of at least 0"):
-        TwoMoonsDataModule(noise=-1)
+    with pytest.raises(ValueError, match=r"noise=-1 must be a number of at least 0"):
+        TwoMoons(noise=-1)
 
 
 def test_the_picture_puts_points_where_they_are():
     images = torch.tensor([[0, 0], [255, 255], [10, 200]], dtype=torch.uint8)[:, :, None, None]
-    picture = TwoMoonsDataModule().picture(images, columns=2)
+    picture = TwoMoons().picture(images, columns=2)
     assert picture.shape == (3, 256, 256)
     assert (picture != 255).any(0).nonzero().tolist() == [[0, 255], [55, 10], [255, 0]]
     assert torch.equal(picture[:, 255, 0], picture[:, 0, 255])  # two a colour

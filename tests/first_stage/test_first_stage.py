@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from helpers.tiny_data import TinyData
+from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY, tiny_first_stage
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_lab import runs
 from diffusion_lab.data import datamodule
-from diffusion_lab.data.tensor_loader import TensorLoader
+from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.first_stage import KL, VQ
 from diffusion_lab.first_stage.autoencoder import files
 from diffusion_lab.training.autoencoder_task import latent_moments
@@ -27,7 +27,7 @@ TRAIN = ["train", *LATENT, "first_stage.run=first", "logger=none", "run_dir=run"
 
 @pytest.fixture
 def data():
-    data = TinyData(flip=True)
+    data = tiny_data(flip=True)
     data.setup("fit")
     return data
 
@@ -221,7 +221,7 @@ def test_averaged_weights_share_the_frozen_stage(tmp_path):
 @pytest.mark.parametrize("kind", ["vae", "vq"])
 def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, tmp_path, kind):
     arguments = [
-        "data._target_=helpers.tiny_data.TinyData",
+        "data.source._target_=helpers.tiny_data.TinyData",
         "autoencoder.channels=8",
         "+debug=fast",
     ]

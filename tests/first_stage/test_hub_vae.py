@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from helpers.tiny_data import TinyData
+from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.first_stage import HubVAE, hub
@@ -75,7 +75,7 @@ def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkey
     monkeypatch.setattr(hub, "MEASURED", 32)
     found = []
     for cache in (True, False):
-        data = TinyData()
+        data = tiny_data()
         data.setup("fit")
         images = data.train_images()
         images[:32] //= 4

@@ -38,7 +38,10 @@ def fake_run(
 ) -> Path:
     """A finished run of 100 steps of 64 images whose final FID is `fid`; arguments add to it."""
     base = {
-        "data": {"_target_": "diffusion_lab.data.FashionMNISTDataModule", "root": "data"},
+        "data": {
+            "_target_": "diffusion_lab.data.ImageDataModule",
+            "source": {"_target_": "diffusion_lab.data.source.FashionMNIST", "root": "data"},
+        },
         "backbone": {"_target_": "diffusion_lab.backbone.DiT", "width": 32},
         "objective": {"_target_": "diffusion_lab.diffusion.objective.Objective"},
         "sampler": SAMPLER,

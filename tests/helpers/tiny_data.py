@@ -2,27 +2,17 @@
 
 import torch
 
-from diffusion_lab.data.datamodule import ImageDataModule, Split
+from diffusion_lab.data import DataSource, ImageDataModule, Split
 
 
-class TinyData(ImageDataModule):
+class TinyData(DataSource):
     """64 training and 32 test images, 1 x 8 x 8, four classes."""
 
     native_shape = (1, 8, 8)
     class_names = ("first", "second", "third", "fourth")
 
-    def __init__(
-        self,
-        root: str = "data",
-        pad: int | None = None,
-        flip: bool = False,
-        on_device: bool | str = "auto",
-        validation_size: int = 20,
-        fraction: float | None = None,
-        per_class: int | None = None,
-        subset_seed: int = 0,
-    ):
-        super().__init__(pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
+    def __init__(self, root: str = "data"):
+        self.root = root
 
     def load(self) -> tuple[Split, Split]:
         def split(count: int, seed: int) -> Split:
@@ -34,3 +24,8 @@ class TinyData(ImageDataModule):
             return Split(images.to(torch.uint8), labels)
 
         return split(64, 0), split(32, 1)
+
+
+def tiny_data(**settings: object) -> ImageDataModule:
+    """The tiny data, of whose test images 20 are held out."""
+    return ImageDataModule(TinyData(), validation_size=20, **settings)

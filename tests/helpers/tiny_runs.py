@@ -7,10 +7,10 @@ import torch
 
 from diffusion_lab.common.images import to_float
 from diffusion_lab.first_stage.autoencoder import files
-from helpers.tiny_data import TinyData
+from helpers.tiny_data import tiny_data
 
 TINY = [
-    "data._target_=helpers.tiny_data.TinyData",
+    "data.source._target_=helpers.tiny_data.TinyData",
     "backbone=dit",
     "backbone.width=32",
     "backbone.heads=2",
@@ -20,7 +20,7 @@ TINY = [
     "+debug=fast",
 ]
 TINY_AUTOENCODER = [
-    "data._target_=helpers.tiny_data.TinyData",
+    "data.source._target_=helpers.tiny_data.TinyData",
     "autoencoder.channels=8",
     "autoencoder.multipliers=[1,1]",
     "trainer.accelerator=cpu",
@@ -31,7 +31,7 @@ TINY_AUTOENCODER = [
 
 def tiny_first_stage(folder: Path, kind: str = "KL", **facts: object) -> Path:
     """A run folder with an untrained first stage of TinyData, whose latents have a wrong scale."""
-    data = TinyData()
+    data = tiny_data()
     data.setup("fit")
     settings = {"latent_channels": 4, "channels": 8, "multipliers": [1, 1], "blocks": 1}
     settings |= {"attention": False} | {

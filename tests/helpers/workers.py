@@ -5,7 +5,7 @@ import signal
 
 from torch.utils.data import DataLoader, Dataset
 
-from helpers.tiny_data import TinyData
+from diffusion_lab.data import ImageDataModule
 
 
 class Endless(Dataset):
@@ -23,7 +23,7 @@ class Endless(Dataset):
         return self.images[index % 64], self.labels[index % 64]
 
 
-class DyingWorkers(TinyData):
+class DyingWorkers(ImageDataModule):
     """Loses its one process for data in the eighth batch of eight."""
 
     def train_dataloader(self):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.tiny_data import TinyData
+from helpers.tiny_data import TinyData, tiny_data
 from safetensors.torch import save_file
 from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -27,14 +27,14 @@ def saved(tmp_path):
 def loaded(path) -> Classifier:
     classifier = Classifier(str(path))
     classifier.load("cpu")
-    classifier.check(TinyData())
+    classifier.check(tiny_data())
     return classifier
 
 
 def test_features_lie_before_the_head(saved):
     torch.manual_seed(0)
     network = SmallClassifier((1, 8, 8), 4).eval()
-    images = TinyData().test_images()
+    images = tiny_data().test_images()
     classifier = loaded(saved)
     features = classifier(images)
     assert features.shape == (32, 128)
@@ -88,7 +88,7 @@ def test_the_inception_score_runs_from_one_to_the_number_of_classes():
 
 def test_the_command_trains_one_that_metrics_use(lab, tmp_path):
     arguments = [
-        "data._target_=helpers.tiny_data.TinyData",
+        "data.source._target_=helpers.tiny_data.TinyData",
         "epochs=20",
         "batch_size=16",
         "output=c/x",
@@ -100,10 +100,10 @@ def test_the_command_trains_one_that_metrics_use(lab, tmp_path):
     metrics = GenerativeMetrics(
         loaded("c/x"), None, 32, str(tmp_path / "cache"), per_class=True, classifier="c/x"
     )
-    metrics.load(TinyData(), "cpu")
-    metrics.prepare(TinyData())
-    labels = TinyData().test_labels()
-    observed = metrics.observe(TinyData().test_images())
+    metrics.load(tiny_data(), "cpu")
+    metrics.prepare(tiny_data())
+    labels = tiny_data().test_labels()
+    observed = metrics.observe(tiny_data().test_images())
     values = metrics.compute(observed, labels)
     name = result["name"]
     assert values[f"accuracy/{name}/32"] == 1

@@ -440,7 +440,7 @@ def test_what_stops_the_first_rank_is_heard_by_all(tmp_path):
 def test_configurations_build(choice, extractor):
     conf = ROOT / "conf"
     with initialize_config_dir(str(conf), version_base=None):
-        cfg = compose(overrides=[f"+metrics={choice}", "+data.root=/data"])
+        cfg = compose(overrides=[f"+metrics={choice}", "+data.source.root=/data"])
         metrics = instantiate(cfg.metrics)
         other = compose(overrides=[f"+metrics={choice}", "metrics/extractor=inception"])
     assert isinstance(metrics.extractor, extractor)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from helpers.tiny_data import TinyData
+from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
 from PIL import Image
 
@@ -43,7 +43,7 @@ def test_a_run_leaves_everything_it_promises(lab, tmp_path):
         assert picture.size == (2 * (2 * 10 + 2), 2 * (8 * 10 + 2))
 
     autoencoder, facts, _ = files.load(folder / files.FILE)
-    data = TinyData()
+    data = tiny_data()
     data.setup("fit")
     assert data.images_fingerprint != data.fingerprint
     assert (facts.kind, facts.data, facts.image_shape) == ("KL", data.images_fingerprint, [1, 8, 8])
@@ -175,7 +175,7 @@ def test_padding_is_no_part_of_the_quality(lab, tmp_path):
     assert code == 0, err
     metrics = json.loads((tmp_path / "run/summary.json").read_text())["metrics"]
     autoencoder, _, _ = files.load(tmp_path / "run" / files.FILE)
-    data = TinyData(pad=16)
+    data = tiny_data(pad=16)
     data.setup("fit")
     images = data.held_out(20, "")[0]
     back = to_uint8(autoencoder.decode(autoencoder.mean(autoencoder.moments(to_float(images)))))

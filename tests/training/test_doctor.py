@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.data_modules import data_of
 from helpers.tiny_data import TinyData
 from hydra import compose, initialize_config_dir
 
 from diffusion_lab.build.configuration import conf_dir
-from diffusion_lab.data import TwoMoonsDataModule
-from diffusion_lab.data.datamodule import Split
+from diffusion_lab.data import Split
+from diffusion_lab.data.source import TwoMoons
 from diffusion_lab.training.doctor import data_checks, diagnose, machine_checks, timing
 from diffusion_lab.training.doctor.timing import Plan
 
@@ -112,7 +113,7 @@ class NoBytes(Spoilt):
 
 
 SOUND = [
-    "data._target_=test_doctor.Clean",
+    "data.source._target_=test_doctor.Clean",
     "data.validation_size=1000",
     "backbone=dit",
     "backbone.width=32",
@@ -132,7 +133,7 @@ QUICK = ["callbacks.evaluation=null", "speed=false"]
 
 
 def data(name: str) -> str:
-    return f"data._target_=test_doctor.{name}"
+    return f"data.source._target_=test_doctor.{name}"
 
 
 @pytest.fixture
@@ -298,7 +299,7 @@ def test_a_run_that_its_time_limit_ends_is_judged_by_what_it_will_see(examine):
 
 
 def test_points_that_fall_together_are_no_copies():
-    case = SimpleNamespace(data=TwoMoonsDataModule())
+    case = SimpleNamespace(data=data_of(TwoMoons))
     for check in (data_checks.blank_images, data_checks.duplicates, data_checks.overlap):
         assert list(check(case)) == []
 

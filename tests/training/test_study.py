@@ -71,7 +71,10 @@ def test_a_long_name_keeps_what_lies_highest_and_tells_runs_apart():
     other = study.name_of(values | {"callbacks.evaluation." + 8 * "key": "2"})
     assert name[:-8] == other[:-8]
     assert name != other
-    assert len(study.name_of({"data.path": 300 * "\N{LATIN SMALL LETTER A WITH DIAERESIS}"})) == 8
+    assert (
+        len(study.name_of({"data.source.path": 300 * "\N{LATIN SMALL LETTER A WITH DIAERESIS}"}))
+        == 8
+    )
 
 
 def place(*overrides, swept=()):
@@ -101,9 +104,9 @@ def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
     assert place("study_name=x", "~augmentation", "+trainer.x=1") == (
         "outputs/x/augmentation-null_trainer.x-1"
     )
-    paths = ["data=image_folder", "data.path=photos"]
-    assert place("study_name=x", *paths) == "outputs/x/data-image_folder_data.path-photos"
-    assert place("study_name=x", "compile=false", "data.root=elsewhere") is None
+    paths = ["data=image_folder", "data.source.path=photos"]
+    assert place("study_name=x", *paths) == "outputs/x/data-image_folder_data.source.path-photos"
+    assert place("study_name=x", "compile=false", "data.source.root=elsewhere") is None
     assert place("backbone=dit", swept=["seed=0"]) is None
     assert place("study_name=x", "run_dir=y", swept=["seed=0"]) == "y"
 
@@ -276,7 +279,7 @@ def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
 SAVED = {
     "seed": 0,
     "budget": None,
-    "data": {"fraction": None, "root": "a"},
+    "data": {"fraction": None, "source": {"root": "a"}},
     "callbacks": {
         "weight_averaging": {"_target_": "diffusion_lab.training.callbacks.EMA", "ramp": 0.1}
     },
@@ -298,7 +301,10 @@ def test_an_empty_node_is_a_value_of_its_own():
 
 
 def test_a_run_is_another_by_any_setting_but_where_it_ran():
-    assert told_apart({"data": {"root": "b"}, "trainer": {"devices": 2}, "run_dir": "x"}) == {}
+    assert (
+        told_apart({"data": {"source": {"root": "b"}}, "trainer": {"devices": 2}, "run_dir": "x"})
+        == {}
+    )
     assert told_apart({"trainer": {"max_steps": 4}}) == {"trainer.max_steps": (3, 4)}
     assert told_apart({"data": {"fraction": 0.1}}) == {"data.fraction": (None, 0.1)}
     assert told_apart({}, saved={"data": {"fraction": 0.1}}) == {"data.fraction": (0.1, None)}
@@ -341,7 +347,7 @@ def test_a_key_that_a_run_is_older_than_counts_as_its_default():
     assert told_apart({"newer": 1}) == {"newer": (None, 1)}
     assert told_apart({"newer": None}) == {}
     # of an object, what its class says
-    tiny = {"data": {"_target_": "helpers.tiny_data.TinyData"}}
+    tiny = {"data": {"_target_": "diffusion_lab.data.ImageDataModule"}}
     assert told_apart(tiny | {"data": tiny["data"] | {"subset_seed": 0}}, saved=tiny) == {}
     found = told_apart({"data": tiny["data"] | {"subset_seed": 1}}, saved=tiny)
     assert found == {"data.subset_seed": (0, 1)}
@@ -352,12 +358,16 @@ def test_a_key_that_a_run_is_older_than_counts_as_its_default():
 
 
 def test_what_a_run_finds_out_is_not_asked_for():
-    asked = {"data": {"image_size": None, "channels": None, "classes": None, "resize": "crop"}}
+    def of_source(settings):
+        return {"data": {"source": settings}}
+
+    asked = {"image_size": None, "channels": None, "classes": None, "resize": "crop"}
     found = {"image_size": [8, 8], "channels": 1, "classes": ["a"], "resize": "refuse"}
-    assert told_apart(asked, saved={"data": found}) == {}
-    sized = {"data": asked["data"] | {"image_size": 8}}
-    assert told_apart(sized, saved={"data": found | {"resize": "crop"}}) == {}
-    assert told_apart(sized, saved={"data": found}) == {"data.resize": ("refuse", "crop")}
+    assert told_apart(of_source(asked), saved=of_source(found)) == {}
+    sized = of_source(asked | {"image_size": 8})
+    assert told_apart(sized, saved=of_source(found | {"resize": "crop"})) == {}
+    differs = told_apart(sized, saved=of_source(found))
+    assert differs == {"data.source.resize": ("refuse", "crop")}
     measured = {"first_stage": {"path": "vae", "scale": "measured", "sha256": None}}
     kept = {"first_stage": {"path": "run/first_stage", "scale": 0.3, "sha256": "0"}}
     assert told_apart(measured, saved=kept) == {}
@@ -382,7 +392,7 @@ def test_a_study_on_images_of_ones_own_goes_on(lab, tmp_path):
     pictures = {f"{name}/{i:02}.png": 8 * i for name in ("cat", "dog") for i in range(24)}
     folder(tmp_path / "photos", pictures)
     asked = [a for a in QUICK if not a.startswith("data.")]
-    asked += ["data=image_folder", "data.path=photos", "backbone.patch=4", "study_name=mine"]
+    asked += ["data=image_folder", "data.source.path=photos", "backbone.patch=4", "study_name=mine"]
     for outcome in ("trained", "finished before"):
         code, _, err = lab("train", "-m", *asked, "seed=0,1")
         assert code == 0, err
@@ -435,21 +445,26 @@ def test_a_run_is_gone_on_with_as_it_is_now_to_be_watched_and_where(lab, tmp_pat
         stop_after(2, patch)
         assert lab(*SWEEP)[0] == 130
     folder = run_of("mine", seed=0)
-    new = ["data.root=elsewhere", "callbacks.checkpoint.every_n_steps=7", "trainer=cpu"]
+    new = ["data.source.root=elsewhere", "callbacks.checkpoint.every_n_steps=7", "trainer=cpu"]
     new += ["logger=wandb", "logger.mode=offline"]  # of which the run has none
     code, _, err = lab(*SWEEP[:-1], "seed=0", *new)
     assert code == 0, err
     assert "Runs: 1 trained" in err
     config = OmegaConf.load(folder / "config.yaml")
-    assert (config.data.root, config.callbacks.checkpoint.every_n_steps) == ("elsewhere", 7)
+    assert (config.data.source.root, config.callbacks.checkpoint.every_n_steps) == ("elsewhere", 7)
 
 
 def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_path):
-    saved = {"data": {"root": "/a"}, "trainer": {"devices": 1, "strategy": "auto"}}
+    saved = {"data": {"source": {"root": "/a"}}, "trainer": {"devices": 1, "strategy": "auto"}}
     saved |= {"micro_batch_size": None, "callbacks": {"sample_grid": None}}
     saved["logger"] = {"mode": "auto", "tags": ["mine", "budget-images"]}
     OmegaConf.save(saved, tmp_path / "config.yaml")
-    places = ["data.root=/b", "trainer.devices=2", "micro_batch_size=4", "logger.mode=offline"]
+    places = [
+        "data.source.root=/b",
+        "trainer.devices=2",
+        "micro_batch_size=4",
+        "logger.mode=offline",
+    ]
     others = ["+study=backbones", "backbone=dit", "logger=none", "trainer.max_steps=9", "seed=1"]
     others += ["logger.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
     assert study.retaken(tmp_path, [*others, *places]) == places

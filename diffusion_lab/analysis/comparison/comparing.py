@@ -160,9 +160,7 @@ def setting(collection: Collection) -> str:
     """What was measured how, in a line."""
     groups, protocol, sampling = collection.groups, collection.protocol, collection.sampling
     runs = [member.run for group in groups for member in group.members]
-    data = sorted(
-        {run.config.data["_target_"].rpartition(".")[2].removesuffix("DataModule") for run in runs}
-    )
+    data = sorted({run.config.data.source["_target_"].rpartition(".")[2] for run in runs})
     parts = [
         f"{len(runs)} runs on {', '.join(data)}",
         f"{protocol['num_samples']:,} samples of each against {protocol['reference_images']:,} "

@@ -63,7 +63,9 @@ def grid_noise(member: Member) -> str | None:
     settings = config.callbacks.get("sample_grid")
     if not settings:
         return None
-    parts = [OmegaConf.select(config, key) for key in ("sampler", "first_stage", "data._target_")]
+    parts = [
+        OmegaConf.select(config, key) for key in ("sampler", "first_stage", "data.source._target_")
+    ]
     plain = [OmegaConf.to_container(p) if OmegaConf.is_config(p) else p for p in parts]
     return json.dumps([settings.seed, settings.columns, *plain], default=str, sort_keys=True)
 

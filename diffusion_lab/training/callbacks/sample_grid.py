@@ -45,7 +45,7 @@ class SampleGrid(Periodic):
         names = data.class_names if self.pipeline.conditional else None
         return [
             Sample(
-                as_pil(data.picture(images[i : i + 1], 1)),
+                as_pil(data.source.picture(images[i : i + 1], 1)),
                 names[i // self.columns] if names else None,
                 i,
                 self.seed,
@@ -70,7 +70,7 @@ def publish(
     step = trainer.global_step
     path = folder / f"step_{step:07d}.png"
     if trainer.is_global_zero:
-        save_png(trainer.datamodule.picture(images, columns), path)
+        save_png(trainer.datamodule.source.picture(images, columns), path)
     seen = trainer.lightning_module.images_seen
     for logger in wandb_loggers(trainer):
         logger.log_grid(name, path, f"step {step}, {seen:,} images seen: {what}", step)

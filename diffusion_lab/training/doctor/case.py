@@ -213,8 +213,8 @@ class Case:
 
 
 def check_splits(datamodule: ImageDataModule) -> None:
-    """Raises UserError unless both splits are as `ImageDataModule` says they are."""
-    name, shape = type(datamodule).__name__, datamodule.native_shape
+    """Raises UserError unless both splits are as `DataSource` says they are."""
+    name, shape = type(datamodule.source).__name__, datamodule.native_shape
     for split, images, labels in (
         ("training", datamodule.reference_images(), datamodule.reference_labels()),
         ("test", datamodule.test_images(), datamodule.test_labels()),

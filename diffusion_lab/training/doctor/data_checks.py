@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from diffusion_lab.data.listing import some
+from diffusion_lab.data.source.listing import some
 from diffusion_lab.training.doctor.case import Case
 from diffusion_lab.training.doctor.finding import ADVICE, ERROR, WARNING, Remark
 
@@ -56,8 +56,8 @@ def channels(case: Case) -> Iterator[Remark]:
     images = case.sample
     if images.shape[1] == 3 and bool((images == images[:, :1]).all()):
         remedy = (
-            "write data.channels=1"
-            if "channels" in case.cfg.data
+            "write data.source.channels=1"
+            if "channels" in case.cfg.data.source
             else "read them with one channel, native_shape=(1, H, W)"
         )
         yield (

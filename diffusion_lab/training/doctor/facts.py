@@ -10,7 +10,7 @@ Facts = dict[str, object]
 
 def facts_of(case: Case) -> Facts:
     """Figures by name; a group that needs what was refused is left out."""
-    facts: Facts = {"data": case.cfg.data._target_.rpartition(".")[2]}
+    facts: Facts = {"data": case.cfg.data.source._target_.rpartition(".")[2]}
     for group in (_data, _model, _run, _device, _time, _memory):
         try:
             facts |= group(case)

@@ -90,7 +90,7 @@ def cache(case: Case) -> Iterator[Remark]:
         yield (
             ADVICE,
             f"{metrics.cache_dir} cannot be written to, so that every run computes the features "
-            "of the training images anew; write metrics.cache_dir=... or another data.root",
+            "of the training images anew; write metrics.cache_dir=... or another data.source.root",
         )
 
 

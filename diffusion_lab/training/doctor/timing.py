@@ -7,7 +7,8 @@ from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.data import ImageDataModule, decoding
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.source import decoding
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.profiling.timing import Bench, median_seconds
 from diffusion_lab.training.train import DiffusionTask

@@ -41,7 +41,7 @@ def as_data_error(root: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"the data under {root} cannot be read or written ({error}): mend that, or set "
-            "data.root to another folder"
+            "root to another folder"
         ) from error
 
 

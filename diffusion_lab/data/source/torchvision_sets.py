@@ -6,31 +6,20 @@ import torch
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from diffusion_lab.data import acquire
-from diffusion_lab.data.datamodule import ImageDataModule, Split
+from diffusion_lab.data.source import acquire
+from diffusion_lab.data.source.base import DataSource, Split
 
 
-class FashionMNISTDataModule(ImageDataModule):
+class FashionMNIST(DataSource):
     """60,000 training and 10,000 test images of clothes, 1 x 28 x 28 (arXiv:1708.07747)."""
 
     native_shape = (1, 28, 28)
     class_names = tuple(datasets.FashionMNIST.classes)
 
-    def __init__(
-        self,
-        root: str = "data",
-        pad: int | None = None,
-        flip: bool = False,
-        on_device: bool | str = "auto",
-        validation_size: int = 1000,
-        fraction: float | None = None,
-        per_class: int | None = None,
-        subset_seed: int = 0,
-    ):
-        super().__init__(pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
+    def __init__(self, root: str = "data"):
         self.root = Path(str(root))  # a folder 2024 is a number to Hydra
 
-    def prepare_data(self) -> None:
+    def prepare(self) -> None:
         """Fetches the files if they are not under `root`; raises DataError."""
         acquire.fashion_mnist(self.root)
 
@@ -47,7 +36,7 @@ class FashionMNISTDataModule(ImageDataModule):
         return read("train"), read("t10k")
 
 
-class FashionMNISTShadesDataModule(FashionMNISTDataModule):
+class FashionMNISTShades(FashionMNIST):
     """FashionMNIST with two attributes in its labels: label i is class i // 3 and shade i % 3.
 
     Shades are the thirds of each class's training images, by mean brightness from dark to bright.
@@ -55,7 +44,7 @@ class FashionMNISTShadesDataModule(FashionMNISTDataModule):
 
     class_names = tuple(
         f"{name}, {shade}"
-        for name in FashionMNISTDataModule.class_names
+        for name in FashionMNIST.class_names
         for shade in ("dark", "middle", "bright")
     )
 
@@ -77,7 +66,7 @@ def shaded(split: Split, reference: Split, shades: int) -> Split:
     return Split(split.images, labels)
 
 
-class CIFAR10DataModule(ImageDataModule):
+class CIFAR10(DataSource):
     """50,000 training and 10,000 test photographs, 3 x 32 x 32."""
 
     native_shape = (3, 32, 32)
@@ -94,20 +83,10 @@ class CIFAR10DataModule(ImageDataModule):
         "truck",
     )
 
-    def __init__(
-        self,
-        root: str = "data",
-        flip: bool = True,
-        on_device: bool | str = "auto",
-        validation_size: int = 1000,
-        fraction: float | None = None,
-        per_class: int | None = None,
-        subset_seed: int = 0,
-    ):
-        super().__init__(None, flip, on_device, validation_size, fraction, per_class, subset_seed)
+    def __init__(self, root: str = "data"):
         self.root = Path(str(root))  # a folder 2024 is a number to Hydra
 
-    def prepare_data(self) -> None:
+    def prepare(self) -> None:
         """Fetches the files if they are not under `root`; raises DataError."""
         acquire.cifar10(self.root)
 

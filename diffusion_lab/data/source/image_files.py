@@ -8,22 +8,23 @@ import torch
 
 from diffusion_lab.common.errors import is_number, is_whole, require
 from diffusion_lab.common.progress import say
-from diffusion_lab.data.datamodule import ImageDataModule, Split
-from diffusion_lab.data.decoding import RESIZE, check_memory, decode, infer
-from diffusion_lab.data.listing import ImageFiles, some
-from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.data.source.base import DataSource, Split
+from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode, infer
+from diffusion_lab.data.source.listing import ImageFiles, some
+from diffusion_lab.data.source.verified_files import DataError
 
 ON_BAD = ("refuse", "skip")
 
 
-class ImageFilesDataModule(ImageDataModule):
+class FileSource(DataSource):
     """Images that are decoded into memory once; size, channels and classes may be inferred.
 
     What is inferred is asked of names and headers, when it is asked for; nothing is read where all
     three are given, as a run's own configuration gives them. Without a test split, `test_share` of
-    the images is held out. There are no labels where `classes` is empty. `validation_size` is
-    reduced to the size of the test split.
+    the images is held out. There are no labels where `classes` is empty.
     """
+
+    sizes_vary = True
 
     def __init__(
         self,
@@ -35,31 +36,23 @@ class ImageFilesDataModule(ImageDataModule):
         classes: Sequence[str] | None = None,
         resize: str = "crop",
         on_bad: str = "refuse",
-        pad: int | None = None,
-        flip: bool = False,
-        on_device: bool | str = "auto",
-        validation_size: int = 1000,
-        fraction: float | None = None,
-        per_class: int | None = None,
-        subset_seed: int = 0,
     ):
         require(
             is_number(test_share) and 0 < test_share < 1,
-            "data.test_share",
+            "test_share",
             test_share,
             "a number above 0 and below 1",
             0.1,
         )
         require(
             channels is None or (is_whole(channels, 1) and channels in (1, 3)),
-            "data.channels",
+            "channels",
             channels,
             "1, 3 or null",
         )
         for key, value, known in (("resize", resize, RESIZE), ("on_bad", on_bad, ON_BAD)):
             if value not in known:
-                raise ValueError(f"data.{key}={value} is unknown; use one of {', '.join(known)}")
-        # before the base class, which asks for the images' shape
+                raise ValueError(f"{key}={value} is unknown; use one of {', '.join(known)}")
         self.path = str(path)  # a folder 2024 is a number to Hydra
         self.test_path = None if test_path is None else str(test_path)
         self.test_share = test_share
@@ -68,7 +61,6 @@ class ImageFilesDataModule(ImageDataModule):
         self.classes = None if classes is None else _class_names(classes)
         self.resize = "refuse" if image_size is None else resize
         self.on_bad = on_bad
-        super().__init__(pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
 
     @abstractmethod
     def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
@@ -102,7 +94,7 @@ class ImageFilesDataModule(ImageDataModule):
             "resize": self.resize,
         }
 
-    def prepare_data(self) -> None:
+    def prepare(self) -> None:
         """Finds the files; raises DataError."""
         _ = self._files
 
@@ -112,11 +104,6 @@ class ImageFilesDataModule(ImageDataModule):
         check_memory(len(train) + len(test), self.native_shape)
         return self._decoded(train), self._decoded(test)
 
-    def setup(self, stage: str) -> None:
-        """Reads everything; the held-out loss then uses the test images there are."""
-        super().setup(stage)
-        self.validation_size = min(self.validation_size, len(self.test_images()))
-
     @cached_property
     def _files(self) -> tuple[ImageFiles, ImageFiles]:
         train = self.find(True, self.classes)
@@ -124,7 +111,7 @@ class ImageFilesDataModule(ImageDataModule):
         remedy = "add images"
         if test is None:
             train, test = train.divided(self.test_share)
-            remedy += f", or change data.test_share={self.test_share}"
+            remedy += f", or change test_share={self.test_share}"
         for files, split in ((train, "training"), (test, "testing")):
             _check_count(len(files), f"of {files.where} for {split}", remedy)
         # the first test images, which much is measured on, are then of every class
@@ -139,7 +126,7 @@ class ImageFilesDataModule(ImageDataModule):
         told = f"{len(bad):,} of {len(files):,} images of {files.where}"
         if self.on_bad == "refuse":
             raise DataError(
-                f"{told} cannot be used: {named}; mend or remove them, or write data.on_bad=skip"
+                f"{told} cannot be used: {named}; mend or remove them, or write on_bad=skip"
             )
         _check_count(len(files) - len(bad), f"of {files.where} can be used", f"mend {named}")
         say(f"Skipped {told}: {named}")
@@ -157,7 +144,7 @@ def _size(image_size: int | Sequence[int]) -> tuple[int, int]:
     sides = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
     require(
         len(sides) == 2 and all(is_whole(side, 1) for side in sides),
-        "data.image_size",
+        "image_size",
         image_size,
         "a number of pixels, [height,width] or null",
         64,
@@ -173,7 +160,7 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
     names = tuple(map(str, classes)) if named else ()
     require(
         named and len(set(names)) == len(names),
-        "data.classes",
+        "classes",
         classes,
         "a list of different names, or null",
         "[cat,dog]",

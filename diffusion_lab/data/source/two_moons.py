@@ -7,14 +7,14 @@ from torch import Tensor
 
 from diffusion_lab.common.errors import is_number, require
 from diffusion_lab.common.images import to_float
-from diffusion_lab.data.datamodule import ImageDataModule, Split
+from diffusion_lab.data.source.base import DataSource, Split
 
 TRAIN_SIZE, TEST_SIZE = 20_000, 2_000
 SIDE = 256  # of a picture in pixels: a pixel is a grey step of the data
 COLOURS = ((42, 98, 168), (196, 78, 40))
 
 
-class TwoMoonsDataModule(ImageDataModule):
+class TwoMoons(DataSource):
     """Two interleaved half circles, one a class, with Gaussian noise around them.
 
     A point (x, y) in [-1, 1]^2 is stored as uint8 like any image, in steps of 1 / 127.5; `noise` is
@@ -24,14 +24,8 @@ class TwoMoonsDataModule(ImageDataModule):
     native_shape = (2, 1, 1)
     class_names = ("upper", "lower")
 
-    def __init__(
-        self,
-        noise: float = 0.04,
-        on_device: bool | str = "auto",
-        validation_size: int = 1000,
-    ):
-        super().__init__(on_device=on_device, validation_size=validation_size)
-        require(is_number(noise) and noise >= 0, "data.noise", noise, "a number of at least 0")
+    def __init__(self, noise: float = 0.04):
+        require(is_number(noise) and noise >= 0, "noise", noise, "a number of at least 0")
         self.noise = noise
 
     def load(self) -> tuple[Split, Split]:

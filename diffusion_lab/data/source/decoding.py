@@ -19,8 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffusion_lab.common.progress import progress_bar
-from diffusion_lab.data.listing import ImageFiles
-from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.data.source.listing import ImageFiles
+from diffusion_lab.data.source.verified_files import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder is let near
 LANCZOS = Image.Resampling.LANCZOS
@@ -38,7 +38,7 @@ def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     width, height = size
     raise BadImage(
         f"{image.height}x{image.width} pixels, not {height}x{width}, to which "
-        f"data.image_size={_written(height, width)} data.resize=crop would bring it"
+        f"image_size={_written(height, width)} resize=crop would bring it"
     )
 
 
@@ -85,7 +85,7 @@ def check_memory(count: int, shape: tuple[int, int, int]) -> None:
         raise DataError(
             f"{count:,} images of {channels} x {height} x {width} take {needed / 1e9:.3g} GB, and "
             f"{allowed / 1e9:.3g} GB of memory are there for them; use fewer images, or write "
-            f"data.image_size={fit} or less"
+            f"image_size={fit} or less"
         )
 
 
@@ -144,7 +144,7 @@ def pixels(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarr
     elif image.mode == "RGB":
         red, green, blue = image.split()
         if not red.tobytes() == green.tobytes() == blue.tobytes():
-            raise BadImage("it is coloured, which needs data.channels=3")
+            raise BadImage("it is coloured, which needs channels=3")
         image = red
     if image.size != (width, height):
         image = RESIZE[resize](image, (width, height))
@@ -210,7 +210,7 @@ def _grey(image: Image.Image) -> bool:
 
 
 def _written(height: int, width: int) -> str:
-    """A size as data.image_size has it."""
+    """A size as image_size has it."""
     return str(height) if height == width else f"[{height},{width}]"
 
 

@@ -6,8 +6,8 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from diffusion_lab.data.image_files import ImageFilesDataModule
-from diffusion_lab.data.listing import (
+from diffusion_lab.data.source.image_files import FileSource
+from diffusion_lab.data.source.listing import (
     ImageFiles,
     by_folder,
     by_number,
@@ -15,12 +15,12 @@ from diffusion_lab.data.listing import (
     images_among,
     some,
 )
-from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.data.source.verified_files import DataError
 
 LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or null for none
 
 
-class ImageZipDataModule(ImageFilesDataModule):
+class ImageZip(FileSource):
     """Images in a zip, which is never unpacked.
 
     A dataset.json at its top decides on labels, and folders then mean nothing; the images come in

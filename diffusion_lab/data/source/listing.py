@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.data.source.verified_files import DataError
 
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
@@ -59,7 +59,7 @@ def existing(path: str, what: str, instead: str) -> Path:
     found = Path(path)
     if not found.exists():
         raise DataError(
-            f"{path} does not exist; set data.path and data.test_path to a {what}, or for a "
+            f"{path} does not exist; set path and test_path to a {what}, or for a "
             "trained run data_root to the folder that it is in now"
         )
     if found.is_dir() != (what == "folder"):
@@ -75,7 +75,7 @@ def images_among(names: Iterable[str], where: str) -> list[str]:
     visible = [name for name in names if not hidden(name)]
     images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
     if not visible:
-        raise DataError(f"{where} is empty; set data.path to where the images are")
+        raise DataError(f"{where} is empty; set path to where the images are")
     if not images:
         found = sorted({PurePosixPath(name).suffix or "no extension" for name in visible})
         raise DataError(
@@ -100,12 +100,12 @@ def by_folder(
     if flat and len(flat) < len(names):
         raise DataError(
             f"{where} holds images ({some(flat)}) beside folders of images; move them into a "
-            "folder of their class, or write data.classes=[] to take all without classes"
+            "folder of their class, or write classes=[] to take all without classes"
         )
     if deep:
         raise DataError(
-            f"{where} has folders inside of folders ({deep}); set data.path to what holds a folder "
-            "of images for each class, or write data.classes=[] to take all without classes"
+            f"{where} has folders inside of folders ({deep}); set path to what holds a folder "
+            "of images for each class, or write classes=[] to take all without classes"
         )
     folders = [] if flat else [name.partition("/")[0] for name in names]
     found = sorted(set(folders))
@@ -117,7 +117,7 @@ def by_folder(
         parts += [f"has a folder {some(strange)} besides"] if strange else []
         raise DataError(
             f"{where} {' and '.join(parts)}, where the classes are {some(classes)}; there must be "
-            "a folder for each, the same ones for training and test, and all in data.classes"
+            "a folder for each, the same ones for training and test, and all in classes"
         )
     labels = {name: label for label, name in enumerate(classes)}
     return tuple(classes), [labels[folder] for folder in folders]
@@ -141,13 +141,13 @@ def by_number(
         if count > len(classes):
             raise DataError(
                 f"{where} has the label {count - 1}, and there are {len(classes)} classes, "
-                f"{some(classes)}; name all in data.classes"
+                f"{some(classes)}; name all in classes"
             )
         return classes
     if unused := sorted(set(range(count)) - set(labels)):
         raise DataError(
             f"{where} has labels up to {count - 1} but no image of {some(unused)}; number the "
-            "classes without gaps, or name all in data.classes"
+            "classes without gaps, or name all in classes"
         )
     return tuple(map(str, range(count)))
 

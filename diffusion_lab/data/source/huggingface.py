@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.data.image_files import ImageFilesDataModule
-from diffusion_lab.data.listing import ImageFiles, by_number, some
-from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.data.source.image_files import FileSource
+from diffusion_lab.data.source.listing import ImageFiles, by_number, some
+from diffusion_lab.data.source.verified_files import DataError
 
 SAVED = ("dataset_dict.json", "state.json")  # one of them is in what save_to_disk wrote
 
 
-class HuggingFaceDataModule(ImageFilesDataModule):
+class HuggingFace(FileSource):
     """Images of a column of a data set, whose names are `<split>/<place>`.
 
     `path` is a name on the hub, a folder, a folder of save_to_disk, or a parquet file. Labels are
@@ -35,20 +35,11 @@ class HuggingFaceDataModule(ImageFilesDataModule):
         classes: Sequence[str] | None = None,
         resize: str = "crop",
         on_bad: str = "refuse",
-        pad: int | None = None,
-        flip: bool = False,
-        on_device: bool | str = "auto",
-        validation_size: int = 1000,
-        fraction: float | None = None,
-        per_class: int | None = None,
-        subset_seed: int = 0,
     ):
         self.config = config
         self.split, self.test_split = split, test_split
         self.image_column, self.label_column = image_column, label_column
-        decoding = (test_share, image_size, channels, classes, resize, on_bad)
-        base = (pad, flip, on_device, validation_size, fraction, per_class, subset_seed)
-        super().__init__(path, None, *decoding, *base)
+        super().__init__(path, None, test_share, image_size, channels, classes, resize, on_bad)
 
     def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
         """The rows of a split, in order."""
@@ -57,14 +48,14 @@ class HuggingFaceDataModule(ImageFilesDataModule):
             return None
         if split not in self._splits_found:
             raise DataError(
-                f"{self.path} has no split {split}; set data.split and data.test_split to some of "
+                f"{self.path} has no split {split}; set split and test_split to some of "
                 f"{some(list(self._splits_found))}"
             )
         rows = self._splits_found[split]
         for key, column in (("image", self.image_column), ("label", self.label_column)):
             if column is not None and column not in rows.column_names:
                 raise DataError(
-                    f"{self.path} has no column {column}; set data.{key}_column to one of "
+                    f"{self.path} has no column {column}; set {key}_column to one of "
                     f"{some(rows.column_names)}{' or null' if key == 'label' else ''}"
                 )
         labels, classes = self._labels(rows, classes)
@@ -96,7 +87,7 @@ class HuggingFaceDataModule(ImageFilesDataModule):
             if strange := sorted(set(labels) - set(classes)):
                 raise DataError(
                     f"{where} has {some(strange)}, and the classes are {some(classes)}; name all "
-                    "in data.classes"
+                    "in classes"
                 )
             places = {name: place for place, name in enumerate(classes)}
             return [places[label] for label in labels], classes
@@ -119,8 +110,8 @@ class HuggingFaceDataModule(ImageFilesDataModule):
         except Exception as error:  # of the network, of file formats, of names: it raises anything
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
-                f"data.path={self.path} cannot be loaded ({reason}); write a name of the hub, a "
-                "folder or a parquet file, and data.config where there are several"
+                f"path={self.path} cannot be loaded ({reason}); write a name of the hub, a "
+                "folder or a parquet file, and config where there are several"
             ) from error
         return {self.split: found} if isinstance(found, datasets.Dataset) else dict(found)
 

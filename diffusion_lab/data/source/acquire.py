@@ -14,7 +14,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
 from diffusion_lab.common.progress import say
-from diffusion_lab.data.verified_files import (
+from diffusion_lab.data.source.verified_files import (
     DataError,
     Unavailable,
     as_data_error,
@@ -69,7 +69,7 @@ def fashion_mnist(root: Path) -> Path:
     if lacking:
         raise DataError(
             f"FashionMNIST could not be fetched ({'; '.join(reasons)}): put "
-            f"{' and '.join(lacking)}, as they are or as .gz, into {root}, or set data.root to the "
+            f"{' and '.join(lacking)}, as they are or as .gz, into {root}, or set root to the "
             "folder that holds them"
         )
     say(f"FashionMNIST: complete in {raw}")
@@ -102,7 +102,7 @@ def cifar10(root: Path) -> Path:
                 except Unavailable as error:
                     raise DataError(
                         f"CIFAR-10 could not be fetched ({error}): put {source.filename} into "
-                        f"{root}, or set data.root to the folder that holds it"
+                        f"{root}, or set root to the folder that holds it"
                     ) from error
                 archive = scratch / source.filename
             say(f"CIFAR-10: unpacking {archive.name} into {folder}")

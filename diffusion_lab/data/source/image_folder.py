@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffusion_lab.common.progress import say
-from diffusion_lab.data.decoding import BadImage
-from diffusion_lab.data.image_files import ImageFilesDataModule
-from diffusion_lab.data.listing import (
+from diffusion_lab.data.source.decoding import BadImage
+from diffusion_lab.data.source.image_files import FileSource
+from diffusion_lab.data.source.listing import (
     EXTENSIONS,
     ImageFiles,
     by_folder,
@@ -15,10 +15,10 @@ from diffusion_lab.data.listing import (
     hidden,
     images_among,
 )
-from diffusion_lab.data.verified_files import DataError
+from diffusion_lab.data.source.verified_files import DataError
 
 
-class ImageFolderDataModule(ImageFilesDataModule):
+class ImageFolder(FileSource):
     """Image files; a class is a folder, its label the place of its name among the sorted ones.
 
     Images that lie in no folder have no labels. Hidden files do not count. Links are followed, but
