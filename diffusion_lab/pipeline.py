@@ -19,7 +19,7 @@ from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics import PreparedMetrics
 
 
 @dataclass(frozen=True)
@@ -117,29 +117,30 @@ def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100
 
 def evaluate(
     pipeline: Pipeline,
-    metrics: GenerativeMetrics,
+    prepared: PreparedMetrics,
     datamodule: ImageDataModule,
     batch_size: int,
     seed: int,
 ) -> dict[str, float]:
-    """The metrics of `metrics.num_samples` samples; every rank draws its share of their ids.
+    """The metrics of as many samples as they ask for; every rank draws its share of their ids.
 
-    The caller has prepared `metrics` and sets autocast. Samples depend on `seed` and id alone, so
-    any number of ranks and any batch size gives the same figures, up to the network's rounding.
+    The caller sets autocast. Samples depend on `seed` and id alone, so any number of ranks and any
+    batch size gives the same results, up to the network's rounding.
     """
-    ids = shard(metrics.num_samples, *rank_and_world())
+    observe, count = prepared.metrics.observer, prepared.metrics.num_samples
+    ids = shard(count, *rank_and_world())
     observed, clock = [], Stopwatch()
     for images in draw(pipeline, ids, batch_size, seed):
         if images.is_cuda:  # or features would wait for the samples
             torch.cuda.synchronize(images.device)
         clock.lap("samples")
-        observed.append(metrics.observe(datamodule.to_native(images)))
+        observed.append(observe(datamodule.to_native(images)))
         clock.lap("features")
-    labels = pipeline.labels(range(metrics.num_samples))
-    figures = metrics.compute(metrics.gather(observed, ids), labels)
-    clock.lap("figures")
-    say(f"Evaluated {metrics.num_samples:,} samples: {clock}")
-    return figures
+    labels = pipeline.labels(range(count))
+    results = prepared.compute(observe.gather(observed, ids), labels)
+    clock.lap("metrics")
+    say(f"Evaluated {count:,} samples: {clock}")
+    return results
 
 
 class Stopwatch:

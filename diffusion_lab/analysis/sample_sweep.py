@@ -20,7 +20,8 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.common.ranges import whole
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.metrics.protocol import short_count
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
@@ -68,14 +69,15 @@ def sweep(
         build_setting(chosen, opened, measured, *configure(chosen)) for chosen in combinations
     ]
     with errors_at(cfg, "metrics"):
-        metrics.prepare(opened.datamodule)
-    name = f"{metrics.extractor.name}_{metrics.reference_name}-{metrics.num_samples}"
+        prepared = metrics.prepare(opened.datamodule)
+    reference = f"train{short_count(len(prepared.reference))}"
+    name = f"{metrics.extractor.name}_{reference}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
     kept = {row["key"]: row for row in read_rows(folder / ROWS)}
     say(f"{len(settings)} settings, {sum(s.key in kept for s in settings)} of them measured before")
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:
-            kept[setting.key] = measure(setting, opened, metrics, cfg.batch_size)
+            kept[setting.key] = measure(setting, opened, prepared, cfg.batch_size)
             append_row(folder / ROWS, kept[setting.key])
             row = setting.chosen | kept[setting.key]
             say(f"{number}/{len(settings)}  {describe(row, list(setting.chosen))}")
@@ -112,17 +114,17 @@ def build_setting(
 
 
 def measure(
-    setting: Setting, opened: runs.DiffusionRun, metrics: GenerativeMetrics, batch_size: int
+    setting: Setting, opened: runs.DiffusionRun, prepared: PreparedMetrics, batch_size: int
 ) -> dict[str, object]:
     """The figures of a setting: network calls a sample, FID, KID and floors."""
     pipeline = setting.pipeline
     networks = [m.backbone for m in (pipeline.denoiser, pipeline.weak) if m is not None]
     with opened.autocast, counted_images(networks) as count:
-        results = evaluate(pipeline, metrics, opened.datamodule, batch_size, setting.seed)
+        results = evaluate(pipeline, prepared, opened.datamodule, batch_size, setting.seed)
     values = {name.split("/")[0]: value for name, value in results.items()}
     return {
         "key": setting.key,
-        "calls": round(count() / metrics.num_samples, 2),
+        "calls": round(count() / prepared.metrics.num_samples, 2),
         **values,
         "protocol": next(iter(results)).partition("/")[2],
     }

@@ -10,9 +10,12 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from diffusion_lab.metrics import log_names
+from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
+from diffusion_lab.metrics.metric import REAL
 
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
-OF_COVERAGE = "^(precision|recall|density|coverage)/"  # on their own number of images
+# on their own number of images
+COVERAGE = tuple(q for metric in (PrecisionRecall, DensityCoverage) for q in metric.quantities)
 BY_LEVEL = "^val_by_level/"
 TITLE = "Diffusion models compared"
 
@@ -39,8 +42,8 @@ class Dashboard:
 
     def sections(self) -> dict[str, list]:
         """Panels by the title of their section."""
-        fid, kid = (log_names.figure(kind, self.protocol) for kind in ("fid", "kid"))
-        floors = [log_names.figure(kind, self.protocol) for kind in ("fid_floor", "kid_floor")]
+        fid, kid = (f"{name}/{self.protocol}" for name in ("fid", "kid"))
+        floors = [f"{name}{REAL}/{self.protocol}" for name in ("fid", "kid")]
         return {
             "Generated images": [
                 self._bars("FID", fid),
@@ -48,7 +51,10 @@ class Dashboard:
                 self._curve("FID by time", [fid], x=log_names.SECONDS),
                 self._bars("KID", kid),
                 self._curve("KID, and that of real images", [kid, floors[1]]),
-                self._curve("Precision, recall, density, coverage", regex=OF_COVERAGE),
+                self._curve(
+                    ", ".join(quantity.title for quantity in COVERAGE),
+                    regex=f"^({'|'.join(quantity.name for quantity in COVERAGE)})/",
+                ),
             ],
             "Samples": [
                 wr.MediaBrowser(

@@ -35,13 +35,15 @@ def run(cfg: DictConfig) -> None:
     way = (protocol, sampling_of(cfg), cfg.run)
     others = {run: comparable_metrics(run, found, *way) for run, found in others.items()}
     with errors_at(cfg, "metrics"):
-        metrics.prepare(opened.datamodule)
+        prepared = metrics.prepare(opened.datamodule)
     with opened.autocast:
-        results = evaluate(pipeline, metrics, opened.datamodule, cfg.batch_size, cfg.seed)
+        results = evaluate(pipeline, prepared, opened.datamodule, cfg.batch_size, cfg.seed)
     results |= ceiling(results, opened.reconstruction_metrics)
-    for line in report(results, opened.datamodule.class_names):
+    for line in report(results, opened.datamodule.class_names, metrics.extra_quantities):
         say(line)
-    say(f"Kept in {save_evaluation(cfg.run, results, protocol, cfg, opened.weights)}")
+    extra = metrics.extra_facts
+    path = save_evaluation(cfg.run, results, protocol, cfg, opened.weights, extra)
+    say(f"Kept in {path}")
     if others:
         console.print(side_by_side({cfg.run: results} | others))
     if cfg.json:

@@ -7,8 +7,11 @@ n images, D features.
 import torch
 from torch import Tensor
 
+from diffusion_lab.metrics.metric import ImageSet, Metric, Quantity
+
 PAIRS = 2**25  # whose distances are held at a time, 256 MiB
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # as published
+MOST = 10_000  # images of each side, as published; all pairs are compared
 
 
 def nearest(queries: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -71,3 +74,42 @@ def density_coverage(generated: Tensor, real: Tensor) -> tuple[float, float]:
         balls += inside.sum().item()
         covered |= inside.any(0)
     return balls / (DENSITY_NEIGHBOURS * len(generated)), covered.double().mean().item()
+
+
+class Coverage(Metric):
+    """A metric by nearest neighbours: of equally many images on both sides, 10,000 at most."""
+
+    def results(
+        self, generated: ImageSet, reference: ImageSet, suffix: str = ""
+    ) -> dict[str, float]:
+        count = min(len(generated), len(reference), MOST)
+        if count <= DENSITY_NEIGHBOURS:
+            return {}
+        first = slice(count)
+        return super().results(generated.select(first), reference.select(first), suffix)
+
+
+class PrecisionRecall(Coverage):
+    """Improved precision and recall (arXiv:1904.06991)."""
+
+    quantities = (
+        Quantity("precision", "Precision", "share of samples among the real ones", True),
+        Quantity("recall", "Recall", "share of real images among the samples", True),
+    )
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+        precision, recall = precision_recall(generated.features, reference.features)
+        return {"precision": precision, "recall": recall}
+
+
+class DensityCoverage(Coverage):
+    """Density and coverage (arXiv:2002.09797)."""
+
+    quantities = (
+        Quantity("density", "Density", "how densely samples lie among real images", True),
+        Quantity("coverage", "Coverage", "share of real images with a sample near", True),
+    )
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+        density, coverage = density_coverage(generated.features, reference.features)
+        return {"density": density, "coverage": coverage}

@@ -4,38 +4,39 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-WORDS = {
-    "fid": "FID",
-    "kid": "KID",
-    "fid_infinity": "FID-infinity",
-    "rfid": "rFID",
-    "rkid": "rKID",
-    "rfid_infinity": "rFID-infinity",
-    "inception_score": "Inception Score",
-    "accuracy": "Conditional accuracy",
-}
+from diffusion_lab.metrics.metric import REAL, Quantity
+from diffusion_lab.metrics.quantities import quantity_of
 
 
-def report(values: dict[str, float], class_names: Sequence[str] = ()) -> list[str]:
-    """Lines of what `GenerativeMetrics.compute` returned: value, floor and whole name."""
+def report(
+    values: dict[str, float], class_names: Sequence[str] = (), extra: Sequence[Quantity] = ()
+) -> list[str]:
+    """Lines of what was computed: the value, that of real images, and the whole name.
+
+    `extra` are the quantities of metrics of other code.
+    """
     floors, lines = floors_of(values), []
     for name in measured_of_samples(values):
         metric, _, protocol = name.partition("/")
-        line = f"{words_for(metric, class_names)} {with_spread(values, name)}"
+        line = f"{title_of(metric, class_names, extra)} {with_spread(values, name)}"
         if metric in floors:
             line += f" (real images {floor_beside(floors[metric], protocol)})"
         lines.append(f"{line} [{name}]")
     return lines
 
 
-def words_for(metric: str, class_names: Sequence[str]) -> str:
-    """What people call a metric: fid_class3 is the FID of class 3, with its name if it has one."""
-    kind, _, label = metric.partition("_class")
-    if not label.isdecimal():
-        return WORDS.get(metric, metric.capitalize())
-    name = class_names[int(label)] if int(label) < len(class_names) else label
+def title_of(name: str, class_names: Sequence[str], extra: Sequence[Quantity]) -> str:
+    """The title of a metric, with a class's name after its number: FID of class 3 (Dress)."""
+    quantity = quantity_of(name, extra)
+    if quantity is None:
+        return name.capitalize()
+    r = "" if name.startswith(quantity.name) else "r"  # of reconstructions
+    label = name.removeprefix(f"{r}{quantity.name}")
+    if not label:
+        return f"{r}{quantity.title}"
+    known = class_names[int(label)] if int(label) < len(class_names) else label
     # classes that have no names are called by their numbers
-    return f"{WORDS[kind]} of class {label}" + ("" if name == label else f" ({name})")
+    return f"{r}{quantity.title} {label}" + ("" if known == label else f" ({known})")
 
 
 def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str, float]:
@@ -74,14 +75,14 @@ def floors_of(values: dict[str, float]) -> dict[str, tuple[float, str]]:
     floors = {}
     for name, value in values.items():
         metric, _, protocol = name.partition("/")
-        if metric.endswith("_floor"):
-            floors[metric.removesuffix("_floor")] = (value, protocol)
+        if metric.endswith(REAL):
+            floors[metric.removesuffix(REAL)] = (value, protocol)
     return floors
 
 
 def measured_of_samples(values: dict[str, float]) -> list[str]:
     """The names of figures of generated images, but for spreads."""
-    return [name for name in values if not name.partition("/")[0].endswith(("_floor", "_std"))]
+    return [name for name in values if not name.partition("/")[0].endswith((REAL, "_std"))]
 
 
 def with_spread(values: dict[str, float], name: str) -> str:

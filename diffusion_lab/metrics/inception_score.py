@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from diffusion_lab.metrics.metric import ImageSet, Metric, Quantity
+from diffusion_lab.metrics.protocol import short_count
+
 PARTS = 10  # as published; the score depends on their size
 
 
@@ -19,3 +22,24 @@ def inception_score(logits: Tensor) -> float:
         log_marginal = log_p.logsumexp(0) - math.log(len(part))
         scores.append((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
     return torch.stack(scores).mean().item()
+
+
+class InceptionScore(Metric):
+    """The Inception Score, for extractors that are classifiers; it needs no reference."""
+
+    quantities = (
+        Quantity(
+            "inception_score",
+            "Inception Score",
+            "how sure a classifier is of each sample, and how varied over all",
+            higher_is_better=True,
+            judged=False,
+        ),
+    )
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+        logits = generated.logits
+        return {} if logits is None else {"inception_score": inception_score(logits)}
+
+    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
+        return f"{generated.extractor.name}/{short_count(len(generated))}"

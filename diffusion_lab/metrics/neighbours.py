@@ -10,9 +10,19 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.metrics.coverage import nearest
+from diffusion_lab.metrics.metric import Quantity
 
 UNUSUAL = 0.01  # so few held-out images lie as near to a training image as a copy does
 RELATIVE = 1 / 3  # of the distance to the second neighbour, at which the first was copied
+COPIES = Quantity(
+    "copy_ratio",
+    "Copies",
+    "samples too near to a training image, by what is expected",
+    higher_is_better=False,
+)
+PIXEL_COPIES = Quantity(
+    "pixel_copy_ratio", "Copies by pixels", "the same by distance of pixels", higher_is_better=False
+)
 SEED = 0  # of the choice of as many training as held-out images
 
 

@@ -35,10 +35,12 @@ def save_evaluation(
     protocol: Protocol,
     cfg: DictConfig,
     weights: dict[str, object],
+    extra: list[dict[str, object]],
 ) -> Path:
     """Writes the metrics of `evaluate` into the run; the same evaluation again replaces them.
 
-    `weights` identifies the weights that were measured.
+    `weights` identifies the weights that were measured, and `extra` describes the quantities of
+    metrics of other code.
     """
     facts = {
         "protocol": protocol,
@@ -49,7 +51,8 @@ def save_evaluation(
     name = hashing.of_text(key)[:12]
     path = Path(folder) / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(facts | weights | {"metrics": metrics}, indent=2) + "\n")
+    record = {"metrics": metrics, "extra_quantities": extra}
+    write_atomically(path, json.dumps(facts | weights | record, indent=2) + "\n")
     return path
 
 

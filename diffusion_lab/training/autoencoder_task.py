@@ -57,7 +57,7 @@ class AutoencoderTask(Task):
         return {
             "checkpoint": {"folder": folder / checkpoints.FOLDER},
             "sample_grid": {"folder": folder / runs.SAMPLES},
-            "evaluation": {"metrics": self.metrics},
+            "evaluation": {"metrics": self.prepared},
             "pruning": {"folder": folder},
         }
 

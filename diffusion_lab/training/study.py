@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.overrides import key_of, parse
@@ -20,7 +21,7 @@ from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.metrics.rows import METRICS
+from diffusion_lab.metrics.quantities import higher_is_better
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import ABANDONED, CONFIG, load_summary
@@ -41,9 +42,6 @@ UNNAMED = (
     "optimized_metric",
     "hparams_search",
 )
-HIGHER = {metric.kind for metric in METRICS if metric.higher_is_better}
-HIGHER |= {"inception_score", "val/psnr", "val/ssim"}
-LOWER = {metric.kind for metric in METRICS} - HIGHER | {"val/loss"}
 LONGEST = 128  # bytes of a run's name, as many as W&B takes
 
 
@@ -201,12 +199,14 @@ def check_search(cfg: DictConfig, job: DictConfig) -> None:
             "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
         )
     metric = str(cfg.optimized_metric)
-    for best, kinds in (("maximize", HIGHER), ("minimize", LOWER)):
-        if {metric, metric.split("/")[0]} & kinds and job.sweeper.direction != best:
-            raise UserError(
-                f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
-                f"write hydra.sweeper.direction={best}"
-            )
+    classes = [get_class(each._target_) for each in (cfg.metrics.get("extra") or {}).values()]
+    higher = higher_is_better(metric, [each for kind in classes for each in kind.quantities])
+    best = None if higher is None else "maximize" if higher else "minimize"
+    if best and job.sweeper.direction != best:
+        raise UserError(
+            f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
+            f"write hydra.sweeper.direction={best}"
+        )
     pruning = cfg.callbacks.get("pruning")
     metrics = {"optimized_metric=fid": cfg.optimized_metric}
     metrics |= {"callbacks.pruning=null": pruning and pruning.metric}

@@ -40,7 +40,8 @@ def summarise(
         "ranks": trainer.world_size,
         "training_images": len(parts.datamodule.train_images()),
         "metrics": figures_of(parts, callbacks),
-        "protocol": parts.metrics.protocol if measured(callbacks) else None,
+        "protocol": parts.prepared.protocol if measured(callbacks) else None,
+        "extra_quantities": parts.metrics.extra_facts if measured(callbacks) else [],
         "macs": None if interrupted(trainer) else parts.macs(cfg),
         "peak_memory_bytes": peak_memory,
         **environment_of(device),
@@ -60,8 +61,9 @@ def figures_of(parts: Task, callbacks: dict[str, Callback]) -> dict[str, float]:
 
 def say_result(folder: Path, callbacks: dict[str, Callback], parts: Task) -> None:
     """The lines that a person waits for."""
-    if evaluation := callbacks.get("evaluation"):
-        for line in report(parts.with_ceiling(evaluation.results), parts.datamodule.class_names):
+    if results := measured(callbacks):
+        extra = parts.metrics.extra_quantities
+        for line in report(parts.with_ceiling(results), parts.datamodule.class_names, extra):
             say(line)
     if grid := callbacks.get("sample_grid"):
         say(f"Samples: {grid.latest}")

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.training.logger import WandB
 from diffusion_lab.training.module import TrainedModule
 from diffusion_lab.training.trainer import build_trainer, quiet_lightning
@@ -31,6 +31,7 @@ class Task(ABC):
     metrics: GenerativeMetrics | None
     callbacks: dict  # instances, or factories that want the facts of a run folder
     logger: Callable[..., WandB] | None  # a factory that wants them too
+    prepared: PreparedMetrics | None = field(default=None, kw_only=True)  # once the data are read
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
 """One training run, from a composed configuration to a folder with pictures and a summary."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -105,7 +105,7 @@ class DiffusionTask(Task):
         return {
             "checkpoint": {"folder": folder / checkpoints.FOLDER},
             "sample_grid": {"pipeline": self.pipeline, "folder": folder / runs.SAMPLES},
-            "evaluation": {"pipeline": self.pipeline, "metrics": self.metrics},
+            "evaluation": {"pipeline": self.pipeline, "metrics": self.prepared},
             "pruning": {"folder": folder},
         }
 
@@ -151,7 +151,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     if parts.metrics is not None:
         with errors_at(cfg, "metrics"):
             parts.metrics.load(parts.datamodule, device)
-            parts.metrics.prepare(parts.datamodule)
+            parts = replace(parts, prepared=parts.metrics.prepare(parts.datamodule))
     OmegaConf.update(cfg, "data.source", parts.datamodule.source.facts())
     if not (cfg.resume or cfg.run_dir) and (before := runs.unfinished(cfg.name)):
         say(f"{before} is not finished. To go on with it rather than begin anew, write:")

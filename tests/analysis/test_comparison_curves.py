@@ -10,9 +10,9 @@ from diffusion_lab.analysis.comparison.candidates import read
 from diffusion_lab.analysis.comparison.comparing import collect, judge, name_in_rows
 from diffusion_lab.analysis.comparison.curves import curve, training_flops
 from diffusion_lab.analysis.comparison.pictures import grid_noise, latest_grid, samples
-from diffusion_lab.metrics.rows import METRICS
+from diffusion_lab.metrics.quantities import QUANTITIES
 
-FID = METRICS[0]
+FID = QUANTITIES[0]
 
 
 def rows_of(folder, rows):

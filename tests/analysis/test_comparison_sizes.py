@@ -11,9 +11,9 @@ from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.data_sizes import DataLine, crossings, data_lines
 from diffusion_lab.analysis.comparison.verdict import verdict
-from diffusion_lab.metrics.rows import METRICS
+from diffusion_lab.metrics.quantities import QUANTITIES
 
-FID = METRICS[0]
+FID = QUANTITIES[0]
 BACKBONES = {"UNet": 1, "DiT": 4, "Mamba2": 4}
 FRACTIONS = {0.001: 60, 0.01: 600, 0.1: 6000, 1.0: 60_000}
 # mean FID by backbone, at each fraction; the U-Net is best at the least and DiT at the most
@@ -116,7 +116,7 @@ def test_a_composition_that_others_of_its_size_lack_a_figure_beside_is_alone(tmp
             summary = json.loads(path.read_text())
             del summary["metrics"][f"kid/{NAME}"]
             path.write_text(json.dumps(summary))
-    found = verdict(collect([tmp_path]).groups, METRICS[1])
+    found = verdict(collect([tmp_path]).groups, QUANTITIES[1])
     assert found.by_size[1] == (
         "At 600 training images: KID was measured of DiT alone: nothing to compare"
     )

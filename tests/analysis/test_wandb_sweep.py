@@ -6,13 +6,13 @@ import tomllib
 
 import pytest
 import yaml
+from helpers.logged_names import is_known
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffusion_lab.cli.main import COMMANDS
-from diffusion_lab.metrics import log_names
 
 SWEEP = yaml.safe_load((ROOT / "experiments/wandb_sweep.yaml").read_text())
 
@@ -61,4 +61,4 @@ def test_a_run_keeps_the_id_that_the_agent_gave_it(lab, tmp_path, monkeypatch):
 
 
 def test_the_metric_is_logged():
-    assert log_names.is_known(SWEEP["metric"]["name"])
+    assert is_known(SWEEP["metric"]["name"])

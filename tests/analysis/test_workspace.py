@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("wandb_workspaces")
 
 import wandb_workspaces.reports.v2 as wr
+from helpers.logged_names import is_known
 from helpers.tiny_runs import TINY
 from wandb_workspaces import workspaces as ws
 
@@ -42,7 +43,7 @@ def test_panels_are_of_the_naming_scheme(dashboard):
     for panels in dashboard.sections().values():
         assert panels
         for panel in panels:
-            assert [name for name in named(panel) if not log_names.is_known(name)] == []
+            assert [name for name in named(panel) if not is_known(name)] == []
 
 
 def test_panels_are_of_what_runs_log(dashboard, lab, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.metrics.protocol import with_fingerprint
-from diffusion_lab.metrics.rows import METRICS
+from diffusion_lab.metrics.quantities import QUANTITIES
 
 NAME = "efficientnet_lite0-96/train10k-1k"
 PROTOCOL = {
@@ -111,6 +111,6 @@ def fake_group(root: Path, name: str, fids: list[float], **more) -> list[Path]:
 
 def said(runs, kind="fid"):
     """(answer, findings and reservations) on a metric, or None where it is not compared."""
-    metric = next(metric for metric in METRICS if metric.kind == kind)
+    metric = next(metric for metric in QUANTITIES if metric.name == kind)
     found = verdict(collect([runs]).groups, metric)
     return found and (found.answer, " ".join([*found.findings, *found.reservations]))

@@ -101,9 +101,9 @@ def test_the_command_trains_one_that_metrics_use(lab, tmp_path):
         loaded("c/x"), None, 32, str(tmp_path / "cache"), per_class=True, classifier="c/x"
     )
     metrics.load(tiny_data(), "cpu")
-    metrics.prepare(tiny_data())
+    metrics, observe = metrics.prepare(tiny_data()), metrics.observer
     labels = tiny_data().test_labels()
-    observed = metrics.observe(tiny_data().test_images())
+    observed = observe(tiny_data().test_images())
     values = metrics.compute(observed, labels)
     name = result["name"]
     assert values[f"accuracy/{name}/32"] == 1
@@ -125,11 +125,11 @@ def test_the_command_trains_one_that_metrics_use(lab, tmp_path):
 
 def test_what_needs_labels_is_refused_without_them():
     metrics = GenerativeMetrics(Classifier("x"), None, 32, "", per_class=True)
-    with pytest.raises(ValueError, match=r"metrics\.per_class needs samples of known classes"):
+    with pytest.raises(ValueError, match="known classes"):
         metrics.check(False, 4)
     with pytest.raises(ValueError, match="2 samples of each of 17 classes"):
         metrics.check(True, 17)
     metrics.check(True, 16)
     judged = GenerativeMetrics(Classifier("x"), None, 32, "", classifier="x")
-    with pytest.raises(ValueError, match=r"metrics\.classifier needs samples of known classes"):
+    with pytest.raises(ValueError, match="known classes"):
         judged.check(False, 4)

@@ -1,10 +1,13 @@
 """The FID of each class: what is compared, with how many, and what has none."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from diffusion_lab.metrics import FeatureSet, frechet
-from diffusion_lab.metrics.per_class import Labelled, class_distances, first_of_each
+from diffusion_lab.metrics.fid import ClassFID, first_of_each
+from diffusion_lab.metrics.metric import ImageSet
 
 
 def test_the_first_of_each_class():
@@ -13,12 +16,21 @@ def test_the_first_of_each_class():
     assert first_of_each(labels, 1).tolist() == [True, True, False, False, False, True]
 
 
-def labelled(seed: int, *counts: int) -> Labelled:
+def labelled(seed: int, *counts: int) -> ImageSet:
     """So many images of classes 0, 1, ..., shuffled."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=generator)]
-    return Labelled(torch.randn(len(labels), 5, generator=generator), labels)
+    features = torch.randn(len(labels), 5, generator=generator)
+    return ImageSet(SimpleNamespace(name="x"), features, labels)
+
+
+def both(generated: ImageSet, test: ImageSet, reference: ImageSet) -> dict[str, float]:
+    """The FID of each class of samples, and of as many test images."""
+    beside = test.matching(generated.labels)
+    return ClassFID().results(generated, reference) | ClassFID().results(
+        beside, reference, "_floor"
+    )
 
 
 def test_both_sides_are_of_the_class_and_floors_of_as_many():
@@ -27,8 +39,8 @@ def test_both_sides_are_of_the_class_and_floors_of_as_many():
         labelled(1, 30, 30, 30),
         labelled(2, 20, 40, 3),
     )
-    values = class_distances(ours, test, reference, "x")
-    assert list(values) == [
+    values = both(ours, test, reference)
+    assert sorted(values) == [
         "fid_class0/x/train2k-20",
         "fid_class0_floor/x/train2k-20",
         "fid_class1/x/train70-40",
@@ -39,16 +51,21 @@ def test_both_sides_are_of_the_class_and_floors_of_as_many():
     for label, count in ((0, 20), (1, 30), (2, 3)):
         real = FeatureSet.of(reference.features[reference.labels == label])
         sides = (ours.features[ours.labels == label], test.features[test.labels == label][:count])
-        own, floor = list(values.values())[2 * label : 2 * label + 2]
+        own, floor = (
+            value
+            for kind in ("/", "_floor/")
+            for name, value in values.items()
+            if name.startswith(f"fid_class{label}{kind}")
+        )
         assert own == pytest.approx(frechet(FeatureSet.of(sides[0]), real), rel=1e-9)
         assert floor == pytest.approx(frechet(FeatureSet.of(sides[1]), real), rel=1e-9)
 
 
 def test_a_class_of_one_image_has_no_figure():
-    values = class_distances(labelled(2, 9, 9, 1), labelled(1, 9, 1, 9), labelled(0, 9, 9, 9), "x")
-    assert list(values) == [
+    values = both(labelled(2, 9, 9, 1), labelled(1, 9, 1, 9), labelled(0, 9, 9, 9))
+    assert sorted(values) == [
         "fid_class0/x/train9-9",
         "fid_class0_floor/x/train9-9",
         "fid_class1/x/train9-9",
     ]
-    assert class_distances(labelled(2, 9), labelled(1, 9), labelled(0, 1), "x") == {}
+    assert both(labelled(2, 9), labelled(1, 9), labelled(0, 1)) == {}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from helpers import wandb_record
+from helpers.logged_names import KINDS, SCALARS, is_known
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER, tiny_first_stage
 from omegaconf import OmegaConf
@@ -51,7 +52,7 @@ def trained(lab, tmp_path, command, *arguments) -> wandb_record.Record:
     record = wandb_record.read(tmp_path / "run")
     assert_same_scalars(record, tmp_path / "run")
     logged = set().union(*record.rows.values())
-    assert [name for name in logged if not log_names.is_known(name)] == []
+    assert [name for name in logged if not is_known(name)] == []
     assert record.axes["*"] == "images"
     assert {"images", "seconds"} < record.axes.keys()
     return record
@@ -211,15 +212,15 @@ def test_choices_are_those_that_runs_differ_in():
     ],
 )
 def test_the_naming_scheme(name, known):
-    assert log_names.is_known(name) is known
+    assert is_known(name) is known
 
 
 def test_the_readme_lists_the_naming_scheme():
     table = README[README.index("| name | what it is |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
-    floors = {f"{kind}_floor/*" for kind in log_names.FIGURES}
-    assert set(log_names.SCALARS) - floors == listed - {"fid_floor/*"} - {
+    floors = {f"{kind}_floor/*" for kind in KINDS}
+    assert set(SCALARS) - floors == listed - {"fid_floor/*"} - {
         *log_names.AXES,
         log_names.SAMPLES,
         f"{log_names.GRIDS}/samples",

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows
+from diffusion_lab.metrics import Quantity
 from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.diffusion_run import DiffusionRun
@@ -42,6 +43,12 @@ class Run:
         """Wall clock of training, with validation; of runs that do not say it, of the whole run."""
         known = self.summary
         return known["training_seconds"] if "training_seconds" in known else known["wall_seconds"]
+
+    @property
+    def extra_quantities(self) -> list[Quantity]:
+        """The quantities of metrics of other code that the run was measured by."""
+        found = [record.get("extra_quantities", ()) for record in (self.summary, *self.kept)]
+        return [Quantity(**facts) for each in found for facts in each]
 
     @property
     def finished_at(self) -> tuple[float, str]:

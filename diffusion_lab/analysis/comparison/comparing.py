@@ -11,7 +11,7 @@ from diffusion_lab.analysis.comparison.composition import losses_compare, settin
 from diffusion_lab.analysis.comparison.copies import copy_ratios
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, Member, grouped
-from diffusion_lab.analysis.comparison.measurements import figures_of, names_of_figures
+from diffusion_lab.analysis.comparison.measurements import figures_of, judged_by, names_of_figures
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.analysis.comparison.svg import Drawing
@@ -19,8 +19,9 @@ from diffusion_lab.analysis.comparison.verdict import SHOWN, verdict
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.progress import say
+from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.protocol import Protocol
-from diffusion_lab.metrics.rows import HELD_OUT, METRICS, Metric
+from diffusion_lab.metrics.quantities import HELD_OUT
 from diffusion_lab.runs.results import Sampling, common_metrics, sampling_of
 
 PLOTS = "plots"
@@ -52,7 +53,8 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     check_output(folder)
     collection = collect(paths)
     groups = collection.groups
-    judged = [each for metric in METRICS if (each := judge(collection, metric)) is not None]
+    metrics = judged_by(fairness.runs_of(groups))
+    judged = [each for metric in metrics if (each := judge(collection, metric)) is not None]
     report = Report(
         groups,
         judged,
@@ -65,7 +67,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     tell(folder, report)
     return {
         "folder": str(folder),
-        "verdict": {each.metric.kind: each.verdict.answer for each in judged},
+        "verdict": {each.metric.name: each.verdict.answer for each in judged},
         "compositions": {
             group.name: [str(member.run.folder) for member in group.members] for group in groups
         },
@@ -92,7 +94,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     for run in runs:
         figures = figures_of(run, measured[run.folder], names) | copies.get(run.folder, {})
         if not one_loss:
-            figures.pop(HELD_OUT, None)
+            figures.pop(HELD_OUT.name, None)
         members.append(Member(run, settings_of(run), figures))
     groups, repeated = grouped(members)
     groups.sort(key=lambda group: fid if (fid := group.mean("fid")) is not None else math.inf)
@@ -108,14 +110,14 @@ def check_output(folder: Path) -> None:
         raise UserError(f"output={folder} holds other files; choose another folder by output=...")
 
 
-def judge(collection: Collection, metric: Metric) -> Judged | None:
+def judge(collection: Collection, metric: Quantity) -> Judged | None:
     """Verdict and plots by one metric; None where no run has it."""
     groups = collection.groups
     said = verdict(groups, metric)
     if said is None:
         return None
     along_training = [
-        (group, curves.curve(group, metric.kind, name_in_rows(collection, group, metric)))
+        (group, curves.curve(group, metric.name, name_in_rows(collection, group, metric)))
         for group in groups
     ]
     trained = any(len(points) > 1 for _, points in along_training)
@@ -124,7 +126,7 @@ def judge(collection: Collection, metric: Metric) -> Judged | None:
     )
     fronts = [drawings.pareto(groups, metric, cost, label) for cost, label in COSTS.items()]
     over_data, crossed = None, []
-    if lines := data_lines(groups, metric.kind):
+    if lines := data_lines(groups, metric.name):
         crossed = crossings(lines, metric)
         over_data = drawings.over_data(lines, metric, crossed)
     return Judged(
@@ -139,13 +141,13 @@ def judge(collection: Collection, metric: Metric) -> Judged | None:
     )
 
 
-def name_in_rows(collection: Collection, group: Group, metric: Metric) -> str | None:
+def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str | None:
     """A metric's name in metrics.jsonl, if it was measured there as it is compared here."""
-    if metric.kind == HELD_OUT:
+    if metric.name == HELD_OUT.name:
         return "val/loss"
     way = (collection.protocol, collection.sampling)
     own = all(measured_so(member.run, *way) for member in group.members)
-    return collection.names.get(metric.kind) if own else None
+    return collection.names.get(metric.name) if own else None
 
 
 def measured_so(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
@@ -190,10 +192,10 @@ def write(folder: Path, report: Report) -> None:
     write_atomically(folder / "table.md", text)
     write_atomically(folder / "table.csv", table.as_csv(report.groups))
     write_atomically(folder / "table.tex", table.latex(report.groups))
-    tests = {each.metric.kind: each.verdict.pairs for each in report.judged}
+    tests = {each.metric.name: each.verdict.pairs for each in report.judged}
     write_atomically(folder / "pairs.csv", table.pairs_csv(tests))
     plots = {f"{plot.name}.svg": plot for each in report.judged for plot in plots_of(each)}
-    kinds = tuple(metric.kind for metric in METRICS)
+    kinds = tuple(metric.name for metric in judged_by(fairness.runs_of(report.groups)))
     for old in (folder / PLOTS).glob("*.svg"):
         if old.name not in plots and old.name.startswith(kinds):
             old.unlink()

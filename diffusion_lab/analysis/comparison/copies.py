@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
-from diffusion_lab.metrics.rows import COPIES, PIXEL_COPIES
 from diffusion_lab.runs.results import Sampling
 
 
@@ -35,7 +35,7 @@ def copy_ratios(
             said.append(f"Copies of {run.folder} are left out: {reason}")
             continue
         ratios = (space["copy_ratio"] for space in report["neighbours"].values())
-        named = dict(zip((COPIES, PIXEL_COPIES), ratios, strict=True))
+        named = dict(zip((COPIES.name, PIXEL_COPIES.name), ratios, strict=True))
         found[run.folder] = Measured(report["protocol"], named)
     unequal = differing([each.protocol for each in found.values()])
     if unequal:

@@ -8,7 +8,7 @@ from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.labels import without_data
 from diffusion_lab.analysis.comparison.significance import half_width
 from diffusion_lab.analysis.comparison.svg import COLOURS
-from diffusion_lab.metrics.rows import Metric
+from diffusion_lab.metrics import Quantity
 from diffusion_lab.runs.settings import DATA_SIZE
 
 
@@ -104,12 +104,12 @@ def data_lines(groups: Sequence[Group], kind: str) -> list[DataLine]:
     return sorted(found, key=lambda line: line.look)
 
 
-def crossings(lines: Sequence[DataLine], metric: Metric) -> list[str]:
+def crossings(lines: Sequence[DataLine], metric: Quantity) -> list[str]:
     """A sentence on each pair of lines, by their means: where one passes the other, or not."""
     return [sentence for a, b in combinations(lines, 2) for sentence in crossings_of(a, b, metric)]
 
 
-def crossings_of(a: DataLine, b: DataLine, metric: Metric) -> list[str]:
+def crossings_of(a: DataLine, b: DataLine, metric: Quantity) -> list[str]:
     """Of one pair; a point where both are equal is on neither side."""
     theirs = {images: mean for images, mean, _ in b.points}
     both = [(x, mean - theirs[x]) for x, mean, _ in a.points if x in theirs]

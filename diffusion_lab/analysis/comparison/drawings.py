@@ -20,37 +20,37 @@ from diffusion_lab.analysis.comparison.svg import (
     marker,
 )
 from diffusion_lab.common.formats import amount
-from diffusion_lab.metrics.rows import Metric
+from diffusion_lab.metrics import Quantity
 
 SMALL, BESIDE = (4.0, 2.9), 0.62  # inches, of plots that stand side by side
 
 
-def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
+def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
     """A row a group, the best on top: a mark a seed, a line for the interval of their mean.
 
     With several sizes of the data, those of each together, from the least to the most.
     """
     sign = -1 if metric.higher_is_better else 1
-    parts = parts_of([group for group in groups if group.values(metric.kind)])
+    parts = parts_of([group for group in groups if group.values(metric.name)])
     for part in parts:
-        part.sort(key=lambda group: sign * group.mean(metric.kind))
+        part.sort(key=lambda group: sign * group.mean(metric.name))
     order = [group for part in parts for group in part]
     by = "best first" if len(parts) == 1 else "by size of the data, and of each best first"
-    scale = 100 if metric.percent else 1
-    said = [f"{group.name} {scale * group.mean(metric.kind):.4g}" for group in order]
+    scale = metric.scale
+    said = [f"{group.name} {scale * group.mean(metric.name):.4g}" for group in order]
 
     def paint(axes: Axes) -> None:
         for edge in list(accumulate(map(len, parts)))[:-1]:
             axes.axhline(edge - 0.5, color=GRID, linewidth=0.7)
         for row, group in enumerate(order):
-            values = [scale * value for value in group.values(metric.kind)]
+            values = [scale * value for value in group.values(metric.name)]
             look = {"color": colour(group.look)}
             axes.plot(values, [row] * len(values), marker(group.look), alpha=0.75, **look)
             if len(values) > 1:
                 mean, width = sum(values) / len(values), half_width(values)
                 ends = [mean - width, mean, mean + width]
                 axes.plot(ends, [row] * 3, "|-", markersize=9, mew=1.6, zorder=1, **look)
-        floor = next((v for g in groups for v in g.values(f"{metric.kind}_floor")), None)
+        floor = next((v for g in groups for v in g.values(f"{metric.name}_floor")), None)
         if floor is not None:
             axes.axvline(scale * floor, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
             axes.annotate(
@@ -66,10 +66,10 @@ def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"{axis_title(metric)}, {metric.direction}")
+        axes.set_xlabel(f"{metric.axis_title}, {metric.direction}")
 
     return draw(
-        f"{metric.kind}_by_seed",
+        f"{metric.name}_by_seed",
         f"{metric.title} of each composition",
         f"Mean over seeds, {by}: {'; '.join(said)}.",
         (9.0, 0.85 + 0.34 * len(order)),
@@ -78,12 +78,9 @@ def by_seed(groups: Sequence[Group], metric: Metric) -> Drawing:
     )
 
 
-def axis_title(metric: Metric) -> str:
-    """With its unit."""
-    return metric.title + (" (%)" if metric.percent else "")
-
-
-def along(curves: Sequence[tuple[Group, list[Point]]], metric: Metric, axis: str) -> Drawing | None:
+def along(
+    curves: Sequence[tuple[Group, list[Point]]], metric: Quantity, axis: str
+) -> Drawing | None:
     """A figure against images, minutes or FLOPs: mean over seeds, and from lowest to highest."""
     lines = [
         (group, points)
@@ -92,7 +89,7 @@ def along(curves: Sequence[tuple[Group, list[Point]]], metric: Metric, axis: str
     ]
     if not lines:
         return None
-    scale = 100 if metric.percent else 1
+    scale = metric.scale
 
     def paint(axes: Axes) -> None:
         for group, points in lines:
@@ -108,7 +105,7 @@ def along(curves: Sequence[tuple[Group, list[Point]]], metric: Metric, axis: str
             elif len(group.members) > 1:
                 axes.fill_between(x, low, high, color=colour(group.look), alpha=0.15, linewidth=0)
         axes.set_xlabel(AXES[axis])
-        axes.set_ylabel(axis_title(metric))
+        axes.set_ylabel(metric.axis_title)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
@@ -118,7 +115,7 @@ def along(curves: Sequence[tuple[Group, list[Point]]], metric: Metric, axis: str
         for group, points in lines
     )
     return draw(
-        f"{metric.kind}_against_{axis}",
+        f"{metric.name}_against_{axis}",
         f"{metric.title} against {AXES[axis].partition(',')[0]}",
         f"Mean over seeds, with the range from the lowest to the highest. At the end: {ends}.",
         SMALL,
@@ -128,18 +125,18 @@ def along(curves: Sequence[tuple[Group, list[Point]]], metric: Metric, axis: str
     )
 
 
-def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Drawing | None:
+def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> Drawing | None:
     """A figure against a cost, and the line of those that nothing cheaper betters.
 
     None where the cost was made equal.
     """
-    both = [group for group in groups if group.values(metric.kind) and group.values(cost)]
+    both = [group for group in groups if group.values(metric.name) and group.values(cost)]
     costs = [group.mean(cost) for group in both]
     if len(both) < 2 or max(costs) <= (1 + EQUAL_COST) * min(costs):
         return None
-    scale = 100 if metric.percent else 1
+    scale = metric.scale
     unit = 60 if cost == "training_seconds" else 1
-    means = [scale * group.mean(metric.kind) for group in both]
+    means = [scale * group.mean(metric.name) for group in both]
     points = [(each / unit, mean) for each, mean in zip(costs, means, strict=True)]
     best = front(points, metric.higher_is_better)
 
@@ -150,7 +147,7 @@ def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Dr
             look = {"color": colour(group.look), "marker": marker(group.look), "linestyle": ""}
             axes.plot([x], [y], markersize=7, **look)
         axes.set_xlabel(label)
-        axes.set_ylabel(axis_title(metric))
+        axes.set_ylabel(metric.axis_title)
         if max(costs) > 5 * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -160,7 +157,7 @@ def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Dr
 
     names = "; ".join(both[place].name for place in best)
     return draw(
-        f"{metric.kind}_by_{cost}",
+        f"{metric.name}_by_{cost}",
         f"{metric.title} against {label.partition(',')[0]}",
         f"Not bettered by anything cheaper: {names}.",
         SMALL,
@@ -170,9 +167,9 @@ def pareto(groups: Sequence[Group], metric: Metric, cost: str, label: str) -> Dr
     )
 
 
-def over_data(lines: Sequence[DataLine], metric: Metric, crossed: Sequence[str]) -> Drawing:
+def over_data(lines: Sequence[DataLine], metric: Quantity, crossed: Sequence[str]) -> Drawing:
     """A figure against the number of training images, on a logarithmic axis."""
-    scale = 100 if metric.percent else 1
+    scale = metric.scale
 
     def paint(axes: Axes) -> None:
         for line in lines:
@@ -189,11 +186,11 @@ def over_data(lines: Sequence[DataLine], metric: Metric, crossed: Sequence[str])
         axes.set_xticks(sorted({images for line in lines for images, _, _ in line.points}))
         axes.set_xticks([], minor=True)
         axes.set_xlabel("training images")
-        axes.set_ylabel(axis_title(metric))
+        axes.set_ylabel(metric.axis_title)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
 
     return draw(
-        f"{metric.kind}_over_data",
+        f"{metric.name}_over_data",
         f"{metric.title} against training images",
         "; ".join(crossed or [f"Compositions: {', '.join(line.name for line in lines)}"]) + ".",
         SMALL,

@@ -7,7 +7,6 @@ from functools import cached_property
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.labels import names_of, varying
-from diffusion_lab.metrics.rows import JACKKNIFE
 from diffusion_lab.runs.settings import DATA_SIZE, Settings
 
 
@@ -46,7 +45,7 @@ class Group:
     @property
     def jackknife(self) -> float | None:
         """The standard deviation of the only seed's FID over its samples, if there is one seed."""
-        return self.members[0].figures.get(JACKKNIFE) if len(self.members) == 1 else None
+        return self.members[0].figures.get("fid_std") if len(self.members) == 1 else None
 
     @property
     def apart_from_data(self) -> str:

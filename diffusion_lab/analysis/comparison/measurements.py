@@ -3,9 +3,18 @@
 import math
 import statistics
 from collections import Counter
+from collections.abc import Iterable
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.metrics.rows import HELD_OUT
+from diffusion_lab.metrics import Quantity
+from diffusion_lab.metrics.quantities import HELD_OUT, QUANTITIES
+
+
+def judged_by(runs: Iterable[Run]) -> list[Quantity]:
+    """The quantities that runs are compared by; last come those of metrics of other code."""
+    known = {quantity.name: quantity for run in runs for quantity in run.extra_quantities}
+    known = {quantity.name: quantity for quantity in QUANTITIES} | known
+    return [quantity for quantity in known.values() if quantity.judged]
 
 
 def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
@@ -23,7 +32,7 @@ def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
 def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> dict[str, float]:
     """By kind, whatever is known of a run: judgements, floors, spreads and costs."""
     found = {kind: measured.get(name) for kind, name in names.items()}
-    found[HELD_OUT] = run.summary.get("metrics", {}).get("val/loss")
+    found[HELD_OUT.name] = run.summary.get("metrics", {}).get("val/loss")
     found |= {
         "images_seen": run.summary["images_seen"],
         "parameters": run.summary["parameters"],

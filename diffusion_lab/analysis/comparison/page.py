@@ -13,7 +13,7 @@ from diffusion_lab.analysis.comparison.markup import details, glyph, listed, sec
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.analysis.comparison.svg import Drawing
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
-from diffusion_lab.metrics.rows import Metric
+from diffusion_lab.metrics import Quantity
 
 PARTS = Path(__file__).parent
 CORRECTED = "Holm's correction covers all pairs of one metric"
@@ -25,7 +25,7 @@ GENERATOR = "diffusion-lab compare"  # by which a page is known as one of ours
 class Judged:
     """What the page shows of one metric."""
 
-    metric: Metric
+    metric: Quantity
     verdict: Verdict
     by_seed: Drawing
     along: list[Drawing]  # empty where nothing was measured in training
@@ -80,14 +80,14 @@ def is_ours(folder: Path) -> bool:
 
 def _choice(judged: Sequence[Judged]) -> str:
     return "".join(
-        f'<label><input type="radio" name="metric" value="{each.metric.kind}"'
+        f'<label><input type="radio" name="metric" value="{each.metric.name}"'
         f"{' checked' if place == 0 else ''}><span>{escape(each.metric.title)}</span></label>"
         for place, each in enumerate(judged)
     )
 
 
-def _of_metric(metric: Metric, content: str) -> str:
-    return f'<div data-metric="{metric.kind}">{content}</div>'
+def _of_metric(metric: Quantity, content: str) -> str:
+    return f'<div data-metric="{metric.name}">{content}</div>'
 
 
 def _verdicts(report: Report) -> str:

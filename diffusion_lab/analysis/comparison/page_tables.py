@@ -11,7 +11,7 @@ from diffusion_lab.analysis.comparison.markup import details, glyph, listed, sec
 from diffusion_lab.analysis.comparison.pairs import Pair
 from diffusion_lab.analysis.comparison.table import NONE, Cell, columns_of, notes, rows
 from diffusion_lab.analysis.comparison.verdict import SHOWN
-from diffusion_lab.metrics.rows import Metric
+from diffusion_lab.metrics import Quantity
 from diffusion_lab.runs.settings import CLASS
 
 
@@ -66,7 +66,7 @@ def compositions(groups: Sequence[Group]) -> str:
     return section("table", "Table", content, files)
 
 
-def pairs(metric: Metric, found: Sequence[Pair]) -> str:
+def pairs(metric: Quantity, found: Sequence[Pair]) -> str:
     """A row a pair of compositions of the same data."""
     sizes = any(pair.size for pair in found)
     titles = ["Data"] * sizes + ["Ahead", "Behind", "Gap", "To exceed", "p", "Holm", "Told apart"]
@@ -97,7 +97,7 @@ def pairs(metric: Metric, found: Sequence[Pair]) -> str:
     summary = f"{len(found)} pairs" if len(found) > 1 else "The test"
     if len(found) > SHOWN:
         summary += f", of which {SHOWN} are here and all in pairs.csv"
-    return details(summary, table(f"pairs-{metric.kind}", caption, head, body, "small"))
+    return details(summary, table(f"pairs-{metric.name}", caption, head, body, "small"))
 
 
 def settings(groups: Sequence[Group]) -> str:

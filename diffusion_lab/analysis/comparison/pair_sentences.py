@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.pairs import ENOUGH, Pair
-from diffusion_lab.metrics.rows import Metric
+from diffusion_lab.metrics import Quantity
 
 
-def difference(pair: Pair, metric: Metric) -> str:
+def difference(pair: Pair, metric: Quantity) -> str:
     size = abs(pair.gap)
     interval = metric.gap(size - pair.half_width, size + pair.half_width)
     corrected = pair.tested.corrected > pair.tested.p
@@ -19,7 +19,7 @@ def difference(pair: Pair, metric: Metric) -> str:
     )
 
 
-def undecided(pair: Pair, metric: Metric) -> str:
+def undecided(pair: Pair, metric: Quantity) -> str:
     return (
         f"{pair.ahead.name} and {pair.behind.name} cannot be told apart by {metric.title}; their "
         f"gap is {metric.gap(abs(pair.gap))}, and over {len(pair.seeds)} seeds of this spread "
@@ -27,7 +27,7 @@ def undecided(pair: Pair, metric: Metric) -> str:
     )
 
 
-def untestable(pair: Pair, metric: Metric) -> str:
+def untestable(pair: Pair, metric: Quantity) -> str:
     size = metric.gap(abs(pair.gap)) if pair.gap else "nothing"
     return (
         f"{pair.ahead.name} and {pair.behind.name} differ in {metric.title} by {size} in each of "
@@ -36,7 +36,7 @@ def untestable(pair: Pair, metric: Metric) -> str:
     )
 
 
-def finding(pair: Pair, metric: Metric, tests: int) -> str:
+def finding(pair: Pair, metric: Quantity, tests: int) -> str:
     """A sentence on a pair, one of so many that were tested."""
     at = f"At {pair.size}: " if pair.size else ""
     if pair.tested is None:
@@ -49,7 +49,7 @@ def finding(pair: Pair, metric: Metric, tests: int) -> str:
     return f"{at}{said}; paired over seeds {seeds}: {p}"
 
 
-def untested(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> list[str]:
+def untested(groups: Sequence[Group], pairs: Sequence[Pair], metric: Quantity) -> list[str]:
     """What is known of groups of one size of the data that are in no pair, and what it is not."""
     paired = {name for pair in pairs for name in (pair.ahead.name, pair.behind.name)}
     others = [group for group in groups if group.name not in paired]
@@ -57,8 +57,8 @@ def untested(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> 
         return []
     said = []
     for group in others:
-        text = f"{group.name} {metric.title} {metric.number(group.mean(metric.kind))}"
-        spread = group.jackknife if metric.kind == "fid" else None
+        text = f"{group.name} {metric.title} {metric.number(group.mean(metric.name))}"
+        spread = group.jackknife if metric.name == "fid" else None
         said.append(text if spread is None else f"{text} (jackknife ± {metric.number(spread)})")
     alone = len(others) == 1
     lines = [
@@ -71,16 +71,16 @@ def untested(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> 
     return lines
 
 
-def _nearest(groups: Sequence[Group], metric: Metric) -> str:
+def _nearest(groups: Sequence[Group], metric: Quantity) -> str:
     """The gap between the best and what is nearest to it, where nothing was tested."""
     sign = -1 if metric.higher_is_better else 1
-    best = min(groups, key=lambda group: sign * group.mean(metric.kind))
+    best = min(groups, key=lambda group: sign * group.mean(metric.name))
     rest = [group for group in groups if group is not best]
-    nearest = min(rest, key=lambda g: abs(g.mean(metric.kind) - best.mean(metric.kind)))
-    size = abs(best.mean(metric.kind) - nearest.mean(metric.kind))
+    nearest = min(rest, key=lambda g: abs(g.mean(metric.name) - best.mean(metric.name)))
+    size = abs(best.mean(metric.name) - nearest.mean(metric.name))
     text = f"The gap between {best.name} and {nearest.name} is {metric.gap(size)}"
     spreads = [group.jackknife for group in (best, nearest)]
-    if metric.kind == "fid" and None not in spreads:
+    if metric.name == "fid" and None not in spreads:
         text += " beside jackknife deviations of {:.3g} and {:.3g} over samples".format(*spreads)
     return f"{text}; another seed of training may move a figure by more than samples do"
 

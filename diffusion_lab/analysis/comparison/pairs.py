@@ -14,7 +14,7 @@ from diffusion_lab.analysis.comparison.significance import (
     holm,
     paired_p_value,
 )
-from diffusion_lab.metrics.rows import Metric
+from diffusion_lab.metrics import Quantity
 
 ENOUGH = 2  # common seeds of a paired test
 ROUNDING = 1e-9  # of figures, relative: differences that spread by less are all one
@@ -43,12 +43,12 @@ class Pair:
         return self.tested is not None and self.tested.corrected < LEVEL
 
 
-def pairs_of(groups: Sequence[Group], metric: Metric) -> list[Pair]:
+def pairs_of(groups: Sequence[Group], metric: Quantity) -> list[Pair]:
     """All pairs with enough common seeds; groups of different parts of the data make none."""
     found = []
     for size in by_data_size(groups):
         for a, b in combinations(size.groups, 2):
-            seeds = common_seeds(a, b, metric.kind)
+            seeds = common_seeds(a, b, metric.name)
             if len(seeds) < ENOUGH:
                 continue
             ours, theirs = ([_value(group, seed, metric) for seed in seeds] for group in (a, b))
@@ -78,5 +78,5 @@ def common_seeds(a: Group, b: Group, kind: str) -> tuple[int, ...]:
     )
 
 
-def _value(group: Group, seed: int, metric: Metric) -> float:
-    return group.by_seed[seed].figures[metric.kind]
+def _value(group: Group, seed: int, metric: Quantity) -> float:
+    return group.by_seed[seed].figures[metric.name]

@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from diffusion_lab.analysis.comparison.fairness import runs_of
 from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.measurements import judged_by
 from diffusion_lab.analysis.comparison.pairs import Pair
 from diffusion_lab.analysis.comparison.significance import half_width
 from diffusion_lab.common.formats import amount, duration, gibibytes, percent, plain, with_spread
-from diffusion_lab.metrics.rows import METRICS
+from diffusion_lab.metrics import Quantity
 
 NONE = "\N{EN DASH}"
 SIZE = "training_images"
@@ -54,25 +56,22 @@ COLUMNS = (
     Column("images_per_second", "Images/s", "in training, median", amount),
     Column("training_seconds", "Time", "wall clock of training, with validation", duration),
     Column("peak_memory", "Memory", "peak in training", gibibytes),
-    *(
-        Column(
-            metric.kind,
-            metric.title,
-            f"{metric.meaning}; {metric.direction}",
-            percent if metric.percent else plain,
-            100.0 if metric.percent else 1.0,
-            judges=True,
-        )
-        for metric in METRICS
-    ),
 )
 
 
 def columns_of(groups: Sequence[Group]) -> list[Column]:
     """Those that some group has a value of; the size of the data where there are several."""
-    known = [column for column in COLUMNS if any(group.values(column.kind) for group in groups)]
+    judged = map(column_of, judged_by(runs_of(groups)))
+    known = [c for c in (*COLUMNS, *judged) if any(group.values(c.kind) for group in groups)]
     one_size = len({group.data_size for group in groups}) == 1
     return known[1:] if one_size and known[0].kind == SIZE else known
+
+
+def column_of(metric: Quantity) -> Column:
+    """The column of a quantity that compositions are judged by."""
+    say = percent if metric.percent else plain
+    meaning = f"{metric.meaning}; {metric.direction}"
+    return Column(metric.name, metric.title, meaning, say, metric.scale, judges=True)
 
 
 def cell(group: Group, column: Column) -> Cell:

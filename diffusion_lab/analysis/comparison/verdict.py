@@ -18,7 +18,7 @@ from diffusion_lab.analysis.comparison.pair_sentences import (
 )
 from diffusion_lab.analysis.comparison.pairs import ENOUGH, Pair, pairs_of
 from diffusion_lab.analysis.comparison.significance import half_width
-from diffusion_lab.metrics.rows import Metric
+from diffusion_lab.metrics import Quantity
 
 SHOWN = 50  # pairs that are told of one by one; pairs.csv has all
 
@@ -37,9 +37,9 @@ class Verdict:
     pairs: tuple[Pair, ...]
 
 
-def verdict(groups: Sequence[Group], metric: Metric) -> Verdict | None:
+def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
     """What can be said by one metric; None where no group has it."""
-    known = [group for group in groups if group.values(metric.kind)]
+    known = [group for group in groups if group.values(metric.name)]
     if not known:
         return None
     missing = [group.name for group in groups if group not in known]
@@ -73,7 +73,7 @@ def _rank(pair: Pair) -> tuple[bool, float]:
     return not pair.told_apart, pair.tested.p if pair.tested else 1.0
 
 
-def headline(sizes: Sequence[DataSize], pairs: dict[str, list[Pair]], metric: Metric) -> str:
+def headline(sizes: Sequence[DataSize], pairs: dict[str, list[Pair]], metric: Quantity) -> str:
     """The answers for all sizes of the data in a sentence."""
     if all(len(size.groups) == 1 for size in sizes):
         return (
@@ -114,7 +114,7 @@ def _best(groups: Sequence[Group], pairs: Sequence[Pair]) -> Group | None:
     return None
 
 
-def _answer(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> str:
+def _answer(groups: Sequence[Group], pairs: Sequence[Pair], metric: Quantity) -> str:
     """For compositions of one size of the data."""
     tested = [pair for pair in pairs if pair.tested]
     apart = [pair for pair in tested if pair.told_apart]
@@ -152,18 +152,18 @@ def _answer(groups: Sequence[Group], pairs: Sequence[Pair], metric: Metric) -> s
     )
 
 
-def _nothing(metric: Metric) -> str:
+def _nothing(metric: Quantity) -> str:
     return (
         f"Nothing can be said by {metric.title} beyond these runs: no two compositions of the same "
         f"data share {ENOUGH} seeds"
     )
 
 
-def _alone(group: Group, groups: Sequence[Group], metric: Metric) -> str:
+def _alone(group: Group, groups: Sequence[Group], metric: Quantity) -> str:
     """For the one composition, of these groups, that has the metric."""
     if len(groups) > 1:
         return f"{metric.title} was measured of {group.name} alone: nothing to compare"
-    values = group.values(metric.kind)
+    values = group.values(metric.name)
     said = "No difference to be tested: all runs are one composition"
     if len(values) < ENOUGH:
         return f"{said}, with {metric.title} {metric.number(values[0])}"

@@ -2,7 +2,7 @@
 
 import lightning
 
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
@@ -14,7 +14,7 @@ class Evaluation(Periodic):
     def __init__(
         self,
         pipeline: Pipeline,
-        metrics: GenerativeMetrics,
+        metrics: PreparedMetrics,
         every_n_steps: int | None = None,
         batch_size: int = 256,
         seed: int = 0,

@@ -10,7 +10,7 @@ from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.common.progress import progress_bar
 from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.first_stage.autoencoder import Autoencoder
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.callbacks.sample_grid import publish
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
@@ -62,7 +62,7 @@ class ReconstructionEvaluation(Periodic):
     """rFID and rKID: of reconstructed test images, those that the floor beside is of."""
 
     def __init__(
-        self, metrics: GenerativeMetrics, every_n_steps: int | None = None, batch_size: int = 256
+        self, metrics: PreparedMetrics, every_n_steps: int | None = None, batch_size: int = 256
     ):
         self.metrics = metrics
         self.every_n_steps = every_n_steps
@@ -71,8 +71,8 @@ class ReconstructionEvaluation(Periodic):
 
     @torch.inference_mode()
     def run(self, trainer: lightning.Trainer) -> None:
-        data, metrics = trainer.datamodule, self.metrics
-        chosen = metrics.test_ids(data)
+        data, observe = trainer.datamodule, self.metrics.metrics.observer
+        chosen = self.metrics.metrics.test_ids(data)
         ids = shard(len(chosen), *rank_and_world())
         images = data.padded(data.test_images()[chosen[ids]])
         observed = []
@@ -81,9 +81,9 @@ class ReconstructionEvaluation(Periodic):
             with progress_bar("Reconstructing test images", len(parts)) as advance:
                 for part in parts:
                     back = reconstruct(trainer.lightning_module.autoencoder, part)
-                    observed.append(metrics.observe(data.to_native(back)))
+                    observed.append(observe(data.to_native(back)))
                     advance()
-        figures = metrics.compute(metrics.gather(observed, ids), data.test_labels()[chosen])
+        figures = self.metrics.compute(observe.gather(observed, ids), data.test_labels()[chosen])
         self.results = {
             f"r{name}": value for name, value in figures.items() if name.startswith(KEPT)
         }

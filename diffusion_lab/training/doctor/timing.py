@@ -51,7 +51,7 @@ def measure(bench: Bench, compile: bool | str, metrics: GenerativeMetrics | None
     features = 0.0
     if metrics is not None:
         images = bench.images[torch.arange(FEATURE_IMAGES, device=device) % count]
-        (features,) = median_seconds([lambda: metrics.observe(images)], device, TIMED_STEPS)
+        (features,) = median_seconds([lambda: metrics.observer(images)], device, TIMED_STEPS)
     return Speed(step, call / count, features / FEATURE_IMAGES)
 
 
