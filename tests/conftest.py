@@ -1,20 +1,17 @@
 """Shared fixtures: the command line in this process, in an empty folder, on tiny data."""
 
 import os
-import sys
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import command_line, prepare_for_commands, run_alone
 from helpers.faults import no_file_above
-from helpers.paths import ROOT, TESTS
 from helpers.processes import SRUN, TORCHRUN
 from helpers.tiny_runs import TINY
-from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
 
-from diffusion_lab.cli import main
 from diffusion_lab.compute import slurm
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # what is not here is not waited for
@@ -23,33 +20,28 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # what is not here is not waited for
 @pytest.fixture
 def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     """lab("train", ...) -> (exit code, standard output, standard error), run in tmp_path."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{ROOT}")  # of processes it starts
-    # Hydra composes everything once more to look for hydra.mode, which no configuration here sets
-    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+    prepare_for_commands(monkeypatch, tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["diffusion-lab", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
+        code = command_line(monkeypatch, *arguments)
         out, err = capfd.readouterr()
         return code, out, err
 
     return run
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A run on tiny data that was trained once; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_alone(folder, "train", *TINY, "run_dir=run")
+    return folder / "run"
+
+
 @pytest.fixture
-def run_folder(lab, tmp_path) -> Path:
-    """A finished run on tiny data."""
-    code, _, err = lab("train", *TINY, "run_dir=run")
-    assert code == 0, err
-    return tmp_path / "run"
+def run_folder(lab, tmp_path, finished_run) -> Path:
+    """A copy of the finished run, in the folder in which commands are run."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run", symlinks=True))
 
 
 @pytest.fixture

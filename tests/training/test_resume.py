@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
 import yaml
+from helpers.commands import run_alone
 from helpers.faults import Killed, at_step, die, no_file_above
 from helpers.paths import ROOT
 from helpers.seen_images import seen
@@ -51,22 +53,38 @@ def rows(folder):
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in found]
 
 
+# a row is of three steps, and checkpoints come within them and with validation
+ROWS = [*QUIET, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
+ROWS += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """unbroken(*overrides) -> the folder in which that run was trained without a stop, once."""
+
+    @cache
+    def folder_of(*overrides):
+        run_alone(folder := tmp_path_factory.mktemp("unbroken"), "train", *overrides)
+        return folder
+
+    return folder_of
+
+
 @pytest.mark.parametrize("step", [4, 5, 6])
-def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(lab, tmp_path, killed_at_step, step):
-    # a row is of three steps, and checkpoints come within them and with validation
-    common = [*QUIET, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
-    common += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
-    assert lab("train", *common, "run_dir=whole")[0] == 0
-    killed_at_step(step, "train", *common, "run_dir=parts")
+def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
+    lab, tmp_path, killed_at_step, unbroken, step
+):
+    whole = unbroken(*ROWS, "run_dir=run") / "run"
+    killed_at_step(step, "train", *ROWS, "run_dir=parts")
     with (tmp_path / "parts/metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "train/lo')  # cut short
     code, _, err = lab("train", "resume=parts")
     assert code == 0, err
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    assert [row["step"] for row in rows(tmp_path / "whole")] == [3, 4, 6, 8]
+    assert rows(tmp_path / "parts") == rows(whole)
+    assert [row["step"] for row in rows(whole)] == [3, 4, 6, 8]
     whole, parts = (
-        torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
-        for folder in ("whole", "parts")
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+        for folder in (whole, tmp_path / "parts")
     )
     assert str(whole["optimizer_states"]) == str(parts["optimizer_states"])
     for key in ("lr_schedulers", "callbacks"):
@@ -74,17 +92,19 @@ def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(lab, tmp_path, ki
 
 
 @pytest.mark.parametrize("step", [3, 4])  # a validation is due after the latter
-def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(lab, tmp_path, monkeypatch, step):
+def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
+    lab, tmp_path, monkeypatch, unbroken, step
+):
     common = [*QUIET, "trainer.max_steps=8", "validate_every_n_steps=4"]
-    assert lab("train", *common, "run_dir=whole")[0] == 0
+    whole = unbroken(*common, "run_dir=run") / "run"
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert lab("train", *common, "run_dir=parts")[0] == 130
-    stopped = [row for row in rows(tmp_path / "whole") if row["step"] <= step]
+    stopped = [row for row in rows(whole) if row["step"] <= step]
     assert rows(tmp_path / "parts") == stopped
     code, _, err = lab("train", "resume=parts")
     assert code == 0, err
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "parts") == rows(whole)
 
 
 def test_figures_that_are_taken_again_have_one_row(lab, tmp_path):
@@ -133,9 +153,9 @@ def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_pat
 
 
 @pytest.mark.parametrize("micro", [("null", "2"), ("2", "null"), ("4", "1")])
-def test_another_micro_batch_sees_the_same_images(lab, tmp_path, killed_at_step, micro):
+def test_another_micro_batch_sees_the_same_images(lab, tmp_path, killed_at_step, unbroken, micro):
     common = [*QUIET, *SEEN, "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"]
-    assert lab("train", *common, "run_dir=whole", "++callbacks.seen.folder=a")[0] == 0
+    whole = seen(unbroken(*common, "run_dir=run", "++callbacks.seen.folder=a") / "a")
     before, after = micro
     parts = ["run_dir=parts", "++callbacks.seen.folder=b", f"micro_batch_size={before}"]
     killed_at_step(4, "train", *common, *parts)
@@ -144,7 +164,7 @@ def test_another_micro_batch_sees_the_same_images(lab, tmp_path, killed_at_step,
         "train", "resume=parts", f"micro_batch_size={after}", "++callbacks.seen.folder=c"
     )
     assert code == 0, err
-    whole, first, second = (seen(tmp_path / folder) for folder in "abc")
+    first, second = (seen(tmp_path / folder) for folder in "bc")
     assert sorted(second) == [2, 3, 4, 5]
     assert {**first, **second} == whole
     assert json.loads((tmp_path / "parts/summary.json").read_text())["steps"] == 6
