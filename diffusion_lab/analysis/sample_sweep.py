@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.comparison.curves import front
 from diffusion_lab.build.instantiate import check_keys, errors_at
+from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows, write_atomically
@@ -43,16 +43,14 @@ class Setting:
 
 
 def sweep(
-    cfg: DictConfig,
-    combinations: list[Chosen],
-    configure: Callable[[Chosen], tuple[DictConfig, list[str]]],
+    cfg: DictConfig, overrides: list[str], combinations: list[Combination]
 ) -> dict[str, object]:
     """Measures each combination that is not measured yet; writes table, CSV and plot.
 
-    `configure` gives the configuration and the overrides of a combination. All are built and
-    checked before the first is measured.
+    All are built and checked before the first is measured.
     """
-    for key in combinations[0]:
+    varied = list(combinations[0].chosen)
+    for key in varied:
         if key.split(".")[0].split("/")[0] not in VARIABLE:
             raise UserError(
                 f"{key} cannot vary in a sweep over sampling; "
@@ -60,14 +58,12 @@ def sweep(
             )
     check_keys(cfg, {"batch_size": whole(1)})
     opened = runs.open_diffusion_run(cfg)
-    runs.inherit(cfg, opened.saved, ("metrics",), configure({})[1])
+    runs.inherit(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
     measured = {"protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]}
     if metrics.classifier:  # rows without accuracy are of another measurement
         measured["classifier"] = metrics.classifier.fingerprint
-    settings = [
-        build_setting(chosen, opened, measured, *configure(chosen)) for chosen in combinations
-    ]
+    settings = [build_setting(combination, opened, measured) for combination in combinations]
     with errors_at(cfg, "metrics"):
         prepared = metrics.prepare(opened.datamodule)
     reference = f"train{short_count(len(prepared.reference))}"
@@ -83,19 +79,16 @@ def sweep(
             say(f"{number}/{len(settings)}  {describe(row, list(setting.chosen))}")
     # what is kept knows its figures only: another sweep may call the same setting otherwise
     rows = [setting.chosen | kept[setting.key] for setting in settings]
-    return report(folder, rows, list(combinations[0]))
+    return report(folder, rows, varied)
 
 
 def build_setting(
-    chosen: Chosen,
-    opened: runs.DiffusionRun,
-    measured: dict[str, str],
-    cfg: DictConfig,
-    overrides: list[str],
+    combination: Combination, opened: runs.DiffusionRun, measured: dict[str, str]
 ) -> Setting:
     """One combination's pipeline; raises UserError if it cannot be sampled."""
+    cfg = combination.cfg
     check_keys(cfg, {"seed": whole(0)})
-    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), combination.overrides)
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps
     sampling = {
@@ -110,7 +103,7 @@ def build_setting(
         **sampling,
     }
     key = hashing.of_text(json.dumps(facts, sort_keys=True))[:16]
-    return Setting(chosen, opened.pipeline(cfg), cfg.seed, key)
+    return Setting(combination.chosen, opened.pipeline(cfg), cfg.seed, key)
 
 
 def measure(

@@ -38,7 +38,7 @@ REGIONS = {
 }
 
 
-def likelihood(cfg: DictConfig) -> dict[str, float]:
+def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     """Bits a dimension of the first `cfg.num_images` test images, mean and standard error."""
     if cfg.trace not in TRACES:
         raise UserError(f"trace={cfg.trace} is unknown; use one of {', '.join(TRACES)}")
@@ -67,7 +67,7 @@ def likelihood(cfg: DictConfig) -> dict[str, float]:
     return result
 
 
-def encode_images(cfg: DictConfig) -> dict[str, object]:
+def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Test images to noise and back: a picture of the three, and how close the last is."""
     check_keys(cfg, {"columns": whole(1)})
     check_solver(cfg)

@@ -1,9 +1,20 @@
 """Hydra's overrides, parsed."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One choice among values that commas separate, as in steps=5,10, and what it composes."""
+
+    chosen: dict[str, str]  # by key
+    cfg: DictConfig
+    overrides: list[str]
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:

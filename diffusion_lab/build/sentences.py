@@ -1,55 +1,62 @@
-"""What Hydra and OmegaConf say of a wrong command line, as one sentence each."""
+"""One sentence for each thing that can be wrong with a command line."""
 
 import difflib
 import re
-from pathlib import Path
 
-# Hydra's plugins, by the name of their options, and the extra of this package that installs each
-LAUNCHERS = {"submitit_slurm": "slurm", "joblib": "joblib", "ray": "ray"}
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.common.errors import UserError
 
-def sentence(error: BaseException, conf: Path) -> str:
-    """One sentence naming what is wrong and what to write instead."""
-    text = str(error)
-    match = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)
-    if match and (extra := LAUNCHERS.get(match[1])):
-        return f"hydra/launcher={extra} needs a plugin; write pip install 'diffusion-lab[{extra}]'"
-    if re.search(r"Could not find 'hydra/sweeper/optuna'", text):
-        return "a search needs Optuna; write pip install 'diffusion-lab[optuna]'"
-    if match := re.search(
-        r"Could not find '(.+)/(.+)'\s+Available options in '.+':\n((\t.+\n?)+)", text
-    ):
-        group, option, offered = match[1], match[2], match[3].split()
-        near = _near(option, offered)
-        return f"{group}={option} does not exist; {near}the options are {', '.join(offered)}"
-    if match := re.search(r"Could not override '(.+)'", text):
-        key = match[1]
-        if (conf / key).is_dir():
-            return f"{key} is not part of this command; see --help for its groups"
-        near = _near(key.split(".")[-1], _known_keys(conf))
-        return f"there is no key {key} to override; {near}--cfg job lists the keys there are"
-    if match := re.search(r"Could not find '(.+)'", text):
-        return f"{match[1]} does not exist in the configuration folder; see --help for the groups"
-    if match := re.search(r"Missing mandatory value: (.+)", text):
-        return f"{match[1]} must be given: write {match[1]}=..."
-    if match := re.search(r"parsing override '(.*)'", text):
-        return f"{match[1]!r} is no override; write key=value, in quotes if it has special signs"
-    if "no viable alternative" in text or "mismatched input" in text:
-        return f"an override cannot be read ({_first_line(text)}); check brackets and quotes"
-    return _first_line(text)
+MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # a user's, told without a trace
+# the extra of this package that installs an option of Hydra's plugins
+EXTRAS = {
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/ray": "ray",
+    "hydra/sweeper/optuna": "optuna",
+}
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "the configuration is wrong"
+def sentence(error: BaseException) -> str:
+    """Says what is wrong and what to write instead, for one of MISTAKES."""
+    text = str(error).strip()
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing(error.missing_cfg_file, list(error.options or []))
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} must be given: write {error.full_key}=..."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is no override; write key=value, in quotes where it has signs"
+    if match := re.search(r"Could not override '(.+?)'", text):  # Hydra's error has no key
+        return _unknown(match[1])
+    return text.splitlines()[0] if text else "the configuration is wrong"
+
+
+def _missing(name: str, options: list[str]) -> str:
+    """The sentence for a file of the configuration that is not there, as in backbone/dti."""
+    if extra := EXTRAS.get(name):
+        return f"{name} needs a plugin; write pip install 'diffusion-lab[{extra}]'"
+    group, _, option = name.rpartition("/")
+    if not options:
+        return f"{name} does not exist in the configuration folder; see --help for the groups"
+    near = _near(option, options)
+    return f"{group}={option} does not exist; {near}the options are {', '.join(options)}"
+
+
+def _unknown(key: str) -> str:
+    """The sentence for an override of a key or a group that the command does not have."""
+    if (conf_dir() / key).is_dir():
+        return f"{key} is not part of this command; see --help for its groups"
+    texts = (path.read_text() for path in conf_dir().rglob("*.yaml"))
+    known = {name for text in texts for name in re.findall(r"^\s*(\w+):", text, re.MULTILINE)}
+    near = _near(key.rpartition(".")[2], sorted(known))
+    return f"there is no key {key} to override; {near}--cfg job lists the keys there are"
 
 
 def _near(word: str, words: list[str]) -> str:
     close = difflib.get_close_matches(word, words, n=1)
     # the same word is a key of something else
     return f"did you mean {close[0]}? " if close and close[0] != word else ""
-
-
-def _known_keys(conf: Path) -> list[str]:
-    """Every key written in any configuration file."""
-    texts = (path.read_text() for path in conf.rglob("*.yaml"))
-    return sorted({key for text in texts for key in re.findall(r"^\s*(\w+):", text, re.MULTILINE)})

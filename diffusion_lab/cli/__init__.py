@@ -1,5 +1,5 @@
 """The command line: `diffusion-lab <command> override=...`; each command is a Hydra application."""
 
-from diffusion_lab.cli.main import main
+from diffusion_lab.cli.program import main
 
 __all__ = ["main"]

@@ -10,13 +10,19 @@ from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
-from diffusion_lab.profiling.match import match
+from diffusion_lab.common.ranges import inside, one_of, optional, ranges, whole
+from diffusion_lab.profiling.match import find_match
 
-COUNTED = ("params", "macs")
 ENDLESS = 1_000_000_000  # steps; the clock ends the run
 NOT_OF_MATCH = ("speed", "depth", "combinations")  # keys of doctor and profile
 
 
+@ranges(
+    by=one_of("params", "macs"),
+    tolerance=inside(0, 1),
+    images=optional(whole(1)),
+    seconds=optional(whole(1)),
+)
 @dataclass(frozen=True)
 class Budget:
     """Size and length of a run: a network's by that of `reference`, training's in one unit.
@@ -35,18 +41,12 @@ class Budget:
     solved: list[str] | None
 
     def __post_init__(self) -> None:
-        if self.by not in COUNTED:
-            raise ValueError(f"budget.by={self.by} is unknown; use {' or '.join(COUNTED)}")
         if self.images is not None and self.seconds is not None:
-            raise ValueError("budget.images and budget.seconds cannot both be given; choose one")
+            raise ValueError("images and seconds cannot both be given; choose one")
         if self.reference is self.images is self.seconds is None:
             raise ValueError(
-                "the budget fixes nothing; give budget.reference, budget.images or budget.seconds"
+                "reference, images and seconds are all null, which fixes nothing; give one of them"
             )
-        for unit in ("images", "seconds"):
-            value = getattr(self, unit)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"budget.{unit}={value} must be a whole number of at least 1")
 
     def length(self, batch_size: int) -> dict[str, object]:
         """The settings that end a run, its images rounded up to whole batches."""
@@ -76,7 +76,8 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
     budget = instantiate(cfg, "budget")
     solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size).items()]
     if budget.reference is not None:
-        solved += size_of(budget, [o for o in overrides if not o.startswith(NOT_OF_MATCH)])
+        asked = [override for override in overrides if not override.startswith(NOT_OF_MATCH)]
+        solved += size_of(budget.reference, budget, asked)
     given = values_of(overrides)
     for key, value in values_of(solved).items():
         if given.get(key, value) != value:
@@ -98,16 +99,15 @@ def units(cfg: DictConfig) -> list[str]:
     return [unit for unit, value in chosen.items() if value is not None]
 
 
-def size_of(budget: Budget, overrides: list[str]) -> list[str]:
+def size_of(reference: str, budget: Budget, overrides: list[str]) -> list[str]:
     """The overrides that give the composition's backbone the cost of the reference's."""
-    reference = budget.reference.replace("'", "\\'")
-    asked = [*overrides, f"reference='{reference}'", f"by={budget.by}", "device=meta"]
+    quoted = reference.replace("'", "\\'")
+    asked = [*overrides, f"reference='{quoted}'", f"by={budget.by}", "device=meta"]
     asked.append(f"tolerance={budget.tolerance}")
     composed = compose("match", overrides=asked, return_hydra_config=True)
     name = composed.hydra.runtime.choices.backbone
-    configure = lambda chosen: compose("match", overrides=chosen)  # noqa: E731
-    result = match(configure(asked), asked, name, configure)
-    return [override for override in result["overrides"] if override.startswith("backbone.")]
+    found = find_match(compose("match", overrides=asked), asked, name)
+    return [override for override in found.overrides if override.startswith("backbone.")]
 
 
 def put(cfg: DictConfig, solved: list[str]) -> None:

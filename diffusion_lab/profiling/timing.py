@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +11,38 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from diffusion_lab.backbone.counting import TRAINING_PASSES
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_model
-from diffusion_lab.compute.device import autocast, channels_last_pays, compile_pays
+from diffusion_lab.common.ranges import whole
+from diffusion_lab.compute.device import (
+    autocast,
+    channels_last_pays,
+    check_choices,
+    compile_pays,
+    pick_device,
+    pick_precision,
+)
 from diffusion_lab.data.augmentation import augment
+from diffusion_lab.profiling.costs import Counts, ImageFacts
 
+ALLOWED = {"batch_size": whole(1), "timed_steps": whole(1)}
 WARM_UP = 2  # steps; the first one allocates
 PEAK_SECONDS = 0.3
 PEAK_SIZE = {"cpu": 1024}  # side of the matrices: large enough for full speed
 LARGE_PEAK_SIZE = 8192
 LARGEST_KEPT = 2**25 - 2**16  # bytes: just under what glibc takes from the system each time
+
+
+def device_and_precision(cfg: DictConfig) -> tuple[torch.device, str]:
+    """The device and the precision to measure in; raises UserError for what is not here."""
+    check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
+    if cfg.device == "meta":
+        return torch.device("meta"), "32-true"
+    device = pick_device(cfg.device)
+    precision = pick_precision(cfg.precision, device)
+    autocast(precision, device)  # raises UserError for a precision that cannot be measured
+    return device, precision
 
 
 class Bench:
@@ -110,6 +133,48 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter
     for parameter in parameters:
         saved.pop(parameter.untyped_storage().data_ptr(), None)
     return sum(storage.nbytes() for storage in saved.values())
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a composition is on a device, and how near to the device's peak."""
+
+    device: str
+    precision: str
+    batch_size: int
+    activation_bytes: int
+    training_images_per_second: float
+    network_images_per_second: float
+    sampling_images_per_second: float | None
+    peak_flops: float
+    training_share_of_peak: float
+    network_share_of_peak: float
+
+
+def measure_speed(
+    cfg: DictConfig, facts: ImageFacts, device: torch.device, precision: str, counts: Counts
+) -> Speed:
+    """Times steps of training and calls of the network, and weighs activations."""
+    bench = Bench(cfg, *facts, device, precision)
+    activations = bench.activation_bytes()
+    bench.compile(cfg.compile)
+    (step,) = median_seconds([bench.train], device, cfg.timed_steps)
+    (call,) = median_seconds([bench.call], device, cfg.timed_steps)
+    peak = peak_flops(precision, device)
+    calls = counts.sampling_calls
+    work = cfg.batch_size * counts.flops / peak  # seconds that a call takes at the peak
+    return Speed(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        precision=precision,
+        batch_size=cfg.batch_size,
+        activation_bytes=activations,
+        training_images_per_second=cfg.batch_size / step,
+        network_images_per_second=cfg.batch_size / call,
+        sampling_images_per_second=cfg.batch_size / call / calls if calls else None,
+        peak_flops=peak,
+        training_share_of_peak=TRAINING_PASSES * work / step,
+        network_share_of_peak=work / call,
+    )
 
 
 def median_seconds(

@@ -19,7 +19,7 @@ from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.opening import kind_of
 
 
-def export(cfg: DictConfig) -> dict[str, object]:
+def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Writes the denoiser of the run `cfg.run` to the new folder `cfg.output`; returns the facts.
 
     The folder is a run to `sample`, `evaluate` and the others, but for `train`. It is written whole

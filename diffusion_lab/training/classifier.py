@@ -17,7 +17,7 @@ from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 
 
-def train_extractor(cfg: DictConfig) -> dict[str, object]:
+def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Trains on the whole training split, reads the test split, and writes the file `cfg.output`.
 
     Raises UserError where there are no classes to learn, or the file is there already.

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from diffusion_lab import runs
-from diffusion_lab.backbone import counting
 from diffusion_lab.build.checks import advice
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
@@ -26,7 +25,7 @@ from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.first_stage import Pixels
 from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.profiling.costs import costs_of
+from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.diffusion_run import load_weak
 from diffusion_lab.runs.lock import locked, require_unlocked
@@ -95,11 +94,10 @@ class DiffusionTask(Task):
     def macs(self, cfg: DictConfig) -> int | None:
         data = self.datamodule
         try:
-            costs, _ = costs_of(cfg, (data.image_shape, data.num_classes))
+            return cost_of(cfg, ImageFacts(data.image_shape, data.num_classes)).macs
         except Exception as error:  # of somebody's network: no reason to lose a trained run
             say(f"MACs could not be counted: {error}")
             return None
-        return counting.total(costs).macs
 
     def facts(self, folder: Path) -> dict[str, dict]:
         return {

@@ -19,7 +19,7 @@ from diffusion_lab.analysis.comparison.curves import front
 from diffusion_lab.analysis.comparison.labels import names_of, varying, without_data
 from diffusion_lab.analysis.comparison.pictures import cells_of, data_uri, side_by_side
 from diffusion_lab.analysis.comparison.table import NONE
-from diffusion_lab.cli.combinations import gather_paths
+from diffusion_lab.cli.arguments import gather_paths
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import with_spread
 from diffusion_lab.metrics.protocol import with_fingerprint

@@ -12,7 +12,7 @@ from helpers.tiny_runs import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffusion_lab.cli.main import COMMANDS
+from diffusion_lab.cli.commands import COMMANDS
 
 SWEEP = yaml.safe_load((ROOT / "experiments/wandb_sweep.yaml").read_text())
 

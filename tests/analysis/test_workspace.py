@@ -11,8 +11,8 @@ from helpers.logged_names import is_known
 from helpers.tiny_runs import TINY
 from wandb_workspaces import workspaces as ws
 
+from diffusion_lab.analysis import wandb_report
 from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
-from diffusion_lab.cli import wandb_report
 from diffusion_lab.metrics import log_names
 
 PROTOCOL = "efficientnet_lite0-96/train64-16"  # of tiny runs

@@ -1,12 +1,18 @@
 """sample and evaluate, and what the command line says of what is wrong."""
 
 import json
+import os
+import pkgutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from helpers.tiny_runs import TINY
 from PIL import Image
 
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.metrics import GenerativeMetrics
 
 FAST = ["sampler.steps=3", "device=cpu"]
@@ -224,3 +230,38 @@ def test_more_held_out_images_than_there_are_is_refused_before_a_folder_is_made(
     assert code == 2
     assert "data.validation_size=33 is more than the 32 test images" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["trian"]]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_ends_quietly(arguments, unbuffered):
+    closed, pipe = os.pipe()
+    os.close(closed)
+    with os.fdopen(pipe, "w") as unread:
+        ended = subprocess.run(
+            [sys.executable, "-m", "diffusion_lab", *arguments],
+            stdout=unread,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            text=True,
+        )
+    wrong = arguments == ["trian"]
+    assert ended.returncode == (2 if wrong else 0)
+    assert len(ended.stderr.splitlines()) == wrong
+
+
+def test_another_broken_pipe_is_not_taken_for_standard_output(lab, monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("diffusion_lab.cli.program.execute", broken)
+    with pytest.raises(BrokenPipeError):
+        lab("train")
+
+
+def test_every_command_has_a_function_and_a_configuration():
+    for name, command in COMMANDS.items():
+        assert callable(pkgutil.resolve_name(command.function))
+        assert (conf_dir() / f"{name.replace('-', '_')}.yaml").is_file()

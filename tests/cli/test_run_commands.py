@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion_lab.analysis.sample_sweep import best_per_budget
 from diffusion_lab.analysis.test_images import REGIONS, missing
-from diffusion_lab.cli.combinations import expand, gather
+from diffusion_lab.cli.arguments import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 

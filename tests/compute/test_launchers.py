@@ -48,8 +48,8 @@ def test_slurm_without_sbatch_is_named(lab, tmp_path, monkeypatch):
 
 def test_a_launcher_has_a_sweep_wherever_configurations_are(lab, monkeypatch):
     started = []
-    program = sys.modules["diffusion_lab.cli.main"]
-    monkeypatch.setattr(program, "sweep", lambda name, arguments: started.append(arguments))
+    program = sys.modules["diffusion_lab.cli.program"]
+    monkeypatch.setattr(program.sweeps, "sweep", lambda name, arguments: started.append(arguments))
     monkeypatch.setattr(program, "run", lambda name, arguments: started.append(arguments))
     launcher = "hydra/launcher=joblib"
     for flags in ([], ["--config-dir", "own"], ["--config-dir=own"], ["-cd", "own"]):

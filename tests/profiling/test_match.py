@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.profiling.match import Size, Sizes
+from diffusion_lab.profiling.sizes import Size, Sizes
 
 PAIRS = [
     ("dit", "unet_small", "params"),

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import DictConfig, ListConfig
+
 from diffusion_lab.analysis.comparison import curves, drawings, fairness, page, table
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.composition import losses_compare, settings_of
@@ -41,6 +43,19 @@ class Collection:
     sampling: Sampling
     omitted: list[str]  # sentences on figures that are left out
     left_out: list[str]
+
+
+def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Compares the run folders of the command line, `cfg.paths`, in the folder `cfg.output`."""
+    if not isinstance(cfg.paths, ListConfig):
+        raise UserError(
+            f"paths={cfg.paths} is no list of folders; write diffusion-lab compare {cfg.paths}"
+        )
+    if not cfg.paths:
+        raise UserError(
+            "give run folders, or folders that hold some: diffusion-lab compare outputs"
+        )
+    return compare([str(path) for path in cfg.paths], str(cfg.output))
 
 
 def compare(paths: Sequence[str], output: str) -> dict[str, object]:

@@ -6,16 +6,13 @@ from functools import cached_property
 from typing import TypeVar
 
 import torch
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from diffusion_lab.backbone import counting
-from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.build.sentences import sentence
+from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import pad_to
 from diffusion_lab.common.randomness import random_places
@@ -60,10 +57,8 @@ class Case:
             try:
                 with errors_at(self.cfg, ""):
                     return make()
-            except UserError as error:
-                self.refusals[name] = str(error)
-            except (HydraException, OmegaConfBaseException) as error:
-                self.refusals[name] = sentence(error, conf_dir())
+            except MISTAKES as error:
+                self.refusals[name] = sentence(error)
             except torch.OutOfMemoryError:
                 self.refusals[name] = (
                     "a few steps do not fit into the device's memory; write a smaller "
@@ -145,13 +140,12 @@ class Case:
     def cost(self) -> counting.Cost:
         """Parameters and MACs of the network on one image."""
         _ = self.parts  # which says what cannot be built
-        costs, _ = profiling.costs_of(self.cfg, self.shape_and_classes)
-        return counting.total(costs)
+        return profiling.cost_of(self.cfg, self.shape_and_classes)
 
     @property
-    def shape_and_classes(self) -> profiling.Facts:
+    def shape_and_classes(self) -> profiling.ImageFacts:
         """Of the images as trained on."""
-        return self.datamodule.image_shape, self.datamodule.num_classes
+        return profiling.ImageFacts(self.datamodule.image_shape, self.datamodule.num_classes)
 
     @cached_property
     def bench(self) -> Bench | None:

@@ -1,7 +1,11 @@
 """All checks on one composition; what refuses to be built hides only what depends on it."""
 
+import dataclasses
+
 from omegaconf import DictConfig
 
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.profiling import budget
 from diffusion_lab.training.doctor import (
     data_checks,
     machine_checks,
@@ -12,6 +16,7 @@ from diffusion_lab.training.doctor import (
 from diffusion_lab.training.doctor.case import Case, Unavailable
 from diffusion_lab.training.doctor.facts import Facts, facts_of
 from diffusion_lab.training.doctor.finding import ERROR, OK, SKIPPED, Finding
+from diffusion_lab.training.doctor.report import show
 
 CHECKS = (
     *data_checks.CHECKS,
@@ -20,6 +25,16 @@ CHECKS = (
     *metric_checks.CHECKS,
     *machine_checks.CHECKS,
 )
+
+
+def doctor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Says what is wrong with a training run; returns the checks and the facts."""
+    if cfg.resume:
+        raise UserError("doctor looks at a run before it is made; leave out resume=...")
+    budget.apply(cfg, overrides)
+    findings, facts = diagnose(cfg)
+    show(findings, facts)
+    return {"checks": [dataclasses.asdict(finding) for finding in findings], "facts": facts}
 
 
 def diagnose(cfg: DictConfig) -> tuple[list[Finding], Facts]:

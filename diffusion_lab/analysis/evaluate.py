@@ -1,8 +1,5 @@
-"""diffusion-lab evaluate."""
+"""FID and its companions of a trained run, beside those of other runs."""
 
-import json
-
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.build.instantiate import check_keys, errors_at
@@ -19,14 +16,16 @@ from diffusion_lab.runs.results import (
 )
 
 
-def run(cfg: DictConfig) -> None:
-    """Measures a run and prints the figures with their floors."""
+def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
+    """Measures `cfg.run`, prints its metrics beside those of real images, and saves them.
+
+    Sampler, guidance and metrics are the run's own, unless `overrides` say otherwise.
+    """
     check_keys(cfg, {"batch_size": whole(1), "seed": whole(0)})
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
     # a wrong path is refused at once
     others = {str(run): require_evaluations(str(run)) for run in against}
     opened = open_run(cfg)
-    overrides = list(HydraConfig.get().overrides.task)
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
     metrics = opened.metrics(cfg)
@@ -46,5 +45,4 @@ def run(cfg: DictConfig) -> None:
     say(f"Kept in {path}")
     if others:
         console.print(side_by_side({cfg.run: results} | others))
-    if cfg.json:
-        print(json.dumps(results))
+    return results

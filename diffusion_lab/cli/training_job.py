@@ -1,4 +1,4 @@
-"""diffusion-lab train."""
+"""One job of train or train-autoencoder: a run that is new, resumed, or found finished."""
 
 import gc
 import json
@@ -7,15 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_lab.build.configuration import conf_dir
-from diffusion_lab.build.sentences import sentence
-from diffusion_lab.cli import outcomes
-from diffusion_lab.cli.main import fail
+from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.cli import sweeps
+from diffusion_lab.cli.job import fail
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute import slurm
@@ -23,19 +20,29 @@ from diffusion_lab.profiling import budget
 from diffusion_lab.runs.folder import CONFIG, load_summary
 from diffusion_lab.runs.resuming import restarted, resumed
 from diffusion_lab.training import study
+from diffusion_lab.training.autoencoder_task import build_autoencoder_task
 from diffusion_lab.training.task import Task
 from diffusion_lab.training.train import build_diffusion_task, train
 
 
-def run(
-    cfg: DictConfig, command: str = "train", build: Callable[..., Task] = build_diffusion_task
+def train_model(cfg: DictConfig, overrides: list[str]) -> float | None:
+    """Trains a diffusion model; returns its `optimized_metric`, if it has one."""
+    return run_job(cfg, overrides, "train", build_diffusion_task)
+
+
+def train_first_stage(cfg: DictConfig, overrides: list[str]) -> float | None:
+    """Trains an autoencoder; returns its `optimized_metric`, if it has one."""
+    return run_job(cfg, overrides, "train-autoencoder", build_autoencoder_task)
+
+
+def run_job(
+    cfg: DictConfig, overrides: list[str], command: str, build: Callable[..., Task]
 ) -> float | None:
     """Trains one composition; returns its `optimized_metric`, if it has one.
 
     A job of a multirun that fails is noted, and returns None, so that the others go on.
     """
     job = HydraConfig.get()
-    overrides = list(job.overrides.task)
     if job.mode != RunMode.MULTIRUN:
         return run_one(cfg, job, overrides, command, build)[1]
     gc.collect()  # a run before this one in the process has cycles, and its memory
@@ -49,21 +56,19 @@ def run(
         if folder and not cfg.run_dir:
             alone.append(f"run_dir={folder}")
         status, value = run_one(cfg, job, overrides, command, build)
-        outcomes.note(job.sweep.dir, job.job.num, status, alone)
+        sweeps.note(job.sweep.dir, job.job.num, status, alone)
         return value
     except KeyboardInterrupt:
         if folder:
             say("The command of the sweep goes on with this run and the rest.")
         raise
     except Exception as error:
-        if isinstance(error, UserError):
-            text = str(error)
-        elif isinstance(error, (HydraException, OmegaConfBaseException)):
-            text = sentence(error, conf_dir())
+        if isinstance(error, MISTAKES):
+            text = sentence(error)
         else:
             traceback.print_exc()
             text = f"{type(error).__name__}: {error}"
-        outcomes.note(job.sweep.dir, job.job.num, outcomes.FAILED, alone, error=text)
+        sweeps.note(job.sweep.dir, job.job.num, sweeps.FAILED, alone, error=text)
         say(f"Failed: {text}")
         if slurm.tasks() > 1:
             raise  # or this process would leave the others waiting
@@ -84,16 +89,16 @@ def run_one(
     """
     if cfg.resume:
         train(resumed(cfg.resume, overrides, command), overrides, build)
-        return outcomes.DONE, None
+        return sweeps.DONE, None
     folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
     study.check_metric(cfg, folder)
     begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, command, overrides)
     if begun and (begun / CONFIG).is_file():
         if load_summary(begun).get("finished"):
             say(f"{begun} is finished")
-            return outcomes.SKIPPED, None
+            return sweeps.SKIPPED, None
         train(restarted(begun), overrides, build)
-        return outcomes.DONE, None
+        return sweeps.DONE, None
     state = study.state_of(folder, cfg) if folder else study.NEW
     if state == study.FINISHED:
         say(f"{folder} is finished")
@@ -104,7 +109,7 @@ def run_one(
         budget.apply(cfg, overrides)
         train(cfg, overrides + join(cfg, job, folder), build)
     value = study.figure(folder, metric) if metric else None
-    return outcomes.SKIPPED if state == study.FINISHED else outcomes.DONE, value
+    return sweeps.SKIPPED if state == study.FINISHED else sweeps.DONE, value
 
 
 def join(cfg: DictConfig, job: DictConfig, folder: Path | None) -> list[str]:

@@ -1,16 +1,50 @@
-"""What became of the jobs of a sweep: a file each beside the sweep's, told at its end."""
+"""Sweeps over trainings: each job leaves a file that says what became of it, told at the end."""
 
 import json
 import os
 import shlex
-from collections.abc import Callable
+import sys
 from datetime import datetime
 from pathlib import Path
 
 from diffusion_lab.build.overrides import key_of, parse
+from diffusion_lab.cli.arguments import MULTIRUN, apart
+from diffusion_lab.cli.job import run, say
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import OUTPUTS, write_atomically
 
 DONE, SKIPPED, FAILED = "trained", "finished before", "failed"
+
+
+def sweep(name: str, arguments: list[str]) -> None:
+    """Runs a sweep, whose jobs are accounted for at its end, or where it was stopped."""
+    flags, overrides = apart(arguments)
+    check_params(overrides)
+    folder = new_sweep()
+    if any(override.startswith("hparams_search=") for override in overrides):
+        # for the file of the search
+        names = [o.partition("=")[2] for o in overrides if o.startswith("study_name=")]
+        (OUTPUTS / (names or ["search"])[-1]).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run(name, [*flags, *overrides, *sweep_overrides(folder, overrides)])
+    except ValueError:
+        if not none_done(folder):  # or Optuna finds no best trial
+            raise
+    finally:
+        alone = [name, *(flag for flag in flags if flag not in MULTIRUN)]
+        failed = tell(folder, alone)
+    if failed:
+        sys.exit(1)
+
+
+def check_params(overrides: list[str]) -> None:
+    """Raises UserError for values that are written as a study's file has them, without a study."""
+    given = [o for o in overrides if o.lstrip("+").startswith("hydra.sweeper.params")]
+    if given and not any(override.startswith("+study=") for override in overrides):
+        raise UserError(
+            f"{given[0]} is how the file of a study says what it varies, and there is no "
+            "+study=...; write the values themselves, as in seed=0,1"
+        )
 
 
 def new_sweep() -> str:
@@ -55,7 +89,7 @@ def read(sweep: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in files]
 
 
-def tell(sweep: str, command: list[str], say: Callable[[str], None]) -> bool:
+def tell(sweep: str, command: list[str]) -> bool:
     """Says what a sweep's jobs came to, and how each failed one is run; whether there are such.
 
     `command` is what overrides are given to: train, and Hydra's flags with their values.

@@ -1,4 +1,4 @@
-"""diffusion-lab wandb-report."""
+"""A W&B workspace and a report that compare the runs of a project."""
 
 import importlib.util
 import re
@@ -13,8 +13,8 @@ from diffusion_lab.training.logger.reachability import why_unreachable
 PROTOCOL = re.compile(r"[\w.-]+/train\w+-\w+")
 
 
-def run(cfg: DictConfig) -> None:
-    """Makes a workspace and a report, and says where they are."""
+def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
+    """Makes a workspace and a report; returns their addresses, none for `cfg.dry_run`."""
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError(
             "wandb-report needs the package wandb-workspaces; "
@@ -40,11 +40,16 @@ def run(cfg: DictConfig) -> None:
             titles = (getattr(panel, "title", None) or type(panel).__name__ for panel in panels)
             say(f"{title}: {'; '.join(titles)}")
         say("Nothing was made (dry_run=true)")
-        return
+        return {}
     try:
         entity = str(cfg.entity or wandb.Api().default_entity)
         dashboard = Dashboard(str(cfg.project), entity, cfg.protocol, cfg.group_by, group)
-        say(f"Workspace: {dashboard.workspace().save().url}")
-        say(f"Report: {dashboard.report().save().url}")
+        made = {
+            "workspace": dashboard.workspace().save().url,
+            "report": dashboard.report().save().url,
+        }
     except Exception as error:  # of a key, a project, a server, in as many classes
         raise UserError(f"W&B refused: {str(error).splitlines()[0]}") from error
+    for what, url in made.items():
+        say(f"{what.capitalize()}: {url}")
+    return made

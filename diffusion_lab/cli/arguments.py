@@ -1,0 +1,97 @@
+"""The command line before Hydra reads it: paths, values to combine, and keys of a run's choice."""
+
+import shutil
+from itertools import product
+from pathlib import Path
+
+from diffusion_lab.build.overrides import parse
+from diffusion_lab.cli.commands import Command
+from diffusion_lab.common.errors import UserError
+
+MULTIRUN = ("-m", "--multirun")
+# Hydra's flags that say where configurations are, and not what to do
+PLACES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+# and all that take the next argument
+WITH_A_VALUE = (*PLACES, "--cfg", "-c", "--package", "-p", "--info", "-i")
+LAUNCHER = "hydra/launcher="
+
+
+def prepare(command: Command, arguments: list[str]) -> list[str]:
+    """The arguments of a command as Hydra is to read them; raises UserError for wrong ones."""
+    if "" in arguments:
+        raise UserError("one of the arguments is empty; leave it out, or write key=value")
+    if command.combines:
+        flags, overrides = apart(arguments)
+        flags = [flag for flag in flags if flag not in MULTIRUN]
+        arguments = [*flags, *gather(overrides)]
+    if command.takes_paths:
+        arguments = gather_paths(arguments)
+    if any(argument.startswith("resume=") for argument in arguments):
+        arguments = [admit(argument, ("data",)) for argument in arguments]
+    arguments = [admit(argument, command.run_groups) for argument in arguments]
+    if launchers := [argument for argument in arguments if argument.startswith(LAUNCHER)]:
+        check_launcher(launchers[-1].removeprefix(LAUNCHER))
+        if {a.split("=")[0] for a in arguments if a.startswith("-")} <= set(PLACES):
+            arguments = [*arguments, "-m"]  # Hydra would run a single job here, without a word
+    return arguments
+
+
+def admit(override: str, groups: tuple[str, ...]) -> str:
+    """The override, marked if it may name a key of a run's own option in one of the groups.
+
+    Hydra does not see that option. A wrong key is refused by the class that it is given to.
+    """
+    return f"++{override}" if override.startswith(tuple(f"{g}." for g in groups)) else override
+
+
+def gather(arguments: list[str]) -> list[str]:
+    """The arguments, those with several values moved into one: combinations=[...]."""
+    single: list[str] = []
+    several: list[str] = []
+    for argument in arguments:
+        flag = argument.startswith("-")
+        varies = not flag and parse([argument])[0].is_sweep_override()
+        (several if varies else single).append(argument)
+    return [*single, f"combinations={_quoted(several)}"] if several else single
+
+
+def gather_paths(arguments: list[str]) -> list[str]:
+    """The arguments, those that are no override moved into one: paths=[...]."""
+    paths: list[str] = []
+    rest: list[str] = []
+    is_value = False
+    for argument in arguments:
+        named = is_value or argument.startswith("-")
+        is_path = not named and ("=" not in argument or Path(argument).exists())
+        (paths if is_path else rest).append(argument)
+        is_value = argument in WITH_A_VALUE
+    return [*rest, f"paths={_quoted(paths)}"] if paths else rest
+
+
+def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, as in --cfg job, and the overrides."""
+    overrides = [a for a in arguments if a.startswith("~") or ("=" in a and a[0] != "-")]
+    return [argument for argument in arguments if argument not in overrides], overrides
+
+
+def check_launcher(name: str) -> None:
+    """Raises UserError where there is no SLURM to submit to."""
+    if "slurm" in name and shutil.which("sbatch") is None:
+        raise UserError(
+            f"hydra/launcher={name} submits by SLURM's sbatch, which is not on the path; run this "
+            "on a machine of the cluster, or leave hydra/launcher out"
+        )
+
+
+def expand(several: list[str]) -> list[dict[str, str]]:
+    """Every combination of the values, the last key changing fastest; [{}] where nothing varies."""
+    parsed = parse(several)
+    keys = [override.key_or_group for override in parsed]
+    values = [list(override.sweep_string_iterator()) for override in parsed]
+    return [dict(zip(keys, chosen, strict=True)) for chosen in product(*values)]
+
+
+def _quoted(words: list[str]) -> str:
+    """A list of strings, as Hydra reads it."""
+    quoted = ("'" + word.replace("'", "\\'") + "'" for word in words)
+    return f"[{','.join(quoted)}]"

@@ -1,0 +1,103 @@
+"""The table of commands: a command is a row here and a file conf/<name>.yaml."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: `function` is the module:name of f(cfg, overrides), imported when it is called.
+
+    The function returns what `json=true` prints. That of a command which `trains` returns the value
+    that a search optimises instead, and its sweeps report at their end what became of each job.
+    """
+
+    help: str
+    function: str
+    run_groups: tuple[str, ...] = ()  # a run's own option counts where none of these is chosen
+    takes_paths: bool = False  # arguments that are no overrides fill the key `paths`
+    combines: bool = False  # a third argument is the list of Combinations of comma-separated values
+    trains: bool = False
+    fails: Callable[[Any], bool] = lambda result: False  # whether a result makes the exit code 1
+
+
+SAMPLING = ("sampler", "guidance")
+MEASURING = (*SAMPLING, "metrics")
+COMMANDS = {
+    "train": Command(
+        "train a model, or with -m a sweep of them",
+        "diffusion_lab.cli.training_job:train_model",
+        trains=True,
+    ),
+    "sample": Command(
+        "draw images from a trained run",
+        "diffusion_lab.analysis.sample:sample",
+        run_groups=SAMPLING,
+    ),
+    "evaluate": Command(
+        "FID and its companions of a trained run",
+        "diffusion_lab.analysis.evaluate:evaluate_run",
+        run_groups=MEASURING,
+    ),
+    "compare": Command(
+        "runs side by side: table, plots, and a page with a verdict",
+        "diffusion_lab.analysis.comparison.comparing:compare_runs",
+        takes_paths=True,
+    ),
+    "memorization": Command(
+        "does a trained run copy its training images?",
+        "diffusion_lab.analysis.memorization:memorization",
+        run_groups=MEASURING,
+    ),
+    "train-autoencoder": Command(
+        "train a first stage, for diffusion in its latents",
+        "diffusion_lab.cli.training_job:train_first_stage",
+        trains=True,
+    ),
+    "train-extractor": Command(
+        "train a classifier of the data, for metrics to use",
+        "diffusion_lab.training.classifier:train_extractor",
+    ),
+    "sample-sweep": Command(
+        "samplers, steps and guidance of a trained run against one another",
+        "diffusion_lab.analysis.sample_sweep:sweep",
+        run_groups=MEASURING,
+        combines=True,
+    ),
+    "likelihood": Command(
+        "bits a dimension of test images", "diffusion_lab.analysis.test_images:likelihood"
+    ),
+    "encode": Command(
+        "images to noise and back", "diffusion_lab.analysis.test_images:encode_images"
+    ),
+    "inpaint": Command(
+        "draw the missing part of images anew",
+        "diffusion_lab.analysis.test_images:inpaint",
+        run_groups=SAMPLING,
+    ),
+    "export": Command(
+        "a trained model as a folder to give away", "diffusion_lab.runs.export:export"
+    ),
+    "doctor": Command(
+        "what is wrong with a training run, before it is made",
+        "diffusion_lab.training.doctor.diagnosis:doctor",
+        fails=lambda result: any(check["status"] == "error" for check in result["checks"]),
+    ),
+    "profile": Command(
+        "parameters, MACs, memory and speed of a composition",
+        "diffusion_lab.profiling.profile:profile",
+        combines=True,
+    ),
+    "match": Command(
+        "the size at which one backbone costs what another does",
+        "diffusion_lab.profiling.match:match",
+    ),
+    "sync": Command(
+        "upload offline W&B runs", "diffusion_lab.analysis.wandb_sync:sync", takes_paths=True
+    ),
+    "wandb-report": Command(
+        "a W&B workspace and a report that compare runs",
+        "diffusion_lab.analysis.wandb_report:wandb_report",
+    ),
+}

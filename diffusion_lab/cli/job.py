@@ -1,0 +1,100 @@
+"""A command under Hydra: its configuration composed, its function called, its result printed."""
+
+import json
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable
+
+import hydra
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.overrides import Combination
+from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.cli.arguments import admit, expand
+from diffusion_lab.cli.commands import COMMANDS, Command
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.compute import slurm
+
+PATHS = ("run", "run_dir", "resume", "data_root", "output")
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Hands the arguments of a command to Hydra."""
+    sys.argv = [f"diffusion-lab {name}", *arguments]
+    application(name)()
+
+
+def application(name: str) -> Callable[[], object]:
+    """The Hydra application of a command, whose configuration is conf/<name>.yaml."""
+    command, config = COMMANDS[name], name.replace("-", "_")
+
+    def job(cfg: DictConfig) -> float | None:
+        try:
+            return call(command, config, cfg)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except MISTAKES as error:
+            if HydraConfig.get().mode == RunMode.RUN or slurm.tasks() > 1:
+                fail(sentence(error))
+            if slurm.started_by_srun():
+                say(f"diffusion-lab: {sentence(error)}")  # into the job's log
+            raise  # at the sweep's end; its other jobs go on
+        except Exception:
+            if slurm.tasks() > 1:
+                # Hydra would keep it, and this process would leave the others waiting
+                traceback.print_exc()
+                sys.exit(1)
+            raise
+
+    return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config)(job)
+
+
+def call(command: Command, config: str, cfg: DictConfig) -> float | None:
+    """Calls a command's function; prints its result, or returns what a search optimises."""
+    # torch and lightning take seconds to import: not for --help or a typing error
+    function = pkgutil.resolve_name(command.function)
+    for key in PATHS:
+        if cfg.get(key) is not None:
+            cfg[key] = str(cfg[key])  # a folder 2024 is a number to Hydra
+    overrides = list(HydraConfig.get().overrides.task)
+    if command.trains:
+        return function(cfg, overrides)
+    combined = [combinations(command, config, cfg, overrides)] if command.combines else []
+    result = function(cfg, overrides, *combined)
+    if cfg.get("json"):
+        print(json.dumps(result))
+    if command.fails(result):
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # whose other jobs go on
+            raise UserError("some of the jobs found errors, which are above")
+        sys.exit(1)
+    return None
+
+
+def combinations(
+    command: Command, config: str, cfg: DictConfig, overrides: list[str]
+) -> list[Combination]:
+    """The configurations of all combinations of the values that commas separate."""
+    single = [override for override in overrides if not override.startswith("combinations=")]
+    composed = []
+    for chosen in expand(list(cfg.combinations)):
+        own = [admit(f"{key}={value}", command.run_groups) for key, value in chosen.items()]
+        overrides = [*single, *own]
+        composed.append(Combination(chosen, compose(config, overrides=overrides), overrides))
+    return composed
+
+
+def say(line: str) -> None:
+    """One line on standard error, as it is."""
+    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """One sentence on standard error, and exit code 2."""
+    say(f"diffusion-lab: {message}")
+    sys.exit(2)

@@ -1,0 +1,71 @@
+"""The program `diffusion-lab`: finds the command, and ends with an exit code instead of a trace."""
+
+import os
+import select
+import sys
+
+from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.cli import sweeps
+from diffusion_lab.cli.arguments import MULTIRUN, prepare
+from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.cli.job import fail, run
+
+USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
+
+Commands:
+{commands}
+
+diffusion-lab COMMAND --help shows what can be overridden, --cfg job the whole configuration.
+Quick start: diffusion-lab train experiment=quickstart"""
+
+
+def main() -> None:
+    """Runs the console script `diffusion-lab`.
+
+    Where standard output is closed early, as by `| head -1`, the program ends quietly.
+    """
+    try:
+        execute(sys.argv[1:])
+    except BrokenPipeError:
+        if not unread():  # somebody else's pipe
+            raise
+    finally:
+        try:
+            print(end="", flush=True)  # what is left, which Python would write after the last `try`
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def unread() -> bool:
+    """Whether whoever read standard output has closed it."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported always
+    return bool(poll.poll(0))
+
+
+def execute(arguments: list[str]) -> None:
+    """Runs the command that the arguments begin with; exits with a code above 0 if it fails."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        listed = "\n".join(f"  {name:<18}{each.help}" for name, each in COMMANDS.items())
+        print(USAGE.format(commands=listed))
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        fail(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
+    sys.path.append(os.getcwd())  # networks and data of the user's; at the end, to shadow nothing
+    # Hydra then raises, instead of printing a trace of its own making
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        rest = prepare(COMMANDS[name], rest)
+        if COMMANDS[name].trains and set(MULTIRUN) & set(rest):
+            sweeps.sweep(name, rest)
+        else:
+            run(name, rest)
+    except MISTAKES as error:
+        fail(sentence(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if not type(error).__module__.startswith("submitit"):
+            raise
+        fail(f"the job was not run to its end: {' '.join(str(error).split())}")

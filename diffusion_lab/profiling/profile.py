@@ -1,0 +1,155 @@
+"""Profiles of compositions: what they cost, how fast they are on this device, in tables."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.table import Table
+
+from diffusion_lab.backbone.counting import Cost, by_level, total
+from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.build.overrides import Combination
+from diffusion_lab.common.formats import amount
+from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.ranges import whole
+from diffusion_lab.profiling import budget
+from diffusion_lab.profiling.costs import COMPOSITION, ELSEWHERE, Counts, count, image_facts
+from diffusion_lab.profiling.timing import (
+    ALLOWED,
+    Speed,
+    device_and_precision,
+    measure_speed,
+)
+from diffusion_lab.runs.config import load_config
+from diffusion_lab.runs.opening import inherit, require_diffusion
+
+COLUMNS = {
+    "params": "params",
+    "MACs": "macs",
+    "calls": "sampling_calls",
+    "bytes": "activation_bytes",
+    "train/s": "training_images_per_second",
+    "draw/s": "sampling_images_per_second",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The costs of a composition; `speed` is None where it is not measured."""
+
+    name: str
+    counts: Counts
+    speed: Speed | None
+
+    def as_dict(self) -> dict[str, object]:
+        """All numbers by name."""
+        return asdict(self.counts) | (asdict(self.speed) if self.speed else {})
+
+
+def profile(
+    cfg: DictConfig, overrides: list[str], combinations: list[Combination]
+) -> dict[str, object]:
+    """Profiles one composition, or several side by side; returns what was found.
+
+    All are counted, and refused if they cannot work, before the first is timed.
+    """
+    own = cfg.run or f"backbone={HydraConfig.get().runtime.choices.backbone}"
+    counted = []
+    for each in combinations:
+        device, precision = prepare(each.cfg, each.overrides)
+        facts = image_facts(each.cfg)
+        counted.append((each, facts, device, precision, count(each.cfg, facts)))
+    profiles = []
+    for each, facts, device, precision, counts in counted:
+        timed = each.cfg.speed and device.type != "meta"
+        speed = measure_speed(each.cfg, facts, device, precision, counts) if timed else None
+        name = " ".join(f"{key}={value}" for key, value in each.chosen.items()) or own
+        profiles.append(Profile(name, counts, speed))
+    for each, result in zip(combinations, profiles, strict=True):
+        show(result, each.cfg.depth)
+    if len(profiles) > 1:
+        compare(profiles)
+    results = [result.as_dict() for result in profiles]
+    return {"profiles": results} if combinations[0].chosen else results[0]
+
+
+def prepare(cfg: DictConfig, overrides: list[str]) -> tuple[torch.device, str]:
+    """Completes a configuration by its budget, or by its run; returns where it is measured."""
+    if not cfg.run:
+        budget.apply(cfg, overrides)
+    check_keys(cfg, ALLOWED | {"depth": whole(1)})
+    if cfg.run:
+        saved = load_config(cfg.run)
+        require_diffusion(cfg.run, saved)
+        inherit(cfg, saved, COMPOSITION, overrides)
+    return device_and_precision(cfg)
+
+
+def show(profile: Profile, depth: int) -> None:
+    """Prints the table of modules, and a few lines on the whole."""
+    counts, speed = profile.counts, profile.speed
+    shape = "x".join(str(side) for side in counts.image_shape)
+    table = Table("module", title=f"{profile.name} on {shape}, {counts.num_classes} classes")
+    for column in ("parameters", "share", "MACs", "share"):
+        table.add_column(column, justify="right")
+    rows = by_level(counts.modules, depth)
+    for row in rows:
+        table.add_row(row.name, *_cells(row, counts))
+    table.add_section()
+    table.add_row("all", *_cells(total(rows), counts))
+    console.print(table)
+    say(
+        f"{amount(counts.macs)} MACs, {amount(counts.flops)} FLOPs; "
+        f"PyTorch sees {amount(counts.flop_counter)}"
+    )
+    if any(module.name == ELSEWHERE for module in counts.modules):
+        say(
+            f"What is {ELSEWHERE} PyTorch saw, and no module claimed; give a module that "
+            "multiplies outside of its layers a method mixing_macs(*forward_inputs)"
+        )
+    if speed:
+        show_speed(speed, counts.sampling_calls)
+
+
+def show_speed(speed: Speed, calls: int | None) -> None:
+    """Prints how fast training and sampling are, `calls` of the network being one image."""
+
+    def images(per_second: float) -> str:
+        return f"{amount(per_second)} images/s"
+
+    say(
+        f"On {speed.device} in {speed.precision}, batch {speed.batch_size}; "
+        f"products and convolutions reach {amount(speed.peak_flops)} FLOP/s"
+    )
+    training, network = speed.training_share_of_peak, speed.network_share_of_peak
+    say(f"Training: {images(speed.training_images_per_second)}, {training:.0%} of that")
+    say(f"Activations: {amount(speed.activation_bytes)} bytes an image")
+    say(f"A network call: {images(speed.network_images_per_second)}, {network:.0%} of that")
+    if speed.sampling_images_per_second is not None:
+        say(f"Sampling in {calls} calls: {images(speed.sampling_images_per_second)}")
+
+
+def compare(profiles: list[Profile]) -> None:
+    """Prints one table, a row a composition, with what was measured of all."""
+    numbers = [profile.as_dict() for profile in profiles]
+    columns = {t: key for t, key in COLUMNS.items() if all(key in each for each in numbers)}
+    caption = "bytes: activations of an image; train/s, draw/s: images a second"
+    table = Table("composition", caption=caption if "bytes" in columns else None)
+    for title in columns:
+        table.add_column(title, justify="right")
+    for profile, each in zip(profiles, numbers, strict=True):
+        values = [each[key] for key in columns.values()]
+        table.add_row(
+            profile.name, *(amount(v) if isinstance(v, int | float) else "" for v in values)
+        )
+    console.print(table)
+
+
+def _cells(row: Cost, counts: Counts) -> list[str]:
+    return [
+        amount(row.params),
+        f"{row.params / max(counts.params, 1):.1%}",
+        amount(row.macs),
+        f"{row.macs / max(counts.macs, 1):.1%}",
+    ]

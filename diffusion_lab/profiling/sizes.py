@@ -1,0 +1,127 @@
+"""The sizes of a backbone, searched for one that costs a given amount.
+
+A cost grows with the width, so the width is bisected: at the configured depth, and if none agrees
+there, at the depths around it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.common.errors import UserError
+
+# keys by which a backbone is made larger, if it has them, and the steps in which they are tried
+WIDTHS = {"width": 4, "channels": 4}
+DEPTHS = ("depth", "blocks")
+HEAD_RANGE = 1.5  # heads may become so many times wider or narrower, to fit a width
+LARGEST = 2**14  # steps of a key
+GAP = 16  # steps in which some width must be allowed
+Settings = dict[str, int]  # keys of a backbone
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of a backbone, and what it costs there."""
+
+    settings: Settings
+    cost: float
+
+
+class Sizes:
+    """Searches the widths and depths of a backbone; `cost(cfg)` may raise UserError.
+
+    Raises UserError for a backbone that has no key that sets its size.
+    """
+
+    def __init__(self, cfg: DictConfig, name: str, cost: Callable[[DictConfig], float]):
+        self.cfg, self.cost = cfg, cost
+        own = {key: value for key, value in cfg.backbone.items() if type(value) is int}
+        self.width = next((key for key in WIDTHS if key in own), None)
+        self.depth = next((key for key in DEPTHS if key in own), None)
+        if self.width is None and self.depth is None:
+            raise UserError(
+                f"backbone={name} has none of the keys {', '.join([*WIDTHS, *DEPTHS])} that could "
+                "be varied; match another backbone"
+            )
+
+    def at(self, size: Settings) -> Size | None:
+        """This size, with heads that fit it; None if the backbone refuses."""
+        for heads in self.heads(size):
+            settings = size | heads
+            try:
+                return Size(settings, self.cost(OmegaConf.merge(self.cfg, {"backbone": settings})))
+            except UserError:
+                continue
+        return None
+
+    def heads(self, size: Settings) -> list[Settings]:
+        """Settings of the heads that may fit, the best first: even, and about as wide as before."""
+        backbone = self.cfg.backbone
+        heads, channels = backbone.get("heads"), backbone.get("head_channels")
+        if self.width is None or (heads is None and channels is None):
+            return [{}]
+        before = channels or backbone[self.width] // heads
+        # memory is read in eights: of these, fours and twos rather than odd numbers
+        options = sorted(
+            range(math.ceil(before / HEAD_RANGE), int(before * HEAD_RANGE) + 1),
+            key=lambda option: (-math.gcd(option, 8), abs(math.log(option / before))),
+        )
+        if channels is not None:
+            return [{"head_channels": option} for option in options]
+        width = size[self.width]
+        return [{"heads": width // option} for option in options if width % option == 0]
+
+    def around(self, target: float, depth: int | None) -> list[Size]:
+        """The sizes next below and above a cost at this depth, as far as there are any."""
+        key = self.width or self.depth
+        step = WIDTHS.get(key, 1)
+        fixed = {self.depth: depth} if self.width and self.depth else {}
+        at = cache(lambda steps: self.at({key: steps * step} | fixed))
+
+        def allowed(steps: int) -> Size | None:
+            """The first size from here on that the backbone allows."""
+            return next(filter(None, map(at, range(steps, steps + GAP))), None)
+
+        low, high = 0, max(1, self.cfg.backbone[key] // step)
+        while (size := allowed(high)) and size.cost < target and high < LARGEST:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            size = allowed(middle)
+            if size is None or size.cost < target:  # None: too small for any heads
+                low = middle
+            else:
+                high = middle
+        return [size for size in (allowed(low) if low else None, allowed(high)) if size]
+
+    def solve(self, target: float, tolerance: float) -> tuple[Size, bool]:
+        """The size to take, and whether it agrees: else it is the nearest one.
+
+        The configured depth is kept if it can be. Otherwise the ratio of width to depth is, as
+        nearly as it can be.
+        """
+
+        def difference(size: Size) -> float:
+            return abs(size.cost / target - 1)
+
+        keys = [key for key in (self.width, self.depth) if key]
+        configured = {key: self.cfg.backbone[key] for key in keys}
+        depth = configured.get(self.depth)
+        found = [Size(configured, self.cost(self.cfg)), *self.around(target, depth)]
+        nearest = min(found, key=difference)
+        if len(keys) == 1 or difference(nearest) <= tolerance:
+            return nearest, difference(nearest) <= tolerance
+
+        def stretch(size: Size) -> float:
+            wider = size.settings[self.width] / configured[self.width]
+            return abs(math.log(wider * depth / size.settings[self.depth]))
+
+        for other in range(math.ceil(depth / 2), max(2 * depth, 4) + 1):
+            found += self.around(target, other) if other != depth else []
+        agreeing = [size for size in found if difference(size) <= tolerance]
+        if agreeing:
+            return min(agreeing, key=stretch), True
+        return min(found, key=difference), False
