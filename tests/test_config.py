@@ -21,7 +21,6 @@ FACTS = {
     "objective": {"schedule"},
     "reconstruction": {"image_channels"},
     "reconstruction/discriminator": {"image_channels"},
-    "callbacks": {"pipeline", "folder", "metrics"},
     "logger": {"run_dir", "clock", "config"},
 }
 OURS = "diffusion_lab."

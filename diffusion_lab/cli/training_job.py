@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,12 @@ from diffusion_lab.runs.folder import CONFIG, load_summary
 from diffusion_lab.runs.resuming import restarted, resumed
 from diffusion_lab.training import study
 from diffusion_lab.training.autoencoder_task import build_autoencoder_task
+from diffusion_lab.training.diffusion_task import build_diffusion_task
 from diffusion_lab.training.task import Task
-from diffusion_lab.training.train import build_diffusion_task, train
+from diffusion_lab.training.train import Outcome, train
+
+STOPPED = 130  # the exit code of a command that Ctrl-C has ended
+EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # of runs that are not at their end
 
 
 def train_model(cfg: DictConfig, overrides: list[str]) -> float | None:
@@ -58,8 +63,8 @@ def run_job(
         status, value = run_one(cfg, job, overrides, command, build)
         sweeps.note(job.sweep.dir, job.job.num, status, alone)
         return value
-    except KeyboardInterrupt:
-        if folder:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if folder and getattr(end, "code", STOPPED) == STOPPED:
             say("The command of the sweep goes on with this run and the rest.")
         raise
     except Exception as error:
@@ -88,7 +93,7 @@ def run_one(
     Returns what was done, and the run's `optimized_metric`.
     """
     if cfg.resume:
-        train(resumed(cfg.resume, overrides, command), overrides, build)
+        run_to_end(resumed(cfg.resume, overrides, command), overrides, build)
         return sweeps.DONE, None
     folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
     study.check_metric(cfg, folder)
@@ -97,19 +102,26 @@ def run_one(
         if load_summary(begun).get("finished"):
             say(f"{begun} is finished")
             return sweeps.SKIPPED, None
-        train(restarted(begun), overrides, build)
+        run_to_end(restarted(begun), overrides, build)
         return sweeps.DONE, None
     state = study.state_of(folder, cfg) if folder else study.NEW
     if state == study.FINISHED:
         say(f"{folder} is finished")
     elif state == study.UNFINISHED:
         resume = [f"resume={folder}", *study.retaken(folder, overrides)]
-        train(resumed(str(folder), resume, command), resume, build)
+        run_to_end(resumed(str(folder), resume, command), resume, build)
     else:
         budget.apply(cfg, overrides)
-        train(cfg, overrides + join(cfg, job, folder), build)
+        run_to_end(cfg, overrides + join(cfg, job, folder), build)
     value = study.figure(folder, metric) if metric else None
     return sweeps.SKIPPED if state == study.FINISHED else sweeps.DONE, value
+
+
+def run_to_end(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> None:
+    """Trains, and ends this process if the run was stopped before its end."""
+    outcome = train(cfg, overrides, build)
+    if outcome in EXIT_CODES:
+        sys.exit(EXIT_CODES[outcome])
 
 
 def join(cfg: DictConfig, job: DictConfig, folder: Path | None) -> list[str]:

@@ -112,11 +112,12 @@ def in_launched_process() -> bool:
     return TorchElasticEnvironment.detect() or slurm.started_by_srun()
 
 
-def run_on_all_devices(command: str, overrides: list[str], processes: int) -> None:
+def run_on_all_devices(command: str, overrides: list[str], processes: int) -> bool:
     """Runs `diffusion-lab <command> <overrides>` in one process a device and waits for them.
 
     A job of a sweep is so a group of processes of its own, and one that dies takes the rest of its
-    group with it. Raises TrainingStopped if they failed; they have said why, unless killed.
+    group with it. Returns False if a signal stopped them, after they had saved. Raises
+    TrainingStopped if they failed; they have said why, unless they were killed.
     """
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
@@ -143,9 +144,9 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> No
         else:
             end = f"ended with code {failure.exitcode}, for what it said above"
         raise TrainingStopped(f"process {rank} {end}, and the others were ended") from error
-    except SignalException as error:
-        # handed to the processes, which have saved and said how to go on
-        raise KeyboardInterrupt from error
+    except SignalException:
+        return False  # handed to the processes, which have saved and said how to go on
+    return True
 
 
 def cluster() -> ClusterEnvironment:
@@ -181,16 +182,13 @@ def join_process_group(device: torch.device) -> None:
     )
 
 
-def leave_and_requeue() -> None:
-    """Ends this process, of a run that is saved, and has SLURM start the job again.
-
-    Returns, on rank 0, only if SLURM refuses.
-    """
+def requeue() -> bool:
+    """Has SLURM start this job again, whose run is saved; False, on rank 0, if it refuses."""
     # without waiting for the others: they may have been stopped between two different exchanges
     if rank_and_world()[0] > 0:
-        sys.exit(0)
+        return True
     if refusal := slurm.requeue():
         say(f"The job is not put back in the queue: {refusal}")
-        return
+        return False
     say("The job is back in the queue, and will go on from here.")
-    sys.exit(0)
+    return True

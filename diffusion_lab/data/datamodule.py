@@ -133,16 +133,20 @@ class ImageDataModule(lightning.LightningDataModule):
         """Images (N, C, H, W) of their native size as trained on."""
         return pad_to(images, self.pad) if self.pad else images
 
-    def held_out(self, count: int, setting: str) -> Split:
-        """The first `count` test images, as trained on, and their labels.
-
-        Raises UserError, naming the `setting` that asked, where there are fewer.
-        """
+    def require_test_images(self, count: int, setting: str) -> None:
+        """Raises UserError, naming the `setting` that asks for so many, where there are fewer."""
         if count > len(self.test_images()):
             raise UserError(
                 f"{setting}={count} is more than the {len(self.test_images())} test images; "
                 "use a smaller number"
             )
+
+    def held_out(self, count: int, setting: str) -> Split:
+        """The first `count` test images, as trained on, and their labels.
+
+        Raises UserError, naming the `setting` that asked, where there are fewer.
+        """
+        self.require_test_images(count, setting)
         return Split(self.padded(self.test_images()[:count]), self.test_labels()[:count])
 
     def trained_on(self, count: int) -> Split:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.optim import Optimizer
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -50,7 +51,9 @@ class AutoencoderModule(TrainedModule):
         """batch: images (b, C, H, W) uint8 and labels -> the loss, (), and what it is made of."""
         self.seed_part(batch_idx)
         images = to_float(batch[0])
-        outputs, bottleneck = self.autoencoder(images)
+        # a discriminator's weight takes gradients of a graph that a compiled step still needs
+        with functorch.patch(donated_buffer=self.loss.discriminator is None):
+            outputs, bottleneck = self.autoencoder(images)
         weight, step = self.autoencoder.decoder.last_weight, self.trainer.global_step
         loss, parts = self.loss(images, outputs, bottleneck, weight, step)
         self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows

@@ -1,4 +1,4 @@
-"""Training a first stage: as `training` does, but for what is built and what is left behind."""
+"""The training of an autoencoder, which is left behind as a first stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +8,7 @@ import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch._functorch import config as functorch
 
-from diffusion_lab import runs
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.errors import UserError
@@ -19,18 +17,19 @@ from diffusion_lab.common.progress import progress_bar, say
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder, files
-from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
-from diffusion_lab.training.task import Task, try_out, watchers
+from diffusion_lab.training.task import Task, build_callbacks, build_metrics
 
 BATCH = 256  # images whose latents are measured at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderTask(Task):
-    """Those of an autoencoder."""
+    """Trains an autoencoder, and leaves it as a first stage."""
 
     command: ClassVar[str] = "train-autoencoder"
+
+    module: AutoencoderModule
 
     settings: dict[str, object]  # of the autoencoder's constructor
 
@@ -39,27 +38,17 @@ class AutoencoderTask(Task):
         return self.module.autoencoder
 
     def compile(self) -> None:
-        if self.module.loss.discriminator is not None:
-            # the adversary's weight takes gradients of a graph that the step still needs
-            functorch.donated_buffer = False
         for part in (self.module.autoencoder.encoder, self.module.autoencoder.decoder):
             part.compile(dynamic=False)  # Inductor fails on channels last of sizes that vary
 
-    def prepare(self, cfg: DictConfig, device: torch.device) -> None:
+    def prepare(self, device: torch.device) -> dict[str, object]:
         images = len(self.datamodule.test_images())
         if self.metrics is not None and self.metrics.num_samples > images:
             raise UserError(
                 f"metrics.num_samples={self.metrics.num_samples} is more than the {images} test "
                 f"images, whose reconstructions are measured; write metrics.num_samples={images}"
             )
-
-    def facts(self, folder: Path) -> dict[str, dict]:
-        return {
-            "checkpoint": {"folder": folder / checkpoints.FOLDER},
-            "sample_grid": {"folder": folder / runs.SAMPLES},
-            "evaluation": {"metrics": self.prepared},
-            "pruning": {"folder": folder},
-        }
+        return {}
 
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
         autoencoder, data = self.module.autoencoder, self.datamodule
@@ -101,13 +90,17 @@ def build_autoencoder_task(
             cfg.seed,
         )
         module.loss.check(shape)
-        try_out(cfg, layout, module)
+        module.check_optimizer()
         datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
-        metrics = instantiate(cfg, "metrics") if cfg.callbacks.get("evaluation") else None
-        if metrics is not None:
-            with errors_at(cfg, "metrics"):
-                metrics.check(datamodule.num_classes > 0, datamodule.num_classes)
-        return AutoencoderTask(datamodule, module, metrics, *watchers(cfg), settings)
+        callbacks = build_callbacks(cfg)
+        classes = datamodule.num_classes
+        return AutoencoderTask(
+            datamodule=datamodule,
+            module=module,
+            callbacks=callbacks,
+            metrics=build_metrics(cfg, callbacks, classes > 0, classes),
+            settings=settings,
+        )
 
 
 @torch.inference_mode()

@@ -12,13 +12,20 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab.common.randomness import mix_seed
 from diffusion_lab.compute.sharding import whole
+from diffusion_lab.training.bad_steps import BadSteps
+from diffusion_lab.training.context import RunContext
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
 HELD_OUT = "held_out"  # in a checkpoint: the step of the last validation, and its figures
 
 
 class TrainedModule(lightning.LightningModule, ABC):
-    """Optimises `trained_parameters`; `batch_size` is micro-batch x accumulation x ranks."""
+    """Optimises `trained_parameters`; `batch_size` is micro-batch x accumulation x ranks.
+
+    Whoever trains sets `context`, where callbacks find what they share.
+    """
+
+    context: RunContext
 
     def __init__(
         self,
@@ -34,8 +41,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.seed = seed
         self.held_out_figures: dict[str, float] = {}
         self.validated_step = -1
-        self.skipped = False  # whether the last step was
-        self._buffers_before: list[Tensor] = []
+        self.bad_steps = BadSteps()
 
     @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -88,13 +94,13 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.validated_step, self.held_out_figures = checkpoint[HELD_OUT]
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        """Remembers what a step that is skipped must not have changed."""
+        """Begins a step with its first micro-batch."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
+            self.bad_steps.begin(self.buffers())
 
     def backward(self, loss: Tensor) -> None:
-        """Gives a loss that is not finite a gradient that is not, which is what all ranks see."""
-        super().backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
+        """Adds the gradients of a micro-batch."""
+        super().backward(self.bad_steps.poisoned(loss))
 
     def configure_gradient_clipping(
         self,
@@ -102,29 +108,26 @@ class TrainedModule(lightning.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradient's norm over all parameters; a step without a finite one is skipped.
-
-        It then leaves the weights, what the optimiser knows and the buffers as they were. The ranks
-        have the same gradient, so they agree.
-        """
+        """Clips the gradient's norm over all parameters, and skips the step if it is bad."""
         scaler, largest = self.trainer.scaler, gradient_clip_val or math.inf
         if scaler is not None:
             # refuses fused optimisers, which undo the scaling too late; bf16 has no scaler
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             largest = math.inf
         norm = whole(self.clip_norms(largest))  # of all shares
-        self.skipped = not norm.isfinite()  # where a GPU is waited for, once a step
-        if not self.skipped:
-            return
-        if scaler is None:  # which has seen it too, and skips the step itself
-            for parameter in self.trained_parameters():
-                parameter.grad = None  # optimisers pass over these
-        for buffer, before in zip(self.buffers(), self._buffers_before, strict=True):
-            buffer.data.copy_(before)  # some that others made ask for gradients
+        parameters = self.trained_parameters()
+        self.bad_steps.settle(norm, parameters, self.buffers(), has_scaler=scaler is not None)
 
     def clip_norms(self, largest: float) -> Tensor:
         """Clips the norm of what is trained; returns the norm that it had, ()."""
         return nn.utils.clip_grad_norm_(self.trained_parameters(), largest)
+
+    def check_optimizer(self) -> None:
+        """Raises what the optimiser says against its settings, all of it in its constructor.
+
+        The one that trains is made later, when parameters may have been shared out over the ranks.
+        """
+        self.optimizer(self.trained_parameters())
 
     def configure_optimizers(self) -> dict:
         """The optimiser, and a schedule in images seen rather than steps."""

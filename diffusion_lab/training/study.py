@@ -29,6 +29,8 @@ from diffusion_lab.runs.lock import has_locks, require_unlocked
 from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, RESUMABLE
 from diffusion_lab.runs.same import INDIFFERENT, differences
 from diffusion_lab.runs.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below, flat
+from diffusion_lab.training.callbacks import Evaluation, MedianPruning
+from diffusion_lab.training.callbacks.configured import configured
 
 NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
 # of what is indifferent, that which can be of several images or first stages
@@ -178,7 +180,7 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
             "known; write study_name=..., and values that differ or run_dir=..."
         )
     held_out = str(cfg.optimized_metric).startswith("val/")
-    if not held_out and not cfg.callbacks.get("evaluation"):
+    if not held_out and configured(cfg, Evaluation) is None:
         raise UserError(
             f"optimized_metric={cfg.optimized_metric} is not measured without "
             "callbacks.evaluation; write optimized_metric=val/loss"
@@ -207,7 +209,7 @@ def check_search(cfg: DictConfig, job: DictConfig) -> None:
             f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
             f"write hydra.sweeper.direction={best}"
         )
-    pruning = cfg.callbacks.get("pruning")
+    pruning = configured(cfg, MedianPruning)
     metrics = {"optimized_metric=fid": cfg.optimized_metric}
     metrics |= {"callbacks.pruning=null": pruning and pruning.metric}
     remedies = [remedy for remedy, metric in metrics.items() if str(metric).startswith("val/")]

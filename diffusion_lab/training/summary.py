@@ -1,70 +1,66 @@
-"""What is said and kept of a run that has ended."""
-
-from pathlib import Path
+"""The summary of a run that has ended, and the last lines that a person reads."""
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from diffusion_lab.common.progress import say
 from diffusion_lab.metrics import report
+from diffusion_lab.runs import SUMMARY
 from diffusion_lab.runs.environment import environment_of
-from diffusion_lab.runs.folder import SUMMARY
-from diffusion_lab.training.callbacks.interruption import interrupted
-from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.task import Task
 
 
 def summarise(
     cfg: DictConfig,
-    parts: Task,
+    task: Task,
     trainer: lightning.Trainer,
-    callbacks: dict[str, Callback],
-    clock: Clock,
+    finished: bool,
     peak_memory: int | None,
     device: torch.device,
 ) -> dict[str, object]:
-    """What is worth knowing of a run at a glance."""
-    return {
+    """The entries of summary.json: what is worth knowing of a run at a glance."""
+    context = task.module.context
+    clock, metrics = context.clock, context.metrics if context.results else None
+    summary = {
         "name": cfg.name,
-        "finished": not interrupted(trainer),
-        "pruned": "pruning" in callbacks and callbacks["pruning"].pruned,
+        "finished": finished,
+        "pruned": False,
         "steps": trainer.global_step,
-        "images_seen": parts.module.images_seen,
-        "skipped_steps": callbacks["non_finite"].skipped if "non_finite" in callbacks else 0,
+        "images_seen": task.module.images_seen,
+        "skipped_steps": 0,
         "wall_seconds": round(clock.seconds() + clock.left_out, 1),
         "training_seconds": round(clock.seconds(), 1),
-        "parameters": sum(p.numel() for p in parts.network.parameters()),
+        "parameters": sum(p.numel() for p in task.network.parameters()),
         "precision": trainer.precision,
         "ranks": trainer.world_size,
-        "training_images": len(parts.datamodule.train_images()),
-        "metrics": figures_of(parts, callbacks),
-        "protocol": parts.prepared.protocol if measured(callbacks) else None,
-        "extra_quantities": parts.metrics.extra_facts if measured(callbacks) else [],
-        "macs": None if interrupted(trainer) else parts.macs(cfg),
+        "training_images": len(task.datamodule.train_images()),
+        "metrics": metrics_of(task),
+        "protocol": metrics.protocol if metrics else None,
+        "extra_quantities": metrics.metrics.extra_facts if metrics else [],
+        "macs": task.macs(cfg) if finished else None,
         "peak_memory_bytes": peak_memory,
         **environment_of(device),
     }
+    return summary | context.summary
 
 
-def measured(callbacks: dict[str, Callback]) -> dict[str, float]:
-    """The figures of the generated images, empty if they were not taken."""
-    return callbacks["evaluation"].results if "evaluation" in callbacks else {}
+def metrics_of(task: Task) -> dict[str, float]:
+    """The metrics of the final weights, with those of held-out images."""
+    results = task.module.context.results
+    return (task.with_ceiling(results) if results else {}) | task.module.held_out_figures
 
 
-def figures_of(parts: Task, callbacks: dict[str, Callback]) -> dict[str, float]:
-    """What the final weights were measured to be."""
-    results = measured(callbacks)
-    return (parts.with_ceiling(results) if results else {}) | parts.module.held_out_figures
-
-
-def say_result(folder: Path, callbacks: dict[str, Callback], parts: Task) -> None:
-    """The lines that a person waits for."""
-    if results := measured(callbacks):
-        extra = parts.metrics.extra_quantities
-        for line in report(parts.with_ceiling(results), parts.datamodule.class_names, extra):
+def say_result(task: Task) -> None:
+    """Says what a person has waited for."""
+    context = task.module.context
+    if context.results:
+        results, extra = (
+            task.with_ceiling(context.results),
+            context.metrics.metrics.extra_quantities,
+        )
+        for line in report(results, task.datamodule.class_names, extra):
             say(line)
-    if grid := callbacks.get("sample_grid"):
-        say(f"Samples: {grid.latest}")
-    say(f"Summary: {folder / SUMMARY}")
+    if context.latest_grid:
+        say(f"Samples: {context.latest_grid}")
+    say(f"Summary: {context.folder / SUMMARY}")

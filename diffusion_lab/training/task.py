@@ -1,26 +1,25 @@
 """What a run is made of, whatever it trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import nn
 
-from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.compute import launch
-from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
-from diffusion_lab.training.logger import WandB
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.training.callbacks import EMA, Checkpoint, Evaluation
 from diffusion_lab.training.module import TrainedModule
-from diffusion_lab.training.trainer import build_trainer, quiet_lightning
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """Everything that a run trains and measures with, built and checked, nothing written."""
 
@@ -28,38 +27,33 @@ class Task(ABC):
 
     datamodule: ImageDataModule
     module: TrainedModule
+    callbacks: list[Callback]
     metrics: GenerativeMetrics | None
-    callbacks: dict  # instances, or factories that want the facts of a run folder
-    logger: Callable[..., WandB] | None  # a factory that wants them too
-    prepared: PreparedMetrics | None = field(default=None, kw_only=True)  # once the data are read
+    pipeline: Pipeline | None = None  # None: what is trained makes no samples
 
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """Whose parameters are counted."""
+        """The module whose parameters are counted."""
 
     @abstractmethod
     def compile(self) -> None:
         """Compiles what training spends its time in, in place: checkpoints keep their keys."""
 
-    def prepare(self, cfg: DictConfig, device: torch.device) -> None:
-        """Looks at the data before a run is made, and keeps in `cfg` what it is to remember."""
-        return None
+    def prepare(self, device: torch.device) -> dict[str, object]:
+        """Looks at the data before a run is made; returns what its configuration is to record."""
+        return {}
 
     def save_dependencies(self, folder: Path) -> None:
-        """Leaves in a new run what it is reopened with; on rank 0."""
+        """Leaves in a new run what it is opened with; on rank 0."""
         return None
 
     def advice(self) -> list[str]:
         """Sentences on what can be trained but may disappoint."""
         return []
 
-    @abstractmethod
-    def facts(self, folder: Path) -> dict[str, dict]:
-        """What callbacks, by name, want to know of the run in `folder`."""
-
     def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
-        """The figures of an evaluation, and those that belong beside them."""
+        """The metrics of an evaluation, and those of the best that could be expected."""
         return results
 
     def macs(self, cfg: DictConfig) -> int | None:
@@ -71,19 +65,27 @@ class Task(ABC):
         return None
 
 
-def try_out(cfg: DictConfig, layout: BatchLayout, module: TrainedModule) -> None:
-    """Builds optimiser and trainer once, to hear before anything is done what they have to say."""
-    module.optimizer(module.trained_parameters())
-    if not launch.in_launched_process():
-        with quiet_lightning():
-            build_trainer(
-                cfg, layout, torch.device("cpu"), accelerator="cpu", devices=1, num_nodes=1
-            )
+def build_callbacks(cfg: DictConfig) -> list[Callback]:
+    """The configured callbacks, in the order in which their hooks must run."""
+    callbacks = []
+    for key in (f"callbacks.{name}" for name, settings in cfg.callbacks.items() if settings):
+        callbacks.append(instantiate(cfg, key))
+        if not isinstance(callbacks[-1], Callback):
+            raise UserError(f"{key}._target_ must be a callback of Lightning's, and is none")
+    # a checkpoint, grid or figure of a step must have the average of that step
+    callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
+    # and what a step leaves must be there before a checkpoint says that it was made
+    callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
+    return callbacks
 
 
-def watchers(cfg: DictConfig) -> tuple[dict, Callable[..., WandB] | None]:
-    """The configured callbacks and logger, or factories of them."""
-    callbacks = {
-        name: instantiate(cfg, f"callbacks.{name}") for name, part in cfg.callbacks.items() if part
-    }
-    return callbacks, instantiate(cfg, "logger")
+def build_metrics(
+    cfg: DictConfig, callbacks: list[Callback], conditional: bool, num_classes: int
+) -> GenerativeMetrics | None:
+    """The metrics of a run, None unless one of its callbacks evaluates."""
+    if not any(isinstance(callback, Evaluation) for callback in callbacks):
+        return None
+    metrics = instantiate(cfg, "metrics")
+    with errors_at(cfg, "metrics"):
+        metrics.check(conditional, num_classes)
+    return metrics

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import lightning
@@ -17,19 +17,16 @@ from diffusion_lab.common.progress import console
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
-from diffusion_lab.training.callbacks import Interruption
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.training.callbacks.progress import progress_callback
-from diffusion_lab.training.logger import JSONLines
-
-
-def housekeeping(rows: JSONLines) -> list[Callback]:
-    """What every run has, whatever is configured."""
-    return [Resumption(rows), Interruption(), progress_callback()]
 
 
 def build_trainer(
-    cfg: DictConfig, layout: BatchLayout, device: torch.device, **facts: object
+    cfg: DictConfig,
+    layout: BatchLayout,
+    device: torch.device,
+    callbacks: Sequence[Callback],
+    **instead: object,
 ) -> lightning.Trainer:
     """Lightning's Trainer: an endless stream of micro-batches, cut at `trainer.max_steps`."""
     listed, (devices, nodes) = cfg.trainer.devices, launch.processes(cfg.trainer)
@@ -48,11 +45,21 @@ def build_trainer(
         "num_nodes": nodes,
         "plugins": [AtomicCheckpointIO(), launch.cluster()],
         "logger": False,
+        "callbacks": [*callbacks, Resumption(), progress_callback()],
     }
     try:
-        return instantiate(cfg, "trainer", **(defaults | facts))
+        with quiet_lightning():
+            return instantiate(cfg, "trainer", **(defaults | instead))
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+
+
+def check_trainer(cfg: DictConfig, layout: BatchLayout) -> None:
+    """Raises what Lightning says against `cfg.trainer`, all of it in its Trainer's constructor.
+
+    For a process that starts others: it needs none of the devices that they will have.
+    """
+    build_trainer(cfg, layout, torch.device("cpu"), [], accelerator="cpu", devices=1, num_nodes=1)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Both are measured in turns within one run; figures are medians over rounds, with
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,13 @@ from hydra.utils import instantiate
 
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.training.callbacks import EMA, Interruption, Throughput
+from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.logger import JSONLines
 from diffusion_lab.training.lr_schedule import Constant
 
 BATCH, STEPS, SKIP = 64, 24, 4
@@ -104,7 +109,11 @@ def lightning_step() -> float:
         enable_model_summary=False,
         callbacks=[Throughput(), EMA(), Interruption(), times],
     )
-    trainer.fit(module, Stream())
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock(BATCH)
+        rows = JSONLines(Path(folder) / "metrics.jsonl", clock)
+        module.context = RunContext(Path(folder), clock, PeakMemory(module.device), rows)
+        trainer.fit(module, Stream())
     steps = [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]
     return statistics.median(steps[SKIP - 1 :])
 

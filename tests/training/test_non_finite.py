@@ -11,10 +11,12 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
+from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.training.autoencoder_module import AutoencoderModule
 from diffusion_lab.training.callbacks import EMA, NonFinite
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.logger import JSONLines
 from diffusion_lab.training.module import TrainedModule
@@ -217,10 +219,10 @@ def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, bad_
 
 
 def test_settings_that_make_no_sense_are_refused(lab):
-    for key, words in (("patience=1", "2 or more"), ("max_rollbacks=-1", "0 or more")):
+    for key in ("patience=1", "max_rollbacks=-1"):
         code, _, err = lab("train", *QUICK, f"callbacks.non_finite.{key}")
         assert code == 2
-        assert words in err
+        assert key.split("=")[0] in err
 
 
 @pytest.mark.slow
@@ -296,7 +298,7 @@ def fit_with_scaler(folder, from_step=None, bad_step=3):
             EMA(half_life_images=2, ramp=None),
             NonFinite(),
             weights,
-            Resumption(JSONLines(folder / "metrics.jsonl", Clock(1))),
+            Resumption(),
         ],
         gradient_clip_val=1.0,
         logger=False,
@@ -310,7 +312,10 @@ def fit_with_scaler(folder, from_step=None, bad_step=3):
         factors = factors[from_step:]
     checkpoint = folder / f"{from_step}.ckpt" if from_step else None
     loader = torch.utils.data.DataLoader(factors[:, None], batch_size=1)
-    trainer.fit(Line(), loader, ckpt_path=checkpoint, weights_only=True)
+    line, clock = Line(), Clock(batch_size=1)
+    rows = JSONLines(folder / "metrics.jsonl", clock)
+    line.context = RunContext(folder, clock, PeakMemory(torch.device("cpu")), rows)
+    trainer.fit(line, loader, ckpt_path=checkpoint, weights_only=True)
     return weights.found, trainer.callbacks[1].skipped
 
 

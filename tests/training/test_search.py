@@ -142,21 +142,21 @@ def test_a_run_is_hopeless_above_the_median_of_others_at_as_many_images(tmp_path
     for name, losses in {"a": {1: 5, 2: 3}, "b": {1: 4, 2: 2}, "c": {1: 3}}.items():
         write_rows(tmp_path / name, losses)
     own = write_rows(tmp_path / "own", {1: 4.5, 2: 4.2})
-    assert MedianPruning(own, startup_runs=3).hopeless(1)  # 4.5 > 4
-    assert not MedianPruning(own, startup_runs=4).hopeless(1)
-    assert MedianPruning(own, startup_runs=2).hopeless(2)  # 4.2 > 2.5
-    assert not MedianPruning(own, startup_runs=3).hopeless(2)  # c has not come so far
+    assert MedianPruning(startup_runs=3).hopeless(own, 1)  # 4.5 > 4
+    assert not MedianPruning(startup_runs=4).hopeless(own, 1)
+    assert MedianPruning(startup_runs=2).hopeless(own, 2)  # 4.2 > 2.5
+    assert not MedianPruning(startup_runs=3).hopeless(own, 2)  # c has not come so far
     good = write_rows(tmp_path / "good", {1: 2, 2: 9})
-    assert not MedianPruning(good, startup_runs=3).hopeless(2)  # its best counts
+    assert not MedianPruning(startup_runs=3).hopeless(good, 2)  # its best counts
 
 
 def test_runs_of_other_batch_sizes_are_pruned_by_images(tmp_path):
     own = write_rows(tmp_path / "own", {32: 4.0, 64: 3.5})
     write_rows(tmp_path / "large", {48: 3.0, 96: 1.0})
-    assert not MedianPruning(own, startup_runs=1).hopeless(32)  # the other has no value yet
-    assert MedianPruning(own, startup_runs=1).hopeless(64)  # 3.5 > 3
+    assert not MedianPruning(startup_runs=1).hopeless(own, 32)  # the other has no value yet
+    assert MedianPruning(startup_runs=1).hopeless(own, 64)  # 3.5 > 3
     better = write_rows(tmp_path / "better", {64: 2.0})
-    assert not MedianPruning(better, startup_runs=2).hopeless(64)  # 2 < 3.25, and not 1
+    assert not MedianPruning(startup_runs=2).hopeless(better, 64)  # 2 < 3.25, and not 1
 
 
 def test_a_hopeless_run_ends_early_with_its_figures(lab, tmp_path):

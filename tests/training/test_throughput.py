@@ -9,7 +9,8 @@ import torch
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
-from diffusion_lab.training.callbacks import Evaluation, Throughput
+from diffusion_lab.training.callbacks import SampleEvaluation, Throughput
+from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger import WandB
 
 
@@ -18,7 +19,9 @@ def test_a_window_that_is_gone_on_with_is_where_the_module_is():
     # a checkpoint is read before the module has gone to its device
     saved = {"losses_since_the_last_row": torch.tensor([1.0, 2.0])}
     throughput.on_load_checkpoint(None, SimpleNamespace(device=torch.device("cpu")), saved)
-    module = SimpleNamespace(device=torch.device("meta"))
+    module = SimpleNamespace(
+        device=torch.device("meta"), context=SimpleNamespace(clock=Clock(batch_size=1))
+    )
     throughput.on_train_start(SimpleNamespace(callbacks=[]), module)
     assert [loss.device.type for loss in throughput._losses] == ["meta", "meta"]
 
@@ -41,7 +44,7 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, mo
             logger.log_metrics({"fid/x": 1.0}, step=trainer.global_step)
         late[0] += 1000
 
-    monkeypatch.setattr(Evaluation, "run", run)
+    monkeypatch.setattr(SampleEvaluation, "run", run)
     asked = ["callbacks.evaluation.every_n_steps=2", "trainer.max_steps=4", "logger=none"]
     code, _, err = lab("train", *TINY, *asked, "run_dir=run")
     assert code == 0, err

@@ -25,6 +25,8 @@ from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.protocol import Protocol
 from diffusion_lab.metrics.quantities import HELD_OUT
 from diffusion_lab.runs.results import Sampling, common_metrics, sampling_of
+from diffusion_lab.training.callbacks import Evaluation
+from diffusion_lab.training.callbacks.configured import configured
 
 PLOTS = "plots"
 COSTS = {"macs": "MACs of a call on one image", "training_seconds": "time of training, minutes"}
@@ -167,7 +169,7 @@ def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str 
 
 def measured_so(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
     """Whether a run was measured in training as it is now compared."""
-    evaluation = run.config.callbacks.get("evaluation")
+    evaluation = configured(run.config, Evaluation)
     if run.summary.get("protocol") != protocol or not evaluation:
         return False
     return sampling_of(run.config) | {"seed": evaluation.seed} == sampling

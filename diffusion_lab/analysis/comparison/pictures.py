@@ -14,6 +14,8 @@ from PIL import Image
 from diffusion_lab.analysis.comparison.groups import Group, Member
 from diffusion_lab.common.images import ENLARGED, GAP
 from diffusion_lab.runs.folder import SAMPLES
+from diffusion_lab.training.callbacks import Grid
+from diffusion_lab.training.callbacks.configured import configured
 
 ALL_BYTES = 5_000_000  # of the pictures together, as they are in the page
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
@@ -49,7 +51,7 @@ def samples(groups: Sequence[Group]) -> list[Samples]:
 
 def grid_columns(member: Member) -> int | None:
     """Of a run's grid, if it drew any."""
-    settings = member.run.config.callbacks.get("sample_grid")
+    settings = configured(member.run.config, Grid)
     return settings.columns if settings else None
 
 
@@ -60,7 +62,7 @@ def grid_noise(member: Member) -> str | None:
     is diffused.
     """
     config = member.run.config
-    settings = config.callbacks.get("sample_grid")
+    settings = configured(config, Grid)
     if not settings:
         return None
     parts = [

@@ -8,11 +8,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from diffusion_lab.common.errors import TrainingStopped
 from diffusion_lab.common.progress import say
+from diffusion_lab.common.ranges import optional, ranges, whole
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks.periodic import Periodic, validates
 from diffusion_lab.training.callbacks.weight_averaging import restore_trained
-from diffusion_lab.training.logger import JSONLines
 
 # in a checkpoint: how many rows were logged, and the seconds of training and of what is not counted
 ROWS, TIMES = "rows_of_metrics", "seconds"
@@ -25,8 +25,8 @@ class Checkpoint(Periodic):
     for anything. One that cannot be written is said and left out, but for the last.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int | None = 1000):
-        self.path = folder / checkpoints.LAST.name
+    @ranges(every_n_steps=optional(whole(1)))
+    def __init__(self, every_n_steps: int | None = 1000):
         self.every_n_steps = every_n_steps
         self._after_validation = False
 
@@ -39,7 +39,7 @@ class Checkpoint(Periodic):
 
     def due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
         # weights that cannot be trained on are nothing to go back to
-        return super().due(trainer, batch_idx) and not trainer.lightning_module.skipped
+        return super().due(trainer, batch_idx) and not trainer.lightning_module.bad_steps.skipped
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
         if self._after_validation:
@@ -48,7 +48,7 @@ class Checkpoint(Periodic):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module) -> None:
         # not on_train_end: by then the averaged weights have replaced the trained ones
-        trainer.save_checkpoint(self.path)
+        self.save(trainer)
         failure = on_rank_zero(lambda: trainer.strategy.checkpoint_io.failure)
         if failure:
             raise TrainingStopped(
@@ -56,8 +56,13 @@ class Checkpoint(Periodic):
                 "so make room"
             )
 
+    @staticmethod
+    def save(trainer: lightning.Trainer) -> None:
+        """Writes `last.ckpt`."""
+        trainer.save_checkpoint(trainer.lightning_module.context.folder / checkpoints.LAST)
+
     def run(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        self.save(trainer)
         if failure := trainer.strategy.checkpoint_io.failure:
             say(
                 f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
@@ -87,18 +92,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Resumption(Callback):
     """Makes a checkpoint fit the run that goes on from it, and metrics.jsonl the checkpoint."""
 
-    def __init__(self, rows: JSONLines):
-        self.rows = rows
-
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
-        checkpoint[ROWS] = self.rows.count
-        checkpoint[TIMES] = [self.rows.clock.seconds(), self.rows.clock.left_out]
+        rows, clock = pl_module.context.rows, pl_module.context.clock
+        checkpoint[ROWS] = rows.count
+        checkpoint[TIMES] = [clock.seconds(), clock.left_out]
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
         """Counts micro-batches as this layout of ranks and accumulation has them in a step."""
-        self.rows.truncate(checkpoint[ROWS])
-        if TIMES in checkpoint:  # a run may be older than this key
-            self.rows.clock.continue_from(*checkpoint[TIMES])
+        pl_module.context.rows.truncate(checkpoint[ROWS])
+        pl_module.context.clock.continue_from(*checkpoint[TIMES])
         restore_trained(trainer, checkpoint)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if not checkpoint["global_step"]:

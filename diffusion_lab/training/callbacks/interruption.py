@@ -91,18 +91,3 @@ class Interruption(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-
-def interrupted(trainer: lightning.Trainer) -> bool:
-    """Whether training was asked to stop before its end."""
-    return interruption_of(trainer).requested
-
-
-def requeue_wanted(trainer: lightning.Trainer) -> bool:
-    """Whether the job of a run that was interrupted is to go back into SLURM's queue."""
-    return interruption_of(trainer).requeue
-
-
-def interruption_of(trainer: lightning.Trainer) -> Interruption:
-    """That of a run, which has one."""
-    return next(c for c in trainer.callbacks if isinstance(c, Interruption))

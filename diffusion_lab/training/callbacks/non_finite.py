@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffusion_lab.common.errors import TrainingStopped
 from diffusion_lab.common.files import replacing
 from diffusion_lab.common.progress import say
+from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.diffusion.objective import Objective, TimeSampler
 from diffusion_lab.runs import checkpoints
@@ -21,7 +22,7 @@ FOLDER = "non_finite"  # in that of the run
 
 
 class NonFinite(Callback):
-    """Counts the steps that `TrainedModule` skips; after `patience` of them the run ends.
+    """Counts the bad steps (`training.bad_steps`); after `patience` of them the run ends.
 
     Before that it is taken back `max_rollbacks` times: weights, averages and optimiser to the last
     checkpoint, while the data go on, since the same data would lead to the same end. The last step
@@ -29,16 +30,8 @@ class NonFinite(Callback):
     `non_finite/` in the run, with the name of the first layer whose values were not finite.
     """
 
+    @ranges(patience=whole(2), max_rollbacks=whole(0))
     def __init__(self, patience: int = 20, max_rollbacks: int = 0):
-        if patience < 2:
-            raise ValueError(
-                f"callbacks.non_finite.patience={patience} must be 2 or more; one bad step is no "
-                "reason to end a run"
-            )
-        if max_rollbacks < 0:
-            raise ValueError(
-                f"callbacks.non_finite.max_rollbacks={max_rollbacks} must be 0 or more"
-            )
         self.patience = patience
         self.max_rollbacks = max_rollbacks
         self.skipped = 0  # in the whole run
@@ -59,6 +52,9 @@ class NonFinite(Callback):
         self.skipped, self._logged = state["skipped"], state["logged"]
         self._row, self._rollbacks = state["row"], state["rollbacks"]
 
+    def on_fit_end(self, trainer, pl_module) -> None:
+        pl_module.context.summary["skipped_steps"] = self.skipped
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if self._row == self.patience - 1:
             if self._watch is None:
@@ -77,8 +73,8 @@ class NonFinite(Callback):
         watch, self._watch = self._watch, None
         if watch:
             watch.close()
-        self._row = self._row + 1 if pl_module.skipped else 0
-        if pl_module.skipped:
+        self._row = self._row + 1 if pl_module.bad_steps.skipped else 0
+        if pl_module.bad_steps.skipped:
             if not self.skipped:
                 say(
                     f"Step {trainer.global_step} is skipped: its loss or gradient is not finite. "
@@ -95,7 +91,7 @@ class NonFinite(Callback):
 
     def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
         """Rolls back, or raises TrainingStopped."""
-        step, folder = trainer.global_step, Path(trainer.default_root_dir)  # the run's
+        step, folder = trainer.global_step, trainer.lightning_module.context.folder
         path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +164,7 @@ class Watch:
         torch.compiler.set_stance("default")
 
     def look_at_gradients(self) -> None:
-        """Of the parameters, once all are there: some are made of finite values and are not."""
+        """Checks parameter gradients: they may overflow where all activations were finite."""
         for name, parameter in self.module.named_parameters():
             if parameter.grad is not None and not is_finite(parameter.grad):
                 self._find(f"is the gradient of {name}")
@@ -206,7 +202,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def tensors(value: object) -> list[Tensor]:
-    """Those in a tensor or in tuples and lists of them."""
+    """The tensors in a value: itself, or those in tuples and lists."""
     if isinstance(value, Tensor):
         return [value]
     parts = value if isinstance(value, tuple | list) else ()

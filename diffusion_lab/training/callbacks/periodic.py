@@ -1,13 +1,10 @@
 """What happens every so many optimiser steps."""
 
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from typing import ClassVar
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-
-from diffusion_lab.compute.device import PeakMemory
-from diffusion_lab.training.clock import Clock
 
 
 def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
@@ -16,20 +13,19 @@ def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
 
 
 def validates(trainer: lightning.Trainer) -> bool:
-    """Whether Lightning validates after this micro-batch, by its number."""
-    due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
-    return due and trainer.enable_validation
+    """Whether Lightning validates after the step that has just ended."""
+    micro_batches = trainer.global_step * trainer.accumulate_grad_batches
+    return micro_batches % trainer.val_check_batch == 0 and trainer.enable_validation
 
 
 class Periodic(Callback, ABC):
     """Calls `run` every `every_n_steps` optimiser steps (null: never), the last one left out.
 
-    What a run's end needs is done by whoever trains, who also sets the run's `meters`, which stand
-    still in `run`.
+    The end of a run calls it once more, on the final weights, where `at_end` is true.
     """
 
+    at_end: ClassVar[bool] = False
     every_n_steps: int | None
-    meters: tuple[Clock | PeakMemory, ...] = ()
 
     @abstractmethod
     def run(self, trainer: lightning.Trainer) -> None:
@@ -48,7 +44,5 @@ class Periodic(Callback, ABC):
 
     def timed_run(self, trainer: lightning.Trainer) -> None:
         """Runs outside the time and memory of training."""
-        with ExitStack() as stack:
-            for meter in self.meters:
-                stack.enter_context(meter.stopped())
+        with trainer.lightning_module.context.outside_training():
             self.run(trainer)

@@ -1,4 +1,4 @@
-"""Ends runs of a search that are hopeless, by what the other runs of their study had so far."""
+"""Ends hopeless runs of a search, by comparison with the other runs of their study so far."""
 
 import statistics
 from pathlib import Path
@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.progress import say
-from diffusion_lab.runs.folder import METRICS
+from diffusion_lab.common.ranges import ranges, whole
+from diffusion_lab.runs import METRICS
 
 
 class MedianPruning(Callback):
@@ -21,34 +22,32 @@ class MedianPruning(Callback):
     first `startup_runs` runs, and the first `startup_steps` steps of each, are left alone.
     """
 
-    def __init__(
-        self, folder: Path, metric: str = "val/loss", startup_runs: int = 5, startup_steps: int = 0
-    ):
-        self.folder = folder
+    @ranges(startup_runs=whole(1), startup_steps=whole(0))
+    def __init__(self, metric: str = "val/loss", startup_runs: int = 5, startup_steps: int = 0):
         self.metric = metric
         self.startup_runs = startup_runs
         self.startup_steps = startup_steps
-        self.pruned = False
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
         step = trainer.global_step
         if trainer.state.fn != "fit" or not self.startup_steps <= step < trainer.max_steps:
             return
-        images = pl_module.images_seen
-        hopeless = trainer.is_global_zero and self.hopeless(images)
-        self.pruned = trainer.strategy.reduce_boolean_decision(hopeless, all=False)
-        trainer.should_stop = trainer.should_stop or self.pruned
+        images, folder = pl_module.images_seen, pl_module.context.folder
+        hopeless = trainer.is_global_zero and self.hopeless(folder, images)
+        if trainer.strategy.reduce_boolean_decision(hopeless, all=False):
+            pl_module.context.summary["pruned"] = True
+            trainer.should_stop = True
 
-    def hopeless(self, images: int) -> bool:
-        """Whether the best value up to these images is above the median of the others' at them."""
-        own = [value for at, value in self.values(self.folder).items() if at <= images]
+    def hopeless(self, folder: Path, images: int) -> bool:
+        """Whether the best value of a run up to these images is above the others' median there."""
+        own = [value for at, value in self.values(folder).items() if at <= images]
         if not own:
             raise UserError(
-                f"callbacks.pruning.metric={self.metric} is no figure of the validations; write "
+                f"callbacks.pruning.metric={self.metric} is not measured by validations; write "
                 "callbacks.pruning.metric=val/loss"
             )
-        folders = (path.parent for path in self.folder.parent.glob(f"*/{METRICS}"))
-        others = [self.values(each) for each in folders if each != self.folder]
+        folders = (path.parent for path in folder.parent.glob(f"*/{METRICS}"))
+        others = [self.values(each) for each in folders if each != folder]
         there = [
             values[max(at for at in values if at <= images)]
             for values in others

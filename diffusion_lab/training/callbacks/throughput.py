@@ -5,7 +5,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.training.callbacks.periodic import stepped
-from diffusion_lab.training.clock import Clock
 
 OPEN_WINDOW = "losses_since_the_last_row"  # in a checkpoint
 
@@ -19,7 +18,6 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self.clock = Clock(1)  # its own, until whoever trains sets the run's
         self._losses: list[torch.Tensor] = []  # of each step
         self._loss: torch.Tensor | float = 0.0  # of the micro-batches of this step
         self._rate = 0.0
@@ -28,23 +26,22 @@ class Throughput(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         # only now is the module where it will be trained
         self._losses = [loss.to(pl_module.device) for loss in self._losses]
-        self._open_window()
+        self._open_window(pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_validation_start(self, trainer, pl_module) -> None:
-        self._validating -= self.clock.seconds()
+        self._validating -= pl_module.context.clock.seconds()
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        self._validating += self.clock.seconds()
+        self._validating += pl_module.context.clock.seconds()
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        losses = checkpoint.get(OPEN_WINDOW, torch.empty(0))  # a run may be older than this key
-        self._losses = list(losses)
+        self._losses = list(checkpoint[OPEN_WINDOW])
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
@@ -52,7 +49,7 @@ class Throughput(Callback):
         self._loss = self._loss + outputs["loss"].detach()  # already divided by their number
         if not stepped(trainer, batch_idx):
             return
-        if not pl_module.skipped:
+        if not pl_module.bad_steps.skipped:
             self._losses.append(self._loss)
         self._loss = 0.0
         self._steps += 1
@@ -61,7 +58,7 @@ class Throughput(Callback):
         losses = self._reduced(trainer)
         loss = {"train/loss": losses.mean().item()} if len(losses) else {}
         # and here a GPU has caught up
-        seconds = self.clock.seconds() - self._start - self._validating
+        seconds = pl_module.context.clock.seconds() - self._start - self._validating
         parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
         metrics = parts | loss
         metrics |= {
@@ -71,7 +68,7 @@ class Throughput(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._losses.clear()
-        self._open_window()
+        self._open_window(pl_module)
 
     def _reduced(self, trainer: lightning.Trainer) -> torch.Tensor:
         """The mean loss over all ranks of each step of the window, (steps,)."""
@@ -79,7 +76,7 @@ class Throughput(Callback):
             return torch.empty(0)
         return trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
 
-    def _open_window(self) -> None:
+    def _open_window(self, pl_module) -> None:
         self._steps = 0
         self._validating = 0.0
-        self._start = self.clock.seconds()
+        self._start = pl_module.context.clock.seconds()

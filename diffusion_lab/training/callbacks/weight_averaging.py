@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, optional, ranges
 from diffusion_lab.compute.sharding import gathered, local, whole
 from diffusion_lab.training.callbacks.periodic import stepped
 
@@ -25,12 +26,8 @@ class EMA(Callback):
     (Lightning's WeightAveraging copies the whole module, and cannot copy one that is shared out.)
     """
 
+    @ranges(half_life_images=above(0), ramp=optional(above(0)))
     def __init__(self, half_life_images: int = 500_000, ramp: float | None = 0.05):
-        if half_life_images <= 0:
-            raise ValueError(
-                "callbacks.weight_averaging.half_life_images must be above 0; "
-                "to train without an average write callbacks.weight_averaging=null"
-            )
         self.half_life_images = half_life_images
         self.ramp = ramp
         self.decay = 0.0
@@ -43,7 +40,7 @@ class EMA(Callback):
         self._average = [a.to(p.device) for a, p in zip(averages, parameters, strict=True)]
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not stepped(trainer, batch_idx) or pl_module.skipped:
+        if not stepped(trainer, batch_idx) or pl_module.bad_steps.skipped:
             return  # nothing new to average
         half_life = self.half_life_images
         if self.ramp is not None:

@@ -23,6 +23,7 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.profiling import costs as profiling
 from diffusion_lab.profiling.timing import Bench
+from diffusion_lab.training.diffusion_task import DiffusionTask, build_diffusion_task
 from diffusion_lab.training.doctor.timing import (
     Plan,
     Speed,
@@ -31,7 +32,8 @@ from diffusion_lab.training.doctor.timing import (
     memory_needed,
     plan,
 )
-from diffusion_lab.training.train import DiffusionTask, build_diffusion_task, check_settings
+from diffusion_lab.training.train import check_settings
+from diffusion_lab.training.trainer import check_trainer
 
 SAMPLE = 1000  # images, which tell a standard deviation to about 1 %
 Made = TypeVar("Made")
@@ -119,6 +121,7 @@ class Case:
     def parts(self) -> DiffusionTask:
         """Everything that is built of the configuration, the network without memory."""
         layout, _ = self.layout, self.datamodule
+        self.attempt("trainer", lambda: check_trainer(self.cfg, layout))
         return self.attempt(
             "composition", lambda: build_diffusion_task(self.cfg, layout, device="meta")
         )

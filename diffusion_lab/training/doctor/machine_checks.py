@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_lab.common.files import OUTPUTS
+from diffusion_lab.training.callbacks import Grid
+from diffusion_lab.training.callbacks.configured import configured
 from diffusion_lab.training.doctor.case import Case
 from diffusion_lab.training.doctor.finding import ADVICE, ERROR, SKIPPED, WARNING, Remark
 
@@ -101,7 +103,7 @@ def existing(path: Path) -> Path:
 
 def grid_bytes(case: Case) -> int:
     """Bytes of all pictures, at most: PNG only makes them smaller."""
-    grid, shape = case.cfg.callbacks.get("sample_grid"), case.datamodule.image_shape
+    grid, shape = configured(case.cfg, Grid), case.datamodule.image_shape
     if not grid:
         return 0
     rows = max(grid.columns, case.datamodule.num_classes)

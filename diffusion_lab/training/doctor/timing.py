@@ -11,7 +11,9 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source import decoding
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.profiling.timing import Bench, median_seconds
-from diffusion_lab.training.train import DiffusionTask
+from diffusion_lab.training.callbacks import Evaluation, Grid
+from diffusion_lab.training.callbacks.configured import configured
+from diffusion_lab.training.diffusion_task import DiffusionTask
 
 TIMED_STEPS = 3
 FEATURE_IMAGES = 64  # a batch, as in the metrics
@@ -66,7 +68,7 @@ def plan(
     """The run's time; `calls` of the network make an image, None where that is not known."""
     full = cfg.trainer.max_steps
     conditional = parts.module.denoiser.conditioning.conditional
-    grid = cfg.callbacks.get("sample_grid")
+    grid, evaluation = configured(cfg, Grid), configured(cfg, Evaluation)
     drawn_a_grid = grid.columns * (data.num_classes if conditional else grid.columns) if grid else 0
     evaluated = parts.metrics.num_samples if parts.metrics else 0
 
@@ -74,12 +76,9 @@ def plan(
         def times(every: int | None) -> int:
             return 1 + ((steps - 1) // every if every else 0)  # the end of a run is one of them
 
-        def periods(callback: str) -> int:
-            return times(cfg.callbacks[callback].every_n_steps) if cfg.callbacks[callback] else 0
-
         held_out = times(cfg.validate_every_n_steps) * data.validation_size
-        measured = periods("evaluation") * evaluated if evaluated else 0
-        drawn = measured + (periods("sample_grid") * drawn_a_grid if grid else 0)
+        measured = times(evaluation.every_n_steps) * evaluated if evaluation else 0
+        drawn = measured + (times(grid.every_n_steps) * drawn_a_grid if grid else 0)
         real = 0
         if parts.metrics:
             size = parts.metrics.reference_size or len(data.reference_images())

@@ -63,7 +63,7 @@ def memorization(case: Case) -> Iterator[Remark]:
 
 def weight_averaging(case: Case) -> Iterator[Remark]:
     """An average that has forgotten the initial weights."""
-    average = next((c for c in case.parts.callbacks.values() if isinstance(c, EMA)), None)
+    average = next((c for c in case.parts.callbacks if isinstance(c, EMA)), None)
     if average is None:
         yield (
             ADVICE,

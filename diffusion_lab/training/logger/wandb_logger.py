@@ -52,7 +52,7 @@ class WandB(WandbLogger):
             group=group,
             tags=tags,
             mode=wandb_mode,
-            config=config | {"choices": choices},
+            config=config | {"choices": dict(choices) if choices else None},
             settings=wandb.Settings(
                 console="off", init_timeout=20, finish_timeout=FINISH_SECONDS, silent=True
             ),

@@ -1,0 +1,37 @@
+"""What the callbacks of a run share: `trainer.lightning_module.context`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffusion_lab.compute.device import PeakMemory
+from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.logger.json_lines import JSONLines
+
+
+@dataclass
+class RunContext:
+    """The surroundings of a run, given before training, and what its callbacks find out.
+
+    A callback takes no more than its settings, and reads the rest here from its first hook on.
+    """
+
+    folder: Path
+    clock: Clock
+    memory: PeakMemory
+    rows: JSONLines
+    metrics: PreparedMetrics | None = None  # None: nothing is evaluated
+    pipeline: Pipeline | None = None  # None: the run trains no diffusion model
+
+    results: dict[str, float] = field(default_factory=dict)  # of the latest evaluation
+    latest_grid: Path | None = None
+    summary: dict[str, object] = field(default_factory=dict)  # more entries of summary.json
+
+    @contextmanager
+    def outside_training(self) -> Iterator[None]:
+        """Leaves the time and the memory of a block out of what training took."""
+        with self.clock.stopped(), self.memory.stopped():
+            yield

@@ -1,0 +1,101 @@
+"""The training of a diffusion model, built from a configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import lightning
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from diffusion_lab.build.checks import advice
+from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.common.progress import say
+from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.first_stage import Pixels
+from diffusion_lab.metrics import ceiling
+from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.profiling.costs import ImageFacts, cost_of
+from diffusion_lab.runs.diffusion_run import load_weak
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.task import Task, build_callbacks, build_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTask(Task):
+    """Trains a denoiser, and samples with it on the way."""
+
+    command: ClassVar[str] = "train"
+
+    module: DiffusionModule
+    pipeline: Pipeline
+
+    @property
+    def network(self) -> nn.Module:
+        return self.module.denoiser
+
+    def compile(self) -> None:
+        self.module.denoiser.backbone.compile()
+
+    def advice(self) -> list[str]:
+        return advice(
+            self.pipeline.schedule,
+            self.module.objective,
+            self.pipeline.guidance,
+            self.module.augmentation,
+            self.datamodule.flip,
+            latents=not isinstance(self.module.first_stage, Pixels),
+        )
+
+    def prepare(self, device: torch.device) -> dict[str, object]:
+        self.module.first_stage.prepare(self.datamodule, device)
+        return {"first_stage": self.module.first_stage.facts()}
+
+    def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
+        return results | ceiling(results, self.module.first_stage.figures(self.datamodule))
+
+    def save_dependencies(self, folder: Path) -> None:
+        self.module.first_stage.keep(folder)
+
+    def macs(self, cfg: DictConfig) -> int | None:
+        data = self.datamodule
+        try:
+            return cost_of(cfg, ImageFacts(data.image_shape, data.num_classes)).macs
+        except Exception as error:  # of somebody's network: no reason to lose a trained run
+            say(f"MACs could not be counted: {error}")
+            return None
+
+
+def build_diffusion_task(
+    cfg: DictConfig, layout: BatchLayout, device: str = "cpu"
+) -> DiffusionTask:
+    """Builds what the configuration names; raises UserError for what cannot work."""
+    lightning.seed_everything(cfg.seed, verbose=False)
+    datamodule = build_datamodule(cfg)
+    classes = datamodule.num_classes
+    model = build_model(cfg, datamodule.image_shape, classes, device)
+    module = DiffusionModule(
+        model.denoiser,
+        model.objective,
+        model.first_stage,
+        instantiate(cfg, "optimizer"),
+        instantiate(cfg, "lr_schedule"),
+        cfg.batch_size,
+        cfg.seed,
+        model.augmentation,
+    )
+    module.check_optimizer()
+    with errors_at(cfg, "data"):
+        datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
+    callbacks = build_callbacks(cfg)
+    metrics = build_metrics(cfg, callbacks, model.denoiser.conditioning.conditional, classes)
+    pipeline = build_pipeline(cfg, model, classes, load_weak(cfg.guidance.get("weak_run"), cfg))
+    return DiffusionTask(
+        datamodule=datamodule,
+        module=module,
+        callbacks=callbacks,
+        metrics=metrics,
+        pipeline=pipeline,
+    )
