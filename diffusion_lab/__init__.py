@@ -14,6 +14,7 @@ HOMES = {  # each name's module
     "Condition": "diffusion_lab.backbone.conditioning",
     "Denoiser": "diffusion_lab.diffusion.denoiser",
     "FirstStage": "diffusion_lab.first_stage",
+    "Given": "diffusion_lab.diffusion.estimate",
     "Guidance": "diffusion_lab.diffusion.guidance",
     "ImageDataModule": "diffusion_lab.data",
     "NoiseLevel": "diffusion_lab.diffusion.noise",

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf, open_dict
 
 from diffusion_lab.build.objects import build_model, build_pipeline, with_data_std
 from diffusion_lab.common.errors import UserError
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
 from diffusion_lab.first_stage import Pixels
 
@@ -114,7 +115,7 @@ def says_nothing_on_pure_noise(schedule: str, prediction: str) -> bool:
 def losses(model):
     images = torch.randint(0, 256, (6, *SHAPE), dtype=torch.uint8)
     x0 = model.first_stage.encode(images)
-    return model.objective(model.denoiser, x0, torch.arange(6) % CLASSES)
+    return model.objective(model.denoiser, x0, Given(torch.arange(6) % CLASSES))
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), pairs("schedule", "objective/prediction"))

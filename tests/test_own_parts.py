@@ -9,7 +9,7 @@ from helpers.exact_denoiser import GaussianMixture
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.diffusion.sampler.time_grid import Uniform
+from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
 
 README = (ROOT / "README.md").read_text()
@@ -44,7 +44,7 @@ def test_the_readmes_sampler_is_of_second_order():
     exact = mixture.transport(x, *levels)
     errors = []
     for steps in (20, 40):
-        sampler = made_of("my_samplers.py")["Midpoint"](steps, Uniform())
+        sampler = made_of("my_samplers.py")["Midpoint"](steps, UniformGrid())
         path = schedule(torch.linspace(0.9, 0.2, steps + 1, dtype=torch.float64))
         *_, end = sampler.walk(mixture.denoise, x, path, schedule, None)
         errors.append((end - exact).square().mean().sqrt())

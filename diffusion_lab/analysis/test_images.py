@@ -17,7 +17,7 @@ from diffusion_lab.common.progress import progress_bar, say
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.diffusion.estimate import DenoiseFn
+from diffusion_lab.diffusion.estimate import DenoiseFn, Given
 from diffusion_lab.diffusion.guidance import keep_known
 from diffusion_lab.diffusion.likelihood import GREY_STEP, bits_per_dim, log_likelihood
 from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
@@ -144,7 +144,7 @@ def require_pixels(opened: runs.DiffusionRun, reason: str) -> None:
 
 def function_of_state(denoiser: Denoiser, labels: Tensor | None) -> DenoiseFn:
     """The conditional model without memory of earlier calls, as an ODE needs it."""
-    return lambda x, level: denoiser(x, level, labels)
+    return lambda x, level: denoiser(x, level, Given(labels))
 
 
 def missing(region: str, height: int, width: int) -> Tensor:

@@ -84,6 +84,7 @@ class PatchNetwork(nn.Module):
         check_sizes(patch=patch, width=width)
         check_flags(long_skips=long_skips)
         self.rows, columns = patch_grid(image_size, patch)
+        self.tokens = self.rows * columns
         if width % 4:
             raise ValueError(f"backbone.width={width} is not a multiple of 4; write one that is")
         if long_skips and len(blocks) == 1:

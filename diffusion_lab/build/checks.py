@@ -93,6 +93,11 @@ def check_sampling(
     conditional: bool,
 ) -> None:
     """Refuses what cannot be sampled from a model, before it is trained for hours."""
+    if sampler.time_grid.needs_table and schedule.discrete_steps is None:
+        raise UserError(
+            "this sampler.time_grid counts the points of a table, and this schedule has none; use "
+            "sampler/time_grid=uniform, or a discrete schedule such as schedule=ddpm_linear"
+        )
     if getattr(sampler, "variance", None) == "learned" and objective.variance_loss is None:
         raise UserError(
             "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "

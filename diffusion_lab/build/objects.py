@@ -45,7 +45,7 @@ def build_model(
     cfg = with_data_std(cfg, first_stage.data_std)
     objective = instantiate(cfg, "objective")(schedule=schedule)
     augmentation = instantiate(cfg, "augmentation")
-    explodes = bool(schedule(torch.ones(())).sigma > 1 + 1e-6)
+    explodes = schedule.explodes
     discrete = schedule.discrete_steps is not None
     label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
     if label == "auto":
@@ -90,8 +90,6 @@ def build_pipeline(
 ) -> Pipeline:
     """Sampling as `cfg.sampler` and `cfg.guidance` say; `weak` is the denoiser of its weak_run."""
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
-    with errors_at(cfg, "sampler"):
-        sampler.time_grid(model.schedule, sampler.steps)  # says itself if it does not fit
     check_sampling(
         model.schedule,
         model.objective,
@@ -99,6 +97,8 @@ def build_pipeline(
         guidance,
         model.denoiser.conditioning.conditional,
     )
+    with errors_at(cfg, "sampler"):
+        sampler.time_grid(model.schedule, sampler.steps)  # says itself if it does not fit
     return Pipeline(
         model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes, weak
     )

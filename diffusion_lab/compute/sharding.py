@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -72,17 +72,12 @@ class FSDP(ModelParallelStrategy):
             optimizer.load_state_dict({**whole_state, "state": moments})
 
 
-def shard_parameters(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...] = ()) -> None:
-    """Shares a module's parameters out over a mesh; again, it does nothing.
-
-    `methods` are those, beside `forward`, by which it is called.
-    """
+def shard_parameters(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shares a module's parameters out over a mesh; again, it does nothing."""
     if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
         return
     # also at the root, which FSDP2 would leave whole after validation, where averages are swapped
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    for name in methods:
-        register_fsdp_forward_method(module, name)
 
 
 @contextmanager

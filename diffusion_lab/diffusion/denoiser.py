@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.diffusion.estimate import Estimate, Output
+from diffusion_lab.common.ranges import one_of, ranges
+from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.diffusion.objective.prediction import Prediction
 
@@ -30,6 +31,7 @@ class Denoiser(nn.Module):
     `augmentation_labels` is how many values tell it what was done to its image, if any do.
     """
 
+    @ranges(noise_label=one_of(*NOISE_LABELS))
     def __init__(
         self,
         backbone: Callable[..., nn.Module],
@@ -44,10 +46,6 @@ class Denoiser(nn.Module):
         augmentation_labels: int = 0,
     ):
         super().__init__()
-        if noise_label not in NOISE_LABELS:
-            raise ValueError(
-                f"noise_label={noise_label!r} is unknown; use one of {', '.join(NOISE_LABELS)}"
-            )
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.prediction = prediction
@@ -71,29 +69,16 @@ class Denoiser(nn.Module):
             )
             nn.init.normal_(self.augmentation.weight, std=0.02)
 
-    def output(
-        self,
-        x: Tensor,
-        level: NoiseLevel,
-        labels: Tensor | None = None,
-        previous: Tensor | None = None,
-        augmentation: Tensor | None = None,
-    ) -> Output:
-        """The raw output of the network for x (B, C, H, W), float32 at least, for the loss.
+    def forward(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Estimate:
+        """The denoised estimate of x (B, C, H, W) at `level`."""
+        output, weight = self._ask(x, level, given), None
+        if self.learned_variance:
+            output, weight = output.chunk(2, 1)
+            weight = (weight + 1) / 2
+        return Estimate(self.prediction.to_x0(output, x, level), weight, output)
 
-        `previous` is the last x0 estimate of x's shape, for self-conditioning; None is zeros.
-        `augmentation` (B, augmentation_labels) is what was done to x0; None is nothing, zeros.
-        """
-        return self._output(x, level, labels, previous, augmentation)
-
-    def _output(
-        self,
-        x: Tensor,
-        level: NoiseLevel,
-        labels: Tensor | None,
-        previous: Tensor | None,
-        augmentation: Tensor | None,
-    ) -> Output:
+    def _ask(self, x: Tensor, level: NoiseLevel, given: Given) -> Tensor:
+        """The network's output, float32 at least."""
         # float32 whatever autocast says: bf16 has 507 distinct values below 1000
         noise = self.noise_label(level).to(torch.float32)
         if noise.ndim == 0:  # filled in place: a copy from the CPU would wait for a GPU
@@ -104,38 +89,23 @@ class Denoiser(nn.Module):
             total_std = (level.alpha**2 * self.input_std**2 + level.sigma**2).sqrt()
             x = x / broadcast(total_std, x)
         if self.self_conditioning:
-            x = torch.cat([x, torch.zeros_like(x) if previous is None else previous.to(x)], 1)
-        condition = self.conditioning(labels, len(x))
+            previous = torch.zeros_like(x) if given.previous is None else given.previous.to(x)
+            x = torch.cat([x, previous], 1)
+        condition = self.conditioning(given.labels, len(x))
         if self.augmentation is not None:
             weight = self.augmentation.weight  # (D, values)
-            if augmentation is None:
-                augmentation = weight.new_zeros(len(x), weight.shape[1])
-            condition = condition.joined(self.augmentation(augmentation.to(weight)))
+            values = given.augmentation
+            if values is None:
+                values = weight.new_zeros(len(x), weight.shape[1])
+            condition = condition.joined(self.augmentation(values.to(weight)))
         output = self.backbone(x, noise, condition)
         # at least float32 before to_x0, which may multiply its rounding by a hundred
-        output = output.to(torch.promote_types(x.dtype, torch.float32))
-        if not self.learned_variance:
-            return Output(output)
-        value, variance = output.chunk(2, 1)
-        return Output(value, (variance + 1) / 2)
+        return output.to(torch.promote_types(x.dtype, torch.float32))
 
-    def forward(
-        self,
-        x: Tensor,
-        level: NoiseLevel,
-        labels: Tensor | None = None,
-        previous: Tensor | None = None,
-        augmentation: Tensor | None = None,
-    ) -> Estimate:
-        """The denoised estimate of x (B, C, H, W) at `level`; labels None = unconditional."""
-        # not `output`: where parameters are shared out, each of the two gathers them
-        value, variance = self._output(x, level, labels, previous, augmentation)
-        return Estimate(self.prediction.to_x0(value, x, level), variance)
-
-    def score(self, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Tensor:
         """The gradient of log p(x) at x (B, C, H, W), of its shape, for any prediction.
 
         (alpha x0 - x) / sigma^2, by Tweedie's formula (arXiv:2011.13456).
         """
-        x0 = self(x, level, labels).x0
+        x0 = self(x, level, given).x0
         return -noise_of(x, x0, level) / broadcast(level.sigma, x)

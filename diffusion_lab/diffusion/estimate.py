@@ -1,29 +1,53 @@
-"""What a denoiser answers, and the function that a sampler asks."""
+"""The question to a denoiser, its answer, and the function that a sampler calls."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from diffusion_lab.diffusion.noise import NoiseLevel
 
 
-class Estimate(NamedTuple):
-    """The denoised estimate x0, and where the reverse variance lies, if the network learns it.
+@dataclass(frozen=True)
+class Given:
+    """Everything that an estimate of x0 is conditioned on, besides x and its level.
 
-    `variance` is a position from 0 to 1 between the logs of `posterior`'s small variance and of its
-    large one (arXiv:2102.09672); a network may overshoot. Both are (B, C, H, W).
+    `labels` (B,) int64; None is unconditional. `previous` (B, C, H, W) is the last estimate of x0,
+    for self-conditioning; None is zeros. `augmentation` (B, values) says what was done to x0; None
+    is nothing, zeros. A denoiser ignores what it was not built for.
+    """
+
+    labels: Tensor | None = None
+    previous: Tensor | None = None
+    augmentation: Tensor | None = None
+
+
+NOTHING = Given()
+
+
+class Estimate(NamedTuple):
+    """The denoised estimate x0, and what else the network says; all are (B, C, H, W).
+
+    `log_variance_weight` is a position from 0 to 1 between the logs of `posterior`'s small variance
+    and of its large one, if the network learns it (arXiv:2102.09672); a network may overshoot.
+    `output` is the network's own, in its prediction space, float32 at least.
     """
 
     x0: Tensor
-    variance: Tensor | None = None
-
-
-class Output(NamedTuple):
-    """What a network gives in its own prediction space, and `Estimate.variance`."""
-
-    value: Tensor
-    variance: Tensor | None = None
+    log_variance_weight: Tensor | None = None
+    output: Tensor | None = None
 
 
 DenoiseFn = Callable[[Tensor, NoiseLevel], Estimate]  # the condition is already bound
+
+
+class ConditionalDenoiser(Protocol):
+    """The part of a `Denoiser` that training and guidance need."""
+
+    conditioning: Any
+    self_conditioning: Any
+
+    def __call__(self, x: Tensor, level: NoiseLevel, given: Given = ..., /) -> Estimate:
+        """The estimate for x (B, C, H, W) at `level`."""
+        ...

@@ -1,15 +1,19 @@
 """Guidance: what sits between the denoiser and the sampler, x0 = weak + scale (strong - weak)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, between, inside, optional, ranges
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
+from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
+# x, its level and the x0 of the call before -> the estimate, or a strong one and a weak x0
+Ask = Callable[[Tensor, NoiseLevel, Tensor | None], Estimate]
+AskBoth = Callable[[Tensor, NoiseLevel, Tensor | None], tuple[Estimate, Tensor]]
 TINY = 1e-12  # where an estimate is constant or 0, there is nothing to divide by
 
 
@@ -25,6 +29,7 @@ class Guidance:
     DDPM's clip_denoised.
     """
 
+    @ranges(rescale=between(0, 1), clip=optional(above(0)))
     def __init__(
         self,
         scale: float = 1.0,
@@ -35,13 +40,9 @@ class Guidance:
     ):
         if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
             raise ValueError(
-                f"guidance.interval={list(interval)} must be two values of sigma / alpha, "
+                f"interval={list(interval)} must be two values of sigma / alpha, "
                 "the lower one first, as in [0.2,5]"
             )
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"guidance.rescale={rescale} must be in [0, 1]; 0 is off")
-        if clip is not None and clip <= 0:
-            raise ValueError(f"guidance.clip={clip} must be above 0, or null for no clipping")
         self.scale = scale
         self.low, self.high = interval
         self.rescale = rescale
@@ -76,57 +77,90 @@ class Guidance:
         estimate, a direction's momentum) lives in this function, so each walk binds anew.
         """
         if weak is None and self.weak_run is not None:
-            raise ValueError("guidance.weak_run needs its denoiser: bind(denoiser, labels, weak)")
+            raise ValueError("weak_run needs its denoiser: bind(denoiser, labels, weak)")
         unlabelled = labels is None or not denoiser.conditioning.conditional
         if weak is None and self.scale not in (0, 1) and unlabelled:
             raise ValueError(
-                f"guidance.scale={self.scale} needs a model trained on labels; "
-                "use guidance=none with an unconditional one"
+                f"scale={self.scale} needs a model trained on labels; 1 is no guidance"
             )
-        previous: Tensor | None = None  # x0 of the call before, for self-conditioning
-        last: Tensor | None = None
+        ask = asking(denoiser, labels)
+        if self.scale == 0:
+            ask = asking(denoiser, None) if weak is None else asking(weak, labels)
+        elif self.scale != 1:
+            pair = (
+                with_unlabelled(denoiser, labels) if weak is None else with_weak(ask, weak, labels)
+            )
+            ask = guided(self, ask, pair)
+        return self_conditioned(ask if self.clip is None else clipped(ask, self.clip))
 
-        def ask(model: Denoiser, x: Tensor, level: NoiseLevel, labels: Tensor | None) -> Estimate:
-            if not model.self_conditioning or previous is None:
-                return model(x, level, labels)
-            return model(x, level, labels, torch.cat([previous] * (len(x) // len(previous))))
 
-        def strong_and_weak(x: Tensor, level: NoiseLevel) -> tuple[Estimate, Tensor]:
-            if weak is not None:
-                return ask(denoiser, x, level, labels), ask(weak, x, level, labels).x0
-            null = torch.full_like(labels, denoiser.conditioning.null_label)
-            twice = level if level.t.ndim == 0 else level[torch.arange(len(x)).repeat(2)]
-            x0, variance = ask(denoiser, torch.cat([x, x]), twice, torch.cat([labels, null]))
-            strong, other = x0.chunk(2)
-            return Estimate(strong, None if variance is None else variance.chunk(2)[0]), other
+def asking(denoiser: Denoiser, labels: Tensor | None) -> Ask:
+    """A denoiser with its labels (B,), or None for the unconditional estimate."""
+    return lambda x, level, previous: denoiser(x, level, Given(labels, previous))
 
-        def guided(x: Tensor, level: NoiseLevel) -> Estimate:
-            nonlocal last
-            if self.scale == 0:
-                return (
-                    ask(denoiser, x, level, None) if weak is None else ask(weak, x, level, labels)
-                )
-            inside = self.inside(level)
-            if self.scale == 1 or not inside.any():
-                return ask(denoiser, x, level, labels)
-            strong, other = strong_and_weak(x, level)
-            last = self.direction(strong.x0 - other, last)
-            x0 = self.push(strong.x0, last)
-            if self.rescale:
-                x0 = self.rescaled(x0, strong.x0)
-            if inside.ndim:  # each sample is at a level of its own
-                x0 = torch.where(broadcast(inside, x).bool(), x0, strong.x0)
-            return strong._replace(x0=x0)
 
-        def denoise(x: Tensor, level: NoiseLevel) -> Estimate:
-            nonlocal previous
-            estimate = guided(x, level)
-            if self.clip is not None:
-                estimate = estimate._replace(x0=estimate.x0.clamp(-self.clip, self.clip))
-            previous = estimate.x0
-            return estimate
+def with_weak(strong: Ask, weak: Denoiser, labels: Tensor | None) -> AskBoth:
+    """A strong and a weaker model, each with the same labels (B,)."""
+    other = asking(weak, labels)
+    return lambda x, level, previous: (strong(x, level, previous), other(x, level, previous).x0)
 
-        return denoise
+
+def with_unlabelled(denoiser: Denoiser, labels: Tensor) -> AskBoth:
+    """A model with labels (B,) and without, in one batch."""
+    both = torch.cat([labels, torch.full_like(labels, denoiser.conditioning.null_label)])
+
+    def ask_both(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> tuple[Estimate, Tensor]:
+        twice = level if level.t.ndim == 0 else level[torch.arange(len(x)).repeat(2)]
+        before = None if previous is None else torch.cat([previous, previous])
+        x0, weight, _ = denoiser(torch.cat([x, x]), twice, Given(both, before))
+        strong, other = x0.chunk(2)
+        return Estimate(strong, None if weight is None else weight.chunk(2)[0]), other
+
+    return ask_both
+
+
+def guided(guidance: Guidance, strong: Ask, both: AskBoth) -> Ask:
+    """Inside the guidance's interval the guided estimate, and outside the strong one itself."""
+    last: Tensor | None = None
+
+    def ask(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
+        nonlocal last
+        inside = guidance.inside(level)
+        if not inside.any():
+            return strong(x, level, previous)
+        estimate, weak = both(x, level, previous)
+        last = guidance.direction(estimate.x0 - weak, last)
+        x0 = guidance.push(estimate.x0, last)
+        if guidance.rescale:
+            x0 = guidance.rescaled(x0, estimate.x0)
+        if inside.ndim:  # each sample is at a level of its own
+            x0 = torch.where(broadcast(inside, x).bool(), x0, estimate.x0)
+        return estimate._replace(x0=x0)
+
+    return ask
+
+
+def clipped(ask: Ask, limit: float) -> Ask:
+    """The estimate with x0 in [-limit, limit]."""
+
+    def ask_clipped(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
+        estimate = ask(x, level, previous)
+        return estimate._replace(x0=estimate.x0.clamp(-limit, limit))
+
+    return ask_clipped
+
+
+def self_conditioned(ask: Ask) -> DenoiseFn:
+    """Each call is given the x0 of the call before."""
+    previous: Tensor | None = None
+
+    def denoise(x: Tensor, level: NoiseLevel) -> Estimate:
+        nonlocal previous
+        estimate = ask(x, level, previous)
+        previous = estimate.x0
+        return estimate
+
+    return denoise
 
 
 class ProjectedGuidance(Guidance):
@@ -138,6 +172,7 @@ class ProjectedGuidance(Guidance):
     parallel = 1 without limit and momentum is classifier-free guidance.
     """
 
+    @ranges(norm_limit=optional(above(0)), momentum=inside(-1, 1))
     def __init__(
         self,
         scale: float = 1.0,
@@ -150,10 +185,6 @@ class ProjectedGuidance(Guidance):
         momentum: float = 0.0,
     ):
         super().__init__(scale, interval, rescale, clip, weak_run)
-        if norm_limit is not None and norm_limit <= 0:
-            raise ValueError(f"guidance.norm_limit={norm_limit} must be above 0, or null")
-        if not -1 < momentum < 1:
-            raise ValueError(f"guidance.momentum={momentum} must be between -1 and 1; 0 is off")
         self.parallel = parallel
         self.norm_limit = norm_limit
         self.momentum = momentum

@@ -14,7 +14,7 @@ from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.counting import Cost
 from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
+from diffusion_lab.diffusion.estimate import Given
 
 # what decides a model's cost: of the command line, or of a run
 COMPOSITION = (
@@ -92,7 +92,7 @@ def model_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, Ca
     x = torch.zeros(1, *model.denoiser.image_shape, device=device)
     labels = torch.zeros(1, dtype=torch.int64, device=device)
     level = model.schedule(torch.tensor([0.5]))
-    return model, lambda: model.denoiser.output(x, level, labels)
+    return model, lambda: model.denoiser(x, level, Given(labels))
 
 
 def module_costs(cfg: DictConfig, facts: ImageFacts) -> tuple[list[Cost], int]:
@@ -151,7 +151,7 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
         cfg.backbone = {"_target_": counting_backbone, "_partial_": True}
     model = build_model(cfg, *facts)
     pipeline = build_pipeline(cfg, model, facts.num_classes)
-    if isinstance(pipeline.sampler, AdaptiveRungeKutta):
+    if pipeline.sampler.adaptive:
         return None
     with torch.inference_mode():
         denoise = pipeline.guidance.bind(model.denoiser, pipeline.labels([0]))

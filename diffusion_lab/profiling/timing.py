@@ -24,6 +24,7 @@ from diffusion_lab.compute.device import (
     pick_precision,
 )
 from diffusion_lab.data.augmentation import augment
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.profiling.costs import Counts, ImageFacts
 
 ALLOWED = {"batch_size": whole(1), "timed_steps": whole(1)}
@@ -91,7 +92,7 @@ class Bench:
             images, augmentation = augment(self.model.augmentation, images)
             x0 = self.model.first_stage.draw(images)
             return self.model.objective(
-                self.model.denoiser, x0, labels, augmentation=augmentation
+                self.model.denoiser, x0, Given(labels, augmentation=augmentation)
             ).mean()
 
     def train(self) -> None:
@@ -105,7 +106,7 @@ class Bench:
         """One call of the network, as in sampling: without dropout."""
         self.model.denoiser.eval()
         with self.autocast:
-            self.model.denoiser(self.noise, self.level, self.labels)
+            self.model.denoiser(self.noise, self.level, Given(self.labels))
         self.model.denoiser.train()
 
     def activation_bytes(self) -> int:

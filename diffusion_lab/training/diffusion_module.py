@@ -12,7 +12,8 @@ from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters
 from diffusion_lab.data.augmentation import NonLeaky, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.diffusion.objective import BatchShare, Objective
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.training.module import TrainedModule
 
@@ -54,7 +55,7 @@ class DiffusionModule(TrainedModule):
             mesh = self.device_mesh["data_parallel"]
             for layer in layers_of(self.denoiser.backbone):
                 shard_parameters(layer, mesh)
-            shard_parameters(self.denoiser, mesh, ("output",))
+            shard_parameters(self.denoiser, mesh)
             shard_parameters(self.objective, mesh)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -66,11 +67,8 @@ class DiffusionModule(TrainedModule):
         loss = self.objective(
             self.denoiser,
             x0,
-            labels,
-            part=part,
-            parts=parts,
-            gather=self.from_all_ranks,
-            augmentation=augmentation,
+            Given(labels, augmentation=augmentation),
+            share=BatchShare(part, parts, self.from_all_ranks),
         ).mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
         return loss
@@ -114,6 +112,6 @@ def losses_by_level(
     eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
     bins = ids % VALIDATION_LEVELS
     level = objective.schedule((bins + 0.5) / VALIDATION_LEVELS)
-    losses = objective.loss_at(denoiser, x0, eps, level, labels)
+    losses = objective.loss_at(denoiser, x0, eps, level, Given(labels))
     sums = torch.zeros(VALIDATION_LEVELS, 2, device=losses.device)
     return sums.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))

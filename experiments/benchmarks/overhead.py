@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.compute.device import PeakMemory
-from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.estimate import Estimate, Given
 from diffusion_lab.training.callbacks import EMA, Interruption, Throughput
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
@@ -59,7 +59,7 @@ def bare_step() -> float:
         start = time.perf_counter()
         images, labels = next(stream)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = objective(network, parts.first_stage.encode(images), labels).mean()
+            loss = objective(network, parts.first_stage.encode(images), Given(labels)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -20,13 +20,13 @@ from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.data.source.two_moons import points_of
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.sampler import Ancestral, AnnealedLangevin, Heun, Sampler
-from diffusion_lab.diffusion.sampler.time_grid import Uniform, UniformLogSNR
+from diffusion_lab.diffusion.sampler.time_grid import UniformGrid, UniformLogSNR
 
 SAMPLES, PATHS = 300, 6  # ends drawn in each panel, and paths
 SAMPLERS: dict[str, Sampler] = {
-    "DDPM, 100 steps": Ancestral(100, Uniform(), eta=1.0),
-    "DDIM, 100 steps": Ancestral(100, Uniform(), eta=0.0),
-    "Heun, 12 steps": Heun(12, Uniform()),
+    "DDPM, 100 steps": Ancestral(100, UniformGrid(), eta=1.0),
+    "DDIM, 100 steps": Ancestral(100, UniformGrid(), eta=0.0),
+    "Heun, 12 steps": Heun(12, UniformGrid()),
     "annealed Langevin, 100 levels x 10": AnnealedLangevin(
         100, UniformLogSNR(sigma_max=10.0), corrections=10, step_size=0.1
     ),

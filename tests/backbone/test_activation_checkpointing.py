@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.errors import UserError
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.profiling.timing import saved_bytes
 
 SHAPE, CLASSES, COUNT = (1, 8, 8), 4, 3
@@ -39,7 +40,7 @@ def gradients_and_memory(name: str, again: bool) -> tuple[list[torch.Tensor], in
 
     def loss() -> torch.Tensor:
         torch.manual_seed(1)
-        return model.objective(model.denoiser, x0, labels).mean()
+        return model.objective(model.denoiser, x0, Given(labels)).mean()
 
     memory = saved_bytes(loss, model.denoiser.parameters())
     loss().backward()
@@ -64,5 +65,5 @@ def test_a_backbone_without_layers_is_refused():
 
 def test_other_values_are_refused():
     cfg = OmegaConf.merge(configured(), {"activation_checkpointing": "auto"})
-    with pytest.raises(UserError, match="activation_checkpointing=auto is unknown"):
+    with pytest.raises(UserError, match="activation_checkpointing=auto must be"):
         build_model(cfg, (1, 28, 28), 10)

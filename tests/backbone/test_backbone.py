@@ -15,6 +15,7 @@ from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditi
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions, sinusoid
 from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU, _GroupNorm
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective.prediction import Flow
 from diffusion_lab.diffusion.schedule import Rectified
 
@@ -82,7 +83,9 @@ def trained(name: str, steps: int, conditioning=ClassLabel) -> Denoiser:
         level = Rectified()(torch.rand(6, generator=generator))
         labels = torch.tensor([0, 1, 2, 3, 0, 1])  # the null label among them
         loss = (
-            (model.output(x, level, labels).value - labels[:, None, None, None] + 1).square().mean()
+            (model(x, level, Given(labels)).output - labels[:, None, None, None] + 1)
+            .square()
+            .mean()
         )
         optimizer.zero_grad()
         loss.backward()
@@ -99,7 +102,7 @@ def inputs(batch: int = 4):
 @each
 def test_a_new_network_gives_zero(name):
     x, level = inputs()
-    output = denoiser(name).output(x, level, torch.tensor([0, 1, 2, 3])).value
+    output = denoiser(name)(x, level, Given(torch.tensor([0, 1, 2, 3]))).output
     assert output.shape == x.shape
     assert torch.equal(output, torch.zeros_like(x))
 
@@ -108,7 +111,7 @@ def test_a_new_network_gives_zero(name):
 def test_every_parameter_has_a_gradient_after_two_steps(name):
     model = trained(name, 2)
     x, level = inputs()
-    model.output(x, level, torch.tensor([0, 1, 2, 3])).value.square().sum().backward()
+    model(x, level, Given(torch.tensor([0, 1, 2, 3]))).output.square().sum().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
@@ -117,9 +120,9 @@ def test_every_parameter_has_a_gradient_after_two_steps(name):
 def test_the_label_and_the_noise_level_are_heard(name):
     model = trained(name, 30).eval()
     x, level = inputs(1)
-    zero, one = (model.output(x, level, torch.tensor([label])).value for label in (0, 1))
+    zero, one = (model(x, level, Given(torch.tensor([label]))).output for label in (0, 1))
     assert (zero - one).abs().mean() > 1e-5  # exactly 0 where a label is not heard
-    other = model.output(x, Rectified()(torch.tensor([0.9])), torch.tensor([0])).value
+    other = model(x, Rectified()(torch.tensor([0.9])), Given(torch.tensor([0]))).output
     assert (zero - other).abs().mean() > 1e-5
 
 
@@ -127,8 +130,8 @@ def test_the_label_and_the_noise_level_are_heard(name):
 def test_the_null_label_is_no_label(name):
     model = trained(name, 6).eval()
     x, level = inputs()
-    null = model.output(x, level, torch.full((4,), 3)).value
-    assert torch.equal(null, model.output(x, level, labels=None).value)
+    null = model(x, level, Given(torch.full((4,), 3))).output
+    assert torch.equal(null, model(x, level).output)
 
 
 @each
@@ -136,7 +139,7 @@ def test_a_network_without_a_condition_works(name):
     model = trained(name, 3, Unconditional)
     assert not any("conditioning" in name for name, _ in model.named_parameters())
     x, level = inputs()
-    assert model.output(x, level).value.abs().sum() > 0
+    assert model(x, level).output.abs().sum() > 0
 
 
 @each
@@ -144,9 +147,9 @@ def test_samples_of_a_batch_do_not_see_one_another(name):
     model = trained(name, 3).eval()
     x, level = inputs()
     labels = torch.tensor([0, 1, 2, 3])
-    together = model.output(x, level, labels).value
+    together = model(x, level, Given(labels)).output
     alone = torch.cat(
-        [model.output(x[i : i + 1], level[i : i + 1], labels[i : i + 1]).value for i in range(4)]
+        [model(x[i : i + 1], level[i : i + 1], Given(labels[i : i + 1])).output for i in range(4)]
     )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
@@ -159,7 +162,7 @@ def test_bfloat16_agrees_within_two_per_cent(name):
 
     def loss_and_output(enabled):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            output = model.output(x, level, labels).value
+            output = model(x, level, Given(labels)).output
         model.zero_grad()
         loss = (output - 1).square().mean()
         loss.backward()
@@ -188,10 +191,10 @@ def test_a_compiled_network_computes_the_same(name):
     model = trained(name, 3).eval()
     x, level = inputs()
     labels = torch.tensor([0, 1, 2, 3])
-    plain = model.output(x, level, labels).value
+    plain = model(x, level, Given(labels)).output
     torch.compiler.reset()  # networks share code, of which PyTorch keeps a few versions only
     model.backbone.compile(fullgraph=True)
-    torch.testing.assert_close(model.output(x, level, labels).value, plain, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(x, level, Given(labels)).output, plain, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [28, 32])

@@ -15,6 +15,7 @@ from torch import nn
 from diffusion_lab.backbone import DiffusersDiT, DiffusersUNet
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective.prediction import Flow
 from diffusion_lab.diffusion.schedule import Rectified
 
@@ -56,7 +57,7 @@ def trained(build, steps: int, conditioning=ClassLabel) -> Denoiser:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(steps):
         x, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
-        output = model.output(x, Rectified()(torch.rand(6)), labels).value
+        output = model(x, Rectified()(torch.rand(6)), Given(labels)).output
         optimizer.zero_grad()
         (output - labels[:, None, None, None] + 1).square().mean().backward()
         optimizer.step()
@@ -74,7 +75,7 @@ def inputs(batch: int):
 def test_a_new_network_gives_zero(build, conditioning):
     x, level = inputs(4)
     model = trained(build, 0, conditioning)
-    output = model.output(x, level, torch.tensor([0, 1, 2, 3])).value
+    output = model(x, level, Given(torch.tensor([0, 1, 2, 3]))).output
     assert torch.equal(output, torch.zeros_like(x))
 
 
@@ -82,7 +83,7 @@ def test_a_new_network_gives_zero(build, conditioning):
 def test_every_parameter_has_a_gradient_after_two_steps(build):
     model = trained(build, 2)
     x, level = inputs(4)
-    model.output(x, level, torch.tensor([0, 1, 2, 3])).value.square().sum().backward()
+    model(x, level, Given(torch.tensor([0, 1, 2, 3]))).output.square().sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     without = [name for name, grad in gradients.items() if grad is None or not grad.any()]
     # softmax does not change when one number is added to all scores: it is rounding where not 0
@@ -93,9 +94,9 @@ def test_every_parameter_has_a_gradient_after_two_steps(build):
 def test_the_label_and_the_noise_level_are_heard(build):
     model = trained(build, 20).eval()
     x, level = inputs(1)
-    zero, one = (model.output(x, level, torch.tensor([label])).value for label in (0, 1))
+    zero, one = (model(x, level, Given(torch.tensor([label]))).output for label in (0, 1))
     assert (zero - one).abs().mean() > 1e-5
-    other = model.output(x, Rectified()(torch.tensor([0.9])), torch.tensor([0])).value
+    other = model(x, Rectified()(torch.tensor([0.9])), Given(torch.tensor([0]))).output
     assert (zero - other).abs().mean() > 1e-5
 
 
@@ -116,7 +117,7 @@ def test_any_vector_is_a_condition_and_none_is_zero(build):
 def test_labels_are_never_dropped_inside(build):
     model = trained(build, 4).train()
     x, level = inputs(4)
-    outputs = [model.output(x, level, torch.tensor([0, 1, 2, 0])).value for _ in range(8)]
+    outputs = [model(x, level, Given(torch.tensor([0, 1, 2, 0]))).output for _ in range(8)]
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 

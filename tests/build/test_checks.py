@@ -12,14 +12,14 @@ from diffusion_lab.diffusion.objective import (
     Hybrid,
     Objective,
     Score,
-    Uniform,
+    UniformTime,
     V,
 )
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 
 def objective(schedule, prediction, variance_loss=None):
-    return Objective(schedule, prediction, Uniform(), variance_loss=variance_loss)
+    return Objective(schedule, prediction, UniformTime(), variance_loss=variance_loss)
 
 
 @pytest.mark.parametrize(

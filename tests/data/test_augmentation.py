@@ -19,6 +19,7 @@ from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.data.augmentation import NonLeaky, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import Flow, LogitNormal, Objective
 from diffusion_lab.diffusion.schedule import Rectified
 
@@ -336,14 +337,16 @@ def test_every_backbone_hears_what_was_done(name, conditioning):
     x, level = noise(4, 1, 8, 8), Rectified()(torch.linspace(0.1, 0.9, 4))
     classes = torch.tensor([0, 1, 2, 3])
     told = only(*EDM).draw(4, seeded())
-    assert not model.output(x, level, classes, None, told).value.any(), "a new network gives zero"
+    assert not model(x, level, Given(classes, augmentation=told)).output.any(), (
+        "a new network gives zero"
+    )
     for weight in model.parameters():
         if not weight.any():
             nn.init.normal_(weight, std=0.1)
-    nothing = model.output(x, level, classes).value
+    nothing = model(x, level, Given(classes)).output
     zeros = torch.zeros_like(told)
-    assert torch.equal(model.output(x, level, classes, None, zeros).value, nothing)
-    output = model.output(x, level, classes, None, told).value
+    assert torch.equal(model(x, level, Given(classes, augmentation=zeros)).output, nothing)
+    output = model(x, level, Given(classes, augmentation=told)).output
     assert (output - nothing).flatten(1).abs().amax(1).min() > 1e-6
     output.square().sum().backward()
     assert model.augmentation.weight.grad.any(0).all(), "each of the nine values"
@@ -356,7 +359,7 @@ def test_blocks_that_read_tokens_hear_it_through_them(name):
     assert not model.backbone.modulation[1].weight.any(), "the vector is not heard"
     x, level = noise(4, 1, 8, 8), Rectified()(torch.linspace(0.1, 0.9, 4))
     told = only(*EDM).draw(4, seeded())
-    difference = model.output(x, level, None, None, told).value - model.output(x, level).value
+    difference = model(x, level, Given(augmentation=told)).output - model(x, level).output
     assert difference.flatten(1).abs().amax(1).min() > 1e-4
 
 
@@ -389,7 +392,7 @@ def test_a_condition_has_as_many_tokens_in_sampling_as_in_training(conditioning)
     x, level = noise(4, 1, 8, 8), Rectified()(torch.tensor(0.5))
     told = only(*EDM).draw(4, seeded())
     vector = told @ model.augmentation.weight.T
-    model.output(x, level, None, None, told)
+    model(x, level, Given(augmentation=told))
     model(x, level)
     plain = model.conditioning(None, 4)
     for condition, expected in zip(model.backbone.seen, (vector, torch.zeros(4, 4)), strict=True):
@@ -405,7 +408,8 @@ def test_training_tells_both_passes_and_label_dropout_leaves_it():
     objective = Objective(Rectified(), Flow(), LogitNormal(), label_dropout=1.0)
     told = only(*EDM).draw(4, seeded())
     for seed in range(6):
-        objective(model, noise(4, 1, 8, 8), torch.arange(4) % 3, seeded(seed), augmentation=told)
+        given = Given(torch.arange(4) % 3, augmentation=told)
+        objective(model, noise(4, 1, 8, 8), given, seeded(seed))
     assert len(model.backbone.seen) > 6, "some passes were made for self-conditioning"
     for condition in model.backbone.seen:
         assert condition.labels.tolist() == [3] * 4

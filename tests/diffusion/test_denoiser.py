@@ -6,6 +6,7 @@ from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import (
     EDM,
     X0,
@@ -15,7 +16,7 @@ from diffusion_lab.diffusion.objective import (
     LogitNormal,
     Objective,
     Score,
-    Uniform,
+    UniformTime,
     V,
 )
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
@@ -53,23 +54,22 @@ def test_a_plain_network_has_the_images_channels():
     model = denoiser()
     assert model.backbone.conv.weight.shape[:2] == (2, 2)
     x, level, previous = inputs()
-    output = model.output(x, level)
-    assert output.variance is None
-    assert model(x, level).variance is None
+    output = model(x, level)
+    assert output.log_variance_weight is None
     # an estimate that the network does not take is ignored
-    assert torch.equal(model.output(x, level, None, previous).value, output.value)
+    assert torch.equal(model(x, level, Given(previous=previous)).output, output.output)
 
 
 def test_self_conditioning_doubles_the_input_and_nothing_is_zeros():
     model = denoiser(self_conditioning=True)
     assert model.backbone.conv.weight.shape[:2] == (2, 4)
     x, level, previous = inputs()
-    alone = model.output(x, level).value
-    assert torch.equal(alone, model.output(x, level, None, torch.zeros_like(x)).value)
-    other = model.output(x, level, None, previous).value
+    alone = model(x, level).output
+    assert torch.equal(alone, model(x, level, Given(previous=torch.zeros_like(x))).output)
+    other = model(x, level, Given(previous=previous)).output
     assert not torch.allclose(other, alone)
     assert torch.equal(model.backbone.seen[-1][0], torch.cat([x, previous], 1))
-    x0 = model(x, level, None, previous).x0
+    x0 = model(x, level, Given(previous=previous)).x0
     assert torch.equal(x0, model.prediction.to_x0(other, x, level))
 
 
@@ -77,7 +77,7 @@ def test_the_last_estimate_is_not_scaled_as_the_input_is():
     model = denoiser(self_conditioning=True, input_std=0.5)
     x, _, previous = inputs()
     level = VarianceExploding()(torch.full((5,), 0.7))
-    model.output(x, level, None, previous)
+    model(x, level, Given(previous=previous))
     total_std = (0.25 + level.sigma[0] ** 2).sqrt().float()
     torch.testing.assert_close(model.backbone.seen[-1][0], torch.cat([x / total_std, previous], 1))
 
@@ -87,24 +87,24 @@ def test_learned_variance_doubles_the_output_and_halves_the_second_half():
     assert model.backbone.conv.weight.shape[:2] == (4, 2)
     x, level, _ = inputs()
     raw = model.backbone.conv(x)
-    value, variance = model.output(x, level)
+    _, variance, value = model(x, level)
     assert torch.equal(value, raw[:, :2])
     assert torch.equal(variance, (raw[:, 2:] + 1) / 2)
     estimate = model(x, level)
     assert torch.equal(estimate.x0, model.prediction.to_x0(value, x, level))
-    assert torch.equal(estimate.variance, variance)
+    assert torch.equal(estimate.log_variance_weight, variance)
     nn.init.zeros_(model.backbone.conv.weight)
     nn.init.zeros_(model.backbone.conv.bias)
-    assert (model.output(x, level).variance == 0.5).all()
+    assert (model(x, level).log_variance_weight == 0.5).all()
 
 
 def test_both_halves_are_float32_at_least():
     model = denoiser(learned_variance=True)
     x, level, _ = inputs()
     with torch.autocast("cpu", torch.bfloat16):
-        value, variance = model.output(x, level)
+        _, variance, value = model(x, level)
     assert value.dtype == variance.dtype == torch.float32
-    value, variance = model.double().output(x.double(), level)
+    _, variance, value = model.double()(x.double(), level)
     assert value.dtype == variance.dtype == torch.float64
 
 
@@ -117,7 +117,7 @@ def test_the_score_is_tweedies_for_every_prediction(prediction, schedule):
     score = model.score(x, level)
     torch.testing.assert_close(score, (alpha * model(x, level).x0 - x) / sigma**2)
     if isinstance(prediction, Score):
-        output = model.output(x, level).value
+        output = model(x, level).output
         expected = output / sigma if prediction.scale_by_sigma else output
         torch.testing.assert_close(score, expected)
 
@@ -126,7 +126,9 @@ def test_the_score_takes_labels():
     model = denoiser(conditioning=ClassLabel)
     x, level, _ = inputs()
     labels = torch.tensor([0, 1, 2, 0, 1])
-    torch.testing.assert_close(model.score(x, level, labels), model.score(x, level))  # a Recorder
+    torch.testing.assert_close(
+        model.score(x, level, Given(labels)), model.score(x, level)
+    )  # a Recorder
 
 
 def test_training_shows_the_network_its_own_estimate_half_of_the_time_without_gradient():
@@ -190,7 +192,7 @@ def test_the_reported_loss_has_no_estimate_before_it():
 
 def test_learned_variance_and_self_conditioning_go_together():
     model = denoiser(Eps(), self_conditioning=True, learned_variance=True)
-    objective = Objective(DDPMLinear(50, 1e-4, 0.02), Eps(), Uniform(), None, Hybrid())
+    objective = Objective(DDPMLinear(50, 1e-4, 0.02), Eps(), UniformTime(), None, Hybrid())
     losses = [objective(model, inputs()[2]) for _ in range(6)]
     assert all(one.shape == (5,) and one.isfinite().all() for one in losses)
     sum(one.mean() for one in losses).backward()

@@ -10,7 +10,7 @@ from helpers.exact_denoiser import GaussianMixture
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.sampler import IPNDM, DPMSolver, Euler, Heun, UniPC
 from diffusion_lab.diffusion.sampler.multistep import ADAMS, moments, order_at
-from diffusion_lab.diffusion.sampler.time_grid import Karras, Uniform
+from diffusion_lab.diffusion.sampler.time_grid import Karras, UniformGrid
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
@@ -19,7 +19,7 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: ty
 
 
 def walk_of(sampler, denoise, x, levels):
-    return list(sampler(len(levels) - 1, Uniform()).walk(denoise, x, levels, None, None))
+    return list(sampler(len(levels) - 1, UniformGrid()).walk(denoise, x, levels, None, None))
 
 
 def errors_of(sampler, schedule, counts, first_steps=()):
@@ -112,7 +112,7 @@ def test_unipc_jumps_with_the_exact_mean_of_a_polynomial(estimates, with_end):
     places, power = [-1.1, -0.6, 0.1, 0.9], estimates - 1 + with_end
     x0 = [torch.tensor(place, dtype=torch.float64) ** power for place in places]
     known = x0[-2::-1][:estimates]
-    blend = UniPC(4, Uniform(), 3).blend(known, places, x0[-1] if with_end else None)
+    blend = UniPC(4, UniformGrid(), 3).blend(known, places, x0[-1] if with_end else None)
     lam = torch.linspace(places[-2], places[-1], 20_001, dtype=torch.float64)
     mean = torch.trapezoid(lam.exp() * lam**power, lam) / torch.trapezoid(lam.exp(), lam)
     assert blend.item() == pytest.approx(mean.item(), rel=1e-7)
@@ -120,7 +120,7 @@ def test_unipc_jumps_with_the_exact_mean_of_a_polynomial(estimates, with_end):
 
 def test_unipc_of_one_estimate_is_the_trapezoid_in_alpha_over_sigma():
     start, end = torch.tensor(2.0), torch.tensor(5.0)
-    blend = UniPC(4, Uniform(), 1).blend([start], [-math.inf, 0.3], end)
+    blend = UniPC(4, UniformGrid(), 1).blend([start], [-math.inf, 0.3], end)
     assert blend.item() == 3.5  # finite from pure noise, too
 
 
@@ -141,7 +141,7 @@ def test_orders_rise_from_the_start_and_fall_to_clean_data(order):
 def test_few_steps_from_pure_noise_are_finite(steps, order):
     noise = torch.randn(8, 1, dtype=torch.float64)
     for sampler in (DPMSolver, UniPC, IPNDM):
-        x = sampler(steps, Uniform(), order=order)(MIXTURE.denoise, noise, Rectified())
+        x = sampler(steps, UniformGrid(), order=order)(MIXTURE.denoise, noise, Rectified())
         assert x.isfinite().all()
         assert x.abs().max() < 4
 
@@ -160,7 +160,7 @@ def test_dpm_solver_extrapolates_in_logsnr():
     estimates = {level.t.item(): level.logsnr for level in levels}
     first, second = (
         state.item()
-        for state in DPMSolver(2, Uniform()).walk(
+        for state in DPMSolver(2, UniformGrid()).walk(
             lambda x, level: Estimate(estimates[level.t.item()].expand_as(x)),
             x,
             levels,

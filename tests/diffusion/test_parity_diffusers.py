@@ -42,7 +42,7 @@ from diffusion_lab.diffusion.sampler.time_grid import (
     Karras,
     Leading,
     Linspace,
-    Uniform,
+    UniformGrid,
     UniformLogSNR,
 )
 from diffusion_lab.diffusion.schedule import DDPMLinear, Rectified, VarianceExploding
@@ -97,7 +97,8 @@ def on_table(scheduler, grid, steps, **arguments):
 
 
 @pytest.mark.parametrize(
-    ("grid", "spacing"), [(Uniform(), "trailing"), (Leading(), "leading"), (Linspace(), "linspace")]
+    ("grid", "spacing"),
+    [(UniformGrid(), "trailing"), (Leading(), "leading"), (Linspace(), "linspace")],
 )
 @pytest.mark.parametrize("steps", [4, 40, 50, 250])
 def test_grids_on_the_table(grid, spacing, steps):
@@ -154,7 +155,7 @@ def test_ddpm(grid, steps, variance, kind):
 
 @pytest.mark.parametrize("prediction", [Eps(), V()])
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize(("grid", "spacing"), [(Uniform(), "trailing"), (Leading(), "leading")])
+@pytest.mark.parametrize(("grid", "spacing"), [(UniformGrid(), "trailing"), (Leading(), "leading")])
 def test_ddim(grid, spacing, eta, prediction):
     """DDIMScheduler with eta and given noise, eps and v prediction, set_alpha_to_one."""
     kind = "epsilon" if isinstance(prediction, Eps) else "v_prediction"
@@ -188,9 +189,9 @@ def test_dpm_solver_on_the_table(steps):
     scheduler = DPMSolverMultistepScheduler(
         **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=2
     )
-    schedule, levels = on_table(scheduler, Uniform(), steps)
+    schedule, levels = on_table(scheduler, UniformGrid(), steps)
     expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
-    sampler = DPMSolver(steps, Uniform())
+    sampler = DPMSolver(steps, UniformGrid())
     assert_same(sampler(MIXTURE.denoise, NOISE, schedule), expected)
 
 
@@ -203,9 +204,9 @@ def test_dpm_solver_3m_on_the_table(steps):
     scheduler = DPMSolverMultistepScheduler(
         **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=3
     )
-    schedule, levels = on_table(scheduler, Uniform(), steps)
+    schedule, levels = on_table(scheduler, UniformGrid(), steps)
     expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
-    sampler = DPMSolver(steps, Uniform(), order=3)
+    sampler = DPMSolver(steps, UniformGrid(), order=3)
     assert_same(sampler(MIXTURE.denoise, NOISE, schedule), expected)
 
 
@@ -215,11 +216,11 @@ def test_all_but_the_last_two_steps_of_dpm_solver_3m(steps):
     scheduler = DPMSolverMultistepScheduler(
         **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=3
     )
-    schedule, levels = on_table(scheduler, Uniform(), steps)
+    schedule, levels = on_table(scheduler, UniformGrid(), steps)
     network, expected = outputs(Eps()), levels[0].sigma * NOISE
     for t, level in list(zip(scheduler.timesteps, levels, strict=True))[:-2]:
         expected = scheduler.step(network(expected, level), t, expected).prev_sample
-    sampler, start = DPMSolver(steps, Uniform(), order=3), levels[0].sigma * NOISE
+    sampler, start = DPMSolver(steps, UniformGrid(), order=3), levels[0].sigma * NOISE
     levels = sampler.time_grid(schedule, steps)
     states = list(sampler.walk(MIXTURE.denoise, start, levels, schedule, None))
     assert_same(states[-3], expected)
@@ -236,7 +237,7 @@ def test_sde_dpm_solver_on_the_table(steps, order):
         solver_order=order,
         algorithm_type="sde-dpmsolver++",
     )
-    schedule, levels = on_table(scheduler, Uniform(), steps)
+    schedule, levels = on_table(scheduler, UniformGrid(), steps)
     draws = torch.randn(steps, 64, 2, generator=torch.Generator().manual_seed(1)).double()
     fresh = iter(draws)
     expected = theirs(
@@ -247,7 +248,7 @@ def test_sde_dpm_solver_on_the_table(steps, order):
         variance_noise=lambda: next(fresh),
     )
     fresh = iter(draws)
-    sampler = DPMSolver(steps, Uniform(), order, eta=1.0)
+    sampler = DPMSolver(steps, UniformGrid(), order, eta=1.0)
     assert_same(sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(fresh)), expected)
 
 
@@ -258,12 +259,14 @@ def test_unipc_on_the_table(steps, order):
     scheduler = UniPCMultistepScheduler(
         **DDPM_TABLE, timestep_spacing="trailing", solver_order=order
     )
-    schedule, levels = on_table(scheduler, Uniform(), steps)
+    schedule, levels = on_table(scheduler, UniformGrid(), steps)
     sigmas = torch.cat([levels.sigma / levels.alpha, levels.sigma.new_zeros(1)])
     np.testing.assert_allclose(scheduler.sigmas, sigmas, rtol=1e-4)
     scheduler.sigmas = sigmas  # the same in float64
     expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
-    assert_same(UniPC(steps, Uniform(), order)(MIXTURE.denoise, NOISE, schedule), expected, 1e-9)
+    assert_same(
+        UniPC(steps, UniformGrid(), order)(MIXTURE.denoise, NOISE, schedule), expected, 1e-9
+    )
 
 
 @pytest.mark.parametrize("steps", [3, 10, 30])
@@ -282,7 +285,7 @@ def test_ipndm(steps):
     levels = NoiseLevel(s, scheduler.alphas, scheduler.betas)
     x = levels[0].sigma * NOISE
     expected = theirs(scheduler, outputs(V()), x, levels[:-1])
-    for state in IPNDM(steps, Uniform()).walk(MIXTURE.denoise, x, levels, None, None):
+    for state in IPNDM(steps, UniformGrid()).walk(MIXTURE.denoise, x, levels, None, None):
         x = state
     assert_same(x, expected, 1e-9)
 
@@ -323,10 +326,10 @@ def test_flow_matching_euler():
     """FlowMatchEulerDiscreteScheduler, no shift, velocity eps - x0, sigmas 1, 1 - 1/n, ..., 1/n."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20).tolist())
-    levels = Uniform()(Rectified(), 20)
+    levels = UniformGrid()(Rectified(), 20)
     np.testing.assert_allclose(levels.sigma, scheduler.sigmas, rtol=1e-6)
     expected = theirs(scheduler, outputs(Flow()), NOISE, levels[:-1])
-    assert_same(Euler(20, Uniform())(MIXTURE.denoise, NOISE, Rectified()), expected)
+    assert_same(Euler(20, UniformGrid())(MIXTURE.denoise, NOISE, Rectified()), expected)
 
 
 def test_flow_matching_heun():
@@ -337,7 +340,7 @@ def test_flow_matching_heun():
     levels = Rectified()(sigmas)
     calls = Rectified()(torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2)]))
     expected = theirs(scheduler, outputs(Flow()), NOISE, calls)
-    sampler, x = Heun(20, Uniform()), NOISE
+    sampler, x = Heun(20, UniformGrid()), NOISE
     for state in sampler.walk(MIXTURE.denoise, x, levels, Rectified(), torch.randn_like):
         x = state
     assert_same(x, expected)
@@ -411,7 +414,7 @@ def test_predictor_corrector(variance, corrector):
     AncestralSamplingPredictor (fixed_small); the last predictor step without noise.
     """
     snr, steps, schedule = 0.16, 30, VarianceExploding(0.01, 50.0)
-    sigmas = Uniform()(schedule, steps).sigma
+    sigmas = UniformGrid()(schedule, steps).sigma
     draws = torch.randn(2 * steps, 1, 2, dtype=torch.float64)
     x, fresh = sigmas[0] * NOISE[:1], iter(draws)
     for sigma, after in pairwise(sigmas):
@@ -428,5 +431,5 @@ def test_predictor_corrector(variance, corrector):
             x = x + variance_added.sqrt() * next(fresh)
 
     fresh = iter(draws)
-    sampler = PredictorCorrector(steps, Uniform(), snr, 1, corrector, variance)
+    sampler = PredictorCorrector(steps, UniformGrid(), snr, 1, corrector, variance)
     assert_same(sampler(MIXTURE.denoise, NOISE[:1], schedule, lambda x: next(fresh)), x, 1e-9)

@@ -12,7 +12,7 @@ from helpers.exact_denoiser import GaussianMixture
 from diffusion_lab.diffusion.noise import noise_of
 from diffusion_lab.diffusion.objective import Flow, V
 from diffusion_lab.diffusion.sampler import Euler
-from diffusion_lab.diffusion.sampler.time_grid import Quadratic, Trailing, Uniform
+from diffusion_lab.diffusion.sampler.time_grid import Quadratic, Trailing, UniformGrid
 from diffusion_lab.diffusion.schedule import (
     Cosine,
     DDPMCosine,
@@ -115,7 +115,7 @@ def test_shifted_flow(shift):
     """The sigmas of FlowMatchEulerDiscreteScheduler with a shift, for given unshifted ones."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20).tolist())
-    levels = Uniform()(Shifted(Rectified(), shift), 20)
+    levels = UniformGrid()(Shifted(Rectified(), shift), 20)
     assert_same(levels.sigma, scheduler.sigmas, atol=1e-6)
 
 
@@ -136,7 +136,7 @@ def test_shifted_flow(shift):
         ),
         (
             Shifted(Rectified(), 3.0),
-            Uniform(),
+            UniformGrid(),
             Flow(),
             FlowMatchEulerDiscreteScheduler(shift=3.0),
             {"sigmas": np.linspace(1, 1 / 25, 25).tolist()},

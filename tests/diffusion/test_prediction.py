@@ -133,5 +133,5 @@ def test_x0_is_read_off_exactly():
 
 
 def test_data_std_must_be_positive():
-    with pytest.raises(ValueError, match="data_std=0"):
+    with pytest.raises(ValueError, match="data_std"):
         EDM(0)

@@ -22,7 +22,7 @@ from diffusion_lab.diffusion.sampler import (
     ReverseSDE,
     UniPC,
 )
-from diffusion_lab.diffusion.sampler.time_grid import Karras, Uniform, UniformLogSNR
+from diffusion_lab.diffusion.sampler.time_grid import Karras, UniformGrid, UniformLogSNR
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
@@ -98,7 +98,7 @@ def test_the_exact_denoiser_is_the_posterior_mean():
     ],
 )
 def test_full_range_ends_on_the_exact_sample(sampler, error, schedule):
-    noise, sampler = unit_noise(200, 1), sampler(60, Uniform())
+    noise, sampler = unit_noise(200, 1), sampler(60, UniformGrid())
     start = schedule(torch.tensor(1.0))
     exact = MIXTURE.transport(start.sigma * noise, start, CLEAN)
     x = sampler(MIXTURE.denoise, noise, schedule)
@@ -111,7 +111,7 @@ def test_all_allowed_predictions_draw_the_same_sample(sampler, schedule):
 
     def draw(denoise):
         torch.manual_seed(0)
-        return sampler(12, Uniform())(denoise, noise, schedule)
+        return sampler(12, UniformGrid())(denoise, noise, schedule)
 
     expected = draw(WIDE.denoise)
     for prediction in (X0(), Eps(), V(), Flow(), EDM(0.5)):
@@ -132,7 +132,7 @@ def test_on_one_logsnr_grid_all_schedules_take_the_same_steps(name):
         torch.manual_seed(0)
         levels = schedule.at_logsnr(logsnr)
         # one point of the path x / alpha, which depends on logSNR alone
-        x = run(sampler(24, Uniform()), MIXTURE.denoise, levels[0].sigma * noise, levels)
+        x = run(sampler(24, UniformGrid()), MIXTURE.denoise, levels[0].sigma * noise, levels)
         ends.append(x / levels[-1].alpha)
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], atol=1e-10, rtol=0)
@@ -142,7 +142,7 @@ def test_the_end_of_the_ode_does_not_depend_on_the_schedule():
     logsnr, noise = torch.linspace(-7, 9, 401, dtype=torch.float64), unit_noise(50, 1)
     for schedule in SCHEDULES:
         levels = schedule.at_logsnr(logsnr)
-        x = run(Heun(400, Uniform()), MIXTURE.denoise, levels[0].sigma * noise, levels)
+        x = run(Heun(400, UniformGrid()), MIXTURE.denoise, levels[0].sigma * noise, levels)
         exact = MIXTURE.transport(levels[0].sigma * noise, levels[0], levels[-1])
         torch.testing.assert_close(x, exact, atol=1e-3, rtol=0)
 
@@ -150,8 +150,8 @@ def test_the_end_of_the_ode_does_not_depend_on_the_schedule():
 @named(("schedule", SCHEDULES))
 def test_euler_is_ddim_without_noise(schedule):
     noise = unit_noise(20, 1)
-    euler = Euler(10, Uniform())(MIXTURE.denoise, noise, schedule)
-    ddim = Ancestral(10, Uniform(), eta=0.0)
+    euler = Euler(10, UniformGrid())(MIXTURE.denoise, noise, schedule)
+    ddim = Ancestral(10, UniformGrid(), eta=0.0)
     x = ddim(MIXTURE.denoise, noise, schedule, randn_like=None)  # draws nothing
     torch.testing.assert_close(x, euler, atol=1e-13, rtol=0)
 
@@ -165,15 +165,15 @@ def test_euler_and_heun_are_the_textbook_ones_on_the_straight_path():
 
     slope = velocity(x, levels[0])
     guess = x - 0.3 * slope
-    euler = run(Euler(1, Uniform()), MIXTURE.denoise, x, levels)
+    euler = run(Euler(1, UniformGrid()), MIXTURE.denoise, x, levels)
     torch.testing.assert_close(euler, guess, atol=1e-7, rtol=0)
-    heun = run(Heun(1, Uniform()), MIXTURE.denoise, x, levels)
+    heun = run(Heun(1, UniformGrid()), MIXTURE.denoise, x, levels)
     average = (slope + velocity(guess, levels[1])) / 2
     torch.testing.assert_close(heun, x - 0.3 * average, atol=1e-7, rtol=0)
 
 
 @every_sampler_on_a_schedule
-@pytest.mark.parametrize("grid", [Uniform(), Karras(), UniformLogSNR()])
+@pytest.mark.parametrize("grid", [UniformGrid(), Karras(), UniformLogSNR()])
 def test_a_known_image_is_returned_exactly_in_its_dtype(sampler, grid, schedule):
     image = torch.linspace(-1, 1, 9)
 
@@ -213,8 +213,8 @@ def test_network_calls_and_states_per_walk(sampler, calls):
         seen.append(level.sigma.item())
         return MIXTURE.denoise(x, level)
 
-    levels = Uniform()(Rectified(), 10)
-    states = sampler(10, Uniform()).walk(
+    levels = UniformGrid()(Rectified(), 10)
+    states = sampler(10, UniformGrid()).walk(
         denoise, unit_noise(2, 1), levels, Rectified(), torch.randn_like
     )
     assert sum(1 for _ in states) == 10
@@ -224,7 +224,7 @@ def test_network_calls_and_states_per_walk(sampler, calls):
 
 @every_sampler
 def test_two_calls_with_the_same_draws_agree(sampler):
-    sampler, noise = sampler(7, Uniform()), unit_noise(5, 1)
+    sampler, noise = sampler(7, UniformGrid()), unit_noise(5, 1)
     draws = []
     for _ in range(2):
         torch.manual_seed(1)
@@ -241,7 +241,7 @@ def test_a_walk_does_not_keep_its_states_alive(sampler):
         assert sum(ref() is not None for ref in states) <= 4
         return MIXTURE.denoise(x, level)
 
-    sampler(30, Uniform())(denoise, unit_noise(2, 1), Cosine())
+    sampler(30, UniformGrid())(denoise, unit_noise(2, 1), Cosine())
 
 
 @every_sampler
@@ -250,7 +250,7 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch(sampler):
 
     def draw(n):
         fresh = iter(draws)
-        return sampler(6, Uniform())(
+        return sampler(6, UniformGrid())(
             WIDE.denoise, noise[:n], VarianceExploding(), lambda x: next(fresh)[: len(x)]
         )
 
@@ -260,24 +260,30 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch(sampler):
 @pytest.mark.parametrize(
     ("build", "word"),
     [
-        (lambda: Euler(0, Uniform()), "steps=0"),
-        (lambda: Ancestral(5, Uniform(), eta=1.5), "eta=1.5"),
-        (lambda: Ancestral(5, Uniform(), variance="medium"), "fixed_small, fixed_large, learned"),
-        (lambda: Heun(5, Uniform(), churn=-1.0), "churn=-1"),
-        (lambda: Heun(5, Uniform(), churn_min=2.0, churn_max=1.0), "churn_max=1"),
-        (lambda: Heun(5, Uniform(), noise_scale=0.0), "noise_scale=0"),
-        (lambda: DPMSolver(5, Uniform(), order=4), "order=4 .* from 1 to 3"),
-        (lambda: DPMSolver(5, Uniform(), eta=2.0), "eta=2"),
-        (lambda: DPMSolver(5, Uniform(), order=3, eta=1.0), "order=3 is for the ODE only"),
-        (lambda: UniPC(5, Uniform(), order=0), "order=0 .* from 1 to 3"),
-        (lambda: IPNDM(5, Uniform(), order=5), "order=5 .* from 1 to 4"),
-        (lambda: ReverseSDE(5, Uniform(), eta=-0.5), "eta=-0.5"),
-        (lambda: AnnealedLangevin(5, Uniform(), corrections=0), "corrections=0 must be 1 or more"),
-        (lambda: AnnealedLangevin(5, Uniform(), step_size=2.5), "step_size=2.5"),
-        (lambda: PredictorCorrector(5, Uniform(), snr=0.0), "snr=0"),
-        (lambda: PredictorCorrector(5, Uniform(), corrections=-1), "corrections=-1"),
-        (lambda: PredictorCorrector(5, Uniform(), corrector="euler"), "langevin, annealed"),
-        (lambda: PredictorCorrector(5, Uniform(), variance="large"), "variance=large"),
+        (lambda: Euler(0, UniformGrid()), "steps"),
+        (lambda: Ancestral(5, UniformGrid(), eta=1.5), "eta"),
+        (
+            lambda: Ancestral(5, UniformGrid(), variance="medium"),
+            "fixed_small, fixed_large, learned",
+        ),
+        (lambda: Heun(5, UniformGrid(), churn=-1.0), "churn"),
+        (lambda: Heun(5, UniformGrid(), churn_min=2.0, churn_max=1.0), "churn_max"),
+        (lambda: Heun(5, UniformGrid(), noise_scale=0.0), "noise_scale"),
+        (lambda: DPMSolver(5, UniformGrid(), order=4), "order"),
+        (lambda: DPMSolver(5, UniformGrid(), eta=2.0), "eta"),
+        (lambda: DPMSolver(5, UniformGrid(), order=3, eta=1.0), "order=3 is for the ODE only"),
+        (lambda: UniPC(5, UniformGrid(), order=0), "order"),
+        (lambda: IPNDM(5, UniformGrid(), order=5), "order"),
+        (lambda: ReverseSDE(5, UniformGrid(), eta=-0.5), "eta"),
+        (
+            lambda: AnnealedLangevin(5, UniformGrid(), corrections=0),
+            "corrections",
+        ),
+        (lambda: AnnealedLangevin(5, UniformGrid(), step_size=2.5), "step_size"),
+        (lambda: PredictorCorrector(5, UniformGrid(), snr=0.0), "snr"),
+        (lambda: PredictorCorrector(5, UniformGrid(), corrections=-1), "corrections"),
+        (lambda: PredictorCorrector(5, UniformGrid(), corrector="euler"), "langevin, annealed"),
+        (lambda: PredictorCorrector(5, UniformGrid(), variance="large"), "variance"),
     ],
 )
 def test_impossible_settings_are_refused(build, word):

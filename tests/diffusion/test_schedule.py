@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from diffusion_lab.diffusion.sampler import Heun
-from diffusion_lab.diffusion.sampler.time_grid import Uniform
+from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import (
     Cosine,
     DDPMCosine,
@@ -275,7 +275,7 @@ def test_heun_has_order_two_and_ends_where_the_ode_does(schedule):
     exact, errors = mixture.transport(x, start, end), []
     for steps in (40, 160):
         levels = schedule(torch.linspace(0.95, 0.05, steps + 1, dtype=torch.float64))
-        *_, drawn = Heun(steps, Uniform()).walk(mixture.denoise, x, levels, schedule, None)
+        *_, drawn = Heun(steps, UniformGrid()).walk(mixture.denoise, x, levels, schedule, None)
         errors.append((drawn - exact).square().mean().sqrt().item())
     assert math.log(errors[0] / errors[1], 4) == pytest.approx(2, abs=0.15)
     assert errors[1] < 2e-3
@@ -322,27 +322,27 @@ def test_at_logsnr_beyond_the_ends_is_the_end(schedule):
 @pytest.mark.parametrize(
     ("build", "word"),
     [
-        (lambda: VarianceExploding(0.0, 80.0), "sigma_min=0.0"),
-        (lambda: VarianceExploding(2.0, 1.0), "sigma_max=1.0"),
-        (lambda: Cosine(-0.1), "offset=-0.1"),
-        (lambda: Linear(0.0, 20.0), "beta_min=0.0"),
-        (lambda: SubVP(2.0, 1.0), "beta_max=1.0"),
-        (lambda: Sigmoid(3.0, 3.0), "start=3.0"),
-        (lambda: Sigmoid(tau=0.0), "tau=0.0"),
+        (lambda: VarianceExploding(0.0, 80.0), "sigma_min"),
+        (lambda: VarianceExploding(2.0, 1.0), "sigma_max"),
+        (lambda: Cosine(-0.1), "offset"),
+        (lambda: Linear(0.0, 20.0), "beta_min"),
+        (lambda: SubVP(2.0, 1.0), "beta_max"),
+        (lambda: Sigmoid(3.0, 3.0), "start"),
+        (lambda: Sigmoid(tau=0.0), "tau"),
         (lambda: Sigmoid(tau=0.01), "a hundredth"),
-        (lambda: DDPMLinear(0), "steps=0"),
-        (lambda: DDPMLinear(1000, 0.2, 0.1), "beta_start=0.2"),
-        (lambda: DDPMLinear(1000, 0.2, 1.0), "beta_end=1.0"),
-        (lambda: DDPMLinear(20), r"steps=20 .* schedule\.steps=21 or more"),
-        (lambda: DDPMScaledLinear(12), r"steps=12 .* schedule\.steps=13 or more"),
-        (lambda: DDPMCosine(0), "steps=0"),
-        (lambda: DDPMCosine(10, -0.1), "offset=-0.1"),
-        (lambda: DDPMCosine(10, 0.008, 1.0), "max_beta=1.0"),
+        (lambda: DDPMLinear(0), "steps"),
+        (lambda: DDPMLinear(1000, 0.2, 0.1), "beta_start"),
+        (lambda: DDPMLinear(1000, 0.2, 1.0), "beta_end"),
+        (lambda: DDPMLinear(20), "steps=20 .* use 21 or more"),
+        (lambda: DDPMScaledLinear(12), "steps=12 .* use 13 or more"),
+        (lambda: DDPMCosine(0), "steps"),
+        (lambda: DDPMCosine(10, -0.1), "offset"),
+        (lambda: DDPMCosine(10, 0.008, 1.0), "max_beta"),
         (lambda: ZeroTerminalSNR(Rectified()), "variance-preserving"),
         (lambda: ZeroTerminalSNR(VarianceExploding()), "variance-preserving"),
         (lambda: ZeroTerminalSNR(SubVP()), "variance-preserving"),
-        (lambda: Shifted(SubVP()), r"schedule\.schedule with"),
-        (lambda: Shifted(Rectified(), 0.0), "shift=0.0"),
+        (lambda: Shifted(SubVP()), "schedule must have"),
+        (lambda: Shifted(Rectified(), 0.0), "shift"),
     ],
 )
 def test_impossible_settings_are_refused(build, word):
@@ -356,7 +356,7 @@ def test_the_shortest_table_that_the_refusal_names_works(beta_end):
         fewest = math.floor(round(1000 * beta_end, 6)) + 1
         logsnr = table(fewest, 1e-4, beta_end)(torch.linspace(0, 1, 50)).logsnr
         assert (logsnr.diff() < 0).all()
-        with pytest.raises(ValueError, match=rf"schedule\.steps={fewest} or more"):
+        with pytest.raises(ValueError, match=f"use {fewest} or more"):
             table(fewest - 1, 1e-4, beta_end)
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from diffusion_lab.diffusion.objective import (
+    BatchShare,
     CosineInterpolated,
     LogitNormal,
     LogNormal,
     SecondMoment,
     TimeSampler,
-    Uniform,
+    UniformTime,
 )
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
@@ -24,7 +25,7 @@ def normal_cdf(z):
 
 # a sampler, and what turns its levels into uniform numbers
 CASES = [
-    (Uniform, lambda level: level.t),
+    (UniformTime, lambda level: level.t),
     (lambda **k: LogitNormal(0.5, 2.0, **k), lambda level: normal_cdf((level.t.logit() - 0.5) / 2)),
     (
         lambda **k: LogNormal(-1.2, 1.2, **k),
@@ -55,7 +56,7 @@ def test_distribution(build, to_uniform, stratified, schedule):
 
 
 def test_moments():
-    t = Uniform()(N, Rectified(), seeded())[0].t
+    t = UniformTime()(N, Rectified(), seeded())[0].t
     assert t.mean() == pytest.approx(0.5, abs=0.01)
     assert t.std() == pytest.approx(12**-0.5, abs=0.01)
     level = LogNormal()(N, VarianceExploding(), seeded())[0]
@@ -97,9 +98,9 @@ def test_a_table_has_no_clean_point():
 
 
 def test_every_point_of_a_table_is_equally_likely():
-    level, _ = Uniform(stratified=True)(1000, DDPMLinear(), seeded())
+    level, _ = UniformTime(stratified=True)(1000, DDPMLinear(), seeded())
     assert (level.t * 1000 - 1).round().long().sort().values.tolist() == list(range(1000))
-    level, _ = Uniform()(N, DDPMLinear(10, 1e-4, 5e-3), seeded())
+    level, _ = UniformTime()(N, DDPMLinear(10, 1e-4, 5e-3), seeded())
     counts = torch.bincount((level.t * 10 - 1).round().long(), minlength=10)
     assert (counts / N - 0.1).abs().max() < 0.01
 
@@ -122,7 +123,7 @@ def test_the_generator_decides():
 
 @pytest.mark.parametrize("build", [LogitNormal, LogNormal])
 def test_std_must_be_positive(build):
-    with pytest.raises(ValueError, match="std=0"):
+    with pytest.raises(ValueError, match="std"):
         build(std=0)
 
 
@@ -131,7 +132,10 @@ def test_std_must_be_positive(build):
 def test_calls_that_share_a_batch_hit_each_of_its_strata_once(build, to_uniform, parts):
     n, sampler = 8, build(stratified=True)
     u = torch.cat(
-        [to_uniform(sampler(n, Rectified(), seeded(part), part, parts)[0]) for part in range(parts)]
+        [
+            to_uniform(sampler(n, Rectified(), seeded(part), BatchShare(part, parts))[0])
+            for part in range(parts)
+        ]
     )
     strata = (u * n * parts).ceil().long() - 1
     assert sorted(strata.tolist()) == list(range(n * parts))
@@ -139,11 +143,13 @@ def test_calls_that_share_a_batch_hit_each_of_its_strata_once(build, to_uniform,
 
 def test_one_call_alone_draws_what_it_always_drew():
     sampler = LogitNormal(stratified=True)
-    alone, part = (sampler(9, Rectified(), seeded(), *share)[0].t for share in ((), (0, 1)))
+    alone, part = (
+        sampler(9, Rectified(), seeded(), *share)[0].t for share in ((), (BatchShare(0, 1),))
+    )
     assert torch.equal(alone, part)
     free = LogitNormal()
     assert torch.equal(
-        free(9, Rectified(), seeded())[0].t, free(9, Rectified(), seeded(), 2, 4)[0].t
+        free(9, Rectified(), seeded())[0].t, free(9, Rectified(), seeded(), BatchShare(2, 4))[0].t
     )
 
 
@@ -186,9 +192,9 @@ def test_cosine_interpolated_is_the_cosine_schedule_itself_at_equal_resolutions(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"noise_low": 2}, "noise_low=2"),
-        ({"noise_low": 0}, "noise_low=0"),
-        ({"logsnr_min": 15.0}, r"logsnr_min=15\.0"),
+        ({"noise_low": 2}, "noise_low"),
+        ({"noise_low": 0}, "noise_low"),
+        ({"logsnr_min": 15.0}, "logsnr_min"),
     ],
 )
 def test_cosine_interpolated_refuses_what_is_no_schedule(settings, words):
@@ -221,7 +227,7 @@ def test_second_moment_is_uniform_until_every_part_has_its_history():
     sampler.observe(t, torch.tensor([9.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
     assert sampler.probabilities().tolist() == [0.25] * 4
     level, importance = sampler(N, Rectified(), seeded())
-    assert torch.equal(level.t, Uniform()(N, Rectified(), seeded())[0].t)
+    assert torch.equal(level.t, UniformTime()(N, Rectified(), seeded())[0].t)
     assert (importance == 1).all()
     sampler.observe(t[-1:], torch.ones(1))
     expected = published_probabilities([[9, 9], [1, 1], [1, 1], [1, 1]], 0.001)
@@ -277,7 +283,7 @@ def test_importance_sampling_is_unbiased_and_less_noisy(schedule, stratified):
         draws = [sampler(16, schedule, generator) for _ in range(4000)]
         return torch.stack([(mean_losses(level.t) * weight).mean() for level, weight in draws])
 
-    weighted, plain = batch_means(warm(stratified)), batch_means(Uniform(stratified))
+    weighted, plain = batch_means(warm(stratified)), batch_means(UniformTime(stratified))
     assert weighted.mean().item() == pytest.approx(exact.item(), rel=0.02)
     assert weighted.std() < 0.7 * plain.std()
 
@@ -290,7 +296,7 @@ def test_second_moment_lives_in_a_state_dict():
     for one in (sampler, copy):
         one.observe(t, torch.tensor([1.0, 2.0]))
     assert torch.equal(copy.history, sampler.history)
-    assert not Uniform().state_dict()
+    assert not UniformTime().state_dict()
 
 
 def test_second_moment_gathers_what_other_processes_saw():
@@ -304,10 +310,10 @@ def test_second_moment_gathers_what_other_processes_saw():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"bins": 1}, "bins=1"),
-        ({"history": 0}, "history=0"),
-        ({"uniform": 0.0}, r"uniform=0\.0"),
-        ({"uniform": 1.5}, r"uniform=1\.5"),
+        ({"bins": 1}, "bins"),
+        ({"history": 0}, "history"),
+        ({"uniform": 0.0}, "uniform"),
+        ({"uniform": 1.5}, "uniform"),
     ],
 )
 def test_second_moment_refuses_what_gives_no_probabilities(settings, words):

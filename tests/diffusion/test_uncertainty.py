@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import Unconditional
-from diffusion_lab.diffusion.estimate import Output
+from diffusion_lab.diffusion.estimate import NOTHING, Estimate
 from diffusion_lab.diffusion.objective import (
     X0,
     Flow,
     LearnedUncertainty,
     LogitNormal,
     Objective,
-    Uniform,
+    UniformTime,
 )
 from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding
 
@@ -88,14 +88,14 @@ class Zero(nn.Module):
     self_conditioning = False
     conditioning = Unconditional(0, 0)
 
-    def output(self, x, level, labels=None, previous=None, augmentation=None):
-        return Output(torch.zeros_like(x))
+    def forward(self, x, level, given=NOTHING):
+        return Estimate(x, None, torch.zeros_like(x))
 
 
 def test_training_divides_by_it_and_the_reported_loss_does_not():
     x0 = torch.linspace(-1, 1, 64).reshape(16, 1, 2, 2)
-    plain = Objective(Rectified(), X0(), Uniform())
-    learned = Objective(Rectified(), X0(), Uniform(), uncertainty=LearnedUncertainty())
+    plain = Objective(Rectified(), X0(), UniformTime())
+    learned = Objective(Rectified(), X0(), UniformTime(), uncertainty=LearnedUncertainty())
     nn.init.normal_(learned.uncertainty.weight)
     losses = plain(Zero(), x0, generator=torch.Generator().manual_seed(0))
     level, _ = plain.time_sampler(16, Rectified(), torch.Generator().manual_seed(0))
@@ -115,5 +115,5 @@ def test_its_gradient_comes_from_the_loss():
 
 
 def test_it_needs_features():
-    with pytest.raises(ValueError, match="channels=0"):
+    with pytest.raises(ValueError, match="channels"):
         LearnedUncertainty(0)

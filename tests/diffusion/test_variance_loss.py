@@ -8,7 +8,7 @@ import torch
 from diffusion_lab.backbone.conditioning import Unconditional
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.noise import add_noise
-from diffusion_lab.diffusion.objective import Eps, Hybrid, Objective, Uniform, V
+from diffusion_lab.diffusion.objective import Eps, Hybrid, Objective, UniformTime, V
 from diffusion_lab.diffusion.objective.variance_loss import bound_term, negative_log_likelihood
 from diffusion_lab.diffusion.schedule import DDPMLinear
 
@@ -122,7 +122,7 @@ def test_weights_are_those_of_the_hybrid_loss():
     bits = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
     added = Hybrid(0.01)(x, x0, x0_hat, fraction, level, SCHEDULE)
     torch.testing.assert_close(added, 0.01 * STEPS * bits)
-    with pytest.raises(ValueError, match="weight=0"):
+    with pytest.raises(ValueError, match="weight"):
         Hybrid(0)
 
 
@@ -152,8 +152,8 @@ def test_only_the_variance_learns_from_the_bound(prediction):
         network = denoiser.backbone
         return network.value.grad.clone(), network.variance.grad
 
-    simple, none = gradients(Objective(SCHEDULE, prediction, Uniform()))
-    hybrid, variance = gradients(Objective(SCHEDULE, prediction, Uniform(), None, Hybrid()))
+    simple, none = gradients(Objective(SCHEDULE, prediction, UniformTime()))
+    hybrid, variance = gradients(Objective(SCHEDULE, prediction, UniformTime(), None, Hybrid()))
     assert none == 0
     assert torch.equal(simple, hybrid)
     assert variance.abs() > 0

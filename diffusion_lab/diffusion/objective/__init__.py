@@ -1,14 +1,15 @@
 """Training objectives: what the network predicts, at which noise levels, with which weight."""
 
-from diffusion_lab.diffusion.objective.loss import Objective
+from diffusion_lab.diffusion.objective.objective import Objective
 from diffusion_lab.diffusion.objective.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
 from diffusion_lab.diffusion.objective.time_sampler import (
+    BatchShare,
     CosineInterpolated,
     LogitNormal,
     LogNormal,
     SecondMoment,
     TimeSampler,
-    Uniform,
+    UniformTime,
 )
 from diffusion_lab.diffusion.objective.uncertainty import LearnedUncertainty
 from diffusion_lab.diffusion.objective.variance_loss import Hybrid
@@ -17,7 +18,7 @@ from diffusion_lab.diffusion.objective.weighting import (
     SNR,
     EDMWeight,
     MinSNR,
-    Sigmoid,
+    SigmoidWeight,
     SoftMinSNR,
     TruncatedSNR,
     Weighting,
@@ -28,6 +29,7 @@ __all__ = [
     "P2",
     "SNR",
     "X0",
+    "BatchShare",
     "CosineInterpolated",
     "EDMWeight",
     "Eps",
@@ -41,11 +43,11 @@ __all__ = [
     "Prediction",
     "Score",
     "SecondMoment",
-    "Sigmoid",
+    "SigmoidWeight",
     "SoftMinSNR",
     "TimeSampler",
     "TruncatedSNR",
-    "Uniform",
+    "UniformTime",
     "V",
     "Weighting",
 ]

@@ -8,11 +8,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, flag, ranges
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
 
 class Prediction(ABC):
     """What the network predicts."""
+
+    data_std: float | None = None  # of clean data, where the prediction is scaled by it
 
     @abstractmethod
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -69,9 +72,8 @@ class EDM(Prediction):
     data_std is the standard deviation of the clean data: 0.5 of images in [-1, 1], 1 of latents.
     """
 
+    @ranges(data_std=above(0))
     def __init__(self, data_std: float = 0.5):
-        if data_std <= 0:
-            raise ValueError(f"objective.prediction.data_std={data_std} must be above 0")
         self.data_std = data_std
 
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -89,6 +91,7 @@ class Score(Prediction):
     of unit size at every level (arXiv:2006.09011, technique 3).
     """
 
+    @ranges(scale_by_sigma=flag())
     def __init__(self, scale_by_sigma: bool = True):
         self.scale_by_sigma = scale_by_sigma
 

@@ -3,14 +3,31 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common.ranges import above, flag, number, ranges, share, whole
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 Gather = Callable[[Tensor], Tensor]  # one process's values (n,) -> those of all, in rank order
+
+
+@dataclass(frozen=True)
+class BatchShare:
+    """The share of a batch that a call draws: number `part` of `parts` of equal size.
+
+    `gather` brings the losses of the other processes.
+    """
+
+    part: int = 0
+    parts: int = 1
+    gather: Gather | None = None
+
+
+WHOLE_BATCH = BatchShare()
 
 
 class TimeSampler(nn.Module, ABC):
@@ -20,6 +37,7 @@ class TimeSampler(nn.Module, ABC):
     same distribution, and a less noisy mean loss.
     """
 
+    @ranges(stratified=flag())
     def __init__(self, stratified: bool = False):
         super().__init__()
         self.stratified = stratified
@@ -40,14 +58,13 @@ class TimeSampler(nn.Module, ABC):
         n: int,
         schedule: NoiseSchedule,
         generator: torch.Generator | None = None,
-        part: int = 0,
-        parts: int = 1,
+        share: BatchShare = WHOLE_BATCH,
     ) -> tuple[NoiseLevel, Tensor]:
         """n levels (n,) and their importance weights (n,) float32, on the generator's device.
 
         Without a generator that is the CPU; a sampler with buffers answers on theirs. The mean
-        loss is that of (loss x importance). A batch drawn in `parts` calls of equal n, of which
-        this is number `part`, is stratified as a whole.
+        loss is that of (loss x importance). A batch drawn in several shares is stratified as a
+        whole.
         """
         device = generator.device if generator else "cpu"
         # (0, 1]: at t = 0 there may be no noise to predict
@@ -55,7 +72,7 @@ class TimeSampler(nn.Module, ABC):
         if self.stratified:
             # random order: the images of a batch may come in a fixed one
             order = torch.randperm(n, generator=generator, device=device)
-            u = (order + (part + u) / parts) / n
+            u = (order + (share.part + u) / share.parts) / n
         t = self.quantile(u, schedule)
         # of t as drawn, whose density it undoes exactly: the weighted mean is then that of uniform
         # draws, rounded, also where the density changes between two points of the table
@@ -65,7 +82,7 @@ class TimeSampler(nn.Module, ABC):
         return schedule(t), importance
 
 
-class Uniform(TimeSampler):
+class UniformTime(TimeSampler):
     """t uniform on (0, 1] (arXiv:2006.11239)."""
 
     def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -75,9 +92,10 @@ class Uniform(TimeSampler):
 class LogitNormal(TimeSampler):
     """log(t / (1 - t)) normal (arXiv:2403.03206)."""
 
+    @ranges(mean=number(), std=above(0))
     def __init__(self, mean: float = 0.0, std: float = 1.0, stratified: bool = False):
         super().__init__(stratified)
-        self.mean, self.std = mean, positive_std(std)
+        self.mean, self.std = mean, std
 
     def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
@@ -89,9 +107,10 @@ class LogNormal(TimeSampler):
     Draws beyond the schedule's ends are put on them.
     """
 
+    @ranges(mean=number(), std=above(0))
     def __init__(self, mean: float = -1.2, std: float = 1.2, stratified: bool = False):
         super().__init__(stratified)
-        self.mean, self.std = mean, positive_std(std)
+        self.mean, self.std = mean, std
 
     def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
         log_ratio = self.mean + self.std * torch.special.ndtri(u)
@@ -106,6 +125,7 @@ class CosineInterpolated(TimeSampler):
     image's as the cosine has for its own; `noise_high` does at the clean end.
     """
 
+    @ranges(noise_low=above(0), noise_high=above(0), logsnr_min=number(), logsnr_max=number())
     def __init__(
         self,
         noise_low: float = 1.0,
@@ -115,16 +135,10 @@ class CosineInterpolated(TimeSampler):
         stratified: bool = False,
     ):
         super().__init__(stratified)
-        if not 0 < noise_low <= noise_high:
-            raise ValueError(
-                f"objective.time_sampler.noise_low={noise_low} and noise_high={noise_high} must "
-                "satisfy 0 < noise_low <= noise_high"
-            )
+        if noise_low > noise_high:
+            raise ValueError(f"noise_low={noise_low} must be at most noise_high={noise_high}")
         if not logsnr_min < logsnr_max:
-            raise ValueError(
-                f"objective.time_sampler.logsnr_min={logsnr_min} must be below "
-                f"logsnr_max={logsnr_max}"
-            )
+            raise ValueError(f"logsnr_min={logsnr_min} must be below logsnr_max={logsnr_max}")
         self.shifts = 2 * math.log(noise_low), 2 * math.log(noise_high)
         self.logsnr_min, self.logsnr_max = logsnr_min, logsnr_max
 
@@ -148,6 +162,7 @@ class SecondMoment(TimeSampler):
     has its history.
     """
 
+    @ranges(bins=whole(2), history=whole(1), uniform=share())
     def __init__(
         self,
         bins: int = 100,
@@ -156,12 +171,6 @@ class SecondMoment(TimeSampler):
         stratified: bool = False,
     ):
         super().__init__(stratified)
-        if bins < 2:
-            raise ValueError(f"objective.time_sampler.bins={bins} must be 2 or more")
-        if history < 1:
-            raise ValueError(f"objective.time_sampler.history={history} must be 1 or more")
-        if not 0 < uniform <= 1:
-            raise ValueError(f"objective.time_sampler.uniform={uniform} must be in (0, 1]")
         self.uniform = uniform
         self.register_buffer("history", torch.zeros(bins, history))  # a ring for each part
         self.register_buffer("count", torch.zeros(bins, dtype=torch.int64))  # losses ever seen
@@ -207,10 +216,3 @@ class SecondMoment(TimeSampler):
         ring[part, slot] = losses.to(ring.dtype)
         self.history.copy_(ring[:, :history])
         self.count += new
-
-
-def positive_std(std: float) -> float:
-    """std itself, refused unless above 0."""
-    if std <= 0:
-        raise ValueError(f"objective.time_sampler.std={std} must be above 0")
-    return std

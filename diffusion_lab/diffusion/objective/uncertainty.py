@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.diffusion.noise import NoiseLevel
 
 
@@ -15,10 +16,9 @@ class LearnedUncertainty(nn.Module):
     features of log(sigma / alpha) / 4, and 0 at the start.
     """
 
+    @ranges(channels=whole(1))
     def __init__(self, channels: int = 128):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"objective.uncertainty.channels={channels} must be 1 or more")
         self.weight = nn.Parameter(torch.zeros(channels))
 
     def forward(self, level: NoiseLevel) -> Tensor:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, ranges
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, posterior
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
@@ -15,12 +16,8 @@ class Hybrid:
     L_t is the bound's term, so N L_t estimates the whole. Its gradient reaches the variance alone.
     """
 
+    @ranges(weight=above(0))
     def __init__(self, weight: float = 0.001):
-        if weight <= 0:
-            raise ValueError(
-                f"objective.variance_loss.weight={weight} must be above 0; "
-                "to learn no variance write objective/variance_loss=none"
-            )
         self.weight = weight
 
     def __call__(
@@ -28,12 +25,12 @@ class Hybrid:
         x: Tensor,
         x0: Tensor,
         x0_hat: Tensor,
-        variance: Tensor,
+        log_variance_weight: Tensor,
         level: NoiseLevel,
         schedule: NoiseSchedule,
     ) -> Tensor:
         """What is added to the loss of each sample, (B,); arguments as for `bound_term`."""
-        term = bound_term(x, x0, x0_hat.detach(), variance, level, schedule)
+        term = bound_term(x, x0, x0_hat.detach(), log_variance_weight, level, schedule)
         return self.weight * schedule.discrete_steps * term
 
 
@@ -41,7 +38,7 @@ def bound_term(
     x: Tensor,
     x0: Tensor,
     x0_hat: Tensor,
-    variance: Tensor,
+    log_variance_weight: Tensor,
     level: NoiseLevel,
     schedule: NoiseSchedule,
 ) -> Tensor:
@@ -49,7 +46,7 @@ def bound_term(
 
     Below the first level of the table it is the likelihood of x0 in steps of 2/255, and elsewhere
     the divergence of q(x_s | x_t, x0) from N(mean given x0_hat, learned variance), s one level
-    below t. `variance` (B, C, H, W) is `Estimate.variance`.
+    below t. `log_variance_weight` (B, C, H, W) is that of `Estimate`.
     """
     steps = schedule.discrete_steps
     index = (level.t * steps).round().clamp(min=1)  # 1 is the cleanest level
@@ -60,7 +57,7 @@ def bound_term(
     clipped = index.clamp(min=2)
     _, small, _ = posterior(x, x0, schedule(clipped / steps), schedule((clipped - 1) / steps))
     low, high = broadcast(small.log(), x), broadcast(large.log(), x)
-    log_variance = torch.lerp(low, high, variance)
+    log_variance = torch.lerp(low, high, log_variance_weight)
     divergence = (
         log_variance
         - low

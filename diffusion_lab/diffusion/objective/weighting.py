@@ -10,14 +10,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, at_least, number, ranges
+
 Weighting = Callable[[Tensor], Tensor]  # logSNR (B,) -> weight of the x0 error (B,), both float64
 
 
 class MinSNR:
     """min(snr, gamma): caps the weight of almost clean samples (arXiv:2303.09556)."""
 
+    @ranges(gamma=above(0))
     def __init__(self, gamma: float = 5.0):
-        self.gamma = positive("gamma", gamma)
+        self.gamma = gamma
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return logsnr.exp().clamp(max=self.gamma)
@@ -30,8 +33,9 @@ class SoftMinSNR:
     (sigma sigma_d)^2 / (sigma^2 + sigma_d^2)^2. 4 is for a data std sigma_d of 0.5.
     """
 
+    @ranges(gamma=above(0))
     def __init__(self, gamma: float = 4.0):
-        self.gamma = positive("gamma", gamma)
+        self.gamma = gamma
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self.gamma * torch.sigmoid(logsnr - math.log(self.gamma))
@@ -57,11 +61,10 @@ class P2:
     gamma = 0 is SNR.
     """
 
+    @ranges(gamma=at_least(0), k=above(0))
     def __init__(self, gamma: float = 1.0, k: float = 1.0):
-        if gamma < 0:
-            raise ValueError(f"objective.weighting.gamma={gamma} must be 0 or more")
         self.gamma = gamma
-        self.k = positive("k", k)
+        self.k = k
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         snr = logsnr.exp()
@@ -74,14 +77,15 @@ class EDMWeight:
     data_std is the standard deviation s of the clean data: 0.5 of images in [-1, 1], 1 of latents.
     """
 
+    @ranges(data_std=above(0))
     def __init__(self, data_std: float = 0.5):
-        self.data_std = positive("data_std", data_std)
+        self.data_std = data_std
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return logsnr.exp() + self.data_std**-2
 
 
-class Sigmoid:
+class SigmoidWeight:
     """sigmoid(bias - logsnr) on the error of eps (arXiv:2303.00848, 2410.19324).
 
     On that of x0 it is snr sigmoid(bias - logsnr) = e^bias sigmoid(logsnr - bias): flat on clean
@@ -89,15 +93,9 @@ class Sigmoid:
     is the time sampler's.
     """
 
+    @ranges(bias=number())
     def __init__(self, bias: float = -1.0):
         self.bias = bias
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return math.exp(self.bias) * torch.sigmoid(logsnr - self.bias)
-
-
-def positive(key: str, value: float) -> float:
-    """value itself, refused unless above 0."""
-    if value <= 0:
-        raise ValueError(f"objective.weighting.{key}={value} must be above 0")
-    return value

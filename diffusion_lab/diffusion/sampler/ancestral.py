@@ -5,20 +5,13 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from diffusion_lab.common.ranges import between, one_of, ranges
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, posterior
 from diffusion_lab.diffusion.sampler.base import Sampler
 from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 
-VARIANCES = ("fixed_small", "fixed_large", "learned")
-
-
-def check_variance(variance: str) -> None:
-    """Refuses a name that `ancestral_step` does not know."""
-    if variance not in VARIANCES:
-        raise ValueError(
-            f"sampler.variance={variance} is unknown; use one of {', '.join(VARIANCES)}"
-        )
+VARIANCES = one_of("fixed_small", "fixed_large", "learned")
 
 
 def ancestral_step(
@@ -33,18 +26,15 @@ def ancestral_step(
     """x (B, ...) at `there`: the posterior's mean, and fresh noise unless that is clean data.
 
     The learned variance lies between the logs of the small and the large one, at
-    estimate.variance in [0, 1] (arXiv:2102.09672, equation 15).
+    estimate.log_variance_weight in [0, 1] (arXiv:2102.09672, equation 15).
     """
-    if variance == "learned" and estimate.variance is None:
-        raise ValueError(
-            "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "
-            "use sampler.variance=fixed_small with this one"
-        )
+    if variance == "learned" and estimate.log_variance_weight is None:
+        raise ValueError("variance=learned needs a model that learned its reverse variance")
     x, small, large = posterior(x, estimate.x0, here, there, eta)
     if eta == 0 or there.sigma == 0:
         return x
     if variance == "learned":
-        added = small * (large / small) ** estimate.variance
+        added = small * (large / small) ** estimate.log_variance_weight
     else:
         added = small if variance == "fixed_small" else large
     return x + added.sqrt() * randn_like(x)
@@ -58,6 +48,7 @@ class Ancestral(Sampler):
     two (improved DDPM). All are times eta^2.
     """
 
+    @ranges(eta=between(0, 1), variance=VARIANCES)
     def __init__(
         self,
         steps: int,
@@ -66,9 +57,6 @@ class Ancestral(Sampler):
         variance: str = "fixed_small",
     ):
         super().__init__(steps, time_grid)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"sampler.eta={eta} must be in [0, 1]: 0 is DDIM, 1 is DDPM")
-        check_variance(variance)
         self.eta = eta
         self.variance = variance
 

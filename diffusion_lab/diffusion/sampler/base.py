@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
@@ -18,9 +19,10 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 class Sampler(ABC):
     """Walks down a time grid of `steps` steps; keeps no state between calls."""
 
+    adaptive = False  # whether `steps` is a limit, and the network decides how many there are
+
+    @ranges(steps=whole(1))
     def __init__(self, steps: int, time_grid: TimeGrid):
-        if steps < 1:
-            raise ValueError(f"sampler.steps={steps} must be 1 or more")
         self.steps = steps
         self.time_grid = time_grid
 

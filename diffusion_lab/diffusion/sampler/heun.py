@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+from diffusion_lab.common.ranges import above, at_least, ranges
 from diffusion_lab.diffusion.noise import jump, renoise
 from diffusion_lab.diffusion.sampler.base import Sampler
 from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
@@ -19,6 +20,7 @@ class Heun(Sampler):
     the schedule's noisiest level there is nothing to raise to, so its first step has no churn.
     """
 
+    @ranges(churn=at_least(0), churn_min=at_least(0), noise_scale=above(0))
     def __init__(
         self,
         steps: int,
@@ -29,15 +31,8 @@ class Heun(Sampler):
         noise_scale: float = 1.0,
     ):
         super().__init__(steps, time_grid)
-        if churn < 0:
-            raise ValueError(f"sampler.churn={churn} must be 0, for none, or more")
-        if not 0 <= churn_min <= churn_max:
-            raise ValueError(
-                f"sampler.churn_min={churn_min} and sampler.churn_max={churn_max} must satisfy "
-                "0 <= churn_min <= churn_max"
-            )
-        if noise_scale <= 0:
-            raise ValueError(f"sampler.noise_scale={noise_scale} must be above 0; 1 is unit noise")
+        if not churn_min <= churn_max:
+            raise ValueError(f"churn_min={churn_min} must be at most churn_max={churn_max}")
         self.churn = churn
         self.churn_min = churn_min
         self.churn_max = churn_max

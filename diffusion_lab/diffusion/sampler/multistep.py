@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import between, ranges, whole
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of, posterior
 from diffusion_lab.diffusion.sampler.base import Sampler
 from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
@@ -43,12 +44,6 @@ def order_at(i: int, levels: NoiseLevel, order: int) -> int:
     return max(1, min(order, known, left))
 
 
-def check_order(order: int, highest: int) -> None:
-    """Refuses an order that has no rule."""
-    if order not in range(1, highest + 1):
-        raise ValueError(f"sampler.order={order} must be a whole number from 1 to {highest}")
-
-
 class DPMSolver(Sampler):
     """DPM-Solver++ of order 1 to 3, multistep, with x0 extrapolated (arXiv:2211.01095).
 
@@ -58,6 +53,7 @@ class DPMSolver(Sampler):
     with 1 is it of third.
     """
 
+    @ranges(order=whole(1, 3), eta=between(0, 1), curvature=between(0, 1))
     def __init__(
         self,
         steps: int,
@@ -67,15 +63,8 @@ class DPMSolver(Sampler):
         curvature: float = 0.5,
     ):
         super().__init__(steps, time_grid)
-        check_order(order, 3)
-        if not 0 <= curvature <= 1:
-            raise ValueError(f"sampler.curvature={curvature} must be in [0, 1]")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"sampler.eta={eta} must be in [0, 1]: 0 is the ODE, 1 the SDE")
         if order == 3 and eta > 0:
-            raise ValueError(
-                f"sampler.order=3 is for the ODE only; use sampler.order=2 with eta={eta}, or eta=0"
-            )
+            raise ValueError(f"order=3 is for the ODE only; use order 2 with eta={eta}, or eta 0")
         self.order = order
         self.eta = eta
         self.curvature = curvature
@@ -113,9 +102,9 @@ class UniPC(Sampler):
     the order of convergence is one more than `order`, at one call a step.
     """
 
+    @ranges(order=whole(1, 3))
     def __init__(self, steps: int, time_grid: TimeGrid, order: int = 2):
         super().__init__(steps, time_grid)
-        check_order(order, 3)
         self.order = order
 
     def walk(self, denoise, x, levels, schedule, randn_like):
@@ -167,9 +156,9 @@ class IPNDM(Sampler):
     yet it is often the most accurate at 5 to 10 steps. Its order grows from 1.
     """
 
+    @ranges(order=whole(1, 4))
     def __init__(self, steps: int, time_grid: TimeGrid, order: int = 4):
         super().__init__(steps, time_grid)
-        check_order(order, 4)
         self.order = order
 
     def walk(self, denoise, x, levels, schedule, randn_like):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, ranges, whole
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of
 from diffusion_lab.diffusion.sampler.base import Sampler
@@ -130,15 +131,11 @@ class AdaptiveRungeKutta(Sampler):
     ones too, which costs steps.
     """
 
+    adaptive = True
+
+    @ranges(steps=whole(2).as_in(200), tolerance=above(0))
     def __init__(self, steps: int, time_grid: TimeGrid, tolerance: float = 1e-3):
         super().__init__(steps, time_grid)
-        if steps < 2:
-            raise ValueError(
-                f"sampler.steps={steps} must be 2 or more: the most steps that may be tried, as in "
-                "sampler.steps=200"
-            )
-        if tolerance <= 0:
-            raise ValueError(f"sampler.tolerance={tolerance} must be above 0")
         self.tolerance = tolerance
 
     def walk(self, denoise, x, levels, schedule, randn_like):

@@ -7,12 +7,11 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, at_least, inside, one_of, ranges, whole
 from diffusion_lab.diffusion.noise import NoiseLevel, jump, noise_of
-from diffusion_lab.diffusion.sampler.ancestral import ancestral_step, check_variance
+from diffusion_lab.diffusion.sampler.ancestral import VARIANCES, ancestral_step
 from diffusion_lab.diffusion.sampler.base import Sampler
 from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
-
-CORRECTORS = ("langevin", "annealed")
 
 
 class ReverseSDE(Sampler):
@@ -23,10 +22,9 @@ class ReverseSDE(Sampler):
     long for the method, the first and the last among them, are Euler steps of the ODE.
     """
 
+    @ranges(eta=at_least(0))
     def __init__(self, steps: int, time_grid: TimeGrid, eta: float = 1.0):
         super().__init__(steps, time_grid)
-        if eta < 0:
-            raise ValueError(f"sampler.eta={eta} must be 0, for the ODE, or more; 1 is the SDE")
         self.eta = eta
 
     def walk(self, denoise, x, levels, schedule, randn_like):
@@ -58,16 +56,11 @@ class AnnealedLangevin(Sampler):
     Network calls: steps corrections + 1.
     """
 
+    @ranges(corrections=whole(1), step_size=inside(0, 2))
     def __init__(
         self, steps: int, time_grid: TimeGrid, corrections: int = 5, step_size: float = 0.062
     ):
         super().__init__(steps, time_grid)
-        check_corrections(corrections, 1)
-        if not 0 < step_size < 2:
-            raise ValueError(
-                f"sampler.step_size={step_size} must be above 0 and below 2, where the dynamics "
-                "diverge; NCSNv2's is 0.062"
-            )
         self.corrections = corrections
         self.step_size = step_size
 
@@ -97,6 +90,12 @@ class PredictorCorrector(Sampler):
     and fixed_small its ancestral one. Network calls: steps (corrections + 1).
     """
 
+    @ranges(
+        snr=above(0).as_in(0.16),
+        corrections=whole(0),
+        corrector=one_of("langevin", "annealed"),
+        variance=VARIANCES,
+    )
     def __init__(
         self,
         steps: int,
@@ -107,14 +106,6 @@ class PredictorCorrector(Sampler):
         variance: str = "fixed_large",
     ):
         super().__init__(steps, time_grid)
-        if snr <= 0:
-            raise ValueError(f"sampler.snr={snr} must be above 0; usual values are 0.05 to 0.2")
-        check_corrections(corrections, 0)
-        if corrector not in CORRECTORS:
-            raise ValueError(
-                f"sampler.corrector={corrector} is unknown; use one of {', '.join(CORRECTORS)}"
-            )
-        check_variance(variance)
         self.snr = snr
         self.corrections = corrections
         self.corrector = corrector
@@ -136,9 +127,3 @@ class PredictorCorrector(Sampler):
             return 1.0
         axes = tuple(range(1, z.ndim))
         return z.square().sum(axes, keepdim=True) / eps.square().sum(axes, keepdim=True)
-
-
-def check_corrections(corrections: int, least: int) -> None:
-    """Refuses fewer corrections a level than make sense."""
-    if corrections < least:
-        raise ValueError(f"sampler.corrections={corrections} must be {least} or more")

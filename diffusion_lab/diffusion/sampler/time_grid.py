@@ -8,12 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, ranges
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 
 class TimeGrid(ABC):
     """Where a sampler evaluates the network."""
+
+    needs_table = False  # whether it counts the points of a discrete schedule
 
     @abstractmethod
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -30,7 +33,7 @@ class TimeGrid(ABC):
         )
 
 
-class Uniform(TimeGrid):
+class UniformGrid(TimeGrid):
     """t = 1, 1 - 1/steps, ..., 1/steps; on a table `Trailing`, if steps divides its size."""
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -45,9 +48,8 @@ class Karras(TimeGrid):
     included, and crosses what lies above sigma_max in its first step.
     """
 
+    @ranges(rho=above(0), sigma_min=above(0), sigma_max=above(0))
     def __init__(self, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0):
-        if rho <= 0:
-            raise ValueError(f"sampler.time_grid.rho={rho} must be above 0")
         check_range(sigma_min, sigma_max)
         self.rho = rho
         self.sigma_min = sigma_min
@@ -65,6 +67,7 @@ class UniformLogSNR(TimeGrid):
     The ends are treated as by `Karras`, which tends to this grid for large rho.
     """
 
+    @ranges(sigma_min=above(0), sigma_max=above(0))
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
         check_range(sigma_min, sigma_max)
         self.sigma_min = sigma_min
@@ -77,22 +80,21 @@ class UniformLogSNR(TimeGrid):
 
 
 class Explicit(TimeGrid):
-    """Times written out: t of each evaluation, falling; sampler.steps must be their number."""
+    """Times written out: t of each evaluation, falling; a walk has as many steps."""
 
     def __init__(self, times: Sequence[float]):
         self.written = list(times)  # Hydra's list is of a type of its own
         inside = all(0 < t <= 1 for t in self.written)
         if not (self.written and inside and all(a > b for a, b in pairwise(self.written))):
             raise ValueError(
-                f"sampler.time_grid.times={self.written} must fall from at most 1 to above 0, as "
+                f"times={self.written} must fall from at most 1 to above 0, as "
                 "[1.0, 0.5] does; the clean end at t = 0 is added to them"
             )
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
         if steps != len(self.written):
             raise ValueError(
-                f"sampler.steps={steps} is not the number of sampler.time_grid.times, "
-                f"{len(self.written)}; write sampler.steps={len(self.written)}"
+                f"steps={steps} must be {len(self.written)}, the number of times in the time grid"
             )
         return torch.tensor(self.written, dtype=torch.float64)
 
@@ -100,8 +102,10 @@ class Explicit(TimeGrid):
 class Leading(TimeGrid):
     """Every (N / steps)-th point of a table of N, counted from the cleanest."""
 
+    needs_table = True
+
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        points = table_size(schedule, steps, "leading")
+        points = table_size(schedule, steps)
         index = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (points // steps)
         return (index + 1) / points
 
@@ -109,8 +113,10 @@ class Leading(TimeGrid):
 class Linspace(TimeGrid):
     """Evenly spaced points of a table, rounded, the noisiest and the cleanest among them."""
 
+    needs_table = True
+
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        points = table_size(schedule, steps, "linspace")
+        points = table_size(schedule, steps)
         index = torch.linspace(points - 1, 0, steps, dtype=torch.float64).round()
         return (index + 1) / points
 
@@ -118,8 +124,10 @@ class Linspace(TimeGrid):
 class Trailing(TimeGrid):
     """Every (N / steps)-th point of a table of N, rounded, counted from the noisiest."""
 
+    needs_table = True
+
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        points = table_size(schedule, steps, "trailing")
+        points = table_size(schedule, steps)
         # numpy's arange, which rounds its step so, decides what becomes of halves in diffusers
         step = points - (points - points / steps)
         return (points - torch.arange(steps, dtype=torch.float64) * step).round() / points
@@ -132,12 +140,14 @@ class Quadratic(TimeGrid):
     coincide, are neighbours instead. A walk starts at 0.8 N on pure noise, as published.
     """
 
+    needs_table = True
+
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        points = table_size(schedule, steps, "quadratic")
+        points = table_size(schedule, steps)
         if steps > 0.8 * points:
             raise ValueError(
-                f"sampler.steps={steps} is more than sampler/time_grid=quadratic has points on "
-                f"this schedule's table of {points}; use fewer, or sampler/time_grid=uniform"
+                f"steps={steps} must be at most {math.floor(0.8 * points)}: the quadratic grid has "
+                f"no more points on this schedule's table of {points}"
             )
         end = math.sqrt(0.8 * points)
         order = torch.arange(steps, dtype=torch.float64)
@@ -147,29 +157,26 @@ class Quadratic(TimeGrid):
         return (index.flip(0) + 1) / points
 
 
-def table_size(schedule: NoiseSchedule, steps: int, grid: str) -> int:
+def table_size(schedule: NoiseSchedule, steps: int) -> int:
     """N of a discrete schedule, refused where the grid cannot be laid on it."""
     points = schedule.discrete_steps
     if points is None:
         raise ValueError(
-            f"sampler/time_grid={grid} needs a discrete schedule such as ddpm_linear; "
-            "use sampler/time_grid=uniform with this one"
+            "time_grid counts the points of a table, and this schedule has none; use the uniform "
+            "grid, or a discrete schedule such as ddpm_linear"
         )
     if steps > points:
         raise ValueError(
-            f"sampler.steps={steps} is more than the schedule's table has, {points}; "
-            "use fewer, or sampler/time_grid=uniform"
+            f"steps={steps} must be at most {points}, the size of the schedule's table, on this "
+            "time grid"
         )
     return points
 
 
 def check_range(sigma_min: float, sigma_max: float) -> None:
     """Refuses an empty range of sigma / alpha."""
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(
-            f"sampler.time_grid.sigma_min={sigma_min} and sigma_max={sigma_max} must satisfy "
-            "0 < sigma_min < sigma_max"
-        )
+    if sigma_min >= sigma_max:
+        raise ValueError(f"sigma_min={sigma_min} must be below sigma_max={sigma_max}")
 
 
 def unit_steps(steps: int) -> Tensor:

@@ -13,6 +13,11 @@ class NoiseSchedule(ABC):
 
     discrete_steps: int | None = None  # points of the table, where the schedule has one
 
+    @property
+    def explodes(self) -> bool:
+        """Whether sigma exceeds 1 at t = 1, as on variance-exploding schedules."""
+        return bool(self(torch.ones(())).sigma > 1 + 1e-6)
+
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at t, a float64 tensor of any shape; both of t's shape."""

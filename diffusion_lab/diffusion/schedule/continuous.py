@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from diffusion_lab.common.ranges import above, at_least, number, ranges
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule.base import NoiseSchedule
 
@@ -31,12 +32,11 @@ class Cosine(NoiseSchedule):
 
     The ends stop short of the axes: at cos(pi/2) = 6e-17 nothing would warn that eps prediction has
     a gain of 1e16. Here it is sigma/alpha = e^10 at t = 1, finite, so eps is allowed; as that still
-    multiplies the network's errors by 22026, sample eps models with guidance.clip=1.
+    multiplies the network's errors by 22026, clip the estimates of eps models to [-1, 1].
     """
 
+    @ranges(offset=at_least(0).as_in(0.008))
     def __init__(self, offset: float = 0.0):
-        if offset < 0:
-            raise ValueError(f"schedule.offset={offset} must be 0 or more, such as 0.008")
         start = offset / (1 + offset) * math.pi / 2  # a0
         self.start, self.sin0, self.cos0 = start, math.sin(start), math.cos(start)
         small = math.exp(-10)  # sigma / alpha at logSNR 20, alpha / sigma at -20
@@ -69,12 +69,10 @@ class Linear(NoiseSchedule):
     log(alpha^2) = -t beta_min - t^2 (beta_max - beta_min) / 2, alpha^2 + sigma^2 = 1.
     """
 
+    @ranges(beta_min=above(0), beta_max=above(0))
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
-        if not 0 < beta_min <= beta_max:
-            raise ValueError(
-                f"schedule.beta_min={beta_min} and schedule.beta_max={beta_max} must satisfy "
-                "0 < beta_min <= beta_max"
-            )
+        if beta_min > beta_max:
+            raise ValueError(f"beta_min={beta_min} must be at most beta_max={beta_max}")
         self.beta_min = beta_min
         self.slope = beta_max - beta_min
 
@@ -115,13 +113,13 @@ class Sigmoid(NoiseSchedule):
     stop at logSNR 20 and -20, as those of `Cosine` do.
     """
 
+    @ranges(start=number(), end=number(), tau=above(0))
     def __init__(self, start: float = -3.0, end: float = 3.0, tau: float = 1.0):
         if not start < end:
-            raise ValueError(f"schedule.start={start} must be below schedule.end={end}")
+            raise ValueError(f"start={start} must be below end={end}")
         if not max(-start, end) <= 100 * tau:
             raise ValueError(
-                f"schedule.tau={tau} must be above 0 and at least a hundredth of "
-                f"schedule.start={start} and schedule.end={end}"
+                f"tau={tau} must be at least a hundredth of start={start} and end={end}"
             )
         # S(x) - S(y) = sinh((x - y) / 2) / (2 cosh(x / 2) cosh(y / 2)) never cancels
         self.start, self.half = start / tau / 2, (end - start) / tau / 2
@@ -158,12 +156,10 @@ class VarianceExploding(NoiseSchedule):
     The default range is that of EDM (arXiv:2206.00364), in units of images in [-1, 1].
     """
 
+    @ranges(sigma_min=above(0), sigma_max=above(0))
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(
-                f"schedule.sigma_min={sigma_min} and schedule.sigma_max={sigma_max} must satisfy "
-                "0 < sigma_min < sigma_max"
-            )
+        if sigma_min >= sigma_max:
+            raise ValueError(f"sigma_min={sigma_min} must be below sigma_max={sigma_max}")
         self.log_min = math.log(sigma_min)
         self.log_range = math.log(sigma_max / sigma_min)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from diffusion_lab.common.ranges import at_least, inside, ranges, whole
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule.base import NoiseSchedule
 
@@ -46,6 +47,7 @@ class DDPMLinear(Table):
     step, the rule of arXiv:2102.09672's code, and so end at about the same noise.
     """
 
+    @ranges(steps=whole(1), beta_start=inside(0, 1), beta_end=inside(0, 1))
     def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
         first, last = beta_range(steps, beta_start, beta_end)
         super().__init__(torch.linspace(first, last, steps, dtype=torch.float64))
@@ -57,6 +59,7 @@ class DDPMScaledLinear(Table):
     beta_start and beta_end are those of 1000 steps, as for `DDPMLinear`.
     """
 
+    @ranges(steps=whole(1), beta_start=inside(0, 1), beta_end=inside(0, 1))
     # latent diffusion's unconditional recipes use 0.0015 and 0.0195
     def __init__(self, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012):
         first, last = beta_range(steps, beta_start, beta_end)
@@ -70,12 +73,8 @@ class DDPMCosine(Table):
     4.9e-5. Nothing is scaled with N.
     """
 
+    @ranges(steps=whole(1), offset=at_least(0).as_in(0.008), max_beta=inside(0, 1))
     def __init__(self, steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999):
-        check_steps(steps)
-        if offset < 0:
-            raise ValueError(f"schedule.offset={offset} must be 0 or more, such as 0.008")
-        if not 0 < max_beta < 1:
-            raise ValueError(f"schedule.max_beta={max_beta} must be above 0 and below 1")
         t = torch.arange(steps + 1, dtype=torch.float64) / steps
         angle = (t + offset) / (1 + offset) * (math.pi / 2)
         here, there = angle[:-1], angle[1:]
@@ -84,25 +83,15 @@ class DDPMCosine(Table):
         super().__init__(betas.clamp(max=max_beta))
 
 
-def check_steps(steps: int) -> None:
-    """Refuses an empty table."""
-    if steps < 1:
-        raise ValueError(f"schedule.steps={steps} must be 1 or more")
-
-
 def beta_range(steps: int, beta_start: float, beta_end: float) -> tuple[float, float]:
     """The first and last beta of a table of N, from those of a table of 1000."""
-    check_steps(steps)
-    if not 0 < beta_start <= beta_end < 1:
-        raise ValueError(
-            f"schedule.beta_start={beta_start} and schedule.beta_end={beta_end} must satisfy "
-            "0 < beta_start <= beta_end < 1"
-        )
+    if beta_start > beta_end:
+        raise ValueError(f"beta_start={beta_start} must be at most beta_end={beta_end}")
     fewest = math.floor(round(1000 * beta_end, 9)) + 1
     if steps < fewest:
         raise ValueError(
-            f"schedule.steps={steps} is too few for schedule.beta_end={beta_end}, which is that of "
+            f"steps={steps} is too few for beta_end={beta_end}, which is that of "
             f"1000 steps: {steps} steps would need a beta of {beta_end * 1000 / steps:.4g}; use "
-            f"schedule.steps={fewest} or more, or a smaller beta_end"
+            f"{fewest} or more, or a smaller beta_end"
         )
     return beta_start * (1000 / steps), beta_end * (1000 / steps)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.ranges import above, ranges
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule.base import NoiseSchedule
 
@@ -32,8 +33,8 @@ class ZeroTerminalSNR(NoiseSchedule):
     def __init__(self, schedule: NoiseSchedule):
         if not follows(schedule, "preserving"):
             raise ValueError(
-                "schedule=zero_terminal_snr needs a variance-preserving schedule.schedule "
-                "(alpha^2 + sigma^2 = 1), such as ddpm_linear or cosine"
+                "schedule must be variance-preserving (alpha^2 + sigma^2 = 1), such as ddpm_linear "
+                "or cosine"
             )
         self.schedule = schedule
         self.discrete_steps = schedule.discrete_steps
@@ -65,14 +66,13 @@ class Shifted(NoiseSchedule):
     t' = shift t / (1 + (shift - 1) t) (arXiv:2403.03206).
     """
 
+    @ranges(shift=above(0))
     def __init__(self, schedule: NoiseSchedule, shift: float = 3.0):
-        if not 0 < shift < math.inf:
-            raise ValueError(f"schedule.shift={shift} must be above 0; 1 changes nothing")
         paths = [length for name, length in PATHS.items() if follows(schedule, name)]
         if not paths:
             raise ValueError(
-                "schedule=shifted needs a schedule.schedule with alpha + sigma = 1, "
-                "alpha^2 + sigma^2 = 1 or alpha = 1, such as rectified, cosine or edm"
+                "schedule must have alpha + sigma = 1, alpha^2 + sigma^2 = 1 or alpha = 1, such as "
+                "rectified, cosine or edm"
             )
         self.schedule = schedule
         self.discrete_steps = schedule.discrete_steps

@@ -5,9 +5,6 @@ from collections.abc import Iterator
 
 import torch
 
-from diffusion_lab.backbone.patches import PatchNetwork
-from diffusion_lab.diffusion.objective import EDM, EDMWeight
-from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.training.doctor.case import Case
 from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark
 
@@ -27,12 +24,8 @@ def data_std(case: Case) -> Iterator[Remark]:
     objective = module.objective
     assumed = {
         "denoiser.input_std": module.denoiser.input_std,
-        "objective.prediction.data_std": objective.prediction.data_std
-        if isinstance(objective.prediction, EDM)
-        else None,
-        "objective.weighting.data_std": objective.weighting.data_std
-        if isinstance(objective.weighting, EDMWeight)
-        else None,
+        "objective.prediction.data_std": objective.prediction.data_std,
+        "objective.weighting.data_std": getattr(objective.weighting, "data_std", None),
     }
     wrong = {
         key: max(value / std, std / value)
@@ -53,8 +46,9 @@ def data_std(case: Case) -> Iterator[Remark]:
 def largest_noise(case: Case) -> Iterator[Remark]:
     """The largest noise of an exploding schedule against the largest distance of two images."""
     # NCSNv2's technique 1 (arXiv:2006.09011); of a sample, so that it is a little too small
-    sigma = float(case.parts.pipeline.schedule(torch.ones(())).sigma)
-    if sigma <= 1 + 1e-6:
+    schedule = case.parts.pipeline.schedule
+    sigma = float(schedule(torch.ones(())).sigma)
+    if not schedule.explodes:
         return
     images = case.clean.flatten(1).float()
     distance = float(torch.cdist(images, images).max())
@@ -74,9 +68,10 @@ def largest_noise(case: Case) -> Iterator[Remark]:
 
 def schedule_end(case: Case) -> Iterator[Remark]:
     """A path that ends before pure noise, where samples start from."""
-    end = case.parts.pipeline.schedule(torch.ones(()))
+    schedule = case.parts.pipeline.schedule
+    end = schedule(torch.ones(()))
     left = float(end.alpha / end.sigma)
-    if end.sigma <= 1 + 1e-6 and left > REMAINING_SIGNAL:
+    if not schedule.explodes and left > REMAINING_SIGNAL:
         yield (
             WARNING,
             f"the schedule's noisiest level keeps {left:.1%} of the image beside the noise, and "
@@ -95,9 +90,9 @@ def tokens(case: Case) -> Iterator[Remark]:
     """Patches neither too few to attend to nor too many to pay for."""
     backbone, cfg = case.parts.module.denoiser.backbone, case.cfg.backbone
     _, height, width = case.parts.module.denoiser.image_shape
-    if not isinstance(backbone, PatchNetwork):
+    count = getattr(backbone, "tokens", None)
+    if count is None:
         return
-    count = height * width // cfg.patch**2
     fitting = {  # tokens by the patch that makes them
         patch: height * width // patch**2
         for patch in range(1, min(height, width) + 1)
@@ -141,7 +136,7 @@ def labels(case: Case) -> Iterator[Remark]:
 def sampling(case: Case) -> Iterator[Remark]:
     """Steps and guidance in the range that works."""
     sampler, guidance = case.parts.pipeline.sampler, case.parts.pipeline.guidance
-    adaptive = isinstance(sampler, AdaptiveRungeKutta)
+    adaptive = sampler.adaptive
     if sampler.steps < FEW_STEPS and not adaptive:
         yield (
             WARNING,

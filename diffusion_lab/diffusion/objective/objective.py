@@ -3,12 +3,16 @@
 x0_hat is linear in the output, so the two differ by the factor (d x0 / d output)^2.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common.ranges import at_least, between, ranges
+from diffusion_lab.diffusion.estimate import NOTHING, ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise
 from diffusion_lab.diffusion.objective.prediction import Prediction
-from diffusion_lab.diffusion.objective.time_sampler import Gather, TimeSampler
+from diffusion_lab.diffusion.objective.time_sampler import WHOLE_BATCH, BatchShare, TimeSampler
 from diffusion_lab.diffusion.objective.uncertainty import LearnedUncertainty
 from diffusion_lab.diffusion.objective.variance_loss import Hybrid
 from diffusion_lab.diffusion.objective.weighting import Weighting
@@ -23,6 +27,7 @@ class Objective(nn.Module):
     offset_noise is the std of noise that is constant over each channel and added to eps.
     """
 
+    @ranges(label_dropout=between(0, 1), offset_noise=at_least(0))
     def __init__(
         self,
         schedule: NoiseSchedule,
@@ -35,10 +40,6 @@ class Objective(nn.Module):
         offset_noise: float = 0.0,
     ):
         super().__init__()
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"objective.label_dropout={label_dropout} must be in [0, 1]")
-        if offset_noise < 0:
-            raise ValueError(f"objective.offset_noise={offset_noise} must be 0 or more; 0 is off")
         self.schedule = schedule
         self.prediction = prediction
         self.time_sampler = time_sampler
@@ -50,37 +51,33 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        denoiser: nn.Module,
+        denoiser: ConditionalDenoiser,
         x0: Tensor,
-        labels: Tensor | None = None,
+        given: Given = NOTHING,
         generator: torch.Generator | None = None,
-        part: int = 0,
-        parts: int = 1,
-        gather: Gather | None = None,
-        augmentation: Tensor | None = None,
+        share: BatchShare = WHOLE_BATCH,
     ) -> Tensor:
-        """What is minimised for each clean sample x0 (B, C, H, W), at levels drawn here: (B,).
+        """The loss of each clean sample x0 (B, C, H, W), at levels drawn here: (B,) float32.
 
-        float32; the generator, if given, is on x0's device. part, parts and gather are the time
-        sampler's: which share of a batch this is, and how the losses of other processes are had.
-        `augmentation` (B, ...) is told to the denoiser: what was done to x0. It is never dropped.
+        The generator, if there is one, is on x0's device. Labels are dropped here; an augmentation
+        never is.
         """
-        level, importance = self.time_sampler(len(x0), self.schedule, generator, part, parts)
+        level, importance = self.time_sampler(len(x0), self.schedule, generator, share)
         level = level.to(x0.device)
         # float32 whatever the default dtype: bf16-true would make bf16 noise
         draw = {"generator": generator, "device": x0.device, "dtype": torch.float32}
         eps = torch.randn(x0.shape, **draw)
         if self.offset_noise:
             eps = eps + self.offset_noise * torch.randn((*x0.shape[:2], 1, 1), **draw)
-        if labels is not None:
-            labels = denoiser.conditioning.drop(labels, self.label_dropout, generator)
-        previous = None
+        if given.labels is not None:
+            dropped = denoiser.conditioning.drop(given.labels, self.label_dropout, generator)
+            given = replace(given, labels=dropped)
         if denoiser.self_conditioning and coin(generator):
             with torch.no_grad():
-                x = add_noise(x0, eps, level)
-                previous = denoiser(x, level, labels, augmentation=augmentation).x0
-        losses = self.loss_at(denoiser, x0, eps, level, labels, previous, augmentation)
-        self.time_sampler.observe(level.t, losses.detach(), gather)
+                previous = denoiser(add_noise(x0, eps, level), level, given).x0
+            given = replace(given, previous=previous)
+        losses = self.loss_at(denoiser, x0, eps, level, given)
+        self.time_sampler.observe(level.t, losses.detach(), share.gather)
         if self.uncertainty is not None:
             expected = self.uncertainty(level)
             losses = losses * (-expected).exp() + expected
@@ -88,30 +85,26 @@ class Objective(nn.Module):
 
     def loss_at(
         self,
-        denoiser: nn.Module,
+        denoiser: ConditionalDenoiser,
         x0: Tensor,
         eps: Tensor,
         level: NoiseLevel,
-        labels: Tensor | None = None,
-        previous: Tensor | None = None,
-        augmentation: Tensor | None = None,
+        given: Given = NOTHING,
     ) -> Tensor:
         """The loss of each sample with this noise eps (B, C, H, W) at this level (B,): (B,).
 
-        Without the learned uncertainty, which is no measure of the model. `previous` is the
-        estimate (B, C, H, W) that the denoiser is conditioned on, if it is on one.
+        Without the learned uncertainty, which is no measure of the model.
         """
         x = add_noise(x0, eps, level)
-        output = denoiser.output(x, level, labels, previous, augmentation)
+        x0_hat, log_variance_weight, output = denoiser(x, level, given)
         target = self.prediction.target(x0, eps, level)
-        losses = (output.value - target).square().flatten(1).mean(1)  # (B,)
+        losses = (output - target).square().flatten(1).mean(1)  # (B,)
         if self.weighting is not None:
             weight = self.weighting(level.logsnr) * self.prediction.x0_gain(level) ** 2
             losses = losses * weight.to(losses.dtype)
         if self.variance_loss is not None:
-            x0_hat = self.prediction.to_x0(output.value, x, level)
             losses = losses + self.variance_loss(
-                x, x0, x0_hat, output.variance, level, self.schedule
+                x, x0, x0_hat, log_variance_weight, level, self.schedule
             )
         return losses
 
