@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,7 +36,7 @@ def save_evaluation(
     protocol: Protocol,
     cfg: DictConfig,
     weights: dict[str, object],
-    extra: list[dict[str, object]],
+    extra: Sequence[dict[str, object]] = (),
 ) -> Path:
     """Writes the metrics of `evaluate` into the run; the same evaluation again replaces them.
 
@@ -51,7 +52,7 @@ def save_evaluation(
     name = hashing.of_text(key)[:12]
     path = Path(folder) / EVALUATIONS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    record = {"metrics": metrics, "extra_quantities": extra}
+    record = {"metrics": metrics, "extra_quantities": list(extra)}
     write_atomically(path, json.dumps(facts | weights | record, indent=2) + "\n")
     return path
 

@@ -26,7 +26,7 @@ from diffusion_lab.analysis.memorization import kept_features
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
 from diffusion_lab.metrics.neighbours import Neighbours
 
@@ -92,11 +92,12 @@ def ladders(data: ImageDataModule) -> dict[str, list[tuple[float, Callable[..., 
     }
 
 
-def measure(metrics: GenerativeMetrics, data: ImageDataModule, images: Tensor, labels: Tensor):
+def measure(prepared: PreparedMetrics, data: ImageDataModule, images: Tensor, labels: Tensor):
     """Every figure of images in the place of generated ones, by the first part of its name."""
-    observed = [metrics.observe(part) for part in images.split(64)]
-    observed = metrics.gather(observed, range(len(images)))
-    values = metrics.compute(observed, labels)
+    metrics = prepared.metrics
+    observed = [metrics.observer(part) for part in images.split(64)]
+    observed = metrics.observer.gather(observed, range(len(images)))
+    values = prepared.compute(observed, labels)
     held_out = data.test_images()[metrics.num_samples : 2 * metrics.num_samples]
     sides = [
         kept_features(metrics, side, name)
@@ -109,12 +110,12 @@ def measure(metrics: GenerativeMetrics, data: ImageDataModule, images: Tensor, l
 def measure_all(extractor, data: ImageDataModule, count: int, classifier: str | None) -> list[dict]:
     metrics = GenerativeMetrics(extractor, None, count, "data/reference", classifier=classifier)
     metrics.load(data, "cpu")
-    metrics.prepare(data)
+    prepared = metrics.prepare(data)
     images, labels = data.test_images()[:count], data.test_labels()[:count]
-    rows = [{"what": "as it is", "much": 0, **measure(metrics, data, images, labels)}]
+    rows = [{"what": "as it is", "much": 0, **measure(prepared, data, images, labels)}]
     for what, steps in ladders(data).items():
         for much, change in steps:
-            changed = measure(metrics, data, *change(images, labels))
+            changed = measure(prepared, data, *change(images, labels))
             rows.append({"what": what, "much": much, **changed})
             print(metrics.extractor.name, what, much, f"FID {changed['fid']:.4g}", flush=True)
     return [{"extractor": metrics.extractor.name, **row} for row in rows]

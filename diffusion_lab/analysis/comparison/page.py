@@ -1,23 +1,30 @@
 """The comparison as one HTML file that needs nothing else, of page.html, page.css and page.js."""
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from string import Template
 
-from diffusion_lab.analysis.comparison import page_tables
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from diffusion_lab.analysis.comparison import table
+from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.data_sizes import DataLine
+from diffusion_lab.analysis.comparison.fairness import machine, runs_of
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.markup import details, glyph, listed, section
+from diffusion_lab.analysis.comparison.pairs import Pair
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
-from diffusion_lab.analysis.comparison.svg import Drawing
+from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
 from diffusion_lab.metrics import Quantity
+from diffusion_lab.runs.settings import CLASS
 
 PARTS = Path(__file__).parent
 CORRECTED = "Holm's correction covers all pairs of one metric"
 SEVERAL = "Several metrics are looked at, and no correction covers that"
+GRIDS = "The runs' own grids, drawn at their end, a class a row where there are classes."
+ALIKE = " Each place has the same class and the same noise in all of them."
 GENERATOR = "diffusion-lab compare"  # by which a page is known as one of ours
 
 
@@ -49,26 +56,42 @@ class Report:
 
 def render(report: Report) -> str:
     """The HTML file."""
-    sections = [
-        _verdicts(report),
-        page_tables.compositions(report.groups),
-        _plots(report),
-        _samples(report),
-        page_tables.settings(report.groups),
-        page_tables.runs(report.groups),
-        _left_out(report),
-    ]
-    count = len(report.groups)
-    title = f"Comparison of {count} compositions" if count > 1 else "Comparison of runs"
-    page = Template((PARTS / "page.html").read_text())
-    return page.substitute(
+    groups, count = report.groups, len(report.groups)
+    columns, rows, real = table.rows(groups)
+    folder, runs = run_rows(groups, columns)
+    page = Environment(
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return page.get_template("page.html").render(
+        report=report,
+        title=f"Comparison of {count} compositions" if count > 1 else "Comparison of runs",
         generator=GENERATOR,
-        title=title,
-        setting=escape(report.setting),
         style=(PARTS / "page.css").read_text(),
         script=(PARTS / "page.js").read_text(),
-        metrics=_choice(report.judged),
-        body="\n".join(filter(None, sections)),
+        colours=len(COLOURS),
+        shape=lambda look: MARKERS[marker(look)],
+        shown=SHOWN,
+        notes=notes(report),
+        pair_titles=pair_titles,
+        pairs_caption=pairs_caption,
+        none_known=table.NONE,
+        columns=columns,
+        rows=rows,
+        real=real,
+        table_notes=table.notes(groups, rows),
+        any_plots=any(each.along or each.fronts for each in report.judged),
+        samples_intro=GRIDS + ALIKE * alike(report.samples),
+        of_each=OF_EACH,
+        settings={
+            key: [said(group.settings, key) for group in groups] for key in groups[0].settings
+        },
+        runs=runs,
+        runs_folder=folder,
+        machines=machines(runs_of(groups)),
     )
 
 
@@ -78,117 +101,73 @@ def is_ours(folder: Path) -> bool:
     return page.is_file() and f'content="{GENERATOR}"' in page.read_text(errors="replace")[:2000]
 
 
-def _choice(judged: Sequence[Judged]) -> str:
-    return "".join(
-        f'<label><input type="radio" name="metric" value="{each.metric.name}"'
-        f"{' checked' if place == 0 else ''}><span>{escape(each.metric.title)}</span></label>"
-        for place, each in enumerate(judged)
+def notes(report: Report) -> list[str]:
+    """Sentences on the tests, and on the whole."""
+    tests = [sum(pair.tested is not None for pair in each.verdict.pairs) for each in report.judged]
+    several = sum(map(bool, tests)) > 1
+    return [*[CORRECTED] * (max(tests) > 1), *[SEVERAL] * several, *report.notes]
+
+
+def pair_titles(found: Sequence[Pair]) -> list[str]:
+    """The columns of the table of pairs, from the size of the data on if there are several."""
+    data = ["Data"] if any(pair.size for pair in found) else []
+    return [*data, "Ahead", "Behind", "Gap", "To exceed", "p", "Holm", "Told apart"]
+
+
+def pairs_caption(metric: Quantity) -> str:
+    """What the table of pairs shows."""
+    return (
+        f"Pairs by {metric.title}: mean gap over common seeds with its 95 % confidence interval, "
+        "of the pair alone and uncorrected, what a gap of this spread must exceed to be told from "
+        "chance, and p of the paired t-test, alone and with Holm's correction"
     )
 
 
-def _of_metric(metric: Quantity, content: str) -> str:
-    return f'<div data-metric="{metric.name}">{content}</div>'
+def alike(samples: Sequence[Samples]) -> bool:
+    """Whether each place of the grids has the same noise in all of them."""
+    noises = {grid_noise(each.member) for each in samples}
+    return len(noises) == 1 and None not in noises
 
 
-def _verdicts(report: Report) -> str:
-    parts = []
-    tests = []  # of each metric
-    for each in report.judged:
-        verdict, metric = each.verdict, each.metric
-        tests.append(sum(pair.tested is not None for pair in verdict.pairs))
-        content = f'<p class="answer">{escape(verdict.answer)}.</p>'
-        content += listed(verdict.by_size) + _over_data(each)
-        apart = [
-            f for f, pair in zip(verdict.findings, verdict.pairs, strict=True) if pair.told_apart
-        ]
-        if len(apart) > 1:
-            shown = listed(apart[:SHOWN])
-            content += details("Pairs that are told apart", shown) if verdict.by_size else shown
-        content += listed(verdict.reservations, "muted")
-        content += _figure(each.by_seed)
-        if verdict.pairs:
-            content += page_tables.pairs(metric, verdict.pairs)
-        parts.append(_of_metric(metric, content))
-    said = [CORRECTED] * (max(tests) > 1) + [SEVERAL] * (sum(map(bool, tests)) > 1)
-    said += report.notes
-    return section("verdict", "Verdict", "".join(parts) + listed(said, "muted"))
+def said(settings: Mapping[str, object], key: str) -> str:
+    """The value of a setting, a class by its name alone."""
+    value = settings.get(key)
+    if value is None:
+        return table.NONE
+    return str(value).rpartition(".")[2] if key.endswith(CLASS) else str(value)
 
 
-def _over_data(judged: Judged) -> str:
-    """Where the lines of compositions over the size of the data cross."""
-    if judged.over_data is None:
-        return ""
-    plot = f'<div class="plots">{_figure(judged.over_data)}</div>'
-    return listed(judged.crossed) + _legend(judged.lines) + plot
+def run_rows(
+    groups: Sequence[Group], columns: Sequence[table.Column]
+) -> tuple[str, list[tuple[Group, int, str, list[table.Cell]]]]:
+    """The folder of all runs, and the group, seed, place in it and cells of each."""
+    folders = [os.path.abspath(run.folder.parent) for run in runs_of(groups)]
+    base = os.path.commonpath(folders)
 
+    def cells(figures: Mapping[str, float]) -> Iterator[table.Cell]:
+        for column in columns:
+            value = figures.get(column.kind)
+            text = table.NONE if value is None else column.say(column.scale * value)
+            yield table.Cell(value, text)
 
-def _figure(drawing: Drawing) -> str:
-    label = escape(drawing.title)
-    scroll = f'<div class="scroll" role="group" aria-label="{label}" tabindex="0">'
-    return f'<figure class="plot">{scroll}{drawing.inline}</div></figure>'
-
-
-def _legend(named: Sequence[Group | DataLine]) -> str:
-    items = "".join(f"<li>{glyph(each.look)}{escape(each.name)}</li>" for each in named)
-    return f'<ul class="legend" aria-label="Marks in the plots">{items}</ul>'
-
-
-def _plots(report: Report) -> str:
-    parts = []
-    for each in report.judged:
-        blocks = [
-            ("Along training", each.along, ""),
-            ("Against cost", each.fronts, "The line joins what nothing cheaper betters."),
-        ]
-        content = "".join(
-            f"<h3>{title}</h3>"
-            + (f'<p class="intro">{intro}</p>' if intro else "")
-            + f'<div class="plots">{"".join(map(_figure, drawings))}</div>'
-            for title, drawings, intro in blocks
-            if drawings
+    return os.path.relpath(base), [
+        (
+            group,
+            member.run.seed,
+            os.path.relpath(member.run.folder, base),
+            list(cells(member.figures)),
         )
-        if content:
-            parts.append(_of_metric(each.metric, content))
-    if not parts:
-        return ""
-    return section("plots", "Plots", _legend(report.groups) + "".join(parts))
+        for group in groups
+        for member in group.members
+    ]
 
 
-def _samples(report: Report) -> str:
-    if not report.samples:
-        return ""
-    noises = {grid_noise(each.member) for each in report.samples}
-    alike = len(noises) == 1 and None not in noises
-    rows, grids = [], []
-    for each in report.samples:
-        of = f"{each.group.name}, training seed {each.member.run.seed}"
-        name = f"{glyph(each.group.look)}{escape(each.group.name)}"
-        if each.strip:
-            alt = f"Samples of {of}: the first {OF_EACH} of each row of its grid"
-            rows.append(
-                f'<figure><figcaption>{name}</figcaption><img src="{each.strip}" '
-                f'alt="{escape(alt)}" loading="lazy"></figure>'
-            )
-        grids.append(
-            f'<figure><img src="{each.grid}" alt="{escape(f"Sample grid of {of}")}" loading="lazy">'
-            f'<figcaption>{name} <span class="pm">seed {each.member.run.seed}</span></figcaption>'
-            "</figure>"
-        )
-    intro = "The runs' own grids, drawn at their end, a class a row where there are classes."
-    if alike:
-        intro += " Each place has the same class and the same noise in all of them."
-    content = ""
-    if rows:
-        content = (
-            '<div class="scroll strips" role="region" aria-label="Samples of each class" '
-            f'tabindex="0">{"".join(rows)}</div>'
-        )
-    whole = f'<div class="grids">{"".join(grids)}</div>'
-    content += details("Whole grids", whole) if rows else whole
-    return section("samples", "Samples", content, intro)
-
-
-def _left_out(report: Report) -> str:
-    if not report.left_out:
-        return ""
-    return section("left-out", "Left out", listed(report.left_out))
+def machines(trained: Sequence[Run]) -> list[str]:
+    """Devices, versions and commits, each once."""
+    counts = Counter(
+        f"{machine(run)}, {run.summary.get('precision', '?')}, torch "
+        f"{run.summary.get('versions', {}).get('torch', '?')}, commit "
+        f"{(run.summary.get('git_commit') or 'unknown')[:9]}"
+        for run in trained
+    )
+    return [f"{count} run{'s' if count > 1 else ''}: {text}" for text, count in counts.items()]

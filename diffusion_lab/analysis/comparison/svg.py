@@ -1,15 +1,15 @@
 """Plots as SVG: drawn once, in fixed colours for a file and in those of the page's theme."""
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+from xml.etree import ElementTree
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 # dark enough for white paper; the page has lighter ones for its dark theme, by the same numbers
 COLOURS = (
@@ -23,6 +23,9 @@ COLOURS = (
     "#51585f",
 )
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 INK, GRID = "#1b1f24", "#d4d9df"
 STYLE = {
     "svg.fonttype": "none",  # text stays text, to be searched and set in one's own font
@@ -86,54 +89,59 @@ def draw(
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
         paint(axes)
-        text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return Drawing(
-        name, title, words, themed(svg, name, title, words), lettered(svg, title, legend)
-    )
+        inline = themed(_svg(figure), Drawing(name, title, words, "", ""))
+        add_letters(figure, title, legend)
+        return Drawing(name, title, words, inline, _svg(figure))
 
 
-def themed(svg: str, name: str, title: str, words: str) -> str:
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    FigureCanvasSVG(figure).print_svg(text, metadata=empty)
+    return text.getvalue()
+
+
+def themed(svg: str, drawing: Drawing) -> str:
     """A plot as a part of the page: in its colours, with names of its own, and described."""
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
-    svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
     for index, fixed in enumerate(COLOURS):
         svg = svg.replace(fixed, f"var(--c{index})")
-    width, height = _size(svg)
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 4 / 3:.0f}px" role="img" '
-        f'aria-labelledby="{name}-t {name}-d">'
-        f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(words)}</desc>'
-    )
-    return re.sub(r"^<svg[^>]*>", lambda _: head, svg, count=1)
+    root = ElementTree.fromstring(svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)"))
+    name = drawing.name
+    for element in root.iter():
+        for style in element.findall(f"{{{SVG}}}style"):
+            element.remove(style)
+        for key, value in element.attrib.items():
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif "#" in value:  # to another part of the plot
+                element.set(key, value.replace("#", f"#{name}-"))
+    width, height = (float(number) for number in root.get("viewBox", "").split()[2:])
+    for key in ("width", "height", "version"):
+        del root.attrib[key]
+    root.set("style", f"max-width:{width * 4 / 3:.0f}px")
+    root.set("viewBox", f"0 0 {width:g} {height:g}")
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-t {name}-d")
+    for place, (tag, text) in enumerate((("title", drawing.title), ("desc", drawing.words))):
+        element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{tag[0]}"})
+        element.text = text
+        root.insert(place, element)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def lettered(svg: str, title: str, legend: Sequence[tuple[str, int]]) -> str:
-    """A plot as a file of its own, with its title above and its legend below."""
-    width, height = _size(svg)
-    above, line = 20, 13  # points
-    whole = above + height + line * len(legend)
-    head = (
-        '<?xml version="1.0" encoding="utf-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" '
-        'xmlns:xlink="http://www.w3.org/1999/xlink" version="1.1" '
-        f'width="{width:g}pt" height="{whole:g}pt" viewBox="0 {-above} {width:g} {whole:g}" '
-        f'font-family="sans-serif" font-size="9">'
-        f'<text x="6" y="-7" font-size="11" fill="{INK}">{escape(title)}</text>'
-    )
-    for place, (name, index) in enumerate(legend):
-        head += (
-            f'<text x="6" y="{height + 9 + line * place:g}" fill="{colour(index)}">'
-            f'{MARKERS[marker(index)]}<tspan fill="{INK}"> {escape(name)}</tspan></text>'
-        )
-    return re.sub(r"^<svg[^>]*>", lambda _: head, svg, count=1)
-
-
-def _size(svg: str) -> tuple[float, float]:
-    """Width and height in points."""
-    view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    return float(view[1]), float(view[2])
+def add_letters(figure: Figure, title: str, legend: Sequence[tuple[str, int]]) -> None:
+    """Puts the title above and the legend below a plot, in inches of their own."""
+    width, height = figure.get_size_inches()
+    above, below = 20 / 72, (14 * len(legend) + 4 if legend else 0) / 72
+    box, whole = figure.subplotpars, above + height + below
+    top, bottom = (below + edge * height for edge in (box.top, box.bottom))
+    figure.set_size_inches(width, whole)
+    figure.subplots_adjust(top=top / whole, bottom=bottom / whole)
+    edge = 6 / 72 / width
+    figure.suptitle(title, x=edge, y=1 - 6 / 72 / whole, ha="left", va="top", fontsize=11)
+    if legend:
+        marks = [
+            Line2D([], [], linestyle="", marker=marker(look), color=colour(look), label=name)
+            for name, look in legend
+        ]
+        figure.legend(handles=marks, loc="lower left", frameon=False, borderpad=0, handlelength=1)

@@ -36,6 +36,12 @@ class Verdict:
     reservations: tuple[str, ...]
     pairs: tuple[Pair, ...]
 
+    @property
+    def told_apart(self) -> list[str]:
+        """The sentences on pairs that are told apart."""
+        findings = zip(self.findings, self.pairs, strict=True)
+        return [finding for finding, pair in findings if pair.told_apart]
+
 
 def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
     """What can be said by one metric; None where no group has it."""
