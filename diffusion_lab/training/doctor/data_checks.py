@@ -3,10 +3,12 @@
 import hashlib
 from collections.abc import Iterator
 
+from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source.listing import some
-from diffusion_lab.training.doctor.case import Case
 from diffusion_lab.training.doctor.finding import ADVICE, ERROR, WARNING, Remark
 
 NARROW = 128  # grey values: images that use fewer have lost a bit, or were scaled twice
@@ -14,9 +16,9 @@ MANY = 0.01  # of a split: fewer blank images or copies change no figure
 UNEVEN = 3  # times the smallest class: from here on a class is learned visibly better
 
 
-def grey_values(case: Case) -> Iterator[Remark]:
+def grey_values(sample: Tensor) -> Iterator[Remark]:
     """Bytes from 0 to 255, and no floats that were cast."""
-    values = case.sample.unique().tolist()
+    values = sample.unique().tolist()
     low, high = values[0], values[-1]
     if low == high:
         yield ERROR, f"every pixel has the grey value {low}; look at how the images are read"
@@ -30,15 +32,15 @@ def grey_values(case: Case) -> Iterator[Remark]:
     elif high - low < NARROW:
         yield (
             WARNING,
-            f"grey values lie between {low} and {high} in a sample of {len(case.sample)} images, "
+            f"grey values lie between {low} and {high} in a sample of {len(sample)} images, "
             "and networks and metrics take 0 as black and 255 as white; stretch them when they "
             "are read",
         )
 
 
-def blank_images(case: Case) -> Iterator[Remark]:
+def blank_images(data: ImageDataModule) -> Iterator[Remark]:
     """Images without any contrast."""
-    images = case.data.train_images()
+    images = data.train_images()
     if are_points(images):
         return
     low, high = images.flatten(1).aminmax(dim=1)
@@ -51,13 +53,13 @@ def blank_images(case: Case) -> Iterator[Remark]:
         )
 
 
-def channels(case: Case) -> Iterator[Remark]:
+def channels(cfg: DictConfig, sample: Tensor) -> Iterator[Remark]:
     """Colour images that are grey."""
-    images = case.sample
+    images = sample
     if images.shape[1] == 3 and bool((images == images[:, :1]).all()):
         remedy = (
             "write data.source.channels=1"
-            if "channels" in case.cfg.data.source
+            if "channels" in cfg.data.source
             else "read them with one channel, native_shape=(1, H, W)"
         )
         yield (
@@ -67,9 +69,8 @@ def channels(case: Case) -> Iterator[Remark]:
         )
 
 
-def classes(case: Case) -> Iterator[Remark]:
+def classes(cfg: DictConfig, data: ImageDataModule) -> Iterator[Remark]:
     """Labels that name a class, and classes of about one size."""
-    data = case.data
     count, names = data.num_classes, data.class_names
     for split, labels in (("training", data.train_labels()), ("test", data.test_labels())):
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < count:
@@ -92,7 +93,7 @@ def classes(case: Case) -> Iterator[Remark]:
         )
     smallest, largest = int(sizes[sizes > 0].min()), int(sizes.max())
     if largest > UNEVEN * smallest:
-        evenly = f"write data.per_class={smallest}, or " if "per_class" in case.cfg.data else ""
+        evenly = f"write data.per_class={smallest}, or " if "per_class" in cfg.data else ""
         yield (
             WARNING,
             f"class sizes differ by a factor of {largest / smallest:.1f} "
@@ -102,9 +103,9 @@ def classes(case: Case) -> Iterator[Remark]:
         )
 
 
-def duplicates(case: Case) -> Iterator[Remark]:
+def duplicates(data: ImageDataModule) -> Iterator[Remark]:
     """Training images that are there more than once."""
-    images = case.data.train_images()
+    images = data.train_images()
     if are_points(images):
         return
     copies = len(images) - len(set(digests(images)))
@@ -116,12 +117,12 @@ def duplicates(case: Case) -> Iterator[Remark]:
         )
 
 
-def overlap(case: Case) -> Iterator[Remark]:
+def overlap(data: ImageDataModule) -> Iterator[Remark]:
     """Test images that are trained on."""
-    if are_points(case.data.test_images()):
+    if are_points(data.test_images()):
         return
-    test = digests(case.data.test_images())
-    known = set(digests(case.data.train_images()))
+    test = digests(data.test_images())
+    known = set(digests(data.train_images()))
     shared = sum(digest in known for digest in test)
     if shared > MANY * len(test):
         yield (
@@ -131,11 +132,12 @@ def overlap(case: Case) -> Iterator[Remark]:
         )
 
 
-def held_out(case: Case) -> Iterator[Remark]:
+def held_out(data: ImageDataModule) -> Iterator[Remark]:
     """Enough test images for the held-out loss."""
-    data = case.data
-    case.attempt("held_out", lambda: data.held_out(data.validation_size, "data.validation_size"))
-    yield from ()
+    try:
+        data.held_out(data.validation_size, "data.validation_size")
+    except UserError as error:
+        yield ERROR, str(error)
 
 
 def are_points(images: Tensor) -> bool:

@@ -1,26 +1,27 @@
-"""What a run is in figures, as far as it can be had."""
+"""A run in numbers, in groups; each takes results of the stages by their names."""
 
 import torch
+from omegaconf import DictConfig
+from torch import Tensor
 
-from diffusion_lab.training.doctor.case import Case, Unavailable
+from diffusion_lab.backbone.counting import Cost
+from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.training.doctor.estimates import Plan
+from diffusion_lab.training.doctor.stages import Length, Memory
 from diffusion_lab.training.logger.reachability import why_offline
 
 Facts = dict[str, object]
 
 
-def facts_of(case: Case) -> Facts:
-    """Figures by name; a group that needs what was refused is left out."""
-    facts: Facts = {"data": case.cfg.data.source._target_.rpartition(".")[2]}
-    for group in (_data, _model, _run, _device, _time, _memory):
-        try:
-            facts |= group(case)
-        except Unavailable:
-            continue
-    return facts
+def source_facts(cfg: DictConfig) -> Facts:
+    """The name of the data."""
+    return {"data": cfg.data.source._target_.rpartition(".")[2]}
 
 
-def _data(case: Case) -> Facts:
-    data, images = case.data, case.sample.float() / 127.5 - 1
+def data_facts(data: ImageDataModule, sample: Tensor) -> Facts:
+    """Sizes and statistics of the data, which are read."""
+    images = sample.float() / 127.5 - 1
     return {
         "image_shape": list(data.image_shape),
         "training_images": len(data.train_images()),
@@ -31,34 +32,35 @@ def _data(case: Case) -> Facts:
     }
 
 
-def _model(case: Case) -> Facts:
-    return {"parameters": case.cost.params, "macs": case.cost.macs}
+def model_facts(cost: Cost) -> Facts:
+    """The size of the network."""
+    return {"parameters": cost.params, "macs": cost.macs}
 
 
-def _run(case: Case) -> Facts:
+def run_facts(cfg: DictConfig, batch: BatchLayout, length: Length, data: ImageDataModule) -> Facts:
+    """The length of the run."""
     return {
-        "batch": str(case.layout),
-        "batch_size": case.layout.batch_size,
-        "steps": case.steps,
-        "max_steps": case.cfg.trainer.max_steps,
-        "images_seen": case.images_seen,
-        "epochs": case.epochs,
+        "batch": str(batch),
+        "batch_size": batch.batch_size,
+        "steps": length.steps,
+        "max_steps": cfg.trainer.max_steps,
+        "images_seen": length.images_seen,
+        "epochs": length.images_seen / len(data.train_images()),
     }
 
 
-def _device(case: Case) -> Facts:
-    gpu = case.device.type == "cuda"
-    logger = case.cfg.logger
-    reason = why_offline(logger.mode) if logger else None
+def device_facts(cfg: DictConfig, device: torch.device, precision: str) -> Facts:
+    """The device, the precision, and where W&B's record goes."""
+    reason = why_offline(cfg.logger.mode) if cfg.logger else None
     return {
-        "device": torch.cuda.get_device_name(case.device) if gpu else "cpu",
-        "precision": case.precision,
-        "wandb": "none" if not logger else f"offline, {reason}" if reason else "online",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": precision,
+        "wandb": "none" if not cfg.logger else f"offline, {reason}" if reason else "online",
     }
 
 
-def _time(case: Case) -> Facts:
-    plan = case.plan
+def time_facts(plan: Plan | None) -> Facts:
+    """The seconds of the run, if they were measured."""
     if plan is None:
         return {}
     return {
@@ -68,8 +70,11 @@ def _time(case: Case) -> Facts:
     }
 
 
-def _memory(case: Case) -> Facts:
-    if case.memory is None:
+def memory_facts(memory: Memory | None) -> Facts:
+    """The memory of a step, if it was measured."""
+    if memory is None:
         return {}
-    needed, _, free = case.memory
-    return {"memory_bytes": needed, "free_memory_bytes": free}
+    return {"memory_bytes": memory.needed, "free_memory_bytes": memory.free}
+
+
+GROUPS = (source_facts, data_facts, model_facts, run_facts, device_facts, time_facts, memory_facts)

@@ -5,11 +5,18 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from diffusion_lab.backbone.counting import Cost
 from diffusion_lab.common.files import OUTPUTS
+from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.training.callbacks import Grid
 from diffusion_lab.training.callbacks.configured import configured
-from diffusion_lab.training.doctor.case import Case
+from diffusion_lab.training.diffusion_task import DiffusionTask
+from diffusion_lab.training.doctor.estimates import Plan
 from diffusion_lab.training.doctor.finding import ADVICE, ERROR, SKIPPED, WARNING, Remark
+from diffusion_lab.training.doctor.stages import Length, Memory
 
 DAY = 24 * 3600.0
 LONG_DAYS, VERY_LONG_DAYS = 1, 7
@@ -22,9 +29,9 @@ GRID_SCALE = 2  # a grid is drawn so many times larger
 UNMEASURED = "not measured: speed=false, no such precision outside of training, or no memory for it"
 
 
-def time(case: Case) -> Iterator[Remark]:
+def time(cfg: DictConfig, task: DiffusionTask, plan: Plan | None) -> Iterator[Remark]:
     """A run that ends, and that trains more than it measures."""
-    plan, steps = case.plan, case.cfg.trainer.max_steps
+    steps = cfg.trainer.max_steps
     if plan is None:
         yield SKIPPED, UNMEASURED
         return
@@ -36,7 +43,7 @@ def time(case: Case) -> Iterator[Remark]:
             f"trainer.max_steps={steps} takes about {plan.training / DAY:.1f} days on this "
             f"device; trainer.max_steps={fewer} would take one",
         )
-    if plan.evaluation > max(EVALUATION_SHARE * total, EVALUATION_SECONDS) and case.parts.metrics:
+    if plan.evaluation > max(EVALUATION_SHARE * total, EVALUATION_SECONDS) and task.metrics:
         yield (
             ADVICE,
             f"evaluation and grids take {plan.evaluation / total:.0%} of the time; write fewer "
@@ -44,16 +51,16 @@ def time(case: Case) -> Iterator[Remark]:
         )
 
 
-def memory(case: Case) -> Iterator[Remark]:
+def memory(memory: Memory | None, batch: BatchLayout) -> Iterator[Remark]:
     """A micro-batch that fits."""
-    if case.memory is None:
+    if memory is None:
         yield SKIPPED, UNMEASURED
         return
-    needed, image, free = case.memory
-    micro = case.layout.micro_batch
+    needed, image, free = memory
+    micro = batch.micro_batch
     if needed <= FULL * free:
         return
-    share = micro * case.layout.accumulate
+    share = micro * batch.accumulate
     room = FULL * free - (needed - image * micro)
     fitting = [n for n in range(1, micro) if share % n == 0 and n * image <= room]
     remedy = f"micro_batch_size={fitting[-1]}" if fitting else "a smaller backbone"
@@ -64,15 +71,17 @@ def memory(case: Case) -> Iterator[Remark]:
     )
 
 
-def disk(case: Case) -> Iterator[Remark]:
+def disk(
+    cfg: DictConfig, cost: Cost, length: Length, datamodule: ImageDataModule
+) -> Iterator[Remark]:
     """Room for checkpoints and pictures, and folders that can be written to."""
-    run_dir = Path(case.cfg.run_dir or OUTPUTS)
+    run_dir = Path(cfg.run_dir or OUTPUTS)
     place = existing(run_dir)
     if not place.is_dir() or not os.access(place, os.W_OK):
         yield ERROR, f"{run_dir} cannot be made, as {place} cannot be written to; write run_dir=..."
         return
-    checkpoints = COPIES * CHECKPOINT_BYTES * case.cost.params
-    needed, free = checkpoints + grid_bytes(case), shutil.disk_usage(place).free
+    checkpoints = COPIES * CHECKPOINT_BYTES * cost.params
+    needed, free = checkpoints + grid_bytes(cfg, length, datamodule), shutil.disk_usage(place).free
     if needed > free:
         yield (
             ERROR,
@@ -82,9 +91,9 @@ def disk(case: Case) -> Iterator[Remark]:
         )
 
 
-def cache(case: Case) -> Iterator[Remark]:
+def cache(task: DiffusionTask) -> Iterator[Remark]:
     """A folder that keeps the reference's features."""
-    metrics = case.parts.metrics
+    metrics = task.metrics
     if metrics is None:
         return
     place = existing(metrics.cache_dir)
@@ -101,13 +110,13 @@ def existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
-def grid_bytes(case: Case) -> int:
+def grid_bytes(cfg: DictConfig, length: Length, datamodule: ImageDataModule) -> int:
     """Bytes of all pictures, at most: PNG only makes them smaller."""
-    grid, shape = configured(case.cfg, Grid), case.datamodule.image_shape
+    grid, shape = configured(cfg, Grid), datamodule.image_shape
     if not grid:
         return 0
-    rows = max(grid.columns, case.datamodule.num_classes)
-    pictures = 1 + (case.steps // grid.every_n_steps if grid.every_n_steps else 0)
+    rows = max(grid.columns, datamodule.num_classes)
+    pictures = 1 + (length.steps // grid.every_n_steps if grid.every_n_steps else 0)
     channels, height, width = shape
     return pictures * rows * grid.columns * channels * height * width * GRID_SCALE**2
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 
-from diffusion_lab.training.doctor.case import Case
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.training.diffusion_task import DiffusionTask
 from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark
 
 MOST_SAMPLES = 50_000  # the literature's count
 FEW_PER_CLASS = 100  # samples, below which a class's FID is mostly bias
 
 
-def evaluation(case: Case) -> Iterator[Remark]:
+def evaluation(task: DiffusionTask, datamodule: ImageDataModule) -> Iterator[Remark]:
     """Figures at all, where images can have them."""
-    if case.parts.metrics is None and case.datamodule.native_shape[0] in (1, 3):
+    if task.metrics is None and datamodule.native_shape[0] in (1, 3):
         yield (
             ADVICE,
             "no FID or KID is measured; leave out callbacks.evaluation=null, or run "
@@ -19,15 +21,14 @@ def evaluation(case: Case) -> Iterator[Remark]:
         )
 
 
-def extractor(case: Case) -> Iterator[Remark]:
-    """The metrics' networks are here and fit the data."""
-    _ = case.metrics
+def extractor(metrics: GenerativeMetrics | None) -> Iterator[Remark]:
+    """The metrics' networks are here and fit the data, or their stage is refused."""
     yield from ()
 
 
-def sample_counts(case: Case) -> Iterator[Remark]:
+def sample_counts(task: DiffusionTask, data: ImageDataModule) -> Iterator[Remark]:
     """Enough images for the distance, and as many on both sides of a comparison."""
-    metrics, data = case.parts.metrics, case.data
+    metrics = task.metrics
     if metrics is None:
         return
     samples, width = metrics.num_samples, metrics.extractor.dim
@@ -61,9 +62,9 @@ def sample_counts(case: Case) -> Iterator[Remark]:
         )
 
 
-def class_counts(case: Case) -> Iterator[Remark]:
+def class_counts(task: DiffusionTask, datamodule: ImageDataModule) -> Iterator[Remark]:
     """Enough samples of each class for its own FID."""
-    metrics, classes = case.parts.metrics, case.datamodule.num_classes
+    metrics, classes = task.metrics, datamodule.num_classes
     if metrics is not None and metrics.per_class and metrics.num_samples < FEW_PER_CLASS * classes:
         yield (
             WARNING,

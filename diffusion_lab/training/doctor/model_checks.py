@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator
 
 import torch
+from omegaconf import DictConfig
+from torch import Tensor
 
-from diffusion_lab.training.doctor.case import Case
+from diffusion_lab.training.diffusion_task import DiffusionTask
 from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark
 
 # the data's standard deviation against the assumed one: from 1.25 on a network's targets are off by
@@ -18,9 +20,9 @@ FEW_STEPS, MANY_STEPS = 5, 500  # of a sampler for a model that is not distilled
 LARGE_SCALE = 5.0  # of guidance, where pixels saturate
 
 
-def data_std(case: Case) -> Iterator[Remark]:
+def data_std(task: DiffusionTask, clean: Tensor) -> Iterator[Remark]:
     """The standard deviation that input and output of the network are scaled by."""
-    module, std = case.parts.module, float(case.clean.std())
+    module, std = task.module, float(clean.std())
     objective = module.objective
     assumed = {
         "denoiser.input_std": module.denoiser.input_std,
@@ -43,14 +45,14 @@ def data_std(case: Case) -> Iterator[Remark]:
         )
 
 
-def largest_noise(case: Case) -> Iterator[Remark]:
+def largest_noise(task: DiffusionTask, clean: Tensor) -> Iterator[Remark]:
     """The largest noise of an exploding schedule against the largest distance of two images."""
     # NCSNv2's technique 1 (arXiv:2006.09011); of a sample, so that it is a little too small
-    schedule = case.parts.pipeline.schedule
+    schedule = task.pipeline.schedule
     sigma = float(schedule(torch.ones(())).sigma)
     if not schedule.explodes:
         return
-    images = case.clean.flatten(1).float()
+    images = clean.flatten(1).float()
     distance = float(torch.cdist(images, images).max())
     if distance > 0 and not 1 / OFF < sigma / distance < FAR_NOISE:
         few = sigma < distance
@@ -66,9 +68,9 @@ def largest_noise(case: Case) -> Iterator[Remark]:
         )
 
 
-def schedule_end(case: Case) -> Iterator[Remark]:
+def schedule_end(task: DiffusionTask) -> Iterator[Remark]:
     """A path that ends before pure noise, where samples start from."""
-    schedule = case.parts.pipeline.schedule
+    schedule = task.pipeline.schedule
     end = schedule(torch.ones(()))
     left = float(end.alpha / end.sigma)
     if not schedule.explodes and left > REMAINING_SIGNAL:
@@ -80,16 +82,16 @@ def schedule_end(case: Case) -> Iterator[Remark]:
         )
 
 
-def combination(case: Case) -> Iterator[Remark]:
+def combination(task: DiffusionTask) -> Iterator[Remark]:
     """What training itself advises."""
-    for line in case.parts.advice():
+    for line in task.advice():
         yield WARNING, line
 
 
-def tokens(case: Case) -> Iterator[Remark]:
+def tokens(cfg: DictConfig, task: DiffusionTask) -> Iterator[Remark]:
     """Patches neither too few to attend to nor too many to pay for."""
-    backbone, cfg = case.parts.module.denoiser.backbone, case.cfg.backbone
-    _, height, width = case.parts.module.denoiser.image_shape
+    backbone, own = task.module.denoiser.backbone, cfg.backbone
+    _, height, width = task.module.denoiser.image_shape
     count = getattr(backbone, "tokens", None)
     if count is None:
         return
@@ -98,31 +100,30 @@ def tokens(case: Case) -> Iterator[Remark]:
         for patch in range(1, min(height, width) + 1)
         if height % patch == width % patch == 0
     }
-    finer = [patch for patch, n in fitting.items() if patch < cfg.patch and n >= FEWEST_TOKENS]
+    finer = [patch for patch, n in fitting.items() if patch < own.patch and n >= FEWEST_TOKENS]
     if count < FEWEST_TOKENS and finer:
         yield (
             WARNING,
-            f"backbone.patch={cfg.patch} makes {count} patches of a {height}x{width} image, too "
+            f"backbone.patch={own.patch} makes {count} patches of a {height}x{width} image, too "
             f"few to show detail; write backbone.patch={finer[-1]}",
         )
     # 2 N^2 D MACs in pairs of tokens against 12 N D^2 in the layers of a block
-    limit = 6 * cfg.width
-    coarser = [patch for patch, n in fitting.items() if patch > cfg.patch and n <= limit]
-    if "heads" in cfg and count > limit and coarser:
+    limit = 6 * own.width
+    coarser = [patch for patch, n in fitting.items() if patch > own.patch and n <= limit]
+    if "heads" in own and count > limit and coarser:
         yield (
             WARNING,
-            f"{count} patches at width {cfg.width} spend more on their pairs than on all layers; "
+            f"{count} patches at width {own.width} spend more on their pairs than on all layers; "
             f"write backbone.patch={coarser[0]}, or backbone=unet",
         )
 
 
-def labels(case: Case) -> Iterator[Remark]:
+def labels(task: DiffusionTask) -> Iterator[Remark]:
     """Conditions that are used, and a null label that is."""
-    parts = case.parts
-    guidance, objective = parts.pipeline.guidance, parts.module.objective
-    if not parts.module.denoiser.conditioning.conditional:
+    guidance, objective = task.pipeline.guidance, task.module.objective
+    if not task.module.denoiser.conditioning.conditional:
         return
-    if parts.datamodule.num_classes == 1:
+    if task.datamodule.num_classes == 1:
         yield ADVICE, "all images have one label, which tells nothing; write conditioning=none"
     elif objective.label_dropout > 0 and guidance.scale == 1 and guidance.weak_run is None:
         yield (
@@ -133,9 +134,9 @@ def labels(case: Case) -> Iterator[Remark]:
         )
 
 
-def sampling(case: Case) -> Iterator[Remark]:
+def sampling(task: DiffusionTask) -> Iterator[Remark]:
     """Steps and guidance in the range that works."""
-    sampler, guidance = case.parts.pipeline.sampler, case.parts.pipeline.guidance
+    sampler, guidance = task.pipeline.sampler, task.pipeline.guidance
     adaptive = sampler.adaptive
     if sampler.steps < FEW_STEPS and not adaptive:
         yield (

@@ -2,7 +2,7 @@
 
 from rich.markup import escape
 
-from diffusion_lab.common.formats import amount
+from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.training.doctor.facts import Facts
 from diffusion_lab.training.doctor.finding import (
@@ -17,7 +17,6 @@ from diffusion_lab.training.doctor.finding import (
 COLOURS = {ERROR: "bold red", WARNING: "yellow", ADVICE: "cyan"}
 PLURALS = {ERROR: "errors", WARNING: "warnings", ADVICE: "pieces of advice"}
 SINGULARS = {ERROR: "error", WARNING: "warning", ADVICE: "piece of advice"}
-UNITS = (("days", 86400), ("h", 3600), ("min", 60))
 
 
 def show(findings: list[Finding], facts: Facts) -> None:
@@ -85,11 +84,3 @@ def lines_of(facts: Facts) -> list[str]:
             f"{duration(facts['features_seconds'])} for the metrics' features"
         )
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 5.3 min."""
-    for unit, size in UNITS:
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

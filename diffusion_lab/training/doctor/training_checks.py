@@ -2,10 +2,17 @@
 
 from collections.abc import Iterator
 
+import torch
+from omegaconf import DictConfig
+
+from diffusion_lab.backbone.counting import Cost
+from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import has_fast_bf16
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.training.callbacks import EMA
-from diffusion_lab.training.doctor.case import Case
+from diffusion_lab.training.diffusion_task import DiffusionTask
 from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark
+from diffusion_lab.training.doctor.stages import Length
 
 # Copies appear after a number of passes that hardly depends on how many images there are
 # (arXiv:2505.16959); at CIFAR-10's 50,000 images EDM passes 4,000 times without them.
@@ -16,9 +23,9 @@ LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-2  # of Adam, two orders around the usual 1
 FEW_VALIDATIONS = 2  # with one there is no curve
 
 
-def batch(case: Case) -> Iterator[Remark]:
+def batch(batch: BatchLayout, data: ImageDataModule) -> Iterator[Remark]:
     """A step that does not see an image twice."""
-    size, images = case.layout.batch_size, len(case.data.train_images())
+    size, images = batch.batch_size, len(data.train_images())
     if size > images:
         yield (
             WARNING,
@@ -27,27 +34,30 @@ def batch(case: Case) -> Iterator[Remark]:
         )
 
 
-def epochs(case: Case) -> Iterator[Remark]:
+def epochs(cfg: DictConfig, data: ImageDataModule, length: Length) -> Iterator[Remark]:
     """Every image seen once at least."""
-    if case.epochs < 1:
-        images = len(case.data.train_images())
-        limited = case.steps < case.cfg.trainer.max_steps
-        steps = -(-images // case.cfg.batch_size)
+    images = len(data.train_images())
+    if length.images_seen < images:
+        limited = length.steps < cfg.trainer.max_steps
+        steps = -(-images // cfg.batch_size)
         longer = "a longer trainer.max_time" if limited else f"trainer.max_steps={steps} or more"
         yield (
             ADVICE,
-            f"the run sees {case.images_seen} images{' in its time here' if limited else ''}, not "
-            f"even once each of {images}; write {longer}",
+            f"the run sees {length.images_seen} images{' in its time here' if limited else ''}, "
+            f"not even once each of {images}; write {longer}",
         )
 
 
-def memorization(case: Case) -> Iterator[Remark]:
+def memorization(
+    task: DiffusionTask, data: ImageDataModule, length: Length, cost: Cost
+) -> Iterator[Remark]:
     """Few images seen so often that the model can learn them by heart."""
-    images = len(case.data.train_images())
-    if images >= FEW_IMAGES or case.epochs < MANY_EPOCHS:
+    images = len(data.train_images())
+    passes = length.images_seen / images
+    if images >= FEW_IMAGES or passes < MANY_EPOCHS:
         return
-    millions = case.cost.params / 1e6
-    augmented = case.parts.module.augmentation is not None
+    millions = cost.params / 1e6
+    augmented = task.module.augmentation is not None
     remedy = (
         ""
         if augmented
@@ -55,15 +65,15 @@ def memorization(case: Case) -> Iterator[Remark]:
     )
     yield (
         ADVICE if augmented else WARNING,
-        f"a network of {millions:.1f}M parameters sees {images} images {case.epochs:,.0f} times "
+        f"a network of {millions:.1f}M parameters sees {images} images {passes:,.0f} times "
         f"each and may copy them; {remedy}look afterwards with "
         "`diffusion-lab memorization run=...`",
     )
 
 
-def weight_averaging(case: Case) -> Iterator[Remark]:
+def weight_averaging(task: DiffusionTask, length: Length) -> Iterator[Remark]:
     """An average that has forgotten the initial weights."""
-    average = next((c for c in case.parts.callbacks if isinstance(c, EMA)), None)
+    average = next((c for c in task.callbacks if isinstance(c, EMA)), None)
     if average is None:
         yield (
             ADVICE,
@@ -71,7 +81,7 @@ def weight_averaging(case: Case) -> Iterator[Remark]:
             "callbacks.weight_averaging=null",
         )
         return
-    half_life, seen = average.half_life_images, case.images_seen
+    half_life, seen = average.half_life_images, length.images_seen
     if average.ramp is not None:
         half_life = min(half_life, average.ramp * seen)
     if half_life > AVERAGE_SHARE * seen:
@@ -83,23 +93,23 @@ def weight_averaging(case: Case) -> Iterator[Remark]:
         )
 
 
-def warm_up(case: Case) -> Iterator[Remark]:
+def warm_up(task: DiffusionTask, length: Length) -> Iterator[Remark]:
     """A learning rate that is reached early."""
-    warm_up = getattr(case.parts.module.lr_schedule, "warmup_images", 0)
-    share = warm_up / case.images_seen
+    warm_up = getattr(task.module.lr_schedule, "warmup_images", 0)
+    share = warm_up / length.images_seen
     if share > WARM_UP_SHARE:
         long = share > LONG_WARM_UP_SHARE
         much = "the whole run and more" if share > 1 else f"{share:.0%} of the run"
         yield (
             WARNING if long else ADVICE,
             f"the learning rate warms up over {warm_up:,} images, {much}; write "
-            f"lr_schedule.warmup_images={int(case.images_seen * WARM_UP_SHARE / 4)}",
+            f"lr_schedule.warmup_images={int(length.images_seen * WARM_UP_SHARE / 4)}",
         )
 
 
-def learning_rate(case: Case) -> Iterator[Remark]:
+def learning_rate(task: DiffusionTask) -> Iterator[Remark]:
     """A rate that is usual for Adam."""
-    module = case.parts.module
+    module = task.module
     (group, *_) = module.optimizer(module.trained_parameters()).param_groups
     rate = group["lr"]
     if "betas" in group and not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -107,9 +117,9 @@ def learning_rate(case: Case) -> Iterator[Remark]:
         yield WARNING, f"optimizer.lr={rate:g} {what}; write optimizer.lr=3e-4"
 
 
-def precision(case: Case) -> Iterator[Remark]:
+def precision(precision: str, device: torch.device) -> Iterator[Remark]:
     """A precision that neither overflows nor is emulated."""
-    name, device = case.precision, case.device
+    name = precision
     if name in ("16-mixed", "16-true", "16"):
         yield (
             WARNING,
@@ -130,9 +140,9 @@ def precision(case: Case) -> Iterator[Remark]:
         )
 
 
-def validation(case: Case) -> Iterator[Remark]:
+def validation(cfg: DictConfig, length: Length) -> Iterator[Remark]:
     """A held-out loss with a curve, which shows overfitting."""
-    every, steps = case.cfg.validate_every_n_steps, case.steps
+    every, steps = cfg.validate_every_n_steps, length.steps
     if steps // every < FEW_VALIDATIONS and steps >= FEW_VALIDATIONS:
         yield (
             ADVICE,

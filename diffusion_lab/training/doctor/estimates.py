@@ -21,7 +21,7 @@ STATE_BYTES = 20  # of a parameter in float32: weight, gradient, Adam's two mome
 
 
 @dataclass(frozen=True)
-class Speed:
+class StepTimes:
     """Seconds on one device."""
 
     step: float  # forward, backward and optimiser on a micro-batch
@@ -44,7 +44,7 @@ class Plan:
         return (self.drawing or 0.0) + self.features
 
 
-def measure(bench: Bench, compile: bool | str, metrics: GenerativeMetrics | None) -> Speed:
+def measure(bench: Bench, compile: bool | str, metrics: GenerativeMetrics | None) -> StepTimes:
     """Times steps, compiled as in training: activations are to be weighed before."""
     bench.compile(compile)
     device, count = bench.device, len(bench.images)
@@ -54,41 +54,42 @@ def measure(bench: Bench, compile: bool | str, metrics: GenerativeMetrics | None
     if metrics is not None:
         images = bench.images[torch.arange(FEATURE_IMAGES, device=device) % count]
         (features,) = median_seconds([lambda: metrics.observer(images)], device, TIMED_STEPS)
-    return Speed(step, call / count, features / FEATURE_IMAGES)
+    return StepTimes(step, call / count, features / FEATURE_IMAGES)
 
 
 def plan(
     cfg: DictConfig,
-    parts: DiffusionTask,
+    task: DiffusionTask,
     data: ImageDataModule,
-    layout: BatchLayout,
-    speed: Speed,
+    batch: BatchLayout,
+    seconds: StepTimes,
     calls: int | None,
 ) -> Plan:
     """The run's time; `calls` of the network make an image, None where that is not known."""
     full = cfg.trainer.max_steps
-    conditional = parts.module.denoiser.conditioning.conditional
+    conditional = task.module.denoiser.conditioning.conditional
     grid, evaluation = configured(cfg, Grid), configured(cfg, Evaluation)
-    drawn_a_grid = grid.columns * (data.num_classes if conditional else grid.columns) if grid else 0
-    evaluated = parts.metrics.num_samples if parts.metrics else 0
+    grid_images = grid.columns * (data.num_classes if conditional else grid.columns) if grid else 0
+    samples = task.metrics.num_samples if task.metrics else 0
+    real = 0
+    if task.metrics:
+        reference = len(data.reference_images())
+        real = min(task.metrics.reference_size or reference, reference)
+        real += min(samples, len(data.test_images()))
 
     def at(steps: int) -> Plan:
         def times(every: int | None) -> int:
             return 1 + ((steps - 1) // every if every else 0)  # the end of a run is one of them
 
         held_out = times(cfg.validate_every_n_steps) * data.validation_size
-        measured = times(evaluation.every_n_steps) * evaluated if evaluation else 0
-        drawn = measured + (times(grid.every_n_steps) * drawn_a_grid if grid else 0)
-        real = 0
-        if parts.metrics:
-            size = parts.metrics.reference_size or len(data.reference_images())
-            real = min(size, len(data.reference_images()))
-            real += min(evaluated, len(data.test_images()))
+        measured = times(evaluation.every_n_steps) * samples if evaluation else 0
+        drawn = measured + (times(grid.every_n_steps) * grid_images if grid else 0)
+        training = steps * batch.accumulate * seconds.step + held_out * seconds.call / batch.world
         return Plan(
             steps,
-            steps * layout.accumulate * speed.step + held_out * speed.call / layout.world,
-            None if calls is None else drawn * calls * speed.call / layout.world,
-            (measured + real) * speed.features / layout.world,
+            training,
+            None if calls is None else drawn * calls * seconds.call / batch.world,
+            (measured + real) * seconds.features / batch.world,
         )
 
     whole = at(full)
@@ -96,7 +97,7 @@ def plan(
         return whole
     # grids and held-out losses count against the limit; the last figures come after it
     limit = Timer(cfg.trainer.max_time).time_remaining()
-    if whole.training <= limit:
+    if limit is None or whole.training <= limit:
         return whole
     return at(max(1, int(full * limit / whole.training)))
 
