@@ -9,6 +9,7 @@ from diffusion_lab.cli import sweeps
 from diffusion_lab.cli.arguments import MULTIRUN, prepare
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.cli.job import fail, run
+from diffusion_lab.compute.started import let_rank_zero_speak
 
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
@@ -24,6 +25,7 @@ def main() -> None:
 
     Where standard output is closed early, as by `| head -1`, the program ends quietly.
     """
+    let_rank_zero_speak()
     try:
         execute(sys.argv[1:])
     except BrokenPipeError:

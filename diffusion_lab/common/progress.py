@@ -1,10 +1,9 @@
-"""Progress bars for work outside the training loop, and lines for people; rank 0 alone speaks."""
+"""Progress bars for work outside the training loop, and lines for people, on standard error."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -12,7 +11,11 @@ Item = TypeVar("Item")
 console = Console(stderr=True, highlight=False)  # standard output is for results
 
 
-@rank_zero_only
+def speak(aloud: bool) -> None:
+    """Shows or hides all lines and bars of this process; another one may say the same."""
+    console.quiet = not aloud
+
+
 def say(line: str) -> None:
     """One line on standard error, as it is."""
     console.print(line, markup=False, soft_wrap=True)
@@ -27,8 +30,8 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    silent = rank_zero_only.rank != 0 or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+    hidden = console.quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)
 

@@ -26,6 +26,7 @@ from diffusion_lab.common.errors import TrainingStopped, UserError
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import rank_and_world
+from diffusion_lab.compute.started import by_torchrun, in_launched_process, let_rank_zero_speak
 
 SECONDS_TO_STOP_IN = 3600  # a second Ctrl-C stops at once
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
@@ -54,7 +55,7 @@ def processes(trainer: DictConfig) -> tuple[int, int]:
         raise UserError(f"trainer.num_nodes={nodes} must be auto or a whole number of at least 1")
     if not in_launched_process():
         return devices_per_node(trainer), 1 if nodes == "auto" else nodes
-    devices, there = started()
+    devices, there = processes_started()
     asked = devices if trainer.devices == "auto" else devices_per_node(trainer)
     if (asked, there if nodes == "auto" else nodes) != (devices, there):
         raise UserError(
@@ -70,9 +71,9 @@ def processes(trainer: DictConfig) -> tuple[int, int]:
     return devices, there
 
 
-def started() -> tuple[int, int]:
+def processes_started() -> tuple[int, int]:
     """Processes a node and nodes, as torchrun or srun has started them."""
-    if TorchElasticEnvironment.detect():
+    if by_torchrun():
         a_node = int(os.environ["LOCAL_WORLD_SIZE"])
         return a_node, int(os.environ["WORLD_SIZE"]) // a_node
     layout = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # as in 4(x2)
@@ -105,11 +106,6 @@ def device_of_process(trainer: DictConfig) -> torch.device:
     rank = cluster().local_rank() if in_launched_process() else 0
     devices = trainer.devices
     return torch.device("cuda", devices[rank] if isinstance(devices, ListConfig) else rank)
-
-
-def in_launched_process() -> bool:
-    """Whether torchrun (ours or the user's) or srun has already started a process a device."""
-    return TorchElasticEnvironment.detect() or slurm.started_by_srun()
 
 
 def run_on_all_devices(command: str, overrides: list[str], processes: int) -> bool:
@@ -154,17 +150,19 @@ def cluster() -> ClusterEnvironment:
 
     It would take a batch script for one of srun's tasks, and warn wherever srun is installed.
     """
-    if TorchElasticEnvironment.detect():  # also within a job of SLURM
+    if by_torchrun():  # also within a job of SLURM
         return TorchElasticEnvironment()
     if not slurm.started_by_srun():
         return LightningEnvironment()
-    os.environ["SLURM_NTASKS_PER_NODE"] = str(started()[0])  # `srun --ntasks` does not say it
+    # `srun --ntasks` does not say it
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(processes_started()[0])
     with warnings.catch_warnings(action="ignore"):
         return SLURMEnvironment(auto_requeue=False)  # it would save within the signal handler
 
 
 def join_process_group(device: torch.device) -> None:
     """Connects the processes of a launched run before Lightning does, for what must be agreed."""
+    let_rank_zero_speak()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL sends objects through the current device
     if not in_launched_process() or dist.is_initialized():

@@ -6,6 +6,8 @@ or by its time limit, whichever is further. Warm-up is in images, so no batch si
 
 import math
 
+from diffusion_lab.common.ranges import at_least, between, ranges, whole
+
 
 def warm_up(images: int, warmup_images: int) -> float:
     """Linear from 0 to 1 over the first `warmup_images`."""
@@ -15,9 +17,8 @@ def warm_up(images: int, warmup_images: int) -> float:
 class Constant:
     """Warm-up, then 1, then linearly to 0 over the last `cooldown` share of the run."""
 
+    @ranges(warmup_images=whole(0), cooldown=between(0, 1))
     def __init__(self, warmup_images: int = 0, cooldown: float = 0.0):
-        if not 0 <= cooldown <= 1:
-            raise ValueError(f"lr_schedule.cooldown={cooldown} must be a share between 0 and 1")
         self.warmup_images = warmup_images
         self.cooldown = cooldown
 
@@ -29,6 +30,7 @@ class Constant:
 class Cosine:
     """Warm-up, then half a cosine from 1 to `final` over the run."""
 
+    @ranges(warmup_images=whole(0), final=at_least(0))
     def __init__(self, warmup_images: int = 0, final: float = 0.0):
         self.warmup_images = warmup_images
         self.final = final

@@ -21,6 +21,7 @@ from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics.quantities import higher_is_better
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.config import load_config
@@ -106,7 +107,7 @@ def state_of(folder: Path, cfg: DictConfig) -> str:
     A run that left no checkpoint is moved aside. Raises UserError if the folder holds a run of
     another configuration.
     """
-    if launch.in_launched_process():
+    if in_launched_process():
         launch.join_process_group(launch.device_of_process(cfg.trainer))
     return on_rank_zero(lambda: _look(folder, cfg))
 

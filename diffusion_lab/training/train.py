@@ -22,6 +22,7 @@ from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import PeakMemory, channels_last_pays, check_choices, compile_pays
 from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.lock import locked, require_unlocked
@@ -74,7 +75,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     check_settings(cfg)
     devices, nodes = launch.processes(cfg.trainer)
     layout = solve_batch(cfg.batch_size, devices * nodes, cfg.micro_batch_size)
-    if layout.world > 1 and not launch.in_launched_process():
+    if layout.world > 1 and not in_launched_process():
         return launch_ranks(cfg, layout, overrides, build)
     return fit(prepare(cfg, layout, build), overrides)
 

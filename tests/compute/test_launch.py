@@ -18,8 +18,9 @@ from lightning.fabric.plugins.environments import (
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
+from diffusion_lab.common import progress
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.compute import launch, slurm
+from diffusion_lab.compute import launch, slurm, started
 from diffusion_lab.training.callbacks import Interruption
 
 
@@ -58,6 +59,23 @@ def test_what_torchrun_started_is_taken_also_within_a_job(environment):
     environment(SRUN | TORCHRUN | {"TORCHELASTIC_RUN_ID": "x"})
     assert launch.processes(trainer()) == (4, 2)
     assert isinstance(launch.cluster(), TorchElasticEnvironment)
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank"),
+    [({}, 0), (SRUN, 3), (SRUN | TORCHRUN | {"TORCHELASTIC_RUN_ID": "x"}, 5), (TORCHRUN, 0)],
+)
+def test_the_first_process_alone_speaks_before_there_is_a_group(
+    environment, capfd, variables, rank
+):
+    environment(variables)
+    assert started.rank() == rank
+    try:
+        started.let_rank_zero_speak()
+        progress.say("said")
+    finally:
+        progress.speak(True)
+    assert capfd.readouterr().err == ("" if rank else "said\n")
 
 
 @pytest.mark.parametrize("asked", [{"devices": 4}, {"num_nodes": 1}, {"devices": [0]}])

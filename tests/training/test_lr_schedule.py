@@ -25,5 +25,5 @@ def test_cosine_goes_from_one_to_final():
 
 
 def test_a_cooldown_that_is_no_share_is_refused():
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="cooldown"):
         Constant(cooldown=5)
