@@ -56,7 +56,7 @@ class AutoencoderModule(TrainedModule):
             outputs, bottleneck = self.autoencoder(images)
         weight, step = self.autoencoder.decoder.last_weight, self.trainer.global_step
         loss, parts = self.loss(images, outputs, bottleneck, weight, step)
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the bar alone
         return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -1,4 +1,20 @@
-"""The LightningModule: any denoiser trained with any objective."""
+"""The LightningModule: any denoiser trained with any objective.
+
+The stations of a training step, in their order, with the file of each:
+
+    data/loader.py                       images (B, C, H, W) uint8 of step and rank, or moments
+    training/module.py                   seeds what is drawn, by step and rank
+    first_stage/base.py                  x0 (B, c, h, w) float32 of about unit scale
+    diffusion/objective/objective.py     the loss (B,): eps, dropped labels, weights, and in it
+    diffusion/objective/time_sampler.py    noise levels (B,) of a schedule, and importance (B,)
+    diffusion/denoiser.py                  output = network(alpha x0 + sigma eps, level, labels)
+    diffusion/objective/prediction.py      target = a x0 + b eps, with which output is compared
+    training/module.py                   backward, clipping, optimiser, learning rate
+
+An augmentation, if there is one, changes the images first: data/augmentation.py. After the step
+callbacks average the weights (callbacks/weight_averaging.py) and write the row of `train/loss`
+(callbacks/throughput.py, and nothing else). A bad step is skipped: training/bad_steps.py.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -70,7 +86,7 @@ class DiffusionModule(TrainedModule):
             Given(labels, augmentation=augmentation),
             share=BatchShare(part, parts, self.from_all_ranks),
         ).mean()
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # Throughput writes the rows
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the bar alone
         return loss
 
     def from_all_ranks(self, values: Tensor) -> Tensor:
