@@ -134,15 +134,3 @@ def test_the_held_out_loss_is_that_of_training(lab, run_folder):
     measured = json.loads(out.splitlines()[-1])["loss_by_level"]
     for name, losses in measured.items():
         assert losses["held_out"] == pytest.approx(logged[f"val_by_level/{name}"], rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "sentence"),
-    [("num_samples=1", "num_samples=1"), ("pairs=0", "pairs=0"), ("run=nowhere", "no run folder")],
-)
-def test_wrong_input_is_one_sentence(lab, run_folder, wrong, sentence):
-    code, _, err = lab("memorization", "run=run", wrong)
-    assert code == 2
-    assert sentence in err
-    assert len(err.strip().splitlines()) == 1
-    assert not (run_folder / "memorization").exists()

@@ -261,11 +261,6 @@ def test_heads_attend_apart_from_one_another():
     assert torch.allclose(before[..., 4:], after[..., 4:])
 
 
-def test_a_number_of_heads_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="5 heads do not divide a width of 32"):
-        SelfAttention(32, 5)
-
-
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("shifted", [True, False])
 def test_the_fast_group_norm_and_its_gradients_are_group_norm(silu, shifted):

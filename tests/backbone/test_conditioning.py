@@ -77,8 +77,3 @@ def test_without_labels_there_is_nothing():
 def test_data_without_classes_is_refused(build):
     with pytest.raises(ValueError, match="this data set has no classes; use conditioning=none"):
         build()
-
-
-def test_sizes_that_do_not_make_the_labels_are_refused():
-    with pytest.raises(ValueError, match=r"sizes=\[2, 4\] makes 8 labels, and this data set has 6"):
-        Attributes(6, 8, [2, 4])

@@ -151,20 +151,6 @@ def test_a_rectangular_image():
         NETWORKS["dit"](1, 2, (8, 12))
 
 
-@pytest.mark.parametrize(
-    ("network", "override", "sentence"),
-    [
-        ("unet", {"multipliers": [1, 1, 1, 1, 1]}, "write at most 4 backbone.multipliers"),
-        ("unet", {"attention": [2]}, "names level 2, and this U-Net has levels 0 to 1"),
-        ("dit", {"patch": 3}, "patches of 3 do not tile a 8x8 image"),
-        ("dit", {"heads": 5}, "5 heads do not divide a width of 32"),
-    ],
-)
-def test_sizes_that_do_not_fit_get_a_sentence(network, override, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        NETWORKS[network](1, 1, (8, 8), **override)
-
-
 @both
 def test_without_diffusers_there_is_a_sentence(build, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)

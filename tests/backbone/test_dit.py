@@ -129,23 +129,6 @@ def test_patches_are_blocks_of_pixels_row_by_row():
     assert torch.equal(unpatchify(patches, 4, rows=2), image)
 
 
-@pytest.mark.parametrize(
-    ("override", "sentence"),
-    [
-        ({"patch": 3}, "patches of 3 do not tile a 8x12 image"),
-        ({"heads": 5}, "5 heads do not divide a width of 32"),
-        ({"width": 34}, "backbone.width=34 is not a multiple of 4"),
-        ({"depth": 0}, "backbone.depth=0 must be a whole number"),
-        ({"window": 0}, "backbone.window=0 must be a whole number"),
-        ({"positions": "none"}, "use one of sincos, learned, rotary"),
-        ({"positions": "rotary", "width": 36}, "heads of a multiple of 4 channels, not 18"),
-    ],
-)
-def test_sizes_that_do_not_fit_get_a_sentence(override, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        small(**override)
-
-
 def test_learned_positions_are_trained_and_saved():
     network = small(positions="learned")
     assert network.state_dict()["positions"].shape == (24, 32)

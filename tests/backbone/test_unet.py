@@ -344,21 +344,3 @@ def test_a_rectangular_image_in_patches():
     network = small(image_size=(24, 16), multipliers=[1, 2], patch=4)
     assert network.entry.in_channels == 16
     assert network(torch.randn(2, 1, 24, 16), torch.zeros(2), Condition()).shape == (2, 1, 24, 16)
-
-
-@pytest.mark.parametrize(
-    ("override", "sentence"),
-    [
-        ({"multipliers": [1, 2, 2, 2]}, "at most 3 backbone.multipliers"),
-        ({"patch": 8}, "blocks of 8x8 pixels do not tile a 28x28 image"),
-        ({"patch": 2}, "at most 2 backbone.multipliers"),
-        ({"attention": [3]}, "names level 3, and this U-Net has levels 0 to 2"),
-        ({"channels": 18}, "backbone.channels=18 is not a multiple of 4"),
-        ({"head_channels": 24}, "heads of 24 channels do not divide a level of 32"),
-        ({"updown": "bicubic"}, "backbone.updown=bicubic is unknown; write conv, block or fir"),
-        ({"updown_projection": True}, "write backbone.updown=block or backbone.updown=fir"),
-    ],
-)
-def test_settings_that_do_not_fit_get_a_sentence(override, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        small(**override)

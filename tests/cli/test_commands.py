@@ -62,23 +62,6 @@ def test_a_sample_depends_on_its_seed_alone(lab, run_folder):
     assert abs(draw("num_samples=8", "seed=1") - eight).max() > 5
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["batch_size=0"], "whole number"),
-        (["columns=0"], "whole number"),
-        (["precision=foo"], "bf16-mixed"),
-        (["device=meta"], "auto, cpu or cuda"),
-        (["save=gif"], "grid, png, npz"),
-    ],
-)
-def test_what_is_wrong_with_a_sample_is_said(lab, run_folder, arguments, words):
-    code, _, err = lab("sample", "run=run", *arguments)
-    assert code == 2
-    assert words in err
-    assert "Traceback" not in err
-
-
 def test_labels_are_kept(lab, run_folder):
     code, out, _ = lab(
         "sample", "run=run", "num_samples=3", "labels=[2,0]", "save=npz", "json=true", *FAST
@@ -108,48 +91,21 @@ def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("wrong", "named"),  # messages that other packages have a share in
     [
-        (["backbone=dti"], ["backbone=dti does not exist", "did you mean dit"]),
-        (["sampler/time_grid=x"], ["sampler/time_grid=x does not exist", "uniform"]),
-        (["backbone.widht=3"], ["no key backbone.widht", "did you mean width"]),
-        (["trainer.max_step=3"], ["no key trainer.max_step", "max_steps"]),
-        (["seed"], ["key=value"]),
-        (["objective/prediction=eps"], ["prediction=eps", "pure noise", "flow"]),
-        (["batch_size=9", "micro_batch_size=2"], ["micro_batch_size=1"]),
-        (["backbone.patch=3"], ["patch"]),
-        (["trainer.max_steps=0"], ["at least 1"]),
-        (["trainer.accelerator=gpu"], ["no GPU"]),
-        (["trainer.precision=fp16"], ["fp16", "bf16-mixed"]),
-        (["trainer.max_time=5m"], ["trainer"]),
-        (["trainer.strategy=foo"], ["foo", "ddp"]),
-        (["trainer.devices=0"], ["at least 1"]),
-        (["trainer.max_steps=null"], ["whole number"]),
-        (["batch_size=abc"], ["whole number"]),
-        (["seed=-1"], ["seed=-1"]),
-        (["callbacks.evaluation.batch_size=0"], ["callbacks.evaluation.batch_size=0 must be"]),
-        (["callbacks.evaluation.every_n_steps=2.5"], ["evaluation.every_n_steps=2.5 must be"]),
-        (["data.per_class=true"], ["data.per_class=true must be a whole number", "_class=50"]),
-        (["metrics.num_samples=few"], ["metrics.num_samples='few' must be a whole number"]),
-        (["backbone.width=abc"], ["must be a whole number"]),
-        (["objective.label_dropout=abc"], ["does not fit"]),
-        (["optimizer.lr=abc"], ["does not fit"]),
-        (["compile=maybe"], ["auto, true or false"]),
-        (["logger.mode=foo"], ["auto, online, offline"]),
-        (["metrics=inception"], ["Inception", "efficientnet_lite0"]),
+        ("trainer.precision=fp16", "bf16-mixed"),
+        ("trainer.max_time=5m", "trainer"),
+        ("trainer.strategy=foo", "ddp"),
+        ("metrics=inception", "efficientnet_lite0"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_written(
-    lab, tmp_path, monkeypatch, arguments, words
-):
+def test_what_other_packages_refuse_is_one_sentence(lab, tmp_path, monkeypatch, wrong, named):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    code, _, err = lab("train", *TINY, *arguments)
-    lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
+    code, _, err = lab("train", *TINY, wrong)
+    (line,) = (line for line in err.splitlines() if line.startswith("diffusion-lab:"))
     assert code == 2
-    assert len(lines) == 1
+    assert named in line
     assert "Traceback" not in err
-    for word in words:
-        assert word in lines[0]
     assert not (tmp_path / "outputs").exists()
 
 
@@ -163,18 +119,6 @@ def test_a_truncated_data_file_is_named_and_kept(lab, tmp_path):
     assert "Traceback" not in err
     assert path.exists()
     assert not (tmp_path / "outputs").exists()
-
-
-def test_an_unknown_command_is_answered(lab):
-    code, _, err = lab("trian")
-    assert code == 2
-    assert "train, sample, evaluate" in err
-
-
-def test_a_command_without_its_run_says_so(lab):
-    code, _, err = lab("sample")
-    assert code == 2
-    assert "run must be given" in err
 
 
 def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder, monkeypatch):
@@ -223,13 +167,6 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(lab, 
     code, _, err = lab("evaluate", "run=unopened", "against=run")
     assert code == 2
     assert "run has no checkpoints/last.ckpt yet" in err
-
-
-def test_more_held_out_images_than_there_are_is_refused_before_a_folder_is_made(lab, tmp_path):
-    code, _, err = lab("train", *TINY, "data.validation_size=33", "run_dir=run")
-    assert code == 2
-    assert "data.validation_size=33 is more than the 32 test images" in err
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -137,36 +137,6 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
         assert picture.size[0] > 1000  # two panels
 
 
-WRONG = [
-    (["sample-sweep", "run=run", "batch_size=1,2"], "batch_size cannot vary"),
-    (["sample-sweep", "run=run", "sampler=ddim,x"], "sampler=x does not exist"),
-    (["sample-sweep", "run=run", "steps=0,3"], "steps=0"),
-    (["sample-sweep", "run=run", "sampler/time_grid=leading,uniform"], "time_grid=uniform"),
-    (["sample-sweep", "run=run", "guidance=autoguidance"], "weak_run must be given"),
-    (["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=x"], "no run folder"),
-    (["sample", "run=run", "sampler=runge_kutta", "sampler.steps=2"], "more than 2 steps"),
-    (["sample", "run=run", "sampler=runge_kutta", "sampler.steps=1"], "must be 2 or more"),
-    (["sample", "run=run", "sampler.stepz=5"], "sampler.stepz"),
-    (["likelihood", "run=run", "trace=all"], "hutchinson, exact"),
-    (["likelihood", "run=run", "tolerance=0"], "above 0"),
-    (["likelihood", "run=run", "num_images=1000"], "num_images=1000 is more than the 32"),
-    (["likelihood", "run=run", "num_images=1", "steps=2"], "more than 2 steps"),
-    (["encode", "run=run", "columns=0"], "whole number"),
-    (["inpaint", "run=run", "region=middle"], "center"),
-]
-
-
-def test_what_is_wrong_is_said_in_one_sentence(lab, run_folder):
-    for arguments, words in WRONG:
-        code, _, err = lab(*arguments)
-        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
-        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
-        assert words in lines[0]
-        assert "Traceback" not in err
-        assert "Error executing job" not in err
-        assert not (run_folder / "sweeps").exists()
-
-
 @pytest.mark.parametrize(
     "change",
     ["schedule=cosine", "conditioning=none", "data.source._target_=helpers.other_tiny.OtherTiny"],

@@ -224,10 +224,3 @@ def test_what_the_objective_learns_is_in_its_state_and_nothing_else():
         "time_sampler.count",
         "uncertainty.weight",
     }
-
-
-def test_label_dropout_is_a_share_and_offset_noise_a_std():
-    with pytest.raises(ValueError, match="offset_noise"):
-        PRESETS["ddpm"](offset_noise=-0.1)
-    with pytest.raises(ValueError, match="label_dropout"):
-        PRESETS["ddpm"](label_dropout=1.5)

@@ -130,8 +130,3 @@ def test_x0_is_read_off_exactly():
     x, output = images()
     level = Rectified()(torch.tensor(0.3))
     assert torch.equal(X0().to_x0(output, x, level), output)
-
-
-def test_data_std_must_be_positive():
-    with pytest.raises(ValueError, match="data_std"):
-        EDM(0)

@@ -255,37 +255,3 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch(sampler):
         )
 
     torch.testing.assert_close(draw(4)[:2], draw(2), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("build", "word"),
-    [
-        (lambda: Euler(0, UniformGrid()), "steps"),
-        (lambda: Ancestral(5, UniformGrid(), eta=1.5), "eta"),
-        (
-            lambda: Ancestral(5, UniformGrid(), variance="medium"),
-            "fixed_small, fixed_large, learned",
-        ),
-        (lambda: Heun(5, UniformGrid(), churn=-1.0), "churn"),
-        (lambda: Heun(5, UniformGrid(), churn_min=2.0, churn_max=1.0), "churn_max"),
-        (lambda: Heun(5, UniformGrid(), noise_scale=0.0), "noise_scale"),
-        (lambda: DPMSolver(5, UniformGrid(), order=4), "order"),
-        (lambda: DPMSolver(5, UniformGrid(), eta=2.0), "eta"),
-        (lambda: DPMSolver(5, UniformGrid(), order=3, eta=1.0), "order=3 is for the ODE only"),
-        (lambda: UniPC(5, UniformGrid(), order=0), "order"),
-        (lambda: IPNDM(5, UniformGrid(), order=5), "order"),
-        (lambda: ReverseSDE(5, UniformGrid(), eta=-0.5), "eta"),
-        (
-            lambda: AnnealedLangevin(5, UniformGrid(), corrections=0),
-            "corrections",
-        ),
-        (lambda: AnnealedLangevin(5, UniformGrid(), step_size=2.5), "step_size"),
-        (lambda: PredictorCorrector(5, UniformGrid(), snr=0.0), "snr"),
-        (lambda: PredictorCorrector(5, UniformGrid(), corrections=-1), "corrections"),
-        (lambda: PredictorCorrector(5, UniformGrid(), corrector="euler"), "langevin, annealed"),
-        (lambda: PredictorCorrector(5, UniformGrid(), variance="large"), "variance"),
-    ],
-)
-def test_impossible_settings_are_refused(build, word):
-    with pytest.raises(ValueError, match=word):
-        build()

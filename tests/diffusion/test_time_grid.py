@@ -157,22 +157,3 @@ def test_table_grids_need_a_table_long_enough(grid):
         grid(Rectified(), 10)
     with pytest.raises(ValueError, match="steps"):
         grid(DDPMLinear(), 1001)
-
-
-@pytest.mark.parametrize(
-    ("build", "word"),
-    [
-        (lambda: Karras(rho=0), "rho"),
-        (lambda: Karras(7, 0, 80), "sigma_min"),
-        (lambda: UniformLogSNR(1, math.pi / 4), "sigma_min"),
-        (lambda: Explicit([]), r"times=\[\] must fall"),
-        (lambda: Explicit([1.0, 0.5, 0.5]), "must fall"),
-        (lambda: Explicit([0.5, 1.0]), "must fall"),
-        (lambda: Explicit([1.5, 1.0]), "from at most 1"),
-        (lambda: Explicit([1.0, 0.0]), "above 0"),
-        (lambda: Explicit([1.0, math.nan]), "above 0"),
-    ],
-)
-def test_impossible_settings_are_refused(build, word):
-    with pytest.raises(ValueError, match=word):
-        build()

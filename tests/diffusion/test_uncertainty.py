@@ -112,8 +112,3 @@ def test_its_gradient_comes_from_the_loss():
     objective = Objective(Rectified(), Flow(), LogitNormal(), uncertainty=LearnedUncertainty())
     objective(Zero(), torch.zeros(8, 1, 2, 2)).mean().backward()
     assert objective.uncertainty.weight.grad.abs().sum() > 0
-
-
-def test_it_needs_features():
-    with pytest.raises(ValueError, match="channels"):
-        LearnedUncertainty(0)

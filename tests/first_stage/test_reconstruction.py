@@ -130,20 +130,6 @@ def test_the_perceptual_distance_is_that_of_frozen_features(channels):
     )
 
 
-def test_what_cannot_be_had_is_said():
-    with pytest.raises(ValueError, match="perceptual=none"):
-        EfficientNetLite0(0.0, 16)
-    with pytest.raises(ValueError, match="vgg, alex or squeeze"):
-        LPIPS(1.0, "resnet")
-    with pytest.raises(ValueError, match="size=0 must be pixels above 0"):
-        EfficientNetLite0(0.1, 0)
-    settings = {"channels": 8, "layers": 1, "weight": 0.5, "start": 0}
-    wrong = {"channels": 10, "layers": 0, "weight": -1, "start": -5}
-    for key, value in wrong.items():
-        with pytest.raises(ValueError, match=f"discriminator.{key}={value} must be"):
-            Patch(1, **settings | {key: value})
-
-
 def test_images_that_its_networks_cannot_take_are_refused():
     Loss(1, "l1", False, EfficientNetLite0(0.1, 16), PATCH).check((1, 8, 8))
     with pytest.raises(UserError, match="perceptual=none for others than of 1 or 3 channels"):

@@ -28,21 +28,6 @@ def test_lengths():
     assert budget(reference="unet").length(128) == {}
 
 
-@pytest.mark.parametrize(
-    ("chosen", "words"),
-    [
-        ({}, "fixes nothing"),
-        ({"images": 5, "seconds": 5}, "cannot both be given"),
-        ({"images": 0}, "images must be"),
-        ({"seconds": 1.5}, "seconds must be"),
-        ({"reference": "unet", "by": "step_time"}, "by must be"),
-    ],
-)
-def test_what_contradicts_itself_is_refused(chosen, words):
-    with pytest.raises(ValueError, match=words):
-        budget(**chosen)
-
-
 @pytest.mark.parametrize("backbone", ["dit", pytest.param("mamba2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("by", ["macs", pytest.param("params", marks=pytest.mark.slow)])
 def test_sizes_agree_to_the_tolerance(lab, by, backbone):
@@ -96,27 +81,3 @@ def test_images_make_steps_of_any_batch(lab, tmp_path):
         assert code == 0, err
         summary = json.loads((tmp_path / f"run{batch}/summary.json").read_text())
         assert (summary["steps"], summary["images_seen"]) == (steps, 32)
-
-
-WRONG = [
-    (["budget=images", "trainer.max_steps=3"], "trainer.max_steps follows from the budget"),
-    (["budget=seconds", "trainer.max_time='00:00:01:00'"], "trainer.max_time follows from the"),
-    (
-        ["budget=macs", "backbone=dit", "backbone.width=96"],
-        "backbone.width follows from the budget, which makes it",
-    ),
-    (["budget=macs", "budget.images=8", "budget.seconds=8"], "cannot both be given"),
-    (["budget=macs", "budget.reference=unt"], "unt"),
-    (["budget=macs", "budget.tolerance=1e-9", "backbone=dit"], "no size of backbone=dit"),
-    (["budget=wattage"], "budget=wattage does not exist"),
-]
-
-
-def test_what_is_wrong_is_said_in_one_sentence_before_anything_is_written(lab, tmp_path):
-    for arguments, words in WRONG:
-        code, _, err = lab("train", *QUICK, *arguments)
-        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
-        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
-        assert words in lines[0]
-        assert "Traceback" not in err
-        assert not (tmp_path / "outputs").exists()

@@ -109,27 +109,6 @@ def test_step_time_is_measured(lab):
     assert "of the time" in err
 
 
-WRONG = [
-    (["reference=unet"], ["by=size"], "params, macs, step_time"),
-    (["reference=unet"], ["tolerance=2"], "between 0 and 1"),
-    (["reference=unet"], ["by=step_time", "device=meta"], "device=auto"),
-    (["reference=unt"], [], "did you mean unet"),
-    (["reference=outputs/nowhere"], [], "no run folder"),
-    ([], [], "reference must be given"),
-    (["reference=unet"], ["backbone.patch=5"], "backbone.patch"),
-    (["reference=unet"], ["tolerance=1e-9"], "the nearest, backbone=dit backbone.width="),
-]
-
-
-def test_what_is_wrong_is_said_in_one_sentence(lab):
-    for reference, arguments, words in WRONG:
-        code, _, err = lab("match", "backbone=dit", *reference, *arguments)
-        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
-        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
-        assert words in lines[0]
-        assert "Traceback" not in err
-
-
 def test_a_reference_may_be_a_composition_with_another_block(lab):
     wanted = ["backbone=dit", "backbone.width=96", "backbone.heads=2", "backbone/block=adaln"]
     code, out, err = lab(
@@ -143,12 +122,6 @@ def test_a_reference_may_be_a_composition_with_another_block(lab):
         code, out, err = lab("profile", *overrides, "device=meta", "json=true")
         assert code == 0, err
         assert json.loads(out.splitlines()[-1])["params"] == result[who]["params"]
-
-
-def test_a_reference_does_not_choose_the_data(lab):
-    code, _, err = lab("match", "backbone=dit", "reference='data=cifar10 backbone=dit'", "by=macs")
-    assert code == 2
-    assert "write data=cifar10 beside reference=" in err
 
 
 def test_what_no_module_claims_is_matched_too(lab):

@@ -176,69 +176,6 @@ def test_a_train_composition_and_hydras_flags_are_taken(lab):
     assert "timed_steps: 5" in out
 
 
-WRONG = [
-    (["image_shape=[1,28]"], "[channels,height,width]"),
-    (["image_shape=28"], "[channels,height,width]"),
-    (["num_classes=-1"], "num_classes=-1"),
-    (["batch_size=0"], "whole number"),
-    (["depth=0"], "whole number"),
-    (["device=abacus"], "auto, cpu or cuda"),
-    (["precision=fp16"], "bf16-mixed"),
-    (["compile=maybe"], "auto, true or false"),
-    (["backbone=dti"], "did you mean dit"),
-    (["-m", "backbone=unet,dti"], "did you mean dit"),
-    (["backbone=dit", "backbone.patch=5"], "backbone.patch"),
-    (["run=nowhere"], "no run folder"),
-    (["guidance=autoguidance", "guidance.weak_run=x"], "guidance=none"),
-]
-
-
-def test_what_is_wrong_is_said_in_one_sentence(lab):
-    for arguments, words in WRONG:
-        code, _, err = lab("profile", *arguments)
-        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
-        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
-        assert words in lines[0]
-        assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "backbone=dit backbone.patch=0",
-        "backbone=dit backbone.patch=-2",
-        "backbone=dit backbone.heads=0",
-        "backbone=dit backbone.heads=-2",
-        "backbone=dit backbone.width=0",
-        "backbone=dit backbone.width=foo",
-        "backbone=dit backbone.depth=2.5",
-        "backbone=dit backbone.window=1.5",
-        "backbone=dit backbone.qk_norm=2",
-        "backbone=dit backbone.block.mlp_ratio=-1",
-        "backbone=dit backbone.long_skips=true backbone.depth=1",
-        "backbone=mamba backbone.conv=0",
-        "backbone=mamba backbone.expand=1.5",
-        "backbone=mamba backbone.state=0",
-        "backbone=mamba2 backbone.head_channels=0",
-        "backbone=unet backbone.channels=0",
-        "backbone=unet backbone.head_channels=0",
-        "backbone=unet backbone.patch=0",
-        "backbone=unet backbone.skip_scale=x",
-        "backbone=unet backbone.attention=3",
-        "backbone=unet backbone.multipliers=[]",
-        "backbone=mlp backbone.width=0",
-        "backbone=diffusers_unet backbone.norm_groups=0",
-        "conditioning=attributes conditioning.sizes=[-2,-5]",
-        "conditioning=attributes conditioning.sizes=10",
-    ],
-)
-def test_sizes_that_cannot_be_are_one_sentence_that_names_the_key(lab, wrong):
-    code, _, err = lab("profile", *wrong.split(), "device=meta")
-    assert code == 2
-    assert wrong.split()[1].split("=")[0] in err
-    assert len(err.strip().splitlines()) == 1
-
-
 def test_a_timed_call_is_without_dropout():
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("profile", ["backbone=unet_small", "backbone.dropout=0.9", "batch_size=2"])

@@ -197,23 +197,6 @@ def test_the_line_of_a_failed_job_names_the_folder_of_configurations(lab, tmp_pa
     assert code == 0, err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["-m", ""], "one of the arguments is empty; leave it out"),
-        ([""], "one of the arguments is empty; leave it out"),
-        (["-m", "hydra.sweeper.params.seed='0,1'"], "write the values themselves, as in seed=0,1"),
-        (["-m", "+hydra.sweeper.params.seed='0,1'"], "and there is no +study=...;"),
-    ],
-)
-def test_a_command_line_that_is_none_gets_a_sentence(lab, arguments, words):
-    code, _, err = lab("train", *arguments)
-    assert code == 2
-    assert err.startswith("diffusion-lab: ")
-    assert words in err
-    assert len(err.splitlines()) == 1
-
-
 def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
     def fail(self, *arguments, **more):
         raise RuntimeError("the disk is on fire")

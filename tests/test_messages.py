@@ -1,0 +1,131 @@
+"""Bad input is answered in one sentence: all of them stand in golden/messages.txt, and only there.
+
+An entry of that file is a prompt and the message that it is answered with. Prompts are those of a
+shell (`$ sample run=nowhere`, a command of `diffusion-lab`; TINY are the overrides of a tiny run,
+and run/ is a finished one), of Python (`>>> Euler(0, Uniform())`) and `build`, which builds the
+training objects of a configuration. To add an entry write its prompt; new and changed messages are
+written into the file by
+
+    STORE_MESSAGES=1 python -m pytest tests/test_messages.py
+"""
+
+import math
+import os
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+from helpers.compositions import assembled
+from helpers.paths import TESTS
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.backbone.attention import SelfAttention
+from diffusion_lab.backbone.conditioning import ClassLabel
+from diffusion_lab.build.objects import build_model, build_pipeline
+from diffusion_lab.common.errors import UserError
+from diffusion_lab.data.source import ImageFolder
+from diffusion_lab.diffusion import guidance, objective, sampler, schedule
+from diffusion_lab.diffusion.objective import weighting
+from diffusion_lab.diffusion.sampler import time_grid
+from diffusion_lab.first_stage.autoencoder import FSQ, KL, VQ
+from diffusion_lab.first_stage.reconstruction import Loss, discriminator, perceptual
+from diffusion_lab.profiling.budget import Budget
+
+FILE = TESTS / "golden/messages.txt"
+PROMPTS = ("$ ", ">>> ", "build ")
+
+
+def entries(text: str) -> dict[str, str]:
+    """The message of each prompt."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith(PROMPTS):
+            prompt = line
+            assert prompt not in found, f"{prompt} stands there twice"
+            found[prompt] = ""
+        elif line and not line.startswith("# "):
+            found[prompt] += line
+    return found
+
+
+def store(prompt: str, message: str) -> None:
+    """Writes the message of a prompt into the file."""
+    entry = re.compile(rf"^{re.escape(prompt)}\n(?:(?!# |\$ |>>> |build ).+\n)?", re.MULTILINE)
+    FILE.write_text(entry.sub(lambda _: f"{prompt}\n{message}\n", FILE.read_text()))
+
+
+MESSAGES = entries(FILE.read_text())
+NETWORK = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": True}
+CODES = {"codes": 16, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25}
+NO_BUDGET = {"reference": None, "by": "macs", "tolerance": 0.02, "images": None, "seconds": None}
+NAMES = {  # of what stands behind >>>
+    **vars(objective),
+    **vars(weighting),
+    **vars(guidance),
+    **vars(sampler),
+    **vars(schedule),
+    **vars(time_grid),
+    "math": math,
+    "perceptual": perceptual,
+    "ClassLabel": ClassLabel,
+    "SelfAttention": SelfAttention,
+    "ReconstructionLoss": Loss,
+    "kl": partial(KL, (1, 8, 8), **NETWORK | {"latent_channels": 3, "kl_weight": 1.0}),
+    "vq": partial(VQ, (1, 8, 8), **NETWORK | CODES | {"latent_channels": 3}),
+    "fsq": partial(FSQ, (1, 8, 8), **NETWORK),
+    "discriminator": partial(discriminator.Patch, 1, channels=8, layers=1, weight=0.5, start=0),
+    "image_folder": partial(ImageFolder, "nowhere"),
+    "budget": partial(Budget, **NO_BUDGET, solved=None),
+}
+
+
+def check(prompt: str, message: str) -> None:
+    """Compares a message, or stores it if that was asked for."""
+    assert message, "nothing was said"
+    assert "\n" not in message
+    if os.environ.get("STORE_MESSAGES"):
+        store(prompt, message)
+    else:
+        assert message == MESSAGES[prompt]
+
+
+def starting(prompt: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "prompt", [each for each in MESSAGES if each.startswith(prompt)], ids=lambda each: each
+    )
+
+
+def files() -> dict[str, int]:
+    """The files here and when each was written; Hydra notes a search in a hidden file."""
+    return {str(path): path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
+
+
+@starting("$ ")
+def test_a_wrong_command_is_answered_in_one_sentence_and_writes_nothing(lab, run_folder, prompt):
+    before = files()
+    words = shlex.split(prompt.removeprefix("$ "))
+    arguments = [each for word in words for each in (TINY if word == "TINY" else [word])]
+    code, _, err = lab(*arguments)
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert files() == before
+    said = [line for line in err.splitlines() if line.startswith("diffusion-lab: ")]
+    assert len(said) == 1, err
+    check(prompt, said[0].removeprefix("diffusion-lab: ").replace(str(Path.cwd()), "HERE"))
+
+
+@starting("build ")
+def test_a_composition_that_cannot_be_built_is_answered_in_one_sentence(prompt):
+    cfg = assembled(*shlex.split(prompt.removeprefix("build ")))
+    with pytest.raises(UserError) as error:
+        build_pipeline(cfg, build_model(cfg, (1, 8, 8), 4), 4)(range(2))
+    check(prompt, str(error.value))
+
+
+@starting(">>> ")
+def test_a_value_out_of_its_range_is_answered_in_one_sentence(prompt):
+    with pytest.raises(ValueError) as error:  # noqa: PT011, its message is in the file
+        eval(prompt.removeprefix(">>> "), dict(NAMES))
+    check(prompt, str(error.value))
