@@ -27,6 +27,7 @@ class AutoencoderRun(OpenRun):
 
     command: ClassVar[str] = "train-autoencoder"
     summary_is_of_samples: ClassVar[bool] = False
+    groups_without_choice: ClassVar[tuple[str, ...]] = ("sampler", "guidance")
 
     autoencoder: Autoencoder
     facts: files.Facts

@@ -25,6 +25,7 @@ class OpenRun(ABC):
 
     command: ClassVar[str]  # trains runs of this kind
     summary_is_of_samples: ClassVar[bool]  # or of reconstructed test images
+    groups_without_choice: ClassVar[tuple[str, ...]] = ()  # of those that commands on runs have
 
     saved: DictConfig  # the run's configuration
     datamodule: ImageDataModule  # unread

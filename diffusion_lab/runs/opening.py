@@ -43,14 +43,14 @@ def inherit(
 ) -> None:
     """Gives `cfg` the choice of a run, `saved`, in each group, unless `overrides` choose another.
 
-    Single values in `overrides`, as in sampler.steps=20, change the run's choice. A group that the
-    run does not have is taken out of `cfg`; raises UserError for an override of it.
+    Single values in `overrides`, as in sampler.steps=20, change the run's choice. A group in which
+    its kind has no choice is taken out of `cfg`; raises UserError for an override of it.
     """
     keys = {override.key_or_group: override for override in parse(overrides)}
     with open_dict(cfg):
         cfg.data = saved.data
         for group in groups:
-            if group not in saved:
+            if group in kind_of(saved).groups_without_choice:
                 if chosen := [key for key in keys if key.split(".")[0].split("/")[0] == group]:
                     raise UserError(f"this run has no {group}; leave {chosen[0]}=... out")
                 del cfg[group]

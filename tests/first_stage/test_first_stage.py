@@ -247,7 +247,7 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, tmp_path, kind):
     assert result["grid"] == "run/samples/prior_seed0_n4.png"
     code, _, err = lab("evaluate", "run=run", "against=run")
     assert code == 2
-    assert "run has no figures of its weights" in err  # those it has are of reconstructions
+    assert "diffusion-lab evaluate run=run" in err  # those it has are of reconstructions
     code, out, err = lab("evaluate", "run=run", "json=true")
     assert code == 0, err
     figures = json.loads(out.splitlines()[-1])
