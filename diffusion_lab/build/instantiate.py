@@ -11,6 +11,7 @@ import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from diffusion_lab.build.config_keys import as_path
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.ranges import Range, RangeError
 
@@ -103,7 +104,7 @@ def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
     if isinstance(node, ListConfig):
         return [_built(each, f"{key}[{place}]", {}) for place, each in enumerate(node)]
     if not isinstance(node, DictConfig):
-        return node
+        return as_path(key, node)
     children = {
         str(name): _built(node[name], f"{key}.{name}", {})
         for name in node

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
+from diffusion_lab.build.config_keys import paths_as_text
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.overrides import Combination
 from diffusion_lab.build.sentences import MISTAKES, sentence
@@ -20,8 +21,6 @@ from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.compute import slurm
-
-PATHS = ("run", "run_dir", "resume", "data_root", "output")
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -59,9 +58,7 @@ def call(command: Command, config: str, cfg: DictConfig) -> float | None:
     """Calls a command's function; prints its result, or returns what a search optimises."""
     # torch and lightning take seconds to import: not for --help or a typing error
     function = pkgutil.resolve_name(command.function)
-    for key in PATHS:
-        if cfg.get(key) is not None:
-            cfg[key] = str(cfg[key])  # a folder 2024 is a number to Hydra
+    paths_as_text(cfg)
     overrides = list(HydraConfig.get().overrides.task)
     if command.trains:
         return function(cfg, overrides)

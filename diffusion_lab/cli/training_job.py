@@ -108,12 +108,12 @@ def run_one(
     if state == study.FINISHED:
         say(f"{folder} is finished")
     elif state == study.UNFINISHED:
-        resume = [f"resume={folder}", *study.retaken(folder, overrides)]
+        resume = [f"resume={folder}", *study.overrides_to_resume(folder, overrides)]
         run_to_end(resumed(str(folder), resume, command), resume, build)
     else:
         budget.apply(cfg, overrides)
         run_to_end(cfg, overrides + join(cfg, job, folder), build)
-    value = study.figure(folder, metric) if metric else None
+    value = study.final_metric(folder, metric) if metric else None
     return sweeps.SKIPPED if state == study.FINISHED else sweeps.DONE, value
 
 

@@ -16,19 +16,6 @@ from diffusion_lab.build.objects import Model, build_datamodule, build_model, bu
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.diffusion.estimate import Given
 
-# what decides a model's cost: of the command line, or of a run
-COMPOSITION = (
-    "first_stage",
-    "augmentation",
-    "backbone",
-    "conditioning",
-    "schedule",
-    "objective",
-    "denoiser",
-    "optimizer",
-    "sampler",
-    "guidance",
-)
 ELSEWHERE = "outside of all layers"  # multiplied, such as by attention of another library
 UNSEEN_SHARE = 0.01  # of all MACs; less is rounding
 

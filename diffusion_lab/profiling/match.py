@@ -9,13 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from diffusion_lab.build.config_keys import Means, groups
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.profiling.cost_meter import UNITS, CostMeter
-from diffusion_lab.profiling.costs import COMPOSITION
 from diffusion_lab.profiling.sizes import Sizes
 from diffusion_lab.profiling.timing import ALLOWED
 from diffusion_lab.runs.config import load_config
@@ -102,8 +102,8 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         saved = load_config(text)
         reference = compose("match", overrides=others)
         require_diffusion(text, saved)
-        inherit(reference, saved, COMPOSITION, others)
-        shared = tuple(group for group in COMPOSITION if group != "backbone")
+        inherit(reference, saved, groups(Means.COST), others)
+        shared = tuple(group for group in groups(Means.COST) if group != "backbone")
         inherit(cfg, saved, shared, overrides)
         say(f"Both have the data, {', '.join(shared)} of {text}; train with the same")
         return reference

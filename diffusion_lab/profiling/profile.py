@@ -8,13 +8,14 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from diffusion_lab.backbone.counting import Cost, by_level, total
+from diffusion_lab.build.config_keys import Means, groups
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.profiling import budget
-from diffusion_lab.profiling.costs import COMPOSITION, ELSEWHERE, Counts, count, image_facts
+from diffusion_lab.profiling.costs import ELSEWHERE, Counts, count, image_facts
 from diffusion_lab.profiling.timing import (
     ALLOWED,
     Speed,
@@ -82,7 +83,7 @@ def prepare(cfg: DictConfig, overrides: list[str]) -> tuple[torch.device, str]:
     if cfg.run:
         saved = load_config(cfg.run)
         require_diffusion(cfg.run, saved)
-        inherit(cfg, saved, COMPOSITION, overrides)
+        inherit(cfg, saved, groups(Means.COST), overrides)
     return device_and_precision(cfg)
 
 

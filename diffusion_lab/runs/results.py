@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
@@ -14,7 +15,6 @@ from diffusion_lab.metrics.protocol import Protocol, require_same
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.opening import kind_of
-from diffusion_lab.runs.settings import flat
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 
 EVALUATIONS = "evaluations"

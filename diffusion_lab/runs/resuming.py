@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.config_keys import KEYS, Means, as_path, is_value, means
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.runs import checkpoints, weights
@@ -11,20 +12,6 @@ from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.opening import kind_of
 
-DATA = (
-    "data.source.root",
-    "data.source.path",
-    "data.source.test_path",
-)  # where the same images are
-RESUMABLE = (
-    "trainer.",
-    "callbacks.",
-    "logger.",
-    *DATA,
-    "validate_every_n_steps",
-    "micro_batch_size",
-    "activation_checkpointing",
-)
 # an option of a group is a file of values, of which a run that is resumed keeps its own
 INSTEAD_OF_OPTIONS = {
     "trainer=cpu": "trainer.accelerator=cpu",
@@ -68,12 +55,13 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             continue
         if instead := INSTEAD_OF_OPTIONS.get(override):
             raise UserError(f"{override} cannot be written in resuming a run; write {instead}")
-        if not key.startswith(RESUMABLE):
+        if Means.RESUMABLE not in means(key) or not is_value(key):
+            others = ", ".join(row for row in KEYS if Means.RESUMABLE in KEYS[row])
             raise UserError(
                 f"{override.lstrip('+')} cannot change in a run that is resumed; only values of "
-                f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
+                f"{others} can, as in trainer.max_steps=20000"
             )
-        OmegaConf.update(cfg, key, parsed.value())
+        OmegaConf.update(cfg, key, as_path(key, parsed.value()))
     cfg.resume = str(folder)
     return cfg
 

@@ -1,4 +1,4 @@
-"""The runs of a study: where each goes, and whether it is new, to be gone on with, or finished.
+"""The runs of a study: where each goes, and whether it is new, to be resumed, or finished.
 
 outputs/<study_name>/<what differs>/ is a run folder. What is known is read from there alone, so a
 repeated command goes on, whatever process it runs in.
@@ -8,12 +8,11 @@ import json
 import re
 from pathlib import Path
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.config_keys import Means, flat, means
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
@@ -27,24 +26,13 @@ from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import ABANDONED, CONFIG, load_summary
 from diffusion_lab.runs.lock import has_locks, require_unlocked
-from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, RESUMABLE
-from diffusion_lab.runs.same import INDIFFERENT, differences
-from diffusion_lab.runs.settings import NOT_OF_THE_LOSS, OF_THE_LOSS, below, flat
+from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS
+from diffusion_lab.runs.same import differences
 from diffusion_lab.training.callbacks import Evaluation, MedianPruning
 from diffusion_lab.training.callbacks.configured import configured
 
-NEW, UNFINISHED, FINISHED = "new", "unfinished", "finished"
-# of what is indifferent, that which can be of several images or first stages
-SOURCES = ("data.source.path", "data.source.test_path", "first_stage.run", "first_stage.path")
-# what has no part in a run's name, unless a sweep varies it; of most of it a study has one
-UNNAMED = (
-    *(key for key in INDIFFERENT if key not in SOURCES),
-    "name",
-    "study_name",
-    "budget",
-    "optimized_metric",
-    "hparams_search",
-)
+NEW, EMPTY, UNFINISHED, FINISHED = "new", "without a checkpoint", "unfinished", "finished"
+PLACE_IN_WANDB = ("logger.group", "logger.name", "logger.tags")
 LONGEST = 128  # bytes of a run's name, as many as W&B takes
 
 
@@ -66,7 +54,7 @@ def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
         if set(own) - values.keys():
             return None
     else:
-        named |= {key for key in values if key != "trainer" and not below(key, UNNAMED)}
+        named |= {key for key in values if Means.NAMED in means(key)}
     chosen = {key: value for key, value in values.items() if key in named}
     return OUTPUTS / cfg.study_name / name_of(chosen) if chosen else None
 
@@ -102,34 +90,29 @@ def name_of(values: dict[str, str]) -> str:
 
 
 def state_of(folder: Path, cfg: DictConfig) -> str:
-    """NEW, UNFINISHED or FINISHED; every rank gets what rank 0 finds.
+    """NEW, EMPTY, UNFINISHED or FINISHED; every rank gets the answer of rank 0.
 
-    A run that left no checkpoint is moved aside. Raises UserError if the folder holds a run of
-    another configuration.
+    Raises UserError if another process trains the run, or if it is of another configuration.
     """
     if in_launched_process():
         launch.join_process_group(launch.device_of_process(cfg.trainer))
-    return on_rank_zero(lambda: _look(folder, cfg))
+    return on_rank_zero(lambda: _state(folder, cfg))
 
 
-def _look(folder: Path, cfg: DictConfig) -> str:
+def _state(folder: Path, cfg: DictConfig) -> str:
     if not (folder / CONFIG).is_file():
         return NEW
     require_unlocked(folder)
     finished = load_summary(folder).get("finished")
     if not finished and not checkpoints.exists(folder):
-        if not has_locks(folder):
-            raise UserError(
-                f"{folder} has no checkpoint yet, and its file system cannot tell whether it is "
-                "being trained; wait for the first one, or delete the folder if nothing trains it"
-            )
-        aside = _free(folder.parent / ABANDONED / folder.name)
-        aside.parent.mkdir(exist_ok=True)
-        folder.rename(aside)
-        say(f"{folder} had no checkpoint to go on from; it is now {aside}")
-        return NEW
-    usual = compose(HydraConfig.get().job.config_name)
-    for key, old, new in differences(load_config(folder), cfg, usual):
+        if has_locks(folder):
+            return EMPTY
+        raise UserError(
+            f"{folder} has no checkpoint yet, and its file system cannot tell whether it is "
+            "being trained; wait for the first one, or delete the folder if nothing trains it"
+        )
+    if difference := next(differences(load_config(folder), cfg), None):
+        key, old, new = difference
         raise UserError(
             f"{folder} was trained with {key}={_written(old)}, and is asked for with "
             f"{key}={_written(new)}; write study_name={cfg.study_name}_2 for a study of its own, "
@@ -138,32 +121,38 @@ def _look(folder: Path, cfg: DictConfig) -> str:
     return FINISHED if finished else UNFINISHED
 
 
-def retaken(folder: Path, overrides: list[str]) -> list[str]:
-    """Of what a study's run is asked for again, what it is gone on with instead of its own values.
+def move_aside(folder: Path) -> None:
+    """Moves a run without a checkpoint out of the way of a new one, on rank 0."""
 
-    Where it is trained and how it is watched, as far as it has these keys; options of groups, as
-    logger=none, it keeps, and its place in W&B.
+    def move() -> None:
+        number, aside = 1, folder.parent / ABANDONED / folder.name
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"{folder.name}_{number}")
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        say(f"{folder} had no checkpoint to go on from; it is now {aside}")
+
+    on_rank_zero(move)
+
+
+def overrides_to_resume(folder: Path, overrides: list[str]) -> list[str]:
+    """The overrides of a repeated command that replace the saved values when a run is resumed.
+
+    They say where the run is trained and how it is watched. It keeps its options of groups, as
+    logger=none, and its place in W&B.
     """
-    saved = flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    saved = flat(OmegaConf.to_container(load_config(folder)))
     known = [INSTEAD_OF_OPTIONS.get(override, override) for override in overrides]
-    keys = [each.key_or_group for each in parse(known)]
+    keys = [override.key_or_group for override in parse(known)]
     return [
         override
         for override, key in zip(known, keys, strict=True)
-        if key.startswith(RESUMABLE)
-        and below(key, INDIFFERENT)
-        and not below(key, ("logger.group", "logger.name", "logger.tags"))
+        if Means.RESUMABLE in means(key)
+        and Means.IDENTITY not in means(key)
+        and key not in PLACE_IN_WANDB
         and key in saved
     ]
-
-
-def _free(path: Path) -> Path:
-    """The path, or with a number the first that does not exist."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}_{number}")
-    return free
 
 
 def _written(value: object) -> str:
@@ -214,25 +203,23 @@ def check_search(cfg: DictConfig, job: DictConfig) -> None:
     metrics = {"optimized_metric=fid": cfg.optimized_metric}
     metrics |= {"callbacks.pruning=null": pruning and pruning.metric}
     remedies = [remedy for remedy, metric in metrics.items() if str(metric).startswith("val/")]
-    quantity = ("experiment.", *OF_THE_LOSS)  # an experiment chooses them, too
     for key in keys:
-        place = f"{key.replace('/', '.')}."
-        if remedies and place.startswith(quantity) and not below(key, NOT_OF_THE_LOSS):
+        if remedies and Means.LOSS in means(key):
             raise UserError(
                 f"val/loss is another quantity for another {key}, and cannot be compared in a "
                 f"search over it; write {' '.join(remedies)}"
             )
 
 
-def figure(folder: Path, metric: str) -> float:
-    """The final figure of a kind, such as fid or val/loss, of a finished run."""
-    figures = load_summary(folder).get("metrics", {})
-    found = [v for name, v in figures.items() if name == metric or name.startswith(f"{metric}/")]
+def final_metric(folder: Path, kind: str) -> float:
+    """The metric of a kind, such as fid or val/loss, at the end of a finished run."""
+    metrics = load_summary(folder).get("metrics", {})
+    found = [v for name, v in metrics.items() if name == kind or name.startswith(f"{kind}/")]
     if len(found) != 1:
-        kinds = {n if n.startswith("val/") else n.split("/")[0] for n in figures}
-        kinds = sorted(kind for kind in kinds if kind != "val_by_level")
+        kinds = {n if n.startswith("val/") else n.split("/")[0] for n in metrics}
+        names = sorted(kinds - {"val_by_level"})
         raise UserError(
-            f"optimized_metric={metric} is not the name of one figure of {folder}; "
-            f"use one of {', '.join(kinds)}"
+            f"optimized_metric={kind} is not the name of one metric of {folder}; "
+            f"use one of {', '.join(names)}"
         )
     return found[0]

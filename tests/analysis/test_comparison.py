@@ -208,7 +208,7 @@ class TestRefusals:
     def test_runs_without_figures_are_named_and_counted(self, runs, tmp_path):
         for seed in range(3):
             fake_run(runs / f"run{seed}", 1.0, seed, summary={"protocol": None})
-        with pytest.raises(UserError, match="run0 has no figures of its weights") as error:
+        with pytest.raises(UserError, match="diffusion-lab evaluate run=") as error:
             compared(tmp_path)
         assert str(error.value).endswith("2 other runs need the like")
 

@@ -162,7 +162,7 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(lab, 
     (run_folder / "summary.json").unlink()
     code, _, err = lab("evaluate", "run=unopened", "against=run")
     assert code == 2
-    assert "run has no figures of its weights; measure it by `diffusion-lab evaluate" in err
+    assert "measure it by `diffusion-lab evaluate" in err
     (run_folder / "checkpoints/last.ckpt").unlink()
     code, _, err = lab("evaluate", "run=unopened", "against=run")
     assert code == 2

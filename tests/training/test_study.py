@@ -23,11 +23,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from diffusion_lab.build.config_keys import flat
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.runs.config import save_config
 from diffusion_lab.runs.lock import locked
 from diffusion_lab.runs.same import differences
-from diffusion_lab.runs.settings import flat
 from diffusion_lab.training import study
 from diffusion_lab.training.callbacks.interruption import Interruption
 
@@ -281,10 +282,10 @@ SAVED = {
 }
 
 
-def told_apart(changes, saved=None, usual=None):
+def told_apart(changes, saved=None):
     """Differences of a run as above from what is asked for, with the one and the other changed."""
     saved = OmegaConf.merge(SAVED, saved or {})
-    found = differences(saved, OmegaConf.merge(SAVED, changes), OmegaConf.create(usual or {}))
+    found = differences(saved, OmegaConf.merge(SAVED, changes))
     return {key: (old, new) for key, old, new in found}
 
 
@@ -323,8 +324,7 @@ def test_an_object_and_null_make_two_runs_whichever_was_saved():
     none = {"callbacks": {"weight_averaging": None}}
     without = OmegaConf.merge(SAVED, none)
     assert "callbacks.weight_averaging.ramp" in told_apart(none)
-    usual = OmegaConf.create(SAVED)
-    (found, *_) = differences(without, OmegaConf.create(SAVED), usual)
+    (found, *_) = differences(without, OmegaConf.create(SAVED))
     assert found[0] == "callbacks.weight_averaging._target_"
     assert told_apart({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
     images = {"_target_": "diffusion_lab.profiling.budget.Budget", "images": 8, "solved": None}
@@ -333,22 +333,6 @@ def test_an_object_and_null_make_two_runs_whichever_was_saved():
     assert told_apart({}, saved={"budget": solved})["budget.images"] == (8, None)
     # what followed from the budget is not given again
     assert told_apart({"budget": images}, {"budget": solved, "trainer": {"max_steps": 2}}) == {}
-
-
-def test_a_key_that_a_run_is_older_than_counts_as_its_default():
-    assert told_apart({"newer": 1}, usual={"newer": 1}) == {}
-    assert told_apart({"newer": 2}, usual={"newer": 1}) == {"newer": (1, 2)}
-    assert told_apart({"newer": 1}) == {"newer": (None, 1)}
-    assert told_apart({"newer": None}) == {}
-    # of an object, what its class says
-    tiny = {"data": {"_target_": "diffusion_lab.data.ImageDataModule"}}
-    assert told_apart(tiny | {"data": tiny["data"] | {"subset_seed": 0}}, saved=tiny) == {}
-    found = told_apart({"data": tiny["data"] | {"subset_seed": 1}}, saved=tiny)
-    assert found == {"data.subset_seed": (0, 1)}
-    # or else what an object of that class has where nothing is overridden
-    usual = {"trainer": {"_target_": "lightning.Trainer", "deterministic": False}}
-    assert told_apart({"trainer": {"deterministic": False}}, usual=usual) == {}
-    assert told_apart({"trainer": {"deterministic": True}}, usual=usual)
 
 
 def test_what_a_run_finds_out_is_not_asked_for():
@@ -452,7 +436,7 @@ def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_
     saved = {"data": {"source": {"root": "/a"}}, "trainer": {"devices": 1, "strategy": "auto"}}
     saved |= {"micro_batch_size": None, "callbacks": {"sample_grid": None}}
     saved["logger"] = {"mode": "auto", "tags": ["mine", "budget-images"]}
-    OmegaConf.save(saved, tmp_path / "config.yaml")
+    save_config(tmp_path, OmegaConf.create(saved))
     places = [
         "data.source.root=/b",
         "trainer.devices=2",
@@ -461,8 +445,8 @@ def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_
     ]
     others = ["+study=backbones", "backbone=dit", "logger=none", "trainer.max_steps=9", "seed=1"]
     others += ["logger.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
-    assert study.retaken(tmp_path, [*others, *places]) == places
-    assert study.retaken(tmp_path, ["trainer=ddp"]) == ["trainer.strategy=ddp"]
+    assert study.overrides_to_resume(tmp_path, [*others, *places]) == places
+    assert study.overrides_to_resume(tmp_path, ["trainer=ddp"]) == ["trainer.strategy=ddp"]
 
 
 def test_a_folder_that_may_be_trained_where_there_are_no_locks_stays(lab, finished, monkeypatch):

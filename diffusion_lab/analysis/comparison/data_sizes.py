@@ -8,8 +8,8 @@ from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.labels import without_data
 from diffusion_lab.analysis.comparison.significance import half_width
 from diffusion_lab.analysis.comparison.svg import COLOURS
+from diffusion_lab.build.config_keys import DATA_SIZE
 from diffusion_lab.metrics import Quantity
-from diffusion_lab.runs.settings import DATA_SIZE
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.build.config_keys import SUBSET_SEED
 from diffusion_lab.common.formats import amount, duration
-from diffusion_lab.runs.settings import SUBSET_SEED
 
 EQUAL_IMAGES = 0.01  # relative difference: a last batch more or less
 EQUAL_COST = 0.05  # more than the 2 % that a budget allows to each

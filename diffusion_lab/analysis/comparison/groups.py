@@ -7,7 +7,7 @@ from functools import cached_property
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.labels import names_of, varying
-from diffusion_lab.runs.settings import DATA_SIZE, Settings
+from diffusion_lab.build.config_keys import DATA_SIZE, Settings
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 
-from diffusion_lab.runs.settings import CLASS, DATA_SIZE, Settings
+from diffusion_lab.build.config_keys import CLASS, DATA_SIZE, Settings
 
 BETWEEN = " \N{MIDDLE DOT} "  # the settings in a name
 ALL = "all runs"

@@ -1,0 +1,76 @@
+"""The table of configuration keys knows every key of a training run."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from diffusion_lab.build.config_keys import (
+    CLASS,
+    KEYS,
+    Means,
+    as_path,
+    flat,
+    groups,
+    means,
+    paths_as_text,
+    row_of,
+)
+from diffusion_lab.build.configuration import conf_dir
+
+COMMANDS = {
+    "train": [
+        "first_stage=kl",
+        "first_stage.run=x",
+        "budget=macs",
+        "+callbacks@callbacks.pruning=pruning",
+    ],
+    "train_autoencoder": [],
+}
+
+
+def keys(command: str, overrides: list[str]) -> list[str]:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose(command, [*overrides, "name=x"])
+    return list(flat(OmegaConf.to_container(cfg)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_of_a_training_run_has_a_row(command):
+    for overrides in ([], COMMANDS[command]):
+        without = [key for key in keys(command, overrides) if row_of(key) is None]
+        assert without == []
+
+
+def test_every_group_has_a_row():
+    names = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    assert {name for name in names if row_of(name) is None} == {"debug", "hydra", "study"}
+
+
+def test_the_longest_row_counts():
+    assert means("data.source.root") == Means.RESUMABLE | Means.PATH
+    assert Means.LOSS in means("data.source.image_size")
+    assert Means.LOSS in means("objective/prediction")
+    assert Means.RESUMABLE in means("callbacks.sample_grid")
+    assert Means.IDENTITY not in means("callbacks.sample_grid.columns")
+    assert Means.NAMED not in means("trainer")
+    assert Means.NAMED in means("trainer.max_steps")
+    assert Means.IDENTITY in means("own.setting")
+
+
+def test_nothing_is_named_by_what_can_be_resumed_otherwise_unless_it_may_be_another():
+    for key in KEYS:
+        assert Means.PATH in means(key) or not (
+            Means.NAMED in means(key) and Means.IDENTITY not in means(key)
+        )
+
+
+def test_groups_are_those_at_the_top():
+    assert {"backbone", "denoiser", "sampler"} <= set(groups(Means.COST))
+
+
+def test_a_folder_of_digits_is_a_path():
+    assert as_path("data.source.root", 2024) == "2024"
+    assert as_path("seed", 2024) == 2024
+    cfg = OmegaConf.create({"run": 2024, "seed": 1, "first_stage": {"path": 7, CLASS: "x"}})
+    paths_as_text(cfg)
+    assert cfg == {"run": "2024", "seed": 1, "first_stage": {"path": "7", CLASS: "x"}}
