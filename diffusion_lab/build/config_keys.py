@@ -129,9 +129,9 @@ def means(key: str) -> Means:
     return UNKNOWN if row is None else KEYS[row]
 
 
-def is_value(key: str) -> bool:
-    """Whether a key is not a group at the top, whose option would set many values."""
-    return "." in key or f"{key}." not in KEYS
+def is_resumable(key: str) -> bool:
+    """Whether a resumed run may take another value of a key; an option of a group is no value."""
+    return Means.RESUMABLE in means(key) and ("." in key or f"{key}." not in KEYS)
 
 
 def groups(meaning: Means) -> tuple[str, ...]:

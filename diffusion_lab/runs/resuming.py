@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import KEYS, Means, as_path, is_value, means
+from diffusion_lab.build.config_keys import KEYS, Means, as_path, is_resumable
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.runs import checkpoints, weights
@@ -55,11 +55,13 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             continue
         if instead := INSTEAD_OF_OPTIONS.get(override):
             raise UserError(f"{override} cannot be written in resuming a run; write {instead}")
-        if Means.RESUMABLE not in means(key) or not is_value(key):
-            others = ", ".join(row for row in KEYS if Means.RESUMABLE in KEYS[row])
+        if not is_resumable(key):
+            rows = [row for row in KEYS if Means.RESUMABLE in KEYS[row]]
+            whole = tuple(row for row in rows if row.endswith(".") and row.count(".") == 1)
+            others = [row for row in rows if not row.startswith(whole)]
             raise UserError(
                 f"{override.lstrip('+')} cannot change in a run that is resumed; only values of "
-                f"{others} can, as in trainer.max_steps=20000"
+                f"{', '.join([*whole, *others])} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, as_path(key, parsed.value()))
     cfg.resume = str(folder)

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import Means, flat, means
+from diffusion_lab.build.config_keys import Means, flat, is_resumable, means
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
@@ -148,7 +148,7 @@ def overrides_to_resume(folder: Path, overrides: list[str]) -> list[str]:
     return [
         override
         for override, key in zip(known, keys, strict=True)
-        if Means.RESUMABLE in means(key)
+        if is_resumable(key)
         and Means.IDENTITY not in means(key)
         and key not in PLACE_IN_WANDB
         and key in saved
