@@ -105,6 +105,8 @@ def run_one(
         run_to_end(restarted(begun), overrides, build)
         return sweeps.DONE, None
     state = study.state_of(folder, cfg) if folder else study.NEW
+    if folder and state == study.EMPTY:
+        study.move_aside(folder)
     if state == study.FINISHED:
         say(f"{folder} is finished")
     elif state == study.UNFINISHED:

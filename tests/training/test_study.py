@@ -202,7 +202,7 @@ def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
     def fail(self, *arguments, **more):
         raise RuntimeError("the disk is on fire")
 
-    monkeypatch.setattr(Denoiser, "output", fail)
+    monkeypatch.setattr(Denoiser, "_ask", fail)
     code, _, err = lab(*SWEEP[:-1], "seed=0", "backbone.patch=4")
     assert code == 1
     assert "Runs: 1 failed" in err
@@ -390,15 +390,15 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     """Data order, noise of training and noise of sampling are the same for two backbones."""
     seen = {}
 
-    def watch(self, x, level, labels, *more):
+    def watch(self, x, level, given):
         if x.is_meta:  # multiply-accumulates are counted
-            return was(self, x, level, labels, *more)
+            return was(self, x, level, given)
         record = seen.setdefault(type(self.backbone).__name__, {True: [], False: []})
-        record[self.training].append((x.clone(), level.t.clone(), labels))
-        return was(self, x, level, labels, *more)
+        record[self.training].append((x.clone(), level.t.clone(), given.labels))
+        return was(self, x, level, given)
 
-    was = Denoiser._output  # of the loss and of the samplers
-    monkeypatch.setattr(Denoiser, "_output", watch)
+    was = Denoiser._ask  # of the loss and of the samplers
+    monkeypatch.setattr(Denoiser, "_ask", watch)
     arguments = [a for a in QUICK if not a.startswith(("backbone", "callbacks.sample_grid"))]
     for backbone in ("backbone=mlp backbone.width=16", "backbone=unet_small backbone.channels=16"):
         code, _, err = lab("train", *backbone.split(), *arguments, "seed=5")

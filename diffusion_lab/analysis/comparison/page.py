@@ -17,8 +17,8 @@ from diffusion_lab.analysis.comparison.pairs import Pair
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
-from diffusion_lab.metrics import Quantity
 from diffusion_lab.build.config_keys import CLASS
+from diffusion_lab.metrics import Quantity
 
 PARTS = Path(__file__).parent
 CORRECTED = "Holm's correction covers all pairs of one metric"
