@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
-from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
@@ -21,21 +21,13 @@ from diffusion_lab.compute.cache import cached
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import frechets_of
 from diffusion_lab.metrics.features import FeatureExtractor
-from diffusion_lab.metrics.neighbours import Neighbours
+from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours
 from diffusion_lab.metrics.protocol import Protocol, with_fingerprint
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
 
 BATCH = 64  # images between two movements of a progress bar
-EXPLAINED = {
-    "nearer_to_training": "samples nearer to training than to as many held-out images",
-    "nearer_to_training_std": "what chance makes of 0.5 there",
-    "distance_ratio": "distance to training by distance to as many held-out images",
-    "copies": "samples nearer to training than all but 1 % of held-out images",
-    "copy_ratio": "the same by what is expected, about 1 %",
-    "near_duplicates": "samples at under a third of the second neighbour's distance",
-}
 
 
 def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -47,50 +39,26 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     check_keys(cfg, {key: whole(number) for key, number in least.items()})
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
-    pipeline = opened.pipeline(cfg)
-    data = opened.datamodule
-    metrics = instantiate(cfg, "metrics")
-    with errors_at(cfg, "data"):
-        data.prepare_data()
-        data.setup("fit")
-    with errors_at(cfg, "metrics"):
-        metrics.load(data, opened.device)
+    pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
     training, held_out = data.train_images(), data.test_images()
     if min(len(training), len(held_out)) < 2:
         raise UserError("memorisation is measured on at least 2 training and 2 test images")
-    folder = Path(str(cfg.output or Path(cfg.run) / "memorization"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # before an hour of sampling
-    except OSError as error:
-        raise UserError(
-            f"output={folder} cannot be made ({error}); choose another folder"
-        ) from error
+    folder = made_folder(cfg)  # before an hour of sampling
     with opened.autocast:
         batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
         samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
     mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
-    sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
-    extractor = metrics.extractor
-    drawn = [extractor(view).cpu() for view in sides[0]]
-    beside = [kept_features(metrics, view, "held-out") for view in sides[1]]
-    known = kept_features(metrics, training, "training")
-    spaces = {
-        extractor.name: Neighbours.of(drawn, beside, known),
-        "pixels": Neighbours.of(
-            *([to_float(view).flatten(1) for view in views] for views in sides),
-            to_float(training).flatten(1),
-        ),
-    }
+    spaces, fid = compared(metrics, samples, held_out, training, mirrored)
     losses = loss_gap(opened, cfg.batch_size)
     result = {
         "training_images": len(training),
         "held_out_images": len(held_out),
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
-        "protocol": protocol_of(extractor, cfg.num_samples, held_out, mirrored),
+        "protocol": protocol_of(metrics.extractor, cfg.num_samples, held_out, mirrored),
         **opened.weights,
-        "neighbours": {name: space.figures() for name, space in spaces.items()},
-        "fid": fid_gap(drawn[0], beside[0], known),
+        "neighbours": {name: space.results() for name, space in spaces.items()},
+        "fid": fid,
         "loss_by_level": losses,
     }
     write_atomically(folder / "report.json", json.dumps(result, indent=2) + "\n")
@@ -100,6 +68,37 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     say(f"Most suspicious samples beside their neighbours: {folder / 'pairs.png'}")
     say(f"Report and loss by noise level: {folder}")
     return result
+
+
+def made_folder(cfg: DictConfig) -> Path:
+    """The folder of the report; raises UserError if it cannot be made."""
+    folder = Path(str(cfg.output or Path(cfg.run) / "memorization"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output={folder} cannot be made ({error}); choose another folder"
+        ) from error
+    return folder
+
+
+def compared(
+    metrics: GenerativeMetrics, samples: Tensor, held_out: Tensor, training: Tensor, mirrored: bool
+) -> tuple[dict[str, Neighbours], dict[str, float]]:
+    """The neighbours of samples by features and by pixels, and the FID to both sides.
+
+    Images are uint8 (n, C, H, W); `mirrored` as in `protocol_of`.
+    """
+    sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
+    drawn = [metrics.extractor(view).cpu() for view in sides[0]]
+    beside = [stored_features(metrics, view, "held-out") for view in sides[1]]
+    known = stored_features(metrics, training, "training")
+    pixels = ([to_float(view).flatten(1) for view in views] for views in sides)
+    spaces = {
+        metrics.extractor.name: Neighbours.of(drawn, beside, known),
+        "pixels": Neighbours.of(*pixels, to_float(training).flatten(1)),
+    }
+    return spaces, fid_gap(drawn[0], beside[0], known)
 
 
 def protocol_of(
@@ -120,7 +119,7 @@ def protocol_of(
     )
 
 
-def kept_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
+def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
     """Features (N, D) of images uint8 (N, C, H, W), computed once."""
     key = {
         "images": hashing.of_tensors([images]),
@@ -178,9 +177,9 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
 
 def tell(result: dict) -> None:
     """What people want to know first."""
-    for space, figures in result["neighbours"].items():
-        for name, value in figures.items():
-            say(f"{name} {value:.3g} in {space}: {EXPLAINED[name]}")
+    for space, results in result["neighbours"].items():
+        for name, value in results.items():
+            say(f"{name} {value:.3g} in {space}: {MEANINGS[name]}")
     fid = result["fid"]
     say(
         f"FID to {fid['reference_images']} training images {fid['to_training']:.4g}, to as many "

@@ -1,5 +1,6 @@
 """Plots, drawn without a display."""
 
+from collections.abc import Sequence
 from itertools import cycle, groupby
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from diffusion_lab.common.images import grid
+from diffusion_lab.metrics import Quantity
+from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.metrics.neighbours import Neighbours
 
 MARKERS = "osD^v<>PX*h"
@@ -83,7 +86,7 @@ def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
             marker=marker,
             label=name or "the run's own sampling",
         )
-    axes.axhline(rows[0]["fid_floor"], color="grey", linestyle="--", label="real images")
+    axes.axhline(rows[0][f"fid{REAL}"], color="grey", linestyle="--", label="real images")
     for axis, ticks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (1, 1.5, 2, 3, 5, 7))):
         axis.set_major_locator(LogLocator(subs=ticks))
         axis.set_major_formatter("{x:g}")
@@ -94,22 +97,24 @@ def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
     save(figure, path)
 
 
-def against_scale(rows: list[dict], keys: list[str], path: Path) -> None:
-    """FID, and accuracy where there is one, over the guidance scale, a line a combination."""
+def against_scale(
+    rows: list[dict], keys: list[str], quantities: Sequence[Quantity], path: Path
+) -> None:
+    """Each quantity over the guidance scale, a line a combination."""
 
     def label(row: dict) -> str:
         return combination(row, keys)
 
-    titles = {"fid": "FID (lower is better)", "accuracy": "read as the class asked for"}
-    measured = [name for name in titles if name in rows[0]]
-    figure = Figure((5.5 * len(measured), 4), dpi=120, layout="constrained")
-    panels = figure.subplots(1, len(measured), squeeze=False)[0]
-    for axes, name in zip(panels, measured, strict=True):
+    figure = Figure((5.5 * len(quantities), 4), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+    for axes, quantity in zip(panels, quantities, strict=True):
+        name, scale = quantity.name, quantity.scale
         for line, group in groupby(sorted(rows, key=label), label):
-            points = sorted((float(row["guidance.scale"]), row[name]) for row in group)
+            points = sorted((float(row["guidance.scale"]), scale * row[name]) for row in group)
             axes.plot(*zip(*points, strict=True), marker="o", label=line or None)
-        axes.axhline(rows[0][f"{name}_floor"], color="grey", linestyle="--", label="real images")
-        axes.set(xlabel="guidance.scale", title=titles[name])
+        real = scale * rows[0][f"{name}{REAL}"]
+        axes.axhline(real, color="grey", linestyle="--", label="real images")
+        axes.set(xlabel="guidance.scale", title=f"{quantity.axis_title}, {quantity.direction}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     save(figure, path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,17 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.common.ranges import whole
-from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.metrics import PreparedMetrics, Quantity
+from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.metrics.protocol import short_count
+from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
 VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
 ROWS = "results.jsonl"
 SCALE = "guidance.scale"
-FORMATS = {"calls": "{:g}", "fid": "{:.4g}", "kid": "{:.3g}", "accuracy": "{:.1%}"}
+SHOWN = ("fid", "kid", "accuracy")  # in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 
 
@@ -63,6 +66,8 @@ def sweep(
     measured = {"protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]}
     if metrics.classifier:  # rows without accuracy are of another measurement
         measured["classifier"] = metrics.classifier.fingerprint
+    if metrics.extra_quantities:
+        measured["extra"] = " ".join(quantity.name for quantity in metrics.extra_quantities)
     settings = [build_setting(combination, opened, measured) for combination in combinations]
     with errors_at(cfg, "metrics"):
         prepared = metrics.prepare(opened.datamodule)
@@ -79,7 +84,7 @@ def sweep(
             say(f"{number}/{len(settings)}  {describe(row, list(setting.chosen))}")
     # what is kept knows its figures only: another sweep may call the same setting otherwise
     rows = [setting.chosen | kept[setting.key] for setting in settings]
-    return report(folder, rows, varied)
+    return report(folder, rows, varied, metrics.extra_quantities)
 
 
 def build_setting(
@@ -109,7 +114,7 @@ def build_setting(
 def measure(
     setting: Setting, opened: runs.DiffusionRun, prepared: PreparedMetrics, batch_size: int
 ) -> dict[str, object]:
-    """The figures of a setting: network calls a sample, FID, KID and floors."""
+    """The results of a setting: network calls a sample, and every metric by its name."""
     pipeline = setting.pipeline
     networks = [m.backbone for m in (pipeline.denoiser, pipeline.weak) if m is not None]
     with opened.autocast, counted_images(networks) as count:
@@ -159,40 +164,31 @@ def best_per_budget(rows: list[dict]) -> list[dict]:
     return [rows[place] for place in front(points, higher_is_better=False)]
 
 
-def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]:
+def report(
+    folder: Path, rows: list[dict], keys: list[str], extra: Sequence[Quantity]
+) -> dict[str, object]:
     """Writes table.md, results.csv and plots; prints the table and the best of each budget.
 
     `keys` are those that were varied, in the order of the command line.
     """
-    measured = ["calls", "fid", "kid", *(["accuracy"] if "accuracy" in rows[0] else [])]
-    columns = [*keys, *measured]
+    known = filter(None, (quantity_of(name) for name in SHOWN))
+    shown = [quantity for quantity in (*known, *extra) if quantity.name in rows[0]]
     ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
     best = best_per_budget(rows)
-    cells = [[str(row[key]) for key in keys] + figures(row, measured) for row in ordered]
-    marks = ["best of its budget" if row in best else "" for row in ordered]
-    header = f"FID and KID at {rows[0]['protocol']}; floors {rows[0]['fid_floor']:.4g} and "
-    header += f"{rows[0]['kid_floor']:.2g}"
-    if "accuracy" in measured:
-        header += f"; {rows[0]['accuracy_floor']:.1%} of test images are read as their class"
-    lines = [header, "", "| " + " | ".join([*columns, ""]) + " |"]
-    lines.append("| " + " | ".join("---" for _ in [*columns, ""]) + " |")
-    lines += [
-        "| " + " | ".join([*row, mark]) + " |" for row, mark in zip(cells, marks, strict=True)
-    ]
-    write_atomically(folder / "table.md", "\n".join(lines) + "\n")
-    others = [n for n in rows[0] if f"{n}_floor" in rows[0] and n not in measured]
-    floors = [f"{name}_floor" for name in [*measured, *others] if name != "calls"]
-    names = [*columns, *others, *floors, "protocol"]
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(ordered)
+    real = (f"{q.title} {q.text(rows[0][f'{q.name}{REAL}'])}" for q in shown)
+    header = f"At {rows[0]['protocol']}; test images have {', '.join(real)}"
+    table = Table(*keys, "calls", *(quantity.name for quantity in shown), "", title=header)
+    for row in ordered:
+        values = [quantity.text(row[quantity.name]) for quantity in shown]
+        mark = "best of its budget" if row in best else ""
+        table.add_row(*(str(row[key]) for key in keys), f"{row['calls']:g}", *values, mark)
+    write_atomically(folder / "table.md", f"{header}\n\n{markdown(table)}")
+    write_csv(folder / "results.csv", ordered, [*keys, "calls", *(q.name for q in shown)])
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
     if SCALE in keys:
-        plots.against_scale(ordered, [key for key in keys if key != SCALE], folder / "scale.png")
-    table = Table(*columns, "", title=header)
-    for row, mark in zip(cells, marks, strict=True):
-        table.add_row(*row, mark)
+        plots.against_scale(
+            ordered, [key for key in keys if key != SCALE], shown, folder / "scale.png"
+        )
     console.print(table)
     for row in best:
         say(f"up to {row['calls']:g} network calls: {describe(row, keys)}")
@@ -200,6 +196,19 @@ def report(folder: Path, rows: list[dict], keys: list[str]) -> dict[str, object]
     return {"folder": str(folder), "rows": ordered, "best": best}
 
 
-def figures(row: dict, names: list[str]) -> list[str]:
-    """These figures of a row as they are printed."""
-    return [FORMATS[name].format(row[name]) for name in names]
+def markdown(table: Table) -> str:
+    """The columns of a table in Markdown."""
+    heads = [str(column.header) for column in table.columns]
+    cells = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    rows = [heads, ["---"] * len(heads), *cells]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write_csv(path: Path, rows: list[dict], first: list[str]) -> None:
+    """All results of all rows, without rounding, the columns `first` first."""
+    others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in first]
+    real = [f"{name}{REAL}" for name in [*first, *others] if f"{name}{REAL}" in rows[0]]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*first, *others, *real, "protocol"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)

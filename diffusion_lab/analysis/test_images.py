@@ -23,7 +23,6 @@ from diffusion_lab.diffusion.likelihood import GREY_STEP, bits_per_dim, log_like
 from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
-from diffusion_lab.first_stage import Pixels
 
 TRACES = ("hutchinson", "exact")
 PROBES = 0x70726F6265  # keeps these draws apart from others of the same seed
@@ -138,7 +137,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 def require_pixels(opened: runs.DiffusionRun, reason: str) -> None:
     """Raises UserError where latents are diffused."""
-    if not isinstance(opened.model.first_stage, Pixels):
+    if not opened.model.first_stage.of_pixels:
         raise UserError(f"{reason}; this run diffuses the latents of an encoder")
 
 

@@ -11,6 +11,8 @@ import wandb_workspaces.workspaces as ws
 
 from diffusion_lab.metrics import log_names
 from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
+from diffusion_lab.metrics.fid import FID
+from diffusion_lab.metrics.kid import KID
 from diffusion_lab.metrics.metric import REAL
 
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
@@ -40,28 +42,17 @@ class Dashboard:
         """Of the run's configuration."""
         return f"choices.{self.group_by}"
 
+    @property
+    def fid(self) -> str:
+        """The name of FID by the protocol."""
+        return f"fid/{self.protocol}"
+
     def sections(self) -> dict[str, list]:
         """Panels by the title of their section."""
-        fid, kid = (f"{name}/{self.protocol}" for name in ("fid", "kid"))
-        floors = [f"{name}{REAL}/{self.protocol}" for name in ("fid", "kid")]
         return {
-            "Generated images": [
-                self._bars("FID", fid),
-                self._curve("FID, and that of real images", [fid, floors[0]]),
-                self._curve("FID by time", [fid], x=log_names.SECONDS),
-                self._bars("KID", kid),
-                self._curve("KID, and that of real images", [kid, floors[1]]),
-                self._curve(
-                    ", ".join(quantity.title for quantity in COVERAGE),
-                    regex=f"^({'|'.join(quantity.name for quantity in COVERAGE)})/",
-                ),
-            ],
+            "Generated images": self._generated(),
             "Samples": [
-                wr.MediaBrowser(
-                    title="The same samples in training",
-                    media_keys=[f"{log_names.GRIDS}/samples"],
-                    gallery_axis="step",
-                ),
+                self._pictures("The same samples in training", "samples"),
                 wr.WeavePanelSummaryTable(table_name=log_names.SAMPLES),
             ],
             "Held-out images": [
@@ -75,32 +66,27 @@ class Dashboard:
                 self._curve("Images a second", ["train/images_per_second"]),
             ],
             "Cost": [
-                self._scatter("FID by parameters", "parameters", fid),
-                self._scatter("FID by time", "training_seconds", fid),
+                self._scatter("FID by parameters", "parameters", self.fid),
+                self._scatter("FID by time", "training_seconds", self.fid),
             ],
-            "Configurations": [
-                wr.ParallelCoordinatesPlot(
-                    title="Options and FID",
-                    columns=[
-                        *(
-                            wr.ParallelCoordinatesPlotColumn(wr.Config(f"choices.{group}"), group)
-                            for group in GROUPS
-                        ),
-                        wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(fid), "FID"),
-                    ],
-                ),
-                wr.RunComparer(diff_only="split"),
-            ],
+            "Configurations": [self._options(), wr.RunComparer(diff_only="split")],
             "Autoencoders": [
                 self._curve("PSNR", ["val/psnr"]),
                 self._curve("SSIM", ["val/ssim"]),
-                wr.MediaBrowser(
-                    title="Images, and what came back of them",
-                    media_keys=[f"{log_names.GRIDS}/reconstructions"],
-                    gallery_axis="step",
-                ),
+                self._pictures("Images, and what came back of them", "reconstructions"),
             ],
         }
+
+    def _generated(self) -> list:
+        """FID and KID beside those of real images, and the metrics by nearest neighbours."""
+        panels = [self._curve("FID by time", [self.fid], x=log_names.SECONDS)]
+        for quantity in (FID.quantities[0], *KID.quantities):
+            name, real = (f"{quantity.name}{end}/{self.protocol}" for end in ("", REAL))
+            panels.append(self._bars(quantity.title, name))
+            panels.append(self._curve(f"{quantity.title}, and that of real images", [name, real]))
+        names = "|".join(quantity.name for quantity in COVERAGE)
+        titles = ", ".join(quantity.title for quantity in COVERAGE)
+        return [*panels, self._curve(titles, regex=f"^({names})/")]
 
     def workspace(self) -> ws.Workspace:
         """A saved view of the project."""
@@ -161,6 +147,18 @@ class Dashboard:
             groupby_aggfunc="mean",
             groupby_rangefunc="minmax",
         )
+
+    def _options(self) -> wr.ParallelCoordinatesPlot:
+        options = [
+            wr.ParallelCoordinatesPlotColumn(wr.Config(f"choices.{group}"), group)
+            for group in GROUPS
+        ]
+        fid = wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(self.fid), "FID")
+        return wr.ParallelCoordinatesPlot(title="Options and FID", columns=[*options, fid])
+
+    def _pictures(self, title: str, name: str) -> wr.MediaBrowser:
+        keys = [f"{log_names.GRIDS}/{name}"]
+        return wr.MediaBrowser(title=title, media_keys=keys, gallery_axis="step")
 
     def _bars(self, title: str, metric: str) -> wr.BarPlot:
         return wr.BarPlot(

@@ -14,6 +14,7 @@ class FirstStage(ABC):
     """The space in which diffusion happens; frozen, and no module of the model that is trained."""
 
     cache = False  # whether training reads moments that were computed once
+    of_pixels = False  # whether pixels themselves are diffused
     data_std = 1.0  # of what is diffused, for those who scale by it and are not told a number
 
     def figures(self, data: ImageDataModule) -> dict[str, float]:
@@ -52,6 +53,7 @@ class FirstStage(ABC):
 class Pixels(FirstStage):
     """Diffuses the pixels themselves, in [-1, 1]."""
 
+    of_pixels = True
     data_std = 0.5  # CIFAR-10's
 
     def encode(self, images: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ def report(
 
     `extra` are the quantities of metrics of other code.
     """
-    floors, lines = floors_of(values), []
+    real, lines = real_values(values), []
     for name in measured_of_samples(values):
         metric, _, protocol = name.partition("/")
         line = f"{title_of(metric, class_names, extra)} {with_spread(values, name)}"
-        if metric in floors:
-            line += f" (real images {floor_beside(floors[metric], protocol)})"
+        if metric in real:
+            line += f" (real images {real_beside(real[metric], protocol)})"
         lines.append(f"{line} [{name}]")
     return lines
 
@@ -52,32 +52,32 @@ def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
     """A row a figure that all runs have, a column a run; for figures of one protocol."""
     first = next(iter(runs.values()))
-    floors = floors_of(first)
+    real = real_values(first)
     table = Table("", *runs, "real images")
     for name in measured_of_samples(first):
         if all(name in values for values in runs.values()):
             metric, _, protocol = name.partition("/")
             cells = [with_spread(values, name) for values in runs.values()]
-            floor = floor_beside(floors[metric], protocol) if metric in floors else ""
-            table.add_row(name, *cells, floor)
+            beside = real_beside(real[metric], protocol) if metric in real else ""
+            table.add_row(name, *cells, beside)
     return table
 
 
-def floor_beside(floor: tuple[float, str], protocol: str) -> str:
-    """A floor, and of how many images it is if these are fewer than the samples beside it."""
-    value, measured = floor
+def real_beside(real: tuple[float, str], protocol: str) -> str:
+    """The value of real images, and how many they are if they are fewer than the samples."""
+    value, measured = real
     other = "" if measured == protocol else f" at {measured.rpartition('-')[2]} images"
     return f"{value:.4g}{other}"
 
 
-def floors_of(values: dict[str, float]) -> dict[str, tuple[float, str]]:
+def real_values(values: dict[str, float]) -> dict[str, tuple[float, str]]:
     """The value of real images and its protocol, by metric."""
-    floors = {}
+    found = {}
     for name, value in values.items():
         metric, _, protocol = name.partition("/")
         if metric.endswith(REAL):
-            floors[metric.removesuffix(REAL)] = (value, protocol)
-    return floors
+            found[metric.removesuffix(REAL)] = (value, protocol)
+    return found
 
 
 def measured_of_samples(values: dict[str, float]) -> list[str]:

@@ -14,6 +14,19 @@ from diffusion_lab.metrics.metric import Quantity
 
 UNUSUAL = 0.01  # so few held-out images lie as near to a training image as a copy does
 RELATIVE = 1 / 3  # of the distance to the second neighbour, at which the first was copied
+MEANINGS = {
+    # 0.5 if the model does not know which images are which, give or take the next value, which is
+    # large where samples are few or alike
+    "nearer_to_training": "samples nearer to training than to as many held-out images",
+    "nearer_to_training_std": "what chance makes of 0.5 there",
+    # the median; 1 likewise
+    "distance_ratio": "distance to training by distance to as many held-out images",
+    "copies": "samples nearer to training than all but 1 % of held-out images",
+    # 1 without copies; blurred images have more
+    "copy_ratio": "the same by what is expected, about 1 %",
+    # arXiv:2310.02664
+    "near_duplicates": "samples at under a third of the second neighbour's distance",
+}
 COPIES = Quantity(
     "copy_ratio",
     "Copies",
@@ -65,17 +78,8 @@ class Neighbours:
         """Distance to the nearest by distance to the second nearest training image, (n,)."""
         return self.generated[:, 0] / self.generated[:, 1].clamp(min=1e-12)
 
-    def figures(self) -> dict[str, float]:
-        """What speaks for copying, by name.
-
-        nearer_to_training: the share of samples nearer to one of K training images than to any of
-        K held-out ones; 0.5 if the model does not know which are which, give or take
-        nearer_to_training_std, which is large where samples are few or alike. distance_ratio: the
-        median of the two distances' ratio; 1 likewise. copies: the share nearer to a training image
-        than all but 1 % of held-out images are; copy_ratio: by what is expected of that; 1 without
-        copies, and blurred images have more. near_duplicates: the share at under a third of the
-        distance of the second neighbour (arXiv:2310.02664).
-        """
+    def results(self) -> dict[str, float]:
+        """What speaks for copying, by the names of `MEANINGS`."""
         training, held_out = self.pair
         nearer = (training < held_out).double() + 0.5 * (training == held_out).double()
         limit = self.held_out.quantile(UNUSUAL)

@@ -14,7 +14,6 @@ from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.progress import say
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.first_stage import Pixels
 from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
@@ -46,7 +45,7 @@ class DiffusionTask(Task):
             self.pipeline.guidance,
             self.module.augmentation,
             self.datamodule.flip,
-            latents=not isinstance(self.module.first_stage, Pixels),
+            latents=not self.module.first_stage.of_pixels,
         )
 
     def prepare(self, device: torch.device) -> dict[str, object]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from diffusion_lab.analysis import plots
-from diffusion_lab.analysis.memorization import kept_features
+from diffusion_lab.analysis.memorization import stored_features
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.data import ImageDataModule
@@ -100,10 +100,10 @@ def measure(prepared: PreparedMetrics, data: ImageDataModule, images: Tensor, la
     values = prepared.compute(observed, labels)
     held_out = data.test_images()[metrics.num_samples : 2 * metrics.num_samples]
     sides = [
-        kept_features(metrics, side, name)
+        stored_features(metrics, side, name)
         for side, name in ((held_out, "held-out"), (data.train_images(), "training"))
     ]
-    values |= Neighbours.of([observed["features"]], [sides[0]], sides[1]).figures()
+    values |= Neighbours.of([observed["features"]], [sides[0]], sides[1]).results()
     return {name.split("/")[0]: value for name, value in values.items()}
 
 

@@ -19,7 +19,7 @@ TRAINING, HELD_OUT = draw(3000, 0), draw(1000, 1)
 
 
 def figures(generated: torch.Tensor, training: torch.Tensor = TRAINING) -> dict[str, float]:
-    return Neighbours.of([generated], [HELD_OUT], training).figures()
+    return Neighbours.of([generated], [HELD_OUT], training).results()
 
 
 def test_fresh_samples_are_not_suspected():
@@ -70,16 +70,16 @@ def test_mirrored_copies_are_copies_where_training_images_are_mirrored():
     mirror = -torch.eye(16)  # of features, as flipping is of pixels
     views = [TRAINING[:200] @ mirror, TRAINING[:200]]
     held_out = [HELD_OUT, HELD_OUT @ mirror]
-    assert Neighbours.of(views[:1], held_out[:1], TRAINING).figures()["copies"] < 0.1
+    assert Neighbours.of(views[:1], held_out[:1], TRAINING).results()["copies"] < 0.1
     found = Neighbours.of(views, held_out, TRAINING)
-    assert found.figures()["copies"] == found.figures()["near_duplicates"] == 1
+    assert found.results()["copies"] == found.results()["near_duplicates"] == 1
     assert torch.equal(found.index[:, 0], torch.arange(200))
 
 
 @pytest.mark.parametrize("count", [10, 50, 300])
 def test_the_copy_ratio_is_one_by_chance_also_for_few_held_out_images(count):
     ratios = [
-        Neighbours.of([draw(400, 100 + s)], [draw(count, 200 + s)], draw(400, 300 + s)).figures()
+        Neighbours.of([draw(400, 100 + s)], [draw(count, 200 + s)], draw(400, 300 + s)).results()
         for s in range(40)
     ]
     mean = sum(ratio["copy_ratio"] for ratio in ratios) / len(ratios)

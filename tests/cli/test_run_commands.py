@@ -131,7 +131,7 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
         assert 0 <= measured["accuracy"] <= 1
         assert float(row["accuracy_floor"]) == measured["accuracy_floor"]
     text = (folder / "table.md").read_text()
-    assert "of test images are read as their class" in text
+    assert "test images have FID" in text
     assert "| guidance.scale | calls | fid | kid | accuracy |  |" in text
     with Image.open(folder / "scale.png") as picture:
         assert picture.size[0] > 1000  # two panels

@@ -23,6 +23,7 @@ PROTOCOL = {
 }
 SAMPLER = {"_target_": "diffusion_lab.diffusion.sampler.DPMSolver", "steps": 10}
 GUIDANCE = {"_target_": "diffusion_lab.diffusion.guidance.Guidance", "scale": 1.0}
+CALLBACKS = "diffusion_lab.training.callbacks"
 STEPS = 100
 UNET = {"backbone": {"_target_": "diffusion_lab.backbone.UNet"}}
 
@@ -47,8 +48,8 @@ def fake_run(
         "sampler": SAMPLER,
         "guidance": GUIDANCE,
         "callbacks": {
-            "evaluation": {"seed": 0},
-            "sample_grid": {"seed": 0, "columns": 3},
+            "evaluation": {"_target_": f"{CALLBACKS}.SampleEvaluation", "seed": 0},
+            "sample_grid": {"_target_": f"{CALLBACKS}.SampleGrid", "seed": 0, "columns": 3},
         },
         "name": "x",
         "seed": seed,

@@ -21,6 +21,7 @@ from diffusion_lab.analysis.comparison.svg import (
 )
 from diffusion_lab.common.formats import amount
 from diffusion_lab.metrics import Quantity
+from diffusion_lab.metrics.metric import REAL
 
 SMALL, BESIDE = (4.0, 2.9), 0.62  # inches, of plots that stand side by side
 
@@ -50,18 +51,9 @@ def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
                 mean, width = sum(values) / len(values), half_width(values)
                 ends = [mean - width, mean, mean + width]
                 axes.plot(ends, [row] * 3, "|-", markersize=9, mew=1.6, zorder=1, **look)
-        floor = next((v for g in groups for v in g.values(f"{metric.name}_floor")), None)
-        if floor is not None:
-            axes.axvline(scale * floor, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
-            axes.annotate(
-                f"real images {scale * floor:.3g}",
-                (scale * floor, 1),
-                (0, 3),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="right" if metric.higher_is_better else "left",
-                fontsize=8,
-            )
+        real = next((v for g in groups for v in g.values(f"{metric.name}{REAL}")), None)
+        if real is not None:
+            mark_real(axes, scale * real, metric)
         axes.set_yticks(range(len(order)), [group.name for group in order])
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -75,6 +67,20 @@ def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
         (9.0, 0.85 + 0.34 * len(order)),
         0.25 + 0.08 * max(len(group.name) for group in order),
         paint,
+    )
+
+
+def mark_real(axes: Axes, value: float, metric: Quantity) -> None:
+    """Draws a line at the value that real images have."""
+    axes.axvline(value, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
+    axes.annotate(
+        f"real images {value:.3g}",
+        (value, 1),
+        (0, 3),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right" if metric.higher_is_better else "left",
+        fontsize=8,
     )
 
 

@@ -30,7 +30,7 @@ def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
 
 
 def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> dict[str, float]:
-    """By kind, whatever is known of a run: judgements, floors, spreads and costs."""
+    """By kind, whatever is known of a run: judgements, values of real images, spreads and costs."""
     found = {kind: measured.get(name) for kind, name in names.items()}
     found[HELD_OUT.name] = run.summary.get("metrics", {}).get("val/loss")
     found |= {

@@ -13,6 +13,7 @@ from diffusion_lab.analysis.comparison.pairs import Pair
 from diffusion_lab.analysis.comparison.significance import half_width
 from diffusion_lab.common.formats import amount, duration, gibibytes, percent, plain, with_spread
 from diffusion_lab.metrics import Quantity
+from diffusion_lab.metrics.metric import REAL
 
 NONE = "\N{EN DASH}"
 SIZE = "training_images"
@@ -92,11 +93,11 @@ def cell(group: Group, column: Column) -> Cell:
     return Cell(mean, column.say(mean))
 
 
-def floors(groups: Sequence[Group], columns: Sequence[Column]) -> list[Cell]:
+def real_values(groups: Sequence[Group], columns: Sequence[Column]) -> list[Cell]:
     """What real images have in the place of samples, in each column."""
     cells = []
     for column in columns:
-        found = [v for group in groups for v in group.values(f"{column.kind}_floor")]
+        found = [v for group in groups for v in group.values(f"{column.kind}{REAL}")]
         value = column.scale * found[0] if found else None
         missing = Cell(None, NONE if column.judges else "")
         cells.append(missing if value is None else Cell(value, column.say(value)))
@@ -107,7 +108,7 @@ def rows(groups: Sequence[Group]) -> tuple[list[Column], list[list[Cell]], list[
     """Columns, the cells of each group, and the cells of real images."""
     columns = columns_of(groups)
     cells = [[cell(group, column) for column in columns] for group in groups]
-    return columns, cells, floors(groups, columns)
+    return columns, cells, real_values(groups, columns)
 
 
 def notes(groups: Sequence[Group], cells: list[list[Cell]]) -> list[str]:
@@ -202,7 +203,7 @@ def as_csv(groups: Sequence[Group]) -> str:
                 width = half_width(values)
                 row[f"{column.kind}_low"] = row[column.kind] - width
                 row[f"{column.kind}_high"] = row[column.kind] + width
-            if column.judges and (real := group.values(f"{column.kind}_floor")):
+            if column.judges and (real := group.values(f"{column.kind}{REAL}")):
                 row[f"{column.kind}_real"] = real[0]
         if (deviation := group.jackknife) is not None:
             row["fid_jackknife"] = deviation

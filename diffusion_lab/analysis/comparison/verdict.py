@@ -100,9 +100,17 @@ def headline(sizes: Sequence[DataSize], pairs: dict[str, list[Pair]], metric: Qu
             f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
             "of compositions of the same data can be told apart"
         )
+    return _best_by_size(sizes, best, metric)
+
+
+def _best_by_size(
+    sizes: Sequence[DataSize], best: dict[str, Group | None], metric: Quantity
+) -> str:
+    """Which composition is best at which sizes, where it is not the same at all of them."""
     at: dict[str | None, list[str]] = {}
     for size in sizes:
-        at.setdefault((group := best[size.label]) and group.name, []).append(size.images)
+        group = best[size.label]
+        at.setdefault(group.name if group else None, []).append(size.images)
     places = {name: f"at {enumerated(images)} training images" for name, images in at.items()}
     elsewhere = places.pop(None, None)
     said = [f"{name} is best {place}" for name, place in places.items()]
