@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -82,7 +83,7 @@ def run_job(
 
 def run_one(
     cfg: DictConfig,
-    job: DictConfig,
+    job: HydraConf,
     overrides: list[str],
     command: str,
     build: Callable[..., Task],
@@ -109,13 +110,13 @@ def run_one(
         study.move_aside(folder)
     if state == study.FINISHED:
         say(f"{folder} is finished")
-    elif state == study.UNFINISHED:
+    elif folder and state == study.UNFINISHED:
         resume = [f"resume={folder}", *study.overrides_to_resume(folder, overrides)]
         run_to_end(resumed(str(folder), resume, command), resume, build)
     else:
         budget.apply(cfg, overrides)
         run_to_end(cfg, overrides + join(cfg, job, folder), build)
-    value = study.final_metric(folder, metric) if metric else None
+    value = study.final_metric(folder, metric) if folder and metric else None
     return sweeps.SKIPPED if state == study.FINISHED else sweeps.DONE, value
 
 
@@ -126,9 +127,9 @@ def run_to_end(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]
         sys.exit(EXIT_CODES[outcome])
 
 
-def join(cfg: DictConfig, job: DictConfig, folder: Path | None) -> list[str]:
+def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
     """Gives a new run of a sweep its folder, W&B group, name and tags; returns the overrides."""
-    joined = {}
+    joined: dict[str, object] = {}
     if folder and not cfg.run_dir:
         joined["run_dir"] = str(folder)
     if cfg.logger and cfg.study_name:

@@ -19,14 +19,18 @@ class ExtractorUnavailable(ValueError):
 class Source(Protocol):
     """Images of one shape (C, H, W), in named classes."""
 
-    native_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
+    @property
+    def native_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
 
 
 class ImageSource(Source, Protocol):
     """What metrics need of a data module; images are uint8 (N, C, H, W), never augmented."""
 
-    fingerprint: str  # of the content of both splits
+    @property
+    def fingerprint(self) -> str: ...  # of the content of both splits
 
     def reference_images(self) -> Tensor: ...
 

@@ -137,10 +137,12 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
         counting_backbone = f"{CountingBackbone.__module__}.{CountingBackbone.__qualname__}"
         cfg.backbone = {"_target_": counting_backbone, "_partial_": True}
     model = build_model(cfg, *facts)
+    backbone = model.denoiser.backbone
+    assert isinstance(backbone, CountingBackbone)
     pipeline = build_pipeline(cfg, model, facts.num_classes)
     if pipeline.sampler.adaptive:
         return None
     with torch.inference_mode():
         denoise = pipeline.guidance.bind(model.denoiser, pipeline.labels([0]))
         pipeline.sampler(denoise, torch.randn(1, *model.denoiser.image_shape), model.schedule)
-    return model.denoiser.backbone.asked
+    return backbone.asked

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
 from diffusion_lab.build.config_keys import Means, groups
@@ -16,7 +16,7 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.profiling.cost_meter import UNITS, CostMeter
-from diffusion_lab.profiling.sizes import Sizes
+from diffusion_lab.profiling.sizes import Sizes, resized
 from diffusion_lab.profiling.timing import ALLOWED
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import CONFIG
@@ -38,7 +38,7 @@ class Match:
 
 def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Prints the overrides that give the configured backbone the cost of `cfg.reference`."""
-    found = find_match(cfg, overrides, HydraConfig.get().runtime.choices.backbone)
+    found = find_match(cfg, overrides, HydraConfig.get().runtime.choices["backbone"])
     print(" ".join(found.overrides))
     return asdict(found)
 
@@ -64,7 +64,7 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
             f"no size of backbone={name} has the {cfg.by} of {cfg.reference} to "
             f"{cfg.tolerance:.3g}; the nearest, {' '.join(found)}, is {difference:+.1%} away{hint}"
         )
-    matched = OmegaConf.merge(cfg, {"backbone": size.settings})
+    matched = resized(cfg, size.settings)
     costs = meter.summary(reference), meter.summary(matched)
     if cfg.by == "step_time":
         difference = confirm(cfg, meter, matched, found)

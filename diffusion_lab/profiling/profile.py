@@ -55,7 +55,7 @@ def profile(
 
     All are counted, and refused if they cannot work, before the first is timed.
     """
-    own = cfg.run or f"backbone={HydraConfig.get().runtime.choices.backbone}"
+    own = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
     counted = []
     for each in combinations:
         device, precision = prepare(each.cfg, each.overrides)

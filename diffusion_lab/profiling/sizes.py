@@ -4,6 +4,7 @@ A cost grows with the width, so the width is bisected: at the configured depth, 
 there, at the depths around it.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ class Size:
     cost: float
 
 
+def resized(cfg: DictConfig, settings: Settings) -> DictConfig:
+    """A copy of a configuration whose backbone has other settings."""
+    cfg = copy.deepcopy(cfg)
+    for key, value in settings.items():
+        OmegaConf.update(cfg, f"backbone.{key}", value)
+    return cfg
+
+
 class Sizes:
     """Searches the widths and depths of a backbone; `cost(cfg)` may raise UserError.
 
@@ -41,18 +50,20 @@ class Sizes:
         own = {key: value for key, value in cfg.backbone.items() if type(value) is int}
         self.width = next((key for key in WIDTHS if key in own), None)
         self.depth = next((key for key in DEPTHS if key in own), None)
-        if self.width is None and self.depth is None:
+        key = self.width or self.depth
+        if key is None:
             raise UserError(
                 f"backbone={name} has none of the keys {', '.join([*WIDTHS, *DEPTHS])} that could "
                 "be varied; match another backbone"
             )
+        self.key = key  # the one that is searched
 
     def at(self, size: Settings) -> Size | None:
         """This size, with heads that fit it; None if the backbone refuses."""
         for heads in self.heads(size):
             settings = size | heads
             try:
-                return Size(settings, self.cost(OmegaConf.merge(self.cfg, {"backbone": settings})))
+                return Size(settings, self.cost(resized(self.cfg, settings)))
             except UserError:
                 continue
         return None
@@ -76,9 +87,8 @@ class Sizes:
 
     def around(self, target: float, depth: int | None) -> list[Size]:
         """The sizes next below and above a cost at this depth, as far as there are any."""
-        key = self.width or self.depth
-        step = WIDTHS.get(key, 1)
-        fixed = {self.depth: depth} if self.width and self.depth else {}
+        key, step = self.key, WIDTHS.get(self.key, 1)
+        fixed = {self.depth: depth} if self.width and self.depth and depth else {}
         at = cache(lambda steps: self.at({key: steps * step} | fixed))
 
         def allowed(steps: int) -> Size | None:
@@ -107,19 +117,19 @@ class Sizes:
         def difference(size: Size) -> float:
             return abs(size.cost / target - 1)
 
-        keys = [key for key in (self.width, self.depth) if key]
-        configured = {key: self.cfg.backbone[key] for key in keys}
-        depth = configured.get(self.depth)
+        wide, deep = self.width, self.depth
+        configured = {key: self.cfg.backbone[key] for key in (wide, deep) if key}
+        depth = configured[deep] if deep else None
         found = [Size(configured, self.cost(self.cfg)), *self.around(target, depth)]
         nearest = min(found, key=difference)
-        if len(keys) == 1 or difference(nearest) <= tolerance:
+        if not wide or not deep or difference(nearest) <= tolerance:
             return nearest, difference(nearest) <= tolerance
 
         def stretch(size: Size) -> float:
-            wider = size.settings[self.width] / configured[self.width]
-            return abs(math.log(wider * depth / size.settings[self.depth]))
+            wider = size.settings[wide] / configured[wide]
+            return abs(math.log(wider * configured[deep] / size.settings[deep]))
 
-        for other in range(math.ceil(depth / 2), max(2 * depth, 4) + 1):
+        for other in range(math.ceil(configured[deep] / 2), max(2 * configured[deep], 4) + 1):
             found += self.around(target, other) if other != depth else []
         agreeing = [size for size in found if difference(size) <= tolerance]
         if agreeing:

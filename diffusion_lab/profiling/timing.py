@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ class Bench:
         self.model = build_model(cfg, image_shape, num_classes, str(device))
         self.model.objective.to(device)
         if channels_last_pays(cfg.channels_last, device):
-            self.model.denoiser.to(memory_format=torch.channels_last)
+            self.model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = instantiate(cfg, "optimizer")(self.parameters())
         size = (cfg.batch_size, *image_shape)
         self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
@@ -114,7 +115,7 @@ class Bench:
         # a difference, without what is kept once a batch: weights in bf16, say
         images, labels = torch.cat([self.images[:1]] * 4), torch.cat([self.labels[:1]] * 4)
         two, four = (
-            saved_bytes(lambda n=n: self.loss(images[:n], labels[:n]), self.parameters())
+            saved_bytes(partial(self.loss, images[:n], labels[:n]), self.parameters())
             for n in (2, 4)
         )
         return (four - two) // 2
@@ -179,7 +180,7 @@ def measure_speed(
 
 
 def median_seconds(
-    steps: Sequence[Callable[[], None]], device: torch.device, times: int
+    steps: Sequence[Callable[[], object]], device: torch.device, times: int
 ) -> list[float]:
     """Median seconds of each step over `times` rounds, in which they take turns."""
     seconds: list[list[float]] = [[] for _ in steps]

@@ -36,7 +36,7 @@ PLACE_IN_WANDB = ("logger.group", "logger.name", "logger.tags")
 LONGEST = 128  # bytes of a run's name, as many as W&B takes
 
 
-def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
+def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
     """The folder of this run of a study, `job` being Hydra's; None for a run of no study.
 
     A study that says itself what it varies has runs named by that and by what a sweep varies
@@ -59,7 +59,7 @@ def folder_of(cfg: DictConfig, job: DictConfig) -> Path | None:
     return OUTPUTS / cfg.study_name / name_of(chosen) if chosen else None
 
 
-def varied(job: DictConfig) -> set[str]:
+def varied(job: HydraConf) -> set[str]:
     """The keys of which a study or a sweep has several values."""
     keys = set(job.sweeper.get("params") or {})
     if job.mode == RunMode.MULTIRUN:
@@ -177,7 +177,7 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
         )
 
 
-def check_search(cfg: DictConfig, job: DictConfig) -> None:
+def check_search(cfg: DictConfig, job: HydraConf) -> None:
     """Raises UserError if a search has nothing to search, or minimises what is not one quantity.
 
     `job` is Hydra's, of any trial.

@@ -1,5 +1,7 @@
 """A run in numbers, in groups; each takes results of the stages by their names."""
 
+from typing import Any
+
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -11,7 +13,7 @@ from diffusion_lab.training.doctor.estimates import Plan
 from diffusion_lab.training.doctor.stages import Length, Memory
 from diffusion_lab.training.logger.reachability import why_offline
 
-Facts = dict[str, object]
+Facts = dict[str, Any]
 
 
 def source_facts(cfg: DictConfig) -> Facts:

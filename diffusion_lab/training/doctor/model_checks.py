@@ -36,7 +36,7 @@ def data_std(task: DiffusionTask, clean: Tensor) -> Iterator[Remark]:
     }
     inputs_alone = list(wrong) == ["denoiser.input_std"]
     if max(wrong.values(), default=1) > (FAR_OFF if inputs_alone else OFF):
-        key = max(wrong, key=wrong.get)
+        key = max(wrong, key=lambda name: wrong[name])
         remedy = " ".join(f"{key}={std:.2f}" for key in wrong)
         yield (
             WARNING if wrong[key] > FAR_OFF else ADVICE,

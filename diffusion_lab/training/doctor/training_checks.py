@@ -81,7 +81,7 @@ def weight_averaging(task: DiffusionTask, length: Length) -> Iterator[Remark]:
             "callbacks.weight_averaging=null",
         )
         return
-    half_life, seen = average.half_life_images, length.images_seen
+    half_life, seen = float(average.half_life_images), length.images_seen
     if average.ramp is not None:
         half_life = min(half_life, average.ramp * seen)
     if half_life > AVERAGE_SHARE * seen:
