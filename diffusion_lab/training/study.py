@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
