@@ -1,39 +1,240 @@
-"""The README's schedule and sampler of one's own: as accurate as it says, and used by a run."""
+"""Parts of one's own, each one Python file and one YAML file, which a run is trained with."""
 
+import importlib
+import json
 import math
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY
+from PIL import Image
 
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
 
 README = (ROOT / "README.md").read_text()
-FILES = {
-    "schedule/power.yaml": "_target_: my_schedules.Power\npower: 2\n",
-    "sampler/midpoint.yaml": "defaults: [{time_grid: uniform}, _self_]\n"
-    "_target_: my_samplers.Midpoint\nsteps: 10\n",
-}
+QUICK = [*TINY, "logger=none", "callbacks.evaluation=null", "run_dir=run"]
+OTHER_NETWORK = [a for a in QUICK if not a.startswith("backbone")]
+METRIC = """
+from diffusion_lab.metrics.metric import Metric, Quantity
+
+class MeanGap(Metric):
+    quantities = (Quantity("mean_gap", "gap of means", "how far means are apart", False),)
+
+    def measure(self, generated, reference):
+        gap = generated.features.mean(0) - reference.features.mean(0)
+        return {"mean_gap": float(gap.norm())}
+"""
+CALLBACK = '''
+from diffusion_lab.training.callbacks import Periodic
+
+class Counts(Periodic):
+    """Writes down at which steps it was called."""
+
+    def __init__(self, every_n_steps: int = 1):
+        self.every_n_steps = every_n_steps
+
+    def run(self, trainer):
+        with (trainer.lightning_module.context.folder / "counts.txt").open("a") as file:
+            file.write(f"{trainer.global_step} ")
+'''
+SOURCE = """
+import torch
+from diffusion_lab.data import DataSource, Split
+
+class Grey(DataSource):
+    native_shape = (1, 8, 8)
+    class_names = ("dark", "light")
+
+    def __init__(self, shades: tuple = (60, 200)):
+        self.shades = shades
+
+    def load(self):
+        labels = torch.arange(40) % 2
+        shades = torch.tensor(list(self.shades), dtype=torch.uint8)[labels]
+        split = Split(shades[:, None, None, None].expand(-1, 1, 8, 8).contiguous(), labels)
+        return split, split
+"""
 
 
 def code_of(name: str) -> str:
     return re.search(rf"```python\n(# {name}\n.+?)```", README, re.DOTALL)[1]
 
 
+def command_with(words: str) -> list[str]:
+    """The README's command that begins so."""
+    return re.search(rf"^    diffusion-lab ({words}.*)$", README, re.MULTILINE)[1].split()
+
+
+# the file, its code, its configuration and the arguments that choose it
+PARTS = {
+    "sampler": (
+        code_of("my_samplers.py"),
+        "sampler/midpoint.yaml",
+        "defaults: [{time_grid: uniform}, _self_]\n_target_: my_samplers.Midpoint\nsteps: 10\n",
+        [*QUICK, "sampler=midpoint", "sampler.steps=2"],
+    ),
+    "schedule": (
+        code_of("my_schedules.py"),
+        "schedule/power.yaml",
+        "_target_: my_schedules.Power\npower: 2\n",
+        [*command_with("train --config-dir my_conf schedule=power")[3:], *QUICK],
+    ),
+    "network": (
+        code_of("my_networks.py"),
+        "backbone/convolutions.yaml",
+        "_target_: my_networks.Convolutions\n_partial_: true\nwidth: 8\ndepth: 2\n",
+        [*command_with("train --config-dir my_conf backbone=convolutions")[3:], *OTHER_NETWORK],
+    ),
+    "metric": (
+        METRIC,
+        "metrics/mine.yaml",
+        "defaults: [efficientnet_lite0, _self_]\nextra: {gap: {_target_: my_metrics.MeanGap}}\n",
+        [*TINY, "logger=none", "run_dir=run", "metrics=mine"],
+    ),
+    "callback": (
+        CALLBACK,
+        "callbacks/counts.yaml",
+        "_target_: my_callbacks.Counts\nevery_n_steps: 1\n",
+        [*QUICK, "+callbacks@callbacks.counts=counts", "callbacks.counts.every_n_steps=2"],
+    ),
+    "source": (
+        SOURCE,
+        "data/grey.yaml",
+        "defaults: [images, _self_]\nsource: {_target_: my_sources.Grey, shades: [60, 200]}\n",
+        [*(a for a in QUICK if not a.startswith("data")), "data=grey", "data.validation_size=10"],
+    ),
+}
+
+
+@pytest.fixture
+def forgetting(monkeypatch):
+    """As a console script starts: the present folder is no place of modules; none stays loaded."""
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    yield
+    for part in PARTS:
+        sys.modules.pop(f"my_{part}s", None)
+
+
+@pytest.fixture
+def write(lab, tmp_path, forgetting):
+    """write("sampler") -> the arguments that choose it, with its two files in the folder."""
+
+    def files_of(part: str) -> list[str]:
+        code, place, configuration, arguments = PARTS[part]
+        (tmp_path / f"my_{part}s.py").write_text(code)
+        file = tmp_path / "my_conf" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(configuration)
+        importlib.invalidate_caches()
+        return ["--config-dir", "my_conf", *arguments]
+
+    return files_of
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_ones_own_is_two_files(lab, write, part):
+    arguments = write(part)
+    code, _, err = lab("train", *arguments)
+    assert code == 0, err
+    code, _, err = lab("sample", "run=run", "num_samples=4")
+    assert code == 0, err
+    assert f"my_{part}s." in Path("run/config.yaml").read_text()
+
+
+def test_the_values_of_a_metric_are_kept_with_the_others(lab, write):
+    code, _, err = lab("train", *write("metric"))
+    assert code == 0, err
+    metrics = json.loads(Path("run/summary.json").read_text())["metrics"]
+    for name in ("mean_gap", "mean_gap_floor", "fid"):
+        (value,) = (metrics[key] for key in metrics if key.startswith(f"{name}/"))
+        assert value >= 0
+    code, out, err = lab("evaluate", "run=run", "json=true")
+    assert code == 0, err
+    assert any(key.startswith("mean_gap/") for key in json.loads(out.splitlines()[-1]))
+
+
+def test_a_callback_is_called_every_so_many_steps(lab, write):
+    code, _, err = lab("train", *write("callback"), "trainer.max_steps=5")
+    assert code == 0, err
+    assert Path("run/counts.txt").read_text().split() == ["2", "4"]
+
+
+def test_the_images_of_a_source_are_learned_from(lab, write):
+    code, _, err = lab("train", *write("source"))
+    assert code == 0, err
+    with Image.open("run/samples/step_0000004.png") as picture:
+        assert picture.size == (2 * (2 * 10 + 2), 2 * (2 * 10 + 2))  # one row a class
+
+
+def test_the_readmes_sampler_is_chosen_for_a_trained_run(lab, write, run_folder):
+    write("sampler")
+    (chosen,) = re.findall(r"^    diffusion-lab (.*sampler=midpoint)$", README, re.MULTILINE)
+    code, _, err = lab(*chosen.replace("outputs/NAME/TIMESTAMP", "run").split(), "num_samples=4")
+    assert code == 0, err
+    assert list((run_folder / "samples").glob("midpoint*.png"))
+
+
+def test_the_readmes_network_borrows_the_keys_of_another(lab, write):
+    write("network")
+    code, _, err = lab(*command_with("train backbone=mlp"), *OTHER_NETWORK)
+    assert code == 0, err
+
+
+def test_a_run_is_not_opened_where_its_part_is_missing(lab, write, tmp_path, monkeypatch):
+    code, _, err = lab("train", *write("network"))
+    assert code == 0, err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
+    del sys.modules["my_networks"]
+    code, _, err = lab("sample", "run=../run", "num_samples=4")
+    assert code == 2
+    warning, sentence = err.strip().splitlines()
+    assert warning.startswith("Warning: ")
+    for name in ("my_networks.Convolutions", "helpers.tiny_data.TinyData"):
+        assert name in warning
+    assert "my_networks" in sentence
+
+
+def test_a_wrong_name_is_one_sentence(lab, write):
+    write("network")
+    wrong = ["backbone=mlp", "backbone._target_=my_networks.Conv", *OTHER_NETWORK]
+    code, _, err = lab("train", *wrong)
+    assert code == 2
+    assert "my_networks.Conv" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not Path("run").exists()
+
+
+@pytest.mark.slow
+def test_a_network_that_reads_its_tensors_is_profiled_all_the_same(lab, write, tmp_path):
+    write("network")
+    code = code_of("my_networks.py").replace(
+        "        return ", "        assert x.abs().max().item() < 10\n        return "
+    )
+    (tmp_path / "my_networks.py").write_text(code)
+    arguments = ["--config-dir", "my_conf", "backbone=convolutions", "speed=false", "json=true"]
+    code, out, err = lab("profile", *arguments)
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["macs"] > 0
+
+
+def test_the_readmes_configurations_are_these():
+    for part in ("sampler", "schedule"):
+        for line in PARTS[part][2].replace("defaults: ", "`defaults: ").splitlines():
+            assert line in README or f"`{line}`" in README, line
+
+
 def made_of(name: str) -> dict:
     found = {}
     exec(code_of(name), found)
     return found
-
-
-def test_the_readmes_configurations_are_these():
-    for content in FILES.values():
-        for line in content.replace("defaults: ", "`defaults: ").splitlines():
-            assert line in README or f"`{line}`" in README, line
 
 
 def test_the_readmes_sampler_is_of_second_order():
@@ -55,22 +256,3 @@ def test_the_readmes_schedule_is_inverted():
     schedule = made_of("my_schedules.py")["Power"](3)
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     torch.testing.assert_close(schedule.at_logsnr(schedule(t).logsnr).t, t, atol=1e-9, rtol=0)
-
-
-def test_both_are_found_by_the_command_line(lab, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("my_schedules.py", "my_samplers.py"):
-        (tmp_path / name).write_text(code_of(name))
-    for name, content in FILES.items():
-        (tmp_path / "my_conf" / name).parent.mkdir(parents=True)
-        (tmp_path / "my_conf" / name).write_text(content)
-    train, sample = re.findall(
-        r"^    diffusion-lab (.*(?:power|midpoint).*)$", README, re.MULTILINE
-    )
-    quick = [*TINY, "logger=none", "callbacks.evaluation=null", "run_dir=run"]
-    code, _, err = lab(*train.split(), *quick)
-    assert code == 0, err
-    assert "power: 3" in (tmp_path / "run/config.yaml").read_text()
-    code, _, err = lab(*sample.replace("outputs/NAME/TIMESTAMP", "run").split(), "num_samples=4")
-    assert code == 0, err
-    assert list((tmp_path / "run/samples").glob("midpoint*.png"))
