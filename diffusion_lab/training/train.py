@@ -17,7 +17,7 @@ from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
-from diffusion_lab.common.ranges import whole
+from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import PeakMemory, channels_last_pays, check_choices, compile_pays
@@ -42,6 +42,8 @@ ALLOWED = {
     "validate_every_n_steps": whole(1),
     "trainer.max_steps": whole(1),
     "trainer.log_every_n_steps": whole(1),
+    # what Lightning also has gives networks weights that do not fit their float32 inputs
+    "trainer.precision": one_of("auto", "32-true", "bf16-mixed", "16-mixed"),
 }
 
 

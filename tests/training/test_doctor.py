@@ -231,7 +231,7 @@ SPOILT = [
     (["lr_schedule.warmup_images=90_000"], "warm_up", "warning", ["the whole run and more"]),
     (["optimizer.lr=0.1"], "learning_rate", "warning", ["diverges", "optimizer.lr=3e-4"]),
     (["optimizer.lr=1e-8"], "learning_rate", "warning", ["next to nothing"]),
-    (["trainer.precision=bf16-true"], "precision", "warning", ["bf16-mixed"]),
+    (["trainer.precision=bf16-true"], "settings", "error", ["trainer.precision", "bf16-mixed"]),
     (["validate_every_n_steps=900"], "validation", "advice", ["validate_every_n_steps=100"]),
     ([], "evaluation", "advice", ["no FID or KID"]),
     (["objective/prediction=eps"], "composition", "error", ["objective/prediction=v, flow"]),

@@ -39,7 +39,7 @@ def run(folder, *arguments):
 
 
 def test_a_killed_data_process_ends_the_run_with_a_sentence(lab, tmp_path):
-    data = [*QUICK, "data.source._target_=helpers.workers.DyingWorkers"]
+    data = [*QUICK, "data._target_=helpers.workers.DyingWorkers"]
     every = ["callbacks.checkpoint.every_n_steps=1", "trainer.max_steps=50"]
     code, _, err = lab("train", *data, *every, "run_dir=run")
     assert code == 2

@@ -119,20 +119,13 @@ def learning_rate(task: DiffusionTask) -> Iterator[Remark]:
 
 def precision(precision: str, device: torch.device) -> Iterator[Remark]:
     """A precision that neither overflows nor is emulated."""
-    name = precision
-    if name in ("16-mixed", "16-true", "16"):
+    if precision == "16-mixed":
         yield (
             WARNING,
-            f"trainer.precision={name} overflows above 65504, and `sample` and `evaluate` do not "
+            "trainer.precision=16-mixed overflows above 65504, and `sample` and `evaluate` do not "
             "take it; write trainer.precision=auto, which is bf16-mixed where that is fast",
         )
-    elif name == "bf16-true":
-        yield (
-            WARNING,
-            "trainer.precision=bf16-true keeps weights in 8 bits, where small updates are lost; "
-            "write trainer.precision=bf16-mixed",
-        )
-    elif name == "bf16-mixed" and not has_fast_bf16(device):
+    elif precision == "bf16-mixed" and not has_fast_bf16(device):
         yield (
             ADVICE,
             f"this {device.type} only emulates bf16, slower than float32; write "
