@@ -18,6 +18,7 @@ FACTS = {
     "backbone": {"in_channels", "out_channels", "image_size"},
     "backbone/block": {"width", "mixer"},
     "conditioning": {"num_classes", "width"},
+    "first_stage": {"image_shape"},
     "objective": {"schedule"},
     "reconstruction": {"image_channels"},
     "reconstruction/discriminator": {"image_channels"},

@@ -29,8 +29,8 @@ from diffusion_lab.data.source import ImageFolder
 from diffusion_lab.diffusion import guidance, objective, sampler, schedule
 from diffusion_lab.diffusion.objective import weighting
 from diffusion_lab.diffusion.sampler import time_grid
-from diffusion_lab.first_stage.autoencoder import FSQ, KL, VQ
-from diffusion_lab.first_stage.reconstruction import Loss, discriminator, perceptual
+from diffusion_lab.first_stage.autoencoder import FSQAutoencoder, KLAutoencoder, VQAutoencoder
+from diffusion_lab.first_stage.reconstruction import ReconstructionLoss, discriminator, perceptual
 from diffusion_lab.profiling.budget import Budget
 
 FILE = TESTS / "golden/messages.txt"
@@ -71,11 +71,13 @@ NAMES = {  # of what stands behind >>>
     "perceptual": perceptual,
     "ClassLabel": ClassLabel,
     "SelfAttention": SelfAttention,
-    "ReconstructionLoss": Loss,
-    "kl": partial(KL, (1, 8, 8), **NETWORK | {"latent_channels": 3, "kl_weight": 1.0}),
-    "vq": partial(VQ, (1, 8, 8), **NETWORK | CODES | {"latent_channels": 3}),
-    "fsq": partial(FSQ, (1, 8, 8), **NETWORK),
-    "discriminator": partial(discriminator.Patch, 1, channels=8, layers=1, weight=0.5, start=0),
+    "ReconstructionLoss": ReconstructionLoss,
+    "kl": partial(KLAutoencoder, (1, 8, 8), **NETWORK | {"latent_channels": 3, "kl_weight": 1.0}),
+    "vq": partial(VQAutoencoder, (1, 8, 8), **NETWORK | CODES | {"latent_channels": 3}),
+    "fsq": partial(FSQAutoencoder, (1, 8, 8), **NETWORK),
+    "discriminator": partial(
+        discriminator.PatchDiscriminator, 1, channels=8, layers=1, weight=0.5, start=0
+    ),
     "image_folder": partial(ImageFolder, "nowhere"),
     "budget": partial(Budget, **NO_BUDGET, solved=None),
 }

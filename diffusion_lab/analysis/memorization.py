@@ -156,7 +156,7 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
     count = min(data.validation_size, len(data.train_images()), len(data.test_images()))
     sides = {
         "training": data.trained_on(count),
-        "held_out": data.held_out(count, "data.validation_size"),
+        "held_out": data.held_out(count),
     }
     means = {}
     for side, (images, labels) in sides.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at
+from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import save_png, to_uint8
 from diffusion_lab.common.progress import progress_bar, say
@@ -168,9 +169,10 @@ def held_out_batches(
     cfg: DictConfig, opened: runs.DiffusionRun, description: str = "Test images"
 ) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
     """Ids, images (b, C, H, W) uint8 as trained on, and labels of the first test images."""
-    with errors_at(cfg, "data"):
-        opened.datamodule.prepare_data()
-        images, labels = opened.datamodule.held_out(cfg.num_images, "num_images")
+    read_data(opened.saved, opened.datamodule)
+    with errors_at(cfg, ""):
+        opened.datamodule.require_test_images(cfg.num_images, "num_images")
+    images, labels = opened.datamodule.held_out(cfg.num_images)
     conditional = opened.model.denoiser.conditioning.conditional
     starts = range(0, cfg.num_images, cfg.batch_size)
     with progress_bar(description, len(starts)) as advance:

@@ -30,8 +30,20 @@ class Model:
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """The data of a configuration; nothing is read yet."""
-    return instantiate(cfg, "data")
+    """The data of a configuration; no image is read yet."""
+    datamodule = instantiate(cfg, "data")
+    with errors_at(cfg, "data.source"):
+        _ = datamodule.image_shape, datamodule.num_classes  # inferred now, where keys are known
+    return datamodule
+
+
+def read_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
+    """Reads the images of a data module built from `cfg`; raises UserError, with the full key."""
+    with errors_at(cfg, "data.source"):
+        datamodule.prepare_data()
+        datamodule.reference_images()  # with which both splits are read
+    with errors_at(cfg, "data"):
+        datamodule.setup("fit")
 
 
 def build_model(
@@ -41,7 +53,8 @@ def build_model(
 
     On the device "meta" the denoiser takes neither time nor memory.
     """
-    schedule, first_stage = instantiate(cfg, "schedule"), instantiate(cfg, "first_stage")
+    schedule = instantiate(cfg, "schedule")
+    first_stage = instantiate(cfg, "first_stage")(image_shape=image_shape)
     cfg = with_data_std(cfg, first_stage.data_std)
     objective = instantiate(cfg, "objective")(schedule=schedule)
     augmentation = instantiate(cfg, "augmentation")
@@ -54,14 +67,12 @@ def build_model(
         std = first_stage.data_std if explodes else None
     check_training(schedule, objective, label)
     check_first_stage(first_stage, augmentation)
-    with errors_at(cfg, "first_stage"):
-        shape = first_stage.latent_shape(image_shape)
     with torch.device(device), errors_at(cfg, "denoiser"):
         denoiser = Denoiser(
             backbone=instantiate(cfg, "backbone"),
             conditioning=instantiate(cfg, "conditioning"),
             prediction=objective.prediction,
-            image_shape=shape,
+            image_shape=first_stage.latent_shape,
             num_classes=num_classes,
             noise_label=label,
             input_std=std,

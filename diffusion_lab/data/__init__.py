@@ -1,6 +1,15 @@
 """Data sets, each one uint8 tensor per split."""
 
 from diffusion_lab.data.datamodule import ImageDataModule
+from diffusion_lab.data.loader import EncodedImages, ImageBatch, MomentBatch
 from diffusion_lab.data.source import DataError, DataSource, Split
 
-__all__ = ["DataError", "DataSource", "ImageDataModule", "Split"]
+__all__ = [
+    "DataError",
+    "DataSource",
+    "EncodedImages",
+    "ImageBatch",
+    "ImageDataModule",
+    "MomentBatch",
+    "Split",
+]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_lab.common.errors import is_number, require
 from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.common.ranges import at_least, between, flag, ranges
 
 # values of a label by transformation: flips, scale, rotation, anisotropy, translation
 VALUES = (1, 1, 1, 2, 2, 2)
@@ -25,7 +25,7 @@ class NonLeaky:
     down; `scale` is the standard deviation of log2 of the factor; `rotation` the largest angle in
     degrees; `anisotropy` the deviation of log2 of the factor along an axis of any direction, by
     which the other axis is divided; `translation` that of the shift, in sides of the image. 0 or
-    false switches a part off. Raises UserError for what is out of range.
+    false switches a part off.
 
     A label holds: mirrored, upside down; log2 of the factor over its deviation; cos - 1 and sin of
     the angle, counter-clockwise; the axis, as long as its log2 factor over the deviation; the shift
@@ -34,6 +34,15 @@ class NonLeaky:
 
     values = sum(VALUES)  # of a label
 
+    @ranges(
+        probability=between(0, 1),
+        flip_x=flag(),
+        flip_y=flag(),
+        scale=at_least(0),
+        rotation=between(0, 180),
+        anisotropy=at_least(0),
+        translation=at_least(0),
+    )
     def __init__(
         self,
         probability: float,
@@ -44,18 +53,6 @@ class NonLeaky:
         anisotropy: float,
         translation: float,
     ):
-        for name, flip in (("flip_x", flip_x), ("flip_y", flip_y)):
-            require(isinstance(flip, bool), f"augmentation.{name}", flip, "true or false")
-        for name, value, highest in (
-            ("probability", probability, 1),
-            ("rotation", rotation, 180),
-            ("scale", scale, math.inf),
-            ("anisotropy", anisotropy, math.inf),
-            ("translation", translation, math.inf),
-        ):
-            limits = "of at least 0" if highest == math.inf else f"from 0 to {highest}"
-            right = is_number(value) and 0 <= value <= highest
-            require(right, f"augmentation.{name}", value, f"a number {limits}")
         self.probability = probability
         self.flip_x = flip_x
         self.scale = scale

@@ -7,28 +7,41 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common import hashing
-from diffusion_lab.common.errors import UserError, is_whole, require
 from diffusion_lab.common.images import crop_to, pad_to
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.data.loader import HeldOutLoader, TensorLoader
+from diffusion_lab.common.ranges import Range, flag, optional, ranges, share, whole
+from diffusion_lab.data.loader import (
+    EncodedImages,
+    HeldOutLoader,
+    ImageBatch,
+    MomentBatch,
+    TensorLoader,
+)
 from diffusion_lab.data.source.base import DataSource, Split
-from diffusion_lab.data.subsets import check_subset, subset
+from diffusion_lab.data.subsets import subset
 
 FREE_MEMORY_SHARE = 0.1  # of an accelerator, that the images may take without being told to
 
 
 class ImageDataModule(lightning.LightningDataModule):
-    """Training batches are (images uint8 (b, C, H, W), labels int64 (b,)) and never end.
+    """The images of a source, as a model trains on them and metrics compare with them.
 
     Trained on is the training split of `source`, or with `fraction` or `per_class` a part of it;
     metrics always compare with the whole split. The held-out denoising loss uses the first
     `validation_size` images of the test split. `pad` is the height and width that the model sees.
     """
 
-    # (N, ., h, w), what a first stage makes of the training images: trained on in their place
-    moments: Tensor | None = None
-    mirrored_moments: Tensor | None = None
+    encoded: EncodedImages | None = None  # trained on in place of the images, if set
 
+    @ranges(
+        pad=optional(whole(1).as_in(32)),
+        flip=flag(),
+        on_device=Range("auto, true or false", lambda v: isinstance(v, bool) or v == "auto"),
+        validation_size=whole(1).as_in(1000),
+        fraction=optional(share().as_in(0.1)),
+        per_class=optional(whole(1).as_in(50)),
+        subset_seed=whole(0),
+    )
     def __init__(
         self,
         source: DataSource,
@@ -41,27 +54,13 @@ class ImageDataModule(lightning.LightningDataModule):
         subset_seed: int = 0,
     ):
         super().__init__()
-        check_subset(fraction, per_class, subset_seed)
-        require(isinstance(flip, bool), "data.flip", flip, "true or false")
-        require(
-            isinstance(on_device, bool) or on_device == "auto",
-            "data.on_device",
-            on_device,
-            "auto, true or false",
-        )
-        require(
-            is_whole(validation_size, 1),
-            "data.validation_size",
-            validation_size,
-            "a whole number of at least 1",
-            1000,
-        )
-        require(pad is None or is_whole(pad, 1), "data.pad", pad, "a number of pixels or null", 32)
-        if pad is not None and pad < max(source.native_shape[1:]):
+        if fraction is not None and per_class is not None:
             raise ValueError(
-                f"pad={pad} is smaller than the images; use {max(source.native_shape[1:])} or "
-                "more, or null"
+                f"fraction={fraction} and per_class={per_class} are two sizes of one subset; leave "
+                "one of them null"
             )
+        if pad is not None and pad < (side := max(source.native_shape[1:])):
+            raise ValueError(f"pad={pad} is smaller than the images; use {side} or more, or null")
         self.source = source
         self.pad = pad
         self.flip = flip
@@ -133,20 +132,16 @@ class ImageDataModule(lightning.LightningDataModule):
         """Images (N, C, H, W) of their native size as trained on."""
         return pad_to(images, self.pad) if self.pad else images
 
-    def require_test_images(self, count: int, setting: str) -> None:
-        """Raises UserError, naming the `setting` that asks for so many, where there are fewer."""
+    def require_test_images(self, count: int, argument: str) -> None:
+        """Raises ValueError, which begins with the `argument` that asks for more than there are."""
         if count > len(self.test_images()):
-            raise UserError(
-                f"{setting}={count} is more than the {len(self.test_images())} test images; "
-                "use a smaller number"
+            raise ValueError(
+                f"{argument}={count} is more than the {len(self.test_images())} test images; use a "
+                "smaller number"
             )
 
-    def held_out(self, count: int, setting: str) -> Split:
-        """The first `count` test images, as trained on, and their labels.
-
-        Raises UserError, naming the `setting` that asked, where there are fewer.
-        """
-        self.require_test_images(count, setting)
+    def held_out(self, count: int) -> Split:
+        """The first `count` test images, as trained on, and their labels."""
         return Split(self.padded(self.test_images()[:count]), self.test_labels()[:count])
 
     def trained_on(self, count: int) -> Split:
@@ -165,27 +160,26 @@ class ImageDataModule(lightning.LightningDataModule):
         if self.source.sizes_vary:
             self.validation_size = min(self.validation_size, len(self.test_images()))
 
-    def set_batch(self, batch_size: int, micro_batch: int, seed: int) -> None:
-        """Tells the global batch of a step, one rank's share of a forward pass, and the run's seed.
-
-        Must be called before training.
-        """
-        self.batch_size = batch_size
-        self.micro_batch = micro_batch
-        self.seed = seed
+    @property
+    def micro_batch(self) -> int:
+        """Images of one rank in a forward pass: the module's batch by accumulation and ranks."""
+        trainer, batch_size = self.trainer, self.trainer.lightning_module.batch_size
+        micro_batch, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
+        if rest:
+            raise ValueError(
+                f"{trainer.accumulate_grad_batches} micro-batches on each of {trainer.world_size} "
+                f"ranks cannot share a global batch of {batch_size} evenly"
+            )
+        return micro_batch
 
     def train_dataloader(self) -> TensorLoader:
         """The endless stream, from the images that the trainer's steps have seen already."""
-        trainer = self.trainer
-        per_step = self.micro_batch * trainer.accumulate_grad_batches * trainer.world_size
-        if per_step != self.batch_size:
-            raise ValueError(
-                f"a micro-batch of {self.micro_batch}, {trainer.accumulate_grad_batches} times on "
-                f"each of {trainer.world_size} ranks, is no global batch of {self.batch_size}"
-            )
+        trainer, module = self.trainer, self.trainer.lightning_module
         device = trainer.strategy.root_device
-        images = self.padded(self.train_images()) if self.moments is None else self.moments
-        mirrored = self.mirrored_moments
+        if self.encoded is None:
+            images, mirrored = self.padded(self.train_images()), None
+        else:
+            images, mirrored = self.encoded.moments, self.encoded.mirrored
         kept = [images] if mirrored is None else [images, mirrored]
         if self.on_device is True or (self.on_device == "auto" and _fits(kept, device)):
             images = images.to(device)
@@ -194,20 +188,21 @@ class ImageDataModule(lightning.LightningDataModule):
             images,
             self.train_labels(),
             self.micro_batch,
-            self.seed,
+            module.seed,
             flip=self.flip,
             rank=trainer.global_rank,
             world=trainer.world_size,
             # asked late: a checkpoint may be restored, or a new epoch begin, in between
-            samples_seen=lambda: trainer.global_step * self.batch_size,
+            samples_seen=lambda: trainer.global_step * module.batch_size,
             device=device,
             mirrored=mirrored,
+            batch_type=ImageBatch if self.encoded is None else MomentBatch,
         )
 
     def val_dataloader(self) -> HeldOutLoader:
         """(images, labels, ids) of the held-out images; an id is the place in the test split."""
         return HeldOutLoader(
-            *self.held_out(self.validation_size, "data.validation_size"),
+            *self.held_out(self.validation_size),
             self.micro_batch,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,

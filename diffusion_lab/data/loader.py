@@ -1,4 +1,4 @@
-"""Loaders over one uint8 tensor: for data that fit into memory, indexing beats any worker pool.
+"""Loaders over one tensor: for data that fit into memory, indexing beats any worker pool.
 
 The training stream is a pure function: its position p = 0, 1, ... holds image order(p // N)[p % N]
 of N, where order(e) is the permutation of epoch e, drawn from (seed, e). So a run goes on exactly
@@ -6,6 +6,8 @@ where it stopped, on any number of ranks. B batch, C channels, H height, W width
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +18,33 @@ from diffusion_lab.common.randomness import mix_seed
 ORDER = 0x6F72646572  # keeps these draws apart from others of the same seed
 
 
+class ImageBatch(NamedTuple):
+    """Images uint8 (B, C, H, W) to train on, and labels int64 (B,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class MomentBatch(NamedTuple):
+    """Moments float32 (B, ., h, w) of images that a first stage has encoded, and labels (B,)."""
+
+    moments: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """All training images as a first stage encoded them once, to be trained on in their place.
+
+    Moments are (N, ., h, w) float32; `mirrored` are those of the images mirrored left to right.
+    """
+
+    moments: Tensor
+    mirrored: Tensor | None = None
+
+
 class TensorLoader:
-    """An endless stream of shuffled batches, uint8 (B, C, H, W) and int64 (B,), on `device`.
+    """An endless stream of shuffled batches on `device`, each a `batch_type` (ImageBatch, ...).
 
     Batch i of a rank holds the `batch_size` positions from samples_seen() + (i world + rank) B on;
     `samples_seen` is asked whenever an iteration starts. With `flip`, half of the images, chosen by
@@ -37,6 +64,7 @@ class TensorLoader:
         samples_seen: Callable[[], int] = lambda: 0,
         device: torch.device | str = "cpu",
         mirrored: Tensor | None = None,
+        batch_type: type[ImageBatch] | type[MomentBatch] = ImageBatch,
     ):
         self.images = images
         self.mirrored = mirrored
@@ -48,16 +76,17 @@ class TensorLoader:
         self.world = world
         self.samples_seen = samples_seen
         self.device = torch.device(device)
-        self._epoch, self._order = -1, None  # the last permutation used
+        self.batch_type = batch_type
+        self._epoch, self._order = -1, torch.empty(0)  # the last permutation used
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[ImageBatch | MomentBatch]:
         # a generator: nothing is read before the first batch is asked for
         start = self.samples_seen() + self.rank * self.batch_size
         while True:
             yield self.batch_at(start)
             start += self.world * self.batch_size
 
-    def batch_at(self, start: int) -> tuple[Tensor, Tensor]:
+    def batch_at(self, start: int) -> ImageBatch | MomentBatch:
         """The batch at positions start, ..., start + batch_size - 1, whatever the rank."""
         count, stop = len(self.images), start + self.batch_size
         pieces = []
@@ -71,7 +100,7 @@ class TensorLoader:
             flipped = images.flip(-1) if self.mirrored is None else self.mirrored[index]
             mirrored = mirrored.bool().to(self.device)[:, None, None, None]
             images = torch.where(mirrored, flipped.to(self.device), images)
-        return images, self.labels[index].to(self.device)
+        return self.batch_type(images, self.labels[index].to(self.device))
 
     def order(self, epoch: int) -> Tensor:
         """(2, N) int64: the images' indices in this epoch's order, and 1 where mirrored."""
@@ -99,7 +128,7 @@ class HeldOutLoader:
         count = len(images)
         if count < world:
             raise UserError(
-                f"data.validation_size={count} is too few images for {world} processes; use more"
+                f"{count} held-out images are too few for {world} processes; hold out more"
             )
         self.images = images
         self.labels = labels

@@ -7,19 +7,24 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import EncodedImages, ImageDataModule
+
+Shape = tuple[int, int, int]
 
 
 class FirstStage(ABC):
-    """The space in which diffusion happens; frozen, and no module of the model that is trained."""
+    """The space in which diffusion happens; frozen, and no module of the model that is trained.
 
-    cache = False  # whether training reads moments that were computed once
-    of_pixels = False  # whether pixels themselves are diffused
+    It is built for images of one shape; `latent_shape` is (c, h, w) of what is diffused.
+    """
+
+    cache = False  # whether the training images are encoded once, before training
     data_std = 1.0  # of what is diffused, for those who scale by it and are not told a number
+    of_pixels = False  # whether what is diffused are the images themselves, in [-1, 1]
 
-    def figures(self, data: ImageDataModule) -> dict[str, float]:
-        """Of reconstructed test images of these data, which are read, where they were measured."""
-        return {}
+    def __init__(self, image_shape: Shape, latent_shape: Shape):
+        self.image_shape = tuple(image_shape)
+        self.latent_shape = tuple(latent_shape)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -29,24 +34,31 @@ class FirstStage(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, c, h, w) float -> (B, C, H, W) uint8."""
 
-    @abstractmethod
-    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of the images -> (c, h, w) of what is diffused; ValueError if not of these."""
-
-    def draw(self, images: Tensor) -> Tensor:
-        """What a step is trained on, of images uint8 or of their moments, (B, ., ., .)."""
+    def moments(self, images: Tensor) -> Tensor:
+        """Encodes images (B, C, H, W) uint8 to what `draw` draws from, (B, ., h, w) float32."""
         return self.encode(images)
 
-    def prepare(self, data: ImageDataModule, device: torch.device) -> None:
-        """Looks at the data before training, all ranks together, once they are read."""
+    def draw(self, moments: Tensor) -> Tensor:
+        """Draws from moments (B, ., h, w) what a step is trained on, (B, c, h, w) float32."""
+        return moments
+
+    def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
+        """Measures the data that were read, and encodes them if that is done once; on all ranks."""
         return None
 
     def facts(self) -> dict[str, object]:
-        """Values of the constructor for a run to keep, known once it is prepared."""
+        """Values of the constructor for a run to keep, known once the first stage is prepared."""
         return {}
 
-    def keep(self, folder: Path) -> None:
-        """Leaves in the folder of a run what it is reopened with; on rank 0."""
+    def reconstruction_metrics(self, data: ImageDataModule) -> dict[str, float]:
+        """Metrics (rFID, ...) of this data's reconstructed test images, if they were measured.
+
+        The data must have been read.
+        """
+        return {}
+
+    def copy_into(self, folder: Path) -> None:
+        """Copies into a run folder what the first stage is opened with again; on rank 0."""
         return None
 
 
@@ -55,6 +67,10 @@ class Pixels(FirstStage):
 
     of_pixels = True
     data_std = 0.5  # CIFAR-10's
+    of_pixels = True
+
+    def __init__(self, image_shape: Shape):
+        super().__init__(image_shape, image_shape)
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 in [0, 255] -> float32 in [-1, 1]."""
@@ -63,7 +79,3 @@ class Pixels(FirstStage):
     def decode(self, latents: Tensor) -> Tensor:
         """float in [-1, 1] -> uint8, rounded and clipped."""
         return to_uint8(latents)
-
-    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The shape of the images."""
-        return tuple(image_shape)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,14 +12,24 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.progress import say
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.common.ranges import Range, above, ranges
+from diffusion_lab.data import EncodedImages, ImageDataModule
 from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
+from diffusion_lab.first_stage.base import Shape
 from diffusion_lab.first_stage.latents import Latents
 
-CLASSES = ("AutoencoderKL", "AutoencoderTiny")
-FOLDER = "first_stage"  # of a run's copy
+# the classes that are known, and how each makes moments of images
+MOMENTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "AutoencoderKL": lambda network, images: network.encode(images).latent_dist.parameters,
+    "AutoencoderTiny": lambda network, images: network.encode(images).latents,
+}
+COPY_FOLDER = "first_stage"  # of a run's copy
 PROBE = 64  # side of an image by which the factor is seen
 MEASURED = 5000  # training images whose latents are measured at most
+SCALE = Range(
+    "config, measured or a number above 0",
+    lambda value: value in ("config", "measured") or above(0).allows(value),
+)
 
 
 class HubVAE(Latents):
@@ -30,48 +41,44 @@ class HubVAE(Latents):
     are tiled to three, and what comes back is averaged. Raises ValueError for what cannot be had.
     """
 
+    @ranges(scale=SCALE)
     def __init__(
-        self, path: str, scale: str | float, sha256: str | None, cache: bool, cache_dir: str
+        self,
+        image_shape: Shape,
+        path: str,
+        scale: str | float,
+        sha256: str | None,
+        cache: bool,
+        cache_dir: str,
     ):
         path = str(path)  # a folder 2024 is a number to Hydra
+        if image_shape[0] not in (1, 3):
+            raise ValueError(f"images must have 1 or 3 channels, not {image_shape[0]}")
         network, self.settings = pretrained(path)
-        super().__init__(network, cache, cache_dir)
+        self.moments_of = MOMENTS[self.settings["_class_name"]]
         self.sha256 = digest(network, self.settings)
         if sha256 not in (None, self.sha256):
             raise ValueError(
-                f"first_stage.path={path} has other weights or settings now than this run was "
-                f"trained with: its sha256 begins with {self.sha256[:12]}, not with "
-                f"{sha256[:12]}; put the files back"
+                f"path={path} has other weights or settings now than this run was trained with: "
+                f"its sha256 begins with {self.sha256[:12]}, not with {sha256[:12]}; put the "
+                "files back"
             )
-        self.measures = scale == "measured"
-        config = self.network.config
+        self.given, self.scale, self.shift = scale, 1.0, 0.0
         if scale == "config":
-            self.scale = 1 / config.scaling_factor
-            self.shift = getattr(config, "shift_factor", None) or 0.0
-        elif self.measures or (isinstance(scale, float | int) and scale > 0):
-            self.scale, self.shift = 1.0 if self.measures else 1 / scale, 0.0
-        else:
-            raise ValueError(f"first_stage.scale={scale} must be config, measured or a number")
-        self.given = scale
-        self.factor = 1
+            self.scale = 1 / network.config.scaling_factor
+            self.shift = getattr(network.config, "shift_factor", None) or 0.0
+        elif scale != "measured":
+            self.scale = 1 / scale
         with torch.no_grad():
-            latents = self.mean(self.encoder(torch.zeros(1, 3, PROBE, PROBE)))
-        self.factor = PROBE // latents.shape[-1]
-        self.channels = latents.shape[1]
-
-    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        self.image_shape = tuple(image_shape)
-        if image_shape[0] not in (1, 3):
-            raise ValueError(
-                f"first_stage=hub_vae takes images of 1 or 3 channels, not {image_shape[0]}"
-            )
-        return (self.channels, *(-(-side // self.factor) for side in image_shape[1:]))
+            probe = self.moments_of(network, torch.zeros(1, 3, PROBE, PROBE))
+        self.factor = PROBE // probe.shape[-1]
+        sides = (-(-side // self.factor) for side in image_shape[1:])
+        latent_shape = (network.config.latent_channels, *sides)
+        super().__init__(image_shape, latent_shape, network, cache, cache_dir)
 
     def encoder(self, images: Tensor) -> Tensor:
         images = pad_to_multiple(images.expand(-1, 3, -1, -1), self.factor)
-        if type(self.network).__name__ == "AutoencoderTiny":
-            return self.network.encode(images).latents
-        return self.network.encode(images).latent_dist.parameters
+        return self.moments_of(self.network, images)
 
     def decoder(self, latents: Tensor) -> Tensor:
         channels, height, width = self.image_shape
@@ -79,39 +86,41 @@ class HubVAE(Latents):
         return images if channels == 3 else images.mean(1, keepdim=True)
 
     def mean(self, moments: Tensor) -> Tensor:
-        return moments[:, : self.network.config.latent_channels]
+        return moments[:, : self.latent_shape[0]]
 
-    def spread(self, moments: Tensor) -> Tensor:
-        """The variance of `sample`."""
+    def variance(self, moments: Tensor) -> Tensor:
+        """Returns the variance of `sample`."""
         mean = self.mean(moments)
-        if mean.shape == moments.shape:  # AutoencoderTiny's are certain
+        if mean.shape == moments.shape:  # the moments are the latents
             return torch.zeros_like(mean)
         return moments[:, mean.shape[1] :].clamp(-30, 20).exp()
 
     def sample(self, moments: Tensor) -> Tensor:
         mean = self.mean(moments)
-        return mean + self.spread(moments).sqrt() * torch.randn_like(mean)
+        return mean + self.variance(moments).sqrt() * torch.randn_like(mean)
 
-    def prepare(self, data: ImageDataModule, device: torch.device) -> None:
-        super().prepare(data, device)
+    def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
+        encoded = super().prepare(data, device)
         say("Advice: this first stage's rFID, beyond which no FID comes, was not measured")
-        if self.measures:
-            if data.moments is None:
+        if self.given == "measured":
+            if encoded is None:
                 images = data.trained_on(MEASURED).images
                 moments = torch.cat([self.moments(part.to(device)) for part in images.split(64)])
             else:  # of the same images
-                moments = data.moments[random_places(len(data.moments), MEASURED)]
+                moments = encoded.moments[random_places(len(encoded.moments), MEASURED)]
             mean = self.mean(moments).double()
-            self.scale = (mean.var(correction=0) + self.spread(moments).mean()).sqrt().item()
+            self.scale = (mean.var(correction=0) + self.variance(moments).mean()).sqrt().item()
             self.given = 1 / self.scale
+        return encoded
 
     def facts(self) -> dict[str, object]:
         return {"sha256": self.sha256, "scale": self.given}
 
-    def keep(self, folder: Path) -> None:
-        self.network.save_pretrained(folder / FOLDER)
+    def copy_into(self, folder: Path) -> None:
+        self.network.save_pretrained(folder / COPY_FOLDER)
         # as it was read: without what a newer diffusers adds, which would change the sha256
-        write_atomically(folder / FOLDER / "config.json", json.dumps(self.settings, indent=2))
+        settings = json.dumps(self.settings, indent=2)
+        write_atomically(folder / COPY_FOLDER / "config.json", settings)
 
 
 def pretrained(path: str) -> tuple[nn.Module, dict[str, object]]:
@@ -120,15 +129,13 @@ def pretrained(path: str) -> tuple[nn.Module, dict[str, object]]:
         diffusers = importlib.import_module("diffusers")
     except ImportError as error:
         raise ValueError(
-            "first_stage=hub_vae needs diffusers; run `pip install 'diffusion-lab[diffusers]'`"
+            "this first stage needs diffusers; run `pip install 'diffusion-lab[diffusers]'`"
         ) from error
     try:
         settings = diffusers.AutoencoderKL.load_config(path)
         name = settings["_class_name"]
-        if name not in CLASSES:
-            raise ValueError(
-                f"first_stage.path={path} is a {name}, not one of {', '.join(CLASSES)}"
-            )
+        if name not in MOMENTS:
+            raise ValueError(f"path={path} is a {name}, not one of {', '.join(MOMENTS)}")
         # the older format is a pickle, which could be anything
         return getattr(diffusers, name).from_pretrained(path, use_safetensors=True), settings
     except (OSError, KeyError, json.JSONDecodeError) as error:
@@ -138,7 +145,7 @@ def pretrained(path: str) -> tuple[nn.Module, dict[str, object]]:
             else "is no folder, and cannot be fetched from the hub"
         )
         raise ValueError(
-            f"first_stage.path={path} {where}; give the folder of an autoencoder that "
+            f"path={path} {where}; give the folder of an autoencoder that "
             "diffusers saved as safetensors, or try again with a network"
         ) from error
 

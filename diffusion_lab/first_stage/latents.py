@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.ranges import flag, ranges
 from diffusion_lab.compute.cache import cached
-from diffusion_lab.data import ImageDataModule
-from diffusion_lab.first_stage.base import FirstStage
+from diffusion_lab.data import EncodedImages, ImageDataModule
+from diffusion_lab.first_stage.base import FirstStage, Shape
 
 BATCH = 256  # images that are encoded at once for the cache
 
@@ -31,7 +32,16 @@ class Latents(FirstStage):
     shift: Tensor | float
     scale: Tensor | float
 
-    def __init__(self, network: nn.Module, cache: bool, cache_dir: str):
+    @ranges(cache=flag())
+    def __init__(
+        self,
+        image_shape: Shape,
+        latent_shape: Shape,
+        network: nn.Module,
+        cache: bool,
+        cache_dir: str,
+    ):
+        super().__init__(image_shape, latent_shape)
         # not a module's child: neither trained, averaged nor saved with what holds it
         self.network = network.requires_grad_(False).eval()
         self.cache = cache
@@ -70,13 +80,12 @@ class Latents(FirstStage):
         self.network.to(latents.device)
         return to_uint8(self.decoder(self.restored(latents)))
 
-    def draw(self, images: Tensor) -> Tensor:
-        """Scaled samples, of images uint8 or of moments float32."""
-        moments = images if images.is_floating_point() else self.moments(images)
+    def draw(self, moments: Tensor) -> Tensor:
+        """Draws scaled latents from moments."""
         return self.scaled(self.sample(moments))
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """To mean 0 and standard deviation 1."""
+        """Brings latents to mean 0 and standard deviation 1."""
         shift, scale = self._numbers(latents.device)
         return (latents - shift) / scale
 
@@ -88,11 +97,12 @@ class Latents(FirstStage):
     def _numbers(self, device: torch.device) -> list[Tensor]:
         return [torch.as_tensor(each, device=device) for each in (self.shift, self.scale)]
 
-    def prepare(self, data: ImageDataModule, device: torch.device) -> None:
-        """Encodes the training images, as they are and mirrored where `data.flip` asks for it."""
-        if self.cache:
-            data.moments = self.cached_moments(data, device, False)
-            data.mirrored_moments = self.cached_moments(data, device, True) if data.flip else None
+    def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
+        """Encodes the training images, as they are and mirrored where the data are flipped."""
+        if not self.cache:
+            return None
+        mirrored = self.cached_moments(data, device, True) if data.flip else None
+        return EncodedImages(self.cached_moments(data, device, False), mirrored)
 
     def cached_moments(self, data: ImageDataModule, device: torch.device, mirrored: bool) -> Tensor:
         """Moments (N, ., h, w) of the training images, mirrored or not, computed once."""

@@ -8,35 +8,43 @@ from torch import Tensor
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.progress import say
-from diffusion_lab.data import ImageDataModule
-from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.data import EncodedImages, ImageDataModule
+from diffusion_lab.first_stage.autoencoder import saving
+from diffusion_lab.first_stage.base import Shape
 from diffusion_lab.first_stage.latents import Latents
 
 
-class Trained(Latents):
+class TrainedAutoencoder(Latents):
     """The autoencoder of the run folder `run`, scaled by what its training images measured.
 
     A diffusion run keeps the file's `sha256`, and the file. Raises ValueError for a file that is
-    missing, of another kind, or not the one that a run was trained with.
+    missing, of another kind or image shape, or not the one that a run was trained with.
     """
 
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...]  # of autoencoders
 
-    def __init__(self, run: str, sha256: str | None, cache: bool, cache_dir: str):
-        self.path = Path(str(run)) / files.FILE  # a folder 2024 is a number to Hydra
-        network, self.trained, self.content = files.load(self.path)
+    def __init__(
+        self, image_shape: Shape, run: str, sha256: str | None, cache: bool, cache_dir: str
+    ):
+        self.path = Path(str(run)) / saving.FIRST_STAGE_FILE  # a folder 2024 is a number to Hydra
+        network, self.trained, self.content = saving.load_autoencoder(self.path)
         self.sha256 = hashing.of_bytes(self.content)
         if self.trained.kind not in self.kinds:
             raise ValueError(
-                f"{self.path} is a {self.trained.kind} autoencoder; write first_stage="
-                f"{'kl' if self.trained.kind == 'KL' else 'vq'} first_stage.run={run}"
+                f"run={run} is a {self.trained.kind} autoencoder, where one of "
+                f"{', '.join(self.kinds)} is wanted; choose the first stage of its kind"
             )
         if sha256 not in (None, self.sha256):
             raise ValueError(
                 f"{self.path} is not the first stage that this run was trained with: its sha256 "
                 f"begins with {self.sha256[:12]}, not with {sha256[:12]}; put the file back"
             )
-        super().__init__(network, cache, cache_dir)
+        if tuple(image_shape) != tuple(self.trained.image_shape):
+            raise ValueError(
+                f"{self.path} is of images of shape {tuple(self.trained.image_shape)}, and these "
+                f"are of {tuple(image_shape)}; train a first stage on these data"
+            )
+        super().__init__(image_shape, network.latent_shape, network, cache, cache_dir)
         self.shift, self.scale = (
             torch.tensor(numbers, dtype=torch.float32)[:, None, None]
             for numbers in (self.trained.latent_mean, self.trained.latent_std)
@@ -44,19 +52,8 @@ class Trained(Latents):
         if not (self.scale > 0).all():
             raise ValueError(
                 f"{self.path} has a channel that is the same for all images; train it longer, or "
-                "with fewer autoencoder.latent_channels"
+                "with fewer latent channels"
             )
-
-    def figures(self, data: ImageDataModule) -> dict[str, float]:
-        return self.trained.figures if self.trained.data == data.images_fingerprint else {}
-
-    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        if tuple(image_shape) != tuple(self.trained.image_shape):
-            raise ValueError(
-                f"{self.path} is of images of shape {tuple(self.trained.image_shape)}, and these "
-                f"are of {tuple(image_shape)}; train a first stage on these data"
-            )
-        return self.network.latent_shape
 
     def encoder(self, images: Tensor) -> Tensor:
         return self.network.moments(images)
@@ -70,28 +67,31 @@ class Trained(Latents):
     def sample(self, moments: Tensor) -> Tensor:
         return self.network.sample(moments)
 
-    def prepare(self, data: ImageDataModule, device: torch.device) -> None:
+    def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
         if data.images_fingerprint != self.trained.data:
             say(
                 f"Advice: {self.path} was trained on other images of this shape: its latents may "
                 "have another scale here, and its rFID says nothing of these images"
             )
-        super().prepare(data, device)
+        return super().prepare(data, device)
 
     def facts(self) -> dict[str, object]:
         return {"sha256": self.sha256}
 
-    def keep(self, folder: Path) -> None:
-        write_atomically(folder / files.FILE, self.content)
+    def reconstruction_metrics(self, data: ImageDataModule) -> dict[str, float]:
+        return self.trained.metrics if self.trained.data == data.images_fingerprint else {}
+
+    def copy_into(self, folder: Path) -> None:
+        write_atomically(folder / saving.FIRST_STAGE_FILE, self.content)
 
 
-class KL(Trained):
+class TrainedKL(TrainedAutoencoder):
     """Latents of `train-autoencoder autoencoder=kl` or `vae`, drawn from the posterior."""
 
-    kinds = ("KL",)
+    kinds = ("kl",)
 
 
-class VQ(Trained):
+class TrainedVQ(TrainedAutoencoder):
     """Latents of `train-autoencoder autoencoder=vq` or `fsq`, before they are quantised."""
 
-    kinds = ("VQ", "FSQ")
+    kinds = ("vq", "fsq")

@@ -91,7 +91,8 @@ class Bench:
         """The loss of images (b, C, H, W) uint8 and labels (b,), ()."""
         with self.autocast:
             images, augmentation = augment(self.model.augmentation, images)
-            x0 = self.model.first_stage.draw(images)
+            first_stage = self.model.first_stage
+            x0 = first_stage.draw(first_stage.moments(images))
             return self.model.objective(
                 self.model.denoiser, x0, Given(labels, augmentation=augmentation)
             ).mean()

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.first_stage.autoencoder import Autoencoder, files
+from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.vae_prior import Prior
 
@@ -30,7 +30,7 @@ class AutoencoderRun(OpenRun):
     groups_without_choice: ClassVar[tuple[str, ...]] = ("sampler", "guidance")
 
     autoencoder: Autoencoder
-    facts: files.Facts
+    facts: saving.AutoencoderFacts
 
     @classmethod
     def load(
@@ -42,7 +42,7 @@ class AutoencoderRun(OpenRun):
         weights: dict[str, object],
     ) -> Self:
         with errors_at(saved, ""):
-            autoencoder, facts, _ = files.load(folder / files.FILE)
+            autoencoder, facts, _ = saving.load_autoencoder(folder / saving.FIRST_STAGE_FILE)
         require_prior(folder, autoencoder, facts)
         data = build_datamodule(saved)
         return cls(saved, data, device, precision, weights, autoencoder.to(device), facts)
@@ -52,12 +52,13 @@ class AutoencoderRun(OpenRun):
         cls, folder: Path, saved: DictConfig, kind: str
     ) -> tuple[dict[str, Tensor], int]:
         raise UserError(
-            f"{folder} is an autoencoder; its {files.FILE} is what there is to give away"
+            f"{folder} is an autoencoder; its {saving.FIRST_STAGE_FILE} is what there is to give "
+            "away"
         )
 
     @classmethod
     def is_complete(cls, folder: Path) -> bool:
-        return (folder / files.FILE).is_file()
+        return (folder / saving.FIRST_STAGE_FILE).is_file()
 
     @property
     def conditional(self) -> bool:
@@ -65,17 +66,17 @@ class AutoencoderRun(OpenRun):
 
     @property
     def reconstruction_metrics(self) -> dict[str, float]:
-        return self.facts.figures
+        return self.facts.metrics
 
     def pipeline(self, cfg: DictConfig) -> Prior:
         return Prior(self.autoencoder, self.device)
 
 
-def require_prior(folder: Path, autoencoder: Autoencoder, facts: files.Facts) -> None:
+def require_prior(folder: Path, autoencoder: Autoencoder, facts: saving.AutoencoderFacts) -> None:
     """Raises UserError for an autoencoder without a prior, or whose latents are not N(0, 1)."""
     if not autoencoder.has_prior:
         raise UserError(
-            f"{folder} is a {type(autoencoder).__name__} autoencoder, which has no prior to draw "
+            f"{folder} is a {autoencoder.kind} autoencoder, which has no prior to draw "
             "from; diffuse in its latents by `diffusion-lab train first_stage=vq "
             f"first_stage.run={folder}`"
         )

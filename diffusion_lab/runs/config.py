@@ -36,7 +36,7 @@ def load_config(folder: str | Path) -> DictConfig:
         if "run" in cfg.get("first_stage", {}):
             cfg.first_stage.run = str(folder)  # its own copy, wherever it now is
         if "path" in cfg.get("first_stage", {}):
-            cfg.first_stage.path = str(folder / hub.FOLDER)
+            cfg.first_stage.path = str(folder / hub.COPY_FOLDER)
     except Exception as error:  # YAML's errors and OmegaConf's have no common name
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
     targets.check(cfg, folder / CONFIG)

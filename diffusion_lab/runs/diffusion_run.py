@@ -58,7 +58,7 @@ class DiffusionRun(OpenRun):
 
     @property
     def reconstruction_metrics(self) -> dict[str, float]:
-        return self.model.first_stage.figures(self.datamodule)
+        return self.model.first_stage.reconstruction_metrics(self.datamodule)
 
     def pipeline(self, cfg: DictConfig) -> Pipeline:
         folder = cfg.guidance.weak_run

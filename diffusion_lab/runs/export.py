@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import CONFIG
@@ -57,7 +57,7 @@ def _write(output: Path, run: Path, tensors: dict[str, Tensor], facts: dict[str,
             for name, value in tensors.items()
         }
         safetensors.torch.save_file(tensors, folder / weights.EXPORTED, {"format": "pt"} | facts)
-        for name in (CONFIG, files.FILE):
+        for name in (CONFIG, saving.FIRST_STAGE_FILE):
             if (run / name).is_file():
                 shutil.copyfile(run / name, folder / name)
         os.rename(folder, output)

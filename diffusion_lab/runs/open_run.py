@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.compute.device import autocast, pick_device, pick_precision
 from diffusion_lab.data import ImageDataModule
@@ -98,9 +99,7 @@ class OpenRun(ABC):
         metrics = instantiate(cfg, "metrics")
         with errors_at(cfg, "metrics"):
             metrics.check(self.conditional, self.datamodule.num_classes)
-        with errors_at(cfg, "data"):
-            self.datamodule.prepare_data()
-            self.datamodule.setup("fit")
+        read_data(self.saved, self.datamodule)
         with errors_at(cfg, "metrics"):
             metrics.load(self.datamodule, self.device)
         return metrics

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.build.config_keys import FILES, REQUESTS, Means, Settings, flat, means
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.common import hashing
-from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.first_stage.autoencoder import saving
 
 
 def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, object, object]]:
@@ -40,7 +40,7 @@ def found_out(asked: Settings) -> Settings:
         found["data.source.image_size"] = [size, size]
     if size is None and "data.source.resize" in asked:
         found["data.source.resize"] = "refuse"  # none needs it
-    first_stage = Path(str(asked.get("first_stage.run"))) / files.FILE
+    first_stage = Path(str(asked.get("first_stage.run"))) / saving.FIRST_STAGE_FILE
     if asked.get("first_stage.sha256") is None and first_stage.is_file():
         found["first_stage.sha256"] = hashing.of_file(first_stage)
     return found

@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.data import ImageBatch
 from diffusion_lab.first_stage.autoencoder import Autoencoder
-from diffusion_lab.first_stage.reconstruction import Loss
+from diffusion_lab.first_stage.reconstruction import ReconstructionLoss
 from diffusion_lab.training.module import TrainedModule
 
 SSIM_WINDOW = 11  # pixels, as published; smaller images have none
@@ -27,7 +28,7 @@ class AutoencoderModule(TrainedModule):
     def __init__(
         self,
         autoencoder: Autoencoder,
-        loss: Loss,
+        loss: ReconstructionLoss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         lr_schedule: Callable[[int, float], float],
         batch_size: int,
@@ -47,7 +48,7 @@ class AutoencoderModule(TrainedModule):
         norms = [nn.utils.clip_grad_norm_(player, largest) for player in players if player]
         return torch.stack(norms).norm()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """batch: images (b, C, H, W) uint8 and labels -> the loss, (), and what it is made of."""
         self.seed_part(batch_idx)
         images = to_float(batch[0])
@@ -60,7 +61,7 @@ class AutoencoderModule(TrainedModule):
         return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.loss.rest(self.trainer.global_step)
+        self.loss.drop_discriminator_gradients(self.trainer.global_step)
 
     def on_validation_epoch_start(self) -> None:
         self.sums: list[Tensor] = []
@@ -76,8 +77,8 @@ class AutoencoderModule(TrainedModule):
         sums = [
             torch.stack([torch.tensor(float(len(images)), device=self.device), *quality(*native)]),
             latents.double().sum((0, 2, 3)),
-            (latents.double().square() + self.autoencoder.spread(moments)).sum((0, 2, 3)),
-            self.autoencoder.observe(moments),
+            (latents.double().square() + self.autoencoder.variance(moments)).sum((0, 2, 3)),
+            self.autoencoder.statistics(moments),
         ]
         sums = [each.double() for each in sums]
         self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
@@ -89,7 +90,7 @@ class AutoencoderModule(TrainedModule):
         figures = {"val/psnr": psnr.item() / count}
         if not ssim.isnan():
             figures["val/ssim"] = ssim.item() / count
-        bottleneck = self.autoencoder.figures(observed, round(count))
+        bottleneck = self.autoencoder.metrics(observed, round(count))
         figures |= {f"val/{name}": value for name, value in bottleneck.items()}
         mean, std = moments_of(first, second, count * math.prod(self.autoencoder.latent_shape[1:]))
         for channel, (m, s) in enumerate(zip(mean.tolist(), std.tolist(), strict=True)):

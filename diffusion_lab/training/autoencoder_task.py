@@ -14,9 +14,8 @@ from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.progress import progress_bar, say
-from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.first_stage.autoencoder import Autoencoder, files
+from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
 from diffusion_lab.training.task import Task, build_callbacks, build_metrics
 
@@ -53,25 +52,23 @@ class AutoencoderTask(Task):
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
         autoencoder, data = self.module.autoencoder, self.datamodule
         mean, std = latent_moments(autoencoder, data, device)
-        facts = files.Facts(
-            kind=type(autoencoder).__name__,
+        facts = saving.AutoencoderFacts(
+            kind=autoencoder.kind,
             settings=self.settings,
             image_shape=list(data.image_shape),
             latent_mean=mean,
             latent_std=std,
             data=data.images_fingerprint,
-            figures=results,
+            metrics=results,
         )
-        files.save(autoencoder, facts, folder / files.FILE)
+        saving.save_autoencoder(autoencoder, facts, folder / saving.FIRST_STAGE_FILE)
         bottleneck = {name: value for name, value in results.items() if name.startswith("val/")}
         for name, value in bottleneck.items():
             say(f"{name.removeprefix('val/')} {value:.4g} of {data.validation_size} test images")
-        say(f"First stage: {folder / files.FILE}")
+        say(f"First stage: {folder / saving.FIRST_STAGE_FILE}")
 
 
-def build_autoencoder_task(
-    cfg: DictConfig, layout: BatchLayout, device: str = "cpu"
-) -> AutoencoderTask:
+def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderTask:
     """Builds what the configuration names; raises UserError for what cannot work."""
     if isinstance(cfg.trainer.strategy, DictConfig):
         raise UserError("trainer=fsdp shares out diffusion models only; use trainer=ddp")
@@ -91,7 +88,6 @@ def build_autoencoder_task(
         )
         module.loss.check(shape)
         module.check_optimizer()
-        datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
         callbacks = build_callbacks(cfg)
         classes = datamodule.num_classes
         return AutoencoderTask(
@@ -117,7 +113,7 @@ def latent_moments(
             moments = autoencoder.moments(to_float(batch.to(device)))
             latents = autoencoder.mean(moments).double()
             first = first + latents.sum((0, 2, 3))
-            second = second + (latents.square() + autoencoder.spread(moments)).sum((0, 2, 3))
+            second = second + (latents.square() + autoencoder.variance(moments)).sum((0, 2, 3))
             advance()
     mean, std = moments_of(first, second, len(images) * latents[0, 0].numel())
     return mean.tolist(), std.tolist()

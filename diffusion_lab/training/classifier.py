@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.build.objects import build_datamodule
+from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.build.objects import build_datamodule, read_data
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import progress_bar, say
 from diffusion_lab.common.ranges import above, whole
@@ -32,9 +32,7 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         )
     device = pick_device(cfg.device)
     datamodule = build_datamodule(cfg)
-    with errors_at(cfg, "data"):
-        datamodule.prepare_data()
-        datamodule.setup("fit")
+    read_data(cfg, datamodule)
     if datamodule.num_classes < 2:
         raise UserError("a classifier needs data of at least 2 classes, which these are not")
     try:

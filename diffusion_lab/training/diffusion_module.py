@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters
+from diffusion_lab.data import ImageBatch, MomentBatch
 from diffusion_lab.data.augmentation import NonLeaky, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -74,16 +75,19 @@ class DiffusionModule(TrainedModule):
             shard_parameters(self.denoiser, mesh)
             shard_parameters(self.objective, mesh)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """batch: images (b, C, H, W) uint8, or moments, and labels (b,) int64 -> mean loss, ()."""
-        images, labels = batch
+    def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
+        """The mean loss, (), of b images, or of moments that were encoded before training."""
         part, parts = self.seed_part(batch_idx)
-        images, augmentation = augment(self.augmentation, images)
-        x0 = self.first_stage.draw(images)
+        if isinstance(batch, MomentBatch):
+            moments, augmentation = batch.moments, None
+        else:
+            images, augmentation = augment(self.augmentation, batch.images)
+            moments = self.first_stage.moments(images)
+        x0 = self.first_stage.draw(moments)
         loss = self.objective(
             self.denoiser,
             x0,
-            Given(labels, augmentation=augmentation),
+            Given(batch.labels, augmentation=augmentation),
             share=BatchShare(part, parts, self.from_all_ranks),
         ).mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the bar alone

@@ -10,10 +10,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from diffusion_lab.build.checks import advice
-from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.progress import say
-from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
@@ -49,14 +48,16 @@ class DiffusionTask(Task):
         )
 
     def prepare(self, device: torch.device) -> dict[str, object]:
-        self.module.first_stage.prepare(self.datamodule, device)
+        self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         return {"first_stage": self.module.first_stage.facts()}
 
     def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
-        return results | ceiling(results, self.module.first_stage.figures(self.datamodule))
+        return results | ceiling(
+            results, self.module.first_stage.reconstruction_metrics(self.datamodule)
+        )
 
     def save_dependencies(self, folder: Path) -> None:
-        self.module.first_stage.keep(folder)
+        self.module.first_stage.copy_into(folder)
 
     def macs(self, cfg: DictConfig) -> int | None:
         data = self.datamodule
@@ -67,9 +68,7 @@ class DiffusionTask(Task):
             return None
 
 
-def build_diffusion_task(
-    cfg: DictConfig, layout: BatchLayout, device: str = "cpu"
-) -> DiffusionTask:
+def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     """Builds what the configuration names; raises UserError for what cannot work."""
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
@@ -86,8 +85,6 @@ def build_diffusion_task(
         model.augmentation,
     )
     module.check_optimizer()
-    with errors_at(cfg, "data"):
-        datamodule.set_batch(cfg.batch_size, layout.micro_batch, cfg.seed)
     callbacks = build_callbacks(cfg)
     metrics = build_metrics(cfg, callbacks, model.denoiser.conditioning.conditional, classes)
     pipeline = build_pipeline(cfg, model, classes, load_weak(cfg.guidance.get("weak_run"), cfg))

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
 from diffusion_lab.common.ranges import one_of, whole
@@ -102,9 +103,9 @@ def launch_ranks(
             f"trainer.num_nodes={nodes} needs processes on each node; start them by srun, by "
             "torchrun or with hydra/launcher=slurm"
         )
-    task = build(cfg, layout, device="meta")
+    task = build(cfg, device="meta")
     check_trainer(cfg, layout)
-    with errors_at(cfg, "data"):
+    with errors_at(cfg, "data.source"):
         task.datamodule.prepare_data()
     if task.metrics is not None:
         with errors_at(cfg, "metrics"):
@@ -121,13 +122,12 @@ def prepare(cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task]) ->
     """Builds a run and reads its data; raises UserError for what cannot work."""
     device = launch.device_of_process(cfg.trainer)
     launch.join_process_group(device)
-    task, interruption = build(cfg, layout), Interruption()
+    task, interruption = build(cfg), Interruption()
     data, cfg = task.datamodule, cfg.copy()
     trainer = build_trainer(cfg, layout, device, [*task.callbacks, interruption])
+    read_data(cfg, data)
     with errors_at(cfg, "data"):
-        data.prepare_data()
-        data.setup("fit")
-        data.require_test_images(data.validation_size, "data.validation_size")
+        data.require_test_images(data.validation_size, "validation_size")
     found = task.prepare(device) | {"data.source": data.source.facts()}
     metrics = None
     if task.metrics is not None:

@@ -92,7 +92,7 @@ def test_the_latest_grid_is_of_the_last_step_and_not_of_the_last_name(tmp_path):
         ({}, True),
         ({"sampler": {"steps": 20}}, False),
         ({"callbacks": {"sample_grid": {"seed": 1}}}, False),
-        ({"first_stage": {"_target_": "diffusion_lab.first_stage.KL"}}, False),
+        ({"first_stage": {"_target_": "diffusion_lab.first_stage.TrainedKL"}}, False),
     ],
 )
 def test_grids_show_the_same_noise_if_they_were_drawn_alike(tmp_path, other, alike):

@@ -7,7 +7,7 @@ import torch
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
 from diffusion_lab.compute.distributed import gather_by_id, shard
-from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.first_stage.autoencoder import saving
 
 
 def test_shards_cover_every_id_once_and_may_be_uneven():
@@ -74,10 +74,10 @@ def test_two_ranks_train_and_measure_an_autoencoder_as_one(lab, tmp_path, extra)
     assert "micro-batch 4 x 1 accumulated x 2 ranks" in err
     two = json.loads((tmp_path / "two/summary.json").read_text())
     assert (two["steps"], two["ranks"]) == (4, 2)
-    _, facts, _ = files.load(tmp_path / "two" / files.FILE)
+    _, facts, _ = saving.load_autoencoder(tmp_path / "two" / saving.FIRST_STAGE_FILE)
     assert facts.figures == two["metrics"]
 
-    (tmp_path / "two" / files.FILE).unlink()  # so that it is measured anew
+    (tmp_path / "two" / saving.FIRST_STAGE_FILE).unlink()  # so that it is measured anew
     code, _, err = lab("train-autoencoder", "resume=two", "trainer.devices=1")
     assert code == 0, err
     one = json.loads((tmp_path / "two/summary.json").read_text())

@@ -21,7 +21,7 @@ from torchvision import datasets
 
 from diffusion_lab.data import DataError
 from diffusion_lab.data.source import CIFAR10, FashionMNIST, acquire
-from diffusion_lab.data.source.verified_files import Unavailable
+from diffusion_lab.data.source.verified_files import SourceUnavailable
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -45,7 +45,7 @@ NAME = "train-images-idx3-ubyte"
 
 
 def nowhere(scratch: Path) -> Path:
-    raise Unavailable("no network")
+    raise SourceUnavailable("no network")
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_damaged_file_from_elsewhere_is_passed_over(root, monkeypatch, how):
 def test_a_failure_names_files_and_reasons_and_leaves_nothing(root, monkeypatch):
     def half(scratch: Path) -> Path:
         (scratch / f"{NAME}.gz").write_bytes(b"half")
-        raise Unavailable("the line went dead")
+        raise SourceUnavailable("the line went dead")
 
     monkeypatch.setattr(acquire, "_from_mirror", half)
     with pytest.raises(DataError) as caught:

@@ -10,11 +10,10 @@ import torch
 from helpers.data_modules import data_of
 from helpers.picture_files import archive, folder, numbered, png
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import pad_to
 from diffusion_lab.data import DataError, ImageDataModule
 from diffusion_lab.data.source import HuggingFace, ImageFolder, ImageZip
-from diffusion_lab.data.source.listing import place
+from diffusion_lab.data.source.listing import hash_share
 
 TWO = {"cat/0.png": 0, "cat/1.png": 1, "dog/2.png": 2, "dog/3.png": 3}
 LABELS = [["b/1.png", 1], ["a/0.png", 0], ["b/3.png", 0], ["a/2.png", 1]]
@@ -131,7 +130,7 @@ class TestHeldOut:
         assert many < larger
 
     def test_the_choice_is_the_same_on_every_machine(self):
-        assert place("cat/000.png") == pytest.approx(KNOWN, abs=1e-12)
+        assert hash_share("cat/000.png") == pytest.approx(KNOWN, abs=1e-12)
 
     def test_too_few_images_are_one_sentence(self, tmp_path):
         with pytest.raises(DataError, match=r"0 images .* for testing .*test_share=0\.01"):
@@ -184,7 +183,7 @@ class TestFacts:
 
     def test_a_package_that_is_missing_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(UserError, match=r"pip install 'diffusion-lab\[huggingface\]'"):
+        with pytest.raises(DataError, match=r"pip install 'diffusion-lab\[huggingface\]'"):
             data_of(HuggingFace, "some/data").prepare_data()
         settings = {"image_size": 4, "channels": 1, "classes": ["a"]}
         assert data_of(HuggingFace, "some/data", **settings).image_shape == (1, 4, 4)
@@ -302,9 +301,9 @@ class TestFolderRefusals:
     def test_what_is_not_there_or_is_a_file(self, tmp_path):
         with pytest.raises(DataError, match=r"nowhere does not exist; set path"):
             data_of(ImageFolder, str(tmp_path / "nowhere")).prepare_data()
-        with pytest.raises(DataError, match="is no folder; write data=image_zip"):
+        with pytest.raises(DataError, match="is no folder; ImageZip is"):
             data_of(ImageFolder, archive(tmp_path / "a.zip", TWO)).prepare_data()
-        with pytest.raises(DataError, match="is no file; write data=image_folder"):
+        with pytest.raises(DataError, match="is no file; ImageFolder is"):
             data_of(ImageZip, folder(tmp_path / "x", TWO)).prepare_data()
 
     @pytest.mark.parametrize(

@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffusion_lab.first_stage.autoencoder import FSQ, KL, VQ, files
+from diffusion_lab.first_stage.autoencoder import (
+    FSQAutoencoder,
+    KLAutoencoder,
+    VQAutoencoder,
+    saving,
+)
 from diffusion_lab.first_stage.autoencoder.kl import kl_divergence as ours
 from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
 
@@ -15,16 +20,16 @@ NETWORK = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": Tr
 CODES = {"codes": 16, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25}
 
 
-def kl(shape=(1, 8, 8), **changes) -> KL:
-    return KL(shape, **({"latent_channels": 3, "kl_weight": 1.0} | NETWORK | changes))
+def kl(shape=(1, 8, 8), **changes) -> KLAutoencoder:
+    return KLAutoencoder(shape, **({"latent_channels": 3, "kl_weight": 1.0} | NETWORK | changes))
 
 
-def vq(shape=(1, 8, 8), **changes) -> VQ:
-    return VQ(shape, **({"latent_channels": 3} | NETWORK | CODES | changes))
+def vq(shape=(1, 8, 8), **changes) -> VQAutoencoder:
+    return VQAutoencoder(shape, **({"latent_channels": 3} | NETWORK | CODES | changes))
 
 
-def fsq(shape=(1, 8, 8), **changes) -> FSQ:
-    return FSQ(shape, **({"levels": [5, 3, 3]} | NETWORK | changes))
+def fsq(shape=(1, 8, 8), **changes) -> FSQAutoencoder:
+    return FSQAutoencoder(shape, **({"levels": [5, 3, 3]} | NETWORK | changes))
 
 
 KINDS = [kl, vq, fsq]
@@ -68,12 +73,12 @@ def test_samples_have_the_posterior_s_mean_and_variance():
     moments = torch.randn(1, 6, 2, 2).expand(20_000, -1, -1, -1)
     drawn = model.sample(moments)
     torch.testing.assert_close(drawn.mean(0), model.mean(moments)[0], atol=0.05, rtol=0)
-    torch.testing.assert_close(drawn.var(0), model.spread(moments)[0], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(drawn.var(0), model.variance(moments)[0], atol=0.05, rtol=0.05)
     latents, loss = model.bottleneck(moments[:4])
     assert latents.shape == (4, 3, 2, 2)
-    nats = ours(*model.parts(moments[:4])).mean()
+    nats = ours(*model.mean_and_log_variance(moments[:4])).mean()
     torch.testing.assert_close(loss, nats / 64)  # an image has 64 numbers
-    assert model.figures(model.observe(moments[:4]), 4) == {"kl": pytest.approx(nats.item())}
+    assert model.metrics(model.statistics(moments[:4]), 4) == {"kl": pytest.approx(nats.item())}
 
 
 @pytest.mark.parametrize("make", [vq, fsq])
@@ -96,8 +101,8 @@ def test_vectors_become_their_nearest_codes():
     model.eval()
     codebook = model.quantiser.codebook
     latents = codebook[torch.arange(16)].T.reshape(1, 3, 4, 4) + 1e-4
-    torch.testing.assert_close(model.snap(latents), latents, atol=2e-4, rtol=0)
-    assert torch.equal(model.quantise(latents)[1].flatten().sort().values, torch.arange(16))
+    torch.testing.assert_close(model.quantise(latents), latents, atol=2e-4, rtol=0)
+    assert torch.equal(model.assign(latents)[1].flatten().sort().values, torch.arange(16))
 
 
 @pytest.mark.parametrize(("revive_below", "least", "most"), [(1.0, 0.7, 1.0), (0.0, 0.0, 0.3)])
@@ -108,17 +113,17 @@ def test_dead_codes_are_taken_up_anew(revive_below, least, most):
     for _ in range(30):
         model.bottleneck(5 + torch.randn(64, 3, 2, 2))
     model.eval()
-    used = model.observe(5 + torch.randn(256, 3, 2, 2))
-    assert least < model.figures(used, 256)["codebook_usage"] <= most
+    used = model.statistics(5 + torch.randn(256, 3, 2, 2))
+    assert least < model.metrics(used, 256)["codebook_usage"] <= most
 
 
 def test_usage_and_perplexity():
     model = vq()
-    assert model.figures(torch.tensor([5, 5] + [0] * 14), 1) == {
+    assert model.metrics(torch.tensor([5, 5] + [0] * 14), 1) == {
         "codebook_usage": 2 / 16,
         "perplexity": pytest.approx(2.0),
     }
-    assert model.figures(torch.ones(16), 1)["perplexity"] == pytest.approx(16.0)
+    assert model.metrics(torch.ones(16), 1)["perplexity"] == pytest.approx(16.0)
     assert fsq().codes == 45
 
 
@@ -139,10 +144,11 @@ def test_a_file_keeps_an_autoencoder(make, tmp_path):
         vq: {"latent_channels": 3} | CODES,
         fsq: {"levels": [5, 3, 3]},
     }[make]
-    kind = type(model).__name__
-    facts = files.Facts(kind, settings, [1, 8, 8], [0.0] * 3, [1.0] * 3, "data", {"val/psnr": 9.0})
-    files.save(model, facts, tmp_path / "a.safetensors")
-    again, read, content = files.load(tmp_path / "a.safetensors")
+    facts = saving.AutoencoderFacts(
+        model.kind, settings, [1, 8, 8], [0.0] * 3, [1.0] * 3, "data", {"val/psnr": 9.0}
+    )
+    saving.save_autoencoder(model, facts, tmp_path / "a.safetensors")
+    again, read, content = saving.load_autoencoder(tmp_path / "a.safetensors")
     assert (read, content) == (facts, (tmp_path / "a.safetensors").read_bytes())
     latents = torch.randn(2, *model.latent_shape)
     assert torch.equal(again.decode(latents), model.decode(latents))
@@ -152,7 +158,7 @@ def test_a_file_keeps_an_autoencoder(make, tmp_path):
 def test_a_file_that_is_missing_or_damaged_is_named(tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(ValueError, match=r"there is no .*train-autoencoder"):
-        files.load(path)
+        saving.load_autoencoder(path)
     path.write_bytes(b"not a file of tensors")
     with pytest.raises(ValueError, match="is no first stage of ours"):
-        files.load(path)
+        saving.load_autoencoder(path)

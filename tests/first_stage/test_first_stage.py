@@ -14,10 +14,10 @@ from helpers.tiny_runs import TINY, tiny_first_stage
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_lab import runs
-from diffusion_lab.data import datamodule
+from diffusion_lab.data import EncodedImages, MomentBatch, datamodule
 from diffusion_lab.data.loader import TensorLoader
-from diffusion_lab.first_stage import KL, VQ
-from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.first_stage import TrainedKL, TrainedVQ
+from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.training.autoencoder_task import latent_moments
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
@@ -32,14 +32,14 @@ def data():
     return data
 
 
-def open_stage(folder, kind=KL, cache=True):
-    return kind(str(folder), None, cache, str(folder / "latents"))
+def open_stage(folder, kind=TrainedKL, cache=True):
+    return kind((1, 8, 8), str(folder), None, cache, str(folder / "latents"))
 
 
-@pytest.mark.parametrize(("kind", "name"), [(KL, "KL"), (VQ, "VQ")])
+@pytest.mark.parametrize(("kind", "name"), [(TrainedKL, "kl"), (TrainedVQ, "vq")])
 def test_latents_go_there_and_back(tmp_path, data, kind, name):
     stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
-    assert stage.latent_shape((1, 8, 8)) == (4, 4, 4)
+    assert stage.latent_shape == (4, 4, 4)
     images = data.train_images()
     x0 = stage.encode(images)
     assert (x0.dtype, x0.shape) == (torch.float32, (64, 4, 4, 4))
@@ -56,48 +56,51 @@ def test_latents_go_there_and_back(tmp_path, data, kind, name):
 def test_a_folder_that_is_a_number_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_first_stage(tmp_path / "2024")
-    assert KL(2024, None, True, "latents").path == Path("2024") / files.FILE
+    stage = TrainedKL((1, 8, 8), 2024, None, True, "latents")
+    assert stage.path == Path("2024") / saving.FIRST_STAGE_FILE
 
 
 def test_measured_statistics_scale_latents_to_one(tmp_path, data):
-    network, _, _ = files.load(tiny_first_stage(tmp_path / "first") / files.FILE)
+    network, _, _ = saving.load_autoencoder(
+        tiny_first_stage(tmp_path / "first") / saving.FIRST_STAGE_FILE
+    )
     mean, std = latent_moments(network, data, torch.device("cpu"))
     stage = open_stage(tiny_first_stage(tmp_path / "first", latent_mean=mean, latent_std=std))
     torch.manual_seed(0)
-    drawn = torch.cat([stage.draw(data.train_images()) for _ in range(20)])
+    moments = stage.moments(data.train_images())
+    drawn = torch.cat([stage.draw(moments) for _ in range(20)])
     torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.zeros(4), atol=0.02, rtol=0)
     torch.testing.assert_close(drawn.std((0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(KL, "KL"), (VQ, "VQ")])
+@pytest.mark.parametrize(("kind", "name"), [(TrainedKL, "kl"), (TrainedVQ, "vq")])
 def test_cached_latents_are_fresh_ones_bit_for_bit(tmp_path, data, kind, name):
     stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
-    stage.prepare(data, torch.device("cpu"))
+    encoded = stage.prepare(data, torch.device("cpu"))
     pixels = TensorLoader(data.train_images(), data.train_labels(), 64, 0, flip=True)
     kept = TensorLoader(
-        data.moments, data.train_labels(), 64, 0, flip=True, mirrored=data.mirrored_moments
+        encoded.moments, data.train_labels(), 64, 0, flip=True, mirrored=encoded.mirrored
     )
     (images, labels), (moments, same) = pixels.batch_at(5), kept.batch_at(5)
     assert torch.equal(labels, same)
     assert pixels.order(0)[1].unique().tolist() == [0, 1]
     drawn = []
-    for batch in (images, moments):
+    for batch in (stage.moments(images), moments):
         torch.manual_seed(3)
         drawn.append(stage.draw(batch))
     assert torch.equal(*drawn)
     torch.manual_seed(4)
-    assert torch.equal(stage.draw(moments), drawn[0]) == (kind is VQ)  # the posterior's draws
+    again = stage.draw(moments)
+    assert torch.equal(again, drawn[0]) == (kind is TrainedVQ)  # the posterior's draws
 
 
 def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeypatch):
     stage = open_stage(tiny_first_stage(tmp_path / "first"))
-    stage.prepare(data, torch.device("cpu"))
+    first = stage.prepare(data, torch.device("cpu"))
     assert len(list((tmp_path / "first/latents").glob("moments-*.pt"))) == 2
-    first, mirrored = data.moments, data.mirrored_moments
-    assert not torch.equal(first, mirrored)
-    monkeypatch.setattr(KL, "encoder", None)
-    stage.prepare(data, torch.device("cpu"))
-    assert torch.equal(data.moments, first)
+    assert not torch.equal(first.moments, first.mirrored)
+    monkeypatch.setattr(TrainedKL, "encoder", None)
+    assert torch.equal(stage.prepare(data, torch.device("cpu")).moments, first.moments)
     monkeypatch.undo()
     stage.sha256 = "another"
     stage.prepare(data, torch.device("cpu"))
@@ -106,13 +109,15 @@ def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeyp
 
 @pytest.mark.parametrize(("free", "device"), [(200_000, "meta"), (120_000, "cpu")])
 def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, free, device):
-    data.moments = torch.zeros(64, 8, 2, 2)  # 8 kB, and as much again mirrored
-    data.mirrored_moments = torch.ones(64, 8, 2, 2)
-    data.set_batch(8, 8, 0)
-    where = torch.device("meta")
-    strategy = SimpleNamespace(root_device=where)
+    moments = torch.zeros(64, 8, 2, 2)  # 8 kB, and as much again mirrored
+    data.encoded = EncodedImages(moments, torch.ones_like(moments))
     data.trainer = SimpleNamespace(
-        strategy=strategy, accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0
+        strategy=SimpleNamespace(root_device=torch.device("meta")),
+        lightning_module=SimpleNamespace(batch_size=8, seed=0),
+        accumulate_grad_batches=1,
+        world_size=1,
+        global_rank=0,
+        global_step=0,
     )
     # of which a tenth may be taken
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
@@ -120,6 +125,7 @@ def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, f
     monkeypatch.setattr(datamodule, "_fits", lambda kept, _: original(kept, torch.device("cuda")))
     loader = data.train_dataloader()
     assert {loader.images.device.type, loader.mirrored.device.type} == {device}
+    assert loader.batch_type is MomentBatch
 
 
 def test_a_latent_run_from_training_to_another_path(lab, tmp_path):
@@ -130,8 +136,8 @@ def test_a_latent_run_from_training_to_another_path(lab, tmp_path):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["metrics"]["rfid/efficientnet_lite0-96/train64-16"] == 12.5
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    content = (tmp_path / "first" / files.FILE).read_bytes()
-    assert (tmp_path / "run" / files.FILE).read_bytes() == content
+    content = (tmp_path / "first" / saving.FIRST_STAGE_FILE).read_bytes()
+    assert (tmp_path / "run" / saving.FIRST_STAGE_FILE).read_bytes() == content
     assert len(config["first_stage"]["sha256"]) == 64
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     for part in ("state_dict", "current_model_state"):
@@ -157,7 +163,7 @@ def test_a_latent_run_from_training_to_another_path(lab, tmp_path):
         assert code == 2
         assert "diffuses the latents of an encoder" in err
 
-    path = tmp_path / moved / files.FILE
+    path = tmp_path / moved / saving.FIRST_STAGE_FILE
     path.unlink()
     code, _, err = lab("sample", f"run={moved}")
     assert code == 2
@@ -192,10 +198,10 @@ def test_other_data_are_said_and_other_stages_refused(lab, tmp_path):
     assert "rFID 12.5" not in err
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert not [name for name in summary["metrics"] if name.startswith("rfid")]
-    tiny_first_stage(tmp_path / "vq", "VQ")
+    tiny_first_stage(tmp_path / "vq", "vq")
     tiny_first_stage(tmp_path / "flat", latent_std=[0.0] * 4)
     wrong = [
-        (["first_stage.run=vq"], "is a VQ autoencoder; write first_stage=vq"),
+        (["first_stage.run=vq"], "is a vq autoencoder"),
         (["first_stage.run=nowhere"], "there is no nowhere/first_stage.safetensors"),
         (["first_stage.run=flat"], "the same for all images"),
         (["data.pad=12"], "are of (1, 12, 12); train a first stage on these data"),
@@ -264,12 +270,14 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, tmp_path, kind):
     assert code == 2
     assert "is an autoencoder" in err
 
-    autoencoder, facts, _ = files.load(tmp_path / "run" / files.FILE)
+    autoencoder, facts, _ = saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
     for change, words in (
         ({"latent_mean": [0.1, -0.8, 0.1, 0.1]}, "mean is 0.8 off"),
         ({"latent_std": [1.0, 1.0, 0.25, 1.0]}, "4 times off"),
     ):
-        files.save(autoencoder, replace(facts, **change), tmp_path / "run" / files.FILE)
+        saving.save_autoencoder(
+            autoencoder, replace(facts, **change), tmp_path / "run" / saving.FIRST_STAGE_FILE
+        )
         code, _, err = lab("sample", "run=run", "num_samples=4")
         assert code == 2
         assert words in err

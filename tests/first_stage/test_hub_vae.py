@@ -37,34 +37,35 @@ def save(folder, name="AutoencoderKL"):
     return network.eval()
 
 
-def open_stage(folder, scale="config", sha256=None):
-    return HubVAE(str(folder), scale, sha256, True, str(folder / "latents"))
+def open_stage(folder, scale="config", sha256=None, shape=(1, 8, 8)):
+    return HubVAE(shape, str(folder), scale, sha256, True, str(folder / "latents"))
 
 
 @pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderTiny"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_go_there_and_back(tmp_path, name, channels):
     network = save(tmp_path, name)
-    stage = open_stage(tmp_path)
+    stage = open_stage(tmp_path, shape=(channels, 9, 8))
     assert stage.factor == 2
-    assert stage.latent_shape((channels, 9, 8)) == (4, 5, 4)
+    assert stage.latent_shape == (4, 5, 4)
     images = torch.randint(0, 256, (2, channels, 9, 8), dtype=torch.uint8)
     x0 = stage.encode(images)
     assert x0.shape == (2, 4, 5, 4)
     assert stage.decode(x0).shape == images.shape
-    assert stage.draw(images).shape == x0.shape
+    moments = stage.moments(images)
+    assert stage.draw(moments).shape == x0.shape
     padded = torch.cat([images, images[:, :, -1:]], 2).expand(-1, 3, -1, -1)
     with torch.no_grad():
         encoded = network.encode(padded / 127.5 - 1)
     if name == "AutoencoderKL":
         torch.testing.assert_close(x0, (encoded.latent_dist.mean - 0.5) * 0.25)
-        drawn = torch.stack([stage.draw(images) for _ in range(300)])
+        drawn = torch.stack([stage.draw(moments) for _ in range(300)])
         torch.testing.assert_close(
             drawn.std(0), encoded.latent_dist.std * 0.25, rtol=0.3, atol=1e-3
         )
     else:
         torch.testing.assert_close(x0, encoded.latents)
-        assert torch.equal(stage.draw(images), x0)
+        assert torch.equal(stage.draw(moments), x0)
 
 
 def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkeypatch):
@@ -79,11 +80,10 @@ def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkey
         data.setup("fit")
         images = data.train_images()
         images[:32] //= 4
-        stage = HubVAE(str(tmp_path), "measured", None, cache, str(tmp_path / "latents"))
-        stage.latent_shape(data.image_shape)
+        stage = HubVAE((1, 8, 8), str(tmp_path), "measured", None, cache, str(tmp_path / "latents"))
         stage.prepare(data, torch.device("cpu"))
         torch.manual_seed(0)
-        drawn = torch.cat([stage.draw(images) for _ in range(20)])
+        drawn = torch.cat([stage.draw(stage.moments(images)) for _ in range(20)])
         assert drawn.std() == pytest.approx(1.0, rel=0.03)
         found.append(stage.facts()["scale"])
         again = open_stage(tmp_path, **stage.facts())
@@ -162,7 +162,7 @@ def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="config, measured or a number"):
         open_stage(tmp_path, "unit")
     with pytest.raises(ValueError, match="1 or 3 channels"):
-        open_stage(tmp_path).latent_shape((2, 8, 8))
+        open_stage(tmp_path, shape=(2, 8, 8))
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match=r"pip install 'diffusion-lab\[diffusers\]'"):
         open_stage(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from diffusion_lab.common.images import to_float
-from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.first_stage.autoencoder import saving
 from helpers.tiny_data import tiny_data
 
 TINY = [
@@ -29,18 +29,18 @@ TINY_AUTOENCODER = [
 ]
 
 
-def tiny_first_stage(folder: Path, kind: str = "KL", **facts: object) -> Path:
+def tiny_first_stage(folder: Path, kind: str = "kl", **facts: object) -> Path:
     """A run folder with an untrained first stage of TinyData, whose latents have a wrong scale."""
     data = tiny_data()
     data.setup("fit")
     settings = {"latent_channels": 4, "channels": 8, "multipliers": [1, 1], "blocks": 1}
     settings |= {"attention": False} | {
-        "KL": {"kl_weight": 1e-6},
-        "VQ": {"codes": 8, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25},
+        "kl": {"kl_weight": 1e-6},
+        "vq": {"codes": 8, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25},
     }[kind]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = files.KINDS[kind](data.image_shape, **settings)
+        model = saving.KINDS[kind](data.image_shape, **settings)
         model(to_float(data.train_images()))  # k-means
     known = {
         "kind": kind,
@@ -49,10 +49,12 @@ def tiny_first_stage(folder: Path, kind: str = "KL", **facts: object) -> Path:
         "latent_mean": [0.1] * 4,
         "latent_std": [0.5] * 4,
         "data": data.images_fingerprint,
-        "figures": {"rfid/efficientnet_lite0-96/train64-16": 12.5},
+        "metrics": {"rfid/efficientnet_lite0-96/train64-16": 12.5},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    files.save(model, files.Facts(**(known | facts)), folder / files.FILE)
+    saving.save_autoencoder(
+        model, saving.AutoencoderFacts(**(known | facts)), folder / saving.FIRST_STAGE_FILE
+    )
     return folder
 
 

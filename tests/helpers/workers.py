@@ -5,7 +5,7 @@ import signal
 
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageBatch, ImageDataModule
 
 
 class Endless(Dataset):
@@ -20,7 +20,7 @@ class Endless(Dataset):
     def __getitem__(self, index):
         if index == 60:
             os.kill(os.getpid(), signal.SIGKILL)
-        return self.images[index % 64], self.labels[index % 64]
+        return ImageBatch(self.images[index % 64], self.labels[index % 64])
 
 
 class DyingWorkers(ImageDataModule):

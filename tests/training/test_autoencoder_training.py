@@ -11,7 +11,7 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
 from PIL import Image
 
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.first_stage.autoencoder import files
+from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, quality
 
 TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]
@@ -42,11 +42,11 @@ def test_a_run_leaves_everything_it_promises(lab, tmp_path):
         # 8 images in rows of 2, and 4 rows of what came back
         assert picture.size == (2 * (2 * 10 + 2), 2 * (8 * 10 + 2))
 
-    autoencoder, facts, _ = files.load(folder / files.FILE)
+    autoencoder, facts, _ = saving.load_autoencoder(folder / saving.FIRST_STAGE_FILE)
     data = tiny_data()
     data.setup("fit")
     assert data.images_fingerprint != data.fingerprint
-    assert (facts.kind, facts.data, facts.image_shape) == ("KL", data.images_fingerprint, [1, 8, 8])
+    assert (facts.kind, facts.data, facts.image_shape) == ("kl", data.images_fingerprint, [1, 8, 8])
     assert facts.figures == metrics
     assert {name.partition(".")[0] for name in autoencoder.state_dict()} == {"encoder", "decoder"}
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_every_kind_trains(lab, tmp_path, extra):
     if extra[0] == ADVERSARIAL[0]:
         steps = [row["step"] for row in rows(tmp_path / "run") if "train/discriminator" in row]
         assert steps == [3, 4]
-    files.load(tmp_path / "run" / files.FILE)
+    saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
 
 
 def test_a_silent_adversary_stays_as_it_was(lab, tmp_path):
@@ -110,7 +110,9 @@ def test_resuming_equals_never_having_stopped(lab, tmp_path, extra):
     assert whole["state_dict"].keys() == parts["state_dict"].keys()
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, parts["state_dict"][name]), name
-    content = [(tmp_path / folder / files.FILE).read_bytes() for folder in ("whole", "parts")]
+    content = [
+        (tmp_path / folder / saving.FIRST_STAGE_FILE).read_bytes() for folder in ("whole", "parts")
+    ]
     assert content[0] == content[1]
 
 
@@ -137,12 +139,12 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch
     assert "diffusion-lab train-autoencoder resume=run" in err
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["finished"], summary["steps"]) == (False, 3)
-    assert not (tmp_path / "run" / files.FILE).exists()
+    assert not (tmp_path / "run" / saving.FIRST_STAGE_FILE).exists()
 
 
 def test_a_file_that_is_lost_is_written_again_and_a_run_without_a_checkpoint_named(lab, tmp_path):
     assert lab(*TRAIN, "callbacks.evaluation=null", "run_dir=run")[0] == 0
-    path = tmp_path / "run" / files.FILE
+    path = tmp_path / "run" / saving.FIRST_STAGE_FILE
     content = path.read_bytes()
     code, _, err = lab("train-autoencoder", "resume=run")
     assert code == 2
@@ -174,7 +176,7 @@ def test_padding_is_no_part_of_the_quality(lab, tmp_path):
     code, _, err = lab(*TRAIN, *options, "run_dir=run")
     assert code == 0, err
     metrics = json.loads((tmp_path / "run/summary.json").read_text())["metrics"]
-    autoencoder, _, _ = files.load(tmp_path / "run" / files.FILE)
+    autoencoder, _, _ = saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
     data = tiny_data(pad=16)
     data.setup("fit")
     images = data.held_out(20, "")[0]

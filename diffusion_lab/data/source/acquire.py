@@ -16,7 +16,7 @@ from torchvision.datasets.utils import download_url
 from diffusion_lab.common.progress import say
 from diffusion_lab.data.source.verified_files import (
     DataError,
-    Unavailable,
+    SourceUnavailable,
     as_data_error,
     check,
     install,
@@ -62,7 +62,7 @@ def fashion_mnist(root: Path) -> Path:
                 say(f"FashionMNIST: looking in {name}")
                 try:
                     _take_fashion_mnist(fetch(scratch), raw, scratch)
-                except Unavailable as error:
+                except SourceUnavailable as error:
                     say(f"FashionMNIST: {error}")
                     reasons.append(f"{name}: {error}")
             lacking = missing(raw, FASHION_MNIST)
@@ -99,7 +99,7 @@ def cifar10(root: Path) -> Path:
                 try:
                     with _network():
                         download_url(source.url, scratch, source.filename, source.tgz_md5)
-                except Unavailable as error:
+                except SourceUnavailable as error:
                     raise DataError(
                         f"CIFAR-10 could not be fetched ({error}): put {source.filename} into "
                         f"{root}, or set root to the folder that holds it"
@@ -133,7 +133,7 @@ def _network() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, http.client.HTTPException) as error:
-        raise Unavailable(_last_line(str(error))) from error
+        raise SourceUnavailable(_last_line(str(error))) from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -158,14 +158,14 @@ def _call(*command: str, at: Path) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, **settings)
     except FileNotFoundError as error:
-        raise Unavailable(f"there is no {command[0]} here") from error
+        raise SourceUnavailable(f"there is no {command[0]} here") from error
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"{command[0]} took more than {APT_SECONDS} s") from error
+        raise SourceUnavailable(f"{command[0]} took more than {APT_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
         reason = _last_line(error.stderr)
         if "Unable to locate" in reason:
             reason += ", which `apt-get update`, run as root, may mend"
-        raise Unavailable(reason) from error
+        raise SourceUnavailable(reason) from error
 
 
 def _last_line(text: str) -> str:

@@ -38,7 +38,7 @@ def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     width, height = size
     raise BadImage(
         f"{image.height}x{image.width} pixels, not {height}x{width}, to which "
-        f"image_size={_written(height, width)} resize=crop would bring it"
+        f"image_size={_size_text(height, width)} resize=crop would bring it"
     )
 
 
@@ -81,7 +81,7 @@ def check_memory(count: int, shape: tuple[int, int, int]) -> None:
     needed = count * channels * height * width
     if needed > allowed:
         scale = (allowed / needed) ** 0.5
-        fit = _written(*(max(1, int(scale * side)) for side in (height, width)))
+        fit = _size_text(*(max(1, int(scale * side)) for side in (height, width)))
         raise DataError(
             f"{count:,} images of {channels} x {height} x {width} take {needed / 1e9:.3g} GB, and "
             f"{allowed / 1e9:.3g} GB of memory are there for them; use fewer images, or write "
@@ -209,8 +209,8 @@ def _grey(image: Image.Image) -> bool:
     )
 
 
-def _written(height: int, width: int) -> str:
-    """A size as image_size has it."""
+def _size_text(height: int, width: int) -> str:
+    """Writes a size as image_size has it."""
     return str(height) if height == width else f"[{height},{width}]"
 
 

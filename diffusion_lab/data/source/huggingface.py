@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.listing import ImageFiles, by_number, some
 from diffusion_lab.data.source.verified_files import DataError
@@ -110,19 +109,19 @@ class HuggingFace(FileSource):
         except Exception as error:  # of the network, of file formats, of names: it raises anything
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
-                f"path={self.path} cannot be loaded ({reason}); write a name of the hub, a "
-                "folder or a parquet file, and config where there are several"
+                f"path={self.path} cannot be loaded ({reason}); write a name of the hub, a folder "
+                "or a parquet file, and config where there are several"
             ) from error
         return {self.split: found} if isinstance(found, datasets.Dataset) else dict(found)
 
 
 def _datasets():
-    """The package datasets, which is imported here alone; UserError if it is not installed."""
+    """The package datasets, which is imported here alone; DataError if it is not installed."""
     try:
         import datasets
     except ImportError as error:
-        raise UserError(
-            "data=huggingface needs the package datasets, which is not installed; "
-            "write pip install 'diffusion-lab[huggingface]'"
+        raise DataError(
+            "the package datasets, which reads them, is not installed; run "
+            "`pip install 'diffusion-lab[huggingface]'`"
         ) from error
     return datasets

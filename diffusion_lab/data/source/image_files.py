@@ -6,14 +6,30 @@ from functools import cached_property
 
 import torch
 
-from diffusion_lab.common.errors import is_number, is_whole, require
 from diffusion_lab.common.progress import say
+from diffusion_lab.common.ranges import Range, inside, one_of, ranges, whole, whole_list
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode, infer
 from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
 
-ON_BAD = ("refuse", "skip")
+
+def _is_size(value: object) -> bool:
+    """Whether it is None, a number of pixels, or a height and a width."""
+    return (
+        value is None
+        or whole(1).allows(value)
+        or (whole_list(1, shortest=2).allows(value) and len(value) == 2)
+    )
+
+
+def _are_names(value: object) -> bool:
+    """Whether it is None or a list of different names; a folder 2024 is a number to Hydra."""
+    if value is None:
+        return True
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    named = listed and all(isinstance(name, str) or whole(0).allows(name) for name in value)
+    return named and len(set(map(str, value))) == len(value)
 
 
 class FileSource(DataSource):
@@ -26,6 +42,16 @@ class FileSource(DataSource):
 
     sizes_vary = True
 
+    @ranges(
+        test_share=inside(0, 1).as_in(0.1),
+        image_size=Range("a number of pixels, [height,width] or null", _is_size, 64),
+        channels=Range(
+            "1, 3 or null", lambda value: value is None or (type(value) is int and value in (1, 3))
+        ),
+        classes=Range("a list of different names, or null", _are_names, ["cat", "dog"]),
+        resize=one_of(*RESIZE),
+        on_bad=one_of("refuse", "skip"),
+    )
     def __init__(
         self,
         path: str,
@@ -37,28 +63,13 @@ class FileSource(DataSource):
         resize: str = "crop",
         on_bad: str = "refuse",
     ):
-        require(
-            is_number(test_share) and 0 < test_share < 1,
-            "test_share",
-            test_share,
-            "a number above 0 and below 1",
-            0.1,
-        )
-        require(
-            channels is None or (is_whole(channels, 1) and channels in (1, 3)),
-            "channels",
-            channels,
-            "1, 3 or null",
-        )
-        for key, value, known in (("resize", resize, RESIZE), ("on_bad", on_bad, ON_BAD)):
-            if value not in known:
-                raise ValueError(f"{key}={value} is unknown; use one of {', '.join(known)}")
         self.path = str(path)  # a folder 2024 is a number to Hydra
         self.test_path = None if test_path is None else str(test_path)
         self.test_share = test_share
-        self.image_size = None if image_size is None else _size(image_size)
+        square = [image_size] * 2 if isinstance(image_size, int) else image_size
+        self.image_size = None if square is None else (square[0], square[1])
         self.channels = channels
-        self.classes = None if classes is None else _class_names(classes)
+        self.classes = None if classes is None else tuple(map(str, classes))
         self.resize = "refuse" if image_size is None else resize
         self.on_bad = on_bad
 
@@ -137,32 +148,3 @@ class FileSource(DataSource):
 def _check_count(count: int, told: str, remedy: str) -> None:
     if count < 2:  # metrics want a variance
         raise DataError(f"{count} images {told} are too few, a split needs 2 or more; {remedy}")
-
-
-def _size(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width); raises UserError for what is no size."""
-    sides = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
-    require(
-        len(sides) == 2 and all(is_whole(side, 1) for side in sides),
-        "image_size",
-        image_size,
-        "a number of pixels, [height,width] or null",
-        64,
-    )
-    return tuple(sides)
-
-
-def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names as texts; raises UserError for what is none, or comes twice."""
-    listed = isinstance(classes, Sequence) and not isinstance(classes, str)
-    # a folder 2024 is a number to Hydra
-    named = listed and all(isinstance(name, str) or is_whole(name, 0) for name in classes)
-    names = tuple(map(str, classes)) if named else ()
-    require(
-        named and len(set(names)) == len(names),
-        "classes",
-        classes,
-        "a list of different names, or null",
-        "[cat,dog]",
-    )
-    return names

@@ -30,7 +30,7 @@ class ImageFolder(FileSource):
         path = self.path if train else self.test_path
         if path is None:
             return None
-        root = existing(path, "folder", "image_zip")
+        root = existing(path, "folder", "ImageZip")
         names = images_among(files_under(root), path)
         classes, labels = by_folder(names, classes, path)
         return ImageFiles(path, names, classes, labels, lambda name: opened(root / name))
@@ -48,45 +48,50 @@ def files_under(root: Path) -> list[str]:
 
     Raises DataError for a folder that cannot be read, and for a link that may be one to a folder.
     """
-    files, folders, links, read, linked = [], [""], [], set(), False
-    while folders or links:
-        # links wait, so that a folder inside of root is known by its own name
-        linked = linked or not folders
-        folder = folders.pop() if folders else links.pop(0)
-        path = root / folder
-        try:
-            facts = os.stat(path)
-            identity = (facts.st_dev, facts.st_ino)
-            # not before the first link: some file systems tell folders apart by name alone
+    read: set[tuple[int, int]] = set()  # which folders, by device and inode
+    # links wait, so that a folder inside of root is known by its own name
+    found: dict[str, list[str]] = {"files": [], "folders": [], "links": [""]}
+    while found["links"]:
+        found["folders"].append(found["links"].pop(0))
+        linked = bool(read)  # in root itself some file systems tell folders apart by name alone
+        while found["folders"]:
+            folder = found["folders"].pop()
+            identity, entries = _contents(root / folder)
             if linked and identity in read:
-                say(f"Skipped {path}: it links to a folder that is read already")
+                say(f"Skipped {root / folder}: it links to a folder that is read already")
                 continue
             read.add(identity)
-            with os.scandir(path) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(
-                f"{error.filename} cannot be read ({error.strerror}); change that"
-            ) from error
-        for entry in entries:
-            if hidden(entry.name):
-                continue
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(name)
-            elif not entry.is_symlink():
-                files.append(name)
-            elif os.path.isdir(entry.path):
-                links.append(name)
-            elif leads_nowhere(entry.path) and not name.lower().endswith(EXTENSIONS):
-                # a class would be missing, and nobody would know
-                raise DataError(
-                    f"{entry.path} links to {os.readlink(entry.path)}, which is not there; mend or "
-                    "remove it"
-                )
-            else:
-                files.append(name)
-    return files
+            for entry in entries:
+                found[_kind(entry)].append(f"{folder}/{entry.name}" if folder else entry.name)
+    return found["files"]
+
+
+def _contents(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry]]:
+    """The identity of a folder, and what is in it but hidden things, by name; raises DataError."""
+    try:
+        facts = os.stat(folder)
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}); change that"
+        ) from error
+    return (facts.st_dev, facts.st_ino), [entry for entry in entries if not hidden(entry.name)]
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """Whether an entry counts among files, folders or links to folders; raises DataError."""
+    if entry.is_dir(follow_symlinks=False):
+        return "folders"
+    if entry.is_symlink() and os.path.isdir(entry.path):
+        return "links"
+    if leads_nowhere(entry.path) and not entry.name.lower().endswith(EXTENSIONS):
+        # a class would be missing, and nobody would know
+        raise DataError(
+            f"{entry.path} links to {os.readlink(entry.path)}, which is not there; mend or "
+            "remove it"
+        )
+    return "files"
 
 
 def leads_nowhere(path: Path | str) -> bool:

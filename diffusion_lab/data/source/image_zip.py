@@ -32,7 +32,7 @@ class ImageZip(FileSource):
         path = self.path if train else self.test_path
         if path is None:
             return None
-        archive = _opened(existing(path, "file", "image_folder"))
+        archive = _opened(existing(path, "file", "ImageFolder"))
         # of two members of one name, which appending leaves, a zip knows the last
         members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
         for name in members:

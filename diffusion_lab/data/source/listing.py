@@ -40,17 +40,17 @@ class ImageFiles:
 
     def scattered(self) -> "ImageFiles":
         """All, in an order that has nothing to do with their classes."""
-        return self.take(sorted(range(len(self)), key=lambda i: place(self.names[i])))
+        return self.take(sorted(range(len(self)), key=lambda i: hash_share(self.names[i])))
 
     def divided(self, share: float) -> tuple["ImageFiles", "ImageFiles"]:
         """Those to train on, and about `share` of all to hold out; more files move none of them."""
-        held_out = [place(name) < share for name in self.names]
+        held_out = [hash_share(name) < share for name in self.names]
         train = self.take(i for i, held in enumerate(held_out) if not held)
         return train, self.take(i for i, held in enumerate(held_out) if held)
 
 
-def place(name: str) -> float:
-    """Where a name stands between 0 and 1, whatever other names there are."""
+def hash_share(name: str) -> float:
+    """Returns a number from 0 to 1 for a name, whatever other names there are."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64
 
 
@@ -63,7 +63,7 @@ def existing(path: str, what: str, instead: str) -> Path:
             "trained run data_root to the folder that it is in now"
         )
     if found.is_dir() != (what == "folder"):
-        raise DataError(f"{path} is no {what}; write data={instead} for what it is")
+        raise DataError(f"{path} is no {what}; {instead} is for what it is")
     return found
 
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.errors import is_number, require
 from diffusion_lab.common.images import to_float
+from diffusion_lab.common.ranges import at_least, ranges
 from diffusion_lab.data.source.base import DataSource, Split
 
 TRAIN_SIZE, TEST_SIZE = 20_000, 2_000
@@ -24,8 +24,8 @@ class TwoMoons(DataSource):
     native_shape = (2, 1, 1)
     class_names = ("upper", "lower")
 
+    @ranges(noise=at_least(0))
     def __init__(self, noise: float = 0.04):
-        require(is_number(noise) and noise >= 0, "noise", noise, "a number of at least 0")
         self.noise = noise
 
     def load(self) -> tuple[Split, Split]:

@@ -13,18 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from diffusion_lab.common.errors import UserError
 
-
-class DataError(UserError):
+class DataError(ValueError):
     """A data set's files are missing or damaged; the message says how to mend that."""
 
 
-class Unavailable(Exception):
+class SourceUnavailable(Exception):
     """One source cannot serve; the message says why, and the next one is tried."""
 
 
-class Damaged(Unavailable):
+class Damaged(SourceUnavailable):
     """A file is not what it should be."""
 
     def __init__(self, path: Path, reason: str):

@@ -1,7 +1,7 @@
 """Autoencoders whose latent space a diffusion model can work in."""
 
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
-from diffusion_lab.first_stage.autoencoder.kl import KL
-from diffusion_lab.first_stage.autoencoder.vq import FSQ, VQ
+from diffusion_lab.first_stage.autoencoder.kl import KLAutoencoder
+from diffusion_lab.first_stage.autoencoder.vq import FSQAutoencoder, VQAutoencoder
 
-__all__ = ["FSQ", "KL", "VQ", "Autoencoder"]
+__all__ = ["Autoencoder", "FSQAutoencoder", "KLAutoencoder", "VQAutoencoder"]

@@ -5,25 +5,37 @@ An image goes to its moments, which say what its latents may be, and these to la
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.errors import is_whole, require
+from diffusion_lab.common.ranges import Range, ranges, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.network import Decoder, Encoder, pad_to_multiple
 
 MOST_LEVELS = 6  # a factor of 32
+MULTIPLE_OF_4 = Range(
+    "a multiple of 4 above 0", lambda value: whole(4).allows(value) and value % 4 == 0, 32
+)
+MULTIPLIERS = Range(
+    f"1 to {MOST_LEVELS} whole numbers above 0, one a level; each but the first halves the image",
+    lambda value: whole_list(1, shortest=1).allows(value) and len(value) <= MOST_LEVELS,
+    [1, 2, 2],
+)
 
 
 class Autoencoder(nn.Module, ABC):
     """Encoder, bottleneck and decoder for images of any size, by factor 2^(len(multipliers) - 1).
 
-    `multipliers` times `channels` is the width of each level, finest first. Raises ValueError for
-    sizes that cannot be.
+    `multipliers` times `channels` is the width of each level, finest first.
     """
 
+    kind: ClassVar[str]  # its option of the group autoencoder, and its name in a file
     has_prior = False  # whether N(0, 1) in its latent space is decoded to images
 
+    @ranges(
+        latent_channels=whole(1), channels=MULTIPLE_OF_4, multipliers=MULTIPLIERS, blocks=whole(1)
+    )
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -35,24 +47,7 @@ class Autoencoder(nn.Module, ABC):
         attention: bool,
     ):
         super().__init__()
-        require(
-            is_whole(channels, 4) and channels % 4 == 0,
-            "autoencoder.channels",
-            channels,
-            "a multiple of 4 above 0",
-            32,
-        )
-        require(
-            1 <= len(multipliers) <= MOST_LEVELS and all(is_whole(each, 1) for each in multipliers),
-            "autoencoder.multipliers",
-            list(multipliers),
-            f"1 to {MOST_LEVELS} levels, of whole numbers above 0; each but the first halves the "
-            "image",
-            "[1,2,2]",
-        )
         self.factor = 2 ** (len(multipliers) - 1)
-        for key, value in (("blocks", blocks), ("latent_channels", latent_channels)):
-            require(is_whole(value, 1), f"autoencoder.{key}", value, "a whole number above 0")
         image_channels, self.height, self.width = image_shape
         sides = (-(-side // self.factor) for side in image_shape[1:])
         self.latent_shape = (latent_channels, *sides)
@@ -66,19 +61,19 @@ class Autoencoder(nn.Module, ABC):
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, c, h, w) -> images (B, C, H, W) float32, about in [-1, 1]."""
-        return self.paint(self.snap(latents))
+        return self.decode_quantised(self.quantise(latents))
 
-    def paint(self, latents: Tensor) -> Tensor:
-        """What the decoder makes of latents that are as in training."""
+    def decode_quantised(self, latents: Tensor) -> Tensor:
+        """Decodes latents that are as the decoder was trained on."""
         return self.decoder(latents)[..., : self.height, : self.width].float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, C, H, W) -> what came back of them, and the bottleneck's loss, ().
+        """images (B, C, H, W) -> their reconstructions, and the bottleneck's loss, ().
 
         That loss is in units of the mean error of a pixel.
         """
         latents, loss = self.bottleneck(self.moments(images))
-        return self.paint(latents), loss
+        return self.decode_quantised(latents), loss
 
     @abstractmethod
     def mean(self, moments: Tensor) -> Tensor:
@@ -88,12 +83,12 @@ class Autoencoder(nn.Module, ABC):
     def sample(self, moments: Tensor) -> Tensor:
         """Latents of an image, drawn from torch's generator."""
 
-    def spread(self, moments: Tensor) -> Tensor:
-        """The variance of `sample`."""
+    def variance(self, moments: Tensor) -> Tensor:
+        """Returns the variance of `sample`."""
         return torch.zeros_like(self.mean(moments))
 
-    def snap(self, latents: Tensor) -> Tensor:
-        """The nearest latents that the decoder knows."""
+    def quantise(self, latents: Tensor) -> Tensor:
+        """Returns the nearest latents that the decoder was trained on."""
         return latents
 
     @abstractmethod
@@ -101,9 +96,9 @@ class Autoencoder(nn.Module, ABC):
         """The latents to decode in training, with gradients to the moments, and the loss, ()."""
 
     @abstractmethod
-    def observe(self, moments: Tensor) -> Tensor:
-        """What figures are made of, summed over the images (n,)."""
+    def statistics(self, moments: Tensor) -> Tensor:
+        """Sums over images, (n,), that `metrics` are computed from."""
 
     @abstractmethod
-    def figures(self, observed: Tensor, images: int) -> dict[str, float]:
-        """Figures of the bottleneck, from sums over so many images."""
+    def metrics(self, statistics: Tensor, images: int) -> dict[str, float]:
+        """Metrics of the bottleneck, from the statistics of so many images."""

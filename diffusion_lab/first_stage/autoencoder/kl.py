@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.errors import is_number, require
+from diffusion_lab.common.ranges import at_least, ranges
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
 
 LOG_VARIANCE = (-30.0, 20.0)  # beyond these nothing is gained and exp overflows
@@ -17,14 +17,16 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return nats.flatten(1).sum(1)
 
 
-class KL(Autoencoder):
+class KLAutoencoder(Autoencoder):
     """Latent diffusion's first stage; with `kl_weight` 1 a VAE, whose prior is drawn from.
 
     `kl_weight` counts nats against the error summed over an image, as in latent diffusion.
     """
 
+    kind = "kl"
     has_prior = True
 
+    @ranges(kl_weight=at_least(0).as_in(1e-6))
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -39,33 +41,31 @@ class KL(Autoencoder):
         super().__init__(
             image_shape, latent_channels, moments, channels, multipliers, blocks, attention
         )
-        right = is_number(kl_weight) and kl_weight >= 0
-        require(right, "autoencoder.kl_weight", kl_weight, "a number of at least 0", 1e-6)
         self.kl_weight = kl_weight
         self.numbers = image_shape[0] * self.height * self.width
 
-    def parts(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance."""
+    def mean_and_log_variance(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Splits moments into the posterior's mean and log-variance."""
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
     def mean(self, moments: Tensor) -> Tensor:
-        return self.parts(moments)[0]
+        return self.mean_and_log_variance(moments)[0]
 
-    def spread(self, moments: Tensor) -> Tensor:
-        return self.parts(moments)[1].exp()
+    def variance(self, moments: Tensor) -> Tensor:
+        return self.mean_and_log_variance(moments)[1].exp()
 
     def sample(self, moments: Tensor) -> Tensor:
-        mean, log_variance = self.parts(moments)
+        mean, log_variance = self.mean_and_log_variance(moments)
         return mean + (log_variance / 2).exp() * torch.randn_like(mean)
 
     def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        nats = kl_divergence(*self.parts(moments)).mean()
+        nats = kl_divergence(*self.mean_and_log_variance(moments)).mean()
         return self.sample(moments), self.kl_weight * nats / self.numbers
 
-    def observe(self, moments: Tensor) -> Tensor:
-        return kl_divergence(*self.parts(moments)).sum()[None]
+    def statistics(self, moments: Tensor) -> Tensor:
+        return kl_divergence(*self.mean_and_log_variance(moments)).sum()[None]
 
-    def figures(self, observed: Tensor, images: int) -> dict[str, float]:
-        """Nats of an image's posterior against the prior."""
-        return {"kl": observed.item() / images}
+    def metrics(self, statistics: Tensor, images: int) -> dict[str, float]:
+        """Returns the nats of an image's posterior against the prior."""
+        return {"kl": statistics.item() / images}

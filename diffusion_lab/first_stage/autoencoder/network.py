@@ -15,7 +15,7 @@ from diffusion_lab.backbone.resample import Downsample, Upsample
 from diffusion_lab.backbone.unet_blocks import AttentionBlock
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """x + two convolutions of x, at first nothing; a 1x1 convolution of x where channels change."""
 
     def __init__(self, in_channels: int, channels: int):
@@ -45,7 +45,7 @@ class Network(nn.Sequential):
 def level(in_channels: int, channels: int, blocks: int, attention: bool) -> list[nn.Module]:
     """The residual blocks of a level, and its attention."""
     widths = [in_channels] + [channels] * blocks
-    layers = [Block(*pair) for pair in pairwise(widths)]
+    layers = [ConvBlock(*pair) for pair in pairwise(widths)]
     return [*layers, AttentionBlock(channels, None)] if attention else layers
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.errors import is_number, is_whole, require
+from diffusion_lab.common.ranges import at_least, inside, ranges, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
 
 
@@ -27,35 +27,47 @@ class Quantised(Autoencoder):
     def sample(self, moments: Tensor) -> Tensor:
         return moments
 
-    def snap(self, latents: Tensor) -> Tensor:
-        return self.quantise(latents)[0]
+    def quantise(self, latents: Tensor) -> Tensor:
+        return self.assign(latents)[0]
 
-    def observe(self, moments: Tensor) -> Tensor:
-        return torch.bincount(self.quantise(moments)[1].flatten().long(), minlength=self.codes)
+    def statistics(self, moments: Tensor) -> Tensor:
+        return torch.bincount(self.assign(moments)[1].flatten().long(), minlength=self.codes)
 
-    def figures(self, observed: Tensor, images: int) -> dict[str, float]:
-        """The share of codes in use, and exp of the entropy of their use, at most K."""
-        share = observed.double() / observed.sum()
+    def metrics(self, statistics: Tensor, images: int) -> dict[str, float]:
+        """Returns the share of codes in use, and exp of the entropy of their use, at most K."""
+        share = statistics.double() / statistics.sum()
         return {
-            "codebook_usage": (observed > 0).double().mean().item(),
+            "codebook_usage": (statistics > 0).double().mean().item(),
             "perplexity": torch.special.entr(share).sum().exp().item(),
         }
 
-    def quantise(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantised latents, with gradients as if they were not; codes; commitment, ()."""
+    def assign(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Assigns a code to each vector.
+
+        Returns the quantised latents, with gradients as if they were not, the codes, and the
+        commitment, ().
+        """
         # distances between nearby vectors are lost in bf16
         with torch.autocast(latents.device.type, enabled=False):
             quantised, codes, *commitment = self.quantiser(latents.float())
         return quantised, codes, sum(commitment, latents.new_zeros(()))
 
 
-class VQ(Quantised):
+class VQAutoencoder(Quantised):
     """A codebook of moving averages, begun by k-means, whose dead codes are taken up anew.
 
     A code is dead if a batch takes it fewer than `revive_below` times, on average over
     1 / (1 - `decay`) batches; it then becomes a vector of the batch.
     """
 
+    kind = "vq"
+
+    @ranges(
+        codes=whole(2).as_in(512),
+        decay=inside(0, 1).as_in(0.99),
+        revive_below=at_least(0),
+        commitment_weight=at_least(0),
+    )
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -72,15 +84,6 @@ class VQ(Quantised):
         super().__init__(
             image_shape, latent_channels, latent_channels, channels, multipliers, blocks, attention
         )
-        require(is_whole(codes, 2), "autoencoder.codes", codes, "a whole number of at least 2", 512)
-        right = is_number(decay) and 0 < decay < 1
-        require(right, "autoencoder.decay", decay, "a number between 0 and 1", 0.99)
-        for key, value in (
-            ("revive_below", revive_below),
-            ("commitment_weight", commitment_weight),
-        ):
-            right = is_number(value) and value >= 0
-            require(right, f"autoencoder.{key}", value, "a number of at least 0")
         self.codes = codes
         self.commitment_weight = commitment_weight
         self.quantiser = vector_quantize_pytorch().VectorQuantize(
@@ -94,13 +97,16 @@ class VQ(Quantised):
         )
 
     def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        quantised, _, commitment = self.quantise(moments)
+        quantised, _, commitment = self.assign(moments)
         return quantised, self.commitment_weight * commitment.sum()
 
 
-class FSQ(Quantised):
+class FSQAutoencoder(Quantised):
     """Each of len(`levels`) channels is rounded to one of its levels; K is their product."""
 
+    kind = "fsq"
+
+    @ranges(levels=whole_list(3, shortest=1).as_in([8, 5, 5, 5]))
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -110,20 +116,13 @@ class FSQ(Quantised):
         attention: bool,
         levels: Sequence[int],
     ):
-        require(
-            len(levels) > 0 and all(is_whole(each, 3) for each in levels),
-            "autoencoder.levels",
-            list(levels),
-            "whole numbers, 3 or more each",
-            "[8,5,5,5]",
-        )
         width = len(levels)
         super().__init__(image_shape, width, width, channels, multipliers, blocks, attention)
         self.codes = prod(levels)
         self.quantiser = vector_quantize_pytorch().FSQ(list(levels))
 
     def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        quantised, _, none = self.quantise(moments)
+        quantised, _, none = self.assign(moments)
         return quantised, none
 
 

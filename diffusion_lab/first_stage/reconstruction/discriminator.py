@@ -3,24 +3,25 @@
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.norm import GroupNorm
-from diffusion_lab.common.errors import is_number, is_whole, require
+from diffusion_lab.common.ranges import above, ranges, whole
+from diffusion_lab.first_stage.autoencoder.base import MULTIPLE_OF_4
 
 
-class Patch(nn.Module):
+class PatchDiscriminator(nn.Module):
     """Images (B, C, H, W) -> judgements of overlapping patches (B, 1, h, w), above 0: real.
 
     `layers` convolutions halve the image, `channels` wide and doubling. It is silent before step
     `start`, and then counts `weight` times as much as its gradients allow.
     """
 
+    @ranges(
+        channels=MULTIPLE_OF_4,
+        layers=whole(1).as_in(2),
+        weight=above(0).as_in(0.5),
+        start=whole(0).as_in(2000),
+    )
     def __init__(self, image_channels: int, channels: int, layers: int, weight: float, start: int):
         super().__init__()
-        place = "reconstruction.discriminator"
-        right = is_whole(channels, 4) and channels % 4 == 0
-        require(right, f"{place}.channels", channels, "a multiple of 4 above 0", 32)
-        require(is_whole(layers, 1), f"{place}.layers", layers, "a whole number above 0", 2)
-        require(is_number(weight) and weight > 0, f"{place}.weight", weight, "above 0", 0.5)
-        require(is_whole(start, 0), f"{place}.start", start, "a number of steps, 0 or more", 2000)
         self.weight = weight
         self.start = start
         parts = [nn.Conv2d(image_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

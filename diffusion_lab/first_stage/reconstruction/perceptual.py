@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_lab.common.errors import is_number, is_whole, require
+from diffusion_lab.common.ranges import above, one_of, ranges, whole
 from diffusion_lab.metrics.extractor import efficientnet_lite0
 
 
@@ -19,13 +19,8 @@ class Perceptual(ABC):
     It is no nn.Module, so that what holds one neither trains, copies nor saves it.
     """
 
+    @ranges(weight=above(0))
     def __init__(self, weight: float):
-        require(
-            is_number(weight) and weight > 0,
-            "reconstruction.perceptual.weight",
-            weight,
-            "above 0; to leave it out write reconstruction/perceptual=none",
-        )
         self.weight = weight
         self.network = self.build().requires_grad_(False).eval()
 
@@ -35,7 +30,7 @@ class Perceptual(ABC):
 
     @abstractmethod
     def distance(self, images: Tensor, others: Tensor) -> Tensor:
-        """(B,) of (B, 3, H, W)."""
+        """The distances (B,) between images (B, 3, H, W)."""
 
     def __call__(self, images: Tensor, others: Tensor) -> Tensor:
         self.network.to(images.device)
@@ -45,11 +40,14 @@ class Perceptual(ABC):
         return self
 
 
-class EfficientNetLite0(Perceptual):
-    """Of images resized to `size` pixels, after the first four stages; needs no download."""
+class EfficientNetDistance(Perceptual):
+    """EfficientNet-Lite0 of images resized to `size` pixels, after its first four stages.
 
+    It needs no download.
+    """
+
+    @ranges(size=whole(1).as_in(32))
     def __init__(self, weight: float, size: int):
-        require(is_whole(size, 1), "reconstruction.perceptual.size", size, "pixels above 0", 32)
         self.size = size
         super().__init__(weight)
 
@@ -76,6 +74,7 @@ class EfficientNetLite0(Perceptual):
 class LPIPS(Perceptual):
     """Features of `network`, vgg, alex or squeeze, weighted as people judge; it is downloaded."""
 
+    @ranges(network=one_of("vgg", "alex", "squeeze"))
     def __init__(self, weight: float, network: str):
         self.name = network
         super().__init__(weight)
@@ -83,17 +82,12 @@ class LPIPS(Perceptual):
     def build(self) -> nn.Module:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        if self.name not in ("vgg", "alex", "squeeze"):
-            raise ValueError(
-                f"reconstruction.perceptual.network={self.name} is unknown; write vgg, alex or "
-                "squeeze"
-            )
         try:
             return LearnedPerceptualImagePatchSimilarity(self.name).net
         except (OSError, ImportError) as error:  # no network, or a package that it wants
             raise ValueError(
-                f"the weights of LPIPS cannot be had ({error}); write "
-                "reconstruction/perceptual=efficientnet_lite0, which needs no download"
+                f"the weights of LPIPS cannot be had ({error}); choose efficientnet_lite0, which "
+                "needs no download"
             ) from error
 
     def distance(self, images: Tensor, others: Tensor) -> Tensor:

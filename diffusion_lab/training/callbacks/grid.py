@@ -95,7 +95,7 @@ class ReconstructionGrid(Grid):
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
         data = trainer.datamodule
         count = min(4 * self.columns, data.validation_size)
-        images = data.held_out(count, "callbacks.sample_grid.columns").images
+        images = data.held_out(count).images
         with averaged_weights(trainer), trainer.precision_plugin.forward_context():
             back = reconstruct(trainer.lightning_module.autoencoder, images).cpu()
         white = images.new_full((-count % self.columns, *images.shape[1:]), 255)

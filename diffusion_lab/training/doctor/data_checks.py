@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source.listing import some
 from diffusion_lab.training.doctor.finding import ADVICE, ERROR, WARNING, Remark
@@ -135,9 +134,9 @@ def overlap(data: ImageDataModule) -> Iterator[Remark]:
 def held_out(data: ImageDataModule) -> Iterator[Remark]:
     """Enough test images for the held-out loss."""
     try:
-        data.held_out(data.validation_size, "data.validation_size")
-    except UserError as error:
-        yield ERROR, str(error)
+        data.require_test_images(data.validation_size, "validation_size")
+    except ValueError as error:
+        yield ERROR, f"data.{error}"
 
 
 def are_points(images: Tensor) -> bool:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.backbone.counting import Cost
-from diffusion_lab.build.objects import build_datamodule
+from diffusion_lab.build.objects import build_datamodule, read_data
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import pad_to
 from diffusion_lab.common.randomness import random_places
@@ -79,10 +79,9 @@ def image_facts(datamodule: ImageDataModule) -> ImageFacts:
     return ImageFacts(datamodule.image_shape, datamodule.num_classes)
 
 
-def data(datamodule: ImageDataModule) -> ImageDataModule:
+def data(cfg: DictConfig, datamodule: ImageDataModule) -> ImageDataModule:
     """The data, read, and as the rest of the program takes them to be."""
-    datamodule.prepare_data()
-    datamodule.setup("fit")
+    read_data(cfg, datamodule)
     check_splits(datamodule)
     return datamodule
 
@@ -102,7 +101,7 @@ def trainer(cfg: DictConfig, batch: BatchLayout) -> BatchLayout:
 
 def task(cfg: DictConfig, trainer: BatchLayout, datamodule: ImageDataModule) -> DiffusionTask:
     """Everything that is built of the configuration, the network without memory."""
-    return build_diffusion_task(cfg, trainer, device="meta")
+    return build_diffusion_task(cfg, device="meta")
 
 
 def clean(task: DiffusionTask, sample: Tensor) -> Tensor:

@@ -8,15 +8,22 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.first_stage.autoencoder import FSQ, KL, VQ, Autoencoder
+from diffusion_lab.first_stage.autoencoder import (
+    Autoencoder,
+    FSQAutoencoder,
+    KLAutoencoder,
+    VQAutoencoder,
+)
 
-FILE = "first_stage.safetensors"  # in the folder of a run
-KINDS = {kind.__name__: kind for kind in (KL, VQ, FSQ)}
+FIRST_STAGE_FILE = "first_stage.safetensors"  # in the folder of a run
+KINDS: dict[str, type[Autoencoder]] = {
+    each.kind: each for each in (KLAutoencoder, VQAutoencoder, FSQAutoencoder)
+}
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the weights do not say."""
+class AutoencoderFacts:
+    """Everything about a trained autoencoder that its weights do not say."""
 
     kind: str
     settings: dict[str, object]  # of the constructor
@@ -24,17 +31,17 @@ class Facts:
     latent_mean: list[float]  # by channel, over the training images
     latent_std: list[float]
     data: str  # `images_fingerprint` of those that it was trained on
-    figures: dict[str, float]  # of reconstructed test images
+    metrics: dict[str, float]  # of reconstructed test images
 
 
-def save(autoencoder: Autoencoder, facts: Facts, path: Path) -> None:
-    """Writes weights and facts, whole or not at all."""
+def save_autoencoder(autoencoder: Autoencoder, facts: AutoencoderFacts, path: Path) -> None:
+    """Writes weights and facts as one file, which appears whole or not at all."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
     write_atomically(path, safetensors.torch.save(weights, {"facts": json.dumps(asdict(facts))}))
 
 
-def load(path: Path) -> tuple[Autoencoder, Facts, bytes]:
-    """The autoencoder, frozen, its facts, and the file's content; raises ValueError."""
+def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderFacts, bytes]:
+    """Reads a frozen autoencoder, its facts, and the file's content; raises ValueError."""
     if not path.is_file():
         raise ValueError(
             f"there is no {path}; make one by `diffusion-lab train-autoencoder`, which writes it "
@@ -43,7 +50,7 @@ def load(path: Path) -> tuple[Autoencoder, Facts, bytes]:
     content = path.read_bytes()
     try:
         with safe_open(path, "pt") as file:
-            facts = Facts(**json.loads(file.metadata()["facts"]))
+            facts = AutoencoderFacts(**json.loads(file.metadata()["facts"]))
         kind = KINDS[facts.kind]
         autoencoder = kind(tuple(facts.image_shape), **facts.settings)
         autoencoder.load_state_dict(safetensors.torch.load(content))

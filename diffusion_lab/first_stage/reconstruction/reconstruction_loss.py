@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.first_stage.reconstruction.discriminator import Patch
+from diffusion_lab.common.ranges import flag, one_of, ranges
+from diffusion_lab.first_stage.reconstruction.discriminator import PatchDiscriminator
 from diffusion_lab.first_stage.reconstruction.perceptual import Perceptual
 
 ERRORS = {"l1": torch.abs, "l2": torch.square}
 LARGEST_WEIGHT = 1e4  # of the adversary, where its gradient vanishes
 
 
-class Loss(nn.Module):
+class ReconstructionLoss(nn.Module):
     """`error` is l1 or l2; `discriminator` is a factory that is told the images' channels.
 
     With `calibrated` the error is a likelihood, log(scale) + error / scale up to constants, whose
@@ -25,17 +25,16 @@ class Loss(nn.Module):
     whose prior is to be drawn from.
     """
 
+    @ranges(error=one_of(*ERRORS), calibrated=flag())
     def __init__(
         self,
         image_channels: int,
         error: str,
         calibrated: bool,
         perceptual: Perceptual | None,
-        discriminator: Callable[[int], Patch] | None,
+        discriminator: Callable[[int], PatchDiscriminator] | None,
     ):
         super().__init__()
-        if error not in ERRORS:
-            raise ValueError(f"reconstruction.error={error} is unknown; write l1 or l2")
         self.error = error
         self.calibrated = calibrated
         self.perceptual = perceptual  # frozen, and no module
@@ -43,25 +42,23 @@ class Loss(nn.Module):
 
     @torch.no_grad()
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Raises UserError if images (C, H, W) are not for one of its networks."""
+        """Raises ValueError if images (C, H, W) do not fit one of its networks."""
         images = torch.zeros(2, *image_shape)
         if self.perceptual is not None:
             try:
                 self.perceptual(images, images)
             except RuntimeError as error:
-                raise UserError(
-                    f"reconstruction.perceptual cannot take images of shape {image_shape}; write "
-                    "reconstruction/perceptual=efficientnet_lite0 for small ones, and "
-                    "reconstruction/perceptual=none for others than of 1 or 3 channels"
+                raise ValueError(
+                    f"perceptual cannot take images of shape {image_shape}; choose "
+                    "efficientnet_lite0 for small ones, and none for others than of 1 or 3 channels"
                 ) from error
         if self.discriminator is not None:
             try:
                 self.discriminator(images)
             except RuntimeError as error:
-                raise UserError(
-                    f"reconstruction.discriminator halves images of shape {image_shape} to "
-                    "nothing; write fewer reconstruction.discriminator.layers, or "
-                    "reconstruction/discriminator=none"
+                raise ValueError(
+                    f"discriminator halves images of shape {image_shape} to nothing; give it fewer "
+                    "layers, or choose none"
                 ) from error
 
     def forward(
@@ -93,8 +90,8 @@ class Loss(nn.Module):
         parts |= {"adversarial": fooled, "adversarial_weight": weight, "discriminator": found}
         return loss + bottleneck + weight * fooled + found, parts
 
-    def rest(self, step: int) -> None:
-        """Drops the gradients, of 0, of a silent adversary: the optimiser would let it decay."""
+    def drop_discriminator_gradients(self, step: int) -> None:
+        """Drops the zero gradients of a silent adversary, or the optimiser would let it decay."""
         if self.discriminator is not None and step < self.discriminator.start:
             for parameter in self.discriminator.parameters():
                 parameter.grad = None
