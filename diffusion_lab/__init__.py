@@ -6,7 +6,7 @@ The names below are what people extend or call; each is imported when it is firs
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 HOMES = {  # each name's module
     "Backbone": "diffusion_lab.backbone",

@@ -29,11 +29,11 @@ def save(checkpoint: dict, path: Path) -> None:
         torch.save(checkpoint, file)
         to_disk(file)
         if path.exists():
-            _keep(path, path.with_name(PREVIOUS.name))
+            _rotate(path, path.with_name(PREVIOUS.name))
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """Makes `previous` what `path` is; that stays where it is if the file system has hard links."""
+def _rotate(path: Path, previous: Path) -> None:
+    """Gives the file at `path` the name `previous`, too, or instead without hard links."""
     link = previous.with_name(f".{previous.name}{UNFINISHED}")
     link.unlink(missing_ok=True)
     try:
@@ -98,7 +98,7 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def go_on_from(run: Path) -> Path:
+def resume_from(run: Path) -> Path:
     """The newest whole checkpoint, with what a kill left out of its way; the run must be locked.
 
     Raises UserError if there is none.

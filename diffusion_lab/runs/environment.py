@@ -7,16 +7,19 @@ from pathlib import Path
 
 import torch
 
+import diffusion_lab
+
 
 def environment_of(device: torch.device) -> dict[str, object]:
-    """What a figure depends on besides the configuration: device, versions and commit."""
-    names = ("diffusion-lab", "torch", "torchvision", "lightning", "hydra-core", "wandb")
+    """The device, the versions and the commit that results depend on."""
+    names = ("torch", "torchvision", "lightning", "hydra-core", "wandb")
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"cpu, {_cpu_name()}",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
+        "versions": {"diffusion-lab": diffusion_lab.__version__}
+        | {name: version(name) for name in names},
         "git_commit": _git_commit(),
     }
 

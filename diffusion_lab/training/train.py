@@ -169,7 +169,7 @@ def open_folder(cfg: DictConfig, task: Task, folder: Path) -> Path | None:
     """The checkpoint to resume; a new run, which has none, gets what it is opened with."""
     if cfg.resume:
         # a job that is requeued may have been ended before its first checkpoint
-        checkpoint = checkpoints.go_on_from(folder) if checkpoints.exists(folder) else None
+        checkpoint = checkpoints.resume_from(folder) if checkpoints.exists(folder) else None
         runs.reopen(folder)
         return checkpoint
     runs.check_new(cfg)  # again: another process may have been quicker

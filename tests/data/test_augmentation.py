@@ -6,14 +6,12 @@ from functools import cache
 
 import pytest
 import torch
-import yaml
 from helpers.paths import CONF
 from helpers.tiny_runs import TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from diffusion_lab import runs
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.ranges import RangeError
 from diffusion_lab.data.augmentation import NonLeaky, augment
@@ -428,18 +426,3 @@ def test_a_run_augments_training_alone_and_resumes_exactly(lab, tmp_path, monkey
     assert code == 0, err
     modules = {module["name"]: module for module in json.loads(out.splitlines()[-1])["modules"]}
     assert modules["augmentation"]["params"] == modules["augmentation"]["macs"] == 9 * 32
-
-
-def test_a_run_that_is_older_than_the_group_still_opens(lab, tmp_path):
-    code, _, err = lab("train", *TINY, *QUIET, "run_dir=run", "trainer.max_steps=1")
-    assert code == 0, err
-    path = tmp_path / "run/config.yaml"
-    config = yaml.safe_load(path.read_text())
-    assert config.pop("augmentation") is None
-    path.write_text(yaml.safe_dump(config))
-    _, model = runs.load(tmp_path / "run")
-    assert model.augmentation is model.denoiser.augmentation is None
-    for command in (["profile", "run=run"], ["match", "backbone=mlp", "reference=./run"]):
-        code, _, err = lab(*command, "device=meta")
-        assert code == 0, err
-    assert lab("train", "resume=run", "trainer.max_steps=2")[0] == 0

@@ -12,6 +12,7 @@ from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.metrics.quantities import QUANTITIES
+from diffusion_lab.runs.config import save_config
 
 NAME = "efficientnet_lite0-96/train10k-1k"
 PROTOCOL = {
@@ -58,7 +59,7 @@ def fake_run(
     for part in ("checkpoints", "samples"):
         (folder / part).mkdir(parents=True)
     whole = OmegaConf.merge(base, config or {})
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(whole))
+    save_config(folder, whole)
     torch.save(str(folder), folder / "checkpoints" / "last.ckpt")
     figures = {f"fid/{NAME}": fid, f"fid_std/{NAME}": 3.0, f"fid_floor/{NAME}": 96.3}
     figures |= {"val/loss": 0.2 + fid / 1e4} | (metrics or {})

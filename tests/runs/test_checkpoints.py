@@ -96,7 +96,7 @@ def test_a_truncated_last_checkpoint_is_replaced_by_the_one_before(two, capfd, l
 
 def test_a_last_checkpoint_that_is_missing_is_said_to_be(two, capfd):
     (two / checkpoints.LAST).unlink()  # a kill between two renames, where there are no hard links
-    assert checkpoints.go_on_from(two) == two / checkpoints.PREVIOUS
+    assert checkpoints.resume_from(two) == two / checkpoints.PREVIOUS
     err = capfd.readouterr().err
     assert "last.ckpt is missing; the one before it, " in err
     assert "damaged" not in err
@@ -112,8 +112,8 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_left_where_it_is(two, monk
         with pytest.raises(
             UserError, match=rf"last\.ckpt cannot be read \({os.strerror(number)}\)"
         ):
-            checkpoints.go_on_from(two)
-    assert checkpoints.go_on_from(two) == two / checkpoints.LAST
+            checkpoints.resume_from(two)
+    assert checkpoints.resume_from(two) == two / checkpoints.LAST
 
 
 def test_without_a_whole_one_both_are_named(two):
@@ -135,7 +135,7 @@ def test_going_on_puts_the_damaged_one_aside_and_removes_what_is_unfinished(two)
     (two / "samples").mkdir()
     for name in (f".step_0000002.png.{'0' * 32}{UNFINISHED}", f".mine.png.x{UNFINISHED}"):
         (two / "samples" / name).write_bytes(b"half")
-    assert checkpoints.go_on_from(two) == two / checkpoints.PREVIOUS
+    assert checkpoints.resume_from(two) == two / checkpoints.PREVIOUS
     assert {path.name for path in two.iterdir()} == {"checkpoints", "samples"}
     # one that `sample` may be writing
     assert [path.name for path in (two / "samples").iterdir()] == [f".mine.png.x{UNFINISHED}"]
@@ -176,7 +176,7 @@ checkpoints.save({{"global_step": 2}}, path)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
     assert len(list((tmp_path / checkpoints.FOLDER).iterdir())) == 2  # one of them unfinished
-    assert step_of(checkpoints.go_on_from(tmp_path)) == 1
+    assert step_of(checkpoints.resume_from(tmp_path)) == 1
     assert [path.name for path in (tmp_path / checkpoints.FOLDER).iterdir()] == ["last.ckpt"]
 
 

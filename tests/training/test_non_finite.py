@@ -179,7 +179,7 @@ def test_a_full_disk_does_not_hide_why_a_run_ends(lab, tmp_path, monkeypatch):
     assert "noise levels could not be written to run/non_finite (File exists)" in sentence
 
 
-def test_before_the_first_checkpoint_there_is_nothing_to_go_on_from(lab, monkeypatch):
+def test_before_the_first_checkpoint_there_is_nothing_to_resume_from(lab, monkeypatch):
     spoil_a_layer(monkeypatch, 1)
     arguments = ["trainer.max_steps=50", "callbacks.non_finite.patience=2"]
     code, _, err = lab("train", *QUICK, *arguments, "callbacks.non_finite.max_rollbacks=1")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import yaml
 from helpers.tiny_runs import TINY
 
 from diffusion_lab import runs
@@ -73,19 +72,3 @@ def test_a_learned_variance_without_a_table_is_refused(lab, schedule):
     code, _, err = lab("train", *TINY, *settings)
     assert code == 2
     assert "objective/variance_loss=none" in err
-
-
-def test_a_run_that_is_older_than_these_options_still_loads(lab, tmp_path):
-    quiet = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
-    assert lab("train", *TINY, *quiet, "run_dir=run", "trainer.max_steps=2")[0] == 0
-    saved = checkpoint_of(tmp_path / "run")["state_dict"]
-    assert not [name for name in saved if name.startswith("objective")]
-    path = tmp_path / "run/config.yaml"
-    config = yaml.safe_load(path.read_text())
-    del config["denoiser"]["self_conditioning"]
-    for key in ("variance_loss", "uncertainty", "offset_noise"):
-        del config["objective"][key]
-    path.write_text(yaml.safe_dump(config))
-    _, model = runs.load(tmp_path / "run")
-    assert not model.denoiser.self_conditioning
-    assert not model.denoiser.learned_variance

@@ -20,8 +20,6 @@ from diffusion_lab.runs.weights import CurrentWeights
 
 OF_A_RUN = (SUMMARY, METRICS, LAST)  # beside its configuration, at least one of them
 
-NEEDED = {"images_seen", "parameters", "metrics"}  # of a summary
-
 
 @dataclass(frozen=True)
 class Run:
@@ -40,9 +38,8 @@ class Run:
 
     @property
     def training_seconds(self) -> float:
-        """Wall clock of training, with validation; of runs that do not say it, of the whole run."""
-        known = self.summary
-        return known["training_seconds"] if "training_seconds" in known else known["wall_seconds"]
+        """The wall clock of training, with validation."""
+        return self.summary["training_seconds"]
 
     @property
     def extra_quantities(self) -> list[Quantity]:
@@ -127,8 +124,4 @@ def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
         )
     if summary.get("pruned"):
         return f"{folder} is left out: a search has ended it early, at step {summary['steps']:,}"
-    times = summary.keys() & {"training_seconds", "wall_seconds"}
-    missing = sorted(NEEDED - summary.keys()) or ([] if times else ["wall_seconds"])
-    if missing:
-        return f"{folder} is left out: its {SUMMARY} has no {', '.join(missing)}"
     return None

@@ -32,15 +32,15 @@ def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
 def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> dict[str, float]:
     """By kind, whatever is known of a run: judgements, values of real images, spreads and costs."""
     found = {kind: measured.get(name) for kind, name in names.items()}
-    found[HELD_OUT.name] = run.summary.get("metrics", {}).get("val/loss")
+    found[HELD_OUT.name] = run.summary["metrics"].get("val/loss")
     found |= {
         "images_seen": run.summary["images_seen"],
         "parameters": run.summary["parameters"],
-        "macs": run.summary.get("macs"),
+        "macs": run.summary["macs"],
         "images_per_second": images_per_second(run.rows),
         "training_seconds": run.training_seconds,
-        "peak_memory": run.summary.get("peak_memory_bytes"),
-        "training_images": run.summary.get("training_images"),
+        "peak_memory": run.summary["peak_memory_bytes"],
+        "training_images": run.summary["training_images"],
     }
     return {kind: value for kind, value in found.items() if _finite(value)}
 
