@@ -25,14 +25,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Pairs (x_i, x_{i + d/2}) of x (B, h, N, d) turned by angles (M, d / 2) (arXiv:2104.09864).
 
     Where N > M, tokens without a position stand before the M that have one, and stay as they are.
     """
-    free, placed = x.split([x.shape[2] - len(turns), len(turns)], dim=2)
+    free, placed = x.split([x.shape[2] - len(angles), len(angles)], dim=2)
     first, second = placed.chunk(2, dim=-1)
-    cos, sin = turns.cos().to(x.dtype), turns.sin().to(x.dtype)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     placed = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
     return torch.cat([free, placed], dim=2)
 
@@ -45,15 +45,13 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 def check_heads(width: int, heads: int) -> None:
     """Raises ValueError where heads do not divide the width."""
     if width % heads:
-        raise ValueError(
-            f"{heads} heads do not divide a width of {width}; write a number of heads that does"
-        )
+        raise ValueError(f"heads={heads} must divide width={width}")
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D).
 
-    `qk_norm` normalises queries and keys (arXiv:2302.05442); `turns` (M, d / 2) are the angles of
+    `qk_norm` normalises queries and keys (arXiv:2302.05442); `angles` (M, d / 2) are the angles of
     rotary positions and `mask` (M, M) says which patch may look at which, both for the last M
     tokens: those before them have no place, look at all and are seen by all.
     """
@@ -63,7 +61,7 @@ class SelfAttention(nn.Module):
         width: int,
         heads: int,
         qk_norm: bool = False,
-        turns: Tensor | None = None,
+        angles: Tensor | None = None,
         mask: Tensor | None = None,
     ):
         super().__init__()
@@ -73,15 +71,15 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm_q = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.norm_k = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.register_buffer("turns", turns, persistent=False)
+        self.register_buffer("angles", angles, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
         q, k, v = split_heads(self.qkv(x), 3, self.heads)  # (B, h, N, d) each
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
-        if self.turns is not None:
-            q, k = rotate(q, self.turns), rotate(k, self.turns)
+        if self.angles is not None:
+            q, k = rotate(q, self.angles), rotate(k, self.angles)
         mask = self.mask
         if mask is not None:
             free = x.shape[1] - len(mask)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common.ranges import optional, ranges, whole_list
+
 
 @dataclass
 class Condition:
@@ -55,8 +57,7 @@ class _Labelled(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(
-                "a condition needs labelled data, and this data set has no classes; "
-                "use conditioning=none"
+                "a condition needs labelled data, and this data set has no classes; use none"
             )
         self.null_label = num_classes
 
@@ -95,20 +96,13 @@ class Attributes(_Labelled):
     None is one attribute. Raises ValueError if the product of the sizes is not num_classes.
     """
 
+    @ranges(sizes=optional(whole_list(1)))
     def __init__(self, num_classes: int, width: int, sizes: Sequence[int] | None):
         super().__init__(num_classes)
-        self.sizes = [num_classes] if sizes is None else sizes
-        if not isinstance(self.sizes, Sequence) or not all(
-            type(s) is int and s > 0 for s in self.sizes
-        ):
-            raise ValueError(
-                f"conditioning.sizes={sizes} must be a list of whole numbers of at least 1, one an "
-                "attribute"
-            )
-        self.sizes = list(self.sizes)
+        self.sizes = [num_classes] if sizes is None else list(sizes)
         if math.prod(self.sizes) != num_classes:
             raise ValueError(
-                f"conditioning.sizes={self.sizes} makes {math.prod(self.sizes)} labels, and this "
+                f"sizes={self.sizes} makes {math.prod(self.sizes)} labels, and this "
                 f"data set has {num_classes}; write sizes whose product is {num_classes}"
             )
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in self.sizes)

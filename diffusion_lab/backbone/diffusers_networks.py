@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from diffusion_lab.backbone.attention import check_heads
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
-from diffusion_lab.backbone.options import check_number, check_sizes
 from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
-from diffusion_lab.backbone.unet import check_levels, check_unet
+from diffusion_lab.backbone.unet import check_levels
+from diffusion_lab.common.ranges import between, optional, ranges, whole, whole_list
 
 
 def network_class(name: str) -> type[nn.Module]:
@@ -37,6 +37,15 @@ def zero(layer: nn.Module) -> None:
 class DiffusersUNet(nn.Module):
     """UNet2DModel of diffusers, with the condition's vector added to its embedding of the noise."""
 
+    @ranges(
+        channels=whole(1),
+        multipliers=whole_list(1, shortest=1),
+        blocks=whole(1),
+        attention=whole_list(0),
+        head_channels=optional(whole(1)),
+        norm_groups=whole(1),
+        dropout=between(0, 1),
+    )
     def __init__(
         self,
         in_channels: int,
@@ -51,8 +60,6 @@ class DiffusersUNet(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        check_unet(channels, multipliers, blocks, attention, head_channels, dropout)
-        check_sizes(norm_groups=norm_groups)
         check_levels(image_size, len(multipliers), attention)
         attends = [level in attention for level in range(len(multipliers))]
         self.condition_width = 4 * channels
@@ -100,6 +107,7 @@ class DiffusersDiT(nn.Module):
     noise's and the condition's. Raises ValueError unless patches tile the image, which is square.
     """
 
+    @ranges(patch=whole(1), width=whole(1), depth=whole(1), heads=whole(1), dropout=between(0, 1))
     def __init__(
         self,
         in_channels: int,
@@ -112,13 +120,11 @@ class DiffusersDiT(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        check_sizes(width=width, depth=depth, heads=heads)
-        check_number("dropout", dropout, 0, 1)
         rows, columns = patch_grid(image_size, patch)
         if rows != columns:
             raise ValueError(
                 f"DiTTransformer2DModel of diffusers takes square images, and these have "
-                f"{image_size[0]}x{image_size[1]} pixels; write backbone=dit"
+                f"{image_size[0]}x{image_size[1]} pixels; use DiT"
             )
         check_heads(width, heads)
         self.condition_width = width

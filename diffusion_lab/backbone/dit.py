@@ -8,9 +8,9 @@ from torch import Tensor
 
 from diffusion_lab.backbone.attention import SelfAttention, check_heads
 from diffusion_lab.backbone.block import Block
-from diffusion_lab.backbone.embedding import grid_coordinates, rotary_turns
-from diffusion_lab.backbone.options import check_flags, check_option, check_sizes
+from diffusion_lab.backbone.embedding import grid_coordinates, rotary_angles
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
+from diffusion_lab.common.ranges import flag, one_of, optional, ranges, whole
 
 
 def window_mask(rows: int, columns: int, window: int) -> Tensor:
@@ -27,6 +27,16 @@ class DiT(PatchNetwork):
     ValueError for sizes that do not divide.
     """
 
+    @ranges(
+        patch=whole(1),
+        width=whole(1),
+        depth=whole(1),
+        heads=whole(1),
+        positions=one_of("sincos", "learned", "rotary"),
+        qk_norm=flag(),
+        window=optional(whole(1)),
+        long_skips=flag(),
+    )
     def __init__(
         self,
         in_channels: int,
@@ -42,20 +52,15 @@ class DiT(PatchNetwork):
         long_skips: bool,
         block: Callable[..., Block],
     ):
-        check_option("positions", positions, ["sincos", "learned", "rotary"])
-        check_sizes(width=width, depth=depth, heads=heads)
-        check_flags(qk_norm=qk_norm)
         rows, columns = patch_grid(image_size, patch)
         check_heads(width, heads)
-        if window is not None:  # null: every patch sees all
-            check_sizes(window=window)
         rotary = positions == "rotary"
         mixer = partial(
             SelfAttention,
             width,
             heads,
             qk_norm=qk_norm,
-            turns=rotary_turns(rows, columns, width // heads) if rotary else None,
+            angles=rotary_angles(rows, columns, width // heads) if rotary else None,
             mask=None if window is None else window_mask(rows, columns, window),
         )
         super().__init__(

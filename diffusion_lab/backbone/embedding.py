@@ -36,15 +36,14 @@ def grid_positions(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([sinusoid(axis, width // 2) for axis in (column, row)], dim=1)
 
 
-def rotary_turns(rows: int, columns: int, head_width: int) -> Tensor:
+def rotary_angles(rows: int, columns: int, head_width: int) -> Tensor:
     """Angles of rotary positions, (rows * columns, head_width / 2): half row, half column.
 
     Raises ValueError if the head's width is not a multiple of 4 (arXiv:2104.09864, on two axes).
     """
     if head_width % 4:
         raise ValueError(
-            f"rotary positions need heads of a multiple of 4 channels, not {head_width}; "
-            f"change backbone.width or backbone.heads, or write backbone.positions=sincos"
+            f"positions=rotary needs heads of a multiple of 4 channels, and these have {head_width}"
         )
     quarter = head_width // 4
     frequency = ROTARY_PERIOD ** (-torch.arange(quarter, dtype=torch.float32) / quarter)

@@ -3,7 +3,7 @@
 B batch, N tokens, D width, E inner channels, S states, p patch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,11 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.block import Block
-from diffusion_lab.backbone.options import check_option, check_sizes
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
-from diffusion_lab.backbone.state_space import S6, SSD
-
-PATHS = ["zigzag", "bidirectional", "raster"]
+from diffusion_lab.common.ranges import flag, one_of, ranges, whole
 
 
 def zigzag_paths(rows: int, columns: int) -> list[Tensor]:
@@ -62,9 +59,9 @@ class CausalConv(nn.Module):
 class MambaMixer(nn.Module):
     """Mamba's mixer of tokens (B, N, D): a gate, and a short convolution and a scan along a path.
 
-    `scan` makes the state space of E channels. `path` (M,) is the order of the last M tokens; those
-    before them come first. `bidirectional` adds a second convolution and scan, from the other end
-    (arXiv:2401.09417).
+    `state_space` makes the state space of E channels. `path` (M,) is the order of the last M
+    tokens; those before them come first. `bidirectional` adds a second convolution and scan, from
+    the other end (arXiv:2401.09417).
     """
 
     def __init__(
@@ -72,25 +69,33 @@ class MambaMixer(nn.Module):
         width: int,
         expand: int,
         conv: int,
-        scan: Callable[[int], nn.Module],
+        state_space: Callable[[int], nn.Module],
         path: Tensor | None = None,
         bidirectional: bool = False,
     ):
         super().__init__()
         inner = expand * width
-        self.entry = nn.Linear(width, 2 * inner, bias=False)
-        self.forth = nn.Sequential(CausalConv(inner, conv), scan(inner))
-        self.back = nn.Sequential(CausalConv(inner, conv), scan(inner)) if bidirectional else None
-        self.out = nn.Linear(inner, width, bias=False)
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.forward_scan = nn.Sequential(CausalConv(inner, conv), state_space(inner))
+        self.backward_scan = (
+            nn.Sequential(CausalConv(inner, conv), state_space(inner)) if bidirectional else None
+        )
+        self.out_proj = nn.Linear(inner, width, bias=False)
         self.register_buffer("path", path, persistent=False)
-        self.register_buffer("way_back", None if path is None else path.argsort(), persistent=False)
+        self.register_buffer(
+            "inverse_path", None if path is None else path.argsort(), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
-        x, gate = self.entry(x).chunk(2, dim=-1)  # (B, N, E) each
+        x, gate = self.in_proj(x).chunk(2, dim=-1)  # (B, N, E) each
         y = self._follow(x, self.path)
-        y = self.forth(y) if self.back is None else self.forth(y) + self.back(y.flip(1)).flip(1)
-        return self.out(self._follow(y, self.way_back) * F.silu(gate))
+        y = (
+            self.forward_scan(y)
+            if self.backward_scan is None
+            else self.forward_scan(y) + self.backward_scan(y.flip(1)).flip(1)
+        )
+        return self.out_proj(self._follow(y, self.inverse_path) * F.silu(gate))
 
     def _follow(self, x: Tensor, path: Tensor | None) -> Tensor:
         if path is None:
@@ -99,45 +104,24 @@ class MambaMixer(nn.Module):
         return torch.cat([x[:, :free], x[:, free:][:, path]], dim=1) if free else x[:, path]
 
 
-def scan_blocks(
-    image_size: tuple[int, int],
-    patch: int,
-    width: int,
-    depth: int,
-    expand: int,
-    conv: int,
-    path: str,
-    scan: Callable[[int], nn.Module],
-    block: Callable[..., Block],
-) -> Sequence[Block]:
-    """`depth` blocks that follow the paths of `path`; raises ValueError for an unknown one."""
-    check_sizes(width=width, depth=depth, expand=expand, conv=conv)
-    check_option("path", path, PATHS)
-    paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
-    return [
-        block(
-            width=width,
-            mixer=partial(
-                MambaMixer,
-                width,
-                expand,
-                conv,
-                scan,
-                path=paths[i % len(paths)],
-                bidirectional=path == "bidirectional",
-            ),
-        )
-        for i in range(depth)
-    ]
-
-
 class Mamba(PatchNetwork):
-    """Patches through `depth` blocks of Mamba's selective state space (arXiv:2312.00752).
+    """Patches through `depth` blocks of a selective state space (arXiv:2312.00752, 2405.21060).
 
     `path` is zigzag (a layer follows one of eight), bidirectional or raster; `positions` is sincos,
-    learned or none. Raises ValueError for others, and for sizes that do not divide.
+    learned or none; `state_space` makes the state space of some channels. Raises ValueError for
+    sizes that do not divide.
     """
 
+    @ranges(
+        patch=whole(1),
+        width=whole(1),
+        depth=whole(1),
+        expand=whole(1),
+        conv=whole(1),
+        path=one_of("zigzag", "bidirectional", "raster"),
+        positions=one_of("sincos", "learned", "none"),
+        long_skips=flag(),
+    )
     def __init__(
         self,
         in_channels: int,
@@ -147,46 +131,25 @@ class Mamba(PatchNetwork):
         width: int,
         depth: int,
         expand: int,
-        state: int,
         conv: int,
         path: str,
         positions: str,
         long_skips: bool,
+        state_space: Callable[[int], nn.Module],
         block: Callable[..., Block],
     ):
-        check_option("positions", positions, ["sincos", "learned", "none"])
-        check_sizes(state=state)
-        scan = partial(S6, state=state)
-        blocks = scan_blocks(image_size, patch, width, depth, expand, conv, path, scan, block)
+        paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
+        mixer = partial(
+            MambaMixer, width, expand, conv, state_space, bidirectional=path == "bidirectional"
+        )
+        blocks = [
+            block(width=width, mixer=partial(mixer, path=paths[i % len(paths)]))
+            for i in range(depth)
+        ]
         super().__init__(
             in_channels, out_channels, image_size, patch, width, positions, long_skips, blocks
         )
 
 
-class Mamba2(PatchNetwork):
-    """Mamba with Mamba-2's state space: one decay a head of `head_channels` (arXiv:2405.21060)."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        image_size: tuple[int, int],
-        patch: int,
-        width: int,
-        depth: int,
-        expand: int,
-        state: int,
-        head_channels: int,
-        conv: int,
-        path: str,
-        positions: str,
-        long_skips: bool,
-        block: Callable[..., Block],
-    ):
-        check_option("positions", positions, ["sincos", "learned", "none"])
-        check_sizes(state=state, head_channels=head_channels)
-        scan = partial(SSD, state=state, head_channels=head_channels)
-        blocks = scan_blocks(image_size, patch, width, depth, expand, conv, path, scan, block)
-        super().__init__(
-            in_channels, out_channels, image_size, patch, width, positions, long_skips, blocks
-        )
+class Mamba2(Mamba):
+    """A Mamba that is called after the state space of Mamba-2, which its configuration chooses."""

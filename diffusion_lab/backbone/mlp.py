@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
-from diffusion_lab.backbone.options import check_sizes
+from diffusion_lab.common.ranges import ranges, whole
 
 FREQUENCIES = 64  # of the noise embedding
 
 
-class ResidualBlock(nn.Module):
+class ResidualLayer(nn.Module):
     """h + W2 silu(W1 norm(h) + condition)."""
 
     def __init__(self, width: int):
@@ -28,6 +28,7 @@ class ResidualBlock(nn.Module):
 class MLP(nn.Module):
     """`depth` residual blocks of `width` on all numbers of an image at once."""
 
+    @ranges(width=whole(1), depth=whole(1))
     def __init__(
         self,
         in_channels: int,
@@ -37,13 +38,12 @@ class MLP(nn.Module):
         depth: int,
     ):
         super().__init__()
-        check_sizes(width=width, depth=depth)
         height, columns = image_size
         self.condition_width = width
         self.out_shape = (out_channels, height, columns)
         self.embed = nn.Linear(in_channels * height * columns, width)
         self.noise = NoiseEmbedding(FREQUENCIES, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, out_channels * height * columns)
         for layer in (self.out, *(block.outer for block in self.blocks)):

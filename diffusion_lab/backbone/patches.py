@@ -14,7 +14,6 @@ from diffusion_lab.backbone.block import Block
 from diffusion_lab.backbone.block.adaln import modulate
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
-from diffusion_lab.backbone.options import check_flags, check_sizes
 
 FREQUENCIES = 256  # of the noise embedding
 
@@ -31,12 +30,10 @@ def unpatchify(tokens: Tensor, patch: int, rows: int) -> Tensor:
 
 def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Rows and columns of patches; raises ValueError if they do not tile the image."""
-    check_sizes(patch=patch)
     height, width = image_size
     if height % patch or width % patch:
         raise ValueError(
-            f"patches of {patch} do not tile a {height}x{width} image; "
-            f"write a backbone.patch that divides both sides"
+            f"patch={patch} must divide both sides of the image, which has {height}x{width} pixels"
         )
     return height // patch, width // patch
 
@@ -81,16 +78,14 @@ class PatchNetwork(nn.Module):
         blocks: Sequence[Block],
     ):
         super().__init__()
-        check_sizes(patch=patch, width=width)
-        check_flags(long_skips=long_skips)
         self.rows, columns = patch_grid(image_size, patch)
         self.tokens = self.rows * columns
         if width % 4:
-            raise ValueError(f"backbone.width={width} is not a multiple of 4; write one that is")
+            raise ValueError(f"width={width} must be a multiple of 4")
         if long_skips and len(blocks) == 1:
             raise ValueError(
-                "backbone.long_skips=true joins pairs of blocks, and backbone.depth=1 has none; "
-                "write a depth of 2 or more, or long_skips=false"
+                "long_skips=true joins pairs of blocks, and depth=1 has none; write a depth of 2 "
+                "or more, or long_skips=false"
             )
         self.condition_width = width
         self.patch = patch

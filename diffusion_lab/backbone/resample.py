@@ -3,11 +3,15 @@
 B batch, C channels, H W height and width, E width of the noise embedding.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diffusion_lab.common.ranges import flag, ranges
 
 
 class Downsample(nn.Conv2d):
@@ -16,8 +20,8 @@ class Downsample(nn.Conv2d):
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) -> (B, C, H / 2, W / 2); a residual block would use the embedding."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H / 2, W / 2)."""
         return super().forward(x)
 
 
@@ -27,8 +31,8 @@ class Upsample(nn.Conv2d):
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) -> (B, C, 2H, 2W); a residual block would use the embedding."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, 2H, 2W)."""
         return super().forward(F.interpolate(x, scale_factor=2.0))
 
 
@@ -67,17 +71,65 @@ class FilterDouble(_Filter):
         return x.numel() * self.kernel.numel()
 
 
-# What a residual block halves and doubles both of its branches with.
-HALVE = {"block": partial(nn.AvgPool2d, 2), "fir": FilterHalve}
-DOUBLE = {"block": partial(nn.Upsample, scale_factor=2.0), "fir": FilterDouble}
+class Unconditioned(nn.Module):
+    """A module of x alone, called as a stage is."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H', W')."""
+        return self.module(x)
 
 
-def check_updown(updown: str, projection: bool) -> None:
-    """Raises ValueError if a U-Net cannot change resolution so."""
-    if updown not in ("conv", *HALVE):
-        raise ValueError(f"backbone.updown={updown} is unknown; write conv, block or fir")
-    if projection and updown == "conv":
-        raise ValueError(
-            "backbone.updown_projection=true needs residual blocks that resample; "
-            "write backbone.updown=block or backbone.updown=fir with it"
-        )
+class Resampling(ABC):
+    """The way in which a U-Net changes its resolution: two modules of its width.
+
+    `stage(in_channels, channels, resample=..., project=...)` makes a stage that resamples.
+    """
+
+    @abstractmethod
+    def halve(self, width: int, stage: Callable[..., nn.Module]) -> nn.Module:
+        """The module that halves both sides, called with x, embedding and context."""
+
+    @abstractmethod
+    def double(self, width: int, stage: Callable[..., nn.Module]) -> nn.Module:
+        """The module that doubles both sides, called with x, embedding and context."""
+
+
+class ConvResampling(Resampling):
+    """Convolutions alone (arXiv:2006.11239)."""
+
+    def halve(self, width: int, stage: Callable[..., nn.Module]) -> nn.Module:
+        return Unconditioned(Downsample(width))
+
+    def double(self, width: int, stage: Callable[..., nn.Module]) -> nn.Module:
+        return Unconditioned(Upsample(width))
+
+
+class BlockResampling(Resampling):
+    """Residual blocks that average and repeat pixels in both branches (arXiv:2105.05233).
+
+    With `projection` a 1x1 convolution is on their skips (arXiv:2011.13456).
+    """
+
+    halving: Callable[[], nn.Module] = partial(nn.AvgPool2d, 2)
+    doubling: Callable[[], nn.Module] = partial(nn.Upsample, scale_factor=2.0)
+
+    @ranges(projection=flag())
+    def __init__(self, projection: bool = False):
+        self.projection = projection
+
+    def halve(self, width: int, stage: Callable[..., nn.Module]) -> nn.Module:
+        return stage(width, width, resample=self.halving(), project=self.projection)
+
+    def double(self, width: int, stage: Callable[..., nn.Module]) -> nn.Module:
+        return stage(width, width, resample=self.doubling(), project=self.projection)
+
+
+class FilterResampling(BlockResampling):
+    """Residual blocks that filter with [1, 3, 3, 1] in both branches (arXiv:2011.13456)."""
+
+    halving = FilterHalve
+    doubling = FilterDouble

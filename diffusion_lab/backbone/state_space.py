@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.scan import dual_macs, selective_scan, state_space_dual
+from diffusion_lab.common.ranges import ranges, whole
 
 RANK_DIVISOR = 32  # of the channels, for the rank of the steps: Mamba's D / 16
 SHORTEST, LONGEST = 1e-3, 0.1  # steps at first, and thereby memories of a thousand tokens to ten
@@ -29,30 +30,31 @@ def at_least_float32(x: Tensor) -> Tensor:
 class S6(nn.Module):
     """A state of S numbers for each channel, each with its own decay (arXiv:2312.00752)."""
 
+    @ranges(state=whole(1))
     def __init__(self, channels: int, state: int):
         super().__init__()
         self.state = state
         self.rank = math.ceil(channels / RANK_DIVISOR)
         self.project = nn.Linear(channels, self.rank + 2 * state, bias=False)
-        self.step = nn.Linear(self.rank, channels)
+        self.dt_proj = nn.Linear(self.rank, channels)
         self.log_decay = nn.Parameter(torch.empty(channels, state))
-        self.direct = nn.Parameter(torch.empty(channels))
+        self.skip = nn.Parameter(torch.empty(channels))
 
     def initialise(self) -> None:
         """Decay rates 1 to S, and steps of many lengths."""
         rates = torch.arange(1, self.state + 1, device=self.log_decay.device).log()
         self.log_decay.data.copy_(rates.expand_as(self.log_decay))
-        nn.init.ones_(self.direct)
-        nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
-        self.step.bias.data.copy_(initial_step(len(self.step.bias)))
+        nn.init.ones_(self.skip)
+        nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+        self.dt_proj.bias.data.copy_(initial_step(len(self.dt_proj.bias)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, E) -> (B, N, E)."""
         low, b, c = self.project(x).split([self.rank, self.state, self.state], dim=-1)
-        dt = F.softplus(at_least_float32(self.step(low)))
+        dt = F.softplus(at_least_float32(self.dt_proj(low)))
         channels, b, c = (at_least_float32(tensor) for tensor in (x, b, c))
         y = selective_scan(channels, dt, -at_least_float32(self.log_decay).exp(), b, c)
-        return torch.addcmul(y, channels, self.direct).to(x.dtype)
+        return torch.addcmul(y, channels, self.skip).to(x.dtype)
 
     def mixing_macs(self, x: Tensor) -> int:
         """Half of the scan's 9 operations a token, channel and state."""
@@ -66,34 +68,34 @@ class SSD(nn.Module):
     from the token, and normalises the gated result.
     """
 
+    @ranges(state=whole(1), head_channels=whole(1))
     def __init__(self, channels: int, state: int, head_channels: int):
         super().__init__()
         if channels % head_channels:
             raise ValueError(
-                f"heads of {head_channels} channels do not divide the {channels} inner ones; "
-                f"write a backbone.head_channels that does"
+                f"head_channels={head_channels} must divide the {channels} inner channels"
             )
         self.state = state
         self.heads = channels // head_channels
         self.project = nn.Linear(channels, self.heads + 2 * state, bias=False)
-        self.step = nn.Parameter(torch.empty(self.heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.log_decay = nn.Parameter(torch.empty(self.heads))
-        self.direct = nn.Parameter(torch.empty(self.heads))
+        self.skip = nn.Parameter(torch.empty(self.heads))
 
     def initialise(self) -> None:
         """Decay rates from 1 to 16, and steps of many lengths."""
         self.log_decay.data.uniform_(1, 16).log_()
-        nn.init.ones_(self.direct)
-        self.step.data.copy_(initial_step(self.heads))
+        nn.init.ones_(self.skip)
+        self.dt_bias.data.copy_(initial_step(self.heads))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, E) -> (B, N, E)."""
         projected = at_least_float32(self.project(x))
         dt, b, c = projected.split([self.heads, self.state, self.state], dim=-1)
         heads = at_least_float32(x).unflatten(-1, (self.heads, -1))  # (B, N, h, E / h)
-        dt = F.softplus(dt + self.step)
+        dt = F.softplus(dt + self.dt_bias)
         y = state_space_dual(heads, dt, -at_least_float32(self.log_decay).exp(), b, c)
-        return torch.addcmul(y, heads, self.direct[:, None]).flatten(2).to(x.dtype)
+        return torch.addcmul(y, heads, self.skip[:, None]).flatten(2).to(x.dtype)
 
     def mixing_macs(self, x: Tensor) -> int:
         """Multiply-accumulates of the scan's matrix products."""

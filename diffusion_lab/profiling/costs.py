@@ -9,9 +9,9 @@ import torch
 from omegaconf import DictConfig, ListConfig, open_dict
 from torch import Tensor, nn
 
-from diffusion_lab.backbone import counting
+from diffusion_lab.backbone import macs
 from diffusion_lab.backbone.conditioning import Condition
-from diffusion_lab.backbone.counting import Cost
+from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.diffusion.estimate import Given
@@ -89,12 +89,12 @@ def module_costs(cfg: DictConfig, facts: ImageFacts) -> tuple[list[Cost], int]:
     """
     model, call = model_on("meta", cfg, facts)
     try:
-        costs = counting.count(model.denoiser, call)
+        costs = macs.count(model.denoiser, call)
     except RuntimeError:  # somebody's network that looks at the values of its tensors
         model, call = model_on("cpu", cfg, facts)
-        costs = counting.count(model.denoiser, call)
-    seen = counting.seen_flops(call)
-    left_out = seen // 2 - counting.total(costs).macs
+        costs = macs.count(model.denoiser, call)
+    seen = macs.seen_flops(call)
+    left_out = seen // 2 - macs.total(costs).macs
     if left_out > UNSEEN_SHARE * seen // 2:
         costs.append(Cost(ELSEWHERE, 0, left_out))
     return costs, seen
@@ -103,13 +103,13 @@ def module_costs(cfg: DictConfig, facts: ImageFacts) -> tuple[list[Cost], int]:
 def cost_of(cfg: DictConfig, facts: ImageFacts) -> Cost:
     """Parameters and MACs of the whole network on one image."""
     costs, _ = module_costs(cfg, facts)
-    return counting.total(costs)
+    return macs.total(costs)
 
 
 def count(cfg: DictConfig, facts: ImageFacts) -> Counts:
     """Counts all that needs no device."""
     costs, seen = module_costs(cfg, facts)
-    cost = counting.total(costs)
+    cost = macs.total(costs)
     return Counts(
         image_shape=list(facts.shape),
         num_classes=facts.num_classes,

@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from diffusion_lab.backbone.counting import Cost, by_level, total
+from diffusion_lab.backbone.macs import Cost, by_level, total
 from diffusion_lab.build.config_keys import Means, groups
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import Combination

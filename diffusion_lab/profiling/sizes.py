@@ -32,11 +32,17 @@ class Size:
 
 
 def resized(cfg: DictConfig, settings: Settings) -> DictConfig:
-    """A copy of a configuration whose backbone has other settings."""
+    """A copy of a configuration whose backbone has these settings, by their keys below it."""
     cfg = copy.deepcopy(cfg)
     for key, value in settings.items():
         OmegaConf.update(cfg, f"backbone.{key}", value)
     return cfg
+
+
+def head_channels_key(backbone: DictConfig) -> str | None:
+    """The key below a backbone that holds the channels of a head, if it has one that is set."""
+    keys = ("head_channels", "stage.head_channels", "state_space.head_channels")
+    return next((key for key in keys if OmegaConf.select(backbone, key) is not None), None)
 
 
 class Sizes:
@@ -71,7 +77,8 @@ class Sizes:
     def heads(self, size: Settings) -> list[Settings]:
         """Settings of the heads that may fit, the best first: even, and about as wide as before."""
         backbone = self.cfg.backbone
-        heads, channels = backbone.get("heads"), backbone.get("head_channels")
+        heads, key = backbone.get("heads"), head_channels_key(backbone)
+        channels = None if key is None else OmegaConf.select(backbone, key)
         if self.width is None or (heads is None and channels is None):
             return [{}]
         before = channels or backbone[self.width] // heads
@@ -81,7 +88,7 @@ class Sizes:
             key=lambda option: (-math.gcd(option, 8), abs(math.log(option / before))),
         )
         if channels is not None:
-            return [{"head_channels": option} for option in options]
+            return [{key: option} for option in options]
         width = size[self.width]
         return [{"heads": width // option} for option in options if width % option == 0]
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from diffusion_lab.backbone.counting import TRAINING_PASSES
+from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.ranges import whole

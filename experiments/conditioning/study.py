@@ -43,10 +43,10 @@ COMPOSITIONS = {
         "in_context": {"width": 252, "depth": 6},
     },
     "mamba2": {
-        "adaln_zero": {"width": 208, "depth": 6, "head_channels": 52},
-        "adaln": {"width": 216, "depth": 6, "head_channels": 72},
-        "cross_attention": {"width": 196, "depth": 6, "head_channels": 56},
-        "in_context": {"width": 244, "depth": 6, "head_channels": 61},
+        "adaln_zero": {"width": 208, "depth": 6, "state_space.head_channels": 52},
+        "adaln": {"width": 216, "depth": 6, "state_space.head_channels": 72},
+        "cross_attention": {"width": 196, "depth": 6, "state_space.head_channels": 56},
+        "in_context": {"width": 244, "depth": 6, "state_space.head_channels": 61},
     },
     "unet_small": {"added to the embedding": {}},
 }

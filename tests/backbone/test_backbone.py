@@ -21,7 +21,7 @@ from diffusion_lab.diffusion.schedule import Rectified
 
 TOKENS = ["backbone.patch=2", "backbone.width=32", "backbone.depth=2"]
 DIT = ["backbone=dit", *TOKENS, "backbone.heads=2"]
-MAMBA = ["backbone=mamba", *TOKENS, "backbone.state=4"]
+MAMBA = ["backbone=mamba", *TOKENS, "backbone.state_space.state=4"]
 UNET = ["backbone=unet", "backbone.channels=16", "backbone.blocks=1"]
 BLOCKS = ["adaln_zero", "adaln", "in_context", "cross_attention"]
 CONFIGURED = {
@@ -29,14 +29,14 @@ CONFIGURED = {
         *UNET,
         "backbone.multipliers=[1,2]",
         "backbone.attention=[1]",
-        "backbone.head_channels=16",
+        "backbone.stage.head_channels=16",
     ],
     "unet_patch": [
         *UNET,
         "backbone.multipliers=[2]",
         "backbone.attention=[0]",
-        "backbone.head_channels=null",
-        "backbone.dropout=0.1",
+        "backbone.stage.head_channels=null",
+        "backbone.stage.dropout=0.1",
         "backbone.patch=2",
     ],
     **{f"dit_{block}": [*DIT, f"backbone/block={block}"] for block in BLOCKS},
@@ -53,7 +53,7 @@ CONFIGURED = {
     "mamba_mlp": [*MAMBA, "backbone.block.mlp_ratio=2"],
     "mamba_bidirectional": [*MAMBA, "backbone.path=bidirectional"],
     "mamba_raster": [*MAMBA, "backbone.path=raster", "backbone.positions=none"],
-    "mamba2": [*MAMBA, "backbone=mamba2", "backbone.head_channels=16"],
+    "mamba2": [*MAMBA, "backbone=mamba2", "backbone.state_space.head_channels=16"],
 }
 
 

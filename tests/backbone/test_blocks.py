@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from diffusion_lab.backbone import DiT
-from diffusion_lab.backbone.block import AdaLN, AdaLNZero, CrossAttention, InContext
+from diffusion_lab.backbone.block import AdaLN, AdaLNZero, CrossAttentionBlock, InContext
 from diffusion_lab.backbone.conditioning import Condition
 
 WIDTH = 16
 mixer = partial(nn.Linear, WIDTH, WIDTH)
-BLOCKS = [AdaLN, AdaLNZero, CrossAttention, InContext]
+BLOCKS = [AdaLN, AdaLNZero, CrossAttentionBlock, InContext]
 
 
 def random(block_class, mlp_ratio: float = 2.0):
@@ -56,7 +56,7 @@ def test_in_context_is_a_plain_transformer_block():
 
 
 def test_cross_attention_stands_between_mixer_and_mlp():
-    block, (x, condition) = random(CrossAttention), inputs()
+    block, (x, condition) = random(CrossAttentionBlock), inputs()
     middle = x + block.mixer(layer_norm(x, block.norms[0]))
     middle = middle + block.cross(layer_norm(middle, block.norms[1]), condition.tokens)
     expected = middle + block.mlp(layer_norm(middle, block.norms[2]))
@@ -64,7 +64,7 @@ def test_cross_attention_stands_between_mixer_and_mlp():
 
 
 def test_cross_attention_is_pytorchs():
-    block, (x, condition) = random(CrossAttention).cross, inputs()
+    block, (x, condition) = random(CrossAttentionBlock).cross, inputs()
     theirs = nn.MultiheadAttention(WIDTH, block.heads, batch_first=True)
     with torch.no_grad():
         theirs.in_proj_weight.copy_(torch.cat([block.q.weight, block.kv.weight]))
@@ -77,7 +77,7 @@ def test_cross_attention_is_pytorchs():
 @pytest.mark.parametrize(("width", "heads"), [(1152, 18), (384, 6), (96, 1), (200, 2), (16, 1)])
 def test_heads_of_cross_attention_have_at_least_64_channels_where_they_can(width, heads):
     with torch.device("meta"):
-        assert CrossAttention(width, nn.Identity, 0.0).cross.heads == heads
+        assert CrossAttentionBlock(width, nn.Identity, 0.0).cross.heads == heads
 
 
 @pytest.mark.parametrize("block_class", BLOCKS)

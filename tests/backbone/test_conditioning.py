@@ -75,5 +75,5 @@ def test_without_labels_there_is_nothing():
 
 @pytest.mark.parametrize("build", [lambda: ClassLabel(0, 8), lambda: Attributes(0, 8, None)])
 def test_data_without_classes_is_refused(build):
-    with pytest.raises(ValueError, match="this data set has no classes; use conditioning=none"):
+    with pytest.raises(ValueError, match="this data set has no classes; use none"):
         build()

@@ -255,7 +255,7 @@ def unet_weights(theirs: UNet2DModel) -> dict:
                 "upsample_type": "resnet",
                 "resnet_time_scale_shift": "scale_shift",
             },
-            ["backbone.updown=block", "backbone.scale_shift=true"],
+            ["backbone/resample=block", "backbone/stage=adm"],
         ),
     ],
     ids=["ddpm", "adm"],
@@ -277,7 +277,7 @@ def test_our_unet_is_theirs(plain, settings, overrides):
         **settings,
     ).eval()
     randomised(theirs)
-    overrides = ["backbone.attention=[1]", "backbone.head_channels=16", *overrides]
+    overrides = ["backbone.attention=[1]", "backbone.stage.head_channels=16", *overrides]
     ours = configured("unet", *overrides, image_size=(8, 12), out_channels=6)
     for module in ours.modules():  # ours has at least four channels a group
         if isinstance(module, nn.GroupNorm):

@@ -15,7 +15,7 @@ from diffusion_lab.backbone.attention import SelfAttention, rotate
 from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.dit import window_mask
-from diffusion_lab.backbone.embedding import rotary_turns
+from diffusion_lab.backbone.embedding import rotary_angles
 from diffusion_lab.backbone.patches import patchify, unpatchify
 
 small = partial(
@@ -137,11 +137,11 @@ def test_learned_positions_are_trained_and_saved():
 
 
 def test_rotary_products_depend_on_the_distance_between_patches_alone():
-    turns = rotary_turns(4, 5, 8).view(4, 5, 4)
+    angles = rotary_angles(4, 5, 8).view(4, 5, 4)
     q, k = torch.randn(2, 1, 1, 1, 8).unbind()
 
     def product(here, there):
-        return (rotate(q, turns[here][None]) * rotate(k, turns[there][None])).sum()
+        return (rotate(q, angles[here][None]) * rotate(k, angles[there][None])).sum()
 
     torch.testing.assert_close(product((0, 0), (2, 1)), product((1, 3), (3, 4)))
     assert not torch.isclose(product((0, 0), (2, 1)), product((0, 0), (1, 2)))
@@ -156,9 +156,9 @@ def test_a_pair_is_turned_as_a_complex_number():
 
 def test_tokens_without_a_place_are_not_turned():
     x = torch.randn(1, 2, 7, 8)
-    turned = rotate(x, rotary_turns(1, 5, 8))
+    turned = rotate(x, rotary_angles(1, 5, 8))
     assert torch.equal(turned[:, :, :2], x[:, :, :2])
-    torch.testing.assert_close(turned[:, :, 2:], rotate(x[:, :, 2:], rotary_turns(1, 5, 8)))
+    torch.testing.assert_close(turned[:, :, 2:], rotate(x[:, :, 2:], rotary_angles(1, 5, 8)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

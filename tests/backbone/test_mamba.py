@@ -79,13 +79,13 @@ def test_the_way_back_is_the_way_forth_through_the_flipped_sequence(scan):
     both = initialised(MambaMixer(16, 2, 4, scan, bidirectional=True))
     one = MambaMixer(16, 2, 4, scan)
     with torch.no_grad():  # what only the way back gives
-        for parameter in both.forth.parameters():
+        for parameter in both.forward_scan.parameters():
             parameter.zero_()
     one.load_state_dict(
         {
-            name.replace("back.", "forth."): tensor
+            name.replace("backward_scan.", "forward_scan."): tensor
             for name, tensor in both.state_dict().items()
-            if not name.startswith("forth.")
+            if not name.startswith("forward_scan.")
         }
     )
     x = torch.randn(2, 7, 16)
@@ -95,12 +95,12 @@ def test_the_way_back_is_the_way_forth_through_the_flipped_sequence(scan):
 def test_steps_and_decays_start_as_published():
     torch.manual_seed(0)
     module = initialised(S6(256, 16))
-    steps = nn.functional.softplus(module.step.bias)
+    steps = nn.functional.softplus(module.dt_proj.bias)
     assert 1e-3 <= steps.min() < 2e-3
     assert 5e-2 < steps.max() <= 0.1
     assert steps.log().mean().item() == pytest.approx(math.log(1e-2), abs=0.2)  # log-uniform
     torch.testing.assert_close(module.log_decay.exp()[7], torch.arange(1.0, 17.0))
-    assert torch.equal(module.direct, torch.ones(256))
+    assert torch.equal(module.skip, torch.ones(256))
     assert module.rank == 8
     decay = initialised(SSD(2048, 16, 8)).log_decay.exp()
     assert 1 <= decay.min() < 1.5
@@ -110,8 +110,8 @@ def test_steps_and_decays_start_as_published():
 def test_a_network_keeps_the_initialisation_of_its_parts():
     torch.manual_seed(0)
     mixer = network("backbone=mamba", "backbone.width=64", "backbone.depth=1").blocks[0].mixer
-    scan = mixer.forth[1]
-    assert nn.functional.softplus(scan.step.bias).max() <= 0.1
+    scan = mixer.forward_scan[1]
+    assert nn.functional.softplus(scan.dt_proj.bias).max() <= 0.1
     torch.testing.assert_close(scan.log_decay.exp()[3], torch.arange(1.0, 17.0))
 
 
@@ -120,12 +120,12 @@ def test_the_mixer_is_mambapys_block():
     torch.manual_seed(0)
     theirs = mambapy.MambaBlock(mambapy.MambaConfig(d_model=64, n_layers=1))
     ours = MambaMixer(64, 2, 4, partial(S6, state=16))
-    convolution, scan = ours.forth
+    convolution, scan = ours.forward_scan
     names = {
-        "in_proj": ours.entry,
+        "in_proj": ours.in_proj,
         "x_proj": scan.project,
-        "dt_proj": scan.step,
-        "out_proj": ours.out,
+        "dt_proj": scan.dt_proj,
+        "out_proj": ours.out_proj,
     }
     with torch.no_grad():
         for name, module in names.items():
@@ -134,8 +134,8 @@ def test_the_mixer_is_mambapys_block():
         convolution.bias.copy_(theirs.conv1d.bias)
         scan.log_decay.copy_(theirs.A_log + torch.randn(128, 16))
         theirs.A_log.copy_(scan.log_decay)
-        scan.direct.normal_()
-        theirs.D.copy_(scan.direct)
+        scan.skip.normal_()
+        theirs.D.copy_(scan.skip)
     x = torch.randn(2, 49, 64)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_a_raster_and_a_bidirectional_network_have_no_path():
     for path, ways in (("raster", 1), ("bidirectional", 2)):
         mixer = network("backbone=mamba", f"backbone.path={path}").blocks[0].mixer
         assert mixer.path is None
-        assert (mixer.back is not None) == (ways == 2)
+        assert (mixer.backward_scan is not None) == (ways == 2)
 
 
 @pytest.mark.parametrize(

@@ -14,41 +14,52 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_lab.backbone import UNet
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.resample import (
-    DOUBLE,
-    HALVE,
+    BlockResampling,
+    ConvResampling,
     Downsample,
     FilterDouble,
     FilterHalve,
+    FilterResampling,
     Upsample,
 )
-from diffusion_lab.backbone.unet_blocks import AttentionBlock, CrossAttentionBlock, ResidualBlock
-
-small = partial(
-    UNet,
-    in_channels=1,
-    out_channels=1,
-    image_size=(28, 28),
-    channels=16,
-    multipliers=[1, 2, 2],
-    blocks=1,
-    attention=[1],
-    head_channels=16,
-    dropout=0.0,
-    patch=1,
+from diffusion_lab.backbone.stage import (
+    PixelAttention,
+    PixelCrossAttention,
+    PixelResidual,
+    Stage,
 )
+
+RESAMPLING = {"conv": ConvResampling, "block": BlockResampling, "fir": FilterResampling}
+
+
+def small(resample=None, attend_once=False, **settings) -> UNet:
+    """A small network; settings of its stages are among the others."""
+    sizes = {
+        "in_channels": 1,
+        "out_channels": 1,
+        "image_size": (28, 28),
+        "channels": 16,
+        "multipliers": [1, 2, 2],
+        "blocks": 1,
+        "attention": [1],
+        "patch": 1,
+    }
+    own = {key: settings.pop(key) for key in sizes if key in settings}
+    stage = partial(Stage, **{"head_channels": 16, **settings})
+    resample = resample or ConvResampling()
+    return UNet(**sizes | own, attend_once=attend_once, stage=stage, resample=resample)
 
 
 OPTIONS = {
-    "block": {"updown": "block"},
-    "projection": {"updown": "block", "updown_projection": True},
-    "fir": {"updown": "fir"},
+    "block": {"resample": BlockResampling()},
+    "projection": {"resample": BlockResampling(projection=True)},
+    "fir": {"resample": FilterResampling()},
     "scale_shift": {"scale_shift": True},
     "skip_scale": {"skip_scale": 0.5},
     "attend_once": {"attend_once": True},
     "cross_attention": {"cross_attention": True},
     "everything": {
-        "updown": "fir",
-        "updown_projection": True,
+        "resample": FilterResampling(projection=True),
         "scale_shift": True,
         "skip_scale": 0.5,
         "attend_once": True,
@@ -77,8 +88,8 @@ def size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def attentions(network: nn.Module) -> list[AttentionBlock]:
-    return [module for module in network.modules() if isinstance(module, AttentionBlock)]
+def attentions(network: nn.Module) -> list[PixelAttention]:
+    return [module for module in network.modules() if isinstance(module, PixelAttention)]
 
 
 def conditions(width: int, batch: int = 2) -> Condition:
@@ -111,7 +122,7 @@ def test_adm_for_imagenet_64_has_its_parameters():
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "backbone").glob("unet*")))
 def test_every_configured_unet_starts_at_zero(name):
-    network = configured(name, (1, 16, 16), 1, channels=32, head_channels=32, blocks=1)
+    network = configured(name, (1, 16, 16), 1, channels=32, blocks=1, **{"stage.head_channels": 32})
     x, condition = torch.randn(2, 1, 16, 16), conditions(network.condition_width)
     assert torch.equal(network(x, torch.tensor([3.0, 700.0]), condition), torch.zeros_like(x))
 
@@ -132,18 +143,18 @@ def test_attention_is_where_it_is_asked_for(once, sizes):
     network(torch.randn(1, 1, 28, 28), torch.zeros(1), Condition())
     assert seen == sizes
     if once:
-        attend = [layer.attention is not None for layer in network.up if hasattr(layer, "residual")]
+        attend = [stage.attention is not None for level in network.up for stage in level.stages]
         assert attend == [False, False, True, False, False, False, False, False, True]
 
 
 def test_a_residual_block_starts_as_nothing_but_its_skip():
-    block = next(m for m in small().modules() if isinstance(m, ResidualBlock))
+    block = next(m for m in small().modules() if isinstance(m, PixelResidual))
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(block(x, torch.randn(2, 64)), x)
 
 
 def test_attention_starts_as_nothing_added():
-    block = next(m for m in small().modules() if isinstance(m, AttentionBlock))
+    block = next(m for m in small().modules() if isinstance(m, PixelAttention))
     x = torch.randn(2, 32, 8, 8)
     assert torch.equal(block(x), x)
 
@@ -159,17 +170,18 @@ def test_upsampling_repeats_pixels_before_it_convolves():
 
 
 @pytest.mark.parametrize(
-    ("updown", "halve", "double"),
-    [("block", nn.AvgPool2d, nn.Upsample), ("fir", FilterHalve, FilterDouble)],
+    ("resample", "halve", "double"),
+    [
+        (BlockResampling(), nn.AvgPool2d, nn.Upsample),
+        (FilterResampling(), FilterHalve, FilterDouble),
+    ],
 )
-def test_updown_chooses_what_residual_blocks_resample_with(updown, halve, double):
-    network = small(updown=updown)
-    down, up = (
-        [layer for layer in side if isinstance(layer, ResidualBlock)]
-        for side in (network.down, network.up)
-    )
-    assert [type(layer.resample) for layer in down] == [halve] * 2
-    assert [type(layer.resample) for layer in up] == [double] * 2
+def test_stages_resample_as_they_are_told(resample, halve, double):
+    network = small(resample=resample)
+    down = [type(stage.residual.resample) for stage in network.down]
+    up = [type(level.upsample.residual.resample) for level in network.up if level.upsample]
+    assert [kind for kind in down if kind is not nn.Identity] == [halve] * 2
+    assert up == [double] * 2
     assert not any(isinstance(module, Downsample | Upsample) for module in network.modules())
 
 
@@ -177,9 +189,9 @@ def test_block_resampling_averages_and_repeats_pixels():
     x = torch.randn(1, 2, 4, 6)
     rows = (x[:, :, ::2] + x[:, :, 1::2]) / 2
     expected = (rows[..., ::2] + rows[..., 1::2]) / 2
-    torch.testing.assert_close(HALVE["block"]()(x), expected)
+    torch.testing.assert_close(BlockResampling.halving()(x), expected)
     expected = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    assert torch.equal(DOUBLE["block"]()(x), expected)
+    assert torch.equal(BlockResampling.doubling()(x), expected)
 
 
 def test_the_filter_is_1_3_3_1_along_both_sides():
@@ -191,28 +203,28 @@ def test_the_filter_is_1_3_3_1_along_both_sides():
         return matrix[:, 1:-1]
 
     x = torch.randn(2, 3, 8, 12)
-    torch.testing.assert_close(HALVE["fir"]()(x), along(8) @ x @ along(12).T)
-    torch.testing.assert_close(DOUBLE["fir"]()(x), 4 * along(16).T @ x @ along(24))
+    torch.testing.assert_close(FilterHalve()(x), along(8) @ x @ along(12).T)
+    torch.testing.assert_close(FilterDouble()(x), 4 * along(16).T @ x @ along(24))
 
 
 def test_the_filter_keeps_a_constant_and_spreads_a_point():
     constant = torch.full((1, 2, 8, 8), 3.0)
-    for resample in (HALVE["fir"](), DOUBLE["fir"]()):
+    for resample in (FilterHalve(), FilterDouble()):
         inner = resample(constant)[..., 1:-1, 1:-1]  # beyond the border there are zeros
         torch.testing.assert_close(inner, torch.full_like(inner, 3.0))
     point = torch.zeros(1, 1, 5, 5)
     point[..., 2, 2] = 1
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
-    torch.testing.assert_close(DOUBLE["fir"]()(point)[0, 0, 3:7, 3:7], torch.outer(taps, taps))
-    assert DOUBLE["fir"]()(point).count_nonzero() == 16
+    torch.testing.assert_close(FilterDouble()(point)[0, 0, 3:7, 3:7], torch.outer(taps, taps))
+    assert FilterDouble()(point).count_nonzero() == 16
 
 
 @pytest.mark.parametrize("project", [False, True])
-@pytest.mark.parametrize("choices", [HALVE, DOUBLE], ids=["halve", "double"])
-@pytest.mark.parametrize("updown", ["block", "fir"])
-def test_a_residual_block_resamples_both_branches(updown, choices, project):
-    resample = choices[updown]()
-    block = randomised(ResidualBlock(16, 16, 8, 0.0, resample=resample, project=project))
+@pytest.mark.parametrize("choice", ["halving", "doubling"])
+@pytest.mark.parametrize("resampling", [BlockResampling, FilterResampling])
+def test_a_residual_block_resamples_both_branches(resampling, choice, project):
+    resample = getattr(resampling, choice)()
+    block = randomised(PixelResidual(16, 16, 8, 0.0, resample=resample, project=project))
     x, embedding = torch.randn(2, 16, 8, 8), torch.randn(2, 8)
     h = block.conv1(
         resample(F.silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias, 1e-6)))
@@ -225,7 +237,7 @@ def test_a_residual_block_resamples_both_branches(updown, choices, project):
 
 
 def test_the_embedding_scales_and_shifts_the_second_norm():
-    block = randomised(ResidualBlock(16, 32, 8, 0.0, scale_shift=True))
+    block = randomised(PixelResidual(16, 32, 8, 0.0, scale_shift=True))
     x, embedding = torch.randn(2, 16, 8, 8), torch.randn(2, 8)
     scale, shift = (embedding @ block.embedding.weight.T + block.embedding.bias).split(32, dim=1)
     h = F.group_norm(block.conv1(block.norm1(x)), 8, block.norm2.weight, block.norm2.bias, 1e-6)
@@ -236,9 +248,9 @@ def test_the_embedding_scales_and_shifts_the_second_norm():
 @pytest.mark.parametrize(
     ("build", "extra"),
     [
-        (partial(ResidualBlock, 16, 32, 8, 0.0), torch.randn(2, 8)),
-        (partial(AttentionBlock, 16, 8), None),
-        (partial(CrossAttentionBlock, 16, 8, 12), torch.randn(2, 3, 12)),
+        (partial(PixelResidual, 16, 32, 8, 0.0), torch.randn(2, 8)),
+        (partial(PixelAttention, 16, 8), None),
+        (partial(PixelCrossAttention, 16, 8, 12), torch.randn(2, 3, 12)),
     ],
     ids=["residual", "attention", "cross"],
 )
@@ -249,14 +261,14 @@ def test_the_skip_scale_multiplies_the_output_of_a_block(build, extra):
 
 
 def test_a_unet_gives_its_skip_scale_to_all_its_blocks():
-    network = small(skip_scale=0.5, updown="block", cross_attention=True)
+    network = small(skip_scale=0.5, resample=BlockResampling(), cross_attention=True)
     scales = [module.skip_scale for module in network.modules() if hasattr(module, "skip_scale")]
     assert set(scales) == {0.5}
     assert len(scales) == 3 + 2 + 6 + 4 + 8  # residual: down, middle, up, resampling; attention
 
 
 def test_cross_attention_is_softmax_over_the_tokens():
-    block = randomised(CrossAttentionBlock(16, 8, 12))
+    block = randomised(PixelCrossAttention(16, 8, 12))
     x, tokens = torch.randn(1, 16, 2, 3), torch.randn(1, 5, 12)
     module = block.attention
     pixels = block.norm(x).flatten(2).mT  # (1, 6, 16)
@@ -294,7 +306,7 @@ def test_cross_attention_looks_at_the_noise_level_and_then_the_tokens():
     network = small(cross_attention=True)
     condition, noise = conditions(network.condition_width), torch.tensor([3.0, 700.0])
     seen = []
-    for layer in (m for m in network.modules() if isinstance(m, CrossAttentionBlock)):
+    for layer in (m for m in network.modules() if isinstance(m, PixelCrossAttention)):
         layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     network(torch.randn(2, 1, 28, 28), noise, condition)
     network(torch.randn(2, 1, 28, 28), noise, Condition())

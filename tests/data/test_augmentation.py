@@ -277,17 +277,17 @@ UNET = [
     "backbone.blocks=1",
     "backbone.multipliers=[1,2]",
     "backbone.attention=[1]",
-    "backbone.head_channels=16",
+    "backbone.stage.head_channels=16",
 ]
 BACKBONES = {
     "unet": UNET,
-    "unet_cross_attention": [*UNET, "backbone.cross_attention=true"],
+    "unet_cross_attention": [*UNET, "backbone/stage=ldm"],
     **{
         f"dit_{block}": [*DIT, f"backbone/block={block}"]
         for block in ("adaln_zero", "adaln", "in_context", "cross_attention")
     },
     "mamba_in_context": ["backbone=mamba", *TOKENS, "backbone/block=in_context"],
-    "mamba2": ["backbone=mamba2", *TOKENS, "backbone.head_channels=16"],
+    "mamba2": ["backbone=mamba2", *TOKENS, "backbone.state_space.head_channels=16"],
     "mlp": ["backbone=mlp", "backbone.width=16", "backbone.depth=1"],
     "diffusers_unet": ["backbone=diffusers_unet", *UNET[1:], "backbone.norm_groups=8"],
     "diffusers_dit": ["backbone=diffusers_dit", *DIT[1:]],

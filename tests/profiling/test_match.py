@@ -24,7 +24,9 @@ def sizes(cost, **backbone: int) -> Sizes:
 
 @pytest.mark.parametrize(("backbone", "reference", "by"), PAIRS)
 def test_what_is_pasted_has_the_figures_that_were_said(lab, backbone, reference, by):
-    common = ["data=cifar10", "backbone.dropout=0.1"] if "unet" in backbone else ["data=cifar10"]
+    common = (
+        ["data=cifar10", "backbone.stage.dropout=0.1"] if "unet" in backbone else ["data=cifar10"]
+    )
     code, out, err = lab("match", f"backbone={backbone}", f"reference={reference}", f"by={by}",
                          *common, "json=true")  # fmt: skip
     assert code == 0, err

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
-from diffusion_lab.backbone.counting import Cost, by_level, count, seen_flops, total
+from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.formats import amount
 from diffusion_lab.profiling.timing import Bench, median_seconds, saved_bytes
@@ -178,7 +178,9 @@ def test_a_train_composition_and_hydras_flags_are_taken(lab):
 
 def test_a_timed_call_is_without_dropout():
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("profile", ["backbone=unet_small", "backbone.dropout=0.9", "batch_size=2"])
+        cfg = compose(
+            "profile", ["backbone=unet_small", "backbone.stage.dropout=0.9", "batch_size=2"]
+        )
     bench = Bench(cfg, (1, 8, 8), 10, torch.device("cpu"), "32-true")
     modes = []
     bench.model.denoiser.backbone.register_forward_pre_hook(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison.groups import Group, Member
-from diffusion_lab.backbone.counting import TRAINING_PASSES
+from diffusion_lab.backbone.macs import TRAINING_PASSES
 
 AXES = {
     "images": "images seen",

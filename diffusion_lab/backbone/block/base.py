@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.conditioning import Condition
-from diffusion_lab.backbone.options import check_number
+from diffusion_lab.common.ranges import between, ranges
 
 
 class Block(nn.Module, ABC):  # in this order, which FSDP2's own subclass of it needs
@@ -22,9 +22,9 @@ class Block(nn.Module, ABC):  # in this order, which FSDP2's own subclass of it 
 
     prepends = False  # whether the condition's tokens go through the blocks, before the patches'
 
+    @ranges(mlp_ratio=between(0, 100))
     def __init__(self, width: int, mixer: Callable[[], nn.Module], mlp_ratio: float):
         super().__init__()
-        check_number("block.mlp_ratio", mlp_ratio, 0, 100)
         hidden = int(width * mlp_ratio)
         self.mixer = mixer()
         # the exact GELU: the tanh form of the paper, 5e-4 away, takes 3 times as long on a CPU

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.norm import GroupNormSiLU
 from diffusion_lab.backbone.resample import Downsample, Upsample
-from diffusion_lab.backbone.unet_blocks import AttentionBlock
+from diffusion_lab.backbone.stage import PixelAttention
 
 
 class ConvBlock(nn.Module):
@@ -46,7 +46,7 @@ def level(in_channels: int, channels: int, blocks: int, attention: bool) -> list
     """The residual blocks of a level, and its attention."""
     widths = [in_channels] + [channels] * blocks
     layers = [ConvBlock(*pair) for pair in pairwise(widths)]
-    return [*layers, AttentionBlock(channels, None)] if attention else layers
+    return [*layers, PixelAttention(channels, None)] if attention else layers
 
 
 class Encoder(Network):

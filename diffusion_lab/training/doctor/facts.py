@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.backbone.counting import Cost
+from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.training.doctor.estimates import Plan

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lab.backbone.counting import Cost
+from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.backbone.counting import Cost
+from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.build.objects import build_datamodule, read_data
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import pad_to

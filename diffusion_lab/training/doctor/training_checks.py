@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.backbone.counting import Cost
+from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import has_fast_bf16
 from diffusion_lab.data import ImageDataModule

@@ -1,4 +1,4 @@
-"""What a U-Net is made of: residual blocks and attention over pixels.
+"""A stage of a U-Net: a residual block, and where a level has it attention over pixels.
 
 B batch, C channels, H W height and width, E width of the noise embedding, L tokens of the context.
 """
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU
+from diffusion_lab.common.ranges import between, flag, optional, ranges, whole
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
@@ -15,7 +16,7 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
 
 
-class ResidualBlock(nn.Module):
+class PixelResidual(nn.Module):
     """skip_scale (x + two convolutions of x), with the embedding between them.
 
     The embedding is added there; with `scale_shift` it scales and shifts what the second norm gives
@@ -47,6 +48,10 @@ class ResidualBlock(nn.Module):
         project = project or in_channels != channels
         self.skip = nn.Conv2d(in_channels, channels, 1) if project else nn.Identity()
 
+    def initialise(self) -> None:
+        """A branch that adds nothing yet."""
+        nn.init.zeros_(self.conv2.weight)
+
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B, C, H, W), embedding (B, E) -> (B, C', H', W')."""
         h = self.conv1(self.resample(self.norm1(x)))
@@ -63,13 +68,13 @@ def number_of_heads(channels: int, head_channels: int | None) -> int:
     """Heads of a level, one if `head_channels` is None; raises ValueError if it does not divide."""
     if head_channels is not None and channels % head_channels:
         raise ValueError(
-            f"heads of {head_channels} channels do not divide a level of {channels}; "
-            f"write a backbone.head_channels that does, or null for a single head"
+            f"head_channels={head_channels} must divide the {channels} channels of a level, or be "
+            "null for a single head"
         )
     return channels // (head_channels or channels)
 
 
-class AttentionBlock(nn.Module):
+class PixelAttention(nn.Module):
     """Self-attention over all pixels, added to its input; the sum times skip_scale."""
 
     def __init__(self, channels: int, head_channels: int | None, skip_scale: float = 1.0):
@@ -78,6 +83,10 @@ class AttentionBlock(nn.Module):
         self.norm = GroupNorm(channels)
         self.attention = SelfAttention(channels, number_of_heads(channels, head_channels))
 
+    def initialise(self) -> None:
+        """Attention that adds nothing yet."""
+        nn.init.zeros_(self.attention.out.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W)."""
         tokens = self.norm(x).permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -85,7 +94,7 @@ class AttentionBlock(nn.Module):
         return scaled(x + h.permute(0, 3, 1, 2), self.skip_scale)
 
 
-class CrossAttentionBlock(nn.Module):
+class PixelCrossAttention(nn.Module):
     """Attention of all pixels over the condition, added to its input (arXiv:2112.10752).
 
     The sum is multiplied by skip_scale.
@@ -104,6 +113,10 @@ class CrossAttentionBlock(nn.Module):
         heads = number_of_heads(channels, head_channels)
         self.attention = CrossAttention(channels, heads, condition_width)
 
+    def initialise(self) -> None:
+        """Attention that adds nothing yet."""
+        nn.init.zeros_(self.attention.out.weight)
+
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B, C, H, W), context (B, L, E) -> (B, C, H, W)."""
         pixels = self.norm(x).permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -111,22 +124,57 @@ class CrossAttentionBlock(nn.Module):
         return scaled(x + h.permute(0, 3, 1, 2), self.skip_scale)
 
 
-class Layer(nn.Module):
-    """A residual block, and where a level has it self-attention and cross-attention."""
+class Stage(nn.Module):
+    """A residual block, then self-attention and, if configured, cross-attention.
 
+    A stage is configured as a factory: the U-Net calls it with the facts `in_channels`, `channels`,
+    `embedding_width` and whether it `attends`; `resample` and `project` make its residual block
+    change the resolution. None for `head_channels` is a single head. With `scale_shift` the
+    embedding scales and shifts the second norm, and is added to its input without. `skip_scale`
+    multiplies the output of each part. With `cross_attention` a stage that attends does so to the
+    context too: the embedded noise level and the condition's tokens.
+    """
+
+    @ranges(
+        dropout=between(0, 1),
+        head_channels=optional(whole(1)),
+        scale_shift=flag(),
+        skip_scale=between(0, 1),
+        cross_attention=flag(),
+    )
     def __init__(
         self,
-        residual: ResidualBlock,
-        attention: AttentionBlock | None = None,
-        cross: CrossAttentionBlock | None = None,
+        in_channels: int,
+        channels: int,
+        embedding_width: int,
+        attends: bool = False,
+        resample: nn.Module | None = None,
+        project: bool = False,
+        dropout: float = 0.0,
+        head_channels: int | None = None,
+        scale_shift: bool = False,
+        skip_scale: float = 1.0,
+        cross_attention: bool = False,
     ):
         super().__init__()
-        self.residual = residual
-        self.attention = attention
-        self.cross = cross
+        self.residual = PixelResidual(
+            in_channels,
+            channels,
+            embedding_width,
+            dropout,
+            scale_shift,
+            skip_scale,
+            resample,
+            project,
+        )
+        self.attention = self.cross = None
+        if attends:
+            self.attention = PixelAttention(channels, head_channels, skip_scale)
+        if attends and cross_attention:
+            self.cross = PixelCrossAttention(channels, head_channels, embedding_width, skip_scale)
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, H, W), embedding (B, E), context (B, L, E) -> (B, C', H, W)."""
+        """x (B, C, H, W), embedding (B, E), context (B, L, E) -> (B, C', H', W')."""
         x = self.residual(x, embedding)
         if self.attention is not None:
             x = self.attention(x)
