@@ -128,9 +128,9 @@ def one_of(*options: object) -> Range:
 
 def list_of(item: Range, shortest: int = 0) -> Range:
     """Lists of at least `shortest` values of one range."""
-    some = "a list" if shortest == 0 else f"a list of {shortest} or more"
+    several = item.wanted.removeprefix("a ").replace("number", "numbers", 1)
     return Range(
-        f"{some}, each {item.wanted}",
+        f"a list of {f'{shortest} or more ' if shortest else ''}{several}",
         lambda value: (
             isinstance(value, Sequence)
             and not isinstance(value, str)

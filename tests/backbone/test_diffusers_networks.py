@@ -216,28 +216,30 @@ def unet_weights(theirs: UNet2DModel) -> dict:
             for key, value in layers(state, f"{ours}.{our_part}", f"{name}.{their_part}").items()
         }
 
-    def side(ours: str, names: list[str]) -> dict:
-        """Encoder or decoder: blocks of residual blocks, attention and a change of resolution."""
-        found, index = {}, 0
-        for name in names:
-            for i in range(len(modules[f"{name}.resnets"])):
-                found |= residual(f"{ours}.{index}.residual", f"{name}.resnets.{i}")
-                if f"{name}.attentions" in modules:
-                    attend, target = f"{name}.attentions.{i}", f"{ours}.{index}.attention"
-                    found |= layers(state, f"{target}.norm", f"{attend}.group_norm")
-                    found |= attention(state, f"{target}.attention", attend)
-                index += 1
-            for resampler in ("downsamplers.0", "upsamplers.0"):
-                if f"{name}.{resampler}.conv" in modules:
-                    found |= layers(state, f"{ours}.{index}", f"{name}.{resampler}.conv")
-                elif f"{name}.{resampler}" in modules:
-                    found |= residual(f"{ours}.{index}", f"{name}.{resampler}")
-            index += 1
+    def level(name: str, stages: list[str], resampled: str) -> dict:
+        """A level: stages of a residual block and attention, and a change of resolution."""
+        found = {}
+        for i, stage in enumerate(stages):
+            found |= residual(f"{stage}.residual", f"{name}.resnets.{i}")
+            if f"{name}.attentions" in modules:
+                attend, target = f"{name}.attentions.{i}", f"{stage}.attention"
+                found |= layers(state, f"{target}.norm", f"{attend}.group_norm")
+                found |= attention(state, f"{target}.attention", attend)
+        for resampler in ("downsamplers.0", "upsamplers.0"):
+            if f"{name}.{resampler}.conv" in modules:
+                found |= layers(state, f"{resampled}.module", f"{name}.{resampler}.conv")
+            elif f"{name}.{resampler}" in modules:
+                found |= residual(f"{resampled}.residual", f"{name}.{resampler}")
         return found
 
-    levels = len(theirs.down_blocks)
-    weights |= side("down", [f"down_blocks.{i}" for i in range(levels)])
-    weights |= side("up", [f"up_blocks.{i}" for i in range(levels)])
+    index = 0
+    for i, block in enumerate(theirs.down_blocks):
+        stages = [f"down.{index + j}" for j in range(len(block.resnets))]
+        index += len(stages) + 1
+        weights |= level(f"down_blocks.{i}", stages, f"down.{index - 1}")
+    for i, block in enumerate(theirs.up_blocks):
+        stages = [f"up.{i}.stages.{j}" for j in range(len(block.resnets))]
+        weights |= level(f"up_blocks.{i}", stages, f"up.{i}.upsample")
     for i in range(2):
         weights |= residual(f"middle.{i}.residual", f"mid_block.resnets.{i}")
     weights |= layers(state, "middle.0.attention.norm", "mid_block.attentions.0.group_norm")
