@@ -153,7 +153,7 @@ def check_levels(
         fitting += 1
     if levels > fitting:
         raise ValueError(
-            f"multipliers must name at most {fitting} levels: {levels} halve the image {levels - 1} "
+            f"multipliers must name at most {fitting} levels: {levels} halve the sides {levels - 1} "
             f"times, which {height}x{width} pixels at patch {patch} do not allow"
         )
     for level in attention:
