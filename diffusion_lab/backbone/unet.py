@@ -153,8 +153,8 @@ def check_levels(
         fitting += 1
     if levels > fitting:
         raise ValueError(
-            f"multipliers must name at most {fitting} levels: {levels} halve the sides {levels - 1} "
-            f"times, which {height}x{width} pixels at patch {patch} do not allow"
+            f"multipliers must name at most {fitting} levels: {levels} halve the sides "
+            f"{levels - 1} times, which {height}x{width} pixels at patch {patch} do not allow"
         )
     for level in attention:
         if level >= levels:
