@@ -1,7 +1,9 @@
-"""Imports go one way through the rooms, and the theory needs torch alone."""
+"""Imports go one way, the theory needs torch alone, and a file and a function fit in the head."""
 
 import ast
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,13 @@ ROOMS = [  # each may import those above it
 ]
 ALONE = {"diffusion": {"common", "diffusion"}, "backbone": {"common", "backbone"}}
 ENTRY = ("__init__", "__main__")
+SHARED_NAMES = {  # of classes in two places, where both are the same thing of the field
+    "Cosine": "the curve, of noise and of learning rates",
+    "CrossAttention": "the layer, and the block that conditions by it",
+    "Preprocess": "each extractor's own, of pixels",
+    "ResidualBlock": "of the MLP, and of the U-Net",
+}
+FILE_LINES = 250
 
 
 def files(room: str) -> list[Path]:
@@ -67,6 +76,37 @@ def test_imports_go_one_way(room):
 def test_theory_imports_torch_and_the_standard_library_alone(path):
     roots = {name.split(".")[0] for name in imports(path)}
     assert roots <= {"torch", "diffusion_lab"} | sys.stdlib_module_names
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    for path in PACKAGE.rglob("*.py"):
+        yield path, ast.parse(path.read_text())
+
+
+def modules() -> dict[str, Path]:
+    """The files of the package by the names that they are imported by."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path, _ in trees()}
+    return {name.removesuffix(".__init__"): path for name, path in names.items()}
+
+
+def test_no_imports_go_in_a_circle():
+    known, before = modules(), {}
+    for module, path in known.items():
+        before[module] = set()
+        for name in imports(path):
+            while name and name not in known:
+                name = name.rpartition(".")[0]
+            before[module] |= {name} - {"", module}
+    assert list(TopologicalSorter(before).static_order())  # raises CycleError
+
+
+def test_each_file_fits_in_the_head():
+    assert [p for p, _ in trees() if len(p.read_text().splitlines()) > FILE_LINES] == []
+
+
+def test_a_name_of_a_class_is_there_once():
+    names = [n.name for _, tree in trees() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    assert {name for name in names if names.count(name) > 1} <= set(SHARED_NAMES)
 
 
 def test_no_import_is_hidden_from_the_running_program():
