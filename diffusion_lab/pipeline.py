@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,12 +41,12 @@ class Pipeline:
 
     @property
     def conditional(self) -> bool:
-        """Whether samples are of classes."""
-        return self.denoiser.conditioning.conditional
+        """Whether the samples are of classes."""
+        return bool(self.denoiser.conditioning.conditional)
 
     @property
     def steps(self) -> int:
-        """Of the sampler."""
+        """The number of steps of the sampler."""
         return self.sampler.steps
 
     def labels(self, ids: Sequence[int]) -> Tensor | None:
@@ -85,8 +86,24 @@ class Pipeline:
         return self.first_stage.decode(x)
 
 
+class Generator(Protocol):
+    """Draws samples by their ids and a seed, as a `Pipeline` does, or the prior of a VAE."""
+
+    @property
+    def conditional(self) -> bool: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def labels(self, ids: Sequence[int]) -> Tensor | None: ...
+
+    def __call__(
+        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
+    ) -> Tensor: ...
+
+
 def draw(
-    pipeline: Pipeline,
+    pipeline: Generator,
     ids: Sequence[int],
     batch_size: int,
     seed: int,
@@ -116,7 +133,7 @@ def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100
 
 
 def evaluate(
-    pipeline: Pipeline,
+    pipeline: Generator,
     prepared: PreparedMetrics,
     datamodule: ImageDataModule,
     batch_size: int,

@@ -32,7 +32,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     protocol = metrics.protocol_of(opened.datamodule)
     # refused before minutes of features and an hour of sampling
     way = (protocol, sampling_of(cfg), cfg.run)
-    others = {run: comparable_metrics(run, found, *way) for run, found in others.items()}
+    compared = {run: comparable_metrics(run, found, *way) for run, found in others.items()}
     with errors_at(cfg, "metrics"):
         prepared = metrics.prepare(opened.datamodule)
     with opened.autocast:
@@ -43,6 +43,6 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     extra = metrics.extra_facts
     path = save_evaluation(cfg.run, results, protocol, cfg, opened.weights, extra)
     say(f"Kept in {path}")
-    if others:
-        console.print(side_by_side({cfg.run: results} | others))
+    if compared:
+        console.print(side_by_side({cfg.run: results} | compared))
     return results

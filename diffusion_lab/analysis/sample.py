@@ -1,6 +1,7 @@
 """Drawing images from a trained run into files."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,11 +80,14 @@ def write(
             save_png(image, output / f"{index:06d}.png", scale=1)
         result["images"] = str(output)
     if cfg.save == "npz":
-        arrays = {"images": images.permute(0, 2, 3, 1).numpy()}  # (N, H, W, C) uint8
+        arrays: dict[str, Any] = {
+            "images": images.permute(0, 2, 3, 1).numpy()
+        }  # (N, H, W, C) uint8
         if labels is not None:
             arrays["labels"] = labels.numpy()
-        result["array"] = str(output.with_name(f"{output.name}.npz"))
-        np.savez(result["array"], **arrays)
+        array = output.with_name(f"{output.name}.npz")
+        np.savez(array, **arrays)
+        result["array"] = str(array)
     for what, path in result.items():
         say(f"{what}: {path}")
     return result

@@ -63,7 +63,9 @@ def sweep(
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
-    measured = {"protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]}
+    measured: dict[str, object] = {
+        "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]
+    }
     if metrics.classifier:  # rows without accuracy are of another measurement
         measured["classifier"] = metrics.classifier.fingerprint
     if metrics.extra_quantities:
@@ -88,7 +90,7 @@ def sweep(
 
 
 def build_setting(
-    combination: Combination, opened: runs.DiffusionRun, measured: dict[str, str]
+    combination: Combination, opened: runs.DiffusionRun, measured: dict[str, object]
 ) -> Setting:
     """One combination's pipeline; raises UserError if it cannot be sampled."""
     cfg = combination.cfg

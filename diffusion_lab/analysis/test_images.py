@@ -58,12 +58,12 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
                 denoise, x0, opened.model.schedule, probe, cfg.tolerance, cfg.steps
             )
         bits.append(bits_per_dim(nats, x0[0].numel()))
-    bits = torch.cat(bits)
-    result = {"bits_per_dim": bits.mean().item(), "num_images": len(bits)}
-    if len(bits) > 1:
-        result["standard_error"] = (bits.std() / math.sqrt(len(bits))).item()
-    error = f" +- {result['standard_error']:.4f}" if len(bits) > 1 else ""
-    say(f"{result['bits_per_dim']:.4f}{error} bits a dimension of {len(bits)} test images")
+    each = torch.cat(bits)
+    result = {"bits_per_dim": each.mean().item(), "num_images": len(each)}
+    if len(each) > 1:
+        result["standard_error"] = (each.std() / math.sqrt(len(each))).item()
+    error = f" +- {result['standard_error']:.4f}" if len(each) > 1 else ""
+    say(f"{result['bits_per_dim']:.4f}{error} bits a dimension of {len(each)} test images")
     return result
 
 

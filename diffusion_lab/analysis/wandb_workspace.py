@@ -5,6 +5,7 @@ Built without a server; saving them needs one. Needs the package wandb-workspace
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
@@ -79,7 +80,7 @@ class Dashboard:
 
     def _generated(self) -> list:
         """FID and KID beside those of real images, and the metrics by nearest neighbours."""
-        panels = [self._curve("FID by time", [self.fid], x=log_names.SECONDS)]
+        panels: list[Any] = [self._curve("FID by time", [self.fid], x=log_names.SECONDS)]
         for quantity in (FID.quantities[0], *KID.quantities):
             name, real = (f"{quantity.name}{end}/{self.protocol}" for end in ("", REAL))
             panels.append(self._bars(quantity.title, name))
@@ -115,7 +116,7 @@ class Dashboard:
             groupby=[f"config.{self.key}"],
             filters=self._filters(),
         )
-        blocks = [wr.TableOfContents()]
+        blocks: list[Any] = [wr.TableOfContents()]
         for title, panels in self.sections().items():
             blocks += [wr.H1(title), wr.PanelGrid(runsets=[runs], panels=panels)]
         return wr.Report(

@@ -1,7 +1,9 @@
 """The share of samples that a classifier reads as the class that was asked for."""
 
+import torch
+
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.metric import ImageSet, Metric, Quantity
+from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity
 from diffusion_lab.metrics.protocol import short_count
 
 
@@ -13,7 +15,7 @@ class Accuracy(Metric):
             "accuracy",
             "Accuracy",
             "samples that a classifier reads as the class asked for",
-            higher_is_better=True,
+            HIGHER,
             percent=True,
         ),
     )
@@ -23,7 +25,8 @@ class Accuracy(Metric):
         self.classifier = classifier
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
-        return {"accuracy": (generated.guesses == generated.labels).double().mean().item()}
+        right = torch.as_tensor(generated.guesses == generated.labels)
+        return {"accuracy": right.double().mean().item()}
 
     def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
         return f"{self.classifier.name}/{short_count(len(generated))}"

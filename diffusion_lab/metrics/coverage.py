@@ -7,7 +7,7 @@ n images, D features.
 import torch
 from torch import Tensor
 
-from diffusion_lab.metrics.metric import ImageSet, Metric, Quantity
+from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity
 
 PAIRS = 2**25  # whose distances are held at a time, 256 MiB
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # as published
@@ -93,8 +93,8 @@ class PrecisionRecall(Coverage):
     """Improved precision and recall (arXiv:1904.06991)."""
 
     quantities = (
-        Quantity("precision", "Precision", "share of samples among the real ones", True),
-        Quantity("recall", "Recall", "share of real images among the samples", True),
+        Quantity("precision", "Precision", "share of samples among the real ones", HIGHER),
+        Quantity("recall", "Recall", "share of real images among the samples", HIGHER),
     )
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
@@ -106,8 +106,8 @@ class DensityCoverage(Coverage):
     """Density and coverage (arXiv:2002.09797)."""
 
     quantities = (
-        Quantity("density", "Density", "how densely samples lie among real images", True),
-        Quantity("coverage", "Coverage", "share of real images with a sample near", True),
+        Quantity("density", "Density", "how densely samples lie among real images", HIGHER),
+        Quantity("coverage", "Coverage", "share of real images with a sample near", HIGHER),
     )
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:

@@ -74,7 +74,7 @@ class FeatureExtractor(ABC):
         if source.native_shape[0] not in (1, self.channels):
             raise ExtractorUnavailable(
                 f"{self.name} takes images of 1 or {self.channels} channels, and the data have "
-                f"{source.native_shape[0]}; write callbacks.evaluation=null to train without"
+                f"{source.native_shape[0]}; choose another extractor, or measure nothing"
             )
 
     @torch.no_grad()

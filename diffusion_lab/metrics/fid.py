@@ -5,7 +5,7 @@ from torch import Tensor
 
 from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.metrics.distances import frechet, frechet_of_halves, frechets_of
-from diffusion_lab.metrics.metric import ImageSet, Metric, Quantity
+from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity
 
 
 class FID(Metric):
@@ -16,17 +16,12 @@ class FID(Metric):
     """
 
     quantities = (
-        Quantity(
-            "fid",
-            "FID",
-            "Fréchet distance of features to training images",
-            higher_is_better=False,
-        ),
+        Quantity("fid", "FID", "Fréchet distance of features to training images", LOWER),
         Quantity(
             "fid_infinity",
             "FID-infinity",
             "FID, extrapolated to infinitely many samples",
-            higher_is_better=False,
+            LOWER,
             judged=False,
         ),
     )
@@ -55,7 +50,7 @@ class ClassFID(Metric):
             "fid_class",
             "FID of class",
             "Fréchet distance of features to training images of a class",
-            higher_is_better=False,
+            LOWER,
             judged=False,
         ),
     )
@@ -69,7 +64,7 @@ class ClassFID(Metric):
         self, generated: ImageSet, reference: ImageSet, suffix: str = ""
     ) -> dict[str, float]:
         values = {}
-        for label in reference.labels.unique().tolist():
+        for label in reference.required_labels.unique().tolist():
             ours, real = generated.of_class(label), reference.of_class(label)
             if min(len(ours), len(real)) >= 2:
                 name = f"fid_class{label}{suffix}/{self.protocol(ours, real)}"

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +172,7 @@ class GenerativeMetrics:
             tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
             return tensors | ({FEATURES: observed[FEATURES]} if self.by_class else {})
 
-        facts = self._reference_facts(source) | {
+        facts: dict[str, Any] = self._reference_facts(source) | {
             "test": count,
             "half_splits": self.half_splits,
             "per_class": self.by_class and len(chosen),
@@ -229,5 +230,7 @@ class PreparedMetrics:
         values = results(images, self.reference) | self.real
         if self.test is None:
             return values
-        beside = results(self.test.matching(images.labels), self.reference, REAL, by_class=True)
+        beside = results(
+            self.test.matching(images.required_labels), self.reference, REAL, by_class=True
+        )
         return values | results(images, self.reference, by_class=True) | beside

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion_lab.metrics.metric import ImageSet, Metric, Quantity
+from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity
 from diffusion_lab.metrics.protocol import short_count
 
 PARTS = 10  # as published; the score depends on their size
@@ -32,7 +32,7 @@ class InceptionScore(Metric):
             "inception_score",
             "Inception Score",
             "how sure a classifier is of each sample, and how varied over all",
-            higher_is_better=True,
+            HIGHER,
             judged=False,
         ),
     )

@@ -15,6 +15,7 @@ from diffusion_lab.metrics.distances import FeatureSet
 from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.protocol import short_count
 
+HIGHER, LOWER = True, False  # which values of a quantity are better
 REAL = "_floor"  # ends the name of a value that test images have in the place of samples
 
 
@@ -84,6 +85,13 @@ class ImageSet:
         logits = self.extractor.logits(self.features)
         return None if logits is None else logits.cpu()
 
+    @property
+    def required_labels(self) -> Tensor:
+        """The labels, for metrics that need them."""
+        if self.labels is None:
+            raise ValueError("the images have no labels")
+        return self.labels
+
     def select(self, chosen: Tensor | slice) -> "ImageSet":
         """A part of the images."""
         labels, guesses = (
@@ -94,13 +102,13 @@ class ImageSet:
 
     def of_class(self, label: int) -> "ImageSet":
         """The images of one class, in order."""
-        return self.select(self.labels == label)
+        return self.select(self.required_labels == label)
 
     def matching(self, labels: Tensor) -> "ImageSet":
         """The first images of each class, as many as `labels` (m,) holds of it, if there are."""
         chosen = torch.zeros(len(self), dtype=torch.bool)
         for label, count in zip(*labels.unique(return_counts=True), strict=True):
-            chosen[(self.labels == label).nonzero()[:count, 0]] = True
+            chosen[(self.required_labels == label).nonzero()[:count, 0]] = True
         return self.select(chosen)
 
 

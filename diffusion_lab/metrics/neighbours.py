@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.metrics.coverage import nearest
-from diffusion_lab.metrics.metric import Quantity
+from diffusion_lab.metrics.metric import LOWER, Quantity
 
 UNUSUAL = 0.01  # so few held-out images lie as near to a training image as a copy does
 RELATIVE = 1 / 3  # of the distance to the second neighbour, at which the first was copied
@@ -28,13 +28,10 @@ MEANINGS = {
     "near_duplicates": "samples at under a third of the second neighbour's distance",
 }
 COPIES = Quantity(
-    "copy_ratio",
-    "Copies",
-    "samples too near to a training image, by what is expected",
-    higher_is_better=False,
+    "copy_ratio", "Copies", "samples too near to a training image, by what is expected", LOWER
 )
 PIXEL_COPIES = Quantity(
-    "pixel_copy_ratio", "Copies by pixels", "the same by distance of pixels", higher_is_better=False
+    "pixel_copy_ratio", "Copies by pixels", "the same by distance of pixels", LOWER
 )
 SEED = 0  # of the choice of as many training as held-out images
 
@@ -65,7 +62,7 @@ class Neighbours:
             nearest_view(generated, side[torch.randperm(len(side), generator=generator)[:count]], 1)
             for side in (training, held_out[0])
         ]
-        pair = tuple(values[:, 0] for values, _ in found)
+        pair = (found[0][0][:, 0], found[1][0][:, 0])
         # an image of either side takes with it all samples that it is nearest to
         places = torch.where(pair[0] < pair[1], found[0][1][:, 0], count + found[1][1][:, 0])
         shares = places.bincount() / len(places)

@@ -7,12 +7,10 @@ from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.fid import FID, ClassFID
 from diffusion_lab.metrics.inception_score import InceptionScore
 from diffusion_lab.metrics.kid import KID
-from diffusion_lab.metrics.metric import Quantity
+from diffusion_lab.metrics.metric import LOWER, Quantity
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 
-HELD_OUT = Quantity(
-    "held_out_loss", "Held-out loss", "denoising loss of test images", higher_is_better=False
-)
+HELD_OUT = Quantity("held_out_loss", "Held-out loss", "denoising loss of test images", LOWER)
 VALIDATION = {"val/loss": False, "val/psnr": True, "val/ssim": True}  # whether higher is better
 CLASSES = (FID, KID, PrecisionRecall, DensityCoverage, InceptionScore, Accuracy, ClassFID)
 QUANTITIES = (

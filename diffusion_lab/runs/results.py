@@ -11,12 +11,20 @@ from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.metrics.protocol import Protocol, require_same
+from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
 from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.opening import kind_of
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 
+# what each entry means to people, and what makes it equal: an override, or words
+WORDS = {
+    "extractor": ("with features of", "give both the same metrics"),
+    "extractor_fingerprint": ("with extractor weights", "give both the same extractor"),
+    "data": ("against data with the checksum", "measure both on the same data"),
+    "reference_images": ("against so many training images:", "metrics.reference_size="),
+    "num_samples": ("on so many samples:", "metrics.num_samples="),
+}
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # as `sampling_of` says it
 # "protocol", "sampling" and "metrics" of an evaluation, and of which weights it is
@@ -121,6 +129,24 @@ def comparable_metrics(
             f"{_remedy(folder, ours, theirs)}"
         )
     return metrics
+
+
+def require_same(protocols: dict[str, Protocol]) -> None:
+    """Raises UserError, naming the first difference, unless all protocols, by run, are one."""
+    (first, expected), *others = protocols.items()
+    for name, protocol in others:
+        for key in sorted(expected | protocol, key=lambda key: (key not in WORDS, key)):
+            a, b = expected.get(key), protocol.get(key)
+            if a != b and key != FINGERPRINT:
+                words, remedy = WORDS.get(key, (f"with {key}", f"make {key} the same"))
+                if remedy.endswith("="):
+                    remedy = f"measure it by `diffusion-lab evaluate run={name} {remedy}{a}`"
+                else:
+                    remedy += ", and run `diffusion-lab evaluate` on both"
+                raise UserError(
+                    f"{first} was measured {words} {a}, {name} {words} {b}, and such figures "
+                    f"cannot be compared; {remedy}"
+                )
 
 
 def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:

@@ -29,7 +29,7 @@ class Prior:
         self,
         ids: Sequence[int],
         seed: int = 0,
-        labels: None = None,
+        labels: Tensor | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Draws samples `ids`, uint8 (B, C, H, W); sample i is fixed by `seed` and i alone."""

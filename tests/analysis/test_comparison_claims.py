@@ -1,11 +1,16 @@
 """What a verdict claims, and of what: no test without spread, no best of what was not tested."""
 
+from dataclasses import asdict
+
 import pytest
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run, said
 
 from diffusion_lab.analysis.comparison.comparing import collect
-from diffusion_lab.analysis.comparison.fairness import notes
+from diffusion_lab.analysis.comparison.fairness import notes, runs_of
+from diffusion_lab.analysis.comparison.measurements import judged_by
 from diffusion_lab.analysis.comparison.table import markdown
+from diffusion_lab.analysis.comparison.verdict import verdict
+from diffusion_lab.metrics import Quantity
 
 MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
 BETTER, WORSE = [100.0, 101.0, 99.0], [150.0, 152.0, 151.0]
@@ -165,3 +170,17 @@ def test_training_that_left_much_of_its_time_to_other_things_is_said(tmp_path, s
     words = "Training itself took 120 to 300 of the 300 seconds, by run: the limit counts figures"
     assert (words in said(tmp_path)[1]) == (limit == 300)
     assert ("Training itself" in said(tmp_path)[1]) == (limit == 300)
+
+
+def test_a_metric_of_other_code_judges_as_it_describes_itself(tmp_path):
+    gap = Quantity("gap", "Gap", "how far off", higher_is_better=True, percent=True)
+    summary = {"extra_quantities": [asdict(gap)]}
+    for name, config, value in (("a", None, 0.2), ("b", UNET, 0.6)):
+        for seed in range(3):
+            values = {"gap/x/1k": value + 0.01 * seed * (value + 1), "gap_floor/x/1k": 0.9}
+            fake_run(tmp_path / f"{name}{seed}", 100.0 + seed, seed, config, summary, values)
+    groups = collect([tmp_path]).groups
+    (judged,) = (each for each in judged_by(runs_of(groups)) if each.name == "gap")
+    assert judged == gap
+    assert verdict(groups, judged).answer.startswith("UNet is better than DiT: Gap higher by 40")
+    assert "| Gap |" in markdown(groups)

@@ -11,6 +11,7 @@ from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.data_sizes import DataLine, crossings, data_lines
 from diffusion_lab.analysis.comparison.verdict import verdict
+from diffusion_lab.metrics.kid import KID
 from diffusion_lab.metrics.quantities import QUANTITIES
 
 FID = QUANTITIES[0]
@@ -116,7 +117,7 @@ def test_a_composition_that_others_of_its_size_lack_a_figure_beside_is_alone(tmp
             summary = json.loads(path.read_text())
             del summary["metrics"][f"kid/{NAME}"]
             path.write_text(json.dumps(summary))
-    found = verdict(collect([tmp_path]).groups, QUANTITIES[1])
+    found = verdict(collect([tmp_path]).groups, KID.quantities[0])
     assert found.by_size[1] == (
         "At 600 training images: KID was measured of DiT alone: nothing to compare"
     )
@@ -163,7 +164,7 @@ def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(
         ("60 training images", "UNet"),
         ("60,000 training images", "DiT"),
     }
-    assert page.count("Holm&#x27;s correction covers all pairs of one metric") == 1
+    assert page.count("Holm&#39;s correction covers all pairs of one metric") == 1
     assert (tmp_path / "out/plots/fid_over_data.svg").is_file()
     # to those who do not see the plot
     assert "by size of the data, and of each best first: UNet · fraction=0.001 300.3;" in page

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
@@ -114,7 +115,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
             figures.pop(HELD_OUT.name, None)
         members.append(Member(run, settings_of(run), figures))
     groups, repeated = grouped(members)
-    groups.sort(key=lambda group: fid if (fid := group.mean("fid")) is not None else math.inf)
+    groups.sort(key=lambda group: group.mean("fid") if group.values("fid") else math.inf)
     groups = arranged(groups)
     return Collection(groups, names, protocol, sampling, omitted, left_out + repeated)
 
@@ -185,11 +186,12 @@ def setting(collection: Collection) -> str:
         f"{protocol['num_samples']:,} samples of each against {protocol['reference_images']:,} "
         f"training images, by features of {protocol['extractor']}",
     ]
-    sampler = sampling["sampler"]
+    sampler: Any = sampling["sampler"]
+    guidance: Any = sampling["guidance"]
     drawn = sampler["_target_"].rpartition(".")[2]
     if sampler.get("steps"):
         drawn += f" of {sampler['steps']} steps"
-    scale = sampling["guidance"].get("scale")
+    scale = guidance.get("scale")
     parts.append(f"{drawn}, guidance scale {scale}, sampling seed {sampling['seed']}")
     return "; ".join(parts) + f" [protocol {protocol['fingerprint']}]"
 

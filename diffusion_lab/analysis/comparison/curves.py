@@ -62,10 +62,12 @@ def training_flops(group: Group, images: float) -> float | None:
 
     Self-conditioning asks the network once more in half of the steps.
     """
-    macs, config = group.mean("macs"), group.members[0].run.config
+    if not group.values("macs"):
+        return None
+    config = group.members[0].run.config
     twice = OmegaConf.select(config, "denoiser.self_conditioning")
     passes = TRAINING_PASSES + (0.5 if twice else 0)
-    return 2 * passes * macs * images if macs else None
+    return 2 * passes * group.mean("macs") * images
 
 
 def _points(member: Member, kind: str, name: str | None) -> dict[int, tuple[float, float]]:

@@ -54,7 +54,7 @@ def by_data_size(groups: Sequence[Group]) -> list[DataSize]:
 
 def _images(part: Sequence[Group]) -> float:
     """Trained on; of runs that do not say it, 0."""
-    return next(filter(None, (group.mean("training_images") for group in part)), 0)
+    return next((g.mean("training_images") for g in part if g.values("training_images")), 0)
 
 
 def arranged(groups: Sequence[Group]) -> list[Group]:
@@ -65,7 +65,7 @@ def arranged(groups: Sequence[Group]) -> list[Group]:
     parts = parts_of(groups)
     compositions = list(dict.fromkeys(g.apart_from_data for own in reversed(parts) for g in own))
     by_colour = len(parts) > 1 and len(compositions) <= len(COLOURS)
-    found = []
+    found: list[Group] = []
     for number, part in enumerate(parts):
         for group in part:
             place = number * len(COLOURS) + compositions.index(group.apart_from_data)

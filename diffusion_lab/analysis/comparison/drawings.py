@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
@@ -45,7 +46,7 @@ def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
             axes.axhline(edge - 0.5, color=GRID, linewidth=0.7)
         for row, group in enumerate(order):
             values = [scale * value for value in group.values(metric.name)]
-            look = {"color": colour(group.look)}
+            look: dict[str, Any] = {"color": colour(group.look)}
             axes.plot(values, [row] * len(values), marker(group.look), alpha=0.75, **look)
             if len(values) > 1:
                 mean, width = sum(values) / len(values), half_width(values)
@@ -104,7 +105,7 @@ def along(
                 [scale * getattr(point, part) for point in points]
                 for part in ("mean", "low", "high")
             )
-            look = {"color": colour(group.look), "marker": marker(group.look)}
+            look: dict[str, Any] = {"color": colour(group.look), "marker": marker(group.look)}
             axes.plot(x, mean, markevery=max(1, len(x) // 8), **look)
             if len(points) == 1:
                 axes.vlines(x, low, high, color=colour(group.look), linewidth=1.2)
@@ -150,7 +151,11 @@ def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> 
         stairs = [points[place] for place in best]
         axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1, drawstyle="steps-post")
         for group, (x, y) in zip(both, points, strict=True):
-            look = {"color": colour(group.look), "marker": marker(group.look), "linestyle": ""}
+            look: dict[str, Any] = {
+                "color": colour(group.look),
+                "marker": marker(group.look),
+                "linestyle": "",
+            }
             axes.plot([x], [y], markersize=7, **look)
         axes.set_xlabel(label)
         axes.set_ylabel(metric.axis_title)

@@ -37,10 +37,10 @@ class Group:
         found = (member.figures.get(kind) for member in self.members)
         return [value for value in found if value is not None and math.isfinite(value)]
 
-    def mean(self, kind: str) -> float | None:
-        """Over the seeds."""
+    def mean(self, kind: str) -> float:
+        """The mean over the seeds, of which some must have a value."""
         values = self.values(kind)
-        return sum(values) / len(values) if values else None
+        return sum(values) / len(values)
 
     @property
     def jackknife(self) -> float | None:

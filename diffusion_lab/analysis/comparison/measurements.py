@@ -31,7 +31,7 @@ def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
 
 def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> dict[str, float]:
     """By kind, whatever is known of a run: judgements, values of real images, spreads and costs."""
-    found = {kind: measured.get(name) for kind, name in names.items()}
+    found: dict[str, float | None] = {kind: measured.get(name) for kind, name in names.items()}
     found[HELD_OUT.name] = run.summary["metrics"].get("val/loss")
     found |= {
         "images_seen": run.summary["images_seen"],
@@ -42,14 +42,10 @@ def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> d
         "peak_memory": run.summary["peak_memory_bytes"],
         "training_images": run.summary["training_images"],
     }
-    return {kind: value for kind, value in found.items() if _finite(value)}
+    return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
 
 
 def images_per_second(rows: list[dict]) -> float | None:
     """Of training: the median over its logged windows."""
     rates = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]
     return statistics.median(rates) if rates else None
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -10,7 +10,7 @@ from diffusion_lab.metrics import Quantity
 def difference(pair: Pair, metric: Quantity) -> str:
     size = abs(pair.gap)
     interval = metric.gap(size - pair.half_width, size + pair.half_width)
-    corrected = pair.tested.corrected > pair.tested.p
+    corrected = pair.tested is not None and pair.tested.corrected > pair.tested.p
     of = " of this pair alone, uncorrected:" if corrected else ""
     return (
         f"{pair.ahead.name} is better than {pair.behind.name}: {metric.title} "

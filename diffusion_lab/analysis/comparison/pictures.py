@@ -131,7 +131,9 @@ def data_uri(pixels: np.ndarray, most: int) -> str:
     picture = picture.convert("RGBA" if picture.mode in ("LA", "RGBA") else "RGB")
     while len(text) > most and max(picture.size) > SMALLEST:
         text = _encoded(picture, "webp", quality=QUALITY)
-        picture = picture.resize([max(1, side // 2) for side in picture.size], Image.LANCZOS)
+        picture = picture.resize(
+            [max(1, side // 2) for side in picture.size], Image.Resampling.LANCZOS
+        )
     return text
 
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 from matplotlib import rc_context
@@ -27,7 +28,7 @@ SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 INK, GRID = "#1b1f24", "#d4d9df"
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, to be searched and set in one's own font
     "svg.hashsalt": "diffusion_lab",  # the same drawing is the same file
     "font.size": 9,

@@ -194,15 +194,19 @@ def as_csv(groups: Sequence[Group]) -> str:
     writer = csv.DictWriter(text, head, lineterminator="\n")
     writer.writeheader()
     for group in groups:
-        row = {"composition": group.name, "seeds": len(group.members)} | group.settings
+        row: dict[str, object] = {
+            "composition": group.name,
+            "seeds": len(group.members),
+        } | group.settings
         for column in columns:
             values = group.values(column.kind)
-            if values:
-                row[column.kind] = statistics.mean(values)
+            if not values:
+                continue
+            mean = row[column.kind] = statistics.mean(values)
             if column.judges and len(values) > 1:
                 width = half_width(values)
-                row[f"{column.kind}_low"] = row[column.kind] - width
-                row[f"{column.kind}_high"] = row[column.kind] + width
+                row[f"{column.kind}_low"] = mean - width
+                row[f"{column.kind}_high"] = mean + width
             if column.judges and (real := group.values(f"{column.kind}{REAL}")):
                 row[f"{column.kind}_real"] = real[0]
         if (deviation := group.jackknife) is not None:

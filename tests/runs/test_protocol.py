@@ -3,7 +3,8 @@
 import pytest
 
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.metrics.protocol import require_same, with_fingerprint
+from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.runs.results import require_same
 
 ONE = {"extractor": "inception", "data": "0123", "reference_images": 50_000, "num_samples": 5000}
 
