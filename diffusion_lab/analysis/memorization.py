@@ -93,10 +93,10 @@ def compared(
     drawn = [metrics.extractor(view).cpu() for view in sides[0]]
     beside = [stored_features(metrics, view, "held-out") for view in sides[1]]
     known = stored_features(metrics, training, "training")
-    pixels = ([to_float(view).flatten(1) for view in views] for views in sides)
+    ours, theirs = ([to_float(view).flatten(1) for view in views] for views in sides)
     spaces = {
         metrics.extractor.name: Neighbours.of(drawn, beside, known),
-        "pixels": Neighbours.of(*pixels, to_float(training).flatten(1)),
+        "pixels": Neighbours.of(ours, theirs, to_float(training).flatten(1)),
     }
     return spaces, fid_gap(drawn[0], beside[0], known)
 

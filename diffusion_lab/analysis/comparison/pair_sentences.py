@@ -79,9 +79,9 @@ def _nearest(groups: Sequence[Group], metric: Quantity) -> str:
     nearest = min(rest, key=lambda g: abs(g.mean(metric.name) - best.mean(metric.name)))
     size = abs(best.mean(metric.name) - nearest.mean(metric.name))
     text = f"The gap between {best.name} and {nearest.name} is {metric.gap(size)}"
-    spreads = [group.jackknife for group in (best, nearest)]
-    if metric.name == "fid" and None not in spreads:
-        text += " beside jackknife deviations of {:.3g} and {:.3g} over samples".format(*spreads)
+    one, other = best.jackknife, nearest.jackknife
+    if metric.name == "fid" and one is not None and other is not None:
+        text += f" beside jackknife deviations of {one:.3g} and {other:.3g} over samples"
     return f"{text}; another seed of training may move a figure by more than samples do"
 
 

@@ -1,5 +1,6 @@
 """Paired t-tests of compositions over the seeds that they share, corrected by Holm."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Pair:
     gap: float  # mean of behind - ahead over the seeds, signed
     half_width: float  # of the gap's 95 % confidence interval, uncorrected
     tested: Tested | None
-    detectable: float | None  # what a gap of this spread must exceed to be told from chance
+    detectable: float  # what a gap of this spread must exceed to be told from chance; else nan
 
     @property
     def told_apart(self) -> bool:
@@ -63,7 +64,7 @@ def pairs_of(groups: Sequence[Group], metric: Quantity) -> list[Pair]:
     for label, ahead, behind, seeds, differences, spread in found:
         tested = next(tests) if spread else None
         width = half_width(differences) if spread else 0.0
-        detectable = half_width(differences, tested.level) if tested else None
+        detectable = half_width(differences, tested.level) if tested else math.nan
         gap = statistics.mean(differences)
         pairs.append(Pair(label, ahead, behind, seeds, gap, width, tested, detectable))
     return pairs

@@ -228,6 +228,7 @@ def pairs_csv(tests: Mapping[str, Sequence[Pair]]) -> str:
         for pair in pairs:
             seeds = " ".join(map(str, pair.seeds))
             row = (kind, pair.size, pair.ahead.name, pair.behind.name, seeds, pair.gap)
-            tested = (pair.tested.p, pair.tested.corrected) if pair.tested else (None, None)
-            writer.writerow([*row, pair.half_width, pair.detectable, *tested, pair.told_apart])
+            tested = pair.tested
+            p = (pair.detectable, tested.p, tested.corrected) if tested else (None,) * 3
+            writer.writerow([*row, pair.half_width, *p, pair.told_apart])
     return text.getvalue()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -87,7 +88,8 @@ class Classifier(FeatureExtractor):
     def logits(self, features: Tensor) -> Tensor:
         """Of its classes."""
         with torch.no_grad():
-            return self.network.head(features.to(self.device))
+            head: Any = self.network.head
+            return head(features.to(self.device))
 
     def guesses(self, images: Tensor) -> Tensor:
         """The likeliest class, (B,) int64, of images uint8 (B, C, H, W)."""

@@ -4,6 +4,7 @@ That they do is arXiv:2306.04675; its FD-DINOv2 is the Frechet distance of these
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,28 +35,26 @@ class DINOv2(FeatureExtractor):
         """timm's network and the checksum of its weights."""
         import timm
 
-        options = {"num_classes": 0, "img_size": SIZE}
+        options: dict[str, Any] = {"num_classes": 0, "img_size": SIZE}
         if self.weights_path is not None:
             path = Path(str(self.weights_path))
             if not path.is_file():
-                raise ExtractorUnavailable(
-                    f"there is no file {path} (metrics.extractor.weights_path)"
-                )
+                raise ExtractorUnavailable(f"there is no file weights_path={path}")
             refuse_code(path)
             options["pretrained_cfg_overlay"] = {"file": str(path)}
         elif self.model not in timm.list_pretrained():
             known = ", ".join(timm.list_pretrained("*patch14_dinov2*"))
             raise ExtractorUnavailable(
-                f"metrics.extractor.model={self.model} is none of timm's DINOv2 models: {known}"
+                f"model={self.model} is none of timm's DINOv2 models: {known}"
             )
         try:
-            network = timm.create_model(self.model, pretrained=True, **options)
+            network: Any = timm.create_model(self.model, pretrained=True, **options)
         except Exception as error:  # of the hub, the network, or the file: each has its own
             reason = str(error).strip().splitlines()[0]
             raise ExtractorUnavailable(
                 f"the weights of {self.model} could not be loaded ({reason}); download "
                 f"https://huggingface.co/timm/{self.model} elsewhere and set "
-                "metrics.extractor.weights_path to its model.safetensors"
+                "weights_path to its model.safetensors"
             ) from error
         # of the numbers, whichever file and type they are read from
         checksum = hashing.of_tensors({k: v.float() for k, v in network.state_dict().items()})
@@ -72,13 +71,15 @@ def refuse_code(path: Path) -> None:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises all kinds
         raise ExtractorUnavailable(
-            f"{path} does not hold weights alone; take a .safetensors file "
-            "(metrics.extractor.weights_path)"
+            f"{path} does not hold weights alone; take a .safetensors file (weights_path)"
         ) from error
 
 
 class Preprocess(nn.Module):
     """uint8 (B, 3, H, W) -> float32 (B, 3, 224, 224), normalised."""
+
+    mean: Tensor  # (3, 1, 1), as is the next
+    std: Tensor
 
     def __init__(self):
         super().__init__()

