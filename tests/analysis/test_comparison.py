@@ -175,7 +175,7 @@ class TestRefusals:
             compared(tmp_path)
         assert str(error.value) == (
             f"{runs / 'dit_0'} was measured on so many samples: 1000, {odd} on so many samples: "
-            "500, and such figures cannot be compared; measure it by "
+            "500, and such metrics cannot be compared; measure it by "
             f"`diffusion-lab evaluate run={odd} metrics.num_samples=1000`"
         )
         assert not (tmp_path / "comparison").exists()
