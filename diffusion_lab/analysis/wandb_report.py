@@ -6,8 +6,10 @@ import re
 import wandb
 from omegaconf import DictConfig
 
-from diffusion_lab.common.errors import UserError, require
+from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
+from diffusion_lab.common.ranges import Range, one_of
 from diffusion_lab.training.logger.reachability import why_unreachable
 
 PROTOCOL = re.compile(r"[\w.-]+/train\w+-\w+")
@@ -22,14 +24,12 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
         )
     from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
 
-    require(cfg.group_by in GROUPS, "group_by", cfg.group_by, f"one of {', '.join(GROUPS)}")
-    require(
-        bool(PROTOCOL.fullmatch(str(cfg.protocol))),
-        "protocol",
-        cfg.protocol,
-        "what follows fid/ in the name of a figure",
+    protocol = Range(
+        "the part of a metric's name that follows fid/",
+        lambda value: bool(PROTOCOL.fullmatch(str(value))),
         "efficientnet_lite0-96/train60k-5k",
     )
+    check_keys(cfg, {"group_by": one_of(*GROUPS), "protocol": protocol})
     reason = None if cfg.dry_run else why_unreachable()
     if reason:
         raise UserError(f"nothing was made: {reason}; dry_run=true shows what would be")

@@ -1,7 +1,8 @@
 """Configuration nodes to objects, whose errors name the full key of the value that is wrong."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,7 @@ class Factory:
         """Builds the object; facts replace settings."""
         arguments = self.settings | facts
         self._check_names(args, arguments)
-        with naming_keys(self.key, self.settings):
+        with naming_keys(self.key, {name: f"{self.key}.{name}" for name in self.settings}):
             return self.target(*args, **arguments)
 
     def _check_names(self, args: tuple, arguments: dict[str, Any]) -> None:
@@ -58,36 +59,45 @@ class Factory:
 
 
 @contextmanager
-def naming_keys(key: str, settings: Collection[str]) -> Iterator[None]:
+def naming_keys(key: str, settings: Mapping[str, str]) -> Iterator[None]:
     """Raises the errors of a configured object as UserErrors that begin with the full key.
 
-    `settings` are the arguments that stand below `key`. An error that an inner object's key was
-    put before stays as it is.
+    `settings` are the full keys of arguments by their names. An error that an inner object's key
+    was put before stays as it is.
     """
     try:
         yield
     except UserError:
         raise
     except RangeError as error:
-        known = error.argument in settings
-        place = f"{key}.{error.argument}"
-        raise UserError(error.of(place) if known else f"{key}: {error}") from error
+        known = settings.get(error.argument)
+        raise UserError(error.of(known) if known else _below(key, str(error))) from error
     except ValueError as error:
-        text, root = str(error), key.split(".")[0]
-        known = any(text.startswith((f"{name} ", f"{name}=")) for name in settings)
-        if text.startswith((f"{root}.", f"{root}/", f"{root}=")):
-            raise UserError(text) from error  # written with its key
-        raise UserError(f"{key}.{text}" if known else f"{key}: {text}" if key else text) from error
+        text = str(error)
+        name = re.split(r"[ =]", text, maxsplit=1)[0]
+        if name in settings:
+            raise UserError(settings[name] + text.removeprefix(name)) from error
+        raise UserError(_below(key, text)) from error
     except TypeError as error:
         raise UserError(f"a value of {key} does not fit: {error}") from error
     except (ImportError, OSError) as error:
         raise UserError(f"{key} cannot be used: {error}") from error
 
 
+def _below(key: str, text: str) -> str:
+    return f"{key}: {text}" if key else text
+
+
 @contextmanager
 def errors_at(cfg: DictConfig, key: str) -> Iterator[None]:
     """Names the full key in what an object says that was configured at `key`; "" is the root."""
-    with naming_keys(key, list(OmegaConf.select(cfg, key) or () if key else ())):
+    settings: dict[str, str] = {}
+    nodes = [(OmegaConf.select(cfg, key), key)] if key else []
+    for node, place in nodes:  # which grows: the settings of inner objects come after its own
+        for name in node if isinstance(node, DictConfig) else ():
+            settings.setdefault(str(name), f"{place}.{name}")
+            nodes.append((OmegaConf.select(node, str(name)), f"{place}.{name}"))
+    with naming_keys(key, settings):
         yield
 
 

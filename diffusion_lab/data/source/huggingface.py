@@ -64,7 +64,7 @@ class HuggingFace(FileSource):
         except (TypeError, ValueError, NotImplementedError) as error:
             raise DataError(
                 f"the column {self.image_column} of {self.path} holds no images; set "
-                f"data.image_column to one of {some(rows.column_names)}"
+                f"image_column to one of {some(rows.column_names)}"
             ) from error
 
         def stream(name: str) -> BinaryIO:
