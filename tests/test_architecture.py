@@ -30,11 +30,9 @@ ALONE = {"diffusion": {"common", "diffusion"}, "backbone": {"common", "backbone"
 ENTRY = ("__init__", "__main__")
 SHARED_NAMES = {  # of classes in two places, where both are the same thing of the field
     "Cosine": "the curve, of noise and of learning rates",
-    "CrossAttention": "the layer, and the block that conditions by it",
     "Preprocess": "each extractor's own, of pixels",
-    "ResidualBlock": "of the MLP, and of the U-Net",
 }
-FILE_LINES = 250
+FILE_LINES, FUNCTION_LINES = 250, 50
 
 
 def files(room: str) -> list[Path]:
@@ -102,6 +100,14 @@ def test_no_imports_go_in_a_circle():
 
 def test_each_file_fits_in_the_head():
     assert [p for p, _ in trees() if len(p.read_text().splitlines()) > FILE_LINES] == []
+
+
+def test_each_function_fits_in_the_head():
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, functions):
+                assert node.end_lineno - node.lineno < FUNCTION_LINES, f"{path}: {node.name}"
 
 
 def test_a_name_of_a_class_is_there_once():

@@ -75,7 +75,13 @@ def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
         assert members.std(0).mean().item() == pytest.approx(STD, rel=0.03)
 
 
-@every_schedule
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(each, id=type(each).__name__, marks=pytest.mark.slow if i else [])
+        for i, each in enumerate(SCHEDULES)
+    ],
+)
 def test_the_langevin_corrector_recovers_an_unbalanced_mixture(schedule):
     # In 64 dimensions a sample's norms are near their mean. What bias of 1 / D and snr^2 is left,
     # 2 % here and 4 % at snr = 0.16, partly cancels that of 60 steps with the small variance.

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.pairs import each_once
 
 from diffusion_lab.diffusion.objective import (
     BatchShare,
@@ -255,8 +256,12 @@ def test_second_moment_draws_each_part_by_its_probability():
     assert (sampler.quantile(u, Rectified()).diff() > 0).all()
 
 
-@pytest.mark.parametrize("stratified", [False, True])
-@pytest.mark.parametrize("schedule", [Rectified(), DDPMLinear(25, 1e-4, 0.02)])
+@pytest.mark.parametrize(
+    ("schedule", "stratified"),
+    each_once(
+        {"path": Rectified(), "table": DDPMLinear(25, 1e-4, 0.02)}, {"strata": True, "free": False}
+    ),
+)
 def test_importance_sampling_is_unbiased_and_less_noisy(schedule, stratified):
     """Also where parts and points of a table do not fit: ten parts, 25 points."""
     if schedule.discrete_steps:

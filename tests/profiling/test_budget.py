@@ -28,8 +28,9 @@ def test_lengths():
     assert budget(reference="unet").length(128) == {}
 
 
-@pytest.mark.parametrize("backbone", ["dit", pytest.param("mamba2", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("by", ["macs", pytest.param("params", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["dit", "mamba2"])
+@pytest.mark.parametrize("by", ["macs", "params"])
 def test_sizes_agree_to_the_tolerance(lab, by, backbone):
     sizes = []
     for each in ("unet_small", backbone):

@@ -13,7 +13,7 @@ PAIRS = [
     pytest.param("dit", "unet", "macs", marks=pytest.mark.slow),
     pytest.param("unet", "dit", "params", marks=pytest.mark.slow),
     pytest.param("unet_small", "dit_s_2", "macs", marks=pytest.mark.slow),
-    ("mlp", "unet_small", "params"),
+    pytest.param("mlp", "unet_small", "params", marks=pytest.mark.slow),
 ]
 
 
