@@ -67,6 +67,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
+        self.turns: Tensor | None
+        self.mask: Tensor | None
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm_q = nn.LayerNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()

@@ -107,15 +107,16 @@ class Attributes(_Labelled):
             )
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in self.sizes)
         for embedding in self.embeddings:
-            nn.init.normal_(embedding.weight, std=0.02)
+            nn.init.normal_(embedding.get_parameter("weight"), std=0.02)
 
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """labels (B,) int64, or None for `count` unconditional samples -> (B, D), (B, L, D)."""
         labels = self._present(labels, count)
-        step, tokens = math.prod(self.sizes), []
+        step = math.prod(self.sizes)
+        parts: list[Tensor] = []
         for size, embedding in zip(self.sizes, self.embeddings, strict=True):
             step //= size
             value = labels // step % size
-            tokens.append(embedding(torch.where(labels == self.null_label, size, value)))
-        tokens = torch.stack(tokens, dim=1)  # (B, L, D)
+            parts.append(embedding(torch.where(labels == self.null_label, size, value)))
+        tokens = torch.stack(parts, dim=1)  # (B, L, D)
         return Condition(tokens.sum(1), tokens, labels)

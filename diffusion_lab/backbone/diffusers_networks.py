@@ -5,6 +5,7 @@ takes, starts at an output of zero, and passes on what it is called with. B batc
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from diffusion_lab.backbone.unet import check_levels
 from diffusion_lab.common.ranges import between, optional, ranges, whole, whole_list
 
 
-def network_class(name: str) -> type[nn.Module]:
+def network_class(name: str) -> Any:
     """A class of diffusers, which is imported here alone; ValueError if it is not installed."""
     try:
         import diffusers
@@ -30,8 +31,8 @@ def network_class(name: str) -> type[nn.Module]:
 
 def zero(layer: nn.Module) -> None:
     """Sets a layer's weight and bias to 0."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.get_parameter("weight"))
+    nn.init.zeros_(layer.get_parameter("bias"))
 
 
 class DiffusersUNet(nn.Module):
@@ -63,7 +64,7 @@ class DiffusersUNet(nn.Module):
         check_levels(image_size, len(multipliers), attention)
         attends = [level in attention for level in range(len(multipliers))]
         self.condition_width = 4 * channels
-        self.network = network_class("UNet2DModel")(
+        self.network: Any = network_class("UNet2DModel")(
             sample_size=tuple(image_size),
             in_channels=in_channels,
             out_channels=out_channels,
@@ -129,7 +130,7 @@ class DiffusersDiT(nn.Module):
         check_heads(width, heads)
         self.condition_width = width
         self.noise = NoiseEmbedding(FREQUENCIES, width)
-        self.network = network_class("DiTTransformer2DModel")(
+        self.network: Any = network_class("DiTTransformer2DModel")(
             num_attention_heads=heads,
             attention_head_dim=width // heads,
             in_channels=in_channels,

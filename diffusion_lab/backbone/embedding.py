@@ -55,7 +55,8 @@ class NoiseEmbedding(nn.Sequential):
 
     def __init__(self, frequencies: int, width: int):
         super().__init__(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.frequencies = frequencies
 
     def forward(self, noise: Tensor) -> Tensor:
         """noise (B,) -> (B, width)."""
-        return super().forward(sinusoid(noise, self[0].in_features))
+        return super().forward(sinusoid(noise, self.frequencies))

@@ -37,7 +37,7 @@ def count(network: nn.Module, forward: Callable[[], object]) -> list[Cost]:
     for name, parameter in network.named_parameters():
         params[name.rpartition(".")[0]] += parameter.numel()
 
-    def add(module: nn.Module, inputs: tuple, keywords: dict, output: object) -> None:
+    def add(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> None:
         macs[names[module]] += own_macs(module, inputs, keywords, output)
 
     hooks = [module.register_forward_hook(add, with_kwargs=True) for module in names]
@@ -61,8 +61,8 @@ def own_macs(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -
     elif isinstance(module, TRANSPOSED):
         kernel = math.prod(module.kernel_size)
         macs = inputs[0].numel() * module.out_channels // module.groups * kernel
-    if hasattr(module, "mixing_macs"):
-        macs += module.mixing_macs(*inputs, **keywords)
+    if mixing_macs := getattr(module, "mixing_macs", None):
+        macs += mixing_macs(*inputs, **keywords)
     return macs
 
 

@@ -81,6 +81,8 @@ class MambaMixer(nn.Module):
             nn.Sequential(CausalConv(inner, conv), state_space(inner)) if bidirectional else None
         )
         self.out_proj = nn.Linear(inner, width, bias=False)
+        self.path: Tensor | None
+        self.inverse_path: Tensor | None
         self.register_buffer("path", path, persistent=False)
         self.register_buffer(
             "inverse_path", None if path is None else path.argsort(), persistent=False

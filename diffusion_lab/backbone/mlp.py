@@ -43,10 +43,11 @@ class MLP(nn.Module):
         self.out_shape = (out_channels, height, columns)
         self.embed = nn.Linear(in_channels * height * columns, width)
         self.noise = NoiseEmbedding(FREQUENCIES, width)
-        self.blocks = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
+        blocks = [ResidualLayer(width) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, out_channels * height * columns)
-        for layer in (self.out, *(block.outer for block in self.blocks)):
+        for layer in (self.out, *(block.outer for block in blocks)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -50,11 +50,11 @@ class LongSkips(nn.ModuleList):
     def initialise(self) -> None:
         """Skips that are there, and add nothing yet."""
         for layer in self:
-            own, skipped = layer.weight.data.chunk(2, dim=1)
+            own, skipped = layer.get_parameter("weight").data.chunk(2, dim=1)
             nn.init.eye_(own)
             nn.init.zeros_(skipped)
 
-    def before(self, index: int, blocks: int) -> nn.Linear | None:
+    def before(self, index: int, blocks: int) -> nn.Module | None:
         """The layer that joins a skip to the input of block `index` of `blocks`, if one does."""
         first = blocks - len(self)
         return self[index - first] if index >= first else None
@@ -112,11 +112,11 @@ class PatchNetwork(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for layer in (self.noise[0], self.noise[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.get_parameter("weight"), std=0.02)
         if isinstance(self.positions, nn.Parameter):
             nn.init.normal_(self.positions, std=0.02)
         for layer in (self.modulation[1], self.out):
-            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.get_parameter("weight"))
         for module in self.modules():
             if initialise := getattr(module, "initialise", None):
                 initialise()
@@ -141,7 +141,7 @@ class PatchNetwork(nn.Module):
         patches = tokens.shape[1]
         if self.blocks[0].prepends:
             tokens = torch.cat([context.to(tokens.dtype), tokens], dim=1)  # (B, L + N, D)
-        earlier = []
+        earlier: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if (join := self.skips.before(i, len(self.blocks))) is not None:
                 tokens = join(torch.cat([tokens, earlier.pop()], dim=-1))

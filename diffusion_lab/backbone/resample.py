@@ -39,6 +39,8 @@ class Upsample(nn.Conv2d):
 class _Filter(nn.Module):
     """The filter [1, 3, 3, 1] along both sides, of sum 1; beyond the border there are zeros."""
 
+    kernel: Tensor
+
     def __init__(self):
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -115,18 +115,17 @@ def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
         return [_built(each, f"{key}[{place}]", {}) for place, each in enumerate(node)]
     if not isinstance(node, DictConfig):
         return as_path(key, node)
-    children = {
-        str(name): _built(node[name], f"{key}.{name}", {})
-        for name in node
-        if name not in ("_target_", "_partial_", *facts)
-    }
+    children = {}
+    for name in map(str, node):
+        if name not in ("_target_", "_partial_", *facts):
+            children[name] = _built(node[name], f"{key}.{name}", {})
     if "_target_" not in node:
         return children
     factory = Factory(_target(node, key), key, children)
     return factory if node.get("_partial_", False) else factory(**facts)
 
 
-def _target(node: DictConfig, key: str) -> Callable:
+def _target(node: DictConfig, key: str) -> partial:
     """The class that a node names, which Hydra looks up and may refuse."""
     try:
         return hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -63,7 +63,7 @@ def ranges(**allowed: Range) -> Callable[[Target], Target]:
                 allowed_range.check(argument, bound.arguments[argument])
             return target(*args, **named)
 
-        return checked
+        return cast(Target, checked)
 
     return decorate
 

@@ -61,7 +61,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 def compile_pays(choice: bool | str, device: torch.device) -> bool:
     """Whether to compile: as told, or for `auto` on a GPU, where a run outlasts the compilation."""
-    return device.type == "cuda" if choice == "auto" else choice
+    return device.type == "cuda" if choice == "auto" else choice is True
 
 
 def channels_last_pays(choice: bool | str, device: torch.device) -> bool:
@@ -69,7 +69,7 @@ def channels_last_pays(choice: bool | str, device: torch.device) -> bool:
 
     On a CPU the U-Net works channels last whatever this says: its norms are written for it.
     """
-    return device.type == "cuda" if choice == "auto" else choice
+    return device.type == "cuda" if choice == "auto" else choice is True
 
 
 class PeakMemory:
@@ -86,8 +86,8 @@ class PeakMemory:
 
     def bytes(self) -> int | None:
         """None where it cannot be told from what else the process has done."""
-        peaks = (self._before, self._since_reset())
-        return None if None in peaks else max(peaks)
+        before, since = self._before, self._since_reset()
+        return None if before is None or since is None else max(before, since)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:

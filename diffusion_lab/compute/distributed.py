@@ -1,7 +1,7 @@
 """Work shared over ranks by sample id."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ def gather_by_id(rows: Tensor, ids: Sequence[int]) -> Tensor:
     rows = rows.cpu()
     if world == 1:
         return rows
-    shards: list[tuple[Tensor, list[int]]] = [None] * world
+    shards: list[Any] = [None] * world  # (rows, ids) of each rank
     dist.all_gather_object(shards, (rows, list(ids)))
     order = torch.tensor([i for _, shard_ids in shards for i in shard_ids]).argsort()
     return torch.cat([rows for rows, _ in shards])[order]
@@ -44,21 +44,22 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
     rank, world = rank_and_world()
     if world == 1:
         return compute()
-    value, failure = None, None
+    value: Value | None = None
+    failure: Exception | None = None
     if rank == 0:
         try:
             value = compute()
         except Exception as error:  # whatever it is, the others must hear of it
             failure = error
     # an exception itself may not survive the way
-    sent = [value, None if failure is None else _sentence(failure)]
+    sent: list[Any] = [value, None if failure is None else _sentence(failure)]
     dist.broadcast_object_list(sent, src=0)
     if failure is not None:
         raise failure
-    value, reason = sent
+    result, reason = sent
     if reason is not None:
         raise UserError(f"the first process stopped: {reason}")
-    return value
+    return result
 
 
 def _sentence(error: Exception) -> str:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -39,9 +40,15 @@ class FSDP(ModelParallelStrategy):
         """True: by `load_optimizer_state_dict`."""
         return True
 
+    @property
+    def module_here(self) -> LightningModule:
+        """The module that the strategy was given."""
+        assert self.lightning_module is not None, "connect comes before"
+        return self.lightning_module
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The whole state of the module on every rank, on the CPU."""
-        return tree_map(whole, self.lightning_module.state_dict())
+        return tree_map(whole, self.module_here.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state of the optimiser on every rank, on the CPU, as one process has it."""
@@ -53,9 +60,9 @@ class FSDP(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Takes this rank's share of a whole state."""
-        own, whole_state = self.lightning_module.state_dict(), checkpoint["state_dict"]
+        own, whole_state = self.module_here.state_dict(), checkpoint["state_dict"]
         state = {name: shared_as(value, own.get(name)) for name, value in whole_state.items()}
-        self.lightning_module.load_state_dict(state, strict=strict)
+        self.module_here.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Takes this rank's share of the optimisers' whole states."""
@@ -112,6 +119,8 @@ def shared_as(value: Tensor, like: Tensor | None) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements)
 
 
-def whole(value: object) -> object:
+def whole(value: Any) -> Any:
     """A tensor with all its shares, on the CPU; anything else as it is."""
-    return value.detach().full_tensor().cpu() if isinstance(value, DTensor) else value
+    if not isinstance(value, DTensor):
+        return value
+    return cast(DTensor, value.detach()).full_tensor().cpu()

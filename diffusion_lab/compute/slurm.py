@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from diffusion_lab.common.files import OUTPUTS, write_atomically
 
@@ -73,7 +74,7 @@ def sign(folder: Path, command: str, overrides: list[str]) -> None:
         write_atomically(folder / RECORD, f"{record}\n")
 
 
-def _record(command: str, overrides: list[str]) -> dict[str, object]:
+def _record(command: str, overrides: list[str]) -> dict[str, Any]:
     return {
         "step": step(),
         "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
@@ -83,7 +84,7 @@ def _record(command: str, overrides: list[str]) -> dict[str, object]:
     }
 
 
-def _read(folder: Path) -> dict[str, object]:
+def _read(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
@@ -110,5 +111,5 @@ def requeue() -> str:
 
 
 def _called(*command: str) -> str:
-    settings = {"capture_output": True, "text": True, "timeout": SECONDS}
-    return subprocess.run(command, check=True, **settings).stdout.strip()
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+    return done.stdout.strip()

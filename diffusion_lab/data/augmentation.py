@@ -5,6 +5,7 @@ with, mean an image as it is. B batch, C channels, H height, W width in pixels.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -76,14 +77,16 @@ class NonLeaky:
 
         On the CPU: every device does the same, and none is waited for.
         """
-        draw = {"generator": generator, "dtype": torch.float32}
+        rand = partial(torch.rand, generator=generator, dtype=torch.float32)
         p = self.probability
-        done = torch.rand(count, len(VALUES), **draw) < torch.tensor([1.0, p, p, p, p, p])
+        done = rand((count, len(VALUES))) < torch.tensor([1.0, p, p, p, p, p])
         done &= torch.tensor([bool(strength) for strength in self.strengths])
-        mirrored, turned = (torch.rand(2, count, **draw) < 0.5).to(torch.float32)
-        angle, axis = math.pi * (2 * torch.rand(2, count, **draw) - 1)
+        mirrored, turned = (rand((2, count)) < 0.5).to(torch.float32)
+        angle, axis = math.pi * (2 * rand((2, count)) - 1)
         angle = angle * self.rotation / 180
-        size, stretch, right, down = torch.randn(4, count, **draw)
+        size, stretch, right, down = torch.randn(
+            (4, count), generator=generator, dtype=torch.float32
+        )
         # no less than 0, or a label would mean a stretch or its inverse; as often, by symmetry
         stretch = stretch.abs()
         label = torch.stack(

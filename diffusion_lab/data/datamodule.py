@@ -4,6 +4,7 @@ from functools import cached_property
 
 import lightning
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from diffusion_lab.common import hashing
@@ -163,7 +164,8 @@ class ImageDataModule(lightning.LightningDataModule):
     @property
     def micro_batch(self) -> int:
         """Images of one rank in a forward pass: the module's batch by accumulation and ranks."""
-        trainer, batch_size = self.trainer, self.trainer.lightning_module.batch_size
+        trainer = self.attached_trainer
+        batch_size = trainer.lightning_module.batch_size
         micro_batch, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
         if rest:
             raise ValueError(
@@ -172,9 +174,16 @@ class ImageDataModule(lightning.LightningDataModule):
             )
         return micro_batch
 
+    @property
+    def attached_trainer(self) -> Trainer:
+        """Lightning's trainer, which asks for the loaders."""
+        assert self.trainer is not None, "loaders are a trainer's"
+        return self.trainer
+
     def train_dataloader(self) -> TensorLoader:
         """The endless stream, from the images that the trainer's steps have seen already."""
-        trainer, module = self.trainer, self.trainer.lightning_module
+        trainer = self.attached_trainer
+        module = trainer.lightning_module
         device = trainer.strategy.root_device
         if self.encoded is None:
             images, mirrored = self.padded(self.train_images()), None
@@ -204,8 +213,8 @@ class ImageDataModule(lightning.LightningDataModule):
         return HeldOutLoader(
             *self.held_out(self.validation_size),
             self.micro_batch,
-            rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
+            rank=self.attached_trainer.global_rank,
+            world=self.attached_trainer.world_size,
         )
 
     @cached_property

@@ -19,7 +19,8 @@ def subset(
     chosen = []
     for label in labels.unique().tolist():
         index = (labels == label).nonzero().flatten().tolist()
-        count = per_class if per_class is not None else max(1, round(fraction * len(index)))
+        share = max(1, round((fraction or 1) * len(index)))
+        count = share if per_class is None else per_class
         if count > len(index):
             raise ValueError(
                 f"per_class={per_class} is more than the {len(index)} training images of "

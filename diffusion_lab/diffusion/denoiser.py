@@ -4,6 +4,7 @@ A checkpoint needs to contain nothing else.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,20 +54,19 @@ class Denoiser(nn.Module):
         self.input_std = input_std
         self.self_conditioning = self_conditioning
         self.learned_variance = learned_variance
-        self.backbone = backbone(
+        network: Any = backbone(
             in_channels=channels * (1 + self_conditioning),
             out_channels=channels * (1 + learned_variance),
             image_size=(height, width),
         )
-        self.conditioning = conditioning(
-            num_classes=num_classes, width=self.backbone.condition_width
+        self.backbone: nn.Module = network
+        self.conditioning: Any = conditioning(
+            num_classes=num_classes, width=network.condition_width
         )
         self.augmentation = None
         if augmentation_labels:
             # without a bias, so that an image as it is adds nothing
-            self.augmentation = nn.Linear(
-                augmentation_labels, self.backbone.condition_width, bias=False
-            )
+            self.augmentation = nn.Linear(augmentation_labels, network.condition_width, bias=False)
             nn.init.normal_(self.augmentation.weight, std=0.02)
 
     def forward(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Estimate:

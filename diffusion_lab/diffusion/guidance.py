@@ -87,9 +87,11 @@ class Guidance:
         if self.scale == 0:
             ask = asking(denoiser, None) if weak is None else asking(weak, labels)
         elif self.scale != 1:
-            pair = (
-                with_unlabelled(denoiser, labels) if weak is None else with_weak(ask, weak, labels)
-            )
+            if weak is not None:
+                pair = with_weak(ask, weak, labels)
+            else:
+                assert labels is not None, "checked above"
+                pair = with_unlabelled(denoiser, labels)
             ask = guided(self, ask, pair)
         return self_conditioned(ask if self.clip is None else clipped(ask, self.clip))
 

@@ -4,6 +4,7 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class HubVAE(Latents):
         network, self.settings = pretrained(path)
         self.moments_of = MOMENTS[self.settings["_class_name"]]
         self.sha256 = digest(network, self.settings)
-        if sha256 not in (None, self.sha256):
+        if sha256 is not None and sha256 != self.sha256:
             raise ValueError(
                 f"path={path} has other weights or settings now than this run was trained with: "
                 f"its sha256 begins with {self.sha256[:12]}, not with {sha256[:12]}; put the "
@@ -123,7 +124,7 @@ class HubVAE(Latents):
         write_atomically(folder / COPY_FOLDER / "config.json", settings)
 
 
-def pretrained(path: str) -> tuple[nn.Module, dict[str, object]]:
+def pretrained(path: str) -> tuple[Any, dict[str, object]]:
     """The autoencoder called `path`, and its config.json; raises ValueError, with what to do."""
     try:
         diffusers = importlib.import_module("diffusers")

@@ -6,6 +6,7 @@ each step of training draws its latents anew.
 
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class Latents(FirstStage):
     to (z - shift) / scale.
     """
 
+    network: Any  # its own methods are called
     sha256: str
     shift: Tensor | float
     scale: Tensor | float

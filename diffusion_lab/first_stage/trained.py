@@ -34,7 +34,7 @@ class TrainedAutoencoder(Latents):
                 f"run={run} is a {self.trained.kind} autoencoder, where one of "
                 f"{', '.join(self.kinds)} is wanted; choose the first stage of its kind"
             )
-        if sha256 not in (None, self.sha256):
+        if sha256 is not None and sha256 != self.sha256:
             raise ValueError(
                 f"{self.path} is not the first stage that this run was trained with: its sha256 "
                 f"begins with {self.sha256[:12]}, not with {sha256[:12]}; put the file back"

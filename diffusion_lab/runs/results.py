@@ -69,7 +69,7 @@ def evaluations_of(folder: str | Path, saved: DictConfig, weights: CurrentWeight
     """All evaluations of a run's current weights, the one at the end of training first."""
     summary, found = load_summary(folder), []
     if summary.get("protocol") and kind_of(saved).summary_is_of_samples:
-        sampling = sampling_of(OmegaConf.merge(saved, {"seed": saved.callbacks.evaluation.seed}))
+        sampling = sampling_of(saved) | {"seed": saved.callbacks.evaluation.seed}
         facts = {"protocol": summary["protocol"], "metrics": summary["metrics"]}
         found.append(facts | {"sampling": sampling})
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):

@@ -26,10 +26,11 @@ class AdaLN(Block):
 
     def initialise(self) -> None:
         """No modulation, and closed gates."""
-        nn.init.zeros_(self.modulation[1].weight)
+        nn.init.zeros_(self.modulation[1].get_parameter("weight"))
 
-    def add(self, x: Tensor, branch: nn.Module, shift: Tensor, scale: Tensor) -> Tensor:
+    def add(self, x: Tensor, branch: nn.Module, *coefficients: Tensor) -> Tensor:
         """x (B, N, D) with one branch added, its coefficients (B, D)."""
+        shift, scale = coefficients
         return x + branch(modulate(self.norm(x), shift, scale))
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
@@ -51,8 +52,7 @@ class AdaLNZero(AdaLN):
 
     coefficients = 3  # and a gate
 
-    def add(
-        self, x: Tensor, branch: nn.Module, shift: Tensor, scale: Tensor, gate: Tensor
-    ) -> Tensor:
+    def add(self, x: Tensor, branch: nn.Module, *coefficients: Tensor) -> Tensor:
         """x (B, N, D) with one branch added, its coefficients (B, D)."""
+        shift, scale, gate = coefficients
         return x + gate[:, None] * branch(modulate(self.norm(x), shift, scale))

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
@@ -111,6 +112,7 @@ def cifar10(root: Path) -> Path:
                     parent, _, name = member.name.rpartition("/")
                     if parent == source.base_folder and name in lacking:
                         stream = tar.extractfile(member)
+                        assert stream is not None, f"{name} is a file"
                         install(stream, archive, folder / name, files[name], scratch)
     return folder
 
@@ -121,7 +123,7 @@ def _take_fashion_mnist(source: Path, raw: Path, scratch: Path) -> None:
         for path in (source / name, source / f"{name}.gz"):
             if path.is_file():
                 with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-                    install(stream, path, raw / name, FASHION_MNIST[name], scratch)
+                    install(cast(IO[bytes], stream), path, raw / name, FASHION_MNIST[name], scratch)
                 break
 
 
@@ -154,9 +156,17 @@ def _from_debian(scratch: Path) -> Path:
 
 
 def _call(*command: str, at: Path) -> None:
-    settings = {"env": os.environ | {"LC_ALL": "C"}, "cwd": at, "timeout": APT_SECONDS}
+    environment = os.environ | {"LC_ALL": "C"}
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, **settings)
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=at,
+            timeout=APT_SECONDS,
+        )
     except FileNotFoundError as error:
         raise SourceUnavailable(f"there is no {command[0]} here") from error
     except subprocess.TimeoutExpired as error:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ def pixels(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarr
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def _opened(stream: BinaryIO) -> Image.Image:
+def _opened(stream: IO[bytes]) -> Image.Image:
     """The image, its header read; too many pixels would be an attack on the memory."""
     if not stream.read(1):
         raise BadImage("it is empty")
@@ -169,7 +169,7 @@ def _opened(stream: BinaryIO) -> Image.Image:
     return image
 
 
-def _header(stream: BinaryIO) -> tuple[tuple[int, int], bool]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, int], bool]:
     """(height, width) as shown, and whether the image is grey, without decoding it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")

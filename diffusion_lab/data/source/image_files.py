@@ -81,7 +81,7 @@ class FileSource(DataSource):
         """
 
     @cached_property
-    def native_shape(self) -> tuple[int, int, int]:
+    def native_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(C, H, W), by headers if it is not configured."""
         size, channels = self.image_size, self.channels
         if size is None or channels is None:
@@ -91,7 +91,7 @@ class FileSource(DataSource):
         return (channels, *size)
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Of the training split; none at all for images without labels."""
         return self._files[0].classes if self.classes is None else self.classes
 
@@ -118,6 +118,7 @@ class FileSource(DataSource):
     @cached_property
     def _files(self) -> tuple[ImageFiles, ImageFiles]:
         train = self.find(True, self.classes)
+        assert train is not None, "there is a training split always"
         test = self.find(False, train.classes)
         remedy = "add images"
         if test is None:

@@ -5,6 +5,7 @@ import re
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.listing import (
@@ -72,7 +73,7 @@ def _read(archive: zipfile.ZipFile, where: str) -> object:
         raise DataError(f"{where} cannot be read ({error}); make the zip anew") from error
 
 
-def _labels(content: object, where: str) -> dict[str, object] | None:
+def _labels(content: object, where: str) -> dict[str, Any] | None:
     """The label of each name, in order, or None; raises DataError for anything else."""
     pairs = content.get("labels") if isinstance(content, dict) else content
     if pairs is None and isinstance(content, dict):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, Any
 
 from diffusion_lab.data.source.verified_files import DataError
 
@@ -27,7 +27,7 @@ class ImageFiles:
     names: list[str]
     classes: tuple[str, ...]
     labels: list[int]
-    open: Callable[[str], BinaryIO]
+    open: Callable[[str], IO[bytes]]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,7 +109,7 @@ def by_folder(
         )
     folders = [] if flat else [name.partition("/")[0] for name in names]
     found = sorted(set(folders))
-    classes = found if classes is None else classes
+    classes = tuple(found) if classes is None else classes
     lacking = [name for name in classes if name not in found]
     strange = [name for name in found if name not in classes]
     if lacking or strange:
@@ -120,11 +120,11 @@ def by_folder(
             "a folder for each, the same ones for training and test, and all in classes"
         )
     labels = {name: label for label, name in enumerate(classes)}
-    return tuple(classes), [labels[folder] for folder in folders]
+    return classes, [labels[folder] for folder in folders]
 
 
 def by_number(
-    names: Sequence[object], labels: Sequence[object], classes: tuple[str, ...] | None, where: str
+    names: Sequence[object], labels: Sequence[Any], classes: tuple[str, ...] | None, where: str
 ) -> tuple[str, ...]:
     """Classes of labels that are numbers; None gives them their numbers as names.
 
@@ -152,7 +152,7 @@ def by_number(
     return tuple(map(str, range(count)))
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[object]) -> str:
     """The first few, for a sentence, and how many more there are."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return f"{', '.join(map(str, names[:SHOWN]))}{more}"

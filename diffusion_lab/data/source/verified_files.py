@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 
 class DataError(ValueError):
@@ -79,7 +79,7 @@ def check(path: Path, checksum: str) -> None:
         raise Damaged(path, "its checksum is wrong")
 
 
-def install(stream: BinaryIO, source: Path, target: Path, checksum: str, scratch: Path) -> None:
+def install(stream: IO[bytes], source: Path, target: Path, checksum: str, scratch: Path) -> None:
     """Copies `stream`, which reads the file `source`, to `target`, if it has this checksum.
 
     Raises Damaged, naming `source`; `scratch` is a folder on the same file system as `target`.

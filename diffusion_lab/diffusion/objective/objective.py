@@ -4,6 +4,7 @@ x0_hat is linear in the output, so the two differ by the factor (d x0 / d output
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +66,10 @@ class Objective(nn.Module):
         level, importance = self.time_sampler(len(x0), self.schedule, generator, share)
         level = level.to(x0.device)
         # float32 whatever the default dtype: bf16-true would make bf16 noise
-        draw = {"generator": generator, "device": x0.device, "dtype": torch.float32}
-        eps = torch.randn(x0.shape, **draw)
+        draw = partial(torch.randn, generator=generator, device=x0.device, dtype=torch.float32)
+        eps = draw(x0.shape)
         if self.offset_noise:
-            eps = eps + self.offset_noise * torch.randn((*x0.shape[:2], 1, 1), **draw)
+            eps = eps + self.offset_noise * draw((*x0.shape[:2], 1, 1))
         if given.labels is not None:
             dropped = denoiser.conditioning.drop(given.labels, self.label_dropout, generator)
             given = replace(given, labels=dropped)
@@ -97,12 +98,14 @@ class Objective(nn.Module):
         """
         x = add_noise(x0, eps, level)
         x0_hat, log_variance_weight, output = denoiser(x, level, given)
+        assert output is not None, "a denoiser answers with its output"
         target = self.prediction.target(x0, eps, level)
         losses = (output - target).square().flatten(1).mean(1)  # (B,)
         if self.weighting is not None:
             weight = self.weighting(level.logsnr) * self.prediction.x0_gain(level) ** 2
             losses = losses * weight.to(losses.dtype)
         if self.variance_loss is not None:
+            assert log_variance_weight is not None, "variance_loss needs a learned variance"
             losses = losses + self.variance_loss(
                 x, x0, x0_hat, log_variance_weight, level, self.schedule
             )

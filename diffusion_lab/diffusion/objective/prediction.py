@@ -72,6 +72,8 @@ class EDM(Prediction):
     data_std is the standard deviation of the clean data: 0.5 of images in [-1, 1], 1 of latents.
     """
 
+    data_std: float
+
     @ranges(data_std=above(0))
     def __init__(self, data_std: float = 0.5):
         self.data_std = data_std

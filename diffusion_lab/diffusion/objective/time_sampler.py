@@ -162,6 +162,9 @@ class SecondMoment(TimeSampler):
     has its history.
     """
 
+    history: Tensor
+    count: Tensor
+
     @ranges(bins=whole(2), history=whole(1), uniform=share())
     def __init__(
         self,

@@ -31,7 +31,14 @@ class Hybrid:
     ) -> Tensor:
         """What is added to the loss of each sample, (B,); arguments as for `bound_term`."""
         term = bound_term(x, x0, x0_hat.detach(), log_variance_weight, level, schedule)
-        return self.weight * schedule.discrete_steps * term
+        return self.weight * levels_of(schedule) * term
+
+
+def levels_of(schedule: NoiseSchedule) -> int:
+    """The number of levels of a table; raises ValueError for a schedule that has none."""
+    if schedule.discrete_steps is None:
+        raise ValueError("variance_loss compares the levels of a table, and the schedule has none")
+    return schedule.discrete_steps
 
 
 def bound_term(
@@ -48,7 +55,7 @@ def bound_term(
     the divergence of q(x_s | x_t, x0) from N(mean given x0_hat, learned variance), s one level
     below t. `log_variance_weight` (B, C, H, W) is that of `Estimate`.
     """
-    steps = schedule.discrete_steps
+    steps = levels_of(schedule)
     index = (level.t * steps).round().clamp(min=1)  # 1 is the cleanest level
     there = schedule((index - 1) / steps)
     mean, _, large = posterior(x, x0, level, there)

@@ -28,13 +28,14 @@ def ancestral_step(
     The learned variance lies between the logs of the small and the large one, at
     estimate.log_variance_weight in [0, 1] (arXiv:2102.09672, equation 15).
     """
-    if variance == "learned" and estimate.log_variance_weight is None:
+    weight = estimate.log_variance_weight if variance == "learned" else None
+    if variance == "learned" and weight is None:
         raise ValueError("variance=learned needs a model that learned its reverse variance")
     x, small, large = posterior(x, estimate.x0, here, there, eta)
     if eta == 0 or there.sigma == 0:
         return x
-    if variance == "learned":
-        added = small * (large / small) ** estimate.log_variance_weight
+    if weight is not None:
+        added = small * (large / small) ** weight
     else:
         added = small if variance == "fixed_small" else large
     return x + added.sqrt() * randn_like(x)

@@ -18,6 +18,8 @@ class Table(NoiseSchedule):
     and any time grid may be used.
     """
 
+    discrete_steps: int
+
     def __init__(self, betas: Tensor):
         self.discrete_steps = len(betas)
         # log(alpha^2) at t = 0, 1/N, ..., 1                       (N + 1,)

@@ -45,7 +45,7 @@ class Network(nn.Sequential):
 def level(in_channels: int, channels: int, blocks: int, attention: bool) -> list[nn.Module]:
     """The residual blocks of a level, and its attention."""
     widths = [in_channels] + [channels] * blocks
-    layers = [ConvBlock(*pair) for pair in pairwise(widths)]
+    layers: list[nn.Module] = [ConvBlock(*pair) for pair in pairwise(widths)]
     return [*layers, PixelAttention(channels, None)] if attention else layers
 
 
@@ -55,7 +55,7 @@ class Encoder(Network):
     def __init__(
         self, in_channels: int, out_channels: int, widths: Sequence[int], blocks: int, attend: bool
     ):
-        layers = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
         width = widths[0]
         for depth, wider in enumerate(widths):
             if depth:
@@ -74,7 +74,7 @@ class Decoder(Network):
         self, in_channels: int, out_channels: int, widths: Sequence[int], blocks: int, attend: bool
     ):
         width = widths[-1]
-        layers = [nn.Conv2d(in_channels, width, 3, padding=1)]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1)]
         for depth in reversed(range(len(widths))):
             # narrowed before it is enlarged, which costs a quarter
             narrower = widths[max(depth - 1, 0)]
@@ -89,7 +89,7 @@ class Decoder(Network):
     @property
     def last_weight(self) -> nn.Parameter:
         """Of the convolution that makes the image."""
-        return self[-1].weight
+        return self[-1].get_parameter("weight")
 
 
 def pad_to_multiple(images: Tensor, factor: int) -> Tensor:

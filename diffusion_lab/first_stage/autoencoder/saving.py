@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +27,7 @@ class AutoencoderFacts:
     """Everything about a trained autoencoder that its weights do not say."""
 
     kind: str
-    settings: dict[str, object]  # of the constructor
+    settings: dict[str, Any]  # of the constructor
     image_shape: list[int]
     latent_mean: list[float]  # by channel, over the training images
     latent_std: list[float]
@@ -52,7 +53,8 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderFacts, bytes]:
         with safe_open(path, "pt") as file:
             facts = AutoencoderFacts(**json.loads(file.metadata()["facts"]))
         kind = KINDS[facts.kind]
-        autoencoder = kind(tuple(facts.image_shape), **facts.settings)
+        channels, height, width = facts.image_shape
+        autoencoder = kind((channels, height, width), **facts.settings)
         autoencoder.load_state_dict(safetensors.torch.load(content))
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(

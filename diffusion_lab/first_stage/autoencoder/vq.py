@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Sequence
 from math import prod
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class Quantised(Autoencoder):
     """An autoencoder whose bottleneck gives codes (B, h, w) below `codes`."""
 
     codes: int
+    quantiser: Any
 
     def mean(self, moments: Tensor) -> Tensor:
         return moments

