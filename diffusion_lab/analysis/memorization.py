@@ -72,7 +72,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 def made_folder(cfg: DictConfig) -> Path:
     """The folder of the report; raises UserError if it cannot be made."""
-    folder = Path(str(cfg.output or Path(cfg.run) / "memorization"))
+    folder = Path(cfg.output or Path(cfg.run) / "memorization")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -52,7 +52,6 @@ class HubVAE(Latents):
         cache: bool,
         cache_dir: str,
     ):
-        path = str(path)  # a folder 2024 is a number to Hydra
         if image_shape[0] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels, not {image_shape[0]}")
         network, self.settings = pretrained(path)

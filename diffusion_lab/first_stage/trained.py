@@ -26,7 +26,7 @@ class TrainedAutoencoder(Latents):
     def __init__(
         self, image_shape: Shape, run: str, sha256: str | None, cache: bool, cache_dir: str
     ):
-        self.path = Path(str(run)) / saving.FIRST_STAGE_FILE  # a folder 2024 is a number to Hydra
+        self.path = Path(run) / saving.FIRST_STAGE_FILE
         network, self.trained, self.content = saving.load_autoencoder(self.path)
         self.sha256 = hashing.of_bytes(self.content)
         if self.trained.kind not in self.kinds:

@@ -59,7 +59,7 @@ class GenerativeMetrics:
         self.extractor = extractor
         self.reference_size = reference_size
         self.num_samples = num_samples
-        self.cache_dir = Path(str(cache_dir))  # a folder 2024 is a number to Hydra
+        self.cache_dir = Path(cache_dir)
         self.half_splits = half_splits
         self.per_class = per_class
         self.observer = Observer(extractor, Classifier(classifier) if classifier else None)

@@ -76,7 +76,7 @@ def say_if_older(run: str | Path, used: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, by a look at every byte of it; None if nothing is.
+    """The fault of a checkpoint, found by a look at every byte of it; None if there is none.
 
     Raises UserError where it cannot be read, which may pass and says nothing of what is in it.
     """

@@ -27,10 +27,10 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     if cfg.weights not in weights.KINDS:
         raise UserError(f"weights={cfg.weights} is unknown; use {' or '.join(weights.KINDS)}")
-    output = Path(str(cfg.output))
+    output = Path(cfg.output)
     if output.exists():
         raise UserError(f"output={output} exists already; choose a new folder")
-    run = Path(str(cfg.run))
+    run = Path(cfg.run)
     saved = load_config(run)
     if (run / weights.EXPORTED).is_file():
         raise UserError(f"{run} is an export already; copy the folder")

@@ -68,7 +68,7 @@ def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
 
 
 def _new_run_id() -> str:
-    """Of W&B, whose agent has chosen it already for a run of a sweep of W&B's."""
+    """A new W&B run id, or the one that the sweep agent has set."""
     chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
     return chosen or uuid.uuid4().hex[:8]
 
@@ -89,10 +89,7 @@ def _make_folder(cfg: DictConfig) -> Path:
 
 
 def unfinished(name: str) -> Path | None:
-    """The latest run of this name that was saved, has not reached its end and is not being trained.
-
-    Of those in the folder where runs go by default.
-    """
+    """The latest run of this name in outputs/ that has a checkpoint, no end and no trainer."""
     folders = sorted(path.parent for path in (OUTPUTS / name).glob(f"*/{CONFIG}"))
     for folder in reversed(folders):
         done = load_summary(folder).get("finished")
@@ -111,9 +108,9 @@ def load_summary(folder: str | Path) -> dict:
 
 
 def reopen(folder: Path) -> None:
-    """Has the summary of a run that is trained on say that it is not finished; on rank 0.
+    """Marks a run that is trained longer as not finished in its summary; on rank 0.
 
-    Or a run that is killed while it is made longer would be taken for one of its old length.
+    Otherwise a run that is killed meanwhile would be taken for a finished one of its old length.
     """
     summary = load_summary(folder)
     if summary.get("finished"):

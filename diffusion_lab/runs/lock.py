@@ -80,7 +80,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def _refused(folder: Path) -> OSError | None:
-    """What a lock on the run is refused with: by its holder, for want of a file, or of locks."""
+    """The error of asking for a lock on the run: it is held, has no file, or there are no locks."""
     try:
         with (folder / FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

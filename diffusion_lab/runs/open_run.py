@@ -114,4 +114,4 @@ def move_data(source: DictConfig, folder: str) -> None:
     if not paths:
         raise UserError(f"data_root={folder}, but this run's data are in no files; leave it out")
     for key in paths:
-        source[key] = str(Path(str(folder)) / Path(str(source[key])).name)
+        source[key] = str(Path(folder) / Path(source[key]).name)

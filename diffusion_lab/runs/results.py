@@ -26,7 +26,7 @@ WORDS = {
     "num_samples": ("on so many samples:", "metrics.num_samples="),
 }
 EVALUATIONS = "evaluations"
-Sampling = dict[str, object]  # as `sampling_of` says it
+Sampling = dict[str, object]  # the result of `sampling_of`
 # "protocol", "sampling" and "metrics" of an evaluation, and of which weights it is
 Record = dict[str, dict]
 

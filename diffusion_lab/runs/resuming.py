@@ -12,7 +12,7 @@ from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.opening import kind_of
 
-# an option of a group is a file of values, of which a run that is resumed keeps its own
+# values to write instead of options, of which a resumed run keeps its own
 INSTEAD_OF_OPTIONS = {
     "trainer=cpu": "trainer.accelerator=cpu",
     "trainer=ddp": "trainer.strategy=ddp",
@@ -21,7 +21,7 @@ INSTEAD_OF_OPTIONS = {
 
 
 def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
-    """The configuration of a run for `command` to go on with; `overrides` replace its values.
+    """The configuration with which `command` resumes a run; `overrides` replace its values.
 
     Raises UserError for an override that would make it another model.
     """
@@ -69,9 +69,9 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
 
 
 def restarted(folder: Path) -> DictConfig:
-    """The configuration of the run that a requeued job has begun, to go on with.
+    """The configuration with which a requeued job resumes the run that it has begun.
 
-    If the job was ended before the first checkpoint, it begins again, in the same folder.
+    A job that was ended before the first checkpoint begins again in the same folder.
     """
     cfg = load_config(folder)
     cfg.resume = str(folder)

@@ -1,4 +1,4 @@
-"""What opening a run would execute: the classes that its configuration names."""
+"""The classes that opening a run executes, and which of them are trusted."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -11,7 +11,7 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.progress import say
 
 PACKAGES = ("diffusion_lab", "torch", "lightning")  # whose classes a run of this program names
-# of these, by where a class is defined: what a configuration has use for, and no more
+# the modules of those packages whose classes configurations use
 MODULES = (
     "diffusion_lab",
     "torch.nn",
@@ -64,7 +64,7 @@ def is_trusted(name: str) -> bool:
     """
     try:
         found = get_object(name)
-    except Exception:  # of whatever the import runs into
+    except Exception:  # importing may fail in any way
         return False
     return isinstance(found, type) and f"{found.__module__}.".startswith(
         tuple(f"{module}." for module in MODULES)

@@ -14,7 +14,7 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.runs import checkpoints
 
 EXPORTED = "model.safetensors"  # in the folder of an export
-PREFIX = "denoiser."  # of the denoiser's weights in a checkpoint
+PREFIX = "denoiser."  # before the names of the denoiser's weights in a checkpoint
 CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and file stamp
 KINDS = {"averaged": "state_dict", "raw": "current_model_state"}  # and where a checkpoint has them
 

@@ -24,7 +24,7 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     allowed = {"epochs": whole(1), "batch_size": whole(2), "seed": whole(0), "lr": above(0)}
     check_keys(cfg, allowed)
-    path = Path(str(cfg.output))
+    path = Path(cfg.output)
     if path.exists():
         raise UserError(
             f"{path} exists, and figures may have been measured with it; use it by "

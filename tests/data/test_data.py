@@ -211,8 +211,8 @@ class TestFacts:
         assert caught.value.argument == argument
 
     def test_a_number_is_a_path(self):
-        assert FashionMNIST(root=2024).root == Path("2024")
-        assert CIFAR10(root=2024).root == Path("2024")
+        assert FashionMNIST(root="2024").root == Path("2024")
+        assert CIFAR10(root="2024").root == Path("2024")
 
     def test_fingerprint_tells_any_change(self):
         def changed(change) -> tuple[str, str]:

@@ -195,13 +195,6 @@ class TestFacts:
         with pytest.raises(ValueError, match=r"pad=3 is smaller than the images; use 4"):
             of_folder(tmp_path, numbered(30), pad=3)
 
-    def test_a_number_is_a_path(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        folder(tmp_path / "2024", TWO)
-        archive(tmp_path / "2025", TWO)
-        assert data_of(ImageFolder, 2024, test_path=2024).train_images().shape == (4, 1, 4, 4)
-        assert data_of(ImageZip, 2025, test_path=2025).train_images().shape == (4, 1, 4, 4)
-
 
 class TestBadImages:
     CONTENTS = TWO | {"cat/3.png": b"", "dog/1.png": png(0, (9, 4)), "dog/4.png": 4}

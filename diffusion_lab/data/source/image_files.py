@@ -63,8 +63,7 @@ class FileSource(DataSource):
         resize: str = "crop",
         on_bad: str = "refuse",
     ):
-        self.path = str(path)  # a folder 2024 is a number to Hydra
-        self.test_path = None if test_path is None else str(test_path)
+        self.path, self.test_path = path, test_path
         self.test_share = test_share
         square = [image_size] * 2 if isinstance(image_size, int) else image_size
         self.image_size = None if square is None else (square[0], square[1])

@@ -17,7 +17,7 @@ class FashionMNIST(DataSource):
     class_names = tuple(datasets.FashionMNIST.classes)
 
     def __init__(self, root: str = "data"):
-        self.root = Path(str(root))  # a folder 2024 is a number to Hydra
+        self.root = Path(root)
 
     def prepare(self) -> None:
         """Fetches the files if they are not under `root`; raises DataError."""
@@ -84,7 +84,7 @@ class CIFAR10(DataSource):
     )
 
     def __init__(self, root: str = "data"):
-        self.root = Path(str(root))  # a folder 2024 is a number to Hydra
+        self.root = Path(root)
 
     def prepare(self) -> None:
         """Fetches the files if they are not under `root`; raises DataError."""

@@ -55,7 +55,7 @@ class Classifier(FeatureExtractor):
     preprocessing = "as it is, x / 127.5 - 1"
 
     def __init__(self, path: str):
-        self.path = Path(str(path))  # a file 2024 is a number to Hydra
+        self.path = Path(path)
 
     def build(self) -> tuple[nn.Module, str]:
         """The network and the checksum of its file."""

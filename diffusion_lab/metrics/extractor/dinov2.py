@@ -37,7 +37,7 @@ class DINOv2(FeatureExtractor):
 
         options: dict[str, Any] = {"num_classes": 0, "img_size": SIZE}
         if self.weights_path is not None:
-            path = Path(str(self.weights_path))
+            path = Path(self.weights_path)
             if not path.is_file():
                 raise ExtractorUnavailable(f"there is no file weights_path={path}")
             refuse_code(path)

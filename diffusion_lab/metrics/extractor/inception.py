@@ -50,7 +50,7 @@ class Inception(FeatureExtractor):
         if self.weights_path is None:
             path, expected = download(), PUBLISHED_SHA256
         else:
-            path, expected = Path(str(self.weights_path)), str(self.sha256 or "").lower()
+            path, expected = Path(self.weights_path), str(self.sha256 or "").lower()
         if not path.is_file():
             raise ExtractorUnavailable(f"there is no file {path}; {HOW_TO_GET}")
         checksum = hashing.of_file(path)
