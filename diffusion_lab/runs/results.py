@@ -144,7 +144,7 @@ def require_same(protocols: dict[str, Protocol]) -> None:
                 else:
                     remedy += ", and run `diffusion-lab evaluate` on both"
                 raise UserError(
-                    f"{first} was measured {words} {a}, {name} {words} {b}, and such figures "
+                    f"{first} was measured {words} {a}, {name} {words} {b}, and such metrics "
                     f"cannot be compared; {remedy}"
                 )
 
