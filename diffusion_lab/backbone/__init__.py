@@ -4,5 +4,3 @@ from diffusion_lab.backbone.dit import DiT
 from diffusion_lab.backbone.mamba import Mamba, Mamba2
 from diffusion_lab.backbone.mlp import MLP
 from diffusion_lab.backbone.unet import UNet
-
-__all__ = ["MLP", "Backbone", "DiT", "DiffusersDiT", "DiffusersUNet", "Mamba", "Mamba2", "UNet"]

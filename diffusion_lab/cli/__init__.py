@@ -1,5 +1,3 @@
 """The command line: `diffusion-lab <command> override=...`; each command is a Hydra application."""
 
 from diffusion_lab.cli.program import main
-
-__all__ = ["main"]

@@ -3,13 +3,3 @@
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.data.loader import EncodedImages, ImageBatch, MomentBatch
 from diffusion_lab.data.source import DataError, DataSource, Split
-
-__all__ = [
-    "DataError",
-    "DataSource",
-    "EncodedImages",
-    "ImageBatch",
-    "ImageDataModule",
-    "MomentBatch",
-    "Split",
-]

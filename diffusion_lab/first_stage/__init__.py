@@ -1,5 +1,3 @@
 from diffusion_lab.first_stage.base import FirstStage, Pixels
 from diffusion_lab.first_stage.hub import HubVAE
 from diffusion_lab.first_stage.trained import TrainedKL, TrainedVQ
-
-__all__ = ["FirstStage", "HubVAE", "Pixels", "TrainedKL", "TrainedVQ"]

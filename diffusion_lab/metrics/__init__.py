@@ -5,21 +5,3 @@ from diffusion_lab.metrics.distances import FeatureSet, frechet, frechet_distanc
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 from diffusion_lab.metrics.generative import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.metric import ImageSet, Metric, Quantity
-
-__all__ = [
-    "ExtractorUnavailable",
-    "FeatureExtractor",
-    "FeatureSet",
-    "GenerativeMetrics",
-    "ImageSet",
-    "Metric",
-    "PreparedMetrics",
-    "Quantity",
-    "ceiling",
-    "frechet",
-    "frechet_distance",
-    "kid",
-    "moments",
-    "report",
-    "side_by_side",
-]

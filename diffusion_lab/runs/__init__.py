@@ -16,25 +16,3 @@ from diffusion_lab.runs.folder import (
 )
 from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.opening import inherit, kind_of, open_diffusion_run, open_run
-
-__all__ = [
-    "CONFIG",
-    "METRICS",
-    "SAMPLES",
-    "SUMMARY",
-    "DiffusionRun",
-    "OpenRun",
-    "check_new",
-    "create",
-    "inherit",
-    "kind_of",
-    "load",
-    "load_config",
-    "load_summary",
-    "open_diffusion_run",
-    "open_run",
-    "reopen",
-    "save_config",
-    "unfinished",
-    "write_summary",
-]

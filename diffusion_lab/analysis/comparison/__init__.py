@@ -1,5 +1,3 @@
 """Runs side by side: grouped by composition, tested over seeds, and told in words and pictures."""
 
 from diffusion_lab.analysis.comparison.comparing import compare
-
-__all__ = ["compare"]

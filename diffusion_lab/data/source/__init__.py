@@ -7,16 +7,3 @@ from diffusion_lab.data.source.image_zip import ImageZip
 from diffusion_lab.data.source.torchvision_sets import CIFAR10, FashionMNIST, FashionMNISTShades
 from diffusion_lab.data.source.two_moons import TwoMoons
 from diffusion_lab.data.source.verified_files import DataError
-
-__all__ = [
-    "CIFAR10",
-    "DataError",
-    "DataSource",
-    "FashionMNIST",
-    "FashionMNISTShades",
-    "HuggingFace",
-    "ImageFolder",
-    "ImageZip",
-    "Split",
-    "TwoMoons",
-]

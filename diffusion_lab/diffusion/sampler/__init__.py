@@ -11,17 +11,3 @@ from diffusion_lab.diffusion.sampler.stochastic import (
     PredictorCorrector,
     ReverseSDE,
 )
-
-__all__ = [
-    "IPNDM",
-    "AdaptiveRungeKutta",
-    "Ancestral",
-    "AnnealedLangevin",
-    "DPMSolver",
-    "Euler",
-    "Heun",
-    "PredictorCorrector",
-    "ReverseSDE",
-    "Sampler",
-    "UniPC",
-]

@@ -11,18 +11,3 @@ from diffusion_lab.diffusion.schedule.continuous import (
 )
 from diffusion_lab.diffusion.schedule.discrete import DDPMCosine, DDPMLinear, DDPMScaledLinear
 from diffusion_lab.diffusion.schedule.transforms import Shifted, ZeroTerminalSNR
-
-__all__ = [
-    "Cosine",
-    "DDPMCosine",
-    "DDPMLinear",
-    "DDPMScaledLinear",
-    "Linear",
-    "NoiseSchedule",
-    "Rectified",
-    "Shifted",
-    "Sigmoid",
-    "SubVP",
-    "VarianceExploding",
-    "ZeroTerminalSNR",
-]

@@ -3,5 +3,3 @@
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
 from diffusion_lab.first_stage.autoencoder.kl import KLAutoencoder
 from diffusion_lab.first_stage.autoencoder.vq import FSQAutoencoder, VQAutoencoder
-
-__all__ = ["Autoencoder", "FSQAutoencoder", "KLAutoencoder", "VQAutoencoder"]

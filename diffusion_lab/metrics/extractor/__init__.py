@@ -4,5 +4,3 @@ from diffusion_lab.metrics.extractor.classifier import Classifier
 from diffusion_lab.metrics.extractor.dinov2 import DINOv2
 from diffusion_lab.metrics.extractor.efficientnet_lite0 import EfficientNetLite0
 from diffusion_lab.metrics.extractor.inception import Inception
-
-__all__ = ["Classifier", "DINOv2", "EfficientNetLite0", "Inception"]

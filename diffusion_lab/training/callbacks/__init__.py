@@ -11,19 +11,3 @@ from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.callbacks.pruning import MedianPruning
 from diffusion_lab.training.callbacks.throughput import Throughput
 from diffusion_lab.training.callbacks.weight_averaging import EMA
-
-__all__ = [
-    "EMA",
-    "Checkpoint",
-    "Evaluation",
-    "Grid",
-    "Interruption",
-    "MedianPruning",
-    "NonFinite",
-    "Periodic",
-    "ReconstructionEvaluation",
-    "ReconstructionGrid",
-    "SampleEvaluation",
-    "SampleGrid",
-    "Throughput",
-]

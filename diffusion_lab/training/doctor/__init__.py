@@ -2,5 +2,3 @@
 
 from diffusion_lab.training.doctor.diagnosis import diagnose
 from diffusion_lab.training.doctor.report import show
-
-__all__ = ["diagnose", "show"]

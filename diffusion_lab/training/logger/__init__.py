@@ -6,5 +6,3 @@ different batch sizes, machines and numbers of pictures share an x-axis.
 
 from diffusion_lab.training.logger.json_lines import JSONLines
 from diffusion_lab.training.logger.wandb_logger import WandB
-
-__all__ = ["JSONLines", "WandB"]
