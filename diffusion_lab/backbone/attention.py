@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
-        self.turns: Tensor | None
+        self.angles: Tensor | None
         self.mask: Tensor | None
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)

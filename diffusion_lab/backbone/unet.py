@@ -106,7 +106,8 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in self.modules():
             if initialise := getattr(module, "initialise", None):
                 initialise()
@@ -115,7 +116,8 @@ class UNet(nn.Module):
     @property
     def layers(self) -> list[nn.Module]:
         """The modules that are called one after another."""
-        return [*self.down, *self.middle, *(layer for level in self.up for layer in level.layers)]
+        levels = [level for level in self.up if isinstance(level, UpLevel)]
+        return [*self.down, *self.middle, *(layer for level in levels for layer in level.layers)]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""

@@ -94,9 +94,9 @@ def errors_at(cfg: DictConfig, key: str) -> Iterator[None]:
     settings: dict[str, str] = {}
     nodes = [(OmegaConf.select(cfg, key), key)] if key else []
     for node, place in nodes:  # which grows: the settings of inner objects come after its own
-        for name in node if isinstance(node, DictConfig) else ():
-            settings.setdefault(str(name), f"{place}.{name}")
-            nodes.append((OmegaConf.select(node, str(name)), f"{place}.{name}"))
+        for name in map(str, node if isinstance(node, DictConfig) else ()):
+            settings.setdefault(name, f"{place}.{name}")
+            nodes.append((OmegaConf.select(node, name), f"{place}.{name}"))
     with naming_keys(key, settings):
         yield
 

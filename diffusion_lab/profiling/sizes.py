@@ -87,7 +87,7 @@ class Sizes:
             range(math.ceil(before / HEAD_RANGE), int(before * HEAD_RANGE) + 1),
             key=lambda option: (-math.gcd(option, 8), abs(math.log(option / before))),
         )
-        if channels is not None:
+        if key is not None and channels is not None:
             return [{key: option} for option in options]
         width = size[self.width]
         return [{"heads": width // option} for option in options if width % option == 0]

@@ -38,6 +38,7 @@ def load_config(folder: str | Path) -> DictConfig:
         )
     try:
         cfg = OmegaConf.load(folder / CONFIG)
+        assert isinstance(cfg, DictConfig), "a mapping"
         written_by = cfg.pop(WRITTEN_BY, {})
     except Exception as error:  # YAML's errors and OmegaConf's have no common name
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error

@@ -7,6 +7,7 @@ repeated command goes on, whatever process it runs in.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.types import RunMode
@@ -192,7 +193,9 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
             "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
         )
     metric = str(cfg.optimized_metric)
-    classes = [get_class(each._target_) for each in (cfg.metrics.get("extra") or {}).values()]
+    classes: list[Any] = [
+        get_class(each._target_) for each in (cfg.metrics.get("extra") or {}).values()
+    ]
     higher = higher_is_better(metric, [each for kind in classes for each in kind.quantities])
     best = None if higher is None else "maximize" if higher else "minimize"
     if best and job.sweeper.direction != best:

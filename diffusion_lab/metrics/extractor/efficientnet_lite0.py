@@ -77,6 +77,8 @@ def fold_batch_norm(network: Any) -> Any:
             if isinstance(child, nn.Conv2d):
                 convolution = child
             elif isinstance(child, BatchNormAct2d):
+                assert child.running_mean is not None
+                assert child.running_var is not None
                 scale = child.weight.double() / (child.running_var.double() + child.eps).sqrt()
                 weight = convolution.weight.double() * scale[:, None, None, None]
                 bias = child.bias.double() - child.running_mean.double() * scale
