@@ -1,13 +1,14 @@
 """Imports go one way, the theory needs torch alone, and a file and a function fit in the head."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from helpers.paths import ROOT
+from helpers.paths import CONF, ROOT
 
 PACKAGE = ROOT / "diffusion_lab"
 ROOMS = [  # each may import those above it
@@ -113,6 +114,18 @@ def test_each_function_fits_in_the_head():
 def test_a_name_of_a_class_is_there_once():
     names = [n.name for _, tree in trees() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
     assert {name for name in names if names.count(name) > 1} <= set(SHARED_NAMES)
+
+
+def test_the_core_names_no_keys_of_the_configuration():
+    """The errors of its classes name their parameters; `build` puts the full key before them."""
+    groups = "|".join(path.name for path in CONF.iterdir() if path.is_dir())
+    key = re.compile(rf"\b({groups})(/\w+)?([.]\w+)*=\S|\b({groups})[.]\w+=?$")
+    for path in [*files("diffusion"), *files("backbone")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise):
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        assert not key.search(part.value), f"{path}: {part.value}"
 
 
 def test_no_import_is_hidden_from_the_running_program():

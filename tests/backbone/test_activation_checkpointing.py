@@ -16,7 +16,13 @@ SHAPE, CLASSES, COUNT = (1, 8, 8), 4, 3
 BACKBONES = {
     "dit": ["width=32", "heads=2", "depth=4"],
     "mamba": ["width=32", "depth=4"],
-    "unet": ["channels=16", "multipliers=[1,2]", "attention=[1]", "head_channels=8", "dropout=0.3"],
+    "unet": [
+        "channels=16",
+        "multipliers=[1,2]",
+        "attention=[1]",
+        "stage.head_channels=8",
+        "stage.dropout=0.3",
+    ],
     "mlp": ["width=32", "depth=4"],
 }
 
@@ -65,5 +71,5 @@ def test_a_backbone_without_layers_is_refused():
 
 def test_other_values_are_refused():
     cfg = OmegaConf.merge(configured(), {"activation_checkpointing": "auto"})
-    with pytest.raises(UserError, match="activation_checkpointing=auto must be"):
+    with pytest.raises(UserError, match="activation_checkpointing='auto' must be"):
         build_model(cfg, (1, 28, 28), 10)

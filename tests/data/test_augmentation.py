@@ -289,7 +289,12 @@ BACKBONES = {
     "mamba_in_context": ["backbone=mamba", *TOKENS, "backbone/block=in_context"],
     "mamba2": ["backbone=mamba2", *TOKENS, "backbone.state_space.head_channels=16"],
     "mlp": ["backbone=mlp", "backbone.width=16", "backbone.depth=1"],
-    "diffusers_unet": ["backbone=diffusers_unet", *UNET[1:], "backbone.norm_groups=8"],
+    "diffusers_unet": [
+        "backbone=diffusers_unet",
+        *UNET[1:-1],
+        "backbone.head_channels=16",
+        "backbone.norm_groups=8",
+    ],
     "diffusers_dit": ["backbone=diffusers_dit", *DIT[1:]],
 }
 
