@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.data import ImageBatch
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss
-from diffusion_lab.training.module import TrainedModule
+from diffusion_lab.training.module import TrainedModule, data_of
 
 SSIM_WINDOW = 11  # pixels, as published; smaller images have none
 BEST_PSNR = 100.0  # of an image that came back as it was
@@ -52,13 +54,24 @@ class AutoencoderModule(TrainedModule):
         """batch: images (b, C, H, W) uint8 and labels -> the loss, (), and what it is made of."""
         self.seed_part(batch_idx)
         images = to_float(batch[0])
-        # a discriminator's weight takes gradients of a graph that a compiled step still needs
-        with functorch.patch(donated_buffer=self.loss.discriminator is None):
-            outputs, bottleneck = self.autoencoder(images)
         weight, step = self.autoencoder.decoder.last_weight, self.trainer.global_step
-        loss, parts = self.loss(images, outputs, bottleneck, weight, step)
+        with self.kept_buffers():
+            outputs, bottleneck = self.autoencoder(images)
+            loss, parts = self.loss(images, outputs, bottleneck, weight, step)
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the bar alone
         return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a micro-batch."""
+        with self.kept_buffers():
+            super().backward(loss)
+
+    def kept_buffers(self) -> AbstractContextManager:
+        """What is compiled in this block keeps what its backward pass reads, for a second pass.
+
+        The weight of a discriminator is taken from gradients of a graph that the step still needs.
+        """
+        return functorch.patch(donated_buffer=self.loss.discriminator is None)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.loss.drop_discriminator_gradients(self.trainer.global_step)
@@ -73,7 +86,7 @@ class AutoencoderModule(TrainedModule):
         latents = self.autoencoder.mean(moments)
         back = to_uint8(self.autoencoder.decode(latents))
         # padding is easy, and no part of an image
-        native = [self.trainer.datamodule.to_native(each) for each in (images, back)]
+        native = [data_of(self.trainer).to_native(each) for each in (images, back)]
         sums = [
             torch.stack([torch.tensor(float(len(images)), device=self.device), *quality(*native)]),
             latents.double().sum((0, 2, 3)),
@@ -109,7 +122,7 @@ def quality(images: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
     if min(images.shape[-2:]) < SSIM_WINDOW:
         return psnr, psnr.new_full((), torch.nan)
     ssim = structural_similarity_index_measure(back, images, data_range=255.0, reduction="sum")
-    return psnr, ssim
+    return psnr, cast(Tensor, ssim)
 
 
 def moments_of(first: Tensor, second: Tensor, count: float) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import lightning
 import torch
@@ -76,8 +76,8 @@ def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderT
     datamodule = build_datamodule(cfg)
     shape = datamodule.image_shape
     with errors_at(cfg, "reconstruction"):
-        settings = OmegaConf.to_container(cfg.autoencoder, resolve=True)
-        settings = {key: value for key, value in settings.items() if not key.startswith("_")}
+        given = cast(dict, OmegaConf.to_container(cfg.autoencoder, resolve=True))
+        settings = {key: value for key, value in given.items() if not key.startswith("_")}
         module = AutoencoderModule(
             instantiate(cfg, "autoencoder")(image_shape=shape),
             instantiate(cfg, "reconstruction")(image_channels=shape[0]),
@@ -106,7 +106,7 @@ def latent_moments(
     """Mean and standard deviation of the training images' latents, by channel, as sampled."""
     autoencoder.to(device).eval()
     images = data.padded(data.train_images())
-    first = second = 0.0
+    first = second = torch.zeros(())
     batches = images.split(BATCH)
     with progress_bar("Measuring the latents", len(batches)) as advance:
         for batch in batches:

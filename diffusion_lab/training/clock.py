@@ -1,8 +1,9 @@
 """How long a run has trained, and on how many images: the x-axes of its curves."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class Clock:
@@ -34,7 +35,7 @@ class Clock:
             self.left_out += seconds
             self._stopped = None
 
-    def row(self, metrics: dict[str, float], step: int) -> dict[str, float]:
+    def row(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
         row = {key: value for key, value in metrics.items() if key != "epoch"}
         return row | {
             "images": step * self.batch_size,

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffusion_lab.common.errors import UserError
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.pipeline import Pipeline
@@ -29,6 +30,18 @@ class RunContext:
     results: dict[str, float] = field(default_factory=dict)  # of the latest evaluation
     latest_grid: Path | None = None
     summary: dict[str, object] = field(default_factory=dict)  # more entries of summary.json
+
+    def prepared_metrics(self) -> PreparedMetrics:
+        """The metrics, for a callback that evaluates."""
+        if self.metrics is None:
+            raise UserError("this run has no metrics to evaluate with")
+        return self.metrics
+
+    def sampling(self) -> Pipeline:
+        """The pipeline, for a callback that draws samples."""
+        if self.pipeline is None:
+            raise UserError("this run trains no diffusion model, so its callbacks draw no samples")
+        return self.pipeline
 
     @contextmanager
     def outside_training(self) -> Iterator[None]:

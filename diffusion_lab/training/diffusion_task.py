@@ -86,7 +86,8 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     )
     module.check_optimizer()
     callbacks = build_callbacks(cfg)
-    metrics = build_metrics(cfg, callbacks, model.denoiser.conditioning.conditional, classes)
+    conditional = bool(model.denoiser.conditioning.conditional)
+    metrics = build_metrics(cfg, callbacks, conditional, classes)
     pipeline = build_pipeline(cfg, model, classes, load_weak(cfg.guidance.get("weak_run"), cfg))
     return DiffusionTask(
         datamodule=datamodule,

@@ -3,15 +3,18 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab.common.randomness import mix_seed
 from diffusion_lab.compute.sharding import whole
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.context import RunContext
 
@@ -57,7 +60,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         """How much of the run is done, in [0, 1]: by steps or by its time limit."""
         trainer = self.trainer
         done = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, lightning.pytorch.callbacks.Timer):
                 elapsed = callback.time_elapsed("train")
                 done = max(done, elapsed / (elapsed + (callback.time_remaining("train") or 0.0)))
@@ -129,7 +132,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         """
         self.optimizer(self.trained_parameters())
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser, and a schedule in images seen rather than steps."""
         optimizer = self.optimizer(self.trained_parameters())
         schedule = LambdaLR(
@@ -141,3 +144,13 @@ class TrainedModule(lightning.LightningModule, ABC):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def module_of(trainer: lightning.Trainer) -> TrainedModule:
+    """The module that a trainer trains."""
+    return cast(TrainedModule, trainer.lightning_module)
+
+
+def data_of(trainer: lightning.Trainer) -> ImageDataModule:
+    """The data that a trainer trains on."""
+    return trainer.datamodule  # type: ignore[attr-defined]

@@ -57,7 +57,7 @@ def say_result(task: Task) -> None:
     if context.results:
         results, extra = (
             task.with_ceiling(context.results),
-            context.metrics.metrics.extra_quantities,
+            context.prepared_metrics().metrics.extra_quantities,
         )
         for line in report(results, task.datamodule.class_names, extra):
             say(line)

@@ -1,6 +1,7 @@
 """Checkpoints of a run in training, and what going on from one needs."""
 
 from pathlib import Path
+from typing import cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -13,6 +14,7 @@ from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks.periodic import Periodic, validates
 from diffusion_lab.training.callbacks.weight_averaging import restore_trained
+from diffusion_lab.training.module import module_of
 
 # in a checkpoint: how many rows were logged, and the seconds of training and of what is not counted
 ROWS, TIMES = "rows_of_metrics", "seconds"
@@ -39,7 +41,7 @@ class Checkpoint(Periodic):
 
     def due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
         # weights that cannot be trained on are nothing to go back to
-        return super().due(trainer, batch_idx) and not trainer.lightning_module.bad_steps.skipped
+        return super().due(trainer, batch_idx) and not module_of(trainer).bad_steps.skipped
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
         if self._after_validation:
@@ -49,7 +51,7 @@ class Checkpoint(Periodic):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module) -> None:
         # not on_train_end: by then the averaged weights have replaced the trained ones
         self.save(trainer)
-        failure = on_rank_zero(lambda: trainer.strategy.checkpoint_io.failure)
+        failure = on_rank_zero(lambda: failure_of(trainer))
         if failure:
             raise TrainingStopped(
                 f"the checkpoint of step {trainer.global_step} could not be written ({failure}), "
@@ -59,11 +61,11 @@ class Checkpoint(Periodic):
     @staticmethod
     def save(trainer: lightning.Trainer) -> None:
         """Writes `last.ckpt`."""
-        trainer.save_checkpoint(trainer.lightning_module.context.folder / checkpoints.LAST)
+        trainer.save_checkpoint(module_of(trainer).context.folder / checkpoints.LAST)
 
     def run(self, trainer: lightning.Trainer) -> None:
         self.save(trainer)
-        if failure := trainer.strategy.checkpoint_io.failure:
+        if failure := failure_of(trainer):
             say(
                 f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
                 "training goes on, and what was saved before is kept"
@@ -87,6 +89,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoints.save(checkpoint, Path(path))
         except OSError as error:
             self.failure = error.strerror or str(error)
+
+
+def failure_of(trainer: lightning.Trainer) -> str | None:
+    """Why the last checkpoint could not be written, known to the rank that writes."""
+    return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io).failure
 
 
 class Resumption(Callback):

@@ -1,6 +1,7 @@
 """The metrics of a run in training: FID and its companions, of the averaged weights."""
 
 from abc import abstractmethod
+from typing import cast
 
 import lightning
 import torch
@@ -14,6 +15,7 @@ from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.pipeline import evaluate
 from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
+from diffusion_lab.training.module import data_of, module_of
 
 KEPT = ("fid", "kid")  # of reconstructions; coverage and the like are of models that generate
 
@@ -30,7 +32,7 @@ class Evaluation(Periodic):
     def run(self, trainer: lightning.Trainer) -> None:
         with averaged_weights(trainer), trainer.precision_plugin.forward_context():
             results = self.measure(trainer)
-        trainer.lightning_module.context.results = results
+        module_of(trainer).context.results = results
         for logger in trainer.loggers:
             logger.log_metrics(results, step=trainer.global_step)
 
@@ -45,8 +47,8 @@ class SampleEvaluation(Evaluation):
         self.seed = seed
 
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
-        run = trainer.lightning_module.context
-        return evaluate(run.pipeline, run.metrics, trainer.datamodule, self.batch_size, self.seed)
+        run, data = module_of(trainer).context, data_of(trainer)
+        return evaluate(run.sampling(), run.prepared_metrics(), data, self.batch_size, self.seed)
 
 
 class ReconstructionEvaluation(Evaluation):
@@ -59,14 +61,15 @@ class ReconstructionEvaluation(Evaluation):
 
     @torch.inference_mode()
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
-        data, metrics = trainer.datamodule, trainer.lightning_module.context.metrics
+        data, metrics = data_of(trainer), module_of(trainer).context.prepared_metrics()
+        autoencoder = cast(Autoencoder, trainer.lightning_module.autoencoder)
         chosen, observe = metrics.metrics.test_ids(data), metrics.metrics.observer
         ids = shard(len(chosen), *rank_and_world())
         batches = data.padded(data.test_images()[chosen[ids]]).split(self.batch_size)
         observed = []
         with progress_bar("Reconstructing test images", len(batches)) as advance:
             for images in batches:
-                back = reconstruct(trainer.lightning_module.autoencoder, images)
+                back = reconstruct(autoencoder, images)
                 observed.append(observe(data.to_native(back)))
                 advance()
         results = metrics.compute(observe.gather(observed, ids), data.test_labels()[chosen])

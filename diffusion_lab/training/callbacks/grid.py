@@ -1,7 +1,7 @@
 """Pictures in training, always of the same samples or test images: `samples/step_*.png`."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import lightning
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_lab.common.images import as_pil, save_png
 from diffusion_lab.common.ranges import optional, ranges, whole
+from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.pipeline import draw_rows
 from diffusion_lab.runs import SAMPLES
 from diffusion_lab.training.callbacks.evaluation import reconstruct
@@ -16,6 +17,7 @@ from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import WandB
 from diffusion_lab.training.logger.samples_table import Sample, chosen
+from diffusion_lab.training.module import data_of, module_of
 
 
 class Grid(Periodic):
@@ -30,13 +32,13 @@ class Grid(Periodic):
         """Images (N, C, H, W) in reading order, on every rank, and a caption of what they are."""
 
     def run(self, trainer: lightning.Trainer) -> None:
-        module, step = trainer.lightning_module, trainer.global_step
+        module, step = module_of(trainer), trainer.global_step
         images, caption = self.draw(trainer)
         path = module.context.folder / SAMPLES / f"step_{step:07d}.png"
         module.context.latest_grid = path
         if not trainer.is_global_zero:
             return
-        save_png(trainer.datamodule.source.picture(images, self.columns), path)
+        save_png(data_of(trainer).source.picture(images, self.columns), path)
         for logger in trainer.loggers:
             if isinstance(logger, WandB):
                 seen = f"step {step}, {module.images_seen:,} images seen"
@@ -60,14 +62,14 @@ class SampleGrid(Grid):
         self.seed = seed
 
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
-        pipeline = trainer.lightning_module.context.pipeline
+        pipeline = module_of(trainer).context.sampling()
         with averaged_weights(trainer), trainer.precision_plugin.forward_context():
             images = draw_rows(pipeline, self.columns, self.seed)
         rows = "a row a class" if pipeline.conditional else "without classes"
         return images, f"samples of seed {self.seed}, {rows}"
 
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
-        data, pipeline = trainer.datamodule, trainer.lightning_module.context.pipeline
+        data, pipeline = data_of(trainer), module_of(trainer).context.sampling()
         names = data.class_names if pipeline.conditional else None
         samples = [
             Sample(
@@ -93,11 +95,12 @@ class ReconstructionGrid(Grid):
 
     @torch.inference_mode()
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
-        data = trainer.datamodule
+        data = data_of(trainer)
+        autoencoder = cast(Autoencoder, trainer.lightning_module.autoencoder)
         count = min(4 * self.columns, data.validation_size)
         images = data.held_out(count).images
         with averaged_weights(trainer), trainer.precision_plugin.forward_context():
-            back = reconstruct(trainer.lightning_module.autoencoder, images).cpu()
+            back = reconstruct(autoencoder, images).cpu()
         white = images.new_full((-count % self.columns, *images.shape[1:]), 255)
         rows = [torch.cat([each, white]).split(self.columns) for each in (images, back)]
         picture = torch.cat([row for pair in zip(*rows, strict=True) for row in pair])

@@ -7,6 +7,7 @@ where another job wants its place, so that after any of them the job is to go ba
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -34,7 +35,7 @@ class Interruption(Callback):
         self._in_job = False  # of SLURM
         self._typed = False  # Ctrl-C
         self._at_once = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}  # handlers
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         self._install()

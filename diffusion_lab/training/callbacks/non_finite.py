@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -17,6 +18,7 @@ from diffusion_lab.diffusion.objective import Objective, TimeSampler
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.callbacks.weight_averaging import EMA, restore_trained
+from diffusion_lab.training.module import module_of
 
 FOLDER = "non_finite"  # in that of the run
 
@@ -81,17 +83,18 @@ class NonFinite(Callback):
                     "Others are counted as train/skipped_steps."
                 )
             self.skipped += 1
-        if self._row == self.patience:
+        if self._row == self.patience and watch:  # which was opened as the last step began
             self._row = 0
             self._end_row(trainer, watch)
-        if self.skipped > self._logged and trainer.global_step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.skipped > self._logged and trainer.global_step % every == 0:
             self._logged = self.skipped
             for logger in trainer.loggers:
                 logger.log_metrics({"train/skipped_steps": self.skipped}, trainer.global_step)
 
     def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
         """Rolls back, or raises TrainingStopped."""
-        step, folder = trainer.global_step, trainer.lightning_module.context.folder
+        step, folder = trainer.global_step, module_of(trainer).context.folder
         path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ def roll_back(trainer: lightning.Trainer, path: Path) -> None:
     strategy = trainer.strategy
     checkpoint = strategy.load_checkpoint(path, weights_only=True)
     strategy.load_model_state_dict(checkpoint)
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EMA):
             callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
     restore_trained(trainer, checkpoint)
@@ -172,7 +175,7 @@ class Watch:
     def _find(self, where: str) -> None:
         self.found = self.found or where
 
-    def _see(self, name: str, layer: nn.Module, inputs: tuple, output: object) -> None:
+    def _see(self, name: str, layer: nn.Module, inputs: tuple, output: Any) -> None:
         if not self.module.training or not self.batches:
             return
         known = self.batches[-1]

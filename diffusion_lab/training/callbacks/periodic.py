@@ -6,6 +6,8 @@ from typing import ClassVar
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from diffusion_lab.training.module import module_of
+
 
 def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
     """Whether this micro-batch ended an optimiser step."""
@@ -15,7 +17,8 @@ def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
 def validates(trainer: lightning.Trainer) -> bool:
     """Whether Lightning validates after the step that has just ended."""
     micro_batches = trainer.global_step * trainer.accumulate_grad_batches
-    return micro_batches % trainer.val_check_batch == 0 and trainer.enable_validation
+    every = trainer.val_check_batch  # None: not by the number of batches
+    return every is not None and micro_batches % every == 0 and trainer.enable_validation
 
 
 class Periodic(Callback, ABC):
@@ -44,5 +47,5 @@ class Periodic(Callback, ABC):
 
     def timed_run(self, trainer: lightning.Trainer) -> None:
         """Runs outside the time and memory of training."""
-        with trainer.lightning_module.context.outside_training():
+        with module_of(trainer).context.outside_training():
             self.run(trainer)

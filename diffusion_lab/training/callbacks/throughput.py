@@ -19,7 +19,7 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self._losses: list[torch.Tensor] = []  # of each step
-        self._loss: torch.Tensor | float = 0.0  # of the micro-batches of this step
+        self._loss = torch.zeros(())  # of the micro-batches of this step
         self._rate = 0.0
         self._validating = 0.0
 
@@ -51,9 +51,9 @@ class Throughput(Callback):
             return
         if not pl_module.bad_steps.skipped:
             self._losses.append(self._loss)
-        self._loss = 0.0
+        self._loss = torch.zeros(())
         self._steps += 1
-        if trainer.global_step % trainer.log_every_n_steps:
+        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         losses = self._reduced(trainer)
         loss = {"train/loss": losses.mean().item()} if len(losses) else {}

@@ -114,7 +114,8 @@ def averaged_weights(trainer: lightning.Trainer) -> Iterator[None]:
     module = trainer.lightning_module
     training = module.training
     module.eval()
-    average = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    average = next((c for c in callbacks if isinstance(c, EMA)), None)
     try:
         if average is None:
             with gathered(module):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
@@ -34,12 +35,12 @@ class JSONLines(Logger):
         return self.path.parent.name
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict) -> None:
+    def log_hyperparams(self, *arguments: object, **named: object) -> None:
         """Writes nothing: the configuration has its own file."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        row = json.dumps({"step": step} | self.clock.row(metrics, step)) + "\n"
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = json.dumps({"step": step, **self.clock.row(metrics, step or 0)}) + "\n"
         self._unwritten.append(row)
         self.count += 1
         try:

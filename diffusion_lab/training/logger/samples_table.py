@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import wandb
 from PIL import Image
 
-COLUMNS = ["image", "class", "sample", "seed", "step", "images_seen"]
+COLUMNS: list[str | int] = ["image", "class", "sample", "seed", "step", "images_seen"]
 MOST_ROWS = 50  # each is a file, in every step with a grid
 
 

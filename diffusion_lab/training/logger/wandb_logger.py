@@ -2,9 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
@@ -93,21 +94,22 @@ class WandB(WandbLogger):
         except Exception as error:
             self.broken = True
             if self._experiment is None:  # Lightning would try again to open it, unguarded
-                self._experiment = object()
+                self._experiment = object()  # type: ignore[assignment]
             say(f"W&B failed and is left alone from here on: {error}")
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict) -> None:
+    def log_hyperparams(self, *arguments: object, **named: object) -> None:
         """The configuration is given to the run when it opens."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        step = step or 0
         row = self.clock.row(metrics, step)
         if step != self._timed[0]:
             self._timed = (step, row[log_names.SECONDS])
         self._log(row, step)
 
-    def _log(self, row: dict[str, object], step: int) -> None:
+    def _log(self, row: dict[str, Any], step: int) -> None:
         """Adds to the step's row: W&B's step is the optimiser's, also in a run that goes on."""
         if step == self._timed[0]:
             row[log_names.SECONDS] = self._timed[1]  # or an evaluation would move the step's curves
