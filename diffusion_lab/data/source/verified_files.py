@@ -71,12 +71,13 @@ def missing(folder: Path, files: Mapping[str, str]) -> list[str]:
     return [name for name in files if name not in present]
 
 
-def check(path: Path, checksum: str) -> None:
-    """Raises Damaged unless the file has this checksum, md5 or sha256."""
+def check(path: Path, checksum: str, source: Path | None = None) -> None:
+    """Raises Damaged, naming `source` if it is a copy, unless the file has this md5 or sha256."""
+    method = "md5" if len(checksum) == 32 else "sha256"
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: _hasher(checksum))
+        digest = hashlib.file_digest(file, lambda: hashlib.new(method, usedforsecurity=False))
     if digest.hexdigest() != checksum:
-        raise Damaged(path, "its checksum is wrong")
+        raise Damaged(source or path, "its checksum is wrong")
 
 
 def install(stream: IO[bytes], source: Path, target: Path, checksum: str, scratch: Path) -> None:
@@ -84,21 +85,13 @@ def install(stream: IO[bytes], source: Path, target: Path, checksum: str, scratc
 
     Raises Damaged, naming `source`; `scratch` is a folder on the same file system as `target`.
     """
-    hasher = _hasher(checksum)
     temporary = scratch / target.name
-    with temporary.open("wb") as file:
-        try:
-            while block := stream.read(1 << 20):
-                hasher.update(block)
-                file.write(block)
-        except EOFError as error:
-            raise Damaged(source, "it ends too early") from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise Damaged(source, "it is no valid gzip file") from error
-    if hasher.hexdigest() != checksum:
-        raise Damaged(source, "its checksum is wrong")
+    try:
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(stream, file)
+    except EOFError as error:
+        raise Damaged(source, "it ends too early") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise Damaged(source, "it is no valid gzip file") from error
+    check(temporary, checksum, source)
     os.replace(temporary, target)
-
-
-def _hasher(checksum: str) -> "hashlib._Hash":
-    return hashlib.new("md5" if len(checksum) == 32 else "sha256", usedforsecurity=False)

@@ -88,7 +88,7 @@ class Decoder(Network):
 
     @property
     def last_weight(self) -> nn.Parameter:
-        """Of the convolution that makes the image."""
+        """The weight of the convolution that makes the image."""
         return self[-1].get_parameter("weight")
 
 
