@@ -40,7 +40,8 @@ def finished_run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run_folder(lab, tmp_path, finished_run) -> Path:
-    """A copy of the finished run, in the folder in which commands are run."""
+    """A copy of the finished run and of its data's features, where commands are run."""
+    shutil.copytree(finished_run.parent / "data", tmp_path / "data")
     return Path(shutil.copytree(finished_run, tmp_path / "run", symlinks=True))
 
 
