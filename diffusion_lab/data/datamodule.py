@@ -1,6 +1,7 @@
 """Image data that fit into memory: facts, the uint8 tensors themselves, and loaders over them."""
 
 from functools import cached_property
+from typing import Any
 
 import lightning
 import torch
@@ -165,7 +166,7 @@ class ImageDataModule(lightning.LightningDataModule):
     def micro_batch(self) -> int:
         """Images of one rank in a forward pass: the module's batch by accumulation and ranks."""
         trainer = self.attached_trainer
-        batch_size = trainer.lightning_module.batch_size
+        batch_size = self.trained_module.batch_size
         micro_batch, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
         if rest:
             raise ValueError(
@@ -180,10 +181,15 @@ class ImageDataModule(lightning.LightningDataModule):
         assert self.trainer is not None, "loaders are a trainer's"
         return self.trainer
 
+    @property
+    def trained_module(self) -> Any:
+        """The module that is trained, which knows its global batch and its seed."""
+        return self.attached_trainer.lightning_module
+
     def train_dataloader(self) -> TensorLoader:
         """The endless stream, from the images that the trainer's steps have seen already."""
         trainer = self.attached_trainer
-        module = trainer.lightning_module
+        module = self.trained_module
         device = trainer.strategy.root_device
         if self.encoded is None:
             images, mirrored = self.padded(self.train_images()), None

@@ -20,7 +20,7 @@ from diffusion_lab.first_stage.base import Shape
 from diffusion_lab.first_stage.latents import Latents
 
 # the classes that are known, and how each makes moments of images
-MOMENTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+MOMENTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "AutoencoderKL": lambda network, images: network.encode(images).latent_dist.parameters,
     "AutoencoderTiny": lambda network, images: network.encode(images).latents,
 }
@@ -67,7 +67,7 @@ class HubVAE(Latents):
         if scale == "config":
             self.scale = 1 / network.config.scaling_factor
             self.shift = getattr(network.config, "shift_factor", None) or 0.0
-        elif scale != "measured":
+        elif not isinstance(scale, str):
             self.scale = 1 / scale
         with torch.no_grad():
             probe = self.moments_of(network, torch.zeros(1, 3, PROBE, PROBE))
@@ -123,7 +123,7 @@ class HubVAE(Latents):
         write_atomically(folder / COPY_FOLDER / "config.json", settings)
 
 
-def pretrained(path: str) -> tuple[Any, dict[str, object]]:
+def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
     """The autoencoder called `path`, and its config.json; raises ValueError, with what to do."""
     try:
         diffusers = importlib.import_module("diffusers")

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: Any) -> bool:
     """Whether it is None, a number of pixels, or a height and a width."""
     return (
         value is None
@@ -23,7 +24,7 @@ def _is_size(value: object) -> bool:
     )
 
 
-def _are_names(value: object) -> bool:
+def _are_names(value: Any) -> bool:
     """Whether it is None or a list of different names; a folder 2024 is a number to Hydra."""
     if value is None:
         return True
