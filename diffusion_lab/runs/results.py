@@ -118,11 +118,11 @@ def comparable_metrics(
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
     metrics: dict[str, float] = {}
     for each in alike:
-        if each["sampling"] == sampling:
+        if not _differing(each["sampling"], sampling):
             metrics = each["metrics"] | metrics  # the first evaluation counts
     if not metrics:
         ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
-        key = min(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        key = min(_differing(sampling, alike[-1]["sampling"]))
         raise UserError(
             f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
             f"{key}={ours.get(key)}, and such metrics cannot be compared; "
@@ -149,9 +149,15 @@ def require_same(protocols: dict[str, Protocol]) -> None:
                 )
 
 
+def _differing(ours: Sampling, theirs: Sampling) -> list[str]:
+    """The keys of two samplings whose values differ; a missing value is null."""
+    one, other = flat(ours), flat(theirs)
+    return [key for key in one | other if one.get(key) != other.get(key)]
+
+
 def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
     """The advice to evaluate a run that was sampled as `theirs` again, sampled as `ours`."""
-    differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    differing = _differing(ours, theirs)
     command = f"diffusion-lab evaluate run={folder}"
     for key in differing:
         group = key.partition(".")[0]

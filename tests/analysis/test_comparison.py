@@ -152,8 +152,9 @@ class TestGrouping:
             1,
             config={"data": {"source": {"root": "elsewhere"}}, "compile": True},
         )
+        fake_run(runs / "c", 120.0, 2, config={"sampler": {"order": None}})
         result, _ = compared(tmp_path)
-        assert [len(members) for members in result["compositions"].values()] == [2]
+        assert [len(members) for members in result["compositions"].values()] == [3]
 
 
 class TestRefusals:

@@ -172,7 +172,7 @@ def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_i
     code, _, err = lab(*arguments)
     assert code == 1
     assert "Runs: 1 trained, 1 failed" in err
-    assert "patches of 3 do not tile a 8x8 image" in err
+    assert "backbone.patch=3" in err
     assert summary_of(run_of("mine", **{"backbone.patch": 4}))["finished"]
     line = err.strip().splitlines()[-1].split()
     assert line[:2] == ["diffusion-lab", "train"]
