@@ -75,7 +75,7 @@ def test_two_ranks_train_and_measure_an_autoencoder_as_one(lab, tmp_path, extra)
     two = json.loads((tmp_path / "two/summary.json").read_text())
     assert (two["steps"], two["ranks"]) == (4, 2)
     _, facts, _ = saving.load_autoencoder(tmp_path / "two" / saving.FIRST_STAGE_FILE)
-    assert facts.figures == two["metrics"]
+    assert facts.metrics == two["metrics"]
 
     (tmp_path / "two" / saving.FIRST_STAGE_FILE).unlink()  # so that it is measured anew
     code, _, err = lab("train-autoencoder", "resume=two", "trainer.devices=1")

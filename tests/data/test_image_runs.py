@@ -89,7 +89,7 @@ def test_images_without_classes_are_trained_without_labels(lab, tmp_path):
     code, _, err = lab("train", *flat, *QUICK)
     assert code == 2
     assert "a condition needs labelled data" in err
-    assert "conditioning=none" in err
+    assert "conditioning: " in err
     code, _, err = lab("train", *flat, "conditioning=none", "data.fraction=0.5", *QUICK)
     assert code == 0, err
     code, out, err = lab("sample", "run=run", "num_samples=2", "save=npz", "json=true")

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -51,13 +50,6 @@ def test_latents_go_there_and_back(tmp_path, data, kind, name):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(stage.encode(images), x0)
         assert (stage.decode(x0).int() - back.int()).abs().max() <= 4
-
-
-def test_a_folder_that_is_a_number_is_a_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tiny_first_stage(tmp_path / "2024")
-    stage = TrainedKL((1, 8, 8), 2024, None, True, "latents")
-    assert stage.path == Path("2024") / saving.FIRST_STAGE_FILE
 
 
 def test_measured_statistics_scale_latents_to_one(tmp_path, data):
