@@ -219,8 +219,13 @@ def test_each_guidance_draws(configure, guidance, self_conditioning):
     assert draw(cfg, model).shape == (4, *SHAPE)
 
 
-@pytest.mark.parametrize("conditioning", options("conditioning"))
-@pytest.mark.parametrize("backbone", [b for b in options("backbone") if "_" not in b])
+@pytest.mark.parametrize(
+    ("backbone", "conditioning"),
+    each_once(
+        {name: name for name in options("backbone") if "_" not in name},
+        {name: name for name in options("conditioning")},
+    ),
+)
 def test_each_backbone_takes_each_conditioning(configure, backbone, conditioning):
     cfg = configure(f"backbone={backbone}", f"conditioning={conditioning}")
     model = build_model(cfg, (1, 16, 16), CLASSES)

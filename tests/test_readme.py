@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 LINES = [
     line
     for line in re.findall(r"^    (diffusion-lab .+)$", README, re.MULTILINE)
-    if "--config-dir" not in line  # tried by test_own_network.py
+    if "--config-dir" not in line  # tried by test_own_parts.py
 ]
 
 

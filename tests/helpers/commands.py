@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
@@ -34,7 +33,6 @@ def prepare_for_commands(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("WANDB_SILENT", "true")
     patch.setenv("WANDB_X_SAVE_REQUIREMENTS", "false")
     patch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{ROOT}")  # of processes it starts
-    patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)  # which OmegaConf reads files by
     patch.setattr(EfficientNetLite0, "build", lambda _: pretrained_features())
     # Hydra composes everything once more to look for hydra.mode, which no configuration here sets
     patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
