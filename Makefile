@@ -26,7 +26,7 @@ MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent toy \
 	study-unet-vs-dit study-low-data study-samplers study-guidance one-model \
-	test test-slow test-slurm lint types format build clean
+	test test-slow test-slurm lint format build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,11 +104,8 @@ test-slurm: setup  ## jobs on a SLURM of its own: installs Debian's slurm-wlm an
 	@tests/compute/slurm/install.sh
 	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 
-lint: setup  ## check format and style
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
-
-types: setup  ## check types
-	$(BIN)/mypy
+lint: setup  ## check format, style and types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 format: setup  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
