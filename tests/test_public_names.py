@@ -16,7 +16,9 @@ def test_a_public_name_is_found_and_listed(name):
 
 def test_what_people_extend_is_public():
     wanted = {"NoiseSchedule", "Sampler", "Guidance", "Prediction", "Block", "FirstStage"}
-    assert wanted | {"DataSource", "ImageDataModule", "Metric", "runs"} <= set(diffusion_lab.__all__)
+    assert wanted | {"DataSource", "ImageDataModule", "Metric", "runs"} <= set(
+        diffusion_lab.__all__
+    )
 
 
 def test_an_unknown_name_is_an_attribute_error():
