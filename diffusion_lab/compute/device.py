@@ -32,17 +32,17 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return any(flag in _cpu_flags() for flag in ("avx512_bf16", "amx_bf16"))
+        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_info("flags").split())
     return False
 
 
-def _cpu_flags() -> frozenset[str]:
-    """Instruction sets by their Linux names; empty where the kernel does not tell."""
+def cpu_info(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo; "" where the kernel does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(field)), "")
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
@@ -57,6 +57,14 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     if precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"precision={precision} is unknown here; use auto, 32-true or bf16-mixed")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def device_and_precision(device: str, precision: str) -> tuple[torch.device, str]:
+    """Picks the device and a precision for work outside a Trainer; raises UserError."""
+    picked = pick_device(device)
+    precision = pick_precision(precision, picked)
+    autocast(precision, picked)  # refuses a precision that it does not know
+    return picked, precision
 
 
 def compile_pays(choice: bool | str, device: torch.device) -> bool:

@@ -18,9 +18,8 @@ from diffusion_lab.common.progress import console, say
 from diffusion_lab.profiling.cost_meter import UNITS, CostMeter
 from diffusion_lab.profiling.sizes import Sizes, resized
 from diffusion_lab.profiling.timing import ALLOWED
-from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.folder import CONFIG
-from diffusion_lab.runs.opening import inherit, require_diffusion
+from diffusion_lab.runs.opening import inherit, load_diffusion_config
 
 BOTH_SIDES = ("data", "image_shape", "num_classes")  # what a reference does not choose
 
@@ -99,9 +98,8 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     others = [override for override in overrides if key_of(override).split(".")[0] != "backbone"]
     text = str(cfg.reference)
     if Path(text, CONFIG).is_file() or ("/" in text and "=" not in text):
-        saved = load_config(text)
+        saved = load_diffusion_config(text)
         reference = compose("match", overrides=others)
-        require_diffusion(text, saved)
         inherit(reference, saved, groups(Means.COST), others)
         shared = tuple(group for group in groups(Means.COST) if group != "backbone")
         inherit(cfg, saved, shared, overrides)

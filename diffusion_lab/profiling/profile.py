@@ -22,8 +22,7 @@ from diffusion_lab.profiling.timing import (
     device_and_precision,
     measure_speed,
 )
-from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.opening import inherit, require_diffusion
+from diffusion_lab.runs.opening import inherit, load_diffusion_config
 
 COLUMNS = {
     "params": "params",
@@ -81,9 +80,7 @@ def prepare(cfg: DictConfig, overrides: list[str]) -> tuple[torch.device, str]:
         budget.apply(cfg, overrides)
     check_keys(cfg, ALLOWED | {"depth": whole(1)})
     if cfg.run:
-        saved = load_config(cfg.run)
-        require_diffusion(cfg.run, saved)
-        inherit(cfg, saved, groups(Means.COST), overrides)
+        inherit(cfg, load_diffusion_config(cfg.run), groups(Means.COST), overrides)
     return device_and_precision(cfg)
 
 

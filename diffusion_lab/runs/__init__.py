@@ -1,6 +1,5 @@
 """Run folders: made, read back, resumed, opened."""
 
-from diffusion_lab.runs.config import load_config, save_config
 from diffusion_lab.runs.diffusion_run import DiffusionRun, load
 from diffusion_lab.runs.folder import (
     CONFIG,
@@ -9,8 +8,10 @@ from diffusion_lab.runs.folder import (
     SUMMARY,
     check_new,
     create,
+    load_config,
     load_summary,
     reopen,
+    save_config,
     unfinished,
     write_summary,
 )

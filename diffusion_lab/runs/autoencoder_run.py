@@ -1,8 +1,12 @@
-"""The runs of autoencoders, whose prior is sampled from where they are VAEs."""
+"""The runs of autoencoders, and images from a VAE's prior: z ~ N(0, 1), decoded (arXiv:1312.6114).
 
+The other autoencoders have no prior to sample from.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig
@@ -11,9 +15,10 @@ from torch import Tensor
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.images import to_uint8
+from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.runs.open_run import OpenRun
-from diffusion_lab.runs.vae_prior import Prior
 
 # Largest deviation of a latent channel's mean and standard deviation from N(0, 1) at which samples
 # of the prior are still images. Measured: VAEs are off by 0.1 and 1.3 times, the weakly regularised
@@ -22,54 +27,59 @@ FARTHEST_MEAN, FARTHEST_STD = 0.5, 2.0
 
 
 @dataclass(frozen=True)
+class Prior:
+    """Draws images as a `Pipeline` does, in one step and without labels."""
+
+    autoencoder: Autoencoder
+    device: torch.device
+    conditional = False
+    steps = 1
+
+    def labels(self, ids: Sequence[int]) -> None:
+        """None, as a prior has no labels."""
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        ids: Sequence[int],
+        seed: int = 0,
+        labels: Tensor | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Draws samples `ids`, uint8 (B, C, H, W); sample i is fixed by `seed` and i alone."""
+        latents = SampleNoise(seed, ids, self.device)(self.autoencoder.latent_shape)
+        images = to_uint8(self.autoencoder.decode(latents))
+        on_step()
+        return images
+
+
+@dataclass(frozen=True)
 class AutoencoderRun(OpenRun):
     """The open run of an autoencoder with a prior."""
 
     command: ClassVar[str] = "train-autoencoder"
+    results: ClassVar[tuple[str, ...]] = (saving.FIRST_STAGE_FILE,)
     summary_is_of_samples: ClassVar[bool] = False
     groups_without_choice: ClassVar[tuple[str, ...]] = ("sampler", "guidance")
 
-    autoencoder: Autoencoder
+    prior: Prior
     facts: saving.AutoencoderFacts
+    conditional = False
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        saved: DictConfig,
-        device: torch.device,
-        precision: str,
-        weights: dict[str, object],
-    ) -> Self:
+    def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
         with errors_at(saved, ""):
             autoencoder, facts, _ = saving.load_autoencoder(folder / saving.FIRST_STAGE_FILE)
         require_prior(folder, autoencoder, facts)
-        data = build_datamodule(saved)
-        return cls(saved, data, device, precision, weights, autoencoder.to(device), facts)
-
-    @classmethod
-    def weights_to_export(
-        cls, folder: Path, saved: DictConfig, kind: str
-    ) -> tuple[dict[str, Tensor], int]:
-        raise UserError(
-            f"{folder} is an autoencoder; its {saving.FIRST_STAGE_FILE} is what there is to give "
-            "away"
-        )
-
-    @classmethod
-    def is_complete(cls, folder: Path) -> bool:
-        return (folder / saving.FIRST_STAGE_FILE).is_file()
-
-    @property
-    def conditional(self) -> bool:
-        return False
+        prior = Prior(autoencoder.to(device), device)
+        return {"datamodule": build_datamodule(saved), "prior": prior, "facts": facts}
 
     @property
     def reconstruction_metrics(self) -> dict[str, float]:
         return self.facts.metrics
 
     def pipeline(self, cfg: DictConfig) -> Prior:
-        return Prior(self.autoencoder, self.device)
+        return self.prior
 
 
 def require_prior(folder: Path, autoencoder: Autoencoder, facts: saving.AutoencoderFacts) -> None:

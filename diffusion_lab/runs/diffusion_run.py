@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig
@@ -13,10 +13,9 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.folder import CONFIG
+from diffusion_lab.runs.folder import CONFIG, load_config
 from diffusion_lab.runs.open_run import OpenRun
-from diffusion_lab.runs.weights import load_from_checkpoint, load_weights
+from diffusion_lab.runs.weights import load_weights
 
 PLACES = ("run", "path", "cache", "cache_dir")  # settings of a part that say where its files are
 
@@ -32,25 +31,10 @@ class DiffusionRun(OpenRun):
     weak: dict[str, Denoiser | None] = field(default_factory=dict)  # weak runs by their folders
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        saved: DictConfig,
-        device: torch.device,
-        precision: str,
-        weights: dict[str, object],
-    ) -> Self:
+    def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
         datamodule, model = load(folder, saved)
         model.denoiser.to(device).eval().requires_grad_(False)
-        return cls(saved, datamodule, device, precision, weights, model)
-
-    @classmethod
-    def weights_to_export(
-        cls, folder: Path, saved: DictConfig, kind: str
-    ) -> tuple[dict[str, Tensor], int]:
-        tensors, step = load_from_checkpoint(folder, kind)
-        with_weights(folder, saved, tensors)  # refuses weights of another model
-        return tensors, step
+        return {"datamodule": datamodule, "model": model}
 
     @property
     def conditional(self) -> bool:
@@ -103,21 +87,21 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
         return None
     other = load_config(folder)
     for part in ("schedule", "first_stage", "conditioning"):
-        if _without_places(other[part]) != _without_places(saved[part]):
+        theirs, ours = (
+            {key: value for key, value in each[part].items() if key not in PLACES}
+            for each in (other, saved)
+        )
+        if theirs != ours:
             raise UserError(
                 f"guidance.weak_run={folder} was trained with another {part}; give a run that "
                 "differs in size or training time only"
             )
-    datamodule, model = load(folder, other)
-    ours = build_datamodule(saved)
-    theirs, own = ((data.image_shape, data.num_classes) for data in (datamodule, ours))
-    if theirs != own:
+    data, model = load(folder, other)
+    own = build_datamodule(saved)
+    if (data.image_shape, data.num_classes) != (own.image_shape, own.num_classes):
         raise UserError(
-            f"guidance.weak_run={folder} was trained on images of shape {theirs[0]} in "
-            f"{theirs[1]} classes, this run on {own[0]} in {own[1]}; give a run on the same data"
+            f"guidance.weak_run={folder} was trained on images of shape {data.image_shape} in "
+            f"{data.num_classes} classes, this run on {own.image_shape} in {own.num_classes}; give "
+            "a run on the same data"
         )
     return model.denoiser.eval().requires_grad_(False)
-
-
-def _without_places(part: DictConfig) -> dict:
-    return {key: value for key, value in part.items() if key not in PLACES}

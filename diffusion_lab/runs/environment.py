@@ -8,28 +8,24 @@ from pathlib import Path
 import torch
 
 import diffusion_lab
+from diffusion_lab.compute.device import cpu_info
 
 
 def environment_of(device: torch.device) -> dict[str, object]:
     """The device, the versions and the commit that results depend on."""
     names = ("torch", "torchvision", "lightning", "hydra-core", "wandb")
-    gpu = device.type == "cuda"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"cpu, {cpu_info('model name') or platform.processor()}"
     return {
-        "device": torch.cuda.get_device_name(device) if gpu else f"cpu, {_cpu_name()}",
+        "device": name,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {"diffusion-lab": diffusion_lab.__version__}
-        | {name: version(name) for name in names},
+        | {each: version(each) for each in names},
         "git_commit": _git_commit(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
 def _git_commit() -> str | None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
-from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.folder import CONFIG
+from diffusion_lab.runs.diffusion_run import DiffusionRun, with_weights
+from diffusion_lab.runs.folder import CONFIG, load_config
 from diffusion_lab.runs.opening import kind_of
 
 
@@ -34,7 +34,12 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     saved = load_config(run)
     if (run / weights.EXPORTED).is_file():
         raise UserError(f"{run} is an export already; copy the folder")
-    tensors, step = kind_of(saved).weights_to_export(run, saved, cfg.weights)
+    if kind_of(saved) is not DiffusionRun:
+        raise UserError(
+            f"{run} is an autoencoder; its {saving.FIRST_STAGE_FILE} is what there is to give away"
+        )
+    tensors, step = weights.load_from_checkpoint(run, cfg.weights)
+    with_weights(run, saved, tensors)  # refuses weights of another model
     facts = {"weights": cfg.weights, "step": str(step), "run": run.resolve().name}
     try:
         _write(output, run, tensors, facts)

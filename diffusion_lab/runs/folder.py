@@ -1,8 +1,9 @@
-"""Run folders: what is in them, and where a new one goes.
+"""Run folders: what is in them, where a new one goes, and the configuration that each keeps.
 
 config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
 """
 
+import itertools
 import json
 import os
 import uuid
@@ -10,36 +11,44 @@ from datetime import datetime
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+import diffusion_lab
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import OUTPUTS, write_atomically
 from diffusion_lab.compute import slurm
-from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
+from diffusion_lab.first_stage import hub
 from diffusion_lab.metrics.log_names import grouped
-from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.runs import checkpoints, trusted_targets, weights
 from diffusion_lab.runs.lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 ABANDONED = ".abandoned"  # beside runs of a study: those that ended before their first checkpoint
+FORMAT = 2  # of run folders and exports; raised when programs before could not read them
+WRITTEN_BY = "written_by"  # the key of the format and the version, above those of the configuration
 
 
 def check_new(cfg: DictConfig) -> None:
     """Raises UserError if `cfg.run_dir` already holds a run."""
-    if cfg.run_dir and Path(cfg.run_dir).is_file():
-        raise UserError(f"run_dir={cfg.run_dir} is a file; choose a folder")
-    if cfg.run_dir and (Path(cfg.run_dir) / weights.EXPORTED).exists():
-        raise UserError(f"run_dir={cfg.run_dir} holds a model that was exported; choose another")
-    if cfg.run_dir and (Path(cfg.run_dir) / CONFIG).exists():
-        if not checkpoints.exists(cfg.run_dir):
-            raise UserError(
-                f"run_dir={cfg.run_dir} holds a run without {checkpoints.LAST}: let it train if it "
-                "does, or delete the folder if it was killed, and try again"
-            )
+    if not cfg.run_dir:
+        return
+    folder = Path(cfg.run_dir)
+    if folder.is_file():
+        raise UserError(f"run_dir={folder} is a file; choose a folder")
+    if (folder / weights.EXPORTED).exists():
+        raise UserError(f"run_dir={folder} holds a model that was exported; choose another")
+    if not (folder / CONFIG).exists():
+        return
+    if checkpoints.exists(folder):
         raise UserError(
-            f"run_dir={cfg.run_dir} already holds a run; choose another folder, or go on with it "
-            f"by resume={cfg.run_dir}"
+            f"run_dir={folder} already holds a run; choose another folder, or go on with it by "
+            f"resume={folder}"
         )
+    raise UserError(
+        f"run_dir={folder} holds a run without {checkpoints.LAST}: let it train if it does, or "
+        "delete the folder if it was killed, and try again"
+    )
 
 
 def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
@@ -51,7 +60,9 @@ def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
 
     def make() -> Path:
         if cfg.logger and not cfg.logger.run_id:
-            cfg.logger.run_id = _new_run_id()  # before W&B starts, so that resuming finds it
+            # before W&B starts, so that resuming finds it; the sweep agent may have set one
+            chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+            cfg.logger.run_id = chosen or uuid.uuid4().hex[:8]
         if cfg.logger and HydraConfig.initialized():
             cfg.logger.choices = grouped(HydraConfig.get().runtime.choices)
         try:
@@ -67,25 +78,19 @@ def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
     return on_rank_zero(make)
 
 
-def _new_run_id() -> str:
-    """A new W&B run id, or the one that the sweep agent has set."""
-    chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-    return chosen or uuid.uuid4().hex[:8]
-
-
 def _make_folder(cfg: DictConfig) -> Path:
     if cfg.run_dir:
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         return Path(cfg.run_dir)
     stamp = OUTPUTS / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder, attempt = stamp, 1
-    while True:
+    folder = stamp
+    for attempt in itertools.count(2):
         try:
             folder.mkdir(parents=True)
-            return folder
+            break
         except FileExistsError:  # another run started within this second
-            attempt += 1
             folder = stamp.with_name(f"{stamp.name}_{attempt}")
+    return folder
 
 
 def unfinished(name: str) -> Path | None:
@@ -120,3 +125,46 @@ def reopen(folder: Path) -> None:
 def write_summary(folder: Path, summary: dict) -> None:
     """Writes summary.json, whole or not at all."""
     write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def save_config(folder: Path, cfg: DictConfig) -> None:
+    """Writes the configuration, every interpolation resolved, on rank 0."""
+    if rank_and_world()[0] == 0:
+        written_by = {WRITTEN_BY: {"format": FORMAT, "version": diffusion_lab.__version__}}
+        text = OmegaConf.to_yaml(written_by) + OmegaConf.to_yaml(cfg, resolve=True)
+        write_atomically(folder / CONFIG, text)
+
+
+def load_config(folder: str | Path) -> DictConfig:
+    """The configuration of a run; raises UserError if there is no run, or one of another format.
+
+    Warns of classes that no installation of this program has.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        known = sorted(str(path.parent) for path in OUTPUTS.glob(f"*/*/{CONFIG}"))
+        hint = f"; the latest here is {known[-1]}" if known else ""
+        raise UserError(
+            f"{folder} is no run folder, it has no {CONFIG}; give a folder that train made{hint}"
+        )
+    try:
+        cfg = OmegaConf.load(folder / CONFIG)
+        assert isinstance(cfg, DictConfig), "a mapping"
+        written_by = cfg.pop(WRITTEN_BY, {})
+    except Exception as error:  # YAML's errors and OmegaConf's have no common name
+        raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
+    if written_by.get("format") != FORMAT:
+        version = written_by.get("version", "0.1")
+        raise UserError(
+            f"{folder} was written by diffusion-lab {version}, and this is diffusion-lab "
+            f"{diffusion_lab.__version__}, which cannot read its format; open it with "
+            f"diffusion-lab {version}"
+        )
+    OmegaConf.set_struct(cfg, True)
+    first_stage = cfg.get("first_stage", {})  # which an autoencoder's run does not have
+    if "run" in first_stage:
+        first_stage.run = str(folder)  # its own copy, wherever it now is
+    if "path" in first_stage:
+        first_stage.path = str(folder / hub.COPY_FOLDER)
+    trusted_targets.check(cfg, folder / CONFIG)
+    return cfg

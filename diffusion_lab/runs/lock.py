@@ -5,7 +5,8 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 
 from diffusion_lab.common.errors import UserError
@@ -25,29 +26,35 @@ def locked(folder: Path) -> Iterator[None]:
     if rank_and_world()[0] != 0:
         yield
         return
-    try:
-        file = (folder / FILE).open("ab+", buffering=0)  # or closing it would fail a second time
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # without a buffer, or closing it would fail a second time
+            file = stack.enter_context((folder / FILE).open("ab+", buffering=0))
+            _hold(file, folder)
         except BlockingIOError as error:
             raise _held(folder) from error
         except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise _unwritable(folder, error) from error
-            say(
-                f"Advice: the file system of {folder} has no locks, so nothing stops a second "
-                "process from training the same run; see that there is none"
-            )
-        else:
-            try:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            except OSError as error:
-                raise _unwritable(folder, error) from error
+            raise UserError(
+                f"nothing can be written to {folder} ({error.strerror}); choose another folder by "
+                "run_dir=..., or mend this one"
+            ) from error
         yield
+
+
+def _hold(file: FileIO, folder: Path) -> None:
+    """Locks a file, and writes into it who did; says so where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        say(
+            f"Advice: the file system of {folder} has no locks, so nothing stops a second process "
+            "from training the same run; see that there is none"
+        )
+    else:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def require_unlocked(folder: Path) -> None:
@@ -59,13 +66,6 @@ def require_unlocked(folder: Path) -> None:
 def _held(folder: Path) -> UserError:
     holder = (folder / FILE).read_text().strip() or "another process"
     return UserError(f"{folder} is being trained by {holder}; wait for its end, or stop it")
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"nothing can be written to {folder} ({error.strerror}); choose another folder by "
-        "run_dir=..., or mend this one"
-    )
 
 
 def has_locks(folder: Path) -> bool:

@@ -3,20 +3,18 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.compute.device import autocast, pick_device, pick_precision
+from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs.vae_prior import Prior
+from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.weights import identify, require_unchanged
 
 
@@ -25,14 +23,15 @@ class OpenRun(ABC):
     """A trained run on a device; each subclass is a kind of run."""
 
     command: ClassVar[str]  # trains runs of this kind
+    results: ClassVar[tuple[str, ...]] = ()  # files of a finished run, beside the summary
     summary_is_of_samples: ClassVar[bool]  # or of reconstructed test images
     groups_without_choice: ClassVar[tuple[str, ...]] = ()  # of those that commands on runs have
 
     saved: DictConfig  # the run's configuration
-    datamodule: ImageDataModule  # unread
     device: torch.device
     precision: str
     weights: dict[str, object]  # identifies them
+    datamodule: ImageDataModule  # unread
 
     @classmethod
     def open(cls, cfg: DictConfig, saved: DictConfig) -> Self:
@@ -43,37 +42,16 @@ class OpenRun(ABC):
         """
         if cfg.data_root:
             move_data(saved.data.source, cfg.data_root)
-        device = pick_device(cfg.device)
-        precision = pick_precision(cfg.precision, device)
-        autocast(precision, device)  # refuses a precision that the device does not have
+        device, precision = device_and_precision(cfg.device, cfg.precision)
         weights = identify(cfg.run)
-        opened = cls.load(Path(cfg.run), saved, device, precision, weights)
+        fields = cls.load(Path(cfg.run), saved, device)
         require_unchanged(cfg.run, weights)
-        return opened
+        return cls(saved, device, precision, weights, **fields)
 
     @classmethod
     @abstractmethod
-    def load(
-        cls,
-        folder: Path,
-        saved: DictConfig,
-        device: torch.device,
-        precision: str,
-        weights: dict[str, object],
-    ) -> Self:
-        """Reads the run's networks and moves them to the device; raises UserError."""
-
-    @classmethod
-    @abstractmethod
-    def weights_to_export(
-        cls, folder: Path, saved: DictConfig, kind: str
-    ) -> tuple[dict[str, Tensor], int]:
-        """The weights of `kind` to give away, and their step; raises UserError without any."""
-
-    @classmethod
-    def is_complete(cls, folder: Path) -> bool:
-        """Whether a finished run has all files that resuming it would write."""
-        return True
+    def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
+        """Reads `datamodule` and the fields of this kind, networks on the device; may refuse."""
 
     @property
     @abstractmethod
@@ -86,7 +64,7 @@ class OpenRun(ABC):
         """Metrics of test images that the first stage reconstructs; the data must be read."""
 
     @abstractmethod
-    def pipeline(self, cfg: DictConfig) -> Pipeline | Prior:
+    def pipeline(self, cfg: DictConfig) -> Generator:
         """The sampling call with the sampler and guidance of `cfg`; raises UserError."""
 
     @property
@@ -107,11 +85,10 @@ class OpenRun(ABC):
 
 def move_data(source: DictConfig, folder: str) -> None:
     """Sets the root of a data source to `folder`, or looks there for its path and test_path."""
+    keys = [key for key in ("path", "test_path") if source.get(key)]
+    moved = {key: str(Path(folder) / Path(source[key]).name) for key in keys}
     if "root" in source:
-        source.root = folder
-        return
-    paths = [key for key in ("path", "test_path") if source.get(key)]
-    if not paths:
+        moved = {"root": folder}
+    if not moved:
         raise UserError(f"data_root={folder}, but this run's data are in no files; leave it out")
-    for key in paths:
-        source[key] = str(Path(folder) / Path(source[key]).name)
+    source.update(moved)

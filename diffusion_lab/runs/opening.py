@@ -6,8 +6,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
-from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.diffusion_run import DiffusionRun
+from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.open_run import OpenRun
 
 
@@ -24,18 +24,18 @@ def open_run(cfg: DictConfig) -> OpenRun:
 
 def open_diffusion_run(cfg: DictConfig) -> DiffusionRun:
     """Opens the run `cfg.run` of a diffusion model; raises UserError for another kind of run."""
-    saved = load_config(cfg.run)
-    require_diffusion(cfg.run, saved)
-    return DiffusionRun.open(cfg, saved)
+    return DiffusionRun.open(cfg, load_diffusion_config(cfg.run))
 
 
-def require_diffusion(folder: str, saved: DictConfig) -> None:
-    """Raises UserError unless the run `folder` is that of a diffusion model."""
+def load_diffusion_config(folder: str) -> DictConfig:
+    """The configuration of the run of a diffusion model; raises UserError for another kind."""
+    saved = load_config(folder)
     if kind_of(saved) is not DiffusionRun:
         raise UserError(
             f"{folder} is an autoencoder, which only `sample` and `evaluate` draw from; give the "
             "run of a diffusion model"
         )
+    return saved
 
 
 def inherit(

@@ -12,8 +12,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
-from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.opening import kind_of
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 

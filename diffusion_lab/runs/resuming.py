@@ -1,15 +1,27 @@
-"""The configuration that a run is resumed with."""
+"""The configuration that a run is resumed with, and whether a folder holds the run asked for."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import KEYS, Means, as_path, is_resumable
-from diffusion_lab.build.overrides import parse
+from diffusion_lab.build.config_keys import (
+    FILES,
+    KEYS,
+    REQUESTS,
+    Means,
+    Settings,
+    as_path,
+    flat,
+    is_resumable,
+    means,
+)
+from diffusion_lab.build.overrides import parse, values_of
+from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
+from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import checkpoints, weights
-from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.opening import kind_of
 
 # values to write instead of options, of which a resumed run keeps its own
@@ -44,7 +56,8 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
         )
     summary = load_summary(folder)
     longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
-    if summary.get("finished") and not longer and kind.is_complete(Path(folder)):
+    whole = all((Path(folder) / name).is_file() for name in kind.results)
+    if summary.get("finished") and not longer and whole:
         raise UserError(
             f"{folder} is finished; write trainer.max_steps above {summary['steps']} (and a longer "
             f"trainer.max_time if it has one) to train it longer"
@@ -57,11 +70,11 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             raise UserError(f"{override} cannot be written in resuming a run; write {instead}")
         if not is_resumable(key):
             rows = [row for row in KEYS if Means.RESUMABLE in KEYS[row]]
-            whole = tuple(row for row in rows if row.endswith(".") and row.count(".") == 1)
-            others = [row for row in rows if not row.startswith(whole)]
+            groups = tuple(row for row in rows if row.endswith(".") and row.count(".") == 1)
+            others = [row for row in rows if not row.startswith(groups)]
             raise UserError(
                 f"{override.lstrip('+')} cannot change in a run that is resumed; only values of "
-                f"{', '.join([*whole, *others])} can, as in trainer.max_steps=20000"
+                f"{', '.join([*groups, *others])} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, as_path(key, parsed.value()))
     cfg.resume = str(folder)
@@ -76,3 +89,35 @@ def restarted(folder: Path) -> DictConfig:
     cfg = load_config(folder)
     cfg.resume = str(folder)
     return cfg
+
+
+def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, object, object]]:
+    """Yields (key, saved, requested) for each setting that makes `cfg` another run than `saved`.
+
+    A missing key counts as null.
+    """
+    known, asked = (flat(OmegaConf.to_container(each, resolve=True)) for each in (saved, cfg))
+    if saved.get("budget") and cfg.get("budget"):
+        solved = values_of(saved.budget.solved or [])
+        asked |= {key: value for key, value in solved.items() if key in asked}
+    asked |= found_out(asked)
+    for key in dict.fromkeys([*asked, *known]):
+        old, new = known.get(key), asked.get(key)
+        left_open = key in REQUESTS and new == REQUESTS[key]
+        elsewhere = key in FILES and None not in (old, new)
+        if Means.IDENTITY in means(key) and old != new and not left_open and not elsewhere:
+            yield key, old, new
+
+
+def found_out(asked: Settings) -> Settings:
+    """The values that a run would keep instead of requests, as far as the settings tell them."""
+    found: Settings = {}
+    size = asked.get("data.source.image_size")
+    if isinstance(size, int):
+        found["data.source.image_size"] = [size, size]
+    if size is None and "data.source.resize" in asked:
+        found["data.source.resize"] = "refuse"  # none needs it
+    first_stage = Path(str(asked.get("first_stage.run"))) / saving.FIRST_STAGE_FILE
+    if asked.get("first_stage.sha256") is None and first_stage.is_file():
+        found["first_stage.sha256"] = hashing.of_file(first_stage)
+    return found

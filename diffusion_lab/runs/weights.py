@@ -68,8 +68,7 @@ def file_stamp(folder: str | Path) -> dict[str, object]:
 
 def identify(folder: str | Path) -> dict[str, object]:
     """The checksum and the file stamp by which a record tells its weights; raises UserError."""
-    file = file_stamp(folder)
-    return {CHECKPOINT: sha256_of(folder), STAMP: file}
+    return {STAMP: file_stamp(folder), CHECKPOINT: sha256_of(folder)}
 
 
 def require_unchanged(folder: str | Path, known: Mapping[str, object]) -> None:

@@ -25,11 +25,9 @@ from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics.quantities import higher_is_better
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.differences import differences
-from diffusion_lab.runs.folder import ABANDONED, CONFIG, load_summary
+from diffusion_lab.runs.folder import ABANDONED, CONFIG, load_config, load_summary
 from diffusion_lab.runs.lock import has_locks, require_unlocked
-from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS
+from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
 from diffusion_lab.training.callbacks import Evaluation, MedianPruning
 from diffusion_lab.training.callbacks.configured import configured
 

@@ -14,8 +14,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.config import load_config
-from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.results import evaluations_of, save_evaluation
 from diffusion_lab.runs.weights import (
     CHECKPOINT,

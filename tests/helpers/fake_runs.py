@@ -12,7 +12,7 @@ from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.metrics.quantities import QUANTITIES
-from diffusion_lab.runs.config import save_config
+from diffusion_lab.runs.folder import save_config
 
 NAME = "efficientnet_lite0-96/train10k-1k"
 PROTOCOL = {

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 import diffusion_lab
 from diffusion_lab import runs
 from diffusion_lab.common.errors import UserError
-from diffusion_lab.runs.config import FORMAT, WRITTEN_BY
+from diffusion_lab.runs.folder import FORMAT, WRITTEN_BY
 
 
 def test_a_configuration_is_read_back_without_its_format(tmp_path):

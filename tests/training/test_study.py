@@ -26,9 +26,9 @@ from omegaconf import OmegaConf
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.runs.config import save_config
-from diffusion_lab.runs.differences import differences
+from diffusion_lab.runs.folder import save_config
 from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.resuming import differences
 from diffusion_lab.training import study
 from diffusion_lab.training.callbacks.interruption import Interruption
 

@@ -11,9 +11,8 @@ from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.runs.checkpoints import LAST
-from diffusion_lab.runs.config import load_config
 from diffusion_lab.runs.diffusion_run import DiffusionRun
-from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_summary
+from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, load_summary
 from diffusion_lab.runs.opening import kind_of
 from diffusion_lab.runs.results import EVALUATIONS, Record, evaluations_of
 from diffusion_lab.runs.weights import CurrentWeights
