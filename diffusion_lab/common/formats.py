@@ -1,4 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers and tables as people and programs read them."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
 
 
 def amount(value: float) -> str:
@@ -40,3 +44,17 @@ def with_spread(mean: float, spread: float) -> tuple[str, str]:
     while digits < 9 and spread < 10 ** (1 - digits):
         digits += 1
     return f"{mean:.{digits}f}", f"{spread:.{digits}f}"
+
+
+def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table as CSV, without rounding; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown, numbers to the right of all but the first column."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)

@@ -411,7 +411,7 @@ class TestTable:
         assert float(row["peak_memory"]) == 2**30
         text = (tmp_path / "comparison/table.md").read_text()
         assert "| all runs | 3 | 6.4k | 1M | 2M | 375 | 2 min | 1 GiB | 100.0 ± 24.8 |" in text
-        assert f"| real images | {'|  ' * 6}| 96.3 | {NONE} |" in text
+        assert f"| real images |{'  |' * 7} 96.3 | {NONE} |" in text
 
     def test_older_runs_have_no_macs_and_no_memory(self, runs, tmp_path):
         fake_run(runs / "a", 100.0, summary={"macs": None, "peak_memory_bytes": None})

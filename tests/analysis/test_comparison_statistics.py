@@ -1,12 +1,11 @@
-"""Student's t, intervals, the paired test and Holm's correction."""
+"""Student's t, intervals, and Holm's correction."""
 
 import math
 import statistics
 
 import pytest
-from scipy import stats
 
-from diffusion_lab.analysis.comparison.significance import half_width, holm, paired_p_value
+from diffusion_lab.analysis.comparison.significance import half_width, holm
 
 # two-sided 95 %, as printed in every book of tables
 TABLE = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 9: 2.26216, 30: 2.04227}
@@ -19,21 +18,10 @@ def test_intervals_are_those_of_the_tables(dof, t):
     assert half_width(values) == pytest.approx(t * error, rel=1e-5)
 
 
-def test_the_paired_test_is_scipys():
-    a, b = [3.1, 4.0, 5.5, 4.4], [2.0, 4.1, 4.6, 3.0]
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    assert paired_p_value(differences) == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-10)
-
-
 def test_the_half_width_of_three_values():
     # mean 2, deviation 1: t(2) / sqrt(3)
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
     assert half_width([5.0, 5.0]) == 0
-
-
-def test_the_paired_test_of_two_seeds():
-    # mean 3, deviation sqrt(2): t = 3 with one degree of freedom
-    assert paired_p_value([2.0, 4.0]) == pytest.approx(1 - 2 * math.atan(3) / math.pi)
 
 
 def test_holm_corrects_in_the_order_given_and_never_falls():

@@ -1,6 +1,6 @@
 """What a comparison was at equal measure of: images, time, machines and operations of the runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from omegaconf import OmegaConf
 
@@ -31,66 +31,39 @@ def notes(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def reservations(groups: Sequence[Group]) -> list[str]:
-    """Sentences on what was not equal and should have been."""
+def reservations(groups: Sequence[Group]) -> Iterator[str]:
+    """Yields sentences on what was not equal and should have been."""
     runs = runs_of(groups)
     if limit := budgeted_seconds(runs):
-        said = short_trainings(runs, limit)
-        said += unequal_machines(runs, "Time is equal and machines are not")
+        least, most = span([run.training_seconds for run in runs])
+        if least < (1 - EQUAL_COST) * limit:
+            times = " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (least, most)))
+            yield (
+                f"Training itself took {times} of the {limit:,} seconds, by run: the limit counts "
+                "figures and pictures taken on the way, too"
+            )
     else:
-        said = unequal_images(runs) or unequal_macs(groups)
-        said += unequal_machines(runs)
-    return said + one_choice_of_images(groups)
-
-
-def unequal_images(runs: Sequence[Run]) -> list[str]:
-    least, most = span([run.summary["images_seen"] for run in runs])
-    if most <= (1 + EQUAL_IMAGES) * least:
-        return []
-    return [f"Budgets are unequal: runs have seen {amount(least)} to {amount(most)} images"]
-
-
-def unequal_macs(groups: Sequence[Group]) -> list[str]:
-    """Of compositions, at equal images."""
-    macs = [group.mean("macs") for group in groups if group.values("macs")]
-    if not macs or max(macs) <= (1 + EQUAL_COST) * min(macs):
-        return []
-    return [
-        f"Operations are unequal: compositions take {amount(min(macs))} to {amount(max(macs))} "
-        "multiply-accumulates an image, at equal numbers of images"
-    ]
-
-
-def short_trainings(runs: Sequence[Run], limit: int) -> list[str]:
-    """At equal time, of which grids and evaluations on the way have their share."""
-    least, most = span([run.training_seconds for run in runs])
-    if least >= (1 - EQUAL_COST) * limit:
-        return []
-    times = " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (least, most)))
-    return [
-        f"Training itself took {times} of the {limit:,} seconds, by run: the limit counts figures "
-        "and pictures taken on the way, too"
-    ]
-
-
-def one_choice_of_images(groups: Sequence[Group]) -> list[str]:
-    """Where parts of the data are trained on."""
-    settings = [group.members[0].settings for group in groups]
-    seeds = {each.get(SUBSET_SEED) for each in settings}
-    if len({group.data_size for group in groups}) == 1 or len(seeds) > 1 or None in seeds:
-        return []
-    return [
-        f"One choice of the images stands for all ({SUBSET_SEED}={seeds.pop()}): what another "
-        "would change is not in the intervals"
-    ]
-
-
-def unequal_machines(
-    runs: Sequence[Run], consequence: str = "Time, speed and memory are of unequal machines"
-) -> list[str]:
-    """And what that means for the comparison."""
-    machines = list(dict.fromkeys(map(machine, runs)))
-    return [f"{consequence}: {'; '.join(machines)}"] if len(machines) > 1 else []
+        least, most = span([run.summary["images_seen"] for run in runs])
+        macs = [group.mean("macs") for group in groups if group.values("macs")]
+        if most > (1 + EQUAL_IMAGES) * least:
+            yield f"Budgets are unequal: runs have seen {amount(least)} to {amount(most)} images"
+        elif macs and max(macs) > (1 + EQUAL_COST) * min(macs):
+            yield (
+                f"Operations are unequal: compositions take {amount(min(macs))} to "
+                f"{amount(max(macs))} multiply-accumulates an image, at equal numbers of images"
+            )
+    machines = dict.fromkeys(map(machine, runs))
+    if len(machines) > 1:
+        unequal = "Time, speed and memory are of unequal machines"
+        said = "Time is equal and machines are not" if limit else unequal
+        yield f"{said}: {'; '.join(machines)}"
+    choices = {group.members[0].settings.get(SUBSET_SEED) for group in groups}
+    several_sizes = len({group.data_size for group in groups}) > 1
+    if several_sizes and len(choices) == 1 and None not in choices:
+        yield (
+            f"One choice of the images stands for all ({SUBSET_SEED}={choices.pop()}): what "
+            "another would change is not in the intervals"
+        )
 
 
 def machine(run: Run) -> str:
@@ -99,10 +72,9 @@ def machine(run: Run) -> str:
     parts = [str(known.get("device", "unknown device"))]
     if precision := known.get("precision"):
         parts.append(precision)
-    for key, word in (("threads", "thread"), ("ranks", "process")):
+    for key, one, more in (("threads", "thread", "threads"), ("ranks", "process", "processes")):
         if (count := known.get(key)) is not None:
-            plural = "es" if word == "process" else "s"
-            parts.append(f"{count} {word}{plural if count != 1 else ''}")
+            parts.append(f"{count} {one if count == 1 else more}")
     return ", ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,15 +33,18 @@ class Group:
     def by_seed(self) -> dict[int, Member]:
         return {member.run.seed: member for member in self.members}
 
+    def figures(self, kind: str) -> dict[int, float]:
+        """The finite figures of a kind, by seed."""
+        found = ((seed, member.figures.get(kind)) for seed, member in self.by_seed.items())
+        return {seed: value for seed, value in found if value is not None and math.isfinite(value)}
+
     def values(self, kind: str) -> list[float]:
-        """Of all seeds that have a finite one."""
-        found = (member.figures.get(kind) for member in self.members)
-        return [value for value in found if value is not None and math.isfinite(value)]
+        """The finite figures of a kind."""
+        return list(self.figures(kind).values())
 
     def mean(self, kind: str) -> float:
         """The mean over the seeds, of which some must have a value."""
-        values = self.values(kind)
-        return sum(values) / len(values)
+        return statistics.mean(self.values(kind))
 
     @property
     def jackknife(self) -> float | None:

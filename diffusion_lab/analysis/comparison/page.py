@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.data_sizes import DataLine
 from diffusion_lab.analysis.comparison.fairness import machine, runs_of
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.pairs import Pair
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
@@ -21,10 +20,6 @@ from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.metrics import Quantity
 
 PARTS = Path(__file__).parent
-CORRECTED = "Holm's correction covers all pairs of one metric"
-SEVERAL = "Several metrics are looked at, and no correction covers that"
-GRIDS = "The runs' own grids, drawn at their end, a class a row where there are classes."
-ALIKE = " Each place has the same class and the same noise in all of them."
 GENERATOR = "diffusion-lab compare"  # by which a page is known as one of ours
 
 
@@ -56,9 +51,10 @@ class Report:
 
 def render(report: Report) -> str:
     """The HTML file."""
-    groups, count = report.groups, len(report.groups)
+    groups = report.groups
     columns, rows, real = table.rows(groups)
-    folder, runs = run_rows(groups, columns)
+    runs = runs_of(groups)
+    base = os.path.commonpath([os.path.abspath(run.folder.parent) for run in runs])
     page = Environment(
         loader=FileSystemLoader(PARTS),
         autoescape=True,
@@ -68,30 +64,27 @@ def render(report: Report) -> str:
     )
     return page.get_template("page.html").render(
         report=report,
-        title=f"Comparison of {count} compositions" if count > 1 else "Comparison of runs",
         generator=GENERATOR,
         style=(PARTS / "page.css").read_text(),
         script=(PARTS / "page.js").read_text(),
         colours=len(COLOURS),
         shape=lambda look: MARKERS[marker(look)],
         shown=SHOWN,
-        notes=notes(report),
-        pair_titles=pair_titles,
-        pairs_caption=pairs_caption,
         none_known=table.NONE,
         columns=columns,
         rows=rows,
         real=real,
         table_notes=table.notes(groups, rows),
         any_plots=any(each.along or each.fronts for each in report.judged),
-        samples_intro=GRIDS + ALIKE * alike(report.samples),
+        alike=alike(report.samples),
         of_each=OF_EACH,
         settings={
             key: [said(group.settings, key) for group in groups] for key in groups[0].settings
         },
-        runs=runs,
-        runs_folder=folder,
-        machines=machines(runs_of(groups)),
+        runs_folder=os.path.relpath(base),
+        place=lambda run: os.path.relpath(run.folder, base),
+        figures=lambda member: [c.cell(member.figures.get(c.kind)) for c in columns],
+        machines=machines(runs),
     )
 
 
@@ -99,28 +92,6 @@ def is_ours(folder: Path) -> bool:
     """Whether a folder holds a comparison."""
     page = folder / "index.html"
     return page.is_file() and f'content="{GENERATOR}"' in page.read_text(errors="replace")[:2000]
-
-
-def notes(report: Report) -> list[str]:
-    """Sentences on the tests, and on the whole."""
-    tests = [sum(pair.tested is not None for pair in each.verdict.pairs) for each in report.judged]
-    several = sum(map(bool, tests)) > 1
-    return [*[CORRECTED] * (max(tests) > 1), *[SEVERAL] * several, *report.notes]
-
-
-def pair_titles(found: Sequence[Pair]) -> list[str]:
-    """The columns of the table of pairs, from the size of the data on if there are several."""
-    data = ["Data"] if any(pair.size for pair in found) else []
-    return [*data, "Ahead", "Behind", "Gap", "To exceed", "p", "Holm", "Told apart"]
-
-
-def pairs_caption(metric: Quantity) -> str:
-    """What the table of pairs shows."""
-    return (
-        f"Pairs by {metric.title}: mean gap over common seeds with its 95 % confidence interval, "
-        "of the pair alone and uncorrected, what a gap of this spread must exceed to be told from "
-        "chance, and p of the paired t-test, alone and with Holm's correction"
-    )
 
 
 def alike(samples: Sequence[Samples]) -> bool:
@@ -137,35 +108,10 @@ def said(settings: Mapping[str, object], key: str) -> str:
     return str(value).rpartition(".")[2] if key.endswith(CLASS) else str(value)
 
 
-def run_rows(
-    groups: Sequence[Group], columns: Sequence[table.Column]
-) -> tuple[str, list[tuple[Group, int, str, list[table.Cell]]]]:
-    """The folder of all runs, and the group, seed, place in it and cells of each."""
-    folders = [os.path.abspath(run.folder.parent) for run in runs_of(groups)]
-    base = os.path.commonpath(folders)
-
-    def cells(figures: Mapping[str, float]) -> Iterator[table.Cell]:
-        for column in columns:
-            value = figures.get(column.kind)
-            text = table.NONE if value is None else column.say(column.scale * value)
-            yield table.Cell(value, text)
-
-    return os.path.relpath(base), [
-        (
-            group,
-            member.run.seed,
-            os.path.relpath(member.run.folder, base),
-            list(cells(member.figures)),
-        )
-        for group in groups
-        for member in group.members
-    ]
-
-
 def machines(trained: Sequence[Run]) -> list[str]:
     """Devices, versions and commits, each once."""
     counts = Counter(
-        f"{machine(run)}, {run.summary.get('precision', '?')}, torch "
+        f"{machine(run)}, torch "
         f"{run.summary.get('versions', {}).get('torch', '?')}, commit "
         f"{(run.summary.get('git_commit') or 'unknown')[:9]}"
         for run in trained

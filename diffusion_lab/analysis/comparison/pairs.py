@@ -3,18 +3,14 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, compress
+
+from scipy import stats
 
 from diffusion_lab.analysis.comparison.data_sizes import by_data_size
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.significance import (
-    LEVEL,
-    Tested,
-    half_width,
-    holm,
-    paired_p_value,
-)
+from diffusion_lab.analysis.comparison.significance import LEVEL, Tested, half_width, holm
 from diffusion_lab.metrics import Quantity
 
 ENOUGH = 2  # common seeds of a paired test
@@ -33,10 +29,23 @@ class Pair:
     ahead: Group
     behind: Group
     seeds: tuple[int, ...]
-    gap: float  # mean of behind - ahead over the seeds, signed
-    half_width: float  # of the gap's 95 % confidence interval, uncorrected
-    tested: Tested | None
-    detectable: float  # what a gap of this spread must exceed to be told from chance; else nan
+    differences: tuple[float, ...]  # behind - ahead, a seed each, signed
+    tested: Tested | None = None
+
+    @property
+    def gap(self) -> float:
+        """The mean of behind - ahead over the seeds."""
+        return statistics.mean(self.differences)
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the gap's 95 % confidence interval, uncorrected."""
+        return half_width(self.differences) if self.tested else 0.0
+
+    @property
+    def detectable(self) -> float:
+        """The gap that must be exceeded, at this spread, to be told from chance; else nan."""
+        return half_width(self.differences, self.tested.level) if self.tested else math.nan
 
     @property
     def told_apart(self) -> bool:
@@ -46,38 +55,23 @@ class Pair:
 
 def pairs_of(groups: Sequence[Group], metric: Quantity) -> list[Pair]:
     """All pairs with enough common seeds; groups of different parts of the data make none."""
-    found = []
+    pairs, varied = [], []
     for size in by_data_size(groups):
         for a, b in combinations(size.groups, 2):
-            seeds = common_seeds(a, b, metric.name)
+            ours, theirs = a.figures(metric.name), b.figures(metric.name)
+            seeds = tuple(seed for seed in ours if seed in theirs)
             if len(seeds) < ENOUGH:
                 continue
-            ours, theirs = ([_value(group, seed, metric) for seed in seeds] for group in (a, b))
-            differences = [y - x for x, y in zip(ours, theirs, strict=True)]
-            least = ROUNDING * max(map(abs, (*ours, *theirs)))
-            spread = max(differences) - min(differences) > least
+            differences = tuple(theirs[seed] - ours[seed] for seed in seeds)
+            least = ROUNDING * max(max(abs(ours[seed]), abs(theirs[seed])) for seed in seeds)
+            varied.append(max(differences) - min(differences) > least)
             if metric.better(statistics.mean(differences), 0):
-                a, b, differences = b, a, [-difference for difference in differences]
-            found.append((size.label, a, b, seeds, differences, spread))
-    tests = iter(holm([paired_p_value(differences) for *_, differences, spread in found if spread]))
-    pairs = []
-    for label, ahead, behind, seeds, differences, spread in found:
-        tested = next(tests) if spread else None
-        width = half_width(differences) if spread else 0.0
-        detectable = half_width(differences, tested.level) if tested else math.nan
-        gap = statistics.mean(differences)
-        pairs.append(Pair(label, ahead, behind, seeds, gap, width, tested, detectable))
-    return pairs
-
-
-def common_seeds(a: Group, b: Group, kind: str) -> tuple[int, ...]:
-    """Of which both have a finite figure."""
-    return tuple(
-        seed
-        for seed, member in a.by_seed.items()
-        if kind in member.figures and seed in b.by_seed and kind in b.by_seed[seed].figures
-    )
-
-
-def _value(group: Group, seed: int, metric: Quantity) -> float:
-    return group.by_seed[seed].figures[metric.name]
+                a, b, differences = b, a, tuple(-difference for difference in differences)
+            pairs.append(Pair(size.label, a, b, seeds, differences))
+    # a paired test of two samples is that of their differences
+    tests = [stats.ttest_1samp(pair.differences, 0) for pair in compress(pairs, varied)]
+    tested = iter(holm([float(test.pvalue) for test in tests]))
+    return [
+        replace(pair, tested=next(tested) if spread else None)
+        for pair, spread in zip(pairs, varied, strict=True)
+    ]

@@ -1,7 +1,5 @@
 """What a few seeds can say: intervals and paired tests by Student's t, corrected by Holm."""
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,15 +10,7 @@ LEVEL = 0.05  # of every interval and test: 95 % confidence
 
 def half_width(values: Sequence[float], level: float = LEVEL) -> float:
     """Half the width of the confidence interval of the mean of two or more values."""
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return float(stats.t.isf(level / 2, len(values) - 1)) * error
-
-
-def paired_p_value(differences: Sequence[float]) -> float:
-    """Two-sided p of the paired t-test for mean difference 0, of 2 or more unequal differences."""
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    t = statistics.mean(differences) / error
-    return float(2 * stats.t.sf(abs(t), len(differences) - 1))
+    return float(stats.t.isf(level / 2, len(values) - 1) * stats.sem(values))
 
 
 @dataclass(frozen=True)

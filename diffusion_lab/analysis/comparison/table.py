@@ -1,17 +1,25 @@
 """One table, a row a composition, for people (Markdown, LaTeX) and for programs (CSV)."""
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffusion_lab.analysis.comparison.fairness import runs_of
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.measurements import judged_by
 from diffusion_lab.analysis.comparison.pairs import Pair
 from diffusion_lab.analysis.comparison.significance import half_width
-from diffusion_lab.common.formats import amount, duration, gibibytes, percent, plain, with_spread
+from diffusion_lab.common.formats import (
+    amount,
+    csv_text,
+    duration,
+    gibibytes,
+    markdown_table,
+    percent,
+    plain,
+    with_spread,
+)
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import REAL
 
@@ -25,18 +33,6 @@ INTERVAL_NOTE = "± is half of the 95 % confidence interval over seeds (Student'
 
 
 @dataclass(frozen=True)
-class Column:
-    """A figure of each group; `judges` if it is a metric and no cost."""
-
-    kind: str
-    title: str
-    unit: str
-    say: Callable[[float], str]
-    scale: float = 1.0  # of the unit
-    judges: bool = False
-
-
-@dataclass(frozen=True)
 class Cell:
     """A mean over seeds with its ±, as people read it, and the mean for sorting."""
 
@@ -47,6 +43,24 @@ class Cell:
 
     def __str__(self) -> str:
         return " ± ".join(filter(None, (self.main, self.spread))) + self.mark
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of each group; `judges` if it is a metric and no cost."""
+
+    kind: str
+    title: str
+    unit: str
+    say: Callable[[float], str]
+    scale: int = 1  # of the unit
+    judges: bool = False
+
+    def cell(self, value: float | None) -> Cell:
+        """One value as people read it."""
+        if value is None:
+            return Cell(None, NONE)
+        return Cell(self.scale * value, self.say(self.scale * value))
 
 
 COLUMNS = (
@@ -77,20 +91,17 @@ def column_of(metric: Quantity) -> Column:
 
 def cell(group: Group, column: Column) -> Cell:
     """A group's mean; ± where it judges and more than one seed, or the jackknife, allows it."""
-    values = [column.scale * value for value in group.values(column.kind)]
-    if not values:
-        return Cell(None, NONE)
-    mean = statistics.mean(values)
-    if not column.judges:
-        return Cell(mean, column.say(mean))
-    percent = " %" if column.scale == 100 else ""
+    values = group.values(column.kind)
+    plain_cell = column.cell(statistics.mean(values) if values else None)
+    if not column.judges or plain_cell.value is None:
+        return plain_cell
+    mean = plain_cell.value
     if len(values) > 1:
-        main, spread = with_spread(mean, half_width(values))
-        return Cell(mean, main, spread + percent)
-    deviation = group.jackknife if column.kind == "fid" else None
-    if deviation is not None:
-        return Cell(mean, *with_spread(mean, deviation), ONE_SEED)
-    return Cell(mean, column.say(mean))
+        main, spread = with_spread(mean, column.scale * half_width(values))
+        return Cell(mean, main, spread + (" %" if column.scale == 100 else ""))
+    if column.kind == "fid" and group.jackknife is not None:
+        return Cell(mean, *with_spread(mean, group.jackknife), ONE_SEED)
+    return plain_cell
 
 
 def real_values(groups: Sequence[Group], columns: Sequence[Column]) -> list[Cell]:
@@ -98,9 +109,8 @@ def real_values(groups: Sequence[Group], columns: Sequence[Column]) -> list[Cell
     cells = []
     for column in columns:
         found = [v for group in groups for v in group.values(f"{column.kind}{REAL}")]
-        value = column.scale * found[0] if found else None
-        missing = Cell(None, NONE if column.judges else "")
-        cells.append(missing if value is None else Cell(value, column.say(value)))
+        missing = NONE if column.judges else ""
+        cells.append(column.cell(found[0]) if found else Cell(None, missing))
     return cells
 
 
@@ -121,14 +131,11 @@ def markdown(groups: Sequence[Group]) -> str:
     """The table for a README."""
     columns, cells, real = rows(groups)
     lines = [
-        "| composition | seeds | " + " | ".join(column.title for column in columns) + " |",
-        "| --- | ---: |" + " ---: |" * len(columns),
+        [group.name, len(group.members), *row] for group, row in zip(groups, cells, strict=True)
     ]
-    for group, row in zip(groups, cells, strict=True):
-        name = group.name.replace("|", "\\|")
-        lines.append(f"| {name} | {len(group.members)} | " + " | ".join(map(str, row)) + " |")
-    lines.append("| real images | | " + " | ".join(map(str, real)) + " |")
-    return "\n".join(lines) + "\n\n" + "\n".join(notes(groups, cells)) + "\n"
+    titles = ["composition", "seeds", *(column.title for column in columns)]
+    table = markdown_table(titles, [*lines, ["real images", "", *real]])
+    return "\n".join([table, *notes(groups, cells)]) + "\n"
 
 
 def latex(groups: Sequence[Group]) -> str:
@@ -159,20 +166,13 @@ def latex(groups: Sequence[Group]) -> str:
 
 TEX = {
     "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "†": r"$^\dagger$",
     "\N{MIDDLE DOT}": r"$\cdot$",
     NONE: "--",
-}
+} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
 
 
 def _tex(text: str) -> str:
@@ -182,37 +182,23 @@ def _tex(text: str) -> str:
 def as_csv(groups: Sequence[Group]) -> str:
     """Means, bounds of intervals and numbers of seeds, in base units, without rounding."""
     columns = columns_of(groups)
-    keys = list(groups[0].settings)
-    head = ["composition", *keys, "seeds"]
+    rows = [_csv_row(group, columns) for group in groups]
+    return csv_text(rows[0], [row.values() for row in rows])
+
+
+def _csv_row(group: Group, columns: Sequence[Column]) -> dict[str, Any]:
+    row: dict[str, Any] = {"composition": group.name, **group.settings, "seeds": len(group.members)}
     for column in columns:
-        head.append(column.kind)
+        kind, values = column.kind, group.values(column.kind)
+        row[kind] = statistics.mean(values) if values else None
         if column.judges:
-            head += [f"{column.kind}_low", f"{column.kind}_high", f"{column.kind}_real"]
+            width = half_width(values) if len(values) > 1 else None
+            for end, sign in (("low", -1), ("high", 1)):
+                row[f"{kind}_{end}"] = None if width is None else row[kind] + sign * width
+            row[f"{kind}_real"] = next(iter(group.values(f"{kind}{REAL}")), None)
     if any(column.kind == "fid" for column in columns):
-        head.append("fid_jackknife")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, head, lineterminator="\n")
-    writer.writeheader()
-    for group in groups:
-        row: dict[str, object] = {
-            "composition": group.name,
-            "seeds": len(group.members),
-        } | group.settings
-        for column in columns:
-            values = group.values(column.kind)
-            if not values:
-                continue
-            mean = row[column.kind] = statistics.mean(values)
-            if column.judges and len(values) > 1:
-                width = half_width(values)
-                row[f"{column.kind}_low"] = mean - width
-                row[f"{column.kind}_high"] = mean + width
-            if column.judges and (real := group.values(f"{column.kind}{REAL}")):
-                row[f"{column.kind}_real"] = real[0]
-        if (deviation := group.jackknife) is not None:
-            row["fid_jackknife"] = deviation
-        writer.writerow(row)
-    return text.getvalue()
+        row["fid_jackknife"] = group.jackknife
+    return row
 
 
 def pairs_csv(tests: Mapping[str, Sequence[Pair]]) -> str:
@@ -220,15 +206,13 @@ def pairs_csv(tests: Mapping[str, Sequence[Pair]]) -> str:
 
     What was not tested has no detectable gap and no p.
     """
-    text = io.StringIO()
     head = ("metric", "data", "ahead", "behind", "seeds", "gap", "half_width", "detectable")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*head, "p", "holm", "told_apart"])
+    rows = []
     for kind, pairs in tests.items():
         for pair in pairs:
             seeds = " ".join(map(str, pair.seeds))
             row = (kind, pair.size, pair.ahead.name, pair.behind.name, seeds, pair.gap)
             tested = pair.tested
             p = (pair.detectable, tested.p, tested.corrected) if tested else (None,) * 3
-            writer.writerow([*row, pair.half_width, *p, pair.told_apart])
-    return text.getvalue()
+            rows.append([*row, pair.half_width, *p, pair.told_apart])
+    return csv_text([*head, "p", "holm", "told_apart"], rows)

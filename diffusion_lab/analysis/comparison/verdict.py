@@ -37,6 +37,11 @@ class Verdict:
     pairs: tuple[Pair, ...]
 
     @property
+    def tests(self) -> int:
+        """The number of pairs that were tested."""
+        return sum(pair.tested is not None for pair in self.pairs)
+
+    @property
     def told_apart(self) -> list[str]:
         """The sentences on pairs that are told apart."""
         findings = zip(self.findings, self.pairs, strict=True)
