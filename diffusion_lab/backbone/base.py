@@ -27,6 +27,21 @@ class Backbone(Protocol):
         ...
 
 
+def initialise(network: nn.Module) -> None:
+    """Gives a network Xavier's weights and biases of 0, where its modules make no exception.
+
+    Those are in methods `initialise`, which are called from the outermost module inwards.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if exceptions := getattr(module, "initialise", None):
+            exceptions()
+
+
 def layers_of(backbone: nn.Module) -> list[nn.Module]:
     """The modules of a backbone that are called one after another; none if it names none."""
     layers = getattr(backbone, "layers", ())

@@ -30,6 +30,12 @@ class Condition:
             self.labels,
         )
 
+    def after(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of a vector (B, D) and this one's, and the vector before this one's tokens."""
+        total = vector if self.vector is None else vector + self.vector
+        token = vector[:, None]
+        return total, token if self.tokens is None else torch.cat([token, self.tokens], dim=1)
+
 
 class Unconditional(nn.Module):
     """Ignores labels: every sample has the same, empty condition."""

@@ -5,7 +5,7 @@ takes, starts at an output of zero, and passes on what it is called with. B batc
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
 from diffusion_lab.backbone.unet import check_levels
-from diffusion_lab.common.ranges import between, optional, ranges, whole, whole_list
+from diffusion_lab.common.ranges import Count, between, optional, ranges, whole, whole_list
 
 
 def network_class(name: str) -> Any:
@@ -38,27 +38,19 @@ def zero(layer: nn.Module) -> None:
 class DiffusersUNet(nn.Module):
     """UNet2DModel of diffusers, with the condition's vector added to its embedding of the noise."""
 
-    @ranges(
-        channels=whole(1),
-        multipliers=whole_list(1, shortest=1),
-        blocks=whole(1),
-        attention=whole_list(0),
-        head_channels=optional(whole(1)),
-        norm_groups=whole(1),
-        dropout=between(0, 1),
-    )
+    @ranges()
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        channels: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: Sequence[int],
-        head_channels: int | None,
-        norm_groups: int,
-        dropout: float,
+        channels: Count,
+        multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)],
+        blocks: Count,
+        attention: Annotated[Sequence[int], whole_list(0)],
+        head_channels: Annotated[int | None, optional(whole(1))],
+        norm_groups: Count,
+        dropout: Annotated[float, between(0, 1)],
     ):
         super().__init__()
         check_levels(image_size, len(multipliers), attention)
@@ -108,17 +100,17 @@ class DiffusersDiT(nn.Module):
     noise's and the condition's. Raises ValueError unless patches tile the image, which is square.
     """
 
-    @ranges(patch=whole(1), width=whole(1), depth=whole(1), heads=whole(1), dropout=between(0, 1))
+    @ranges()
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        patch: int,
-        width: int,
-        depth: int,
-        heads: int,
-        dropout: float,
+        patch: Count,
+        width: Count,
+        depth: Count,
+        heads: Count,
+        dropout: Annotated[float, between(0, 1)],
     ):
         super().__init__()
         rows, columns = patch_grid(image_size, patch)
@@ -154,7 +146,5 @@ class DiffusersDiT(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
-        vector = self.noise(noise)  # (B, D)
-        if condition.vector is not None:
-            vector = vector + condition.vector
+        vector, _ = condition.after(self.noise(noise))  # (B, D)
         return self.network(x, class_labels=vector, return_dict=False)[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from diffusion_lab.backbone.attention import SelfAttention, check_heads
 from diffusion_lab.backbone.block import Block
 from diffusion_lab.backbone.embedding import grid_coordinates, rotary_angles
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
-from diffusion_lab.common.ranges import flag, one_of, optional, ranges, whole
+from diffusion_lab.common.ranges import Count, Flag, one_of, optional, ranges, whole
 
 
 def window_mask(rows: int, columns: int, window: int) -> Tensor:
@@ -27,29 +28,20 @@ class DiT(PatchNetwork):
     ValueError for sizes that do not divide.
     """
 
-    @ranges(
-        patch=whole(1),
-        width=whole(1),
-        depth=whole(1),
-        heads=whole(1),
-        positions=one_of("sincos", "learned", "rotary"),
-        qk_norm=flag(),
-        window=optional(whole(1)),
-        long_skips=flag(),
-    )
+    @ranges()
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        patch: int,
-        width: int,
-        depth: int,
-        heads: int,
-        positions: str,
-        qk_norm: bool,
-        window: int | None,
-        long_skips: bool,
+        patch: Count,
+        width: Count,
+        depth: Count,
+        heads: Count,
+        positions: Annotated[str, one_of("sincos", "learned", "rotary")],
+        qk_norm: Flag,
+        window: Annotated[int | None, optional(whole(1))],
+        long_skips: Flag,
         block: Callable[..., Block],
     ):
         rows, columns = patch_grid(image_size, patch)

@@ -5,6 +5,7 @@ B batch, N tokens, D width, E inner channels, S states, p patch.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.block import Block
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
-from diffusion_lab.common.ranges import flag, one_of, ranges, whole
+from diffusion_lab.common.ranges import Count, Flag, one_of, ranges
 
 
 def zigzag_paths(rows: int, columns: int) -> list[Tensor]:
@@ -114,29 +115,20 @@ class Mamba(PatchNetwork):
     sizes that do not divide.
     """
 
-    @ranges(
-        patch=whole(1),
-        width=whole(1),
-        depth=whole(1),
-        expand=whole(1),
-        conv=whole(1),
-        path=one_of("zigzag", "bidirectional", "raster"),
-        positions=one_of("sincos", "learned", "none"),
-        long_skips=flag(),
-    )
+    @ranges()
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        patch: int,
-        width: int,
-        depth: int,
-        expand: int,
-        conv: int,
-        path: str,
-        positions: str,
-        long_skips: bool,
+        patch: Count,
+        width: Count,
+        depth: Count,
+        expand: Count,
+        conv: Count,
+        path: Annotated[str, one_of("zigzag", "bidirectional", "raster")],
+        positions: Annotated[str, one_of("sincos", "learned", "none")],
+        long_skips: Flag,
         state_space: Callable[[int], nn.Module],
         block: Callable[..., Block],
     ):

@@ -58,9 +58,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
-        vector = self.noise(noise)  # (B, width)
-        if condition.vector is not None:
-            vector = vector + condition.vector
+        vector, _ = condition.after(self.noise(noise))  # (B, width)
         h = self.embed(x.flatten(1))  # (B, width)
         for block in self.blocks:
             h = block(h, F.silu(vector))

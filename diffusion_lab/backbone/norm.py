@@ -76,12 +76,11 @@ class _GroupNorm(torch.autograd.Function):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm of x + shift, with at most 32 groups of at least 4 channels."""
+    """GroupNorm of x + shift, with at most 32 groups of at least 4 channels, then SiLU if asked."""
 
-    silu = False
-
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, silu: bool = False):
         super().__init__(math.gcd(32, channels // 4), channels, eps=1e-6)
+        self.silu = silu
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), shift (B, C) -> (B, C, H, W)."""
@@ -92,9 +91,3 @@ class GroupNorm(nn.GroupNorm):
             return _GroupNorm.apply(x, shift, self.weight, self.bias, *settings).permute(0, 3, 1, 2)
         x = super().forward(x if shift is None else x + shift[:, :, None, None])
         return F.silu(x) if self.silu else x
-
-
-class GroupNormSiLU(GroupNorm):
-    """silu(GroupNorm(x + shift))."""
-
-    silu = True

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.backbone.block import Block
-from diffusion_lab.backbone.block.adaln import modulate
+from diffusion_lab.backbone.base import initialise
+from diffusion_lab.backbone.block import Block, modulate
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
 
@@ -103,23 +103,16 @@ class PatchNetwork(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.out = nn.Linear(width, out_channels * patch**2)
-        self._initialise()
+        initialise(self)
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+    def initialise(self) -> None:
+        """Small embeddings, and an output of 0."""
         for layer in (self.noise[0], self.noise[2]):
             nn.init.normal_(layer.get_parameter("weight"), std=0.02)
         if isinstance(self.positions, nn.Parameter):
             nn.init.normal_(self.positions, std=0.02)
         for layer in (self.modulation[1], self.out):
             nn.init.zeros_(layer.get_parameter("weight"))
-        for module in self.modules():
-            if initialise := getattr(module, "initialise", None):
-                initialise()
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -128,12 +121,7 @@ class PatchNetwork(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
-        embedding = self.noise(noise)  # (B, D)
-        vector, context = embedding, embedding[:, None]
-        if condition.vector is not None:
-            vector = vector + condition.vector
-        if condition.tokens is not None:
-            context = torch.cat([context, condition.tokens], dim=1)  # (B, L, D)
+        vector, context = condition.after(self.noise(noise))  # (B, D), (B, L, D)
         condition = replace(condition, vector=vector, tokens=context)
         tokens = self.embed(patchify(x, self.patch))  # (B, N, D)
         if self.positions is not None:

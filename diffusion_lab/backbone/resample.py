@@ -14,15 +14,9 @@ from torch import Tensor, nn
 from diffusion_lab.common.ranges import flag, ranges
 
 
-class Downsample(nn.Conv2d):
+def downsample(channels: int) -> nn.Conv2d:
     """Halves both sides: a 3x3 convolution of stride 2 (arXiv:2006.11239)."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> (B, C, H / 2, W / 2)."""
-        return super().forward(x)
+    return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
 
 class Upsample(nn.Conv2d):
@@ -104,7 +98,7 @@ class ConvResampling(Resampling):
     """Convolutions alone (arXiv:2006.11239)."""
 
     def halve(self, width: int, stage: Callable[..., nn.Module]) -> nn.Module:
-        return Unconditioned(Downsample(width))
+        return Unconditioned(downsample(width))
 
     def double(self, width: int, stage: Callable[..., nn.Module]) -> nn.Module:
         return Unconditioned(Upsample(width))

@@ -3,12 +3,14 @@
 B batch, C channels, H W height and width, E width of the noise embedding, L tokens of the context.
 """
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
-from diffusion_lab.backbone.norm import GroupNorm, GroupNormSiLU
-from diffusion_lab.common.ranges import between, flag, optional, ranges, whole
+from diffusion_lab.backbone.norm import GroupNorm
+from diffusion_lab.common.ranges import Flag, between, optional, ranges, whole
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
@@ -39,10 +41,10 @@ class PixelResidual(nn.Module):
         self.scale_shift = scale_shift
         self.skip_scale = skip_scale
         self.resample = nn.Identity() if resample is None else resample
-        self.norm1 = GroupNormSiLU(in_channels)
+        self.norm1 = GroupNorm(in_channels, silu=True)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.embedding = nn.Linear(embedding_width, channels * (1 + scale_shift))
-        self.norm2 = GroupNorm(channels) if scale_shift else GroupNormSiLU(channels)
+        self.norm2 = GroupNorm(channels, silu=not scale_shift)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         project = project or in_channels != channels
@@ -64,63 +66,43 @@ class PixelResidual(nn.Module):
         return scaled(self.skip(self.resample(x)) + h, self.skip_scale)
 
 
-def number_of_heads(channels: int, head_channels: int | None) -> int:
-    """Heads of a level, one if `head_channels` is None; raises ValueError if it does not divide."""
-    if head_channels is not None and channels % head_channels:
-        raise ValueError(
-            f"head_channels={head_channels} must divide the {channels} channels of a level, or be "
-            "null for a single head"
-        )
-    return channels // (head_channels or channels)
-
-
 class PixelAttention(nn.Module):
-    """Self-attention over all pixels, added to its input; the sum times skip_scale."""
+    """Attention of all pixels, added to its input; the sum times skip_scale.
 
-    def __init__(self, channels: int, head_channels: int | None, skip_scale: float = 1.0):
-        super().__init__()
-        self.skip_scale = skip_scale
-        self.norm = GroupNorm(channels)
-        self.attention = SelfAttention(channels, number_of_heads(channels, head_channels))
-
-    def initialise(self) -> None:
-        """Attention that adds nothing yet."""
-        nn.init.zeros_(self.attention.out.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> (B, C, H, W)."""
-        tokens = self.norm(x).permute(0, 2, 3, 1)  # (B, H, W, C)
-        h = self.attention(tokens.flatten(1, 2)).unflatten(1, tokens.shape[1:3])
-        return scaled(x + h.permute(0, 3, 1, 2), self.skip_scale)
-
-
-class PixelCrossAttention(nn.Module):
-    """Attention of all pixels over the condition, added to its input (arXiv:2112.10752).
-
-    The sum is multiplied by skip_scale.
+    It is over the pixels themselves, or over a context of `context_width` (arXiv:2112.10752). None
+    for `head_channels` is a single head; raises ValueError if they do not divide the channels.
     """
 
     def __init__(
         self,
         channels: int,
         head_channels: int | None,
-        condition_width: int,
         skip_scale: float = 1.0,
+        context_width: int | None = None,
     ):
         super().__init__()
+        if head_channels is not None and channels % head_channels:
+            raise ValueError(
+                f"head_channels={head_channels} must divide the {channels} channels of a level, or "
+                "be null for a single head"
+            )
+        heads = channels // (head_channels or channels)
         self.skip_scale = skip_scale
         self.norm = GroupNorm(channels)
-        heads = number_of_heads(channels, head_channels)
-        self.attention = CrossAttention(channels, heads, condition_width)
+        self.attention: SelfAttention | CrossAttention = (
+            SelfAttention(channels, heads)
+            if context_width is None
+            else CrossAttention(channels, heads, context_width)
+        )
 
     def initialise(self) -> None:
         """Attention that adds nothing yet."""
         nn.init.zeros_(self.attention.out.weight)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, H, W), context (B, L, E) -> (B, C, H, W)."""
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """x (B, C, H, W), and a context (B, L, E) where there is one -> (B, C, H, W)."""
         pixels = self.norm(x).permute(0, 2, 3, 1)  # (B, H, W, C)
-        h = self.attention(pixels.flatten(1, 2), context).unflatten(1, pixels.shape[1:3])
+        h = self.attention(pixels.flatten(1, 2), *context).unflatten(1, pixels.shape[1:3])
         return scaled(x + h.permute(0, 3, 1, 2), self.skip_scale)
 
 
@@ -135,13 +117,7 @@ class Stage(nn.Module):
     context too: the embedded noise level and the condition's tokens.
     """
 
-    @ranges(
-        dropout=between(0, 1),
-        head_channels=optional(whole(1)),
-        scale_shift=flag(),
-        skip_scale=between(0, 1),
-        cross_attention=flag(),
-    )
+    @ranges()
     def __init__(
         self,
         in_channels: int,
@@ -150,11 +126,11 @@ class Stage(nn.Module):
         attends: bool = False,
         resample: nn.Module | None = None,
         project: bool = False,
-        dropout: float = 0.0,
-        head_channels: int | None = None,
-        scale_shift: bool = False,
-        skip_scale: float = 1.0,
-        cross_attention: bool = False,
+        dropout: Annotated[float, between(0, 1)] = 0.0,
+        head_channels: Annotated[int | None, optional(whole(1))] = None,
+        scale_shift: Flag = False,
+        skip_scale: Annotated[float, between(0, 1)] = 1.0,
+        cross_attention: Flag = False,
     ):
         super().__init__()
         self.residual = PixelResidual(
@@ -171,7 +147,7 @@ class Stage(nn.Module):
         if attends:
             self.attention = PixelAttention(channels, head_channels, skip_scale)
         if attends and cross_attention:
-            self.cross = PixelCrossAttention(channels, head_channels, embedding_width, skip_scale)
+            self.cross = PixelAttention(channels, head_channels, skip_scale, embedding_width)
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
         """x (B, C, H, W), embedding (B, E), context (B, L, E) -> (B, C', H', W')."""

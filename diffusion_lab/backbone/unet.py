@@ -3,19 +3,23 @@
 B batch, C channels, H W height and width, E width of the noise embedding, L tokens of the context.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.base import initialise
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
-from diffusion_lab.backbone.norm import GroupNormSiLU
+from diffusion_lab.backbone.norm import GroupNorm
+from diffusion_lab.backbone.patches import patch_grid
 from diffusion_lab.backbone.resample import Resampling
 from diffusion_lab.backbone.stage import Stage
-from diffusion_lab.common.ranges import flag, ranges, whole, whole_list
+from diffusion_lab.common.ranges import Count, Flag, ranges, whole_list
 
 
 class UpLevel(nn.Module):
@@ -47,25 +51,18 @@ class UNet(nn.Module):
     `resample` changes the resolution. Raises ValueError for sizes that do not divide.
     """
 
-    @ranges(
-        channels=whole(1),
-        multipliers=whole_list(1, shortest=1),
-        blocks=whole(1),
-        attention=whole_list(0),
-        attend_once=flag(),
-        patch=whole(1),
-    )
+    @ranges()
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        channels: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: Sequence[int],
-        attend_once: bool,
-        patch: int,
+        channels: Count,
+        multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)],
+        blocks: Count,
+        attention: Annotated[Sequence[int], whole_list(0)],
+        attend_once: Flag,
+        patch: Count,
         stage: Callable[..., Stage],
         resample: Resampling,
     ):
@@ -98,19 +95,12 @@ class UNet(nn.Module):
                 stages.append(stage(width + skips.pop(), widths[level], attends=attends))
                 width = widths[level]
             self.up.append(UpLevel(stages, resample.double(width, stage) if level else None))
-        self.norm = GroupNormSiLU(width)
+        self.norm = GroupNorm(width, silu=True)
         self.out = nn.Conv2d(width, out_channels * patch**2, 3, padding=1)
-        self._initialise()
+        initialise(self)
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if initialise := getattr(module, "initialise", None):
-                initialise()
+    def initialise(self) -> None:
+        """An output of 0."""
         nn.init.zeros_(self.out.weight)
 
     @property
@@ -121,12 +111,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
-        embedding = self.noise(noise)
-        context = embedding[:, None]
-        if condition.tokens is not None:
-            context = torch.cat([context, condition.tokens], dim=1)  # (B, L, E)
-        if condition.vector is not None:
-            embedding = embedding + condition.vector
+        embedding, context = condition.after(self.noise(noise))  # (B, E), (B, L, E)
         embedding = F.silu(embedding)  # (B, E)
         x = self.entry(F.pixel_unshuffle(x, self.patch))
         if x.device.type == "cpu":  # faster convolutions; elsewhere the layout is the caller's
@@ -145,15 +130,10 @@ def check_levels(
     image_size: tuple[int, int], levels: int, attention: Sequence[int], patch: int = 1
 ) -> None:
     """Raises ValueError if a U-Net cannot have so many levels, or these with attention."""
-    height, width = image_size
-    if height % patch or width % patch:
-        raise ValueError(
-            f"patch={patch} must divide both sides of the image, which has {height}x{width} pixels"
-        )
-    fitting = 1
-    while (height // patch) % 2**fitting == 0 and (width // patch) % 2**fitting == 0:
-        fitting += 1
+    sides = math.gcd(*patch_grid(image_size, patch))
+    fitting = (sides & -sides).bit_length()  # one more than the times that 2 divides both
     if levels > fitting:
+        height, width = image_size
         raise ValueError(
             f"multipliers must name at most {fitting} levels: {levels} halve the sides "
             f"{levels - 1} times, which {height}x{width} pixels at patch {patch} do not allow"

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -42,13 +42,22 @@ class Range:
 
 
 def ranges(**allowed: Range) -> Callable[[Target], Target]:
-    """Decorates a constructor, a function or a dataclass, which then checks these arguments."""
+    """Decorates a constructor, a function or a dataclass, which then checks these arguments.
+
+    A dataclass checks those of the class that it extends too. An argument's range may also be part
+    of its type, as in Annotated[int, whole(1)].
+    """
 
     def decorate(target: Target) -> Target:
         if isinstance(target, type):
-            target.__init__ = decorate(target.__init__)  # type: ignore[misc]
+            extended = target.__mro__[1]
+            inherited = getattr(extended.__init__, "ranges", {})  # type: ignore[misc]
+            target.__init__ = ranges(**inherited | allowed)(target.__init__)  # type: ignore[misc]
             return target
         signature = inspect.signature(target)
+        for name, parameter in signature.parameters.items():
+            for each in getattr(parameter.annotation, "__metadata__", ()):
+                allowed.setdefault(name, each)
         if unknown := allowed.keys() - signature.parameters.keys():
             raise TypeError(f"{target.__qualname__} has no argument {', '.join(unknown)}")
 
@@ -63,6 +72,7 @@ def ranges(**allowed: Range) -> Callable[[Target], Target]:
                 allowed_range.check(argument, bound.arguments[argument])
             return target(*args, **named)
 
+        checked.ranges = allowed  # type: ignore[attr-defined]
         return cast(Target, checked)
 
     return decorate
@@ -158,6 +168,10 @@ def either(first: Range, second: Range) -> Range:
 def optional(allowed: Range) -> Range:
     """The values of a range, and None."""
     return either(allowed, Range("null", lambda value: value is None))
+
+
+Count = Annotated[int, whole(1)]
+Flag = Annotated[bool, flag()]
 
 
 def written(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ AskBoth = Callable[[Tensor, NoiseLevel, Tensor | None], tuple[Estimate, Tensor]]
 TINY = 1e-12  # where an estimate is constant or 0, there is nothing to divide by
 
 
+@ranges(rescale=between(0, 1), clip=optional(above(0)))
+@dataclass
 class Guidance:
     """Guidance of x0, all channels alike, away from a weaker estimate.
 
@@ -29,25 +32,18 @@ class Guidance:
     DDPM's clip_denoised.
     """
 
-    @ranges(rescale=between(0, 1), clip=optional(above(0)))
-    def __init__(
-        self,
-        scale: float = 1.0,
-        interval: Sequence[float] = (0.0, math.inf),
-        rescale: float = 0.0,
-        clip: float | None = None,
-        weak_run: str | None = None,
-    ):
-        if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+    scale: float = 1.0
+    interval: Sequence[float] = (0.0, math.inf)
+    rescale: float = 0.0
+    clip: float | None = None
+    weak_run: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(
-                f"interval={list(interval)} must be two values of sigma / alpha, "
+                f"interval={list(self.interval)} must be two values of sigma / alpha, "
                 "the lower one first, as in [0.2,5]"
             )
-        self.scale = scale
-        self.low, self.high = interval
-        self.rescale = rescale
-        self.clip = clip
-        self.weak_run = weak_run
 
     def direction(self, difference: Tensor, last: Tensor | None) -> Tensor:
         """Where to push, from strong - weak (B, ...) and the direction of the call before."""
@@ -65,8 +61,8 @@ class Guidance:
 
     def inside(self, level: NoiseLevel) -> Tensor:
         """Whether sigma / alpha is in the interval, of the level's shape."""
-        ratio = level.sigma / level.alpha
-        return (self.low <= ratio) & (ratio <= self.high)
+        (low, high), ratio = self.interval, level.sigma / level.alpha
+        return (low <= ratio) & (ratio <= high)
 
     def bind(
         self, denoiser: Denoiser, labels: Tensor | None, weak: Denoiser | None = None
@@ -165,6 +161,8 @@ def self_conditioned(ask: Ask) -> DenoiseFn:
     return denoise
 
 
+@ranges(norm_limit=optional(above(0)), momentum=inside(-1, 1))
+@dataclass
 class ProjectedGuidance(Guidance):
     """Adaptive projected guidance (arXiv:2410.02416): a direction that saturates less.
 
@@ -174,22 +172,9 @@ class ProjectedGuidance(Guidance):
     parallel = 1 without limit and momentum is classifier-free guidance.
     """
 
-    @ranges(norm_limit=optional(above(0)), momentum=inside(-1, 1))
-    def __init__(
-        self,
-        scale: float = 1.0,
-        interval: Sequence[float] = (0.0, math.inf),
-        rescale: float = 0.0,
-        clip: float | None = None,
-        weak_run: str | None = None,
-        parallel: float = 0.0,
-        norm_limit: float | None = None,
-        momentum: float = 0.0,
-    ):
-        super().__init__(scale, interval, rescale, clip, weak_run)
-        self.parallel = parallel
-        self.norm_limit = norm_limit
-        self.momentum = momentum
+    parallel: float = 0.0
+    norm_limit: float | None = None
+    momentum: float = 0.0
 
     def direction(self, difference: Tensor, last: Tensor | None) -> Tensor:
         return difference if last is None else difference + self.momentum * last

@@ -14,7 +14,7 @@ def warm_up(images: int, warmup_images: int) -> float:
     return min(1.0, images / warmup_images) if warmup_images else 1.0
 
 
-class Constant:
+class ConstantRate:
     """Warm-up, then 1, then linearly to 0 over the last `cooldown` share of the run."""
 
     @ranges(warmup_images=whole(0), cooldown=between(0, 1))
@@ -27,7 +27,7 @@ class Constant:
         return warm_up(images, self.warmup_images) * left
 
 
-class Cosine:
+class CosineDecay:
     """Warm-up, then half a cosine from 1 to `final` over the run."""
 
     @ranges(warmup_images=whole(0), final=at_least(0))

@@ -27,7 +27,7 @@ from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.logger import JSONLines
-from diffusion_lab.training.lr_schedule import Constant
+from diffusion_lab.training.lr_schedule import ConstantRate
 
 BATCH, STEPS, SKIP = 64, 24, 4
 SHAPE = (1, 28, 28)
@@ -92,7 +92,7 @@ def lightning_step() -> float:
         parts.objective,
         parts.first_stage,
         partial(torch.optim.AdamW, lr=1e-4, fused=True),
-        Constant(),
+        ConstantRate(),
         BATCH,
     )
     times = StepTimes()

@@ -257,5 +257,10 @@ def test_an_estimate_of_zero_is_guided_to_a_finite_one(model, guidance):
 
 def test_defaults_are_off():
     guidance = Guidance()
-    assert (guidance.scale, guidance.low, guidance.rescale, guidance.clip) == (1, 0, 0, None)
+    assert (guidance.scale, guidance.interval[0], guidance.rescale, guidance.clip) == (
+        1,
+        0,
+        0,
+        None,
+    )
     assert guidance.inside(NoiseLevel(*torch.tensor([1.0, 0.0, 1.0]))).all()  # pure noise

@@ -301,7 +301,7 @@ def test_edm(scheduler, sampler):
     """
     scheduler = scheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, rho=7.0)
     scheduler.set_timesteps(18)
-    schedule, sampler = VarianceExploding(0.002, 80), sampler(18, Karras(7.0))
+    schedule, sampler = VarianceExploding(0.002, 80), sampler(18, Karras())
     levels = sampler.time_grid(schedule, 18)
     np.testing.assert_allclose(levels.sigma, scheduler.sigmas, rtol=1e-6)
     expected = theirs(scheduler, outputs(EDM(0.5)), 80 * NOISE, levels[:-1])
@@ -313,7 +313,7 @@ def test_heun():
     scheduler = HeunDiscreteScheduler(**DDPM_TABLE, use_karras_sigmas=True)
     scheduler.set_timesteps(20)
     low, high = scheduler.sigmas[-2].item(), scheduler.sigmas[0].item()
-    schedule, sampler = VarianceExploding(low, high), Heun(20, Karras(7.0, low, high))
+    schedule, sampler = VarianceExploding(low, high), Heun(20, Karras(low, high))
     levels = sampler.time_grid(schedule, 20)
     calls = torch.arange(1, 20).repeat_interleave(2)
     calls = levels[torch.cat([torch.zeros(1, dtype=torch.long), calls])]

@@ -89,7 +89,7 @@ def test_uniform_logsnr_is_geometric():
     assert ratio(levels) == pytest.approx([10, 1, 0.1, 0.01, 0])
 
 
-@pytest.mark.parametrize("grid", [Karras(7, 0.01, 50), UniformLogSNR(0.01, 50)])
+@pytest.mark.parametrize("grid", [Karras(0.01, 50), UniformLogSNR(0.01, 50)])
 @pytest.mark.parametrize("schedule", [Rectified(), Cosine(), DDPMLinear()])
 def test_beyond_its_range_a_grid_starts_on_all_the_noise_there_is(grid, schedule):
     on_range = ratio(grid(VarianceExploding(0.01, 50), 10))

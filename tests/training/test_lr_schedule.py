@@ -2,23 +2,23 @@
 
 import pytest
 
-from diffusion_lab.training.lr_schedule import Constant, Cosine
+from diffusion_lab.training.lr_schedule import ConstantRate, CosineDecay
 
 
 def test_warm_up_is_linear_in_images():
-    schedule = Constant(warmup_images=1000)
+    schedule = ConstantRate(warmup_images=1000)
     assert [schedule(n, 0.0) for n in (0, 250, 1000, 5000)] == [0.0, 0.25, 1.0, 1.0]
 
 
 def test_cooldown_reaches_zero_at_the_end():
-    schedule = Constant(cooldown=0.2)
+    schedule = ConstantRate(cooldown=0.2)
     assert schedule(1, 0.8) == pytest.approx(1.0)
     assert schedule(1, 0.9) == pytest.approx(0.5)
     assert schedule(1, 1.0) == 0.0
 
 
 def test_cosine_goes_from_one_to_final():
-    schedule = Cosine(final=0.1)
+    schedule = CosineDecay(final=0.1)
     assert schedule(1, 0.0) == 1.0
     assert schedule(1, 0.5) == pytest.approx(0.55)
     assert schedule(1, 1.0) == pytest.approx(0.1)
@@ -26,4 +26,4 @@ def test_cosine_goes_from_one_to_final():
 
 def test_a_cooldown_that_is_no_share_is_refused():
     with pytest.raises(ValueError, match="cooldown"):
-        Constant(cooldown=5)
+        ConstantRate(cooldown=5)

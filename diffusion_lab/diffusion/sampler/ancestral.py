@@ -1,6 +1,7 @@
 """Ancestral samplers: a step to a cleaner level than asked for, then fresh noise up to it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor
@@ -9,7 +10,6 @@ from diffusion_lab.common.ranges import between, one_of, ranges
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, posterior
 from diffusion_lab.diffusion.sampler.base import Sampler
-from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 
 VARIANCES = one_of("fixed_small", "fixed_large", "learned")
 
@@ -41,6 +41,8 @@ def ancestral_step(
     return x + added.sqrt() * randn_like(x)
 
 
+@ranges(eta=between(0, 1), variance=VARIANCES)
+@dataclass
 class Ancestral(Sampler):
     """DDPM at eta = 1 (arXiv:2006.11239), DDIM at eta = 0, and all between (arXiv:2010.02502).
 
@@ -49,17 +51,8 @@ class Ancestral(Sampler):
     two (improved DDPM). All are times eta^2.
     """
 
-    @ranges(eta=between(0, 1), variance=VARIANCES)
-    def __init__(
-        self,
-        steps: int,
-        time_grid: TimeGrid,
-        eta: float = 1.0,
-        variance: str = "fixed_small",
-    ):
-        super().__init__(steps, time_grid)
-        self.eta = eta
-        self.variance = variance
+    eta: float = 1.0
+    variance: str = "fixed_small"
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):

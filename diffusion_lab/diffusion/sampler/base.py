@@ -5,6 +5,7 @@ All integrate dx = x0 d(alpha) + eps d(sigma), which needs no derivative of the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,15 +17,15 @@ from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 
+@ranges(steps=whole(1))
+@dataclass
 class Sampler(ABC):
     """Walks down a time grid of `steps` steps; keeps no state between calls."""
 
-    adaptive = False  # whether `steps` is a limit, and the network decides how many there are
+    steps: int
+    time_grid: TimeGrid
 
-    @ranges(steps=whole(1))
-    def __init__(self, steps: int, time_grid: TimeGrid):
-        self.steps = steps
-        self.time_grid = time_grid
+    adaptive = False  # whether `steps` is a limit, and the network decides how many there are
 
     def __call__(
         self,

@@ -1,16 +1,18 @@
 """The trapezoid rule for dx = x0 d(alpha) + eps d(sigma)."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 from diffusion_lab.common.ranges import above, at_least, ranges
 from diffusion_lab.diffusion.noise import jump, renoise
 from diffusion_lab.diffusion.sampler.base import Sampler
-from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 
 MAX_RAISE = math.sqrt(2) - 1  # no more new noise in a step than there is already
 
 
+@ranges(churn=at_least(0), churn_min=at_least(0), noise_scale=above(0))
+@dataclass
 class Heun(Sampler):
     """Second order, 2 steps - 1 network calls; EDM's sampler where alpha = 1.
 
@@ -20,23 +22,15 @@ class Heun(Sampler):
     the schedule's noisiest level there is nothing to raise to, so its first step has no churn.
     """
 
-    @ranges(churn=at_least(0), churn_min=at_least(0), noise_scale=above(0))
-    def __init__(
-        self,
-        steps: int,
-        time_grid: TimeGrid,
-        churn: float = 0.0,
-        churn_min: float = 0.0,
-        churn_max: float = math.inf,
-        noise_scale: float = 1.0,
-    ):
-        super().__init__(steps, time_grid)
-        if not churn_min <= churn_max:
-            raise ValueError(f"churn_min={churn_min} must be at most churn_max={churn_max}")
-        self.churn = churn
-        self.churn_min = churn_min
-        self.churn_max = churn_max
-        self.noise_scale = noise_scale
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = math.inf
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        low, high = self.churn_min, self.churn_max
+        if not low <= high:
+            raise ValueError(f"churn_min={low} must be at most churn_max={high}")
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         gamma = min(self.churn / self.steps, MAX_RAISE)

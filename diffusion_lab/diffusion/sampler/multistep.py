@@ -6,6 +6,7 @@ moments are all that these rules need (arXiv:2211.01095, arXiv:2302.04867).
 """
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from diffusion_lab.common.ranges import between, ranges, whole
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of, posterior
 from diffusion_lab.diffusion.sampler.base import Sampler
-from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 
 # Adams and Bashforth's weights for equal steps, newest first
 ADAMS = (
@@ -44,6 +44,8 @@ def order_at(i: int, levels: NoiseLevel, order: int) -> int:
     return max(1, min(order, known, left))
 
 
+@ranges(order=whole(1, 3), eta=between(0, 1), curvature=between(0, 1))
+@dataclass
 class DPMSolver(Sampler):
     """DPM-Solver++ of order 1 to 3, multistep, with x0 extrapolated (arXiv:2211.01095).
 
@@ -53,21 +55,15 @@ class DPMSolver(Sampler):
     with 1 is it of third.
     """
 
-    @ranges(order=whole(1, 3), eta=between(0, 1), curvature=between(0, 1))
-    def __init__(
-        self,
-        steps: int,
-        time_grid: TimeGrid,
-        order: int = 2,
-        eta: float = 0.0,
-        curvature: float = 0.5,
-    ):
-        super().__init__(steps, time_grid)
-        if order == 3 and eta > 0:
-            raise ValueError(f"order=3 is for the ODE only; use order 2 with eta={eta}, or eta 0")
-        self.order = order
-        self.eta = eta
-        self.curvature = curvature
+    order: int = 2
+    eta: float = 0.0
+    curvature: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.order == 3 and self.eta > 0:
+            raise ValueError(
+                f"order=3 is for the ODE only; use order 2 with eta={self.eta}, or eta 0"
+            )
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         gaps = (levels.logsnr.diff() / 2).tolist()  # infinite from pure noise, and to clean data
@@ -95,6 +91,8 @@ class DPMSolver(Sampler):
         return known[0] + mean * (slope + last * curve) + self.curvature * square * curve
 
 
+@ranges(order=whole(1, 3))
+@dataclass
 class UniPC(Sampler):
     """Unified predictor-corrector of order 1 to 3, B(h) = e^h - 1 (arXiv:2302.04867).
 
@@ -102,10 +100,7 @@ class UniPC(Sampler):
     the order of convergence is one more than `order`, at one call a step.
     """
 
-    @ranges(order=whole(1, 3))
-    def __init__(self, steps: int, time_grid: TimeGrid, order: int = 2):
-        super().__init__(steps, time_grid)
-        self.order = order
+    order: int = 2
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         places = (levels.logsnr / 2).tolist()
@@ -149,6 +144,8 @@ class UniPC(Sampler):
         return x0
 
 
+@ranges(order=whole(1, 4))
+@dataclass
 class IPNDM(Sampler):
     """Adams-Bashforth on eps over sigma / alpha, weights of equal steps (arXiv:2204.13902).
 
@@ -156,10 +153,7 @@ class IPNDM(Sampler):
     yet it is often the most accurate at 5 to 10 steps. Its order grows from 1.
     """
 
-    @ranges(order=whole(1, 4))
-    def __init__(self, steps: int, time_grid: TimeGrid, order: int = 4):
-        super().__init__(steps, time_grid)
-        self.order = order
+    order: int = 4
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         known: list[Tensor] = []  # newest first

@@ -6,6 +6,7 @@ ODE is dz = (cos eps - sin x0) d(angle) under every schedule: smooth, and with n
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from diffusion_lab.common.ranges import above, ranges, whole
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of
 from diffusion_lab.diffusion.sampler.base import Sampler
-from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 # Dormand and Prince's pair of orders 5 and 4 (J. Comp. Appl. Math. 6, 1980)
@@ -121,6 +121,8 @@ def encode(
     return z / math.sin(angle_of(noisiest))
 
 
+@ranges(steps=whole(2).as_in(200), tolerance=above(0))
+@dataclass
 class AdaptiveRungeKutta(Sampler):
     """Dormand and Prince's method of order 5 on the probability-flow ODE.
 
@@ -133,10 +135,7 @@ class AdaptiveRungeKutta(Sampler):
 
     adaptive = True
 
-    @ranges(steps=whole(2).as_in(200), tolerance=above(0))
-    def __init__(self, steps: int, time_grid: TimeGrid, tolerance: float = 1e-3):
-        super().__init__(steps, time_grid)
-        self.tolerance = tolerance
+    tolerance: float = 1e-3
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         ends_clean = bool(levels.sigma[-1] == 0)

@@ -3,7 +3,9 @@
 score = (alpha x0 - x) / sigma^2 = -eps / sigma at every level.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor
 
@@ -11,9 +13,10 @@ from diffusion_lab.common.ranges import above, at_least, inside, one_of, ranges,
 from diffusion_lab.diffusion.noise import NoiseLevel, jump, noise_of
 from diffusion_lab.diffusion.sampler.ancestral import VARIANCES, ancestral_step
 from diffusion_lab.diffusion.sampler.base import Sampler
-from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 
 
+@ranges(eta=at_least(0))
+@dataclass
 class ReverseSDE(Sampler):
     """Euler-Maruyama for the reverse SDE of any schedule (arXiv:2011.13456).
 
@@ -22,10 +25,7 @@ class ReverseSDE(Sampler):
     long for the method, the first and the last among them, are Euler steps of the ODE.
     """
 
-    @ranges(eta=at_least(0))
-    def __init__(self, steps: int, time_grid: TimeGrid, eta: float = 1.0):
-        super().__init__(steps, time_grid)
-        self.eta = eta
+    eta: float = 1.0
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):
@@ -46,6 +46,8 @@ def langevin(x: Tensor, eps: Tensor, here: NoiseLevel, size: float | Tensor, z: 
     return x + here.sigma * ((2 * size) ** 0.5 * z - size * eps)
 
 
+@ranges(corrections=whole(1), step_size=inside(0, 2))
+@dataclass
 class AnnealedLangevin(Sampler):
     """Langevin dynamics at one level after the other (arXiv:1907.05600, arXiv:2006.09011).
 
@@ -56,13 +58,8 @@ class AnnealedLangevin(Sampler):
     Network calls: steps corrections + 1.
     """
 
-    @ranges(corrections=whole(1), step_size=inside(0, 2))
-    def __init__(
-        self, steps: int, time_grid: TimeGrid, corrections: int = 5, step_size: float = 0.062
-    ):
-        super().__init__(steps, time_grid)
-        self.corrections = corrections
-        self.step_size = step_size
+    corrections: int = 5
+    step_size: float = 0.062
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         here = levels[0]
@@ -78,6 +75,8 @@ class AnnealedLangevin(Sampler):
             yield x
 
 
+@ranges(variance=VARIANCES)
+@dataclass
 class PredictorCorrector(Sampler):
     """Langevin corrections of x, then an ancestral step, at every level (arXiv:2011.13456, alg. 4).
 
@@ -90,26 +89,10 @@ class PredictorCorrector(Sampler):
     and fixed_small its ancestral one. Network calls: steps (corrections + 1).
     """
 
-    @ranges(
-        snr=above(0).as_in(0.16),
-        corrections=whole(0),
-        corrector=one_of("langevin", "annealed"),
-        variance=VARIANCES,
-    )
-    def __init__(
-        self,
-        steps: int,
-        time_grid: TimeGrid,
-        snr: float = 0.16,
-        corrections: int = 1,
-        corrector: str = "langevin",
-        variance: str = "fixed_large",
-    ):
-        super().__init__(steps, time_grid)
-        self.snr = snr
-        self.corrections = corrections
-        self.corrector = corrector
-        self.variance = variance
+    snr: Annotated[float, above(0).as_in(0.16)] = 0.16
+    corrections: Annotated[int, whole(0)] = 1
+    corrector: Annotated[str, one_of("langevin", "annealed")] = "langevin"
+    variance: str = "fixed_large"
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):

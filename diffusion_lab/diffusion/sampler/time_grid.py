@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -40,43 +41,56 @@ class UniformGrid(TimeGrid):
         return 1 - torch.arange(steps, dtype=torch.float64) / steps
 
 
-class Karras(TimeGrid):
-    """(sigma / alpha)^(1 / rho) uniform from sigma_max to sigma_min (arXiv:2206.00364, equation 5).
+@ranges(sigma_min=above(0), sigma_max=above(0))
+@dataclass
+class UniformLogSNR(TimeGrid):
+    """logSNR uniform between sigma / alpha = sigma_max and sigma_min (arXiv:2206.00927).
 
     Where the schedule ends before sigma_max or sigma_min, its end is used. The first level is then
     moved to t = 1, so a walk starts on all the noise that the schedule has, infinite sigma / alpha
     included, and crosses what lies above sigma_max in its first step.
     """
 
-    @ranges(rho=above(0), sigma_min=above(0), sigma_max=above(0))
-    def __init__(self, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0):
-        check_range(sigma_min, sigma_max)
-        self.rho = rho
-        self.sigma_min = sigma_min
-        self.sigma_max = sigma_max
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}")
+
+    def even(self, ratio: Tensor) -> Tensor:
+        """The function of sigma / alpha that the grid divides evenly."""
+        return ratio.log()
+
+    def ratio(self, even: Tensor) -> Tensor:
+        """The sigma / alpha at which that function has this value."""
+        return even.exp()
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        low, high = within(schedule, self.sigma_min, self.sigma_max) ** (1 / self.rho)
-        ratio = torch.lerp(high, low, unit_steps(steps)) ** self.rho
-        return times_of(ratio, schedule)
+        ends = schedule(torch.tensor([0.0, 1.0]))
+        low, high = self.even((ends.sigma / ends.alpha).clamp(self.sigma_min, self.sigma_max))
+        places = torch.linspace(0, 1, steps, dtype=torch.float64)
+        ratio = self.ratio(torch.lerp(high, low, places))
+        t = schedule.at_logsnr(-2 * ratio.log()).t
+        t[0] = 1.0
+        return t
 
 
-class UniformLogSNR(TimeGrid):
-    """logSNR uniform between sigma / alpha = sigma_max and sigma_min (arXiv:2206.00927).
+@ranges(rho=above(0))
+@dataclass
+class Karras(UniformLogSNR):
+    """(sigma / alpha)^(1 / rho) uniform from sigma_max to sigma_min (arXiv:2206.00364, equation 5).
 
-    The ends are treated as by `Karras`, which tends to this grid for large rho.
+    The ends are treated as by `UniformLogSNR`, to which this grid tends for large rho.
     """
 
-    @ranges(sigma_min=above(0), sigma_max=above(0))
-    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
-        check_range(sigma_min, sigma_max)
-        self.sigma_min = sigma_min
-        self.sigma_max = sigma_max
+    rho: float = 7.0
 
-    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        low, high = within(schedule, self.sigma_min, self.sigma_max).log()
-        ratio = torch.lerp(high, low, unit_steps(steps)).exp()
-        return times_of(ratio, schedule)
+    def even(self, ratio: Tensor) -> Tensor:
+        return ratio ** (1 / self.rho)
+
+    def ratio(self, even: Tensor) -> Tensor:
+        return even**self.rho
 
 
 class Explicit(TimeGrid):
@@ -99,51 +113,61 @@ class Explicit(TimeGrid):
         return torch.tensor(self.written, dtype=torch.float64)
 
 
-class Leading(TimeGrid):
+class TableGrid(TimeGrid):
+    """Points of a discrete schedule's table."""
+
+    needs_table = True
+
+    @abstractmethod
+    def index(self, points: int, steps: int) -> Tensor:
+        """The place of each evaluation in a table of `points`, falling to 0, (steps,) float64."""
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        points = schedule.discrete_steps
+        if points is None:
+            raise ValueError(
+                "time_grid counts the points of a table, and this schedule has none; use the "
+                "uniform grid, or a discrete schedule such as ddpm_linear"
+            )
+        if steps > points:
+            raise ValueError(
+                f"steps={steps} must be at most {points}, the size of the schedule's table, on "
+                "this time grid"
+            )
+        return (self.index(points, steps) + 1) / points
+
+
+class Leading(TableGrid):
     """Every (N / steps)-th point of a table of N, counted from the cleanest."""
 
-    needs_table = True
-
-    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        points = table_size(schedule, steps)
-        index = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (points // steps)
-        return (index + 1) / points
+    def index(self, points: int, steps: int) -> Tensor:
+        return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (points // steps)
 
 
-class Linspace(TimeGrid):
+class Linspace(TableGrid):
     """Evenly spaced points of a table, rounded, the noisiest and the cleanest among them."""
 
-    needs_table = True
-
-    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        points = table_size(schedule, steps)
-        index = torch.linspace(points - 1, 0, steps, dtype=torch.float64).round()
-        return (index + 1) / points
+    def index(self, points: int, steps: int) -> Tensor:
+        return torch.linspace(points - 1, 0, steps, dtype=torch.float64).round()
 
 
-class Trailing(TimeGrid):
+class Trailing(TableGrid):
     """Every (N / steps)-th point of a table of N, rounded, counted from the noisiest."""
 
-    needs_table = True
-
-    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        points = table_size(schedule, steps)
+    def index(self, points: int, steps: int) -> Tensor:
         # numpy's arange, which rounds its step so, decides what becomes of halves in diffusers
         step = points - (points - points / steps)
-        return (points - torch.arange(steps, dtype=torch.float64) * step).round() / points
+        return (points - torch.arange(steps, dtype=torch.float64) * step).round() - 1
 
 
-class Quadratic(TimeGrid):
+class Quadratic(TableGrid):
     """Points of a table of N denser towards clean data, up to 0.8 N (arXiv:2010.02502).
 
     Their indices are squares, rounded down; the cleanest points of a long grid, which would
     coincide, are neighbours instead. A walk starts at 0.8 N on pure noise, as published.
     """
 
-    needs_table = True
-
-    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        points = table_size(schedule, steps)
+    def index(self, points: int, steps: int) -> Tensor:
         if steps > 0.8 * points:
             raise ValueError(
                 f"steps={steps} must be at most {math.floor(0.8 * points)}: the quadratic grid has "
@@ -153,45 +177,4 @@ class Quadratic(TimeGrid):
         order = torch.arange(steps, dtype=torch.float64)
         root = order * (end / max(steps - 1, 1))
         root[-1] = end  # exactly: what lies a rounding error below a whole number is cut
-        index = (root.square().floor() - order).cummax(0).values + order
-        return (index.flip(0) + 1) / points
-
-
-def table_size(schedule: NoiseSchedule, steps: int) -> int:
-    """N of a discrete schedule, refused where the grid cannot be laid on it."""
-    points = schedule.discrete_steps
-    if points is None:
-        raise ValueError(
-            "time_grid counts the points of a table, and this schedule has none; use the uniform "
-            "grid, or a discrete schedule such as ddpm_linear"
-        )
-    if steps > points:
-        raise ValueError(
-            f"steps={steps} must be at most {points}, the size of the schedule's table, on this "
-            "time grid"
-        )
-    return points
-
-
-def check_range(sigma_min: float, sigma_max: float) -> None:
-    """Refuses an empty range of sigma / alpha."""
-    if sigma_min >= sigma_max:
-        raise ValueError(f"sigma_min={sigma_min} must be below sigma_max={sigma_max}")
-
-
-def unit_steps(steps: int) -> Tensor:
-    """0 to 1 in `steps` points."""
-    return torch.linspace(0, 1, steps, dtype=torch.float64)
-
-
-def within(schedule: NoiseSchedule, sigma_min: float, sigma_max: float) -> Tensor:
-    """The cleanest and noisiest sigma / alpha of the schedule inside this range: (2,)."""
-    ends = schedule(torch.tensor([0.0, 1.0]))
-    return (ends.sigma / ends.alpha).clamp(sigma_min, sigma_max)
-
-
-def times_of(ratio: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """The t of sigma / alpha = ratio (steps,), the first moved to t = 1."""
-    t = schedule.at_logsnr(-2 * ratio.log()).t
-    t[0] = 1.0
-    return t
+        return ((root.square().floor() - order).cummax(0).values + order).flip(0)

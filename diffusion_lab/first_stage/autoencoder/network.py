@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.backbone.norm import GroupNormSiLU
-from diffusion_lab.backbone.resample import Downsample, Upsample
+from diffusion_lab.backbone.norm import GroupNorm
+from diffusion_lab.backbone.resample import Upsample, downsample
 from diffusion_lab.backbone.stage import PixelAttention
 
 
@@ -20,9 +20,9 @@ class ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
-        self.norm1 = GroupNormSiLU(in_channels)
+        self.norm1 = GroupNorm(in_channels, silu=True)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.norm2 = GroupNormSiLU(channels)
+        self.norm2 = GroupNorm(channels, silu=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         same = in_channels == channels
@@ -59,11 +59,11 @@ class Encoder(Network):
         width = widths[0]
         for depth, wider in enumerate(widths):
             if depth:
-                layers.append(Downsample(width))
+                layers.append(downsample(width))
             layers += level(width, wider, blocks, attend and depth == len(widths) - 1)
             width = wider
         super().__init__(
-            *layers, GroupNormSiLU(width), nn.Conv2d(width, out_channels, 3, padding=1)
+            *layers, GroupNorm(width, silu=True), nn.Conv2d(width, out_channels, 3, padding=1)
         )
 
 
@@ -83,7 +83,7 @@ class Decoder(Network):
             if depth:
                 layers.append(Upsample(width))
         super().__init__(
-            *layers, GroupNormSiLU(width), nn.Conv2d(width, out_channels, 3, padding=1)
+            *layers, GroupNorm(width, silu=True), nn.Conv2d(width, out_channels, 3, padding=1)
         )
 
     @property
