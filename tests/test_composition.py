@@ -100,7 +100,7 @@ def draw(cfg, model) -> torch.Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.nn.init.normal_(model.denoiser.backbone.out.weight, std=0.1)
-    drawn = replace(build_pipeline(cfg, model, CLASSES), first_stage=Undecoded())(range(4))
+    drawn = replace(build_pipeline(cfg, model, CLASSES), first_stage=Undecoded(SHAPE))(range(4))
     assert drawn.isfinite().all()
     assert drawn.std() > 0.01
     return drawn

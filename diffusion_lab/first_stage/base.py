@@ -67,7 +67,6 @@ class Pixels(FirstStage):
 
     of_pixels = True
     data_std = 0.5  # CIFAR-10's
-    of_pixels = True
 
     def __init__(self, image_shape: Shape):
         super().__init__(image_shape, image_shape)

@@ -294,6 +294,17 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Writer(Recorder):
+    """Writes down what each rank was given."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self):
+        torch.save((self.seen, self.held_out), self.folder / f"rank{self.global_rank}.pt")
+
+
 def trainer(steps: int, folder: Path, **changes) -> lightning.Trainer:
     settings = {
         "max_steps": steps,
@@ -360,15 +371,13 @@ class TestLightning:
         with pytest.raises(ValueError, match=r"validation_size=21 is more than the 20 test"):
             data_of(Numbered).require_test_images(21, "validation_size")
 
+    @pytest.mark.slow
     def test_two_ranks_share_each_global_batch(self, tmp_path):
-        class Writer(Recorder):
-            def on_train_end(self):
-                torch.save((self.seen, self.held_out), tmp_path / f"rank{self.global_rank}.pt")
-
-        settings = {"devices": 2, "strategy": "ddp_fork", "accumulate_grad_batches": 2}
+        # a fork of a process with threads may wait for ever
+        settings = {"devices": 2, "strategy": "ddp_spawn", "accumulate_grad_batches": 2}
         validation = {"limit_val_batches": 1.0, "val_check_interval": 8, "num_sanity_val_steps": 0}
         shared = trainer(8, tmp_path, check_val_every_n_epoch=None, **settings, **validation)
-        shared.fit(Writer(), datamodule=datamodule())
+        shared.fit(Writer(tmp_path), datamodule=datamodule())
         (seen0, held0), (seen1, held1) = (torch.load(tmp_path / f"rank{r}.pt") for r in range(2))
         together = [i for micro in zip(seen0, seen1, strict=True) for i in itertools.chain(*micro)]
         assert together == stream(loader(), 8)
