@@ -54,57 +54,24 @@ class Unconditional(nn.Module):
         return None
 
 
-class _Labelled(nn.Module):
-    """Labels 0, ..., num_classes - 1, and the null label `num_classes` (arXiv:2207.12598)."""
+class Attributes(nn.Module):
+    """Several attributes in one label: a learned vector and a token for each attribute's value.
+
+    Labels are 0, ..., num_classes - 1, and the null label `num_classes` (arXiv:2207.12598). `sizes`
+    are the numbers of values; of sizes (m, n), label i has the values i // n and i % n. None is one
+    attribute. Raises ValueError if the product of the sizes is not num_classes.
+    """
 
     conditional = True
 
-    def __init__(self, num_classes: int):
+    @ranges(sizes=optional(whole_list(1)))
+    def __init__(self, num_classes: int, width: int, sizes: Sequence[int] | None):
         super().__init__()
         if num_classes < 1:
             raise ValueError(
                 "a condition needs labelled data, and this data set has no classes; use none"
             )
         self.null_label = num_classes
-
-    def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
-        """Each label is replaced by the null label with probability `rate`, sample by sample."""
-        dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < rate
-        return torch.where(dropped, self.null_label, labels)
-
-    def _present(self, labels: Tensor | None, count: int) -> Tensor:
-        """labels (B,), or `count` null labels for None."""
-        if labels is not None:
-            return labels
-        device = next(self.parameters()).device
-        return torch.full((count,), self.null_label, device=device)
-
-
-class ClassLabel(_Labelled):
-    """One learned vector a class, and one for the null label."""
-
-    def __init__(self, num_classes: int, width: int):
-        super().__init__(num_classes)
-        self.embedding = nn.Embedding(num_classes + 1, width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-
-    def forward(self, labels: Tensor | None, count: int) -> Condition:
-        """labels (B,) int64, or None for `count` unconditional samples -> (B, D), (B, 1, D)."""
-        labels = self._present(labels, count)
-        vector = self.embedding(labels)
-        return Condition(vector, vector[:, None], labels)
-
-
-class Attributes(_Labelled):
-    """Several attributes in one label: a vector and a token for each attribute's value.
-
-    `sizes` are the numbers of values; of sizes (m, n), label i has the values i // n and i % n.
-    None is one attribute. Raises ValueError if the product of the sizes is not num_classes.
-    """
-
-    @ranges(sizes=optional(whole_list(1)))
-    def __init__(self, num_classes: int, width: int, sizes: Sequence[int] | None):
-        super().__init__(num_classes)
         self.sizes = [num_classes] if sizes is None else list(sizes)
         if math.prod(self.sizes) != num_classes:
             raise ValueError(
@@ -115,9 +82,16 @@ class Attributes(_Labelled):
         for embedding in self.embeddings:
             nn.init.normal_(embedding.get_parameter("weight"), std=0.02)
 
+    def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
+        """Each label is replaced by the null label with probability `rate`, sample by sample."""
+        dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < rate
+        return torch.where(dropped, self.null_label, labels)
+
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """labels (B,) int64, or None for `count` unconditional samples -> (B, D), (B, L, D)."""
-        labels = self._present(labels, count)
+        if labels is None:
+            device = next(self.parameters()).device
+            labels = torch.full((count,), self.null_label, device=device)
         step = math.prod(self.sizes)
         parts: list[Tensor] = []
         for size, embedding in zip(self.sizes, self.embeddings, strict=True):
@@ -126,3 +100,10 @@ class Attributes(_Labelled):
             parts.append(embedding(torch.where(labels == self.null_label, size, value)))
         tokens = torch.stack(parts, dim=1)  # (B, L, D)
         return Condition(tokens.sum(1), tokens, labels)
+
+
+class ClassLabel(Attributes):
+    """One learned vector a class, and one for the null label."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__(num_classes, width, sizes=None)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from diffusion_lab.backbone.attention import SelfAttention, check_heads
@@ -16,7 +15,7 @@ from diffusion_lab.common.ranges import Count, Flag, one_of, optional, ranges, w
 
 def window_mask(rows: int, columns: int, window: int) -> Tensor:
     """Which patch may look at which, (N, N): those at most `window` rows and columns apart."""
-    places = torch.stack(grid_coordinates(rows, columns), dim=1)  # (N, 2)
+    places = grid_coordinates(rows, columns)  # (N, 2)
     return (places[:, None] - places[None]).abs().amax(2) <= window
 
 
@@ -55,13 +54,8 @@ class DiT(PatchNetwork):
             angles=rotary_angles(rows, columns, width // heads) if rotary else None,
             mask=None if window is None else window_mask(rows, columns, window),
         )
+        places = "none" if rotary else positions
+        blocks = [block(width=width, mixer=mixer) for _ in range(depth)]
         super().__init__(
-            in_channels,
-            out_channels,
-            image_size,
-            patch,
-            width,
-            positions="none" if rotary else positions,
-            long_skips=long_skips,
-            blocks=[block(width=width, mixer=mixer) for _ in range(depth)],
+            in_channels, out_channels, image_size, patch, width, places, long_skips, blocks
         )

@@ -20,19 +20,14 @@ def sinusoid(value: Tensor, width: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-def grid_coordinates(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Row and column of each patch in row-major order, (rows * columns,) float32 each."""
-    row, column = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float32),
-        torch.arange(columns, dtype=torch.float32),
-        indexing="ij",
-    )
-    return row.flatten(), column.flatten()
+def grid_coordinates(rows: int, columns: int) -> Tensor:
+    """Row and column of each patch in row-major order, (rows * columns, 2) float32."""
+    return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
 
 
 def grid_positions(rows: int, columns: int, width: int) -> Tensor:
     """Fixed 2-D positions in row-major order, (rows * columns, width): half column, half row."""
-    row, column = grid_coordinates(rows, columns)
+    row, column = grid_coordinates(rows, columns).unbind(1)
     return torch.cat([sinusoid(axis, width // 2) for axis in (column, row)], dim=1)
 
 
@@ -47,7 +42,7 @@ def rotary_angles(rows: int, columns: int, head_width: int) -> Tensor:
         )
     quarter = head_width // 4
     frequency = ROTARY_PERIOD ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
-    return torch.cat([axis[:, None] * frequency for axis in grid_coordinates(rows, columns)], dim=1)
+    return (grid_coordinates(rows, columns)[:, :, None] * frequency).flatten(1)
 
 
 class NoiseEmbedding(nn.Sequential):

@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 Target = TypeVar("Target", bound=Callable[..., Any])
+Settings = TypeVar("Settings")
 
 
 class RangeError(ValueError):
@@ -44,15 +45,12 @@ class Range:
 def ranges(**allowed: Range) -> Callable[[Target], Target]:
     """Decorates a constructor, a function or a dataclass, which then checks these arguments.
 
-    A dataclass checks those of the class that it extends too. An argument's range may also be part
-    of its type, as in Annotated[int, whole(1)].
+    An argument's range may also be part of its type, as in Annotated[int, whole(1)].
     """
 
     def decorate(target: Target) -> Target:
         if isinstance(target, type):
-            extended = target.__mro__[1]
-            inherited = getattr(extended.__init__, "ranges", {})  # type: ignore[misc]
-            target.__init__ = ranges(**inherited | allowed)(target.__init__)  # type: ignore[misc]
+            target.__init__ = decorate(target.__init__)  # type: ignore[misc]
             return target
         signature = inspect.signature(target)
         for name, parameter in signature.parameters.items():
@@ -72,10 +70,15 @@ def ranges(**allowed: Range) -> Callable[[Target], Target]:
                 allowed_range.check(argument, bound.arguments[argument])
             return target(*args, **named)
 
-        checked.ranges = allowed  # type: ignore[attr-defined]
         return cast(Target, checked)
 
     return decorate
+
+
+@dataclass_transform()
+def settings(target: type[Settings]) -> type[Settings]:
+    """Makes a class a dataclass, which checks the ranges in the types of its fields."""
+    return ranges()(dataclass(target))
 
 
 def whole(least: int, most: int | None = None) -> Range:
@@ -172,6 +175,8 @@ def optional(allowed: Range) -> Range:
 
 Count = Annotated[int, whole(1)]
 Flag = Annotated[bool, flag()]
+Fraction = Annotated[float, between(0, 1)]
+Positive = Annotated[float, above(0)]
 
 
 def written(value: object) -> object:

@@ -67,15 +67,11 @@ def device_and_precision(device: str, precision: str) -> tuple[torch.device, str
     return picked, precision
 
 
-def compile_pays(choice: bool | str, device: torch.device) -> bool:
-    """Whether to compile: as told, or for `auto` on a GPU, where a run outlasts the compilation."""
-    return device.type == "cuda" if choice == "auto" else choice is True
+def pays(choice: bool | str, device: torch.device) -> bool:
+    """Whether to compile, or to keep weights channels last: as told, or for `auto` on a GPU.
 
-
-def channels_last_pays(choice: bool | str, device: torch.device) -> bool:
-    """Whether weights are kept channels last: as told, or for `auto` on a GPU.
-
-    On a CPU the U-Net works channels last whatever this says: its norms are written for it.
+    There a run outlasts the compilation; on a CPU the U-Net works channels last whatever this says,
+    as its norms are written for it.
     """
     return device.type == "cuda" if choice == "auto" else choice is True
 

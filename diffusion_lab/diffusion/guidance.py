@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import above, between, inside, optional, ranges
+from diffusion_lab.common.ranges import Fraction, above, inside, optional, settings
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
@@ -18,8 +18,7 @@ AskBoth = Callable[[Tensor, NoiseLevel, Tensor | None], tuple[Estimate, Tensor]]
 TINY = 1e-12  # where an estimate is constant or 0, there is nothing to divide by
 
 
-@ranges(rescale=between(0, 1), clip=optional(above(0)))
-@dataclass
+@settings
 class Guidance:
     """Guidance of x0, all channels alike, away from a weaker estimate.
 
@@ -34,8 +33,8 @@ class Guidance:
 
     scale: float = 1.0
     interval: Sequence[float] = (0.0, math.inf)
-    rescale: float = 0.0
-    clip: float | None = None
+    rescale: Fraction = 0.0
+    clip: Annotated[float | None, optional(above(0))] = None
     weak_run: str | None = None
 
     def __post_init__(self) -> None:
@@ -161,8 +160,7 @@ def self_conditioned(ask: Ask) -> DenoiseFn:
     return denoise
 
 
-@ranges(norm_limit=optional(above(0)), momentum=inside(-1, 1))
-@dataclass
+@settings
 class ProjectedGuidance(Guidance):
     """Adaptive projected guidance (arXiv:2410.02416): a direction that saturates less.
 
@@ -173,8 +171,8 @@ class ProjectedGuidance(Guidance):
     """
 
     parallel: float = 0.0
-    norm_limit: float | None = None
-    momentum: float = 0.0
+    norm_limit: Annotated[float | None, optional(above(0))] = None
+    momentum: Annotated[float, inside(-1, 1)] = 0.0
 
     def direction(self, difference: Tensor, last: Tensor | None) -> Tensor:
         return difference if last is None else difference + self.momentum * last

@@ -18,9 +18,8 @@ from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.device import (
     autocast,
-    channels_last_pays,
     check_choices,
-    compile_pays,
+    pays,
     pick_device,
     pick_precision,
 )
@@ -69,7 +68,7 @@ class Bench:
         self.autocast = autocast(precision, device)
         self.model = build_model(cfg, image_shape, num_classes, str(device))
         self.model.objective.to(device)
-        if channels_last_pays(cfg.channels_last, device):
+        if pays(cfg.channels_last, device):
             self.model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = instantiate(cfg, "optimizer")(self.parameters())
         size = (cfg.batch_size, *image_shape)
@@ -84,7 +83,7 @@ class Bench:
 
     def compile(self, choice: bool | str) -> None:
         """Compiles the backbone as training would."""
-        if compile_pays(choice, self.device):
+        if pays(choice, self.device):
             self.model.denoiser.backbone.compile()
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from diffusion_lab.common.progress import say
 from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
-from diffusion_lab.compute.device import PeakMemory, channels_last_pays, check_choices, compile_pays
+from diffusion_lab.compute.device import PeakMemory, check_choices, pays
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics import PreparedMetrics
@@ -186,9 +186,9 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
     task.module.context = context
     if checkpoint is None:
         rows.truncate(0)  # a job that died before its first checkpoint may have left some
-    if channels_last_pays(cfg.channels_last, device):
+    if pays(cfg.channels_last, device):
         task.module.to(memory_format=torch.channels_last)
-    if compile_pays(cfg.compile, device):
+    if pays(cfg.compile, device):
         task.compile()
     wandb, summary = None, None
     try:

@@ -61,7 +61,7 @@ def test_labels_are_dropped_sample_by_sample_at_the_rate(build):
 
 
 def test_vectors_start_small():
-    assert ClassLabel(1000, 64).embedding.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert ClassLabel(1000, 64).embeddings[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
     module = Attributes(1000, 64, [500, 2])
     assert module.embeddings[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
 

@@ -7,6 +7,7 @@ import torch
 
 from diffusion_lab.backbone.conditioning import Unconditional
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import add_noise
 from diffusion_lab.diffusion.objective import Eps, Hybrid, Objective, UniformTime, V
 from diffusion_lab.diffusion.objective.variance_loss import bound_term, negative_log_likelihood
@@ -120,7 +121,7 @@ def test_weights_are_those_of_the_hybrid_loss():
     assert Hybrid().weight == 0.001
     _, level, x0, x, x0_hat, fraction = example(7)
     bits = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
-    added = Hybrid(0.01)(x, x0, x0_hat, fraction, level, SCHEDULE)
+    added = Hybrid(0.01)(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
     torch.testing.assert_close(added, 0.01 * STEPS * bits)
     with pytest.raises(ValueError, match="weight"):
         Hybrid(0)

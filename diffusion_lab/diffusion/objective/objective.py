@@ -97,18 +97,15 @@ class Objective(nn.Module):
         Without the learned uncertainty, which is no measure of the model.
         """
         x = add_noise(x0, eps, level)
-        x0_hat, log_variance_weight, output = denoiser(x, level, given)
-        assert output is not None, "a denoiser answers with its output"
+        estimate = denoiser(x, level, given)
+        assert estimate.output is not None, "a denoiser answers with its output"
         target = self.prediction.target(x0, eps, level)
-        losses = (output - target).square().flatten(1).mean(1)  # (B,)
+        losses = (estimate.output - target).square().flatten(1).mean(1)  # (B,)
         if self.weighting is not None:
             weight = self.weighting(level.logsnr) * self.prediction.x0_gain(level) ** 2
             losses = losses * weight.to(losses.dtype)
         if self.variance_loss is not None:
-            assert log_variance_weight is not None, "variance_loss needs a learned variance"
-            losses = losses + self.variance_loss(
-                x, x0, x0_hat, log_variance_weight, level, self.schedule
-            )
+            losses = losses + self.variance_loss(x, x0, estimate, level, self.schedule)
         return losses
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import above, flag, ranges
+from diffusion_lab.common.ranges import Flag, Positive, settings
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
 
@@ -66,17 +66,14 @@ class Flow(Prediction):
         return -torch.ones_like(level.alpha), torch.ones_like(level.sigma)
 
 
+@settings
 class EDM(Prediction):
     """Unit-variance residual of the best linear denoiser (arXiv:2206.00364, for any alpha).
 
     data_std is the standard deviation of the clean data: 0.5 of images in [-1, 1], 1 of latents.
     """
 
-    data_std: float
-
-    @ranges(data_std=above(0))
-    def __init__(self, data_std: float = 0.5):
-        self.data_std = data_std
+    data_std: Positive = 0.5
 
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         total_std = (level.alpha**2 * self.data_std**2 + level.sigma**2).sqrt()
@@ -86,6 +83,7 @@ class EDM(Prediction):
         )
 
 
+@settings
 class Score(Prediction):
     """The gradient of log p(x), -eps / sigma (arXiv:1907.05600); says nothing of x0 on pure noise.
 
@@ -93,9 +91,7 @@ class Score(Prediction):
     of unit size at every level (arXiv:2006.09011, technique 3).
     """
 
-    @ranges(scale_by_sigma=flag())
-    def __init__(self, scale_by_sigma: bool = True):
-        self.scale_by_sigma = scale_by_sigma
+    scale_by_sigma: Flag = True
 
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         unit = -torch.ones_like(level.sigma)

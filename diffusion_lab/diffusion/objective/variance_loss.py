@@ -5,32 +5,28 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import above, ranges
+from diffusion_lab.common.ranges import Positive, settings
+from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, posterior
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 
+@settings
 class Hybrid:
     """weight x N x L_t beside the loss of x0: L_hybrid (arXiv:2102.09672).
 
     L_t is the bound's term, so N L_t estimates the whole. Its gradient reaches the variance alone.
     """
 
-    @ranges(weight=above(0))
-    def __init__(self, weight: float = 0.001):
-        self.weight = weight
+    weight: Positive = 0.001
 
     def __call__(
-        self,
-        x: Tensor,
-        x0: Tensor,
-        x0_hat: Tensor,
-        log_variance_weight: Tensor,
-        level: NoiseLevel,
-        schedule: NoiseSchedule,
+        self, x: Tensor, x0: Tensor, estimate: Estimate, level: NoiseLevel, schedule: NoiseSchedule
     ) -> Tensor:
-        """What is added to the loss of each sample, (B,); arguments as for `bound_term`."""
-        term = bound_term(x, x0, x0_hat.detach(), log_variance_weight, level, schedule)
+        """What is added to the loss of each sample, (B,); x and x0 are (B, C, H, W)."""
+        weight = estimate.log_variance_weight
+        assert weight is not None, "variance_loss needs a learned variance"
+        term = bound_term(x, x0, estimate.x0.detach(), weight, level, schedule)
         return self.weight * levels_of(schedule) * term
 
 

@@ -6,26 +6,27 @@ paper: DDPM's, flow matching's, and EDM's, whose weight times c_out^2 is 1.
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import above, at_least, number, ranges
+from diffusion_lab.common.ranges import Positive, at_least, number, settings
 
 Weighting = Callable[[Tensor], Tensor]  # logSNR (B,) -> weight of the x0 error (B,), both float64
 
 
+@settings
 class MinSNR:
     """min(snr, gamma): caps the weight of almost clean samples (arXiv:2303.09556)."""
 
-    @ranges(gamma=above(0))
-    def __init__(self, gamma: float = 5.0):
-        self.gamma = gamma
+    gamma: Positive = 5.0
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return logsnr.exp().clamp(max=self.gamma)
 
 
+@settings
 class SoftMinSNR:
     """snr gamma / (snr + gamma), min-SNR without its corner (arXiv:2401.11605).
 
@@ -33,9 +34,7 @@ class SoftMinSNR:
     (sigma sigma_d)^2 / (sigma^2 + sigma_d^2)^2. 4 is for a data std sigma_d of 0.5.
     """
 
-    @ranges(gamma=above(0))
-    def __init__(self, gamma: float = 4.0):
-        self.gamma = gamma
+    gamma: Positive = 4.0
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return self.gamma * torch.sigmoid(logsnr - math.log(self.gamma))
@@ -55,36 +54,35 @@ class TruncatedSNR:
         return logsnr.exp().clamp(min=1)
 
 
+@settings
 class P2:
     """snr / (k + snr)^gamma: the loss of eps with less weight on clean samples (arXiv:2204.00227).
 
     gamma = 0 is SNR.
     """
 
-    @ranges(gamma=at_least(0), k=above(0))
-    def __init__(self, gamma: float = 1.0, k: float = 1.0):
-        self.gamma = gamma
-        self.k = k
+    gamma: Annotated[float, at_least(0)] = 1.0
+    k: Positive = 1.0
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         snr = logsnr.exp()
         return snr / (self.k + snr) ** self.gamma
 
 
+@settings
 class EDMWeight:
     """snr + 1 / data_std^2, at alpha = 1 EDM's (sigma^2 + s^2) / (sigma s)^2 (arXiv:2206.00364).
 
     data_std is the standard deviation s of the clean data: 0.5 of images in [-1, 1], 1 of latents.
     """
 
-    @ranges(data_std=above(0))
-    def __init__(self, data_std: float = 0.5):
-        self.data_std = data_std
+    data_std: Positive = 0.5
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return logsnr.exp() + self.data_std**-2
 
 
+@settings
 class SigmoidWeight:
     """sigmoid(bias - logsnr) on the error of eps (arXiv:2303.00848, 2410.19324).
 
@@ -93,9 +91,7 @@ class SigmoidWeight:
     is the time sampler's.
     """
 
-    @ranges(bias=number())
-    def __init__(self, bias: float = -1.0):
-        self.bias = bias
+    bias: Annotated[float, number()] = -1.0
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         return math.exp(self.bias) * torch.sigmoid(logsnr - self.bias)

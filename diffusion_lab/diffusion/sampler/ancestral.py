@@ -1,17 +1,17 @@
 """Ancestral samplers: a step to a cleaner level than asked for, then fresh noise up to it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor
 
-from diffusion_lab.common.ranges import between, one_of, ranges
+from diffusion_lab.common.ranges import Fraction, one_of, settings
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, posterior
 from diffusion_lab.diffusion.sampler.base import Sampler
 
-VARIANCES = one_of("fixed_small", "fixed_large", "learned")
+Variance = Annotated[str, one_of("fixed_small", "fixed_large", "learned")]
 
 
 def ancestral_step(
@@ -41,8 +41,7 @@ def ancestral_step(
     return x + added.sqrt() * randn_like(x)
 
 
-@ranges(eta=between(0, 1), variance=VARIANCES)
-@dataclass
+@settings
 class Ancestral(Sampler):
     """DDPM at eta = 1 (arXiv:2006.11239), DDIM at eta = 0, and all between (arXiv:2010.02502).
 
@@ -51,8 +50,8 @@ class Ancestral(Sampler):
     two (improved DDPM). All are times eta^2.
     """
 
-    eta: float = 1.0
-    variance: str = "fixed_small"
+    eta: Fraction = 1.0
+    variance: Variance = "fixed_small"
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):

@@ -5,24 +5,22 @@ All integrate dx = x0 d(alpha) + eps d(sigma), which needs no derivative of the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import ranges, whole
+from diffusion_lab.common.ranges import Count, settings
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 
-@ranges(steps=whole(1))
-@dataclass
+@settings
 class Sampler(ABC):
     """Walks down a time grid of `steps` steps; keeps no state between calls."""
 
-    steps: int
+    steps: Count
     time_grid: TimeGrid
 
     adaptive = False  # whether `steps` is a limit, and the network decides how many there are

@@ -1,18 +1,17 @@
 """The trapezoid rule for dx = x0 d(alpha) + eps d(sigma)."""
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
-from diffusion_lab.common.ranges import above, at_least, ranges
+from diffusion_lab.common.ranges import Positive, at_least, settings
 from diffusion_lab.diffusion.noise import jump, renoise
 from diffusion_lab.diffusion.sampler.base import Sampler
 
 MAX_RAISE = math.sqrt(2) - 1  # no more new noise in a step than there is already
 
 
-@ranges(churn=at_least(0), churn_min=at_least(0), noise_scale=above(0))
-@dataclass
+@settings
 class Heun(Sampler):
     """Second order, 2 steps - 1 network calls; EDM's sampler where alpha = 1.
 
@@ -22,10 +21,10 @@ class Heun(Sampler):
     the schedule's noisiest level there is nothing to raise to, so its first step has no churn.
     """
 
-    churn: float = 0.0
-    churn_min: float = 0.0
+    churn: Annotated[float, at_least(0)] = 0.0
+    churn_min: Annotated[float, at_least(0)] = 0.0
     churn_max: float = math.inf
-    noise_scale: float = 1.0
+    noise_scale: Positive = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.churn_min, self.churn_max

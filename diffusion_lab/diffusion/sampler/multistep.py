@@ -6,13 +6,13 @@ moments are all that these rules need (arXiv:2211.01095, arXiv:2302.04867).
 """
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import between, ranges, whole
+from diffusion_lab.common.ranges import Fraction, settings, whole
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of, posterior
 from diffusion_lab.diffusion.sampler.base import Sampler
 
@@ -44,8 +44,7 @@ def order_at(i: int, levels: NoiseLevel, order: int) -> int:
     return max(1, min(order, known, left))
 
 
-@ranges(order=whole(1, 3), eta=between(0, 1), curvature=between(0, 1))
-@dataclass
+@settings
 class DPMSolver(Sampler):
     """DPM-Solver++ of order 1 to 3, multistep, with x0 extrapolated (arXiv:2211.01095).
 
@@ -55,9 +54,9 @@ class DPMSolver(Sampler):
     with 1 is it of third.
     """
 
-    order: int = 2
-    eta: float = 0.0
-    curvature: float = 0.5
+    order: Annotated[int, whole(1, 3)] = 2
+    eta: Fraction = 0.0
+    curvature: Fraction = 0.5
 
     def __post_init__(self) -> None:
         if self.order == 3 and self.eta > 0:
@@ -91,8 +90,7 @@ class DPMSolver(Sampler):
         return known[0] + mean * (slope + last * curve) + self.curvature * square * curve
 
 
-@ranges(order=whole(1, 3))
-@dataclass
+@settings
 class UniPC(Sampler):
     """Unified predictor-corrector of order 1 to 3, B(h) = e^h - 1 (arXiv:2302.04867).
 
@@ -100,7 +98,7 @@ class UniPC(Sampler):
     the order of convergence is one more than `order`, at one call a step.
     """
 
-    order: int = 2
+    order: Annotated[int, whole(1, 3)] = 2
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         places = (levels.logsnr / 2).tolist()
@@ -144,8 +142,7 @@ class UniPC(Sampler):
         return x0
 
 
-@ranges(order=whole(1, 4))
-@dataclass
+@settings
 class IPNDM(Sampler):
     """Adams-Bashforth on eps over sigma / alpha, weights of equal steps (arXiv:2204.13902).
 
@@ -153,7 +150,7 @@ class IPNDM(Sampler):
     yet it is often the most accurate at 5 to 10 steps. Its order grows from 1.
     """
 
-    order: int = 4
+    order: Annotated[int, whole(1, 4)] = 4
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         known: list[Tensor] = []  # newest first

@@ -6,12 +6,12 @@ ODE is dz = (cos eps - sin x0) d(angle) under every schedule: smooth, and with n
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import above, ranges, whole
+from diffusion_lab.common.ranges import Positive, settings, whole
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of
 from diffusion_lab.diffusion.sampler.base import Sampler
@@ -121,8 +121,7 @@ def encode(
     return z / math.sin(angle_of(noisiest))
 
 
-@ranges(steps=whole(2).as_in(200), tolerance=above(0))
-@dataclass
+@settings
 class AdaptiveRungeKutta(Sampler):
     """Dormand and Prince's method of order 5 on the probability-flow ODE.
 
@@ -135,7 +134,8 @@ class AdaptiveRungeKutta(Sampler):
 
     adaptive = True
 
-    tolerance: float = 1e-3
+    steps: Annotated[int, whole(2).as_in(200)]
+    tolerance: Positive = 1e-3
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         ends_clean = bool(levels.sigma[-1] == 0)

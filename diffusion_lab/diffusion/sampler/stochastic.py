@@ -3,20 +3,18 @@
 score = (alpha x0 - x) / sigma^2 = -eps / sigma at every level.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
 from torch import Tensor
 
-from diffusion_lab.common.ranges import above, at_least, inside, one_of, ranges, whole
+from diffusion_lab.common.ranges import Count, above, at_least, inside, one_of, settings, whole
 from diffusion_lab.diffusion.noise import NoiseLevel, jump, noise_of
-from diffusion_lab.diffusion.sampler.ancestral import VARIANCES, ancestral_step
+from diffusion_lab.diffusion.sampler.ancestral import Variance, ancestral_step
 from diffusion_lab.diffusion.sampler.base import Sampler
 
 
-@ranges(eta=at_least(0))
-@dataclass
+@settings
 class ReverseSDE(Sampler):
     """Euler-Maruyama for the reverse SDE of any schedule (arXiv:2011.13456).
 
@@ -25,7 +23,7 @@ class ReverseSDE(Sampler):
     long for the method, the first and the last among them, are Euler steps of the ODE.
     """
 
-    eta: float = 1.0
+    eta: Annotated[float, at_least(0)] = 1.0
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):
@@ -46,8 +44,7 @@ def langevin(x: Tensor, eps: Tensor, here: NoiseLevel, size: float | Tensor, z: 
     return x + here.sigma * ((2 * size) ** 0.5 * z - size * eps)
 
 
-@ranges(corrections=whole(1), step_size=inside(0, 2))
-@dataclass
+@settings
 class AnnealedLangevin(Sampler):
     """Langevin dynamics at one level after the other (arXiv:1907.05600, arXiv:2006.09011).
 
@@ -58,8 +55,8 @@ class AnnealedLangevin(Sampler):
     Network calls: steps corrections + 1.
     """
 
-    corrections: int = 5
-    step_size: float = 0.062
+    corrections: Count = 5
+    step_size: Annotated[float, inside(0, 2)] = 0.062
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         here = levels[0]
@@ -75,8 +72,7 @@ class AnnealedLangevin(Sampler):
             yield x
 
 
-@ranges(variance=VARIANCES)
-@dataclass
+@settings
 class PredictorCorrector(Sampler):
     """Langevin corrections of x, then an ancestral step, at every level (arXiv:2011.13456, alg. 4).
 
@@ -92,7 +88,7 @@ class PredictorCorrector(Sampler):
     snr: Annotated[float, above(0).as_in(0.16)] = 0.16
     corrections: Annotated[int, whole(0)] = 1
     corrector: Annotated[str, one_of("langevin", "annealed")] = "langevin"
-    variance: str = "fixed_large"
+    variance: Variance = "fixed_large"
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):

@@ -3,13 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import above, ranges
+from diffusion_lab.common.ranges import Positive, settings
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
@@ -41,8 +40,7 @@ class UniformGrid(TimeGrid):
         return 1 - torch.arange(steps, dtype=torch.float64) / steps
 
 
-@ranges(sigma_min=above(0), sigma_max=above(0))
-@dataclass
+@settings
 class UniformLogSNR(TimeGrid):
     """logSNR uniform between sigma / alpha = sigma_max and sigma_min (arXiv:2206.00927).
 
@@ -51,8 +49,8 @@ class UniformLogSNR(TimeGrid):
     included, and crosses what lies above sigma_max in its first step.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
 
     def __post_init__(self) -> None:
         if self.sigma_min >= self.sigma_max:
@@ -76,15 +74,14 @@ class UniformLogSNR(TimeGrid):
         return t
 
 
-@ranges(rho=above(0))
-@dataclass
+@settings
 class Karras(UniformLogSNR):
     """(sigma / alpha)^(1 / rho) uniform from sigma_max to sigma_min (arXiv:2206.00364, equation 5).
 
     The ends are treated as by `UniformLogSNR`, to which this grid tends for large rho.
     """
 
-    rho: float = 7.0
+    rho: Positive = 7.0
 
     def even(self, ratio: Tensor) -> Tensor:
         return ratio ** (1 / self.rho)
