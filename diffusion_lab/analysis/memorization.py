@@ -14,7 +14,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.images import to_float
-from diffusion_lab.common.progress import say, track
+from diffusion_lab.common.progress import say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.cache import cached
@@ -22,12 +22,11 @@ from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import frechets_of
 from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours
+from diffusion_lab.metrics.observer import FEATURES
 from diffusion_lab.metrics.protocol import Protocol, with_fingerprint
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
-
-BATCH = 64  # images between two movements of a progress bar
 
 
 def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -125,15 +124,14 @@ def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Te
         "images": hashing.of_tensors([images]),
         "extractor": metrics.extractor.fingerprint,
     }
-
-    def compute() -> dict[str, Tensor]:
-        what = f"{metrics.extractor.name} features of {len(images):,} {name} images"
-        say(f"Computing {what}, once: {metrics.cache_dir} keeps the results")
-        features = [metrics.extractor(part).cpu() for part in track(images.split(BATCH), what)]
-        return {"features": torch.cat(features)}
-
     file = f"{name}-{len(images)}-{metrics.extractor.name}"
-    return cached(metrics.cache_dir, file, key, compute)["features"]
+    everything = torch.arange(len(images))
+    return cached(
+        metrics.cache_dir,
+        file,
+        key,
+        lambda: {FEATURES: metrics.observe(images, everything, name)[FEATURES]},
+    )[FEATURES]
 
 
 def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:
@@ -154,10 +152,7 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
     """The denoising loss by level, of equally many trained-on and held-out images."""
     data, model, device = opened.datamodule, opened.model, opened.device
     count = min(data.validation_size, len(data.train_images()), len(data.test_images()))
-    sides = {
-        "training": data.trained_on(count),
-        "held_out": data.held_out(count),
-    }
+    sides = {"training": data.trained_on(count), "held_out": data.held_out(count)}
     means = {}
     for side, (images, labels) in sides.items():
         sums = torch.zeros(VALIDATION_LEVELS, 2)

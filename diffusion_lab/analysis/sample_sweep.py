@@ -1,6 +1,5 @@
 """A trained run measured under many ways to sample from it: FID against network calls."""
 
-import csv
 import json
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common import hashing
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows, write_atomically
+from diffusion_lab.common.formats import csv_text, markdown_table
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import PreparedMetrics, Quantity
@@ -160,12 +160,6 @@ def describe(row: dict, keys: list[str]) -> str:
     return f"{chosen}: FID {row['fid']:.4g}, KID {row['kid']:.4g} in {row['calls']:g} calls"
 
 
-def best_per_budget(rows: list[dict]) -> list[dict]:
-    """The rows that no row of as few or fewer network calls betters in FID, by calls."""
-    points = [(row["calls"], row["fid"]) for row in rows]
-    return [rows[place] for place in front(points, higher_is_better=False)]
-
-
 def report(
     folder: Path, rows: list[dict], keys: list[str], extra: Sequence[Quantity]
 ) -> dict[str, object]:
@@ -176,21 +170,27 @@ def report(
     known = filter(None, (quantity_of(name) for name in SHOWN))
     shown = [quantity for quantity in (*known, *extra) if quantity.name in rows[0]]
     ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
-    best = best_per_budget(rows)
+    # the rows that no row of as few or fewer network calls betters in FID
+    places = front([(row["calls"], row["fid"]) for row in ordered], higher_is_better=False)
+    best = [ordered[place] for place in places]
     real = (f"{q.title} {q.text(rows[0][f'{q.name}{REAL}'])}" for q in shown)
     header = f"At {rows[0]['protocol']}; test images have {', '.join(real)}"
-    table = Table(*keys, "calls", *(quantity.name for quantity in shown), "", title=header)
+    head = [*keys, "calls", *(quantity.name for quantity in shown)]
+    lines = []
     for row in ordered:
         values = [quantity.text(row[quantity.name]) for quantity in shown]
         mark = "best of its budget" if row in best else ""
-        table.add_row(*(str(row[key]) for key in keys), f"{row['calls']:g}", *values, mark)
-    write_atomically(folder / "table.md", f"{header}\n\n{markdown(table)}")
-    write_csv(folder / "results.csv", ordered, [*keys, "calls", *(q.name for q in shown)])
+        lines.append([*(str(row[key]) for key in keys), f"{row['calls']:g}", *values, mark])
+    write_atomically(folder / "table.md", f"{header}\n\n{markdown_table([*head, ''], lines)}")
+    write_atomically(folder / "results.csv", as_csv(ordered, head))
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
     if SCALE in keys:
         plots.against_scale(
             ordered, [key for key in keys if key != SCALE], shown, folder / "scale.png"
         )
+    table = Table(*head, "", title=header)
+    for line in lines:
+        table.add_row(*line)
     console.print(table)
     for row in best:
         say(f"up to {row['calls']:g} network calls: {describe(row, keys)}")
@@ -198,19 +198,9 @@ def report(
     return {"folder": str(folder), "rows": ordered, "best": best}
 
 
-def markdown(table: Table) -> str:
-    """The columns of a table in Markdown."""
-    heads = [str(column.header) for column in table.columns]
-    cells = zip(*(map(str, column.cells) for column in table.columns), strict=True)
-    rows = [heads, ["---"] * len(heads), *cells]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def write_csv(path: Path, rows: list[dict], first: list[str]) -> None:
+def as_csv(rows: list[dict], first: list[str]) -> str:
     """All results of all rows, without rounding, the columns `first` first."""
     others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in first]
     real = [f"{name}{REAL}" for name in [*first, *others] if f"{name}{REAL}" in rows[0]]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*first, *others, *real, "protocol"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    head = [*first, *others, *real, "protocol"]
+    return csv_text(head, [[row.get(name) for name in head] for row in rows])

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
@@ -20,9 +19,9 @@ def sync(cfg: DictConfig, overrides: list[str]) -> dict[str, bool]:
     """Lists offline W&B runs, and uploads those that are not; returns by folder which were."""
     paths = cfg.paths if isinstance(cfg.paths, ListConfig) else [cfg.paths]
     runs = find(Path(str(path)) for path in paths)
-    waiting = [run for run in runs if not run.uploaded]
+    waiting = [run for run in runs if not is_uploaded(run)]
     for run in runs:
-        say(f"{'to upload' if run in waiting else 'uploaded '}  {run.file.parent}")
+        say(f"{'to upload' if run in waiting else 'uploaded '}  {run.parent}")
     if not waiting:
         where = ", ".join(str(path) for path in paths)
         found = f"all {len(runs)} offline W&B runs are uploaded" if runs else "no offline W&B run"
@@ -34,29 +33,17 @@ def sync(cfg: DictConfig, overrides: list[str]) -> dict[str, bool]:
     else:
         upload(waiting)
         say(f"Uploaded {len(waiting)}")
-    return {str(run.file.parent): run.uploaded for run in runs}
+    return {str(run.parent): is_uploaded(run) for run in runs}
 
 
-@dataclass(frozen=True)
-class OfflineRun:
-    """The file run-<id>.wandb of one start of a run."""
-
-    file: Path
-
-    @property
-    def run_id(self) -> str:
-        """Of W&B; the starts of a run that was resumed share it."""
-        return self.file.stem.removeprefix("run-")
-
-    @property
-    def uploaded(self) -> bool:
-        """Whether W&B has marked the file as uploaded, and nothing was written to it since."""
-        mark = self.file.with_suffix(".wandb.synced")
-        return mark.exists() and mark.stat().st_mtime >= self.file.stat().st_mtime
+def is_uploaded(file: Path) -> bool:
+    """Whether W&B has marked the file as uploaded, and nothing was written to it since."""
+    mark = file.with_suffix(".wandb.synced")
+    return mark.exists() and mark.stat().st_mtime >= file.stat().st_mtime
 
 
-def find(paths: Iterable[Path]) -> list[OfflineRun]:
-    """The offline runs at and below the paths, by time.
+def find(paths: Iterable[Path]) -> list[Path]:
+    """The files run-<id>.wandb of offline runs at and below the paths, by time.
 
     A path that is W&B's own file, or the folder of one, is taken even if that run was online: its
     upload may have been cut short. Those below it of runs that were abandoned, or are being
@@ -72,7 +59,7 @@ def find(paths: Iterable[Path]) -> list[OfflineRun]:
             if file.suffix != ".wandb":
                 raise UserError(f"{file} is no file of W&B's; those end in .wandb")
             found[file.resolve()] = file
-    return [OfflineRun(file) for file in sorted(found.values(), key=lambda file: file.parent.name)]
+    return sorted(found.values(), key=lambda file: file.parent.name)
 
 
 def _to_be_kept(path: Path) -> Iterator[Path]:
@@ -93,16 +80,16 @@ def _to_be_kept(path: Path) -> Iterator[Path]:
         say(f"left out   {run}: {why}")
 
 
-def upload(runs: list[OfflineRun]) -> None:
+def upload(runs: list[Path]) -> None:
     """Uploads; raises UserError, with the number of those that are still here, if W&B fails."""
     # all were chosen already; those that were marked have grown since
     options = ["--yes", "--include-online", "--include-synced"]
-    command = [sys.executable, "-m", "wandb", "sync", *options, *(str(run.file) for run in runs)]
+    command = [sys.executable, "-m", "wandb", "sync", *options, *map(str, runs)]
     # in a process of W&B's own: one that has served an offline run marks files and sends none
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     environment["WANDB_MODE"] = "online"
     subprocess.run(command, env=environment, stdout=sys.stderr.fileno())
-    left = sum(not run.uploaded for run in runs)
+    left = sum(not is_uploaded(run) for run in runs)
     if left:
         raise UserError(
             f"{left} of {len(runs)} were not uploaded, for the reason that W&B gives above; they "

@@ -48,6 +48,12 @@ class Dashboard:
         """The name of FID by the protocol."""
         return f"fid/{self.protocol}"
 
+    @property
+    def grouped(self) -> dict[str, Any]:
+        """How the curves and bars of runs with the same option become one."""
+        key = wr.Config(self.key)
+        return {"groupby": key, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+
     def sections(self) -> dict[str, list]:
         """Panels by the title of their section."""
         return {
@@ -67,8 +73,8 @@ class Dashboard:
                 self._curve("Images a second", ["train/images_per_second"]),
             ],
             "Cost": [
-                self._scatter("FID by parameters", "parameters", self.fid),
-                self._scatter("FID by time", "training_seconds", self.fid),
+                self._fid_against("parameters", "FID by parameters"),
+                self._fid_against("training_seconds", "FID by time"),
             ],
             "Configurations": [self._options(), wr.RunComparer(diff_only="split")],
             "Autoencoders": [
@@ -83,7 +89,7 @@ class Dashboard:
         panels: list[Any] = [self._curve("FID by time", [self.fid], x=log_names.SECONDS)]
         for quantity in (FID.quantities[0], *KID.quantities):
             name, real = (f"{quantity.name}{end}/{self.protocol}" for end in ("", REAL))
-            panels.append(self._bars(quantity.title, name))
+            panels.append(wr.BarPlot(title=quantity.title, metrics=[name], **self.grouped))
             panels.append(self._curve(f"{quantity.title}, and that of real images", [name, real]))
         names = "|".join(quantity.name for quantity in COVERAGE)
         titles = ", ".join(quantity.title for quantity in COVERAGE)
@@ -101,10 +107,7 @@ class Dashboard:
             name=f"{TITLE} by {self.group_by}",
             sections=sections,
             settings=ws.WorkspaceSettings(x_axis=log_names.IMAGES),
-            runset_settings=ws.RunsetSettings(
-                groupby=[ws.Config(self.key)],
-                filters=self._filters(),
-            ),
+            runset_settings=ws.RunsetSettings(groupby=[ws.Config(self.key)], filters=self.filters),
         )
 
     def report(self) -> wr.Report:
@@ -114,7 +117,7 @@ class Dashboard:
             project=self.project,
             name=f"by {self.group_by}",
             groupby=[f"config.{self.key}"],
-            filters=self._filters(),
+            filters=self.filters,
         )
         blocks: list[Any] = [wr.TableOfContents()]
         for title, panels in self.sections().items():
@@ -128,7 +131,9 @@ class Dashboard:
             width="fluid",
         )
 
-    def _filters(self) -> ws.And | str:
+    @property
+    def filters(self) -> ws.And | str:
+        """The runs of the group, if there is one."""
         return ws.And(ws.Metric("Group") == self.group) if self.group else ""
 
     def _curve(
@@ -144,31 +149,19 @@ class Dashboard:
             title_x=log_names.AXES[x],
             y=list(y),
             metric_regex=regex,
-            groupby=wr.Config(self.key),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
+            **self.grouped,
         )
 
     def _options(self) -> wr.ParallelCoordinatesPlot:
-        options = [
-            wr.ParallelCoordinatesPlotColumn(wr.Config(f"choices.{group}"), group)
-            for group in GROUPS
-        ]
-        fid = wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(self.fid), "FID")
+        column = wr.ParallelCoordinatesPlotColumn
+        options = [column(wr.Config(f"choices.{group}"), group) for group in GROUPS]
+        fid = column(wr.SummaryMetric(self.fid), "FID")
         return wr.ParallelCoordinatesPlot(title="Options and FID", columns=[*options, fid])
 
     def _pictures(self, title: str, name: str) -> wr.MediaBrowser:
         keys = [f"{log_names.GRIDS}/{name}"]
         return wr.MediaBrowser(title=title, media_keys=keys, gallery_axis="step")
 
-    def _bars(self, title: str, metric: str) -> wr.BarPlot:
-        return wr.BarPlot(
-            title=title,
-            metrics=[metric],
-            groupby=wr.Config(self.key),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
-        )
-
-    def _scatter(self, title: str, x: str, y: str) -> wr.ScatterPlot:
-        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y), log_x=True)
+    def _fid_against(self, cost: str, title: str) -> wr.ScatterPlot:
+        x, y = wr.SummaryMetric(cost), wr.SummaryMetric(self.fid)
+        return wr.ScatterPlot(title=title, x=x, y=y, log_x=True)

@@ -66,14 +66,14 @@ COMMANDS = {
         combines=True,
     ),
     "likelihood": Command(
-        "bits a dimension of test images", "diffusion_lab.analysis.test_images:likelihood"
+        "bits a dimension of test images", "diffusion_lab.analysis.held_out_images:likelihood"
     ),
     "encode": Command(
-        "images to noise and back", "diffusion_lab.analysis.test_images:encode_images"
+        "images to noise and back", "diffusion_lab.analysis.held_out_images:encode_images"
     ),
     "inpaint": Command(
         "draw the missing part of images anew",
-        "diffusion_lab.analysis.test_images:inpaint",
+        "diffusion_lab.analysis.held_out_images:inpaint",
         run_groups=SAMPLING,
     ),
     "export": Command(

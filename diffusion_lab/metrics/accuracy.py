@@ -10,15 +10,8 @@ from diffusion_lab.metrics.protocol import short_count
 class Accuracy(Metric):
     """The accuracy of `classifier` on samples, whose labels are the classes asked for."""
 
-    quantities = (
-        Quantity(
-            "accuracy",
-            "Accuracy",
-            "samples that a classifier reads as the class asked for",
-            HIGHER,
-            percent=True,
-        ),
-    )
+    meaning = "samples that a classifier reads as the class asked for"
+    quantities = (Quantity("accuracy", "Accuracy", meaning, HIGHER, percent=True),)
     needs_labels = True
 
     def __init__(self, classifier: Classifier):

@@ -4,6 +4,8 @@ A set of images covers the balls around its features that reach to each one's k-
 n images, D features.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,8 @@ def density_coverage(generated: Tensor, real: Tensor) -> tuple[float, float]:
 class Coverage(Metric):
     """A metric by nearest neighbours: of equally many images on both sides, 10,000 at most."""
 
+    shares: Callable[[Tensor, Tensor], tuple[float, float]]  # of features, in `quantities`' order
+
     def results(
         self, generated: ImageSet, reference: ImageSet, suffix: str = ""
     ) -> dict[str, float]:
@@ -88,6 +92,10 @@ class Coverage(Metric):
         first = slice(count)
         return super().results(generated.select(first), reference.select(first), suffix)
 
+    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+        values = self.shares(generated.features, reference.features)
+        return {q.name: value for q, value in zip(self.quantities, values, strict=True)}
+
 
 class PrecisionRecall(Coverage):
     """Improved precision and recall (arXiv:1904.06991)."""
@@ -96,10 +104,7 @@ class PrecisionRecall(Coverage):
         Quantity("precision", "Precision", "share of samples among the real ones", HIGHER),
         Quantity("recall", "Recall", "share of real images among the samples", HIGHER),
     )
-
-    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
-        precision, recall = precision_recall(generated.features, reference.features)
-        return {"precision": precision, "recall": recall}
+    shares = staticmethod(precision_recall)
 
 
 class DensityCoverage(Coverage):
@@ -109,7 +114,4 @@ class DensityCoverage(Coverage):
         Quantity("density", "Density", "how densely samples lie among real images", HIGHER),
         Quantity("coverage", "Coverage", "share of real images with a sample near", HIGHER),
     )
-
-    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
-        density, coverage = density_coverage(generated.features, reference.features)
-        return {"density": density, "coverage": coverage}
+    shares = staticmethod(density_coverage)

@@ -15,15 +15,11 @@ class FID(Metric):
     too large, and FID-infinity is valid for several times more samples than features only.
     """
 
+    meaning = "Fréchet distance of features to training images"
+    infinity = "FID, extrapolated to infinitely many samples"
     quantities = (
-        Quantity("fid", "FID", "Fréchet distance of features to training images", LOWER),
-        Quantity(
-            "fid_infinity",
-            "FID-infinity",
-            "FID, extrapolated to infinitely many samples",
-            LOWER,
-            judged=False,
-        ),
+        Quantity("fid", "FID", meaning, LOWER),
+        Quantity("fid_infinity", "FID-infinity", infinity, LOWER, judged=False),
     )
 
     @ranges(half_splits=whole(0))
@@ -45,15 +41,8 @@ class ClassFID(Metric):
     A class with fewer than 2 images on a side has none.
     """
 
-    quantities = (
-        Quantity(
-            "fid_class",
-            "FID of class",
-            "Fréchet distance of features to training images of a class",
-            LOWER,
-            judged=False,
-        ),
-    )
+    meaning = "Fréchet distance of features to training images of a class"
+    quantities = (Quantity("fid_class", "FID of class", meaning, LOWER, judged=False),)
     needs_labels = by_class = True
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:

@@ -148,7 +148,7 @@ class GenerativeMetrics:
         facts, chosen = self._reference_facts(source), self._reference_ids(source)
 
         def compute() -> dict[str, Tensor]:
-            features = self._observe(source.reference_images(), chosen, "training")[FEATURES]
+            features = self.observe(source.reference_images(), chosen, "training")[FEATURES]
             # which every rank has already, and need not be sent
             rest = on_rank_zero(lambda: vars(FeatureSet.of(features)) | {FEATURES: None})
             return rest | {FEATURES: features}
@@ -166,7 +166,7 @@ class GenerativeMetrics:
         labels = source.test_labels()[chosen]
 
         def compute() -> dict[str, Tensor]:
-            observed = self._observe(source.test_images(), chosen, "test")
+            observed = self.observe(source.test_images(), chosen, "test")
             first = self.observer.image_set(observed, labels).select(slice(count))
             values = on_rank_zero(lambda: self.results(first, reference, REAL))
             tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
@@ -195,7 +195,8 @@ class GenerativeMetrics:
             observe |= first_of_each(source.test_labels()[order], most)
         return order[observe]
 
-    def _observe(self, images: Tensor, chosen: Tensor, split: str) -> Observed:
+    def observe(self, images: Tensor, chosen: Tensor, split: str) -> Observed:
+        """What metrics need of the chosen images of a split, said to be kept."""
         what = f"{self.extractor.name} features of {len(chosen):,} {split} images"
         say(f"Computing {what}, once: {self.cache_dir} keeps the results")
         return self.observer.all_of(images, chosen, what)

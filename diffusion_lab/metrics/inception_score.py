@@ -27,15 +27,8 @@ def inception_score(logits: Tensor) -> float:
 class InceptionScore(Metric):
     """The Inception Score, for extractors that are classifiers; it needs no reference."""
 
-    quantities = (
-        Quantity(
-            "inception_score",
-            "Inception Score",
-            "how sure a classifier is of each sample, and how varied over all",
-            HIGHER,
-            judged=False,
-        ),
-    )
+    meaning = "how sure a classifier is of each sample, and how varied over all"
+    quantities = (Quantity("inception_score", "Inception Score", meaning, HIGHER, judged=False),)
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
         logits = generated.logits

@@ -77,7 +77,7 @@ def test_what_is_uploaded_is_told_from_what_is_not_or_has_grown(lab, offline_run
     assert code == 0, err
     assert "2 of 2 would be uploaded" in err
     (run,) = wandb_sync.find([waiting])
-    assert run.run_id == "ccc"
+    assert run.name == "run-ccc.wandb"
 
 
 def test_runs_that_are_abandoned_or_being_trained_are_left_out(lab, tmp_path, no_key):

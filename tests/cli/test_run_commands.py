@@ -11,8 +11,7 @@ from helpers.tiny_data import TinyData
 from helpers.tiny_runs import TINY
 from PIL import Image
 
-from diffusion_lab.analysis.sample_sweep import best_per_budget
-from diffusion_lab.analysis.test_images import REGIONS, missing
+from diffusion_lab.analysis.held_out_images import REGIONS, missing
 from diffusion_lab.cli.arguments import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
@@ -36,11 +35,6 @@ def test_values_separated_by_commas_are_gathered_and_expanded():
     ]
     assert gather(["run=x", "labels=[1,2]"]) == ["run=x", "labels=[1,2]"]
     assert expand([]) == [{}]
-
-
-def test_best_per_budget():
-    rows = [{"calls": c, "fid": f} for c, f in [(5, 90), (5, 80), (9, 85), (10, 60), (50, 61)]]
-    assert best_per_budget(rows) == [{"calls": 5, "fid": 80}, {"calls": 10, "fid": 60}]
 
 
 def test_a_sweep_measures_each_combination_once(lab, run_folder):

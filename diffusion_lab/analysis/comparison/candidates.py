@@ -1,7 +1,7 @@
 """The run folders below some paths: those that can be compared, and why others cannot."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is no folder; give run folders, or folders that hold some")
-        below = list(_search(path, set()))
+        below = list(_search(path))
         if not below:
             raise UserError(
                 f"there is no run folder at or below {path}; give folders that train made"
@@ -68,17 +68,18 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def _search(folder: Path, seen: set[Path]) -> Iterable[Path]:
-    if folder.resolve() in seen:  # links that lead back
-        return
-    seen.add(folder.resolve())
-    if (folder / CONFIG).is_file() and any((folder / part).exists() for part in OF_A_RUN):
-        yield folder
-        return  # what is inside, W&B's files among it, is no other run
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    for name in names:
-        yield from _search(folder / name, seen)
+def _search(path: Path) -> Iterator[Path]:
+    seen = set()
+    for name, folders, files in os.walk(path, followlinks=True):
+        folder = Path(name)
+        if folder.resolve() in seen:  # links that lead back
+            folders.clear()
+            continue
+        seen.add(folder.resolve())
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        if CONFIG in files and any((folder / part).exists() for part in OF_A_RUN):
+            folders.clear()  # what is inside, W&B's files among it, is no other run
+            yield folder
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -86,7 +87,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs, left_out = [], []
     for folder in folders:
         try:
-            config, summary = load_config(folder), whole_summary(folder)
+            config, summary = load_config(folder), load_summary(folder)
             if reason := unfit(folder, config, summary):
                 left_out.append(reason)
                 continue
@@ -103,18 +104,12 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return runs, left_out
 
 
-def whole_summary(folder: Path) -> dict:
-    """As `load_summary`, but raises UserError for one that is damaged."""
-    summary = load_summary(folder)
-    if not summary and (folder / SUMMARY).exists():
-        raise UserError(f"{folder} is left out: its {SUMMARY} is damaged and cannot be read")
-    return summary
-
-
 def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
     """Why a run cannot be compared, if so."""
     if kind_of(config) is not DiffusionRun:
         return f"{folder} is left out: it is an autoencoder, not a diffusion model"
+    if not summary and (folder / SUMMARY).exists():
+        return f"{folder} is left out: its {SUMMARY} is damaged and cannot be read"
     if not summary.get("finished"):
         step = f" at step {summary['steps']:,}" if summary.get("steps") else ""
         return (

@@ -17,7 +17,6 @@ from diffusion_lab.analysis.comparison.groups import Group, Member, grouped
 from diffusion_lab.analysis.comparison.measurements import figures_of, judged_by, names_of_figures
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
-from diffusion_lab.analysis.comparison.svg import Drawing
 from diffusion_lab.analysis.comparison.verdict import SHOWN, verdict
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
@@ -73,14 +72,9 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     groups = collection.groups
     metrics = judged_by(fairness.runs_of(groups))
     judged = [each for metric in metrics if (each := judge(collection, metric)) is not None]
-    report = Report(
-        groups,
-        judged,
-        samples(groups),
-        setting(collection),
-        notes(collection),
-        collection.left_out,
-    )
+    notes = [*fairness.notes(groups), *collection.omitted]
+    left_out = collection.left_out
+    report = Report(groups, judged, samples(groups), setting(collection), notes, left_out)
     write(folder, report)
     tell(folder, report)
     return {
@@ -89,7 +83,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         "compositions": {
             group.name: [str(member.run.folder) for member in group.members] for group in groups
         },
-        "left_out": collection.left_out,
+        "left_out": left_out,
     }
 
 
@@ -134,19 +128,15 @@ def judge(collection: Collection, metric: Quantity) -> Judged | None:
     said = verdict(groups, metric)
     if said is None:
         return None
-    along_training = [
+    trained = [
         (group, curves.curve(group, metric.name, name_in_rows(collection, group, metric)))
         for group in groups
     ]
-    trained = any(len(points) > 1 for _, points in along_training)
-    along = (
-        [drawings.along(along_training, metric, axis) for axis in curves.AXES] if trained else []
-    )
+    axes = curves.AXES if any(len(points) > 1 for _, points in trained) else ()
+    along = [drawings.along(trained, metric, axis) for axis in axes]
     fronts = [drawings.pareto(groups, metric, cost, label) for cost, label in COSTS.items()]
-    over_data, crossed = None, []
-    if lines := data_lines(groups, metric.name):
-        crossed = crossings(lines, metric)
-        over_data = drawings.over_data(lines, metric, crossed)
+    lines = data_lines(groups, metric.name)
+    crossed = crossings(lines, metric)
     return Judged(
         metric,
         said,
@@ -154,7 +144,7 @@ def judge(collection: Collection, metric: Quantity) -> Judged | None:
         [each for each in along if each],
         [each for each in fronts if each],
         lines,
-        over_data,
+        drawings.over_data(lines, metric, crossed) if lines else None,
         crossed,
     )
 
@@ -196,11 +186,6 @@ def setting(collection: Collection) -> str:
     return "; ".join(parts) + f" [protocol {protocol['fingerprint']}]"
 
 
-def notes(collection: Collection) -> list[str]:
-    """Sentences on the whole comparison."""
-    return [*fairness.notes(collection.groups), *collection.omitted]
-
-
 def write(folder: Path, report: Report) -> None:
     """Writes every file, the page last; plots of an earlier comparison go."""
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
@@ -213,7 +198,7 @@ def write(folder: Path, report: Report) -> None:
     write_atomically(folder / "table.tex", table.latex(report.groups))
     tests = {each.metric.name: each.verdict.pairs for each in report.judged}
     write_atomically(folder / "pairs.csv", table.pairs_csv(tests))
-    plots = {f"{plot.name}.svg": plot for each in report.judged for plot in plots_of(each)}
+    plots = {f"{plot.name}.svg": plot for each in report.judged for plot in each.drawings}
     kinds = tuple(metric.name for metric in judged_by(fairness.runs_of(report.groups)))
     for old in (folder / PLOTS).glob("*.svg"):
         if old.name not in plots and old.name.startswith(kinds):
@@ -221,12 +206,6 @@ def write(folder: Path, report: Report) -> None:
     for name, plot in plots.items():
         write_atomically(folder / PLOTS / name, plot.file)
     write_atomically(folder / "index.html", page.render(report))
-
-
-def plots_of(judged: Judged) -> list[Drawing]:
-    """All of one metric."""
-    over = [judged.over_data] if judged.over_data else []
-    return [judged.by_seed, *judged.along, *judged.fronts, *over]
 
 
 def told(judged: Judged) -> list[str]:

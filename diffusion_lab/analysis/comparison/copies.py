@@ -2,21 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
 from diffusion_lab.runs.results import Sampling
-
-
-@dataclass(frozen=True)
-class Measured:
-    """How the copies of a run were counted, and the ratios, by features and by pixels."""
-
-    protocol: Protocol
-    ratios: dict[str, float]
 
 
 def copy_ratios(
@@ -26,7 +17,8 @@ def copy_ratios(
 
     Only of their present weights, sampled so; none if they were not all counted alike.
     """
-    found, said = {}, []
+    found: dict[Path, dict[str, float]] = {}
+    protocols, said = [], []
     for run in runs:
         report = report_of(run)
         if report is None:
@@ -35,17 +27,16 @@ def copy_ratios(
             said.append(f"Copies of {run.folder} are left out: {reason}")
             continue
         ratios = (space["copy_ratio"] for space in report["neighbours"].values())
-        named = dict(zip((COPIES.name, PIXEL_COPIES.name), ratios, strict=True))
-        found[run.folder] = Measured(report["protocol"], named)
-    unequal = differing([each.protocol for each in found.values()])
-    if unequal:
+        found[run.folder] = dict(zip((COPIES.name, PIXEL_COPIES.name), ratios, strict=True))
+        protocols.append(report["protocol"])
+    if unequal := differing(protocols):
         words = "; ".join(f"{key} is {' or '.join(values)}" for key, values in unequal.items())
         said.append(
             f"Copies are left out: they were not counted alike in all runs ({words}); run "
             "`diffusion-lab memorization` on all of them with one choice"
         )
         return {}, said
-    return {folder: each.ratios for folder, each in found.items()}, said
+    return found, said
 
 
 def report_of(run: Run) -> dict | None:

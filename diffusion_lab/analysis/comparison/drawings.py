@@ -5,26 +5,24 @@ from itertools import accumulate
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from diffusion_lab.analysis.comparison.curves import AXES, Point, front
 from diffusion_lab.analysis.comparison.data_sizes import DataLine, parts_of
 from diffusion_lab.analysis.comparison.fairness import EQUAL_COST
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.significance import half_width
-from diffusion_lab.analysis.comparison.svg import (
-    GRID,
-    INK,
-    Drawing,
-    colour,
-    draw,
-    marker,
-)
+from diffusion_lab.analysis.comparison.svg import GRID, INK, Drawing, colour, draw, marker
 from diffusion_lab.common.formats import amount
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import REAL
 
 SMALL, BESIDE = (4.0, 2.9), 0.62  # inches, of plots that stand side by side
+
+
+def look_of(shown: Group | DataLine) -> dict[str, Any]:
+    """The colour and mark of a composition."""
+    return {"color": colour(shown.look), "marker": marker(shown.look)}
 
 
 def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
@@ -105,17 +103,15 @@ def along(
                 [scale * getattr(point, part) for point in points]
                 for part in ("mean", "low", "high")
             )
-            look: dict[str, Any] = {"color": colour(group.look), "marker": marker(group.look)}
-            axes.plot(x, mean, markevery=max(1, len(x) // 8), **look)
+            axes.plot(x, mean, markevery=max(1, len(x) // 8), **look_of(group))
             if len(points) == 1:
                 axes.vlines(x, low, high, color=colour(group.look), linewidth=1.2)
             elif len(group.members) > 1:
                 axes.fill_between(x, low, high, color=colour(group.look), alpha=0.15, linewidth=0)
-        axes.set_xlabel(AXES[axis])
-        axes.set_ylabel(metric.axis_title)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set(xlabel=AXES[axis], ylabel=metric.axis_title)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda value, _: amount(value))
 
     ends = "; ".join(
         f"{group.name} {scale * points[-1].mean:.4g} at {amount(getattr(points[-1], axis))}"
@@ -128,7 +124,7 @@ def along(
         SMALL,
         BESIDE,
         paint,
-        [(group.name, group.look) for group, _ in lines],
+        [group for group, _ in lines],
     )
 
 
@@ -151,19 +147,13 @@ def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> 
         stairs = [points[place] for place in best]
         axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1, drawstyle="steps-post")
         for group, (x, y) in zip(both, points, strict=True):
-            look: dict[str, Any] = {
-                "color": colour(group.look),
-                "marker": marker(group.look),
-                "linestyle": "",
-            }
-            axes.plot([x], [y], markersize=7, **look)
-        axes.set_xlabel(label)
-        axes.set_ylabel(metric.axis_title)
+            axes.plot([x], [y], markersize=7, linestyle="", **look_of(group))
+        axes.set(xlabel=label, ylabel=metric.axis_title)
         if max(costs) > 5 * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axes.xaxis.set_major_formatter(lambda value, _: amount(value))
+        axes.xaxis.set_minor_formatter("")
         axes.margins(0.12)
 
     names = "; ".join(both[place].name for place in best)
@@ -174,7 +164,7 @@ def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> 
         SMALL,
         BESIDE,
         paint,
-        [(group.name, group.look) for group in both],
+        both,
     )
 
 
@@ -185,20 +175,12 @@ def over_data(lines: Sequence[DataLine], metric: Quantity, crossed: Sequence[str
     def paint(axes: Axes) -> None:
         for line in lines:
             x, mean, width = zip(*line.points, strict=True)
-            axes.errorbar(
-                x,
-                [scale * value for value in mean],
-                yerr=[scale * value for value in width],
-                color=colour(line.look),
-                marker=marker(line.look),
-                capsize=3,
-            )
-        axes.set_xscale("log")
+            y, ends = ([scale * value for value in values] for values in (mean, width))
+            axes.errorbar(x, y, yerr=ends, capsize=3, **look_of(line))
+        axes.set(xlabel="training images", ylabel=metric.axis_title, xscale="log")
         axes.set_xticks(sorted({images for line in lines for images, _, _ in line.points}))
         axes.set_xticks([], minor=True)
-        axes.set_xlabel("training images")
-        axes.set_ylabel(metric.axis_title)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+        axes.xaxis.set_major_formatter(lambda value, _: amount(value))
 
     return draw(
         f"{metric.name}_over_data",
@@ -207,5 +189,5 @@ def over_data(lines: Sequence[DataLine], metric: Quantity, crossed: Sequence[str
         SMALL,
         BESIDE,
         paint,
-        [(line.name, line.look) for line in lines],
+        lines,
     )

@@ -36,6 +36,12 @@ class Judged:
     over_data: Drawing | None
     crossed: list[str]
 
+    @property
+    def drawings(self) -> list[Drawing]:
+        """All plots of the metric."""
+        over = [self.over_data] if self.over_data else []
+        return [self.by_seed, *self.along, *self.fronts, *over]
+
 
 @dataclass(frozen=True)
 class Report:

@@ -62,7 +62,7 @@ def untested(groups: Sequence[Group], pairs: Sequence[Pair], metric: Quantity) -
         said.append(text if spread is None else f"{text} (jackknife ± {metric.number(spread)})")
     alone = len(others) == 1
     lines = [
-        f"{listed([group.name for group in others])} share{'s' if alone else ''} no {ENOUGH} "
+        f"{', '.join(group.name for group in others)} share{'s' if alone else ''} no {ENOUGH} "
         "seeds with another composition of the same data, so nothing can be said beyond "
         f"{'its run' if alone else 'their runs'}: {'; '.join(said)}"
     ]
@@ -83,12 +83,3 @@ def _nearest(groups: Sequence[Group], metric: Quantity) -> str:
     if metric.name == "fid" and one is not None and other is not None:
         text += f" beside jackknife deviations of {one:.3g} and {other:.3g} over samples"
     return f"{text}; another seed of training may move a figure by more than samples do"
-
-
-def enumerated(words: Sequence[str]) -> str:
-    """As a sentence has them: 60, 600 and 6,000."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def listed(names: Sequence[str]) -> str:
-    return ", ".join(names)

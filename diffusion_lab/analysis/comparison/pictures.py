@@ -49,12 +49,6 @@ def samples(groups: Sequence[Group]) -> list[Samples]:
     return [_samples(group, member, path, share) for group, member, path in found]
 
 
-def grid_columns(member: Member) -> int | None:
-    """Of a run's grid, if it drew any."""
-    settings = configured(member.run.config, Grid)
-    return settings.columns if settings else None
-
-
 def grid_noise(member: Member) -> str | None:
     """What decides the noise of each place of a run's grid, as one word; None: it is not known.
 
@@ -86,8 +80,8 @@ def _samples(group: Group, member: Member, path: Path, share: int) -> Samples:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
     pixels = pixels[::ENLARGED, ::ENLARGED]
-    columns = grid_columns(member)
-    cells = cells_of(pixels, columns) if columns else None
+    settings = configured(member.run.config, Grid)
+    cells = cells_of(pixels, settings.columns) if settings else None
     strip = None
     if cells is not None:
         line = [cell for row in cells[:ROWS] for cell in row[:OF_EACH]]

@@ -3,10 +3,11 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 from xml.etree import ElementTree
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -27,25 +28,18 @@ MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚
 SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-INK, GRID = "#1b1f24", "#d4d9df"
-STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text, to be searched and set in one's own font
-    "svg.hashsalt": "diffusion_lab",  # the same drawing is the same file
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-}
+STYLE = rc_params_from_file(Path(__file__).with_name("svg.mplstyle"), use_default_template=False)
+INK, GRID = STYLE["text.color"], STYLE["grid.color"]
+
+
+class Named(Protocol):
+    """A composition in a legend, with the place of its colour and mark."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def look(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -75,11 +69,11 @@ def draw(
     size: tuple[float, float],
     left: float,
     paint: Callable[[Axes], None],
-    legend: Sequence[tuple[str, int]] = (),
+    legend: Sequence[Named] = (),
 ) -> Drawing:
     """A plot of (width, height) inches that `paint` fills, with `left` inches for what is beside.
 
-    `legend`, names and places of groups, is for the file: the page has one for all plots.
+    `legend` is for the file: the page has one for all plots.
     """
     with rc_context(STYLE):
         figure = Figure(size)
@@ -130,7 +124,7 @@ def themed(svg: str, drawing: Drawing) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def add_letters(figure: Figure, title: str, legend: Sequence[tuple[str, int]]) -> None:
+def add_letters(figure: Figure, title: str, legend: Sequence[Named]) -> None:
     """Puts the title above and the legend below a plot, in inches of their own."""
     width, height = figure.get_size_inches()
     above, below = 20 / 72, (14 * len(legend) + 4 if legend else 0) / 72
@@ -142,7 +136,14 @@ def add_letters(figure: Figure, title: str, legend: Sequence[tuple[str, int]]) -
     figure.suptitle(title, x=edge, y=1 - 6 / 72 / whole, ha="left", va="top", fontsize=11)
     if legend:
         marks = [
-            Line2D([], [], linestyle="", marker=marker(look), color=colour(look), label=name)
-            for name, look in legend
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker=marker(each.look),
+                color=colour(each.look),
+                label=each.name,
+            )
+            for each in legend
         ]
         figure.legend(handles=marks, loc="lower left", frameon=False, borderpad=0, handlelength=1)

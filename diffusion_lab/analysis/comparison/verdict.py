@@ -9,9 +9,7 @@ from diffusion_lab.analysis.comparison.fairness import reservations
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.pair_sentences import (
     difference,
-    enumerated,
     finding,
-    listed,
     undecided,
     untestable,
     untested,
@@ -54,7 +52,7 @@ def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
     if not known:
         return None
     missing = [group.name for group in groups if group not in known]
-    limits = [f"{listed(missing)} had no {metric.title} measured"] if missing else []
+    limits = [f"{', '.join(missing)} had no {metric.title} measured"] if missing else []
     if len(known) == 1:
         return Verdict(_alone(known[0], groups, metric), (), (), tuple(limits), ())
     sizes, pairs = by_data_size(known), pairs_of(known, metric)
@@ -116,7 +114,10 @@ def _best_by_size(
     for size in sizes:
         group = best[size.label]
         at.setdefault(group.name if group else None, []).append(size.images)
-    places = {name: f"at {enumerated(images)} training images" for name, images in at.items()}
+    places = {}
+    for name, images in at.items():
+        sizes_named = " and ".join(filter(None, [", ".join(images[:-1]), images[-1]]))
+        places[name] = f"at {sizes_named} training images"
     elsewhere = places.pop(None, None)
     said = [f"{name} is best {place}" for name, place in places.items()]
     said += [f"none is shown to be best {elsewhere}"] if elsewhere else []
@@ -163,7 +164,7 @@ def _answer(groups: Sequence[Group], pairs: Sequence[Pair], metric: Quantity) ->
         unsaid = [group.name for group in groups if group.name not in names]
         return (
             f"{best.name} is better by {metric.title} than each of the other {len(among) - 1} that "
-            f"could be tested; nothing is said of {listed(unsaid)}"
+            f"could be tested; nothing is said of {', '.join(unsaid)}"
         )
     return (
         f"{len(apart)} of {len(tested)} pairs of compositions can be told apart by {metric.title}, "
