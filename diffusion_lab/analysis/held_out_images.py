@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.nn import functional
 
 from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at
@@ -85,16 +86,11 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         decode = opened.model.first_stage.decode
         # two standard deviations of noise span the grey scale
         rows.append([images, to_uint8(noise / 2)[:, : images.shape[1]], decode(back)])
-    images, noise, back = (torch.cat(column).cpu() for column in zip(*rows, strict=True))
-    parts = []
-    for start in range(0, len(images), cfg.columns):
-        for row in (images, noise, back):
-            row = row[start : start + cfg.columns]
-            parts.append(
-                torch.cat([row, row.new_full((cfg.columns - len(row), *row.shape[1:]), 255)])
-            )
+    parts = torch.stack([torch.cat(column).cpu() for column in zip(*rows, strict=True)])
+    white = functional.pad(parts, [0] * 7 + [-parts.shape[1] % cfg.columns], value=255)
+    lines = white.unflatten(1, (-1, cfg.columns)).transpose(0, 1).flatten(0, 2)
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / "encode.png")
-    save_png(opened.datamodule.source.picture(torch.cat(parts), cfg.columns), path)
+    save_png(opened.datamodule.source.picture(lines, cfg.columns), path)
     mean_error = torch.cat(errors).mean().item()
     # images span 2
     result = {"psnr": 10 * math.log10(4 / max(mean_error, 1e-12)), "picture": str(path)}

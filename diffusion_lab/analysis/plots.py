@@ -1,6 +1,6 @@
 """Plots, drawn without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, groupby
 from pathlib import Path
 
@@ -62,30 +62,29 @@ def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
     save(figure, path)
 
 
-def combination(row: dict, keys: list[str]) -> str:
-    """The values of `keys`, for a legend."""
-    return ", ".join(f"{key}={row[key]}" if key != "sampler" else row[key] for key in keys)
+def lines_of(rows: list[dict], keys: list[str]) -> Iterator[tuple[str, list[dict]]]:
+    """The rows of each combination of the values of `keys`, and the values, for a legend."""
+
+    def label(row: dict) -> str:
+        return ", ".join(f"{key}={row[key]}" if key != "sampler" else row[key] for key in keys)
+
+    for name, group in groupby(sorted(rows, key=label), label):
+        yield name, list(group)
 
 
 def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
     """FID over network calls, a line for each combination of the values of `keys`."""
 
-    def label(row: dict) -> str:
-        return combination(row, keys)
-
     figure = Figure((8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(
         xscale="log", yscale="log", xlabel="network calls a sample", ylabel="FID"
     )
-    lines = groupby(sorted(rows, key=label), label)
-    for marker, (name, group) in zip(cycle(MARKERS), lines):  # colours repeat after ten lines
-        line = sorted(group, key=lambda row: row["calls"])
-        axes.plot(
-            [row["calls"] for row in line],
-            [row["fid"] for row in line],
-            marker=marker,
-            label=name or "the run's own sampling",
-        )
+    for marker, (name, line) in zip(
+        cycle(MARKERS), lines_of(rows, keys)
+    ):  # colours repeat after ten lines
+        points = sorted((row["calls"], row["fid"]) for row in line)
+        label = name or "the run's own sampling"
+        axes.plot(*zip(*points, strict=True), marker=marker, label=label)
     axes.axhline(rows[0][f"fid{REAL}"], color="grey", linestyle="--", label="real images")
     for axis, ticks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (1, 1.5, 2, 3, 5, 7))):
         axis.set_major_locator(LogLocator(subs=ticks))
@@ -102,14 +101,11 @@ def against_scale(
 ) -> None:
     """Each quantity over the guidance scale, a line a combination."""
 
-    def label(row: dict) -> str:
-        return combination(row, keys)
-
     figure = Figure((5.5 * len(quantities), 4), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, quantity in zip(panels, quantities, strict=True):
         name, scale = quantity.name, quantity.scale
-        for line, group in groupby(sorted(rows, key=label), label):
+        for line, group in lines_of(rows, keys):
             points = sorted((float(row["guidance.scale"]), scale * row[name]) for row in group)
             axes.plot(*zip(*points, strict=True), marker="o", label=line or None)
         real = scale * rows[0][f"{name}{REAL}"]

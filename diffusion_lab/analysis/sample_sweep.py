@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 from torch import nn
 
@@ -26,6 +26,7 @@ from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.metrics.protocol import short_count
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
+from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
 VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
@@ -98,16 +99,12 @@ def build_setting(
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), combination.overrides)
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps
-    sampling = {
-        part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("sampler", "guidance")
-    }
     facts = {
         CHECKPOINT: opened.weights[CHECKPOINT],
         **measured,
-        "seed": cfg.seed,
+        **sampling_of(cfg),
         "precision": opened.precision,
         "weak": sha256_of(weak) if (weak := cfg.guidance.get("weak_run")) else None,
-        **sampling,
     }
     key = hashing.of_text(json.dumps(facts, sort_keys=True))[:16]
     return Setting(combination.chosen, opened.pipeline(cfg), cfg.seed, key)

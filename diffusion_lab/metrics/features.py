@@ -1,12 +1,12 @@
 """Feature extractors: uint8 images -> the vectors that image distances compare."""
 
 from abc import ABC, abstractmethod
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
+from diffusion_lab.data import ImageDataModule
 
 # images a step: on a CPU more falls out of the cache and takes 1.5 times as long
 CPU_BATCH, GPU_BATCH = 16, 64
@@ -14,31 +14,6 @@ CPU_BATCH, GPU_BATCH = 16, 64
 
 class ExtractorUnavailable(ValueError):
     """An extractor's weights cannot be had; the message says how to get them."""
-
-
-class Source(Protocol):
-    """Images of one shape (C, H, W), in named classes."""
-
-    @property
-    def native_shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-
-
-class ImageSource(Source, Protocol):
-    """What metrics need of a data module; images are uint8 (N, C, H, W), never augmented."""
-
-    @property
-    def fingerprint(self) -> str: ...  # of the content of both splits
-
-    def reference_images(self) -> Tensor: ...
-
-    def reference_labels(self) -> Tensor: ...
-
-    def test_images(self) -> Tensor: ...
-
-    def test_labels(self) -> Tensor: ...
 
 
 class FeatureExtractor(ABC):
@@ -69,7 +44,7 @@ class FeatureExtractor(ABC):
         content = f"{type(self).__name__}\n{weights}\n{self.preprocessing}"
         self.fingerprint = hashing.of_text(content)
 
-    def check(self, source: "Source") -> None:
+    def check(self, source: ImageDataModule) -> None:
         """Raises ExtractorUnavailable if the network cannot take this source's images."""
         if source.native_shape[0] not in (1, self.channels):
             raise ExtractorUnavailable(

@@ -14,11 +14,12 @@ from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import flag, optional, ranges, whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.accuracy import Accuracy
 from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.distances import FeatureSet
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.features import FeatureExtractor, ImageSource
+from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.fid import FID, ClassFID, first_of_each
 from diffusion_lab.metrics.inception_score import InceptionScore
 from diffusion_lab.metrics.kid import KID
@@ -105,20 +106,20 @@ class GenerativeMetrics:
                 f"{self.num_samples} in all"
             )
 
-    def test_ids(self, source: ImageSource) -> Tensor:
+    def test_ids(self, source: ImageDataModule) -> Tensor:
         """The test images that are measured beside samples: as many, or all if they are fewer."""
         return random_places(len(source.test_images()), self.num_samples)
 
-    def load(self, source: ImageSource, device: torch.device | str) -> None:
+    def load(self, source: ImageDataModule, device: torch.device | str) -> None:
         """Loads the networks; raises ExtractorUnavailable, also if one does not fit the data."""
         self.observer.load(source, device)
 
-    def protocol_of(self, source: ImageSource) -> Protocol:
+    def protocol_of(self, source: ImageDataModule) -> Protocol:
         """How images will be measured: known before any feature is, once networks are loaded."""
         facts = self._reference_facts(source)
         return with_fingerprint(facts | {"num_samples": self.num_samples, "rounding": "uint8"})
 
-    def _reference_facts(self, source: ImageSource) -> Protocol:
+    def _reference_facts(self, source: ImageDataModule) -> Protocol:
         return {
             "extractor": self.extractor.name,
             "extractor_fingerprint": self.extractor.fingerprint,
@@ -127,7 +128,7 @@ class GenerativeMetrics:
             "reference_seed": REFERENCE_SEED,
         }
 
-    def _reference_ids(self, source: ImageSource) -> Tensor:
+    def _reference_ids(self, source: ImageDataModule) -> Tensor:
         return random_places(len(source.reference_images()), self.reference_size)
 
     def results(
@@ -138,13 +139,13 @@ class GenerativeMetrics:
         results = (metric.results(images, reference, suffix) for metric in chosen)
         return {name: value for each in results for name, value in each.items()}
 
-    def prepare(self, source: ImageSource) -> "PreparedMetrics":
+    def prepare(self, source: ImageDataModule) -> "PreparedMetrics":
         """Computes or reads what samples are compared with; all ranks together, after `load`."""
         reference = self._reference(source)
         real, test = self._real(source, reference)
         return PreparedMetrics(self, self.protocol_of(source), reference, real, test)
 
-    def _reference(self, source: ImageSource) -> ImageSet:
+    def _reference(self, source: ImageDataModule) -> ImageSet:
         facts, chosen = self._reference_facts(source), self._reference_ids(source)
 
         def compute() -> dict[str, Tensor]:
@@ -159,7 +160,7 @@ class GenerativeMetrics:
         return ImageSet(self.extractor, stored.features, labels, stored=stored)
 
     def _real(
-        self, source: ImageSource, reference: ImageSet
+        self, source: ImageDataModule, reference: ImageSet
     ) -> tuple[dict[str, float], ImageSet | None]:
         """The values of test images, and the test images for metrics by class, if there are any."""
         count, chosen = len(self.test_ids(source)), self._observed_tests(source)
@@ -186,7 +187,7 @@ class GenerativeMetrics:
         test = None if features is None else ImageSet(self.extractor, features, labels)
         return {name: value.item() for name, value in stored.items()}, test
 
-    def _observed_tests(self, source: ImageSource) -> Tensor:
+    def _observed_tests(self, source: ImageDataModule) -> Tensor:
         """Places of the test images that are looked at; those of `test_ids` are the first."""
         order = random_places(len(source.test_images()), None)
         observe = torch.arange(len(order)) < self.num_samples

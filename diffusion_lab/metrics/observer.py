@@ -8,8 +8,9 @@ from torch import Tensor
 
 from diffusion_lab.common.progress import track
 from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.features import FeatureExtractor, ImageSource
+from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.metric import ImageSet
 
 FEATURES, GUESSES = "features", "guesses"
@@ -24,7 +25,7 @@ class Observer:
     extractor: FeatureExtractor
     classifier: Classifier | None
 
-    def load(self, source: ImageSource, device: torch.device | str) -> None:
+    def load(self, source: ImageDataModule, device: torch.device | str) -> None:
         """Loads the networks; raises ExtractorUnavailable, also if one does not fit the data."""
         for network in filter(None, (self.extractor, self.classifier)):
             network.load(device)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor, Source
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
 HOW_TO_GET = "make one with `diffusion-lab train-extractor data=...`"
 
@@ -76,7 +77,7 @@ class Classifier(FeatureExtractor):
         self.name = f"classifier-{checksum[:8]}"
         return network, checksum
 
-    def check(self, source: Source) -> None:
+    def check(self, source: ImageDataModule) -> None:
         """Raises ExtractorUnavailable unless it was trained on such images in such classes."""
         if (self.shape, self.classes) != (tuple(source.native_shape), list(source.class_names)):
             raise ExtractorUnavailable(
