@@ -74,14 +74,12 @@ def lines_of(rows: list[dict], keys: list[str]) -> Iterator[tuple[str, list[dict
 
 def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
     """FID over network calls, a line for each combination of the values of `keys`."""
-
     figure = Figure((8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(
         xscale="log", yscale="log", xlabel="network calls a sample", ylabel="FID"
     )
-    for marker, (name, line) in zip(
-        cycle(MARKERS), lines_of(rows, keys)
-    ):  # colours repeat after ten lines
+    markers = cycle(MARKERS)  # colours repeat after ten lines
+    for marker, (name, line) in zip(markers, lines_of(rows, keys)):
         points = sorted((row["calls"], row["fid"]) for row in line)
         label = name or "the run's own sampling"
         axes.plot(*zip(*points, strict=True), marker=marker, label=label)
@@ -100,7 +98,6 @@ def against_scale(
     rows: list[dict], keys: list[str], quantities: Sequence[Quantity], path: Path
 ) -> None:
     """Each quantity over the guidance scale, a line a combination."""
-
     figure = Figure((5.5 * len(quantities), 4), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, quantity in zip(panels, quantities, strict=True):

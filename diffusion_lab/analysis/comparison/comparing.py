@@ -11,10 +11,14 @@ from omegaconf import DictConfig, ListConfig
 from diffusion_lab.analysis.comparison import curves, drawings, fairness, page, table
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.composition import losses_compare, settings_of
-from diffusion_lab.analysis.comparison.copies import copy_ratios
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, Member, grouped
-from diffusion_lab.analysis.comparison.measurements import figures_of, judged_by, names_of_figures
+from diffusion_lab.analysis.comparison.measurements import (
+    copy_ratios,
+    figures_of,
+    judged_by,
+    names_of_figures,
+)
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.analysis.comparison.verdict import SHOWN, verdict

@@ -1,13 +1,20 @@
 """What is compared: the figures of generated images, the held-out loss, memorisation, and costs."""
 
+import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.metrics import Quantity
+from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
+from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
 from diffusion_lab.metrics.quantities import HELD_OUT, QUANTITIES
+from diffusion_lab.runs.results import Sampling
+
+OF_SUMMARY = ("images_seen", "parameters", "macs", "training_seconds", "training_images")
 
 
 def judged_by(runs: Iterable[Run]) -> list[Quantity]:
@@ -34,13 +41,9 @@ def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> d
     found: dict[str, float | None] = {kind: measured.get(name) for kind, name in names.items()}
     found[HELD_OUT.name] = run.summary["metrics"].get("val/loss")
     found |= {
-        "images_seen": run.summary["images_seen"],
-        "parameters": run.summary["parameters"],
-        "macs": run.summary["macs"],
         "images_per_second": images_per_second(run.rows),
-        "training_seconds": run.training_seconds,
         "peak_memory": run.summary["peak_memory_bytes"],
-        "training_images": run.summary["training_images"],
+        **{name: run.summary[name] for name in OF_SUMMARY},
     }
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
 
@@ -49,3 +52,61 @@ def images_per_second(rows: list[dict]) -> float | None:
     """Of training: the median over its logged windows."""
     rates = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]
     return statistics.median(rates) if rates else None
+
+
+def copy_ratios(
+    runs: Sequence[Run], sampling: Sampling
+) -> tuple[dict[Path, dict[str, float]], list[str]]:
+    """The ratios of runs, by folder, and sentences on what is left out.
+
+    Only of their present weights, sampled so; none if they were not all counted alike.
+    """
+    found: dict[Path, dict[str, float]] = {}
+    protocols, said = [], []
+    for run in runs:
+        report = report_of(run)
+        if report is None:
+            continue
+        if reason := unfit(run, report, sampling):
+            said.append(f"Copies of {run.folder} are left out: {reason}")
+            continue
+        ratios = (space["copy_ratio"] for space in report["neighbours"].values())
+        found[run.folder] = dict(zip((COPIES.name, PIXEL_COPIES.name), ratios, strict=True))
+        protocols.append(report["protocol"])
+    if unequal := differing(protocols):
+        words = "; ".join(f"{key} is {' or '.join(values)}" for key, values in unequal.items())
+        said.append(
+            f"Copies are left out: they were not counted alike in all runs ({words}); run "
+            "`diffusion-lab memorization` on all of them with one choice"
+        )
+        return {}, said
+    return found, said
+
+
+def report_of(run: Run) -> dict | None:
+    """What `memorization` wrote in a run; None: nothing that can be read."""
+    path = run.folder / "memorization" / "report.json"
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and "neighbours" in report else None
+
+
+def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
+    """Why a report cannot be compared, if so."""
+    again = f"measure them again by `diffusion-lab memorization run={run.folder}`"
+    if report["sampling"] != sampling:
+        return f"its report is of another sampling than is compared; {again}, sampled like the rest"
+    if run.weights.file_stamp is None:
+        return "its checkpoints are gone, and with them what tells whether its report is of them"
+    if not run.weights.match(report):
+        return f"its report is of other weights than it has now; {again}"
+    return None
+
+
+def differing(protocols: Sequence[Protocol]) -> dict[str, list[str]]:
+    """What is not the same in all of them, and its values in words."""
+    keys = dict.fromkeys(key for each in protocols for key in each if key != FINGERPRINT)
+    values = {key: list(dict.fromkeys(str(each.get(key)) for each in protocols)) for key in keys}
+    return {key: found for key, found in values.items() if len(found) > 1}
