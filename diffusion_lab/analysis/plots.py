@@ -79,7 +79,7 @@ def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
         xscale="log", yscale="log", xlabel="network calls a sample", ylabel="FID"
     )
     markers = cycle(MARKERS)  # colours repeat after ten lines
-    for marker, (name, line) in zip(markers, lines_of(rows, keys)):
+    for marker, (name, line) in zip(markers, lines_of(rows, keys), strict=False):
         points = sorted((row["calls"], row["fid"]) for row in line)
         label = name or "the run's own sampling"
         axes.plot(*zip(*points, strict=True), marker=marker, label=label)
