@@ -76,16 +76,16 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
     budget = instantiate(cfg, "budget")
     solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size).items()]
     if budget.reference is not None:
-        asked = [override for override in overrides if not override.startswith(NOT_OF_MATCH)]
-        solved += size_of(budget.reference, budget, asked)
-    given = values_of(overrides)
-    for key, value in values_of(solved).items():
+        solved += size_of(budget, overrides)
+    given, values = values_of(overrides), values_of(solved)
+    for key, value in values.items():
         if given.get(key, value) != value:
             raise UserError(
                 f"{key} follows from the budget, which makes it {value}; leave it out, or write "
                 "budget=none"
             )
-    put(cfg, solved)
+    for key, value in values.items():
+        OmegaConf.update(cfg, key, value)
     cfg.budget.solved = solved
     say(f"Budget: {' '.join(solved)}")
 
@@ -99,18 +99,13 @@ def units(cfg: DictConfig) -> list[str]:
     return [unit for unit, value in chosen.items() if value is not None]
 
 
-def size_of(reference: str, budget: Budget, overrides: list[str]) -> list[str]:
+def size_of(budget: Budget, overrides: list[str]) -> list[str]:
     """The overrides that give the composition's backbone the cost of the reference's."""
-    quoted = reference.replace("'", "\\'")
-    asked = [*overrides, f"reference='{quoted}'", f"by={budget.by}", "device=meta"]
-    asked.append(f"tolerance={budget.tolerance}")
+    quoted = str(budget.reference).replace("'", "\\'")
+    wanted = f"reference='{quoted}'", f"by={budget.by}", f"tolerance={budget.tolerance}"
+    own = [override for override in overrides if not override.startswith(NOT_OF_MATCH)]
+    asked = [*own, *wanted, "device=meta"]
     composed = compose("match", overrides=asked, return_hydra_config=True)
     name = composed.hydra.runtime.choices.backbone
     found = find_match(compose("match", overrides=asked), asked, name)
     return [override for override in found.overrides if override.startswith("backbone.")]
-
-
-def put(cfg: DictConfig, solved: list[str]) -> None:
-    """Writes solved overrides into a configuration."""
-    for key, value in values_of(solved).items():
-        OmegaConf.update(cfg, key, value)

@@ -1,12 +1,11 @@
 """What a composition costs, counted: parameters, multiply-accumulates (MACs), network calls."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffusion_lab.backbone import macs
@@ -31,7 +30,7 @@ class ImageFacts(NamedTuple):
 class Counts:
     """What a composition costs on any device; `flop_counter` are the FLOPs that PyTorch sees."""
 
-    image_shape: list[int]
+    image_shape: tuple[int, int, int]
     num_classes: int
     params: int
     macs: int
@@ -111,7 +110,7 @@ def count(cfg: DictConfig, facts: ImageFacts) -> Counts:
     costs, seen = module_costs(cfg, facts)
     cost = macs.total(costs)
     return Counts(
-        image_shape=list(facts.shape),
+        image_shape=facts.shape,
         num_classes=facts.num_classes,
         params=cost.params,
         macs=cost.macs,
@@ -132,10 +131,9 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
             "guidance.weak_run is a second network, which profile does not measure; write "
             "guidance=none, and profile the other by run=..."
         )
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):
-        counting_backbone = f"{CountingBackbone.__module__}.{CountingBackbone.__qualname__}"
-        cfg.backbone = {"_target_": counting_backbone, "_partial_": True}
+    cfg = cfg.copy()
+    counting = {"_target_": f"{__name__}.{CountingBackbone.__name__}", "_partial_": True}
+    OmegaConf.update(cfg, "backbone", counting, merge=False)
     model = build_model(cfg, *facts)
     backbone = model.denoiser.backbone
     assert isinstance(backbone, CountingBackbone)

@@ -15,13 +15,16 @@ from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.progress import console, say
-from diffusion_lab.profiling.cost_meter import UNITS, CostMeter
+from diffusion_lab.common.ranges import inside, one_of
+from diffusion_lab.profiling.costs import cost_of, image_facts, model_on
 from diffusion_lab.profiling.sizes import Sizes, resized
-from diffusion_lab.profiling.timing import ALLOWED
+from diffusion_lab.profiling.timing import ALLOWED, Bench, measured_on, median_seconds
 from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.opening import inherit, load_diffusion_config
 
 BOTH_SIDES = ("data", "image_shape", "num_classes")  # what a reference does not choose
+UNITS = ("params", "macs", "step_time")
+CONFIRMATIONS = 3  # measurements of the time that was found
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     `overrides` are those that `cfg`, a configuration of the command match, was composed from.
     Raises UserError if no size agrees.
     """
-    check(cfg)
+    check_keys(cfg, ALLOWED | {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
+    if cfg.by == "step_time" and cfg.device == "meta":
+        raise UserError("by=step_time needs a device that computes; write device=auto")
     reference = parse_reference(cfg, overrides)
     meter = CostMeter(cfg, reference)
     size, agrees = Sizes(cfg, name, meter.cost).solve(meter.target, cfg.tolerance)
@@ -66,22 +71,11 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     matched = resized(cfg, size.settings)
     costs = meter.summary(reference), meter.summary(matched)
     if cfg.by == "step_time":
-        difference = confirm(cfg, meter, matched, found)
+        difference = meter.confirm(matched, cfg.tolerance, " ".join(found))
         costs[0]["step_time"], costs[1]["step_time"] = meter.target, meter.target * (1 + difference)
     result = Match(found, cfg.by, difference, *costs)
     show(result, str(cfg.reference), name)
     return result
-
-
-def check(cfg: DictConfig) -> None:
-    """Raises UserError for settings that make no sense."""
-    check_keys(cfg, ALLOWED)
-    if cfg.by not in UNITS:
-        raise UserError(f"by={cfg.by} is unknown; use one of {', '.join(UNITS)}")
-    if cfg.by == "step_time" and cfg.device == "meta":
-        raise UserError("by=step_time needs a device that computes; write device=auto")
-    if not isinstance(cfg.tolerance, float) or not 0 < cfg.tolerance < 1:
-        raise UserError(f"tolerance={cfg.tolerance} must be between 0 and 1, as in 0.02")
 
 
 def key_of(override: str) -> str:
@@ -115,22 +109,77 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     return compose("match", overrides=[*others, *chosen])
 
 
-def confirm(cfg: DictConfig, meter: CostMeter, matched: DictConfig, found: list[str]) -> float:
-    """The relative difference in time, measured anew: a search takes the luckiest of many times."""
-    low, ratio, high = meter.confirm(matched)
-    say(f"Measured anew: {ratio:.3f} of the time ({low:.3f} to {high:.3f})")
-    if abs(ratio - 1) > cfg.tolerance:
-        raise UserError(
-            f"{' '.join(found)} came out nearest, but measured anew it takes {ratio:.3f} of "
-            f"the reference's time ({low:.3f} to {high:.3f}); time more steps with "
-            f"timed_steps={4 * cfg.timed_steps}, on a machine that does nothing else"
-        )
-    return ratio - 1
-
-
 def show(found: Match, reference: str, name: str) -> None:
     """Prints the costs of both."""
     table = Table("", *found.match, title=f"Difference in {found.by}: {found.difference:+.2%}")
     for title, costs in ((reference, found.reference), (name, found.match)):
         table.add_row(title, *(amount(value) for value in costs.values()))
     console.print(table)
+
+
+class CostMeter:
+    """Measures configurations in the unit `cfg.by`, and the `target`, which a reference costs.
+
+    A step is timed in turns with one of the reference. Raises UserError for what cannot be built.
+    """
+
+    def __init__(self, cfg: DictConfig, reference: DictConfig):
+        self.by = cfg.by
+        self.facts = image_facts(cfg)
+        self.device, self.precision = measured_on(cfg)
+        self.timed_steps = cfg.timed_steps
+        for each in (cfg, reference):
+            self.params(each)  # the search takes what is refused for a wrong size
+        self.bench = self.prepare(reference) if cfg.by == "step_time" else None
+        self.target = self.seconds(self.bench)[0] if self.bench else self.cost(reference)
+
+    def cost(self, cfg: DictConfig) -> float:
+        """What a configuration costs."""
+        if self.bench is not None:
+            ratio = self.ratio(self.bench, self.prepare(cfg))
+            say(f"backbone of {amount(self.params(cfg))} parameters: {ratio:.3f} of the time")
+            return ratio * self.target
+        return self.params(cfg) if self.by == "params" else cost_of(cfg, self.facts).macs
+
+    def params(self, cfg: DictConfig) -> int:
+        """The number of parameters."""
+        model, _ = model_on("meta", cfg, self.facts)
+        return sum(parameter.numel() for parameter in model.denoiser.parameters())
+
+    def summary(self, cfg: DictConfig) -> dict[str, float]:
+        """What is worth knowing of both sides, whatever is to agree."""
+        macs = cost_of(cfg, self.facts).macs
+        return {"params": self.params(cfg), "macs": macs, "flops": 2 * macs}
+
+    def confirm(self, cfg: DictConfig, tolerance: float, overrides: str) -> float:
+        """The relative difference in time, measured anew: a search takes the luckiest of many.
+
+        Raises UserError for one above the tolerance.
+        """
+        assert self.bench is not None, "what is counted needs no confirmation"
+        bench = self.prepare(cfg)
+        ratios = sorted(self.ratio(self.bench, bench) for _ in range(CONFIRMATIONS))
+        ratio, spread = ratios[CONFIRMATIONS // 2], f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        say(f"Measured anew: {ratio:.3f} of the time {spread}")
+        if abs(ratio - 1) > tolerance:
+            raise UserError(
+                f"{overrides} came out nearest, but measured anew it takes {ratio:.3f} of the "
+                f"reference's time {spread}; time more steps with "
+                f"timed_steps={4 * self.timed_steps}, on a machine that does nothing else"
+            )
+        return ratio - 1
+
+    def prepare(self, cfg: DictConfig) -> Bench:
+        """A model that is ready to be timed."""
+        bench = Bench(cfg, self.facts, self.device, self.precision)
+        bench.compile(cfg.compile)
+        return bench
+
+    def seconds(self, *benches: Bench) -> list[float]:
+        """The median seconds of a training step of each, taken in turns."""
+        return median_seconds([each.train for each in benches], self.device, self.timed_steps)
+
+    def ratio(self, reference: Bench, bench: Bench) -> float:
+        """The time of a step by that of the reference."""
+        theirs, ours = self.seconds(reference, bench)
+        return ours / theirs

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
@@ -19,8 +18,8 @@ from diffusion_lab.profiling.costs import ELSEWHERE, Counts, count, image_facts
 from diffusion_lab.profiling.timing import (
     ALLOWED,
     Speed,
-    device_and_precision,
     measure_speed,
+    measured_on,
 )
 from diffusion_lab.runs.opening import inherit, load_diffusion_config
 
@@ -55,15 +54,12 @@ def profile(
     All are counted, and refused if they cannot work, before the first is timed.
     """
     own = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
-    counted = []
     for each in combinations:
-        device, precision = prepare(each.cfg, each.overrides)
-        facts = image_facts(each.cfg)
-        counted.append((each, facts, device, precision, count(each.cfg, facts)))
+        prepare(each.cfg, each.overrides)
+    counted = [count(each.cfg, image_facts(each.cfg)) for each in combinations]
     profiles = []
-    for each, facts, device, precision, counts in counted:
-        timed = each.cfg.speed and device.type != "meta"
-        speed = measure_speed(each.cfg, facts, device, precision, counts) if timed else None
+    for each, counts in zip(combinations, counted, strict=True):
+        speed = measure_speed(each.cfg, counts) if each.cfg.speed else None
         name = " ".join(f"{key}={value}" for key, value in each.chosen.items()) or own
         profiles.append(Profile(name, counts, speed))
     for each, result in zip(combinations, profiles, strict=True):
@@ -74,14 +70,14 @@ def profile(
     return {"profiles": results} if combinations[0].chosen else results[0]
 
 
-def prepare(cfg: DictConfig, overrides: list[str]) -> tuple[torch.device, str]:
-    """Completes a configuration by its budget, or by its run; returns where it is measured."""
+def prepare(cfg: DictConfig, overrides: list[str]) -> None:
+    """Completes a configuration by its budget, or by its run; raises UserError for a wrong one."""
     if not cfg.run:
         budget.apply(cfg, overrides)
     check_keys(cfg, ALLOWED | {"depth": whole(1)})
     if cfg.run:
         inherit(cfg, load_diffusion_config(cfg.run), groups(Means.COST), overrides)
-    return device_and_precision(cfg)
+    measured_on(cfg)  # refuses them
 
 
 def show(profile: Profile, depth: int) -> None:
@@ -120,10 +116,10 @@ def show_speed(speed: Speed, calls: int | None) -> None:
         f"On {speed.device} in {speed.precision}, batch {speed.batch_size}; "
         f"products and convolutions reach {amount(speed.peak_flops)} FLOP/s"
     )
-    training, network = speed.training_share_of_peak, speed.network_share_of_peak
-    say(f"Training: {images(speed.training_images_per_second)}, {training:.0%} of that")
+    trained, called = speed.training_images_per_second, speed.network_images_per_second
+    say(f"Training: {images(trained)}, {speed.training_share_of_peak:.0%} of that")
     say(f"Activations: {amount(speed.activation_bytes)} bytes an image")
-    say(f"A network call: {images(speed.network_images_per_second)}, {network:.0%} of that")
+    say(f"A network call: {images(called)}, {speed.network_share_of_peak:.0%} of that")
     if speed.sampling_images_per_second is not None:
         say(f"Sampling in {calls} calls: {images(speed.sampling_images_per_second)}")
 
@@ -145,9 +141,5 @@ def compare(profiles: list[Profile]) -> None:
 
 
 def _cells(row: Cost, counts: Counts) -> list[str]:
-    return [
-        amount(row.params),
-        f"{row.params / max(counts.params, 1):.1%}",
-        amount(row.macs),
-        f"{row.macs / max(counts.macs, 1):.1%}",
-    ]
+    params, macs = row.params / max(counts.params, 1), row.macs / max(counts.macs, 1)
+    return [amount(row.params), f"{params:.1%}", amount(row.macs), f"{macs:.1%}"]

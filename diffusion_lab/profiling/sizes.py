@@ -4,7 +4,6 @@ A cost grows with the width, so the width is bisected: at the configured depth, 
 there, at the depths around it.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from diffusion_lab.common.errors import UserError
 # keys by which a backbone is made larger, if it has them, and the steps in which they are tried
 WIDTHS = {"width": 4, "channels": 4}
 DEPTHS = ("depth", "blocks")
+HEAD_CHANNELS = ("head_channels", "stage.head_channels", "state_space.head_channels")
 HEAD_RANGE = 1.5  # heads may become so many times wider or narrower, to fit a width
 LARGEST = 2**14  # steps of a key
 GAP = 16  # steps in which some width must be allowed
@@ -33,16 +33,10 @@ class Size:
 
 def resized(cfg: DictConfig, settings: Settings) -> DictConfig:
     """A copy of a configuration whose backbone has these settings, by their keys below it."""
-    cfg = copy.deepcopy(cfg)
+    cfg = cfg.copy()
     for key, value in settings.items():
         OmegaConf.update(cfg, f"backbone.{key}", value)
     return cfg
-
-
-def head_channels_key(backbone: DictConfig) -> str | None:
-    """The key below a backbone that holds the channels of a head, if it has one that is set."""
-    keys = ("head_channels", "stage.head_channels", "state_space.head_channels")
-    return next((key for key in keys if OmegaConf.select(backbone, key) is not None), None)
 
 
 class Sizes:
@@ -77,8 +71,9 @@ class Sizes:
     def heads(self, size: Settings) -> list[Settings]:
         """Settings of the heads that may fit, the best first: even, and about as wide as before."""
         backbone = self.cfg.backbone
-        heads, key = backbone.get("heads"), head_channels_key(backbone)
-        channels = None if key is None else OmegaConf.select(backbone, key)
+        heads = backbone.get("heads")
+        found = ((key, OmegaConf.select(backbone, key)) for key in HEAD_CHANNELS)
+        key, channels = next((pair for pair in found if pair[1] is not None), (None, None))
         if self.width is None or (heads is None and channels is None):
             return [{}]
         before = channels or backbone[self.width] // heads
@@ -87,7 +82,7 @@ class Sizes:
             range(math.ceil(before / HEAD_RANGE), int(before * HEAD_RANGE) + 1),
             key=lambda option: (-math.gcd(option, 8), abs(math.log(option / before))),
         )
-        if key is not None and channels is not None:
+        if key is not None:
             return [{key: option} for option in options]
         width = size[self.width]
         return [{"heads": width // option} for option in options if width % option == 0]

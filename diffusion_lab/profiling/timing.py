@@ -11,18 +11,13 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.benchmark import Timer
 
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.ranges import whole
-from diffusion_lab.compute.device import (
-    autocast,
-    check_choices,
-    pays,
-    pick_device,
-    pick_precision,
-)
+from diffusion_lab.compute.device import autocast, check_choices, device_and_precision, pays
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.profiling.costs import Counts, ImageFacts
@@ -35,15 +30,12 @@ LARGE_PEAK_SIZE = 8192
 LARGEST_KEPT = 2**25 - 2**16  # bytes: just under what glibc takes from the system each time
 
 
-def device_and_precision(cfg: DictConfig) -> tuple[torch.device, str]:
+def measured_on(cfg: DictConfig) -> tuple[torch.device, str]:
     """The device and the precision to measure in; raises UserError for what is not here."""
     check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
     if cfg.device == "meta":
         return torch.device("meta"), "32-true"
-    device = pick_device(cfg.device)
-    precision = pick_precision(cfg.precision, device)
-    autocast(precision, device)  # raises UserError for a precision that cannot be measured
-    return device, precision
+    return device_and_precision(cfg.device, cfg.precision)
 
 
 class Bench:
@@ -52,28 +44,21 @@ class Bench:
     Steps are as in training, without clipping and averaging of weights.
     """
 
-    def __init__(
-        self,
-        cfg: DictConfig,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        device: torch.device,
-        precision: str,
-    ):
+    def __init__(self, cfg: DictConfig, facts: ImageFacts, device: torch.device, precision: str):
         self.device = device
         if device.type == "cpu":
             # glibc keeps what is freed once a block as large was freed, as in a training under way;
             # without it, times would depend on what was measured before
             torch.empty(LARGEST_KEPT, dtype=torch.uint8)
         self.autocast = autocast(precision, device)
-        self.model = build_model(cfg, image_shape, num_classes, str(device))
+        self.model = build_model(cfg, *facts, str(device))
         self.model.objective.to(device)
         if pays(cfg.channels_last, device):
             self.model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = instantiate(cfg, "optimizer")(self.parameters())
-        size = (cfg.batch_size, *image_shape)
+        size = (cfg.batch_size, *facts.shape)
         self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
-        self.labels = torch.randint(max(num_classes, 1), size[:1], device=device)
+        self.labels = torch.randint(max(facts.num_classes, 1), size[:1], device=device)
         self.noise = torch.randn(cfg.batch_size, *self.model.denoiser.image_shape, device=device)
         self.level = self.model.schedule(torch.tensor(0.5))
 
@@ -153,11 +138,13 @@ class Speed:
     network_share_of_peak: float
 
 
-def measure_speed(
-    cfg: DictConfig, facts: ImageFacts, device: torch.device, precision: str, counts: Counts
-) -> Speed:
-    """Times steps of training and calls of the network, and weighs activations."""
-    bench = Bench(cfg, *facts, device, precision)
+def measure_speed(cfg: DictConfig, counts: Counts) -> Speed | None:
+    """Times steps of training and calls of the network, and weighs activations; None on "meta"."""
+    device, precision = measured_on(cfg)
+    if device.type == "meta":
+        return None
+    facts = ImageFacts(counts.image_shape, counts.num_classes)
+    bench = Bench(cfg, facts, device, precision)
     activations = bench.activation_bytes()
     bench.compile(cfg.compile)
     (step,) = median_seconds([bench.train], device, cfg.timed_steps)
@@ -205,24 +192,19 @@ def peak_flops(precision: str, device: torch.device) -> float:
     images = torch.randn(batch, channels, side, side, device=device).to(dtype)
     images = images.to(memory_format=torch.channels_last)
     kernels = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
-    return max(
-        2 * size**3 / fastest(lambda: matrix @ matrix, device),
-        18
-        * batch
-        * (side * channels) ** 2
-        / fastest(lambda: F.conv2d(images, kernels, padding=1), device),
-    )
+    work = {
+        lambda: matrix @ matrix: 2 * size**3,
+        lambda: F.conv2d(images, kernels, padding=1): 18 * batch * (side * channels) ** 2,
+    }
+    return max(flops / fastest(step, device) for step, flops in work.items())
 
 
 @torch.inference_mode()
 def fastest(step: Callable[[], Tensor], device: torch.device) -> float:
     """The least seconds that a step took in some tenths of a second."""
-    step()
-    begin, least = _now(device), float("inf")
-    while (start := _now(device)) - begin < PEAK_SECONDS:
-        step()
-        least = min(least, _now(device) - start)
-    return least
+    clock, threads = partial(_now, device), torch.get_num_threads()
+    timer = Timer("step()", timer=clock, globals={"step": step}, num_threads=threads)
+    return min(timer.blocked_autorange(min_run_time=PEAK_SECONDS).times)
 
 
 def _now(device: torch.device) -> float:

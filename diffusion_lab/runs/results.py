@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -50,14 +50,9 @@ def save_evaluation(
     `weights` identifies the weights that were measured, and `extra` describes the quantities of
     metrics of other code.
     """
-    facts = {
-        "protocol": protocol,
-        "sampling": sampling_of(cfg),
-        CHECKPOINT: weights[CHECKPOINT],
-    }
+    facts = {"protocol": protocol, "sampling": sampling_of(cfg), CHECKPOINT: weights[CHECKPOINT]}
     key = json.dumps([facts, sorted(metrics)], sort_keys=True)
-    name = hashing.of_text(key)[:12]
-    path = Path(folder) / EVALUATIONS / f"{name}.json"
+    path = Path(folder) / EVALUATIONS / f"{hashing.of_text(key)[:12]}.json"
     path.parent.mkdir(exist_ok=True)
     record = {"metrics": metrics, "extra_quantities": list(extra)}
     write_atomically(path, json.dumps(facts | weights | record, indent=2) + "\n")
@@ -68,8 +63,8 @@ def evaluations_of(folder: str | Path, saved: DictConfig, weights: CurrentWeight
     """All evaluations of a run's current weights, the one at the end of training first."""
     summary, found = load_summary(folder), []
     if summary.get("protocol") and kind_of(saved).summary_is_of_samples:
+        facts = {key: summary[key] for key in ("protocol", "metrics")}
         sampling = sampling_of(saved) | {"seed": saved.callbacks.evaluation.seed}
-        facts = {"protocol": summary["protocol"], "metrics": summary["metrics"]}
         found.append(facts | {"sampling": sampling})
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):
         try:
@@ -117,11 +112,11 @@ def comparable_metrics(
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
     metrics: dict[str, float] = {}
     for each in alike:
-        if not _differing(each["sampling"], sampling):
+        if not _differing(flat(each["sampling"]), flat(sampling)):
             metrics = each["metrics"] | metrics  # the first evaluation counts
     if not metrics:
         ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
-        key = min(_differing(sampling, alike[-1]["sampling"]))
+        key = min(_differing(ours, theirs))
         raise UserError(
             f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
             f"{key}={ours.get(key)}, and such metrics cannot be compared; "
@@ -131,27 +126,26 @@ def comparable_metrics(
 
 
 def require_same(protocols: dict[str, Protocol]) -> None:
-    """Raises UserError, naming the first difference, unless all protocols, by run, are one."""
-    (first, expected), *others = protocols.items()
-    for name, protocol in others:
-        for key in sorted(expected | protocol, key=lambda key: (key not in WORDS, key)):
-            a, b = expected.get(key), protocol.get(key)
-            if a != b and key != FINGERPRINT:
-                words, remedy = WORDS.get(key, (f"with {key}", f"make {key} the same"))
-                if remedy.endswith("="):
-                    remedy = f"measure it by `diffusion-lab evaluate run={name} {remedy}{a}`"
-                else:
-                    remedy += ", and run `diffusion-lab evaluate` on both"
-                raise UserError(
-                    f"{first} was measured {words} {a}, {name} {words} {b}, and such metrics "
-                    f"cannot be compared; {remedy}"
-                )
+    """Raises UserError, naming the first difference, unless the protocols of two runs are one."""
+    (first, expected), (name, protocol) = protocols.items()
+    for key in sorted(_differing(expected, protocol), key=lambda key: (key not in WORDS, key)):
+        if key == FINGERPRINT:
+            continue
+        a, b = expected.get(key), protocol.get(key)
+        words, remedy = WORDS.get(key, (f"with {key}", f"make {key} the same"))
+        if remedy.endswith("="):
+            remedy = f"measure it by `diffusion-lab evaluate run={name} {remedy}{a}`"
+        else:
+            remedy += ", and run `diffusion-lab evaluate` on both"
+        raise UserError(
+            f"{first} was measured {words} {a}, {name} {words} {b}, and such metrics cannot be "
+            f"compared; {remedy}"
+        )
 
 
-def _differing(ours: Sampling, theirs: Sampling) -> list[str]:
-    """The keys of two samplings whose values differ; a missing value is null."""
-    one, other = flat(ours), flat(theirs)
-    return [key for key in one | other if one.get(key) != other.get(key)]
+def _differing(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
+    """The keys whose values differ; a missing value is null."""
+    return [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
 
 
 def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
@@ -176,17 +170,18 @@ def common_metrics(
     If there are several, the one of most samples. Raises UserError, naming a difference, if there
     is none.
     """
-    conditions = {
-        folder: {_conditions(each): each for each in found} for folder, found in records.items()
-    }
-    counts = Counter(key for found in conditions.values() for key in found)
+    counts: Counter[str] = Counter()
+    examples: dict[str, tuple[Path, Record]] = {}  # the first of each protocol and sampling
+    for folder, found in records.items():
+        ways = {json.dumps([r["protocol"], r["sampling"]], sort_keys=True): r for r in found}
+        counts.update(ways.keys())
+        examples = {way: (folder, record) for way, record in ways.items()} | examples
     if not counts:
         raise never_evaluated(next(iter(records)), len(records) - 1)
-    known = {key: each for found in conditions.values() for key, each in found.items()}
     # the most common ones, so that a difference is named of the odd run out; else of most samples
-    chosen = max(known, key=lambda key: (counts[key], known[key]["protocol"]["num_samples"]))
-    protocol, sampling = known[chosen]["protocol"], known[chosen]["sampling"]
-    example = next(folder for folder, found in conditions.items() if chosen in found)
+    chosen = max(counts, key=lambda way: (counts[way], examples[way][1]["protocol"]["num_samples"]))
+    example, record = examples[chosen]
+    protocol, sampling = record["protocol"], record["sampling"]
     metrics, refused = {}, []
     for folder, found in records.items():
         try:
@@ -196,11 +191,6 @@ def common_metrics(
     if refused:
         raise UserError(refused[0] + _others(len(refused) - 1))
     return protocol, sampling, metrics
-
-
-def _conditions(record: Record) -> str:
-    """The protocol and sampling of an evaluation as one word."""
-    return json.dumps([record["protocol"], record["sampling"]], sort_keys=True)
 
 
 def _others(count: int) -> str:

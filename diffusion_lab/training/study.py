@@ -104,15 +104,15 @@ def _state(folder: Path, cfg: DictConfig) -> str:
         return NEW
     require_unlocked(folder)
     finished = load_summary(folder).get("finished")
-    if not finished and not checkpoints.exists(folder):
-        if has_locks(folder):
-            return EMPTY
+    empty = not finished and not checkpoints.exists(folder)
+    if empty and has_locks(folder):
+        return EMPTY
+    if empty:
         raise UserError(
             f"{folder} has no checkpoint yet, and its file system cannot tell whether it is "
             "being trained; wait for the first one, or delete the folder if nothing trains it"
         )
-    if difference := next(differences(load_config(folder), cfg), None):
-        key, old, new = difference
+    for key, old, new in differences(load_config(folder), cfg):
         raise UserError(
             f"{folder} was trained with {key}={_written(old)}, and is asked for with "
             f"{key}={_written(new)}; write study_name={cfg.study_name}_2 for a study of its own, "
@@ -143,16 +143,13 @@ def overrides_to_resume(folder: Path, overrides: list[str]) -> list[str]:
     logger=none, and its place in W&B.
     """
     saved = flat(OmegaConf.to_container(load_config(folder)))
-    known = [INSTEAD_OF_OPTIONS.get(override, override) for override in overrides]
-    keys = [override.key_or_group for override in parse(known)]
-    return [
-        override
-        for override, key in zip(known, keys, strict=True)
-        if is_resumable(key)
-        and Means.IDENTITY not in means(key)
-        and key not in PLACE_IN_WANDB
-        and key in saved
-    ]
+    replacing = []
+    for override in (INSTEAD_OF_OPTIONS.get(each, each) for each in overrides):
+        key = parse([override])[0].key_or_group
+        elsewhere = Means.IDENTITY not in means(key) and key not in PLACE_IN_WANDB
+        if is_resumable(key) and elsewhere and key in saved:
+            replacing.append(override)
+    return replacing
 
 
 def _written(value: object) -> str:
@@ -191,26 +188,23 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
             "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
         )
     metric = str(cfg.optimized_metric)
-    classes: list[Any] = [
-        get_class(each._target_) for each in (cfg.metrics.get("extra") or {}).values()
-    ]
+    classes: list[Any] = [get_class(m._target_) for m in (cfg.metrics.get("extra") or {}).values()]
     higher = higher_is_better(metric, [each for kind in classes for each in kind.quantities])
-    best = None if higher is None else "maximize" if higher else "minimize"
-    if best and job.sweeper.direction != best:
+    best = "maximize" if higher else "minimize"
+    if higher is not None and job.sweeper.direction != best:
         raise UserError(
             f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
             f"write hydra.sweeper.direction={best}"
         )
     pruning = configured(cfg, MedianPruning)
-    metrics = {"optimized_metric=fid": cfg.optimized_metric}
-    metrics |= {"callbacks.pruning=null": pruning and pruning.metric}
-    remedies = [remedy for remedy, metric in metrics.items() if str(metric).startswith("val/")]
-    for key in keys:
-        if remedies and Means.LOSS in means(key):
-            raise UserError(
-                f"val/loss is another quantity for another {key}, and cannot be compared in a "
-                f"search over it; write {' '.join(remedies)}"
-            )
+    used = {"optimized_metric=fid": metric, "callbacks.pruning=null": pruning and pruning.metric}
+    remedies = [remedy for remedy, each in used.items() if str(each).startswith("val/")]
+    changing = [key for key in keys if Means.LOSS in means(key)]
+    if remedies and changing:
+        raise UserError(
+            f"val/loss is another quantity for another {changing[0]}, and cannot be compared in a "
+            f"search over it; write {' '.join(remedies)}"
+        )
 
 
 def final_metric(folder: Path, kind: str) -> float:

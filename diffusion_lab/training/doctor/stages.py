@@ -141,7 +141,7 @@ def bench(
         return None
     cfg = cfg.copy()
     cfg.batch_size = batch.micro_batch
-    return Bench(cfg, *image_facts, device, precision)
+    return Bench(cfg, image_facts, device, precision)
 
 
 def memory(
