@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.data import Split
 from diffusion_lab.data.source import TwoMoons
-from diffusion_lab.training.doctor import data_checks, diagnose, estimates, machine_checks
-from diffusion_lab.training.doctor.estimates import Plan
+from diffusion_lab.training.doctor import data_checks, diagnose, machine_checks
+from diffusion_lab.training.doctor.planned_run import PlannedRun
+from diffusion_lab.training.doctor.values import Plan
 
 
 class Clean(TinyData):
@@ -299,32 +300,29 @@ def test_a_run_that_its_time_limit_ends_is_judged_by_what_it_will_see(examine):
 
 
 def test_points_that_fall_together_are_no_copies():
-    points = data_of(TwoMoons)
+    points = SimpleNamespace(data=data_of(TwoMoons))
     for check in (data_checks.blank_images, data_checks.duplicates, data_checks.overlap):
         assert list(check(points)) == []
 
 
 def test_an_evaluation_longer_than_the_training_is_said():
-    cfg = SimpleNamespace(trainer=SimpleNamespace(max_steps=100))
-    measured = SimpleNamespace(metrics=object())
-    ((status, message),) = machine_checks.time(cfg, measured, Plan(100, 60.0, 300.0, 20.0))
+    run = SimpleNamespace(
+        cfg=SimpleNamespace(trainer=SimpleNamespace(max_steps=100)),
+        task=SimpleNamespace(metrics=object()),
+        plan=Plan(100, 60.0, 300.0, 20.0),
+    )
+    ((status, message),) = machine_checks.time(run)
     assert status == "advice"
     assert "84% of the time" in message
 
 
 def test_a_batch_that_does_not_fit_is_an_error_and_is_not_tried(examine, monkeypatch):
+    monkeypatch.setattr(PlannedRun, "free_bytes", 3_000_000)
     monkeypatch.setattr(
-        "diffusion_lab.training.doctor.estimates.free_memory", lambda device: 3_000_000
-    )
-    monkeypatch.setattr(
-        "diffusion_lab.training.doctor.estimates.measure", lambda *_: pytest.fail("tried")
+        "diffusion_lab.profiling.timing.Bench.train", lambda bench: pytest.fail("tried")
     )
     said, _ = examine("callbacks.evaluation=null")
     assert "write micro_batch_size=" in said["error"]["memory"]
-
-
-def test_memory_is_what_the_network_and_its_images_hold():
-    assert estimates.memory_needed(10, 3.0, 4) == 10 * 5 * 4 + 12
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_made(examine, monkeypatch, tmp_path):

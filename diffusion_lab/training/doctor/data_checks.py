@@ -3,81 +3,74 @@
 import hashlib
 from collections.abc import Iterator
 
-from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source.listing import some
-from diffusion_lab.training.doctor.finding import ADVICE, ERROR, WARNING, Remark
+from diffusion_lab.training.doctor.finding import Remark, advice, error, warning
+from diffusion_lab.training.doctor.planned_run import PlannedRun
 
 NARROW = 128  # grey values: images that use fewer have lost a bit, or were scaled twice
 MANY = 0.01  # of a split: fewer blank images or copies change no figure
 UNEVEN = 3  # times the smallest class: from here on a class is learned visibly better
 
 
-def grey_values(sample: Tensor) -> Iterator[Remark]:
+def grey_values(run: PlannedRun) -> Iterator[Remark]:
     """Bytes from 0 to 255, and no floats that were cast."""
-    values = sample.unique().tolist()
+    values = run.sample.unique().tolist()
     low, high = values[0], values[-1]
     if low == high:
-        yield ERROR, f"every pixel has the grey value {low}; look at how the images are read"
+        yield error(f"every pixel has the grey value {low}; look at how the images are read")
     elif set(values) <= {0, 1, 255} and 1 in values:
         # -1 is cast to 255; masks of 0 and 255 are as they should be
-        yield (
-            ERROR,
+        yield error(
             f"the images hold the grey values {', '.join(map(str, values))} alone, as floats do "
-            "that were cast to bytes; scale them to 0..255 before the cast",
+            "that were cast to bytes; scale them to 0..255 before the cast"
         )
     elif high - low < NARROW:
-        yield (
-            WARNING,
-            f"grey values lie between {low} and {high} in a sample of {len(sample)} images, "
+        yield warning(
+            f"grey values lie between {low} and {high} in a sample of {len(run.sample)} images, "
             "and networks and metrics take 0 as black and 255 as white; stretch them when they "
-            "are read",
+            "are read"
         )
 
 
-def blank_images(data: ImageDataModule) -> Iterator[Remark]:
+def blank_images(run: PlannedRun) -> Iterator[Remark]:
     """Images without any contrast."""
-    images = data.train_images()
-    if are_points(images):
-        return
+    images = run.data.train_images()
     low, high = images.flatten(1).aminmax(dim=1)
     blank = int((low == high).sum())
-    if blank > MANY * len(images):
-        yield (
-            WARNING,
+    if blank > MANY * len(images) and images.shape[2:] != (1, 1):  # points have no contrast
+        yield warning(
             f"{blank} of {len(images)} training images are of one grey value throughout, and the "
-            "model will draw such; leave them out of the data",
+            "model will draw such; leave them out of the data"
         )
 
 
-def channels(cfg: DictConfig, sample: Tensor) -> Iterator[Remark]:
+def channels(run: PlannedRun) -> Iterator[Remark]:
     """Colour images that are grey."""
-    images = sample
+    images = run.sample
     if images.shape[1] == 3 and bool((images == images[:, :1]).all()):
         remedy = (
             "write data.source.channels=1"
-            if "channels" in cfg.data.source
+            if "channels" in run.cfg.data.source
             else "read them with one channel, native_shape=(1, H, W)"
         )
-        yield (
-            ADVICE,
+        yield advice(
             f"all three channels of {len(images)} sampled images are equal, so that one is enough "
-            f"and trains faster; {remedy}",
+            f"and trains faster; {remedy}"
         )
 
 
-def classes(cfg: DictConfig, data: ImageDataModule) -> Iterator[Remark]:
+def classes(run: PlannedRun) -> Iterator[Remark]:
     """Labels that name a class, and classes of about one size."""
+    data = run.data
     count, names = data.num_classes, data.class_names
     for split, labels in (("training", data.train_labels()), ("test", data.test_labels())):
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < count:
-            yield (
-                ERROR,
+            yield error(
                 f"{split} labels go from {labels.min()} to {labels.max()}, and there are {count} "
                 f"classes, 0 to {count - 1} (label {count} would silently mean no class); number "
-                "the labels from 0, or name all classes in class_names",
+                "the labels from 0, or name all classes in class_names"
             )
             return
     if count < 2:
@@ -85,67 +78,59 @@ def classes(cfg: DictConfig, data: ImageDataModule) -> Iterator[Remark]:
     sizes = data.train_labels().bincount(minlength=count)
     empty = [names[label] for label in (sizes == 0).nonzero().flatten().tolist()]
     if empty:
-        yield (
-            WARNING,
+        yield warning(
             f"{some(empty)} {'has' if len(empty) == 1 else 'have'} no training images, and samples "
-            "of every class are drawn; leave such classes out of class_names, or add images",
+            "of every class are drawn; leave such classes out of class_names, or add images"
         )
     smallest, largest = int(sizes[sizes > 0].min()), int(sizes.max())
     if largest > UNEVEN * smallest:
-        evenly = f"write data.per_class={smallest}, or " if "per_class" in cfg.data else ""
-        yield (
-            WARNING,
+        evenly = f"write data.per_class={smallest}, or " if "per_class" in run.cfg.data else ""
+        yield warning(
             f"class sizes differ by a factor of {largest / smallest:.1f} "
             f"({names[int(sizes.argmax())]}: {largest}, the smallest: {smallest}): rare classes "
             "are learned worse, and samples are drawn evenly, unlike the reference of the FID; "
-            f"{evenly}balance the data",
+            f"{evenly}balance the data"
         )
 
 
-def duplicates(data: ImageDataModule) -> Iterator[Remark]:
+def duplicates(run: PlannedRun) -> Iterator[Remark]:
     """Training images that are there more than once."""
-    images = data.train_images()
-    if are_points(images):
-        return
-    copies = len(images) - len(set(digests(images)))
+    images = digests(run.data.train_images())
+    copies = len(images) - len(set(images))
     if copies > MANY * len(images):
-        yield (
-            WARNING,
+        yield warning(
             f"{copies} of {len(images)} training images are exact copies of others, and what is "
-            "seen more often is memorised first; remove them from the data",
+            "seen more often is memorised first; remove them from the data"
         )
 
 
-def overlap(data: ImageDataModule) -> Iterator[Remark]:
+def overlap(run: PlannedRun) -> Iterator[Remark]:
     """Test images that are trained on."""
-    if are_points(data.test_images()):
-        return
-    test = digests(data.test_images())
-    known = set(digests(data.train_images()))
+    test = digests(run.data.test_images())
+    known = set(digests(run.data.train_images()))
     shared = sum(digest in known for digest in test)
     if shared > MANY * len(test):
-        yield (
-            WARNING,
+        yield warning(
             f"{shared} of {len(test)} test images are trained on too, so that the held-out loss "
-            "and the FID's floor are too good; split the data anew",
+            "and the FID's floor are too good; split the data anew"
         )
 
 
-def held_out(data: ImageDataModule) -> Iterator[Remark]:
+def held_out(run: PlannedRun) -> Iterator[Remark]:
     """Enough test images for the held-out loss."""
     try:
-        data.require_test_images(data.validation_size, "validation_size")
-    except ValueError as error:
-        yield ERROR, f"data.{error}"
-
-
-def are_points(images: Tensor) -> bool:
-    """Whether an image (C, 1, 1) is a point in space: of 256^C, some are bound to be equal."""
-    return images.shape[2:] == (1, 1)
+        run.data.require_test_images(run.data.validation_size, "validation_size")
+    except ValueError as reason:
+        yield error(f"data.{reason}")
 
 
 def digests(images: Tensor) -> list[bytes]:
-    """A checksum of each image, uint8 (N, C, H, W): equal only if the images are."""
+    """A checksum of each image, uint8 (N, C, H, W): equal only if the images are.
+
+    Points, images (C, 1, 1), have none: of 256^C, some are bound to be equal.
+    """
+    if images.shape[2:] == (1, 1):
+        return []
     rows = images.flatten(1).contiguous().numpy()
     return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
 

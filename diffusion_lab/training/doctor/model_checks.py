@@ -4,11 +4,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-from omegaconf import DictConfig
-from torch import Tensor
 
-from diffusion_lab.training.diffusion_task import DiffusionTask
-from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark
+from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark, advice, warning
+from diffusion_lab.training.doctor.planned_run import PlannedRun
 
 # the data's standard deviation against the assumed one: from 1.25 on a network's targets are off by
 # half in variance, from 2 on by four; inputs alone matter less
@@ -20,9 +18,9 @@ FEW_STEPS, MANY_STEPS = 5, 500  # of a sampler for a model that is not distilled
 LARGE_SCALE = 5.0  # of guidance, where pixels saturate
 
 
-def data_std(task: DiffusionTask, clean: Tensor) -> Iterator[Remark]:
+def data_std(run: PlannedRun) -> Iterator[Remark]:
     """The standard deviation that input and output of the network are scaled by."""
-    module, std = task.module, float(clean.std())
+    module, std = run.task.module, float(run.clean.std())
     objective = module.objective
     assumed = {
         "denoiser.input_std": module.denoiser.input_std,
@@ -45,14 +43,14 @@ def data_std(task: DiffusionTask, clean: Tensor) -> Iterator[Remark]:
         )
 
 
-def largest_noise(task: DiffusionTask, clean: Tensor) -> Iterator[Remark]:
+def largest_noise(run: PlannedRun) -> Iterator[Remark]:
     """The largest noise of an exploding schedule against the largest distance of two images."""
     # NCSNv2's technique 1 (arXiv:2006.09011); of a sample, so that it is a little too small
-    schedule = task.pipeline.schedule
+    schedule = run.task.pipeline.schedule
     sigma = float(schedule(torch.ones(())).sigma)
     if not schedule.explodes:
         return
-    images = clean.flatten(1).float()
+    images = run.clean.flatten(1).float()
     distance = float(torch.cdist(images, images).max())
     if distance > 0 and not 1 / OFF < sigma / distance < FAR_NOISE:
         few = sigma < distance
@@ -68,31 +66,30 @@ def largest_noise(task: DiffusionTask, clean: Tensor) -> Iterator[Remark]:
         )
 
 
-def schedule_end(task: DiffusionTask) -> Iterator[Remark]:
+def schedule_end(run: PlannedRun) -> Iterator[Remark]:
     """A path that ends before pure noise, where samples start from."""
-    schedule = task.pipeline.schedule
+    schedule = run.task.pipeline.schedule
     end = schedule(torch.ones(()))
     left = float(end.alpha / end.sigma)
     if not schedule.explodes and left > REMAINING_SIGNAL:
-        yield (
-            WARNING,
+        yield warning(
             f"the schedule's noisiest level keeps {left:.1%} of the image beside the noise, and "
             "samples start from noise alone, so that brightness tends to the mean; write "
-            "schedule=zero_terminal_snr objective=v_prediction, or schedule=ddpm_linear",
+            "schedule=zero_terminal_snr objective=v_prediction, or schedule=ddpm_linear"
         )
 
 
-def combination(task: DiffusionTask) -> Iterator[Remark]:
+def combination(run: PlannedRun) -> Iterator[Remark]:
     """What training itself advises."""
-    for line in task.advice():
-        yield WARNING, line
+    for line in run.task.advice():
+        yield warning(line)
 
 
-def tokens(cfg: DictConfig, task: DiffusionTask) -> Iterator[Remark]:
+def tokens(run: PlannedRun) -> Iterator[Remark]:
     """Patches neither too few to attend to nor too many to pay for."""
-    backbone, own = task.module.denoiser.backbone, cfg.backbone
-    _, height, width = task.module.denoiser.image_shape
-    count = getattr(backbone, "tokens", None)
+    denoiser, own = run.task.module.denoiser, run.cfg.backbone
+    _, height, width = denoiser.image_shape
+    count = getattr(denoiser.backbone, "tokens", None)
     if count is None:
         return
     fitting = {  # tokens by the patch that makes them
@@ -102,59 +99,54 @@ def tokens(cfg: DictConfig, task: DiffusionTask) -> Iterator[Remark]:
     }
     finer = [patch for patch, n in fitting.items() if patch < own.patch and n >= FEWEST_TOKENS]
     if count < FEWEST_TOKENS and finer:
-        yield (
-            WARNING,
+        yield warning(
             f"backbone.patch={own.patch} makes {count} patches of a {height}x{width} image, too "
-            f"few to show detail; write backbone.patch={finer[-1]}",
+            f"few to show detail; write backbone.patch={finer[-1]}"
         )
     # 2 N^2 D MACs in pairs of tokens against 12 N D^2 in the layers of a block
     limit = 6 * own.width
     coarser = [patch for patch, n in fitting.items() if patch > own.patch and n <= limit]
     if "heads" in own and count > limit and coarser:
-        yield (
-            WARNING,
+        yield warning(
             f"{count} patches at width {own.width} spend more on their pairs than on all layers; "
-            f"write backbone.patch={coarser[0]}, or backbone=unet",
+            f"write backbone.patch={coarser[0]}, or backbone=unet"
         )
 
 
-def labels(task: DiffusionTask) -> Iterator[Remark]:
+def labels(run: PlannedRun) -> Iterator[Remark]:
     """Conditions that are used, and a null label that is."""
+    task = run.task
     guidance, objective = task.pipeline.guidance, task.module.objective
     if not task.module.denoiser.conditioning.conditional:
         return
     if task.datamodule.num_classes == 1:
-        yield ADVICE, "all images have one label, which tells nothing; write conditioning=none"
+        yield advice("all images have one label, which tells nothing; write conditioning=none")
     elif objective.label_dropout > 0 and guidance.scale == 1 and guidance.weak_run is None:
-        yield (
-            ADVICE,
+        yield advice(
             f"objective.label_dropout={objective.label_dropout} trains an unconditional model for "
             "guidance, and this run is measured without; write guidance=classifier_free, or "
-            "objective.label_dropout=0 if you will never guide it",
+            "objective.label_dropout=0 if you will never guide it"
         )
 
 
-def sampling(task: DiffusionTask) -> Iterator[Remark]:
+def sampling(run: PlannedRun) -> Iterator[Remark]:
     """Steps and guidance in the range that works."""
-    sampler, guidance = task.pipeline.sampler, task.pipeline.guidance
+    sampler, guidance = run.task.pipeline.sampler, run.task.pipeline.guidance
     adaptive = sampler.adaptive
     if sampler.steps < FEW_STEPS and not adaptive:
-        yield (
-            WARNING,
+        yield warning(
             f"sampler.steps={sampler.steps} draws coarse images, and every figure is of them; "
-            "write sampler.steps=20",
+            "write sampler.steps=20"
         )
     if sampler.steps > MANY_STEPS and not adaptive:
-        yield (
-            ADVICE,
+        yield advice(
             f"sampler.steps={sampler.steps} is slow for every grid and figure, and "
-            "sampler=dpm_solver sampler.steps=20 comes close; keep it if DDPM is to be reproduced",
+            "sampler=dpm_solver sampler.steps=20 comes close; keep it if DDPM is to be reproduced"
         )
     if guidance.scale > LARGE_SCALE:
-        yield (
-            WARNING,
+        yield warning(
             f"guidance.scale={guidance.scale} saturates pixels and costs variety; write "
-            "guidance.scale=2, and try others afterwards with `diffusion-lab sample-sweep`",
+            "guidance.scale=2, and try others afterwards with `diffusion-lab sample-sweep`"
         )
 
 

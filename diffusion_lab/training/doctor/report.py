@@ -5,18 +5,10 @@ from rich.markup import escape
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.progress import console, say
 from diffusion_lab.training.doctor.facts import Facts
-from diffusion_lab.training.doctor.finding import (
-    ADVICE,
-    ERROR,
-    OK,
-    SKIPPED,
-    WARNING,
-    Finding,
-)
+from diffusion_lab.training.doctor.finding import ADVICE, ERROR, OK, SKIPPED, WARNING, Finding
 
 COLOURS = {ERROR: "bold red", WARNING: "yellow", ADVICE: "cyan"}
-PLURALS = {ERROR: "errors", WARNING: "warnings", ADVICE: "pieces of advice"}
-SINGULARS = {ERROR: "error", WARNING: "warning", ADVICE: "piece of advice"}
+NOUNS = {ERROR: "error{}", WARNING: "warning{}", ADVICE: "piece{} of advice"}
 
 
 def show(findings: list[Finding], facts: Facts) -> None:
@@ -31,15 +23,10 @@ def show(findings: list[Finding], facts: Facts) -> None:
                     soft_wrap=True,  # so that what is to be pasted stays on one line
                 )
     for status, words in ((OK, "     ok  "), (SKIPPED, "not checked  ")):
-        names = [finding.name for finding in findings if finding.status == status]
-        if names:
+        if names := [finding.name for finding in findings if finding.status == status]:
             say(words + ", ".join(names))
-    counts = {status: sum(f.status == status for f in findings) for status in COLOURS}
-    said = [
-        f"{count} {SINGULARS[status] if count == 1 else PLURALS[status]}"
-        for status, count in counts.items()
-        if count
-    ]
+    counts = {status: sum(f.status == status for f in findings) for status in NOUNS}
+    said = [f"{n} {NOUNS[status].format('s' * (n > 1))}" for status, n in counts.items() if n]
     say(", ".join(said) or "Nothing to change")
 
 
@@ -68,13 +55,10 @@ def lines_of(facts: Facts) -> list[str]:
             f"{amount(facts['images_seen'])} images, {passes} times each"
         )
     if "device" in facts:
-        memory = ""
+        lines.append(f"Device: {facts['device']}, {facts['precision']}")
         if "memory_bytes" in facts:
-            memory = (
-                f", about {facts['memory_bytes'] / 1e9:.2g} of "
-                f"{facts['free_memory_bytes'] / 1e9:.2g} GB of memory"
-            )
-        lines.append(f"Device: {facts['device']}, {facts['precision']}{memory}")
+            needed, free = facts["memory_bytes"] / 1e9, facts["free_memory_bytes"] / 1e9
+            lines[-1] += f", about {needed:.2g} of {free:.2g} GB of memory"
         lines.append(f"W&B: {facts['wandb']}")
     if "training_seconds" in facts:
         drawing = facts["drawing_seconds"]

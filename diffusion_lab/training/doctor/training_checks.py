@@ -2,17 +2,10 @@
 
 from collections.abc import Iterator
 
-import torch
-from omegaconf import DictConfig
-
-from diffusion_lab.backbone.macs import Cost
-from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import has_fast_bf16
-from diffusion_lab.data import ImageDataModule
 from diffusion_lab.training.callbacks import EMA
-from diffusion_lab.training.diffusion_task import DiffusionTask
-from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark
-from diffusion_lab.training.doctor.stages import Length
+from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark, advice, warning
+from diffusion_lab.training.doctor.planned_run import PlannedRun
 
 # Copies appear after a number of passes that hardly depends on how many images there are
 # (arXiv:2505.16959); at CIFAR-10's 50,000 images EDM passes 4,000 times without them.
@@ -23,41 +16,36 @@ LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-2  # of Adam, two orders around the usual 1
 FEW_VALIDATIONS = 2  # with one there is no curve
 
 
-def batch(batch: BatchLayout, data: ImageDataModule) -> Iterator[Remark]:
+def batch(run: PlannedRun) -> Iterator[Remark]:
     """A step that does not see an image twice."""
-    size, images = batch.batch_size, len(data.train_images())
+    size, images = run.batch.batch_size, len(run.data.train_images())
     if size > images:
-        yield (
-            WARNING,
+        yield warning(
             f"batch_size={size} is more than the {images} images trained on, so that a step sees "
-            f"some twice; write batch_size={2 ** (images.bit_length() - 1)} or less",
+            f"some twice; write batch_size={2 ** (images.bit_length() - 1)} or less"
         )
 
 
-def epochs(cfg: DictConfig, data: ImageDataModule, length: Length) -> Iterator[Remark]:
+def epochs(run: PlannedRun) -> Iterator[Remark]:
     """Every image seen once at least."""
-    images = len(data.train_images())
-    if length.images_seen < images:
-        limited = length.steps < cfg.trainer.max_steps
-        steps = -(-images // cfg.batch_size)
+    images = len(run.data.train_images())
+    if run.images_seen < images:
+        limited = run.steps < run.cfg.trainer.max_steps
+        steps = -(-images // run.cfg.batch_size)
         longer = "a longer trainer.max_time" if limited else f"trainer.max_steps={steps} or more"
-        yield (
-            ADVICE,
-            f"the run sees {length.images_seen} images{' in its time here' if limited else ''}, "
-            f"not even once each of {images}; write {longer}",
+        yield advice(
+            f"the run sees {run.images_seen} images{' in its time here' if limited else ''}, "
+            f"not even once each of {images}; write {longer}"
         )
 
 
-def memorization(
-    task: DiffusionTask, data: ImageDataModule, length: Length, cost: Cost
-) -> Iterator[Remark]:
+def memorization(run: PlannedRun) -> Iterator[Remark]:
     """Few images seen so often that the model can learn them by heart."""
-    images = len(data.train_images())
-    passes = length.images_seen / images
+    images = len(run.data.train_images())
+    passes = run.images_seen / images
     if images >= FEW_IMAGES or passes < MANY_EPOCHS:
         return
-    millions = cost.params / 1e6
-    augmented = task.module.augmentation is not None
+    augmented = run.task.module.augmentation is not None
     remedy = (
         ""
         if augmented
@@ -65,82 +53,77 @@ def memorization(
     )
     yield (
         ADVICE if augmented else WARNING,
-        f"a network of {millions:.1f}M parameters sees {images} images {passes:,.0f} times "
-        f"each and may copy them; {remedy}look afterwards with "
+        f"a network of {run.cost.params / 1e6:.1f}M parameters sees {images} images "
+        f"{passes:,.0f} times each and may copy them; {remedy}look afterwards with "
         "`diffusion-lab memorization run=...`",
     )
 
 
-def weight_averaging(task: DiffusionTask, length: Length) -> Iterator[Remark]:
+def weight_averaging(run: PlannedRun) -> Iterator[Remark]:
     """An average that has forgotten the initial weights."""
-    average = next((c for c in task.callbacks if isinstance(c, EMA)), None)
+    average = next((c for c in run.task.callbacks if isinstance(c, EMA)), None)
     if average is None:
-        yield (
-            ADVICE,
+        yield advice(
             "weights are not averaged, which costs samples much of their quality; leave out "
-            "callbacks.weight_averaging=null",
+            "callbacks.weight_averaging=null"
         )
         return
-    half_life, seen = float(average.half_life_images), length.images_seen
+    half_life, seen = float(average.half_life_images), run.images_seen
     if average.ramp is not None:
         half_life = min(half_life, average.ramp * seen)
     if half_life > AVERAGE_SHARE * seen:
-        yield (
-            WARNING,
+        yield warning(
             f"the average of weights has a half-life of {half_life:,.0f} images, and the run sees "
             f"{seen:,}, so that samples come from weights near the initial ones; write "
-            "callbacks.weight_averaging.ramp=0.05",
+            "callbacks.weight_averaging.ramp=0.05"
         )
 
 
-def warm_up(task: DiffusionTask, length: Length) -> Iterator[Remark]:
+def warm_up(run: PlannedRun) -> Iterator[Remark]:
     """A learning rate that is reached early."""
-    warm_up = getattr(task.module.lr_schedule, "warmup_images", 0)
-    share = warm_up / length.images_seen
+    warm_up = getattr(run.task.module.lr_schedule, "warmup_images", 0)
+    share = warm_up / run.images_seen
     if share > WARM_UP_SHARE:
         long = share > LONG_WARM_UP_SHARE
         much = "the whole run and more" if share > 1 else f"{share:.0%} of the run"
         yield (
             WARNING if long else ADVICE,
             f"the learning rate warms up over {warm_up:,} images, {much}; write "
-            f"lr_schedule.warmup_images={int(length.images_seen * WARM_UP_SHARE / 4)}",
+            f"lr_schedule.warmup_images={int(run.images_seen * WARM_UP_SHARE / 4)}",
         )
 
 
-def learning_rate(task: DiffusionTask) -> Iterator[Remark]:
+def learning_rate(run: PlannedRun) -> Iterator[Remark]:
     """A rate that is usual for Adam."""
-    module = task.module
+    module = run.task.module
     (group, *_) = module.optimizer(module.trained_parameters()).param_groups
     rate = group["lr"]
     if "betas" in group and not LOWEST_RATE <= rate <= HIGHEST_RATE:
         what = "learns next to nothing" if rate < LOWEST_RATE else "usually diverges"
-        yield WARNING, f"optimizer.lr={rate:g} {what}; write optimizer.lr=3e-4"
+        yield warning(f"optimizer.lr={rate:g} {what}; write optimizer.lr=3e-4")
 
 
-def precision(precision: str, device: torch.device) -> Iterator[Remark]:
+def precision(run: PlannedRun) -> Iterator[Remark]:
     """A precision that neither overflows nor is emulated."""
-    if precision == "16-mixed":
-        yield (
-            WARNING,
+    if run.precision == "16-mixed":
+        yield warning(
             "trainer.precision=16-mixed overflows above 65504, and `sample` and `evaluate` do not "
-            "take it; write trainer.precision=auto, which is bf16-mixed where that is fast",
+            "take it; write trainer.precision=auto, which is bf16-mixed where that is fast"
         )
-    elif precision == "bf16-mixed" and not has_fast_bf16(device):
-        yield (
-            ADVICE,
-            f"this {device.type} only emulates bf16, slower than float32; write "
-            "trainer.precision=auto",
+    elif run.precision == "bf16-mixed" and not has_fast_bf16(run.device):
+        yield advice(
+            f"this {run.device.type} only emulates bf16, slower than float32; write "
+            "trainer.precision=auto"
         )
 
 
-def validation(cfg: DictConfig, length: Length) -> Iterator[Remark]:
+def validation(run: PlannedRun) -> Iterator[Remark]:
     """A held-out loss with a curve, which shows overfitting."""
-    every, steps = cfg.validate_every_n_steps, length.steps
+    every, steps = run.cfg.validate_every_n_steps, run.steps
     if steps // every < FEW_VALIDATIONS and steps >= FEW_VALIDATIONS:
-        yield (
-            ADVICE,
+        yield advice(
             f"the held-out loss is measured every {every} steps of {steps}, too seldom for a "
-            f"curve; write validate_every_n_steps={max(1, steps // 10)}",
+            f"curve; write validate_every_n_steps={max(1, steps // 10)}"
         )
 
 

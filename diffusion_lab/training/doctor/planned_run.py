@@ -1,0 +1,225 @@
+"""A training run that is not made yet, in parts that are built or measured when asked for."""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
+
+import torch
+from lightning.pytorch.callbacks import Timer
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.backbone.macs import Cost
+from diffusion_lab.build.objects import build_datamodule, read_data
+from diffusion_lab.compute import launch
+from diffusion_lab.compute.batch import BatchLayout, solve_batch
+from diffusion_lab.compute.device import pick_precision
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.source import decoding
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
+from diffusion_lab.profiling.timing import Bench, median_seconds
+from diffusion_lab.training.callbacks import Evaluation, Grid
+from diffusion_lab.training.callbacks.configured import configured
+from diffusion_lab.training.diffusion_task import DiffusionTask, build_diffusion_task
+from diffusion_lab.training.doctor.finding import Missing, part
+from diffusion_lab.training.doctor.values import (
+    Memory,
+    Plan,
+    StepTimes,
+    check_splits,
+    reference_size,
+    times,
+)
+from diffusion_lab.training.train import check_settings
+from diffusion_lab.training.trainer import check_trainer
+
+SAMPLE = 1000  # images, which tell a standard deviation to about 1 %
+TIMED_STEPS = 3
+FEATURE_IMAGES = 64  # a batch, as in the metrics
+STATE_BYTES = 20  # of a parameter in float32: weight, gradient, Adam's two moments, average
+UNMEASURED = "not measured: speed=false, no such precision outside of training, or no memory for it"
+
+
+class PlannedRun:
+    """The parts of the run that `cfg` describes; a part that cannot be had raises Missing."""
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg
+        self.refusals: dict[str, str] = {}  # why parts cannot be had
+
+    @part("settings")
+    def settings(self) -> DictConfig:
+        """The configuration, its numbers checked."""
+        check_settings(self.cfg)
+        return self.cfg
+
+    @part("batch")
+    def batch(self) -> BatchLayout:
+        """The batch on the devices of the run."""
+        world = math.prod(launch.processes(self.settings.trainer))
+        return solve_batch(self.cfg.batch_size, world, self.cfg.micro_batch_size)
+
+    @part("device")
+    def device(self) -> torch.device:
+        """The device on which this process would train."""
+        return launch.device_of_process(self.cfg.trainer)
+
+    @cached_property
+    def precision(self) -> str:
+        """Lightning's precision, with `auto` decided."""
+        return pick_precision(self.cfg.trainer.precision, self.device)
+
+    @part("data")
+    def datamodule(self) -> ImageDataModule:
+        """The data, unread."""
+        return build_datamodule(self.cfg)
+
+    @part("data")
+    def data(self) -> ImageDataModule:
+        """The data, read, and as the rest of the program takes them to be."""
+        read_data(self.cfg, self.datamodule)
+        check_splits(self.datamodule)
+        return self.datamodule
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """At most SAMPLE of the images trained on, uint8 (n, C, H, W), as trained on."""
+        return self.data.trained_on(SAMPLE).images
+
+    @part("trainer")
+    def trained_batch(self) -> BatchLayout:
+        """The batch, which a trainer can be built for."""
+        check_trainer(self.cfg, self.batch)
+        return self.batch
+
+    @part("composition")
+    def task(self) -> DiffusionTask:
+        """Everything that is built of the configuration, the network without memory."""
+        _ = self.trained_batch, self.datamodule  # which are not to be refused here once more
+        return build_diffusion_task(self.cfg, device="meta")
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """The sample as it is diffused, float (n, c, h, w)."""
+        return self.task.module.first_stage.encode(self.sample)
+
+    @part("extractor")
+    def metrics(self) -> GenerativeMetrics | None:
+        """The metrics with their networks; None if nothing is evaluated."""
+        if self.task.metrics is not None:
+            self.task.metrics.load(self.datamodule, self.device)
+        return self.task.metrics
+
+    @cached_property
+    def image_facts(self) -> ImageFacts:
+        """The shape of the images as trained on, and their classes."""
+        return ImageFacts(self.datamodule.image_shape, self.datamodule.num_classes)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Parameters and MACs of the network on one image."""
+        _ = self.task
+        return cost_of(self.cfg, self.image_facts)
+
+    @cached_property
+    def free_bytes(self) -> int | None:
+        """The device's free memory, before a model is there; None where no one tells."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return decoding.free_memory()
+
+    @part("memory")
+    def bench(self) -> Bench:
+        """The model on the device, with a micro-batch."""
+        _ = self.task, self.free_bytes
+        if not self.cfg.speed or self.precision not in ("32-true", "bf16-mixed"):
+            raise Missing(UNMEASURED)
+        cfg = self.cfg.copy()
+        cfg.batch_size = self.batch.micro_batch
+        return Bench(cfg, self.image_facts, self.device, self.precision)
+
+    @part("memory")
+    def memory(self) -> Memory:
+        """The bytes that a step of training holds: those of the network, and of its images."""
+        image = self.bench.activation_bytes()
+        if self.free_bytes is None:
+            raise Missing(UNMEASURED)
+        needed = STATE_BYTES * self.cost.params + image * self.batch.micro_batch
+        return Memory(needed, image, self.free_bytes)
+
+    @part("memory")
+    def step_times(self) -> StepTimes:
+        """The seconds of what a run does, compiled as in training, if it fits into the memory."""
+        # activations are weighed before compilation
+        if self.free_bytes is not None and self.memory.needed > self.memory.free:
+            raise Missing(UNMEASURED)
+        bench, metrics, count = self.bench, self.metrics, self.batch.micro_batch
+        bench.compile(self.cfg.compile)
+        images = bench.images[torch.arange(FEATURE_IMAGES, device=self.device) % count]
+        works: list[Callable[[], object]] = [bench.train, bench.call]
+        if metrics is not None:
+            works.append(lambda: metrics.observer(images))
+        step, call, *features = (
+            median_seconds([work], self.device, TIMED_STEPS)[0] for work in works
+        )
+        return StepTimes(step, call / count, sum(features) / FEATURE_IMAGES)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The seconds of the run, and the steps to which its time limit lets it come."""
+        steps, limit = self.cfg.trainer.max_steps, self.cfg.trainer.max_time
+        whole = self.plan_of(steps)
+        # grids and held-out losses count against the limit; the last figures come after it
+        seconds = limit and Timer(limit).time_remaining()
+        if seconds is None or whole.training <= seconds:
+            return whole
+        return self.plan_of(max(1, int(steps * seconds / whole.training)))
+
+    @cached_property
+    def calls(self) -> int | None:
+        """The network calls that an image takes; None where that is not known."""
+        # a weak run is a second network
+        weak = self.cfg.guidance.get("weak_run")
+        return None if weak else sampling_calls(self.cfg, self.image_facts)
+
+    def plan_of(self, steps: int) -> Plan:
+        """The seconds of a run of so many steps."""
+        seconds, batch, data, metrics = self.step_times, self.batch, self.data, self.task.metrics
+        evaluation = configured(self.cfg, Evaluation)
+        samples = real = 0
+        if metrics:
+            samples = metrics.num_samples
+            real = reference_size(metrics, data) + min(samples, len(data.test_images()))
+        held_out = times(steps, self.cfg.validate_every_n_steps) * data.validation_size
+        measured = times(steps, evaluation.every_n_steps) * samples if evaluation else 0
+        drawn = measured + self.grid_images(steps)
+        call = seconds.call / batch.world
+        return Plan(
+            steps,
+            steps * batch.accumulate * seconds.step + held_out * call,
+            None if self.calls is None else drawn * self.calls * call,
+            (measured + real) * seconds.features / batch.world,
+        )
+
+    def grid_images(self, steps: int) -> int:
+        """The images in all grids of a run of so many steps."""
+        grid = configured(self.cfg, Grid)
+        if not grid:
+            return 0
+        conditional = self.task.module.denoiser.conditioning.conditional
+        rows = self.datamodule.num_classes if conditional else grid.columns
+        return times(steps, grid.every_n_steps) * grid.columns * rows
+
+    @cached_property
+    def steps(self) -> int:
+        """The optimiser steps of the run, its time limit considered where its time is known."""
+        with suppress(Missing):
+            return self.plan.steps
+        return self.cfg.trainer.max_steps
+
+    @property
+    def images_seen(self) -> int:
+        """The images that the run sees."""
+        return self.steps * self.batch.batch_size
