@@ -13,7 +13,6 @@ MULTIRUN = ("-m", "--multirun")
 PLACES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 # and all that take the next argument
 WITH_A_VALUE = (*PLACES, "--cfg", "-c", "--package", "-p", "--info", "-i")
-LAUNCHER = "hydra/launcher="
 
 
 def prepare(command: Command, arguments: list[str]) -> list[str]:
@@ -29,8 +28,12 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = [admit(argument, ("data",)) for argument in arguments]
     arguments = [admit(argument, command.run_groups) for argument in arguments]
-    if launchers := [argument for argument in arguments if argument.startswith(LAUNCHER)]:
-        check_launcher(launchers[-1].removeprefix(LAUNCHER))
+    if launchers := [each for each in arguments if each.startswith("hydra/launcher=")]:
+        if "slurm" in launchers[-1] and shutil.which("sbatch") is None:
+            raise UserError(
+                f"{launchers[-1]} submits by SLURM's sbatch, which is not on the path; run this "
+                "on a machine of the cluster, or leave hydra/launcher out"
+            )
         if {a.split("=")[0] for a in arguments if a.startswith("-")} <= set(PLACES):
             arguments = [*arguments, "-m"]  # Hydra would run a single job here, without a word
     return arguments
@@ -72,15 +75,6 @@ def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Hydra's flags with their values, as in --cfg job, and the overrides."""
     overrides = [a for a in arguments if a.startswith("~") or ("=" in a and a[0] != "-")]
     return [argument for argument in arguments if argument not in overrides], overrides
-
-
-def check_launcher(name: str) -> None:
-    """Raises UserError where there is no SLURM to submit to."""
-    if "slurm" in name and shutil.which("sbatch") is None:
-        raise UserError(
-            f"hydra/launcher={name} submits by SLURM's sbatch, which is not on the path; run this "
-            "on a machine of the cluster, or leave hydra/launcher out"
-        )
 
 
 def expand(several: list[str]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """A command: `function` is the module:name of f(cfg, overrides), imported when it is called.
+    """A command: `function` is the module:name of f(cfg, overrides) in this package, imported late.
 
     The function returns what `json=true` prints. That of a command which `trains` returns the value
     that a search optimises instead, and its sweeps report at their end what became of each job.
@@ -26,78 +26,57 @@ SAMPLING = ("sampler", "guidance")
 MEASURING = (*SAMPLING, "metrics")
 COMMANDS = {
     "train": Command(
-        "train a model, or with -m a sweep of them",
-        "diffusion_lab.cli.training_job:train_model",
-        trains=True,
+        "train a model, or with -m a sweep of them", "cli.training_job:train_model", trains=True
     ),
-    "sample": Command(
-        "draw images from a trained run",
-        "diffusion_lab.analysis.sample:sample",
-        run_groups=SAMPLING,
-    ),
+    "sample": Command("draw images from a trained run", "analysis.sample:sample", SAMPLING),
     "evaluate": Command(
-        "FID and its companions of a trained run",
-        "diffusion_lab.analysis.evaluate:evaluate_run",
-        run_groups=MEASURING,
+        "FID and its companions of a trained run", "analysis.evaluate:evaluate_run", MEASURING
     ),
     "compare": Command(
         "runs side by side: table, plots, and a page with a verdict",
-        "diffusion_lab.analysis.comparison.comparing:compare_runs",
+        "analysis.comparison.comparing:compare_runs",
         takes_paths=True,
     ),
     "memorization": Command(
         "does a trained run copy its training images?",
-        "diffusion_lab.analysis.memorization:memorization",
-        run_groups=MEASURING,
+        "analysis.memorization:memorization",
+        MEASURING,
     ),
     "train-autoencoder": Command(
         "train a first stage, for diffusion in its latents",
-        "diffusion_lab.cli.training_job:train_first_stage",
+        "cli.training_job:train_first_stage",
         trains=True,
     ),
     "train-extractor": Command(
-        "train a classifier of the data, for metrics to use",
-        "diffusion_lab.training.classifier:train_extractor",
+        "train a classifier of the data, for metrics to use", "training.classifier:train_extractor"
     ),
     "sample-sweep": Command(
         "samplers, steps and guidance of a trained run against one another",
-        "diffusion_lab.analysis.sample_sweep:sweep",
-        run_groups=MEASURING,
+        "analysis.sample_sweep:sweep",
+        MEASURING,
         combines=True,
     ),
-    "likelihood": Command(
-        "bits a dimension of test images", "diffusion_lab.analysis.held_out_images:likelihood"
-    ),
-    "encode": Command(
-        "images to noise and back", "diffusion_lab.analysis.held_out_images:encode_images"
-    ),
+    "likelihood": Command("bits a dimension of test images", "analysis.held_out_images:likelihood"),
+    "encode": Command("images to noise and back", "analysis.held_out_images:encode_images"),
     "inpaint": Command(
-        "draw the missing part of images anew",
-        "diffusion_lab.analysis.held_out_images:inpaint",
-        run_groups=SAMPLING,
+        "draw the missing part of images anew", "analysis.held_out_images:inpaint", SAMPLING
     ),
-    "export": Command(
-        "a trained model as a folder to give away", "diffusion_lab.runs.export:export"
-    ),
+    "export": Command("a trained model as a folder to give away", "runs.export:export"),
     "doctor": Command(
         "what is wrong with a training run, before it is made",
-        "diffusion_lab.training.doctor.diagnosis:doctor",
+        "training.doctor.diagnosis:doctor",
         fails=lambda result: any(check["status"] == "error" for check in result["checks"]),
     ),
     "profile": Command(
         "parameters, MACs, memory and speed of a composition",
-        "diffusion_lab.profiling.profile:profile",
+        "profiling.profile:profile",
         combines=True,
     ),
     "match": Command(
-        "the size at which one backbone costs what another does",
-        "diffusion_lab.profiling.match:match",
+        "the size at which one backbone costs what another does", "profiling.match:match"
     ),
-    "sync": Command(
-        "upload offline W&B runs", "diffusion_lab.analysis.wandb_sync:sync", takes_paths=True
-    ),
+    "sync": Command("upload offline W&B runs", "analysis.wandb_sync:sync", takes_paths=True),
     "wandb-report": Command(
-        "a W&B workspace and a report that compare runs",
-        "diffusion_lab.analysis.wandb_report:wandb_report",
+        "a W&B workspace and a report that compare runs", "analysis.wandb_report:wandb_report"
     ),
 }

@@ -57,7 +57,7 @@ def application(name: str) -> Callable[[], object]:
 def call(command: Command, config: str, cfg: DictConfig) -> float | None:
     """Calls a command's function; prints its result, or returns what a search optimises."""
     # torch and lightning take seconds to import: not for --help or a typing error
-    function = pkgutil.resolve_name(command.function)
+    function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
     paths_as_text(cfg)
     overrides = list(HydraConfig.get().overrides.task)
     if command.trains:

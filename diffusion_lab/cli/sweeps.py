@@ -20,7 +20,7 @@ def sweep(name: str, arguments: list[str]) -> None:
     """Runs a sweep, whose jobs are accounted for at its end, or where it was stopped."""
     flags, overrides = apart(arguments)
     check_params(overrides)
-    folder = new_sweep()
+    folder = f"{OUTPUTS}/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
     if any(override.startswith("hparams_search=") for override in overrides):
         # for the file of the search
         names = [o.partition("=")[2] for o in overrides if o.startswith("study_name=")]
@@ -28,8 +28,9 @@ def sweep(name: str, arguments: list[str]) -> None:
     try:
         run(name, [*flags, *overrides, *sweep_overrides(folder, overrides)])
     except ValueError:
-        if not none_done(folder):  # or Optuna finds no best trial
-            raise
+        outcomes = read(folder)
+        if not outcomes or any(outcome["status"] != FAILED for outcome in outcomes):
+            raise  # where all have failed, Optuna finds no best trial
     finally:
         alone = [name, *(flag for flag in flags if flag not in MULTIRUN)]
         failed = tell(folder, alone)
@@ -45,11 +46,6 @@ def check_params(overrides: list[str]) -> None:
             f"{given[0]} is how the file of a study says what it varies, and there is no "
             "+study=...; write the values themselves, as in seed=0,1"
         )
-
-
-def new_sweep() -> str:
-    """A folder for what a sweep leaves besides its runs."""
-    return f"{OUTPUTS}/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
 
 
 def sweep_overrides(sweep: str, arguments: list[str]) -> list[str]:
@@ -75,12 +71,6 @@ def note(sweep: str, number: int, status: str, overrides: list[str], **more: str
     folder.mkdir(parents=True, exist_ok=True)
     outcome = {"status": status, "overrides": overrides} | more
     write_atomically(folder / f"{number}.json", json.dumps(outcome, indent=2) + "\n")
-
-
-def none_done(sweep: str) -> bool:
-    """Whether all jobs of a sweep have failed."""
-    outcomes = read(sweep)
-    return bool(outcomes) and all(outcome["status"] == FAILED for outcome in outcomes)
 
 
 def read(sweep: str) -> list[dict]:

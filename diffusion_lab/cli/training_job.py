@@ -5,6 +5,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -29,16 +30,6 @@ from diffusion_lab.training.train import Outcome, train
 
 STOPPED = 130  # the exit code of a command that Ctrl-C has ended
 EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # of runs that are not at their end
-
-
-def train_model(cfg: DictConfig, overrides: list[str]) -> float | None:
-    """Trains a diffusion model; returns its `optimized_metric`, if it has one."""
-    return run_job(cfg, overrides, "train", build_diffusion_task)
-
-
-def train_first_stage(cfg: DictConfig, overrides: list[str]) -> float | None:
-    """Trains an autoencoder; returns its `optimized_metric`, if it has one."""
-    return run_job(cfg, overrides, "train-autoencoder", build_autoencoder_task)
 
 
 def run_job(
@@ -143,3 +134,7 @@ def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
     for key, value in joined.items():
         OmegaConf.update(cfg, key, value)
     return [f"{key}={json.dumps(value)}" for key, value in joined.items()]
+
+
+train_model = partial(run_job, command="train", build=build_diffusion_task)
+train_first_stage = partial(run_job, command="train-autoencoder", build=build_autoencoder_task)

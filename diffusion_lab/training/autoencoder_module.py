@@ -52,7 +52,7 @@ class AutoencoderModule(TrainedModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """batch: images (b, C, H, W) uint8 and labels -> the loss, (), and what it is made of."""
-        self.seed_part(batch_idx)
+        self.seed_share(batch_idx)
         images = to_float(batch[0])
         weight, step = self.autoencoder.decoder.last_weight, self.trainer.global_step
         with self.kept_buffers():

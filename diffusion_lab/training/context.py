@@ -24,18 +24,18 @@ class RunContext:
     clock: Clock
     memory: PeakMemory
     rows: JSONLines
-    metrics: PreparedMetrics | None = None  # None: nothing is evaluated
+    prepared_metrics: PreparedMetrics | None = None  # None: nothing is evaluated
     pipeline: Pipeline | None = None  # None: the run trains no diffusion model
 
     results: dict[str, float] = field(default_factory=dict)  # of the latest evaluation
     latest_grid: Path | None = None
     summary: dict[str, object] = field(default_factory=dict)  # more entries of summary.json
 
-    def prepared_metrics(self) -> PreparedMetrics:
+    def measuring(self) -> PreparedMetrics:
         """The metrics, for a callback that evaluates."""
-        if self.metrics is None:
+        if self.prepared_metrics is None:
             raise UserError("this run has no metrics to evaluate with")
-        return self.metrics
+        return self.prepared_metrics
 
     def sampling(self) -> Pipeline:
         """The pipeline, for a callback that draws samples."""

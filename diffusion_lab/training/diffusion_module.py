@@ -77,7 +77,7 @@ class DiffusionModule(TrainedModule):
 
     def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
         """The mean loss, (), of b images, or of moments that were encoded before training."""
-        part, parts = self.seed_part(batch_idx)
+        share, shares = self.seed_share(batch_idx)
         if isinstance(batch, MomentBatch):
             moments, augmentation = batch.moments, None
         else:
@@ -88,7 +88,7 @@ class DiffusionModule(TrainedModule):
             self.denoiser,
             x0,
             Given(batch.labels, augmentation=augmentation),
-            share=BatchShare(part, parts, self.from_all_ranks),
+            share=BatchShare(share, shares, self.from_all_ranks),
         ).mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the bar alone
         return loss

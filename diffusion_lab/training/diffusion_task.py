@@ -86,13 +86,11 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     )
     module.check_optimizer()
     callbacks = build_callbacks(cfg)
-    conditional = bool(model.denoiser.conditioning.conditional)
-    metrics = build_metrics(cfg, callbacks, conditional, classes)
-    pipeline = build_pipeline(cfg, model, classes, load_weak(cfg.guidance.get("weak_run"), cfg))
+    conditional, weak = model.denoiser.conditioning.conditional, cfg.guidance.get("weak_run")
     return DiffusionTask(
         datamodule=datamodule,
         module=module,
         callbacks=callbacks,
-        metrics=metrics,
-        pipeline=pipeline,
+        metrics=build_metrics(cfg, callbacks, conditional, classes),
+        pipeline=build_pipeline(cfg, model, classes, load_weak(weak, cfg)),
     )

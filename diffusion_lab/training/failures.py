@@ -15,18 +15,8 @@ from diffusion_lab.runs import checkpoints
 
 SECONDS_TO_BE_ENDED_IN = 10
 # why a file cannot be read or written that is no defect of the program
-DISK_TROUBLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ESTALE,
-}
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+NO_SUCH_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError)
 
 
 def resume_command(command: str, folder: Path) -> str:
@@ -50,7 +40,7 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
     except (ConnectionError, EOFError) as error:  # also how the end of a loading process shows
         reason = f"a process that loads data died: {str(error) or type(error).__name__}"
     except OSError as error:
-        if error.errno not in DISK_TROUBLE:
+        if error.errno not in DISK_TROUBLE and not isinstance(error, NO_SUCH_PLACE):
             raise
         reason = f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
     except RuntimeError as error:

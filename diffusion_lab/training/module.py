@@ -68,17 +68,17 @@ class TrainedModule(lightning.LightningModule, ABC):
                 done = trainer.strategy.broadcast(done)
         return min(1.0, done)
 
-    def seed_part(self, batch_idx: int) -> tuple[int, int]:
-        """Seeds what a micro-batch draws; returns its place among the parts of its step.
+    def seed_share(self, batch_idx: int) -> tuple[int, int]:
+        """Seeds what a micro-batch draws; returns which share of its step it is, of how many.
 
         A step's randomness (augmentation, levels, noise, dropout) is a function of the seed and of
         the micro-batch's place in the run, so a resumed run draws what an unbroken one does.
         """
         trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
-        parts = accumulate * trainer.world_size
-        part = batch_idx % accumulate * trainer.world_size + trainer.global_rank
-        torch.manual_seed(mix_seed(self.seed, TRAINING, trainer.global_step * parts + part))
-        return part, parts
+        shares = accumulate * trainer.world_size
+        share = batch_idx % accumulate * trainer.world_size + trainer.global_rank
+        torch.manual_seed(mix_seed(self.seed, TRAINING, trainer.global_step * shares + share))
+        return share, shares
 
     def report_held_out(self, figures: dict[str, Tensor | float], shown: str) -> None:
         """Keeps and logs what validation measured; `shown` is the one for the progress bar."""

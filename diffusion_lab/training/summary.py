@@ -21,7 +21,7 @@ def summarise(
 ) -> dict[str, object]:
     """The entries of summary.json: what is worth knowing of a run at a glance."""
     context = task.module.context
-    clock, metrics = context.clock, context.metrics if context.results else None
+    clock, prepared = context.clock, context.prepared_metrics if context.results else None
     summary = {
         "name": cfg.name,
         "finished": finished,
@@ -36,8 +36,8 @@ def summarise(
         "ranks": trainer.world_size,
         "training_images": len(task.datamodule.train_images()),
         "metrics": metrics_of(task),
-        "protocol": metrics.protocol if metrics else None,
-        "extra_quantities": metrics.metrics.extra_facts if metrics else [],
+        "protocol": prepared.protocol if prepared else None,
+        "extra_quantities": prepared.metrics.extra_facts if prepared else [],
         "macs": task.macs(cfg) if finished else None,
         "peak_memory_bytes": peak_memory,
         **environment_of(device),
@@ -55,11 +55,8 @@ def say_result(task: Task) -> None:
     """Says what a person has waited for."""
     context = task.module.context
     if context.results:
-        results, extra = (
-            task.with_ceiling(context.results),
-            context.prepared_metrics().metrics.extra_quantities,
-        )
-        for line in report(results, task.datamodule.class_names, extra):
+        results, measured = task.with_ceiling(context.results), context.measuring().metrics
+        for line in report(results, task.datamodule.class_names, measured.extra_quantities):
             say(line)
     if context.latest_grid:
         say(f"Samples: {context.latest_grid}")

@@ -200,5 +200,5 @@ def test_another_broken_pipe_is_not_taken_for_standard_output(lab, monkeypatch):
 
 def test_every_command_has_a_function_and_a_configuration():
     for name, command in COMMANDS.items():
-        assert callable(pkgutil.resolve_name(command.function))
+        assert callable(pkgutil.resolve_name(f"diffusion_lab.{command.function}"))
         assert (conf_dir() / f"{name.replace('-', '_')}.yaml").is_file()

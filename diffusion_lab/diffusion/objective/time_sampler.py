@@ -17,13 +17,13 @@ Gather = Callable[[Tensor], Tensor]  # one process's values (n,) -> those of all
 
 @dataclass(frozen=True)
 class BatchShare:
-    """The share of a batch that a call draws: number `part` of `parts` of equal size.
+    """The share of a batch that a call draws: number `index` of `count` of equal size.
 
     `gather` brings the losses of the other processes.
     """
 
-    part: int = 0
-    parts: int = 1
+    index: int = 0
+    count: int = 1
     gather: Gather | None = None
 
 
@@ -72,7 +72,7 @@ class TimeSampler(nn.Module, ABC):
         if self.stratified:
             # random order: the images of a batch may come in a fixed one
             order = torch.randperm(n, generator=generator, device=device)
-            u = (order + (share.part + u) / share.parts) / n
+            u = (order + (share.index + u) / share.count) / n
         t = self.quantile(u, schedule)
         # of t as drawn, whose density it undoes exactly: the weighted mean is then that of uniform
         # draws, rounded, also where the density changes between two points of the table

@@ -48,7 +48,7 @@ class SampleEvaluation(Evaluation):
 
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
         run, data = module_of(trainer).context, data_of(trainer)
-        return evaluate(run.sampling(), run.prepared_metrics(), data, self.batch_size, self.seed)
+        return evaluate(run.sampling(), run.measuring(), data, self.batch_size, self.seed)
 
 
 class ReconstructionEvaluation(Evaluation):
@@ -61,9 +61,9 @@ class ReconstructionEvaluation(Evaluation):
 
     @torch.inference_mode()
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
-        data, metrics = data_of(trainer), module_of(trainer).context.prepared_metrics()
+        data, prepared = data_of(trainer), module_of(trainer).context.measuring()
         autoencoder = cast(Autoencoder, trainer.lightning_module.autoencoder)
-        chosen, observe = metrics.metrics.test_ids(data), metrics.metrics.observer
+        chosen, observe = prepared.metrics.test_ids(data), prepared.metrics.observer
         ids = shard(len(chosen), *rank_and_world())
         batches = data.padded(data.test_images()[chosen[ids]]).split(self.batch_size)
         observed = []
@@ -72,7 +72,7 @@ class ReconstructionEvaluation(Evaluation):
                 back = reconstruct(autoencoder, images)
                 observed.append(observe(data.to_native(back)))
                 advance()
-        results = metrics.compute(observe.gather(observed, ids), data.test_labels()[chosen])
+        results = prepared.compute(observe.gather(observed, ids), data.test_labels()[chosen])
         return {f"r{name}": value for name, value in results.items() if name.startswith(KEPT)}
 
 

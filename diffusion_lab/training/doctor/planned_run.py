@@ -126,6 +126,8 @@ class PlannedRun:
     @cached_property
     def free_bytes(self) -> int | None:
         """The device's free memory, before a model is there; None where no one tells."""
+        with suppress(Missing):
+            _ = self.metrics  # whose networks take memory of a run, too
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
         return decoding.free_memory()
