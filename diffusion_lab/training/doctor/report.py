@@ -44,7 +44,7 @@ def lines_of(facts: Facts) -> list[str]:
         lines.append(
             f"Model: {amount(facts['parameters'])} parameters, {amount(facts['macs'])} MACs a call"
         )
-    if "steps" in facts:
+    if "epochs" in facts:
         limited = facts["steps"] < facts["max_steps"]
         limit = f" of {facts['max_steps']:,}, as trainer.max_time ends it," if limited else ","
         passes = facts["epochs"]
