@@ -5,6 +5,7 @@ with, mean an image as it is. B batch, C channels, H height, W width in pixels.
 """
 
 import math
+from dataclasses import astuple, dataclass
 from functools import partial
 
 import torch
@@ -18,6 +19,16 @@ from diffusion_lab.common.ranges import at_least, between, flag, ranges
 VALUES = (1, 1, 1, 2, 2, 2)
 
 
+@ranges(
+    probability=between(0, 1),
+    flip_x=flag(),
+    flip_y=flag(),
+    scale=at_least(0),
+    rotation=between(0, 180),
+    anisotropy=at_least(0),
+    translation=at_least(0),
+)
+@dataclass(frozen=True)
 class NonLeaky:
     """EDM's: flips, then an affine map: scaled, then turned, then stretched, then shifted.
 
@@ -35,32 +46,13 @@ class NonLeaky:
 
     values = sum(VALUES)  # of a label
 
-    @ranges(
-        probability=between(0, 1),
-        flip_x=flag(),
-        flip_y=flag(),
-        scale=at_least(0),
-        rotation=between(0, 180),
-        anisotropy=at_least(0),
-        translation=at_least(0),
-    )
-    def __init__(
-        self,
-        probability: float,
-        flip_x: bool,
-        flip_y: bool,
-        scale: float,
-        rotation: float,
-        anisotropy: float,
-        translation: float,
-    ):
-        self.probability = probability
-        self.flip_x = flip_x
-        self.scale = scale
-        self.rotation = rotation
-        self.anisotropy = anisotropy
-        self.translation = translation
-        self.strengths = (flip_x, flip_y, scale, rotation, anisotropy, translation)
+    probability: float
+    flip_x: bool
+    flip_y: bool
+    scale: float
+    rotation: float
+    anisotropy: float
+    translation: float
 
     def __call__(
         self, images: Tensor, generator: torch.Generator | None = None
@@ -80,7 +72,8 @@ class NonLeaky:
         rand = partial(torch.rand, generator=generator, dtype=torch.float32)
         p = self.probability
         done = rand((count, len(VALUES))) < torch.tensor([1.0, p, p, p, p, p])
-        done &= torch.tensor([bool(strength) for strength in self.strengths])
+        _, *strengths = astuple(self)
+        done &= torch.tensor(strengths).bool()
         mirrored, turned = (rand((2, count)) < 0.5).to(torch.float32)
         angle, axis = math.pi * (2 * rand((2, count)) - 1)
         angle = angle * self.rotation / 180

@@ -43,6 +43,7 @@ class EncodedImages:
     mirrored: Tensor | None = None
 
 
+@dataclass(eq=False)
 class TensorLoader:
     """An endless stream of shuffled batches on `device`, each a `batch_type` (ImageBatch, ...).
 
@@ -52,31 +53,20 @@ class TensorLoader:
     `images` are: on `device` or on the CPU.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        seed: int,
-        flip: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        samples_seen: Callable[[], int] = lambda: 0,
-        device: torch.device | str = "cpu",
-        mirrored: Tensor | None = None,
-        batch_type: type[ImageBatch] | type[MomentBatch] = ImageBatch,
-    ):
-        self.images = images
-        self.mirrored = mirrored
-        self.labels = labels.to(images.device)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.flip = flip
-        self.rank = rank
-        self.world = world
-        self.samples_seen = samples_seen
-        self.device = torch.device(device)
-        self.batch_type = batch_type
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    seed: int
+    flip: bool = False
+    rank: int = 0
+    world: int = 1
+    samples_seen: Callable[[], int] = lambda: 0
+    device: torch.device | str = "cpu"
+    mirrored: Tensor | None = None
+    batch_type: type[ImageBatch] | type[MomentBatch] = ImageBatch
+
+    def __post_init__(self) -> None:
+        self.labels = self.labels.to(self.images.device)
         self._epoch, self._order = -1, torch.empty(0)  # the last permutation used
 
     def __iter__(self) -> Iterator[ImageBatch | MomentBatch]:

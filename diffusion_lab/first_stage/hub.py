@@ -1,6 +1,5 @@
 """First stages that others trained: the autoencoders of `diffusers`."""
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common import hashing
+from diffusion_lab.common import extras, hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.progress import say
 from diffusion_lab.common.randomness import random_places
@@ -125,12 +124,7 @@ class HubVAE(Latents):
 
 def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
     """The autoencoder called `path`, and its config.json; raises ValueError, with what to do."""
-    try:
-        diffusers = importlib.import_module("diffusers")
-    except ImportError as error:
-        raise ValueError(
-            "this first stage needs diffusers; run `pip install 'diffusion-lab[diffusers]'`"
-        ) from error
+    diffusers = extras.package("diffusers", "diffusers", "this first stage")
     try:
         settings = diffusers.AutoencoderKL.load_config(path)
         name = settings["_class_name"]

@@ -4,7 +4,6 @@ An image goes to its moments, which say what its latents may be; moments are wha
 each step of training draws its latents anew.
 """
 
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ BATCH = 256  # images that are encoded at once for the cache
 class Latents(FirstStage):
     """A frozen network between images and latents, moved to where its input is.
 
+    The network has the methods of an `Autoencoder`, or a subclass says what is called instead.
     `sha256` is of its weights; `shift` and `scale`, tensors (c, 1, 1) or numbers, make latents z
     to (z - shift) / scale.
     """
@@ -49,21 +49,21 @@ class Latents(FirstStage):
         self.cache = cache
         self.cache_dir = Path(cache_dir)
 
-    @abstractmethod
     def encoder(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) in [-1, 1] -> moments (B, ., h, w) float32."""
+        return self.network.moments(images)
 
-    @abstractmethod
     def decoder(self, latents: Tensor) -> Tensor:
         """latents z (B, c, h, w) -> images (B, C, H, W) in [-1, 1]."""
+        return self.network.decode(latents)
 
-    @abstractmethod
     def mean(self, moments: Tensor) -> Tensor:
         """The latents z that stand for an image."""
+        return self.network.mean(moments)
 
-    @abstractmethod
     def sample(self, moments: Tensor) -> Tensor:
         """Latents z of an image, drawn from torch's generator."""
+        return self.network.sample(moments)
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:

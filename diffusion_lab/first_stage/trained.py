@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
@@ -54,18 +53,6 @@ class TrainedAutoencoder(Latents):
                 f"{self.path} has a channel that is the same for all images; train it longer, or "
                 "with fewer latent channels"
             )
-
-    def encoder(self, images: Tensor) -> Tensor:
-        return self.network.moments(images)
-
-    def decoder(self, latents: Tensor) -> Tensor:
-        return self.network.decode(latents)
-
-    def mean(self, moments: Tensor) -> Tensor:
-        return self.network.mean(moments)
-
-    def sample(self, moments: Tensor) -> Tensor:
-        return self.network.sample(moments)
 
     def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
         if data.images_fingerprint != self.trained.data:

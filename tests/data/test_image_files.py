@@ -78,7 +78,7 @@ class TestFolder:
         folder(tmp_path / "x", {"cat/0.png": 0, "cat/1.png": 1, ".kept/4.png": 4})
         (tmp_path / "x/dog").symlink_to(tmp_path / "elsewhere/animals")
         (tmp_path / "x/eel").symlink_to(tmp_path / "x/.kept")  # what is hidden has been passed by
-        data = data_of(ImageFolder, str(tmp_path / "x"), str(tmp_path / "x"))
+        data = data_of(ImageFolder, str(tmp_path / "x"), test_path=str(tmp_path / "x"))
         assert data.class_names == ("cat", "dog", "eel")
         assert values(data.train_images()) == [0, 1, 2, 3, 4]
 
@@ -88,7 +88,7 @@ class TestFolder:
         (tmp_path / "x/cat/again").symlink_to(target)
         (tmp_path / "x/a_link").symlink_to("cat")  # before cat, which yet keeps its name
         (tmp_path / "x/z_link").symlink_to(tmp_path / "x/dog")
-        data = data_of(ImageFolder, str(tmp_path / "x"), str(tmp_path / "x"))
+        data = data_of(ImageFolder, str(tmp_path / "x"), test_path=str(tmp_path / "x"))
         assert data.class_names == ("cat", "dog")
         assert values(data.train_images()) == [0, 1, 2, 3]
         err = capfd.readouterr().err
@@ -99,7 +99,7 @@ class TestFolder:
         folder(tmp_path, {"x/a/0.png": 0, "y/1.png": 1})
         (tmp_path / "x/a/over").symlink_to(tmp_path / "y")
         (tmp_path / "y/back").symlink_to(tmp_path / "x")
-        data = data_of(ImageFolder, str(tmp_path / "x"), str(tmp_path / "x"), classes=[])
+        data = data_of(ImageFolder, str(tmp_path / "x"), test_path=str(tmp_path / "x"), classes=[])
         assert values(data.train_images()) == [0, 1]
 
     def test_folders_mean_nothing_where_there_are_to_be_no_classes(self, tmp_path):
@@ -183,7 +183,7 @@ class TestFacts:
 
     def test_a_package_that_is_missing_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(DataError, match=r"pip install 'diffusion-lab\[huggingface\]'"):
+        with pytest.raises(ValueError, match=r"pip install 'diffusion-lab\[huggingface\]'"):
             data_of(HuggingFace, "some/data").prepare_data()
         settings = {"image_size": 4, "channels": 1, "classes": ["a"]}
         assert data_of(HuggingFace, "some/data", **settings).image_shape == (1, 4, 4)
@@ -225,8 +225,8 @@ class TestBadImages:
         (tmp_path / "train/dog/9.png").symlink_to("9.png")  # to itself
         reasons = r"cat/8\.png \(a link to gone\.png, which is not there\), dog/9\.png \(a link"
         with pytest.raises(DataError, match=f"2 of 6 images of .*: {reasons}"):
-            data_of(ImageFolder, root, test).setup("fit")
-        data = data_of(ImageFolder, root, test, on_bad="skip")
+            data_of(ImageFolder, root, test_path=test).setup("fit")
+        data = data_of(ImageFolder, root, test_path=test, on_bad="skip")
         assert values(data.train_images()) == [0, 1, 2, 3]
         assert "Skipped 2 of 6 images" in capfd.readouterr().err
 
@@ -340,7 +340,7 @@ class TestZip:
         path = tmp_path / "bare.zip"
         with zipfile.ZipFile(archive(path, ZIPPED), "a") as file:
             file.writestr("dataset.json", "{}")
-        assert data_of(ImageZip, str(path), str(path)).num_classes == 0
+        assert data_of(ImageZip, str(path), test_path=str(path)).num_classes == 0
 
     def test_without_it_a_class_is_a_folder(self, tmp_path):
         data = self.module(tmp_path)
@@ -362,7 +362,7 @@ class TestZip:
         path = archive(tmp_path / "x.zip", TWO)
         with zipfile.ZipFile(path, "a") as file:
             file.writestr("cat/1.png", png(7))
-        assert values(data_of(ImageZip, path, path).train_images()) == [0, 7, 2, 3]
+        assert values(data_of(ImageZip, path, test_path=path).train_images()) == [0, 7, 2, 3]
 
     def test_threads_read_one_zip(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
@@ -376,7 +376,9 @@ class TestZip:
         content = bytearray(archive_bytes(tmp_path, {"a.png": 1, "b.png": 2, "c.png": 3}))
         content[content.index(b"IDAT") + 6] ^= 255
         (tmp_path / "x.zip").write_bytes(content)
-        data = data_of(ImageZip, str(tmp_path / "x.zip"), archive(tmp_path / "t.zip", numbered(3)))
+        data = data_of(
+            ImageZip, str(tmp_path / "x.zip"), test_path=archive(tmp_path / "t.zip", numbered(3))
+        )
         with pytest.raises(DataError, match=r"1 of 3 images .*: a\.png \(damaged: Bad CRC-32"):
             data.setup("fit")
 

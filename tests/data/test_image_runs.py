@@ -204,7 +204,7 @@ def test_the_shared_cifar10_is_decoded_to_its_known_pixels(tmp_path):
     names = yaml.safe_load((ROOT / "conf/data/cifar10_zip.yaml").read_text())["source"]["classes"]
     data = ImageZip(str(path), classes=names)
     assert data.native_shape == (3, 32, 32)
-    files = data.find(True, data.class_names)
+    files = data.find(str(path), data.class_names)
     assert torch.tensor(files.labels).bincount().tolist() == [1000] * 10
     images, bad = decode(files, data.native_shape, "refuse")
     assert not bad

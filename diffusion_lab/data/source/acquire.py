@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
@@ -15,15 +16,8 @@ from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
 from diffusion_lab.common.progress import say
-from diffusion_lab.data.source.verified_files import (
-    DataError,
-    SourceUnavailable,
-    as_data_error,
-    check,
-    install,
-    missing,
-    workspace,
-)
+from diffusion_lab.data.source import verified_files
+from diffusion_lab.data.source.verified_files import DataError, SourceUnavailable, missing
 
 # sha256 of the uncompressed files; compressed ones differ from one distributor to the next
 FASHION_MNIST = {
@@ -45,10 +39,10 @@ def fashion_mnist(root: Path) -> Path:
     torchvision's mirror or Debian's package, in this order. Raises DataError.
     """
     raw = root / "FashionMNIST" / "raw"
-    with as_data_error(root):
+    with verified_files.as_data_error(root):
         if not missing(raw, FASHION_MNIST):
             return raw
-        with workspace(raw) as scratch:
+        with verified_files.workspace(raw) as scratch:
             say(f"FashionMNIST: looking in {root}")
             for folder in (raw, raw.parent, root, root / "fashion-mnist"):
                 _take_fashion_mnist(folder, raw, scratch)
@@ -86,15 +80,15 @@ def cifar10(root: Path) -> Path:
     files = dict([*source.train_list, *source.test_list])
     files[source.meta["filename"]] = source.meta["md5"]
     folder = root / source.base_folder
-    with as_data_error(root):
+    with verified_files.as_data_error(root):
         if not missing(folder, files):
             return folder
-        with workspace(folder) as scratch:
+        with verified_files.workspace(folder) as scratch:
             if not (lacking := missing(folder, files)):  # another process has just been here
                 return folder
             archive = root / source.filename
             if archive.is_file():
-                check(archive, source.tgz_md5)
+                verified_files.check(archive, source.tgz_md5)
             else:
                 say(f"CIFAR-10: downloading {source.url}")
                 try:
@@ -113,7 +107,7 @@ def cifar10(root: Path) -> Path:
                     if parent == source.base_folder and name in lacking:
                         stream = tar.extractfile(member)
                         assert stream is not None, f"{name} is a file"
-                        install(stream, archive, folder / name, files[name], scratch)
+                        verified_files.install(stream, archive, folder / name, files[name], scratch)
     return folder
 
 
@@ -123,7 +117,9 @@ def _take_fashion_mnist(source: Path, raw: Path, scratch: Path) -> None:
         for path in (source / name, source / f"{name}.gz"):
             if path.is_file():
                 with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-                    install(cast(IO[bytes], stream), path, raw / name, FASHION_MNIST[name], scratch)
+                    verified_files.install(
+                        cast(IO[bytes], stream), path, raw / name, FASHION_MNIST[name], scratch
+                    )
                 break
 
 
@@ -148,34 +144,30 @@ def _from_mirror(scratch: Path) -> Path:
 
 def _from_debian(scratch: Path) -> Path:
     """Fetches and unpacks the package, which needs no administrator."""
+    run = partial(
+        subprocess.run,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LC_ALL": "C"},
+        cwd=scratch,
+        timeout=APT_SECONDS,
+    )
     options = (f"-oAcquire::http::Timeout={SILENCE_SECONDS}", "-oAcquire::Retries=1")
-    _call("apt-get", *options, "download", DEBIAN_PACKAGE, at=scratch)
-    for package in scratch.glob("*.deb"):
-        _call("dpkg", "-x", package.name, ".", at=scratch)
-    return scratch / DEBIAN_FOLDER.relative_to("/")
-
-
-def _call(*command: str, at: Path) -> None:
-    environment = os.environ | {"LC_ALL": "C"}
     try:
-        subprocess.run(
-            command,
-            check=True,
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=at,
-            timeout=APT_SECONDS,
-        )
+        run(["apt-get", *options, "download", DEBIAN_PACKAGE])
+        for package in scratch.glob("*.deb"):
+            run(["dpkg", "-x", package.name, "."])
     except FileNotFoundError as error:
-        raise SourceUnavailable(f"there is no {command[0]} here") from error
+        raise SourceUnavailable(f"there is no {error.filename} here") from error
     except subprocess.TimeoutExpired as error:
-        raise SourceUnavailable(f"{command[0]} took more than {APT_SECONDS} s") from error
+        raise SourceUnavailable(f"{error.cmd[0]} took more than {APT_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
         reason = _last_line(error.stderr)
         if "Unable to locate" in reason:
             reason += ", which `apt-get update`, run as root, may mend"
         raise SourceUnavailable(reason) from error
+    return scratch / DEBIAN_FOLDER.relative_to("/")
 
 
 def _last_line(text: str) -> str:

@@ -1,11 +1,12 @@
 """Image data sets of the Hugging Face hub, or in its formats on disk, by the package datasets."""
 
 import io
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from diffusion_lab.common import extras
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.listing import ImageFiles, by_number, some
 from diffusion_lab.data.source.verified_files import DataError
@@ -13,6 +14,7 @@ from diffusion_lab.data.source.verified_files import DataError
 SAVED = ("dataset_dict.json", "state.json")  # one of them is in what save_to_disk wrote
 
 
+@dataclass(eq=False)
 class HuggingFace(FileSource):
     """Images of a column of a data set, whose names are `<split>/<place>`.
 
@@ -20,31 +22,18 @@ class HuggingFace(FileSource):
     class labels, texts or whole numbers; none are read where `label_column` is None.
     """
 
-    def __init__(
-        self,
-        path: str,
-        config: str | None = None,
-        split: str = "train",
-        test_split: str | None = None,
-        image_column: str = "image",
-        label_column: str | None = "label",
-        test_share: float = 0.1,
-        image_size: int | Sequence[int] | None = None,
-        channels: int | None = None,
-        classes: Sequence[str] | None = None,
-        resize: str = "crop",
-        on_bad: str = "refuse",
-    ):
-        self.config = config
-        self.split, self.test_split = split, test_split
-        self.image_column, self.label_column = image_column, label_column
-        super().__init__(path, None, test_share, image_size, channels, classes, resize, on_bad)
+    config: str | None = None
+    split: str = "train"
+    test_split: str | None = None
+    image_column: str = "image"
+    label_column: str | None = "label"
 
-    def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
+    @property
+    def splits(self) -> tuple[str, str | None]:
+        return self.split, self.test_split
+
+    def find(self, split: str, classes: tuple[str, ...] | None) -> ImageFiles:
         """The rows of a split, in order."""
-        split = self.split if train else self.test_split
-        if split is None:
-            return None
         if split not in self._splits_found:
             raise DataError(
                 f"{self.path} has no split {split}; set split and test_split to some of "
@@ -60,7 +49,7 @@ class HuggingFace(FileSource):
         labels, classes = self._labels(rows, classes)
         images = rows.select_columns(self.image_column)
         try:
-            images = images.cast_column(self.image_column, _datasets().Image(decode=False))
+            images = images.cast_column(self.image_column, self._package.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise DataError(
                 f"the column {self.image_column} of {self.path} holds no images; set "
@@ -98,7 +87,7 @@ class HuggingFace(FileSource):
     @cached_property
     def _splits_found(self) -> dict:
         """Every split of the data set by name; raises DataError for what cannot be loaded."""
-        datasets, path = _datasets(), Path(self.path)
+        datasets, path = self._package, Path(self.path)
         try:
             if any((path / name).is_file() for name in SAVED):
                 found = datasets.load_from_disk(self.path)
@@ -114,14 +103,6 @@ class HuggingFace(FileSource):
             ) from error
         return {self.split: found} if isinstance(found, datasets.Dataset) else dict(found)
 
-
-def _datasets():
-    """The package datasets, which is imported here alone; DataError if it is not installed."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            "the package datasets, which reads them, is not installed; run "
-            "`pip install 'diffusion-lab[huggingface]'`"
-        ) from error
-    return datasets
+    @cached_property
+    def _package(self) -> Any:
+        return extras.package("datasets", "huggingface", "a data set of Hugging Face")

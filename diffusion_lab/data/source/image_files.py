@@ -2,26 +2,18 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from diffusion_lab.common.progress import say
-from diffusion_lab.common.ranges import Range, inside, one_of, ranges, whole, whole_list
+from diffusion_lab.common.ranges import Range, inside, one_of, optional, whole, whole_list
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode, infer
 from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
-
-
-def _is_size(value: Any) -> bool:
-    """Whether it is None, a number of pixels, or a height and a width."""
-    return (
-        value is None
-        or whole(1).allows(value)
-        or (whole_list(1, shortest=2).allows(value) and len(value) == 2)
-    )
 
 
 def _are_names(value: Any) -> bool:
@@ -33,6 +25,24 @@ def _are_names(value: Any) -> bool:
     return named and len(set(map(str, value))) == len(value)
 
 
+RANGES = {
+    "test_share": inside(0, 1).as_in(0.1),
+    "image_size": Range(
+        "a number of pixels, [height,width] or null",
+        lambda value: (
+            optional(whole(1)).allows(value)
+            or (whole_list(1, shortest=2).allows(value) and len(value) == 2)
+        ),
+        64,
+    ),
+    "channels": Range("1, 3 or null", lambda v: v is None or (type(v) is int and v in (1, 3))),
+    "classes": Range("a list of different names, or null", _are_names, ["cat", "dog"]),
+    "resize": one_of(*RESIZE),
+    "on_bad": one_of("refuse", "skip"),
+}
+
+
+@dataclass(eq=False)
 class FileSource(DataSource):
     """Images that are decoded into memory once; size, channels and classes may be inferred.
 
@@ -41,41 +51,31 @@ class FileSource(DataSource):
     the images is held out. There are no labels where `classes` is empty.
     """
 
+    path: str
+    test_share: float = 0.1
+    image_size: int | Sequence[int] | None = None
+    channels: int | None = None
+    classes: Sequence[str] | None = None
+    resize: str = "crop"
+    on_bad: str = "refuse"
+
     sizes_vary = True
 
-    @ranges(
-        test_share=inside(0, 1).as_in(0.1),
-        image_size=Range("a number of pixels, [height,width] or null", _is_size, 64),
-        channels=Range(
-            "1, 3 or null", lambda value: value is None or (type(value) is int and value in (1, 3))
-        ),
-        classes=Range("a list of different names, or null", _are_names, ["cat", "dog"]),
-        resize=one_of(*RESIZE),
-        on_bad=one_of("refuse", "skip"),
-    )
-    def __init__(
-        self,
-        path: str,
-        test_path: str | None = None,
-        test_share: float = 0.1,
-        image_size: int | Sequence[int] | None = None,
-        channels: int | None = None,
-        classes: Sequence[str] | None = None,
-        resize: str = "crop",
-        on_bad: str = "refuse",
-    ):
-        self.path, self.test_path = path, test_path
-        self.test_share = test_share
-        square = [image_size] * 2 if isinstance(image_size, int) else image_size
-        self.image_size = None if square is None else (square[0], square[1])
-        self.channels = channels
-        self.classes = None if classes is None else tuple(map(str, classes))
-        self.resize = "refuse" if image_size is None else resize
-        self.on_bad = on_bad
+    def __post_init__(self) -> None:
+        for argument, allowed in RANGES.items():
+            allowed.check(argument, getattr(self, argument))
+        if self.image_size is None:
+            self.resize = "refuse"
+        self._classes = None if self.classes is None else tuple(map(str, self.classes))
+
+    @property
+    @abstractmethod
+    def splits(self) -> tuple[str, str | None]:
+        """Where `find` finds the training and the test split; None where there is no test split."""
 
     @abstractmethod
-    def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
-        """The files of a split, None if there is no test split; raises DataError.
+    def find(self, split: str, classes: tuple[str, ...] | None) -> ImageFiles:
+        """The files of a split; raises DataError.
 
         `classes` are those that the labels count; None leaves them to be found.
         """
@@ -85,15 +85,15 @@ class FileSource(DataSource):
         """(C, H, W), by headers if it is not configured."""
         size, channels = self.image_size, self.channels
         if size is None or channels is None:
-            found_size, found_channels = infer(self._files[0])
-            size = found_size if size is None else size
-            channels = found_channels if channels is None else channels
-        return (channels, *size)
+            found = infer(self._files[0])
+            size, channels = size or found[0], channels or found[1]
+        height, width = (size, size) if isinstance(size, int) else size
+        return channels, height, width
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Of the training split; none at all for images without labels."""
-        return self._files[0].classes if self.classes is None else self.classes
+        return self._files[0].classes if self._classes is None else self._classes
 
     def facts(self) -> dict[str, object]:
         """What was inferred, and that no image is resized if the size was."""
@@ -117,13 +117,13 @@ class FileSource(DataSource):
 
     @cached_property
     def _files(self) -> tuple[ImageFiles, ImageFiles]:
-        train = self.find(True, self.classes)
-        assert train is not None, "there is a training split always"
-        test = self.find(False, train.classes)
-        remedy = "add images"
-        if test is None:
+        first, second = self.splits
+        train, remedy = self.find(first, self._classes), "add images"
+        if second is None:
             train, test = train.divided(self.test_share)
             remedy += f", or change test_share={self.test_share}"
+        else:
+            test = self.find(second, train.classes)
         for files, split in ((train, "training"), (test, "testing")):
             _check_count(len(files), f"of {files.where} for {split}", remedy)
         # the first test images, which much is measured on, are then of every class

@@ -1,38 +1,41 @@
 """A folder of images: one folder a class inside of it, or the images themselves."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from diffusion_lab.common.progress import say
+from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import BadImage
 from diffusion_lab.data.source.image_files import FileSource
-from diffusion_lab.data.source.listing import (
-    EXTENSIONS,
-    ImageFiles,
-    by_folder,
-    existing,
-    hidden,
-    images_among,
-)
+from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 
 
-class ImageFolder(FileSource):
+@dataclass(eq=False)
+class FilesAtPaths(FileSource):
+    """Images whose test split, if there is one, is at a path of its own."""
+
+    test_path: str | None = None
+
+    @property
+    def splits(self) -> tuple[str, str | None]:
+        return self.path, self.test_path
+
+
+class ImageFolder(FilesAtPaths):
     """Image files; a class is a folder, its label the place of its name among the sorted ones.
 
     Images that lie in no folder have no labels. Hidden files do not count. Links are followed, but
     to no folder twice.
     """
 
-    def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
+    def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
         """The images sorted by name."""
-        path = self.path if train else self.test_path
-        if path is None:
-            return None
-        root = existing(path, "folder", "ImageZip")
-        names = images_among(files_under(root), path)
-        classes, labels = by_folder(names, classes, path)
+        root = listing.existing(path, "folder", "ImageZip")
+        names = listing.images_among(files_under(root), path)
+        classes, labels = listing.by_folder(names, classes, path)
         return ImageFiles(path, names, classes, labels, lambda name: opened(root / name))
 
 
@@ -49,49 +52,33 @@ def files_under(root: Path) -> list[str]:
     Raises DataError for a folder that cannot be read, and for a link that may be one to a folder.
     """
     read: set[tuple[int, int]] = set()  # which folders, by device and inode
-    # links wait, so that a folder inside of root is known by its own name
-    found: dict[str, list[str]] = {"files": [], "folders": [], "links": [""]}
-    while found["links"]:
-        found["folders"].append(found["links"].pop(0))
-        linked = bool(read)  # in root itself some file systems tell folders apart by name alone
-        while found["folders"]:
-            folder = found["folders"].pop()
-            identity, entries = _contents(root / folder)
-            if linked and identity in read:
-                say(f"Skipped {root / folder}: it links to a folder that is read already")
+    found: list[Path] = []
+    starts = [root]
+    for start in starts:  # links wait, so that a folder inside of root is known by its own name
+        for at, folders, files in os.walk(start, onerror=_refuse):
+            facts, folder = os.stat(at), Path(at)
+            identity = (facts.st_dev, facts.st_ino)
+            # in root itself some file systems tell folders apart by name alone
+            if start != root and identity in read:
+                say(f"Skipped {folder}: it links to a folder that is read already")
+                folders.clear()
                 continue
             read.add(identity)
-            for entry in entries:
-                found[_kind(entry)].append(f"{folder}/{entry.name}" if folder else entry.name)
-    return found["files"]
-
-
-def _contents(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry]]:
-    """The identity of a folder, and what is in it but hidden things, by name; raises DataError."""
-    try:
-        facts = os.stat(folder)
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename} cannot be read ({error.strerror}); change that"
-        ) from error
-    return (facts.st_dev, facts.st_ino), [entry for entry in entries if not hidden(entry.name)]
-
-
-def _kind(entry: os.DirEntry) -> str:
-    """Whether an entry counts among files, folders or links to folders; raises DataError."""
-    if entry.is_dir(follow_symlinks=False):
-        return "folders"
-    if entry.is_symlink() and os.path.isdir(entry.path):
-        return "links"
-    if leads_nowhere(entry.path) and not entry.name.lower().endswith(EXTENSIONS):
+            inside = [folder / name for name in sorted(folders) if not listing.hidden(name)]
+            starts += [each for each in inside if each.is_symlink()]
+            folders[:] = [each.name for each in inside if not each.is_symlink()]
+            found += [folder / name for name in files if not listing.hidden(name)]
+    for path in found:
         # a class would be missing, and nobody would know
-        raise DataError(
-            f"{entry.path} links to {os.readlink(entry.path)}, which is not there; mend or "
-            "remove it"
-        )
-    return "files"
+        if leads_nowhere(path) and not path.name.lower().endswith(listing.EXTENSIONS):
+            raise DataError(
+                f"{path} links to {os.readlink(path)}, which is not there; mend or remove it"
+            )
+    return [path.relative_to(root).as_posix() for path in found]
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}); change that") from error
 
 
 def leads_nowhere(path: Path | str) -> bool:

@@ -4,45 +4,39 @@ import json
 import re
 import zipfile
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from diffusion_lab.data.source.image_files import FileSource
-from diffusion_lab.data.source.listing import (
-    ImageFiles,
-    by_folder,
-    by_number,
-    existing,
-    images_among,
-    some,
-)
+from diffusion_lab.data.source import listing
+from diffusion_lab.data.source.image_folder import FilesAtPaths
+from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
 
 LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or null for none
 
 
-class ImageZip(FileSource):
+class ImageZip(FilesAtPaths):
     """Images in a zip, which is never unpacked.
 
     A dataset.json at its top decides on labels, and folders then mean nothing; the images come in
     its order. Without one the zip is read like a folder: a class a folder, or no classes.
     """
 
-    def find(self, train: bool, classes: tuple[str, ...] | None) -> ImageFiles | None:
+    def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
         """The images in the order of dataset.json, or sorted by name."""
-        path = self.path if train else self.test_path
-        if path is None:
-            return None
-        archive = _opened(existing(path, "file", "ImageFolder"))
+        file = listing.existing(path, "file", "ImageFolder")
+        try:
+            archive = zipfile.ZipFile(file)  # which threads may read from
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"{path} is no zip that can be read ({error}); make it anew") from error
         # of two members of one name, which appending leaves, a zip knows the last
         members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
         for name in members:
             first, *rest = re.split(r"[/\\]", name)
             if first == "" or ".." in (first, *rest):
                 raise DataError(f"{path} names a member outside of the archive ({name}); mend it")
-        names = images_among((name for name in members if name != LABELS), path)
+        names = listing.images_among((name for name in members if name != LABELS), path)
         if LABELS not in members:
-            classes, labels = by_folder(names, classes, path)
+            classes, labels = listing.by_folder(names, classes, path)
             return ImageFiles(path, names, classes, labels, archive.open)
         where = f"{LABELS} of {path}"
         labelled = _labels(_read(archive, where), where)
@@ -50,18 +44,17 @@ class ImageZip(FileSource):
             if classes:
                 raise DataError(f"{where} has no labels, for the classes {some(classes)}; add them")
             return ImageFiles(path, names, (), [0] * len(names), archive.open)
-        _check_same(set(labelled), set(names), where)
+        if absent := sorted(set(labelled) - set(names)):
+            raise DataError(
+                f"{where} labels images that are not there: {some(absent)}; remove them"
+            )
+        if unlabelled := sorted(set(names) - set(labelled)):
+            raise DataError(
+                f"{where} has no label for {some(unlabelled)}; label all images or none"
+            )
         labels = list(labelled.values())
-        classes = by_number(list(labelled), labels, classes, where)
+        classes = listing.by_number(list(labelled), labels, classes, where)
         return ImageFiles(path, list(labelled), classes, labels, archive.open)
-
-
-def _opened(path: Path) -> zipfile.ZipFile:
-    """The zip, which threads may read from; raises DataError."""
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} is no zip that can be read ({error}); make it anew") from error
 
 
 def _read(archive: zipfile.ZipFile, where: str) -> object:
@@ -90,10 +83,3 @@ def _labels(content: object, where: str) -> dict[str, Any] | None:
     if twice:
         raise DataError(f"{where} labels {some(twice)} more than once; keep one label of each")
     return dict(pairs)
-
-
-def _check_same(labelled: set[str], present: set[str], where: str) -> None:
-    if absent := sorted(labelled - present):
-        raise DataError(f"{where} labels images that are not there: {some(absent)}; remove them")
-    if unlabelled := sorted(present - labelled):
-        raise DataError(f"{where} has no label for {some(unlabelled)}; label all images or none")

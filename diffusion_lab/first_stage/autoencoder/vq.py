@@ -4,17 +4,18 @@ What is diffused are the vectors before they are quantised, as in latent diffusi
 quantises. B batch, c channels, h w height and width of the latents, K codes.
 """
 
-import importlib
 from collections.abc import Sequence
 from math import prod
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.common import extras
 from diffusion_lab.common.ranges import at_least, inside, ranges, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
+
+PACKAGE = ("vector_quantize_pytorch", "latent", "a codebook")  # its name, extra and user
 
 
 class Quantised(Autoencoder):
@@ -88,7 +89,8 @@ class VQAutoencoder(Quantised):
         )
         self.codes = codes
         self.commitment_weight = commitment_weight
-        self.quantiser = vector_quantize_pytorch().VectorQuantize(
+        package = extras.package(*PACKAGE)
+        self.quantiser = package.VectorQuantize(
             latent_channels,
             codes,
             decay=decay,
@@ -121,18 +123,8 @@ class FSQAutoencoder(Quantised):
         width = len(levels)
         super().__init__(image_shape, width, width, channels, multipliers, blocks, attention)
         self.codes = prod(levels)
-        self.quantiser = vector_quantize_pytorch().FSQ(list(levels))
+        self.quantiser = extras.package(*PACKAGE).FSQ(list(levels))
 
     def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         quantised, _, none = self.assign(moments)
         return quantised, none
-
-
-def vector_quantize_pytorch() -> ModuleType:
-    """The package; raises ValueError where it is missing."""
-    try:
-        return importlib.import_module("vector_quantize_pytorch")
-    except ImportError as error:
-        raise ValueError(
-            "codebooks need vector-quantize-pytorch; run `pip install 'diffusion-lab[latent]'`"
-        ) from error

@@ -71,7 +71,8 @@ class ReconstructionLoss(nn.Module):
         loss = error = ERRORS[self.error](outputs - images).mean()
         parts = {self.error: error, "bottleneck": bottleneck}
         if self.calibrated:
-            loss = log_likelihood_loss(error, self.error)
+            # under Gaussian or Laplace noise of the likeliest scale, which is the error's
+            loss = (0.5 if self.error == "l2" else 1.0) * error.log()
         if self.perceptual is not None:
             distance = self.perceptual(outputs, images).mean()
             loss = loss + self.perceptual.weight * distance
@@ -95,15 +96,6 @@ class ReconstructionLoss(nn.Module):
         if self.discriminator is not None and step < self.discriminator.start:
             for parameter in self.discriminator.parameters():
                 parameter.grad = None
-
-
-def log_likelihood_loss(error: Tensor, kind: str) -> Tensor:
-    """-log p of a pixel, up to a constant, under Gaussian (l2) or Laplace (l1) noise, ().
-
-    The scale is that of the mean error (), the likeliest one, which is 1 + log(scale) in value.
-    """
-    power = 0.5 if kind == "l2" else 1.0
-    return power * error.log()
 
 
 def adaptive_weight(loss: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:

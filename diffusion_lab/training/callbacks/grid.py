@@ -16,7 +16,7 @@ from diffusion_lab.training.callbacks.evaluation import reconstruct
 from diffusion_lab.training.callbacks.periodic import Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import WandB
-from diffusion_lab.training.logger.samples_table import Sample, chosen
+from diffusion_lab.training.logger.samples_table import chosen
 from diffusion_lab.training.module import data_of, module_of
 
 
@@ -72,7 +72,7 @@ class SampleGrid(Grid):
         data, pipeline = data_of(trainer), module_of(trainer).context.sampling()
         names = data.class_names if pipeline.conditional else None
         samples = [
-            Sample(
+            (
                 as_pil(data.source.picture(images[i : i + 1], 1)),
                 names[i // self.columns] if names else None,
                 i,

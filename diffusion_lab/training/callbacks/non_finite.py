@@ -8,6 +8,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from diffusion_lab.common.errors import TrainingStopped
 from diffusion_lab.common.files import replacing
@@ -205,8 +206,5 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def tensors(value: object) -> list[Tensor]:
-    """The tensors in a value: itself, or those in tuples and lists."""
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value if isinstance(value, tuple | list) else ()
-    return [each for part in parts for each in tensors(part)]
+    """The tensors in a value: itself, or those in tuples, lists and dictionaries."""
+    return [each for each in tree_leaves(value) if isinstance(each, Tensor)]

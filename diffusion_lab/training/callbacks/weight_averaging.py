@@ -1,7 +1,7 @@
 """Averaged weights: an exponential moving average whose length is given in images."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import lightning
 import torch
@@ -117,11 +117,7 @@ def averaged_weights(trainer: lightning.Trainer) -> Iterator[None]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     average = next((c for c in callbacks if isinstance(c, EMA)), None)
     try:
-        if average is None:
-            with gathered(module):
-                yield
-        else:
-            with average.swapped(module), gathered(module):
-                yield
+        with average.swapped(module) if average else nullcontext(), gathered(module):
+            yield
     finally:
         module.train(training)

@@ -1,7 +1,6 @@
 """The table `samples`: a row a generated image, with what it was drawn from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import wandb
 from PIL import Image
@@ -10,14 +9,8 @@ COLUMNS: list[str | int] = ["image", "class", "sample", "seed", "step", "images_
 MOST_ROWS = 50  # each is a file, in every step with a grid
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Sample `number` of `seed`, of a class unless the model is unconditional."""
-
-    image: Image.Image
-    label: str | None
-    number: int
-    seed: int
+# the picture, the class unless the model is unconditional, the number in its seed, and the seed
+Sample = tuple[Image.Image, str | None, int, int]
 
 
 def chosen(count: int, columns: int) -> list[int]:
@@ -28,8 +21,5 @@ def chosen(count: int, columns: int) -> list[int]:
 
 def samples_table(samples: Sequence[Sample], step: int, images_seen: int) -> wandb.Table:
     """The samples of a step as W&B's table with `COLUMNS`."""
-    rows = [
-        [wandb.Image(each.image), each.label, each.number, each.seed, step, images_seen]
-        for each in samples
-    ]
+    rows = [[wandb.Image(image), *facts, step, images_seen] for image, *facts in samples]
     return wandb.Table(columns=COLUMNS, data=rows)
