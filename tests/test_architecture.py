@@ -30,7 +30,6 @@ ROOMS = [  # each may import those above it
 ALONE = {"diffusion": {"common", "diffusion"}, "backbone": {"common", "backbone"}}
 ENTRY = ("__init__", "__main__")
 SHARED_NAMES = {  # of classes in two places, where both are the same thing of the field
-    "Cosine": "the curve, of noise and of learning rates",
     "Preprocess": "each extractor's own, of pixels",
 }
 FILE_LINES, FUNCTION_LINES = 250, 50
