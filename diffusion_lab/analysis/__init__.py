@@ -1,1 +1,1 @@
-"""What is made of trained runs: samples, sweeps, memorisation, comparison."""
+"""Commands on trained runs: samples, sweeps, memorisation, comparison."""

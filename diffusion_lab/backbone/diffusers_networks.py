@@ -14,19 +14,13 @@ from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
 from diffusion_lab.backbone.unet import check_levels
+from diffusion_lab.common.extras import package
 from diffusion_lab.common.ranges import Count, between, optional, ranges, whole, whole_list
 
 
 def network_class(name: str) -> Any:
     """A class of diffusers, which is imported here alone; ValueError if it is not installed."""
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ValueError(
-            f"{name} is a network of diffusers, which is not installed; "
-            f"write pip install 'diffusion-lab[diffusers]'"
-        ) from error
-    return getattr(diffusers, name)
+    return getattr(package("diffusers", "diffusers", name), name)
 
 
 def zero(layer: nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""What every other room may use: errors, files, images, randomness, progress."""
+"""The ground of all other rooms: errors, files, images, randomness, progress."""

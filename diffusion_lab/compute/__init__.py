@@ -1,1 +1,1 @@
-"""Where work runs: devices and precision, ranks, launching, SLURM, sharding, the global batch."""
+"""The machine that work runs on: devices, precision, ranks, launching, SLURM, sharding, batches."""

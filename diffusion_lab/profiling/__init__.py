@@ -1,1 +1,1 @@
-"""What a composition costs, and the size that costs as much as another."""
+"""The cost of a composition, and the size at which one costs as much as another."""
