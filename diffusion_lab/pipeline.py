@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule

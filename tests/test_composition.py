@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 from diffusion_lab.build.objects import build_model, build_pipeline, with_data_std
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
 from diffusion_lab.first_stage import Pixels

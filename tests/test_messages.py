@@ -24,7 +24,7 @@ from helpers.tiny_runs import TINY
 from diffusion_lab.backbone.attention import SelfAttention
 from diffusion_lab.backbone.conditioning import ClassLabel
 from diffusion_lab.build.objects import build_model, build_pipeline
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.source import ImageFolder
 from diffusion_lab.diffusion import guidance, objective, sampler, schedule
 from diffusion_lab.diffusion.objective import weighting

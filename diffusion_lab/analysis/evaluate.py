@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.messages import console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate

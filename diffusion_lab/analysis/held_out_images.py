@@ -13,9 +13,8 @@ from torch.nn import functional
 from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import read_data
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import save_png, to_uint8
-from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.diffusion.denoiser import Denoiser

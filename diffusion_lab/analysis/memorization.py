@@ -11,10 +11,9 @@ from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common import hashing
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.images import to_float
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.cache import cached

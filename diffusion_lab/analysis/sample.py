@@ -10,9 +10,8 @@ from torch import Tensor
 
 from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import save_png
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.pipeline import draw
 

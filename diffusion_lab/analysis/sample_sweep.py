@@ -16,10 +16,9 @@ from diffusion_lab.analysis.comparison.curves import front
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common import hashing
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.formats import csv_text, markdown_table
-from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import PreparedMetrics, Quantity
 from diffusion_lab.metrics.metric import REAL

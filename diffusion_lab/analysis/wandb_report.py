@@ -7,8 +7,7 @@ import wandb
 from omegaconf import DictConfig
 
 from diffusion_lab.build.instantiate import check_keys
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, one_of
 from diffusion_lab.training.logger.reachability import why_unreachable
 

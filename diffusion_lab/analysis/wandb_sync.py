@@ -8,8 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import ABANDONED
 from diffusion_lab.runs.lock import is_locked
 from diffusion_lab.training.logger.reachability import why_unreachable

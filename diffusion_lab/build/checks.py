@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import Objective

@@ -7,7 +7,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_lab.build.configuration import conf_dir
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # a user's, told without a trace
 # the extra of this package that installs an option of Hydra's plugins

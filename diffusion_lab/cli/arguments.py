@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.cli.commands import Command
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 
 MULTIRUN = ("-m", "--multirun")
 # Hydra's flags that say where configurations are, and not what to do

@@ -19,7 +19,7 @@ from diffusion_lab.build.overrides import Combination
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 
 

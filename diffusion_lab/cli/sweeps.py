@@ -10,8 +10,8 @@ from pathlib import Path
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.cli.arguments import MULTIRUN, apart
 from diffusion_lab.cli.job import run, say
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import OUTPUTS, write_atomically
+from diffusion_lab.common.messages import UserError
 
 DONE, SKIPPED, FAILED = "trained", "finished before", "failed"
 

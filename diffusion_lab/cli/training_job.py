@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.cli import sweeps
 from diffusion_lab.cli.job import fail
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
 from diffusion_lab.runs.folder import CONFIG, load_summary

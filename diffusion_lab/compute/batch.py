@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 
 
 @dataclass(frozen=True)

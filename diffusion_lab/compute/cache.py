@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import replacing
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.compute.distributed import rank_and_world
 
 VERSION = 2  # raised when the same key comes to mean other numbers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 
 OWN_MEMORY = Path("/proc/self/status")
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 
 Value = TypeVar("Value")
 

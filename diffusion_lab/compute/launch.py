@@ -22,8 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from diffusion_lab.common.errors import TrainingStopped, UserError
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import TrainingStopped, UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import rank_and_world
 from diffusion_lab.compute.started import by_torchrun, in_launched_process, let_rank_zero_speak

@@ -2,7 +2,7 @@
 
 import os
 
-from diffusion_lab.common import progress
+from diffusion_lab.common import messages
 from diffusion_lab.compute import slurm
 
 
@@ -25,4 +25,4 @@ def rank() -> int:
 
 def let_rank_zero_speak() -> None:
     """Hides what the other ranks say, from the start: no process group is needed."""
-    progress.speak(rank() == 0)
+    messages.speak(rank() == 0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed
 
 ORDER = 0x6F72646572  # keeps these draws apart from others of the same seed

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.common import extras, hashing
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import Range, above, ranges
 from diffusion_lab.data import EncodedImages, ImageDataModule

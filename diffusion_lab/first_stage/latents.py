@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.messages import progress_bar, say
 from diffusion_lab.common.ranges import flag, ranges
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.data import EncodedImages, ImageDataModule

@@ -6,7 +6,7 @@ import torch
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.data import EncodedImages, ImageDataModule
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.first_stage.base import Shape

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 
 BLOCK = 2048  # rows that are held in float64 at a time
 SPLIT_SEED = 0  # of the halves

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import flag, optional, ranges, whole
 from diffusion_lab.compute.cache import cached

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.progress import track
+from diffusion_lab.common.messages import track
 from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.extractor import Classifier

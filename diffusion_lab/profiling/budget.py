@@ -8,8 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import values_of
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import inside, one_of, optional, ranges, whole
 from diffusion_lab.profiling.match import find_match
 

@@ -12,7 +12,7 @@ from diffusion_lab.backbone import macs
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 
 ELSEWHERE = "outside of all layers"  # multiplied, such as by attention of another library

@@ -12,9 +12,8 @@ from rich.table import Table
 from diffusion_lab.build.config_keys import Means, groups
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import parse
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import amount
-from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import inside, one_of
 from diffusion_lab.profiling.costs import cost_of, image_facts, model_on
 from diffusion_lab.profiling.sizes import Sizes, resized

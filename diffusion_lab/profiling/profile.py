@@ -11,7 +11,7 @@ from diffusion_lab.build.config_keys import Means, groups
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common.formats import amount
-from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.messages import console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.profiling import budget
 from diffusion_lab.profiling.costs import ELSEWHERE, Counts, count, image_facts

@@ -11,7 +11,7 @@ from functools import cache
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 
 # keys by which a backbone is made larger, if it has them, and the steps in which they are tried
 WIDTHS = {"width": 4, "channels": 4}

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import to_uint8
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.runs.open_run import OpenRun

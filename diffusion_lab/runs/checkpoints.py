@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import UNFINISHED, remove_unfinished, replacing, to_disk
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 
 FOLDER = Path("checkpoints")  # in that of the run
 LAST, PREVIOUS, DAMAGED = FOLDER / "last.ckpt", FOLDER / "previous.ckpt", FOLDER / "damaged.ckpt"

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.pipeline import Pipeline

@@ -9,8 +9,7 @@ from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
 
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.distributed import rank_and_world
 
 FILE = ".lock"  # in the run folder; the system lets go of it when its process ends, however it does

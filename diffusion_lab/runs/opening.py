@@ -4,7 +4,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.build.overrides import parse
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.folder import load_config

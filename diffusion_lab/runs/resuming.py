@@ -18,7 +18,7 @@ from diffusion_lab.build.config_keys import (
 )
 from diffusion_lab.build.overrides import parse, values_of
 from diffusion_lab.common import hashing
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import checkpoints, weights
 from diffusion_lab.runs.folder import load_config, load_summary

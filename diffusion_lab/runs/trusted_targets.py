@@ -7,8 +7,7 @@ from pathlib import Path
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 
 PACKAGES = ("diffusion_lab", "torch", "lightning")  # whose classes a run of this program names
 # the modules of those packages whose classes configurations use

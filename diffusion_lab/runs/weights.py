@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion_lab.common import hashing
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import checkpoints
 
 EXPORTED = "model.safetensors"  # in the folder of an export

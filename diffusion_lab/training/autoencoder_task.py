@@ -11,9 +11,8 @@ from torch import nn
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import to_float
-from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of

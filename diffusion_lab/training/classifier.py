@@ -9,8 +9,7 @@ from torch import Tensor
 
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.objects import build_datamodule, read_data
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import progress_bar, say
+from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.compute.device import pick_device
 from diffusion_lab.metrics.extractor import Classifier

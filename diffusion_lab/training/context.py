@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.pipeline import Pipeline

@@ -12,7 +12,7 @@ from torch import nn
 from diffusion_lab.build.checks import advice
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import ImageFacts, cost_of

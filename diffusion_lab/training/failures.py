@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from diffusion_lab.common.errors import TrainingStopped, UserError
+from diffusion_lab.common.messages import TrainingStopped, UserError
 from diffusion_lab.compute.distributed import rank_and_world
 from diffusion_lab.runs import checkpoints
 

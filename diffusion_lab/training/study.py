@@ -17,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.build.config_keys import Means, flat, is_resumable, means
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.common import hashing
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import OUTPUTS
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process

@@ -4,7 +4,7 @@ import lightning
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import report
 from diffusion_lab.runs import SUMMARY
 from diffusion_lab.runs.environment import environment_of

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline

@@ -12,8 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.common.errors import UserError
-from diffusion_lab.common.progress import console
+from diffusion_lab.common.messages import UserError, console
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision

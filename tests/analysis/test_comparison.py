@@ -20,8 +20,8 @@ from diffusion_lab.analysis.comparison.labels import names_of, varying, without_
 from diffusion_lab.analysis.comparison.pictures import cells_of, data_uri, side_by_side
 from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.cli.arguments import gather_paths
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.formats import with_spread
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of

@@ -11,7 +11,7 @@ from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.table import rows
 from diffusion_lab.common import hashing
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.folder import load_config, load_summary

@@ -8,7 +8,7 @@ from helpers.fake_wandb_server import serving
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.analysis import wandb_sync
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.lock import locked
 
 QUICK = ["callbacks.evaluation=null", "logger.mode=offline"]

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.build.objects import build_model
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.profiling.timing import saved_bytes
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import solve_batch
 
 

@@ -18,8 +18,8 @@ from lightning.fabric.plugins.environments import (
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
-from diffusion_lab.common import progress
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common import messages
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import launch, slurm, started
 from diffusion_lab.training.callbacks import Interruption
 
@@ -72,9 +72,9 @@ def test_the_first_process_alone_speaks_before_there_is_a_group(
     assert started.rank() == rank
     try:
         started.let_rank_zero_speak()
-        progress.say("said")
+        messages.say("said")
     finally:
-        progress.speak(True)
+        messages.speak(True)
     assert capfd.readouterr().err == ("" if rank else "said\n")
 
 

@@ -17,8 +17,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.images import pad_to
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import RangeError
 from diffusion_lab.data import DataError, DataSource, ImageDataModule, Split
 from diffusion_lab.data.loader import HeldOutLoader, TensorLoader

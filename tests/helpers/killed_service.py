@@ -6,7 +6,7 @@ import subprocess
 
 from lightning.pytorch.callbacks import Callback
 
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 
 
 class KilledService(Callback):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import UNFINISHED, replacing, write_atomically
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import checkpoints, weights
 from diffusion_lab.training.callbacks import Checkpoint
 

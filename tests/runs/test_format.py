@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 import diffusion_lab
 from diffusion_lab import runs
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.folder import FORMAT, WRITTEN_BY
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.runs.results import require_same
 

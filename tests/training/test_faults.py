@@ -14,8 +14,8 @@ import wandb
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.failures import explaining_failures

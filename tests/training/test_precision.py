@@ -4,7 +4,7 @@ import pytest
 from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.training.train import check_settings
 
 

@@ -21,7 +21,7 @@ from helpers.seen_images import seen
 from helpers.tiny_runs import TINY, wandb_runs
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.lock import is_locked, locked
 from diffusion_lab.training.callbacks import SampleGrid

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.diffusion_run import DiffusionRun

@@ -22,9 +22,8 @@ from diffusion_lab.analysis.comparison.measurements import (
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.analysis.comparison.verdict import SHOWN, verdict
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.protocol import Protocol
 from diffusion_lab.metrics.quantities import HELD_OUT

@@ -15,7 +15,7 @@ from typing import IO, cast
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.data.source import verified_files
 from diffusion_lab.data.source.verified_files import DataError, SourceUnavailable, missing
 

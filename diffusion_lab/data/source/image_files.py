@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import Range, inside, one_of, optional, whole, whole_list
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode, infer

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import BadImage
 from diffusion_lab.data.source.image_files import FileSource

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
 URL = (

@@ -7,8 +7,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from diffusion_lab.common.errors import TrainingStopped
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import TrainingStopped, say
 from diffusion_lab.common.ranges import optional, ranges, whole
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.runs import checkpoints

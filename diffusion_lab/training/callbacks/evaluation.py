@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.common.progress import progress_bar
+from diffusion_lab.common.messages import progress_bar
 from diffusion_lab.common.ranges import optional, ranges, whole
 from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.first_stage.autoencoder import Autoencoder

@@ -10,9 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from diffusion_lab.common.errors import TrainingStopped
 from diffusion_lab.common.files import replacing
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import TrainingStopped, say
 from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.diffusion.objective import Objective, TimeSampler

@@ -5,7 +5,7 @@ import time
 import lightning
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.messages import console, say
 from diffusion_lab.training.callbacks.periodic import stepped
 
 SECONDS_BETWEEN_LINES = 30.0

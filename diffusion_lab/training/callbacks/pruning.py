@@ -6,9 +6,8 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from diffusion_lab.common.errors import UserError
 from diffusion_lab.common.files import read_rows
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.runs import METRICS
 

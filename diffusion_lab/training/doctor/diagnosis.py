@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 from omegaconf import DictConfig
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.profiling import budget
 from diffusion_lab.training.doctor import (
     data_checks,

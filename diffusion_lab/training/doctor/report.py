@@ -3,7 +3,7 @@
 from rich.markup import escape
 
 from diffusion_lab.common.formats import amount, duration
-from diffusion_lab.common.progress import console, say
+from diffusion_lab.common.messages import console, say
 from diffusion_lab.training.doctor.facts import Facts
 from diffusion_lab.training.doctor.finding import ADVICE, ERROR, OK, SKIPPED, WARNING, Finding
 

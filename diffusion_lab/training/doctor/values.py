@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lab.common.errors import UserError
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 

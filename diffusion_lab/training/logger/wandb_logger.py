@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from diffusion_lab.common.progress import say
+from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import log_names
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger.reachability import why_offline

@@ -1,4 +1,4 @@
-"""Progress bars for work outside the training loop, and lines for people, on standard error."""
+"""Messages for people: errors that are theirs to mend, and lines and bars on standard error."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 console = Console(stderr=True, highlight=False)  # standard output is for results
+
+
+class UserError(ValueError):
+    """Something asked for is wrong; the message says what, and what to write instead."""
+
+
+class TrainingStopped(Exception):
+    """Training cannot go on, on no rank; the message says why. Whoever trains adds what to do."""
 
 
 def speak(aloud: bool) -> None:
