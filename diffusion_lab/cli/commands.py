@@ -48,7 +48,8 @@ COMMANDS = {
         trains=True,
     ),
     "train-extractor": Command(
-        "train a classifier of the data, for metrics to use", "training.classifier:train_extractor"
+        "train a classifier of the data, for metrics to use",
+        "training.train_extractor:train_extractor",
     ),
     "sample-sweep": Command(
         "samplers, steps and guidance of a trained run against one another",

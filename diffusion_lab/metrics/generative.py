@@ -35,9 +35,10 @@ class GenerativeMetrics:
 
     The reference is `reference_size` images of the training split, or all of it. A value's name
     holds what it depends on, as in `fid/<extractor>/train60k-5k`: reference and number of images.
-    Beside each stands its value, `fid_floor/...`, for as many test images, or for all where there
-    are fewer. `half_splits` is that of `FID`; `per_class` adds the FID of each class; `classifier`,
-    a file of `diffusion-lab train-extractor`, the accuracy; `extra` holds metrics of other code.
+    Beside each stands that of real images, `fid_real/...`, of as many test images, or of all where
+    there are fewer. `half_splits` is that of `FID`; `per_class` adds the FID of each class;
+    `classifier`, a file of `diffusion-lab train-extractor`, the accuracy; `extra` holds metrics of
+    other code.
     """
 
     @ranges(
@@ -182,7 +183,7 @@ class GenerativeMetrics:
         if self.extra:  # other code may change, and then so do its values
             facts["extra"] = [[inspect.getsource(type(m)), str(vars(m))] for m in self.extra]
         counts = f"train{short_count(len(reference))}-{self.extractor.name}-{short_count(count)}"
-        stored = cached(self.cache_dir, f"floor-{counts}", facts, compute)
+        stored = cached(self.cache_dir, f"real-{counts}", facts, compute)
         features = stored.pop(FEATURES, None)
         test = None if features is None else ImageSet(self.extractor, features, labels)
         return {name: value.item() for name, value in stored.items()}, test

@@ -16,7 +16,7 @@ from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.protocol import short_count
 
 HIGHER, LOWER = True, False  # which values of a quantity are better
-REAL = "_floor"  # ends the name of a value that test images have in the place of samples
+REAL = "_real"  # ends the name of a value that test images have in the place of samples
 
 
 @dataclass(frozen=True)

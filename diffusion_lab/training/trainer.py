@@ -17,7 +17,7 @@ from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
-from diffusion_lab.training.callbacks.progress import progress_callback
+from diffusion_lab.training.callbacks.progress_bar import progress_callback
 
 
 def build_trainer(

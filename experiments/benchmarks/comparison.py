@@ -38,7 +38,7 @@ def copy_of(run: Path, folder: Path, width: int, seed: int) -> None:
     for path in (folder / SUMMARY, *(folder / EVALUATIONS).glob("*.json")):
         content = json.loads(path.read_text())
         for name in content["metrics"]:
-            if "_floor/" not in name:
+            if "_real/" not in name:
                 content["metrics"][name] *= 1 + SPREAD * draw.uniform(-1, 1)
         path.write_text(json.dumps(content))
 

@@ -192,7 +192,7 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
         axis.set_title(title)
         axis.grid(axis="y", alpha=0.3)
-    axes[0].axhline(metric(rows[0], "fid_floor"), color="grey", linestyle="--", label="real images")
+    axes[0].axhline(metric(rows[0], "fid_real"), color="grey", linestyle="--", label="real images")
     axes[1].axhline(10, color="grey", linestyle=":", label="chance")
     for axis in axes:
         axis.legend(fontsize=8)

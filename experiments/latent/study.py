@@ -140,7 +140,7 @@ def table(rows: list[dict], drawing: dict[str, float]) -> str:
 
 
 def plot(rows: list[dict], first_stage: dict, path: Path) -> None:
-    """A point a seed, a line at the mean, with the ceiling of the first stage and the floor."""
+    """A point a seed, a line at the mean, with the ceiling of the first stage and real images."""
     figure = Figure((6, 4), dpi=110, layout="constrained")
     axes = figure.subplots()
     for place, model in enumerate(MODELS):
@@ -151,7 +151,7 @@ def plot(rows: list[dict], first_stage: dict, path: Path) -> None:
         metric(first_stage, "rfid"), color="C2", linestyle=":", label="rFID of the KL stage"
     )
     axes.axhline(
-        metric(first_stage, "rfid_floor"), color="grey", linestyle="--", label="real images"
+        metric(first_stage, "rfid_real"), color="grey", linestyle="--", label="real images"
     )
     axes.set_xticks(range(len(MODELS)), MODELS)
     axes.set_ylabel("FID (lower is better)")

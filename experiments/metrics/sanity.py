@@ -2,7 +2,7 @@
 
     python experiments/metrics/sanity.py [--count 2000] [--classifier FILE] [override ...]
 
-Test images take the place of generated ones: as they are (the floor), with noise, blurred, with
+Test images take the place of generated ones: as they are, with noise, blurred, with
 classes left out, labels mixed up, few images repeated, and training images among them (memorised).
 With features of efficientnet_lite0, and of the classifier in FILE, which `diffusion-lab
 train-extractor` makes. Overrides choose the data, as in data=cifar10_zip. Writes NAME.json, NAME.md
@@ -133,7 +133,7 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """A column a kind of damage: distances by the floor's, and shares, over how much is done."""
+    """A column a kind of damage: distances by real images', and shares, over how much is done."""
     extractors = list(dict.fromkeys(row["extractor"] for row in rows))
     kinds = list(dict.fromkeys(row["what"] for row in rows))[1:]
     figure = Figure((3 * len(kinds), 5 * len(extractors)), dpi=90, layout="constrained")
@@ -154,7 +154,7 @@ def plot(rows: list[dict], path: Path) -> None:
             above.set_yscale("log")
             for axis in (above, below):
                 axis.grid(alpha=0.3, which="both")
-        axes[2 * band, 0].set_ylabel(f"{extractor}\nFID by its floor", fontsize=8)
+        axes[2 * band, 0].set_ylabel(f"{extractor}\nFID by that of real images", fontsize=8)
         axes[2 * band + 1, 0].set_ylabel("shares", fontsize=8)
     lines = axes[1, 0].get_lines()
     figure.legend(lines, [line.get_label() for line in lines], loc="outside lower center", ncols=7)

@@ -396,7 +396,7 @@ class TestTable:
         assert recall["p"] == recall["holm"] == recall["detectable"] == ""
         assert float(recall["gap"]) == pytest.approx(-0.1)
 
-    def test_means_intervals_costs_and_floors(self, runs, tmp_path):
+    def test_means_intervals_costs_and_real_values(self, runs, tmp_path):
         fake_group(runs, "dit", [100.0, 110.0, 90.0])
         compared(tmp_path)
         (row,) = csv.DictReader((tmp_path / "comparison/table.csv").open())

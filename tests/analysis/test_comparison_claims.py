@@ -177,7 +177,7 @@ def test_a_metric_of_other_code_judges_as_it_describes_itself(tmp_path):
     summary = {"extra_quantities": [asdict(gap)]}
     for name, config, value in (("a", None, 0.2), ("b", UNET, 0.6)):
         for seed in range(3):
-            values = {"gap/x/1k": value + 0.01 * seed * (value + 1), "gap_floor/x/1k": 0.9}
+            values = {"gap/x/1k": value + 0.01 * seed * (value + 1), "gap_real/x/1k": 0.9}
             fake_run(tmp_path / f"{name}{seed}", 100.0 + seed, seed, config, summary, values)
     groups = collect([tmp_path]).groups
     (judged,) = (each for each in judged_by(runs_of(groups)) if each.name == "gap")

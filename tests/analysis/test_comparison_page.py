@@ -19,7 +19,7 @@ VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}
 def page(tmp_path):
     """index.html of two compositions with three seeds each, and a third with one."""
     runs = tmp_path / "runs"
-    more = {f"kid/{NAME}": 0.2, f"recall/{NAME}": 0.4, f"recall_floor/{NAME}": 0.8}
+    more = {f"kid/{NAME}": 0.2, f"recall/{NAME}": 0.4, f"recall_real/{NAME}": 0.8}
     fake_group(runs, "dit", [100.0, 110.0, 90.0], metrics=more)
     fake_group(runs, "unet", [150.0, 162.0, 144.0], config=UNET, metrics=more)
     fake_run(runs / "one", 130.0, config={"backbone": {"_target_": "lab.<script>&\"'"}})

@@ -123,7 +123,7 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
     for row, measured in zip(table, result["rows"], strict=True):
         assert float(row["accuracy"]) == measured["accuracy"]
         assert 0 <= measured["accuracy"] <= 1
-        assert float(row["accuracy_floor"]) == measured["accuracy_floor"]
+        assert float(row["accuracy_real"]) == measured["accuracy_real"]
     text = (folder / "table.md").read_text()
     assert "test images have FID" in text
     assert "| guidance.scale | calls | fid | kid | accuracy |  |" in text

@@ -13,7 +13,7 @@ SCALARS = (
     "val_by_level/t*",
     "val_latent/*",
     *(f"{kind}/*" for kind in KINDS),
-    *(f"{kind}_floor/*" for kind in KINDS),
+    *(f"{kind}_real/*" for kind in KINDS),
     "fid_class*/*",
     "rfid*/*",  # of an autoencoder's reconstructions
     "rkid*/*",

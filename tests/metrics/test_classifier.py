@@ -107,7 +107,7 @@ def test_the_command_trains_one_that_metrics_use(lab, tmp_path):
     values = metrics.compute(observed, labels)
     name = result["name"]
     assert values[f"accuracy/{name}/32"] == 1
-    assert values[f"accuracy_floor/{name}/32"] == 1
+    assert values[f"accuracy_real/{name}/32"] == 1
     assert 3 < values[f"inception_score/{name}/32"] <= 4
     assert metrics.compute(observed, (labels + 1) % 4)[f"accuracy/{name}/32"] == 0
     right, wrong = (

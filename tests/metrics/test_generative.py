@@ -28,7 +28,7 @@ from diffusion_lab.metrics import (
 from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
 from diffusion_lab.metrics.protocol import short_count
 
-REFERENCE, FLOOR = "fid/fake/train2k-100", "fid_floor/fake/train2k-100"
+REFERENCE, REAL_VALUE = "fid/fake/train2k-100", "fid_real/fake/train2k-100"
 COVERAGE = ("precision", "recall", "density", "coverage")
 
 
@@ -98,7 +98,7 @@ def generated(count=100):
     return torch.randint(50, 256, (count, 1, 4, 4), generator=generator).to(torch.uint8)
 
 
-def test_values_and_floors_are_the_distances_by_name(tmp_path):
+def test_values_and_real_values_are_the_distances_by_name(tmp_path):
     metrics = prepared(tmp_path)
     source, extractor = FakeSource(), metrics.metrics.extractor
     values = figures(metrics, generated())
@@ -107,21 +107,21 @@ def test_values_and_floors_are_the_distances_by_name(tmp_path):
     names = ["fid", "fid_std", "fid_infinity", "kid"]
     expected = [f"{name}/fake/train2k-100" for name in names]
     expected += [f"{name}/fake/train100-100" for name in COVERAGE]
-    floors = [name.replace("/", "_floor/", 1) for name in expected]
-    assert list(values) == [*expected, *floors]
+    real_values = [name.replace("/", "_real/", 1) for name in expected]
+    assert list(values) == [*expected, *real_values]
     assert values[REFERENCE] == pytest.approx(frechet(fake, real), rel=1e-9)
     assert values["kid/fake/train2k-100"] == pytest.approx(kid(fake, real), rel=1e-9)
-    assert values[REFERENCE] > 2 * values[FLOOR] > 0
+    assert values[REFERENCE] > 2 * values[REAL_VALUE] > 0
     everything = prepared(tmp_path, num_samples=300)
     test = FeatureSet.of(extractor(source.test))
-    assert everything.real["fid_floor/fake/train2k-300"] == pytest.approx(frechet(test, real))
+    assert everything.real["fid_real/fake/train2k-300"] == pytest.approx(frechet(test, real))
 
 
-def test_a_floor_of_fewer_images_is_named_and_printed_so(tmp_path):
+def test_a_real_value_of_fewer_images_is_named_and_printed_so(tmp_path):
     metrics = prepared(tmp_path, num_samples=1000)
     values = figures(metrics, generated(1000))
     assert "fid/fake/train2k-1k" in values
-    assert "fid_floor/fake/train2k-300" in values
+    assert "fid_real/fake/train2k-300" in values
     assert "at 300 images) [fid/fake/train2k-1k]" in report(values)[0]
 
 
@@ -130,8 +130,8 @@ def test_report():
         "fid/efficientnet_lite0-96/train10k-1k": 231.44,
         "fid_std/efficientnet_lite0-96/train10k-1k": 3.21,
         "kid/efficientnet_lite0-96/train10k-1k": 0.123456,
-        "fid_floor/efficientnet_lite0-96/train10k-1k": 97.09,
-        "kid_floor/efficientnet_lite0-96/train10k-1k": -0.00012,
+        "fid_real/efficientnet_lite0-96/train10k-1k": 97.09,
+        "kid_real/efficientnet_lite0-96/train10k-1k": -0.00012,
         "accuracy/classifier-12345678/1k": 0.9,
     }
     assert report(values) == [
@@ -141,9 +141,9 @@ def test_report():
     ]
 
 
-def test_runs_stand_side_by_side_with_the_floor_of_both():
-    ours = {"fid/x/train2k-1k": 5.0, "fid_std/x/train2k-1k": 0.25, "fid_floor/x/train2k-300": 2.0}
-    ours |= {"kid/x/train2k-1k": 0.5, "kid_floor/x/train2k-1k": 0.125, "accuracy/y/1k": 0.75}
+def test_runs_stand_side_by_side_with_the_real_value_of_both():
+    ours = {"fid/x/train2k-1k": 5.0, "fid_std/x/train2k-1k": 0.25, "fid_real/x/train2k-300": 2.0}
+    ours |= {"kid/x/train2k-1k": 0.5, "kid_real/x/train2k-1k": 0.125, "accuracy/y/1k": 0.75}
     theirs = {name: 2 * value for name, value in ours.items() if "accuracy" not in name}
     table = side_by_side({"a": ours, "b": theirs})
     assert [column.header for column in table.columns] == ["", "a", "b", "real images"]
@@ -154,8 +154,8 @@ def test_runs_stand_side_by_side_with_the_floor_of_both():
 
 
 def test_the_figures_of_a_first_stage_are_those_of_one_protocol_or_all():
-    values = {"fid/fake/train2k-1k": 5.0, "fid_floor/fake/train2k-1k": 2.0}
-    same = {"rfid/fake/train2k-1k": 3.0, "rfid_floor/fake/train2k-1k": 2.0}
+    values = {"fid/fake/train2k-1k": 5.0, "fid_real/fake/train2k-1k": 2.0}
+    same = {"rfid/fake/train2k-1k": 3.0, "rfid_real/fake/train2k-1k": 2.0}
     other = {"rfid/fake/train2k-500": 4.0}
     assert ceiling(values, same | other | {"val/psnr": 30.0}) == same
     assert ceiling(values, other | {"val/psnr": 30.0}) == other
@@ -167,8 +167,8 @@ def test_report_calls_a_class_by_its_name():
         "fid_class0/inception/train6k-500": 61.25,
         "fid_class1/inception/train6k-500": 62.5,
         "rfid_class1/inception/train6k-500": 30.0,
-        "fid_class0_floor/inception/train6k-300": 44.0,
-        "fid_class1_floor/inception/train6k-500": 43.0,
+        "fid_class0_real/inception/train6k-300": 44.0,
+        "fid_class1_real/inception/train6k-500": 43.0,
     }
     assert report(values, ("T-shirt/top", "1")) == [
         "FID of class 0 (T-shirt/top) 61.25 (real images 44 at 300 images) "
@@ -184,7 +184,7 @@ def per_class_figures(folder, source, num_samples):
     return metrics, figures(metrics, generated(num_samples))
 
 
-def test_the_floor_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
+def test_the_real_value_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
     source = FakeSource()
     # one in three of the test images is of class 1, of the samples every other one is
     source.test_labels = lambda: (torch.arange(300) % 3 == 0).long()
@@ -199,20 +199,20 @@ def test_the_floor_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
         ]
         # features of another batch are rounded otherwise
         assert values[name] == pytest.approx(frechet(sides[0], sides[1]), rel=1e-4)
-        floor = values[name.replace("/", "_floor/", 1)]
-        assert floor == pytest.approx(frechet(sides[0], sides[2]), rel=1e-4)
+        beside = values[name.replace("/", "_real/", 1)]
+        assert beside == pytest.approx(frechet(sides[0], sides[2]), rel=1e-4)
     assert len([name for name in values if name.startswith("fid_class")]) == 4
     # of all classes it is what it is without
     plain = figures(prepared(tmp_path, source, num_samples=101), generated(101))
     assert {name: values[name] for name in plain} == pytest.approx(plain, rel=1e-4)
 
 
-def test_the_floor_of_a_class_with_few_test_images_says_so(tmp_path):
+def test_the_real_value_of_a_class_with_few_test_images_says_so(tmp_path):
     source = FakeSource()
     source.test_labels = lambda: (torch.arange(300) < 20).long()
     _, values = per_class_figures(tmp_path, source, 100)
-    floors = [name for name in values if name.startswith("fid_class") and "_floor" in name]
-    assert floors == ["fid_class0_floor/fake/train1k-50", "fid_class1_floor/fake/train1k-20"]
+    real_values = [name for name in values if name.startswith("fid_class") and "_real" in name]
+    assert real_values == ["fid_class0_real/fake/train1k-50", "fid_class1_real/fake/train1k-20"]
     lines = [line for line in report(values, FakeSource.class_names) if "of class" in line]
     assert " at " not in lines[0]
     assert "FID of class 1 (odd)" in lines[1]
@@ -221,7 +221,7 @@ def test_the_floor_of_a_class_with_few_test_images_says_so(tmp_path):
 
 def test_a_second_evaluation_by_class_reads_what_the_first_wrote(tmp_path):
     first, values = per_class_figures(tmp_path, None, 101)
-    # most serve both floors
+    # most serve both
     assert first.metrics.extractor.images_seen < 2000 + 101 + 101 + 101
     second, again = per_class_figures(tmp_path, None, 101)
     assert second.metrics.extractor.images_seen == 101
@@ -263,7 +263,7 @@ def test_whatever_changes_the_reference_computes_it_anew(tmp_path):
     assert prepared(tmp_path, reference_size=1999).metrics.extractor.images_seen == 2099
     assert (
         prepared(tmp_path, num_samples=101).metrics.extractor.images_seen == 101
-    )  # the floor's alone
+    )  # the real images' alone
 
 
 def cut(content):
@@ -345,7 +345,7 @@ def test_a_metric_of_other_code_is_measured_named_and_printed_like_ours(tmp_path
     metrics = prepared(tmp_path, extra={"mine": Spread()})
     values = figures(metrics, generated())
     assert values["spread/fake/train2k-100"] > 0
-    assert values["spread_floor/fake/train2k-100"] == pytest.approx(1, abs=0.2)
+    assert values["spread_real/fake/train2k-100"] == pytest.approx(1, abs=0.2)
     lines = report(values, extra=metrics.metrics.extra_quantities)
     assert [line for line in lines if line.startswith("Spread ")]
     assert metrics.metrics.extra_facts[0]["higher_is_better"]
@@ -385,7 +385,7 @@ def evaluate_on_rank(rank, world, folder):
 def test_several_ranks_with_uneven_shards_give_what_one_gives(tmp_path, world):
     metrics = prepared(tmp_path / "single", num_samples=101, per_class=True)
     expected = figures(metrics, generated(101))
-    floor = metrics.metrics.extractor.images_seen - 2000 - 101
+    beside = metrics.metrics.extractor.images_seen - 2000 - 101
     torch.multiprocessing.spawn(evaluate_on_rank, (world, str(tmp_path)), nprocs=world)
     total = 0
     for rank in range(world):
@@ -393,7 +393,7 @@ def test_several_ranks_with_uneven_shards_give_what_one_gives(tmp_path, world):
         assert values == pytest.approx(expected, rel=1e-6)
         assert again == 0
         total += seen
-    assert total == 2000 + floor + 101  # nothing twice
+    assert total == 2000 + beside + 101  # nothing twice
     assert len(list((tmp_path / f"cache{world}").iterdir())) == 2
 
 
@@ -426,7 +426,7 @@ def stop_on_rank(rank, world, folder):
     features[3] = math.nan
     listen(lambda: metrics.compute({"features": features}, None))
     metrics = metrics.metrics
-    metrics.num_samples = 99  # another floor, of features that are not finite
+    metrics.num_samples = 99  # other real values, of features that are not finite
     metrics.extractor.network.weight.fill_(math.nan)
     metrics.load = lambda *_: None
     listen(lambda: metrics.prepare(FakeSource()))
@@ -442,12 +442,12 @@ def test_what_stops_the_first_rank_is_heard_by_all(tmp_path):
     assert first[1] == ("Strange", "here: no\nand more lines")
     assert first[2] == ("MemoryError", "")
     bad = "1 of 100 images have features that are not finite"
-    floor = "99 of 99 images have features that are not finite"
+    beside = "99 of 99 images have features that are not finite"
     assert [kind for kind, _ in first[3:]] == ["UserError"] * 2
     assert first[3][1].startswith(bad)
-    assert first[4][1].startswith(floor)
+    assert first[4][1].startswith(beside)
     for (kind, words), reason in zip(
-        second[1:], ["here: no", "MemoryError", bad, floor], strict=True
+        second[1:], ["here: no", "MemoryError", bad, beside], strict=True
     ):
         assert kind == "UserError"
         assert words.startswith(f"the first process stopped: {reason}")

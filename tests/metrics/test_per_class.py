@@ -28,12 +28,10 @@ def labelled(seed: int, *counts: int) -> ImageSet:
 def both(generated: ImageSet, test: ImageSet, reference: ImageSet) -> dict[str, float]:
     """The FID of each class of samples, and of as many test images."""
     beside = test.matching(generated.labels)
-    return ClassFID().results(generated, reference) | ClassFID().results(
-        beside, reference, "_floor"
-    )
+    return ClassFID().results(generated, reference) | ClassFID().results(beside, reference, "_real")
 
 
-def test_both_sides_are_of_the_class_and_floors_of_as_many():
+def test_both_sides_are_of_the_class_and_real_values_of_as_many():
     reference, test, ours = (
         labelled(0, 2000, 70, 9),
         labelled(1, 30, 30, 30),
@@ -42,30 +40,30 @@ def test_both_sides_are_of_the_class_and_floors_of_as_many():
     values = both(ours, test, reference)
     assert sorted(values) == [
         "fid_class0/x/train2k-20",
-        "fid_class0_floor/x/train2k-20",
+        "fid_class0_real/x/train2k-20",
         "fid_class1/x/train70-40",
-        "fid_class1_floor/x/train70-30",
+        "fid_class1_real/x/train70-30",
         "fid_class2/x/train9-3",
-        "fid_class2_floor/x/train9-3",
+        "fid_class2_real/x/train9-3",
     ]
     for label, count in ((0, 20), (1, 30), (2, 3)):
         real = FeatureSet.of(reference.features[reference.labels == label])
         sides = (ours.features[ours.labels == label], test.features[test.labels == label][:count])
-        own, floor = (
+        own, beside_it = (
             value
-            for kind in ("/", "_floor/")
+            for kind in ("/", "_real/")
             for name, value in values.items()
             if name.startswith(f"fid_class{label}{kind}")
         )
         assert own == pytest.approx(frechet(FeatureSet.of(sides[0]), real), rel=1e-9)
-        assert floor == pytest.approx(frechet(FeatureSet.of(sides[1]), real), rel=1e-9)
+        assert beside_it == pytest.approx(frechet(FeatureSet.of(sides[1]), real), rel=1e-9)
 
 
 def test_a_class_of_one_image_has_no_figure():
     values = both(labelled(2, 9, 9, 1), labelled(1, 9, 1, 9), labelled(0, 9, 9, 9))
     assert sorted(values) == [
         "fid_class0/x/train9-9",
-        "fid_class0_floor/x/train9-9",
+        "fid_class0_real/x/train9-9",
         "fid_class1/x/train9-9",
     ]
     assert both(labelled(2, 9), labelled(1, 9), labelled(0, 1)) == {}

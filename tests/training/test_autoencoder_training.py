@@ -31,7 +31,7 @@ def test_a_run_leaves_everything_it_promises(lab, tmp_path):
     assert (summary["finished"], summary["steps"]) == (True, 4)
     metrics = summary["metrics"]
     assert {"rfid/efficientnet_lite0-96/train64-16", "val/psnr", "val/kl"} <= set(metrics)
-    assert "rfid_floor/efficientnet_lite0-96/train64-16" in metrics
+    assert "rfid_real/efficientnet_lite0-96/train64-16" in metrics
     assert "rFID" in err
     found = set().union(*rows(folder))
     assert {"train/loss", "train/l1", "train/bottleneck", "val/psnr"} <= found

@@ -108,7 +108,7 @@ def test_a_search_of_a_study_in_a_folder_of_studies_has_its_file_there(lab, tmp_
 
 
 def test_a_figure_is_found_by_its_kind(tmp_path):
-    metrics = {"fid/a/b": 3.0, "fid_floor/a/b": 1.0, "val/loss": 0.5}
+    metrics = {"fid/a/b": 3.0, "fid_real/a/b": 1.0, "val/loss": 0.5}
     (tmp_path / "summary.json").write_text(json.dumps({"metrics": metrics}))
     assert final_metric(tmp_path, "fid") == 3.0
     assert final_metric(tmp_path, "val/loss") == 0.5

@@ -204,8 +204,8 @@ def test_choices_are_those_that_runs_differ_in():
     ("name", "known"),
     [
         ("train/loss", True),
-        ("fid_class3_floor/efficientnet_lite0-96/train6k-500", True),
-        ("rfid_floor/efficientnet_lite0-96/train60k-5k", True),
+        ("fid_class3_real/efficientnet_lite0-96/train6k-500", True),
+        ("rfid_real/efficientnet_lite0-96/train60k-5k", True),
         ("loss", False),
         ("trian/loss", False),
         ("fidelity/x", False),
@@ -219,8 +219,8 @@ def test_the_readme_lists_the_naming_scheme():
     table = README[README.index("| name | what it is |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
-    floors = {f"{kind}_floor/*" for kind in KINDS}
-    assert set(SCALARS) - floors == listed - {"fid_floor/*"} - {
+    real_values = {f"{kind}_real/*" for kind in KINDS}
+    assert set(SCALARS) - real_values == listed - {"fid_real/*"} - {
         *log_names.AXES,
         log_names.SAMPLES,
         f"{log_names.GRIDS}/samples",

@@ -52,7 +52,7 @@ class SampleEvaluation(Evaluation):
 
 
 class ReconstructionEvaluation(Evaluation):
-    """rFID and rKID of the test images whose floor is measured, as an autoencoder returns them."""
+    """rFID and rKID of test images, as an autoencoder returns them."""
 
     @ranges(every_n_steps=optional(whole(1)), batch_size=whole(1))
     def __init__(self, every_n_steps: int | None = None, batch_size: int = 256):

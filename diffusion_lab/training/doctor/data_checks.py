@@ -112,7 +112,7 @@ def overlap(run: PlannedRun) -> Iterator[Remark]:
     if shared > MANY * len(test):
         yield warning(
             f"{shared} of {len(test)} test images are trained on too, so that the held-out loss "
-            "and the FID's floor are too good; split the data anew"
+            "and the FID of real images are too good; split the data anew"
         )
 
 

@@ -51,7 +51,7 @@ def sample_counts(run: PlannedRun) -> Iterator[Remark]:
     if samples > test:
         yield advice(
             f"metrics.num_samples={samples} is more than the {test} test images, so that the "
-            f"floor is of fewer images than the figure and is too high; write "
+            f"FID of real images is of fewer than the figure and is too high; write "
             f"metrics.num_samples={test} to compare them"
         )
 
