@@ -24,94 +24,48 @@ class Means(Flag):
     PATH = auto()  # a file or folder
 
 
-# A key that ends in a dot stands for all keys in it, and for the option of the group unless that
-# has a row of its own. The longest row counts.
+# The keys of each meaning. One that ends in a dot stands for all keys in it, and for the option of
+# the group unless that is listed itself. The longest one counts.
 TABLE = {
-    "name": "identity",
-    "seed": "identity named",
-    "study_name": "identity",
-    "run_dir": "path",
-    "resume": "path",
-    "run": "path",
-    "output": "path",
-    "data_root": "path",
-    "experiment": "identity named loss composition",  # chooses any of the others
-    "hparams_search": "",
-    "batch_size": "identity named composition",
-    "micro_batch_size": "resumable",
-    "validate_every_n_steps": "resumable",
-    "compile": "",
-    "channels_last": "",
-    "activation_checkpointing": "resumable identity named",
-    "optimized_metric": "identity",
-    "budget.": "identity",
-    "budget.solved": "",
-    "data.": "identity named loss composition",
-    "data.source.root": "resumable path",
-    "data.source.path": "resumable named loss path",
-    "data.source.test_path": "resumable named loss path",
-    "data.fraction": "identity named composition",
-    "data.per_class": "identity named composition",
-    "data.subset_seed": "identity named composition",
-    "data.flip": "identity named composition",
-    "data.on_device": "identity named",
-    "data.validation_size": "identity named loss",
-    "first_stage.": "identity named loss composition cost",
-    "first_stage.run": "named loss path",  # told by its sha256, as the autoencoder at a path is
-    "first_stage.path": "named loss path",
-    "first_stage.cache": "identity named",
-    "first_stage.cache_dir": "path",
-    "augmentation.": "identity named composition cost",
-    "backbone.": "identity named composition cost",
-    "conditioning.": "identity named composition cost",
-    "schedule.": "identity named loss composition cost",
-    "objective.": "identity named loss composition cost",
-    "denoiser.": "identity named composition cost",
-    "optimizer.": "identity named composition cost",
-    "lr_schedule.": "identity named composition",
-    "autoencoder.": "identity named composition",
-    "reconstruction.": "identity named loss composition",
-    "sampler.": "identity named cost",
-    "guidance.": "identity named cost",
-    "guidance.weak_run": "identity named cost path",
-    "metrics.": "identity named",
-    "metrics.cache_dir": "path",
-    "metrics.classifier": "identity named path",
-    "metrics.extractor.path": "identity named path",
-    "metrics.extractor.weights_path": "identity named path",
-    "trainer": "identity composition",  # an option says where a run is trained
-    "trainer.": "resumable identity named composition",
-    "trainer.accelerator": "resumable",
-    "trainer.devices": "resumable",
-    "trainer.num_nodes": "resumable",
-    "trainer.strategy.": "resumable",
-    "trainer.log_every_n_steps": "resumable",
-    "trainer.deterministic": "resumable identity named",
-    "logger.": "resumable",
-    "callbacks.": "resumable identity named composition",
-    "callbacks.checkpoint.": "resumable",
-    "callbacks.sample_grid.": "resumable",
-    "callbacks.throughput.": "resumable",
-    "callbacks.evaluation.": "resumable identity named",
-    "callbacks.evaluation.every_n_steps": "resumable",
-    "callbacks.evaluation.batch_size": "resumable",
-    "callbacks.pruning.": "resumable identity named",
+    "": "hparams_search compile channels_last budget.solved",
+    "identity": "name study_name optimized_metric budget.",
+    "identity composition": "trainer",  # an option says where a run is trained
+    "identity named": "seed data.on_device first_stage.cache metrics.",
+    "identity named composition": (
+        "batch_size data.fraction data.per_class data.subset_seed data.flip lr_schedule. "
+        "autoencoder."
+    ),
+    "identity named loss": "data.validation_size",
+    # an experiment chooses any of the others
+    "identity named loss composition": "experiment data. reconstruction.",
+    "identity named loss composition cost": "first_stage. schedule. objective.",
+    "identity named composition cost": "augmentation. backbone. conditioning. denoiser. optimizer.",
+    "identity named cost": "sampler. guidance.",
+    "resumable identity named composition": "trainer. callbacks.",
+    "resumable identity named": (
+        "activation_checkpointing trainer.deterministic callbacks.evaluation. callbacks.pruning."
+    ),
+    "resumable": (
+        "logger. micro_batch_size validate_every_n_steps trainer.accelerator trainer.devices "
+        "trainer.num_nodes trainer.strategy. trainer.log_every_n_steps callbacks.checkpoint. "
+        "callbacks.sample_grid. callbacks.throughput. callbacks.evaluation.every_n_steps "
+        "callbacks.evaluation.batch_size"
+    ),
+    "resumable path": "data.source.root",
+    "resumable named loss path": "data.source.path data.source.test_path",
+    "path": "run_dir resume run output data_root first_stage.cache_dir metrics.cache_dir",
+    "named loss path": "first_stage.run first_stage.path",  # told by their checksums
+    "identity named path": (
+        "metrics.classifier metrics.extractor.path metrics.extractor.weights_path"
+    ),
+    "identity named cost path": "guidance.weak_run",
 }
 KEYS = {
     key: reduce(Means.__or__, (Means[word.upper()] for word in words.split()), Means.NOTHING)
-    for key, words in TABLE.items()
+    for words, keys in TABLE.items()
+    for key in keys.split()
 }
 UNKNOWN = Means.IDENTITY | Means.NAMED | Means.COMPOSITION  # keys of classes from elsewhere
-# Files whose checksums are in the names of metrics, so that their places do not matter.
-FILES = ("metrics.classifier",)
-# The values that ask a run to find another one out, which it then keeps.
-REQUESTS = {
-    "data.source.image_size": None,
-    "data.source.channels": None,
-    "data.source.classes": None,
-    "first_stage.sha256": None,
-    "first_stage.scale": "measured",
-}
 
 
 def row_of(key: str) -> str | None:

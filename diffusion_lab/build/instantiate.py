@@ -69,23 +69,20 @@ def naming_keys(key: str, settings: Mapping[str, str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except RangeError as error:
-        known = settings.get(error.argument)
-        raise UserError(error.of(known) if known else _below(key, str(error))) from error
     except ValueError as error:
         text = str(error)
         name = re.split(r"[ =]", text, maxsplit=1)[0]
-        if name in settings:
-            raise UserError(settings[name] + text.removeprefix(name)) from error
-        raise UserError(_below(key, text)) from error
+        if name not in settings:
+            text = f"{key}: {text}" if key else text
+        elif isinstance(error, RangeError):
+            text = error.of(settings[name])
+        else:
+            text = settings[name] + text.removeprefix(name)
+        raise UserError(text) from error
     except TypeError as error:
         raise UserError(f"a value of {key} does not fit: {error}") from error
     except (ImportError, OSError) as error:
         raise UserError(f"{key} cannot be used: {error}") from error
-
-
-def _below(key: str, text: str) -> str:
-    return f"{key}: {text}" if key else text
 
 
 @contextmanager

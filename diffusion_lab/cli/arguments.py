@@ -21,13 +21,12 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
         raise UserError("one of the arguments is empty; leave it out, or write key=value")
     if command.combines:
         flags, overrides = apart(arguments)
-        flags = [flag for flag in flags if flag not in MULTIRUN]
-        arguments = [*flags, *gather(overrides)]
+        arguments = [*(flag for flag in flags if flag not in MULTIRUN), *gather(overrides)]
     if command.takes_paths:
         arguments = gather_paths(arguments)
-    if any(argument.startswith("resume=") for argument in arguments):
-        arguments = [admit(argument, ("data",)) for argument in arguments]
-    arguments = [admit(argument, command.run_groups) for argument in arguments]
+    resumes = any(argument.startswith("resume=") for argument in arguments)
+    groups = (*command.run_groups, "data") if resumes else command.run_groups
+    arguments = [admit(argument, groups) for argument in arguments]
     if launchers := [each for each in arguments if each.startswith("hydra/launcher=")]:
         if "slurm" in launchers[-1] and shutil.which("sbatch") is None:
             raise UserError(
@@ -47,14 +46,10 @@ def admit(override: str, groups: tuple[str, ...]) -> str:
     return f"++{override}" if override.startswith(tuple(f"{g}." for g in groups)) else override
 
 
-def gather(arguments: list[str]) -> list[str]:
-    """The arguments, those with several values moved into one: combinations=[...]."""
-    single: list[str] = []
-    several: list[str] = []
-    for argument in arguments:
-        flag = argument.startswith("-")
-        varies = not flag and parse([argument])[0].is_sweep_override()
-        (several if varies else single).append(argument)
+def gather(overrides: list[str]) -> list[str]:
+    """The overrides, those with several values moved into one: combinations=[...]."""
+    several = [each for each in overrides if parse([each])[0].is_sweep_override()]
+    single = [each for each in overrides if each not in several]
     return [*single, f"combinations={_quoted(several)}"] if several else single
 
 

@@ -4,14 +4,12 @@ import json
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable
 
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 
 from diffusion_lab.build.config_keys import paths_as_text
 from diffusion_lab.build.configuration import conf_dir
@@ -24,13 +22,7 @@ from diffusion_lab.compute import slurm
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Hands the arguments of a command to Hydra."""
-    sys.argv = [f"diffusion-lab {name}", *arguments]
-    application(name)()
-
-
-def application(name: str) -> Callable[[], object]:
-    """The Hydra application of a command, whose configuration is conf/<name>.yaml."""
+    """Runs a command, whose configuration is conf/<name>.yaml, with the arguments by Hydra."""
     command, config = COMMANDS[name], name.replace("-", "_")
 
     def job(cfg: DictConfig) -> float | None:
@@ -51,7 +43,8 @@ def application(name: str) -> Callable[[], object]:
                 sys.exit(1)
             raise
 
-    return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config)(job)
+    sys.argv = [f"diffusion-lab {name}", *arguments]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config)(job)()
 
 
 def call(command: Command, config: str, cfg: DictConfig) -> float | None:
@@ -87,8 +80,8 @@ def combinations(
 
 
 def say(line: str) -> None:
-    """One line on standard error, as it is."""
-    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
+    """One line on standard error, from whatever rank."""
+    print(line, file=sys.stderr)
 
 
 def fail(message: str) -> None:

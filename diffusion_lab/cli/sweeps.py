@@ -48,17 +48,14 @@ def check_params(overrides: list[str]) -> None:
         )
 
 
-def sweep_overrides(sweep: str, arguments: list[str]) -> list[str]:
-    """Hydra's own overrides for a sweep by these arguments: its folder, and what is fixed in it.
+def sweep_overrides(sweep: str, overrides: list[str]) -> list[str]:
+    """Hydra's own overrides for a sweep by these overrides: its folder, and what is fixed in it.
 
     Jobs may run in other processes, on other machines: they know of the sweep what these say.
     """
-    fixed: dict[str, bool] = {}
-    for argument in arguments:
-        if "=" in argument and not argument.startswith(("-", "hydra")):
-            (override,) = parse([argument])
-            fixed[key_of(override)] = not override.is_sweep_override()  # the last one counts
-    names = ",".join(f"'{key}'" for key, alone in fixed.items() if alone)
+    parsed = parse(each for each in overrides if "=" in each and not each.startswith("hydra"))
+    varies = {key_of(override): override.is_sweep_override() for override in parsed}
+    names = ",".join(f"'{key}'" for key, several in varies.items() if not several)
     return [
         f"hydra.sweep.dir={sweep}",
         f"hydra.job.config.override_dirname.exclude_keys=[{names}]",

@@ -5,7 +5,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -19,8 +19,8 @@ from diffusion_lab.cli.job import fail
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
-from diffusion_lab.runs.folder import CONFIG, load_summary
-from diffusion_lab.runs.resuming import restarted, resumed
+from diffusion_lab.runs.folder import CONFIG, load_config, load_summary
+from diffusion_lab.runs.resuming import resumed
 from diffusion_lab.training import study
 from diffusion_lab.training.autoencoder_task import build_autoencoder_task
 from diffusion_lab.training.diffusion_task import build_diffusion_task
@@ -31,90 +31,92 @@ STOPPED = 130  # the exit code of a command that Ctrl-C has ended
 EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # of runs that are not at their end
 
 
-def run_job(
-    cfg: DictConfig, overrides: list[str], command: str, build: Callable[..., Task]
-) -> float | None:
-    """Trains one composition; returns its `optimized_metric`, if it has one.
+@dataclass(frozen=True)
+class TrainingJob:
+    """The function of a command that trains what `build` makes of a configuration."""
 
-    A job of a multirun that fails is noted, and returns None, so that the others go on.
-    """
-    job = HydraConfig.get()
-    if job.mode != RunMode.MULTIRUN:
-        return run_one(cfg, job, overrides, command, build)[1]
-    gc.collect()  # a run before this one in the process has cycles, and its memory
-    try:
-        study.check_search(cfg, job)
-    except UserError as error:
-        fail(str(error))  # the search, and not this trial alone
-    alone, folder = list(overrides), None
-    try:
-        folder = study.folder_of(cfg, job)
-        if folder and not cfg.run_dir:
-            alone.append(f"run_dir={folder}")
-        status, value = run_one(cfg, job, overrides, command, build)
-        sweeps.note(job.sweep.dir, job.job.num, status, alone)
-        return value
-    except (KeyboardInterrupt, SystemExit) as end:
-        if folder and getattr(end, "code", STOPPED) == STOPPED:
-            say("The command of the sweep goes on with this run and the rest.")
-        raise
-    except Exception as error:
-        if isinstance(error, MISTAKES):
-            text = sentence(error)
+    command: str
+    build: Callable[..., Task]
+
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> float | None:
+        """Trains one composition; returns its `optimized_metric`, if it has one.
+
+        A job of a multirun that fails is noted, and returns None, so that the others go on.
+        """
+        job = HydraConfig.get()
+        if job.mode != RunMode.MULTIRUN:
+            return self.run(cfg, job, overrides)[1]
+        gc.collect()  # a run before this one in the process has cycles, and its memory
+        try:
+            study.check_search(cfg, job)
+        except UserError as error:
+            fail(str(error))  # the search, and not this trial alone
+        alone, folder = list(overrides), None
+        try:
+            folder = study.folder_of(cfg, job)
+            if folder and not cfg.run_dir:
+                alone.append(f"run_dir={folder}")
+            status, value = self.run(cfg, job, overrides)
+            sweeps.note(job.sweep.dir, job.job.num, status, alone)
+            return value
+        except (KeyboardInterrupt, SystemExit) as end:
+            if folder and getattr(end, "code", STOPPED) == STOPPED:
+                say("The command of the sweep goes on with this run and the rest.")
+            raise
+        except Exception as error:
+            if isinstance(error, MISTAKES):
+                text = sentence(error)
+            else:
+                traceback.print_exc()
+                text = f"{type(error).__name__}: {error}"
+            sweeps.note(job.sweep.dir, job.job.num, sweeps.FAILED, alone, error=text)
+            say(f"Failed: {text}")
+            if slurm.tasks() > 1:
+                raise  # or this process would leave the others waiting
+            return None
+
+    def run(
+        self, cfg: DictConfig, job: HydraConf, overrides: list[str]
+    ) -> tuple[str, float | None]:
+        """Trains a new run, goes on with one, or finds it finished; one of a study is of its group.
+
+        A job of SLURM that was requeued goes on with the run that it began with the same overrides,
+        in the same folder if it was ended before the first checkpoint. Returns what was done, and
+        the run's `optimized_metric`.
+        """
+        if cfg.resume:
+            self.train(resumed(cfg.resume, overrides, self.command), overrides)
+            return sweeps.DONE, None
+        folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
+        study.check_metric(cfg, folder)
+        begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, self.command, overrides)
+        if begun and (begun / CONFIG).is_file():
+            if load_summary(begun).get("finished"):
+                say(f"{begun} is finished")
+                return sweeps.SKIPPED, None
+            cfg = load_config(begun)
+            cfg.resume = str(begun)
+            self.train(cfg, overrides)
+            return sweeps.DONE, None
+        state = study.state_of(folder, cfg) if folder else study.NEW
+        if folder and state == study.EMPTY:
+            study.move_aside(folder)
+        if state == study.FINISHED:
+            say(f"{folder} is finished")
+        elif folder and state == study.UNFINISHED:
+            resume = [f"resume={folder}", *study.overrides_to_resume(folder, overrides)]
+            self.train(resumed(str(folder), resume, self.command), resume)
         else:
-            traceback.print_exc()
-            text = f"{type(error).__name__}: {error}"
-        sweeps.note(job.sweep.dir, job.job.num, sweeps.FAILED, alone, error=text)
-        say(f"Failed: {text}")
-        if slurm.tasks() > 1:
-            raise  # or this process would leave the others waiting
-        return None
+            budget.apply(cfg, overrides)
+            self.train(cfg, overrides + join(cfg, job, folder))
+        value = study.final_metric(folder, metric) if folder and metric else None
+        return sweeps.SKIPPED if state == study.FINISHED else sweeps.DONE, value
 
-
-def run_one(
-    cfg: DictConfig,
-    job: HydraConf,
-    overrides: list[str],
-    command: str,
-    build: Callable[..., Task],
-) -> tuple[str, float | None]:
-    """Trains a new run, goes on with one, or finds it finished; a run of a study is of its group.
-
-    A job of SLURM that was requeued goes on with the run that it began with the same overrides.
-    Returns what was done, and the run's `optimized_metric`.
-    """
-    if cfg.resume:
-        run_to_end(resumed(cfg.resume, overrides, command), overrides, build)
-        return sweeps.DONE, None
-    folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
-    study.check_metric(cfg, folder)
-    begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, command, overrides)
-    if begun and (begun / CONFIG).is_file():
-        if load_summary(begun).get("finished"):
-            say(f"{begun} is finished")
-            return sweeps.SKIPPED, None
-        run_to_end(restarted(begun), overrides, build)
-        return sweeps.DONE, None
-    state = study.state_of(folder, cfg) if folder else study.NEW
-    if folder and state == study.EMPTY:
-        study.move_aside(folder)
-    if state == study.FINISHED:
-        say(f"{folder} is finished")
-    elif folder and state == study.UNFINISHED:
-        resume = [f"resume={folder}", *study.overrides_to_resume(folder, overrides)]
-        run_to_end(resumed(str(folder), resume, command), resume, build)
-    else:
-        budget.apply(cfg, overrides)
-        run_to_end(cfg, overrides + join(cfg, job, folder), build)
-    value = study.final_metric(folder, metric) if folder and metric else None
-    return sweeps.SKIPPED if state == study.FINISHED else sweeps.DONE, value
-
-
-def run_to_end(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> None:
-    """Trains, and ends this process if the run was stopped before its end."""
-    outcome = train(cfg, overrides, build)
-    if outcome in EXIT_CODES:
-        sys.exit(EXIT_CODES[outcome])
+    def train(self, cfg: DictConfig, overrides: list[str]) -> None:
+        """Trains, and ends this process if the run was stopped before its end."""
+        outcome = train(cfg, overrides, self.build)
+        if outcome in EXIT_CODES:
+            sys.exit(EXIT_CODES[outcome])
 
 
 def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
@@ -135,5 +137,5 @@ def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in joined.items()]
 
 
-train_model = partial(run_job, command="train", build=build_diffusion_task)
-train_first_stage = partial(run_job, command="train-autoencoder", build=build_autoencoder_task)
+train_model = TrainingJob("train", build_diffusion_task)
+train_first_stage = TrainingJob("train-autoencoder", build_autoencoder_task)

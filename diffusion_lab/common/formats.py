@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -40,9 +41,7 @@ def with_spread(mean: float, spread: float) -> tuple[str, str]:
     """Both to the second digit of the spread: 468.8 and 44.2, 0.2469 and 0.0042."""
     if spread <= 0:
         return f"{mean:.4g}", "0"
-    digits = 1
-    while digits < 9 and spread < 10 ** (1 - digits):
-        digits += 1
+    digits = min(max(1 - math.floor(math.log10(spread)), 1), 9)
     return f"{mean:.{digits}f}", f"{spread:.{digits}f}"
 
 

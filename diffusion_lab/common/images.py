@@ -48,16 +48,12 @@ def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:
 
     `gap` is in pixels; places that the last row leaves over are white.
     """
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    picture = images.new_full(
-        (channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255
-    )
-    for index, image in enumerate(images):
-        top = gap + index // columns * (height + gap)
-        left = gap + index % columns * (width + gap)
-        picture[:, top : top + height, left : left + width] = image
-    return picture
+    rows = -(-len(images) // columns)
+    spare = rows * columns - len(images)
+    images = F.pad(images, (gap, 0, gap, 0, 0, 0, 0, spare), value=255)
+    cells = images.unflatten(0, (rows, columns))  # (rows, columns, C, H, W)
+    picture = cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    return F.pad(picture, (0, gap, 0, gap), value=255)
 
 
 def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:

@@ -1,7 +1,7 @@
 """The metrics that a run folder keeps, each with its protocol, and which of two may be compared."""
 
 import json
-from collections import Counter
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -110,12 +110,11 @@ def comparable_metrics(
     alike = [each for each in found if each["protocol"] == protocol]
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
-    metrics: dict[str, float] = {}
-    for each in alike:
-        if not _differing(flat(each["sampling"]), flat(sampling)):
-            metrics = each["metrics"] | metrics  # the first evaluation counts
+    ours = flat(sampling)
+    same = [each["metrics"] for each in alike if not _differing(ours, flat(each["sampling"]))]
+    metrics = dict(ChainMap(*same))  # the first evaluation counts
     if not metrics:
-        ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
+        theirs = flat(alike[-1]["sampling"])
         key = min(_differing(ours, theirs))
         raise UserError(
             f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
@@ -170,22 +169,20 @@ def common_metrics(
     If there are several, the one of most samples. Raises UserError, naming a difference, if there
     is none.
     """
-    counts: Counter[str] = Counter()
-    examples: dict[str, tuple[Path, Record]] = {}  # the first of each protocol and sampling
+    having: dict[str, list[Path]] = {}  # the runs, by protocol and sampling
     for folder, found in records.items():
-        ways = {json.dumps([r["protocol"], r["sampling"]], sort_keys=True): r for r in found}
-        counts.update(ways.keys())
-        examples = {way: (folder, record) for way, record in ways.items()} | examples
-    if not counts:
+        ways = (json.dumps([r["protocol"], r["sampling"]], sort_keys=True) for r in found)
+        for way in dict.fromkeys(ways):
+            having.setdefault(way, []).append(folder)
+    if not having:
         raise never_evaluated(next(iter(records)), len(records) - 1)
     # the most common ones, so that a difference is named of the odd run out; else of most samples
-    chosen = max(counts, key=lambda way: (counts[way], examples[way][1]["protocol"]["num_samples"]))
-    example, record = examples[chosen]
-    protocol, sampling = record["protocol"], record["sampling"]
+    best = max(having, key=lambda way: (len(having[way]), json.loads(way)[0]["num_samples"]))
+    protocol, sampling = json.loads(best)
     metrics, refused = {}, []
     for folder, found in records.items():
         try:
-            metrics[folder] = comparable_metrics(folder, found, protocol, sampling, example)
+            metrics[folder] = comparable_metrics(folder, found, protocol, sampling, having[best][0])
         except UserError as error:
             refused.append(str(error))
     if refused:

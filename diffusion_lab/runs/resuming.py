@@ -5,17 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import (
-    FILES,
-    KEYS,
-    REQUESTS,
-    Means,
-    Settings,
-    as_path,
-    flat,
-    is_resumable,
-    means,
-)
+from diffusion_lab.build.config_keys import KEYS, Means, as_path, flat, is_resumable, means
 from diffusion_lab.build.overrides import parse, values_of
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
@@ -29,6 +19,16 @@ INSTEAD_OF_OPTIONS = {
     "trainer=cpu": "trainer.accelerator=cpu",
     "trainer=ddp": "trainer.strategy=ddp",
     "trainer=fsdp": "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
+}
+# Files whose checksums are in the names of metrics, so that their places do not matter.
+FILES = ("metrics.classifier",)
+# The values that ask a run to find another one out, which it then keeps.
+REQUESTS = {
+    "data.source.image_size": None,
+    "data.source.channels": None,
+    "data.source.classes": None,
+    "first_stage.sha256": None,
+    "first_stage.scale": "measured",
 }
 
 
@@ -81,16 +81,6 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
     return cfg
 
 
-def restarted(folder: Path) -> DictConfig:
-    """The configuration with which a requeued job resumes the run that it has begun.
-
-    A job that was ended before the first checkpoint begins again in the same folder.
-    """
-    cfg = load_config(folder)
-    cfg.resume = str(folder)
-    return cfg
-
-
 def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, object, object]]:
     """Yields (key, saved, requested) for each setting that makes `cfg` another run than `saved`.
 
@@ -109,9 +99,9 @@ def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, objec
             yield key, old, new
 
 
-def found_out(asked: Settings) -> Settings:
+def found_out(asked: dict[str, object]) -> dict[str, object]:
     """The values that a run would keep instead of requests, as far as the settings tell them."""
-    found: Settings = {}
+    found: dict[str, object] = {}
     size = asked.get("data.source.image_size")
     if isinstance(size, int):
         found["data.source.image_size"] = [size, size]

@@ -12,13 +12,13 @@ from diffusion_lab.common.messages import UserError, say
 PACKAGES = ("diffusion_lab", "torch", "lightning")  # whose classes a run of this program names
 # the modules of those packages whose classes configurations use
 MODULES = (
-    "diffusion_lab",
-    "torch.nn",
-    "torch.optim",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.strategies",
-    "lightning.pytorch.trainer",
+    "diffusion_lab.",
+    "torch.nn.",
+    "torch.optim.",
+    "lightning.pytorch.callbacks.",
+    "lightning.pytorch.loggers.",
+    "lightning.pytorch.strategies.",
+    "lightning.pytorch.trainer.",
 )
 
 
@@ -30,18 +30,15 @@ def check(cfg: DictConfig, source: Path) -> None:
     as they are made, and no run of ours names one.
     """
     names = sorted(set(targets(cfg)))
+    strangers = [name for name in names if name.split(".")[0] not in PACKAGES]
     for name in names:
-        if _of_packages(name) and not is_trusted(name):
+        if name not in strangers and not is_trusted(name):
             raise UserError(
                 f"{source} names {name}, which is no class that runs of this program are made of; "
                 "open runs of this program only"
             )
-    if strangers := [name for name in names if not _of_packages(name)]:
+    if strangers:
         warn(str(source.resolve()), ", ".join(strangers))
-
-
-def _of_packages(name: str) -> bool:
-    return name.split(".")[0] in PACKAGES
 
 
 def targets(node: object) -> Iterator[str]:
@@ -65,9 +62,7 @@ def is_trusted(name: str) -> bool:
         found = get_object(name)
     except Exception:  # importing may fail in any way
         return False
-    return isinstance(found, type) and f"{found.__module__}.".startswith(
-        tuple(f"{module}." for module in MODULES)
-    )
+    return isinstance(found, type) and f"{found.__module__}.".startswith(MODULES)
 
 
 @cache  # a command reads the same configuration more than once

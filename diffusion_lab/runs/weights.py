@@ -1,6 +1,7 @@
 """The weights of a trained denoiser: in the checkpoint of a run, or exported from it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def sha256_of(folder: str | Path) -> str:
 
 def file_stamp(folder: str | Path) -> dict[str, object]:
     """The name, size and time of the file with a run's weights; raises UserError without one."""
-    path = _in_place(folder)
+    names = (EXPORTED, checkpoints.LAST, checkpoints.PREVIOUS)
+    there = [path for name in names if (path := Path(folder) / name).is_file()]
+    path = there[0] if there else file_of(folder)  # which says what is missing
     status = path.stat()
     return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
@@ -80,14 +83,14 @@ def require_unchanged(folder: str | Path, known: Mapping[str, object]) -> None:
         )
 
 
+@dataclass(frozen=True)
 class CurrentWeights:
     """The weights that a run has now, to be compared with those that a record was measured on.
 
     Their file is read only if its name, size and time are not those of the record.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = folder
+    folder: str | Path
 
     @cached_property
     def file_stamp(self) -> dict[str, object] | None:
@@ -104,24 +107,9 @@ class CurrentWeights:
         """
         if self.file_stamp is None:
             return False
-        if record.get(STAMP) == self.file_stamp:
-            return True
-        measured = record.get(CHECKPOINT)
-        return measured is not None and (measured == self._as_it_is or measured == self._whole)
+        return record.get(STAMP) == self.file_stamp or record.get(CHECKPOINT) == self.sha256
 
     @cached_property
-    def _as_it_is(self) -> str:
-        return hashing.of_file(_in_place(self.folder))
-
-    @cached_property
-    def _whole(self) -> str:
+    def sha256(self) -> str:
+        """The sha256 of their file."""
         return sha256_of(self.folder)
-
-
-def _in_place(folder: str | Path) -> Path:
-    """The file of a run's weights, without a look at whether it is whole; raises UserError."""
-    names = (EXPORTED, checkpoints.LAST, checkpoints.PREVIOUS)
-    for path in (Path(folder) / name for name in names):
-        if path.is_file():
-            return path
-    return file_of(folder)  # which says what is missing

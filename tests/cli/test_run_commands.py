@@ -20,11 +20,10 @@ SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_siz
 
 
 def test_values_separated_by_commas_are_gathered_and_expanded():
-    arguments = gather(["run=x", "sampler=ddim,heun", "seed=1", "guidance.scale=1,2.5", "-h"])
+    arguments = gather(["run=x", "sampler=ddim,heun", "seed=1", "guidance.scale=1,2.5"])
     assert arguments == [
         "run=x",
         "seed=1",
-        "-h",
         "combinations=['sampler=ddim,heun','guidance.scale=1,2.5']",
     ]
     assert expand(["sampler=ddim,heun", "guidance.scale=1,2.5"]) == [
