@@ -14,7 +14,7 @@ from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.images import save_png, to_uint8
-from diffusion_lab.common.messages import UserError, progress_bar, say
+from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -25,6 +25,7 @@ from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
 
+COUNTS = {"num_images": whole(1), "batch_size": whole(1), "seed": whole(0)}
 TRACES = ("hutchinson", "exact")
 PROBES = 0x70726F6265  # keeps these draws apart from others of the same seed
 # region -> whether (row, column), each in [0, 1), is missing
@@ -42,21 +43,16 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     """Bits a dimension of the first `cfg.num_images` test images, mean and standard error."""
     if cfg.trace not in TRACES:
         raise UserError(f"trace={cfg.trace} is unknown; use one of {', '.join(TRACES)}")
-    check_solver(cfg)
-    opened = runs.open_diffusion_run(cfg)
-    require_pixels(opened, "likelihood is that of pixels")
-    bits = []
-    for ids, images, labels in held_out_batches(cfg, opened):
+    opened = open_pixels(cfg, "likelihood is that of pixels")
+    model, bits = opened.model, []
+    for ids, _, labels, x0 in held_out_batches(cfg, opened):
         noise = SampleNoise(mix_seed(cfg.seed, PROBES), ids, opened.device)
-        x0 = opened.model.first_stage.encode(images)
         # uniform from the normal's own distribution function, each image with its own
         x0 = x0 + GREY_STEP * (torch.special.ndtr(noise(x0.shape[1:])) - 0.5)
         probe = noise(x0.shape[1:]).sign() if cfg.trace == "hutchinson" else None
-        denoise = function_of_state(opened.model.denoiser, labels)
+        denoise = function_of_state(model.denoiser, labels)
         with opened.autocast, errors_at(cfg, ""):
-            nats = log_likelihood(
-                denoise, x0, opened.model.schedule, probe, cfg.tolerance, cfg.steps
-            )
+            nats = log_likelihood(denoise, x0, model.schedule, probe, cfg.tolerance, cfg.steps)
         bits.append(bits_per_dim(nats, x0[0].numel()))
     each = torch.cat(bits)
     result = {"bits_per_dim": each.mean().item(), "num_images": len(each)}
@@ -70,21 +66,19 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
 def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Test images to noise and back: a picture of the three, and how close the last is."""
     check_keys(cfg, {"columns": whole(1)})
-    check_solver(cfg)
-    opened = runs.open_diffusion_run(cfg)
-    require_pixels(opened, "encode shows noise as a picture")
+    opened = open_pixels(cfg, "encode shows noise as a picture")
+    model = opened.model
     solver = AdaptiveRungeKutta(cfg.steps, UniformLogSNR(SMALLEST_RATIO), cfg.tolerance)
     rows, errors = [], []
-    for _, images, labels in held_out_batches(cfg, opened):
-        x0 = opened.model.first_stage.encode(images)
-        denoise = function_of_state(opened.model.denoiser, labels)
+    for _, images, labels, x0 in held_out_batches(cfg, opened):
+        denoise = function_of_state(model.denoiser, labels)
         with torch.inference_mode(), opened.autocast, errors_at(cfg, ""):
-            noise = encode(denoise, x0, opened.model.schedule, cfg.tolerance, cfg.steps)
-            back = solver(denoise, noise, opened.model.schedule)
+            noise = encode(denoise, x0, model.schedule, cfg.tolerance, cfg.steps)
+            back = solver(denoise, noise, model.schedule)
         errors.append((back - x0).square().flatten(1).mean(1))
-        decode = opened.model.first_stage.decode
         # two standard deviations of noise span the grey scale
-        rows.append([images, to_uint8(noise / 2)[:, : images.shape[1]], decode(back)])
+        shown = to_uint8(noise / 2)[:, : images.shape[1]]
+        rows.append([images, shown, model.first_stage.decode(back)])
     parts = torch.stack([torch.cat(column).cpu() for column in zip(*rows, strict=True)])
     white = functional.pad(parts, [0] * 7 + [-parts.shape[1] % cfg.columns], value=255)
     lines = white.unflatten(1, (-1, cfg.columns)).transpose(0, 1).flatten(0, 2)
@@ -102,8 +96,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Draws a missing region of test images anew; a row an image: whole, known, variants."""
     if cfg.region not in REGIONS:
         raise UserError(f"region={cfg.region} is unknown; use one of {', '.join(REGIONS)}")
-    check_keys(cfg, {"variants": whole(1)})
-    check_images(cfg)
+    check_keys(cfg, COUNTS | {"variants": whole(1)})
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)
@@ -111,19 +104,13 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     # of pixels, to be shown, and of what is diffused
     shown, known = (~missing(cfg.region, *shape[1:]).to(opened.device) for shape in shapes)
     pictures = []
-    for ids, images, labels in held_out_batches(cfg, opened, "Inpainting"):
+    for ids, images, labels, x0 in held_out_batches(cfg, opened, "Inpainting"):
         columns = [images, torch.where(shown, images, 127).to(torch.uint8)]
-        x0 = opened.model.first_stage.encode(images)
+        constrain = partial(keep_known, known=x0, mask=known)
         for variant in range(cfg.variants):
             with opened.autocast:
-                columns.append(
-                    pipeline(
-                        ids,
-                        mix_seed(cfg.seed, variant),
-                        labels,
-                        constrain=partial(keep_known, known=x0, mask=known),
-                    )
-                )
+                seed = mix_seed(cfg.seed, variant)
+                columns.append(pipeline(ids, seed, labels, constrain=constrain))
         pictures.append(torch.stack(columns, 1).flatten(0, 1).cpu())
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / f"inpaint_{cfg.region}.png")
     save_png(opened.datamodule.source.picture(torch.cat(pictures), 2 + cfg.variants), path)
@@ -131,10 +118,13 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return {"picture": str(path)}
 
 
-def require_pixels(opened: runs.DiffusionRun, reason: str) -> None:
-    """Raises UserError where latents are diffused."""
+def open_pixels(cfg: DictConfig, reason: str) -> runs.DiffusionRun:
+    """Opens a run for the adaptive solver; raises UserError where latents are diffused."""
+    check_keys(cfg, COUNTS | {"steps": whole(1), "tolerance": above(0).as_in(1e-3)})
+    opened = runs.open_diffusion_run(cfg)
     if not opened.model.first_stage.of_pixels:
         raise UserError(f"{reason}; this run diffuses the latents of an encoder")
+    return opened
 
 
 def function_of_state(denoiser: Denoiser, labels: Tensor | None) -> DenoiseFn:
@@ -149,31 +139,15 @@ def missing(region: str, height: int, width: int) -> Tensor:
     return REGIONS[region](row[:, None].expand(height, width), column.expand(height, width))
 
 
-def check_images(cfg: DictConfig) -> None:
-    """Raises UserError for numbers that make no sense."""
-    check_keys(cfg, {"num_images": whole(1), "batch_size": whole(1), "seed": whole(0)})
-
-
-def check_solver(cfg: DictConfig) -> None:
-    """Raises UserError for settings that the adaptive solver cannot take."""
-    check_images(cfg)
-    check_keys(cfg, {"steps": whole(1), "tolerance": above(0).as_in(1e-3)})
-
-
 def held_out_batches(
     cfg: DictConfig, opened: runs.DiffusionRun, description: str = "Test images"
-) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
-    """Ids, images (b, C, H, W) uint8 as trained on, and labels of the first test images."""
+) -> Iterator[tuple[list[int], Tensor, Tensor | None, Tensor]]:
+    """Yields ids, images (b, C, H, W) uint8, labels and x0 of the first test images."""
     read_data(opened.saved, opened.datamodule)
     with errors_at(cfg, ""):
         opened.datamodule.require_test_images(cfg.num_images, "num_images")
     images, labels = opened.datamodule.held_out(cfg.num_images)
-    conditional = opened.model.denoiser.conditioning.conditional
-    starts = range(0, cfg.num_images, cfg.batch_size)
-    with progress_bar(description, len(starts)) as advance:
-        for start in starts:
-            chosen = slice(start, start + cfg.batch_size)
-            ids = list(range(cfg.num_images))[chosen]
-            wanted = labels[chosen].to(opened.device) if conditional else None
-            yield ids, images[chosen].to(opened.device), wanted
-            advance()
+    for ids in track(torch.arange(cfg.num_images).split(cfg.batch_size), description):
+        part, classes = images[ids].to(opened.device), labels[ids].to(opened.device)
+        wanted = classes if opened.model.denoiser.conditioning.conditional else None
+        yield ids.tolist(), part, wanted, opened.model.first_stage.encode(part)

@@ -19,10 +19,9 @@ from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import frechets_of
-from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours
 from diffusion_lab.metrics.observer import FEATURES
-from diffusion_lab.metrics.protocol import Protocol, with_fingerprint
+from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
@@ -41,19 +40,31 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     training, held_out = data.train_images(), data.test_images()
     if min(len(training), len(held_out)) < 2:
         raise UserError("memorisation is measured on at least 2 training and 2 test images")
-    folder = made_folder(cfg)  # before an hour of sampling
+    folder = Path(cfg.output or Path(cfg.run) / "memorization")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before an hour of sampling
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be made ({error}); choose another") from error
     with opened.autocast:
         batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
         samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
     mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
     spaces, fid = compared(metrics, samples, held_out, training, mirrored)
     losses = loss_gap(opened, cfg.batch_size)
+    # what decides how copies are counted, besides the training images
+    protocol = {
+        "extractor": metrics.extractor.name,
+        "extractor_fingerprint": metrics.extractor.fingerprint,
+        "num_samples": cfg.num_samples,
+        "held_out": hashing.of_tensors([held_out]),
+        "mirrored": mirrored,
+    }
     result = {
         "training_images": len(training),
         "held_out_images": len(held_out),
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
-        "protocol": protocol_of(metrics.extractor, cfg.num_samples, held_out, mirrored),
+        "protocol": with_fingerprint(protocol),
         **opened.weights,
         "neighbours": {name: space.results() for name, space in spaces.items()},
         "fid": fid,
@@ -68,24 +79,13 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return result
 
 
-def made_folder(cfg: DictConfig) -> Path:
-    """The folder of the report; raises UserError if it cannot be made."""
-    folder = Path(cfg.output or Path(cfg.run) / "memorization")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output={folder} cannot be made ({error}); choose another folder"
-        ) from error
-    return folder
-
-
 def compared(
     metrics: GenerativeMetrics, samples: Tensor, held_out: Tensor, training: Tensor, mirrored: bool
 ) -> tuple[dict[str, Neighbours], dict[str, float]]:
     """The neighbours of samples by features and by pixels, and the FID to both sides.
 
-    Images are uint8 (n, C, H, W); `mirrored` as in `protocol_of`.
+    Images are uint8 (n, C, H, W); `mirrored` if each sample, and each held-out image, is looked for
+    as its mirror image, too.
     """
     sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
     drawn = [metrics.extractor(view).cpu() for view in sides[0]]
@@ -99,38 +99,16 @@ def compared(
     return spaces, fid_gap(drawn[0], beside[0], known)
 
 
-def protocol_of(
-    extractor: FeatureExtractor, num_samples: int, held_out: Tensor, mirrored: bool
-) -> Protocol:
-    """What decides how copies are counted, besides the training images; held-out uint8.
-
-    `mirrored` if each sample, and each held-out image, was looked for as its mirror image, too.
-    """
-    return with_fingerprint(
-        {
-            "extractor": extractor.name,
-            "extractor_fingerprint": extractor.fingerprint,
-            "num_samples": num_samples,
-            "held_out": hashing.of_tensors([held_out]),
-            "mirrored": mirrored,
-        }
-    )
-
-
 def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
     """Features (N, D) of images uint8 (N, C, H, W), computed once."""
-    key = {
-        "images": hashing.of_tensors([images]),
-        "extractor": metrics.extractor.fingerprint,
-    }
-    file = f"{name}-{len(images)}-{metrics.extractor.name}"
-    everything = torch.arange(len(images))
-    return cached(
-        metrics.cache_dir,
-        file,
-        key,
-        lambda: {FEATURES: metrics.observe(images, everything, name)[FEATURES]},
-    )[FEATURES]
+    extractor, everything = metrics.extractor, torch.arange(len(images))
+    key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
+
+    def compute() -> dict[str, Tensor]:
+        return {FEATURES: metrics.observe(images, everything, name)[FEATURES]}
+
+    file = f"{name}-{len(images)}-{extractor.name}"
+    return cached(metrics.cache_dir, file, key, compute)[FEATURES]
 
 
 def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,12 +64,11 @@ def sweep(
     runs.inherit(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
     measured: dict[str, object] = {
-        "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"]
+        "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],
+        # rows without accuracy are of another measurement
+        "classifier": metrics.classifier.fingerprint if metrics.classifier else None,
+        "extra": [quantity.name for quantity in metrics.extra_quantities],
     }
-    if metrics.classifier:  # rows without accuracy are of another measurement
-        measured["classifier"] = metrics.classifier.fingerprint
-    if metrics.extra_quantities:
-        measured["extra"] = " ".join(quantity.name for quantity in metrics.extra_quantities)
     settings = [build_setting(combination, opened, measured) for combination in combinations]
     with errors_at(cfg, "metrics"):
         prepared = metrics.prepare(opened.datamodule)
@@ -81,7 +80,9 @@ def sweep(
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:
             kept[setting.key] = measure(setting, opened, prepared, cfg.batch_size)
-            append_row(folder / ROWS, kept[setting.key])
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / ROWS).open("a") as file:  # on a new line: a kill may have cut the last
+                file.write(f"\n{json.dumps(kept[setting.key])}")
             row = setting.chosen | kept[setting.key]
             say(f"{number}/{len(settings)}  {describe(row, list(setting.chosen))}")
     # what is kept knows its figures only: another sweep may call the same setting otherwise
@@ -114,40 +115,22 @@ def measure(
 ) -> dict[str, object]:
     """The results of a setting: network calls a sample, and every metric by its name."""
     pipeline = setting.pipeline
-    networks = [m.backbone for m in (pipeline.denoiser, pipeline.weak) if m is not None]
-    with opened.autocast, counted_images(networks) as count:
+    asked: list[int] = []  # the number of images in each network call
+
+    def count(network: nn.Module, inputs: tuple) -> None:
+        asked.append(len(inputs[0]))
+
+    with opened.autocast, ExitStack() as hooks:
+        for denoiser in filter(None, (pipeline.denoiser, pipeline.weak)):
+            hooks.enter_context(denoiser.backbone.register_forward_pre_hook(count))
         results = evaluate(pipeline, prepared, opened.datamodule, batch_size, setting.seed)
     values = {name.split("/")[0]: value for name, value in results.items()}
     return {
         "key": setting.key,
-        "calls": round(count() / prepared.metrics.num_samples, 2),
+        "calls": round(sum(asked) / prepared.metrics.num_samples, 2),
         **values,
         "protocol": next(iter(results)).partition("/")[2],
     }
-
-
-@contextmanager
-def counted_images(networks: list[nn.Module]):
-    """Yields a function that says how many images these networks have been given."""
-    seen = [0]
-
-    def add(module: nn.Module, inputs: tuple) -> None:
-        seen[0] += len(inputs[0])
-
-    hooks = [network.register_forward_pre_hook(add) for network in networks]
-    try:
-        yield lambda: seen[0]
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def append_row(path: Path, row: dict) -> None:
-    """Adds a row on a line of its own, whatever the last write left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut = path.is_file() and not path.read_text().endswith("\n") and path.stat().st_size > 0
-    with path.open("a") as file:
-        file.write(("\n" if cut else "") + json.dumps(row) + "\n")
 
 
 def describe(row: dict, keys: list[str]) -> str:

@@ -29,12 +29,11 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
         "efficientnet_lite0-96/train60k-5k",
     )
     check_keys(cfg, {"group_by": one_of(*GROUPS), "protocol": protocol})
-    reason = None if cfg.dry_run else why_unreachable()
-    if reason:
+    if not cfg.dry_run and (reason := why_unreachable()):
         raise UserError(f"nothing was made: {reason}; dry_run=true shows what would be")
     group = None if cfg.group is None else str(cfg.group)
+    dashboard = Dashboard(str(cfg.project), cfg.protocol, cfg.group_by, group)
     if cfg.dry_run:
-        dashboard = Dashboard(str(cfg.project), "ENTITY", cfg.protocol, cfg.group_by, group)
         for title, panels in dashboard.sections().items():
             titles = (getattr(panel, "title", None) or type(panel).__name__ for panel in panels)
             say(f"{title}: {'; '.join(titles)}")
@@ -42,10 +41,9 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
         return {}
     try:
         entity = str(cfg.entity or wandb.Api().default_entity)
-        dashboard = Dashboard(str(cfg.project), entity, cfg.protocol, cfg.group_by, group)
         made = {
-            "workspace": dashboard.workspace().save().url,
-            "report": dashboard.report().save().url,
+            "workspace": dashboard.workspace(entity).save().url,
+            "report": dashboard.report(entity).save().url,
         }
     except Exception as error:  # of a key, a project, a server, in as many classes
         raise UserError(f"W&B refused: {str(error).splitlines()[0]}") from error

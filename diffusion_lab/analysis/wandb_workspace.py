@@ -3,7 +3,6 @@
 Built without a server; saving them needs one. Needs the package wandb-workspaces.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,6 @@ class Dashboard:
     """
 
     project: str
-    entity: str
     protocol: str
     group_by: str
     group: str | None
@@ -56,6 +54,9 @@ class Dashboard:
 
     def sections(self) -> dict[str, list]:
         """Panels by the title of their section."""
+        column = wr.ParallelCoordinatesPlotColumn
+        columns = [column(wr.Config(f"choices.{group}"), group) for group in GROUPS]
+        columns.append(column(wr.SummaryMetric(self.fid), "FID"))
         return {
             "Generated images": self._generated(),
             "Samples": [
@@ -63,46 +64,49 @@ class Dashboard:
                 wr.WeavePanelSummaryTable(table_name=log_names.SAMPLES),
             ],
             "Held-out images": [
-                self._curve("Loss", ["val/loss"]),
-                self._curve("Loss by time", ["val/loss"], x=log_names.SECONDS),
+                self._curve("Loss", "val/loss"),
+                self._curve("Loss by time", "val/loss", x=log_names.SECONDS),
                 self._curve("Loss by noise level", regex=BY_LEVEL),
             ],
             "Training": [
-                self._curve("Loss", ["train/loss"]),
-                self._curve("Learning rate", ["train/lr"]),
-                self._curve("Images a second", ["train/images_per_second"]),
+                self._curve("Loss", "train/loss"),
+                self._curve("Learning rate", "train/lr"),
+                self._curve("Images a second", "train/images_per_second"),
             ],
             "Cost": [
                 self._fid_against("parameters", "FID by parameters"),
                 self._fid_against("training_seconds", "FID by time"),
             ],
-            "Configurations": [self._options(), wr.RunComparer(diff_only="split")],
+            "Configurations": [
+                wr.ParallelCoordinatesPlot(title="Options and FID", columns=columns),
+                wr.RunComparer(diff_only="split"),
+            ],
             "Autoencoders": [
-                self._curve("PSNR", ["val/psnr"]),
-                self._curve("SSIM", ["val/ssim"]),
+                self._curve("PSNR", "val/psnr"),
+                self._curve("SSIM", "val/ssim"),
                 self._pictures("Images, and what came back of them", "reconstructions"),
             ],
         }
 
     def _generated(self) -> list:
         """FID and KID beside those of real images, and the metrics by nearest neighbours."""
-        panels: list[Any] = [self._curve("FID by time", [self.fid], x=log_names.SECONDS)]
+        panels: list[Any] = [self._curve("FID by time", self.fid, x=log_names.SECONDS)]
         for quantity in (FID.quantities[0], *KID.quantities):
             name, real = (f"{quantity.name}{end}/{self.protocol}" for end in ("", REAL))
             panels.append(wr.BarPlot(title=quantity.title, metrics=[name], **self.grouped))
-            panels.append(self._curve(f"{quantity.title}, and that of real images", [name, real]))
+            panels.append(self._curve(f"{quantity.title}, and that of real images", name, real))
         names = "|".join(quantity.name for quantity in COVERAGE)
         titles = ", ".join(quantity.title for quantity in COVERAGE)
         return [*panels, self._curve(titles, regex=f"^({names})/")]
 
-    def workspace(self) -> ws.Workspace:
+    def workspace(self, entity: str) -> ws.Workspace:
         """A saved view of the project."""
         sections = [
             ws.Section(name=title, panels=panels, is_open=True)
             for title, panels in self.sections().items()
         ]
         return ws.Workspace(
-            entity=self.entity,
+            entity=entity,
             project=self.project,
             name=f"{TITLE} by {self.group_by}",
             sections=sections,
@@ -110,10 +114,10 @@ class Dashboard:
             runset_settings=ws.RunsetSettings(groupby=[ws.Config(self.key)], filters=self.filters),
         )
 
-    def report(self) -> wr.Report:
+    def report(self, entity: str) -> wr.Report:
         """A report with a section of panels under each heading."""
         runs = wr.Runset(
-            entity=self.entity,
+            entity=entity,
             project=self.project,
             name=f"by {self.group_by}",
             groupby=[f"config.{self.key}"],
@@ -123,7 +127,7 @@ class Dashboard:
         for title, panels in self.sections().items():
             blocks += [wr.H1(title), wr.PanelGrid(runsets=[runs], panels=panels)]
         return wr.Report(
-            entity=self.entity,
+            entity=entity,
             project=self.project,
             title=f"{TITLE} by {self.group_by}",
             description=f"Figures by the protocol {self.protocol}; lower is better for FID, KID.",
@@ -137,26 +141,10 @@ class Dashboard:
         return ws.And(ws.Metric("Group") == self.group) if self.group else ""
 
     def _curve(
-        self,
-        title: str,
-        y: Sequence[str] = (),
-        x: str = log_names.IMAGES,
-        regex: str | None = None,
+        self, title: str, *y: str, x: str = log_names.IMAGES, regex: str | None = None
     ) -> wr.LinePlot:
-        return wr.LinePlot(
-            title=title,
-            x=x,
-            title_x=log_names.AXES[x],
-            y=list(y),
-            metric_regex=regex,
-            **self.grouped,
-        )
-
-    def _options(self) -> wr.ParallelCoordinatesPlot:
-        column = wr.ParallelCoordinatesPlotColumn
-        options = [column(wr.Config(f"choices.{group}"), group) for group in GROUPS]
-        fid = column(wr.SummaryMetric(self.fid), "FID")
-        return wr.ParallelCoordinatesPlot(title="Options and FID", columns=[*options, fid])
+        axis: dict[str, Any] = {"x": x, "title_x": log_names.AXES[x]}
+        return wr.LinePlot(title=title, y=list(y), metric_regex=regex, **axis, **self.grouped)
 
     def _pictures(self, title: str, name: str) -> wr.MediaBrowser:
         keys = [f"{log_names.GRIDS}/{name}"]

@@ -177,6 +177,7 @@ Count = Annotated[int, whole(1)]
 Flag = Annotated[bool, flag()]
 Fraction = Annotated[float, between(0, 1)]
 Positive = Annotated[float, above(0)]
+Seed = Annotated[int, whole(0)]
 
 
 def written(value: object) -> object:

@@ -27,8 +27,7 @@ from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.folder import ABANDONED, CONFIG, load_config, load_summary
 from diffusion_lab.runs.lock import has_locks, require_unlocked
 from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
-from diffusion_lab.training.callbacks import Evaluation, MedianPruning
-from diffusion_lab.training.callbacks.configured import configured
+from diffusion_lab.training.callbacks import Evaluation, MedianPruning, configured
 
 NEW, EMPTY, UNFINISHED, FINISHED = "new", "without a checkpoint", "unfinished", "finished"
 PLACE_IN_WANDB = ("logger.group", "logger.name", "logger.tags")

@@ -17,7 +17,7 @@ from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
-from diffusion_lab.training.callbacks.progress_bar import progress_callback
+from diffusion_lab.training.callbacks.progress_bar import ProgressBar, ProgressLines
 
 
 def build_trainer(
@@ -28,6 +28,7 @@ def build_trainer(
     **instead: object,
 ) -> lightning.Trainer:
     """Lightning's Trainer: an endless stream of micro-batches, cut at `trainer.max_steps`."""
+    progress = ProgressBar() if console.is_terminal else ProgressLines()
     listed, (devices, nodes) = cfg.trainer.devices, launch.processes(cfg.trainer)
     defaults = {
         "precision": pick_precision(cfg.trainer.precision, device),
@@ -44,7 +45,7 @@ def build_trainer(
         "num_nodes": nodes,
         "plugins": [AtomicCheckpointIO(), launch.cluster()],
         "logger": False,
-        "callbacks": [*callbacks, Resumption(), progress_callback()],
+        "callbacks": [*callbacks, Resumption(), progress],
     }
     try:
         with quiet_lightning():

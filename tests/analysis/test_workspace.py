@@ -20,7 +20,7 @@ PROTOCOL = "efficientnet_lite0-96/train64-16"  # of tiny runs
 
 @pytest.fixture
 def dashboard():
-    return Dashboard("tiny", "me", PROTOCOL, "backbone", "study")
+    return Dashboard("tiny", PROTOCOL, "backbone", "study")
 
 
 def named(panel) -> list:
@@ -61,7 +61,7 @@ def test_panels_are_of_what_runs_log(dashboard, lab, tmp_path):
 
 
 def test_the_workspace_groups_runs_and_has_both_x_axes(dashboard):
-    workspace = dashboard.workspace()
+    workspace = dashboard.workspace("me")
     assert (workspace.entity, workspace.project) == ("me", "tiny")
     assert [section.name for section in workspace.sections] == list(dashboard.sections())
     curves = [
@@ -83,7 +83,7 @@ def test_the_workspace_groups_runs_and_has_both_x_axes(dashboard):
 
 
 def test_the_report_has_a_grid_under_each_heading(dashboard):
-    report = dashboard.report()
+    report = dashboard.report("me")
     headings = [block.text for block in report.blocks if isinstance(block, wr.H1)]
     assert headings == list(dashboard.sections())
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
@@ -96,9 +96,9 @@ def test_the_report_has_a_grid_under_each_heading(dashboard):
 
 
 def test_without_a_group_all_runs_are_shown():
-    dashboard = Dashboard("tiny", "me", PROTOCOL, "schedule", None)
-    assert dashboard.workspace().runset_settings.filters == ""
-    assert dashboard.workspace().runset_settings.groupby[0].name == "choices.schedule"
+    dashboard = Dashboard("tiny", PROTOCOL, "schedule", None)
+    assert dashboard.workspace("me").runset_settings.filters == ""
+    assert dashboard.workspace("me").runset_settings.groupby[0].name == "choices.schedule"
 
 
 def test_the_command_saves_both_and_says_where(lab, monkeypatch):

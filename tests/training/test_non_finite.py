@@ -316,7 +316,7 @@ def fit_with_scaler(folder, from_step=None, bad_step=3):
     rows = JSONLines(folder / "metrics.jsonl", clock)
     line.context = RunContext(folder, clock, PeakMemory(torch.device("cpu")), rows)
     trainer.fit(line, loader, ckpt_path=checkpoint, weights_only=True)
-    return weights.found, trainer.callbacks[1].skipped
+    return weights.found, trainer.callbacks[1].counts.skipped
 
 
 def test_a_gradient_scaler_skips_the_step_and_is_resumed(tmp_path):

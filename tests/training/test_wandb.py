@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusion_lab import runs
 from diffusion_lab.metrics import log_names
-from diffusion_lab.training.logger.samples_table import COLUMNS, MOST_ROWS, chosen
+from diffusion_lab.training.logger.wandb_logger import COLUMNS, MOST_ROWS, chosen
 
 README = (ROOT / "README.md").read_text()
 

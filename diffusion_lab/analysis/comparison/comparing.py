@@ -28,8 +28,7 @@ from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.protocol import Protocol
 from diffusion_lab.metrics.quantities import HELD_OUT
 from diffusion_lab.runs.results import Sampling, common_metrics, sampling_of
-from diffusion_lab.training.callbacks import Evaluation
-from diffusion_lab.training.callbacks.configured import configured
+from diffusion_lab.training.callbacks import Evaluation, configured
 
 PLOTS = "plots"
 COSTS = {"macs": "MACs of a call on one image", "training_seconds": "time of training, minutes"}

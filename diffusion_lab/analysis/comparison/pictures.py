@@ -14,8 +14,7 @@ from PIL import Image
 from diffusion_lab.analysis.comparison.groups import Group, Member
 from diffusion_lab.common.images import ENLARGED, GAP
 from diffusion_lab.runs.folder import SAMPLES
-from diffusion_lab.training.callbacks import Grid
-from diffusion_lab.training.callbacks.configured import configured
+from diffusion_lab.training.callbacks import Grid, configured
 
 ALL_BYTES = 5_000_000  # of the pictures together, as they are in the page
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each

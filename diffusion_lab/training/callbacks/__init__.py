@@ -1,10 +1,13 @@
 from diffusion_lab.training.callbacks.checkpoint import Checkpoint
+from diffusion_lab.training.callbacks.configured import configured
 from diffusion_lab.training.callbacks.evaluation import (
     Evaluation,
+    Grid,
     ReconstructionEvaluation,
+    ReconstructionGrid,
     SampleEvaluation,
+    SampleGrid,
 )
-from diffusion_lab.training.callbacks.grid import Grid, ReconstructionGrid, SampleGrid
 from diffusion_lab.training.callbacks.interruption import Interruption
 from diffusion_lab.training.callbacks.non_finite import NonFinite
 from diffusion_lab.training.callbacks.periodic import Periodic

@@ -8,10 +8,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from diffusion_lab.common.messages import TrainingStopped, say
-from diffusion_lab.common.ranges import optional, ranges, whole
+from diffusion_lab.common.ranges import settings
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.training.callbacks.periodic import Periodic, validates
+from diffusion_lab.training.callbacks.periodic import Interval, Periodic, validates
 from diffusion_lab.training.callbacks.weight_averaging import restore_trained
 from diffusion_lab.training.module import module_of
 
@@ -19,6 +19,7 @@ from diffusion_lab.training.module import module_of
 ROWS, TIMES = "rows_of_metrics", "seconds"
 
 
+@settings
 class Checkpoint(Periodic):
     """Writes `last.ckpt` every `every_n_steps` steps and when training ends or is stopped.
 
@@ -26,45 +27,37 @@ class Checkpoint(Periodic):
     for anything. One that cannot be written is said and left out, but for the last.
     """
 
-    @ranges(every_n_steps=optional(whole(1)))
-    def __init__(self, every_n_steps: int | None = 1000):
-        self.every_n_steps = every_n_steps
-        self._after_validation = False
+    every_n_steps: Interval = 1000
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        # Lightning validates after this hook
-        if validates(trainer) and self.due(trainer, batch_idx):
-            self._after_validation = True
-        else:
+        if not validates(trainer):  # or Lightning does after this hook
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
+    def due(self, trainer: lightning.Trainer) -> bool:
         # weights that cannot be trained on are nothing to go back to
-        return super().due(trainer, batch_idx) and not module_of(trainer).bad_steps.skipped
+        return super().due(trainer) and not module_of(trainer).bad_steps.skipped
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
-        if self._after_validation:
-            self._after_validation = False
+        if trainer.state.fn == "fit" and validates(trainer) and self.due(trainer):
             self.timed_run(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module) -> None:
         # not on_train_end: by then the averaged weights have replaced the trained ones
-        self.save(trainer)
-        failure = on_rank_zero(lambda: failure_of(trainer))
-        if failure:
+        failure = self.save(trainer)
+        if failure := on_rank_zero(lambda: failure):
             raise TrainingStopped(
                 f"the checkpoint of step {trainer.global_step} could not be written ({failure}), "
                 "so make room"
             )
 
     @staticmethod
-    def save(trainer: lightning.Trainer) -> None:
-        """Writes `last.ckpt`."""
+    def save(trainer: lightning.Trainer) -> str | None:
+        """Writes `last.ckpt`; the rank that writes learns why it could not be written."""
         trainer.save_checkpoint(module_of(trainer).context.folder / checkpoints.LAST)
+        return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io).failure
 
     def run(self, trainer: lightning.Trainer) -> None:
-        self.save(trainer)
-        if failure := failure_of(trainer):
+        if failure := self.save(trainer):
             say(
                 f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
                 "training goes on, and what was saved before is kept"
@@ -88,11 +81,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoints.save(checkpoint, Path(path))
         except OSError as error:
             self.failure = error.strerror or str(error)
-
-
-def failure_of(trainer: lightning.Trainer) -> str | None:
-    """Why the last checkpoint could not be written, known to the rank that writes."""
-    return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io).failure
 
 
 class Resumption(Callback):

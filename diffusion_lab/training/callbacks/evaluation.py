@@ -1,50 +1,58 @@
-"""The metrics of a run in training: FID and its companions, of the averaged weights."""
+"""The metrics of a run in training, and pictures of the same images: `samples/step_*.png`.
+
+Both are of the averaged weights.
+"""
 
 from abc import abstractmethod
-from typing import cast
+from typing import ClassVar, cast
 
 import lightning
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.common.images import as_pil, save_png, to_float, to_uint8
 from diffusion_lab.common.messages import progress_bar
-from diffusion_lab.common.ranges import optional, ranges, whole
+from diffusion_lab.common.ranges import Count, Seed, settings
 from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.first_stage.autoencoder import Autoencoder
-from diffusion_lab.pipeline import evaluate
-from diffusion_lab.training.callbacks.periodic import Periodic
+from diffusion_lab.pipeline import draw_rows, evaluate
+from diffusion_lab.runs import SAMPLES
+from diffusion_lab.training.callbacks.periodic import Interval, Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
+from diffusion_lab.training.logger import WandB, chosen
 from diffusion_lab.training.module import data_of, module_of
 
 KEPT = ("fid", "kid")  # of reconstructions; coverage and the like are of models that generate
 
 
+@settings
 class Evaluation(Periodic):
-    """Measures every `every_n_steps` steps (null: never) and at the end of a run."""
+    """Measures every `every_n_steps` steps (null: never) and at the end of a run.
+
+    `batch_size` images are made at once.
+    """
 
     at_end = True
+    every_n_steps: Interval = None
+    batch_size: Count = 256
 
     @abstractmethod
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
         """The metrics by name, on every rank, of the weights that the module has."""
 
     def run(self, trainer: lightning.Trainer) -> None:
-        with averaged_weights(trainer), trainer.precision_plugin.forward_context():
+        with averaged_weights(trainer):
             results = self.measure(trainer)
         module_of(trainer).context.results = results
         for logger in trainer.loggers:
             logger.log_metrics(results, step=trainer.global_step)
 
 
+@settings
 class SampleEvaluation(Evaluation):
-    """FID and its companions of samples, `batch_size` of them drawn at once."""
+    """FID and its companions of samples."""
 
-    @ranges(every_n_steps=optional(whole(1)), batch_size=whole(1), seed=whole(0))
-    def __init__(self, every_n_steps: int | None = None, batch_size: int = 256, seed: int = 0):
-        self.every_n_steps = every_n_steps
-        self.batch_size = batch_size
-        self.seed = seed
+    seed: Seed = 0
 
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
         run, data = module_of(trainer).context, data_of(trainer)
@@ -54,29 +62,101 @@ class SampleEvaluation(Evaluation):
 class ReconstructionEvaluation(Evaluation):
     """rFID and rKID of test images, as an autoencoder returns them."""
 
-    @ranges(every_n_steps=optional(whole(1)), batch_size=whole(1))
-    def __init__(self, every_n_steps: int | None = None, batch_size: int = 256):
-        self.every_n_steps = every_n_steps
-        self.batch_size = batch_size
-
     @torch.inference_mode()
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
         data, prepared = data_of(trainer), module_of(trainer).context.measuring()
-        autoencoder = cast(Autoencoder, trainer.lightning_module.autoencoder)
         chosen, observe = prepared.metrics.test_ids(data), prepared.metrics.observer
         ids = shard(len(chosen), *rank_and_world())
         batches = data.padded(data.test_images()[chosen[ids]]).split(self.batch_size)
         observed = []
         with progress_bar("Reconstructing test images", len(batches)) as advance:
             for images in batches:
-                back = reconstruct(autoencoder, images)
-                observed.append(observe(data.to_native(back)))
+                observed.append(observe(data.to_native(reconstruct(trainer, images))))
                 advance()
         results = prepared.compute(observe.gather(observed, ids), data.test_labels()[chosen])
         return {f"r{name}": value for name, value in results.items() if name.startswith(KEPT)}
 
 
-def reconstruct(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    """The reconstructions of images uint8 (B, C, H, W), uint8, on the autoencoder's device."""
+@settings
+class Grid(Periodic):
+    """Draws a picture of `columns` images a row every `every_n_steps` steps and at a run's end."""
+
+    at_end = True
+    name: ClassVar[str]  # of the picture in W&B
+    every_n_steps: Interval = 1000
+    columns: Count = 10
+
+    @abstractmethod
+    def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
+        """Images (N, C, H, W) in reading order, on every rank, and a caption of what they are."""
+
+    def run(self, trainer: lightning.Trainer) -> None:
+        module, step = module_of(trainer), trainer.global_step
+        with averaged_weights(trainer):
+            images, caption = self.draw(trainer)
+        path = module.context.folder / SAMPLES / f"step_{step:07d}.png"
+        module.context.latest_grid = path
+        if not trainer.is_global_zero:
+            return
+        save_png(data_of(trainer).source.picture(images, self.columns), path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandB):
+                seen = f"step {step}, {module.images_seen:,} images seen"
+                logger.log_grid(self.name, path, f"{seen}: {caption}", step)
+                self.log_images(logger, images, trainer)
+
+    def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
+        """Logs single images besides the picture, on rank 0."""
+        return None
+
+
+@settings
+class SampleGrid(Grid):
+    """Samples of one seed: a row a class where the model is conditional, else a square."""
+
+    name = "samples"
+    seed: Seed = 0
+
+    def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
+        pipeline = module_of(trainer).context.sampling()
+        rows = "a row a class" if pipeline.conditional else "without classes"
+        images = draw_rows(pipeline, self.columns, self.seed)
+        return images, f"samples of seed {self.seed}, {rows}"
+
+    def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
+        data, pipeline = data_of(trainer), module_of(trainer).context.sampling()
+        names = data.class_names if pipeline.conditional else None
+        samples = [
+            (
+                as_pil(data.source.picture(images[i : i + 1], 1)),
+                names[i // self.columns] if names else None,
+                i,
+                self.seed,
+            )
+            for i in chosen(len(images), self.columns)
+        ]
+        logger.log_samples(samples, trainer.global_step)
+
+
+class ReconstructionGrid(Grid):
+    """Rows of test images, below each what an autoencoder makes of it."""
+
+    name = "reconstructions"
+
+    @torch.inference_mode()
+    def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
+        data = data_of(trainer)
+        count = min(4 * self.columns, data.validation_size)
+        images = data.held_out(count).images
+        back = reconstruct(trainer, images).cpu()
+        white = images.new_full((-count % self.columns, *images.shape[1:]), 255)
+        rows = [torch.cat([each, white]).split(self.columns) for each in (images, back)]
+        picture = torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
+        return picture, "rows of held-out images, below each what came back of it"
+
+
+def reconstruct(trainer: lightning.Trainer, images: Tensor) -> Tensor:
+    """What the trained autoencoder makes of images uint8 (B, C, H, W), uint8, on its device."""
+    autoencoder = cast(Autoencoder, trainer.lightning_module.autoencoder)
     images = to_float(images.to(next(autoencoder.parameters()).device))
     return to_uint8(autoencoder.decode(autoencoder.mean(autoencoder.moments(images))))

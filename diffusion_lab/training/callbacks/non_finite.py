@@ -1,5 +1,6 @@
 """Steps whose loss or gradient is not finite: counted, and looked into when they do not end."""
 
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ from diffusion_lab.training.module import module_of
 FOLDER = "non_finite"  # in that of the run
 
 
+@dataclass
+class BadStepCounts:
+    """The bad steps of a run so far, and what was done about them."""
+
+    skipped: int = 0
+    row: int = 0  # of them without a good one
+    logged: int = 0  # of `skipped`
+    rollbacks: int = 0
+
+
 class NonFinite(Callback):
     """Counts the bad steps (`training.bad_steps`); after `patience` of them the run ends.
 
@@ -36,29 +47,20 @@ class NonFinite(Callback):
     def __init__(self, patience: int = 20, max_rollbacks: int = 0):
         self.patience = patience
         self.max_rollbacks = max_rollbacks
-        self.skipped = 0  # in the whole run
-        self._row = 0
-        self._rollbacks = 0
-        self._logged = 0
+        self.counts = BadStepCounts()
         self._watch: Watch | None = None
 
     def state_dict(self) -> dict[str, int]:
-        return {
-            "skipped": self.skipped,
-            "logged": self._logged,
-            "row": self._row,
-            "rollbacks": self._rollbacks,
-        }
+        return asdict(self.counts)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.skipped, self._logged = state["skipped"], state["logged"]
-        self._row, self._rollbacks = state["row"], state["rollbacks"]
+        self.counts = BadStepCounts(**state)
 
     def on_fit_end(self, trainer, pl_module) -> None:
-        pl_module.context.summary["skipped_steps"] = self.skipped
+        pl_module.context.summary["skipped_steps"] = self.counts.skipped
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if self._row == self.patience - 1:
+        if self.counts.row == self.patience - 1:
             if self._watch is None:
                 self._watch = Watch(pl_module)
             self._watch.open(batch)
@@ -72,25 +74,27 @@ class NonFinite(Callback):
     ) -> None:
         if not stepped(trainer, batch_idx):
             return
-        watch, self._watch = self._watch, None
+        counts, watch, self._watch = self.counts, self._watch, None
         if watch:
             watch.close()
-        self._row = self._row + 1 if pl_module.bad_steps.skipped else 0
         if pl_module.bad_steps.skipped:
-            if not self.skipped:
+            if not counts.skipped:
                 say(
                     f"Step {trainer.global_step} is skipped: its loss or gradient is not finite. "
                     "Others are counted as train/skipped_steps."
                 )
-            self.skipped += 1
-        if self._row == self.patience and watch:  # which was opened as the last step began
-            self._row = 0
+            counts.skipped += 1
+            counts.row += 1
+        else:
+            counts.row = 0
+        if counts.row == self.patience and watch:  # which was opened as the last step began
+            counts.row = 0
             self._end_row(trainer, watch)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.skipped > self._logged and trainer.global_step % every == 0:
-            self._logged = self.skipped
+        if counts.skipped > counts.logged and trainer.global_step % every == 0:
+            counts.logged = counts.skipped
             for logger in trainer.loggers:
-                logger.log_metrics({"train/skipped_steps": self.skipped}, trainer.global_step)
+                logger.log_metrics({"train/skipped_steps": counts.skipped}, trainer.global_step)
 
     def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
         """Rolls back, or raises TrainingStopped."""
@@ -109,12 +113,12 @@ class NonFinite(Callback):
             f"them step {step}: first not finite {found}; the batch with its noise levels {kept}"
         )
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
-        if self._rollbacks == self.max_rollbacks or not saved:
+        if self.counts.rollbacks == self.max_rollbacks or not saved:
             raise TrainingStopped(
                 f"{reason}; try a lower optimizer.lr, or trainer.precision=32-true, or "
                 "callbacks.non_finite.max_rollbacks=1"
             )
-        self._rollbacks += 1
+        self.counts.rollbacks += 1
         say(f"{reason[0].upper()}{reason[1:]}. The weights go back to the last checkpoint's.")
         roll_back(trainer, on_rank_zero(lambda: checkpoints.newest_whole(folder)))
 

@@ -1,12 +1,15 @@
 """What happens every so many optimiser steps."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.training.module import module_of
+
+Interval = Annotated[int | None, optional(whole(1))]  # in optimiser steps; None: never
 
 
 def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
@@ -35,15 +38,15 @@ class Periodic(Callback, ABC):
         """Does the thing, on every rank."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if self.due(trainer, batch_idx):
+        if stepped(trainer, batch_idx) and self.due(trainer):
             self.timed_run(trainer)
 
-    def due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
-        """Whether this micro-batch ended a step after which to run."""
-        if not self.every_n_steps or not stepped(trainer, batch_idx):
+    def due(self, trainer: lightning.Trainer) -> bool:
+        """Whether to run after the step that has just ended."""
+        step = trainer.global_step
+        if not self.every_n_steps or step == trainer.max_steps:
             return False
-        last = trainer.global_step == trainer.max_steps
-        return trainer.global_step % self.every_n_steps == 0 and not last
+        return step % self.every_n_steps == 0
 
     def timed_run(self, trainer: lightning.Trainer) -> None:
         """Runs outside the time and memory of training."""

@@ -5,7 +5,7 @@ import time
 import lightning
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from diffusion_lab.common.messages import console, say
+from diffusion_lab.common.messages import say
 from diffusion_lab.training.callbacks.periodic import stepped
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -42,8 +42,3 @@ class ProgressLines(Callback):
                 f"step {trainer.global_step}/{trainer.max_steps}  {now - self._started:.0f} s  "
                 f"loss {float(trainer.callback_metrics['train/loss']):.4f}"
             )
-
-
-def progress_callback() -> Callback:
-    """The one that suits where standard error goes."""
-    return ProgressBar() if console.is_terminal else ProgressLines()

@@ -2,16 +2,18 @@
 
 import statistics
 from pathlib import Path
+from typing import Annotated
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import ranges, whole
+from diffusion_lab.common.ranges import Count, settings, whole
 from diffusion_lab.runs import METRICS
 
 
+@settings
 class MedianPruning(Callback):
     """Stops a run whose best value so far is above the median of others at as many images.
 
@@ -21,11 +23,9 @@ class MedianPruning(Callback):
     first `startup_runs` runs, and the first `startup_steps` steps of each, are left alone.
     """
 
-    @ranges(startup_runs=whole(1), startup_steps=whole(0))
-    def __init__(self, metric: str = "val/loss", startup_runs: int = 5, startup_steps: int = 0):
-        self.metric = metric
-        self.startup_runs = startup_runs
-        self.startup_steps = startup_steps
+    metric: str = "val/loss"
+    startup_runs: Count = 5
+    startup_steps: Annotated[int, whole(0)] = 0
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
         step = trainer.global_step

@@ -20,8 +20,7 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self._losses: list[torch.Tensor] = []  # of each step
         self._loss = torch.zeros(())  # of the micro-batches of this step
-        self._rate = 0.0
-        self._validating = 0.0
+        self._rate = self._start = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         # only now is the module where it will be trained
@@ -32,10 +31,10 @@ class Throughput(Callback):
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_validation_start(self, trainer, pl_module) -> None:
-        self._validating -= pl_module.context.clock.seconds()
+        self._start -= pl_module.context.clock.seconds()
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        self._validating += pl_module.context.clock.seconds()
+        self._start += pl_module.context.clock.seconds()
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
@@ -58,13 +57,16 @@ class Throughput(Callback):
         losses = self._reduced(trainer)
         loss = {"train/loss": losses.mean().item()} if len(losses) else {}
         # and here a GPU has caught up
-        seconds = pl_module.context.clock.seconds() - self._start - self._validating
+        seconds = pl_module.context.clock.seconds() - self._start
         parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
-        metrics = parts | loss
-        metrics |= {
-            "train/lr": self._rate,
-            "train/images_per_second": self._steps * pl_module.batch_size / seconds,
-        }
+        metrics = (
+            parts
+            | loss
+            | {
+                "train/lr": self._rate,
+                "train/images_per_second": self._steps * pl_module.batch_size / seconds,
+            }
+        )
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._losses.clear()
@@ -78,5 +80,4 @@ class Throughput(Callback):
 
     def _open_window(self, pl_module) -> None:
         self._steps = 0
-        self._validating = 0.0
         self._start = pl_module.context.clock.seconds()

@@ -110,14 +110,15 @@ def shares(module: lightning.LightningModule) -> list[Tensor]:
 
 @contextmanager
 def averaged_weights(trainer: lightning.Trainer) -> Iterator[None]:
-    """The trained module has its averaged weights, if any, and eval mode inside this block."""
+    """Gives the trained module its averaged weights, if any, eval mode and its precision."""
     module = trainer.lightning_module
     training = module.training
     module.eval()
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     average = next((c for c in callbacks if isinstance(c, EMA)), None)
+    swapped = average.swapped(module) if average else nullcontext()
     try:
-        with average.swapped(module) if average else nullcontext(), gathered(module):
+        with swapped, gathered(module), trainer.precision_plugin.forward_context():
             yield
     finally:
         module.train(training)

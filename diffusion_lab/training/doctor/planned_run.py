@@ -20,8 +20,7 @@ from diffusion_lab.data.source import decoding
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.profiling.timing import Bench, median_seconds
-from diffusion_lab.training.callbacks import Evaluation, Grid
-from diffusion_lab.training.callbacks.configured import configured
+from diffusion_lab.training.callbacks import Evaluation, Grid, configured
 from diffusion_lab.training.diffusion_task import DiffusionTask, build_diffusion_task
 from diffusion_lab.training.doctor.finding import Missing, part
 from diffusion_lab.training.doctor.values import (

@@ -5,4 +5,4 @@ different batch sizes, machines and numbers of pictures share an x-axis.
 """
 
 from diffusion_lab.training.logger.json_lines import JSONLines
-from diffusion_lab.training.logger.wandb_logger import WandB
+from diffusion_lab.training.logger.wandb_logger import WandB, chosen

@@ -16,8 +16,11 @@ from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import log_names
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger.reachability import why_offline
-from diffusion_lab.training.logger.samples_table import Sample, samples_table
 
+COLUMNS: list[str | int] = ["image", "class", "sample", "seed", "step", "images_seen"]
+MOST_ROWS = 50  # of the table `samples`; each is a file, in every step with a grid
+# the picture, the class unless the model is unconditional, the number in its seed, and the seed
+Sample = tuple[Image.Image, str | None, int, int]
 FINISH_SECONDS = 60.0  # how long a run's end waits for its upload; the rest stays on the disk
 
 
@@ -128,10 +131,12 @@ class WandB(WandbLogger):
 
     @rank_zero_only
     def log_samples(self, samples: Sequence[Sample], step: int) -> None:
-        """Generated images of a step, as rows of the table `samples`."""
+        """Logs generated images of a step as rows of the table `samples`."""
 
         def log() -> None:
-            table = samples_table(samples, step, step * self.clock.batch_size)
+            table = wandb.Table(columns=COLUMNS)
+            for image, *facts in samples:
+                table.add_data(wandb.Image(image), *facts, step, step * self.clock.batch_size)
             with staged_in(self.run_dir / "wandb"):
                 self._log(self.clock.row({log_names.SAMPLES: table}, step), step)
 
@@ -156,6 +161,12 @@ class WandB(WandbLogger):
             self.experiment.finish(exit_code=0 if summary else 1)
 
         self._guard(finish)
+
+
+def chosen(count: int, columns: int) -> list[int]:
+    """Which of `count` images in rows of `columns` have a row: all, or the first of each row."""
+    by_column = sorted(range(count), key=lambda i: (i % columns, i // columns))
+    return sorted(by_column[:MOST_ROWS])
 
 
 @contextmanager
