@@ -162,6 +162,10 @@ class ImageDataModule(lightning.LightningDataModule):
         if self.source.sizes_vary:
             self.validation_size = min(self.validation_size, len(self.test_images()))
 
+    def check_splits(self) -> None:
+        """Raises ValueError unless both splits are as `DataSource` says they are."""
+        self.source.check(self._splits)
+
     @property
     def micro_batch(self) -> int:
         """Images of one rank in a forward pass: the module's batch by accumulation and ranks."""

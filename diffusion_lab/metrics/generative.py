@@ -125,11 +125,12 @@ class GenerativeMetrics:
             "extractor": self.extractor.name,
             "extractor_fingerprint": self.extractor.fingerprint,
             "data": source.fingerprint,
-            "reference_images": len(self._reference_ids(source)),
+            "reference_images": len(self.reference_ids(source)),
             "reference_seed": REFERENCE_SEED,
         }
 
-    def _reference_ids(self, source: ImageDataModule) -> Tensor:
+    def reference_ids(self, source: ImageDataModule) -> Tensor:
+        """The training images that samples are compared with."""
         return random_places(len(source.reference_images()), self.reference_size)
 
     def results(
@@ -147,7 +148,7 @@ class GenerativeMetrics:
         return PreparedMetrics(self, self.protocol_of(source), reference, real, test)
 
     def _reference(self, source: ImageDataModule) -> ImageSet:
-        facts, chosen = self._reference_facts(source), self._reference_ids(source)
+        facts, chosen = self._reference_facts(source), self.reference_ids(source)
 
         def compute() -> dict[str, Tensor]:
             features = self.observe(source.reference_images(), chosen, "training")[FEATURES]

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.data import Split
 from diffusion_lab.data.source import TwoMoons
-from diffusion_lab.training.doctor import data_checks, diagnose, machine_checks
-from diffusion_lab.training.doctor.planned_run import PlannedRun
-from diffusion_lab.training.doctor.values import Plan
+from diffusion_lab.training.doctor import data_checks, machine_checks
+from diffusion_lab.training.doctor.diagnosis import diagnose
+from diffusion_lab.training.doctor.planned_run import Plan, PlannedRun
 
 
 class Clean(TinyData):

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import grid
@@ -33,6 +34,24 @@ class DataSource(ABC):
     def prepare(self) -> None:
         """Fetches or finds the files on the first process of a machine; raises DataError."""
         return None
+
+    def check(self, splits: tuple[Split, Split]) -> None:
+        """Raises ValueError unless both splits are of the shapes and types that `Split` says."""
+        name, shape = type(self).__name__, self.native_shape
+        for split, (images, labels) in zip(("training", "test"), splits, strict=True):
+            if images.dtype != torch.uint8 or tuple(images.shape[1:]) != tuple(shape):
+                raise ValueError(
+                    f"the {split} images of {name} are {images.dtype} {tuple(images.shape)}; "
+                    f"`load` must give uint8 (N, {', '.join(map(str, shape))}), with 0 black and "
+                    "255 white"
+                )
+            if len(images) == 0:
+                raise ValueError(f"{name} has no {split} images; `load` must give both splits")
+            if labels.dtype != torch.int64 or len(labels) != len(images):
+                raise ValueError(
+                    f"the {split} labels of {name} are {labels.dtype} {tuple(labels.shape)}; "
+                    f"`load` must give int64 ({len(images)},), a label an image"
+                )
 
     def facts(self) -> dict[str, object]:
         """Values of the constructor for what was inferred from files, for a run to keep.

@@ -10,7 +10,6 @@ from diffusion_lab.profiling import budget
 from diffusion_lab.training.doctor import (
     data_checks,
     machine_checks,
-    metric_checks,
     model_checks,
     training_checks,
 )
@@ -23,7 +22,6 @@ CHECKS: tuple[Callable[[PlannedRun], Iterable[Remark]], ...] = (
     *data_checks.CHECKS,
     *model_checks.CHECKS,
     *training_checks.CHECKS,
-    *metric_checks.CHECKS,
     *machine_checks.CHECKS,
 )
 
@@ -50,5 +48,6 @@ def diagnose(cfg: DictConfig) -> tuple[list[Finding], Facts]:
         findings += said
     facts = facts_of(run)
     refused = [Finding(name, ERROR, reason) for name, reason in run.refusals.items()]
-    skipped_for_it = [f for f in findings if f.status == SKIPPED and f.name in run.refusals]
-    return refused + [f for f in findings if f not in skipped_for_it], facts
+    # a check may have the name of the part that was refused
+    others = [f for f in findings if f.status != SKIPPED or f.name not in run.refusals]
+    return refused + others, facts

@@ -23,7 +23,7 @@ GRID_SCALE = 2  # a grid is drawn so many times larger
 def time(run: PlannedRun) -> Iterator[Remark]:
     """A run that ends, and that trains more than it measures."""
     steps, plan = run.cfg.trainer.max_steps, run.plan
-    total = plan.training + plan.evaluation
+    evaluation = (plan.drawing or 0.0) + plan.features
     if plan.training > LONG_DAYS * DAY:
         fewer = max(1, int(plan.steps * LONG_DAYS * DAY / plan.training))
         yield (
@@ -31,16 +31,17 @@ def time(run: PlannedRun) -> Iterator[Remark]:
             f"trainer.max_steps={steps} takes about {plan.training / DAY:.1f} days on this "
             f"device; trainer.max_steps={fewer} would take one",
         )
-    if plan.evaluation > max(EVALUATION_SHARE * total, EVALUATION_SECONDS) and run.task.metrics:
+    total = plan.training + evaluation
+    if evaluation > max(EVALUATION_SHARE * total, EVALUATION_SECONDS) and run.task.metrics:
         yield advice(
-            f"evaluation and grids take {plan.evaluation / total:.0%} of the time; write fewer "
+            f"evaluation and grids take {evaluation / total:.0%} of the time; write fewer "
             "metrics.num_samples or sampler.steps, or a smaller metrics.reference_size"
         )
 
 
 def memory(run: PlannedRun) -> Iterator[Remark]:
     """A micro-batch that fits."""
-    needed, image, free = run.memory.needed, run.memory.per_image, run.memory.free
+    needed, image, free = run.memory
     micro = run.batch.micro_batch
     if needed <= FULL * free:
         return

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import Callback, Timer
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,17 +21,9 @@ from diffusion_lab.data.source import decoding
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.profiling.timing import Bench, median_seconds
-from diffusion_lab.training.callbacks import Evaluation, Grid, configured
+from diffusion_lab.training.callbacks import Evaluation, Grid
 from diffusion_lab.training.diffusion_task import DiffusionTask, build_diffusion_task
 from diffusion_lab.training.doctor.finding import Missing, part
-from diffusion_lab.training.doctor.values import (
-    Memory,
-    Plan,
-    StepTimes,
-    check_splits,
-    reference_size,
-    times,
-)
 from diffusion_lab.training.train import check_settings
 from diffusion_lab.training.trainer import check_trainer
 
@@ -39,6 +32,23 @@ TIMED_STEPS = 3
 FEATURE_IMAGES = 64  # a batch, as in the metrics
 STATE_BYTES = 20  # of a parameter in float32: weight, gradient, Adam's two moments, average
 UNMEASURED = "not measured: speed=false, no such precision outside of training, or no memory for it"
+
+
+class Memory(NamedTuple):
+    """Bytes that training needs on a device, of these an image's, and those free."""
+
+    needed: float
+    per_image: float
+    free: float
+
+
+class Plan(NamedTuple):
+    """The steps that a run will take, and its seconds; drawing is None where it is not known."""
+
+    steps: int
+    training: float  # with the held-out loss
+    drawing: float | None  # of grids and of samples for the metrics
+    features: float  # with those of the reference, which are kept for the next run
 
 
 class PlannedRun:
@@ -79,7 +89,7 @@ class PlannedRun:
     def data(self) -> ImageDataModule:
         """The data, read, and as the rest of the program takes them to be."""
         read_data(self.cfg, self.datamodule)
-        check_splits(self.datamodule)
+        self.datamodule.check_splits()
         return self.datamodule
 
     @cached_property
@@ -151,21 +161,23 @@ class PlannedRun:
         return Memory(needed, image, self.free_bytes)
 
     @part("memory")
-    def step_times(self) -> StepTimes:
-        """The seconds of what a run does, compiled as in training, if it fits into the memory."""
+    def seconds(self) -> tuple[float, float, float]:
+        """The seconds of a micro-batch's step, and an image's of a call and of metrics' features.
+
+        Compiled as in training, if it fits into the memory; calls and features are shared out over
+        the devices of the run.
+        """
         # activations are weighed before compilation
         if self.free_bytes is not None and self.memory.needed > self.memory.free:
             raise Missing(UNMEASURED)
-        bench, metrics, count = self.bench, self.metrics, self.batch.micro_batch
+        bench, micro, world = self.bench, self.batch.micro_batch, self.batch.world
         bench.compile(self.cfg.compile)
-        images = bench.images[torch.arange(FEATURE_IMAGES, device=self.device) % count]
         works: list[Callable[[], object]] = [bench.train, bench.call]
-        if metrics is not None:
-            works.append(lambda: metrics.observer(images))
-        step, call, *features = (
-            median_seconds([work], self.device, TIMED_STEPS)[0] for work in works
-        )
-        return StepTimes(step, call / count, sum(features) / FEATURE_IMAGES)
+        if self.metrics is not None:
+            images = bench.images[torch.arange(FEATURE_IMAGES, device=self.device) % micro]
+            works.append(partial(self.metrics.observer, images))
+        step, call, *features = median_seconds(works, self.device, TIMED_STEPS)
+        return step, call / micro / world, sum(features) / FEATURE_IMAGES / world
 
     @cached_property
     def plan(self) -> Plan:
@@ -187,30 +199,31 @@ class PlannedRun:
 
     def plan_of(self, steps: int) -> Plan:
         """The seconds of a run of so many steps."""
-        seconds, batch, data, metrics = self.step_times, self.batch, self.data, self.task.metrics
-        evaluation = configured(self.cfg, Evaluation)
-        samples = real = 0
+        (step, call, features), metrics = self.seconds, self.task.metrics
+        measured = real = 0
         if metrics:
-            samples = metrics.num_samples
-            real = reference_size(metrics, data) + min(samples, len(data.test_images()))
-        held_out = times(steps, self.cfg.validate_every_n_steps) * data.validation_size
-        measured = times(steps, evaluation.every_n_steps) * samples if evaluation else 0
+            evaluations = times(steps, self.callback(Evaluation).every_n_steps)
+            measured = evaluations * metrics.num_samples
+            real = len(metrics.reference_ids(self.data)) + len(metrics.test_ids(self.data))
+        held_out = times(steps, self.cfg.validate_every_n_steps) * self.data.validation_size
         drawn = measured + self.grid_images(steps)
-        call = seconds.call / batch.world
         return Plan(
             steps,
-            steps * batch.accumulate * seconds.step + held_out * call,
+            steps * self.batch.accumulate * step + held_out * call,
             None if self.calls is None else drawn * self.calls * call,
-            (measured + real) * seconds.features / batch.world,
+            (measured + real) * features,
         )
+
+    def callback(self, kind: type[Callback]) -> Any:
+        """The first callback of a class, or None if the run has no such callback."""
+        return next((each for each in self.task.callbacks if isinstance(each, kind)), None)
 
     def grid_images(self, steps: int) -> int:
         """The images in all grids of a run of so many steps."""
-        grid = configured(self.cfg, Grid)
+        grid = self.callback(Grid)
         if not grid:
             return 0
-        conditional = self.task.module.denoiser.conditioning.conditional
-        rows = self.datamodule.num_classes if conditional else grid.columns
+        rows = self.datamodule.num_classes if self.task.pipeline.conditional else grid.columns
         return times(steps, grid.every_n_steps) * grid.columns * rows
 
     @cached_property
@@ -224,3 +237,8 @@ class PlannedRun:
     def images_seen(self) -> int:
         """The images that the run sees."""
         return self.steps * self.batch.batch_size
+
+
+def times(steps: int, every: int | None) -> int:
+    """How often in a run something is done that is done at its end too."""
+    return 1 + ((steps - 1) // every if every else 0)

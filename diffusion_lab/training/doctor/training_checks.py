@@ -1,6 +1,6 @@
-"""What of a run's length, batch, rates and averages does not fit together."""
+"""What of a run's length, batch, rates, averages and metrics does not fit together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from diffusion_lab.compute.device import has_fast_bf16
 from diffusion_lab.training.callbacks import EMA
@@ -14,6 +14,8 @@ AVERAGE_SHARE = 0.25  # of a run; a longer half-life still holds much of the ini
 WARM_UP_SHARE, LONG_WARM_UP_SHARE = 0.1, 0.5  # of a run
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-2  # of Adam, two orders around the usual 1e-4 to 1e-3
 FEW_VALIDATIONS = 2  # with one there is no curve
+MOST_SAMPLES = 50_000  # the literature's count
+FEW_PER_CLASS = 100  # samples, below which a class's FID is mostly bias
 
 
 def batch(run: PlannedRun) -> Iterator[Remark]:
@@ -61,7 +63,7 @@ def memorization(run: PlannedRun) -> Iterator[Remark]:
 
 def weight_averaging(run: PlannedRun) -> Iterator[Remark]:
     """An average that has forgotten the initial weights."""
-    average = next((c for c in run.task.callbacks if isinstance(c, EMA)), None)
+    average = run.callback(EMA)
     if average is None:
         yield advice(
             "weights are not averaged, which costs samples much of their quality; leave out "
@@ -127,6 +129,63 @@ def validation(run: PlannedRun) -> Iterator[Remark]:
         )
 
 
+def evaluation(run: PlannedRun) -> Iterator[Remark]:
+    """Figures at all, where images can have them."""
+    if run.task.metrics is None and run.datamodule.native_shape[0] in (1, 3):
+        yield advice(
+            "no FID or KID is measured; leave out callbacks.evaluation=null, or run "
+            "`diffusion-lab evaluate run=...` afterwards"
+        )
+
+
+def extractor(run: PlannedRun) -> Iterable[Remark]:
+    """The metrics' networks are here and fit the data, or their stage is refused."""
+    _ = run.metrics
+    return ()
+
+
+def sample_counts(run: PlannedRun) -> Iterator[Remark]:
+    """Enough images for the distance, and as many on both sides of a comparison."""
+    metrics, data = run.task.metrics, run.data
+    if metrics is None:
+        return
+    samples, width = metrics.num_samples, metrics.extractor.dim
+    reference, test = len(metrics.reference_ids(data)), len(data.test_images())
+    if reference < width:
+        yield warning(
+            f"the reference has {reference} images for {width} features, so that its covariance "
+            "is singular; write metrics.reference_size=null, or read KID where the data have no "
+            "more"
+        )
+    if samples <= width:
+        yield advice(
+            f"metrics.num_samples={samples} makes a singular covariance of {width} features, and "
+            f"FID is mostly bias; read KID, or write metrics.num_samples={4 * width}"
+        )
+    if samples > MOST_SAMPLES:
+        yield advice(
+            f"metrics.num_samples={samples} is more than any published figure's; write "
+            f"metrics.num_samples={MOST_SAMPLES}"
+        )
+    if samples > test:
+        yield advice(
+            f"metrics.num_samples={samples} is more than the {test} test images, so that the "
+            f"FID of real images is of fewer than the figure and is too high; write "
+            f"metrics.num_samples={test} to compare them"
+        )
+
+
+def class_counts(run: PlannedRun) -> Iterator[Remark]:
+    """Enough samples of each class for its own FID."""
+    metrics, classes = run.task.metrics, run.datamodule.num_classes
+    if metrics is not None and metrics.per_class and metrics.num_samples < FEW_PER_CLASS * classes:
+        yield warning(
+            f"metrics.per_class=true compares {metrics.num_samples // classes} samples of each "
+            f"class, too few for a FID; write metrics.num_samples={FEW_PER_CLASS * classes} or "
+            "more"
+        )
+
+
 CHECKS = (
     batch,
     epochs,
@@ -136,4 +195,8 @@ CHECKS = (
     learning_rate,
     precision,
     validation,
+    evaluation,
+    extractor,
+    sample_counts,
+    class_counts,
 )
