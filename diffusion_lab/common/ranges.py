@@ -77,8 +77,11 @@ def ranges(**allowed: Range) -> Callable[[Target], Target]:
 
 @dataclass_transform()
 def settings(target: type[Settings]) -> type[Settings]:
-    """Makes a class a dataclass, which checks the ranges in the types of its fields."""
-    return ranges()(dataclass(target))
+    """Makes a class a dataclass, which checks the ranges in the types of its fields.
+
+    Two of its objects are equal only if they are one.
+    """
+    return ranges()(dataclass(eq=False, repr=False)(target))
 
 
 def whole(least: int, most: int | None = None) -> Range:

@@ -5,30 +5,23 @@ with, mean an image as it is. B batch, C channels, H height, W width in pixels.
 """
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.common.ranges import at_least, between, flag, ranges
+from diffusion_lab.common.ranges import Flag, Fraction, at_least, between, settings
 
 # values of a label by transformation: flips, scale, rotation, anisotropy, translation
 VALUES = (1, 1, 1, 2, 2, 2)
+Deviation = Annotated[float, at_least(0)]
 
 
-@ranges(
-    probability=between(0, 1),
-    flip_x=flag(),
-    flip_y=flag(),
-    scale=at_least(0),
-    rotation=between(0, 180),
-    anisotropy=at_least(0),
-    translation=at_least(0),
-)
-@dataclass(frozen=True)
+@settings
 class NonLeaky:
     """EDM's: flips, then an affine map: scaled, then turned, then stretched, then shifted.
 
@@ -46,13 +39,13 @@ class NonLeaky:
 
     values = sum(VALUES)  # of a label
 
-    probability: float
-    flip_x: bool
-    flip_y: bool
-    scale: float
-    rotation: float
-    anisotropy: float
-    translation: float
+    probability: Fraction
+    flip_x: Flag
+    flip_y: Flag
+    scale: Deviation
+    rotation: Annotated[float, between(0, 180)]
+    anisotropy: Deviation
+    translation: Deviation
 
     def __call__(
         self, images: Tensor, generator: torch.Generator | None = None

@@ -1,7 +1,7 @@
 """Image data that fit into memory: facts, the uint8 tensors themselves, and loaders over them."""
 
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import crop_to, pad_to
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import Range, flag, optional, ranges, share, whole
+from diffusion_lab.common.ranges import Flag, Range, optional, settings, share, whole
 from diffusion_lab.data.loader import (
     EncodedImages,
     HeldOutLoader,
@@ -22,9 +22,11 @@ from diffusion_lab.data.loader import (
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.subsets import subset
 
+ON_DEVICE = Range("auto, true or false", lambda v: isinstance(v, bool) or v == "auto")
 FREE_MEMORY_SHARE = 0.1  # of an accelerator, that the images may take without being told to
 
 
+@settings
 class ImageDataModule(lightning.LightningDataModule):
     """The images of a source, as a model trains on them and metrics compare with them.
 
@@ -33,44 +35,27 @@ class ImageDataModule(lightning.LightningDataModule):
     `validation_size` images of the test split. `pad` is the height and width that the model sees.
     """
 
-    encoded: EncodedImages | None = None  # trained on in place of the images, if set
+    source: DataSource
+    pad: Annotated[int | None, optional(whole(1).as_in(32))] = None
+    flip: Flag = False
+    on_device: Annotated[bool | str, ON_DEVICE] = "auto"
+    validation_size: Annotated[int, whole(1).as_in(1000)] = 1000
+    fraction: Annotated[float | None, optional(share().as_in(0.1))] = None
+    per_class: Annotated[int | None, optional(whole(1).as_in(50))] = None
+    subset_seed: Annotated[int, whole(0)] = 0
 
-    @ranges(
-        pad=optional(whole(1).as_in(32)),
-        flip=flag(),
-        on_device=Range("auto, true or false", lambda v: isinstance(v, bool) or v == "auto"),
-        validation_size=whole(1).as_in(1000),
-        fraction=optional(share().as_in(0.1)),
-        per_class=optional(whole(1).as_in(50)),
-        subset_seed=whole(0),
-    )
-    def __init__(
-        self,
-        source: DataSource,
-        pad: int | None = None,
-        flip: bool = False,
-        on_device: bool | str = "auto",
-        validation_size: int = 1000,
-        fraction: float | None = None,
-        per_class: int | None = None,
-        subset_seed: int = 0,
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        if fraction is not None and per_class is not None:
+        if self.fraction is not None and self.per_class is not None:
             raise ValueError(
-                f"fraction={fraction} and per_class={per_class} are two sizes of one subset; leave "
-                "one of them null"
+                f"fraction={self.fraction} and per_class={self.per_class} are two sizes of one "
+                "subset; leave one of them null"
             )
-        if pad is not None and pad < (side := max(source.native_shape[1:])):
-            raise ValueError(f"pad={pad} is smaller than the images; use {side} or more, or null")
-        self.source = source
-        self.pad = pad
-        self.flip = flip
-        self.on_device = on_device
-        self.validation_size = validation_size
-        self.fraction = fraction
-        self.per_class = per_class
-        self.subset_seed = subset_seed
+        if self.pad is not None and self.pad < (side := max(self.native_shape[1:])):
+            raise ValueError(
+                f"pad={self.pad} is smaller than the images; use {side} or more, or null"
+            )
+        self.encoded: EncodedImages | None = None  # trained on in place of the images, if set
 
     @property
     def native_shape(self) -> tuple[int, int, int]:
@@ -192,17 +177,14 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TensorLoader:
         """The endless stream, from the images that the trainer's steps have seen already."""
-        trainer = self.attached_trainer
-        module = self.trained_module
-        device = trainer.strategy.root_device
-        if self.encoded is None:
-            images, mirrored = self.padded(self.train_images()), None
-        else:
-            images, mirrored = self.encoded.moments, self.encoded.mirrored
+        trainer, module = self.attached_trainer, self.trained_module
+        device, encoded = trainer.strategy.root_device, self.encoded
+        images = self.padded(self.train_images()) if encoded is None else encoded.moments
+        mirrored = None if encoded is None else encoded.mirrored
         kept = [images] if mirrored is None else [images, mirrored]
         if self.on_device is True or (self.on_device == "auto" and _fits(kept, device)):
-            images = images.to(device)
-            mirrored = None if mirrored is None else mirrored.to(device)
+            images, *kept = [each.to(device) for each in kept]
+            mirrored = kept[0] if kept else None
         return TensorLoader(
             images,
             self.train_labels(),
@@ -215,7 +197,7 @@ class ImageDataModule(lightning.LightningDataModule):
             samples_seen=lambda: trainer.global_step * module.batch_size,
             device=device,
             mirrored=mirrored,
-            batch_type=ImageBatch if self.encoded is None else MomentBatch,
+            batch_type=ImageBatch if encoded is None else MomentBatch,
         )
 
     def val_dataloader(self) -> HeldOutLoader:

@@ -1,9 +1,9 @@
 """Less data: nested, stratified subsets of a training split, the same on every machine."""
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from diffusion_lab.common import hashing
 
 
 def subset(
@@ -16,6 +16,7 @@ def subset(
     """
     if fraction in (None, 1) and per_class is None:
         return None
+    # ordered by hashes: no generator of random numbers is promised to be the same in every version
     chosen = []
     for label in labels.unique().tolist():
         index = (labels == label).nonzero().flatten().tolist()
@@ -26,11 +27,5 @@ def subset(
                 f"per_class={per_class} is more than the {len(index)} training images of "
                 f"label {label}; use at most {labels.bincount()[labels.unique()].min()}"
             )
-        chosen += sorted(index, key=lambda i: order_of(seed, i))[:count]
+        chosen += sorted(index, key=lambda i: hashing.of_text(f"{seed}/{i}"))[:count]
     return torch.tensor(sorted(chosen))
-
-
-def order_of(seed: int, index: int) -> bytes:
-    """Returns the key of image `index` in the order that subsets are taken from."""
-    # a hash: no generator of random numbers is promised to be the same in every version
-    return hashlib.sha256(f"{seed}/{index}".encode()).digest()

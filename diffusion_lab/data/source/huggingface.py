@@ -1,12 +1,12 @@
 """Image data sets of the Hugging Face hub, or in its formats on disk, by the package datasets."""
 
 import io
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffusion_lab.common import extras
+from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.listing import ImageFiles, by_number, some
 from diffusion_lab.data.source.verified_files import DataError
@@ -14,7 +14,7 @@ from diffusion_lab.data.source.verified_files import DataError
 SAVED = ("dataset_dict.json", "state.json")  # one of them is in what save_to_disk wrote
 
 
-@dataclass(eq=False)
+@settings
 class HuggingFace(FileSource):
     """Images of a column of a data set, whose names are `<split>/<place>`.
 

@@ -2,14 +2,21 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from diffusion_lab.common.messages import say
-from diffusion_lab.common.ranges import Range, inside, one_of, optional, whole, whole_list
+from diffusion_lab.common.ranges import (
+    Range,
+    inside,
+    one_of,
+    optional,
+    settings,
+    whole,
+    whole_list,
+)
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode, infer
 from diffusion_lab.data.source.listing import ImageFiles, some
@@ -25,24 +32,19 @@ def _are_names(value: Any) -> bool:
     return named and len(set(map(str, value))) == len(value)
 
 
-RANGES = {
-    "test_share": inside(0, 1).as_in(0.1),
-    "image_size": Range(
-        "a number of pixels, [height,width] or null",
-        lambda value: (
-            optional(whole(1)).allows(value)
-            or (whole_list(1, shortest=2).allows(value) and len(value) == 2)
-        ),
-        64,
+SIZE = Range(
+    "a number of pixels, [height,width] or null",
+    lambda value: (
+        optional(whole(1)).allows(value)
+        or (whole_list(1, shortest=2).allows(value) and len(value) == 2)
     ),
-    "channels": Range("1, 3 or null", lambda v: v is None or (type(v) is int and v in (1, 3))),
-    "classes": Range("a list of different names, or null", _are_names, ["cat", "dog"]),
-    "resize": one_of(*RESIZE),
-    "on_bad": one_of("refuse", "skip"),
-}
+    64,
+)
+CHANNELS = Range("1, 3 or null", lambda v: v is None or (type(v) is int and v in (1, 3)))
+CLASSES = Range("a list of different names, or null", _are_names, ["cat", "dog"])
 
 
-@dataclass(eq=False)
+@settings
 class FileSource(DataSource):
     """Images that are decoded into memory once; size, channels and classes may be inferred.
 
@@ -52,18 +54,16 @@ class FileSource(DataSource):
     """
 
     path: str
-    test_share: float = 0.1
-    image_size: int | Sequence[int] | None = None
-    channels: int | None = None
-    classes: Sequence[str] | None = None
-    resize: str = "crop"
-    on_bad: str = "refuse"
+    test_share: Annotated[float, inside(0, 1).as_in(0.1)] = 0.1
+    image_size: Annotated[int | Sequence[int] | None, SIZE] = None
+    channels: Annotated[int | None, CHANNELS] = None
+    classes: Annotated[Sequence[str] | None, CLASSES] = None
+    resize: Annotated[str, one_of(*RESIZE)] = "crop"
+    on_bad: Annotated[str, one_of("refuse", "skip")] = "refuse"
 
     sizes_vary = True
 
     def __post_init__(self) -> None:
-        for argument, allowed in RANGES.items():
-            allowed.check(argument, getattr(self, argument))
         if self.image_size is None:
             self.resize = "refuse"
         self._classes = None if self.classes is None else tuple(map(str, self.classes))

@@ -1,11 +1,11 @@
 """A folder of images: one folder a class inside of it, or the images themselves."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from diffusion_lab.common.messages import say
+from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import BadImage
 from diffusion_lab.data.source.image_files import FileSource
@@ -13,7 +13,7 @@ from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 
 
-@dataclass(eq=False)
+@settings
 class FilesAtPaths(FileSource):
     """Images whose test split, if there is one, is at a path of its own."""
 

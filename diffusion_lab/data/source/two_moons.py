@@ -1,12 +1,13 @@
 """Points in the plane as images of two channels and one pixel: diffusion that can be looked at."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import to_float
-from diffusion_lab.common.ranges import at_least, ranges
+from diffusion_lab.common.ranges import at_least, settings
 from diffusion_lab.data.source.base import DataSource, Split
 
 TRAIN_SIZE, TEST_SIZE = 20_000, 2_000
@@ -14,6 +15,7 @@ SIDE = 256  # of a picture in pixels: a pixel is a grey step of the data
 COLOURS = ((42, 98, 168), (196, 78, 40))
 
 
+@settings
 class TwoMoons(DataSource):
     """Two interleaved half circles, one a class, with Gaussian noise around them.
 
@@ -24,9 +26,7 @@ class TwoMoons(DataSource):
     native_shape = (2, 1, 1)
     class_names = ("upper", "lower")
 
-    @ranges(noise=at_least(0))
-    def __init__(self, noise: float = 0.04):
-        self.noise = noise
+    noise: Annotated[float, at_least(0)] = 0.04
 
     def load(self) -> tuple[Split, Split]:
         """The same points on every machine."""

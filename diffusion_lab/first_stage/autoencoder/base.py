@@ -5,12 +5,13 @@ An image goes to its moments, which say what its latents may be, and these to la
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.ranges import Range, ranges, whole, whole_list
+from diffusion_lab.common.ranges import Count, Range, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.network import Decoder, Encoder, pad_to_multiple
 
 MOST_LEVELS = 6  # a factor of 32
@@ -24,6 +25,7 @@ MULTIPLIERS = Range(
 )
 
 
+@dataclass(eq=False, repr=False)
 class Autoencoder(nn.Module, ABC):
     """Encoder, bottleneck and decoder for images of any size, by factor 2^(len(multipliers) - 1).
 
@@ -33,27 +35,21 @@ class Autoencoder(nn.Module, ABC):
     kind: ClassVar[str]  # its option of the group autoencoder, and its name in a file
     has_prior = False  # whether N(0, 1) in its latent space is decoded to images
 
-    @ranges(
-        latent_channels=whole(1), channels=MULTIPLE_OF_4, multipliers=MULTIPLIERS, blocks=whole(1)
-    )
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        latent_channels: int,
-        moments: int,
-        channels: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: bool,
-    ):
+    image_shape: tuple[int, int, int]
+    channels: Annotated[int, MULTIPLE_OF_4]
+    multipliers: Annotated[Sequence[int], MULTIPLIERS]
+    blocks: Count
+    attention: bool
+
+    def build(self, latent_channels: int, moments: int) -> None:
+        """Makes encoder and decoder, whose latents have so many channels, and their moments."""
         super().__init__()
-        self.factor = 2 ** (len(multipliers) - 1)
-        image_channels, self.height, self.width = image_shape
-        sides = (-(-side // self.factor) for side in image_shape[1:])
-        self.latent_shape = (latent_channels, *sides)
-        widths = [channels * multiplier for multiplier in multipliers]
-        self.encoder = Encoder(image_channels, moments, widths, blocks, attention)
-        self.decoder = Decoder(latent_channels, image_channels, widths, blocks, attention)
+        self.factor = 2 ** (len(self.multipliers) - 1)
+        image_channels, *sides = self.image_shape
+        self.latent_shape = (latent_channels, *(-(-side // self.factor) for side in sides))
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+        self.encoder = Encoder(image_channels, moments, widths, self.blocks, self.attention)
+        self.decoder = Decoder(latent_channels, image_channels, widths, self.blocks, self.attention)
 
     def moments(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> (B, moments, h, w) float32."""
@@ -65,7 +61,8 @@ class Autoencoder(nn.Module, ABC):
 
     def decode_quantised(self, latents: Tensor) -> Tensor:
         """Decodes latents that are as the decoder was trained on."""
-        return self.decoder(latents)[..., : self.height, : self.width].float()
+        _, height, width = self.image_shape
+        return self.decoder(latents)[..., :height, :width].float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, C, H, W) -> their reconstructions, and the bottleneck's loss, ().
@@ -75,13 +72,13 @@ class Autoencoder(nn.Module, ABC):
         latents, loss = self.bottleneck(self.moments(images))
         return self.decode_quantised(latents), loss
 
-    @abstractmethod
     def mean(self, moments: Tensor) -> Tensor:
-        """The latents that stand for an image."""
+        """The latents that stand for an image: its moments, unless these are a posterior's."""
+        return moments
 
-    @abstractmethod
     def sample(self, moments: Tensor) -> Tensor:
-        """Latents of an image, drawn from torch's generator."""
+        """Latents of an image, drawn from torch's generator if there is a posterior."""
+        return moments
 
     def variance(self, moments: Tensor) -> Tensor:
         """Returns the variance of `sample`."""

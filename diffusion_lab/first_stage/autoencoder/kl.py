@@ -1,11 +1,12 @@
 """Latents under a Gaussian posterior, held towards N(0, 1) (arXiv:1312.6114, 2112.10752)."""
 
-from collections.abc import Sequence
+from math import prod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import at_least, ranges
+from diffusion_lab.common.ranges import Count, at_least, settings
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
 
 LOG_VARIANCE = (-30.0, 20.0)  # beyond these nothing is gained and exp overflows
@@ -17,6 +18,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return nats.flatten(1).sum(1)
 
 
+@settings
 class KLAutoencoder(Autoencoder):
     """Latent diffusion's first stage; with `kl_weight` 1 a VAE, whose prior is drawn from.
 
@@ -26,23 +28,11 @@ class KLAutoencoder(Autoencoder):
     kind = "kl"
     has_prior = True
 
-    @ranges(kl_weight=at_least(0).as_in(1e-6))
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        latent_channels: int,
-        channels: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: bool,
-        kl_weight: float,
-    ):
-        moments = 2 * latent_channels
-        super().__init__(
-            image_shape, latent_channels, moments, channels, multipliers, blocks, attention
-        )
-        self.kl_weight = kl_weight
-        self.numbers = image_shape[0] * self.height * self.width
+    latent_channels: Count
+    kl_weight: Annotated[float, at_least(0).as_in(1e-6)]
+
+    def __post_init__(self) -> None:
+        self.build(self.latent_channels, moments=2 * self.latent_channels)
 
     def mean_and_log_variance(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         """Splits moments into the posterior's mean and log-variance."""
@@ -61,7 +51,7 @@ class KLAutoencoder(Autoencoder):
 
     def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         nats = kl_divergence(*self.mean_and_log_variance(moments)).mean()
-        return self.sample(moments), self.kl_weight * nats / self.numbers
+        return self.sample(moments), self.kl_weight * nats / prod(self.image_shape)
 
     def statistics(self, moments: Tensor) -> Tensor:
         return kl_divergence(*self.mean_and_log_variance(moments)).sum()[None]

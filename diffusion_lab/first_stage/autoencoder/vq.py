@@ -6,13 +6,13 @@ quantises. B batch, c channels, h w height and width of the latents, K codes.
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.common import extras
-from diffusion_lab.common.ranges import at_least, inside, ranges, whole, whole_list
+from diffusion_lab.common.ranges import Count, at_least, inside, settings, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
 
 PACKAGE = ("vector_quantize_pytorch", "latent", "a codebook")  # its name, extra and user
@@ -22,13 +22,12 @@ class Quantised(Autoencoder):
     """An autoencoder whose bottleneck gives codes (B, h, w) below `codes`."""
 
     codes: int
+    commitment_weight: float
     quantiser: Any
 
-    def mean(self, moments: Tensor) -> Tensor:
-        return moments
-
-    def sample(self, moments: Tensor) -> Tensor:
-        return moments
+    def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        quantised, _, commitment = self.assign(moments)
+        return quantised, self.commitment_weight * commitment.sum()
 
     def quantise(self, latents: Tensor) -> Tensor:
         return self.assign(latents)[0]
@@ -56,6 +55,7 @@ class Quantised(Autoencoder):
         return quantised, codes, sum(commitment, latents.new_zeros(()))
 
 
+@settings
 class VQAutoencoder(Quantised):
     """A codebook of moving averages, begun by k-means, whose dead codes are taken up anew.
 
@@ -65,66 +65,35 @@ class VQAutoencoder(Quantised):
 
     kind = "vq"
 
-    @ranges(
-        codes=whole(2).as_in(512),
-        decay=inside(0, 1).as_in(0.99),
-        revive_below=at_least(0),
-        commitment_weight=at_least(0),
-    )
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        latent_channels: int,
-        channels: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: bool,
-        codes: int,
-        decay: float,
-        revive_below: float,
-        commitment_weight: float,
-    ):
-        super().__init__(
-            image_shape, latent_channels, latent_channels, channels, multipliers, blocks, attention
-        )
-        self.codes = codes
-        self.commitment_weight = commitment_weight
-        package = extras.package(*PACKAGE)
-        self.quantiser = package.VectorQuantize(
-            latent_channels,
-            codes,
-            decay=decay,
+    latent_channels: Count
+    codes: Annotated[int, whole(2).as_in(512)]
+    decay: Annotated[float, inside(0, 1).as_in(0.99)]
+    revive_below: Annotated[float, at_least(0)]
+    commitment_weight: Annotated[float, at_least(0)]
+
+    def __post_init__(self) -> None:
+        self.build(self.latent_channels, moments=self.latent_channels)
+        self.quantiser = extras.package(*PACKAGE).VectorQuantize(
+            self.latent_channels,
+            self.codes,
+            decay=self.decay,
             kmeans_init=True,
-            threshold_ema_dead_code=revive_below,
+            threshold_ema_dead_code=self.revive_below,
             rotation_trick=False,  # straight through
             accept_image_fmap=True,
         )
 
-    def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        quantised, _, commitment = self.assign(moments)
-        return quantised, self.commitment_weight * commitment.sum()
 
-
+@settings
 class FSQAutoencoder(Quantised):
     """Each of len(`levels`) channels is rounded to one of its levels; K is their product."""
 
     kind = "fsq"
+    commitment_weight = 0.0  # there is no codebook to commit to
 
-    @ranges(levels=whole_list(3, shortest=1).as_in([8, 5, 5, 5]))
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        channels: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: bool,
-        levels: Sequence[int],
-    ):
-        width = len(levels)
-        super().__init__(image_shape, width, width, channels, multipliers, blocks, attention)
-        self.codes = prod(levels)
-        self.quantiser = extras.package(*PACKAGE).FSQ(list(levels))
+    levels: Annotated[Sequence[int], whole_list(3, shortest=1).as_in([8, 5, 5, 5])]
 
-    def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        quantised, _, none = self.assign(moments)
-        return quantised, none
+    def __post_init__(self) -> None:
+        self.build(len(self.levels), moments=len(self.levels))
+        self.codes = prod(self.levels)
+        self.quantiser = extras.package(*PACKAGE).FSQ(list(self.levels))

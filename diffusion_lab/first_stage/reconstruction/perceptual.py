@@ -4,26 +4,27 @@ B batch, C channels of the images, which are in [-1, 1].
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_lab.common.ranges import above, one_of, ranges, whole
+from diffusion_lab.common.ranges import Positive, one_of, settings, whole
 from diffusion_lab.metrics.extractor import efficientnet_lite0
 
 
+@settings
 class Perceptual(ABC):
     """images (B, C, H, W) twice -> distances (B,); gradients go to the images alone.
 
     It is no nn.Module, so that what holds one neither trains, copies nor saves it.
     """
 
-    @ranges(weight=above(0))
-    def __init__(self, weight: float):
-        self.weight = weight
-        self.network: Any = self.build().requires_grad_(False).eval()
+    weight: Positive
+
+    def __post_init__(self) -> None:
+        self.judge: Any = self.build().requires_grad_(False).eval()
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -34,23 +35,21 @@ class Perceptual(ABC):
         """The distances (B,) between images (B, 3, H, W)."""
 
     def __call__(self, images: Tensor, others: Tensor) -> Tensor:
-        self.network.to(images.device)
+        self.judge.to(images.device)
         return self.distance(*(each.expand(-1, 3, -1, -1) for each in (images, others)))
 
     def __deepcopy__(self, memo: dict) -> "Perceptual":
         return self
 
 
+@settings
 class EfficientNetDistance(Perceptual):
     """EfficientNet-Lite0 of images resized to `size` pixels, after its first four stages.
 
     It needs no download.
     """
 
-    @ranges(size=whole(1).as_in(32))
-    def __init__(self, weight: float, size: int):
-        self.size = size
-        super().__init__(weight)
+    size: Annotated[int, whole(1).as_in(32)]
 
     def build(self) -> nn.Module:
         network: Any = efficientnet_lite0.fold_batch_norm(
@@ -65,26 +64,24 @@ class EfficientNetDistance(Perceptual):
             x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         x = x.contiguous(memory_format=torch.channels_last)
         total = x.new_zeros(len(images))
-        for stage in self.network:
+        for stage in self.judge:
             x = stage(x)
             first, second = functional.normalize(x.float(), dim=1).chunk(2)
             total = total + (first - second).square().sum(1).mean((1, 2))
-        return total / len(self.network)
+        return total / len(self.judge)
 
 
+@settings
 class LPIPS(Perceptual):
     """Features of `network`, vgg, alex or squeeze, weighted as people judge; it is downloaded."""
 
-    @ranges(network=one_of("vgg", "alex", "squeeze"))
-    def __init__(self, weight: float, network: str):
-        self.name = network
-        super().__init__(weight)
+    network: Annotated[str, one_of("vgg", "alex", "squeeze")]
 
     def build(self) -> nn.Module:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         try:
-            name = cast(Literal["vgg", "alex", "squeeze"], self.name)
+            name = cast(Literal["vgg", "alex", "squeeze"], self.network)
             return LearnedPerceptualImagePatchSimilarity(name).net
         except (OSError, ImportError) as error:  # no network, or a package that it wants
             raise ValueError(
@@ -93,4 +90,4 @@ class LPIPS(Perceptual):
             ) from error
 
     def distance(self, images: Tensor, others: Tensor) -> Tensor:
-        return self.network(images, others).flatten(1).sum(1)
+        return self.judge(images, others).flatten(1).sum(1)
