@@ -22,16 +22,17 @@ from helpers.paths import TESTS
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.backbone.attention import SelfAttention
-from diffusion_lab.backbone.conditioning import ClassLabel
+from diffusion_lab.backbone.conditioning import Attributes, ClassLabel
 from diffusion_lab.build.objects import build_model, build_pipeline
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.data.source import ImageFolder
+from diffusion_lab.data.source import ImageFolder, TwoMoons
 from diffusion_lab.diffusion import guidance, objective, sampler, schedule
 from diffusion_lab.diffusion.objective import weighting
 from diffusion_lab.diffusion.sampler import time_grid
 from diffusion_lab.first_stage.autoencoder import FSQAutoencoder, KLAutoencoder, VQAutoencoder
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss, discriminator, perceptual
 from diffusion_lab.profiling.budget import Budget
+from diffusion_lab.training.lr_schedule import ConstantRate
 
 FILE = TESTS / "golden/messages.txt"
 PROMPTS = ("$ ", ">>> ", "build ")
@@ -70,7 +71,10 @@ NAMES = {  # of what stands behind >>>
     "math": math,
     "perceptual": perceptual,
     "ClassLabel": ClassLabel,
+    "Attributes": Attributes,
+    "ConstantRate": ConstantRate,
     "SelfAttention": SelfAttention,
+    "TwoMoons": TwoMoons,
     "ReconstructionLoss": ReconstructionLoss,
     "kl": partial(KLAutoencoder, (1, 8, 8), **NETWORK | {"latent_channels": 3, "kl_weight": 1.0}),
     "vq": partial(VQAutoencoder, (1, 8, 8), **NETWORK | CODES | {"latent_channels": 3}),

@@ -71,9 +71,3 @@ def test_without_labels_there_is_nothing():
     condition = module(torch.arange(6), 6)
     assert condition.vector is condition.tokens is condition.labels is None
     assert not module.conditional
-
-
-@pytest.mark.parametrize("build", [lambda: ClassLabel(0, 8), lambda: Attributes(0, 8, None)])
-def test_data_without_classes_is_refused(build):
-    with pytest.raises(ValueError, match="this data set has no classes; use none"):
-        build()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from helpers.refusals import refused
 from omegaconf import OmegaConf
 
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
@@ -98,7 +99,7 @@ def test_factories_remember_their_keys_where_others_call_them():
         with pytest.raises(UserError) as error:
             network(width=width)
         assert str(error.value).startswith(start)
-    with pytest.raises(UserError, match=r"outer\.network does not fit Whole: .*hight"):
+    with refused("outer.network", "Whole", "hight"):
         network(width=11, hight=3)
 
 
@@ -113,12 +114,12 @@ def test_errors_of_an_object_that_is_used_later_begin_with_its_key():
         with pytest.raises(UserError) as told, errors_at(cfg, "data"):
             raise error
         assert str(told.value).startswith(start)
-    with pytest.raises(UserError, match=r"^a sentence$"), errors_at(cfg, ""):
+    with refused("a sentence"), errors_at(cfg, ""):
         raise ValueError("a sentence")
 
 
 def test_keys_of_a_command_are_checked():
     cfg = config(a={"b": 0}, c=None)
     check_keys(cfg, {"c": optional(above(0))})
-    with pytest.raises(UserError, match=r"^a\.b=0 must be a whole number"):
+    with refused("a.b=0"):
         check_keys(cfg, {"a.b": whole(1)})

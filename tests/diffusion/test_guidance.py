@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.refusals import refused
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
@@ -81,13 +82,8 @@ def test_an_unconditional_model_cannot_be_guided(model):
     for scale in (0.0, 1.0):
         Guidance(scale).bind(bare, None)(X, LEVEL)
     for denoiser, labels in ((bare, None), (bare, LABELS), (model, None)):
-        with pytest.raises(ValueError, match="scale"):
+        with refused("scale=2.0", by=ValueError):
             Guidance(2.0).bind(denoiser, labels)
-
-
-def test_clip_must_be_positive():
-    with pytest.raises(ValueError, match="clip"):
-        Guidance(clip=0)
 
 
 EVERY = {  # every kind of guidance at a scale
@@ -126,7 +122,7 @@ def test_autoguidance_extrapolates_from_the_weak_model(model, kind):
 
 
 def test_a_weak_run_must_be_handed_over(model):
-    with pytest.raises(ValueError, match="weak_run needs its denoiser"):
+    with refused("weak_run", by=ValueError):
         Guidance(2.0, weak_run="outputs/x").bind(model, LABELS)
 
 

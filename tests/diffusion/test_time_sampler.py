@@ -122,12 +122,6 @@ def test_the_generator_decides():
     assert not torch.equal(sampler(9, schedule)[0].t, first)
 
 
-@pytest.mark.parametrize("build", [LogitNormal, LogNormal])
-def test_std_must_be_positive(build):
-    with pytest.raises(ValueError, match="std"):
-        build(std=0)
-
-
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize(("build", "to_uniform"), CASES)
 def test_calls_that_share_a_batch_hit_each_of_its_strata_once(build, to_uniform, parts):

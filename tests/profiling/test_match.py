@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers.refusals import refused
 from omegaconf import OmegaConf
 
 from diffusion_lab.common.messages import UserError
@@ -78,7 +79,7 @@ def test_one_key_alone_is_enough():
     size, agrees = sizes(lambda blocks: blocks * 7, blocks=1).solve(74, 0.02)
     assert not agrees
     assert size.cost == 77
-    with pytest.raises(UserError, match="backbone=own has none of the keys width, channels, depth"):
+    with refused("backbone=own", "width, channels, depth"):
         sizes(lambda levels: 1, levels=3)
 
 

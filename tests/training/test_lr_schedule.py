@@ -22,8 +22,3 @@ def test_cosine_goes_from_one_to_final():
     assert schedule(1, 0.0) == 1.0
     assert schedule(1, 0.5) == pytest.approx(0.55)
     assert schedule(1, 1.0) == pytest.approx(0.1)
-
-
-def test_a_cooldown_that_is_no_share_is_refused():
-    with pytest.raises(ValueError, match="cooldown"):
-        ConstantRate(cooldown=5)
