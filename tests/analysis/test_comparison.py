@@ -16,7 +16,7 @@ from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.candidates import run_folders
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.curves import front
-from diffusion_lab.analysis.comparison.labels import names_of, varying, without_data
+from diffusion_lab.analysis.comparison.groups import names_of, varying, without_data
 from diffusion_lab.analysis.comparison.pictures import cells_of, data_uri, side_by_side
 from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.cli.arguments import gather_paths

@@ -75,7 +75,7 @@ def test_seeds_of_one_first_stage_from_the_hub_are_one_composition(tmp_path):
         fake_run(tmp_path / str(seed), 100.0 + seed, seed, config=config)
     groups = collect([tmp_path]).groups
     assert [group.name for group in groups] == ["sha256=a", "sha256=b"]
-    assert [len(group.members) for group in groups] == [2, 1]
+    assert [len(group.runs) for group in groups] == [2, 1]
 
 
 def test_the_latest_grid_is_of_the_last_step_and_not_of_the_last_name(tmp_path):
@@ -101,18 +101,14 @@ def test_grids_show_the_same_noise_if_they_were_drawn_alike(tmp_path, other, ali
     # grids are compared by what their runs say, however these were measured later
     runs, _ = read([first, second])
 
-    class Of:
-        def __init__(self, run):
-            self.run = run
-
-    noises = {grid_noise(Of(run)) for run in runs}
+    noises = {grid_noise(run) for run in runs}
     assert (len(noises) == 1) == alike
 
 
 def test_a_run_without_a_grid_has_no_known_noise(tmp_path):
     fake_group(tmp_path, "a", [1.0], config={"callbacks": {"sample_grid": None}})
     (group,) = collect([tmp_path]).groups
-    assert grid_noise(group.members[0]) is None
+    assert grid_noise(group.runs[0]) is None
     assert samples([group])[0].strip is None
 
 
@@ -134,7 +130,7 @@ def test_figures_of_training_are_drawn_to_their_end(lab, tmp_path):
     times = [point.minutes for point in found]
     assert times == sorted(times)
     # the last evaluation is after training
-    assert times[-1] * 60 < max(member.run.summary["wall_seconds"] for member in group.members)
+    assert times[-1] * 60 < max(run.summary["wall_seconds"] for run in group.runs)
     assert [point.flops for point in found] == [
         pytest.approx(6 * group.mean("macs") * images) for images in (16, 32, 40)
     ]

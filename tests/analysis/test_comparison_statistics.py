@@ -5,7 +5,8 @@ import statistics
 
 import pytest
 
-from diffusion_lab.analysis.comparison.significance import half_width, holm
+from diffusion_lab.analysis.comparison.groups import half_width
+from diffusion_lab.analysis.comparison.pairs import holm
 
 # two-sided 95 %, as printed in every book of tables
 TABLE = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 9: 2.26216, 30: 2.04227}

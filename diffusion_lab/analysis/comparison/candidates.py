@@ -2,18 +2,18 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.config_keys import FRACTION, Means, Settings, flat, means
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics import Quantity
+from diffusion_lab.runs import DiffusionRun, kind_of
 from diffusion_lab.runs.checkpoints import LAST
-from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, load_summary
-from diffusion_lab.runs.opening import kind_of
 from diffusion_lab.runs.results import EVALUATIONS, Record, evaluations_of
 from diffusion_lab.runs.weights import CurrentWeights
 
@@ -30,26 +30,38 @@ class Run:
     rows: list[dict]  # of metrics.jsonl
     weights: CurrentWeights
     kept: list[Record]  # what was measured of its weights, its own figures first
+    # finite ones, by the kinds that a comparison has: "fid", "kid", ...
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
         return self.config.seed
 
-    @property
-    def training_seconds(self) -> float:
-        """The wall clock of training, with validation."""
-        return self.summary["training_seconds"]
+    @cached_property
+    def known(self) -> Settings:
+        """All settings that are not null, equal numbers as one."""
+        plain = flat(OmegaConf.to_container(self.config))
+        return {key: _whole(value) for key, value in plain.items() if value is not None}
 
-    @property
-    def extra_quantities(self) -> list[Quantity]:
-        """The quantities of metrics of other code that the run was measured by."""
-        found = [record.get("extra_quantities", ()) for record in (self.summary, *self.kept)]
-        return [Quantity(**facts) for each in found for facts in each]
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that make the run's composition."""
+        known = {FRACTION: 1} | self.known  # null is all of the data, too
+        if OmegaConf.select(self.config, "budget.seconds") is not None:
+            known.pop("trainer.max_steps", None)  # endless: trainer.max_time is the run's length
+        return {key: value for key, value in known.items() if Means.COMPOSITION in means(key)}
 
     @property
     def finished_at(self) -> tuple[float, str]:
         """When its summary was written; of one moment, by the name of the folder."""
         return (self.folder / SUMMARY).stat().st_mtime, str(self.folder)
+
+
+def _whole(value: object) -> object:
+    """Numbers that are equal as one: 1.0 as 1, also in lists."""
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_folders(paths: Iterable[str | Path]) -> list[Path]:
@@ -89,7 +101,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
         try:
             config, summary = load_config(folder), load_summary(folder)
             if reason := unfit(folder, config, summary):
-                left_out.append(reason)
+                left_out.append(f"{folder} is left out: {reason}")
                 continue
             rows, present = read_rows(folder / METRICS), CurrentWeights(folder)
             found = evaluations_of(folder, config, present)
@@ -107,15 +119,12 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
     """Why a run cannot be compared, if so."""
     if kind_of(config) is not DiffusionRun:
-        return f"{folder} is left out: it is an autoencoder, not a diffusion model"
+        return "it is an autoencoder, not a diffusion model"
     if not summary and (folder / SUMMARY).exists():
-        return f"{folder} is left out: its {SUMMARY} is damaged and cannot be read"
+        return f"its {SUMMARY} is damaged and cannot be read"
     if not summary.get("finished"):
         step = f" at step {summary['steps']:,}" if summary.get("steps") else ""
-        return (
-            f"{folder} is left out: it is unfinished{step}; go on with "
-            f"`diffusion-lab train resume={folder}`"
-        )
+        return f"it is unfinished{step}; go on with `diffusion-lab train resume={folder}`"
     if summary.get("pruned"):
-        return f"{folder} is left out: a search has ended it early, at step {summary['steps']:,}"
+        return f"a search has ended it early, at step {summary['steps']:,}"
     return None

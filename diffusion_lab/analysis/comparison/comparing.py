@@ -2,26 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.analysis.comparison import curves, drawings, fairness, page, table
+from diffusion_lab.analysis.comparison import curves, drawings, fairness, measurements, page, pairs
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
-from diffusion_lab.analysis.comparison.composition import losses_compare, settings_of
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
-from diffusion_lab.analysis.comparison.groups import Group, Member, grouped
-from diffusion_lab.analysis.comparison.measurements import (
-    copy_ratios,
-    figures_of,
-    judged_by,
-    names_of_figures,
-)
+from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
-from diffusion_lab.analysis.comparison.verdict import SHOWN, verdict
+from diffusion_lab.analysis.comparison.table import Table
+from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
@@ -69,22 +63,26 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     alike, or `output` holds something else.
     """
     folder = Path(output)
-    check_output(folder)
+    if folder.is_file():
+        raise UserError(f"output={folder} is a file; choose a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not page.is_ours(folder):
+        raise UserError(f"output={folder} holds other files; choose another folder by output=...")
     collection = collect(paths)
-    groups = collection.groups
-    metrics = judged_by(fairness.runs_of(groups))
-    judged = [each for metric in metrics if (each := judge(collection, metric)) is not None]
+    groups, left_out = collection.groups, collection.left_out
+    found = (judge(collection, metric) for metric in measurements.judged_by(runs_of(groups)))
+    judged = [each for each in found if each]
     notes = [*fairness.notes(groups), *collection.omitted]
-    left_out = collection.left_out
-    report = Report(groups, judged, samples(groups), setting(collection), notes, left_out)
-    write(folder, report)
-    tell(folder, report)
+    write(folder, Report(groups, judged, samples(groups), setting(collection), notes, left_out))
+    first = judged[0]
+    for sentence in (*left_out, f"{first.verdict.answer}."):
+        say(sentence)
+    for sentence in first.told:
+        say(f"  {sentence}.")
+    say(f"Table, plots and page: {folder / 'index.html'}")
     return {
         "folder": str(folder),
         "verdict": {each.metric.name: each.verdict.answer for each in judged},
-        "compositions": {
-            group.name: [str(member.run.folder) for member in group.members] for group in groups
-        },
+        "compositions": {group.name: [str(run.folder) for run in group.runs] for group in groups},
         "left_out": left_out,
     }
 
@@ -97,31 +95,24 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     if not runs:
         raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
     protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
-    names = names_of_figures(list(measured.values()))
-    copies, omitted = copy_ratios(runs, sampling)
-    if not (one_loss := losses_compare(runs)):
+    names = measurements.names_of_figures(list(measured.values()))
+    copies, omitted = measurements.copy_ratios(runs, sampling)
+    if not (one_loss := measurements.losses_compare(runs)):
         omitted.append(
             "Held-out losses are left out: objective, schedule, data or first stage differ, which "
             "makes them different quantities"
         )
-    members = []
+    compared = []
     for run in runs:
-        figures = figures_of(run, measured[run.folder], names) | copies.get(run.folder, {})
+        figures = measurements.figures_of(run, measured[run.folder], names) | copies.get(
+            run.folder, {}
+        )
         if not one_loss:
             figures.pop(HELD_OUT.name, None)
-        members.append(Member(run, settings_of(run), figures))
-    groups, repeated = grouped(members)
+        compared.append(replace(run, figures=figures))
+    groups, repeated = grouped(compared)
     groups.sort(key=lambda group: group.mean("fid") if group.values("fid") else math.inf)
-    groups = arranged(groups)
-    return Collection(groups, names, protocol, sampling, omitted, left_out + repeated)
-
-
-def check_output(folder: Path) -> None:
-    """Raises UserError if `folder` is a file, or holds anything but a comparison."""
-    if folder.is_file():
-        raise UserError(f"output={folder} is a file; choose a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not page.is_ours(folder):
-        raise UserError(f"output={folder} holds other files; choose another folder by output=...")
+    return Collection(arranged(groups), names, protocol, sampling, omitted, left_out + repeated)
 
 
 def judge(collection: Collection, metric: Quantity) -> Judged | None:
@@ -156,7 +147,7 @@ def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str 
     if metric.name == HELD_OUT.name:
         return "val/loss"
     way = (collection.protocol, collection.sampling)
-    own = all(measured_so(member.run, *way) for member in group.members)
+    own = all(measured_so(run, *way) for run in group.runs)
     return collection.names.get(metric.name) if own else None
 
 
@@ -170,58 +161,39 @@ def measured_so(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
 
 def setting(collection: Collection) -> str:
     """What was measured how, in a line."""
-    groups, protocol, sampling = collection.groups, collection.protocol, collection.sampling
-    runs = [member.run for group in groups for member in group.members]
+    runs, protocol, sampling = runs_of(collection.groups), collection.protocol, collection.sampling
     data = sorted({run.config.data.source["_target_"].rpartition(".")[2] for run in runs})
-    parts = [
-        f"{len(runs)} runs on {', '.join(data)}",
-        f"{protocol['num_samples']:,} samples of each against {protocol['reference_images']:,} "
-        f"training images, by features of {protocol['extractor']}",
-    ]
     sampler: Any = sampling["sampler"]
     guidance: Any = sampling["guidance"]
     drawn = sampler["_target_"].rpartition(".")[2]
     if sampler.get("steps"):
         drawn += f" of {sampler['steps']} steps"
-    scale = guidance.get("scale")
-    parts.append(f"{drawn}, guidance scale {scale}, sampling seed {sampling['seed']}")
-    return "; ".join(parts) + f" [protocol {protocol['fingerprint']}]"
+    return (
+        f"{len(runs)} runs on {', '.join(data)}; "
+        f"{protocol['num_samples']:,} samples of each against {protocol['reference_images']:,} "
+        f"training images, by features of {protocol['extractor']}; "
+        f"{drawn}, guidance scale {guidance.get('scale')}, sampling seed {sampling['seed']} "
+        f"[protocol {protocol['fingerprint']}]"
+    )
 
 
 def write(folder: Path, report: Report) -> None:
     """Writes every file, the page last; plots of an earlier comparison go."""
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    first = report.judged[0]
-    text = f"{report.setting}\n\n{table.markdown(report.groups)}\n{first.verdict.answer}.\n"
-    said = [*told(first), *report.notes, *report.left_out]
+    table, first = Table(report.groups), report.judged[0]
+    text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
+    said = [*first.told, *report.notes, *report.left_out]
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     write_atomically(folder / "table.md", text)
-    write_atomically(folder / "table.csv", table.as_csv(report.groups))
-    write_atomically(folder / "table.tex", table.latex(report.groups))
-    tests = {each.metric.name: each.verdict.pairs for each in report.judged}
-    write_atomically(folder / "pairs.csv", table.pairs_csv(tests))
+    write_atomically(folder / "table.csv", table.csv())
+    write_atomically(folder / "table.tex", table.latex())
+    tests = [pair for each in report.judged for pair in each.verdict.pairs]
+    write_atomically(folder / "pairs.csv", pairs.as_csv(tests))
     plots = {f"{plot.name}.svg": plot for each in report.judged for plot in each.drawings}
-    kinds = tuple(metric.name for metric in judged_by(fairness.runs_of(report.groups)))
+    kinds = tuple(metric.name for metric in measurements.judged_by(runs_of(report.groups)))
     for old in (folder / PLOTS).glob("*.svg"):
         if old.name not in plots and old.name.startswith(kinds):
             old.unlink()
     for name, plot in plots.items():
         write_atomically(folder / PLOTS / name, plot.file)
     write_atomically(folder / "index.html", page.render(report))
-
-
-def told(judged: Judged) -> list[str]:
-    """What stands below the answer."""
-    said = judged.verdict
-    return [*said.by_size, *judged.crossed, *said.findings[:SHOWN], *said.reservations]
-
-
-def tell(folder: Path, report: Report) -> None:
-    """What people want to know first."""
-    for sentence in report.left_out:
-        say(sentence)
-    first = report.judged[0]
-    say(f"{first.verdict.answer}.")
-    for sentence in told(first):
-        say(f"  {sentence}.")
-    say(f"Table, plots and page: {folder / 'index.html'}")

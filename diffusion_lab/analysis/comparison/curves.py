@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.analysis.comparison.groups import Group, Member
+from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 
 AXES = {
@@ -35,25 +36,20 @@ def curve(group: Group, kind: str, name: str | None) -> list[Point]:
     And at the end of each, also where these saw unequal numbers of images in equal time.
     `name` is that of the figure in metrics.jsonl; None, or none there: the final figures alone.
     """
-    lines = [_points(member, kind, name) for member in group.members]
-    lines = [line for line in lines if line]
+    lines = [line for run in group.runs if (line := _points(run, kind, name))]
     if not lines:
         return []
-    common = sorted(set.intersection(*(set(line) for line in lines)))
-    places = [[images] * len(lines) for images in common]
+    places = [[images] * len(lines) for images in sorted(set.intersection(*map(set, lines)))]
     ends = [max(line) for line in lines]
     if len(set(ends)) > 1:
         places.append(ends)
     points = []
     for place in places:
         reached = [line[images] for line, images in zip(lines, place, strict=True)]
-        images = statistics.mean(place)
-        minutes = statistics.mean(seconds for seconds, _ in reached) / 60
-        values = [value for _, value in reached]
-        flops = training_flops(group, images)
-        points.append(
-            Point(images, minutes, flops, statistics.mean(values), min(values), max(values))
-        )
+        seconds, values = zip(*reached, strict=True)
+        images, minutes = statistics.mean(place), statistics.mean(seconds) / 60
+        spread = (statistics.mean(values), min(values), max(values))
+        points.append(Point(images, minutes, training_flops(group, images), *spread))
     return points
 
 
@@ -64,19 +60,18 @@ def training_flops(group: Group, images: float) -> float | None:
     """
     if not group.values("macs"):
         return None
-    config = group.members[0].run.config
-    twice = OmegaConf.select(config, "denoiser.self_conditioning")
+    twice = OmegaConf.select(group.runs[0].config, "denoiser.self_conditioning")
     passes = TRAINING_PASSES + (0.5 if twice else 0)
     return 2 * passes * group.mean("macs") * images
 
 
-def _points(member: Member, kind: str, name: str | None) -> dict[int, tuple[float, float]]:
+def _points(run: Run, kind: str, name: str | None) -> dict[int, tuple[float, float]]:
     """images -> (seconds, value) of a run.
 
     The seconds are those of the step's first row: an evaluation's own is written once it is over.
     """
     reached: dict[int, float] = {}
-    rows = [row for row in member.run.rows if {"images", "seconds"} <= row.keys()]
+    rows = [row for row in run.rows if {"images", "seconds"} <= row.keys()]
     for row in rows:
         reached[row["images"]] = min(row["seconds"], reached.get(row["images"], math.inf))
     found = {
@@ -84,9 +79,9 @@ def _points(member: Member, kind: str, name: str | None) -> dict[int, tuple[floa
         for row in rows
         if name in row and math.isfinite(row[name])
     }
-    if not found and kind in member.figures:
-        seconds, images = member.run.training_seconds, member.run.summary["images_seen"]
-        found = {images: (seconds, member.figures[kind])}
+    if not found and kind in run.figures:
+        final = (run.summary["training_seconds"], run.figures[kind])
+        return {run.summary["images_seen"]: final}
     return found
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -10,19 +9,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from diffusion_lab.analysis.comparison.curves import AXES, Point, front
 from diffusion_lab.analysis.comparison.data_sizes import DataLine, parts_of
 from diffusion_lab.analysis.comparison.fairness import EQUAL_COST
-from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.significance import half_width
-from diffusion_lab.analysis.comparison.svg import GRID, INK, Drawing, colour, draw, marker
+from diffusion_lab.analysis.comparison.groups import Group, real_value
+from diffusion_lab.analysis.comparison.svg import GRID, INK, Drawing, colour, draw, look_of
 from diffusion_lab.common.formats import amount
 from diffusion_lab.metrics import Quantity
-from diffusion_lab.metrics.metric import REAL
-
-SMALL, BESIDE = (4.0, 2.9), 0.62  # inches, of plots that stand side by side
-
-
-def look_of(shown: Group | DataLine) -> dict[str, Any]:
-    """The colour and mark of a composition."""
-    return {"color": colour(shown.look), "marker": marker(shown.look)}
 
 
 def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
@@ -44,14 +34,13 @@ def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
             axes.axhline(edge - 0.5, color=GRID, linewidth=0.7)
         for row, group in enumerate(order):
             values = [scale * value for value in group.values(metric.name)]
-            look: dict[str, Any] = {"color": colour(group.look)}
-            axes.plot(values, [row] * len(values), marker(group.look), alpha=0.75, **look)
-            if len(values) > 1:
-                mean, width = sum(values) / len(values), half_width(values)
-                ends = [mean - width, mean, mean + width]
-                axes.plot(ends, [row] * 3, "|-", markersize=9, mew=1.6, zorder=1, **look)
-        real = next((v for g in groups for v in g.values(f"{metric.name}{REAL}")), None)
-        if real is not None:
+            axes.plot(values, [row] * len(values), linestyle="", alpha=0.75, **look_of(group.look))
+            if (width := group.half_width(metric.name)) is not None:
+                mean = group.mean(metric.name)
+                ends = [scale * value for value in (mean - width, mean, mean + width)]
+                tint = colour(group.look)
+                axes.plot(ends, [row] * 3, "|-", color=tint, markersize=9, mew=1.6, zorder=1)
+        if (real := real_value(groups, metric.name)) is not None:
             mark_real(axes, scale * real, metric)
         axes.set_yticks(range(len(order)), [group.name for group in order])
         axes.set_ylim(len(order) - 0.4, -0.6)
@@ -63,9 +52,9 @@ def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
         f"{metric.name}_by_seed",
         f"{metric.title} of each composition",
         f"Mean over seeds, {by}: {'; '.join(said)}.",
-        (9.0, 0.85 + 0.34 * len(order)),
-        0.25 + 0.08 * max(len(group.name) for group in order),
         paint,
+        size=(9.0, 0.85 + 0.34 * len(order)),
+        left=0.25 + 0.08 * max(len(group.name) for group in order),
     )
 
 
@@ -103,10 +92,10 @@ def along(
                 [scale * getattr(point, part) for point in points]
                 for part in ("mean", "low", "high")
             )
-            axes.plot(x, mean, markevery=max(1, len(x) // 8), **look_of(group))
+            axes.plot(x, mean, markevery=max(1, len(x) // 8), **look_of(group.look))
             if len(points) == 1:
                 axes.vlines(x, low, high, color=colour(group.look), linewidth=1.2)
-            elif len(group.members) > 1:
+            elif len(group.runs) > 1:
                 axes.fill_between(x, low, high, color=colour(group.look), alpha=0.15, linewidth=0)
         axes.set(xlabel=AXES[axis], ylabel=metric.axis_title)
         axes.set_xlim(left=0)
@@ -121,10 +110,8 @@ def along(
         f"{metric.name}_against_{axis}",
         f"{metric.title} against {AXES[axis].partition(',')[0]}",
         f"Mean over seeds, with the range from the lowest to the highest. At the end: {ends}.",
-        SMALL,
-        BESIDE,
         paint,
-        [group for group, _ in lines],
+        {group.name: group.look for group, _ in lines},
     )
 
 
@@ -147,7 +134,7 @@ def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> 
         stairs = [points[place] for place in best]
         axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1, drawstyle="steps-post")
         for group, (x, y) in zip(both, points, strict=True):
-            axes.plot([x], [y], markersize=7, linestyle="", **look_of(group))
+            axes.plot([x], [y], markersize=7, linestyle="", **look_of(group.look))
         axes.set(xlabel=label, ylabel=metric.axis_title)
         if max(costs) > 5 * min(costs):
             axes.set_xscale("log")
@@ -161,10 +148,8 @@ def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> 
         f"{metric.name}_by_{cost}",
         f"{metric.title} against {label.partition(',')[0]}",
         f"Not bettered by anything cheaper: {names}.",
-        SMALL,
-        BESIDE,
         paint,
-        both,
+        {group.name: group.look for group in both},
     )
 
 
@@ -176,7 +161,7 @@ def over_data(lines: Sequence[DataLine], metric: Quantity, crossed: Sequence[str
         for line in lines:
             x, mean, width = zip(*line.points, strict=True)
             y, ends = ([scale * value for value in values] for values in (mean, width))
-            axes.errorbar(x, y, yerr=ends, capsize=3, **look_of(line))
+            axes.errorbar(x, y, yerr=ends, capsize=3, **look_of(line.look))
         axes.set(xlabel="training images", ylabel=metric.axis_title, xscale="log")
         axes.set_xticks(sorted({images for line in lines for images, _, _ in line.points}))
         axes.set_xticks([], minor=True)
@@ -186,8 +171,6 @@ def over_data(lines: Sequence[DataLine], metric: Quantity, crossed: Sequence[str
         f"{metric.name}_over_data",
         f"{metric.title} against training images",
         "; ".join(crossed or [f"Compositions: {', '.join(line.name for line in lines)}"]) + ".",
-        SMALL,
-        BESIDE,
         paint,
-        lines,
+        {line.name: line.look for line in lines},
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.build.config_keys import SUBSET_SEED
 from diffusion_lab.common.formats import amount, duration
 
@@ -13,18 +13,14 @@ EQUAL_IMAGES = 0.01  # relative difference: a last batch more or less
 EQUAL_COST = 0.05  # more than the 2 % that a budget allows to each
 
 
-def runs_of(groups: Sequence[Group]) -> list[Run]:
-    return [member.run for group in groups for member in group.members]
-
-
 def notes(groups: Sequence[Group]) -> list[str]:
     """Sentences on images and time of all runs."""
     runs = runs_of(groups)
-    least, most = span([run.summary["images_seen"] for run in runs])
+    least, most = span(runs, "images_seen")
     seen = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
     if seconds := budgeted_seconds(runs):
         return [f"Every run was given {seconds:,} seconds and has seen {seen}"]
-    times = dict.fromkeys(map(duration, span([run.training_seconds for run in runs])))
+    times = dict.fromkeys(map(duration, span(runs, "training_seconds")))
     return [
         f"Every run has seen {seen}" if least == most else f"Runs have seen {seen}",
         f"Training took {' to '.join(times)} of wall-clock time, by run",
@@ -35,7 +31,7 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
     """Yields sentences on what was not equal and should have been."""
     runs = runs_of(groups)
     if limit := budgeted_seconds(runs):
-        least, most = span([run.training_seconds for run in runs])
+        least, most = span(runs, "training_seconds")
         if least < (1 - EQUAL_COST) * limit:
             times = " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (least, most)))
             yield (
@@ -43,7 +39,7 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
                 "figures and pictures taken on the way, too"
             )
     else:
-        least, most = span([run.summary["images_seen"] for run in runs])
+        least, most = span(runs, "images_seen")
         macs = [group.mean("macs") for group in groups if group.values("macs")]
         if most > (1 + EQUAL_IMAGES) * least:
             yield f"Budgets are unequal: runs have seen {amount(least)} to {amount(most)} images"
@@ -57,7 +53,7 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
         unequal = "Time, speed and memory are of unequal machines"
         said = "Time is equal and machines are not" if limit else unequal
         yield f"{said}: {'; '.join(machines)}"
-    choices = {group.members[0].settings.get(SUBSET_SEED) for group in groups}
+    choices = {run.settings.get(SUBSET_SEED) for run in runs}
     several_sizes = len({group.data_size for group in groups}) > 1
     if several_sizes and len(choices) == 1 and None not in choices:
         yield (
@@ -69,9 +65,7 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
 def machine(run: Run) -> str:
     """Device, precision, threads and processes of a run, as far as it says them."""
     known = run.summary
-    parts = [str(known.get("device", "unknown device"))]
-    if precision := known.get("precision"):
-        parts.append(precision)
+    parts = [str(known.get("device", "unknown device")), *filter(None, [known.get("precision")])]
     for key, one, more in (("threads", "thread", "threads"), ("ranks", "process", "processes")):
         if (count := known.get(key)) is not None:
             parts.append(f"{count} {one if count == 1 else more}")
@@ -84,5 +78,7 @@ def budgeted_seconds(runs: Sequence[Run]) -> int | None:
     return limits.pop() if len(limits) == 1 else None
 
 
-def span(values: Sequence[float]) -> tuple[float, float]:
+def span(runs: Sequence[Run], fact: str) -> tuple[float, float]:
+    """The least and the most of a number in the summaries of runs."""
+    values = [run.summary[fact] for run in runs]
     return min(values), max(values)

@@ -1,23 +1,25 @@
-"""Runs of one composition, seeds apart."""
+"""Runs of one composition, seeds apart, named by the fewest settings that tell them apart."""
 
 import json
-import math
 import statistics
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+
+from scipy import stats
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.analysis.comparison.labels import names_of, varying
-from diffusion_lab.build.config_keys import DATA_SIZE, Settings
+from diffusion_lab.build.config_keys import CLASS, DATA_SIZE, Settings
+from diffusion_lab.metrics.metric import REAL
+
+LEVEL = 0.05  # of every interval and test: 95 % confidence
+BETWEEN = " \N{MIDDLE DOT} "  # the settings in a name
+ALL = "all runs"
 
 
-@dataclass(frozen=True)
-class Member:
-    """A run, its settings, and its figures by the kinds that a comparison has: "fid", "kid", ..."""
-
-    run: Run
-    settings: Settings
-    figures: dict[str, float]
+def half_width(values: Sequence[float], level: float = LEVEL) -> float:
+    """Half the width of the confidence interval of the mean of two or more values."""
+    return float(stats.t.isf(level / 2, len(values) - 1) * stats.sem(values))
 
 
 @dataclass(frozen=True)
@@ -26,30 +28,30 @@ class Group:
 
     name: str
     settings: Settings
-    members: tuple[Member, ...]
+    runs: tuple[Run, ...]
     look: int = 0  # the place of its colour and mark
 
-    @cached_property
-    def by_seed(self) -> dict[int, Member]:
-        return {member.run.seed: member for member in self.members}
-
     def figures(self, kind: str) -> dict[int, float]:
-        """The finite figures of a kind, by seed."""
-        found = ((seed, member.figures.get(kind)) for seed, member in self.by_seed.items())
-        return {seed: value for seed, value in found if value is not None and math.isfinite(value)}
+        """The figures of a kind, by seed."""
+        return {run.seed: run.figures[kind] for run in self.runs if kind in run.figures}
 
     def values(self, kind: str) -> list[float]:
-        """The finite figures of a kind."""
+        """The figures of a kind."""
         return list(self.figures(kind).values())
 
     def mean(self, kind: str) -> float:
         """The mean over the seeds, of which some must have a value."""
         return statistics.mean(self.values(kind))
 
+    def half_width(self, kind: str) -> float | None:
+        """Half the width of the mean's 95 % confidence interval; None for less than two values."""
+        values = self.values(kind)
+        return half_width(values) if len(values) > 1 else None
+
     @property
     def jackknife(self) -> float | None:
         """The standard deviation of the only seed's FID over its samples, if there is one seed."""
-        return self.members[0].figures.get("fid_std") if len(self.members) == 1 else None
+        return self.runs[0].figures.get("fid_std") if len(self.runs) == 1 else None
 
     @property
     def apart_from_data(self) -> str:
@@ -60,37 +62,98 @@ class Group:
     @property
     def data_size(self) -> tuple[object, ...]:
         """Which part of the data was trained on."""
-        settings = self.members[0].settings
-        return tuple(settings.get(key) for key in DATA_SIZE)
+        return tuple(self.runs[0].settings.get(key) for key in DATA_SIZE)
 
 
-def grouped(members: list[Member]) -> tuple[list[Group], list[str]]:
+def runs_of(groups: Sequence[Group]) -> list[Run]:
+    return [run for group in groups for run in group.runs]
+
+
+def real_value(groups: Sequence[Group], kind: str) -> float | None:
+    """The value that real images have in the place of samples."""
+    return next((value for group in groups for value in group.values(f"{kind}{REAL}")), None)
+
+
+def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Groups by settings, and a sentence on each run that a later one repeats.
 
     A group is named by the fewest settings that tell it from the others, classes first.
     """
-    by_composition: dict[str, dict[int, Member]] = {}
+    by_composition: dict[str, dict[int, Run]] = {}
     left_out = []
-    for member in members:
-        key = json.dumps(member.settings, sort_keys=True)
-        seeds = by_composition.setdefault(key, {})
-        if (other := seeds.get(member.run.seed)) is not None:
-            older, newer = sorted((other, member), key=lambda each: each.run.finished_at)
+    for run in runs:
+        seeds = by_composition.setdefault(json.dumps(run.settings, sort_keys=True), {})
+        pair = (seeds.get(run.seed, run), run)
+        older, newer = sorted(pair, key=lambda each: each.finished_at)
+        if older is not newer:
             left_out.append(
-                f"{older.run.folder} is left out: {newer.run.folder}, which finished later, has "
+                f"{older.folder} is left out: {newer.folder}, which finished later, has "
                 "the same composition and the same seed"
             )
-            member = newer
-        seeds[member.run.seed] = member
-    groups = list(by_composition.values())
-    settings = [next(iter(seeds.values())).settings for seeds in groups]
+        seeds[run.seed] = newer
+    groups = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_composition.values()]
+    settings = [group[0].settings for group in groups]
     keys = varying(settings)
-    names = names_of(settings, keys)
     return [
-        Group(
-            name,
-            {key: own.get(key) for key in keys},
-            tuple(seeds[seed] for seed in sorted(seeds)),
-        )
-        for name, own, seeds in zip(names, settings, groups, strict=True)
+        Group(name, {key: own.get(key) for key in keys}, group)
+        for name, own, group in zip(names_of(settings, keys), settings, groups, strict=True)
     ], left_out
+
+
+def varying(settings: list[Settings]) -> list[str]:
+    """The keys whose values are not all one, classes first, then what lies higher."""
+    keys = {key for each in settings for key in each}
+    found = [key for key in keys if len({_word(each.get(key)) for each in settings}) > 1]
+    return sorted(found, key=lambda key: (not key.endswith(CLASS), key.count("."), key))
+
+
+def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
+    """A name for each of the settings, made of the first of `keys` that tell all apart."""
+    chosen: list[str] = []
+    told_apart = 1
+    for key in keys:
+        parts = {tuple(_word(each.get(k)) for k in [*chosen, key]) for each in settings}
+        if len(parts) > told_apart:
+            told_apart = len(parts)
+            chosen.append(key)
+    last = Counter(_shortest(key) for key in chosen)
+    names = [
+        BETWEEN.join(filter(None, (part(key, each, last) for key in chosen))) for each in settings
+    ]
+    # apart from the part of the data, too, each must be named, unless that is all that differs
+    nameless = sum(not _apart_from_data(name) for name in names)
+    if len(set(names)) < len(names) or not all(names) or 0 < nameless < len(names):
+        long = [
+            BETWEEN.join(f"{key}={_word(each.get(key))}" for key in chosen) for each in settings
+        ]
+        return long if chosen else [ALL]
+    return names
+
+
+def part(key: str, settings: Settings, last: Counter) -> str | None:
+    """What a key adds to a name: the class, or the last part of the key and its value."""
+    value = settings.get(key)
+    if value is None:
+        return f"{_shortest(key)}=null" if key in DATA_SIZE else None
+    if key.endswith(CLASS):
+        return str(value).rpartition(".")[2]
+    short = _shortest(key)
+    return f"{key if last[short] > 1 else short}={_word(value)}"
+
+
+def _shortest(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def without_data(name: str) -> str:
+    """A name without what it says of the part of the data."""
+    return BETWEEN.join(_apart_from_data(name)) or ALL
+
+
+def _apart_from_data(name: str) -> list[str]:
+    words = [_shortest(key) for key in DATA_SIZE]
+    return [part for part in name.split(BETWEEN) if _shortest(part.partition("=")[0]) not in words]

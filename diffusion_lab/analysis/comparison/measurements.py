@@ -8,20 +8,30 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.build.config_keys import Means, means
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
 from diffusion_lab.metrics.quantities import HELD_OUT, QUANTITIES
 from diffusion_lab.runs.results import Sampling
 
+RATE = "train/images_per_second"
 OF_SUMMARY = ("images_seen", "parameters", "macs", "training_seconds", "training_images")
 
 
 def judged_by(runs: Iterable[Run]) -> list[Quantity]:
     """The quantities that runs are compared by; last come those of metrics of other code."""
-    known = {quantity.name: quantity for run in runs for quantity in run.extra_quantities}
-    known = {quantity.name: quantity for quantity in QUANTITIES} | known
+    records = [record for run in runs for record in (run.summary, *run.kept)]
+    extra = [Quantity(**facts) for each in records for facts in each.get("extra_quantities", ())]
+    known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
     return [quantity for quantity in known.values() if quantity.judged]
+
+
+def losses_compare(runs: Iterable[Run]) -> bool:
+    """Whether the held-out losses of all runs are one quantity."""
+    decisive = Means.LOSS | Means.IDENTITY  # a path says where the same images are
+    known = [{k: v for k, v in run.known.items() if decisive in means(k)} for run in runs]
+    return all(each == known[0] for each in known)
 
 
 def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
@@ -38,20 +48,15 @@ def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
 
 def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> dict[str, float]:
     """By kind, whatever is known of a run: judgements, values of real images, spreads and costs."""
-    found: dict[str, float | None] = {kind: measured.get(name) for kind, name in names.items()}
-    found[HELD_OUT.name] = run.summary["metrics"].get("val/loss")
+    rates = [row[RATE] for row in run.rows if RATE in row]  # of the logged windows
+    found = {kind: measured.get(name) for kind, name in names.items()}
     found |= {
-        "images_per_second": images_per_second(run.rows),
+        HELD_OUT.name: run.summary["metrics"].get("val/loss"),
+        "images_per_second": statistics.median(rates) if rates else None,
         "peak_memory": run.summary["peak_memory_bytes"],
         **{name: run.summary[name] for name in OF_SUMMARY},
     }
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
-
-
-def images_per_second(rows: list[dict]) -> float | None:
-    """Of training: the median over its logged windows."""
-    rates = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]
-    return statistics.median(rates) if rates else None
 
 
 def copy_ratios(
@@ -64,8 +69,7 @@ def copy_ratios(
     found: dict[Path, dict[str, float]] = {}
     protocols, said = [], []
     for run in runs:
-        report = report_of(run)
-        if report is None:
+        if (report := report_of(run)) is None:
             continue
         if reason := unfit(run, report, sampling):
             said.append(f"Copies of {run.folder} are left out: {reason}")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from diffusion_lab.analysis.comparison import table
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.data_sizes import DataLine
-from diffusion_lab.analysis.comparison.fairness import machine, runs_of
-from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.fairness import machine
+from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
+from diffusion_lab.analysis.comparison.table import NONE, Table
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
 from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.metrics import Quantity
@@ -42,6 +42,12 @@ class Judged:
         over = [self.over_data] if self.over_data else []
         return [self.by_seed, *self.along, *self.fronts, *over]
 
+    @property
+    def told(self) -> list[str]:
+        """What stands below the answer."""
+        said = self.verdict
+        return [*said.by_size, *self.crossed, *said.findings[:SHOWN], *said.reservations]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -58,9 +64,10 @@ class Report:
 def render(report: Report) -> str:
     """The HTML file."""
     groups = report.groups
-    columns, rows, real = table.rows(groups)
     runs = runs_of(groups)
     base = os.path.commonpath([os.path.abspath(run.folder.parent) for run in runs])
+    # each place of the grids has the same noise in all of them
+    noises = {grid_noise(each.run) for each in report.samples}
     page = Environment(
         loader=FileSystemLoader(PARTS),
         autoescape=True,
@@ -76,20 +83,16 @@ def render(report: Report) -> str:
         colours=len(COLOURS),
         shape=lambda look: MARKERS[marker(look)],
         shown=SHOWN,
-        none_known=table.NONE,
-        columns=columns,
-        rows=rows,
-        real=real,
-        table_notes=table.notes(groups, rows),
+        none_known=NONE,
+        compositions=Table(groups),
         any_plots=any(each.along or each.fronts for each in report.judged),
-        alike=alike(report.samples),
+        alike=len(noises) == 1 and None not in noises,
         of_each=OF_EACH,
         settings={
             key: [said(group.settings, key) for group in groups] for key in groups[0].settings
         },
         runs_folder=os.path.relpath(base),
         place=lambda run: os.path.relpath(run.folder, base),
-        figures=lambda member: [c.cell(member.figures.get(c.kind)) for c in columns],
         machines=machines(runs),
     )
 
@@ -100,17 +103,11 @@ def is_ours(folder: Path) -> bool:
     return page.is_file() and f'content="{GENERATOR}"' in page.read_text(errors="replace")[:2000]
 
 
-def alike(samples: Sequence[Samples]) -> bool:
-    """Whether each place of the grids has the same noise in all of them."""
-    noises = {grid_noise(each.member) for each in samples}
-    return len(noises) == 1 and None not in noises
-
-
 def said(settings: Mapping[str, object], key: str) -> str:
     """The value of a setting, a class by its name alone."""
     value = settings.get(key)
     if value is None:
-        return table.NONE
+        return NONE
     return str(value).rpartition(".")[2] if key.endswith(CLASS) else str(value)
 
 

@@ -1,20 +1,30 @@
-"""Paired t-tests of compositions over the seeds that they share, corrected by Holm."""
+"""Paired t-tests of compositions over common seeds, corrected by Holm, and their words."""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, compress
+from itertools import combinations
 
 from scipy import stats
 
-from diffusion_lab.analysis.comparison.data_sizes import by_data_size
-from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.significance import LEVEL, Tested, half_width, holm
+from diffusion_lab.analysis.comparison.data_sizes import images_of, parts_of
+from diffusion_lab.analysis.comparison.groups import LEVEL, Group, half_width, without_data
+from diffusion_lab.build.config_keys import DATA_SIZE
+from diffusion_lab.common.formats import csv_text
 from diffusion_lab.metrics import Quantity
 
 ENOUGH = 2  # common seeds of a paired test
 ROUNDING = 1e-9  # of figures, relative: differences that spread by less are all one
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A p-value among others: corrected, and the level that it had to be below itself."""
+
+    p: float
+    corrected: float
+    level: float
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Pair:
     would judge their mean.
     """
 
+    metric: Quantity
     size: str  # of the data, as DataSize labels it
     ahead: Group
     behind: Group
@@ -36,6 +47,13 @@ class Pair:
     def gap(self) -> float:
         """The mean of behind - ahead over the seeds."""
         return statistics.mean(self.differences)
+
+    @property
+    def varied(self) -> bool:
+        """Whether the differences spread by more than rounding."""
+        figures = (g.figures(self.metric.name) for g in (self.ahead, self.behind))
+        largest = max(abs(each[seed]) for each in figures for seed in self.seeds)
+        return max(self.differences) - min(self.differences) > ROUNDING * largest
 
     @property
     def half_width(self) -> float:
@@ -52,26 +70,136 @@ class Pair:
         """Whether the difference is one, at 5 % over all pairs."""
         return self.tested is not None and self.tested.corrected < LEVEL
 
+    def __str__(self) -> str:
+        """The result in words, without p."""
+        ahead, behind, metric = self.ahead.name, self.behind.name, self.metric
+        size = abs(self.gap)
+        if self.tested is None:
+            return (
+                f"{ahead} and {behind} differ in {metric.title} by "
+                f"{metric.gap(size) if size else 'nothing'} in each of {len(self.seeds)} seeds, "
+                "and differences without spread cannot be tested; they are a sign of copied runs, "
+                "or of runs that do not depend on their seed"
+            )
+        if not self.told_apart:
+            return (
+                f"{ahead} and {behind} cannot be told apart by {metric.title}; their gap is "
+                f"{metric.gap(size)}, and over {len(self.seeds)} seeds of this spread a gap must "
+                f"exceed {metric.gap(self.detectable)} to be told from chance"
+            )
+        interval = metric.gap(size - self.half_width, size + self.half_width)
+        corrected = self.tested.corrected > self.tested.p
+        return (
+            f"{ahead} is better than {behind}: {metric.title} "
+            f"{'higher' if metric.higher_is_better else 'lower'} by {metric.gap(size)} (95 % "
+            f"confidence interval{' of this pair alone, uncorrected:' * corrected} {interval})"
+        )
 
-def pairs_of(groups: Sequence[Group], metric: Quantity) -> list[Pair]:
-    """All pairs with enough common seeds; groups of different parts of the data make none."""
-    pairs, varied = [], []
-    for size in by_data_size(groups):
+    def finding(self, tests: int) -> str:
+        """The result with its p, as one of so many that were tested."""
+        said = f"At {self.size}: {self}" if self.size else str(self)
+        if self.tested is None:
+            return said
+        seeds = ", ".join(map(str, self.seeds))
+        said += f"; paired over seeds {seeds}: p = {self.tested.p:.2g}"
+        holm = f", {self.tested.corrected:.2g} after Holm's correction for {tests} pairs"
+        return said + holm if tests > 1 else said
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """The compositions of one part of the data, named without it, and their pairs.
+
+    `images` says how many were trained on, as in "6,000"; empty where there is one part alone.
+    Pairs that are told apart come first, by p.
+    """
+
+    images: str
+    groups: tuple[Group, ...]
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.images} training images" if self.images else ""
+
+    @property
+    def tested(self) -> list[Pair]:
+        return [pair for pair in self.pairs if pair.tested]
+
+    def best(self, groups: Sequence[Group]) -> Group | None:
+        """The one of these groups that is better than each of the others, by tests."""
+        beaten = [pair.ahead.name for pair in self.pairs if pair.told_apart]
+        others = len(groups) - 1
+        return next((g for g in groups if others and beaten.count(g.name) == others), None)
+
+
+def by_data_size(groups: Sequence[Group], metric: Quantity) -> list[DataSize]:
+    """The groups and their tests, from the least data to the most; the groups in the order given.
+
+    Groups of different parts of the data, or with too few common seeds, make no pair.
+    """
+    sizes, pairs = _sizes(groups), []
+    for size in sizes:
         for a, b in combinations(size.groups, 2):
             ours, theirs = a.figures(metric.name), b.figures(metric.name)
             seeds = tuple(seed for seed in ours if seed in theirs)
             if len(seeds) < ENOUGH:
                 continue
             differences = tuple(theirs[seed] - ours[seed] for seed in seeds)
-            least = ROUNDING * max(max(abs(ours[seed]), abs(theirs[seed])) for seed in seeds)
-            varied.append(max(differences) - min(differences) > least)
             if metric.better(statistics.mean(differences), 0):
                 a, b, differences = b, a, tuple(-difference for difference in differences)
-            pairs.append(Pair(size.label, a, b, seeds, differences))
+            pairs.append(Pair(metric, size.label, a, b, seeds, differences))
     # a paired test of two samples is that of their differences
-    tests = [stats.ttest_1samp(pair.differences, 0) for pair in compress(pairs, varied)]
+    tests = [stats.ttest_1samp(pair.differences, 0) for pair in pairs if pair.varied]
     tested = iter(holm([float(test.pvalue) for test in tests]))
-    return [
-        replace(pair, tested=next(tested) if spread else None)
-        for pair, spread in zip(pairs, varied, strict=True)
-    ]
+    pairs = [replace(pair, tested=next(tested)) if pair.varied else pair for pair in pairs]
+    pairs.sort(key=lambda pair: (not pair.told_apart, pair.tested.p if pair.tested else 1.0))
+    return [replace(s, pairs=tuple(pair for pair in pairs if pair.size == s.label)) for s in sizes]
+
+
+def _sizes(groups: Sequence[Group]) -> list[DataSize]:
+    parts = parts_of(groups)
+    if len(parts) == 1:
+        return [DataSize("", tuple(groups))]
+    counts = [images_of(part) for part in parts]
+    found = []
+    for part, count in zip(parts, counts, strict=True):
+        images = f"{count:,.0f}" if count else "unknown"
+        if counts.count(count) > 1:
+            named = zip(DATA_SIZE, part[0].data_size, strict=True)
+            images += f" ({', '.join(f'{k}={v}' for k, v in named if v is not None)})"
+        own = (replace(group, name=without_data(group.name)) for group in part)
+        found.append(DataSize(images, tuple(own)))
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[Tested]:
+    """Holm's step-down correction, in the order given.
+
+    The lowest faces the strictest level; what comes after the first to fail faces the same as it.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    results: dict[int, Tested] = {}
+    corrected, level = 0.0, 0.0
+    for rank, index in enumerate(order):
+        left = len(order) - rank
+        if corrected < LEVEL:
+            level = LEVEL / left
+        corrected = max(corrected, min(1.0, left * p_values[index]))
+        results[index] = Tested(p_values[index], corrected, level)
+    return [results[index] for index in range(len(p_values))]
+
+
+def as_csv(pairs: Iterable[Pair]) -> str:
+    """Every pair, by the kind of its metric, without rounding; gaps are of behind from ahead.
+
+    What was not tested has no detectable gap and no p.
+    """
+    head = ("metric", "data", "ahead", "behind", "seeds", "gap", "half_width", "detectable")
+    rows = []
+    for pair in pairs:
+        names = (pair.metric.name, pair.size, pair.ahead.name, pair.behind.name)
+        seeds, tested = " ".join(map(str, pair.seeds)), pair.tested
+        p = (pair.detectable, tested.p, tested.corrected) if tested else (None,) * 3
+        rows.append([*names, seeds, pair.gap, pair.half_width, *p, pair.told_apart])
+    return csv_text([*head, "p", "holm", "told_apart"], rows)

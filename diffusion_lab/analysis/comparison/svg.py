@@ -1,10 +1,11 @@
 """Plots as SVG: drawn once, in fixed colours for a file and in those of the page's theme."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any
 from xml.etree import ElementTree
 
 from matplotlib import rc_context, rc_params_from_file
@@ -32,16 +33,6 @@ STYLE = rc_params_from_file(Path(__file__).with_name("svg.mplstyle"), use_defaul
 INK, GRID = STYLE["text.color"], STYLE["grid.color"]
 
 
-class Named(Protocol):
-    """A composition in a legend, with the place of its colour and mark."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def look(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class Drawing:
     """A plot: for the page, for a file, and in words for who cannot see it."""
@@ -62,18 +53,24 @@ def marker(index: int) -> str:
     return list(MARKERS)[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
+def look_of(index: int) -> dict[str, Any]:
+    """The colour and mark of a composition."""
+    return {"color": colour(index), "marker": marker(index)}
+
+
 def draw(
     name: str,
     title: str,
     words: str,
-    size: tuple[float, float],
-    left: float,
     paint: Callable[[Axes], None],
-    legend: Sequence[Named] = (),
+    legend: Mapping[str, int] = MappingProxyType({}),
+    size: tuple[float, float] = (4.0, 2.9),
+    left: float = 0.62,
 ) -> Drawing:
     """A plot of (width, height) inches that `paint` fills, with `left` inches for what is beside.
 
-    `legend` is for the file: the page has one for all plots.
+    The default is for plots that stand side by side. `legend` has the place of the colour and mark
+    of each name; it is for the file: the page has one for all plots.
     """
     with rc_context(STYLE):
         figure = Figure(size)
@@ -84,7 +81,7 @@ def draw(
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
         paint(axes)
-        inline = themed(_svg(figure), Drawing(name, title, words, "", ""))
+        inline = themed(_svg(figure), name, title, words)
         add_letters(figure, title, legend)
         return Drawing(name, title, words, inline, _svg(figure))
 
@@ -96,12 +93,11 @@ def _svg(figure: Figure) -> str:
     return text.getvalue()
 
 
-def themed(svg: str, drawing: Drawing) -> str:
+def themed(svg: str, name: str, title: str, words: str) -> str:
     """A plot as a part of the page: in its colours, with names of its own, and described."""
     for index, fixed in enumerate(COLOURS):
         svg = svg.replace(fixed, f"var(--c{index})")
     root = ElementTree.fromstring(svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)"))
-    name = drawing.name
     for element in root.iter():
         for style in element.findall(f"{{{SVG}}}style"):
             element.remove(style)
@@ -117,14 +113,14 @@ def themed(svg: str, drawing: Drawing) -> str:
     root.set("viewBox", f"0 0 {width:g} {height:g}")
     root.set("role", "img")
     root.set("aria-labelledby", f"{name}-t {name}-d")
-    for place, (tag, text) in enumerate((("title", drawing.title), ("desc", drawing.words))):
+    for place, (tag, text) in enumerate((("title", title), ("desc", words))):
         element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{tag[0]}"})
         element.text = text
         root.insert(place, element)
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def add_letters(figure: Figure, title: str, legend: Sequence[Named]) -> None:
+def add_letters(figure: Figure, title: str, legend: Mapping[str, int]) -> None:
     """Puts the title above and the legend below a plot, in inches of their own."""
     width, height = figure.get_size_inches()
     above, below = 20 / 72, (14 * len(legend) + 4 if legend else 0) / 72
@@ -136,14 +132,7 @@ def add_letters(figure: Figure, title: str, legend: Sequence[Named]) -> None:
     figure.suptitle(title, x=edge, y=1 - 6 / 72 / whole, ha="left", va="top", fontsize=11)
     if legend:
         marks = [
-            Line2D(
-                [],
-                [],
-                linestyle="",
-                marker=marker(each.look),
-                color=colour(each.look),
-                label=each.name,
-            )
-            for each in legend
+            Line2D([], [], linestyle="", label=name, **look_of(look))
+            for name, look in legend.items()
         ]
         figure.legend(handles=marks, loc="lower left", frameon=False, borderpad=0, handlelength=1)
