@@ -9,7 +9,7 @@ import torch
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 
 from diffusion_lab.analysis.comparison.comparing import collect
-from diffusion_lab.analysis.comparison.table import Table
+from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.protocol import with_fingerprint
@@ -158,7 +158,11 @@ def ratios(folder):
     """(values of each run, columns of the table, sentences)."""
     found = collect([folder])
     (group,) = found.groups
-    titles = [column.title for column in Table(found.groups).columns if "Copies" in column.title]
+    titles = [
+        column.title
+        for column in CompositionTable(found.groups).columns
+        if "Copies" in column.title
+    ]
     return group.values("copy_ratio"), titles, found.omitted
 
 

@@ -14,7 +14,7 @@ from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, da
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
-from diffusion_lab.analysis.comparison.table import Table
+from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError, say
@@ -180,7 +180,7 @@ def setting(collection: Collection) -> str:
 def write(folder: Path, report: Report) -> None:
     """Writes every file, the page last; plots of an earlier comparison go."""
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    table, first = Table(report.groups), report.judged[0]
+    table, first = CompositionTable(report.groups), report.judged[0]
     text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
     said = [*first.told, *report.notes, *report.left_out]
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"

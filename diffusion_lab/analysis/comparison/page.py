@@ -14,7 +14,7 @@ from diffusion_lab.analysis.comparison.fairness import machine
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
-from diffusion_lab.analysis.comparison.table import NONE, Table
+from diffusion_lab.analysis.comparison.table import NONE, CompositionTable
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
 from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.metrics import Quantity
@@ -84,7 +84,7 @@ def render(report: Report) -> str:
         shape=lambda look: MARKERS[marker(look)],
         shown=SHOWN,
         none_known=NONE,
-        compositions=Table(groups),
+        compositions=CompositionTable(groups),
         any_plots=any(each.along or each.fronts for each in report.judged),
         alike=len(noises) == 1 and None not in noises,
         of_each=OF_EACH,

@@ -110,7 +110,7 @@ def column_of(metric: Quantity) -> Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class CompositionTable:
     """The table of these groups."""
 
     groups: Sequence[Group]
