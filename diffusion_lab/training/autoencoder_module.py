@@ -1,7 +1,6 @@
 """The LightningModule of a first stage: any autoencoder, trained on any reconstruction loss."""
 
 import math
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -15,28 +14,19 @@ from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.data import ImageBatch
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss
-from diffusion_lab.training.module import TrainedModule, data_of
+from diffusion_lab.training.module import Optimization, TrainedModule, data_of
 
 SSIM_WINDOW = 11  # pixels, as published; smaller images have none
 BEST_PSNR = 100.0  # of an image that came back as it was
 
 
 class AutoencoderModule(TrainedModule):
-    """Autoencoder and discriminator step together, on gradients of one loss, by one optimiser.
-
-    `batch_size` is the global one: micro-batch x accumulation x ranks.
-    """
+    """Autoencoder and discriminator step together, on gradients of one loss, by one optimiser."""
 
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        loss: ReconstructionLoss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        lr_schedule: Callable[[int, float], float],
-        batch_size: int,
-        seed: int = 0,
+        self, autoencoder: Autoencoder, loss: ReconstructionLoss, optimization: Optimization
     ):
-        super().__init__(optimizer, lr_schedule, batch_size, seed)
+        super().__init__(optimization)
         self.autoencoder = autoencoder
         self.loss = loss
 

@@ -16,6 +16,7 @@ from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
+from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.task import Task, build_callbacks, build_metrics
 
 BATCH = 256  # images whose latents are measured at once
@@ -80,10 +81,7 @@ def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderT
         module = AutoencoderModule(
             instantiate(cfg, "autoencoder")(image_shape=shape),
             instantiate(cfg, "reconstruction")(image_channels=shape[0]),
-            instantiate(cfg, "optimizer"),
-            instantiate(cfg, "lr_schedule"),
-            cfg.batch_size,
-            cfg.seed,
+            Optimization.configured(cfg),
         )
         module.loss.check(shape)
         module.check_optimizer()

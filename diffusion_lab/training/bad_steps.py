@@ -14,8 +14,6 @@
 Callbacks ask `trainer.lightning_module.bad_steps.skipped` whether the last step was bad.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
@@ -27,28 +25,22 @@ class BadSteps:
         self.skipped = False  # whether the last step was bad
         self._buffers: list[Tensor] = []
 
-    def begin(self, buffers: Iterable[Tensor]) -> None:
+    def begin(self, module: nn.Module) -> None:
         """Remembers what a step that is skipped must not have changed."""
-        self._buffers = [buffer.detach().clone() for buffer in buffers]
+        self._buffers = [buffer.detach().clone() for buffer in module.buffers()]
 
     @staticmethod
     def poisoned(loss: Tensor) -> Tensor:
         """The loss (), with a gradient that is not finite where it is not finite itself."""
         return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
-    def settle(
-        self,
-        norm: Tensor,
-        parameters: Iterable[nn.Parameter],
-        buffers: Iterable[Tensor],
-        has_scaler: bool,
-    ) -> None:
-        """Judges a step by its gradient's norm (), and undoes one that is bad."""
+    def settle(self, module: nn.Module, norm: Tensor, has_scaler: bool) -> None:
+        """Judges a step of a module by its gradient's norm (), and undoes one that is bad."""
         self.skipped = not norm.isfinite()  # where a GPU is waited for, once a step
         if not self.skipped:
             return
         if not has_scaler:  # which has seen it too, and skips the step itself
-            for parameter in parameters:
+            for parameter in module.parameters():
                 parameter.grad = None  # optimisers pass over these
-        for buffer, before in zip(buffers, self._buffers, strict=True):
+        for buffer, before in zip(module.buffers(), self._buffers, strict=True):
             buffer.data.copy_(before)  # some that others made ask for gradients

@@ -16,12 +16,9 @@ callbacks average the weights (callbacks/weight_averaging.py) and write the row 
 (callbacks/throughput.py, and nothing else). A bad step is skipped: training/bad_steps.py.
 """
 
-from collections.abc import Callable, Iterable
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.randomness import SampleNoise
@@ -32,30 +29,24 @@ from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import BatchShare, Objective
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.training.module import TrainedModule
+from diffusion_lab.training.module import Optimization, TrainedModule
 
 VALIDATION_LEVELS = 10  # the held-out loss is reported at t = 0.05, 0.15, ..., 0.95
 VALIDATION_SEED = 0  # a held-out image has the same noise in every run, whatever its seed
 
 
 class DiffusionModule(TrainedModule):
-    """Encode, loss, validate, optimise; the loss itself is `Objective`'s.
-
-    `batch_size` is the global one: micro-batch x accumulation x ranks.
-    """
+    """Encode, loss, validate, optimise; the loss itself is `Objective`'s."""
 
     def __init__(
         self,
         denoiser: Denoiser,
         objective: Objective,
         first_stage: FirstStage,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        lr_schedule: Callable[[int, float], float],
-        batch_size: int,
-        seed: int = 0,
+        optimization: Optimization,
         augmentation: NonLeaky | None = None,
     ):
-        super().__init__(optimizer, lr_schedule, batch_size, seed)
+        super().__init__(optimization)
         self.denoiser = denoiser
         self.objective = objective
         self.first_stage = first_stage

@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from diffusion_lab.build.checks import advice
-from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import ceiling
@@ -18,6 +17,7 @@ from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_weak
 from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.task import Task, build_callbacks, build_metrics
 
 
@@ -78,10 +78,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         model.denoiser,
         model.objective,
         model.first_stage,
-        instantiate(cfg, "optimizer"),
-        instantiate(cfg, "lr_schedule"),
-        cfg.batch_size,
-        cfg.seed,
+        Optimization.configured(cfg),
         model.augmentation,
     )
     module.check_optimizer()

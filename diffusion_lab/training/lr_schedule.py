@@ -5,8 +5,11 @@ or by its time limit, whichever is further. Warm-up is in images, so no batch si
 """
 
 import math
+from typing import Annotated
 
-from diffusion_lab.common.ranges import at_least, between, ranges, whole
+from diffusion_lab.common.ranges import Fraction, at_least, settings, whole
+
+Images = Annotated[int, whole(0)]
 
 
 def warm_up(images: int, warmup_images: int) -> float:
@@ -14,26 +17,24 @@ def warm_up(images: int, warmup_images: int) -> float:
     return min(1.0, images / warmup_images) if warmup_images else 1.0
 
 
+@settings
 class ConstantRate:
     """Warm-up, then 1, then linearly to 0 over the last `cooldown` share of the run."""
 
-    @ranges(warmup_images=whole(0), cooldown=between(0, 1))
-    def __init__(self, warmup_images: int = 0, cooldown: float = 0.0):
-        self.warmup_images = warmup_images
-        self.cooldown = cooldown
+    warmup_images: Images = 0
+    cooldown: Fraction = 0.0
 
     def __call__(self, images: int, progress: float) -> float:
         left = min(1.0, (1 - progress) / self.cooldown) if self.cooldown else 1.0
         return warm_up(images, self.warmup_images) * left
 
 
+@settings
 class CosineDecay:
     """Warm-up, then half a cosine from 1 to `final` over the run."""
 
-    @ranges(warmup_images=whole(0), final=at_least(0))
-    def __init__(self, warmup_images: int = 0, final: float = 0.0):
-        self.warmup_images = warmup_images
-        self.final = final
+    warmup_images: Images = 0
+    final: Annotated[float, at_least(0)] = 0.0
 
     def __call__(self, images: int, progress: float) -> float:
         decay = self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2

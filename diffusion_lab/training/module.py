@@ -3,15 +3,18 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.common.randomness import mix_seed
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.data import ImageDataModule
@@ -22,26 +25,36 @@ TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
 HELD_OUT = "held_out"  # in a checkpoint: the step of the last validation, and its figures
 
 
+@dataclass(frozen=True)
+class Optimization:
+    """How a module learns; `batch_size` is the global one: micro-batch x accumulation x ranks."""
+
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    lr_schedule: Callable[[int, float], float]
+    batch_size: int
+    seed: int = 0
+
+    @classmethod
+    def configured(cls, cfg: DictConfig) -> "Optimization":
+        """The optimisation that a configuration describes."""
+        optimizer, lr_schedule = instantiate(cfg, "optimizer"), instantiate(cfg, "lr_schedule")
+        return cls(optimizer, lr_schedule, cfg.batch_size, cfg.seed)
+
+
 class TrainedModule(lightning.LightningModule, ABC):
-    """Optimises `trained_parameters`; `batch_size` is micro-batch x accumulation x ranks.
+    """Optimises `trained_parameters`.
 
     Whoever trains sets `context`, where callbacks find what they share.
     """
 
     context: RunContext
 
-    def __init__(
-        self,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        lr_schedule: Callable[[int, float], float],
-        batch_size: int,
-        seed: int,
-    ):
+    def __init__(self, optimization: Optimization):
         super().__init__()
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
-        self.batch_size = batch_size
-        self.seed = seed
+        self.optimizer = optimization.optimizer
+        self.lr_schedule = optimization.lr_schedule
+        self.batch_size = optimization.batch_size
+        self.seed = optimization.seed
         self.held_out_figures: dict[str, float] = {}
         self.validated_step = -1
         self.bad_steps = BadSteps()
@@ -99,7 +112,7 @@ class TrainedModule(lightning.LightningModule, ABC):
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Begins a step with its first micro-batch."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.bad_steps.begin(self.buffers())
+            self.bad_steps.begin(self)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of a micro-batch."""
@@ -118,8 +131,7 @@ class TrainedModule(lightning.LightningModule, ABC):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             largest = math.inf
         norm = whole(self.clip_norms(largest))  # of all shares
-        parameters = self.trained_parameters()
-        self.bad_steps.settle(norm, parameters, self.buffers(), has_scaler=scaler is not None)
+        self.bad_steps.settle(self, norm, has_scaler=scaler is not None)
 
     def clip_norms(self, largest: float) -> Tensor:
         """Clips the norm of what is trained; returns the norm that it had, ()."""

@@ -1,7 +1,6 @@
 """The summary of a run that has ended, and the last lines that a person reads."""
 
 import lightning
-import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.common.messages import say
@@ -12,12 +11,7 @@ from diffusion_lab.training.task import Task
 
 
 def summarise(
-    cfg: DictConfig,
-    task: Task,
-    trainer: lightning.Trainer,
-    finished: bool,
-    peak_memory: int | None,
-    device: torch.device,
+    cfg: DictConfig, task: Task, trainer: lightning.Trainer, finished: bool, peak_memory: int | None
 ) -> dict[str, object]:
     """The entries of summary.json: what is worth knowing of a run at a glance."""
     context = task.module.context
@@ -40,7 +34,7 @@ def summarise(
         "extra_quantities": prepared.metrics.extra_facts if prepared else [],
         "macs": task.macs(cfg) if finished else None,
         "peak_memory_bytes": peak_memory,
-        **environment_of(device),
+        **environment_of(trainer.strategy.root_device),
     }
     return summary | context.summary
 

@@ -203,7 +203,7 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
                 finish(prepared)
         if trainer.is_global_zero:
             finished = not prepared.interruption.requested
-            summary = summarise(cfg, task, trainer, finished, peak, device)
+            summary = summarise(cfg, task, trainer, finished, peak)
             runs.write_summary(folder, summary)
     finally:
         if wandb:

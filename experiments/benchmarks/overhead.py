@@ -28,6 +28,7 @@ from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.logger import JSONLines
 from diffusion_lab.training.lr_schedule import ConstantRate
+from diffusion_lab.training.module import Optimization
 
 BATCH, STEPS, SKIP = 64, 24, 4
 SHAPE = (1, 28, 28)
@@ -91,9 +92,7 @@ def lightning_step() -> float:
         parts.denoiser,
         parts.objective,
         parts.first_stage,
-        partial(torch.optim.AdamW, lr=1e-4, fused=True),
-        ConstantRate(),
-        BATCH,
+        Optimization(partial(torch.optim.AdamW, lr=1e-4, fused=True), ConstantRate(), BATCH),
     )
     times = StepTimes()
     trainer = lightning.Trainer(

@@ -19,6 +19,7 @@ from diffusion_lab.first_stage import TrainedKL, TrainedVQ
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.training.autoencoder_task import latent_moments
 from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.module import Optimization
 
 LATENT = [*(a for a in TINY if a != "backbone.patch=4"), "backbone.patch=2", "first_stage=kl"]
 TRAIN = ["train", *LATENT, "first_stage.run=first", "logger=none", "run_dir=run"]
@@ -209,7 +210,7 @@ def test_other_data_are_said_and_other_stages_refused(lab, tmp_path):
 def test_averaged_weights_share_the_frozen_stage(tmp_path):
     stage = open_stage(tiny_first_stage(tmp_path / "first"))
     module = DiffusionModule(
-        torch.nn.Linear(2, 2), torch.nn.Identity(), stage, None, None, batch_size=1
+        torch.nn.Linear(2, 2), torch.nn.Identity(), stage, Optimization(None, None, batch_size=1)
     )
     assert not [name for name in module.state_dict() if "first_stage" in name]
     copied = AveragedModel(module)  # as whoever averages weights may do

@@ -19,7 +19,7 @@ from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.logger import JSONLines
-from diffusion_lab.training.module import TrainedModule
+from diffusion_lab.training.module import Optimization, TrainedModule
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 LEARNING = ["objective/time_sampler=second_moment", "objective.time_sampler.bins=2"]
@@ -258,7 +258,8 @@ class Line(TrainedModule):
     """One number to be multiplied with; a batch is what the loss is multiplied with."""
 
     def __init__(self):
-        super().__init__(partial(torch.optim.AdamW, lr=0.1), lambda images, progress: 1.0, 1, 0)
+        optimizer = partial(torch.optim.AdamW, lr=0.1)
+        super().__init__(Optimization(optimizer, lambda images, progress: 1.0, batch_size=1))
         self.layer = torch.nn.Linear(1, 1)
 
     def trained_parameters(self):
