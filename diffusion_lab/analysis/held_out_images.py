@@ -16,7 +16,7 @@ from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.images import save_png, to_uint8
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
-from diffusion_lab.common.ranges import above, whole
+from diffusion_lab.common.ranges import above, one_of, whole
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn, Given
 from diffusion_lab.diffusion.guidance import keep_known
@@ -26,7 +26,6 @@ from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
 
 COUNTS = {"num_images": whole(1), "batch_size": whole(1), "seed": whole(0)}
-TRACES = ("hutchinson", "exact")
 PROBES = 0x70726F6265  # keeps these draws apart from others of the same seed
 # region -> whether (row, column), each in [0, 1), is missing
 REGIONS = {
@@ -41,8 +40,7 @@ REGIONS = {
 
 def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     """Bits a dimension of the first `cfg.num_images` test images, mean and standard error."""
-    if cfg.trace not in TRACES:
-        raise UserError(f"trace={cfg.trace} is unknown; use one of {', '.join(TRACES)}")
+    check_keys(cfg, {"trace": one_of("hutchinson", "exact")})
     opened = open_pixels(cfg, "likelihood is that of pixels")
     model, bits = opened.model, []
     for ids, _, labels, x0 in held_out_batches(cfg, opened):
@@ -56,9 +54,10 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
         bits.append(bits_per_dim(nats, x0[0].numel()))
     each = torch.cat(bits)
     result = {"bits_per_dim": each.mean().item(), "num_images": len(each)}
+    error = ""
     if len(each) > 1:
         result["standard_error"] = (each.std() / math.sqrt(len(each))).item()
-    error = f" +- {result['standard_error']:.4f}" if len(each) > 1 else ""
+        error = f" +- {result['standard_error']:.4f}"
     say(f"{result['bits_per_dim']:.4f}{error} bits a dimension of {len(each)} test images")
     return result
 
@@ -94,9 +93,7 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Draws a missing region of test images anew; a row an image: whole, known, variants."""
-    if cfg.region not in REGIONS:
-        raise UserError(f"region={cfg.region} is unknown; use one of {', '.join(REGIONS)}")
-    check_keys(cfg, COUNTS | {"variants": whole(1)})
+    check_keys(cfg, COUNTS | {"region": one_of(*REGIONS), "variants": whole(1)})
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)

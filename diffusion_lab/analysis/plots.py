@@ -11,8 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from diffusion_lab.common.images import grid
-from diffusion_lab.metrics import Quantity
-from diffusion_lab.metrics.metric import REAL
+from diffusion_lab.metrics import REAL, Quantity
 from diffusion_lab.metrics.neighbours import Neighbours
 
 MARKERS = "osD^v<>PX*h"

@@ -12,10 +12,8 @@ from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import whole
-from diffusion_lab.pipeline import draw
-
-SAVE = ("grid", "png", "npz")
+from diffusion_lab.common.ranges import one_of, whole
+from diffusion_lab.pipeline import Generator, draw
 
 
 def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -23,36 +21,31 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
     Sampler and guidance are the run's own, unless `overrides`, the command line's, say otherwise.
     """
-    if cfg.save not in SAVE:
-        raise UserError(f"save={cfg.save} is unknown; use one of {', '.join(SAVE)}")
     least = {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0}
-    check_keys(cfg, {key: whole(number) for key, number in least.items()})
+    counts = {key: whole(number) for key, number in least.items()}
+    check_keys(cfg, counts | {"save": one_of("grid", "png", "npz")})
     opened = runs.open_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
-    labels = wanted_labels(
-        cfg.labels, cfg.num_samples, pipeline.conditional, datamodule.num_classes
-    )
-    ids = list(range(cfg.num_samples))
-    if labels is None:
-        labels = pipeline.labels(ids)
+    labels = wanted_labels(cfg, pipeline, datamodule.num_classes)
     with opened.autocast:
-        batches = draw(pipeline, ids, cfg.batch_size, cfg.seed, labels)
+        batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed, labels)
         images = torch.cat([datamodule.to_native(batch.cpu()) for batch in batches])
     return write(cfg, images, labels, datamodule.source.picture(images, cfg.columns))
 
 
-def wanted_labels(asked, count: int, conditional: bool, num_classes: int) -> Tensor | None:
-    """Labels (count,) from one class or a list that is repeated; None if none were asked for."""
+def wanted_labels(cfg: DictConfig, pipeline: Generator, num_classes: int) -> Tensor | None:
+    """Labels (n,): one class, a list that is repeated, or all in turn; None without classes."""
+    asked, ids = cfg.labels, range(cfg.num_samples)
     if asked is None:
-        return None
-    if not conditional:
+        return pipeline.labels(ids)
+    if not pipeline.conditional:
         raise UserError("labels were given, but this run is unconditional; leave labels out")
     classes = list(asked) if isinstance(asked, ListConfig) else [asked]
     wrong = [c for c in classes if not isinstance(c, int) or not 0 <= c < num_classes]
     if wrong or not classes:
         raise UserError(f"labels={asked} must be classes between 0 and {num_classes - 1}")
-    return torch.tensor([classes[i % len(classes)] for i in range(count)])
+    return torch.tensor([classes[i % len(classes)] for i in ids])
 
 
 def way(cfg: DictConfig) -> str:
@@ -69,8 +62,7 @@ def write(
 ) -> dict[str, object]:
     """Writes the grid, and on request every image or one array; says where."""
     name = f"{way(cfg)}_seed{cfg.seed}_n{cfg.num_samples}"
-    default = Path(cfg.run) / runs.SAMPLES / name
-    output = Path(cfg.output) if cfg.output else default
+    output = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / name)
     grid = output.with_name(f"{output.name}.png")
     save_png(picture, grid)
     result = {"grid": str(grid), "num_samples": len(images)}
@@ -79,13 +71,9 @@ def write(
             save_png(image, output / f"{index:06d}.png", scale=1)
         result["images"] = str(output)
     if cfg.save == "npz":
-        arrays: dict[str, Any] = {
-            "images": images.permute(0, 2, 3, 1).numpy()
-        }  # (N, H, W, C) uint8
-        if labels is not None:
-            arrays["labels"] = labels.numpy()
+        known: dict[str, Any] = {} if labels is None else {"labels": labels.numpy()}
         array = output.with_name(f"{output.name}.npz")
-        np.savez(array, **arrays)
+        np.savez(array, images=images.permute(0, 2, 3, 1).numpy(), **known)  # (N, H, W, C) uint8
         result["array"] = str(array)
     for what, path in result.items():
         say(f"{what}: {path}")

@@ -20,8 +20,7 @@ from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.formats import csv_text, markdown_table
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
-from diffusion_lab.metrics import PreparedMetrics, Quantity
-from diffusion_lab.metrics.metric import REAL
+from diffusion_lab.metrics import REAL, PreparedMetrics, Quantity
 from diffusion_lab.metrics.protocol import short_count
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
@@ -144,7 +143,8 @@ def report(
 ) -> dict[str, object]:
     """Writes table.md, results.csv and plots; prints the table and the best of each budget.
 
-    `keys` are those that were varied, in the order of the command line.
+    results.csv has all results, without rounding, those of the table first. `keys` are those that
+    were varied, in the order of the command line.
     """
     known = filter(None, (quantity_of(name) for name in SHOWN))
     shown = [quantity for quantity in (*known, *extra) if quantity.name in rows[0]]
@@ -161,12 +161,15 @@ def report(
         mark = "best of its budget" if row in best else ""
         lines.append([*(str(row[key]) for key in keys), f"{row['calls']:g}", *values, mark])
     write_atomically(folder / "table.md", f"{header}\n\n{markdown_table([*head, ''], lines)}")
-    write_atomically(folder / "results.csv", as_csv(ordered, head))
+    others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in head]
+    beside = [f"{name}{REAL}" for name in [*head, *others] if f"{name}{REAL}" in rows[0]]
+    columns = [*head, *others, *beside, "protocol"]
+    results = csv_text(columns, [[row.get(name) for name in columns] for row in ordered])
+    write_atomically(folder / "results.csv", results)
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
     if SCALE in keys:
-        plots.against_scale(
-            ordered, [key for key in keys if key != SCALE], shown, folder / "scale.png"
-        )
+        varied = [key for key in keys if key != SCALE]
+        plots.against_scale(ordered, varied, shown, folder / "scale.png")
     table = Table(*head, "", title=header)
     for line in lines:
         table.add_row(*line)
@@ -175,11 +178,3 @@ def report(
         say(f"up to {row['calls']:g} network calls: {describe(row, keys)}")
     say(f"Table and plot: {folder}")
     return {"folder": str(folder), "rows": ordered, "best": best}
-
-
-def as_csv(rows: list[dict], first: list[str]) -> str:
-    """All results of all rows, without rounding, the columns `first` first."""
-    others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in first]
-    real = [f"{name}{REAL}" for name in [*first, *others] if f"{name}{REAL}" in rows[0]]
-    head = [*first, *others, *real, "protocol"]
-    return csv_text(head, [[row.get(name) for name in head] for row in rows])

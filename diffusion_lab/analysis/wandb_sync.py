@@ -48,16 +48,14 @@ def find(paths: Iterable[Path]) -> list[Path]:
     upload may have been cut short. Those below it of runs that were abandoned, or are being
     trained, are left out, which is said. Raises UserError for a path that does not exist.
     """
-    found = {}
+    found: dict[Path, Path] = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; give a run folder, or one that holds some")
-        named = [path] if path.is_file() else list(path.glob("*.wandb"))
-        below = [] if path.is_file() else _to_be_kept(path)
-        for file in [*named, *below]:
-            if file.suffix != ".wandb":
-                raise UserError(f"{file} is no file of W&B's; those end in .wandb")
-            found[file.resolve()] = file
+        if path.is_file() and path.suffix != ".wandb":
+            raise UserError(f"{path} is no file of W&B's; those end in .wandb")
+        files = [path] if path.is_file() else [*path.glob("*.wandb"), *_to_be_kept(path)]
+        found |= {file.resolve(): file for file in files}
     return sorted(found.values(), key=lambda file: file.parent.name)
 
 

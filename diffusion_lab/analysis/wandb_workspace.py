@@ -9,16 +9,13 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from diffusion_lab.metrics import log_names
-from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
-from diffusion_lab.metrics.fid import FID
-from diffusion_lab.metrics.kid import KID
-from diffusion_lab.metrics.metric import REAL
+from diffusion_lab.metrics import REAL, log_names
+from diffusion_lab.metrics.quantities import QUANTITIES
 
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
+DISTANCES = [q for q in QUANTITIES if q.name in ("fid", "kid")]
 # on their own number of images
-COVERAGE = tuple(q for metric in (PrecisionRecall, DensityCoverage) for q in metric.quantities)
-BY_LEVEL = "^val_by_level/"
+COVERAGE = [q for q in QUANTITIES if q.name in ("precision", "recall", "density", "coverage")]
 TITLE = "Diffusion models compared"
 
 
@@ -66,7 +63,7 @@ class Dashboard:
             "Held-out images": [
                 self._curve("Loss", "val/loss"),
                 self._curve("Loss by time", "val/loss", x=log_names.SECONDS),
-                self._curve("Loss by noise level", regex=BY_LEVEL),
+                self._curve("Loss by noise level", regex="^val_by_level/"),
             ],
             "Training": [
                 self._curve("Loss", "train/loss"),
@@ -91,7 +88,7 @@ class Dashboard:
     def _generated(self) -> list:
         """FID and KID beside those of real images, and the metrics by nearest neighbours."""
         panels: list[Any] = [self._curve("FID by time", self.fid, x=log_names.SECONDS)]
-        for quantity in (FID.quantities[0], *KID.quantities):
+        for quantity in DISTANCES:
             name, real = (f"{quantity.name}{end}/{self.protocol}" for end in ("", REAL))
             panels.append(wr.BarPlot(title=quantity.title, metrics=[name], **self.grouped))
             panels.append(self._curve(f"{quantity.title}, and that of real images", name, real))

@@ -69,9 +69,7 @@ class NonFinite(Callback):
         if self._watch:
             self._watch.look_at_gradients()
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
-    ) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not stepped(trainer, batch_idx):
             return
         counts, watch, self._watch = self.counts, self._watch, None
@@ -90,8 +88,8 @@ class NonFinite(Callback):
         if counts.row == self.patience and watch:  # which was opened as the last step began
             counts.row = 0
             self._end_row(trainer, watch)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if counts.skipped > counts.logged and trainer.global_step % every == 0:
+        due = trainer.global_step % trainer.log_every_n_steps == 0
+        if counts.skipped > counts.logged and due:
             counts.logged = counts.skipped
             for logger in trainer.loggers:
                 logger.log_metrics({"train/skipped_steps": counts.skipped}, trainer.global_step)

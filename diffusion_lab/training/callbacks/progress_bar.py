@@ -2,7 +2,6 @@
 
 import time
 
-import lightning
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from diffusion_lab.common.messages import say
@@ -32,9 +31,7 @@ class ProgressLines(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         self._started = self._said = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
-    ) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         now = time.monotonic()
         if stepped(trainer, batch_idx) and now - self._said > SECONDS_BETWEEN_LINES:
             self._said = now

@@ -42,9 +42,7 @@ class Throughput(Callback):
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         self._losses = list(checkpoint[OPEN_WINDOW])
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx
-    ) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._loss = self._loss + outputs["loss"].detach()  # already divided by their number
         if not stepped(trainer, batch_idx):
             return
@@ -52,7 +50,7 @@ class Throughput(Callback):
             self._losses.append(self._loss)
         self._loss = torch.zeros(())
         self._steps += 1
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if trainer.global_step % trainer.log_every_n_steps:
             return
         losses = self._reduced(trainer)
         loss = {"train/loss": losses.mean().item()} if len(losses) else {}

@@ -44,10 +44,8 @@ class WandB(WandbLogger):
         self.run_dir = run_dir
         self._timed = (-1, 0.0)  # the step of the latest metrics, and the time of its first
         self.broken = False
-        self.reason = reason = why_offline(mode)
-        wandb_mode = "online" if reason is None else "offline"
-        if os.environ.get("WANDB_MODE") == "disabled":
-            wandb_mode = "disabled"
+        self.reason = why_offline(mode)
+        disabled = os.environ.get("WANDB_MODE") == "disabled"
         super().__init__(
             name=name,
             save_dir=str(run_dir.resolve()),  # W&B's own process may be in another folder
@@ -55,7 +53,7 @@ class WandB(WandbLogger):
             id=run_id,
             group=group,
             tags=tags,
-            mode=wandb_mode,
+            mode="disabled" if disabled else "offline" if self.reason else "online",
             config=config | {"choices": dict(choices) if choices else None},
             settings=wandb.Settings(
                 console="off", init_timeout=20, finish_timeout=FINISH_SECONDS, silent=True
