@@ -146,17 +146,16 @@ def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str 
     """A metric's name in metrics.jsonl, if it was measured there as it is compared here."""
     if metric.name == HELD_OUT.name:
         return "val/loss"
-    way = (collection.protocol, collection.sampling)
-    own = all(measured_so(run, *way) for run in group.runs)
+    own = all(measured_alike(run, collection) for run in group.runs)
     return collection.names.get(metric.name) if own else None
 
 
-def measured_so(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
+def measured_alike(run: Run, collection: Collection) -> bool:
     """Whether a run was measured in training as it is now compared."""
     evaluation = configured(run.config, Evaluation)
-    if run.summary.get("protocol") != protocol or not evaluation:
+    if run.summary.get("protocol") != collection.protocol or not evaluation:
         return False
-    return sampling_of(run.config) | {"seed": evaluation.seed} == sampling
+    return sampling_of(run.config) | {"seed": evaluation.seed} == collection.sampling
 
 
 def setting(collection: Collection) -> str:
@@ -184,16 +183,19 @@ def write(folder: Path, report: Report) -> None:
     text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
     said = [*first.told, *report.notes, *report.left_out]
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
-    write_atomically(folder / "table.md", text)
-    write_atomically(folder / "table.csv", table.csv())
-    write_atomically(folder / "table.tex", table.latex())
     tests = [pair for each in report.judged for pair in each.verdict.pairs]
-    write_atomically(folder / "pairs.csv", pairs.as_csv(tests))
-    plots = {f"{plot.name}.svg": plot for each in report.judged for plot in each.drawings}
+    plots = {f"{plot.name}.svg": plot.file for each in report.judged for plot in each.drawings}
     kinds = tuple(metric.name for metric in measurements.judged_by(runs_of(report.groups)))
     for old in (folder / PLOTS).glob("*.svg"):
         if old.name not in plots and old.name.startswith(kinds):
             old.unlink()
-    for name, plot in plots.items():
-        write_atomically(folder / PLOTS / name, plot.file)
-    write_atomically(folder / "index.html", page.render(report))
+    files = {
+        "table.md": text,
+        "table.csv": table.csv(),
+        "table.tex": table.latex(),
+        "pairs.csv": pairs.as_csv(tests),
+        **{f"{PLOTS}/{name}": plot for name, plot in plots.items()},
+        "index.html": page.render(report),
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)

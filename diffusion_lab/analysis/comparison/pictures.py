@@ -45,7 +45,17 @@ def samples(groups: Sequence[Group]) -> list[Samples]:
         if (path := latest_grid(run.folder))
     ]
     share = ALL_BYTES // max(1, 2 * len(found))
-    return [_samples(group, run, path, share) for group, run, path in found]
+    shown = []
+    for group, run, path in found:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
+        pixels, strip = pixels[::ENLARGED, ::ENLARGED], None
+        settings = configured(run.config, Grid)
+        if settings and (cells := cells_of(pixels, settings.columns)) is not None:
+            line = [cell for row in cells[:ROWS] for cell in row[:OF_EACH]]
+            strip = data_uri(side_by_side(line), share)
+        shown.append(Samples(group, run, data_uri(pixels, share), strip))
+    return shown
 
 
 def grid_noise(run: Run) -> str | None:
@@ -70,19 +80,6 @@ def latest_grid(folder: Path) -> Path | None:
         if (number := path.stem.removeprefix("step_")).isdecimal()
     }
     return steps[max(steps)] if steps else None
-
-
-def _samples(group: Group, run: Run, path: Path, share: int) -> Samples:
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
-    pixels = pixels[::ENLARGED, ::ENLARGED]
-    settings = configured(run.config, Grid)
-    cells = cells_of(pixels, settings.columns) if settings else None
-    strip = None
-    if cells is not None:
-        line = [cell for row in cells[:ROWS] for cell in row[:OF_EACH]]
-        strip = data_uri(side_by_side(line), share)
-    return Samples(group, run, data_uri(pixels, share), strip)
 
 
 def cells_of(pixels: np.ndarray, columns: int) -> np.ndarray | None:

@@ -13,14 +13,13 @@ SHOWN = 50  # pairs that are told of one by one; pairs.csv has all
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one metric: the answer, a sentence on each pair, and what cannot be said.
+    """On one metric: the answer, the pairs, and what cannot be said.
 
     `by_size` are the answers for each size of the training data, where there are several.
     """
 
     answer: str
     by_size: tuple[str, ...]
-    findings: tuple[str, ...]
     reservations: tuple[str, ...]
     pairs: tuple[Pair, ...]
 
@@ -30,10 +29,14 @@ class Verdict:
         return sum(pair.tested is not None for pair in self.pairs)
 
     @property
+    def findings(self) -> list[str]:
+        """The sentences on all pairs."""
+        return [pair.finding(self.tests) for pair in self.pairs]
+
+    @property
     def told_apart(self) -> list[str]:
         """The sentences on pairs that are told apart."""
-        findings = zip(self.findings, self.pairs, strict=True)
-        return [finding for finding, pair in findings if pair.told_apart]
+        return [pair.finding(self.tests) for pair in self.pairs if pair.told_apart]
 
 
 def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
@@ -44,7 +47,7 @@ def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
     missing = [group.name for group in groups if group not in known]
     limits = [f"{', '.join(missing)} had no {metric.title} measured"] if missing else []
     if len(known) == 1:
-        return Verdict(_alone(known[0], groups, metric), (), (), tuple(limits), ())
+        return Verdict(_alone(known[0], groups, metric), (), tuple(limits), ())
     sizes = by_data_size(known, metric)
     several = len(sizes) > 1
     answers = {}
@@ -56,14 +59,11 @@ def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
             answers[size.label] = _answer(size, metric)
             at = f"At {size.label}: " if several else ""
             limits += [f"{at}{sentence}" for sentence in _untested(size, metric)]
-    pairs = tuple(pair for size in sizes for pair in size.pairs)
-    tests = sum(len(size.tested) for size in sizes)
     return Verdict(
         _headline(sizes, metric) if several else answers[""],
         tuple(f"At {label}: {answer}" for label, answer in answers.items()) if several else (),
-        tuple(pair.finding(tests) for pair in pairs),
         (*limits, *reservations(groups)),
-        pairs,
+        tuple(pair for size in sizes for pair in size.pairs),
     )
 
 
