@@ -5,20 +5,19 @@ import http.client
 import os
 import socket
 import subprocess
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
 from torchvision import datasets
-from torchvision.datasets.utils import download_url
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.data.source import verified_files
-from diffusion_lab.data.source.verified_files import DataError, SourceUnavailable, missing
+from diffusion_lab.data.source.verified_files import Damaged, DataError, SourceUnavailable, missing
 
+Fetch = Callable[[Path], Path]  # from a folder to work in to one that may hold the files
 # sha256 of the uncompressed files; compressed ones differ from one distributor to the next
 FASHION_MNIST = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -39,36 +38,14 @@ def fashion_mnist(root: Path) -> Path:
     torchvision's mirror or Debian's package, in this order. Raises DataError.
     """
     raw = root / "FashionMNIST" / "raw"
-    with verified_files.as_data_error(root):
-        if not missing(raw, FASHION_MNIST):
-            return raw
-        with verified_files.workspace(raw) as scratch:
-            say(f"FashionMNIST: looking in {root}")
-            for folder in (raw, raw.parent, root, root / "fashion-mnist"):
-                _take_fashion_mnist(folder, raw, scratch)
-            reasons = []
-            for name, fetch in (
-                (str(DEBIAN_FOLDER), lambda _: DEBIAN_FOLDER),
-                ("torchvision's mirror", _from_mirror),
-                (f"Debian's package {DEBIAN_PACKAGE}", _from_debian),
-            ):
-                if not missing(raw, FASHION_MNIST):
-                    break
-                say(f"FashionMNIST: looking in {name}")
-                try:
-                    _take_fashion_mnist(fetch(scratch), raw, scratch)
-                except SourceUnavailable as error:
-                    say(f"FashionMNIST: {error}")
-                    reasons.append(f"{name}: {error}")
-            lacking = missing(raw, FASHION_MNIST)
-    if lacking:
-        raise DataError(
-            f"FashionMNIST could not be fetched ({'; '.join(reasons)}): put "
-            f"{' and '.join(lacking)}, as they are or as .gz, into {root}, or set root to the "
-            "folder that holds them"
-        )
-    say(f"FashionMNIST: complete in {raw}")
-    return raw
+    elsewhere: dict[str, Fetch] = {
+        str(DEBIAN_FOLDER): lambda _: DEBIAN_FOLDER,
+        "torchvision's mirror": _from_mirror,
+        f"Debian's package {DEBIAN_PACKAGE}": _from_debian,
+    }
+    own = (raw, raw.parent, root, root / "fashion-mnist")
+    wanted = "{}, as they are or as .gz,"
+    return _complete("FashionMNIST", root, raw, FASHION_MNIST, lambda _: own, elsewhere, wanted)
 
 
 def cifar10(root: Path) -> Path:
@@ -79,46 +56,81 @@ def cifar10(root: Path) -> Path:
     source = datasets.CIFAR10
     files = dict([*source.train_list, *source.test_list])
     files[source.meta["filename"]] = source.meta["md5"]
-    folder = root / source.base_folder
-    with verified_files.as_data_error(root):
+    archive = root / source.filename
+
+    def unpacked(scratch: Path) -> tuple[Path, ...]:
+        if archive.is_file():
+            verified_files.check(archive, source.tgz_md5)
+            (scratch / archive.name).symlink_to(archive.resolve())
+            source(scratch, download=True)  # which unpacks a right archive that is there
+        return (scratch / source.base_folder,)
+
+    def downloaded(scratch: Path) -> Path:
+        with _network():
+            source(scratch, download=True)
+        return scratch / source.base_folder
+
+    folder, elsewhere = root / source.base_folder, {source.url: downloaded}
+    return _complete("CIFAR-10", root, folder, files, unpacked, elsewhere, archive.name)
+
+
+def _complete(
+    name: str,
+    root: Path,
+    folder: Path,
+    files: Mapping[str, str],
+    own: Callable[[Path], Sequence[Path]],
+    elsewhere: Mapping[str, Fetch],
+    wanted: str,
+) -> Path:
+    """Installs those of `files` (name: checksum) that `folder` lacks, and returns the folder.
+
+    They come from `own` folders of the user, of which a damaged file is an error, or from
+    `elsewhere`, by the name of each source. `wanted` says what to put into `root` otherwise.
+    """
+    try:
         if not missing(folder, files):
             return folder
         with verified_files.workspace(folder) as scratch:
-            if not (lacking := missing(folder, files)):  # another process has just been here
-                return folder
-            archive = root / source.filename
-            if archive.is_file():
-                verified_files.check(archive, source.tgz_md5)
-            else:
-                say(f"CIFAR-10: downloading {source.url}")
+            say(f"{name}: looking in {root}")
+            for place in own(scratch):
+                _take(place, folder, files, scratch)
+            reasons = []
+            for source, fetch in elsewhere.items():
+                if not missing(folder, files):
+                    break
+                say(f"{name}: looking in {source}")
                 try:
-                    with _network():
-                        download_url(source.url, scratch, source.filename, source.tgz_md5)
+                    _take(fetch(scratch), folder, files, scratch)
                 except SourceUnavailable as error:
-                    raise DataError(
-                        f"CIFAR-10 could not be fetched ({error}): put {source.filename} into "
-                        f"{root}, or set root to the folder that holds it"
-                    ) from error
-                archive = scratch / source.filename
-            say(f"CIFAR-10: unpacking {archive.name} into {folder}")
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    parent, _, name = member.name.rpartition("/")
-                    if parent == source.base_folder and name in lacking:
-                        stream = tar.extractfile(member)
-                        assert stream is not None, f"{name} is a file"
-                        verified_files.install(stream, archive, folder / name, files[name], scratch)
+                    say(f"{name}: {error}")
+                    reasons.append(f"{source}: {error}")
+            lacking = missing(folder, files)
+    except Damaged as error:
+        raise DataError(f"{error}: delete it, and the next run replaces it") from error
+    except OSError as error:
+        raise DataError(
+            f"the data under {root} cannot be read or written ({error}): mend that, or set "
+            "root to another folder"
+        ) from error
+    if lacking:
+        raise DataError(
+            f"{name} could not be fetched ({'; '.join(reasons)}): put "
+            f"{wanted.format(' and '.join(lacking))} into {root}, or set root to the folder that "
+            "has what is missing"
+        )
+    say(f"{name}: complete in {folder}")
     return folder
 
 
-def _take_fashion_mnist(source: Path, raw: Path, scratch: Path) -> None:
-    """Installs what `raw` lacks from the folder `source`, where it may be as .gz."""
-    for name in missing(raw, FASHION_MNIST):
+def _take(source: Path, folder: Path, files: Mapping[str, str], scratch: Path) -> None:
+    """Installs what `folder` lacks from the folder `source`, where it may be as .gz."""
+    for name in missing(folder, files):
         for path in (source / name, source / f"{name}.gz"):
             if path.is_file():
                 with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
                     verified_files.install(
-                        cast(IO[bytes], stream), path, raw / name, FASHION_MNIST[name], scratch
+                        cast(IO[bytes], stream), path, folder / name, files[name], scratch
                     )
                 break
 

@@ -1,6 +1,9 @@
 """The two data sets of this project, from torchvision's files."""
 
+from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torchvision import datasets
@@ -10,30 +13,39 @@ from diffusion_lab.data.source import acquire
 from diffusion_lab.data.source.base import DataSource, Split
 
 
-class FashionMNIST(DataSource):
-    """60,000 training and 10,000 test images of clothes, 1 x 28 x 28 (arXiv:1708.07747)."""
+class Downloaded(DataSource):
+    """A data set whose files are fetched into a folder under `root`, and verified."""
 
-    native_shape = (1, 28, 28)
-    class_names = tuple(datasets.FashionMNIST.classes)
+    acquire: ClassVar[Callable[[Path], Path]]  # the folder of the files
 
     def __init__(self, root: str = "data"):
         self.root = Path(root)
 
     def prepare(self) -> None:
         """Fetches the files if they are not under `root`; raises DataError."""
-        acquire.fashion_mnist(self.root)
+        type(self).acquire(self.root)
 
     def load(self) -> tuple[Split, Split]:
         """Reads the verified files."""
-        folder = acquire.fashion_mnist(self.root)
+        folder = type(self).acquire(self.root)  # pickles may be in it: never opened unchecked
+        return self.read(folder, train=True), self.read(folder, train=False)
 
-        def read(part: str) -> Split:
-            images = read_image_file(str(folder / f"{part}-images-idx3-ubyte"))  # (N, 28, 28)
-            return Split(
-                images[:, None], read_label_file(str(folder / f"{part}-labels-idx1-ubyte"))
-            )
+    @abstractmethod
+    def read(self, folder: Path, train: bool) -> Split:
+        """The training or the test split, from the folder of the files."""
 
-        return read("train"), read("t10k")
+
+class FashionMNIST(Downloaded):
+    """60,000 training and 10,000 test images of clothes, 1 x 28 x 28 (arXiv:1708.07747)."""
+
+    native_shape = (1, 28, 28)
+    class_names = tuple(datasets.FashionMNIST.classes)
+    acquire = acquire.fashion_mnist
+
+    def read(self, folder: Path, train: bool) -> Split:
+        part = folder / ("train" if train else "t10k")
+        images = read_image_file(f"{part}-images-idx3-ubyte")  # (N, 28, 28)
+        return Split(images[:, None], read_label_file(f"{part}-labels-idx1-ubyte"))
 
 
 class FashionMNISTShades(FashionMNIST):
@@ -66,37 +78,17 @@ def shaded(split: Split, reference: Split, shades: int) -> Split:
     return Split(split.images, labels)
 
 
-class CIFAR10(DataSource):
+class CIFAR10(Downloaded):
     """50,000 training and 10,000 test photographs, 3 x 32 x 32."""
 
     native_shape = (3, 32, 32)
     class_names = (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
     )
+    acquire = acquire.cifar10
 
-    def __init__(self, root: str = "data"):
-        self.root = Path(root)
-
-    def prepare(self) -> None:
-        """Fetches the files if they are not under `root`; raises DataError."""
-        acquire.cifar10(self.root)
-
-    def load(self) -> tuple[Split, Split]:
-        """Reads the verified files."""
-        acquire.cifar10(self.root)  # the batches are pickles: never opened unchecked
-
-        def read(train: bool) -> Split:
-            data = datasets.CIFAR10(self.root, train=train)
-            images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
-            return Split(images, torch.tensor(data.targets))
-
-        return read(train=True), read(train=False)
+    def read(self, folder: Path, train: bool) -> Split:
+        data = datasets.CIFAR10(folder.parent, train=train)
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
+        return Split(images, torch.tensor(data.targets))

@@ -30,20 +30,6 @@ class Damaged(SourceUnavailable):
 
 
 @contextmanager
-def as_data_error(root: Path) -> Iterator[None]:
-    """Turns what goes wrong with the user's own files under `root` into a DataError."""
-    try:
-        yield
-    except Damaged as error:
-        raise DataError(f"{error}: delete it, and the next run replaces it") from error
-    except OSError as error:
-        raise DataError(
-            f"the data under {root} cannot be read or written ({error}): mend that, or set "
-            "root to another folder"
-        ) from error
-
-
-@contextmanager
 def workspace(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder`, one process at a time; leaves no empty folder behind."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
