@@ -211,3 +211,10 @@ def test_copies_that_were_counted_otherwise_are_not_compared(tmp_path, key, valu
             "`diffusion-lab memorization` on all of them with one choice"
         ],
     )
+
+
+def test_a_ratio_that_is_not_finite_is_none(tmp_path):
+    first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
+    report_on(first, 1.5)
+    report_on(second, float("inf"))
+    assert ratios(tmp_path) == ([1.5], ["Copies", "Copies by pixels"], [])

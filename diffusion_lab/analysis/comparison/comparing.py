@@ -104,9 +104,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         )
     compared = []
     for run in runs:
-        figures = measurements.figures_of(run, measured[run.folder], names) | copies.get(
-            run.folder, {}
-        )
+        facts = (measured[run.folder], names, copies.get(run.folder, {}))
+        figures = measurements.figures_of(run, *facts)
         if not one_loss:
             figures.pop(HELD_OUT.name, None)
         compared.append(replace(run, figures=figures))

@@ -46,7 +46,9 @@ def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
     return names
 
 
-def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> dict[str, float]:
+def figures_of(
+    run: Run, measured: dict[str, float], names: dict[str, str], copies: dict[str, float]
+) -> dict[str, float]:
     """By kind, whatever is known of a run: judgements, values of real images, spreads and costs."""
     rates = [row[RATE] for row in run.rows if RATE in row]  # of the logged windows
     found = {kind: measured.get(name) for kind, name in names.items()}
@@ -55,6 +57,7 @@ def figures_of(run: Run, measured: dict[str, float], names: dict[str, str]) -> d
         "images_per_second": statistics.median(rates) if rates else None,
         "peak_memory": run.summary["peak_memory_bytes"],
         **{name: run.summary[name] for name in OF_SUMMARY},
+        **copies,
     }
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
 
