@@ -32,6 +32,20 @@ def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
+@pytest.fixture
+def refusal(lab) -> Callable[..., str]:
+    """refusal("train", ...) -> the one sentence that a command is refused with, by exit code 2."""
+
+    def run(*arguments: str) -> str:
+        code, _, err = lab(*arguments)
+        said = [line for line in err.splitlines() if line.startswith("diffusion-lab: ")]
+        assert (code, len(said)) == (2, 1), err
+        assert "Traceback" not in err
+        return said[0].removeprefix("diffusion-lab: ")
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """A run on tiny data that was trained once; nobody writes into it."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.data_modules import data_of
 from helpers.paths import ROOT
+from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
@@ -18,7 +19,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from diffusion_lab.common.images import pad_to
-from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import RangeError
 from diffusion_lab.data import DataError, DataSource, ImageDataModule, Split
 from diffusion_lab.data.loader import HeldOutLoader, TensorLoader
@@ -159,7 +159,7 @@ class TestHeldOutLoader:
                 assert indices(images_of) == labels_of.tolist() == ids_of.tolist()
 
     def test_too_few_images_are_one_sentence(self):
-        with pytest.raises(UserError, match=r"2 held-out images are too few for 3"):
+        with refused("2 held-out images", "3"):
             HeldOutLoader(numbered(2), torch.arange(2), 8, rank=0, world=3)
 
 
@@ -193,7 +193,7 @@ class TestFacts:
         assert torch.equal(data_of(FashionMNIST).to_native(images), images)
 
     def test_bad_settings_are_one_sentence(self):
-        with pytest.raises(ValueError, match=r"pad=16 is smaller than the images; use 28"):
+        with refused("pad=16", "use 28", by=ValueError):
             data_of(FashionMNIST, pad=16)
 
     @pytest.mark.parametrize(
@@ -364,11 +364,11 @@ class TestLightning:
 
     def test_a_batch_that_the_micro_batches_cannot_share_is_refused(self, tmp_path):
         run = trainer(4, tmp_path, accumulate_grad_batches=3)
-        with pytest.raises(ValueError, match="cannot share a global batch of 8"):
+        with refused("global batch of 8", by=ValueError):
             run.fit(Recorder(), datamodule=datamodule())
 
     def test_too_large_a_held_out_set_is_one_sentence(self):
-        with pytest.raises(ValueError, match=r"validation_size=21 is more than the 20 test"):
+        with refused("validation_size=21", "20 test images", by=ValueError):
             data_of(Numbered).require_test_images(21, "validation_size")
 
     @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers.data_modules import data_of
+from helpers.refusals import refused
 from helpers.tiny_runs import TINY
 from PIL import Image
 
@@ -75,7 +76,7 @@ def test_parquet_texts_and_numbers(tmp_path):
     assert values(data.train_images()) == list(range(6))
     named = data_of(HuggingFace, path, test_split="train", classes=["dog", "cat", "eel"])
     assert named.train_labels().tolist() == [0, 1] * 3
-    with pytest.raises(DataError, match=r"label of .* has cat, and the classes are dog; name all"):
+    with refused("has cat", "classes are dog", by=DataError):
         data_of(HuggingFace, path, test_split="train", classes=["dog"]).prepare_data()
 
     split(6, [1, 0], hub.Value("int64")).save_to_disk(tmp_path / "numbers")
@@ -91,35 +92,32 @@ def test_labels_can_be_left_out(saved):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "named"),
     [
-        ({"split": "trian"}, r"has no split trian; .* train, test"),
-        ({"test_split": "validation"}, r"has no split validation"),
-        (
-            {"image_column": "img"},
-            r"no column img; set image_column to one of image, label",
-        ),
-        ({"label_column": "fine"}, r"no column fine; set label_column to .* or null"),
-        ({"image_column": "label"}, r"the column label of .* holds no images"),
-        ({"classes": ["a"]}, r"has the label 2, and there are 1 classes"),
+        ({"split": "trian"}, ["split trian", "train, test"]),
+        ({"test_split": "validation"}, ["split validation"]),
+        ({"image_column": "img"}, ["column img", "image_column", "image, label"]),
+        ({"label_column": "fine"}, ["column fine", "label_column", "null"]),
+        ({"image_column": "label"}, ["column label"]),
+        ({"classes": ["a"]}, ["label 2", "1 classes"]),
     ],
 )
-def test_what_is_not_in_the_data_is_one_sentence(saved, settings, words):
-    with pytest.raises(DataError, match=words):
+def test_what_is_not_in_the_data_is_one_sentence(saved, settings, named):
+    with refused(*named, by=DataError):
         data_of(HuggingFace, saved, **({"test_split": "test"} | settings)).prepare_data()
 
 
 def test_missing_labels_are_refused(tmp_path):
     unlabelled = split(4, [-1], hub.Value("int64"))
     unlabelled.save_to_disk(tmp_path / "x")
-    with pytest.raises(DataError, match=r"labels 0 with -1"):
+    with refused("0 with -1", by=DataError):
         data_of(HuggingFace, str(tmp_path / "x"), test_split="train").prepare_data()
 
 
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(hub.config, "HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty cannot be loaded \(.+\); write a name of the hub"):
+    with refused(tmp_path / "empty", by=DataError):
         data_of(HuggingFace, str(tmp_path / "empty")).prepare_data()
 
 

@@ -3,11 +3,15 @@
 import os
 import pickle
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from helpers.commands import run_alone
 from helpers.paths import ROOT
+from helpers.refusals import refused
 from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
@@ -29,11 +33,16 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    run_alone(folder, "train", *QUICK, "run_dir=run")
+    return folder / "run"
+
+
 @pytest.fixture
-def run(lab, tmp_path):
-    code, _, err = lab("train", *QUICK, "run_dir=run")
-    assert code == 0, err
-    return tmp_path / "run"
+def run(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def change(folder, part, **values):
@@ -45,7 +54,7 @@ def change(folder, part, **values):
 
 @pytest.mark.parametrize("command", ["sample run=run", "train resume=run trainer.max_steps=9"])
 @pytest.mark.parametrize("how", ["pickle", "torch"])
-def test_a_checkpoint_that_is_a_program_is_not_run(lab, tmp_path, run, command, how):
+def test_a_checkpoint_that_is_a_program_is_not_run(refusal, tmp_path, run, command, how):
     content = {"state_dict": Bomb(tmp_path / "executed")}
     for name in ("last", "previous"):
         path = run / f"checkpoints/{name}.ckpt"
@@ -53,17 +62,14 @@ def test_a_checkpoint_that_is_a_program_is_not_run(lab, tmp_path, run, command, 
             path.write_bytes(pickle.dumps(content))
         else:
             torch.save(content, path)
-    code, _, err = lab(*command.split())
-    assert code == 2
-    assert "last.ckpt is damaged" in err
-    assert "Traceback" not in err
+    assert "last.ckpt" in refusal(*command.split())
     assert not (tmp_path / "executed").exists()
 
 
 def test_the_weights_of_an_extractor_are_no_program(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"a": Bomb(tmp_path / "executed")}, path)
-    with pytest.raises(ExtractorUnavailable, match="weights alone"):
+    with refused(path, by=ExtractorUnavailable):
         DINOv2("vit_small_patch14_dinov2.lvd142m", str(path)).load("cpu")
     assert not (tmp_path / "executed").exists()
 
@@ -89,22 +95,18 @@ def test_a_run_of_ours_is_not_warned_of(lab, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["torch.hub.load", "diffusion_lab.nothing", "torch"])
-def test_a_function_is_refused(lab, run, name):
+def test_a_function_is_refused(refusal, run, name):
     change(run, "optimizer", _target_=name)
     change(run, "backbone", block={"_target_": "torch.nn.Identity", "deep": [{"_target_": name}]})
-    code, _, err = lab("sample", "run=run")
-    assert code == 2
-    assert f"names {name}, which is no class" in err
+    assert f" {name}, " in refusal("sample", "run=run")
 
 
-def test_a_class_that_starts_a_program_is_refused(lab, tmp_path, run):
+def test_a_class_that_starts_a_program_is_refused(refusal, tmp_path, run):
     handler = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
     made = str(tmp_path / "executed")
     facts = {"stdout": None, "stderr": None, "local_rank_id": 0, "numa_options": None}
     change(run, "sampler", _target_=handler, entrypoint="touch", args=[made], env={}, **facts)
-    code, _, err = lab("sample", "run=run", "num_samples=2")
-    assert code == 2
-    assert f"names {handler}, which is no class that runs of this program are made of" in err
+    assert handler in refusal("sample", "run=run", "num_samples=2")
     assert not (tmp_path / "executed").exists()
 
 
