@@ -1,11 +1,9 @@
 """Samplers: from noise to data, one denoised estimate at a time."""
 
-from diffusion_lab.diffusion.sampler.ancestral import Ancestral
 from diffusion_lab.diffusion.sampler.base import Sampler
-from diffusion_lab.diffusion.sampler.euler import Euler
-from diffusion_lab.diffusion.sampler.heun import Heun
 from diffusion_lab.diffusion.sampler.multistep import IPNDM, DPMSolver, UniPC
 from diffusion_lab.diffusion.sampler.runge_kutta import AdaptiveRungeKutta
+from diffusion_lab.diffusion.sampler.single_step import Ancestral, Euler, Heun
 from diffusion_lab.diffusion.sampler.stochastic import (
     AnnealedLangevin,
     PredictorCorrector,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffusion_lab.common.ranges import Count, above, at_least, inside, one_of, settings, whole
 from diffusion_lab.diffusion.noise import NoiseLevel, jump, noise_of
-from diffusion_lab.diffusion.sampler.ancestral import Variance, ancestral_step
 from diffusion_lab.diffusion.sampler.base import Sampler
+from diffusion_lab.diffusion.sampler.single_step import Variance, ancestral_step
 
 
 @settings

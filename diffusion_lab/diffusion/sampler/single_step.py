@@ -1,0 +1,113 @@
+"""Single-step samplers: the left-point and the trapezoid rule, and ancestral sampling."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated
+
+from torch import Tensor
+
+from diffusion_lab.common.ranges import Fraction, Positive, at_least, one_of, settings
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel, jump, posterior, renoise
+from diffusion_lab.diffusion.sampler.base import Sampler
+
+Variance = Annotated[str, one_of("fixed_small", "fixed_large", "learned")]
+MAX_RAISE = math.sqrt(2) - 1  # no more new noise in a step than there is already
+
+
+class Euler(Sampler):
+    """The left-point rule, of first order; under every schedule DDIM at eta = 0 (arXiv:2010.02502).
+
+    With alpha = 1 - t it is Euler's method for rectified flow, with alpha = 1 that of EDM.
+    """
+
+    def walk(self, denoise, x, levels, schedule, randn_like):
+        for here, there in pairwise(levels):
+            x = jump(x, denoise(x, here).x0, here, there)
+            yield x
+
+
+@settings
+class Heun(Sampler):
+    """The trapezoid rule, of second order, 2 steps - 1 network calls; EDM's where alpha = 1.
+
+    arXiv:2206.00364, algorithm 2; with alpha = 1 - t and no churn it is Heun's method for rectified
+    flow. `churn` above 0 first raises sigma / alpha by its share of a step, churn / steps, while it
+    is in [churn_min, churn_max]; the noise for that has standard deviation `noise_scale`. Beyond
+    the schedule's noisiest level there is nothing to raise to, so its first step has no churn.
+    """
+
+    churn: Annotated[float, at_least(0)] = 0.0
+    churn_min: Annotated[float, at_least(0)] = 0.0
+    churn_max: float = math.inf
+    noise_scale: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        low, high = self.churn_min, self.churn_max
+        if not low <= high:
+            raise ValueError(f"churn_min={low} must be at most churn_max={high}")
+
+    def walk(self, denoise, x, levels, schedule, randn_like):
+        gamma = min(self.churn / self.steps, MAX_RAISE)
+        for here, there in pairwise(levels):
+            ratio = here.sigma / here.alpha
+            # from pure noise no level is noisier, and renoise divides by alpha
+            if gamma > 0 and here.alpha > 0 and self.churn_min <= ratio <= self.churn_max:
+                raised = schedule.at_logsnr(here.logsnr - 2 * math.log1p(gamma))
+                x = renoise(x, here, raised, self.noise_scale * randn_like(x))
+                here = raised
+            x0 = denoise(x, here).x0
+            if there.sigma > 0:  # eps is 0/0 on clean data: there the last step stays an Euler step
+                end = denoise(jump(x, x0, here, there), there).x0
+                # Averaging x0 and eps over both ends, with eps = (x - alpha x0) / sigma, leaves x
+                # with the coefficient that it has in jump, and the two x0 with these shares of it.
+                x0 = x0 + here.sigma / (2 * there.sigma) * (end - x0)
+            x = jump(x, x0, here, there)
+            yield x
+
+
+def ancestral_step(
+    x: Tensor,
+    estimate: Estimate,
+    here: NoiseLevel,
+    there: NoiseLevel,
+    randn_like: Callable[[Tensor], Tensor],
+    eta: float,
+    variance: str,
+) -> Tensor:
+    """x (B, ...) at `there`: the posterior's mean, and fresh noise unless that is clean data.
+
+    The learned variance lies between the logs of the small and the large one, at
+    estimate.log_variance_weight in [0, 1] (arXiv:2102.09672, equation 15).
+    """
+    weight = estimate.log_variance_weight if variance == "learned" else None
+    if variance == "learned" and weight is None:
+        raise ValueError("variance=learned needs a model that learned its reverse variance")
+    x, small, large = posterior(x, estimate.x0, here, there, eta)
+    if eta == 0 or there.sigma == 0:
+        return x
+    if weight is not None:
+        added = small * (large / small) ** weight
+    else:
+        added = small if variance == "fixed_small" else large
+    return x + added.sqrt() * randn_like(x)
+
+
+@settings
+class Ancestral(Sampler):
+    """DDPM at eta = 1 (arXiv:2006.11239), DDIM at eta = 0, and all between (arXiv:2010.02502).
+
+    `variance` is the fresh noise's: fixed_small is the posterior's, fixed_large the forward step's,
+    for about as many steps as the model was trained with, and learned the network's, between the
+    two (improved DDPM). All are times eta^2.
+    """
+
+    eta: Fraction = 1.0
+    variance: Variance = "fixed_small"
+
+    def walk(self, denoise, x, levels, schedule, randn_like):
+        for here, there in pairwise(levels):
+            estimate = denoise(x, here)
+            x = ancestral_step(x, estimate, here, there, randn_like, self.eta, self.variance)
+            yield x
