@@ -18,10 +18,10 @@ from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.metrics.distances import frechets_of
+from diffusion_lab.metrics.distances import FeatureSet, frechet
+from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours
 from diffusion_lab.metrics.observer import FEATURES
-from diffusion_lab.metrics.protocol import with_fingerprint
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
@@ -115,7 +115,8 @@ def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, 
     """FID to as many training as held-out images; a gap above 0 means nearer to training."""
     count = min(len(held_out), len(training))
     sides = [training[random_places(len(training), count)], held_out[:count]]
-    to_training, to_held_out = frechets_of(generated, sides)
+    drawn = FeatureSet(generated)
+    to_training, to_held_out = (frechet(drawn, FeatureSet(side)) for side in sides)
     return {
         "to_training": to_training,
         "to_held_out": to_held_out,

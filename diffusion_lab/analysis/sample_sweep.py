@@ -21,7 +21,7 @@ from diffusion_lab.common.formats import csv_text, markdown_table
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import REAL, PreparedMetrics, Quantity
-from diffusion_lab.metrics.protocol import short_count
+from diffusion_lab.metrics.metric import short_count
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.results import sampling_of
@@ -62,10 +62,11 @@ def sweep(
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
+    classifier = metrics.observer.classifier
     measured: dict[str, object] = {
         "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],
         # rows without accuracy are of another measurement
-        "classifier": metrics.classifier.fingerprint if metrics.classifier else None,
+        "classifier": classifier.fingerprint if classifier else None,
         "extra": [quantity.name for quantity in metrics.extra_quantities],
     }
     settings = [build_setting(combination, opened, measured) for combination in combinations]

@@ -5,19 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import replacing
 from diffusion_lab.common.messages import say
-from diffusion_lab.compute.distributed import rank_and_world
+from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 
 VERSION = 2  # raised when the same key comes to mean other numbers
 
 
 def cached(
-    folder: Path, name: str, key: dict, compute: Callable[[], dict[str, Tensor]]
+    folder: str | Path, name: str, key: dict, compute: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """What `compute` returns, from `folder` where it is kept already; the same on every rank.
 
@@ -25,17 +24,16 @@ def cached(
     into the folder. All ranks call this, and `compute`, together. A damaged file is replaced.
     """
     content = json.dumps({"version": VERSION} | key, sort_keys=True)
-    path = folder / f"{name}-{hashing.of_text(content)[:16]}.pt"
-    rank, world = rank_and_world()
-    found = [_read(path) if rank == 0 else None]
-    if world > 1:
-        dist.broadcast_object_list(found)  # other nodes may not see the first one's disk
-    if found[0] is not None:
-        return found[0]
+    path = Path(folder) / f"{name}-{hashing.of_text(content)[:16]}.pt"
+    found = on_rank_zero(lambda: _read(path))  # other nodes may not see the first one's disk
+    if found is not None:
+        return found
     tensors = compute()
-    if rank == 0:
+    if rank_and_world()[0] == 0:
         try:
-            _write(path, tensors)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                torch.save({"tensors": tensors, "sha256": hashing.of_tensors(tensors)}, file)
         except (OSError, RuntimeError) as error:  # torch.save's own name for a full disk
             say(f"{path} could not be written, so it is computed anew the next time: {error}")
     return tensors
@@ -48,9 +46,3 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         return kept["tensors"] if kept["sha256"] == hashing.of_tensors(kept["tensors"]) else None
     except Exception:  # whatever a damaged file makes torch.load raise: there is nothing to use
         return None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        torch.save({"tensors": tensors, "sha256": hashing.of_tensors(tensors)}, file)

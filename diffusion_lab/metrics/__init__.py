@@ -1,7 +1,7 @@
 """Extractors of features, distances between feature sets, and the metrics made of both."""
 
-from diffusion_lab.metrics.display import ceiling, report, side_by_side
-from diffusion_lab.metrics.distances import FeatureSet, frechet, frechet_distance, kid, moments
+from diffusion_lab.metrics.distances import FeatureSet, frechet, kid
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 from diffusion_lab.metrics.generative import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.metric import REAL, ImageSet, Metric, Quantity
+from diffusion_lab.metrics.quantities import ceiling, report, side_by_side

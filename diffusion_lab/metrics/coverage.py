@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity
+from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity, Values
 
 PAIRS = 2**25  # whose distances are held at a time, 256 MiB
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # as published
@@ -83,16 +83,14 @@ class Coverage(Metric):
 
     shares: Callable[[Tensor, Tensor], tuple[float, float]]  # of features, in `quantities`' order
 
-    def results(
-        self, generated: ImageSet, reference: ImageSet, suffix: str = ""
-    ) -> dict[str, float]:
+    def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
         count = min(len(generated), len(reference), MOST)
         if count <= DENSITY_NEIGHBOURS:
             return {}
         first = slice(count)
         return super().results(generated.select(first), reference.select(first), suffix)
 
-    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         values = self.shares(generated.features, reference.features)
         return {q.name: value for q, value in zip(self.quantities, values, strict=True)}
 

@@ -3,33 +3,40 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import flag, optional, ranges, whole
+from diffusion_lab.common.ranges import Flag, optional, settings, whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics.accuracy import Accuracy
+from diffusion_lab.metrics.classifier_scores import Accuracy, InceptionScore
 from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.distances import FeatureSet
 from diffusion_lab.metrics.extractor import Classifier
+from diffusion_lab.metrics.feature_distances import FID, KID, ClassFID
 from diffusion_lab.metrics.features import FeatureExtractor
-from diffusion_lab.metrics.fid import FID, ClassFID, first_of_each
-from diffusion_lab.metrics.inception_score import InceptionScore
-from diffusion_lab.metrics.kid import KID
-from diffusion_lab.metrics.metric import REAL, ImageSet, Metric, Quantity
+from diffusion_lab.metrics.metric import (
+    REAL,
+    ImageSet,
+    Metric,
+    Protocol,
+    Quantity,
+    Values,
+    place_in_class,
+    short_count,
+    with_fingerprint,
+)
 from diffusion_lab.metrics.observer import FEATURES, Observed, Observer
-from diffusion_lab.metrics.protocol import Protocol, short_count, with_fingerprint
 
 REFERENCE_SEED = 0  # of `random_places`
 
 
+@settings
 class GenerativeMetrics:
     """The metrics of `num_samples` generated images: FID, KID, precision, recall, coverage, ...
 
@@ -41,42 +48,31 @@ class GenerativeMetrics:
     other code.
     """
 
-    @ranges(
-        reference_size=optional(whole(2)),
-        num_samples=whole(2),
-        half_splits=whole(0),
-        per_class=flag(),
-    )
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        reference_size: int | None,
-        num_samples: int,
-        cache_dir: str,
-        half_splits: int = 5,
-        per_class: bool = False,
-        classifier: str | None = None,
-        extra: Mapping[str, Metric] | None = None,
-    ):
-        self.extractor = extractor
-        self.reference_size = reference_size
-        self.num_samples = num_samples
-        self.cache_dir = Path(cache_dir)
-        self.half_splits = half_splits
-        self.per_class = per_class
-        self.observer = Observer(extractor, Classifier(classifier) if classifier else None)
-        self.extra = list((extra or {}).values())
-        self.metrics: list[Metric] = [FID(half_splits), KID(), PrecisionRecall(), DensityCoverage()]
-        self.metrics.append(InceptionScore())
-        if self.classifier:
-            self.metrics.append(Accuracy(self.classifier))
-        if per_class:
-            self.metrics.append(ClassFID())
-        self.metrics += self.extra
+    extractor: FeatureExtractor
+    reference_size: Annotated[int | None, optional(whole(2))]
+    num_samples: Annotated[int, whole(2)]
+    cache_dir: str
+    half_splits: Annotated[int, whole(0)] = 5
+    per_class: Flag = False
+    classifier: str | None = None
+    extra: Mapping[str, Metric] | None = None
 
-    @property
-    def classifier(self) -> Classifier | None:
-        return self.observer.classifier
+    def __post_init__(self) -> None:
+        reader = Classifier(self.classifier) if self.classifier else None
+        self.observer = Observer(self.extractor, reader)
+        self.extra_metrics = list((self.extra or {}).values())
+        self.metrics: list[Metric] = [
+            FID(self.half_splits),
+            KID(),
+            PrecisionRecall(),
+            DensityCoverage(),
+        ]
+        self.metrics.append(InceptionScore())
+        if reader:
+            self.metrics.append(Accuracy(reader))
+        if self.per_class:
+            self.metrics.append(ClassFID())
+        self.metrics += self.extra_metrics
 
     @property
     def by_class(self) -> bool:
@@ -86,7 +82,7 @@ class GenerativeMetrics:
     @property
     def extra_quantities(self) -> list[Quantity]:
         """The quantities of the metrics of other code, which results are kept with."""
-        return [quantity for metric in self.extra for quantity in metric.quantities]
+        return [quantity for metric in self.extra_metrics for quantity in metric.quantities]
 
     @property
     def extra_facts(self) -> list[dict[str, object]]:
@@ -135,7 +131,7 @@ class GenerativeMetrics:
 
     def results(
         self, images: ImageSet, reference: ImageSet, suffix: str = "", by_class: bool = False
-    ) -> dict[str, float]:
+    ) -> Values:
         """The values by whole names of the metrics that are, or are not, `by_class`."""
         chosen = [metric for metric in self.metrics if metric.by_class == by_class]
         results = (metric.results(images, reference, suffix) for metric in chosen)
@@ -152,18 +148,16 @@ class GenerativeMetrics:
 
         def compute() -> dict[str, Tensor]:
             features = self.observe(source.reference_images(), chosen, "training")[FEATURES]
-            # which every rank has already, and need not be sent
-            rest = on_rank_zero(lambda: vars(FeatureSet.of(features)) | {FEATURES: None})
-            return rest | {FEATURES: features}
+            return on_rank_zero(lambda: FeatureSet(features).statistics()) | {FEATURES: features}
 
         name = f"train{short_count(len(chosen))}-{self.extractor.name}"
-        stored = FeatureSet(**cached(self.cache_dir, name, facts, compute))
+        stored = cached(self.cache_dir, name, facts, compute)
         labels = source.reference_labels()[chosen]
-        return ImageSet(self.extractor, stored.features, labels, stored=stored)
+        reference = ImageSet(self.extractor, stored.pop(FEATURES), labels)
+        vars(reference.statistics).update(stored)  # where its cached properties are kept
+        return reference
 
-    def _real(
-        self, source: ImageDataModule, reference: ImageSet
-    ) -> tuple[dict[str, float], ImageSet | None]:
+    def _real(self, source: ImageDataModule, reference: ImageSet) -> tuple[Values, ImageSet | None]:
         """The values of test images, and the test images for metrics by class, if there are any."""
         count, chosen = len(self.test_ids(source)), self._observed_tests(source)
         labels = source.test_labels()[chosen]
@@ -175,14 +169,17 @@ class GenerativeMetrics:
             tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
             return tensors | ({FEATURES: observed[FEATURES]} if self.by_class else {})
 
+        reader = self.observer.classifier
         facts: dict[str, Any] = self._reference_facts(source) | {
             "test": count,
             "half_splits": self.half_splits,
             "per_class": self.by_class and len(chosen),
-            "classifier": self.classifier.fingerprint if self.classifier else None,
+            "classifier": reader.fingerprint if reader else None,
         }
-        if self.extra:  # other code may change, and then so do its values
-            facts["extra"] = [[inspect.getsource(type(m)), str(vars(m))] for m in self.extra]
+        if self.extra_metrics:  # other code may change, and then so do its values
+            facts["extra"] = [
+                [inspect.getsource(type(m)), str(vars(m))] for m in self.extra_metrics
+            ]
         counts = f"train{short_count(len(reference))}-{self.extractor.name}-{short_count(count)}"
         stored = cached(self.cache_dir, f"real-{counts}", facts, compute)
         features = stored.pop(FEATURES, None)
@@ -195,7 +192,7 @@ class GenerativeMetrics:
         observe = torch.arange(len(order)) < self.num_samples
         if self.by_class:
             most = -(-self.num_samples // len(source.class_names))  # samples of one class
-            observe |= first_of_each(source.test_labels()[order], most)
+            observe |= place_in_class(source.test_labels()[order]) < most
         return order[observe]
 
     def observe(self, images: Tensor, chosen: Tensor, split: str) -> Observed:
@@ -212,10 +209,10 @@ class PreparedMetrics:
     metrics: GenerativeMetrics
     protocol: Protocol
     reference: ImageSet
-    real: dict[str, float]  # the values of test images, by whole names
+    real: Values  # the values of test images, by whole names
     test: ImageSet | None  # for metrics by class: the test images, at random
 
-    def compute(self, observed: Observed, labels: Tensor | None) -> dict[str, float]:
+    def compute(self, observed: Observed, labels: Tensor | None) -> Values:
         """The values of samples, with labels (n,), that were observed, and of test images.
 
         All ranks call this with the same, rank 0 alone computes, and all have what comes of it.
@@ -229,7 +226,7 @@ class PreparedMetrics:
             lambda: self._compute(self.metrics.observer.image_set(observed, labels))
         )
 
-    def _compute(self, images: ImageSet) -> dict[str, float]:
+    def _compute(self, images: ImageSet) -> Values:
         results = self.metrics.results
         values = results(images, self.reference) | self.real
         if self.test is None:

@@ -3,20 +3,23 @@
 n images, D features.
 """
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from diffusion_lab.common import hashing
 from diffusion_lab.metrics.distances import FeatureSet
 from diffusion_lab.metrics.features import FeatureExtractor
-from diffusion_lab.metrics.protocol import short_count
 
 HIGHER, LOWER = True, False  # which values of a quantity are better
 REAL = "_real"  # ends the name of a value that test images have in the place of samples
+FINGERPRINT = "fingerprint"
+Protocol = dict[str, str | int]  # how values were measured: they compare exactly if it is the same
+Values = dict[str, float]  # by the names of quantities, or by whole names
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ class Quantity:
         return " to ".join(f"{self.scale * end:.3g}" for end in ends) + " points" * self.percent
 
 
+def with_fingerprint(protocol: Protocol) -> Protocol:
+    """The protocol and the first 12 digits of its sha256, under "fingerprint"."""
+    content = json.dumps(protocol, sort_keys=True)
+    return protocol | {FINGERPRINT: hashing.of_text(content)[:12]}
+
+
+def short_count(count: int) -> str:
+    """A number of images as a name has it: 60000 -> 60k, 1234 -> 1234."""
+    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A set of images, by what networks made of each of them."""
@@ -69,21 +83,14 @@ class ImageSet:
     features: Tensor  # (n, D) float32
     labels: Tensor | None = None  # (n,) int64; those that were asked for, of samples
     guesses: Tensor | None = None  # (n,) int64; the classes that a classifier reads
-    stored: FeatureSet | None = None  # the statistics, where they were computed before
 
     def __len__(self) -> int:
         return len(self.features)
 
     @cached_property
     def statistics(self) -> FeatureSet:
-        """Mean, covariance and kernel mean of the features."""
-        return self.stored or FeatureSet.of(self.features)
-
-    @property
-    def logits(self) -> Tensor | None:
-        """The extractor's logits (n, K), if it is a classifier."""
-        logits = self.extractor.logits(self.features)
-        return None if logits is None else logits.cpu()
+        """The features with their mean, covariance and kernel mean."""
+        return FeatureSet(self.features)
 
     @property
     def required_labels(self) -> Tensor:
@@ -97,19 +104,18 @@ class ImageSet:
         labels, guesses = (
             None if rows is None else rows[chosen] for rows in (self.labels, self.guesses)
         )
-        features = self.features[chosen]
-        return replace(self, features=features, labels=labels, guesses=guesses, stored=None)
-
-    def of_class(self, label: int) -> "ImageSet":
-        """The images of one class, in order."""
-        return self.select(self.required_labels == label)
+        return replace(self, features=self.features[chosen], labels=labels, guesses=guesses)
 
     def matching(self, labels: Tensor) -> "ImageSet":
         """The first images of each class, as many as `labels` (m,) holds of it, if there are."""
-        chosen = torch.zeros(len(self), dtype=torch.bool)
-        for label, count in zip(*labels.unique(return_counts=True), strict=True):
-            chosen[(self.required_labels == label).nonzero()[:count, 0]] = True
-        return self.select(chosen)
+        own = self.required_labels
+        return self.select(place_in_class(own) < labels.bincount(minlength=int(own.max()) + 1)[own])
+
+
+def place_in_class(labels: Tensor) -> Tensor:
+    """The number of images of the same class before each, (n,), by labels (n,)."""
+    of_class = labels[:, None] == labels.unique()  # (n, K)
+    return (of_class.cumsum(0) * of_class).sum(1) - 1
 
 
 class Metric(ABC):
@@ -125,7 +131,7 @@ class Metric(ABC):
     by_class: ClassVar[bool] = False
 
     @abstractmethod
-    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         """The values of the quantities by their names; empty where they cannot be computed."""
 
     def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
@@ -133,9 +139,7 @@ class Metric(ABC):
         counts = f"train{short_count(len(reference))}-{short_count(len(generated))}"
         return f"{generated.extractor.name}/{counts}"
 
-    def results(
-        self, generated: ImageSet, reference: ImageSet, suffix: str = ""
-    ) -> dict[str, float]:
+    def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
         """The values by whole names, such as fid/inception/train60k-5k."""
         values = self.measure(generated, reference)
         protocol = self.protocol(generated, reference)

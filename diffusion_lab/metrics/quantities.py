@@ -1,13 +1,13 @@
-"""The table of all quantities, made of what each metric says of itself."""
+"""The table of all quantities, as each metric describes its own, and their values in text."""
 
 from collections.abc import Sequence
 
-from diffusion_lab.metrics.accuracy import Accuracy
+from rich.table import Table
+
+from diffusion_lab.metrics.classifier_scores import Accuracy, InceptionScore
 from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
-from diffusion_lab.metrics.fid import FID, ClassFID
-from diffusion_lab.metrics.inception_score import InceptionScore
-from diffusion_lab.metrics.kid import KID
-from diffusion_lab.metrics.metric import LOWER, Quantity
+from diffusion_lab.metrics.feature_distances import FID, KID, ClassFID
+from diffusion_lab.metrics.metric import LOWER, REAL, Quantity
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 
 HELD_OUT = Quantity("held_out_loss", "Held-out loss", "denoising loss of test images", LOWER)
@@ -38,3 +38,86 @@ def higher_is_better(name: str, extra: Sequence[Quantity] = ()) -> bool | None:
         return VALIDATION[name]
     quantity = quantity_of(name, extra)
     return None if quantity is None else quantity.higher_is_better
+
+
+def report(
+    values: dict[str, float], class_names: Sequence[str] = (), extra: Sequence[Quantity] = ()
+) -> list[str]:
+    """Lines of what was computed: the value, that of real images, and the whole name.
+
+    `extra` are the quantities of metrics of other code.
+    """
+    real, lines = real_values(values), []
+    for name in measured_of_samples(values):
+        metric, _, protocol = name.partition("/")
+        line = f"{title_of(metric, class_names, extra)} {with_spread(values, name)}"
+        if metric in real:
+            line += f" (real images {real_beside(real[metric], protocol)})"
+        lines.append(f"{line} [{name}]")
+    return lines
+
+
+def title_of(name: str, class_names: Sequence[str], extra: Sequence[Quantity]) -> str:
+    """The title of a metric, with a class's name after its number: FID of class 3 (Dress)."""
+    quantity = quantity_of(name, extra)
+    if quantity is None:
+        return name.capitalize()
+    r = "" if name.startswith(quantity.name) else "r"  # of reconstructions
+    label = name.removeprefix(f"{r}{quantity.name}")
+    if not label:
+        return f"{r}{quantity.title}"
+    known = class_names[int(label)] if int(label) < len(class_names) else label
+    # classes that have no names are called by their numbers
+    return f"{r}{quantity.title} {label}" + ("" if known == label else f" ({known})")
+
+
+def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str, float]:
+    """A first stage's figures of reconstructed images, those that were measured as `values` were.
+
+    A model in its latents should not be expected beyond them. Where none was, it is all of them:
+    their names say how they were measured.
+    """
+    figures = {name: value for name, value in first_stage.items() if name[:1] == "r"}
+    return {name: value for name, value in figures.items() if name[1:] in values} or figures
+
+
+def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
+    """A row a figure that all runs have, a column a run; for figures of one protocol."""
+    first = next(iter(runs.values()))
+    real = real_values(first)
+    table = Table("", *runs, "real images")
+    for name in measured_of_samples(first):
+        if all(name in values for values in runs.values()):
+            metric, _, protocol = name.partition("/")
+            cells = [with_spread(values, name) for values in runs.values()]
+            beside = real_beside(real[metric], protocol) if metric in real else ""
+            table.add_row(name, *cells, beside)
+    return table
+
+
+def real_beside(real: tuple[float, str], protocol: str) -> str:
+    """The value of real images, and how many they are if they are fewer than the samples."""
+    value, measured = real
+    other = "" if measured == protocol else f" at {measured.rpartition('-')[2]} images"
+    return f"{value:.4g}{other}"
+
+
+def real_values(values: dict[str, float]) -> dict[str, tuple[float, str]]:
+    """The value of real images and its protocol, by metric."""
+    found = {}
+    for name, value in values.items():
+        metric, _, protocol = name.partition("/")
+        if metric.endswith(REAL):
+            found[metric.removesuffix(REAL)] = (value, protocol)
+    return found
+
+
+def measured_of_samples(values: dict[str, float]) -> list[str]:
+    """The names of figures of generated images, but for spreads."""
+    return [name for name in values if not name.partition("/")[0].endswith((REAL, "_std"))]
+
+
+def with_spread(values: dict[str, float], name: str) -> str:
+    """A value in four digits, with its standard deviation where that is known."""
+    std = values.get(name.replace("/", "_std/", 1))
+    return f"{values[name]:.4g}" + (f" ± {std:.2g}" if std is not None else "")

@@ -11,7 +11,7 @@ from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
+from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.opening import kind_of
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp

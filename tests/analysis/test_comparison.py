@@ -23,7 +23,7 @@ from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.cli.arguments import gather_paths
 from diffusion_lab.common.formats import with_spread
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, sha256_of

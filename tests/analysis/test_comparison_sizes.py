@@ -11,7 +11,7 @@ from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.data_sizes import DataLine, crossings, data_lines
 from diffusion_lab.analysis.comparison.verdict import verdict
-from diffusion_lab.metrics.kid import KID
+from diffusion_lab.metrics.feature_distances import KID
 from diffusion_lab.metrics.quantities import QUANTITIES
 
 FID = QUANTITIES[0]

@@ -12,7 +12,7 @@ from helpers.refusals import refused
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.common import hashing
-from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.results import evaluations_of, save_evaluation

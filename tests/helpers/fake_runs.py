@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.verdict import verdict
-from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.metrics.quantities import QUANTITIES
 from diffusion_lab.runs.folder import save_config
 

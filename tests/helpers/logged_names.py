@@ -2,7 +2,7 @@
 
 from fnmatch import fnmatchcase
 
-from diffusion_lab.metrics.fid import ClassFID
+from diffusion_lab.metrics.feature_distances import ClassFID
 from diffusion_lab.metrics.log_names import AXES, GRIDS, SAMPLES
 from diffusion_lab.metrics.quantities import CLASSES
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from diffusion_lab.metrics import ExtractorUnavailable, GenerativeMetrics
+from diffusion_lab.metrics.classifier_scores import inception_score
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
-from diffusion_lab.metrics.inception_score import inception_score
 
 FACTS = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
 

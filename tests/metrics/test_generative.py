@@ -27,7 +27,7 @@ from diffusion_lab.metrics import (
     side_by_side,
 )
 from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
-from diffusion_lab.metrics.protocol import short_count
+from diffusion_lab.metrics.metric import short_count
 
 REFERENCE, REAL_VALUE = "fid/fake/train2k-100", "fid_real/fake/train2k-100"
 COVERAGE = ("precision", "recall", "density", "coverage")
@@ -103,8 +103,8 @@ def test_values_and_real_values_are_the_distances_by_name(tmp_path):
     metrics = prepared(tmp_path)
     source, extractor = FakeSource(), metrics.metrics.extractor
     values = figures(metrics, generated())
-    real = FeatureSet.of(extractor(source.train))
-    fake = FeatureSet.of(extractor(generated()))
+    real = FeatureSet(extractor(source.train))
+    fake = FeatureSet(extractor(generated()))
     names = ["fid", "fid_std", "fid_infinity", "kid"]
     expected = [f"{name}/fake/train2k-100" for name in names]
     expected += [f"{name}/fake/train100-100" for name in COVERAGE]
@@ -114,7 +114,7 @@ def test_values_and_real_values_are_the_distances_by_name(tmp_path):
     assert values["kid/fake/train2k-100"] == pytest.approx(kid(fake, real), rel=1e-9)
     assert values[REFERENCE] > 2 * values[REAL_VALUE] > 0
     everything = prepared(tmp_path, num_samples=300)
-    test = FeatureSet.of(extractor(source.test))
+    test = FeatureSet(extractor(source.test))
     assert everything.real["fid_real/fake/train2k-300"] == pytest.approx(frechet(test, real))
 
 
@@ -195,9 +195,7 @@ def test_the_real_value_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
         name = f"fid_class{label}/fake/train1k-{count}"
         real, ours = source.train[label::2], generated(101)[label::2]
         theirs = source.test[order[source.test_labels()[order] == label][:count]]
-        sides = [
-            FeatureSet.of(metrics.metrics.extractor(images)) for images in (real, ours, theirs)
-        ]
+        sides = [FeatureSet(metrics.metrics.extractor(images)) for images in (real, ours, theirs)]
         # features of another batch are rounded otherwise
         assert values[name] == pytest.approx(frechet(sides[0], sides[1]), rel=1e-4)
         beside = values[name.replace("/", "_real/", 1)]
@@ -465,6 +463,6 @@ def test_configurations_build(choice, extractor):
         metrics = instantiate(cfg.metrics)
         other = compose(overrides=[f"+metrics={choice}", "metrics/extractor=inception"])
     assert isinstance(metrics.extractor, extractor)
-    assert metrics.cache_dir == Path("/data/reference")
+    assert metrics.cache_dir == "/data/reference"
     assert metrics.reference_size is None
     assert isinstance(instantiate(other.metrics.extractor), Inception)

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from diffusion_lab.metrics import FeatureSet, frechet
-from diffusion_lab.metrics.fid import ClassFID, first_of_each
-from diffusion_lab.metrics.metric import ImageSet
+from diffusion_lab.metrics.feature_distances import ClassFID
+from diffusion_lab.metrics.metric import ImageSet, place_in_class
 
 
-def test_the_first_of_each_class():
-    labels = torch.tensor([1, 0, 1, 1, 0, 2])
-    assert first_of_each(labels, 2).tolist() == [True, True, True, False, True, True]
-    assert first_of_each(labels, 1).tolist() == [True, True, False, False, False, True]
+def test_the_place_in_the_class():
+    assert place_in_class(torch.tensor([1, 0, 1, 1, 0, 2])).tolist() == [0, 0, 1, 2, 1, 0]
 
 
 def labelled(seed: int, *counts: int) -> ImageSet:
@@ -47,7 +45,7 @@ def test_both_sides_are_of_the_class_and_real_values_of_as_many():
         "fid_class2_real/x/train9-3",
     ]
     for label, count in ((0, 20), (1, 30), (2, 3)):
-        real = FeatureSet.of(reference.features[reference.labels == label])
+        real = FeatureSet(reference.features[reference.labels == label])
         sides = (ours.features[ours.labels == label], test.features[test.labels == label][:count])
         own, beside_it = (
             value
@@ -55,8 +53,8 @@ def test_both_sides_are_of_the_class_and_real_values_of_as_many():
             for name, value in values.items()
             if name.startswith(f"fid_class{label}{kind}")
         )
-        assert own == pytest.approx(frechet(FeatureSet.of(sides[0]), real), rel=1e-9)
-        assert beside_it == pytest.approx(frechet(FeatureSet.of(sides[1]), real), rel=1e-9)
+        assert own == pytest.approx(frechet(FeatureSet(sides[0]), real), rel=1e-9)
+        assert beside_it == pytest.approx(frechet(FeatureSet(sides[1]), real), rel=1e-9)
 
 
 def test_a_class_of_one_image_has_no_figure():

@@ -3,7 +3,7 @@
 import pytest
 from helpers.refusals import refused
 
-from diffusion_lab.metrics.protocol import with_fingerprint
+from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.runs.results import require_same
 
 ONE = {"extractor": "inception", "data": "0123", "reference_images": 50_000, "num_samples": 5000}

@@ -19,7 +19,7 @@ from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
-from diffusion_lab.metrics.protocol import Protocol
+from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.quantities import HELD_OUT
 from diffusion_lab.runs.results import Sampling, common_metrics, sampling_of
 from diffusion_lab.training.callbacks import Evaluation, configured

@@ -10,8 +10,8 @@ from pathlib import Path
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.build.config_keys import Means, means
 from diffusion_lab.metrics import Quantity
+from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
-from diffusion_lab.metrics.protocol import FINGERPRINT, Protocol
 from diffusion_lab.metrics.quantities import HELD_OUT, QUANTITIES
 from diffusion_lab.runs.results import Sampling
 

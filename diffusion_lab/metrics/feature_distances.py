@@ -1,11 +1,8 @@
-"""The Fréchet distance of features, of all images (FID) and of each class."""
-
-import torch
-from torch import Tensor
+"""Distances of features: FID and KID of all images, and the FID of each class."""
 
 from diffusion_lab.common.ranges import ranges, whole
-from diffusion_lab.metrics.distances import frechet, frechet_of_halves, frechets_of
-from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity
+from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid
+from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Values
 
 
 class FID(Metric):
@@ -26,13 +23,22 @@ class FID(Metric):
     def __init__(self, half_splits: int = 5):
         self.half_splits = half_splits
 
-    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         fid = frechet(generated.statistics, reference.statistics)
         if not self.half_splits or len(generated) < 4:
             return {"fid": fid}
         halves = frechet_of_halves(generated.features, reference.statistics, self.half_splits)
         deviation = halves.std(correction=0).item()
         return {"fid": fid, "fid_std": deviation, "fid_infinity": 2 * fid - halves.mean().item()}
+
+
+class KID(Metric):
+    """KID (arXiv:1801.01401) on all pairs of images, without bias."""
+
+    quantities = (Quantity("kid", "KID", "squared MMD of features to training images", LOWER),)
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        return {"kid": kid(generated.statistics, reference.statistics)}
 
 
 class ClassFID(Metric):
@@ -45,25 +51,15 @@ class ClassFID(Metric):
     quantities = (Quantity("fid_class", "FID of class", meaning, LOWER, judged=False),)
     needs_labels = by_class = True
 
-    def measure(self, generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         """The FID of images that are all of one class."""
-        return {"fid_class": frechets_of(reference.features, [generated.features])[0]}
+        return {"fid_class": frechet(reference.statistics, generated.statistics)}
 
-    def results(
-        self, generated: ImageSet, reference: ImageSet, suffix: str = ""
-    ) -> dict[str, float]:
+    def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
         values = {}
         for label in reference.required_labels.unique().tolist():
-            ours, real = generated.of_class(label), reference.of_class(label)
+            ours, real = (x.select(x.required_labels == label) for x in (generated, reference))
             if min(len(ours), len(real)) >= 2:
                 name = f"fid_class{label}{suffix}/{self.protocol(ours, real)}"
                 values[name] = self.measure(ours, real)["fid_class"]
         return values
-
-
-def first_of_each(labels: Tensor, count: int) -> Tensor:
-    """Whether an image is among the first `count` of its class, (n,) bool, by labels (n,)."""
-    first = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        first[(labels == label).nonzero()[:count, 0]] = True
-    return first

@@ -1,0 +1,56 @@
+"""Scores by classifiers: the Inception Score, and the accuracy of samples of known classes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.metrics.extractor import Classifier
+from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity, Values, short_count
+
+PARTS = 10  # as published; the score depends on their size
+
+
+def inception_score(logits: Tensor) -> float:
+    """exp E KL(p(y | x) || p(y)), from 1 to the number of classes K (arXiv:1606.03498).
+
+    Of logits (n, K), the mean over ten parts, in order, or over as many as there are images.
+    """
+    scores = []
+    for part in logits.double().tensor_split(min(PARTS, len(logits))):
+        log_p = part.log_softmax(1)
+        log_marginal = log_p.logsumexp(0) - math.log(len(part))
+        scores.append((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
+    return torch.stack(scores).mean().item()
+
+
+class InceptionScore(Metric):
+    """The Inception Score, for extractors that are classifiers; it needs no reference."""
+
+    meaning = "how sure a classifier is of each sample, and how varied over all"
+    quantities = (Quantity("inception_score", "Inception Score", meaning, HIGHER, judged=False),)
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        logits = generated.extractor.logits(generated.features)
+        return {} if logits is None else {"inception_score": inception_score(logits.cpu())}
+
+    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
+        return f"{generated.extractor.name}/{short_count(len(generated))}"
+
+
+class Accuracy(Metric):
+    """The accuracy of `classifier` on samples, whose labels are the classes asked for."""
+
+    meaning = "samples that a classifier reads as the class asked for"
+    quantities = (Quantity("accuracy", "Accuracy", meaning, HIGHER, percent=True),)
+    needs_labels = True
+
+    def __init__(self, classifier: Classifier):
+        self.classifier = classifier
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        right = torch.as_tensor(generated.guesses == generated.labels)
+        return {"accuracy": right.double().mean().item()}
+
+    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
+        return f"{self.classifier.name}/{short_count(len(generated))}"
