@@ -7,16 +7,10 @@ from omegaconf import DictConfig
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.profiling import budget
-from diffusion_lab.training.doctor import (
-    data_checks,
-    machine_checks,
-    model_checks,
-    training_checks,
-)
-from diffusion_lab.training.doctor.facts import Facts, facts_of
+from diffusion_lab.training.doctor import data_checks, machine_checks, model_checks, training_checks
 from diffusion_lab.training.doctor.finding import ERROR, OK, SKIPPED, Finding, Missing, Remark
 from diffusion_lab.training.doctor.planned_run import PlannedRun
-from diffusion_lab.training.doctor.report import show
+from diffusion_lab.training.doctor.report import Facts, facts_of, show
 
 CHECKS: tuple[Callable[[PlannedRun], Iterable[Remark]], ...] = (
     *data_checks.CHECKS,

@@ -1,14 +1,75 @@
-"""A diagnosis for people: the facts, then what is to be changed, the worst first."""
+"""A diagnosis for people: the run in numbers, then what is to be changed, the worst first."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
 from rich.markup import escape
 
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import console, say
-from diffusion_lab.training.doctor.facts import Facts
-from diffusion_lab.training.doctor.finding import ADVICE, ERROR, OK, SKIPPED, WARNING, Finding
+from diffusion_lab.training.doctor.finding import (
+    ADVICE,
+    ERROR,
+    OK,
+    SKIPPED,
+    WARNING,
+    Finding,
+    Missing,
+)
+from diffusion_lab.training.doctor.planned_run import PlannedRun
+from diffusion_lab.training.logger.reachability import why_offline
 
+Facts = dict[str, Any]
 COLOURS = {ERROR: "bold red", WARNING: "yellow", ADVICE: "cyan"}
 NOUNS = {ERROR: "error{}", WARNING: "warning{}", ADVICE: "piece{} of advice"}
+
+
+def wandb(run: PlannedRun) -> str:
+    """Where W&B's record goes."""
+    if not run.cfg.logger:
+        return "none"
+    reason = why_offline(run.cfg.logger.mode)
+    return f"offline, {reason}" if reason else "online"
+
+
+FACTS: dict[str, Callable[[PlannedRun], object]] = {
+    "data": lambda run: run.cfg.data.source._target_.rpartition(".")[2],
+    "image_shape": lambda run: list(run.data.image_shape),
+    "training_images": lambda run: len(run.data.train_images()),
+    "test_images": lambda run: len(run.data.test_images()),
+    "classes": lambda run: run.data.num_classes,
+    "mean": lambda run: run.sample.float().mean().item() / 127.5 - 1,
+    "std": lambda run: run.sample.float().std().item() / 127.5,
+    "parameters": lambda run: run.cost.params,
+    "macs": lambda run: run.cost.macs,
+    "batch": lambda run: str(run.batch),
+    "batch_size": lambda run: run.batch.batch_size,
+    "steps": lambda run: run.steps,
+    "max_steps": lambda run: run.cfg.trainer.max_steps,
+    "images_seen": lambda run: run.images_seen,
+    "epochs": lambda run: run.images_seen / len(run.data.train_images()),
+    "device": lambda run: (
+        torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
+    ),
+    "precision": lambda run: run.precision,
+    "wandb": wandb,
+    "training_seconds": lambda run: run.plan.training,
+    "drawing_seconds": lambda run: run.plan.drawing,
+    "features_seconds": lambda run: run.plan.features,
+    "memory_bytes": lambda run: run.memory.needed,
+    "free_memory_bytes": lambda run: run.memory.free,
+}
+
+
+def facts_of(run: PlannedRun) -> Facts:
+    """The facts that can be had."""
+    facts: Facts = {}
+    for name, fact in FACTS.items():
+        with suppress(Missing):
+            facts[name] = fact(run)
+    return facts
 
 
 def show(findings: list[Finding], facts: Facts) -> None:
@@ -49,11 +110,11 @@ def lines_of(facts: Facts) -> list[str]:
         limit = f" of {facts['max_steps']:,}, as trainer.max_time ends it," if limited else ","
         passes = facts["epochs"]
         passes = f"{passes:,.0f}" if passes >= 100 else f"{passes:.2g}"
-        lines.append(f"Batch: {facts['batch']}")
-        lines.append(
+        lines += [
+            f"Batch: {facts['batch']}",
             f"Run: {'about ' if limited else ''}{facts['steps']:,} steps{limit} "
-            f"{amount(facts['images_seen'])} images, {passes} times each"
-        )
+            f"{amount(facts['images_seen'])} images, {passes} times each",
+        ]
     if "device" in facts:
         lines.append(f"Device: {facts['device']}, {facts['precision']}")
         if "memory_bytes" in facts:
