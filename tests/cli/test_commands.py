@@ -155,18 +155,12 @@ def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, run_folder, mo
     assert "measure it by `diffusion-lab evaluate run=2024 sampler.steps=4`" in err
 
 
-def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(lab, run_folder):
-    code, _, err = lab("evaluate", "run=unopened", "against=[run,nowhere]")
-    assert code == 2
-    assert "nowhere is no run folder" in err
+def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(refusal, run_folder):
+    assert "nowhere" in refusal("evaluate", "run=unopened", "against=[run,nowhere]")
     (run_folder / "summary.json").unlink()
-    code, _, err = lab("evaluate", "run=unopened", "against=run")
-    assert code == 2
-    assert "measure it by `diffusion-lab evaluate" in err
+    assert "`diffusion-lab evaluate" in refusal("evaluate", "run=unopened", "against=run")
     (run_folder / "checkpoints/last.ckpt").unlink()
-    code, _, err = lab("evaluate", "run=unopened", "against=run")
-    assert code == 2
-    assert "run has no checkpoints/last.ckpt yet" in err
+    assert "checkpoints/last.ckpt" in refusal("evaluate", "run=unopened", "against=run")
 
 
 @pytest.mark.parametrize(

@@ -73,14 +73,12 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
 
 
-def test_a_resumed_run_refuses_another_folder(lab, tmp_path):
+def test_a_resumed_run_refuses_another_folder(lab, refusal, tmp_path):
     photos(tmp_path)
     code, _, err = lab("train", "data=image_folder", "data.source.path=photos", *QUICK)
     assert code == 0, err
     folder(tmp_path / "photos", {"fox/0.png": 0})
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
-    assert code == 2
-    assert "photos has a folder fox besides, where the classes are cat, dog, eel" in err
+    assert "folder fox" in refusal("train", "resume=run", "trainer.max_steps=6")
 
 
 def test_images_without_classes_are_trained_without_labels(lab, tmp_path):

@@ -16,7 +16,5 @@ def test_an_evaluation_by_another_name_is_found(lab, tmp_path):
     assert "Samples: run/samples/step_" in err
 
 
-def test_what_is_no_callback_is_refused_by_its_key(lab):
-    code, _, err = lab("train", *TINY, "+callbacks.odd._target_=torch.nn.Identity")
-    assert code == 2
-    assert "callbacks.odd" in err
+def test_what_is_no_callback_is_refused_by_its_key(refusal):
+    assert "callbacks.odd" in refusal("train", *TINY, "+callbacks.odd._target_=torch.nn.Identity")

@@ -218,11 +218,11 @@ def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, bad_
     assert counts == {2.0}
 
 
-def test_settings_that_make_no_sense_are_refused(lab):
+def test_settings_that_make_no_sense_are_refused(refusal):
     for key in ("patience=1", "max_rollbacks=-1"):
-        code, _, err = lab("train", *QUICK, f"callbacks.non_finite.{key}")
-        assert code == 2
-        assert key.split("=")[0] in err
+        assert f"callbacks.non_finite.{key}" in refusal(
+            "train", *QUICK, f"callbacks.non_finite.{key}"
+        )
 
 
 @pytest.mark.slow

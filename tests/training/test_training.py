@@ -117,11 +117,9 @@ def test_resuming_equals_never_having_stopped(lab, tmp_path, monkeypatch, micro,
             assert torch.equal(value, states[1][part][name]), name
 
 
-def test_a_finished_run_is_not_trained_again_by_mistake(lab, run_folder):
+def test_a_finished_run_is_not_trained_again_by_mistake(refusal, run_folder):
     before = (run_folder / "summary.json").read_bytes()
-    code, _, err = lab("train", "resume=run")
-    assert code == 2
-    assert "is finished; write trainer.max_steps above 4" in err
+    assert "trainer.max_steps above 4" in refusal("train", "resume=run")
     assert (run_folder / "summary.json").read_bytes() == before
 
 
@@ -153,21 +151,16 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch
     assert checkpoint["global_step"] == 3
 
 
-def test_resume_changes_lengths_but_not_the_model(lab, run_folder):
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=9", "batch_size=16")
-    assert code == 2
-    assert "cannot change in a run that is resumed" in err
+def test_resume_changes_lengths_but_not_the_model(refusal, run_folder):
+    assert "batch_size=16" in refusal("train", "resume=run", "trainer.max_steps=9", "batch_size=16")
 
 
 @pytest.mark.parametrize("suffix", ["", "/checkpoints"])
-def test_a_folder_that_is_no_run_is_named(lab, tmp_path, suffix):
+def test_a_folder_that_is_no_run_is_named(refusal, tmp_path, suffix):
     (tmp_path / "empty/checkpoints").mkdir(parents=True)
     for command in (["sample"], ["evaluate"], ["train"]):
         key = "resume" if command == ["train"] else "run"
-        code, _, err = lab(*command, f"{key}=empty{suffix}")
-        assert code == 2
-        assert "is no run folder" in err
-        assert "Traceback" not in err
+        assert "config.yaml" in refusal(*command, f"{key}=empty{suffix}")
 
 
 def test_a_damaged_checkpoint_is_named(lab, run_folder):
@@ -178,9 +171,7 @@ def test_a_damaged_checkpoint_is_named(lab, run_folder):
     assert "last.ckpt is damaged" in err
 
 
-def test_a_new_run_never_overwrites_another(lab, run_folder):
+def test_a_new_run_never_overwrites_another(refusal, run_folder):
     before = (run_folder / "metrics.jsonl").read_bytes()
-    code, _, err = lab("train", *TINY, "run_dir=run")
-    assert code == 2
-    assert "already holds a run" in err
+    assert "run_dir=run" in refusal("train", *TINY, "run_dir=run")
     assert (run_folder / "metrics.jsonl").read_bytes() == before
