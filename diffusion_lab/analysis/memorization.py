@@ -1,6 +1,5 @@
 """What a trained run has memorised: neighbours, FID and loss, on trained-on and held-out images."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common import hashing
-from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.files import write_json
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.randomness import random_places
@@ -70,7 +69,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "fid": fid,
         "loss_by_level": losses,
     }
-    write_atomically(folder / "report.json", json.dumps(result, indent=2) + "\n")
+    write_json(folder / "report.json", result)
     plots.pairs(samples, training, spaces, cfg.pairs, folder / "pairs.png")
     plots.losses_by_level(losses, folder / "losses.png")
     tell(result)

@@ -1,32 +1,15 @@
 """From a composed configuration to objects; shapes are facts that flow from the data."""
 
-from dataclasses import dataclass
-
 import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.build.checks import check_first_stage, check_sampling, check_training
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.build.model import Model, check_first_stage, check_sampling, check_training
 from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.diffusion.objective import Objective
-from diffusion_lab.diffusion.schedule import NoiseSchedule
-from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.pipeline import Pipeline
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is trained, and what gives it meaning."""
-
-    denoiser: Denoiser
-    schedule: NoiseSchedule
-    objective: Objective
-    first_stage: FirstStage
-    augmentation: NonLeaky | None
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
@@ -58,13 +41,12 @@ def build_model(
     cfg = with_data_std(cfg, first_stage.data_std)
     objective = instantiate(cfg, "objective")(schedule=schedule)
     augmentation = instantiate(cfg, "augmentation")
-    explodes = schedule.explodes
     discrete = schedule.discrete_steps is not None
     label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
     if label == "auto":
-        label = "log_sigma" if explodes else "index" if discrete else "time"
+        label = "log_sigma" if schedule.explodes else "index" if discrete else "time"
     if std == "auto":
-        std = first_stage.data_std if explodes else None
+        std = first_stage.data_std if schedule.explodes else None
     check_training(schedule, objective, label)
     check_first_stage(first_stage, augmentation)
     with torch.device(device), errors_at(cfg, "denoiser"):
@@ -101,13 +83,7 @@ def build_pipeline(
 ) -> Pipeline:
     """Sampling as `cfg.sampler` and `cfg.guidance` say; `weak` is the denoiser of its weak_run."""
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
-    check_sampling(
-        model.schedule,
-        model.objective,
-        sampler,
-        guidance,
-        model.denoiser.conditioning.conditional,
-    )
+    check_sampling(model, sampler, guidance)
     with errors_at(cfg, "sampler"):
         sampler.time_grid(model.schedule, sampler.steps)  # says itself if it does not fit
     return Pipeline(

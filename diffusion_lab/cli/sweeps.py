@@ -1,6 +1,5 @@
 """Sweeps over trainings: each job leaves a file that says what became of it, told at the end."""
 
-import json
 import os
 import shlex
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.cli.arguments import MULTIRUN, apart
 from diffusion_lab.cli.job import run, say
-from diffusion_lab.common.files import OUTPUTS, write_atomically
+from diffusion_lab.common.files import OUTPUTS, read_json, write_json
 from diffusion_lab.common.messages import UserError
 
 DONE, SKIPPED, FAILED = "trained", "finished before", "failed"
@@ -66,14 +65,13 @@ def note(sweep: str, number: int, status: str, overrides: list[str], **more: str
     """Keeps what became of a job, and the overrides that run it alone."""
     folder = Path(sweep) / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
-    outcome = {"status": status, "overrides": overrides} | more
-    write_atomically(folder / f"{number}.json", json.dumps(outcome, indent=2) + "\n")
+    write_json(folder / f"{number}.json", {"status": status, "overrides": overrides} | more)
 
 
 def read(sweep: str) -> list[dict]:
     """What became of the jobs, in their order."""
     files = sorted((Path(sweep) / "jobs").glob("*.json"), key=lambda path: int(path.stem))
-    return [json.loads(path.read_text()) for path in files]
+    return list(map(read_json, files))
 
 
 def tell(sweep: str, command: list[str]) -> bool:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 OUTPUTS = Path("outputs")  # where runs go by default
 UNFINISHED = ".part"  # the end of a file's name while it is written
@@ -47,6 +47,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replaces the content of `path`."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replaces the content of `path` by plain values as indented JSON."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary in a JSON file; an empty one where there is none, or the file is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def remove_unfinished(folder: Path, names: str = "*") -> None:

@@ -142,24 +142,18 @@ def one_of(*options: object) -> Range:
     return Range(f"one of {names}", lambda value: any(value is o or value == o for o in options))
 
 
-def list_of(item: Range, shortest: int = 0) -> Range:
-    """Lists of at least `shortest` values of one range."""
-    several = item.wanted.removeprefix("a ").replace("number", "numbers", 1)
+def whole_list(least: int, shortest: int = 0) -> Range:
+    """Lists of at least `shortest` whole numbers of at least `least`."""
+    item = whole(least)
     return Range(
-        f"a list of {f'{shortest} or more ' if shortest else ''}{several}",
+        f"a list of {f'{shortest} or more ' if shortest else ''}whole numbers of at least {least}",
         lambda value: (
             isinstance(value, Sequence)
             and not isinstance(value, str)
             and len(value) >= shortest
             and all(map(item.allows, value))
         ),
-        None if item.example is None else [item.example],
     )
-
-
-def whole_list(least: int, shortest: int = 0) -> Range:
-    """Lists of whole numbers of at least `least`."""
-    return list_of(whole(least), shortest)
 
 
 def either(first: Range, second: Range) -> Range:

@@ -3,13 +3,12 @@
 A job that is requeued keeps its id, and so finds the run that it has begun.
 """
 
-import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.common.files import OUTPUTS, write_atomically
+from diffusion_lab.common.files import OUTPUTS, read_json, write_json
 
 RECORD = "slurm_job"  # in the folder of a run that a job of SLURM trains: that job
 SECONDS = 60  # how long one of its commands may take
@@ -59,7 +58,7 @@ def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) 
     restarts = asked.pop("restarts")
 
     def is_own(folder: Path) -> bool:
-        found = _read(folder)
+        found = read_json(folder / RECORD)
         return found.pop("restarts", restarts) < restarts and found == asked
 
     folders = [Path(run_dir)] if run_dir else sorted((OUTPUTS / name).glob("*"))
@@ -70,8 +69,7 @@ def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) 
 def sign(folder: Path, command: str, overrides: list[str]) -> None:
     """Notes in the folder of a new run which step of which job it belongs to, and its command."""
     if step():
-        record = json.dumps(_record(command, overrides), indent=2)
-        write_atomically(folder / RECORD, f"{record}\n")
+        write_json(folder / RECORD, _record(command, overrides))
 
 
 def _record(command: str, overrides: list[str]) -> dict[str, Any]:
@@ -82,14 +80,6 @@ def _record(command: str, overrides: list[str]) -> dict[str, Any]:
         # without the group of a sweep, which has another name when it is started again
         "overrides": [each for each in overrides if not each.startswith("logger.group=")],
     }
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def requeue() -> str:

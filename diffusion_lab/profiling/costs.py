@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from diffusion_lab.backbone import macs
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.macs import Cost
-from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
+from diffusion_lab.build.model import Model
+from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 

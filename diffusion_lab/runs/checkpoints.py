@@ -16,6 +16,7 @@ from diffusion_lab.common.messages import UserError, say
 
 FOLDER = Path("checkpoints")  # in that of the run
 LAST, PREVIOUS, DAMAGED = FOLDER / "last.ckpt", FOLDER / "previous.ckpt", FOLDER / "damaged.ckpt"
+LINK = f".{PREVIOUS.name}{UNFINISHED}"  # beside the last one: its name to be
 
 
 def save(checkpoint: dict, path: Path) -> None:
@@ -28,19 +29,13 @@ def save(checkpoint: dict, path: Path) -> None:
         torch.save(checkpoint, file)
         to_disk(file)
         if path.exists():
-            _rotate(path, path.with_name(PREVIOUS.name))
-
-
-def _rotate(path: Path, previous: Path) -> None:
-    """Gives the file at `path` the name `previous`, too, or instead without hard links."""
-    link = previous.with_name(f".{previous.name}{UNFINISHED}")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:
-        os.replace(path, previous)
-    else:
-        os.replace(link, previous)
+            previous, link = (path.with_name(name) for name in (PREVIOUS.name, LINK))
+            link.unlink(missing_ok=True)
+            try:
+                os.link(path, link)
+            except OSError:  # no hard links here
+                link = path
+            os.replace(link, previous)
 
 
 def exists(run: str | Path) -> bool:

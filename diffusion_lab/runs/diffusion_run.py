@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.build.objects import Model, build_datamodule, build_model, build_pipeline
+from diffusion_lab.build.model import Model
+from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser

@@ -4,7 +4,6 @@ config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wan
 """
 
 import itertools
-import json
 import os
 import uuid
 from datetime import datetime
@@ -14,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import diffusion_lab
-from diffusion_lab.common.files import OUTPUTS, write_atomically
+from diffusion_lab.common.files import OUTPUTS, read_json, write_atomically, write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
@@ -105,11 +104,7 @@ def unfinished(name: str) -> Path | None:
 
 def load_summary(folder: str | Path) -> dict:
     """summary.json of a run; an empty dictionary before there is one, or if it is damaged."""
-    try:
-        summary = json.loads((Path(folder) / SUMMARY).read_text())
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
+    return read_json(Path(folder) / SUMMARY)
 
 
 def reopen(folder: Path) -> None:
@@ -124,7 +119,7 @@ def reopen(folder: Path) -> None:
 
 def write_summary(folder: Path, summary: dict) -> None:
     """Writes summary.json, whole or not at all."""
-    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY, summary)
 
 
 def save_config(folder: Path, cfg: DictConfig) -> None:

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from io import FileIO
 from pathlib import Path
 
 from diffusion_lab.common.messages import UserError, say
@@ -18,9 +17,9 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a run in this block, on rank 0.
+    """Holds a run in this block, on rank 0, and says so where the file system has no locks.
 
-    Raises UserError if another process does, or nothing can be written there.
+    Raises UserError if another process holds it, or nothing can be written there.
     """
     if rank_and_world()[0] != 0:
         yield
@@ -29,31 +28,22 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             # without a buffer, or closing it would fail a second time
             file = stack.enter_context((folder / FILE).open("ab+", buffering=0))
-            _hold(file, folder)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except BlockingIOError as error:
             raise _held(folder) from error
         except OSError as error:
-            raise UserError(
-                f"nothing can be written to {folder} ({error.strerror}); choose another folder by "
-                "run_dir=..., or mend this one"
-            ) from error
+            if error.errno not in WITHOUT_LOCKS:
+                raise UserError(
+                    f"nothing can be written to {folder} ({error.strerror}); choose another folder "
+                    "by run_dir=..., or mend this one"
+                ) from error
+            say(
+                f"Advice: the file system of {folder} has no locks, so nothing stops a second "
+                "process from training the same run; see that there is none"
+            )
         yield
-
-
-def _hold(file: FileIO, folder: Path) -> None:
-    """Locks a file, and writes into it who did; says so where there are no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-        say(
-            f"Advice: the file system of {folder} has no locks, so nothing stops a second process "
-            "from training the same run; see that there is none"
-        )
-    else:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def require_unlocked(folder: Path) -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common import hashing
-from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.runs.folder import load_config, load_summary
@@ -55,7 +55,7 @@ def save_evaluation(
     path = Path(folder) / EVALUATIONS / f"{hashing.of_text(key)[:12]}.json"
     path.parent.mkdir(exist_ok=True)
     record = {"metrics": metrics, "extra_quantities": list(extra)}
-    write_atomically(path, json.dumps(facts | weights | record, indent=2) + "\n")
+    write_json(path, facts | weights | record)
     return path
 
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from diffusion_lab.build.checks import advice
+from diffusion_lab.build.model import advice
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import ceiling

@@ -16,7 +16,6 @@ from diffusion_lab.common.ranges import (
     either,
     flag,
     inside,
-    list_of,
     number,
     one_of,
     optional,
@@ -40,7 +39,6 @@ ALLOWED = [
     (one_of("a", "b"), ["a", "b"], ["c", None, 0, ["a"]]),
     (whole_list(0), [[], [0, 3], (1,), OmegaConf.create([1, 2])], ["12", [-1], [1.5], 3, None]),
     (whole_list(0, shortest=1), [[0]], [[]]),
-    (list_of(above(0)), [[0.5]], [[0.5, 0]]),
     (either(one_of("auto"), above(0)), ["auto", 1], [0, "x", None]),
     (optional(whole(1)), [None, 1], [0, "null"]),
 ]

@@ -1,6 +1,5 @@
 """What is compared: the figures of generated images, the held-out loss, memorisation, and costs."""
 
-import json
 import math
 import statistics
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.build.config_keys import Means, means
+from diffusion_lab.common.files import read_json
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
@@ -92,12 +92,8 @@ def copy_ratios(
 
 def report_of(run: Run) -> dict | None:
     """What `memorization` wrote in a run; None: nothing that can be read."""
-    path = run.folder / "memorization" / "report.json"
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) and "neighbours" in report else None
+    report = read_json(run.folder / "memorization" / "report.json")
+    return report if "neighbours" in report else None
 
 
 def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:

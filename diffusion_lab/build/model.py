@@ -1,9 +1,12 @@
-"""Cross-checks of a composition, made before anything is built or trained."""
+"""The parts of a model, and cross-checks of them, made before anything is trained."""
+
+from dataclasses import dataclass
 
 import torch
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import NonLeaky
+from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import Objective
 from diffusion_lab.diffusion.sampler import Sampler
@@ -11,6 +14,17 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 
 LARGE_GAIN = 1000  # of the network's error, from where on samples of good models go astray
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained, and what gives it meaning."""
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    objective: Objective
+    first_stage: FirstStage
+    augmentation: NonLeaky | None
 
 
 def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: str) -> None:
@@ -85,15 +99,10 @@ def option(objective: Objective) -> str:
     return type(objective.prediction).__name__.lower()
 
 
-def check_sampling(
-    schedule: NoiseSchedule,
-    objective: Objective,
-    sampler: Sampler,
-    guidance: Guidance,
-    conditional: bool,
-) -> None:
+def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
     """Refuses what cannot be sampled from a model, before it is trained for hours."""
-    if sampler.time_grid.needs_table and schedule.discrete_steps is None:
+    objective, conditional = model.objective, model.denoiser.conditioning.conditional
+    if sampler.time_grid.needs_table and model.schedule.discrete_steps is None:
         raise UserError(
             "this sampler.time_grid counts the points of a table, and this schedule has none; use "
             "sampler/time_grid=uniform, or a discrete schedule such as schedule=ddpm_linear"

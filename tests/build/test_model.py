@@ -3,7 +3,7 @@
 import pytest
 from helpers.refusals import refused
 
-from diffusion_lab.build.checks import advice, check_training
+from diffusion_lab.build.model import advice, check_training
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import (
