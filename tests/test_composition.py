@@ -151,10 +151,10 @@ def test_the_deviation_that_is_scaled_by_is_that_of_pixels_or_of_latents(configu
 
 def test_some_pairs_are_refused_and_most_are_not(configure):
     every = [*product(options("schedule"), options("objective/prediction"))]
-    refused = {pair for pair in every if says_nothing_on_pure_noise(*pair)}
-    assert {("rectified", "eps"), ("zero_terminal_snr", "score")} <= refused
-    assert len(refused) < len(every) / 4
-    for schedule, prediction in refused:
+    senseless = {pair for pair in every if says_nothing_on_pure_noise(*pair)}
+    assert {("rectified", "eps"), ("zero_terminal_snr", "score")} <= senseless
+    assert len(senseless) < len(every) / 4
+    for schedule, prediction in senseless:
         with refused(f"objective/prediction={prediction}"):
             model_of(assembled(schedule=schedule, objective__prediction=prediction))
 
