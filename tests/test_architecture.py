@@ -29,9 +29,6 @@ ROOMS = [  # each may import those above it
 ]
 ALONE = {"diffusion": {"common", "diffusion"}, "backbone": {"common", "backbone"}}
 ENTRY = ("__init__", "__main__")
-SHARED_NAMES = {  # of classes in two places, where both are the same thing of the field
-    "Preprocess": "each extractor's own, of pixels",
-}
 FILE_LINES, FUNCTION_LINES = 250, 50
 
 
@@ -112,7 +109,7 @@ def test_each_function_fits_in_the_head():
 
 def test_a_name_of_a_class_is_there_once():
     names = [n.name for _, tree in trees() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
-    assert {name for name in names if names.count(name) > 1} <= set(SHARED_NAMES)
+    assert not {name for name in names if names.count(name) > 1}
 
 
 def test_the_core_names_no_keys_of_the_configuration():

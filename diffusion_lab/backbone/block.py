@@ -79,12 +79,9 @@ class AdaLN(Block):
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
-        coefficients = self.modulation(condition.vector).chunk(
-            len(self.branches) * self.coefficients, dim=1
-        )
-        for i, branch in enumerate(self.branches):
-            first = i * self.coefficients
-            x = self.add(x, branch, *coefficients[first : first + self.coefficients])
+        coefficients = self.modulation(condition.vector).chunk(len(self.branches), dim=1)
+        for branch, own in zip(self.branches, coefficients, strict=True):
+            x = self.add(x, branch, *own.chunk(self.coefficients, dim=1))
         return x
 
 

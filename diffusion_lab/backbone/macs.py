@@ -5,7 +5,6 @@ module multiplies outside of such layers, as attention does between tokens, it s
 `mixing_macs(*forward_inputs) -> int`. Norms, activations and sums are not counted.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# modules with one row of weights for each channel that they put out, and that they take
+PER_OUTPUT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PER_INPUT = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRAINING_PASSES = 3  # a step costs so many forward passes: backward is about two
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,10 @@ def count(network: nn.Module, forward: Callable[[], object]) -> list[Cost]:
 def own_macs(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> int:
     """MACs of one call of a module, its children aside."""
     macs = 0
-    if isinstance(module, nn.Linear):
-        macs = output.numel() * module.in_features
-    elif isinstance(module, CONVOLUTIONS):
-        kernel = math.prod(module.kernel_size)
-        macs = output.numel() * module.in_channels // module.groups * kernel
-    elif isinstance(module, TRANSPOSED):
-        kernel = math.prod(module.kernel_size)
-        macs = inputs[0].numel() * module.out_channels // module.groups * kernel
+    if isinstance(module, PER_OUTPUT):
+        macs = output.numel() * module.weight[0].numel()
+    elif isinstance(module, PER_INPUT):
+        macs = inputs[0].numel() * module.weight[0].numel()
     if mixing_macs := getattr(module, "mixing_macs", None):
         macs += mixing_macs(*inputs, **keywords)
     return macs

@@ -73,21 +73,17 @@ class Guidance:
         """
         if weak is None and self.weak_run is not None:
             raise ValueError("weak_run needs its denoiser: bind(denoiser, labels, weak)")
-        unlabelled = labels is None or not denoiser.conditioning.conditional
-        if weak is None and self.scale not in (0, 1) and unlabelled:
-            raise ValueError(
-                f"scale={self.scale} needs a model trained on labels; 1 is no guidance"
-            )
         ask = asking(denoiser, labels)
         if self.scale == 0:
             ask = asking(denoiser, None) if weak is None else asking(weak, labels)
+        elif self.scale != 1 and weak is not None:
+            ask = guided(self, ask, with_weak(ask, weak, labels))
         elif self.scale != 1:
-            if weak is not None:
-                pair = with_weak(ask, weak, labels)
-            else:
-                assert labels is not None, "checked above"
-                pair = with_unlabelled(denoiser, labels)
-            ask = guided(self, ask, pair)
+            if labels is None or not denoiser.conditioning.conditional:
+                raise ValueError(
+                    f"scale={self.scale} needs a model trained on labels; 1 is no guidance"
+                )
+            ask = guided(self, ask, with_unlabelled(denoiser, labels))
         return self_conditioned(ask if self.clip is None else clipped(ask, self.clip))
 
 

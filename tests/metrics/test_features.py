@@ -65,7 +65,7 @@ def published_features(x, weights):
 def test_efficientnet_is_the_published_network_before_and_after_folding():
     path = efficientnet_lite0.weights_file()
     network = efficientnet_lite0.pretrained(path).eval()
-    x = efficientnet_lite0.Preprocess()(images(8))
+    x = efficientnet_lite0.ShrunkPixels()(images(8))
     expected = published_features(x, torch.load(path, weights_only=True))
     assert expected.std() > 0.1
     torch.testing.assert_close(network(x), expected, rtol=0, atol=2e-6)
@@ -75,7 +75,7 @@ def test_efficientnet_is_the_published_network_before_and_after_folding():
 
 
 def test_efficientnet_preprocessing():
-    preprocess = efficientnet_lite0.Preprocess()
+    preprocess = efficientnet_lite0.ShrunkPixels()
     for value, expected in ((0, -1.0), (255, 1.0), (51, -0.6)):
         x = preprocess(torch.full((2, 3, 28, 28), value, dtype=torch.uint8))
         assert x.shape == (2, 3, 96, 96)

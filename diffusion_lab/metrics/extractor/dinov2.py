@@ -60,7 +60,7 @@ class DINOv2(FeatureExtractor):
         checksum = hashing.of_tensors({k: v.float() for k, v in network.state_dict().items()})
         self.dim = network.num_features
         self.name = f"dinov2-{self.model}-{checksum[:8]}"
-        return nn.Sequential(Preprocess(), network), checksum
+        return nn.Sequential(ImageNetNormalised(), network), checksum
 
 
 def refuse_code(path: Path) -> None:
@@ -75,7 +75,7 @@ def refuse_code(path: Path) -> None:
         ) from error
 
 
-class Preprocess(nn.Module):
+class ImageNetNormalised(nn.Module):
     """uint8 (B, 3, H, W) -> float32 (B, 3, 224, 224), normalised."""
 
     mean: Tensor  # (3, 1, 1), as is the next

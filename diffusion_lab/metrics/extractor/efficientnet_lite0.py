@@ -26,10 +26,10 @@ class EfficientNetLite0(FeatureExtractor):
     def build(self) -> tuple[nn.Module, str]:
         """The folded network and the checksum of the package's weights."""
         network = fold_batch_norm(pretrained(weights_file()))
-        return nn.Sequential(Preprocess(), network), WEIGHTS_SHA256
+        return nn.Sequential(ShrunkPixels(), network), WEIGHTS_SHA256
 
 
-class Preprocess(nn.Module):
+class ShrunkPixels(nn.Module):
     """uint8 (B, 3, H, W) -> float32 (B, 3, 96, 96) in [-1, 1], channels last."""
 
     def forward(self, images: Tensor) -> Tensor:
