@@ -1,9 +1,9 @@
 """The sampling call, seeds and labels in, uint8 images out; and the evaluation of what it draws."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +22,32 @@ from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics import PreparedMetrics
 
 
+class Generator(ABC):
+    """Draws samples by their ids and a seed, in `steps` steps; here without classes."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the samples are of classes."""
+        return False
+
+    @property
+    def steps(self) -> int:
+        """The number of steps in which samples are drawn."""
+        return 1
+
+    def labels(self, ids: Sequence[int]) -> Tensor | None:
+        """The class of each sample, (B,) int64; None for an unconditional model."""
+        return None
+
+    @abstractmethod
+    def __call__(
+        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
+    ) -> Tensor:
+        """Draws samples `ids`, uint8 (B, C, H, W); `on_step` is called after each step."""
+
+
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Generator):
     """A denoiser with everything else that sampling needs.
 
     Sample i is fixed by `seed` and i alone: labels cycle through the classes, and each sample has
@@ -40,12 +64,10 @@ class Pipeline:
 
     @property
     def conditional(self) -> bool:
-        """Whether the samples are of classes."""
         return bool(self.denoiser.conditioning.conditional)
 
     @property
     def steps(self) -> int:
-        """The number of steps of the sampler."""
         return self.sampler.steps
 
     def labels(self, ids: Sequence[int]) -> Tensor | None:
@@ -83,22 +105,6 @@ class Pipeline:
         if bad:
             say(f"{bad} of {len(x)} samples are not finite: the model or its sampler diverged")
         return self.first_stage.decode(x)
-
-
-class Generator(Protocol):
-    """Draws samples by their ids and a seed, as a `Pipeline` does, or the prior of a VAE."""
-
-    @property
-    def conditional(self) -> bool: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    def labels(self, ids: Sequence[int]) -> Tensor | None: ...
-
-    def __call__(
-        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
-    ) -> Tensor: ...
 
 
 def draw(

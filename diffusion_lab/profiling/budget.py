@@ -1,7 +1,8 @@
 """What the runs of a study have in equal measure, and the settings that follow from it."""
 
 import math
-from dataclasses import dataclass
+import time
+from typing import Annotated
 
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
@@ -9,20 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import inside, one_of, optional, ranges, whole
+from diffusion_lab.common.ranges import inside, one_of, optional, settings, whole
 from diffusion_lab.profiling.match import find_match
 
 ENDLESS = 1_000_000_000  # steps; the clock ends the run
 NOT_OF_MATCH = ("speed", "depth", "combinations")  # keys of doctor and profile
 
 
-@ranges(
-    by=one_of("params", "macs"),
-    tolerance=inside(0, 1),
-    images=optional(whole(1)),
-    seconds=optional(whole(1)),
-)
-@dataclass(frozen=True)
+@settings
 class Budget:
     """Size and length of a run: a network's by that of `reference`, training's in one unit.
 
@@ -33,10 +28,10 @@ class Budget:
     """
 
     reference: str | None
-    by: str
-    tolerance: float
-    images: int | None
-    seconds: int | None
+    by: Annotated[str, one_of("params", "macs")]
+    tolerance: Annotated[float, inside(0, 1)]
+    images: Annotated[int | None, optional(whole(1))]
+    seconds: Annotated[int | None, optional(whole(1))]
     solved: list[str] | None
 
     def __post_init__(self) -> None:
@@ -56,10 +51,8 @@ class Budget:
                 "trainer.max_time": "null",
             }
         if self.seconds is not None:
-            minutes, seconds = divmod(self.seconds, 60)
-            hours, minutes = divmod(minutes, 60)
-            days, hours = divmod(hours, 24)
-            limit = f"'{days:02}:{hours:02}:{minutes:02}:{seconds:02}'"
+            days, seconds = divmod(self.seconds, 24 * 60 * 60)
+            limit = f"'{days:02}:{time.strftime('%H:%M:%S', time.gmtime(seconds))}'"
             return {"trainer.max_steps": ENDLESS, "trainer.max_time": limit}
         return {}
 

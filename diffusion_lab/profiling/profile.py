@@ -15,12 +15,7 @@ from diffusion_lab.common.messages import console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.profiling import budget
 from diffusion_lab.profiling.costs import ELSEWHERE, Counts, count, image_facts
-from diffusion_lab.profiling.timing import (
-    ALLOWED,
-    Speed,
-    measure_speed,
-    measured_on,
-)
+from diffusion_lab.profiling.timing import ALLOWED, Speed, measure_speed, measured_on
 from diffusion_lab.runs.opening import inherit, load_diffusion_config
 
 COLUMNS = {

@@ -18,6 +18,7 @@ from diffusion_lab.common.images import to_uint8
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
+from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.open_run import OpenRun
 
 # Largest deviation of a latent channel's mean and standard deviation from N(0, 1) at which samples
@@ -27,16 +28,11 @@ FARTHEST_MEAN, FARTHEST_STD = 0.5, 2.0
 
 
 @dataclass(frozen=True)
-class Prior:
+class Prior(Generator):
     """Draws images as a `Pipeline` does, in one step and without labels."""
 
     autoencoder: Autoencoder
     device: torch.device
-    conditional = False
-    steps = 1
-
-    def labels(self, ids: Sequence[int]) -> None:
-        """None, as a prior has no labels."""
 
     @torch.inference_mode()
     def __call__(
