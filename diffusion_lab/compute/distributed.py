@@ -52,7 +52,8 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
         except Exception as error:  # whatever it is, the others must hear of it
             failure = error
     # an exception itself may not survive the way
-    sent: list[Any] = [value, None if failure is None else _sentence(failure)]
+    words = f"{failure}".strip() or type(failure).__name__
+    sent: list[Any] = [value, words.splitlines()[0] if failure else None]
     dist.broadcast_object_list(sent, src=0)
     if failure is not None:
         raise failure
@@ -60,10 +61,6 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
     if reason is not None:
         raise UserError(f"the first process stopped: {reason}")
     return result
-
-
-def _sentence(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def of_all_ranks(value: object) -> list[object]:

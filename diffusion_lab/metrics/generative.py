@@ -66,8 +66,8 @@ class GenerativeMetrics:
             KID(),
             PrecisionRecall(),
             DensityCoverage(),
+            InceptionScore(),
         ]
-        self.metrics.append(InceptionScore())
         if reader:
             self.metrics.append(Accuracy(reader))
         if self.per_class:

@@ -1,7 +1,5 @@
 """What the callbacks of a run share: `trainer.lightning_module.context`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,9 +40,3 @@ class RunContext:
         if self.pipeline is None:
             raise UserError("this run trains no diffusion model, so its callbacks draw no samples")
         return self.pipeline
-
-    @contextmanager
-    def outside_training(self) -> Iterator[None]:
-        """Leaves the time and the memory of a block out of what training took."""
-        with self.clock.stopped(), self.memory.stopped():
-            yield

@@ -72,7 +72,8 @@ def copy_ratios(
     found: dict[Path, dict[str, float]] = {}
     protocols, said = [], []
     for run in runs:
-        if (report := report_of(run)) is None:
+        report = read_json(run.folder / "memorization" / "report.json")
+        if "neighbours" not in report:
             continue
         if reason := unfit(run, report, sampling):
             said.append(f"Copies of {run.folder} are left out: {reason}")
@@ -88,12 +89,6 @@ def copy_ratios(
         )
         return {}, said
     return found, said
-
-
-def report_of(run: Run) -> dict | None:
-    """What `memorization` wrote in a run; None: nothing that can be read."""
-    report = read_json(run.folder / "memorization" / "report.json")
-    return report if "neighbours" in report else None
 
 
 def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:

@@ -50,5 +50,6 @@ class Periodic(Callback, ABC):
 
     def timed_run(self, trainer: lightning.Trainer) -> None:
         """Runs outside the time and memory of training."""
-        with module_of(trainer).context.outside_training():
+        context = module_of(trainer).context
+        with context.clock.stopped(), context.memory.stopped():
             self.run(trainer)
