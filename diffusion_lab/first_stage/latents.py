@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.common.messages import progress_bar, say
+from diffusion_lab.common.messages import say, track
 from diffusion_lab.common.ranges import flag, ranges
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.data import EncodedImages, ImageDataModule
@@ -118,13 +118,10 @@ class Latents(FirstStage):
         def compute() -> dict[str, Tensor]:
             what = f"latents of {len(images):,} {'mirrored ' if mirrored else ''}training images"
             say(f"Computing {what}, once: {self.cache_dir} keeps them")
-            parts = images.split(BATCH)
-            moments = []
-            with progress_bar(what, len(parts)) as advance:
-                for part in parts:
-                    part = part.flip(-1) if mirrored else part
-                    moments.append(self.moments(part.to(device)).cpu())
-                    advance()
+            moments = [
+                self.moments((part.flip(-1) if mirrored else part).to(device)).cpu()
+                for part in track(images.split(BATCH), what)
+            ]
             return {"moments": torch.cat(moments)}
 
         name = f"moments-{len(images)}{'-mirrored' if mirrored else ''}"

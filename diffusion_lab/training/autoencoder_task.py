@@ -12,7 +12,7 @@ from torch import nn
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.images import to_float
-from diffusion_lab.common.messages import UserError, progress_bar, say
+from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
@@ -104,13 +104,10 @@ def latent_moments(
     autoencoder.to(device).eval()
     images = data.padded(data.train_images())
     first = second = torch.zeros(())
-    batches = images.split(BATCH)
-    with progress_bar("Measuring the latents", len(batches)) as advance:
-        for batch in batches:
-            moments = autoencoder.moments(to_float(batch.to(device)))
-            latents = autoencoder.mean(moments).double()
-            first = first + latents.sum((0, 2, 3))
-            second = second + (latents.square() + autoencoder.variance(moments)).sum((0, 2, 3))
-            advance()
+    for batch in track(images.split(BATCH), "Measuring the latents"):
+        moments = autoencoder.moments(to_float(batch.to(device)))
+        latents = autoencoder.mean(moments).double()
+        first = first + latents.sum((0, 2, 3))
+        second = second + (latents.square() + autoencoder.variance(moments)).sum((0, 2, 3))
     mean, std = moments_of(first, second, len(images) * latents[0, 0].numel())
     return mean.tolist(), std.tolist()

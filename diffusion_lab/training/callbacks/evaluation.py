@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import as_pil, save_png, to_float, to_uint8
-from diffusion_lab.common.messages import progress_bar
+from diffusion_lab.common.messages import track
 from diffusion_lab.common.ranges import Count, Seed, settings
 from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.first_stage.autoencoder import Autoencoder
@@ -68,11 +68,10 @@ class ReconstructionEvaluation(Evaluation):
         chosen, observe = prepared.metrics.test_ids(data), prepared.metrics.observer
         ids = shard(len(chosen), *rank_and_world())
         batches = data.padded(data.test_images()[chosen[ids]]).split(self.batch_size)
-        observed = []
-        with progress_bar("Reconstructing test images", len(batches)) as advance:
-            for images in batches:
-                observed.append(observe(data.to_native(reconstruct(trainer, images))))
-                advance()
+        observed = [
+            observe(data.to_native(reconstruct(trainer, images)))
+            for images in track(batches, "Reconstructing test images")
+        ]
         results = prepared.compute(observe.gather(observed, ids), data.test_labels()[chosen])
         return {f"r{name}": value for name, value in results.items() if name.startswith(KEPT)}
 
