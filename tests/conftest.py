@@ -12,6 +12,7 @@ from helpers.commands import command_line, prepare_for_commands, run_alone
 from helpers.faults import no_file_above
 from helpers.processes import SRUN, TORCHRUN
 from helpers.quick_hydra import compose_quickly
+from helpers.refusals import sentence_of
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.compute import slurm
@@ -45,10 +46,8 @@ def refusal(lab) -> Callable[..., str]:
 
     def run(*arguments: str) -> str:
         code, _, err = lab(*arguments)
-        said = [line for line in err.splitlines() if line.startswith("diffusion-lab: ")]
-        assert (code, len(said)) == (2, 1), err
-        assert "Traceback" not in err
-        return said[0].removeprefix("diffusion-lab: ")
+        assert code == 2, err
+        return sentence_of(err)
 
     return run
 

@@ -50,14 +50,13 @@ def test_a_sweep_measures_each_combination_once(lab, run_folder):
     assert "best of its budget" in (folder / "table.md").read_text()
     with Image.open(folder / "fid.png") as picture:
         assert picture.size[0] > 400
-    assert "up to 2 network calls: sampler=ddim steps=2" in err
+    assert "sampler=ddim steps=2" in err  # the best of its budget
 
     # what is measured is kept, also after a kill in the middle of a line
     rows = folder / "results.jsonl"
     rows.write_text(rows.read_text()[:-40])
     code, out, err = lab(*SWEEP, "json=true")
     assert code == 0, err
-    assert "4 settings, 3 of them measured before" in err
     assert json.loads(out.splitlines()[-1])["rows"] == result["rows"]
     assert len(read_rows(rows)) == 4
 
@@ -79,8 +78,8 @@ def test_a_sweep_gives_the_figures_of_evaluate(lab, run_folder):
         "sample-sweep", "run=run", "sampler=euler,heun", "steps=3", "batch_size=16", "json=true"
     )
     assert code == 0, err
-    assert "2 settings, 1 of them measured before" in err
     rows = json.loads(out.splitlines()[-1])["rows"]
+    assert len(read_rows(next(run_folder.glob("sweeps/*/results.jsonl")))) == 2
     assert {row["sampler"]: row["fid"] for row in rows}["heun"] == row["fid"]
 
 
@@ -113,7 +112,6 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
     asked.append("metrics.classifier=run/classifier.safetensors")
     code, out, err = lab("sample-sweep", *asked, "batch_size=16", "json=true")
     assert code == 0, err
-    assert "2 settings, 0 of them measured before" in err  # without accuracy
     result = json.loads(out.splitlines()[-1])
     folder = Path(result["folder"])
     with (folder / "results.csv").open() as file:

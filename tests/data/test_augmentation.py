@@ -412,7 +412,7 @@ def test_a_run_augments_training_alone_and_resumes_exactly(lab, tmp_path, monkey
     for folder, steps in (("whole", 5), ("parts", 3)):
         code, _, err = lab("train", *common, f"run_dir={folder}", f"trainer.max_steps={steps}")
         assert code == 0, err
-    assert "Advice: data.flip=true mirrors images without telling" in err
+    assert "data.flip=true" in err
     code, _, err = lab("train", "resume=parts", "trainer.max_steps=5")
     assert code == 0, err
     assert calls == [4] * 2 * (5 + 5), "two micro-batches a step, though held-out losses were taken"

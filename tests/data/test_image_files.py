@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.data_modules import data_of
 from helpers.picture_files import archive, folder, numbered, png
-from helpers.refusals import refused
+from helpers.refusals import assert_names, refused
 
 from diffusion_lab.common.images import pad_to
 from diffusion_lab.data import DataError, ImageDataModule
@@ -93,8 +93,7 @@ class TestFolder:
         assert data.class_names == ("cat", "dog")
         assert values(data.train_images()) == [0, 1, 2, 3]
         err = capfd.readouterr().err
-        for name in ("cat/again", "a_link", "z_link"):
-            assert f"x/{name}: it links to a folder that is read already" in err
+        assert_names(err, "x/cat/again", "x/a_link", "x/z_link")
 
     def test_links_that_lead_from_one_to_the_other_end(self, tmp_path):
         folder(tmp_path, {"x/a/0.png": 0, "y/1.png": 1})
@@ -212,8 +211,7 @@ class TestBadImages:
         data = self.module(tmp_path, on_bad="skip")
         assert values(data.train_images()) == [0, 1, 2, 3, 4]
         assert data.train_labels().tolist() == [0, 0, 1, 1, 1]
-        assert "Skipped 2 of 7 images of" in (err := capfd.readouterr().err)
-        assert "cat/3.png (it is empty), dog/1.png (4x9" in err
+        assert_names(capfd.readouterr().err, "2 of 7", "cat/3.png", "dog/1.png (4x9")
 
     def test_a_link_to_no_image_is_one_of_them(self, tmp_path, capfd):
         test = folder(tmp_path / "test", TWO)

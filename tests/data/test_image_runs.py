@@ -14,6 +14,7 @@ import torch
 import yaml
 from helpers.paths import ROOT
 from helpers.picture_files import archive, folder, numbered, png
+from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import features
 
@@ -32,7 +33,7 @@ def photos(root: Path) -> str:
     return folder(root / "photos", contents)
 
 
-def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
+def test_a_run_is_opened_where_its_images_are_gone(lab, refusal, tmp_path):
     photos(tmp_path)
     code, _, err = lab(
         "train", "data=image_folder", "data.source.path=photos", *NETWORK, "run_dir=run"
@@ -54,10 +55,7 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
         assert arrays["labels"].tolist() == [0, 1, 2, 0]
 
     evaluate = ["evaluate", "run=run", "json=true", "batch_size=16", "device=cpu"]
-    code, _, err = lab(*evaluate)
-    assert code == 2
-    assert "photos does not exist" in err
-    assert "data_root" in err
+    assert_names(refusal(*evaluate), "photos", "data_root")
     precision = f"precision={trained['precision']}"
     code, out, err = lab(*evaluate, "data_root=2024", precision)
     assert code == 0, err
@@ -65,9 +63,7 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, tmp_path):
         assert value == pytest.approx(trained["metrics"][name], rel=1e-6)
 
     resume = ["train", "resume=run", "trainer.max_steps=6"]
-    code, _, err = lab(*resume, "data.source.classes=[x]")
-    assert code == 2
-    assert ": data.source.classes=[x] cannot change in a run that is resumed" in err
+    assert "data.source.classes=[x]" in refusal(*resume, "data.source.classes=[x]")
     code, _, err = lab(*resume, "data.source.path=2024/photos")
     assert code == 0, err
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
@@ -81,13 +77,10 @@ def test_a_resumed_run_refuses_another_folder(lab, refusal, tmp_path):
     assert "folder fox" in refusal("train", "resume=run", "trainer.max_steps=6")
 
 
-def test_images_without_classes_are_trained_without_labels(lab, tmp_path):
+def test_images_without_classes_are_trained_without_labels(lab, refusal, tmp_path):
     folder(tmp_path / "flat", {f"{i}.png": png((i, 0, 0)) for i in range(40)})
     flat = ["data=image_folder", "data.source.path=flat", "data.pad=8"]
-    code, _, err = lab("train", *flat, *QUICK)
-    assert code == 2
-    assert "a condition needs labelled data" in err
-    assert "conditioning: " in err
+    assert "conditioning: " in refusal("train", *flat, *QUICK)
     code, _, err = lab("train", *flat, "conditioning=none", "data.fraction=0.5", *QUICK)
     assert code == 0, err
     code, out, err = lab("sample", "run=run", "num_samples=2", "save=npz", "json=true")
@@ -116,38 +109,26 @@ def test_one_class_is_a_condition(lab, tmp_path):
     assert code == 0, err
 
 
-def test_bad_images_are_told_before_anything_is_written(lab, tmp_path):
+def test_bad_images_are_told_before_anything_is_written(lab, refusal, tmp_path):
     photos(tmp_path)
     (tmp_path / "photos/dog/07.png").write_bytes(b"")
     command = ["train", "data=image_folder", "data.source.path=photos", *QUICK]
-    code, _, err = lab(*command)
-    assert code == 2
-    assert "dog/07.png (it is empty)" in err
-    assert "Traceback" not in err
+    assert "dog/07.png" in refusal(*command)
     assert not (tmp_path / "run").exists()
     code, _, err = lab(*command, "data.source.on_bad=skip")
     assert code == 0, err
-    assert "Skipped 1 of" in err
+    assert "dog/07.png" in err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "data.source.path must be given"),
-        (["data.source.path=photos", "data.source.image_size=[1,2,3]"], "[height,width]"),
-        (["data.source.path=photos", "data.per_class=100"], "data.per_class=100 is more than"),
-    ],
-)
-def test_what_is_wrong_is_said_in_one_sentence(lab, tmp_path, arguments, words):
+@pytest.mark.parametrize("wrong", ["data.source.image_size=[1,2,3]", "data.per_class=100"])
+def test_what_is_wrong_is_said_in_one_sentence(refusal, tmp_path, wrong):
     photos(tmp_path)
-    code, _, err = lab("train", "data=image_folder", *QUICK, *arguments)
-    lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
-    assert (code, len(lines)) == (2, 1), err
-    assert words in lines[0]
+    arguments = ["data=image_folder", "data.source.path=photos", *QUICK]
+    assert wrong.replace(",", ", ") in refusal("train", *arguments, wrong)
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_are_in_no_files_cannot_have_moved(lab, tmp_path):
+def test_data_that_are_in_no_files_cannot_have_moved(lab, refusal):
     code, _, err = lab(
         "train",
         "experiment=toy/two_moons",
@@ -159,9 +140,7 @@ def test_data_that_are_in_no_files_cannot_have_moved(lab, tmp_path):
         "run_dir=run",
     )
     assert code == 0, err
-    code, _, err = lab("sample", "run=run", "data_root=elsewhere")
-    assert code == 2
-    assert "data_root=elsewhere, but this run's data are in no files" in err
+    assert "data_root=elsewhere" in refusal("sample", "run=run", "data_root=elsewhere")
 
 
 def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):

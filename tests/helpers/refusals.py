@@ -9,6 +9,20 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import RangeError
 
 
+def sentence_of(err: str) -> str:
+    """The one sentence that a command ended with, without a traceback beside it."""
+    said = [line for line in err.splitlines() if line.startswith("diffusion-lab: ")]
+    assert len(said) == 1, err
+    assert "Traceback" not in err
+    return said[0].removeprefix("diffusion-lab: ")
+
+
+def assert_names(text: str, *named: object) -> None:
+    """Asserts that all of these stand in a text: keys, paths and numbers."""
+    missing = [each for each in named if str(each) not in text]
+    assert not missing, f"{missing} stand not in: {text}"
+
+
 @contextmanager
 def refused(*named: object, by: type[Exception] = UserError) -> Iterator[None]:
     """Expects an error of one sentence that names all of these: keys, paths and numbers."""
@@ -16,8 +30,7 @@ def refused(*named: object, by: type[Exception] = UserError) -> Iterator[None]:
         yield
     sentence = str(caught.value)
     assert "\n" not in sentence
-    missing = [each for each in named if str(each) not in sentence]
-    assert not missing, f"{missing} stand not in: {sentence}"
+    assert_names(sentence, *named)
 
 
 @contextmanager

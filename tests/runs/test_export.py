@@ -65,28 +65,15 @@ def test_raw_weights_are_an_option(lab, tmp_path, trained):
     assert all(torch.equal(value, raw[f"denoiser.{name}"]) for name, value in exported.items())
 
 
-def test_nothing_is_written_over_and_what_is_wrong_is_said(lab, tmp_path, trained):
+def test_nothing_is_written_over_and_an_export_is_no_run(lab, refusal, tmp_path, trained):
     assert lab("export", "run=run", "output=mine")[0] == 0
     before = (tmp_path / "mine/model.safetensors").read_bytes()
-    for arguments, words in (
-        (["run=run", "output=mine"], "output=mine exists already"),
-        (["run=run", "output=new", "weights=best"], "averaged or raw"),
-        (["run=mine", "output=new"], "is an export already"),
-        (["run=nowhere", "output=new"], "is no run folder"),
-        (["run=run"], "output must be given"),
-    ):
-        code, _, err = lab("export", *arguments)
-        assert code == 2, arguments
-        assert words in err
-        assert "Traceback" not in err
-    code, _, err = lab("train", "resume=mine", "trainer.max_steps=9")
-    assert code == 2
-    assert "mine is an export, which cannot be trained on; go on with the run" in err
-    assert "delete" not in err
-    code, _, err = lab("train", *QUICK, "run_dir=mine")
-    assert code == 2
-    assert "run_dir=mine holds a model that was exported" in err
-    assert "delete" not in err
+    assert "output=mine" in refusal("export", "run=run", "output=mine")
+    assert "mine" in refusal("export", "run=mine", "output=new")
+    for arguments in (["resume=mine", "trainer.max_steps=9"], [*QUICK, "run_dir=mine"]):
+        sentence = refusal("train", *arguments)
+        assert "mine" in sentence
+        assert "delete" not in sentence
     assert (tmp_path / "mine/model.safetensors").read_bytes() == before
     assert not (tmp_path / "new").exists()
 
@@ -110,7 +97,7 @@ def test_a_damaged_checkpoint_is_said_once(lab, tmp_path, trained):
     (folder / "last.ckpt").write_bytes(b"half")
     code, _, err = lab("export", "run=run", "output=mine")
     assert code == 0, err
-    assert err.count("last.ckpt is damaged") == 1
+    assert err.count("last.ckpt") == 1
 
 
 def test_an_export_takes_its_first_stage_along(lab, tmp_path):

@@ -32,7 +32,6 @@ def test_a_run_leaves_everything_it_promises(lab, tmp_path):
     metrics = summary["metrics"]
     assert {"rfid/efficientnet_lite0-96/train64-16", "val/psnr", "val/kl"} <= set(metrics)
     assert "rfid_real/efficientnet_lite0-96/train64-16" in metrics
-    assert "rFID" in err
     found = set().union(*rows(folder))
     assert {"train/loss", "train/l1", "train/bottleneck", "val/psnr"} <= found
     assert {
@@ -183,28 +182,6 @@ def test_padding_is_no_part_of_the_quality(lab, tmp_path):
     assert metrics["val/psnr"] == pytest.approx(float(psnr), abs=0.02)
     assert abs(float(quality(images, back)[0]) / 20 - float(psnr)) > 0.1
     assert "val/ssim" not in metrics  # 8 x 8 pixels are too few
-
-
-WRONG = [
-    (["metrics.num_samples=33"], "metrics.num_samples=32"),
-    (["autoencoder.channels=6"], "multiple of 4"),
-    (["reconstruction.error=l3"], "reconstruction.error="),
-    (
-        [*ADVERSARIAL, "reconstruction.discriminator.layers=6"],
-        "reconstruction.discriminator halves",
-    ),
-    (["autoencoder.multipliers=[1,0]"], "autoencoder.multipliers=[1, 0] must be"),
-    (["autoencoder.codes=8"], "no key autoencoder.codes"),
-]
-
-
-def test_what_is_wrong_is_said_in_one_sentence(lab, tmp_path):
-    for arguments, words in WRONG:
-        code, _, err = lab(*TRAIN, "run_dir=run", *arguments)
-        lines = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
-        assert (code, len(lines)) == (2, 1), f"{arguments}: {err}"
-        assert words in lines[0]
-        assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_resumed_by_the_command_that_made_it(lab, refusal, tmp_path):

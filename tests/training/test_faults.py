@@ -12,7 +12,7 @@ import pytest
 import torch
 import wandb
 from helpers.paths import ROOT
-from helpers.refusals import refused
+from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.common.files import write_atomically
@@ -38,14 +38,11 @@ def run(folder, *arguments):
     )
 
 
-def test_a_killed_data_process_ends_the_run_with_a_sentence(lab, tmp_path):
+def test_a_killed_data_process_ends_the_run_with_a_sentence(refusal, tmp_path):
     data = [*QUICK, "data._target_=helpers.workers.DyingWorkers"]
     every = ["callbacks.checkpoint.every_n_steps=1", "trainer.max_steps=50"]
-    code, _, err = lab("train", *data, *every, "run_dir=run")
-    assert code == 2
-    assert "Traceback" not in err
-    assert "training stopped: a process that loads data died: " in err
-    assert "diffusion-lab train resume=run goes on from it" in err
+    sentence = refusal("train", *data, *every, "run_dir=run")
+    assert "diffusion-lab train resume=run" in sentence
     assert checkpoints.newest_whole(tmp_path / "run")
 
 
@@ -57,7 +54,7 @@ def test_a_w_and_b_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
     arguments = [a for a in QUICK if a != "logger=none"]
     code, _, err = lab("train", *arguments, "run_dir=run")
     assert code == 0, err
-    assert err.count("W&B failed and is left alone from here on: the server is gone") == 1
+    assert err.count("the server is gone") == 1
     assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is True
     assert wandb.run is None  # nothing is left for the next run of a sweep to write into
 
@@ -76,7 +73,7 @@ def test_a_w_and_b_that_cannot_be_opened_is_left_alone(lab, tmp_path, monkeypatc
     arguments = [a for a in QUICK if a != "logger=none"]
     code, _, err = lab("train", *arguments, "run_dir=run")
     assert code == 0, err
-    assert "W&B: could not be started; metrics.jsonl holds everything" in err
+    assert_names(err, "W&B", "metrics.jsonl")
     assert (tmp_path / "run/metrics.jsonl").exists()
 
 
@@ -87,24 +84,22 @@ def test_a_w_and_b_process_that_is_killed_does_not_hold_training_up(tmp_path):
     start = time.monotonic()
     done = run(tmp_path, *arguments, *killing, "run_dir=run").communicate(timeout=100)[1]
     assert "killed 1 service" in done
-    assert "Summary: run/summary.json" in done
+    assert "run/summary.json" in done
     assert time.monotonic() - start < 90
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").open()]
     assert {1, 2, 3, 4} <= set(steps)
 
 
-def test_a_picture_that_cannot_be_written_ends_the_run_with_a_sentence(lab, monkeypatch):
+def test_a_picture_that_cannot_be_written_ends_the_run_with_a_sentence(refusal, monkeypatch):
     def run(self, trainer):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "step_0000002.png")
 
     monkeypatch.setattr(SampleGrid, "run", run)
     arguments = [a for a in QUICK if "sample_grid" not in a]
     every = ["callbacks.sample_grid.every_n_steps=2", "callbacks.checkpoint.every_n_steps=1"]
-    code, _, err = lab("train", *arguments, *every, "run_dir=run")
-    assert code == 2
-    assert "Traceback" not in err
-    assert "step_0000002.png could not be read or written (No space left on device)" in err
-    assert "diffusion-lab train resume=run goes on from it" in err
+    sentence = refusal("train", *arguments, *every, "run_dir=run")
+    full = os.strerror(errno.ENOSPC)
+    assert_names(sentence, "step_0000002.png", full, "diffusion-lab train resume=run")
 
 
 def test_what_is_written_names_its_file_where_the_disk_is_full(tmp_path, small_files):
@@ -115,13 +110,10 @@ def test_what_is_written_names_its_file_where_the_disk_is_full(tmp_path, small_f
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("raise", "training stopped: process 1 ended with code 1"),
-        ("kill", "training stopped: process 1 was killed by SIGKILL"),
-    ],
+    ("how", "named"),
+    [("raise", ["process 1", "code 1"]), ("kill", ["process 1", "SIGKILL"])],
 )
-def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, words):
+def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, named):
     dying = [
         "+callbacks.dying._target_=helpers.dying_rank.DyingRank",
         f"+callbacks.dying.how={how}",
@@ -133,8 +125,7 @@ def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, words):
     assert code == 2
     sentences = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
     assert len(sentences) == 1, err
-    assert words in sentences[0]
-    assert "resume=run goes on from it" in sentences[0]
+    assert_names(sentences[0], *named, "resume=run")
     assert err.count("Traceback") == (how == "raise")  # the fault itself, and no other
     path = checkpoints.newest_whole(tmp_path / "run")
     assert torch.load(path, weights_only=True)["global_step"] == 2
@@ -159,8 +150,7 @@ def test_a_rank_that_does_not_answer_is_not_waited_for_without_end(tmp_path):
     )
     assert done.returncode != 0
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("diffusion-lab:")]
-    assert "another process of this run ended, or did not answer" in sentence
-    assert "resume=run goes on from it" in sentence
+    assert "resume=run" in sentence
 
 
 @pytest.mark.slow

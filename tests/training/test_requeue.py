@@ -10,6 +10,7 @@ import yaml
 from helpers.faults import Killed, at_step
 from helpers.pairs import each_once
 from helpers.processes import SRUN
+from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, rows, wandb_runs
 
 from diffusion_lab.training.callbacks import Interruption, SampleGrid
@@ -45,6 +46,11 @@ def send(monkeypatch, number: int, step: int) -> None:
     at_step(monkeypatch, step + 1, lambda: os.kill(os.getpid(), number))
 
 
+def written() -> list[int]:
+    """When each checkpoint below this folder was written."""
+    return [path.stat().st_mtime_ns for path in sorted(Path().glob("**/last.ckpt"))]
+
+
 SHORT = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
 
 
@@ -62,8 +68,6 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
         send(patched, number, step=2)
         code, _, err = lab("train", *SHORT, *where)
     assert code == 0, err
-    assert "nothing is lost" in err
-    assert "back in the queue" in err
     assert job.read_text().split() == ["requeue", "17"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     code, _, err = lab("train", *SHORT, *where)
@@ -71,13 +75,14 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     (folder,) = [Path("mine")] if where else Path("outputs/x").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["finished"], summary["steps"]) == (True, 6)
+    finished = written()
     steps = [row["step"] for row in rows(folder) if "train/loss" in row]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert len(wandb_runs(folder)) == 1
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # by an administrator
     code, _, err = lab("train", *SHORT, *where)
     assert (code, job.read_text().split()) == (0, ["requeue", "17"])
-    assert "is finished" in err
+    assert written() == finished
 
 
 def test_a_signal_in_the_last_figures_requeues_the_job(lab, tmp_path, monkeypatch, job):
@@ -85,7 +90,6 @@ def test_a_signal_in_the_last_figures_requeues_the_job(lab, tmp_path, monkeypatc
         patched.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
         code, _, err = lab("train", *SHORT, "callbacks.sample_grid.every_n_steps=null")
     assert code == 0, err
-    assert "back in the queue" in err
     assert job.read_text().split() == ["requeue", "17"]
 
 
@@ -94,8 +98,7 @@ def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(lab, tmp_path, monk
     send(monkeypatch, signal.SIGTERM, step=2)
     code, _, err = lab("train", *SHORT, "run_dir=run")
     assert code == 130
-    assert "SLURM has it as CANCELLED" in err
-    assert "diffusion-lab train resume=run" in err
+    assert_names(err, "CANCELLED", "diffusion-lab train resume=run")
     assert not job.exists()
 
 
@@ -104,8 +107,7 @@ def test_a_job_that_slurm_will_not_requeue_says_how_to_go_on(lab, tmp_path, monk
     send(monkeypatch, signal.SIGUSR1, step=2)
     code, _, err = lab("train", *SHORT, "run_dir=run")
     assert code == 130
-    assert "is not put back in the queue: Job is no batch job" in err
-    assert "diffusion-lab train resume=run" in err
+    assert_names(err, "Job is no batch job", "diffusion-lab train resume=run")
 
 
 def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(
@@ -143,26 +145,25 @@ def test_each_job_of_a_sweep_in_one_step_is_a_run_and_is_found_again(lab, monkey
         send(patched, signal.SIGUSR1, step=2)
         lab(*sweep)  # the first job of it ends the process
     assert seeds() == [(0, False)]
-    for restarts, finished in (("1", 0), ("2", 2)):
+    times = []
+    for restarts in ("1", "2"):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         code, _, err = lab(*sweep)
         assert code == 0, err
         assert seeds() == [(0, True), (1, True)]
-        assert err.count("is finished") == finished
+        times.append(written())
+    assert times[0] == times[1]
 
 
-def test_a_run_of_other_overrides_is_a_new_one(lab, monkeypatch, job):
+def test_a_run_of_other_overrides_is_a_new_one(lab, refusal, monkeypatch, job):
     for restarts, seed in (("0", 0), ("1", 1), ("1", 0)):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         code, _, err = lab("train", *SHORT, f"seed={seed}")
         assert code == 0, err
-    assert "is finished" in err
     assert seeds() == [(0, True), (1, True)]
     code, _, err = lab("train", *SHORT, "seed=0", "run_dir=mine")
     assert code == 0, err
-    code, _, err = lab("train", *SHORT, "seed=1", "run_dir=mine")
-    assert code == 2
-    assert "run_dir=mine already holds a run" in err
+    assert "run_dir=mine" in refusal("train", *SHORT, "seed=1", "run_dir=mine")
 
 
 @pytest.mark.parametrize("variables", [{}, SRUN])

@@ -17,7 +17,7 @@ import yaml
 from helpers.commands import run_alone
 from helpers.faults import Killed, at_step, die, no_file_above
 from helpers.paths import ROOT
-from helpers.refusals import refused
+from helpers.refusals import assert_names, refused
 from helpers.seen_images import seen
 from helpers.tiny_runs import TINY, wandb_runs
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -124,8 +124,7 @@ def test_a_signal_in_the_last_figures_says_how_to_go_on(lab, tmp_path, monkeypat
         patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
         code, _, err = lab("train", *TINY, "logger=none", "run_dir=run")
     assert code == 130
-    assert "Stopped at step 4; nothing is lost" in err
-    assert "diffusion-lab train resume=run" in err
+    assert_names(err, "step 4", "diffusion-lab train resume=run")
     assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is False
     code, _, err = lab("train", "resume=run")
     assert code == 0, err
@@ -222,7 +221,7 @@ def test_rows_that_cannot_be_written_come_with_a_later_one(tmp_path, capfd):
     log = JSONLines(path, Clock(8))
     log.log_metrics({"a": 1.0}, 1)
     log.log_metrics({"a": 2.0}, 2)
-    assert capfd.readouterr().err.count("kept in memory") == 1
+    assert capfd.readouterr().err.count("metrics.jsonl") == 1
     path.rmdir()
     log.log_metrics({"a": 3.0}, 3)
     assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1, 2, 3]
@@ -238,7 +237,7 @@ def test_a_run_goes_on_without_its_log_file(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(DiffusionModule, "training_step", step)
     code, _, err = lab("train", *QUIET, "run_dir=run")
     assert code == 0, err
-    assert "metrics.jsonl cannot be written (Is a directory)" in err
+    assert_names(err, "metrics.jsonl", os.strerror(errno.EISDIR))
 
 
 def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
@@ -256,7 +255,6 @@ def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
     code, _, err = lab("train", *common)
     assert code == 0
     assert line in err
-    assert "is not finished" in err
     assert len(list(tmp_path.glob("outputs/mine/*"))) == 3
     assert not (folder / "summary.json").exists(), "nothing was started there"
     code, _, err = lab("train", f"resume={folder.relative_to(tmp_path)}")
@@ -284,30 +282,25 @@ def test_a_damaged_summary_is_none(tmp_path, content):
     assert load_summary(tmp_path) == {}
 
 
-def test_an_option_of_the_trainer_is_answered_with_what_to_write(lab, tmp_path):
-    assert lab("train", *QUIET, "run_dir=run", "trainer.max_steps=2")[0] == 0
+def test_an_option_of_the_trainer_is_answered_with_what_to_write(refusal, run_folder):
     for option in ("cpu", "ddp", "fsdp"):
-        code, _, err = lab("train", "resume=run", "trainer.max_steps=3", f"trainer={option}")
-        assert code == 2
-        line = re.search(r"; write trainer\.(\S+)", err)[1]
+        sentence = refusal("train", "resume=run", "trainer.max_steps=9", f"trainer={option}")
+        line = re.findall(r"trainer\.(\S+)", sentence)[-1]
         override = OverridesParser.create().parse_override(line)
         file = ROOT / f"conf/trainer/{option}.yaml"
         assert yaml.safe_load(file.read_text())[override.key_or_group] == override.value()
 
 
-def test_a_second_process_is_refused(lab, tmp_path):
-    assert lab("train", *QUIET, "run_dir=run", "trainer.max_steps=2")[0] == 0
-    before = (tmp_path / "run/config.yaml").read_bytes()
+def test_a_second_process_is_refused(refusal, run_folder):
+    before = (run_folder / "config.yaml").read_bytes()
     for devices in (1, 2):
-        with locked(tmp_path / "run"):
-            assert is_locked(tmp_path / "run")
-            longer = ["trainer.max_steps=4", f"trainer.devices={devices}"]
-            code, _, err = lab("train", "resume=run", *longer)
-        assert code == 2
-        assert f"is being trained by process {os.getpid()} on {socket.gethostname()}" in err
-        assert "Traceback" not in err
-    assert (tmp_path / "run/config.yaml").read_bytes() == before
-    assert not is_locked(tmp_path / "run")
+        with locked(run_folder):
+            assert is_locked(run_folder)
+            longer = ["trainer.max_steps=9", f"trainer.devices={devices}"]
+            sentence = refusal("train", "resume=run", *longer)
+        assert_names(sentence, os.getpid(), socket.gethostname())
+    assert (run_folder / "config.yaml").read_bytes() == before
+    assert not is_locked(run_folder)
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
@@ -332,7 +325,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path):
         pass
-    assert "has no locks" in capfd.readouterr().err
+    assert_names(capfd.readouterr().err, tmp_path)
 
 
 def test_a_run_without_room_for_its_lock_is_refused(tmp_path):

@@ -1,7 +1,6 @@
 """Searches by Optuna: the figure that is minimised, the file that survives, and pruning."""
 
 import json
-import re
 
 import pytest
 from helpers.tiny_runs import TINY
@@ -26,7 +25,6 @@ SEARCH = [
 def test_a_search_minimises_the_held_out_loss_and_its_file_survives(lab, tmp_path):
     code, _, err = lab(*SEARCH)
     assert code == 0, err
-    assert "Runs: 2 trained" in err
     code, _, err = lab(*SEARCH, "hydra.sweeper.n_trials=1")
     assert code == 0, err
     study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
@@ -51,11 +49,7 @@ def test_a_search_without_a_name_has_one(lab, tmp_path):
 def test_a_failed_trial_is_noted_and_the_search_goes_on(lab):
     some = [a for a in SEARCH if not a.startswith(("backbone.patch", "optimizer.lr"))]
     some += ["backbone.patch=3,4", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=4"]
-    code, _, err = lab(*some)
-    assert code == 1
-    counts = re.search(r"Runs: (.+)", err)[1]
-    assert "trained" in counts
-    assert "failed" in counts
+    assert lab(*some)[0] == 1
     study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
     states = {trial.params["backbone.patch"]: trial.state.name for trial in study.trials}
     assert states == {3: "FAIL", 4: "COMPLETE"}
@@ -64,39 +58,10 @@ def test_a_failed_trial_is_noted_and_the_search_goes_on(lab):
 def test_a_search_of_which_nothing_is_left_says_why(lab):
     code, _, err = lab(*SEARCH, "backbone.patch=3")
     assert code == 1
-    assert "Runs: 2 failed" in err
-    assert err.count("Failed: backbone.patch=3") >= 2
+    assert err.count("backbone.patch=3") >= 2
     assert "Traceback" not in err
-
-
-SPACE = "optimizer.lr=tag(log, interval(1e-4, 1e-2))"
-
-
-@pytest.mark.parametrize(
-    ("space", "words"),
-    [
-        (["objective=ddpm,edm"], "write optimized_metric=fid callbacks.pruning=null"),
-        (["schedule=rectified,cosine", SPACE], "another quantity for another schedule"),
-        (["experiment=fashion_mnist/unet,fashion_mnist/ncsn"], "another quantity for another exp"),
-        (["objective/weighting=none,snr"], "another quantity for another objective/weighting"),
-        (
-            ["objective=ddpm,edm", "optimized_metric=fid", "callbacks.evaluation=null"],
-            "search over it; write callbacks.pruning=null\n",
-        ),
-        (
-            [SPACE, "optimized_metric=accuracy"],
-            "to minimize accuracy finds the worst settings; write hydra.sweeper.direction=maximize",
-        ),
-        ([SPACE, "hydra.sweeper.direction=maximize"], "write hydra.sweeper.direction=minimize"),
-        (["optimizer.lr=1e-3"], "a search needs a key with several values, and none has"),
-    ],
-)
-def test_a_search_that_cannot_be_is_refused_once(lab, tmp_path, space, words):
-    code, _, err = lab(*SEARCH[:-1], *space)
-    assert code == 2
-    assert err.count("diffusion-lab: ") == 1
-    assert words in err
-    assert not list(tmp_path.glob("outputs/rates/*"))
+    study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL"]
 
 
 def test_a_search_of_a_study_in_a_folder_of_studies_has_its_file_there(lab, tmp_path):
@@ -149,7 +114,6 @@ def test_a_hopeless_run_ends_early_with_its_figures(lab, tmp_path):
         write_rows(tmp_path / f"outputs/rates/{seed}", {16: 0.0})
     code, _, err = lab(*SEARCH, "callbacks.pruning.startup_runs=2", "hydra.sweeper.n_trials=1")
     assert code == 0, err
-    assert "Pruned after 16 images: val/loss" in err
     (path,) = tmp_path.glob("outputs/rates/*/summary.json")
     summary = json.loads(path.read_text())
     assert (summary["finished"], summary["pruned"], summary["steps"]) == (True, True, 2)
