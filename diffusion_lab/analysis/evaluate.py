@@ -1,4 +1,4 @@
-"""FID and its companions of a trained run, beside those of other runs."""
+"""The command `evaluate`: FID and other metrics of a trained run, beside those of other runs."""
 
 from omegaconf import DictConfig, ListConfig
 
@@ -23,14 +23,14 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     """
     check_keys(cfg, {"batch_size": whole(1), "seed": whole(0)})
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
-    # a wrong path is refused at once
+    # refuse a wrong path at once
     others = {str(run): require_evaluations(str(run)) for run in against}
     opened = open_run(cfg)
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline = opened.pipeline(cfg)
     metrics = opened.metrics(cfg)
     protocol = metrics.protocol_of(opened.datamodule)
-    # refused before minutes of features and an hour of sampling
+    # refuse incomparable runs before minutes of features and an hour of sampling
     way = (protocol, sampling_of(cfg), cfg.run)
     compared = {run: comparable_metrics(run, found, *way) for run, found in others.items()}
     with errors_at(cfg, "metrics"):

@@ -1,4 +1,4 @@
-"""What a run makes of test images: their likelihood, their noise, their missing parts."""
+"""The commands on test images: their likelihood, their encoding as noise, and inpainting."""
 
 import math
 from collections.abc import Iterator
@@ -39,13 +39,13 @@ REGIONS = {
 
 
 def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
-    """Bits a dimension of the first `cfg.num_images` test images, mean and standard error."""
+    """Measures bits per dimension of the first `cfg.num_images` test images: mean and error."""
     check_keys(cfg, {"trace": one_of("hutchinson", "exact")})
     opened = open_pixels(cfg, "likelihood is that of pixels")
     model, bits = opened.model, []
     for ids, _, labels, x0 in held_out_batches(cfg, opened):
         noise = SampleNoise(mix_seed(cfg.seed, PROBES), ids, opened.device)
-        # uniform from the normal's own distribution function, each image with its own
+        # dequantise by uniform noise: the normal CDF of each image's own normal noise
         x0 = x0 + GREY_STEP * (torch.special.ndtr(noise(x0.shape[1:])) - 0.5)
         probe = noise(x0.shape[1:]).sign() if cfg.trace == "hutchinson" else None
         denoise = function_of_state(model.denoiser, labels)
@@ -63,7 +63,7 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
 
 
 def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Test images to noise and back: a picture of the three, and how close the last is."""
+    """Encodes test images to noise and back; returns PSNR and a picture of all three."""
     check_keys(cfg, {"columns": whole(1)})
     opened = open_pixels(cfg, "encode shows noise as a picture")
     model = opened.model
@@ -84,7 +84,7 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / "encode.png")
     save_png(opened.datamodule.source.picture(lines, cfg.columns), path)
     mean_error = torch.cat(errors).mean().item()
-    # images span 2
+    # 4 is the squared range of images in [-1, 1]
     result = {"psnr": 10 * math.log10(4 / max(mean_error, 1e-12)), "picture": str(path)}
     say(f"images, noise and reconstructions: {path}")
     say(f"PSNR of the reconstructions: {result['psnr']:.1f} dB")
@@ -92,13 +92,13 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Draws a missing region of test images anew; a row an image: whole, known, variants."""
+    """Redraws a region of test images; each row shows an image, its known part, and variants."""
     check_keys(cfg, COUNTS | {"region": one_of(*REGIONS), "variants": whole(1)})
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)
     shapes = opened.datamodule.image_shape, opened.model.denoiser.image_shape
-    # of pixels, to be shown, and of what is diffused
+    # masks of the known part, in pixels for the picture and in the space that is diffused
     shown, known = (~missing(cfg.region, *shape[1:]).to(opened.device) for shape in shapes)
     pictures = []
     for ids, images, labels, x0 in held_out_batches(cfg, opened, "Inpainting"):
@@ -116,7 +116,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def open_pixels(cfg: DictConfig, reason: str) -> runs.DiffusionRun:
-    """Opens a run for the adaptive solver; raises UserError where latents are diffused."""
+    """Opens a run for the adaptive solver; raises UserError if the run diffuses latents."""
     check_keys(cfg, COUNTS | {"steps": whole(1), "tolerance": above(0).as_in(1e-3)})
     opened = runs.open_diffusion_run(cfg)
     if not opened.model.first_stage.of_pixels:
@@ -125,12 +125,12 @@ def open_pixels(cfg: DictConfig, reason: str) -> runs.DiffusionRun:
 
 
 def function_of_state(denoiser: Denoiser, labels: Tensor | None) -> DenoiseFn:
-    """The conditional model without memory of earlier calls, as an ODE needs it."""
+    """The conditional model as a function of x and level alone, because an ODE has no memory."""
     return lambda x, level: denoiser(x, level, Given(labels))
 
 
 def missing(region: str, height: int, width: int) -> Tensor:
-    """Where an image is to be drawn anew, (height, width) bool."""
+    """The mask of the region that is redrawn, (height, width) bool."""
     row = (torch.arange(height) + 0.5) / height
     column = (torch.arange(width) + 0.5) / width
     return REGIONS[region](row[:, None].expand(height, width), column.expand(height, width))

@@ -1,4 +1,4 @@
-"""What a trained run has memorised: neighbours, FID and loss, on trained-on and held-out images."""
+"""Memorisation of a trained run: neighbours, FID and loss on training and held-out images."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError("memorisation is measured on at least 2 training and 2 test images")
     folder = Path(cfg.output or Path(cfg.run) / "memorization")
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # before an hour of sampling
+        folder.mkdir(parents=True, exist_ok=True)  # fail before an hour of sampling
     except OSError as error:
         raise UserError(f"output={folder} cannot be made ({error}); choose another") from error
     with opened.autocast:
@@ -50,7 +50,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
     spaces, fid = compared(metrics, samples, held_out, training, mirrored)
     losses = loss_gap(opened, cfg.batch_size)
-    # what decides how copies are counted, besides the training images
+    # everything but the training images that decides how copies are counted
     protocol = {
         "extractor": metrics.extractor.name,
         "extractor_fingerprint": metrics.extractor.fingerprint,
@@ -81,10 +81,10 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def compared(
     metrics: GenerativeMetrics, samples: Tensor, held_out: Tensor, training: Tensor, mirrored: bool
 ) -> tuple[dict[str, Neighbours], dict[str, float]]:
-    """The neighbours of samples by features and by pixels, and the FID to both sides.
+    """The neighbours of samples by features and pixels, and FID to training and held-out images.
 
-    Images are uint8 (n, C, H, W); `mirrored` if each sample, and each held-out image, is looked for
-    as its mirror image, too.
+    Images are uint8 (n, C, H, W). If `mirrored`, samples and held-out images are also compared as
+    mirror images.
     """
     sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
     drawn = [metrics.extractor(view).cpu() for view in sides[0]]
@@ -99,7 +99,7 @@ def compared(
 
 
 def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
-    """Features (N, D) of images uint8 (N, C, H, W), computed once."""
+    """The features (N, D) of images uint8 (N, C, H, W), computed once and then cached."""
     extractor, everything = metrics.extractor, torch.arange(len(images))
     key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
 
@@ -111,7 +111,7 @@ def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Te
 
 
 def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:
-    """FID to as many training as held-out images; a gap above 0 means nearer to training."""
+    """FID to equally many training and held-out images; a gap above 0 means nearer to training."""
     count = min(len(held_out), len(training))
     sides = [training[random_places(len(training), count)], held_out[:count]]
     drawn = FeatureSet(generated)
@@ -126,7 +126,7 @@ def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, 
 
 @torch.inference_mode()
 def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, float]]:
-    """The denoising loss by level, of equally many trained-on and held-out images."""
+    """The denoising loss by noise level, on equally many training and held-out images."""
     data, model, device = opened.datamodule, opened.model, opened.device
     count = min(data.validation_size, len(data.train_images()), len(data.test_images()))
     sides = {"training": data.trained_on(count), "held_out": data.held_out(count)}
@@ -148,7 +148,7 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
 
 
 def tell(result: dict) -> None:
-    """What people want to know first."""
+    """Prints the main results: neighbours in each space, and the gap of FID."""
     for space, results in result["neighbours"].items():
         for name, value in results.items():
             say(f"{name} {value:.3g} in {space}: {MEANINGS[name]}")

@@ -1,4 +1,4 @@
-"""Plots, drawn without a display."""
+"""Plots of memorisation and of sweeps, drawn without a display."""
 
 from collections.abc import Iterator, Sequence
 from itertools import cycle, groupby
@@ -26,9 +26,10 @@ def save(figure: Figure, path: Path) -> None:
 def pairs(
     samples: Tensor, training: Tensor, spaces: dict[str, Neighbours], count: int, path: Path
 ) -> None:
-    """The samples nearest to a training image, in the first of `spaces`, beside their neighbours.
+    """Plots the `count` samples most like copies, by d1 / d2 in the first of `spaces`.
 
-    Images are uint8 (n, C, H, W), C of 1 or 3; in each cell: the sample, its nearest in each space.
+    Each cell has a sample and its nearest training image in each space; d1 and d2 are the distances
+    to the two nearest. Images are uint8 (n, C, H, W), C of 1 or 3.
     """
     first = next(iter(spaces.values()))
     chosen = first.relative.argsort()[:count].tolist()
@@ -50,7 +51,7 @@ def pairs(
 
 
 def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
-    """Denoising loss over the noise level, trained-on and held-out."""
+    """Plots the denoising loss over the noise level, for training and held-out images."""
     figure = Figure((6, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="t (0: data, 1: noise)", ylabel="loss", yscale="log")
     levels = [float(name.removeprefix("t")) for name in losses]
@@ -62,7 +63,7 @@ def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def lines_of(rows: list[dict], keys: list[str]) -> Iterator[tuple[str, list[dict]]]:
-    """The rows of each combination of the values of `keys`, and the values, for a legend."""
+    """Yields a label for the legend and the rows for each combination of values of `keys`."""
 
     def label(row: dict) -> str:
         return ", ".join(f"{key}={row[key]}" if key != "sampler" else row[key] for key in keys)
@@ -72,12 +73,12 @@ def lines_of(rows: list[dict], keys: list[str]) -> Iterator[tuple[str, list[dict
 
 
 def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
-    """FID over network calls, a line for each combination of the values of `keys`."""
+    """Plots FID over network calls, with a line for each combination of values of `keys`."""
     figure = Figure((8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(
         xscale="log", yscale="log", xlabel="network calls a sample", ylabel="FID"
     )
-    markers = cycle(MARKERS)  # colours repeat after ten lines
+    markers = cycle(MARKERS)  # colours alone repeat after ten lines
     for marker, (name, line) in zip(markers, lines_of(rows, keys), strict=False):
         points = sorted((row["calls"], row["fid"]) for row in line)
         label = name or "the run's own sampling"
@@ -96,7 +97,7 @@ def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
 def against_scale(
     rows: list[dict], keys: list[str], quantities: Sequence[Quantity], path: Path
 ) -> None:
-    """Each quantity over the guidance scale, a line a combination."""
+    """Plots quantities over the guidance scale, a line for each combination of `keys`."""
     figure = Figure((5.5 * len(quantities), 4), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, quantity in zip(panels, quantities, strict=True):

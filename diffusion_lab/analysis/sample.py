@@ -1,4 +1,4 @@
-"""Drawing images from a trained run into files."""
+"""The command `sample`: draws images from a trained run into files."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from diffusion_lab.pipeline import Generator, draw
 def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Draws `cfg.num_samples` images of `cfg.run`; returns where they were written.
 
-    Sampler and guidance are the run's own, unless `overrides`, the command line's, say otherwise.
+    Sampler and guidance are the run's own, unless `overrides` say otherwise.
     """
     least = {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0}
     counts = {key: whole(number) for key, number in least.items()}
@@ -35,7 +35,7 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def wanted_labels(cfg: DictConfig, pipeline: Generator, num_classes: int) -> Tensor | None:
-    """Labels (n,): one class, a list that is repeated, or all in turn; None without classes."""
+    """The labels (n,): one class, a repeated list, or all in turn; None without classes."""
     asked, ids = cfg.labels, range(cfg.num_samples)
     if asked is None:
         return pipeline.labels(ids)
@@ -49,7 +49,7 @@ def wanted_labels(cfg: DictConfig, pipeline: Generator, num_classes: int) -> Ten
 
 
 def way(cfg: DictConfig) -> str:
-    """How samples are drawn, for the names of files."""
+    """The sampler, its steps and the guidance scale, as text for file names."""
     if "sampler" not in cfg:
         return "prior"
     sampler = str(cfg.sampler._target_).rsplit(".", 1)[-1].lower()
@@ -60,7 +60,7 @@ def way(cfg: DictConfig) -> str:
 def write(
     cfg: DictConfig, images: Tensor, labels: Tensor | None, picture: Tensor
 ) -> dict[str, object]:
-    """Writes the grid, and on request every image or one array; says where."""
+    """Writes the grid, and on request every image or one array; returns their paths."""
     name = f"{way(cfg)}_seed{cfg.seed}_n{cfg.num_samples}"
     output = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / name)
     grid = output.with_name(f"{output.name}.png")

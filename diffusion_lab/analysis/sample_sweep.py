@@ -1,4 +1,4 @@
-"""A trained run measured under many ways to sample from it: FID against network calls."""
+"""The command `sample-sweep`: a run under many sampling settings, FID against network calls."""
 
 import json
 from collections.abc import Sequence
@@ -27,21 +27,21 @@ from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
-VARIABLE = ("sampler", "steps", "guidance", "seed")  # what combinations may differ in
+VARIABLE = ("sampler", "steps", "guidance", "seed")  # the keys that combinations may vary
 ROWS = "results.jsonl"
 SCALE = "guidance.scale"
-SHOWN = ("fid", "kid", "accuracy")  # in tables; results.csv has all
+SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One combination: what was chosen, the pipeline that it gives, and a name for its figures."""
+    """One combination: the chosen overrides, the pipeline, and a key for the results."""
 
     chosen: Chosen
     pipeline: Pipeline
     seed: int
-    key: str  # a hash of all that its figures depend on
+    key: str  # a hash of everything that the results depend on
 
 
 def sweep(
@@ -49,7 +49,7 @@ def sweep(
 ) -> dict[str, object]:
     """Measures each combination that is not measured yet; writes table, CSV and plot.
 
-    All are built and checked before the first is measured.
+    All combinations are built and checked before the first is measured.
     """
     varied = list(combinations[0].chosen)
     for key in varied:
@@ -65,7 +65,7 @@ def sweep(
     classifier = metrics.observer.classifier
     measured: dict[str, object] = {
         "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],
-        # rows without accuracy are of another measurement
+        # rows that were measured without it lack accuracy
         "classifier": classifier.fingerprint if classifier else None,
         "extra": [quantity.name for quantity in metrics.extra_quantities],
     }
@@ -81,11 +81,11 @@ def sweep(
         if setting.key not in kept:
             kept[setting.key] = measure(setting, opened, prepared, cfg.batch_size)
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ROWS).open("a") as file:  # on a new line: a kill may have cut the last
+            with (folder / ROWS).open("a") as file:  # a new line first: the last may be cut off
                 file.write(f"\n{json.dumps(kept[setting.key])}")
             row = setting.chosen | kept[setting.key]
             say(f"{number}/{len(settings)}  {describe(row, list(setting.chosen))}")
-    # what is kept knows its figures only: another sweep may call the same setting otherwise
+    # saved rows hold results only: another sweep may choose a setting by other overrides
     rows = [setting.chosen | kept[setting.key] for setting in settings]
     return report(folder, rows, varied, metrics.extra_quantities)
 
@@ -93,7 +93,7 @@ def sweep(
 def build_setting(
     combination: Combination, opened: runs.DiffusionRun, measured: dict[str, object]
 ) -> Setting:
-    """One combination's pipeline; raises UserError if it cannot be sampled."""
+    """Builds the pipeline of a combination; raises UserError if it cannot be sampled."""
     cfg = combination.cfg
     check_keys(cfg, {"seed": whole(0)})
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), combination.overrides)
@@ -113,7 +113,7 @@ def build_setting(
 def measure(
     setting: Setting, opened: runs.DiffusionRun, prepared: PreparedMetrics, batch_size: int
 ) -> dict[str, object]:
-    """The results of a setting: network calls a sample, and every metric by its name."""
+    """Measures a setting; returns network calls per sample, and every metric by its name."""
     pipeline = setting.pipeline
     asked: list[int] = []  # the number of images in each network call
 
@@ -134,7 +134,7 @@ def measure(
 
 
 def describe(row: dict, keys: list[str]) -> str:
-    """A row in a line; `keys` are those that were varied."""
+    """A line on one row of results; `keys` are the ones that were varied."""
     chosen = " ".join(f"{key}={row[key]}" for key in keys) or "the run's own sampling"
     return f"{chosen}: FID {row['fid']:.4g}, KID {row['kid']:.4g} in {row['calls']:g} calls"
 
@@ -144,13 +144,13 @@ def report(
 ) -> dict[str, object]:
     """Writes table.md, results.csv and plots; prints the table and the best of each budget.
 
-    results.csv has all results, without rounding, those of the table first. `keys` are those that
-    were varied, in the order of the command line.
+    results.csv has all results, without rounding, the table's columns first. `keys` are the varied
+    keys, in the order of the command line.
     """
     known = filter(None, (quantity_of(name) for name in SHOWN))
     shown = [quantity for quantity in (*known, *extra) if quantity.name in rows[0]]
     ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
-    # the rows that no row of as few or fewer network calls betters in FID
+    # the Pareto front of network calls and FID
     places = front([(row["calls"], row["fid"]) for row in ordered], higher_is_better=False)
     best = [ordered[place] for place in places]
     real = (f"{q.title} {q.text(rows[0][f'{q.name}{REAL}'])}" for q in shown)

@@ -15,7 +15,7 @@ PROTOCOL = re.compile(r"[\w.-]+/train\w+-\w+")
 
 
 def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
-    """Makes a workspace and a report; returns their addresses, none for `cfg.dry_run`."""
+    """Creates a workspace and a report and returns their URLs; creates none if `cfg.dry_run`."""
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError(
             "wandb-report needs the package wandb-workspaces; "
@@ -45,7 +45,7 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
             "workspace": dashboard.workspace(entity).save().url,
             "report": dashboard.report(entity).save().url,
         }
-    except Exception as error:  # of a key, a project, a server, in as many classes
+    except Exception as error:  # a wrong key, project or server: each has its own class
         raise UserError(f"W&B refused: {str(error).splitlines()[0]}") from error
     for what, url in made.items():
         say(f"{what.capitalize()}: {url}")

@@ -1,4 +1,4 @@
-"""W&B runs that wait on the disk for their upload, and the upload, by W&B's own `wandb sync`."""
+"""The command `sync`: finds offline W&B runs on the disk and uploads them by `wandb sync`."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from diffusion_lab.training.logger.reachability import why_unreachable
 
 
 def sync(cfg: DictConfig, overrides: list[str]) -> dict[str, bool]:
-    """Lists offline W&B runs, and uploads those that are not; returns by folder which were."""
+    """Lists offline W&B runs and uploads the waiting ones; returns by folder which are uploaded."""
     paths = cfg.paths if isinstance(cfg.paths, ListConfig) else [cfg.paths]
     runs = find(Path(str(path)) for path in paths)
     waiting = [run for run in runs if not is_uploaded(run)]
@@ -42,11 +42,11 @@ def is_uploaded(file: Path) -> bool:
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
-    """The files run-<id>.wandb of offline runs at and below the paths, by time.
+    """Finds the files run-<id>.wandb of offline runs at and below the paths, sorted by time.
 
-    A path that is W&B's own file, or the folder of one, is taken even if that run was online: its
-    upload may have been cut short. Those below it of runs that were abandoned, or are being
-    trained, are left out, which is said. Raises UserError for a path that does not exist.
+    A path to a W&B file or its folder is taken even if the run was online, because its upload may
+    have been cut short. Runs below a path that were abandoned, or are being trained, are left out
+    with a message. Raises UserError for a path that does not exist, or is another file.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -60,9 +60,9 @@ def find(paths: Iterable[Path]) -> list[Path]:
 
 
 def _to_be_kept(path: Path) -> Iterator[Path]:
-    """The files of offline runs below the path, but for those that have no end yet, or never will.
+    """Yields the files of offline runs below the path, except abandoned runs and runs in training.
 
-    Says of each run folder whose are left out, and why.
+    Prints each run folder that is left out, and why.
     """
     left_out = {}
     for file in sorted(path.glob("**/offline-run-*/*.wandb")):
@@ -78,11 +78,11 @@ def _to_be_kept(path: Path) -> Iterator[Path]:
 
 
 def upload(runs: list[Path]) -> None:
-    """Uploads; raises UserError, with the number of those that are still here, if W&B fails."""
-    # all were chosen already; those that were marked have grown since
+    """Uploads runs; raises UserError, with the number that are still here, if W&B fails."""
+    # `runs` are chosen already; the ones marked as synced have grown since
     options = ["--yes", "--include-online", "--include-synced"]
     command = [sys.executable, "-m", "wandb", "sync", *options, *map(str, runs)]
-    # in a process of W&B's own: one that has served an offline run marks files and sends none
+    # in a new W&B service: one that has served an offline run marks files but sends none
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     environment["WANDB_MODE"] = "online"
     subprocess.run(command, env=environment, stdout=sys.stderr.fileno())

@@ -1,6 +1,6 @@
-"""A W&B workspace and a report that compare runs: sections of panels over the names of `names`.
+"""A W&B workspace and a report that compare runs, in panels of the names that runs log.
 
-Built without a server; saving them needs one. Needs the package wandb-workspaces.
+Both are built without a server; saving them needs one. Needs the package wandb-workspaces.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from diffusion_lab.metrics.quantities import QUANTITIES
 
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
 DISTANCES = [q for q in QUANTITIES if q.name in ("fid", "kid")]
-# on their own number of images
+# measured on their own number of images
 COVERAGE = [q for q in QUANTITIES if q.name in ("precision", "recall", "density", "coverage")]
 TITLE = "Diffusion models compared"
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """What is compared: runs of a project, or of one W&B group of it, grouped by an option.
+    """A comparison of the runs of a project, or of one W&B group of it, grouped by an option.
 
-    `protocol` is that of the figures, as their names have it: efficientnet_lite0-96/train60k-5k.
+    `protocol` is the protocol in the metrics' names: efficientnet_lite0-96/train60k-5k.
     `group_by` is a key of `choices` in a run's configuration. Bars and curves are means over the
-    runs with the same option, within the least and the greatest.
+    runs with the same option, with the range from the lowest to the highest.
     """
 
     project: str
@@ -35,22 +35,22 @@ class Dashboard:
 
     @property
     def key(self) -> str:
-        """Of the run's configuration."""
+        """The key of a run's configuration by which runs are grouped."""
         return f"choices.{self.group_by}"
 
     @property
     def fid(self) -> str:
-        """The name of FID by the protocol."""
+        """The full name of FID, with the protocol."""
         return f"fid/{self.protocol}"
 
     @property
     def grouped(self) -> dict[str, Any]:
-        """How the curves and bars of runs with the same option become one."""
+        """The arguments that average the curves and bars of runs with the same option."""
         key = wr.Config(self.key)
         return {"groupby": key, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
 
     def sections(self) -> dict[str, list]:
-        """Panels by the title of their section."""
+        """The panels of each section, by the section's title."""
         column = wr.ParallelCoordinatesPlotColumn
         columns = [column(wr.Config(f"choices.{group}"), group) for group in GROUPS]
         columns.append(column(wr.SummaryMetric(self.fid), "FID"))
@@ -97,7 +97,7 @@ class Dashboard:
         return [*panels, self._curve(titles, regex=f"^({names})/")]
 
     def workspace(self, entity: str) -> ws.Workspace:
-        """A saved view of the project."""
+        """The workspace, a view of the project that W&B saves."""
         sections = [
             ws.Section(name=title, panels=panels, is_open=True)
             for title, panels in self.sections().items()
@@ -134,7 +134,7 @@ class Dashboard:
 
     @property
     def filters(self) -> ws.And | str:
-        """The runs of the group, if there is one."""
+        """The filter for the runs of the W&B group, if there is one."""
         return ws.And(ws.Metric("Group") == self.group) if self.group else ""
 
     def _curve(

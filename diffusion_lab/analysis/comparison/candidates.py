@@ -1,4 +1,4 @@
-"""The run folders below some paths: those that can be compared, and why others cannot."""
+"""Reads the run folders below some paths, and says why some of them cannot be compared."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,20 +17,20 @@ from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, loa
 from diffusion_lab.runs.results import EVALUATIONS, Record, evaluations_of
 from diffusion_lab.runs.weights import CurrentWeights
 
-OF_A_RUN = (SUMMARY, METRICS, LAST)  # beside its configuration, at least one of them
+OF_A_RUN = (SUMMARY, METRICS, LAST)  # a run folder has a configuration and one of these
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as its folder tells it."""
+    """A finished run, read from its folder."""
 
     folder: Path
     config: DictConfig
     summary: dict
-    rows: list[dict]  # of metrics.jsonl
+    rows: list[dict]  # the rows of metrics.jsonl
     weights: CurrentWeights
-    kept: list[Record]  # what was measured of its weights, its own figures first
-    # finite ones, by the kinds that a comparison has: "fid", "kid", ...
+    kept: list[Record]  # evaluations of the current weights, the one from training first
+    # finite values of metrics and costs, by short name: "fid", "kid", "macs", ...
     figures: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -39,33 +39,33 @@ class Run:
 
     @cached_property
     def known(self) -> Settings:
-        """All settings that are not null, equal numbers as one."""
+        """The settings that are not null; equal numbers are written alike (1.0 as 1)."""
         plain = flat(OmegaConf.to_container(self.config))
         return {key: _whole(value) for key, value in plain.items() if value is not None}
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings that make the run's composition."""
-        known = {FRACTION: 1} | self.known  # null is all of the data, too
+        """The settings that define the run's composition."""
+        known = {FRACTION: 1} | self.known  # null means all of the data, too
         if OmegaConf.select(self.config, "budget.seconds") is not None:
-            known.pop("trainer.max_steps", None)  # endless: trainer.max_time is the run's length
+            known.pop("trainer.max_steps", None)  # unlimited: the run ends at trainer.max_time
         return {key: value for key, value in known.items() if Means.COMPOSITION in means(key)}
 
     @property
     def finished_at(self) -> tuple[float, str]:
-        """When its summary was written; of one moment, by the name of the folder."""
+        """The time when the summary was written, with the folder's name to break ties."""
         return (self.folder / SUMMARY).stat().st_mtime, str(self.folder)
 
 
 def _whole(value: object) -> object:
-    """Numbers that are equal as one: 1.0 as 1, also in lists."""
+    """Writes equal numbers alike: 1.0 becomes 1, also in lists."""
     if isinstance(value, list):
         return [_whole(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_folders(paths: Iterable[str | Path]) -> list[Path]:
-    """Run folders at or below each path, once each; raises UserError for a path without one."""
+    """Finds the run folders at or below the paths; raises UserError for a path without one."""
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.is_dir():
@@ -84,18 +84,18 @@ def _search(path: Path) -> Iterator[Path]:
     seen = set()
     for name, folders, files in os.walk(path, followlinks=True):
         folder = Path(name)
-        if folder.resolve() in seen:  # links that lead back
+        if folder.resolve() in seen:  # reached before, by a symbolic link
             folders.clear()
             continue
         seen.add(folder.resolve())
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         if CONFIG in files and any((folder / part).exists() for part in OF_A_RUN):
-            folders.clear()  # what is inside, W&B's files among it, is no other run
+            folders.clear()  # nothing inside a run, such as W&B's files, is another run
             yield folder
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs, and a sentence on each folder, or what is in it, that is left out."""
+    """Reads the finished runs; also returns a sentence on each folder or file that is left out."""
     runs, left_out = [], []
     for folder in folders:
         try:
@@ -111,13 +111,13 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
                     "with them what tells whether the figures are of its weights"
                 )
             runs.append(Run(folder, config, summary, rows, present, found))
-        except UserError as error:  # damaged: said, and no reason to lose the rest
+        except UserError as error:  # report a damaged run, and compare the others
             left_out.append(str(error))
     return runs, left_out
 
 
 def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
-    """Why a run cannot be compared, if so."""
+    """The reason why a run cannot be compared; None if it can."""
     if kind_of(config) is not DiffusionRun:
         return "it is an autoencoder, not a diffusion model"
     if not summary and (folder / SUMMARY).exists():

@@ -1,4 +1,4 @@
-"""From run folders to a folder with table, plots and page: everything that `compare` does."""
+"""The command `compare`: from run folders to a folder with a table, plots and a page."""
 
 import math
 from collections.abc import Sequence
@@ -30,21 +30,21 @@ COSTS = {"macs": "MACs of a call on one image", "training_seconds": "time of tra
 
 @dataclass(frozen=True)
 class Collection:
-    """Compositions with figures of one protocol and sampling; `names` are the figures' whole ones.
+    """Compositions measured by one protocol and sampling; `names` are the metrics' full names.
 
-    `left_out` are sentences on runs that are not among them.
+    `left_out` has a sentence on each run that is not compared.
     """
 
     groups: list[Group]
     names: dict[str, str]
     protocol: Protocol
     sampling: Sampling
-    omitted: list[str]  # sentences on figures that are left out
+    omitted: list[str]  # sentences on metrics that are left out
     left_out: list[str]
 
 
 def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Compares the run folders of the command line, `cfg.paths`, in the folder `cfg.output`."""
+    """Compares the runs at or below `cfg.paths`, and writes the folder `cfg.output`."""
     if not isinstance(cfg.paths, ListConfig):
         raise UserError(
             f"paths={cfg.paths} is no list of folders; write diffusion-lab compare {cfg.paths}"
@@ -59,8 +59,8 @@ def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     """Compares the run folders at or below `paths`; writes the folder `output`.
 
-    Raises UserError, before anything is written, if there is no run, or not all were measured
-    alike, or `output` holds something else.
+    Raises UserError, before anything is written, if there is no run, if the runs were not measured
+    alike, or if `output` holds other files.
     """
     folder = Path(output)
     if folder.is_file():
@@ -88,7 +88,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
 
 
 def collect(paths: Sequence[str | Path]) -> Collection:
-    """The compositions of the run folders at or below `paths`, by size of data and FID."""
+    """Collects the compositions at or below `paths`, sorted by size of the data, then by FID."""
     folders = run_folders(paths)
     say(f"{len(folders)} run folders")
     runs, left_out = read(folders)
@@ -115,7 +115,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
 
 
 def judge(collection: Collection, metric: Quantity) -> Judged | None:
-    """Verdict and plots by one metric; None where no run has it."""
+    """The verdict and the plots by one metric; None if no run has it."""
     groups = collection.groups
     said = verdict(groups, metric)
     if said is None:
@@ -142,7 +142,7 @@ def judge(collection: Collection, metric: Quantity) -> Judged | None:
 
 
 def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str | None:
-    """A metric's name in metrics.jsonl, if it was measured there as it is compared here."""
+    """A metric's name in metrics.jsonl; None if training measured it unlike the comparison."""
     if metric.name == HELD_OUT.name:
         return "val/loss"
     own = all(measured_alike(run, collection) for run in group.runs)
@@ -150,7 +150,7 @@ def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str 
 
 
 def measured_alike(run: Run, collection: Collection) -> bool:
-    """Whether a run was measured in training as it is now compared."""
+    """Whether training measured a run by the protocol and sampling of the comparison."""
     evaluation = configured(run.config, Evaluation)
     if run.summary.get("protocol") != collection.protocol or not evaluation:
         return False
@@ -158,7 +158,7 @@ def measured_alike(run: Run, collection: Collection) -> bool:
 
 
 def setting(collection: Collection) -> str:
-    """What was measured how, in a line."""
+    """A line on the data, the protocol, and the sampler and guidance of all runs."""
     runs, protocol, sampling = runs_of(collection.groups), collection.protocol, collection.sampling
     data = sorted({run.config.data.source["_target_"].rpartition(".")[2] for run in runs})
     sampler: Any = sampling["sampler"]
@@ -176,7 +176,7 @@ def setting(collection: Collection) -> str:
 
 
 def write(folder: Path, report: Report) -> None:
-    """Writes every file, the page last; plots of an earlier comparison go."""
+    """Writes every file, the page last, and deletes the plots of an earlier comparison."""
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     table, first = CompositionTable(report.groups), report.judged[0]
     text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"

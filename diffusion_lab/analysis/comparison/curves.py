@@ -1,4 +1,4 @@
-"""What is plotted: figures along training, and Pareto fronts."""
+"""The points of the plots: metrics along training, and Pareto fronts."""
 
 import math
 import statistics
@@ -31,10 +31,10 @@ class Point:
 
 
 def curve(group: Group, kind: str, name: str | None) -> list[Point]:
-    """A group's figure along training, at the images that all its seeds were measured at.
+    """A group's metric along training, at the numbers of images at which all seeds were measured.
 
-    And at the end of each, also where these saw unequal numbers of images in equal time.
-    `name` is that of the figure in metrics.jsonl; None, or none there: the final figures alone.
+    The last point is the end of all runs, even if they saw unequal numbers of images. `name` is the
+    metric's name in metrics.jsonl; a run without such rows has its final value alone.
     """
     lines = [line for run in group.runs if (line := _points(run, kind, name))]
     if not lines:
@@ -54,9 +54,9 @@ def curve(group: Group, kind: str, name: str | None) -> list[Point]:
 
 
 def training_flops(group: Group, images: float) -> float | None:
-    """Of the network, forward and backward, over so many images; None if it is not known.
+    """FLOPs of training on `images` images, forward and backward; None if the MACs are unknown.
 
-    Self-conditioning asks the network once more in half of the steps.
+    Self-conditioning calls the network once more in half of the steps.
     """
     if not group.values("macs"):
         return None
@@ -66,9 +66,9 @@ def training_flops(group: Group, images: float) -> float | None:
 
 
 def _points(run: Run, kind: str, name: str | None) -> dict[int, tuple[float, float]]:
-    """images -> (seconds, value) of a run.
+    """A run's metric along training: number of images -> (seconds, value).
 
-    The seconds are those of the step's first row: an evaluation's own is written once it is over.
+    The seconds are from a step's first row, as an evaluation writes its own row when it ends.
     """
     reached: dict[int, float] = {}
     rows = [row for row in run.rows if {"images", "seconds"} <= row.keys()]
@@ -86,7 +86,7 @@ def _points(run: Run, kind: str, name: str | None) -> dict[int, tuple[float, flo
 
 
 def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[int]:
-    """The places of (cost, figure) that nothing as cheap or cheaper betters, by cost."""
+    """The Pareto front of points (cost, value): their indices, sorted by cost."""
     sign = -1 if higher_is_better else 1
     order = sorted(range(len(points)), key=lambda i: (points[i][0], sign * points[i][1]))
     best: list[int] = []

@@ -1,4 +1,4 @@
-"""Compositions by the size of the data that they were trained on: parts, lines and crossings."""
+"""Compositions by the size of their training data: groups, lines and crossings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from diffusion_lab.metrics import Quantity
 
 
 def parts_of(groups: Sequence[Group]) -> list[list[Group]]:
-    """The groups of each part of the data, from the least to the most; in the order given."""
+    """The groups of each part of the data, the smallest part first; else in the order given."""
     parts: dict[tuple, list[Group]] = {}
     for group in groups:
         parts.setdefault(group.data_size, []).append(group)
@@ -18,14 +18,14 @@ def parts_of(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def images_of(part: Sequence[Group]) -> float:
-    """Trained on; of runs that do not say it, 0."""
+    """The number of training images of a part of the data; 0 if its runs do not record it."""
     return next((g.mean("training_images") for g in part if g.values("training_images")), 0)
 
 
 def arranged(groups: Sequence[Group]) -> list[Group]:
-    """By size of the data, else in the order given, each with its look.
+    """Sorts groups by the size of the data and gives each its colour and marker.
 
-    With several sizes a composition has one colour at all of them, and another mark at each.
+    With several sizes, a composition has one colour at all of them, and another marker at each.
     """
     parts = parts_of(groups)
     compositions = list(dict.fromkeys(g.apart_from_data for own in reversed(parts) for g in own))
@@ -40,7 +40,7 @@ def arranged(groups: Sequence[Group]) -> list[Group]:
 
 @dataclass(frozen=True)
 class DataLine:
-    """One composition over parts of the data: training images, mean and half of the interval."""
+    """A composition over sizes of the data: points (training images, mean, half the interval)."""
 
     name: str
     look: int
@@ -48,7 +48,7 @@ class DataLine:
 
 
 def data_lines(groups: Sequence[Group], kind: str) -> list[DataLine]:
-    """Compositions that were trained on several parts of the data, each a line."""
+    """A line for each composition that was trained on several parts of the data."""
     lines: dict[str, list[Group]] = {}
     for group in groups:
         if group.values("training_images") and group.values(kind):
@@ -66,12 +66,12 @@ def data_lines(groups: Sequence[Group], kind: str) -> list[DataLine]:
 
 
 def crossings(lines: Sequence[DataLine], metric: Quantity) -> list[str]:
-    """A sentence on each pair of lines, by their means: where one passes the other, or not."""
+    """Sentences on each pair of lines: where their means cross, or that they do not cross."""
     return [sentence for a, b in combinations(lines, 2) for sentence in _crossings(a, b, metric)]
 
 
 def _crossings(a: DataLine, b: DataLine, metric: Quantity) -> list[str]:
-    """The sentences on one pair; a point where both are equal is on neither side."""
+    """The sentences on one pair of lines; a size at which both are equal counts for neither."""
     theirs = {images: mean for images, mean, _ in b.points}
     both = [(x, mean - theirs[x]) for x, mean, _ in a.points if x in theirs]
     better = [(x, *((a, b) if metric.better(gap, 0) else (b, a))) for x, gap in both if gap]
@@ -81,7 +81,7 @@ def _crossings(a: DataLine, b: DataLine, metric: Quantity) -> list[str]:
         for (x, first, second), (y, later, _) in pairwise(better)
         if first is not later
     ]
-    if passed or len(both) < 2:  # nothing lies between
+    if passed or len(both) < 2:  # one common size shows no crossing
         return passed
     if not better:
         return [f"By the means, {a.name} and {b.name} are equal in {metric.title} at every size"]

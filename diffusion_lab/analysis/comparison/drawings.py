@@ -1,4 +1,4 @@
-"""What a comparison draws: figures by seed, along training, against cost and against the data."""
+"""The plots of a comparison: metrics by seed, along training, against cost and size of the data."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -16,9 +16,9 @@ from diffusion_lab.metrics import Quantity
 
 
 def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
-    """A row a group, the best on top: a mark a seed, a line for the interval of their mean.
+    """Draws a row for each group, the best on top: its seeds and the interval of their mean.
 
-    With several sizes of the data, those of each together, from the least to the most.
+    With several sizes of the data, rows are sorted by size first, from small to large.
     """
     sign = -1 if metric.higher_is_better else 1
     parts = parts_of([group for group in groups if group.values(metric.name)])
@@ -75,7 +75,7 @@ def mark_real(axes: Axes, value: float, metric: Quantity) -> None:
 def along(
     curves: Sequence[tuple[Group, list[Point]]], metric: Quantity, axis: str
 ) -> Drawing | None:
-    """A figure against images, minutes or FLOPs: mean over seeds, and from lowest to highest."""
+    """Draws a metric against images, minutes or FLOPs: the mean and the range over seeds."""
     lines = [
         (group, points)
         for group, points in curves
@@ -116,9 +116,9 @@ def along(
 
 
 def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> Drawing | None:
-    """A figure against a cost, and the line of those that nothing cheaper betters.
+    """Draws a metric against a cost, with the Pareto front.
 
-    None where the cost was made equal.
+    Returns None if the costs are equal, or known for fewer than two groups.
     """
     both = [group for group in groups if group.values(metric.name) and group.values(cost)]
     costs = [group.mean(cost) for group in both]
@@ -154,7 +154,7 @@ def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> 
 
 
 def over_data(lines: Sequence[DataLine], metric: Quantity, crossed: Sequence[str]) -> Drawing:
-    """A figure against the number of training images, on a logarithmic axis."""
+    """Draws a metric against the number of training images, on a logarithmic axis."""
     scale = metric.scale
 
     def paint(axes: Axes) -> None:

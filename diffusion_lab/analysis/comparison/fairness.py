@@ -1,4 +1,4 @@
-"""What a comparison was at equal measure of: images, time, machines and operations of the runs."""
+"""Fairness of a comparison: whether images, time, operations and machines of runs are equal."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,12 +9,12 @@ from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.build.config_keys import SUBSET_SEED
 from diffusion_lab.common.formats import amount, duration
 
-EQUAL_IMAGES = 0.01  # relative difference: a last batch more or less
-EQUAL_COST = 0.05  # more than the 2 % that a budget allows to each
+EQUAL_IMAGES = 0.01  # relative difference, for a last batch more or less
+EQUAL_COST = 0.05  # relative difference, above the 2 % that budget=macs allows each run
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """Sentences on images and time of all runs."""
+    """Sentences on the images seen and the training time of all runs."""
     runs = runs_of(groups)
     least, most = span(runs, "images_seen")
     seen = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
@@ -28,7 +28,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
 
 
 def reservations(groups: Sequence[Group]) -> Iterator[str]:
-    """Yields sentences on what was not equal and should have been."""
+    """Yields a sentence on each condition that should have been equal and was not."""
     runs = runs_of(groups)
     if limit := budgeted_seconds(runs):
         least, most = span(runs, "training_seconds")
@@ -63,7 +63,7 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def machine(run: Run) -> str:
-    """Device, precision, threads and processes of a run, as far as it says them."""
+    """Device, precision, threads and processes of a run, as far as its summary has them."""
     known = run.summary
     parts = [str(known.get("device", "unknown device")), *filter(None, [known.get("precision")])]
     for key, one, more in (("threads", "thread", "threads"), ("ranks", "process", "processes")):
@@ -73,12 +73,12 @@ def machine(run: Run) -> str:
 
 
 def budgeted_seconds(runs: Sequence[Run]) -> int | None:
-    """Seconds of training, if they were the budget of every run."""
+    """The time budget in seconds; None unless all runs have the same one."""
     limits = {OmegaConf.select(run.config, "budget.seconds") for run in runs}
     return limits.pop() if len(limits) == 1 else None
 
 
 def span(runs: Sequence[Run], fact: str) -> tuple[float, float]:
-    """The least and the most of a number in the summaries of runs."""
+    """The smallest and the largest value of `fact` in the summaries of runs."""
     values = [run.summary[fact] for run in runs]
     return min(values), max(values)

@@ -1,4 +1,4 @@
-"""Runs of one composition, seeds apart, named by the fewest settings that tell them apart."""
+"""Groups of runs that differ only in their seed, named by as few settings as possible."""
 
 import json
 import statistics
@@ -12,8 +12,8 @@ from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.build.config_keys import CLASS, DATA_SIZE, Settings
 from diffusion_lab.metrics.metric import REAL
 
-LEVEL = 0.05  # of every interval and test: 95 % confidence
-BETWEEN = " \N{MIDDLE DOT} "  # the settings in a name
+LEVEL = 0.05  # significance level of every test and interval
+BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
 ALL = "all runs"
 
 
@@ -24,44 +24,44 @@ def half_width(values: Sequence[float], level: float = LEVEL) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one composition, by seed; `settings` are those that differ between groups."""
+    """The runs of one composition, by seed; `settings` are the ones that differ between groups."""
 
     name: str
     settings: Settings
     runs: tuple[Run, ...]
-    look: int = 0  # the place of its colour and mark
+    look: int = 0  # the index of its colour and marker
 
     def figures(self, kind: str) -> dict[int, float]:
-        """The figures of a kind, by seed."""
+        """The values of a metric or cost, by seed."""
         return {run.seed: run.figures[kind] for run in self.runs if kind in run.figures}
 
     def values(self, kind: str) -> list[float]:
-        """The figures of a kind."""
+        """The values of a metric or cost, one for each seed that has it."""
         return list(self.figures(kind).values())
 
     def mean(self, kind: str) -> float:
-        """The mean over the seeds, of which some must have a value."""
+        """The mean over seeds, at least one of which must have a value."""
         return statistics.mean(self.values(kind))
 
     def half_width(self, kind: str) -> float | None:
-        """Half the width of the mean's 95 % confidence interval; None for less than two values."""
+        """Half the width of the mean's 95 % confidence interval; None for under two values."""
         values = self.values(kind)
         return half_width(values) if len(values) > 1 else None
 
     @property
     def jackknife(self) -> float | None:
-        """The standard deviation of the only seed's FID over its samples, if there is one seed."""
+        """The jackknife standard deviation of FID over samples; None if there are several seeds."""
         return self.runs[0].figures.get("fid_std") if len(self.runs) == 1 else None
 
     @property
     def apart_from_data(self) -> str:
-        """The settings that tell it from others, but for the part of the data, as one word."""
+        """The settings that differ between groups, except the part of the data, as JSON text."""
         rest = {key: value for key, value in self.settings.items() if key not in DATA_SIZE}
         return json.dumps(rest, sort_keys=True)
 
     @property
     def data_size(self) -> tuple[object, ...]:
-        """Which part of the data was trained on."""
+        """The values of the settings that choose the part of the training data."""
         return tuple(self.runs[0].settings.get(key) for key in DATA_SIZE)
 
 
@@ -70,14 +70,14 @@ def runs_of(groups: Sequence[Group]) -> list[Run]:
 
 
 def real_value(groups: Sequence[Group], kind: str) -> float | None:
-    """The value that real images have in the place of samples."""
+    """The value of a metric for real images in place of samples; None if it was not measured."""
     return next((value for group in groups for value in group.values(f"{kind}{REAL}")), None)
 
 
 def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
-    """Groups by settings, and a sentence on each run that a later one repeats.
+    """Groups runs by composition; also returns a sentence on each run that a later one repeats.
 
-    A group is named by the fewest settings that tell it from the others, classes first.
+    A group is named by the fewest settings that distinguish it from the others, classes first.
     """
     by_composition: dict[str, dict[int, Run]] = {}
     left_out = []
@@ -101,14 +101,14 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 
 def varying(settings: list[Settings]) -> list[str]:
-    """The keys whose values are not all one, classes first, then what lies higher."""
+    """The keys whose values differ: classes first, then keys by the depth of their nesting."""
     keys = {key for each in settings for key in each}
     found = [key for key in keys if len({_word(each.get(key)) for each in settings}) > 1]
     return sorted(found, key=lambda key: (not key.endswith(CLASS), key.count("."), key))
 
 
 def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
-    """A name for each of the settings, made of the first of `keys` that tell all apart."""
+    """A name for each of `settings`, made of the first of `keys` that tell all of them apart."""
     chosen: list[str] = []
     told_apart = 1
     for key in keys:
@@ -120,7 +120,7 @@ def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
     names = [
         BETWEEN.join(filter(None, (part(key, each, last) for key in chosen))) for each in settings
     ]
-    # apart from the part of the data, too, each must be named, unless that is all that differs
+    # a name must say more than the size of the data, unless nothing else differs
     nameless = sum(not _apart_from_data(name) for name in names)
     if len(set(names)) < len(names) or not all(names) or 0 < nameless < len(names):
         long = [
@@ -131,7 +131,7 @@ def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
 
 
 def part(key: str, settings: Settings, last: Counter) -> str | None:
-    """What a key adds to a name: the class, or the last part of the key and its value."""
+    """The part of a name for a key: the class, or the last part of the key and its value."""
     value = settings.get(key)
     if value is None:
         return f"{_shortest(key)}=null" if key in DATA_SIZE else None
@@ -150,7 +150,7 @@ def _word(value: object) -> str:
 
 
 def without_data(name: str) -> str:
-    """A name without what it says of the part of the data."""
+    """A group's name without the settings that choose the part of the data."""
     return BETWEEN.join(_apart_from_data(name)) or ALL
 
 

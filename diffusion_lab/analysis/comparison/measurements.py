@@ -1,4 +1,4 @@
-"""What is compared: the figures of generated images, the held-out loss, memorisation, and costs."""
+"""The measurements that are compared: metrics, held-out loss, memorisation and costs."""
 
 import math
 import statistics
@@ -20,7 +20,7 @@ OF_SUMMARY = ("images_seen", "parameters", "macs", "training_seconds", "training
 
 
 def judged_by(runs: Iterable[Run]) -> list[Quantity]:
-    """The quantities that runs are compared by; last come those of metrics of other code."""
+    """The quantities by which runs are compared; user-defined metrics come last."""
     records = [record for run in runs for record in (run.summary, *run.kept)]
     extra = [Quantity(**facts) for each in records for facts in each.get("extra_quantities", ())]
     known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
@@ -28,16 +28,16 @@ def judged_by(runs: Iterable[Run]) -> list[Quantity]:
 
 
 def losses_compare(runs: Iterable[Run]) -> bool:
-    """Whether the held-out losses of all runs are one quantity."""
-    decisive = Means.LOSS | Means.IDENTITY  # a path says where the same images are
+    """Whether the held-out losses of all runs measure the same quantity."""
+    decisive = Means.LOSS | Means.IDENTITY  # paths do not count: the same images may lie elsewhere
     known = [{k: v for k, v in run.known.items() if decisive in means(k)} for run in runs]
     return all(each == known[0] for each in known)
 
 
 def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
-    """The whole name of each kind, "fid" -> "fid/efficientnet_lite0-96/train10k-1k".
+    """The full name of each metric, "fid" -> "fid/efficientnet_lite0-96/train10k-1k".
 
-    Where runs have several, as with two classifiers, that which most of them have.
+    If runs have several, as with two classifiers, the most common name counts.
     """
     counts = Counter(name for each in figures for name in each)
     names: dict[str, str] = {}
@@ -49,8 +49,8 @@ def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
 def figures_of(
     run: Run, measured: dict[str, float], names: dict[str, str], copies: dict[str, float]
 ) -> dict[str, float]:
-    """By kind, whatever is known of a run: judgements, values of real images, spreads and costs."""
-    rates = [row[RATE] for row in run.rows if RATE in row]  # of the logged windows
+    """All finite values of a run by short name: metrics, their spreads, real images, and costs."""
+    rates = [row[RATE] for row in run.rows if RATE in row]  # one for each logged window
     found = {kind: measured.get(name) for kind, name in names.items()}
     found |= {
         HELD_OUT.name: run.summary["metrics"].get("val/loss"),
@@ -65,9 +65,10 @@ def figures_of(
 def copy_ratios(
     runs: Sequence[Run], sampling: Sampling
 ) -> tuple[dict[Path, dict[str, float]], list[str]]:
-    """The ratios of runs, by folder, and sentences on what is left out.
+    """The copy ratios of runs, by folder, and sentences on what is left out.
 
-    Only of their present weights, sampled so; none if they were not all counted alike.
+    A report counts if it is of a run's current weights and of `sampling`; reports of unequal
+    protocols are all left out.
     """
     found: dict[Path, dict[str, float]] = {}
     protocols, said = [], []
@@ -92,7 +93,7 @@ def copy_ratios(
 
 
 def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
-    """Why a report cannot be compared, if so."""
+    """The reason why a memorisation report cannot be compared; None if it can."""
     again = f"measure them again by `diffusion-lab memorization run={run.folder}`"
     if report["sampling"] != sampling:
         return f"its report is of another sampling than is compared; {again}, sampled like the rest"
@@ -104,7 +105,7 @@ def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
 
 
 def differing(protocols: Sequence[Protocol]) -> dict[str, list[str]]:
-    """What is not the same in all of them, and its values in words."""
+    """The keys in which protocols differ, each with its values as text."""
     keys = dict.fromkeys(key for each in protocols for key in each if key != FINGERPRINT)
     values = {key: list(dict.fromkeys(str(each.get(key)) for each in protocols)) for key in keys}
     return {key: found for key, found in values.items() if len(found) > 1}

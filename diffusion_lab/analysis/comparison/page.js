@@ -1,5 +1,5 @@
 "use strict";
-// Works on what is in the page; without it every metric is shown, one below the other.
+// Adds sorting, filtering and the choice of a metric; without it the page shows every metric.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const say = (text) => { document.getElementById("status").textContent = text; };
 
@@ -19,7 +19,7 @@ function sort(table, header, ascending) {
   const rows = [...table.tBodies[0].rows];
   rows.sort((a, b) => {
     const [x, y] = [key(a), key(b)];
-    if (x === null || y === null) return (x === null) - (y === null); // missing is last
+    if (x === null || y === null) return (x === null) - (y === null); // missing values come last
     const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
     return ascending ? order : -order;
   });

@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing else, of page.html, page.css and page.js."""
+"""The comparison as one self-contained HTML file, made of page.html, page.css and page.js."""
 
 import os
 from collections import Counter
@@ -20,19 +20,19 @@ from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.metrics import Quantity
 
 PARTS = Path(__file__).parent
-GENERATOR = "diffusion-lab compare"  # by which a page is known as one of ours
+GENERATOR = "diffusion-lab compare"  # marks a page that `compare` wrote
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the page shows of one metric."""
+    """Everything that the page shows about one metric."""
 
     metric: Quantity
     verdict: Verdict
     by_seed: Drawing
-    along: list[Drawing]  # empty where nothing was measured in training
+    along: list[Drawing]  # empty if nothing was measured in training
     fronts: list[Drawing]
-    lines: list[DataLine]  # empty where all runs have the same data, as are the next
+    lines: list[DataLine]  # empty, as are the next two, if all runs have the same data
     over_data: Drawing | None
     crossed: list[str]
 
@@ -44,14 +44,14 @@ class Judged:
 
     @property
     def told(self) -> list[str]:
-        """What stands below the answer."""
+        """The sentences below the answer."""
         said = self.verdict
         return [*said.by_size, *self.crossed, *said.findings[:SHOWN], *said.reservations]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page says; `notes` are sentences on the whole."""
+    """The content of the page; `notes` are sentences on the whole comparison."""
 
     groups: Sequence[Group]
     judged: Sequence[Judged]
@@ -62,11 +62,11 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The HTML file."""
+    """Renders the page as HTML text."""
     groups = report.groups
     runs = runs_of(groups)
     base = os.path.commonpath([os.path.abspath(run.folder.parent) for run in runs])
-    # each place of the grids has the same noise in all of them
+    # a single known value means that all grids have the same noise at each place
     noises = {grid_noise(each.run) for each in report.samples}
     page = Environment(
         loader=FileSystemLoader(PARTS),
@@ -104,7 +104,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def said(settings: Mapping[str, object], key: str) -> str:
-    """The value of a setting, a class by its name alone."""
+    """The value of a setting as text, a class without its module."""
     value = settings.get(key)
     if value is None:
         return NONE
@@ -112,7 +112,7 @@ def said(settings: Mapping[str, object], key: str) -> str:
 
 
 def machines(trained: Sequence[Run]) -> list[str]:
-    """Devices, versions and commits, each once."""
+    """A line for each machine, torch version and commit, with its number of runs."""
     counts = Counter(
         f"{machine(run)}, torch "
         f"{run.summary.get('versions', {}).get('torch', '?')}, commit "

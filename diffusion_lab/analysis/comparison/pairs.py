@@ -1,4 +1,4 @@
-"""Paired t-tests of compositions over common seeds, corrected by Holm, and their words."""
+"""Paired t-tests of compositions over common seeds, with Holm's correction, and their wording."""
 
 import math
 import statistics
@@ -14,13 +14,13 @@ from diffusion_lab.build.config_keys import DATA_SIZE
 from diffusion_lab.common.formats import csv_text
 from diffusion_lab.metrics import Quantity
 
-ENOUGH = 2  # common seeds of a paired test
-ROUNDING = 1e-9  # of figures, relative: differences that spread by less are all one
+ENOUGH = 2  # the fewest common seeds for a paired test
+ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A p-value among others: corrected, and the level that it had to be below itself."""
+    """A p-value, its corrected value, and the level that the uncorrected one had to be below."""
 
     p: float
     corrected: float
@@ -29,18 +29,18 @@ class Tested:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups over the seeds that they share; `ahead` has the better mean of the two.
+    """Two groups compared over their common seeds; `ahead` has the better mean.
 
-    Differences that are the same in every seed are not tested: they have no spread, by which a test
-    would judge their mean.
+    Differences that are the same in every seed are not tested, because a t-test judges the mean by
+    the spread.
     """
 
     metric: Quantity
-    size: str  # of the data, as DataSize labels it
+    size: str  # the label of its DataSize
     ahead: Group
     behind: Group
     seeds: tuple[int, ...]
-    differences: tuple[float, ...]  # behind - ahead, a seed each, signed
+    differences: tuple[float, ...]  # behind - ahead, one for each seed
     tested: Tested | None = None
 
     @property
@@ -50,7 +50,7 @@ class Pair:
 
     @property
     def varied(self) -> bool:
-        """Whether the differences spread by more than rounding."""
+        """Whether the differences vary by more than rounding."""
         figures = (g.figures(self.metric.name) for g in (self.ahead, self.behind))
         largest = max(abs(each[seed]) for each in figures for seed in self.seeds)
         return max(self.differences) - min(self.differences) > ROUNDING * largest
@@ -62,16 +62,16 @@ class Pair:
 
     @property
     def detectable(self) -> float:
-        """The gap that must be exceeded, at this spread, to be told from chance; else nan."""
+        """The gap above which the difference would be significant; nan without a test."""
         return half_width(self.differences, self.tested.level) if self.tested else math.nan
 
     @property
     def told_apart(self) -> bool:
-        """Whether the difference is one, at 5 % over all pairs."""
+        """Whether the difference is significant at 5 % over all pairs."""
         return self.tested is not None and self.tested.corrected < LEVEL
 
     def __str__(self) -> str:
-        """The result in words, without p."""
+        """The result in words, without its p-value."""
         ahead, behind, metric = self.ahead.name, self.behind.name, self.metric
         size = abs(self.gap)
         if self.tested is None:
@@ -96,7 +96,7 @@ class Pair:
         )
 
     def finding(self, tests: int) -> str:
-        """The result with its p, as one of so many that were tested."""
+        """The result in words with its p-value, as one of `tests` tested pairs."""
         said = f"At {self.size}: {self}" if self.size else str(self)
         if self.tested is None:
             return said
@@ -108,10 +108,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class DataSize:
-    """The compositions of one part of the data, named without it, and their pairs.
+    """The compositions trained on one part of the data, named without it, and their pairs.
 
-    `images` says how many were trained on, as in "6,000"; empty where there is one part alone.
-    Pairs that are told apart come first, by p.
+    `images` is the number of training images as text, "6,000"; empty if there is only one part.
+    Pairs that are told apart come first, sorted by p-value.
     """
 
     images: str
@@ -127,16 +127,16 @@ class DataSize:
         return [pair for pair in self.pairs if pair.tested]
 
     def best(self, groups: Sequence[Group]) -> Group | None:
-        """The one of these groups that is better than each of the others, by tests."""
+        """The one of `groups` that is significantly better than each of the others, if any."""
         beaten = [pair.ahead.name for pair in self.pairs if pair.told_apart]
         others = len(groups) - 1
         return next((g for g in groups if others and beaten.count(g.name) == others), None)
 
 
 def by_data_size(groups: Sequence[Group], metric: Quantity) -> list[DataSize]:
-    """The groups and their tests, from the least data to the most; the groups in the order given.
+    """The groups and their tests at each size of the data, from the smallest to the largest.
 
-    Groups of different parts of the data, or with too few common seeds, make no pair.
+    Groups of different parts of the data, or with too few common seeds, are not paired.
     """
     sizes, pairs = _sizes(groups), []
     for size in sizes:
@@ -149,7 +149,7 @@ def by_data_size(groups: Sequence[Group], metric: Quantity) -> list[DataSize]:
             if metric.better(statistics.mean(differences), 0):
                 a, b, differences = b, a, tuple(-difference for difference in differences)
             pairs.append(Pair(metric, size.label, a, b, seeds, differences))
-    # a paired test of two samples is that of their differences
+    # a paired t-test is a one-sample test of the differences
     tests = [stats.ttest_1samp(pair.differences, 0) for pair in pairs if pair.varied]
     tested = iter(holm([float(test.pvalue) for test in tests]))
     pairs = [replace(pair, tested=next(tested)) if pair.varied else pair for pair in pairs]
@@ -174,9 +174,9 @@ def _sizes(groups: Sequence[Group]) -> list[DataSize]:
 
 
 def holm(p_values: Sequence[float]) -> list[Tested]:
-    """Holm's step-down correction, in the order given.
+    """Applies Holm's step-down correction and returns the results in the order given.
 
-    The lowest faces the strictest level; what comes after the first to fail faces the same as it.
+    The lowest p-value faces the strictest level; all after the first failure face its level.
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     results: dict[int, Tested] = {}
@@ -191,9 +191,9 @@ def holm(p_values: Sequence[float]) -> list[Tested]:
 
 
 def as_csv(pairs: Iterable[Pair]) -> str:
-    """Every pair, by the kind of its metric, without rounding; gaps are of behind from ahead.
+    """The pairs as CSV text, named by metric, without rounding; gaps are behind - ahead.
 
-    What was not tested has no detectable gap and no p.
+    Pairs that were not tested have no detectable gap and no p-values.
     """
     head = ("metric", "data", "ahead", "behind", "seeds", "gap", "half_width", "detectable")
     rows = []

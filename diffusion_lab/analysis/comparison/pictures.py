@@ -1,4 +1,4 @@
-"""The runs' own sample grids, side by side: every cell is of one class and one noise in all."""
+"""The runs' own sample grids, side by side, from the same classes and noise where possible."""
 
 import base64
 import io
@@ -18,16 +18,16 @@ from diffusion_lab.common.images import ENLARGED, GAP
 from diffusion_lab.runs import SAMPLES
 from diffusion_lab.training.callbacks import Grid, configured
 
-ALL_BYTES = 5_000_000  # of the pictures together, as they are in the page
+ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the page
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
-QUALITY = 82  # of WebP, where PNG is too large
-SMALLEST = 32  # pixels, of the longer side
+QUALITY = 82  # quality of WebP, which replaces a PNG that is too large
+SMALLEST = 32  # pixels of the longer side, below which no picture shrinks
 WHITE = OPAQUE = 255
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A group's grid of one run, and two samples of each class in a line, as data URIs."""
+    """The grid of one run of a group, and a strip of two samples per class, as data URIs."""
 
     group: Group
     run: Run
@@ -36,7 +36,7 @@ class Samples:
 
 
 def samples(groups: Sequence[Group]) -> list[Samples]:
-    """A grid of each group that has one, all of one training seed where they share one."""
+    """The grid of one run per group that has one, of the same training seed where possible."""
     counts = Counter(run.seed for run in runs_of(groups))
     chosen = [min(g.runs, key=lambda run: (-counts[run.seed], run.seed)) for g in groups]
     found = [
@@ -59,10 +59,10 @@ def samples(groups: Sequence[Group]) -> list[Samples]:
 
 
 def grid_noise(run: Run) -> str | None:
-    """What decides the noise of each place of a run's grid, as one word; None: it is not known.
+    """The settings that decide the noise at each place of a run's grid, as JSON text.
 
-    Besides seed and columns the sampler, which may draw more noise on its way, and the space that
-    is diffused.
+    Besides seed and columns these are the sampler, which may draw more noise, and the space that is
+    diffused. None if the run draws no grids.
     """
     settings = configured(run.config, Grid)
     if not settings:
@@ -73,7 +73,7 @@ def grid_noise(run: Run) -> str | None:
 
 
 def latest_grid(folder: Path) -> Path | None:
-    """The picture of the last step."""
+    """The sample grid of the last step; None if there is none."""
     steps = {
         int(number): path
         for path in (folder / SAMPLES).glob("step_*.png")
@@ -83,7 +83,7 @@ def latest_grid(folder: Path) -> Path | None:
 
 
 def cells_of(pixels: np.ndarray, columns: int) -> np.ndarray | None:
-    """The square images (rows, columns, h, w, ...) of a grid; None if it is no such grid."""
+    """Splits a grid into its square images (rows, columns, h, w, ...); None if it is no grid."""
     height, width, *channels = pixels.shape
     pitch, rest = divmod(width - GAP, columns)
     if rest or pitch <= GAP or (height - GAP) % pitch:
@@ -96,7 +96,7 @@ def cells_of(pixels: np.ndarray, columns: int) -> np.ndarray | None:
 
 
 def side_by_side(cells: Sequence[np.ndarray]) -> np.ndarray:
-    """Images in one line (h, w, C + 1), nothing between, and more of it after each `OF_EACH`."""
+    """Joins images to a line (h, w, C + 1) with transparent gaps, wider after each `OF_EACH`."""
     parts = []
     for place, cell in enumerate(cells, 1):
         gap = 0 if place == len(cells) else GAP if place % OF_EACH else 2 * GAP
@@ -106,7 +106,7 @@ def side_by_side(cells: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def data_uri(pixels: np.ndarray, most: int) -> str:
-    """A picture of at most so many characters: as it is, else compressed, else made smaller."""
+    """A picture as a data URI of `most` characters at most: PNG, else WebP, else made smaller."""
     picture = Image.fromarray(pixels)
     text = _encoded(picture, "png", optimize=True)
     picture = picture.convert("RGBA" if picture.mode in ("LA", "RGBA") else "RGB")

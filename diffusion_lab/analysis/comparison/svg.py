@@ -1,4 +1,4 @@
-"""Plots as SVG: drawn once, in fixed colours for a file and in those of the page's theme."""
+"""Plots as SVG, drawn once: in fixed colours for a file, in the theme's colours for the page."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# dark enough for white paper; the page has lighter ones for its dark theme, by the same numbers
+# dark enough for white paper; page.css has lighter ones for dark mode, in the same order
 COLOURS = (
     "#0b5fa5",
     "#b8430a",
@@ -35,7 +35,7 @@ INK, GRID = STYLE["text.color"], STYLE["grid.color"]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot: for the page, for a file, and in words for who cannot see it."""
+    """A plot as SVG for the page and for a file, and in words for readers who cannot see it."""
 
     name: str
     title: str
@@ -49,12 +49,12 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """Another one in each round of colours, too, so that no two groups of 64 look alike."""
+    """The marker of a group, shifted in each round of colours: 64 groups all look different."""
     return list(MARKERS)[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def look_of(index: int) -> dict[str, Any]:
-    """The colour and mark of a composition."""
+    """The colour and marker of a composition, as keywords of matplotlib."""
     return {"color": colour(index), "marker": marker(index)}
 
 
@@ -67,14 +67,14 @@ def draw(
     size: tuple[float, float] = (4.0, 2.9),
     left: float = 0.62,
 ) -> Drawing:
-    """A plot of (width, height) inches that `paint` fills, with `left` inches for what is beside.
+    """Draws a plot by `paint`, in `size` (width, height) inches with `left` inches for labels.
 
-    The default is for plots that stand side by side. `legend` has the place of the colour and mark
-    of each name; it is for the file: the page has one for all plots.
+    The default size is for plots side by side. `legend` has the index of the colour and marker of
+    each name; only the file shows it, because the page has one legend for all plots.
     """
     with rc_context(STYLE):
         figure = Figure(size)
-        # by hand: a layout that measures every text takes longer than the drawing
+        # margins by hand: a layout that measures every text takes longer than the drawing
         width, height = size
         figure.subplots_adjust(left / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.2 / height)
         figure.patch.set_alpha(0)
@@ -94,7 +94,7 @@ def _svg(figure: Figure) -> str:
 
 
 def themed(svg: str, name: str, title: str, words: str) -> str:
-    """A plot as a part of the page: in its colours, with names of its own, and described."""
+    """Prepares a plot for the page: the theme's colours, unique ids and a description."""
     for index, fixed in enumerate(COLOURS):
         svg = svg.replace(fixed, f"var(--c{index})")
     root = ElementTree.fromstring(svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)"))
@@ -104,7 +104,7 @@ def themed(svg: str, name: str, title: str, words: str) -> str:
         for key, value in element.attrib.items():
             if key == "id":
                 element.set(key, f"{name}-{value}")
-            elif "#" in value:  # to another part of the plot
+            elif "#" in value:  # a reference inside the plot
                 element.set(key, value.replace("#", f"#{name}-"))
     width, height = (float(number) for number in root.get("viewBox", "").split()[2:])
     for key in ("width", "height", "version"):
@@ -121,7 +121,7 @@ def themed(svg: str, name: str, title: str, words: str) -> str:
 
 
 def add_letters(figure: Figure, title: str, legend: Mapping[str, int]) -> None:
-    """Puts the title above and the legend below a plot, in inches of their own."""
+    """Adds the title above and the legend below a plot, and makes the figure taller for them."""
     width, height = figure.get_size_inches()
     above, below = 20 / 72, (14 * len(legend) + 4 if legend else 0) / 72
     box, whole = figure.subplotpars, above + height + below

@@ -1,4 +1,4 @@
-"""One table, a row a composition, for people (Markdown, LaTeX) and for programs (CSV)."""
+"""The table with a row per composition, for people (Markdown, LaTeX) and programs (CSV)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ INTERVAL_NOTE = "± is half of the 95 % confidence interval over seeds (Student'
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean over seeds with its ±, as people read it, and the mean for sorting."""
+    """A table cell: the mean over seeds and its ± as text, and the mean as a number to sort by."""
 
     value: float | None
     main: str
@@ -34,23 +34,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of each group; `judges` if it is a metric and no cost."""
+    """A column of the table; `judges` is True for a metric and False for a cost."""
 
     kind: str
     title: str
     unit: str
     say: Callable[[float], str]
-    scale: int = 1  # of the unit
+    scale: int = 1  # factor from the base unit to the printed number
     judges: bool = False
 
     def cell(self, value: float | None) -> Cell:
-        """One value as people read it."""
+        """The cell of a single value."""
         if value is None:
             return Cell(None, NONE)
         return Cell(self.scale * value, self.say(self.scale * value))
 
     def mean(self, group: Group) -> Cell:
-        """A group's mean; ± where it judges and several seeds, or the jackknife, allow it."""
+        """The cell of a group's mean; a metric has ± over seeds, or FID's jackknife of one seed."""
         if not group.values(self.kind):
             return Cell(None, NONE)
         mean, width = group.mean(self.kind), group.half_width(self.kind)
@@ -62,12 +62,12 @@ class Column:
         return self.cell(mean)
 
     def real(self, groups: Sequence[Group]) -> Cell:
-        """What real images have in the place of samples."""
+        """The cell of real images, which were measured in place of samples."""
         value = real_value(groups, self.kind)
         return self.cell(value) if value is not None or self.judges else Cell(None, "")
 
     def numbers(self, group: Group) -> Iterator[tuple[str, float | None]]:
-        """Yields mean, bounds of the interval and value of real images, in base units, by name."""
+        """Yields (name, value) in base units: mean, bounds of its interval, and real images."""
         mean = group.mean(self.kind) if group.values(self.kind) else None
         yield self.kind, mean
         if self.judges:
@@ -111,13 +111,13 @@ def column_of(metric: Quantity) -> Column:
 
 @dataclass(frozen=True)
 class CompositionTable:
-    """The table of these groups."""
+    """The table of a comparison's groups."""
 
     groups: Sequence[Group]
 
     @cached_property
     def columns(self) -> list[Column]:
-        """Those that some group has a value of; the size of the data where there are several."""
+        """The columns that have a value; the size of the data only if there are several sizes."""
         one_size = len({group.data_size for group in self.groups}) == 1
         judged = map(column_of, judged_by(runs_of(self.groups)))
         return [
@@ -132,7 +132,7 @@ class CompositionTable:
         return [[column.mean(group) for column in self.columns] for group in self.groups]
 
     def cells_of(self, run: Run) -> list[Cell]:
-        """The cells of a run by itself."""
+        """The cells of a single run."""
         return [column.cell(run.figures.get(column.kind)) for column in self.columns]
 
     @cached_property
@@ -142,13 +142,13 @@ class CompositionTable:
 
     @property
     def notes(self) -> list[str]:
-        """What the signs in the table mean, as far as they are there."""
+        """Explanations of the signs that occur in the table."""
         several = any(len(group.runs) > 1 for group in self.groups)
         marked = any(each.mark for row in self.rows for each in row)
         return [INTERVAL_NOTE] * several + [ONE_SEED_NOTE] * marked
 
     def lines(self, *head: str) -> list[list[str]]:
-        """The table in words, under headings of which two are given, real images last."""
+        """The table as text: the headings, which begin with `head`, the groups, and real images."""
         rows = zip(self.groups, self.rows, strict=True)
         return [
             [*head, *(column.title for column in self.columns)],

@@ -1,4 +1,4 @@
-"""What the seeds allow to be said, in words, at each size of the training data."""
+"""The conclusions that the seeds allow, in words, at each size of the training data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.pairs import ENOUGH, DataSize, Pair, by_data_size
 from diffusion_lab.metrics import Quantity
 
-SHOWN = 50  # pairs that are told of one by one; pairs.csv has all
+SHOWN = 50  # pairs that are listed one by one; pairs.csv has all
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one metric: the answer, the pairs, and what cannot be said.
+    """The verdict by one metric: the answer, the pairs, and reservations.
 
-    `by_size` are the answers for each size of the training data, where there are several.
+    `by_size` has an answer for each size of the training data, if there are several.
     """
 
     answer: str
@@ -40,7 +40,7 @@ class Verdict:
 
 
 def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
-    """What can be said by one metric; None where no group has it."""
+    """Judges the groups by one metric; returns None if no group has it."""
     known = [group for group in groups if group.values(metric.name)]
     if not known:
         return None
@@ -68,7 +68,7 @@ def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
 
 
 def _untested(size: DataSize, metric: Quantity) -> list[str]:
-    """What is known of groups of one size of the data that are in no pair, and what it is not."""
+    """Sentences on the groups of one size of the data that are in no pair, and on their values."""
     paired = {name for pair in size.pairs for name in (pair.ahead.name, pair.behind.name)}
     others = [group for group in size.groups if group.name not in paired]
     if not others:
@@ -88,7 +88,7 @@ def _untested(size: DataSize, metric: Quantity) -> list[str]:
 
 
 def _nearest(groups: Sequence[Group], metric: Quantity) -> str:
-    """The gap between the best and what is nearest to it, where nothing was tested."""
+    """A sentence on the gap between the best group and the nearest one, if nothing was tested."""
     sign = -1 if metric.higher_is_better else 1
     best = min(groups, key=lambda group: sign * group.mean(metric.name))
     gaps = [(abs(g.mean(metric.name) - best.mean(metric.name)), g) for g in groups if g is not best]
@@ -101,13 +101,13 @@ def _nearest(groups: Sequence[Group], metric: Quantity) -> str:
 
 
 def _headline(sizes: Sequence[DataSize], metric: Quantity) -> str:
-    """The answers for all sizes of the data in a sentence."""
+    """One sentence that sums up the answers for all sizes of the data."""
     if all(len(size.groups) == 1 for size in sizes):
         return (
             f"Nothing is tested by {metric.title}: there is one composition at each of "
             f"{len(sizes)} sizes of the data, and its means are in the plot"
         )
-    at: dict[str, list[str]] = {}  # sizes, by the name of what is best at them
+    at: dict[str, list[str]] = {}  # name of the best composition -> sizes
     for size in sizes:
         best = size.best(size.groups)
         at.setdefault(best.name if best else "", []).append(size.images)
@@ -137,7 +137,7 @@ def _places(images: Sequence[str]) -> str:
 
 
 def _answer(size: DataSize, metric: Quantity) -> str:
-    """For compositions of one size of the data."""
+    """The answer for the compositions of one size of the data."""
     groups, tested = size.groups, size.tested
     apart = [pair for pair in tested if pair.told_apart]
     if not tested:
@@ -181,7 +181,7 @@ def _nothing(metric: Quantity) -> str:
 
 
 def _alone(group: Group, groups: Sequence[Group], metric: Quantity) -> str:
-    """For the one composition, of these groups, that has the metric."""
+    """The answer if only one of these groups has the metric."""
     if len(groups) > 1:
         return f"{metric.title} was measured of {group.name} alone: nothing to compare"
     said = "No difference to be tested: all runs are one composition"
