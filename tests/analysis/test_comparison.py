@@ -1,4 +1,4 @@
-"""Run folders compared: what is found, grouped, refused, tested, tabulated and written."""
+"""Comparisons of run folders: what is found, grouped, refused, tested, tabulated and written."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, sha256_of
 
 
 def compared(tmp_path, *paths):
-    """(result, table.md) of a comparison of everything, or of `paths`."""
+    """The result and table.md of a comparison of all runs, or of `paths`."""
     output = tmp_path / "comparison"
     result = compare([str(path) for path in paths or [tmp_path / "runs"]], str(output))
     return result, (output / "table.md").read_text()
@@ -133,7 +133,7 @@ class TestGrouping:
         assert len(collect([runs]).groups) == 1
 
     def test_the_steps_of_a_run_that_the_clock_ends_are_no_setting_of_it(self, runs):
-        """Runs of two budgets stay apart all the same: neither is taken to repeat the other."""
+        """Runs with different budgets stay apart: neither counts as a repetition of the other."""
         counted = {"trainer": {"max_steps": 100, "max_time": None}}
         timed = {"trainer": {"max_steps": 10**9, "max_time": "00:00:01:30"}}
         timed["budget"] = {"seconds": 90}
@@ -199,7 +199,7 @@ class TestRefusals:
             compared(tmp_path)
 
     def test_a_later_evaluation_is_used_where_it_is_what_all_have(self, runs, tmp_path):
-        """The runs' own figures are of unequal protocols; `evaluate` has mended that."""
+        """Training used unequal protocols, but `evaluate` has measured both runs by one since."""
         for seed, fid in enumerate((100.0, 110.0)):
             name = f"fid/{NAME.replace('1k', '5k')}"
             folder = fake_run(runs / f"run{seed}", 1.0, seed, protocol={"num_samples": 500 + seed})
@@ -252,7 +252,7 @@ class TestVerdict:
         fake_group(runs, "dit", [100.0, 110.0])
         answer, _ = said(runs)
         assert answer.startswith("No difference to be tested: all runs are one composition and")
-        assert answer.endswith("FID 105 ± 63.5")  # 12.706 x 5
+        assert answer.endswith("FID 105 ± 63.5")  # t(1) = 12.706, times the standard error 5
 
     def test_equal_groups_are_no_difference(self, runs):
         rng = np.random.default_rng(0)
@@ -264,7 +264,7 @@ class TestVerdict:
         assert "over 4 seeds of this spread a gap must exceed" in answer
 
     def test_the_least_detectable_gap_is_the_one_that_the_test_needs(self, runs):
-        # differences 1, 3: mean 2, deviation sqrt(2), error 1; t(1) = 12.706
+        # differences 1, 3: mean 2, standard deviation sqrt(2), standard error 1; t(1) = 12.706
         fake_group(runs, "dit", [10.0, 20.0])
         fake_group(runs, "unet", [11.0, 23.0], config=UNET)
         answer, text = said(runs)
@@ -275,7 +275,7 @@ class TestVerdict:
         assert f"p = {1 - 2 * math.atan(2) / math.pi:.2g}" in text
 
     def test_a_clear_difference_is_named_with_its_size(self, runs):
-        # differences 50, 52, 54: mean 52, error 2 / sqrt(3), half of the interval 4.97
+        # differences 50, 52, 54: mean 52, standard error 2 / sqrt(3), half of the interval 4.97
         fake_group(runs, "dit", [100.0, 110.0, 90.0])
         fake_group(runs, "unet", [150.0, 162.0, 144.0], config=UNET)
         answer, text = said(runs)
@@ -285,7 +285,7 @@ class TestVerdict:
         assert "paired over seeds 0, 1, 2: p = 0.00049" in text
 
     def test_seeds_are_paired_and_not_pooled(self, runs):
-        """Seeds move FID by far more than the compositions do, and by the same in both."""
+        """Seeds change FID by far more than compositions do, and by about the same in both."""
         fake_group(runs, "dit", [100.0, 300.0, 500.0])
         fake_group(runs, "unet", [105.0, 306.0, 505.0], config=UNET)
         answer, _ = said(runs)
@@ -376,7 +376,7 @@ class TestVerdict:
 
 class TestTable:
     def test_every_test_is_written(self, runs, tmp_path):
-        # recall is ahead where FID is behind
+        # UNet is ahead by recall and behind by FID
         for name, config, fids, recall in (
             ("dit", {}, [100.0, 110.0, 90.0], 0.5),
             ("unet", UNET, [150.0, 162.0, 144.0], 0.6),
@@ -389,7 +389,7 @@ class TestTable:
         assert (fid["ahead"], fid["behind"], fid["seeds"]) == ("DiT", "UNet", "0 1 2")
         assert (float(fid["gap"]), fid["told_apart"]) == (52, "True")
         assert fid["p"] == fid["holm"]
-        # the same in every seed: not tested
+        # recall differs by the same in every seed, so it is not tested
         assert (recall["ahead"], recall["told_apart"]) == ("UNet", "False")
         assert recall["p"] == recall["holm"] == recall["detectable"] == ""
         assert float(recall["gap"]) == pytest.approx(-0.1)
@@ -400,7 +400,7 @@ class TestTable:
         (row,) = csv.DictReader((tmp_path / "comparison/table.csv").open())
         assert (row["composition"], row["seeds"]) == ("all runs", "3")
         assert float(row["fid"]) == 100
-        # deviation 10, t(2) / sqrt(3) of it
+        # standard deviation 10, times t(2) / sqrt(3)
         assert float(row["fid_low"]) == pytest.approx(100 - 24.8414, abs=1e-3)
         assert float(row["fid_high"]) == pytest.approx(100 + 24.8414, abs=1e-3)
         assert float(row["fid_real"]) == 96.3
@@ -459,9 +459,9 @@ def test_cells_of_a_grid_are_its_images(runs):
     cells = cells_of(pixels, 3)
     assert [len(row) for row in cells] == [3] * 4
     assert np.array_equal(cells[1][2], pixels[12:20, 22:30])
-    assert cells_of(pixels, 4) is None  # not so many columns
+    assert cells_of(pixels, 4) is None  # the grid has 3 columns
     assert cells_of(pixels[:-1], 3) is None
-    scatter = np.zeros_like(pixels)  # two moons: a picture, and no grid
+    scatter = np.zeros_like(pixels)  # a scatter plot, as of two moons, is no grid
     assert cells_of(scatter, 3) is None
     line = side_by_side([cells[0][0], cells[0][1], cells[1][0]])
     assert line.shape == (8, 8 + 2 + 8 + 4 + 8, 2)
@@ -495,7 +495,7 @@ def test_the_command_compares_trained_runs(lab, run_folder, tmp_path):
     assert {row["backbone.width"] for row in rows} == {"32", "48"}
     assert all(float(row["macs"]) > 0 and float(row["peak_memory"]) > 1e6 for row in rows)
     page = (tmp_path / "comparison/index.html").read_text()
-    assert page.count("data:image/png") == 4  # a strip and a grid of each
+    assert page.count("data:image/png") == 4  # a strip and a grid of each run
 
 
 def test_the_macs_of_a_summary_are_those_of_profile(lab, run_folder):

@@ -1,4 +1,4 @@
-"""What a verdict claims, and of what: no test without spread, no best of what was not tested."""
+"""The claims of a verdict: no test without spread, and no best among untested compositions."""
 
 from dataclasses import asdict
 
@@ -18,7 +18,7 @@ BETTER, WORSE = [100.0, 101.0, 99.0], [150.0, 152.0, 151.0]
 
 
 def test_differences_without_spread_are_not_tested_and_said(tmp_path):
-    # 0.1 apart in every seed, but for rounding
+    # the FIDs differ by 0.1 in every seed, up to rounding
     fake_group(tmp_path, "dit", [100.3, 200.7, 300.9])
     fake_group(tmp_path, "unet", [100.4, 200.8, 301.0], config=UNET)
     answer, text = said(tmp_path)
@@ -35,7 +35,7 @@ def test_equal_figures_are_not_tested_beside_a_pair_that_is(tmp_path):
     fake_group(tmp_path, "unet", BETTER, config=UNET)
     fake_group(tmp_path, "mamba", WORSE, config=MAMBA)
     answer, text = said(tmp_path)
-    # neither is best: the two were not told apart
+    # neither DiT nor UNet is best: the two were not told apart
     assert answer == (
         "2 of 2 pairs of compositions can be told apart by FID, and none is shown to be better "
         "than all the others; 1 other pair could not be tested"
@@ -79,7 +79,7 @@ def test_gaps_of_shares_are_in_points(tmp_path):
         for seed, share in enumerate(shares):
             accuracy = {f"accuracy/{NAME}": share}
             fake_run(tmp_path / f"{name}_{seed}", 100.0, seed, config, metrics=accuracy)
-    # differences 6 and 6.01
+    # differences of 6 and 6.01 points
     answer, _ = said(tmp_path, "accuracy")
     assert answer == (
         "DiT is better than UNet: Accuracy higher by 6 points (95 % confidence interval 5.94 to "
@@ -101,7 +101,7 @@ def test_an_interval_beside_a_corrected_test_is_said_to_be_uncorrected(tmp_path)
 
 @pytest.mark.parametrize("images", [[6400, 12_800], [6400, 32_000]])
 def test_unequal_images_are_said_of_runs_whose_means_are_equal(tmp_path, images):
-    """Both compositions have the same mean, and no run is as long as its partner."""
+    """Both compositions saw the same mean number of images, but the two runs of a seed did not."""
     for seed, (ours, theirs) in enumerate((images, images[::-1])):
         fake_run(tmp_path / f"dit_{seed}", 100.0 + seed, seed, summary={"images_seen": ours})
         fake_run(

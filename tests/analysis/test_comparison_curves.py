@@ -1,4 +1,4 @@
-"""Curves of a figure that was measured in training, and what runs and pictures are taken for."""
+"""Curves of metrics measured in training, and which runs and sample grids count as alike."""
 
 import json
 
@@ -21,7 +21,7 @@ def rows_of(folder, rows):
 
 
 def points(root):
-    """(images, minutes, mean) of the only composition, from the rows in its runs."""
+    """The curve of the only composition, (images, minutes, mean), from its runs' metrics.jsonl."""
     found = collect([root])
     (group,) = found.groups
     name = name_in_rows(found, group, FID)
@@ -29,13 +29,13 @@ def points(root):
 
 
 def test_a_figure_is_at_the_time_at_which_its_step_was_reached(tmp_path):
-    """Its own row is written after an evaluation of 60 seconds; the loss's row before it."""
+    """FID's row is written after an evaluation of 60 seconds, and the loss's row before it."""
     for seed, later in ((0, 0.0), (1, 6.0)):
         folder = fake_run(tmp_path / str(seed), 100.0, seed)
         rows = []
         for step in (50, 75, 100):
             seconds = 2.0 * step + later
-            if step != 75:  # of which nothing else was logged
+            if step != 75:  # step 75 has no other row
                 rows += [
                     {"step": step, "train/loss": 0.5, "seconds": seconds},
                     {"step": step, "val/loss": 0.5, "seconds": seconds + 1},
@@ -68,7 +68,7 @@ def test_self_conditioning_asks_the_network_once_more_in_half_of_the_steps(
 
 
 def test_seeds_of_one_first_stage_from_the_hub_are_one_composition(tmp_path):
-    """Each run has a copy of its own, whose path is that run's; what it is, its sha256 says."""
+    """Each run has its own copy of the first stage, at its own path; the sha256 identifies it."""
     for seed, sha256 in ((0, "a"), (1, "a"), (2, "b")):
         stage = {"_target_": "diffusion_lab.first_stage.HubVAE", "path": "hub", "sha256": sha256}
         config = {"first_stage": stage, "activation_checkpointing": seed == 1}
@@ -98,7 +98,7 @@ def test_the_latest_grid_is_of_the_last_step_and_not_of_the_last_name(tmp_path):
 def test_grids_show_the_same_noise_if_they_were_drawn_alike(tmp_path, other, alike):
     first = fake_run(tmp_path / "a", 1.0)
     second = fake_run(tmp_path / "b", 1.0, config=UNET | other)
-    # grids are compared by what their runs say, however these were measured later
+    # the noise is known from the configurations, so no metric needs to be comparable
     runs, _ = read([first, second])
 
     noises = {grid_noise(run) for run in runs}
@@ -113,7 +113,7 @@ def test_a_run_without_a_grid_has_no_known_noise(tmp_path):
 
 
 def test_figures_of_training_are_drawn_to_their_end(lab, tmp_path):
-    """Real runs: a FID every 2 of 5 steps and at the end, against images, time and operations."""
+    """Real runs: FID every 2 of 5 steps and at the end, against images, time and operations."""
     from helpers.tiny_runs import TINY
 
     arguments = [*TINY, "callbacks.evaluation.every_n_steps=2", "trainer.max_steps=5"]
@@ -129,7 +129,7 @@ def test_figures_of_training_are_drawn_to_their_end(lab, tmp_path):
     assert found[-1].mean == pytest.approx(group.mean("fid"))
     times = [point.minutes for point in found]
     assert times == sorted(times)
-    # the last evaluation is after training
+    # the curve ends when training does, before the last evaluation
     assert times[-1] * 60 < max(run.summary["wall_seconds"] for run in group.runs)
     assert [point.flops for point in found] == [
         pytest.approx(6 * group.mean("macs") * images) for images in (16, 32, 40)
@@ -143,7 +143,7 @@ def test_figures_of_training_are_drawn_to_their_end(lab, tmp_path):
 
 @pytest.mark.parametrize(("macs", "drawn"), [(2_080_000, False), (4_000_000, True)])
 def test_a_front_is_drawn_where_costs_differ(tmp_path, macs, drawn):
-    fake_run(tmp_path / "runs/a", 100.0)  # of 2 million
+    fake_run(tmp_path / "runs/a", 100.0)  # has 2 million MACs
     fake_run(tmp_path / "runs/b", 90.0, config=UNET, summary={"macs": macs})
     compare([str(tmp_path / "runs")], str(tmp_path / "out"))
     assert (tmp_path / "out/plots/fid_by_macs.svg").exists() == drawn

@@ -1,4 +1,4 @@
-"""The page of a comparison: whole in one file, escaped, described, and at work in a browser."""
+"""The page of a comparison: self-contained, escaped, accessible, and working in a browser."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}
 
 @pytest.fixture
 def page(tmp_path):
-    """index.html of two compositions with three seeds each, and a third with one."""
+    """The index.html of two compositions with three seeds each, and a third with one."""
     runs = tmp_path / "runs"
     more = {f"kid/{NAME}": 0.2, f"recall/{NAME}": 0.4, f"recall_real/{NAME}": 0.8}
     fake_group(runs, "dit", [100.0, 110.0, 90.0], metrics=more)
@@ -30,7 +30,7 @@ def page(tmp_path):
 
 def test_it_is_said_what_no_correction_covers(page, tmp_path):
     holm, several = "Holm&#39;s correction covers", "Several metrics are looked at, and no"
-    # FID and held-out loss of one pair each; recall and KID are the same in every seed
+    # FID and held-out loss each test one pair; recall and KID are the same in every seed
     text = page.read_text()
     assert (holm in text, several in text) == (False, True)
 
@@ -45,7 +45,7 @@ def test_it_is_said_what_no_correction_covers(page, tmp_path):
 
 
 class Outline(HTMLParser):
-    """What is nested wrongly, all ids and references to them, images and tables."""
+    """Collects unclosed tags, ids and references to them, images, tables, headings and links."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +99,7 @@ def test_the_page_is_well_formed_and_described(page):
     assert found.headings[0] == 1
     assert found.headings.count(1) == 1
     assert all(b - a <= 1 for a, b in zip(found.headings, found.headings[1:], strict=False))
-    assert found.links[0] == "#verdict"  # to skip what comes before it
+    assert found.links[0] == "#verdict"  # a link to skip the head of the page
     for svg in re.findall(r"<svg.*?</svg>", page.read_text(), re.DOTALL):
         assert re.search(r'role="img" aria-labelledby="(\S+) (\S+)"', svg)
         assert re.search(r"<desc[^>]*>\S", svg)
@@ -159,7 +159,7 @@ def browser():
 
 
 def opened(browser, page, **settings):
-    """The page in a tab of its own, and what it complained of or asked for."""
+    """The page in a new tab, and a list of its console messages, errors and web requests."""
     tab = browser.new_context(offline=True, **settings).new_page()
     heard = []
     tab.on("console", lambda message: heard.append(message.text))
@@ -178,7 +178,7 @@ def test_the_page_works_in_a_browser(browser, page):
     names = "#table tbody th"
     column = "#table tbody td[data-kind=fid]"
 
-    # it renders, by FID at first
+    # the page first shows the verdict by FID
     assert tab.locator("#verdict svg:visible").count() == 1
     assert "DiT is better than UNet" in tab.locator("#verdict .answer:visible").inner_text()
     assert tab.locator(names).first.inner_text().endswith("DiT")
@@ -186,7 +186,7 @@ def test_the_page_works_in_a_browser(browser, page):
         image.evaluate("image => image.loading = 'eager'")
     tab.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth)")
 
-    # it sorts, by mouse and by keyboard, and says so
+    # tables are sorted by mouse and by keyboard, and the status says so
     header = tab.locator("#table th[data-kind=fid]")
     values = [
         float(each) for each in tab.locator(column).evaluate_all("a => a.map(c => c.dataset.value)")
@@ -203,7 +203,7 @@ def test_the_page_works_in_a_browser(browser, page):
     assert tab.locator("#table th[aria-sort=none]").count() > 5
     assert "Sorted by FID, descending" in tab.locator("#status").inner_text()
 
-    # it filters both tables
+    # the filter works on both tables
     tab.locator("#filter").fill("unet")
     assert tab.locator(f"{names}:visible").count() == 1
     assert tab.locator("#runs tbody th:visible").count() == 3
@@ -211,7 +211,7 @@ def test_the_page_works_in_a_browser(browser, page):
     tab.locator("#filter").fill("")
     assert tab.locator(f"{names}:visible").count() == 3
 
-    # it judges by another metric
+    # another metric can be chosen
     tab.get_by_role("radio", name="FID").focus()
     tab.keyboard.press("ArrowRight")
     assert tab.get_by_role("radio", name="KID").is_checked()
@@ -221,7 +221,7 @@ def test_the_page_works_in_a_browser(browser, page):
     )
     assert tab.locator("#table th.chosen").inner_text().strip() == "KID"
 
-    # the first stop of the keyboard skips to the verdict
+    # the first link that Tab reaches skips to the verdict
     tab.reload()
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.getAttribute('href')") == "#verdict"
@@ -230,7 +230,7 @@ def test_the_page_works_in_a_browser(browser, page):
 
 @pytest.mark.slow
 def test_text_can_be_read_in_light_and_in_dark_and_the_page_fits_a_telephone(browser, page):
-    """Contrast of 4.5 against the page for every colour of text and of marks (WCAG 2.2, AA)."""
+    """Every colour of text and markers has a contrast of 4.5 with the page (WCAG 2.2, AA)."""
     for scheme in ("light", "dark"):
         tab, heard = opened(
             browser, page, color_scheme=scheme, viewport={"width": 360, "height": 800}
@@ -249,7 +249,7 @@ def test_text_can_be_read_in_light_and_in_dark_and_the_page_fits_a_telephone(bro
 
 
 def contrast(a: str, b: str) -> float:
-    """Of two colours #rrggbb, as WCAG defines it."""
+    """The contrast ratio of two colours #rrggbb, as WCAG defines it."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

@@ -1,4 +1,4 @@
-"""A study over sizes of the data: a verdict for each, a line over all, and where lines cross."""
+"""A study over sizes of the data: a verdict at each, a line over all, and where lines cross."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from diffusion_lab.metrics.quantities import QUANTITIES
 FID = QUANTITIES[0]
 BACKBONES = {"UNet": 1, "DiT": 4, "Mamba2": 4}
 FRACTIONS = {0.001: 60, 0.01: 600, 0.1: 6000, 1.0: 60_000}
-# mean FID by backbone, at each fraction; the U-Net is best at the least and DiT at the most
+# mean FID by backbone, at each fraction; the U-Net is best on the least data, DiT on the most
 FIDS = {
     "UNet": (300, 200, 150, 130),
     "DiT": (400, 260, 152, 100),
@@ -27,7 +27,7 @@ NOISE = {"UNet": (0, 3, -2), "DiT": (1, 2, -3), "Mamba2": (-1, 4, -2)}
 
 
 def study(root, fids=FIDS):
-    """backbone x data.fraction x 3 seeds; all of the data is null, as without the option."""
+    """Writes runs of backbone x data.fraction x 3 seeds; DiT has null for all of the data."""
     for name, means in fids.items():
         for (fraction, images), mean in zip(FRACTIONS.items(), means, strict=True):
             fake_group(
@@ -60,7 +60,7 @@ def test_each_size_of_the_data_has_its_own_answer(runs):
         "By FID it depends on the size of the data: UNet is best at 60 and 600 training images, "
         "DiT is best at 60,000 training images, none is shown to be best at 6,000 training images"
     )
-    # all pairs of one size, and no others
+    # 3 pairs at each of 4 sizes
     assert "after Holm's correction for 12 pairs" in text
     assert "At 60,000 training images: DiT is better than UNet: FID lower by 30" in text
     assert "At 6,000 training images: UNet and DiT cannot be told apart by FID" in text
@@ -166,7 +166,7 @@ def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(
     }
     assert page.count("Holm&#39;s correction covers all pairs of one metric") == 1
     assert (tmp_path / "out/plots/fid_over_data.svg").is_file()
-    # to those who do not see the plot
+    # the description, for readers who cannot see the plot
     assert "by size of the data, and of each best first: UNet · fraction=0.001 300.3;" in page
 
 
@@ -193,7 +193,7 @@ def line(name, *means, start=0):
     ("ours", "theirs", "said"),
     [
         ((5, 5), (4, 6), ["B between 60 and 600"]),
-        ((5, 5, 5), (4, 5, 6), ["B between 60 and 6,000"]),  # equal on the way
+        ((5, 5, 5), (4, 5, 6), ["B between 60 and 6,000"]),  # equal in between
         ((5, 5, 5), (4, 6, 4), ["B between 60 and 600", "A between 600 and 6,000"]),
         ((5, 5, 5), (5, 6, 7), ["no: A is better at 2 of 3 sizes, and equal at 1"]),
         ((5, 5, 5), (6, 5, 7), ["no: A is better at 2 of 3 sizes, and equal at 1"]),
@@ -209,7 +209,7 @@ def test_crossings_by_the_means(ours, theirs, said):
         if place := re.search(
             r"(A|B) passes (?:A|B) in FID (between .*) training images$", sentence
         ):
-            # who is passed was better before
+            # the line that is passed was better before
             words.append(f"{'B' if place[1] == 'A' else 'A'} {place[2]}")
         elif place := re.search("do not cross in FID(: .*)", sentence):
             words.append(f"no{place[1]}")

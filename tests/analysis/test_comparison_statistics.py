@@ -8,7 +8,7 @@ import pytest
 from diffusion_lab.analysis.comparison.groups import half_width
 from diffusion_lab.analysis.comparison.pairs import holm
 
-# two-sided 95 %, as printed in every book of tables
+# Student's t, two-sided 95 %, by degrees of freedom, from a printed table
 TABLE = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 9: 2.26216, 30: 2.04227}
 
 
@@ -20,7 +20,7 @@ def test_intervals_are_those_of_the_tables(dof, t):
 
 
 def test_the_half_width_of_three_values():
-    # mean 2, deviation 1: t(2) / sqrt(3)
+    # mean 2, standard deviation 1: t(2) / sqrt(3)
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
     assert half_width([5.0, 5.0]) == 0
 
@@ -29,7 +29,7 @@ def test_holm_corrects_in_the_order_given_and_never_falls():
     tested = holm([0.04, 0.01, 0.03])
     assert [each.corrected for each in tested] == pytest.approx([0.06, 0.03, 0.06])
     assert [each.p for each in tested] == [0.04, 0.01, 0.03]
-    # 0.01 faces 0.05 / 3 and passes; 0.03 faces 0.05 / 2 and fails; so does what comes after it
+    # 0.01 faces 0.05 / 3 and passes; 0.03 faces 0.05 / 2 and fails; 0.04 fails at its level, too
     assert [each.level for each in tested] == pytest.approx([0.025, 0.05 / 3, 0.025])
     assert holm([]) == []
     assert holm([0.02])[0].corrected == 0.02

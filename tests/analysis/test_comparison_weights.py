@@ -1,4 +1,4 @@
-"""Figures are believed of the weights that they are of, which are read only where that asks."""
+"""Metrics count only for the weights they were measured on; weights are read only if needed."""
 
 import json
 import os
@@ -36,7 +36,7 @@ EXTRACTOR = {
 
 @pytest.fixture
 def read(monkeypatch):
-    """The checkpoints that were read, by the two ways to do so."""
+    """The list of checkpoints that were read, to hash them or to check them for damage."""
     read = []
     for module, name in ((hashing, "of_file"), (checkpoints, "damage")):
         original = getattr(module, name)
@@ -51,7 +51,7 @@ def read(monkeypatch):
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """A run that was evaluated after its training, with a FID of 50 then."""
+    """A run with FID 100 at the end of training, and FID 50 in a later evaluation."""
     folder = fake_run(tmp_path / "run", 100.0)
     cfg = load_config(folder)
     save_evaluation(
@@ -139,7 +139,7 @@ def test_a_run_without_its_checkpoints_has_its_own_figures_alone(evaluated):
 
 
 def report_on(folder, ratio, **changed):
-    """As `memorization` writes it."""
+    """Writes a report.json for a run, as `memorization` does, with `changed` entries."""
     cfg = load_config(folder)
     plain = {part: dict(cfg[part]) for part in ("sampler", "guidance")}
     report = {
@@ -155,7 +155,7 @@ def report_on(folder, ratio, **changed):
 
 
 def ratios(folder):
-    """(values of each run, columns of the table, sentences)."""
+    """The runs' copy ratios, the titles of their columns, and the sentences on omissions."""
     found = collect([folder])
     (group,) = found.groups
     titles = [

@@ -1,4 +1,4 @@
-"""Copies are found, fresh samples are not suspected, and the command tells both."""
+"""Copies are found, fresh samples are not suspected, and the command reports both."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_exact_copies_have_numbers():
 
 
 def test_mirrored_copies_are_copies_where_training_images_are_mirrored():
-    mirror = -torch.eye(16)  # of features, as flipping is of pixels
+    mirror = -torch.eye(16)  # does to features what flipping does to pixels
     views = [TRAINING[:200] @ mirror, TRAINING[:200]]
     held_out = [HELD_OUT, HELD_OUT @ mirror]
     assert Neighbours.of(views[:1], held_out[:1], TRAINING).results()["copies"] < 0.1

@@ -1,4 +1,4 @@
-"""`sync` finds offline W&B runs and uploads them, by W&B's own program to a server of the tests."""
+"""The command `sync` finds offline W&B runs and uploads them, here to a fake W&B server."""
 
 import json
 import os
@@ -16,7 +16,7 @@ QUICK = ["callbacks.evaluation=null", "logger.mode=offline"]
 
 @pytest.fixture
 def offline_run(tmp_path):
-    """The file of a run as W&B would leave it, but empty; named by its time and id."""
+    """Makes the file of a run as W&B leaves it, but empty; its folder has the time and id."""
 
     def make(name, uploaded=False):
         folder = tmp_path / "outputs/net/wandb" / name
@@ -93,7 +93,7 @@ def test_runs_that_are_abandoned_or_being_trained_are_left_out(planned, tmp_path
         (folder / f"run-{run.name}.wandb").write_bytes(b"")
     with locked(runs[1]):
         assert planned() == {"net_a": False}
-    # what is named itself is wanted
+    # a run that is named explicitly is uploaded in any case
     chosen = planned("outputs/net/b", "outputs/net/.abandoned/a")
     assert chosen == {"net_b": False, ".abandoned_a": False}
 

@@ -1,4 +1,4 @@
-"""W&B's sweep starts a command that there is, with overrides that Hydra takes."""
+"""The example W&B sweep starts an existing command with overrides that Hydra accepts."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ SWEEP = yaml.safe_load((ROOT / "experiments/wandb_sweep.yaml").read_text())
 
 
 def values(parameter: dict) -> list:
-    """Those of a parameter, or the ends of its interval."""
+    """The values of a parameter, or the ends of its interval."""
     return parameter.get("values") or [
         parameter[key] for key in ("value", "min", "max") if key in parameter
     ]
@@ -52,7 +52,7 @@ def test_each_parameter_is_an_override(key):
 def test_a_run_keeps_the_id_that_the_agent_gave_it(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "chosen")
-    # in a process of its own, as the agent's: W&B reads its variables once
+    # in a new process, as the agent starts it: W&B reads its environment variables once
     command = [sys.executable, "-m", "diffusion_lab", "train", *TINY, "callbacks.evaluation=null"]
     subprocess.run([*command, "run_dir=run"], check=True, cwd=tmp_path)
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The workspace and the report are built offline; their panels are of names that runs log."""
+"""The workspace and the report are built offline; their panels show names that runs log."""
 
 import re
 
@@ -15,7 +15,7 @@ from diffusion_lab.analysis import wandb_report
 from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
 from diffusion_lab.metrics import log_names
 
-PROTOCOL = "efficientnet_lite0-96/train64-16"  # of tiny runs
+PROTOCOL = "efficientnet_lite0-96/train64-16"  # the protocol of tiny runs
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_the_workspace_groups_runs_and_has_both_x_axes(dashboard):
     assert {curve.x for curve in curves} == set(log_names.AXES)
     assert {curve.groupby.name for curve in curves} == {"choices.backbone"}
     assert {(c.groupby_aggfunc, c.groupby_rangefunc) for c in curves} == {("mean", "minmax")}
-    view = workspace._to_model().spec.section  # as the server gets it
+    view = workspace._to_model().spec.section  # in the form that the server receives
     (runs,) = view.run_sets
     assert [(key.section, key.name) for key in runs.grouping] == [
         ("config", "choices.value.backbone")
