@@ -23,14 +23,14 @@ from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.subsets import subset
 
 ON_DEVICE = Range("auto, true or false", lambda v: isinstance(v, bool) or v == "auto")
-FREE_MEMORY_SHARE = 0.1  # of an accelerator, that the images may take without being told to
+FREE_MEMORY_SHARE = 0.1  # of a GPU's free memory, the most that images take if on_device is auto
 
 
 @settings
 class ImageDataModule(lightning.LightningDataModule):
     """The images of a source, as a model trains on them and metrics compare with them.
 
-    Trained on is the training split of `source`, or with `fraction` or `per_class` a part of it;
+    Training uses the training split of `source`, or the part given by `fraction` or `per_class`;
     metrics always compare with the whole split. The held-out denoising loss uses the first
     `validation_size` images of the test split. `pad` is the height and width that the model sees.
     """
@@ -55,11 +55,11 @@ class ImageDataModule(lightning.LightningDataModule):
             raise ValueError(
                 f"pad={self.pad} is smaller than the images; use {side} or more, or null"
             )
-        self.encoded: EncodedImages | None = None  # trained on in place of the images, if set
+        self.encoded: EncodedImages | None = None  # replaces the images in training, if set
 
     @property
     def native_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images as they are."""
+        """The (C, H, W) of the images before padding."""
         return self.source.native_shape
 
     @property
@@ -69,46 +69,46 @@ class ImageDataModule(lightning.LightningDataModule):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) as trained on, with padding."""
+        """The (C, H, W) that the model sees, with padding."""
         return (self.native_shape[0], self.pad, self.pad) if self.pad else self.native_shape
 
     @property
     def num_classes(self) -> int:
-        """Labels are 0, ..., num_classes - 1."""
+        """The number of classes; labels are 0, ..., num_classes - 1."""
         return len(self.class_names)
 
     def reference_images(self) -> Tensor:
-        """uint8 (M, C, H, W), native size: the whole training split, which metrics compare with."""
+        """The whole training split, which metrics compare with: uint8 (M, C, H, W), native size."""
         return self._splits[0].images
 
     def reference_labels(self) -> Tensor:
-        """int64 (M,)."""
+        """The labels of `reference_images`, int64 (M,)."""
         return self._splits[0].labels
 
     def train_images(self) -> Tensor:
-        """What is trained on, uint8 (N, C, H, W), native size: the training split or a part."""
+        """The training images, all of the split or the subset: uint8 (N, C, H, W), native size."""
         return self._trained_on.images
 
     def train_labels(self) -> Tensor:
-        """int64 (N,)."""
+        """The labels of `train_images`, int64 (N,)."""
         return self._trained_on.labels
 
     def test_images(self) -> Tensor:
-        """uint8 (N, C, H, W), native size."""
+        """The test images, uint8 (N, C, H, W), native size."""
         return self._splits[1].images
 
     def test_labels(self) -> Tensor:
-        """int64 (N,)."""
+        """The labels of `test_images`, int64 (N,)."""
         return self._splits[1].labels
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all images and labels, trained on or not: equal exactly if the data are."""
+        """The sha256 of all images and labels, in the subset or not: equal only for equal data."""
         return hashing.of_tensors(part for split in self._splits for part in split)
 
     @cached_property
     def images_fingerprint(self) -> str:
-        """sha256 of all images, whatever their labels."""
+        """The sha256 of all images, whatever their labels."""
         return hashing.of_tensors(split.images for split in self._splits)
 
     def to_native(self, images: Tensor) -> Tensor:
@@ -116,11 +116,11 @@ class ImageDataModule(lightning.LightningDataModule):
         return crop_to(images, *self.native_shape[1:])
 
     def padded(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) of their native size as trained on."""
+        """Pads images (N, C, H, W) of native size to the size that the model sees."""
         return pad_to(images, self.pad) if self.pad else images
 
     def require_test_images(self, count: int, argument: str) -> None:
-        """Raises ValueError, which begins with the `argument` that asks for more than there are."""
+        """Raises ValueError, naming `argument`, if there are fewer than `count` test images."""
         if count > len(self.test_images()):
             raise ValueError(
                 f"{argument}={count} is more than the {len(self.test_images())} test images; use a "
@@ -128,11 +128,11 @@ class ImageDataModule(lightning.LightningDataModule):
             )
 
     def held_out(self, count: int) -> Split:
-        """The first `count` test images, as trained on, and their labels."""
+        """The first `count` test images, padded, and their labels."""
         return Split(self.padded(self.test_images()[:count]), self.test_labels()[:count])
 
     def trained_on(self, count: int) -> Split:
-        """Some `count` of the images that are trained on, as trained on, unflipped."""
+        """A fixed random choice of `count` training images, padded but unflipped, with labels."""
         # not the first, which may all be of one class
         index = random_places(len(self.train_images()), count)
         return Split(self.padded(self.train_images()[index]), self.train_labels()[index])
@@ -142,18 +142,18 @@ class ImageDataModule(lightning.LightningDataModule):
         self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        """Reads everything and takes the subset, so that nothing is refused after this."""
+        """Loads all images and takes the subset, so that no error in the data comes later."""
         _ = self._trained_on
         if self.source.sizes_vary:
             self.validation_size = min(self.validation_size, len(self.test_images()))
 
     def check_splits(self) -> None:
-        """Raises ValueError unless both splits are as `DataSource` says they are."""
+        """Raises ValueError unless both splits have the shapes and types that `Split` states."""
         self.source.check(self._splits)
 
     @property
     def micro_batch(self) -> int:
-        """Images of one rank in a forward pass: the module's batch by accumulation and ranks."""
+        """The number of images in a rank's forward pass: global batch / (accumulation x ranks)."""
         trainer = self.attached_trainer
         batch_size = self.trained_module.batch_size
         micro_batch, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
@@ -176,7 +176,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return self.attached_trainer.lightning_module
 
     def train_dataloader(self) -> TensorLoader:
-        """The endless stream, from the images that the trainer's steps have seen already."""
+        """Returns the endless training stream, starting after the samples of earlier steps."""
         trainer, module = self.attached_trainer, self.trained_module
         device, encoded = trainer.strategy.root_device, self.encoded
         images = self.padded(self.train_images()) if encoded is None else encoded.moments
@@ -193,7 +193,7 @@ class ImageDataModule(lightning.LightningDataModule):
             flip=self.flip,
             rank=trainer.global_rank,
             world=trainer.world_size,
-            # asked late: a checkpoint may be restored, or a new epoch begin, in between
+            # a function, as a checkpoint may be restored, or a new epoch begin, in between
             samples_seen=lambda: trainer.global_step * module.batch_size,
             device=device,
             mirrored=mirrored,
@@ -201,7 +201,7 @@ class ImageDataModule(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> HeldOutLoader:
-        """(images, labels, ids) of the held-out images; an id is the place in the test split."""
+        """Loads (images, labels, ids) of held-out images; an id is an index into the test split."""
         return HeldOutLoader(
             *self.held_out(self.validation_size),
             self.micro_batch,
@@ -221,7 +221,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
 
 def _fits(tensors: list[Tensor], device: torch.device) -> bool:
-    """Whether the tensors leave an accelerator's memory to the model."""
+    """Whether the tensors leave enough of an accelerator's memory to the model."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

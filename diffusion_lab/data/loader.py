@@ -1,7 +1,7 @@
 """Loaders over one tensor: for data that fit into memory, indexing beats any worker pool.
 
 The training stream is a pure function: its position p = 0, 1, ... holds image order(p // N)[p % N]
-of N, where order(e) is the permutation of epoch e, drawn from (seed, e). So a run goes on exactly
+of N, where order(e) is the permutation of epoch e, drawn from (seed, e). So a run resumes exactly
 where it stopped, on any number of ranks. B batch, C channels, H height, W width.
 """
 
@@ -34,7 +34,7 @@ class MomentBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """All training images as a first stage encoded them once, to be trained on in their place.
+    """All training images, encoded once by a first stage; training uses them instead of the images.
 
     Moments are (N, ., h, w) float32; `mirrored` are those of the images mirrored left to right.
     """
@@ -48,9 +48,9 @@ class TensorLoader:
     """An endless stream of shuffled batches on `device`, each a `batch_type` (ImageBatch, ...).
 
     Batch i of a rank holds the `batch_size` positions from samples_seen() + (i world + rank) B on;
-    `samples_seen` is asked whenever an iteration starts. With `flip`, half of the images, chosen by
-    seed and position, are mirrored left to right, or taken from `mirrored`, which is where
-    `images` are: on `device` or on the CPU.
+    `samples_seen` is called whenever an iteration starts. With `flip`, half of the images, chosen
+    by seed and position, are mirrored left to right, or taken from `mirrored`, which is on the same
+    device as `images`: on `device` or on the CPU.
     """
 
     images: Tensor
@@ -93,7 +93,7 @@ class TensorLoader:
         return self.batch_type(images, self.labels[index].to(self.device))
 
     def order(self, epoch: int) -> Tensor:
-        """(2, N) int64: the images' indices in this epoch's order, and 1 where mirrored."""
+        """Returns (2, N) int64: the image indices in this epoch's order, and 1 where mirrored."""
         if epoch != self._epoch:
             # drawn on the CPU, so that every device sees the same order
             generator = torch.Generator().manual_seed(mix_seed(self.seed, ORDER, epoch))
@@ -106,7 +106,7 @@ class TensorLoader:
 
 
 class HeldOutLoader:
-    """The images once, in order: (images, labels, ids), each rank its own stretch of the ids.
+    """A pass over the images in order, as (images, labels, ids); each rank has a range of the ids.
 
     All ranks have equally many batches, none of them empty, so that collective operations pair up;
     the last batch of a rank may be larger than `batch_size` by one.

@@ -9,14 +9,15 @@ from diffusion_lab.common import hashing
 def subset(
     labels: Tensor, fraction: float | None, per_class: int | None, seed: int
 ) -> Tensor | None:
-    """Sorted indices of a part of the images, labels (N,) int64; None for all of them.
+    """Returns sorted indices of a subset of images with labels (N,) int64; None means all images.
 
-    `fraction` of each class, rounded and never nothing, or `per_class` images of each. A smaller
-    subset lies inside a larger one of the same seed. Raises ValueError where a class has too few.
+    The subset is `fraction` of each class (rounded, at least one image) or `per_class` images of
+    each. A smaller subset lies inside a larger one of the same seed. Raises ValueError if a class
+    has too few images.
     """
     if fraction in (None, 1) and per_class is None:
         return None
-    # ordered by hashes: no generator of random numbers is promised to be the same in every version
+    # ordered by hashes: no random generator promises the same numbers in every version
     chosen = []
     for label in labels.unique().tolist():
         index = (labels == label).nonzero().flatten().tolist()

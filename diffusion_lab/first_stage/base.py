@@ -1,4 +1,4 @@
-"""What is diffused: a first stage turns uint8 images into float tensors of about unit scale."""
+"""First stages: they turn uint8 images into the float tensors of unit scale that are diffused."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -13,14 +13,14 @@ Shape = tuple[int, int, int]
 
 
 class FirstStage(ABC):
-    """The space in which diffusion happens; frozen, and no module of the model that is trained.
+    """The space in which diffusion happens; it is frozen, and no part of the trained model.
 
-    It is built for images of one shape; `latent_shape` is (c, h, w) of what is diffused.
+    It is built for images of one shape; `latent_shape` is the (c, h, w) that is diffused.
     """
 
     cache = False  # whether the training images are encoded once, before training
-    data_std = 1.0  # of what is diffused, for those who scale by it and are not told a number
-    of_pixels = False  # whether what is diffused are the images themselves, in [-1, 1]
+    data_std = 1.0  # std of what is diffused, where no other number is configured
+    of_pixels = False  # whether the images themselves are diffused, in [-1, 1]
 
     def __init__(self, image_shape: Shape, latent_shape: Shape):
         self.image_shape = tuple(image_shape)
@@ -39,15 +39,15 @@ class FirstStage(ABC):
         return self.encode(images)
 
     def draw(self, moments: Tensor) -> Tensor:
-        """Draws from moments (B, ., h, w) what a step is trained on, (B, c, h, w) float32."""
+        """Draws the latents of a training step, (B, c, h, w) float32, from moments (B, ., h, w)."""
         return moments
 
     def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
-        """Measures the data that were read, and encodes them if that is done once; on all ranks."""
+        """Measures the loaded data, and encodes them if `cache` is set; called on all ranks."""
         return None
 
     def facts(self) -> dict[str, object]:
-        """Values of the constructor for a run to keep, known once the first stage is prepared."""
+        """Returns constructor arguments for a run to save, which are known after `prepare`."""
         return {}
 
     def reconstruction_metrics(self, data: ImageDataModule) -> dict[str, float]:
@@ -58,7 +58,7 @@ class FirstStage(ABC):
         return {}
 
     def copy_into(self, folder: Path) -> None:
-        """Copies into a run folder what the first stage is opened with again; on rank 0."""
+        """Copies the files that reopen the first stage into a run folder; called on rank 0."""
         return None
 
 
@@ -66,7 +66,7 @@ class Pixels(FirstStage):
     """Diffuses the pixels themselves, in [-1, 1]."""
 
     of_pixels = True
-    data_std = 0.5  # CIFAR-10's
+    data_std = 0.5  # the std of CIFAR-10
 
     def __init__(self, image_shape: Shape):
         super().__init__(image_shape, image_shape)

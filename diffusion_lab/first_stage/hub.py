@@ -1,4 +1,4 @@
-"""First stages that others trained: the autoencoders of `diffusers`."""
+"""Pretrained first stages: the autoencoders of `diffusers`."""
 
 import json
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
 from diffusion_lab.first_stage.base import Shape
 from diffusion_lab.first_stage.latents import Latents
 
-# the classes that are known, and how each makes moments of images
+# the supported classes, and how each encodes images to moments
 MOMENTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "AutoencoderKL": lambda network, images: network.encode(images).latent_dist.parameters,
     "AutoencoderTiny": lambda network, images: network.encode(images).latents,
 }
-COPY_FOLDER = "first_stage"  # of a run's copy
-PROBE = 64  # side of an image by which the factor is seen
-MEASURED = 5000  # training images whose latents are measured at most
+COPY_FOLDER = "first_stage"  # name of the copy in a run folder
+PROBE = 64  # side of a probe image that shows the downsampling factor
+MEASURED = 5000  # most training images whose latents are measured
 SCALE = Range(
     "config, measured or a number above 0",
     lambda value: value in ("config", "measured") or above(0).allows(value),
@@ -33,12 +33,12 @@ SCALE = Range(
 
 
 class HubVAE(Latents):
-    """`path` is a name on the Hugging Face hub, or a folder that `save_pretrained` made.
+    """A pretrained autoencoder; `path` is on the Hugging Face hub, or a `save_pretrained` folder.
 
-    `scale` is what latents are multiplied by: config takes the network's own factor and shift, a
-    number is that, and measured becomes one over the standard deviation over training images. A run
-    keeps it with `sha256`, that of weights and settings, and a copy of both. Images of one channel
-    are tiled to three, and what comes back is averaged. Raises ValueError for what cannot be had.
+    `scale` multiplies the latents: config takes the network's own factor and shift, a number is
+    used as given, and measured becomes one over the standard deviation over training images. A run
+    saves it, the `sha256` of weights and settings, and a copy of both. Images of one channel are
+    repeated to three, and decoded ones averaged. Raises ValueError if the network is not available.
     """
 
     @ranges(scale=SCALE)
@@ -105,7 +105,7 @@ class HubVAE(Latents):
             if encoded is None:
                 images = data.trained_on(MEASURED).images
                 moments = torch.cat([self.moments(part.to(device)) for part in images.split(64)])
-            else:  # of the same images
+            else:  # the same images, already encoded
                 moments = encoded.moments[random_places(len(encoded.moments), MEASURED)]
             mean = self.mean(moments).double()
             self.scale = (mean.var(correction=0) + self.variance(moments).mean()).sqrt().item()
@@ -117,20 +117,20 @@ class HubVAE(Latents):
 
     def copy_into(self, folder: Path) -> None:
         self.network.save_pretrained(folder / COPY_FOLDER)
-        # as it was read: without what a newer diffusers adds, which would change the sha256
+        # as it was read: a newer diffusers would add settings, which change the sha256
         settings = json.dumps(self.settings, indent=2)
         write_atomically(folder / COPY_FOLDER / "config.json", settings)
 
 
 def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
-    """The autoencoder called `path`, and its config.json; raises ValueError, with what to do."""
+    """Loads the autoencoder `path` and its config.json; a ValueError says what to do instead."""
     diffusers = extras.package("diffusers", "diffusers", "this first stage")
     try:
         settings = diffusers.AutoencoderKL.load_config(path)
         name = settings["_class_name"]
         if name not in MOMENTS:
             raise ValueError(f"path={path} is a {name}, not one of {', '.join(MOMENTS)}")
-        # the older format is a pickle, which could be anything
+        # the older format is a pickle, which can run any code
         return getattr(diffusers, name).from_pretrained(path, use_safetensors=True), settings
     except (OSError, KeyError, json.JSONDecodeError) as error:
         where = (
@@ -145,7 +145,7 @@ def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
 
 
 def digest(network: nn.Module, settings: dict[str, object]) -> str:
-    """sha256 of all weights and their names, and of the settings that are not diffusers' notes."""
+    """Hashes all weights, their names, and the settings without diffusers' own notes, by sha256."""
     lasting = {key: value for key, value in settings.items() if key[0] != "_"}
     weights = hashing.of_tensors(network.state_dict())
     return hashing.of_text(json.dumps(lasting, sort_keys=True) + weights)

@@ -1,7 +1,7 @@
-"""Latents of a frozen network, scaled to unit standard deviation, and kept on disk.
+"""Latents of a frozen network, scaled to unit standard deviation and cached on disk.
 
-An image goes to its moments, which say what its latents may be; moments are what is kept, so that
-each step of training draws its latents anew.
+An image is encoded to moments, the distribution of its latents. The cache holds moments, so that
+each training step draws new latents.
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ BATCH = 256  # images that are encoded at once for the cache
 
 
 class Latents(FirstStage):
-    """A frozen network between images and latents, moved to where its input is.
+    """A frozen network between images and latents, moved to the device of its input.
 
-    The network has the methods of an `Autoencoder`, or a subclass says what is called instead.
-    `sha256` is of its weights; `shift` and `scale`, tensors (c, 1, 1) or numbers, make latents z
-    to (z - shift) / scale.
+    The network has the methods of an `Autoencoder`, or a subclass replaces the calls of them.
+    `sha256` identifies its weights; `shift` and `scale`, tensors (c, 1, 1) or numbers, scale
+    latents z to (z - shift) / scale.
     """
 
-    network: Any  # its own methods are called
+    network: Any  # Any, as it has more methods than nn.Module
     sha256: str
     shift: Tensor | float
     scale: Tensor | float
@@ -44,7 +44,7 @@ class Latents(FirstStage):
         cache_dir: str,
     ):
         super().__init__(image_shape, latent_shape)
-        # not a module's child: neither trained, averaged nor saved with what holds it
+        # FirstStage is no nn.Module, so what holds it does not train, average or save the network
         self.network = network.requires_grad_(False).eval()
         self.cache = cache
         self.cache_dir = Path(cache_dir)
@@ -58,27 +58,27 @@ class Latents(FirstStage):
         return self.network.decode(latents)
 
     def mean(self, moments: Tensor) -> Tensor:
-        """The latents z that stand for an image."""
+        """Returns the latents z that represent an image."""
         return self.network.mean(moments)
 
     def sample(self, moments: Tensor) -> Tensor:
-        """Latents z of an image, drawn from torch's generator."""
+        """Draws latents z of an image from torch's generator."""
         return self.network.sample(moments)
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) uint8 -> moments float32, in float32 wherever it is called."""
+        """images (B, C, H, W) uint8 -> moments float32, computed in float32 even under autocast."""
         self.network.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             return self.encoder(to_float(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) uint8 -> (B, c, h, w) float32: the means."""
+        """images (B, C, H, W) uint8 -> scaled mean latents (B, c, h, w) float32."""
         return self.scaled(self.mean(self.moments(images)))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """latents (B, c, h, w) -> uint8, rounded and clipped; in the precision of the caller."""
+        """latents (B, c, h, w) -> images uint8, rounded and clipped, in the caller's precision."""
         self.network.to(latents.device)
         return to_uint8(self.decoder(self.restored(latents)))
 
@@ -100,7 +100,7 @@ class Latents(FirstStage):
         return [torch.as_tensor(each, device=device) for each in (self.shift, self.scale)]
 
     def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
-        """Encodes the training images, as they are and mirrored where the data are flipped."""
+        """Encodes the training images if they are cached, also mirrored if the data are flipped."""
         if not self.cache:
             return None
         mirrored = self.cached_moments(data, device, True) if data.flip else None
@@ -128,4 +128,4 @@ class Latents(FirstStage):
         return cached(self.cache_dir, name, key, compute)["moments"]
 
     def __deepcopy__(self, memo: dict) -> "Latents":
-        return self  # frozen, so that averaged weights need no second one
+        return self  # frozen, so a copy of the model, as for averaged weights, can share it

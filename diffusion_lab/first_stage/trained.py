@@ -1,4 +1,4 @@
-"""First stages of `diffusion-lab train-autoencoder`."""
+"""First stages trained by `diffusion-lab train-autoencoder`."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from diffusion_lab.first_stage.latents import Latents
 
 
 class TrainedAutoencoder(Latents):
-    """The autoencoder of the run folder `run`, scaled by what its training images measured.
+    """The autoencoder of the run folder `run`, scaled by the latents of its training images.
 
-    A diffusion run keeps the file's `sha256`, and the file. Raises ValueError for a file that is
-    missing, of another kind or image shape, or not the one that a run was trained with.
+    A diffusion run saves the file and its `sha256`. Raises ValueError for a file that is missing,
+    of another kind or image shape, or not the one that a run was trained with.
     """
 
-    kinds: tuple[str, ...]  # of autoencoders
+    kinds: tuple[str, ...]  # accepted kinds of autoencoders
 
     def __init__(
         self, image_shape: Shape, run: str, sha256: str | None, cache: bool, cache_dir: str

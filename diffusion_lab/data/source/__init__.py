@@ -1,4 +1,4 @@
-"""Where images come from: one class a kind of files."""
+"""Sources of images: one class for each kind of files."""
 
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.huggingface import HuggingFace

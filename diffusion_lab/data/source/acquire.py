@@ -1,4 +1,4 @@
-"""Where a data set comes from: its files are found, unpacked or fetched, and checked before use."""
+"""Acquisition of data sets: files are found, unpacked or downloaded, and verified before use."""
 
 import gzip
 import http.client
@@ -17,7 +17,7 @@ from diffusion_lab.common.messages import say
 from diffusion_lab.data.source import verified_files
 from diffusion_lab.data.source.verified_files import Damaged, DataError, SourceUnavailable, missing
 
-Fetch = Callable[[Path], Path]  # from a folder to work in to one that may hold the files
+Fetch = Callable[[Path], Path]  # takes a scratch folder, returns one that may hold the files
 # sha256 of the uncompressed files; compressed ones differ from one distributor to the next
 FASHION_MNIST = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -26,16 +26,16 @@ FASHION_MNIST = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where that package puts its files
-SILENCE_SECONDS = 10  # how long a server may say nothing
-APT_SECONDS = 300  # for 31 MB over a slow line
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package puts its files
+SILENCE_SECONDS = 10  # longest silence of a server
+APT_SECONDS = 300  # enough for 31 MB over a slow line
 
 
 def fashion_mnist(root: Path) -> Path:
-    """The folder root/FashionMNIST/raw with the four idx files, each verified.
+    """Returns the folder root/FashionMNIST/raw with the four idx files, each verified.
 
-    What is missing comes from `root` (plain idx files, also .gz), Debian's data folder,
-    torchvision's mirror or Debian's package, in this order. Raises DataError.
+    Missing files come from `root` (plain idx files, also .gz), Debian's data folder, torchvision's
+    mirror or Debian's package, in this order. Raises DataError.
     """
     raw = root / "FashionMNIST" / "raw"
     elsewhere: dict[str, Fetch] = {
@@ -49,9 +49,9 @@ def fashion_mnist(root: Path) -> Path:
 
 
 def cifar10(root: Path) -> Path:
-    """The folder root/cifar-10-batches-py with torchvision's files, each verified.
+    """Returns the folder root/cifar-10-batches-py with torchvision's files, each verified.
 
-    What is missing comes from the archive in `root`, or else from its download. Raises DataError.
+    Missing files come from the archive in `root`, or else from its download. Raises DataError.
     """
     source = datasets.CIFAR10
     files = dict([*source.train_list, *source.test_list])
@@ -62,7 +62,7 @@ def cifar10(root: Path) -> Path:
         if archive.is_file():
             verified_files.check(archive, source.tgz_md5)
             (scratch / archive.name).symlink_to(archive.resolve())
-            source(scratch, download=True)  # which unpacks a right archive that is there
+            source(scratch, download=True)  # only unpacks, as the archive is there
         return (scratch / source.base_folder,)
 
     def downloaded(scratch: Path) -> Path:
@@ -83,10 +83,10 @@ def _complete(
     elsewhere: Mapping[str, Fetch],
     wanted: str,
 ) -> Path:
-    """Installs those of `files` (name: checksum) that `folder` lacks, and returns the folder.
+    """Installs the `files` (name: checksum) that `folder` lacks, and returns the folder.
 
-    They come from `own` folders of the user, of which a damaged file is an error, or from
-    `elsewhere`, by the name of each source. `wanted` says what to put into `root` otherwise.
+    They come from the user's `own` folders, where a damaged file is an error, or from `elsewhere`,
+    a table of sources by name. `wanted` tells the user what to put into `root` if all fail.
     """
     try:
         if not missing(folder, files):
@@ -124,7 +124,7 @@ def _complete(
 
 
 def _take(source: Path, folder: Path, files: Mapping[str, str], scratch: Path) -> None:
-    """Installs what `folder` lacks from the folder `source`, where it may be as .gz."""
+    """Installs the missing files of `folder` from the folder `source`, where they may be .gz."""
     for name in missing(folder, files):
         for path in (source / name, source / f"{name}.gz"):
             if path.is_file():
@@ -137,7 +137,7 @@ def _take(source: Path, folder: Path, files: Mapping[str, str], scratch: Path) -
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """For a download by torchvision: limits its silences and turns what it raises into a reason."""
+    """Limits the silences of a torchvision download and turns its errors into SourceUnavailable."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE_SECONDS)
     try:
@@ -155,7 +155,7 @@ def _from_mirror(scratch: Path) -> Path:
 
 
 def _from_debian(scratch: Path) -> Path:
-    """Fetches and unpacks the package, which needs no administrator."""
+    """Downloads and unpacks Debian's package, without administrator rights."""
     run = partial(
         subprocess.run,
         check=True,

@@ -17,14 +17,14 @@ class Split(NamedTuple):
 
 
 class DataSource(ABC):
-    """Where images come from; `load` is the one method to write.
+    """A source of images; `load` is the one method to write.
 
-    A source whose number of images is its user's affair sets `sizes_vary`: what is held out is
-    then reduced to the test images that there are, where other sources refuse.
+    A source whose number of images is up to its user sets `sizes_vary`: the held-out images are
+    then limited to the test images that exist, where other sources raise an error.
     """
 
     native_shape: tuple[int, int, int]  # (C, H, W), known before the images are read
-    class_names: tuple[str, ...]  # in the order of the labels; none for images without labels
+    class_names: tuple[str, ...]  # in the order of the labels; empty for images without labels
     sizes_vary = False
 
     @abstractmethod
@@ -54,12 +54,12 @@ class DataSource(ABC):
                 )
 
     def facts(self) -> dict[str, object]:
-        """Values of the constructor for what was inferred from files, for a run to keep.
+        """Returns the constructor arguments that were inferred from files, for a run to save.
 
-        With them a run is opened where its data are not.
+        With them the run can be opened where its data are missing.
         """
         return {}
 
     def picture(self, images: Tensor, columns: int) -> Tensor:
-        """One picture, uint8 (1 or 3, height, width), of images (N, C, H, W), `columns` a row."""
+        """Tiles images (N, C, H, W) to one picture, uint8 (1 or 3, height, width), in `columns`."""
         return grid(images, columns)

@@ -1,7 +1,7 @@
-"""Encoded images -> one uint8 tensor, by Pillow in threads; what cannot be used is told by name.
+"""Decodes image files into one uint8 tensor, by Pillow in threads, and names those it cannot use.
 
-Of several frames the first counts, and an EXIF orientation is followed. What is transparent shows
-white. Sixteen bits of grey are scaled to eight. C channels, 1 for grey or 3 for RGB.
+The first of several frames is used, and the EXIF orientation applied. Transparency becomes white,
+and 16-bit grey is scaled to 8 bits. C channels, 1 for grey or 3 for RGB.
 """
 
 import io
@@ -22,11 +22,11 @@ from diffusion_lab.common.messages import progress_bar
 from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder is let near
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's others are never used
 LANCZOS = Image.Resampling.LANCZOS
-HEADERS = 1000  # files that size and channels are inferred from
-MEMORY_SHARE = 0.8  # of what is free, that images may take
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: width and height are exchanged
+HEADERS = 1000  # most headers read to infer size and channels
+MEMORY_SHARE = 0.8  # share of the free memory that images may take
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -42,9 +42,9 @@ def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     )
 
 
-# what happens to another size than (width, height); the filter does not alias
+# how an image of another size becomes (width, height); the filter avoids aliasing
 RESIZE: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
-    "crop": lambda image, size: ImageOps.fit(image, size, LANCZOS),  # covers it, the rest is cut
+    "crop": lambda image, size: ImageOps.fit(image, size, LANCZOS),  # fill, then cut the rest
     "stretch": lambda image, size: image.resize(size, LANCZOS),
     "pad": lambda image, size: ImageOps.pad(image, size, LANCZOS, color=0),  # all of it, on black
     "refuse": _refuse,
@@ -52,9 +52,10 @@ RESIZE: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
 
 
 def infer(files: ImageFiles) -> tuple[tuple[int, int], int]:
-    """The most common (height, width) and the number of channels, by the headers of some files.
+    """Infers the most common (height, width) and the number of channels from some files' headers.
 
-    There is one channel if they are all grey. Raises DataError if none has a header.
+    There is 1 channel if all these files are grey, else 3. Raises DataError if no file has a
+    header.
     """
     step = -(-len(files) // HEADERS)
     headers, reason = [], ""
@@ -62,7 +63,7 @@ def infer(files: ImageFiles) -> tuple[tuple[int, int], int]:
         try:
             with files.open(name) as stream:
                 headers.append(_header(stream))
-        except Exception as error:  # one of the bad images, of which decoding tells
+        except Exception as error:  # decoding will report this bad image
             reason = f"{name} ({_short(error)})"
     if not headers:
         raise DataError(f"{files.where} has no image that can be read, as {reason}")
@@ -90,7 +91,7 @@ def check_memory(count: int, shape: tuple[int, int, int]) -> None:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that could be had now, or None where the system does not say."""
+    """Returns the available memory in bytes, or None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
@@ -101,7 +102,7 @@ def free_memory() -> int | None:
 def decode(
     files: ImageFiles, shape: tuple[int, int, int], resize: str
 ) -> tuple[Tensor, dict[int, str]]:
-    """uint8 (N, C, H, W), and by their places the reasons why some images could not be used."""
+    """Decodes to uint8 (N, C, H, W); also returns, by index, why some images could not be used."""
     images = torch.zeros(len(files), *shape, dtype=torch.uint8)
     array = images.numpy()
 
@@ -109,7 +110,7 @@ def decode(
         try:
             with files.open(files.names[index]) as stream:
                 array[index] = pixels(stream.read(), shape, resize)
-        except Exception as error:  # a damaged file makes a decoder raise anything
+        except Exception as error:  # decoders raise all kinds of errors on damaged files
             return _short(error)
         return None
 
@@ -117,7 +118,7 @@ def decode(
     bar = progress_bar(f"Decoding {len(files):,} images of {files.where}", len(files))
     bad = {}
     with bar as advance, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # of what is then refused or harmless
+        warnings.filterwarnings("ignore", module="PIL")  # harmless, or refused anyway
         try:
             for index, reason in enumerate(pool.map(fill, range(len(files)))):
                 if reason is not None:
@@ -129,7 +130,7 @@ def decode(
 
 
 def pixels(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarray:
-    """One encoded image as uint8 (C, H, W); raises BadImage, or what the decoder raises."""
+    """Decodes one image to uint8 (C, H, W); raises BadImage, or what the decoder raises."""
     channels, height, width = shape
     image = _opened(io.BytesIO(content))
     image.load()
@@ -149,7 +150,7 @@ def pixels(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarr
 
 
 def _opened(stream: IO[bytes]) -> Image.Image:
-    """The image, its header read; too many pixels would be an attack on the memory."""
+    """Opens an image by its header; raises BadImage for an unknown format or too many pixels."""
     if not stream.read(1):
         raise BadImage("it is empty")
     stream.seek(0)
@@ -166,18 +167,18 @@ def _opened(stream: IO[bytes]) -> Image.Image:
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, int], bool]:
-    """(height, width) as shown, and whether the image is grey, without decoding it."""
+    """Reads (height, width) as shown, and whether the image is grey, without decoding it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         image = _opened(stream)
-    # a PNG would be decoded to look for EXIF behind its pixels; the size of a TIFF is as shown
+    # getexif would decode a PNG to look behind its pixels; a TIFF's size is as shown already
     asked = "exif" in image.info if image.format == "PNG" else image.format != "TIFF"
     turned = asked and image.getexif().get(ORIENTATION) in TURNED
     return image.size if turned else image.size[::-1], _grey(image)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in mode L if it is grey, else RGB."""
+    """Converts an image to mode L if it is grey, else to RGB."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -193,7 +194,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> bool:
-    """Whether the mode, or the palette, has only grey."""
+    """Whether an image is grey by its mode, or by its palette."""
     if image.mode != "P" or image.palette is None:
         return image.mode in GREY_MODES
     palette = image.palette
@@ -206,12 +207,12 @@ def _grey(image: Image.Image) -> bool:
 
 
 def _size_text(height: int, width: int) -> str:
-    """Writes a size as image_size has it."""
+    """Writes a size as the setting image_size takes it."""
     return str(height) if height == width else f"[{height},{width}]"
 
 
 def _short(error: Exception) -> str:
-    """Why an image cannot be used, on one line."""
+    """Returns why an image cannot be used, on one line."""
     return (
         str(error) if isinstance(error, BadImage) else f"damaged: {error or type(error).__name__}"
     )

@@ -1,4 +1,4 @@
-"""Image data sets of the Hugging Face hub, or in its formats on disk, by the package datasets."""
+"""Image data sets of the Hugging Face hub, or on disk in its formats, read by `datasets`."""
 
 import io
 from functools import cached_property
@@ -11,15 +11,15 @@ from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.listing import ImageFiles, by_number, some
 from diffusion_lab.data.source.verified_files import DataError
 
-SAVED = ("dataset_dict.json", "state.json")  # one of them is in what save_to_disk wrote
+SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes one of these
 
 
 @settings
 class HuggingFace(FileSource):
-    """Images of a column of a data set, whose names are `<split>/<place>`.
+    """Images in a column of a data set, named `<split>/<index>`.
 
     `path` is a name on the hub, a folder, a folder of save_to_disk, or a parquet file. Labels are
-    class labels, texts or whole numbers; none are read where `label_column` is None.
+    class labels, texts or whole numbers; they are not read if `label_column` is None.
     """
 
     config: str | None = None
@@ -33,7 +33,7 @@ class HuggingFace(FileSource):
         return self.split, self.test_split
 
     def find(self, split: str, classes: tuple[str, ...] | None) -> ImageFiles:
-        """The rows of a split, in order."""
+        """Lists the rows of a split, in order."""
         if split not in self._splits_found:
             raise DataError(
                 f"{self.path} has no split {split}; set split and test_split to some of "
@@ -65,7 +65,7 @@ class HuggingFace(FileSource):
         return ImageFiles(f"{self.path} ({split})", names, classes, labels, stream)
 
     def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[list[int], tuple[str, ...]]:
-        """The labels of a split and the names of the classes."""
+        """Returns the labels of a split and the names of the classes."""
         if self.label_column is None or classes == ():
             return [0] * len(rows), ()
         where = f"the column {self.label_column} of {self.path}"
@@ -79,14 +79,14 @@ class HuggingFace(FileSource):
                 )
             places = {name: place for place, name in enumerate(classes)}
             return [places[label] for label in labels], classes
-        if classes is None:  # of a ClassLabel
+        if classes is None:  # a ClassLabel column has its names
             names = getattr(rows.features[self.label_column], "names", None)
             classes = None if names is None else tuple(names)
         return labels, by_number(range(len(labels)), labels, classes, where)
 
     @cached_property
     def _splits_found(self) -> dict:
-        """Every split of the data set by name; raises DataError for what cannot be loaded."""
+        """The splits of the data set by name; raises DataError if it cannot be loaded."""
         datasets, path = self._package, Path(self.path)
         try:
             if any((path / name).is_file() for name in SAVED):
@@ -95,7 +95,7 @@ class HuggingFace(FileSource):
                 found = datasets.load_dataset("parquet", data_files=self.path)
             else:
                 found = datasets.load_dataset(self.path, self.config)
-        except Exception as error:  # of the network, of file formats, of names: it raises anything
+        except Exception as error:  # network, file formats, names: datasets raises anything
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
                 f"path={self.path} cannot be loaded ({reason}); write a name of the hub, a folder "

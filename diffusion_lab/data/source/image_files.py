@@ -1,4 +1,4 @@
-"""Images in files of the user's own: what is inferred of them, how they are read and held out."""
+"""The user's own image files: what is inferred from them, and how they are read and split."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from diffusion_lab.data.source.verified_files import DataError
 
 
 def _are_names(value: Any) -> bool:
-    """Whether it is None or a list of different names; a folder 2024 is a number to Hydra."""
+    """Whether `value` is None or a list of different names; a folder 2024 is a number to Hydra."""
     if value is None:
         return True
     listed = isinstance(value, Sequence) and not isinstance(value, str)
@@ -48,9 +48,9 @@ CLASSES = Range("a list of different names, or null", _are_names, ["cat", "dog"]
 class FileSource(DataSource):
     """Images that are decoded into memory once; size, channels and classes may be inferred.
 
-    What is inferred is asked of names and headers, when it is asked for; nothing is read where all
-    three are given, as a run's own configuration gives them. Without a test split, `test_share` of
-    the images is held out. There are no labels where `classes` is empty.
+    Names and headers are read only when an inferred value is needed, so not at all if all three are
+    given, as in a run's saved configuration. Without a test split, `test_share` of the images is
+    held out. Images have no labels if `classes` is empty.
     """
 
     path: str
@@ -71,18 +71,18 @@ class FileSource(DataSource):
     @property
     @abstractmethod
     def splits(self) -> tuple[str, str | None]:
-        """Where `find` finds the training and the test split; None where there is no test split."""
+        """The arguments of `find` for the training and the test split; None for no test split."""
 
     @abstractmethod
     def find(self, split: str, classes: tuple[str, ...] | None) -> ImageFiles:
-        """The files of a split; raises DataError.
+        """Finds the files of a split; raises DataError.
 
-        `classes` are those that the labels count; None leaves them to be found.
+        `classes` are the names that labels index; None infers them.
         """
 
     @cached_property
     def native_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """(C, H, W), by headers if it is not configured."""
+        """The (C, H, W) of the images, as configured or inferred from headers."""
         size, channels = self.image_size, self.channels
         if size is None or channels is None:
             found = infer(self._files[0])
@@ -92,11 +92,11 @@ class FileSource(DataSource):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Of the training split; none at all for images without labels."""
+        """The class names of the training split; empty for images without labels."""
         return self._files[0].classes if self._classes is None else self._classes
 
     def facts(self) -> dict[str, object]:
-        """What was inferred, and that no image is resized if the size was."""
+        """Settings that a run saves: what was inferred, and `resize`, refuse if the size was."""
         channels, *size = self.native_shape
         return {
             "image_size": size,
@@ -110,7 +110,7 @@ class FileSource(DataSource):
         _ = self._files
 
     def load(self) -> tuple[Split, Split]:
-        """Decodes all images, if there is room for them."""
+        """Decodes all images; raises DataError if memory is too small for them."""
         train, test = self._files
         check_memory(len(train) + len(test), self.native_shape)
         return self._decoded(train), self._decoded(test)
@@ -126,7 +126,7 @@ class FileSource(DataSource):
             test = self.find(second, train.classes)
         for files, split in ((train, "training"), (test, "testing")):
             _check_count(len(files), f"of {files.where} for {split}", remedy)
-        # the first test images, which much is measured on, are then of every class
+        # mixed, so that the first test images, which many metrics use, are of every class
         return train, test.scattered()
 
     def _decoded(self, files: ImageFiles) -> Split:
@@ -147,5 +147,5 @@ class FileSource(DataSource):
 
 
 def _check_count(count: int, told: str, remedy: str) -> None:
-    if count < 2:  # metrics want a variance
+    if count < 2:  # metrics need a variance
         raise DataError(f"{count} images {told} are too few, a split needs 2 or more; {remedy}")

@@ -1,4 +1,4 @@
-"""A folder of images: one folder a class inside of it, or the images themselves."""
+"""A folder of images: one subfolder per class, or the images themselves."""
 
 import os
 from pathlib import Path
@@ -25,14 +25,14 @@ class FilesAtPaths(FileSource):
 
 
 class ImageFolder(FilesAtPaths):
-    """Image files; a class is a folder, its label the place of its name among the sorted ones.
+    """Image files in one folder per class; a label is an index into the sorted folder names.
 
-    Images that lie in no folder have no labels. Hidden files do not count. Links are followed, but
-    to no folder twice.
+    Images in no class folder have no labels. Hidden files are ignored. Links are followed, but
+    never twice to the same folder.
     """
 
     def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
-        """The images sorted by name."""
+        """Lists the images, sorted by name."""
         root = listing.existing(path, "folder", "ImageZip")
         names = listing.images_among(files_under(root), path)
         classes, labels = listing.by_folder(names, classes, path)
@@ -40,25 +40,26 @@ class ImageFolder(FilesAtPaths):
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file; raises BadImage where a link leads nowhere."""
+    """Opens a file; raises BadImage for a broken link."""
     if leads_nowhere(path):
         raise BadImage(f"a link to {os.readlink(path)}, which is not there")
     return path.open("rb")
 
 
 def files_under(root: Path) -> list[str]:
-    """The names of files, with / between folders; links are followed, but to no folder twice.
+    """Lists the names of files, with / between folders; links are followed, but to no folder twice.
 
-    Raises DataError for a folder that cannot be read, and for a link that may be one to a folder.
+    Raises DataError for a folder that cannot be read, and for a broken link that may be to a
+    folder.
     """
-    read: set[tuple[int, int]] = set()  # which folders, by device and inode
+    read: set[tuple[int, int]] = set()  # folders, by device and inode
     found: list[Path] = []
     starts = [root]
-    for start in starts:  # links wait, so that a folder inside of root is known by its own name
+    for start in starts:  # links come last, so that a folder inside root keeps its own name
         for at, folders, files in os.walk(start, onerror=_refuse):
             facts, folder = os.stat(at), Path(at)
             identity = (facts.st_dev, facts.st_ino)
-            # in root itself some file systems tell folders apart by name alone
+            # not within root itself, where some file systems tell folders apart by name alone
             if start != root and identity in read:
                 say(f"Skipped {folder}: it links to a folder that is read already")
                 folders.clear()
@@ -69,7 +70,7 @@ def files_under(root: Path) -> list[str]:
             folders[:] = [each.name for each in inside if not each.is_symlink()]
             found += [folder / name for name in files if not listing.hidden(name)]
     for path in found:
-        # a class would be missing, and nobody would know
+        # otherwise a class could be missing unnoticed
         if leads_nowhere(path) and not path.name.lower().endswith(listing.EXTENSIONS):
             raise DataError(
                 f"{path} links to {os.readlink(path)}, which is not there; mend or remove it"
@@ -82,5 +83,5 @@ def _refuse(error: OSError) -> None:
 
 
 def leads_nowhere(path: Path | str) -> bool:
-    """Whether it is a link to nothing, or to itself."""
+    """Whether `path` is a broken link, or a link to itself."""
     return os.path.islink(path) and not os.path.exists(path)

@@ -17,18 +17,18 @@ LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or n
 class ImageZip(FilesAtPaths):
     """Images in a zip, which is never unpacked.
 
-    A dataset.json at its top decides on labels, and folders then mean nothing; the images come in
-    its order. Without one the zip is read like a folder: a class a folder, or no classes.
+    A dataset.json at the top of the zip gives the labels and the order of the images, whatever
+    their folders. Without it the zip is read like a folder: one folder per class, or no classes.
     """
 
     def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
-        """The images in the order of dataset.json, or sorted by name."""
+        """Lists the images in the order of dataset.json, or sorted by name."""
         file = listing.existing(path, "file", "ImageFolder")
         try:
-            archive = zipfile.ZipFile(file)  # which threads may read from
+            archive = zipfile.ZipFile(file)  # can be read by several threads
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f"{path} is no zip that can be read ({error}); make it anew") from error
-        # of two members of one name, which appending leaves, a zip knows the last
+        # appending may leave two members of one name, of which a zip reads the last
         members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
         for name in members:
             first, *rest = re.split(r"[/\\]", name)
@@ -67,7 +67,7 @@ def _read(archive: zipfile.ZipFile, where: str) -> object:
 
 
 def _labels(content: object, where: str) -> dict[str, Any] | None:
-    """The label of each name, in order, or None; raises DataError for anything else."""
+    """Returns the label of each name, in order, or None; raises DataError for any other content."""
     pairs = content.get("labels") if isinstance(content, dict) else content
     if pairs is None and isinstance(content, dict):
         return None

@@ -1,4 +1,4 @@
-"""Which images there are: their names, in an order that is always the same, and their classes."""
+"""Lists of image files: their names, in an order that never changes, and their classes."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm"),
 )
-SHOWN = 5  # names in a sentence
+SHOWN = 5  # most names in a message
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Encoded images that have not been read; `labels` are places in `classes`, or 0 without any.
+    """Encoded images, not yet read; `labels` are indices into `classes`, or 0 if there are none.
 
-    `where` is what people know them by, and `open` gives the bytes of a name, in any thread.
+    `where` names the images in messages, and `open` opens one by name, in any thread.
     """
 
     where: str
@@ -33,29 +33,29 @@ class ImageFiles:
         return len(self.names)
 
     def take(self, index: Iterable[int]) -> "ImageFiles":
-        """Those at these places, in this order."""
+        """Selects the images at these indices, in this order."""
         index = list(index)
         names, labels = [self.names[i] for i in index], [self.labels[i] for i in index]
         return replace(self, names=names, labels=labels)
 
     def scattered(self) -> "ImageFiles":
-        """All, in an order that has nothing to do with their classes."""
+        """Returns all images in a fixed order that has nothing to do with their classes."""
         return self.take(sorted(range(len(self)), key=lambda i: hash_share(self.names[i])))
 
     def divided(self, share: float) -> tuple["ImageFiles", "ImageFiles"]:
-        """Those to train on, and about `share` of all to hold out; more files move none of them."""
+        """Splits off about `share` of the images to hold out; more files move none of the old."""
         held_out = [hash_share(name) < share for name in self.names]
         train = self.take(i for i, held in enumerate(held_out) if not held)
         return train, self.take(i for i, held in enumerate(held_out) if held)
 
 
 def hash_share(name: str) -> float:
-    """Returns a number from 0 to 1 for a name, whatever other names there are."""
+    """Returns a number from 0 to 1 that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64
 
 
 def existing(path: str, what: str, instead: str) -> Path:
-    """The path if there is such a `what`, file or folder; DataError, with the option `instead`."""
+    """Returns the path of an existing `what`, file or folder; DataError suggests `instead`."""
     found = Path(path)
     if not found.exists():
         raise DataError(
@@ -68,9 +68,9 @@ def existing(path: str, what: str, instead: str) -> Path:
 
 
 def images_among(names: Iterable[str], where: str) -> list[str]:
-    """The names (with / between folders) of images, sorted; hidden ones do not count.
+    """Returns the sorted names of images, with / between folders and without hidden files.
 
-    Raises DataError where there are none.
+    Raises DataError if there are none.
     """
     visible = [name for name in names if not hidden(name)]
     images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
@@ -88,10 +88,10 @@ def images_among(names: Iterable[str], where: str) -> list[str]:
 def by_folder(
     names: list[str], classes: tuple[str, ...] | None, where: str
 ) -> tuple[tuple[str, ...], list[int]]:
-    """Classes and labels of images in a folder a class; images in no folder have no classes.
+    """Returns classes and labels of images in one folder per class; without folders no classes.
 
-    `classes` are those that there must be, in the order of their labels; of none, folders mean
-    nothing. Raises DataError for anything in between.
+    `classes`, if not None, are the required ones in the order of their labels; () ignores folders.
+    Raises DataError for any other layout.
     """
     deep = next((name for name in names if name.count("/") > 1), None)
     flat = [name for name in names if "/" not in name]
@@ -126,9 +126,9 @@ def by_folder(
 def by_number(
     names: Sequence[object], labels: Sequence[Any], classes: tuple[str, ...] | None, where: str
 ) -> tuple[str, ...]:
-    """Classes of labels that are numbers; None gives them their numbers as names.
+    """Returns the classes of numeric labels; if `classes` is None, the numbers are the names.
 
-    Raises DataError for labels that are none, or that leave out a class which has no other name.
+    Raises DataError for labels that are no numbers or too large, or leave out an unnamed class.
     """
     for name, label in zip(names, labels, strict=True):
         if type(label) is not int or label < 0:
@@ -153,11 +153,11 @@ def by_number(
 
 
 def some(names: Sequence[object]) -> str:
-    """The first few, for a sentence, and how many more there are."""
+    """Writes the first few names for a message, and how many more there are."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return f"{', '.join(map(str, names[:SHOWN]))}{more}"
 
 
 def hidden(name: str) -> bool:
-    """Whether a file, or a folder that it is in, is not for people to see."""
+    """Whether a file is hidden, or a folder that it is in: by a dot, or as metadata of macOS."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

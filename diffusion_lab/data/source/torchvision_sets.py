@@ -16,7 +16,7 @@ from diffusion_lab.data.source.base import DataSource, Split
 class Downloaded(DataSource):
     """A data set whose files are fetched into a folder under `root`, and verified."""
 
-    acquire: ClassVar[Callable[[Path], Path]]  # the folder of the files
+    acquire: ClassVar[Callable[[Path], Path]]  # returns the folder of the verified files
 
     def __init__(self, root: str = "data"):
         self.root = Path(root)
@@ -27,12 +27,12 @@ class Downloaded(DataSource):
 
     def load(self) -> tuple[Split, Split]:
         """Reads the verified files."""
-        folder = type(self).acquire(self.root)  # pickles may be in it: never opened unchecked
+        folder = type(self).acquire(self.root)  # may hold pickles: never opened unverified
         return self.read(folder, train=True), self.read(folder, train=False)
 
     @abstractmethod
     def read(self, folder: Path, train: bool) -> Split:
-        """The training or the test split, from the folder of the files."""
+        """Reads the training or the test split from the folder of the files."""
 
 
 class FashionMNIST(Downloaded):
@@ -61,13 +61,13 @@ class FashionMNISTShades(FashionMNIST):
     )
 
     def load(self) -> tuple[Split, Split]:
-        """FashionMNIST's files, with labels of both attributes."""
+        """Reads FashionMNIST with labels of both attributes."""
         train, test = super().load()
         return shaded(train, train, 3), shaded(test, train, 3)
 
 
 def shaded(split: Split, reference: Split, shades: int) -> Split:
-    """The split with labels class * shades + shade, whose limits divide the reference evenly."""
+    """Labels a split by class * shades + shade; shades divide each class of `reference` evenly."""
     brightness, known = (part.images.float().mean((1, 2, 3)) for part in (split, reference))
     parts = torch.linspace(0, 1, shades + 1)[1:-1]
     labels = split.labels * shades

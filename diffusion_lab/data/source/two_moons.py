@@ -1,4 +1,4 @@
-"""Points in the plane as images of two channels and one pixel: diffusion that can be looked at."""
+"""Points in the plane as images of two channels and one pixel: diffusion that can be plotted."""
 
 import math
 from typing import Annotated
@@ -11,13 +11,13 @@ from diffusion_lab.common.ranges import at_least, settings
 from diffusion_lab.data.source.base import DataSource, Split
 
 TRAIN_SIZE, TEST_SIZE = 20_000, 2_000
-SIDE = 256  # of a picture in pixels: a pixel is a grey step of the data
+SIDE = 256  # side of a picture in pixels: one pixel for each grey step of the data
 COLOURS = ((42, 98, 168), (196, 78, 40))
 
 
 @settings
 class TwoMoons(DataSource):
-    """Two interleaved half circles, one a class, with Gaussian noise around them.
+    """Two interleaved half circles, one per class, with Gaussian noise around them.
 
     A point (x, y) in [-1, 1]^2 is stored as uint8 like any image, in steps of 1 / 127.5; `noise` is
     its standard deviation across the circle, whose radius is 0.5.
@@ -29,7 +29,7 @@ class TwoMoons(DataSource):
     noise: Annotated[float, at_least(0)] = 0.04
 
     def load(self) -> tuple[Split, Split]:
-        """The same points on every machine."""
+        """Draws the points, the same on every machine."""
         return self._points(TRAIN_SIZE, seed=0), self._points(TEST_SIZE, seed=1)
 
     def _points(self, count: int, seed: int) -> Split:
@@ -43,7 +43,7 @@ class TwoMoons(DataSource):
         return Split(images[:, :, None, None], labels)
 
     def picture(self, images: Tensor, columns: int) -> Tensor:
-        """A scatter plot, uint8 (3, 256, 256), a colour for each `columns` points in turn."""
+        """Draws a scatter plot, uint8 (3, 256, 256), with a new colour every `columns` points."""
         across, up = images.flatten(1).long().cpu().unbind(1)  # (N,)
         picture = torch.full((3, SIDE, SIDE), 255, dtype=torch.uint8)
         colours = torch.tensor(COLOURS, dtype=torch.uint8)
@@ -53,5 +53,5 @@ class TwoMoons(DataSource):
 
 
 def points_of(images: Tensor) -> Tensor:
-    """Images (N, 2, 1, 1) as points (N, 2) float32 in [-1, 1]^2."""
+    """Converts images (N, 2, 1, 1) to points (N, 2) float32 in [-1, 1]^2."""
     return to_float(images).flatten(1)

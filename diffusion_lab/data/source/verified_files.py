@@ -1,4 +1,4 @@
-"""Files that exist only whole and right: checksums, atomic installation, errors as one sentence."""
+"""Files that are complete and correct or absent: checksums, atomic installation, clear errors."""
 
 import contextlib
 import fcntl
@@ -15,15 +15,15 @@ from typing import IO
 
 
 class DataError(ValueError):
-    """A data set's files are missing or damaged; the message says how to mend that."""
+    """A data set's files are missing or damaged; the message says how to fix that."""
 
 
 class SourceUnavailable(Exception):
-    """One source cannot serve; the message says why, and the next one is tried."""
+    """A source cannot provide the files; the message says why, and the next source is tried."""
 
 
 class Damaged(SourceUnavailable):
-    """A file is not what it should be."""
+    """A file is truncated, no valid gzip file, or has the wrong checksum."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path} is damaged ({reason})")
@@ -31,26 +31,26 @@ class Damaged(SourceUnavailable):
 
 @contextmanager
 def workspace(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, one process at a time; leaves no empty folder behind."""
+    """Yields a temporary folder in `folder`, to one process at a time; removes empty folders."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        folder.mkdir(parents=True, exist_ok=True)  # whoever had the lock may have removed it
-        for leftover in folder.glob(".fetch-*"):  # of a process that was killed
+        folder.mkdir(parents=True, exist_ok=True)  # the last holder of the lock may have removed it
+        for leftover in folder.glob(".fetch-*"):  # left by a process that was killed
             shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
             yield Path(scratch)
     finally:
         for path in created:
-            with contextlib.suppress(OSError):  # not empty
+            with contextlib.suppress(OSError):  # the folder is not empty
                 path.rmdir()
         os.close(handle)
 
 
 def missing(folder: Path, files: Mapping[str, str]) -> list[str]:
-    """The names of `files` (name: checksum) that `folder` lacks; Damaged if one that it has is."""
+    """Names the `files` (name: checksum) that `folder` lacks; a wrong file in it raises Damaged."""
     present = [name for name in files if (folder / name).is_file()]
     for name in present:
         check(folder / name, files[name])
@@ -58,7 +58,7 @@ def missing(folder: Path, files: Mapping[str, str]) -> list[str]:
 
 
 def check(path: Path, checksum: str, source: Path | None = None) -> None:
-    """Raises Damaged, naming `source` if it is a copy, unless the file has this md5 or sha256."""
+    """Raises Damaged, which names `source` if given, unless the file has this md5 or sha256."""
     method = "md5" if len(checksum) == 32 else "sha256"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.new(method, usedforsecurity=False))
@@ -67,9 +67,9 @@ def check(path: Path, checksum: str, source: Path | None = None) -> None:
 
 
 def install(stream: IO[bytes], source: Path, target: Path, checksum: str, scratch: Path) -> None:
-    """Copies `stream`, which reads the file `source`, to `target`, if it has this checksum.
+    """Copies `stream`, opened from the file `source`, to `target`, if it has this checksum.
 
-    Raises Damaged, naming `source`; `scratch` is a folder on the same file system as `target`.
+    Raises Damaged, which names `source`, if not; `scratch` is a folder on `target`'s file system.
     """
     temporary = scratch / target.name
     try:

@@ -1,6 +1,6 @@
-"""What is common to autoencoders: images (B, C, H, W) in [-1, 1] <-> latents (B, c, h, w).
+"""The base of autoencoders: images (B, C, H, W) in [-1, 1] <-> latents (B, c, h, w).
 
-An image goes to its moments, which say what its latents may be, and these to latents.
+An image is encoded to moments, the distribution of its latents, and these become latents.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffusion_lab.common.ranges import Count, Range, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.network import Decoder, Encoder, pad_to_multiple
 
-MOST_LEVELS = 6  # a factor of 32
+MOST_LEVELS = 6  # downsampling by 32
 MULTIPLE_OF_4 = Range(
     "a multiple of 4 above 0", lambda value: whole(4).allows(value) and value % 4 == 0, 32
 )
@@ -27,13 +27,14 @@ MULTIPLIERS = Range(
 
 @dataclass(eq=False, repr=False)
 class Autoencoder(nn.Module, ABC):
-    """Encoder, bottleneck and decoder for images of any size, by factor 2^(len(multipliers) - 1).
+    """An encoder, bottleneck and decoder for images of any size.
 
-    `multipliers` times `channels` is the width of each level, finest first.
+    The factor is 2^(len(multipliers) - 1); `multipliers` times `channels` is the width of each
+    level, finest first.
     """
 
-    kind: ClassVar[str]  # its option of the group autoencoder, and its name in a file
-    has_prior = False  # whether N(0, 1) in its latent space is decoded to images
+    kind: ClassVar[str]  # name of its option in the group autoencoder, and in a file
+    has_prior = False  # whether latents drawn from N(0, 1) decode to images
 
     image_shape: tuple[int, int, int]
     channels: Annotated[int, MULTIPLE_OF_4]
@@ -42,7 +43,7 @@ class Autoencoder(nn.Module, ABC):
     attention: bool
 
     def build(self, latent_channels: int, moments: int) -> None:
-        """Makes encoder and decoder, whose latents have so many channels, and their moments."""
+        """Builds the encoder and the decoder for so many channels of latents and of moments."""
         super().__init__()
         self.factor = 2 ** (len(self.multipliers) - 1)
         image_channels, *sides = self.image_shape
@@ -60,24 +61,24 @@ class Autoencoder(nn.Module, ABC):
         return self.decode_quantised(self.quantise(latents))
 
     def decode_quantised(self, latents: Tensor) -> Tensor:
-        """Decodes latents that are as the decoder was trained on."""
+        """Decodes latents that are quantised already."""
         _, height, width = self.image_shape
         return self.decoder(latents)[..., :height, :width].float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, C, H, W) -> their reconstructions, and the bottleneck's loss, ().
 
-        That loss is in units of the mean error of a pixel.
+        The loss is in units of the mean error of a pixel.
         """
         latents, loss = self.bottleneck(self.moments(images))
         return self.decode_quantised(latents), loss
 
     def mean(self, moments: Tensor) -> Tensor:
-        """The latents that stand for an image: its moments, unless these are a posterior's."""
+        """Returns the latents that represent an image: its moments, or the mean of a posterior."""
         return moments
 
     def sample(self, moments: Tensor) -> Tensor:
-        """Latents of an image, drawn from torch's generator if there is a posterior."""
+        """Draws latents of an image from torch's generator, if there is a posterior."""
         return moments
 
     def variance(self, moments: Tensor) -> Tensor:
@@ -90,12 +91,12 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents to decode in training, with gradients to the moments, and the loss, ()."""
+        """Returns the latents to decode in training, with gradients to moments, and the loss ()."""
 
     @abstractmethod
     def statistics(self, moments: Tensor) -> Tensor:
-        """Sums over images, (n,), that `metrics` are computed from."""
+        """Returns the sums over images, (n,), that `metrics` are computed from."""
 
     @abstractmethod
     def metrics(self, statistics: Tensor, images: int) -> dict[str, float]:
-        """Metrics of the bottleneck, from the statistics of so many images."""
+        """Computes the metrics of the bottleneck from the statistics of `images` images."""

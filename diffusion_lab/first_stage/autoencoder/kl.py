@@ -1,4 +1,4 @@
-"""Latents under a Gaussian posterior, held towards N(0, 1) (arXiv:1312.6114, 2112.10752)."""
+"""Latents under a Gaussian posterior, pulled towards N(0, 1) (arXiv:1312.6114, 2112.10752)."""
 
 from math import prod
 from typing import Annotated
@@ -13,14 +13,14 @@ LOG_VARIANCE = (-30.0, 20.0)  # beyond these nothing is gained and exp overflows
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(0, 1)) in nats, (B,), of (B, ...) each."""
+    """KL(N(mean, variance) || N(0, 1)) in nats, (B,), from a mean and a log-variance (B, ...)."""
     nats = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
     return nats.flatten(1).sum(1)
 
 
 @settings
 class KLAutoencoder(Autoencoder):
-    """Latent diffusion's first stage; with `kl_weight` 1 a VAE, whose prior is drawn from.
+    """Latent diffusion's first stage; with `kl_weight` 1 a VAE, whose prior can be sampled.
 
     `kl_weight` counts nats against the error summed over an image, as in latent diffusion.
     """
@@ -57,5 +57,5 @@ class KLAutoencoder(Autoencoder):
         return kl_divergence(*self.mean_and_log_variance(moments)).sum()[None]
 
     def metrics(self, statistics: Tensor, images: int) -> dict[str, float]:
-        """Returns the nats of an image's posterior against the prior."""
+        """Returns the mean divergence of an image's posterior from the prior, in nats."""
         return {"kl": statistics.item() / images}

@@ -16,7 +16,7 @@ from diffusion_lab.backbone.stage import PixelAttention
 
 
 class ConvBlock(nn.Module):
-    """x + two convolutions of x, at first nothing; a 1x1 convolution of x where channels change."""
+    """x + two convolutions of x, the last 0 at first; x is convolved (1x1) if channels change."""
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
@@ -34,7 +34,7 @@ class ConvBlock(nn.Module):
 
 
 class Network(nn.Sequential):
-    """Layers in a row; on a CPU channels last, where convolutions are faster."""
+    """Layers in sequence; on a CPU in channels-last layout, where convolutions are then faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":  # elsewhere the layout is the caller's
@@ -43,7 +43,7 @@ class Network(nn.Sequential):
 
 
 def level(in_channels: int, channels: int, blocks: int, attention: bool) -> list[nn.Module]:
-    """The residual blocks of a level, and its attention."""
+    """Builds the residual blocks of a level, and its attention if asked."""
     widths = [in_channels] + [channels] * blocks
     layers: list[nn.Module] = [ConvBlock(*pair) for pair in pairwise(widths)]
     return [*layers, PixelAttention(channels, None)] if attention else layers
@@ -68,7 +68,7 @@ class Encoder(Network):
 
 
 class Decoder(Network):
-    """(B, in_channels, h, w) -> images (B, C, f h, f w)."""
+    """Latents (B, in_channels, h, w) -> images (B, C, f h, f w)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, widths: Sequence[int], blocks: int, attend: bool
@@ -76,7 +76,7 @@ class Decoder(Network):
         width = widths[-1]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1)]
         for depth in reversed(range(len(widths))):
-            # narrowed before it is enlarged, which costs a quarter
+            # narrow before upsampling, which costs a quarter
             narrower = widths[max(depth - 1, 0)]
             layers += level(width, narrower, blocks, attend and depth == len(widths) - 1)
             width = narrower
@@ -93,6 +93,6 @@ class Decoder(Network):
 
 
 def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
-    """images (B, C, H, W) whose last row and column are repeated until `factor` divides both."""
+    """Repeats the last row and column of images (B, C, H, W) until `factor` divides both sides."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")

@@ -1,4 +1,4 @@
-"""`first_stage.safetensors`: a trained autoencoder with everything that using it takes."""
+"""The file `first_stage.safetensors`: a trained autoencoder and all that is needed to use it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -27,16 +27,16 @@ class AutoencoderFacts:
     """Everything about a trained autoencoder that its weights do not say."""
 
     kind: str
-    settings: dict[str, Any]  # of the constructor
+    settings: dict[str, Any]  # constructor arguments
     image_shape: list[int]
     latent_mean: list[float]  # by channel, over the training images
     latent_std: list[float]
-    data: str  # `images_fingerprint` of those that it was trained on
+    data: str  # `images_fingerprint` of the training data
     metrics: dict[str, float]  # of reconstructed test images
 
 
 def save_autoencoder(autoencoder: Autoencoder, facts: AutoencoderFacts, path: Path) -> None:
-    """Writes weights and facts as one file, which appears whole or not at all."""
+    """Writes weights and facts into one file, which appears whole or not at all."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
     write_atomically(path, safetensors.torch.save(weights, {"facts": json.dumps(asdict(facts))}))
 

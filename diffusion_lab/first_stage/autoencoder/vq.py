@@ -1,7 +1,7 @@
 """Latents that are entries of a codebook (VQ-VAE, arXiv:1711.00937; FSQ, arXiv:2309.15505).
 
-What is diffused are the vectors before they are quantised, as in latent diffusion; decoding
-quantises. B batch, c channels, h w height and width of the latents, K codes.
+The vectors before quantisation are diffused, as in latent diffusion; decoding quantises them. B
+batch, c channels, h w height and width of the latents, K codes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from diffusion_lab.common import extras
 from diffusion_lab.common.ranges import Count, at_least, inside, settings, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
 
-PACKAGE = ("vector_quantize_pytorch", "latent", "a codebook")  # its name, extra and user
+PACKAGE = ("vector_quantize_pytorch", "latent", "a codebook")  # package, extra, what needs it
 
 
 class Quantised(Autoencoder):
@@ -46,10 +46,10 @@ class Quantised(Autoencoder):
     def assign(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Assigns a code to each vector.
 
-        Returns the quantised latents, with gradients as if they were not, the codes, and the
-        commitment, ().
+        Returns the quantised latents, with gradients as if they were not quantised, the codes, and
+        the commitment loss ().
         """
-        # distances between nearby vectors are lost in bf16
+        # bf16 loses the distances between nearby vectors
         with torch.autocast(latents.device.type, enabled=False):
             quantised, codes, *commitment = self.quantiser(latents.float())
         return quantised, codes, sum(commitment, latents.new_zeros(()))
@@ -57,10 +57,10 @@ class Quantised(Autoencoder):
 
 @settings
 class VQAutoencoder(Quantised):
-    """A codebook of moving averages, begun by k-means, whose dead codes are taken up anew.
+    """A codebook of moving averages, initialised by k-means, whose dead codes are replaced.
 
-    A code is dead if a batch takes it fewer than `revive_below` times, on average over
-    1 / (1 - `decay`) batches; it then becomes a vector of the batch.
+    A code is dead if a batch takes it fewer than `revive_below` times, on average over 1 / (1 -
+    `decay`) batches; it then becomes a vector of the batch.
     """
 
     kind = "vq"
@@ -79,14 +79,14 @@ class VQAutoencoder(Quantised):
             decay=self.decay,
             kmeans_init=True,
             threshold_ema_dead_code=self.revive_below,
-            rotation_trick=False,  # straight through
+            rotation_trick=False,  # straight-through gradients instead
             accept_image_fmap=True,
         )
 
 
 @settings
 class FSQAutoencoder(Quantised):
-    """Each of len(`levels`) channels is rounded to one of its levels; K is their product."""
+    """An autoencoder that rounds channel i to one of levels[i] values; K is their product."""
 
     kind = "fsq"
     commitment_weight = 0.0  # there is no codebook to commit to

@@ -10,8 +10,8 @@ from diffusion_lab.first_stage.autoencoder.base import MULTIPLE_OF_4
 class PatchDiscriminator(nn.Module):
     """Images (B, C, H, W) -> judgements of overlapping patches (B, 1, h, w), above 0: real.
 
-    `layers` convolutions halve the image, `channels` wide and doubling. It is silent before step
-    `start`, and then counts `weight` times as much as its gradients allow.
+    `layers` convolutions halve the image; their width begins with `channels` and doubles. The
+    discriminator is silent before step `start`; after that `weight` multiplies its adaptive weight.
     """
 
     @ranges(

@@ -16,9 +16,9 @@ from diffusion_lab.metrics.extractor import efficientnet_lite0
 
 @settings
 class Perceptual(ABC):
-    """images (B, C, H, W) twice -> distances (B,); gradients go to the images alone.
+    """A distance (B,) between images (B, C, H, W) and others, with gradients to the images alone.
 
-    It is no nn.Module, so that what holds one neither trains, copies nor saves it.
+    It is no nn.Module, so that a module which holds one does not train, copy or save it.
     """
 
     weight: Positive
@@ -28,7 +28,7 @@ class Perceptual(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network; raises ValueError if its weights cannot be had."""
+        """Builds the network; raises ValueError if its weights are not available."""
 
     @abstractmethod
     def distance(self, images: Tensor, others: Tensor) -> Tensor:
@@ -44,9 +44,9 @@ class Perceptual(ABC):
 
 @settings
 class EfficientNetDistance(Perceptual):
-    """EfficientNet-Lite0 of images resized to `size` pixels, after its first four stages.
+    """The distance after EfficientNet-Lite0's first four stages, for images of side `size`.
 
-    It needs no download.
+    The network needs no download.
     """
 
     size: Annotated[int, whole(1).as_in(32)]
@@ -73,7 +73,7 @@ class EfficientNetDistance(Perceptual):
 
 @settings
 class LPIPS(Perceptual):
-    """Features of `network`, vgg, alex or squeeze, weighted as people judge; it is downloaded."""
+    """LPIPS with features of `network`, vgg, alex or squeeze, which is downloaded."""
 
     network: Annotated[str, one_of("vgg", "alex", "squeeze")]
 
@@ -83,7 +83,7 @@ class LPIPS(Perceptual):
         try:
             name = cast(Literal["vgg", "alex", "squeeze"], self.network)
             return LearnedPerceptualImagePatchSimilarity(name).net
-        except (OSError, ImportError) as error:  # no network, or a package that it wants
+        except (OSError, ImportError) as error:  # offline, or a missing package
             raise ValueError(
                 f"the weights of LPIPS cannot be had ({error}); choose efficientnet_lite0, which "
                 "needs no download"

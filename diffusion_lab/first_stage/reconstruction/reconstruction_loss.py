@@ -1,6 +1,6 @@
-"""error + perceptual distance + the bottleneck's loss + an adversary's (arXiv:2012.09841).
+"""The loss of autoencoders: error + perceptual + bottleneck + adversary (arXiv:2012.09841).
 
-Images are (B, C, H, W) in [-1, 1]; everything is in units of the mean error of a pixel.
+Images are (B, C, H, W) in [-1, 1]; every term is in units of the mean error of a pixel.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from diffusion_lab.first_stage.reconstruction.discriminator import PatchDiscrimi
 from diffusion_lab.first_stage.reconstruction.perceptual import Perceptual
 
 ERRORS = {"l1": torch.abs, "l2": torch.square}
-LARGEST_WEIGHT = 1e4  # of the adversary, where its gradient vanishes
+LARGEST_WEIGHT = 1e4  # limit of the adversary's weight, as its gradient may vanish
 
 
 class ReconstructionLoss(nn.Module):
-    """`error` is l1 or l2; `discriminator` is a factory that is told the images' channels.
+    """A reconstruction loss; `error` is l1 or l2, and `discriminator` a factory given the channels.
 
     With `calibrated` the error is a likelihood, log(scale) + error / scale up to constants, whose
-    scale is the batch's own error (the optimal sigma-VAE, arXiv:2006.13202): what a VAE needs,
-    whose prior is to be drawn from.
+    scale is the batch's own error (the optimal sigma-VAE, arXiv:2006.13202). A VAE needs this if
+    its prior is to be sampled.
     """
 
     @ranges(error=one_of(*ERRORS), calibrated=flag())
@@ -37,12 +37,12 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         self.error = error
         self.calibrated = calibrated
-        self.perceptual = perceptual  # frozen, and no module
+        self.perceptual = perceptual  # frozen, and no nn.Module
         self.discriminator = discriminator(image_channels) if discriminator else None
 
     @torch.no_grad()
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Raises ValueError if images (C, H, W) do not fit one of its networks."""
+        """Raises ValueError if one of the loss's networks cannot take images of shape (C, H, W)."""
         images = torch.zeros(2, *image_shape)
         if self.perceptual is not None:
             try:
@@ -64,14 +64,15 @@ class ReconstructionLoss(nn.Module):
     def forward(
         self, images: Tensor, outputs: Tensor, bottleneck: Tensor, last_weight: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise in all parameters, (), and its parts by name.
+        """Returns the loss () to minimise in all parameters, and its parts by name.
 
-        `last_weight` is the decoder's, by whose gradients the adversary is weighted.
+        The adversary is weighted by gradients at `last_weight`, that of the decoder's last layer.
         """
         loss = error = ERRORS[self.error](outputs - images).mean()
         parts = {self.error: error, "bottleneck": bottleneck}
         if self.calibrated:
-            # under Gaussian or Laplace noise of the likeliest scale, which is the error's
+            # the likelihood under Gaussian or Laplace noise of the likeliest scale: the error
+            # itself
             loss = (0.5 if self.error == "l2" else 1.0) * error.log()
         if self.perceptual is not None:
             distance = self.perceptual(outputs, images).mean()
@@ -81,7 +82,7 @@ class ReconstructionLoss(nn.Module):
         if judge is None:
             return loss + bottleneck, parts
         if step < judge.start:
-            # nothing but a use of each parameter, for which several processes wait
+            # adds 0 but uses every parameter, which several processes wait for
             silence = sum(parameter.sum() for parameter in judge.parameters())
             return loss + bottleneck + 0.0 * silence, parts
         frozen = {name: value.detach() for name, value in judge.named_parameters()}
@@ -92,7 +93,7 @@ class ReconstructionLoss(nn.Module):
         return loss + bottleneck + weight * fooled + found, parts
 
     def drop_discriminator_gradients(self, step: int) -> None:
-        """Drops the zero gradients of a silent adversary, or the optimiser would let it decay."""
+        """Drops a silent adversary's zero gradients, so that weight decay does not shrink it."""
         if self.discriminator is not None and step < self.discriminator.start:
             for parameter in self.discriminator.parameters():
                 parameter.grad = None
@@ -108,5 +109,5 @@ def adaptive_weight(loss: Tensor, adversarial: Tensor, last_weight: Tensor) -> T
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss, (), of its judgements of real and of reconstructed images."""
+    """The discriminator's hinge loss (), from its judgements of real and reconstructed images."""
     return ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
