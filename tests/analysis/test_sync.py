@@ -32,7 +32,7 @@ def offline_run(tmp_path):
 
 @pytest.fixture
 def planned(lab):
-    """planned(...) -> whether the runs that `sync` finds, by their ids, are uploaded already."""
+    """Runs `sync dry_run=true` on paths; returns by run id whether each run is uploaded."""
 
     def found(*paths):
         code, out, err = lab("sync", *paths, "dry_run=true", "json=true")
@@ -61,7 +61,7 @@ def test_a_run_and_what_it_was_resumed_to_become_one_on_the_server(lab, tmp_path
         code, out, err = lab("sync", "run", "json=true")
         assert code == 0, err
         assert list(json.loads(out.splitlines()[-1]).values()) == [True, True]
-        code, _, err = lab("sync", "run")  # which sends nothing again
+        code, _, err = lab("sync", "run")  # a second upload repeats no rows
         assert code == 0, err
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["train/loss"] for row in lines if "train/loss" in row}
