@@ -1,4 +1,4 @@
-"""Checkpoints of a run in training, and what going on from one needs."""
+"""Saves checkpoints during training, and prepares a run to resume from one."""
 
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,7 @@ from diffusion_lab.training.callbacks.periodic import Interval, Periodic, valida
 from diffusion_lab.training.callbacks.weight_averaging import restore_trained
 from diffusion_lab.training.module import module_of
 
-# in a checkpoint: how many rows were logged, and the seconds of training and of what is not counted
+# checkpoint keys: number of logged rows; seconds of training, and seconds that do not count
 ROWS, TIMES = "rows_of_metrics", "seconds"
 
 
@@ -23,18 +23,18 @@ ROWS, TIMES = "rows_of_metrics", "seconds"
 class Checkpoint(Periodic):
     """Writes `last.ckpt` every `every_n_steps` steps and when training ends or is stopped.
 
-    It comes after everything else of its step, so that a run that goes on from it need not make up
-    for anything. One that cannot be written is said and left out, but for the last.
+    The callback runs after all others of its step, so a resumed run has nothing to catch up on. A
+    checkpoint that cannot be written is reported and skipped; only the last raises TrainingStopped.
     """
 
     every_n_steps: Interval = 1000
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not validates(trainer):  # or Lightning does after this hook
+        if not validates(trainer):  # else on_validation_end saves, after this hook
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def due(self, trainer: lightning.Trainer) -> bool:
-        # weights that cannot be trained on are nothing to go back to
+        # weights that give non-finite losses are no good to roll back to
         return super().due(trainer) and not module_of(trainer).bad_steps.skipped
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
@@ -52,7 +52,7 @@ class Checkpoint(Periodic):
 
     @staticmethod
     def save(trainer: lightning.Trainer) -> str | None:
-        """Writes `last.ckpt`; the rank that writes learns why it could not be written."""
+        """Writes `last.ckpt`; returns, on the rank that writes, why that failed, or None."""
         trainer.save_checkpoint(module_of(trainer).context.folder / checkpoints.LAST)
         return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io).failure
 
@@ -65,12 +65,11 @@ class Checkpoint(Periodic):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a kill never leaves half a checkpoint.
+    """Writes a file beside the target and renames it, so a kill never leaves half a checkpoint.
 
-    Lightning's own way is a temporary file in $TMPDIR that is moved; across file systems the move
-    is a copy, and a kill within it destroys the checkpoint that was there. `failure` is why the
-    last one could not be written; raised on the one rank that writes, it would leave the others
-    waiting.
+    Lightning moves a temporary file from $TMPDIR; across file systems the move is a copy, and a
+    kill during the copy destroys the previous checkpoint. `failure` says why the last write failed:
+    an exception on the one rank that writes would leave the others waiting.
     """
 
     failure: str | None = None
@@ -84,7 +83,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Resumption(Callback):
-    """Makes a checkpoint fit the run that goes on from it, and metrics.jsonl the checkpoint."""
+    """Adapts a checkpoint to the run that resumes from it, and cuts metrics.jsonl back to it."""
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
         rows, clock = pl_module.context.rows, pl_module.context.clock
@@ -92,17 +91,17 @@ class Resumption(Callback):
         checkpoint[TIMES] = [clock.seconds(), clock.left_out]
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module, checkpoint: dict) -> None:
-        """Counts micro-batches as this layout of ranks and accumulation has them in a step."""
+        """Converts the saved counts of micro-batches to this run's ranks and accumulation."""
         pl_module.context.rows.truncate(checkpoint[ROWS])
         pl_module.context.clock.continue_from(*checkpoint[TIMES])
         restore_trained(trainer, checkpoint)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if not checkpoint["global_step"]:
             return
-        before = progress["total"]["processed"] // checkpoint["global_step"]  # a step
+        before = progress["total"]["processed"] // checkpoint["global_step"]  # per step
         now = trainer.accumulate_grad_batches
         for counts in (progress["total"], progress["current"]):
-            # the batch that a checkpoint was saved in is processed and not yet completed
+            # the batch during which the checkpoint was saved is processed but not yet completed
             within = counts["processed"] - counts["completed"]
             done = counts["processed"] // before * now
             counts.update(ready=done, started=done, processed=done, completed=done - within)

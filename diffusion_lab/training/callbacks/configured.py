@@ -1,4 +1,4 @@
-"""Callbacks of a configuration by their class, whatever keys they have there."""
+"""Finds the settings of a callback in a configuration by class, whatever its key."""
 
 from contextlib import suppress
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 def configured(cfg: DictConfig, kind: type[Callback]) -> DictConfig | None:
     """The settings of the first callback of a class, or None if a run has no such callback."""
     for settings in filter(None, cfg.callbacks.values()):
-        with suppress(Exception):  # a saved run may name what is not installed here
+        with suppress(Exception):  # a saved run may name a class that is not installed here
             if issubclass(get_class(settings._target_), kind):
                 return settings
     return None

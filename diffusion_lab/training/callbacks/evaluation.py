@@ -1,6 +1,6 @@
-"""The metrics of a run in training, and pictures of the same images: `samples/step_*.png`.
+"""Measures metrics and draws pictures (`samples/step_*.png`) during training.
 
-Both are of the averaged weights.
+Both use the averaged weights.
 """
 
 from abc import abstractmethod
@@ -22,14 +22,14 @@ from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import WandB, chosen
 from diffusion_lab.training.module import data_of, module_of
 
-KEPT = ("fid", "kid")  # of reconstructions; coverage and the like are of models that generate
+KEPT = ("fid", "kid")  # metrics of reconstructions; coverage and the like suit generated images
 
 
 @settings
 class Evaluation(Periodic):
-    """Measures every `every_n_steps` steps (null: never) and at the end of a run.
+    """Measures metrics every `every_n_steps` steps (null: never) and at the end of a run.
 
-    `batch_size` images are made at once.
+    Images are generated or reconstructed `batch_size` at a time.
     """
 
     at_end = True
@@ -38,7 +38,7 @@ class Evaluation(Periodic):
 
     @abstractmethod
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
-        """The metrics by name, on every rank, of the weights that the module has."""
+        """Returns the metrics of the module's current weights by name, on every rank."""
 
     def run(self, trainer: lightning.Trainer) -> None:
         with averaged_weights(trainer):
@@ -50,7 +50,7 @@ class Evaluation(Periodic):
 
 @settings
 class SampleEvaluation(Evaluation):
-    """FID and its companions of samples."""
+    """Measures FID and the other configured metrics on samples drawn with `seed`."""
 
     seed: Seed = 0
 
@@ -60,7 +60,7 @@ class SampleEvaluation(Evaluation):
 
 
 class ReconstructionEvaluation(Evaluation):
-    """rFID and rKID of test images, as an autoencoder returns them."""
+    """Measures rFID and rKID of an autoencoder's reconstructions of test images."""
 
     @torch.inference_mode()
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
@@ -78,16 +78,16 @@ class ReconstructionEvaluation(Evaluation):
 
 @settings
 class Grid(Periodic):
-    """Draws a picture of `columns` images a row every `every_n_steps` steps and at a run's end."""
+    """Draws a picture, `columns` images per row, every `every_n_steps` steps and at a run's end."""
 
     at_end = True
-    name: ClassVar[str]  # of the picture in W&B
+    name: ClassVar[str]  # name of the picture in W&B
     every_n_steps: Interval = 1000
     columns: Count = 10
 
     @abstractmethod
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
-        """Images (N, C, H, W) in reading order, on every rank, and a caption of what they are."""
+        """Returns images (N, C, H, W) in reading order, on every rank, and their caption."""
 
     def run(self, trainer: lightning.Trainer) -> None:
         module, step = module_of(trainer), trainer.global_step
@@ -105,13 +105,13 @@ class Grid(Periodic):
                 self.log_images(logger, images, trainer)
 
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
-        """Logs single images besides the picture, on rank 0."""
+        """Logs single images in addition to the picture, on rank 0."""
         return None
 
 
 @settings
 class SampleGrid(Grid):
-    """Samples of one seed: a row a class where the model is conditional, else a square."""
+    """Draws samples of one seed: one row per class if the model is conditional, else a square."""
 
     name = "samples"
     seed: Seed = 0
@@ -138,7 +138,7 @@ class SampleGrid(Grid):
 
 
 class ReconstructionGrid(Grid):
-    """Rows of test images, below each what an autoencoder makes of it."""
+    """Draws rows of test images, each followed by a row of their reconstructions."""
 
     name = "reconstructions"
 
@@ -155,7 +155,7 @@ class ReconstructionGrid(Grid):
 
 
 def reconstruct(trainer: lightning.Trainer, images: Tensor) -> Tensor:
-    """What the trained autoencoder makes of images uint8 (B, C, H, W), uint8, on its device."""
+    """Reconstructs images (B, C, H, W), uint8 in and out, on the trained autoencoder's device."""
     autoencoder = cast(Autoencoder, trainer.lightning_module.autoencoder)
     images = to_float(images.to(next(autoencoder.parameters()).device))
     return to_uint8(autoencoder.decode(autoencoder.mean(autoencoder.moments(images))))

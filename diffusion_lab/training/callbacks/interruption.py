@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM end a run in order: the step is finished and everything is saved.
+"""Ends a run in order on Ctrl-C or SIGTERM: finishes the step and saves everything.
 
-In a job of SLURM, SIGUSR1 and SIGUSR2 do so too. These come before a job's time is up, and SIGTERM
-where another job wants its place, so that after any of them the job is to go back into the queue.
+In a SLURM job, SIGUSR1 and SIGUSR2 do the same. SLURM sends one of these before the job's time is
+up, and SIGTERM when another job preempts it; after any of the three the job is requeued.
 """
 
 import signal
@@ -17,32 +17,32 @@ from diffusion_lab.compute import slurm
 from diffusion_lab.training.callbacks.periodic import stepped, validates
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # sbatch's usual one, submitit's
+JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # sbatch: USR1, submitit: USR2
 STEPS_BETWEEN_VOTES = 10
 
 
 class Interruption(Callback):
     """Stops training after the current step; a second Ctrl-C stops it at once.
 
-    The handler only sets a flag: a checkpoint written inside it could meet another rank's
-    all-reduce. The ranks agree after a step, so they stop at the same one. Once training has ended
-    and is saved, `at_once` has them stop where they are.
+    The handler only sets a flag: a checkpoint written inside it could collide with another rank's
+    all-reduce. The ranks vote after a step, so all stop at the same one. Once training has ended
+    and is saved, `at_once` lets a signal stop a rank immediately.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.requeue = False
-        self._in_job = False  # of SLURM
-        self._typed = False  # Ctrl-C
+        self._in_job = False  # whether this is a SLURM job
+        self._typed = False  # whether Ctrl-C was pressed
         self._at_once = False
-        self._previous: dict[int, Any] = {}  # handlers
+        self._previous: dict[int, Any] = {}  # previous handlers by signal number
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         self._install()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A signal raises KeyboardInterrupt in this block, also one that has just come."""
+        """Lets a signal raise KeyboardInterrupt in this block, even one that came just before."""
         self._at_once = True
         self._install()
         try:
@@ -81,7 +81,7 @@ class Interruption(Callback):
                 self.requeue = vote(self.requeue, all=False)
                 trainer.should_stop = True
                 if not validates(trainer):
-                    # Lightning would, before anything is saved, wherever it is told to stop
+                    # told to stop, Lightning would validate first, before anything is saved
                     trainer.limit_val_batches = 0
 
     def on_exception(self, trainer, pl_module, exception) -> None:

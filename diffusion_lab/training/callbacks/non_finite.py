@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: counted, and looked into when they do not end."""
+"""Counts steps whose loss or gradient is not finite, and investigates when they persist."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,26 +21,26 @@ from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.callbacks.weight_averaging import EMA, restore_trained
 from diffusion_lab.training.module import module_of
 
-FOLDER = "non_finite"  # in that of the run
+FOLDER = "non_finite"  # inside the run folder
 
 
 @dataclass
 class BadStepCounts:
-    """The bad steps of a run so far, and what was done about them."""
+    """The numbers of bad steps and of rollbacks in a run so far."""
 
     skipped: int = 0
-    row: int = 0  # of them without a good one
-    logged: int = 0  # of `skipped`
+    row: int = 0  # consecutive bad steps up to now
+    logged: int = 0  # `skipped` when it was last logged
     rollbacks: int = 0
 
 
 class NonFinite(Callback):
-    """Counts the bad steps (`training.bad_steps`); after `patience` of them the run ends.
+    """Counts bad steps (`training.bad_steps`); `patience` of them in a row end the run.
 
-    Before that it is taken back `max_rollbacks` times: weights, averages and optimiser to the last
-    checkpoint, while the data go on, since the same data would lead to the same end. The last step
-    of a row is run with every layer watched; its images, noise levels and losses are written to
-    `non_finite/` in the run, with the name of the first layer whose values were not finite.
+    Before that, the run is rolled back `max_rollbacks` times: weights, averages and optimiser
+    return to the last checkpoint, but the data continue, as the same data would fail again. Every
+    layer is watched during the last step of a row; its images, noise levels and losses are written
+    to `non_finite/` in the run folder, with the name of the first layer with non-finite values.
     """
 
     @ranges(patience=whole(2), max_rollbacks=whole(0))
@@ -85,7 +85,7 @@ class NonFinite(Callback):
             counts.row += 1
         else:
             counts.row = 0
-        if counts.row == self.patience and watch:  # which was opened as the last step began
+        if counts.row == self.patience and watch:  # `watch` was opened when this step began
             counts.row = 0
             self._end_row(trainer, watch)
         due = trainer.global_step % trainer.log_every_n_steps == 0
@@ -95,7 +95,7 @@ class NonFinite(Callback):
                 logger.log_metrics({"train/skipped_steps": counts.skipped}, trainer.global_step)
 
     def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
-        """Rolls back, or raises TrainingStopped."""
+        """Saves what `watch` found, then rolls the run back or raises TrainingStopped."""
         step, folder = trainer.global_step, module_of(trainer).context.folder
         path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
         try:
@@ -103,7 +103,7 @@ class NonFinite(Callback):
             with replacing(path) as file:
                 torch.save({"step": step, "found": watch.found, "batches": watch.batches}, file)
             kept = f"is in {path.parent}"
-        except OSError as error:  # no reason to stop for, nor one for other ranks to wait
+        except OSError as error:  # must neither stop the run nor leave other ranks waiting
             kept = f"could not be written to {path.parent} ({error.strerror})"
         found = next((each for each in of_all_ranks(watch.found) if each), "of no layer")
         reason = (
@@ -137,18 +137,18 @@ def roll_back(trainer: lightning.Trainer, path: Path) -> None:
 
 
 class Watch:
-    """Watches one step of a module, layer by layer, forwards and backwards; this takes time.
+    """Watches one step of a module, layer by layer, forward and backward, which is slow.
 
-    `found` says where values were first not finite, or is None. `batches` has what each
-    micro-batch was made of: images, labels, t, logsnr and losses.
+    `found` says where values were first not finite, or is None. `batches` holds the images,
+    labels, t, logsnr and losses of each micro-batch.
     """
 
     def __init__(self, module: nn.Module):
         self.module = module
         self.found: str | None = None
         self.batches: list[dict[str, object]] = []
-        self._reached: str | None = None  # the layer that a finite gradient came to last
-        # what is compiled calls no hooks
+        self._reached: str | None = None  # last layer that a finite gradient reached
+        # compiled code calls no hooks
         torch.compiler.set_stance("force_eager")
         self._hooks = [
             layer.register_forward_hook(partial(self._see, name))
@@ -156,14 +156,14 @@ class Watch:
         ]
 
     def open(self, batch: tuple[Tensor, ...]) -> None:
-        """A micro-batch begins."""
+        """Starts the record of a micro-batch, and checks the micro-batch itself."""
         self._reached = None
         self.batches.append({"batch": [part.cpu() for part in batch]})
         if not all(is_finite(part) for part in batch):
             self._find("is the batch itself")
 
     def close(self) -> None:
-        """The step is over."""
+        """Removes the hooks at the end of the step."""
         for hook in self._hooks:
             hook.remove()
         torch.compiler.set_stance("default")
@@ -188,7 +188,7 @@ class Watch:
             known["losses"] = output.detach().cpu()
         for tensor in tensors(output):
             if not is_finite(tensor):
-                # what came in was not finite, and of no layer: it was made by what holds the layer
+                # non-finite inputs that came from no layer were made by the module around this one
                 made_here = all(is_finite(each) for each in tensors(inputs))
                 self._find(f"is the output of {name if made_here else name.rpartition('.')[0]}")
             if tensor.requires_grad:
@@ -202,7 +202,7 @@ class Watch:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are; waits for a GPU."""
+    """Whether all values of a tensor are finite; waits for a GPU."""
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 

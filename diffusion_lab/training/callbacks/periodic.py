@@ -1,4 +1,4 @@
-"""What happens every so many optimiser steps."""
+"""The base class of callbacks that run every few optimiser steps."""
 
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar
@@ -20,14 +20,14 @@ def stepped(trainer: lightning.Trainer, batch_idx: int) -> bool:
 def validates(trainer: lightning.Trainer) -> bool:
     """Whether Lightning validates after the step that has just ended."""
     micro_batches = trainer.global_step * trainer.accumulate_grad_batches
-    every = trainer.val_check_batch  # None: not by the number of batches
+    every = trainer.val_check_batch  # None: not by batch count
     return every is not None and micro_batches % every == 0 and trainer.enable_validation
 
 
 class Periodic(Callback, ABC):
-    """Calls `run` every `every_n_steps` optimiser steps (null: never), the last one left out.
+    """Calls `run` every `every_n_steps` optimiser steps (null: never), except after the last one.
 
-    The end of a run calls it once more, on the final weights, where `at_end` is true.
+    If `at_end` is true, `run` is called once more at the end of a run, on the final weights.
     """
 
     at_end: ClassVar[bool] = False
@@ -35,7 +35,7 @@ class Periodic(Callback, ABC):
 
     @abstractmethod
     def run(self, trainer: lightning.Trainer) -> None:
-        """Does the thing, on every rank."""
+        """Does the callback's work, on every rank."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if stepped(trainer, batch_idx) and self.due(trainer):
@@ -49,7 +49,7 @@ class Periodic(Callback, ABC):
         return step % self.every_n_steps == 0
 
     def timed_run(self, trainer: lightning.Trainer) -> None:
-        """Runs outside the time and memory of training."""
+        """Calls `run` without counting its time and memory as training."""
         context = module_of(trainer).context
         with context.clock.stopped(), context.memory.stopped():
             self.run(trainer)

@@ -23,7 +23,7 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """Says every half minute how far the run is."""
+    """Prints the progress of the run every half minute."""
 
     def __init__(self) -> None:
         self._started = self._said = 0.0

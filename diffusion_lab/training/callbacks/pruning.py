@@ -15,12 +15,12 @@ from diffusion_lab.runs import METRICS
 
 @settings
 class MedianPruning(Callback):
-    """Stops a run whose best value so far is above the median of others at as many images.
+    """Stops a run whose best value so far is above the other runs' median at as many images.
 
-    Optuna's MedianPruner, on the metrics.jsonl of the run folders beside this one, so that it needs
-    no more than a common disk; `metric` is a validation's and small where it is good. Of a run that
-    validates at other images, as one of another batch size does, the last value before counts. The
-    first `startup_runs` runs, and the first `startup_steps` steps of each, are left alone.
+    This is Optuna's MedianPruner on the metrics.jsonl files of the neighbouring run folders, so it
+    needs only a shared disk. `metric` is measured by validation; lower is better. A run that
+    validated at other numbers of images (another batch size) counts with its last earlier value.
+    The first `startup_runs` runs, and the first `startup_steps` steps of each, are never stopped.
     """
 
     metric: str = "val/loss"
@@ -38,7 +38,7 @@ class MedianPruning(Callback):
             trainer.should_stop = True
 
     def hopeless(self, folder: Path, images: int) -> bool:
-        """Whether the best value of a run up to these images is above the others' median there."""
+        """Whether a run's best value within `images` is above the other runs' median there."""
         own = [value for at, value in self.values(folder).items() if at <= images]
         if not own:
             raise UserError(
@@ -64,7 +64,7 @@ class MedianPruning(Callback):
         return True
 
     def values(self, folder: Path) -> dict[int, float]:
-        """The metric of a run by training images seen."""
+        """The values of `metric` in a run folder by training images seen."""
         rows = read_rows(folder / METRICS)
         return {
             row["images"]: row[self.metric] for row in rows if {"images", self.metric} <= {*row}

@@ -1,4 +1,4 @@
-"""Loss, learning rate and speed of training."""
+"""Logs the loss, learning rate and speed of training."""
 
 import lightning
 import torch
@@ -6,24 +6,24 @@ from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.training.callbacks.periodic import stepped
 
-OPEN_WINDOW = "losses_since_the_last_row"  # in a checkpoint
+OPEN_WINDOW = "losses_since_the_last_row"  # checkpoint key
 
 
 class Throughput(Callback):
-    """A row every `log_every_n_steps` steps, over the steps since the last one and all ranks.
+    """Logs a row every `log_every_n_steps` steps, over all ranks and the steps since the last row.
 
-    The loss is the mean over the steps that were taken, also where the run was stopped and resumed
-    between; images/s is by the run's clock, which grids and evaluation stop, without validation.
-    What else a module's training_step returns is that of the last step, on rank 0.
+    The loss is the mean over the steps that were not skipped, including those before a resume.
+    Images/s is by the run's clock, which grids and evaluation stop, without validation. The other
+    values that a module's training_step returns are logged for the last step, on rank 0.
     """
 
     def __init__(self) -> None:
-        self._losses: list[torch.Tensor] = []  # of each step
-        self._loss = torch.zeros(())  # of the micro-batches of this step
+        self._losses: list[torch.Tensor] = []  # loss of each step since the last row
+        self._loss = torch.zeros(())  # sum over this step's micro-batches
         self._rate = self._start = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
-        # only now is the module where it will be trained
+        # only now is the module on its training device
         self._losses = [loss.to(pl_module.device) for loss in self._losses]
         self._open_window(pl_module)
 
@@ -43,7 +43,7 @@ class Throughput(Callback):
         self._losses = list(checkpoint[OPEN_WINDOW])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self._loss = self._loss + outputs["loss"].detach()  # already divided by their number
+        self._loss = self._loss + outputs["loss"].detach()  # a micro-batch's share of the mean
         if not stepped(trainer, batch_idx):
             return
         if not pl_module.bad_steps.skipped:
@@ -54,7 +54,7 @@ class Throughput(Callback):
             return
         losses = self._reduced(trainer)
         loss = {"train/loss": losses.mean().item()} if len(losses) else {}
-        # and here a GPU has caught up
+        # a GPU has caught up by now, as item() waits for it
         seconds = pl_module.context.clock.seconds() - self._start
         parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
         metrics = (
@@ -71,7 +71,7 @@ class Throughput(Callback):
         self._open_window(pl_module)
 
     def _reduced(self, trainer: lightning.Trainer) -> torch.Tensor:
-        """The mean loss over all ranks of each step of the window, (steps,)."""
+        """The loss of each step since the last row, averaged over all ranks, (steps,)."""
         if not self._losses:
             return torch.empty(0)
         return trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")

@@ -12,18 +12,18 @@ from diffusion_lab.common.ranges import above, optional, ranges
 from diffusion_lab.compute.sharding import gathered, local, whole
 from diffusion_lab.training.callbacks.periodic import stepped
 
-TRAINED = "current_model_state"  # as Lightning's WeightAveraging calls it
+TRAINED = "current_model_state"  # checkpoint key of Lightning's WeightAveraging
 
 
 class EMA(Callback):
-    """Moving average with a half-life in images, so that no batch size changes its length.
+    """Averages weights with a half-life in images, so the batch size does not change its length.
 
     Early on the half-life is `ramp` times the images seen, so that the initial weights are
     forgotten; `ramp: null` switches this off. (As in EDM, arXiv:2206.00364.)
     A checkpoint's `state_dict` holds the averaged weights, `current_model_state` the trained ones,
     which `restore_trained` puts back once the average has been taken from the module.
-    Validation, and the module after training, have the averaged ones.
-    (Lightning's WeightAveraging copies the whole module, and cannot copy one that is shared out.)
+    Validation uses the averaged weights, and the module holds them after training.
+    (Lightning's WeightAveraging copies the whole module, and cannot copy a sharded one.)
     """
 
     @ranges(half_life_images=above(0), ramp=optional(above(0)))
@@ -31,7 +31,7 @@ class EMA(Callback):
         self.half_life_images = half_life_images
         self.ramp = ramp
         self.decay = 0.0
-        self._average: list[Tensor] = []  # this rank's share of each parameter
+        self._average: list[Tensor] = []  # average of this rank's share of each parameter
         self._latest_step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
@@ -77,12 +77,12 @@ class EMA(Callback):
         checkpoint["state_dict"] = checkpoint["state_dict"] | averages
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        if TRAINED in checkpoint:  # else trained without an average so far
+        if TRAINED in checkpoint:  # else the run had no average so far
             self._average = [parameter.clone() for parameter in shares(pl_module)]
 
     @contextmanager
     def swapped(self, module: lightning.LightningModule) -> Iterator[None]:
-        """The module carries the averaged weights inside this block."""
+        """Puts the averaged weights into the module for this block."""
         self._swap(module)
         try:
             yield
@@ -90,7 +90,7 @@ class EMA(Callback):
             self._swap(module)
 
     def _swap(self, module: lightning.LightningModule) -> None:
-        if self._average:  # there is none before training
+        if self._average:  # empty before training
             parameters = shares(module)
             kept = [parameter.clone() for parameter in parameters]
             torch._foreach_copy_(parameters, self._average)
@@ -98,19 +98,19 @@ class EMA(Callback):
 
 
 def restore_trained(trainer: lightning.Trainer, checkpoint: dict) -> None:
-    """Gives the module the weights that were trained, where a checkpoint has averages beside."""
+    """Loads a checkpoint's trained weights into the module, if it also holds averaged ones."""
     if TRAINED in checkpoint:
         trainer.strategy.load_model_state_dict({"state_dict": checkpoint[TRAINED]})
 
 
 def shares(module: lightning.LightningModule) -> list[Tensor]:
-    """This rank's share of each parameter, in place."""
+    """Returns this rank's share of each parameter, as a view."""
     return [local(parameter) for parameter in module.parameters()]
 
 
 @contextmanager
 def averaged_weights(trainer: lightning.Trainer) -> Iterator[None]:
-    """Gives the trained module its averaged weights, if any, eval mode and its precision."""
+    """Puts the module into eval mode and its precision, with averaged weights if it has any."""
     module = trainer.lightning_module
     training = module.training
     module.eval()

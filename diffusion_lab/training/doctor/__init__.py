@@ -1,1 +1,1 @@
-"""A look at a training run before it is made: what is wrong, and what could be better."""
+"""Checks of a training run before it starts: what is wrong, and what could be better."""

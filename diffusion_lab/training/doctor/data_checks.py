@@ -1,4 +1,4 @@
-"""What is wrong with the images and their labels, whatever is trained on them."""
+"""Checks of the images and their labels, whatever is trained on them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from diffusion_lab.data.source.listing import some
 from diffusion_lab.training.doctor.finding import Remark, advice, error, warning
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 
-NARROW = 128  # grey values: images that use fewer have lost a bit, or were scaled twice
-MANY = 0.01  # of a split: fewer blank images or copies change no figure
-UNEVEN = 3  # times the smallest class: from here on a class is learned visibly better
+NARROW = 128  # grey values: images that span fewer have lost a bit, or were scaled twice
+MANY = 0.01  # share of a split: fewer blank images or copies change no metric
+UNEVEN = 3  # ratio of class sizes from which the larger class is learned visibly better
 
 
 def grey_values(run: PlannedRun) -> Iterator[Remark]:
-    """Bytes from 0 to 255, and no floats that were cast."""
+    """Checks that pixels range from 0 to 255 and are not floats that were cast to bytes."""
     values = run.sample.unique().tolist()
     low, high = values[0], values[-1]
     if low == high:
         yield error(f"every pixel has the grey value {low}; look at how the images are read")
     elif set(values) <= {0, 1, 255} and 1 in values:
-        # -1 is cast to 255; masks of 0 and 255 are as they should be
+        # a cast turns -1 into 255; masks of 0 and 255 alone are fine
         yield error(
             f"the images hold the grey values {', '.join(map(str, values))} alone, as floats do "
             "that were cast to bytes; scale them to 0..255 before the cast"
@@ -35,11 +35,11 @@ def grey_values(run: PlannedRun) -> Iterator[Remark]:
 
 
 def blank_images(run: PlannedRun) -> Iterator[Remark]:
-    """Images without any contrast."""
+    """Looks for images without any contrast."""
     images = run.data.train_images()
     low, high = images.flatten(1).aminmax(dim=1)
     blank = int((low == high).sum())
-    if blank > MANY * len(images) and images.shape[2:] != (1, 1):  # points have no contrast
+    if blank > MANY * len(images) and images.shape[2:] != (1, 1):  # one pixel has none
         yield warning(
             f"{blank} of {len(images)} training images are of one grey value throughout, and the "
             "model will draw such; leave them out of the data"
@@ -47,7 +47,7 @@ def blank_images(run: PlannedRun) -> Iterator[Remark]:
 
 
 def channels(run: PlannedRun) -> Iterator[Remark]:
-    """Colour images that are grey."""
+    """Looks for colour images that are grey."""
     images = run.sample
     if images.shape[1] == 3 and bool((images == images[:, :1]).all()):
         remedy = (
@@ -62,7 +62,7 @@ def channels(run: PlannedRun) -> Iterator[Remark]:
 
 
 def classes(run: PlannedRun) -> Iterator[Remark]:
-    """Labels that name a class, and classes of about one size."""
+    """Checks that every label names a class, and that classes are of similar size."""
     data = run.data
     count, names = data.num_classes, data.class_names
     for split, labels in (("training", data.train_labels()), ("test", data.test_labels())):
@@ -94,7 +94,7 @@ def classes(run: PlannedRun) -> Iterator[Remark]:
 
 
 def duplicates(run: PlannedRun) -> Iterator[Remark]:
-    """Training images that are there more than once."""
+    """Looks for training images that occur more than once."""
     images = digests(run.data.train_images())
     copies = len(images) - len(set(images))
     if copies > MANY * len(images):
@@ -105,7 +105,7 @@ def duplicates(run: PlannedRun) -> Iterator[Remark]:
 
 
 def overlap(run: PlannedRun) -> Iterator[Remark]:
-    """Test images that are trained on."""
+    """Looks for test images that are also trained on."""
     test = digests(run.data.test_images())
     known = set(digests(run.data.train_images()))
     shared = sum(digest in known for digest in test)
@@ -117,7 +117,7 @@ def overlap(run: PlannedRun) -> Iterator[Remark]:
 
 
 def held_out(run: PlannedRun) -> Iterator[Remark]:
-    """Enough test images for the held-out loss."""
+    """Checks that there are enough test images for the held-out loss."""
     try:
         run.data.require_test_images(run.data.validation_size, "validation_size")
     except ValueError as reason:
@@ -125,9 +125,9 @@ def held_out(run: PlannedRun) -> Iterator[Remark]:
 
 
 def digests(images: Tensor) -> list[bytes]:
-    """A checksum of each image, uint8 (N, C, H, W): equal only if the images are.
+    """Returns a checksum of each image, uint8 (N, C, H, W): equal only if the images are.
 
-    Points, images (C, 1, 1), have none: of 256^C, some are bound to be equal.
+    Images of one pixel (C, 1, 1) get none: there are only 256^C, so some are bound to be equal.
     """
     if images.shape[2:] == (1, 1):
         return []

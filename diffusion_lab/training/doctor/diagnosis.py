@@ -1,4 +1,4 @@
-"""All checks on one composition; what refuses to be built hides only what depends on it."""
+"""Runs all checks on one run; a part that cannot be built skips only the checks that need it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ CHECKS: tuple[Callable[[PlannedRun], Iterable[Remark]], ...] = (
 
 
 def doctor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Says what is wrong with a training run; returns the checks and the facts."""
+    """Prints what is wrong with a training run; returns the checks and the facts."""
     if cfg.resume:
         raise UserError("doctor looks at a run before it is made; leave out resume=...")
     budget.apply(cfg, overrides)
@@ -31,7 +31,7 @@ def doctor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def diagnose(cfg: DictConfig) -> tuple[list[Finding], Facts]:
-    """What there is to say of a training run, one finding at least a check, and its facts."""
+    """Returns the findings on a training run, at least one per check, and its facts."""
     run, findings = PlannedRun(cfg), []
     for check in CHECKS:
         name = check.__name__
@@ -42,6 +42,6 @@ def diagnose(cfg: DictConfig) -> tuple[list[Finding], Facts]:
         findings += said
     facts = facts_of(run)
     refused = [Finding(name, ERROR, reason) for name, reason in run.refusals.items()]
-    # a check may have the name of the part that was refused
+    # a skipped check may share its name with a refused part, which is reported already
     others = [f for f in findings if f.status != SKIPPED or f.name not in run.refusals]
     return refused + others, facts

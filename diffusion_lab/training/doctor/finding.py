@@ -1,4 +1,4 @@
-"""The findings of checks, each a sentence and how much it matters, and what a check cannot see."""
+"""The findings of checks, and the parts of a run that they look at, some of which are missing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from diffusion_lab.build.sentences import MISTAKES, sentence
 
 OK, ADVICE, WARNING, ERROR, SKIPPED = "ok", "advice", "warning", "error", "skipped"
 Part = TypeVar("Part")
-# a check yields a status and a sentence; nothing means that all is well
+# a status and a sentence; a check that yields no remark has found nothing wrong
 Remark = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`name` is the check's; a message says what to write instead."""
+    """The result of a check: its name, a status, and a message that says what to write instead."""
 
     name: str
     status: str
@@ -26,14 +26,14 @@ class Finding:
 
 
 class Missing(Exception):
-    """A part of a run is not there: it was refused, or is not measured."""
+    """Raised for a part of a run that is missing because it was refused or is not measured."""
 
 
 def part(refusal: str) -> Callable[[Callable[[Any], Part]], cached_property[Part]]:
     """Decorates a part of a planned run: a property that is made once.
 
-    What refuses it becomes the sentence `refusals[refusal]` of the run; whoever asks for such a
-    part, or for one that is made of it, gets Missing.
+    If the part cannot be made, the run's `refusals[refusal]` says why, and asking for the part, or
+    for one that is made from it, raises Missing.
     """
 
     def decorate(make: Callable[[Any], Part]) -> cached_property[Part]:
@@ -59,15 +59,15 @@ def part(refusal: str) -> Callable[[Callable[[Any], Part]], cached_property[Part
 
 
 def advice(message: str) -> Remark:
-    """A finding that could be better."""
+    """Makes a remark on something that could be better."""
     return ADVICE, message
 
 
 def warning(message: str) -> Remark:
-    """A finding that spoils results."""
+    """Makes a remark on something that spoils results."""
     return WARNING, message
 
 
 def error(message: str) -> Remark:
-    """A finding with which a run fails, or is worth nothing."""
+    """Makes a remark on something that makes a run fail, or worthless."""
     return ERROR, message

@@ -12,16 +12,16 @@ from diffusion_lab.training.doctor.planned_run import PlannedRun
 
 DAY = 24 * 3600.0
 LONG_DAYS, VERY_LONG_DAYS = 1, 7
-# of a run's time, from where on it is the evaluation that is paid for; nobody minds a few minutes
+# evaluation above this share of a run's time is reported, unless it takes only a few minutes
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.5, 300.0
-FULL = 0.8  # of free memory; the backward pass needs a little beside what it is given
-CHECKPOINT_BYTES = 4 * 4  # of a parameter: weight, average, Adam's two moments, in float32
-COPIES = 3  # of a checkpoint: the last, the one before it, and the new one while it is written
-GRID_SCALE = 2  # a grid is drawn so many times larger
+FULL = 0.8  # share of free memory; the backward pass needs some beyond the estimate
+CHECKPOINT_BYTES = 4 * 4  # per parameter: weight, average, Adam's two moments, in float32
+COPIES = 3  # checkpoints at once: the last, the one before it, and a new one being written
+GRID_SCALE = 2  # factor by which a grid enlarges its images
 
 
 def time(run: PlannedRun) -> Iterator[Remark]:
-    """A run that ends, and that trains more than it measures."""
+    """Checks that a run does not take days, and that it trains more than it evaluates."""
     steps, plan = run.cfg.trainer.max_steps, run.plan
     evaluation = (plan.drawing or 0.0) + plan.features
     if plan.training > LONG_DAYS * DAY:
@@ -40,7 +40,7 @@ def time(run: PlannedRun) -> Iterator[Remark]:
 
 
 def memory(run: PlannedRun) -> Iterator[Remark]:
-    """A micro-batch that fits."""
+    """Checks that a micro-batch fits into the free memory."""
     needed, image, free = run.memory
     micro = run.batch.micro_batch
     if needed <= FULL * free:
@@ -57,14 +57,14 @@ def memory(run: PlannedRun) -> Iterator[Remark]:
 
 
 def disk(run: PlannedRun) -> Iterator[Remark]:
-    """Room for checkpoints and pictures, and folders that can be written to."""
+    """Checks that the run folder can be made, with room for checkpoints and pictures."""
     run_dir = Path(run.cfg.run_dir or OUTPUTS)
     place, writable = existing(run_dir)
     if not writable:
         yield error(f"{run_dir} cannot be made, as {place} cannot be written to; write run_dir=...")
         return
     checkpoints = COPIES * CHECKPOINT_BYTES * run.cost.params
-    # PNG only makes pictures smaller
+    # an upper bound, as PNG compresses
     grids = run.grid_images(run.steps) * math.prod(run.datamodule.image_shape) * GRID_SCALE**2
     needed, free = checkpoints + grids, shutil.disk_usage(place).free
     if needed > free:
@@ -76,7 +76,7 @@ def disk(run: PlannedRun) -> Iterator[Remark]:
 
 
 def cache(run: PlannedRun) -> Iterator[Remark]:
-    """A folder that keeps the reference's features."""
+    """Checks that the folder that caches the reference's features can be written to."""
     metrics = run.task.metrics
     if metrics is not None and not existing(Path(metrics.cache_dir))[1]:
         yield advice(
@@ -86,7 +86,7 @@ def cache(run: PlannedRun) -> Iterator[Remark]:
 
 
 def existing(path: Path) -> tuple[Path, bool]:
-    """The folder, or the nearest one above it that is there, and whether it can be written to."""
+    """Returns the path or its nearest existing parent, and whether that is a writable folder."""
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
     return place, place.is_dir() and os.access(place, os.W_OK)
 

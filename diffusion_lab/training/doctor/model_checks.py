@@ -1,4 +1,4 @@
-"""What of schedule, network, sampler and guidance does not suit the data or one another."""
+"""Checks that schedule, network, sampler and guidance suit the data and one another."""
 
 import math
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ import torch
 from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark, advice, warning
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 
-# the data's standard deviation against the assumed one: from 1.25 on a network's targets are off by
-# half in variance, from 2 on by four; inputs alone matter less
+# ratios of the data's standard deviation to the assumed one: at 1.25 a network's targets are off by
+# half in variance, at 2 by a factor of four; an error in the inputs alone matters less
 OFF, FAR_OFF = 1.25, 2.0
 FAR_NOISE = 3.0  # largest noise over the largest distance; levels beyond it teach nothing
-REMAINING_SIGNAL = 0.03  # alpha / sigma at t = 1: DDPM leaves 0.006, Stable Diffusion's dark 0.068
+REMAINING_SIGNAL = 0.03  # alpha / sigma at t = 1: DDPM leaves 0.006, Stable Diffusion 0.068
 FEWEST_TOKENS = 16  # a grid of 4 x 4, below which there is little to attend to
-FEW_STEPS, MANY_STEPS = 5, 500  # of a sampler for a model that is not distilled
-LARGE_SCALE = 5.0  # of guidance, where pixels saturate
+FEW_STEPS, MANY_STEPS = 5, 500  # sampler steps for a model that is not distilled
+LARGE_SCALE = 5.0  # guidance scale above which pixels saturate
 
 
 def data_std(run: PlannedRun) -> Iterator[Remark]:
-    """The standard deviation that input and output of the network are scaled by."""
+    """Compares the data's standard deviation with the one that scales the network's values."""
     module, std = run.task.module, float(run.clean.std())
     objective = module.objective
     assumed = {
@@ -44,8 +44,8 @@ def data_std(run: PlannedRun) -> Iterator[Remark]:
 
 
 def largest_noise(run: PlannedRun) -> Iterator[Remark]:
-    """The largest noise of an exploding schedule against the largest distance of two images."""
-    # NCSNv2's technique 1 (arXiv:2006.09011); of a sample, so that it is a little too small
+    """Compares an exploding schedule's largest noise with the largest distance of two images."""
+    # NCSNv2's technique 1 (arXiv:2006.09011); the distance in a sample is a little too small
     schedule = run.task.pipeline.schedule
     sigma = float(schedule(torch.ones(())).sigma)
     if not schedule.explodes:
@@ -67,7 +67,7 @@ def largest_noise(run: PlannedRun) -> Iterator[Remark]:
 
 
 def schedule_end(run: PlannedRun) -> Iterator[Remark]:
-    """A path that ends before pure noise, where samples start from."""
+    """Checks that the schedule ends in pure noise, from which samples start."""
     schedule = run.task.pipeline.schedule
     end = schedule(torch.ones(()))
     left = float(end.alpha / end.sigma)
@@ -80,19 +80,19 @@ def schedule_end(run: PlannedRun) -> Iterator[Remark]:
 
 
 def combination(run: PlannedRun) -> Iterator[Remark]:
-    """What training itself advises."""
+    """Repeats the advice that training itself gives."""
     for line in run.task.advice():
         yield warning(line)
 
 
 def tokens(run: PlannedRun) -> Iterator[Remark]:
-    """Patches neither too few to attend to nor too many to pay for."""
+    """Checks that patches are neither too few to show detail nor too many to pay for."""
     denoiser, own = run.task.module.denoiser, run.cfg.backbone
     _, height, width = denoiser.image_shape
     count = getattr(denoiser.backbone, "tokens", None)
     if count is None:
         return
-    fitting = {  # tokens by the patch that makes them
+    fitting = {  # number of tokens by patch size
         patch: height * width // patch**2
         for patch in range(1, min(height, width) + 1)
         if height % patch == width % patch == 0
@@ -103,7 +103,7 @@ def tokens(run: PlannedRun) -> Iterator[Remark]:
             f"backbone.patch={own.patch} makes {count} patches of a {height}x{width} image, too "
             f"few to show detail; write backbone.patch={finer[-1]}"
         )
-    # 2 N^2 D MACs in pairs of tokens against 12 N D^2 in the layers of a block
+    # a block spends 2 N^2 D MACs on pairs of tokens, and 12 N D^2 in its layers
     limit = 6 * own.width
     coarser = [patch for patch, n in fitting.items() if patch > own.patch and n <= limit]
     if "heads" in own and count > limit and coarser:
@@ -114,7 +114,7 @@ def tokens(run: PlannedRun) -> Iterator[Remark]:
 
 
 def labels(run: PlannedRun) -> Iterator[Remark]:
-    """Conditions that are used, and a null label that is."""
+    """Checks that labels tell something, and that dropping them serves guidance."""
     task = run.task
     guidance, objective = task.pipeline.guidance, task.module.objective
     if not task.module.denoiser.conditioning.conditional:
@@ -130,7 +130,7 @@ def labels(run: PlannedRun) -> Iterator[Remark]:
 
 
 def sampling(run: PlannedRun) -> Iterator[Remark]:
-    """Steps and guidance in the range that works."""
+    """Checks that the sampler's steps and the guidance scale are in the range that works."""
     sampler, guidance = run.task.pipeline.sampler, run.task.pipeline.guidance
     adaptive = sampler.adaptive
     if sampler.steps < FEW_STEPS and not adaptive:

@@ -1,4 +1,4 @@
-"""A training run that is not made yet, in parts that are built or measured when asked for."""
+"""A training run before it starts, in parts that are built or measured when asked for."""
 
 import math
 from collections.abc import Callable
@@ -27,15 +27,15 @@ from diffusion_lab.training.doctor.finding import Missing, part
 from diffusion_lab.training.train import check_settings
 from diffusion_lab.training.trainer import check_trainer
 
-SAMPLE = 1000  # images, which tell a standard deviation to about 1 %
+SAMPLE = 1000  # images, enough to know a standard deviation to about 1 %
 TIMED_STEPS = 3
-FEATURE_IMAGES = 64  # a batch, as in the metrics
-STATE_BYTES = 20  # of a parameter in float32: weight, gradient, Adam's two moments, average
+FEATURE_IMAGES = 64  # batch of the feature extractor, as in the metrics
+STATE_BYTES = 20  # per parameter in float32: weight, gradient, Adam's two moments, average
 UNMEASURED = "not measured: speed=false, no such precision outside of training, or no memory for it"
 
 
 class Memory(NamedTuple):
-    """Bytes that training needs on a device, of these an image's, and those free."""
+    """The bytes of device memory that training needs, the part per image, and those free."""
 
     needed: float
     per_image: float
@@ -43,30 +43,30 @@ class Memory(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The steps that a run will take, and its seconds; drawing is None where it is not known."""
+    """The steps that a run will take, and its seconds; `drawing` is None if it is not known."""
 
     steps: int
-    training: float  # with the held-out loss
-    drawing: float | None  # of grids and of samples for the metrics
-    features: float  # with those of the reference, which are kept for the next run
+    training: float  # including the held-out loss
+    drawing: float | None  # grids, and samples for the metrics
+    features: float  # including the reference's, which are cached for the next run
 
 
 class PlannedRun:
-    """The parts of the run that `cfg` describes; a part that cannot be had raises Missing."""
+    """The parts of the run that `cfg` describes; a part that cannot be made raises Missing."""
 
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg
-        self.refusals: dict[str, str] = {}  # why parts cannot be had
+        self.refusals: dict[str, str] = {}  # why parts could not be made
 
     @part("settings")
     def settings(self) -> DictConfig:
-        """The configuration, its numbers checked."""
+        """The configuration, once its numbers are checked."""
         check_settings(self.cfg)
         return self.cfg
 
     @part("batch")
     def batch(self) -> BatchLayout:
-        """The batch on the devices of the run."""
+        """The layout of the batch over the devices of the run."""
         world = math.prod(launch.processes(self.settings.trainer))
         return solve_batch(self.cfg.batch_size, world, self.cfg.micro_batch_size)
 
@@ -77,53 +77,53 @@ class PlannedRun:
 
     @cached_property
     def precision(self) -> str:
-        """Lightning's precision, with `auto` decided."""
+        """Lightning's precision, with `auto` resolved."""
         return pick_precision(self.cfg.trainer.precision, self.device)
 
     @part("data")
     def datamodule(self) -> ImageDataModule:
-        """The data, unread."""
+        """The data module, before it reads the data."""
         return build_datamodule(self.cfg)
 
     @part("data")
     def data(self) -> ImageDataModule:
-        """The data, read, and as the rest of the program takes them to be."""
+        """The data module, after it has read the data and its splits are checked."""
         read_data(self.cfg, self.datamodule)
         self.datamodule.check_splits()
         return self.datamodule
 
     @cached_property
     def sample(self) -> Tensor:
-        """At most SAMPLE of the images trained on, uint8 (n, C, H, W), as trained on."""
+        """At most SAMPLE training images, uint8 (n, C, H, W), padded as for training."""
         return self.data.trained_on(SAMPLE).images
 
     @part("trainer")
     def trained_batch(self) -> BatchLayout:
-        """The batch, which a trainer can be built for."""
+        """The layout of the batch, once a trainer could be built for it."""
         check_trainer(self.cfg, self.batch)
         return self.batch
 
     @part("composition")
     def task(self) -> DiffusionTask:
-        """Everything that is built of the configuration, the network without memory."""
-        _ = self.trained_batch, self.datamodule  # which are not to be refused here once more
+        """Everything that is built from the configuration, with the network on device "meta"."""
+        _ = self.trained_batch, self.datamodule  # first, so their refusals are not reported twice
         return build_diffusion_task(self.cfg, device="meta")
 
     @cached_property
     def clean(self) -> Tensor:
-        """The sample as it is diffused, float (n, c, h, w)."""
+        """The sample as the first stage encodes it for diffusion, float (n, c, h, w)."""
         return self.task.module.first_stage.encode(self.sample)
 
     @part("extractor")
     def metrics(self) -> GenerativeMetrics | None:
-        """The metrics with their networks; None if nothing is evaluated."""
+        """The metrics with their networks loaded; None if nothing is evaluated."""
         if self.task.metrics is not None:
             self.task.metrics.load(self.datamodule, self.device)
         return self.task.metrics
 
     @cached_property
     def image_facts(self) -> ImageFacts:
-        """The shape of the images as trained on, and their classes."""
+        """The shape of the images as trained on, and their number of classes."""
         return ImageFacts(self.datamodule.image_shape, self.datamodule.num_classes)
 
     @cached_property
@@ -134,9 +134,9 @@ class PlannedRun:
 
     @cached_property
     def free_bytes(self) -> int | None:
-        """The device's free memory, before a model is there; None where no one tells."""
+        """The device's free memory before it holds a model; None if the system does not say."""
         with suppress(Missing):
-            _ = self.metrics  # whose networks take memory of a run, too
+            _ = self.metrics  # loaded first: their networks take memory during a run, too
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
         return decoding.free_memory()
@@ -153,7 +153,7 @@ class PlannedRun:
 
     @part("memory")
     def memory(self) -> Memory:
-        """The bytes that a step of training holds: those of the network, and of its images."""
+        """The bytes that a training step holds, for the network's state and for its images."""
         image = self.bench.activation_bytes()
         if self.free_bytes is None:
             raise Missing(UNMEASURED)
@@ -162,12 +162,12 @@ class PlannedRun:
 
     @part("memory")
     def seconds(self) -> tuple[float, float, float]:
-        """The seconds of a micro-batch's step, and an image's of a call and of metrics' features.
+        """Seconds per micro-batch of training, per image of a network call, per image of features.
 
-        Compiled as in training, if it fits into the memory; calls and features are shared out over
-        the devices of the run.
+        The model is compiled as in training, if it fits into memory; calls and features are divided
+        over the devices of the run.
         """
-        # activations are weighed before compilation
+        # activation memory is measured before compilation
         if self.free_bytes is not None and self.memory.needed > self.memory.free:
             raise Missing(UNMEASURED)
         bench, micro, world = self.bench, self.batch.micro_batch, self.batch.world
@@ -181,10 +181,10 @@ class PlannedRun:
 
     @cached_property
     def plan(self) -> Plan:
-        """The seconds of the run, and the steps to which its time limit lets it come."""
+        """The steps that the run's time limit allows, and their seconds."""
         steps, limit = self.cfg.trainer.max_steps, self.cfg.trainer.max_time
         whole = self.plan_of(steps)
-        # grids and held-out losses count against the limit; the last figures come after it
+        # grids and held-out losses count against the limit; the final metrics come after it
         seconds = limit and Timer(limit).time_remaining()
         if seconds is None or whole.training <= seconds:
             return whole
@@ -192,13 +192,13 @@ class PlannedRun:
 
     @cached_property
     def calls(self) -> int | None:
-        """The network calls that an image takes; None where that is not known."""
+        """The number of network calls per sampled image; None if it is not known."""
         # a weak run is a second network
         weak = self.cfg.guidance.get("weak_run")
         return None if weak else sampling_calls(self.cfg, self.image_facts)
 
     def plan_of(self, steps: int) -> Plan:
-        """The seconds of a run of so many steps."""
+        """Returns the plan of a run of `steps` steps."""
         (step, call, features), metrics = self.seconds, self.task.metrics
         measured = real = 0
         if metrics:
@@ -219,7 +219,7 @@ class PlannedRun:
         return next((each for each in self.task.callbacks if isinstance(each, kind)), None)
 
     def grid_images(self, steps: int) -> int:
-        """The images in all grids of a run of so many steps."""
+        """The number of images in all grids of a run of `steps` steps."""
         grid = self.callback(Grid)
         if not grid:
             return 0
@@ -228,17 +228,17 @@ class PlannedRun:
 
     @cached_property
     def steps(self) -> int:
-        """The optimiser steps of the run, its time limit considered where its time is known."""
+        """The optimiser steps of the run, cut at its time limit if its speed is known."""
         with suppress(Missing):
             return self.plan.steps
         return self.cfg.trainer.max_steps
 
     @property
     def images_seen(self) -> int:
-        """The images that the run sees."""
+        """The number of training images that the run sees."""
         return self.steps * self.batch.batch_size
 
 
 def times(steps: int, every: int | None) -> int:
-    """How often in a run something is done that is done at its end too."""
+    """How often a run does what it does every `every` steps and once more at its end."""
     return 1 + ((steps - 1) // every if every else 0)

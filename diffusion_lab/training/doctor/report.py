@@ -1,4 +1,4 @@
-"""A diagnosis for people: the run in numbers, then what is to be changed, the worst first."""
+"""Prints a diagnosis: the run in numbers, then what to change, the worst first."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +27,7 @@ NOUNS = {ERROR: "error{}", WARNING: "warning{}", ADVICE: "piece{} of advice"}
 
 
 def wandb(run: PlannedRun) -> str:
-    """Where W&B's record goes."""
+    """Says whether W&B records the run online, offline (and why) or not at all."""
     if not run.cfg.logger:
         return "none"
     reason = why_offline(run.cfg.logger.mode)
@@ -64,7 +64,7 @@ FACTS: dict[str, Callable[[PlannedRun], object]] = {
 
 
 def facts_of(run: PlannedRun) -> Facts:
-    """The facts that can be had."""
+    """Returns the facts of a run that are available."""
     facts: Facts = {}
     for name, fact in FACTS.items():
         with suppress(Missing):
@@ -73,7 +73,7 @@ def facts_of(run: PlannedRun) -> Facts:
 
 
 def show(findings: list[Finding], facts: Facts) -> None:
-    """Everything there is to say, on standard error."""
+    """Prints all facts and findings on standard error."""
     for line in lines_of(facts):
         say(line)
     for status, colour in COLOURS.items():
@@ -81,7 +81,7 @@ def show(findings: list[Finding], facts: Facts) -> None:
             if finding.status == status:
                 console.print(
                     f"[{colour}]{status:>7}[/]  {finding.name}: {escape(finding.message)}",
-                    soft_wrap=True,  # so that what is to be pasted stays on one line
+                    soft_wrap=True,  # keeps commands to paste on one line
                 )
     for status, words in ((OK, "     ok  "), (SKIPPED, "not checked  ")):
         if names := [finding.name for finding in findings if finding.status == status]:
@@ -92,7 +92,7 @@ def show(findings: list[Finding], facts: Facts) -> None:
 
 
 def lines_of(facts: Facts) -> list[str]:
-    """The facts in a few lines, those that there are."""
+    """Formats the available facts as a few lines."""
     lines = [f"Data: {facts['data']}"]
     if "image_shape" in facts:
         shape = "x".join(str(side) for side in facts["image_shape"])

@@ -1,4 +1,4 @@
-"""What of a run's length, batch, rates, averages and metrics does not fit together."""
+"""Checks that a run's length, batch, learning rate, averaging and metrics fit together."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,16 +10,16 @@ from diffusion_lab.training.doctor.planned_run import PlannedRun
 # Copies appear after a number of passes that hardly depends on how many images there are
 # (arXiv:2505.16959); at CIFAR-10's 50,000 images EDM passes 4,000 times without them.
 FEW_IMAGES, MANY_EPOCHS = 10_000, 200
-AVERAGE_SHARE = 0.25  # of a run; a longer half-life still holds much of the initial weights
-WARM_UP_SHARE, LONG_WARM_UP_SHARE = 0.1, 0.5  # of a run
-LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-2  # of Adam, two orders around the usual 1e-4 to 1e-3
+AVERAGE_SHARE = 0.25  # share of a run; a longer half-life keeps much of the initial weights
+WARM_UP_SHARE, LONG_WARM_UP_SHARE = 0.1, 0.5  # shares of a run
+LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-2  # limits for Adam, wide around the usual 1e-4 to 1e-3
 FEW_VALIDATIONS = 2  # with one there is no curve
 MOST_SAMPLES = 50_000  # the literature's count
 FEW_PER_CLASS = 100  # samples, below which a class's FID is mostly bias
 
 
 def batch(run: PlannedRun) -> Iterator[Remark]:
-    """A step that does not see an image twice."""
+    """Checks that a step does not see an image twice."""
     size, images = run.batch.batch_size, len(run.data.train_images())
     if size > images:
         yield warning(
@@ -29,7 +29,7 @@ def batch(run: PlannedRun) -> Iterator[Remark]:
 
 
 def epochs(run: PlannedRun) -> Iterator[Remark]:
-    """Every image seen once at least."""
+    """Checks that every image is seen at least once."""
     images = len(run.data.train_images())
     if run.images_seen < images:
         limited = run.steps < run.cfg.trainer.max_steps
@@ -42,7 +42,7 @@ def epochs(run: PlannedRun) -> Iterator[Remark]:
 
 
 def memorization(run: PlannedRun) -> Iterator[Remark]:
-    """Few images seen so often that the model can learn them by heart."""
+    """Looks for images so few and seen so often that the model can learn them by heart."""
     images = len(run.data.train_images())
     passes = run.images_seen / images
     if images >= FEW_IMAGES or passes < MANY_EPOCHS:
@@ -62,7 +62,7 @@ def memorization(run: PlannedRun) -> Iterator[Remark]:
 
 
 def weight_averaging(run: PlannedRun) -> Iterator[Remark]:
-    """An average that has forgotten the initial weights."""
+    """Checks that the average of the weights forgets the initial ones."""
     average = run.callback(EMA)
     if average is None:
         yield advice(
@@ -82,7 +82,7 @@ def weight_averaging(run: PlannedRun) -> Iterator[Remark]:
 
 
 def warm_up(run: PlannedRun) -> Iterator[Remark]:
-    """A learning rate that is reached early."""
+    """Checks that the learning rate warms up early in the run."""
     warm_up = getattr(run.task.module.lr_schedule, "warmup_images", 0)
     share = warm_up / run.images_seen
     if share > WARM_UP_SHARE:
@@ -96,7 +96,7 @@ def warm_up(run: PlannedRun) -> Iterator[Remark]:
 
 
 def learning_rate(run: PlannedRun) -> Iterator[Remark]:
-    """A rate that is usual for Adam."""
+    """Checks that the learning rate is usual for Adam."""
     module = run.task.module
     (group, *_) = module.optimizer(module.trained_parameters()).param_groups
     rate = group["lr"]
@@ -106,7 +106,7 @@ def learning_rate(run: PlannedRun) -> Iterator[Remark]:
 
 
 def precision(run: PlannedRun) -> Iterator[Remark]:
-    """A precision that neither overflows nor is emulated."""
+    """Checks that the precision neither overflows nor is emulated."""
     if run.precision == "16-mixed":
         yield warning(
             "trainer.precision=16-mixed overflows above 65504, and `sample` and `evaluate` do not "
@@ -120,7 +120,7 @@ def precision(run: PlannedRun) -> Iterator[Remark]:
 
 
 def validation(run: PlannedRun) -> Iterator[Remark]:
-    """A held-out loss with a curve, which shows overfitting."""
+    """Checks that the held-out loss is measured often enough for a curve to show overfitting."""
     every, steps = run.cfg.validate_every_n_steps, run.steps
     if steps // every < FEW_VALIDATIONS and steps >= FEW_VALIDATIONS:
         yield advice(
@@ -130,7 +130,7 @@ def validation(run: PlannedRun) -> Iterator[Remark]:
 
 
 def evaluation(run: PlannedRun) -> Iterator[Remark]:
-    """Figures at all, where images can have them."""
+    """Checks that metrics are measured if the images allow it."""
     if run.task.metrics is None and run.datamodule.native_shape[0] in (1, 3):
         yield advice(
             "no FID or KID is measured; leave out callbacks.evaluation=null, or run "
@@ -139,13 +139,13 @@ def evaluation(run: PlannedRun) -> Iterator[Remark]:
 
 
 def extractor(run: PlannedRun) -> Iterable[Remark]:
-    """The metrics' networks are here and fit the data, or their stage is refused."""
+    """Loads the metrics' networks, which is refused if they are not here or do not fit the data."""
     _ = run.metrics
     return ()
 
 
 def sample_counts(run: PlannedRun) -> Iterator[Remark]:
-    """Enough images for the distance, and as many on both sides of a comparison."""
+    """Checks that there are enough images for FID, and as many on both sides of a comparison."""
     metrics, data = run.task.metrics, run.data
     if metrics is None:
         return
@@ -176,7 +176,7 @@ def sample_counts(run: PlannedRun) -> Iterator[Remark]:
 
 
 def class_counts(run: PlannedRun) -> Iterator[Remark]:
-    """Enough samples of each class for its own FID."""
+    """Checks that there are enough samples of each class for its own FID."""
     metrics, classes = run.task.metrics, run.datamodule.num_classes
     if metrics is not None and metrics.per_class and metrics.num_samples < FEW_PER_CLASS * classes:
         yield warning(
