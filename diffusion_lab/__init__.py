@@ -1,6 +1,6 @@
 """diffusion_lab: compare diffusion models on equal terms.
 
-The names below are what people extend or call; each is imported when it is first asked for, so that
+The names below are those that users extend or call; each is imported on first use, so that
 `import diffusion_lab` itself costs nothing.
 """
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 __version__ = "0.2.0"
 
-HOMES = {  # each name's module
+HOMES = {  # public name -> its module
     "Backbone": "diffusion_lab.backbone",
     "Block": "diffusion_lab.backbone.block",
     "Condition": "diffusion_lab.backbone.conditioning",

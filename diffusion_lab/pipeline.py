@@ -1,4 +1,4 @@
-"""The sampling call, seeds and labels in, uint8 images out; and the evaluation of what it draws."""
+"""The sampling call, from seeds and labels to uint8 images, and the evaluation of its samples."""
 
 import time
 from abc import ABC, abstractmethod
@@ -23,11 +23,11 @@ from diffusion_lab.metrics import PreparedMetrics
 
 
 class Generator(ABC):
-    """Draws samples by their ids and a seed, in `steps` steps; here without classes."""
+    """Draws samples by ids and a seed; by default in one step and without classes."""
 
     @property
     def conditional(self) -> bool:
-        """Whether the samples are of classes."""
+        """Whether samples are drawn by class."""
         return False
 
     @property
@@ -50,8 +50,8 @@ class Generator(ABC):
 class Pipeline(Generator):
     """A denoiser with everything else that sampling needs.
 
-    Sample i is fixed by `seed` and i alone: labels cycle through the classes, and each sample has
-    its own noise, whatever the batch size and whichever rank draws it.
+    Sample i is fixed by `seed` and i alone: labels cycle through the classes, and the noise of a
+    sample does not depend on the batch size or on the rank that draws it.
     """
 
     denoiser: Denoiser
@@ -60,7 +60,7 @@ class Pipeline(Generator):
     guidance: Guidance
     first_stage: FirstStage
     num_classes: int
-    weak: Denoiser | None = None  # of guidance.weak_run
+    weak: Denoiser | None = None  # the denoiser of guidance.weak_run
 
     @property
     def conditional(self) -> bool:
@@ -87,8 +87,8 @@ class Pipeline(Generator):
     ) -> Tensor:
         """Draws samples `ids`, uint8 (B, C, H, W); `labels` (B,) replaces the cycling classes.
 
-        `on_step` is called after each of the sampler's steps, and `constrain` changes what the
-        sampler asks, as inpainting does. The caller sets autocast.
+        `on_step` is called after each step of the sampler, and `constrain` wraps the function that
+        the sampler calls to denoise, as inpainting does. The caller sets autocast.
         """
         device = next(self.denoiser.parameters()).device
         labels = self.labels(ids) if labels is None else labels
@@ -99,7 +99,7 @@ class Pipeline(Generator):
         start = noise(self.denoiser.image_shape)
         try:
             x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
-        except ToleranceError as error:  # known only now
+        except ToleranceError as error:  # known only while sampling
             raise UserError(str(error)) from error
         bad = len(x) - int(x.flatten(1).isfinite().all(1).sum())
         if bad:
@@ -115,7 +115,7 @@ def draw(
     labels: Tensor | None = None,
     description: str = "Drawing samples",
 ) -> Iterator[Tensor]:
-    """Samples `ids` in batches of uint8 (b, C, H, W), with a progress bar over network steps."""
+    """Yields samples `ids` in batches, uint8 (b, C, H, W), with a progress bar over all steps."""
     starts = range(0, len(ids), batch_size)
     with progress_bar(description, len(starts) * pipeline.steps) as advance:
         for start in starts:
@@ -125,9 +125,9 @@ def draw(
 
 
 def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100) -> Tensor:
-    """Samples to be looked at, uint8 (N, C, H, W): a row a class if conditional, else a square.
+    """Draws samples for a grid, uint8 (N, C, H, W): one row per class, or a square without classes.
 
-    Rows have `columns` samples. Every rank draws its share and holds them all.
+    A row has `columns` samples. Every rank draws its share and returns all samples.
     """
     conditional = pipeline.conditional
     rows = pipeline.num_classes if conditional else columns
@@ -144,7 +144,7 @@ def evaluate(
     batch_size: int,
     seed: int,
 ) -> dict[str, float]:
-    """The metrics of as many samples as they ask for; every rank draws its share of their ids.
+    """Draws as many samples as the metrics need, every rank its share, and returns the metrics.
 
     The caller sets autocast. Samples depend on `seed` and id alone, so any number of ranks and any
     batch size gives the same results, up to the network's rounding.
@@ -153,7 +153,7 @@ def evaluate(
     ids = shard(count, *rank_and_world())
     observed, clock = [], Stopwatch()
     for images in draw(pipeline, ids, batch_size, seed):
-        if images.is_cuda:  # or features would wait for the samples
+        if images.is_cuda:  # else the time of samples counts as features
             torch.cuda.synchronize(images.device)
         clock.lap("samples")
         observed.append(observe(datamodule.to_native(images)))
@@ -166,14 +166,14 @@ def evaluate(
 
 
 class Stopwatch:
-    """Wall-clock seconds by what they were spent on."""
+    """A stopwatch that adds up wall-clock seconds by what they were spent on."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
         self.last = time.perf_counter()
 
     def lap(self, what: str) -> None:
-        """Counts the time since the lap before."""
+        """Adds the time since the previous lap to the seconds of `what`."""
         now = time.perf_counter()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
         self.last = now

@@ -1,1 +1,1 @@
-"""From a composed configuration to objects; what cannot work is refused here."""
+"""Builds objects from a composed configuration, and refuses what cannot work."""

@@ -1,4 +1,4 @@
-"""The one table of configuration keys, which says what another value of a key means."""
+"""The one table of configuration keys, which says what it means to change the value of a key."""
 
 from enum import Flag, auto
 from functools import reduce
@@ -24,19 +24,19 @@ class Means(Flag):
     PATH = auto()  # a file or folder
 
 
-# The keys of each meaning. One that ends in a dot stands for all keys in it, and for the option of
-# the group unless that is listed itself. The longest one counts.
+# The keys of each set of properties. A key that ends in a dot stands for all keys below it, and for
+# the option of that group unless the group is listed itself. The longest match counts.
 TABLE = {
     "": "hparams_search compile channels_last budget.solved",
     "identity": "name study_name optimized_metric budget.",
-    "identity composition": "trainer",  # an option says where a run is trained
+    "identity composition": "trainer",  # the option says where a run is trained
     "identity named": "seed data.on_device first_stage.cache metrics.",
     "identity named composition": (
         "batch_size data.fraction data.per_class data.subset_seed data.flip lr_schedule. "
         "autoencoder."
     ),
     "identity named loss": "data.validation_size",
-    # an experiment chooses any of the others
+    # an experiment may choose any of the other keys
     "identity named loss composition": "experiment data. reconstruction.",
     "identity named loss composition cost": "first_stage. schedule. objective.",
     "identity named composition cost": "augmentation. backbone. conditioning. denoiser. optimizer.",
@@ -54,7 +54,7 @@ TABLE = {
     "resumable path": "data.source.root",
     "resumable named loss path": "data.source.path data.source.test_path",
     "path": "run_dir resume run output data_root first_stage.cache_dir metrics.cache_dir",
-    "named loss path": "first_stage.run first_stage.path",  # told by their checksums
+    "named loss path": "first_stage.run first_stage.path",  # identified by checksums
     "identity named path": (
         "metrics.classifier metrics.extractor.path metrics.extractor.weights_path"
     ),
@@ -65,11 +65,11 @@ KEYS = {
     for words, keys in TABLE.items()
     for key in keys.split()
 }
-UNKNOWN = Means.IDENTITY | Means.NAMED | Means.COMPOSITION  # keys of classes from elsewhere
+UNKNOWN = Means.IDENTITY | Means.NAMED | Means.COMPOSITION  # keys of classes of other packages
 
 
 def row_of(key: str) -> str | None:
-    """The row of the table for a dotted key, or for a group, by which its option is meant."""
+    """The row of the table for a dotted key, or for a group, which stands for its option."""
     if key in KEYS:
         return key
     parts = key.split(".")
@@ -84,18 +84,18 @@ def means(key: str) -> Means:
 
 
 def is_resumable(key: str) -> bool:
-    """Whether a resumed run may take another value of a key; an option of a group is no value."""
+    """Whether a resumed run may take another value of a key; options of groups never change."""
     return Means.RESUMABLE in means(key) and ("." in key or f"{key}." not in KEYS)
 
 
 def groups(meaning: Means) -> tuple[str, ...]:
-    """The groups at the top of the configuration that have this property."""
+    """The top-level groups of the configuration that have this property."""
     found = (key[:-1] for key in KEYS if key.endswith(".") and meaning in KEYS[key])
     return tuple(group for group in found if "." not in group)
 
 
 def flat(plain: object, name: str = "") -> Settings:
-    """Nested plain values by their dotted names; an empty dictionary is a value itself."""
+    """Flattens nested plain values to dotted names; an empty dictionary counts as a value."""
     if not isinstance(plain, dict) or (name and not plain):
         return {name: plain}
     return {
@@ -106,13 +106,13 @@ def flat(plain: object, name: str = "") -> Settings:
 
 
 def as_path(key: str, value: object) -> object:
-    """The value of a key, as text if it is a path: Hydra takes a folder 2024 for a number."""
+    """The value of a key, as text if it is a path: Hydra reads a folder 2024 as a number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if number and Means.PATH in means(key) else value
 
 
 def paths_as_text(cfg: DictConfig) -> None:
-    """Makes all paths in a configuration texts."""
+    """Turns all paths in a configuration into text, in place."""
     for key, value in flat(OmegaConf.to_container(cfg)).items():
         if as_path(key, value) is not value:
             OmegaConf.update(cfg, key, as_path(key, value))

@@ -1,4 +1,4 @@
-"""Configuration nodes to objects, whose errors name the full key of the value that is wrong."""
+"""Builds objects from configuration nodes; errors name the full key of the wrong value."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ from diffusion_lab.common.ranges import Range, RangeError
 
 
 def instantiate(cfg: DictConfig, key: str, **facts: object) -> Any:
-    """Builds what the node `key` configures, its children first; None for an empty node.
+    """Builds the object that the node `key` configures, children first; None for an empty node.
 
     A node with `_partial_: true` becomes a `Factory`. `facts` replace settings of the node itself.
     """
@@ -28,7 +28,7 @@ def instantiate(cfg: DictConfig, key: str, **facts: object) -> Any:
 
 @dataclass(frozen=True)
 class Factory:
-    """A class and its settings, to be called with the facts that no configuration knows."""
+    """A class and its settings, to be called with facts that the configuration does not know."""
 
     target: partial
     key: str
@@ -62,8 +62,8 @@ class Factory:
 def naming_keys(key: str, settings: Mapping[str, str]) -> Iterator[None]:
     """Raises the errors of a configured object as UserErrors that begin with the full key.
 
-    `settings` are the full keys of arguments by their names. An error that an inner object's key
-    was put before stays as it is.
+    `settings` maps names of arguments to their full keys. A UserError passes unchanged, since it
+    names the key of an inner object already.
     """
     try:
         yield
@@ -87,10 +87,10 @@ def naming_keys(key: str, settings: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def errors_at(cfg: DictConfig, key: str) -> Iterator[None]:
-    """Names the full key in what an object says that was configured at `key`; "" is the root."""
+    """Puts full keys into the errors of the object configured at `key`; "" is the root."""
     settings: dict[str, str] = {}
     nodes = [(OmegaConf.select(cfg, key), key)] if key else []
-    for node, place in nodes:  # which grows: the settings of inner objects come after its own
+    for node, place in nodes:  # the list grows here: inner objects come after outer ones
         for name in map(str, node if isinstance(node, DictConfig) else ()):
             settings.setdefault(name, f"{place}.{name}")
             nodes.append((OmegaConf.select(node, name), f"{place}.{name}"))
@@ -123,7 +123,7 @@ def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
 
 
 def _target(node: DictConfig, key: str) -> partial:
-    """The class that a node names, which Hydra looks up and may refuse."""
+    """Looks up the class that a node names; raises UserError if Hydra refuses it."""
     try:
         return hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})
     except InstantiationException as error:

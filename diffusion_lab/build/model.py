@@ -1,4 +1,4 @@
-"""The parts of a model, and cross-checks of them, made before anything is trained."""
+"""The parts of a model, and checks before training that they fit one another."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 
-LARGE_GAIN = 1000  # of the network's error, from where on samples of good models go astray
+LARGE_GAIN = 1000  # gain of the network's error above which samples of good models fail
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is trained, and what gives it meaning."""
+    """The denoiser that is trained, and the parts that define its task."""
 
     denoiser: Denoiser
     schedule: NoiseSchedule
@@ -28,7 +28,7 @@ class Model:
 
 
 def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: str) -> None:
-    """Refuses what cannot be trained, with a sentence saying what to change."""
+    """Raises UserError, which says what to change, if these parts cannot be trained together."""
     end = schedule(torch.ones(()))
     reaches_noise = bool(end.alpha == 0)
     if not objective.prediction.x0_gain(end).isfinite():
@@ -56,7 +56,7 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
 
 
 def check_first_stage(first_stage: FirstStage, augmentation: NonLeaky | None) -> None:
-    """Refuses latents that are computed once of images that change."""
+    """Raises UserError if latents would be cached while augmentation changes their images."""
     if augmentation is not None and first_stage.cache:
         raise UserError(
             "augmentation=non_leaky changes the images at each step, so that their latents cannot "
@@ -72,9 +72,9 @@ def advice(
     flipped: bool = False,
     latents: bool = False,
 ) -> list[str]:
-    """Sentences on what can be trained but may disappoint; `flipped` is `data.flip`.
+    """Warnings about a model that can be trained but may disappoint; `flipped` is `data.flip`.
 
-    `latents` are unbounded, so that nothing is to be clipped.
+    With `latents`, which are unbounded, clipping is not recommended.
     """
     lines = []
     end, prediction = schedule(torch.ones(())), objective.prediction
@@ -100,7 +100,7 @@ def option(objective: Objective) -> str:
 
 
 def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
-    """Refuses what cannot be sampled from a model, before it is trained for hours."""
+    """Raises UserError if a model cannot be sampled so, before it is trained for hours."""
     objective, conditional = model.objective, model.denoiser.conditioning.conditional
     if sampler.time_grid.needs_table and model.schedule.discrete_steps is None:
         raise UserError(
@@ -113,7 +113,7 @@ def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
             "use sampler.variance=fixed_small with this one"
         )
     if guidance.weak_run is not None:
-        return  # which takes the place of the unconditional model
+        return  # the weak model replaces the unconditional one
     if guidance.scale not in (0, 1) and not conditional:
         raise UserError(
             f"guidance.scale={guidance.scale} needs a model trained on labels; use guidance=none, "

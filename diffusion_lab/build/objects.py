@@ -1,4 +1,4 @@
-"""From a composed configuration to objects; shapes are facts that flow from the data."""
+"""Builds the data, the model and the pipeline of a configuration; shapes come from the data."""
 
 import torch
 from omegaconf import DictConfig
@@ -13,18 +13,18 @@ from diffusion_lab.pipeline import Pipeline
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """The data of a configuration; no image is read yet."""
+    """Builds the data module of a configuration; no image is read yet."""
     datamodule = instantiate(cfg, "data")
     with errors_at(cfg, "data.source"):
-        _ = datamodule.image_shape, datamodule.num_classes  # inferred now, where keys are known
+        _ = datamodule.image_shape, datamodule.num_classes  # inferred here: errors name keys
     return datamodule
 
 
 def read_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
-    """Reads the images of a data module built from `cfg`; raises UserError, with the full key."""
+    """Reads the images of a data module built from `cfg`; a UserError names the full key."""
     with errors_at(cfg, "data.source"):
         datamodule.prepare_data()
-        datamodule.reference_images()  # with which both splits are read
+        datamodule.reference_images()  # which reads both splits
     with errors_at(cfg, "data"):
         datamodule.setup("fit")
 
@@ -32,7 +32,7 @@ def read_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
 def build_model(
     cfg: DictConfig, image_shape: tuple[int, int, int], num_classes: int, device: str = "cpu"
 ) -> Model:
-    """Denoiser, schedule and objective for images of `image_shape`; refuses what cannot work.
+    """Builds the model for images of `image_shape`; raises UserError if it cannot work.
 
     On the device "meta" the denoiser takes neither time nor memory.
     """
@@ -81,11 +81,11 @@ def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
 def build_pipeline(
     cfg: DictConfig, model: Model, num_classes: int, weak: Denoiser | None = None
 ) -> Pipeline:
-    """Sampling as `cfg.sampler` and `cfg.guidance` say; `weak` is the denoiser of its weak_run."""
+    """Builds the sampling call of `cfg`; `weak` is the denoiser of `cfg.guidance.weak_run`."""
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
     check_sampling(model, sampler, guidance)
     with errors_at(cfg, "sampler"):
-        sampler.time_grid(model.schedule, sampler.steps)  # says itself if it does not fit
+        sampler.time_grid(model.schedule, sampler.steps)  # raises if it does not fit
     return Pipeline(
         model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes, weak
     )

@@ -1,4 +1,4 @@
-"""Hydra's overrides, parsed."""
+"""Parses Hydra's overrides."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from omegaconf import DictConfig
 
 @dataclass(frozen=True)
 class Combination:
-    """One choice among values that commas separate, as in steps=5,10, and what it composes."""
+    """One combination of comma-separated values, as in steps=5,10, and its configuration."""
 
-    chosen: dict[str, str]  # by key
+    chosen: dict[str, str]  # values by key
     cfg: DictConfig
     overrides: list[str]
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
-    """The overrides as Hydra reads them; raises its OverrideParseException for one that is none."""
+    """Parses overrides as Hydra does; raises its OverrideParseException for an invalid one."""
     return OverridesParser.create().parse_overrides(list(overrides))
 
 

@@ -1,4 +1,4 @@
-"""One sentence for each thing that can be wrong with a command line."""
+"""Turns each error of a command line into one sentence."""
 
 import difflib
 import re
@@ -9,8 +9,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
 
-MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # a user's, told without a trace
-# the extra of this package that installs an option of Hydra's plugins
+MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # of users, shown without a trace
+# option of a Hydra plugin -> the extra of this package that installs the plugin
 EXTRAS = {
     "hydra/launcher/submitit_slurm": "slurm",
     "hydra/launcher/joblib": "joblib",
@@ -30,13 +30,13 @@ def sentence(error: BaseException) -> str:
         return f"{error.full_key} must be given: write {error.full_key}=..."
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is no override; write key=value, in quotes where it has signs"
-    if match := re.search(r"Could not override '(.+?)'", text):  # Hydra's error has no key
+    if match := re.search(r"Could not override '(.+?)'", text):  # the error has no key
         return _unknown(match[1])
     return text.splitlines()[0] if text else "the configuration is wrong"
 
 
 def _missing(name: str, options: list[str]) -> str:
-    """The sentence for a file of the configuration that is not there, as in backbone/dti."""
+    """The sentence for a missing configuration file, such as backbone/dti."""
     if extra := EXTRAS.get(name):
         return f"{name} needs a plugin; write pip install 'diffusion-lab[{extra}]'"
     group, _, option = name.rpartition("/")
@@ -58,5 +58,5 @@ def _unknown(key: str) -> str:
 
 def _near(word: str, words: list[str]) -> str:
     close = difflib.get_close_matches(word, words, n=1)
-    # the same word is a key of something else
+    # the word itself may be a key elsewhere in the configuration
     return f"did you mean {close[0]}? " if close and close[0] != word else ""

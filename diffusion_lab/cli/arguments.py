@@ -1,4 +1,4 @@
-"""The command line before Hydra reads it: paths, values to combine, and keys of a run's choice."""
+"""Prepares the command line for Hydra: paths, values to combine, keys of a run's own options."""
 
 import shutil
 from itertools import product
@@ -9,14 +9,14 @@ from diffusion_lab.cli.commands import Command
 from diffusion_lab.common.messages import UserError
 
 MULTIRUN = ("-m", "--multirun")
-# Hydra's flags that say where configurations are, and not what to do
+# Hydra's flags that only say where configurations are
 PLACES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
-# and all that take the next argument
+# Hydra's flags whose value is the next argument
 WITH_A_VALUE = (*PLACES, "--cfg", "-c", "--package", "-p", "--info", "-i")
 
 
 def prepare(command: Command, arguments: list[str]) -> list[str]:
-    """The arguments of a command as Hydra is to read them; raises UserError for wrong ones."""
+    """Rewrites the arguments of a command for Hydra; raises UserError for wrong ones."""
     if "" in arguments:
         raise UserError("one of the arguments is empty; leave it out, or write key=value")
     if command.combines:
@@ -34,27 +34,27 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
                 "on a machine of the cluster, or leave hydra/launcher out"
             )
         if {a.split("=")[0] for a in arguments if a.startswith("-")} <= set(PLACES):
-            arguments = [*arguments, "-m"]  # Hydra would run a single job here, without a word
+            arguments = [*arguments, "-m"]  # else Hydra silently runs a single job here
     return arguments
 
 
 def admit(override: str, groups: tuple[str, ...]) -> str:
-    """The override, marked if it may name a key of a run's own option in one of the groups.
+    """Marks an override with ++ if it may name a key of a run's own option in one of `groups`.
 
-    Hydra does not see that option. A wrong key is refused by the class that it is given to.
+    Hydra does not know that option. A wrong key is refused later, by the class of the option.
     """
     return f"++{override}" if override.startswith(tuple(f"{g}." for g in groups)) else override
 
 
 def gather(overrides: list[str]) -> list[str]:
-    """The overrides, those with several values moved into one: combinations=[...]."""
+    """Moves all overrides that have several values into one override, combinations=[...]."""
     several = [each for each in overrides if parse([each])[0].is_sweep_override()]
     single = [each for each in overrides if each not in several]
     return [*single, f"combinations={_quoted(several)}"] if several else single
 
 
 def gather_paths(arguments: list[str]) -> list[str]:
-    """The arguments, those that are no override moved into one: paths=[...]."""
+    """Moves all arguments that are not overrides into one override, paths=[...]."""
     paths: list[str] = []
     rest: list[str] = []
     is_value = False
@@ -67,13 +67,13 @@ def gather_paths(arguments: list[str]) -> list[str]:
 
 
 def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, as in --cfg job, and the overrides."""
+    """Splits arguments into Hydra's flags with their values, as in --cfg job, and overrides."""
     overrides = [a for a in arguments if a.startswith("~") or ("=" in a and a[0] != "-")]
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
 def expand(several: list[str]) -> list[dict[str, str]]:
-    """Every combination of the values, the last key changing fastest; [{}] where nothing varies."""
+    """Every combination of the values, the last key changing fastest; [{}] if nothing varies."""
     parsed = parse(several)
     keys = [override.key_or_group for override in parsed]
     values = [list(override.sweep_string_iterator()) for override in parsed]
@@ -81,6 +81,6 @@ def expand(several: list[str]) -> list[dict[str, str]]:
 
 
 def _quoted(words: list[str]) -> str:
-    """A list of strings, as Hydra reads it."""
+    """Writes a list of strings in Hydra's syntax."""
     quoted = ("'" + word.replace("'", "\\'") + "'" for word in words)
     return f"[{','.join(quoted)}]"

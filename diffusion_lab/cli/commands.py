@@ -9,15 +9,15 @@ from typing import Any
 class Command:
     """A command: `function` is the module:name of f(cfg, overrides) in this package, imported late.
 
-    The function returns what `json=true` prints. That of a command which `trains` returns the value
-    that a search optimises instead, and its sweeps report at their end what became of each job.
+    The function returns what `json=true` prints. If the command `trains`, the function returns the
+    value that a search optimises instead, and a sweep ends with a report on all jobs.
     """
 
     help: str
     function: str
-    run_groups: tuple[str, ...] = ()  # a run's own option counts where none of these is chosen
+    run_groups: tuple[str, ...] = ()  # in these the run's own option is the default
     takes_paths: bool = False  # arguments that are no overrides fill the key `paths`
-    combines: bool = False  # a third argument is the list of Combinations of comma-separated values
+    combines: bool = False  # f has a third argument, all Combinations of comma-separated values
     trains: bool = False
     fails: Callable[[Any], bool] = lambda result: False  # whether a result makes the exit code 1
 

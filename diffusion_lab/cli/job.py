@@ -1,4 +1,4 @@
-"""A command under Hydra: its configuration composed, its function called, its result printed."""
+"""Runs a command under Hydra: composes its configuration, calls it, and prints its result."""
 
 import json
 import pkgutil
@@ -22,7 +22,7 @@ from diffusion_lab.compute import slurm
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Runs a command, whose configuration is conf/<name>.yaml, with the arguments by Hydra."""
+    """Runs the command `name` under Hydra, with conf/<name>.yaml and the given arguments."""
     command, config = COMMANDS[name], name.replace("-", "_")
 
     def job(cfg: DictConfig) -> float | None:
@@ -35,10 +35,10 @@ def run(name: str, arguments: list[str]) -> None:
                 fail(sentence(error))
             if slurm.started_by_srun():
                 say(f"diffusion-lab: {sentence(error)}")  # into the job's log
-            raise  # at the sweep's end; its other jobs go on
+            raise  # Hydra raises it at the sweep's end, after the other jobs
         except Exception:
             if slurm.tasks() > 1:
-                # Hydra would keep it, and this process would leave the others waiting
+                # Hydra would only store the error, and the other processes would wait for this one
                 traceback.print_exc()
                 sys.exit(1)
             raise
@@ -49,7 +49,7 @@ def run(name: str, arguments: list[str]) -> None:
 
 def call(command: Command, config: str, cfg: DictConfig) -> float | None:
     """Calls a command's function; prints its result, or returns what a search optimises."""
-    # torch and lightning take seconds to import: not for --help or a typing error
+    # imported late: torch and lightning take seconds, which --help and typing errors need not wait
     function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
     paths_as_text(cfg)
     overrides = list(HydraConfig.get().overrides.task)
@@ -60,7 +60,7 @@ def call(command: Command, config: str, cfg: DictConfig) -> float | None:
     if cfg.get("json"):
         print(json.dumps(result))
     if command.fails(result):
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # whose other jobs go on
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # an exit would end the other jobs
             raise UserError("some of the jobs found errors, which are above")
         sys.exit(1)
     return None
@@ -69,7 +69,7 @@ def call(command: Command, config: str, cfg: DictConfig) -> float | None:
 def combinations(
     command: Command, config: str, cfg: DictConfig, overrides: list[str]
 ) -> list[Combination]:
-    """The configurations of all combinations of the values that commas separate."""
+    """Composes the configuration of each combination of the comma-separated values."""
     single = [override for override in overrides if not override.startswith("combinations=")]
     composed = []
     for chosen in expand(list(cfg.combinations)):
@@ -80,11 +80,11 @@ def combinations(
 
 
 def say(line: str) -> None:
-    """One line on standard error, from whatever rank."""
+    """Prints one line on standard error, on any rank."""
     print(line, file=sys.stderr)
 
 
 def fail(message: str) -> None:
-    """One sentence on standard error, and exit code 2."""
+    """Prints one sentence on standard error, and exits with code 2."""
     say(f"diffusion-lab: {message}")
     sys.exit(2)

@@ -23,25 +23,25 @@ Quick start: diffusion-lab train experiment=quickstart"""
 def main() -> None:
     """Runs the console script `diffusion-lab`.
 
-    Where standard output is closed early, as by `| head -1`, the program ends quietly.
+    If standard output is closed early, as by `| head -1`, the program ends quietly.
     """
     let_rank_zero_speak()
     try:
         execute(sys.argv[1:])
     except BrokenPipeError:
-        if not unread():  # somebody else's pipe
+        if not unread():  # another pipe broke
             raise
     finally:
         try:
-            print(end="", flush=True)  # what is left, which Python would write after the last `try`
+            print(end="", flush=True)  # else Python writes the rest after the last `try`
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def unread() -> bool:
-    """Whether whoever read standard output has closed it."""
+    """Whether the reader of standard output has closed it."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are reported always
+    poll.register(sys.stdout.fileno(), 0)  # poll always reports errors
     return bool(poll.poll(0))
 
 
@@ -54,8 +54,8 @@ def execute(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         fail(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
-    sys.path.append(os.getcwd())  # networks and data of the user's; at the end, to shadow nothing
-    # Hydra then raises, instead of printing a trace of its own making
+    sys.path.append(os.getcwd())  # for the user's own modules; last, to shadow nothing
+    # makes Hydra raise errors instead of printing a trace itself
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         rest = prepare(COMMANDS[name], rest)

@@ -1,4 +1,4 @@
-"""Sweeps over trainings: each job leaves a file that says what became of it, told at the end."""
+"""Sweeps of training runs: each job writes its outcome to a file, and the sweep reports them."""
 
 import os
 import shlex
@@ -16,12 +16,12 @@ DONE, SKIPPED, FAILED = "trained", "finished before", "failed"
 
 
 def sweep(name: str, arguments: list[str]) -> None:
-    """Runs a sweep, whose jobs are accounted for at its end, or where it was stopped."""
+    """Runs a sweep, and reports the outcomes of its jobs when it ends or is stopped."""
     flags, overrides = apart(arguments)
     check_params(overrides)
     folder = f"{OUTPUTS}/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
     if any(override.startswith("hparams_search=") for override in overrides):
-        # for the file of the search
+        # the search writes its database there
         names = [o.partition("=")[2] for o in overrides if o.startswith("study_name=")]
         (OUTPUTS / (names or ["search"])[-1]).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -29,7 +29,7 @@ def sweep(name: str, arguments: list[str]) -> None:
     except ValueError:
         outcomes = read(folder)
         if not outcomes or any(outcome["status"] != FAILED for outcome in outcomes):
-            raise  # where all have failed, Optuna finds no best trial
+            raise  # if all jobs failed, the error is only that Optuna finds no best trial
     finally:
         alone = [name, *(flag for flag in flags if flag not in MULTIRUN)]
         failed = tell(folder, alone)
@@ -38,7 +38,7 @@ def sweep(name: str, arguments: list[str]) -> None:
 
 
 def check_params(overrides: list[str]) -> None:
-    """Raises UserError for values that are written as a study's file has them, without a study."""
+    """Raises UserError if hydra.sweeper.params is overridden without a +study."""
     given = [o for o in overrides if o.lstrip("+").startswith("hydra.sweeper.params")]
     if given and not any(override.startswith("+study=") for override in overrides):
         raise UserError(
@@ -48,9 +48,9 @@ def check_params(overrides: list[str]) -> None:
 
 
 def sweep_overrides(sweep: str, overrides: list[str]) -> list[str]:
-    """Hydra's own overrides for a sweep by these overrides: its folder, and what is fixed in it.
+    """Hydra's own overrides for a sweep by `overrides`: its folder, and the keys that are fixed.
 
-    Jobs may run in other processes, on other machines: they know of the sweep what these say.
+    Jobs may run in other processes or on other machines, where only these describe the sweep.
     """
     parsed = parse(each for each in overrides if "=" in each and not each.startswith("hydra"))
     varies = {key_of(override): override.is_sweep_override() for override in parsed}
@@ -62,22 +62,22 @@ def sweep_overrides(sweep: str, overrides: list[str]) -> list[str]:
 
 
 def note(sweep: str, number: int, status: str, overrides: list[str], **more: str) -> None:
-    """Keeps what became of a job, and the overrides that run it alone."""
+    """Saves the outcome of a job, and the overrides that run it alone."""
     folder = Path(sweep) / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{number}.json", {"status": status, "overrides": overrides} | more)
 
 
 def read(sweep: str) -> list[dict]:
-    """What became of the jobs, in their order."""
+    """Reads the outcomes of the jobs, in order of their numbers."""
     files = sorted((Path(sweep) / "jobs").glob("*.json"), key=lambda path: int(path.stem))
     return list(map(read_json, files))
 
 
 def tell(sweep: str, command: list[str]) -> bool:
-    """Says what a sweep's jobs came to, and how each failed one is run; whether there are such.
+    """Prints the outcomes of a sweep and how to run each failed job; returns whether any failed.
 
-    `command` is what overrides are given to: train, and Hydra's flags with their values.
+    `command` is the command line without overrides: train, and Hydra's flags with their values.
     """
     outcomes = read(sweep)
     counts = {s: sum(o["status"] == s for o in outcomes) for s in (DONE, SKIPPED, FAILED)}

@@ -28,12 +28,12 @@ from diffusion_lab.training.task import Task
 from diffusion_lab.training.train import Outcome, train
 
 STOPPED = 130  # the exit code of a command that Ctrl-C has ended
-EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # of runs that are not at their end
+EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # of unfinished runs
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """The function of a command that trains what `build` makes of a configuration."""
+    """The function of a training command; `build` makes the task from a configuration."""
 
     command: str
     build: Callable[..., Task]
@@ -41,16 +41,16 @@ class TrainingJob:
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> float | None:
         """Trains one composition; returns its `optimized_metric`, if it has one.
 
-        A job of a multirun that fails is noted, and returns None, so that the others go on.
+        A failed job of a multirun is recorded and returns None, so that the other jobs go on.
         """
         job = HydraConfig.get()
         if job.mode != RunMode.MULTIRUN:
             return self.run(cfg, job, overrides)[1]
-        gc.collect()  # a run before this one in the process has cycles, and its memory
+        gc.collect()  # frees the memory of this process's previous run, which has reference cycles
         try:
             study.check_search(cfg, job)
         except UserError as error:
-            fail(str(error))  # the search, and not this trial alone
+            fail(str(error))  # ends the search, not only this trial
         alone, folder = list(overrides), None
         try:
             folder = study.folder_of(cfg, job)
@@ -72,17 +72,17 @@ class TrainingJob:
             sweeps.note(job.sweep.dir, job.job.num, sweeps.FAILED, alone, error=text)
             say(f"Failed: {text}")
             if slurm.tasks() > 1:
-                raise  # or this process would leave the others waiting
+                raise  # or the other processes would wait for this one
             return None
 
     def run(
         self, cfg: DictConfig, job: HydraConf, overrides: list[str]
     ) -> tuple[str, float | None]:
-        """Trains a new run, goes on with one, or finds it finished; one of a study is of its group.
+        """Trains a new run, resumes one, or finds it finished; a study's run joins its W&B group.
 
-        A job of SLURM that was requeued goes on with the run that it began with the same overrides,
-        in the same folder if it was ended before the first checkpoint. Returns what was done, and
-        the run's `optimized_metric`.
+        A requeued SLURM job resumes the run that it began with the same overrides; if that ended
+        before its first checkpoint, it starts again in the same folder. Returns the outcome, DONE
+        or SKIPPED, and the run's `optimized_metric`.
         """
         if cfg.resume:
             self.train(resumed(cfg.resume, overrides, self.command), overrides)
@@ -113,7 +113,7 @@ class TrainingJob:
         return sweeps.SKIPPED if state == study.FINISHED else sweeps.DONE, value
 
     def train(self, cfg: DictConfig, overrides: list[str]) -> None:
-        """Trains, and ends this process if the run was stopped before its end."""
+        """Trains a run, and exits if it was stopped before its end."""
         outcome = train(cfg, overrides, self.build)
         if outcome in EXIT_CODES:
             sys.exit(EXIT_CODES[outcome])
@@ -129,7 +129,7 @@ def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
         joined["logger.name"] = cfg.logger.name or (folder.name if folder else cfg.name)
         budgets = [f"budget-{unit}" for unit in budget.units(cfg)]
         tags = [*cfg.logger.tags, cfg.study_name, *budgets]
-        joined["logger.tags"] = list(dict.fromkeys(tags))  # a process a device comes here again
+        joined["logger.tags"] = list(dict.fromkeys(tags))  # each device's process repeats this
     elif cfg.logger and job.mode == RunMode.MULTIRUN and not cfg.logger.group:
         joined["logger.group"] = job.sweep.dir.rsplit("/", 1)[-1]
     for key, value in joined.items():

@@ -1,1 +1,1 @@
-"""The ground of all other rooms: errors, files, images, randomness, progress."""
+"""The base of all other packages: messages, files, images, randomness, ranges."""

@@ -1,11 +1,11 @@
-"""Packages that are installed only with an extra of this one."""
+"""Imports packages that only an extra of this package installs."""
 
 from importlib import import_module
 from typing import Any
 
 
 def package(name: str, extra: str, user: str) -> Any:
-    """The package `name`; raises ValueError, which says who uses it, where it is not installed."""
+    """Imports the package `name`; if it is not installed, raises ValueError, naming its `user`."""
     try:
         return import_module(name)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all, and rows of which the last may be cut."""
+"""Files that are written whole or not at all, and rows whose last one may be cut off."""
 
 import json
 import os
@@ -14,10 +14,10 @@ UNFINISHED = ".part"  # the end of a file's name while it is written
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path`, which takes its place at the end of the block, once it is on the disk.
+    """Opens a temporary file that replaces `path` at the end of the block, once it is on the disk.
 
-    If the block fails, what was at `path` stays, and nothing else is left. An OSError of it names
-    `path`, which what the system says of writing does not.
+    If the block fails, the old file at `path` stays, and the temporary one is removed. An OSError
+    names `path`, which the system does not name when a write fails.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             to_disk(file)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch has an error of its own, on top of the file's
+        # torch raises an error of its own on top of the file's
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -38,24 +38,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def to_disk(file: BinaryIO) -> None:
-    """Waits until what was written would survive a loss of power."""
+    """Waits until the written content is on the disk, where it survives a loss of power."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces the content of `path`."""
+    """Replaces the content of `path`, whole or not at all."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Replaces the content of `path` by plain values as indented JSON."""
+    """Replaces the content of `path` with plain values as indented JSON."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a JSON file; an empty one where there is none, or the file is damaged."""
+    """The dictionary in a JSON file; an empty one if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -64,16 +64,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove_unfinished(folder: Path, names: str = "*") -> None:
-    """Removes what a process that was killed while it wrote left; none may be writing now.
+    """Removes the partial files of killed processes; no process may be writing now.
 
-    `names` is a pattern of the files that were to be.
+    `names` is a pattern for the names that the finished files would have had.
     """
     for path in folder.glob(f".{names}{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Rows of a file of JSON lines, none without it; lines that a kill has cut are left out."""
+    """The rows of a JSON lines file, none if it is missing; lines cut off by a kill are skipped."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:

@@ -1,4 +1,4 @@
-"""Numbers and tables as people and programs read them."""
+"""Formats numbers and tables for people and for programs."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def amount(value: float) -> str:
-    """A number in three digits, with a letter for thousands, millions, ...: 35.7M."""
+    """A number with three digits and a letter for thousands, millions, ...: 35.7M."""
     for letter, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
@@ -15,7 +15,7 @@ def amount(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1.5 h, 6.6 min, 12 s."""
+    """A duration in hours, minutes or seconds: 1.5 h, 6.6 min, 12 s."""
     for word, unit in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * unit:
             return f"{seconds / unit:.3g} {word}"
@@ -23,22 +23,22 @@ def duration(seconds: float) -> str:
 
 
 def plain(value: float) -> str:
-    """468.8, 0.247, -0.0027."""
+    """A number with four digits, or with two if it is below 0.1: 468.8, 0.247, -0.0027."""
     return f"{value:.4g}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def percent(value: float) -> str:
-    """66.2 %."""
+    """A percentage with one decimal: 66.2 %."""
     return f"{value:.1f} %"
 
 
 def gibibytes(size: float) -> str:
-    """1.25 GiB."""
+    """A size in bytes, in GiB with three digits: 1.25 GiB."""
     return f"{size / 2**30:.3g} GiB"
 
 
 def with_spread(mean: float, spread: float) -> tuple[str, str]:
-    """Both to the second digit of the spread: 468.8 and 44.2, 0.2469 and 0.0042."""
+    """Both numbers to the second digit of the spread: 468.8 and 44.2, 0.2469 and 0.0042."""
     if spread <= 0:
         return f"{mean:.4g}", "0"
     digits = min(max(1 - math.floor(math.log10(spread)), 1), 9)
@@ -53,7 +53,7 @@ def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table in Markdown, numbers to the right of all but the first column."""
+    """A table in Markdown, right-aligned in all columns but the first."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)

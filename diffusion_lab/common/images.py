@@ -13,16 +13,16 @@ from torch import Tensor
 from diffusion_lab.common.files import replacing
 
 GAP = 2  # pixels between the images of a grid
-ENLARGED = 2  # times, in a PNG
+ENLARGED = 2  # default factor by which a PNG is enlarged
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 in [0, 255] -> float32 in [-1, 1]."""
+    """Converts uint8 in [0, 255] to float32 in [-1, 1]."""
     return images.to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float in [-1, 1] -> uint8, rounded to the nearest value and clipped; inverts `to_float`."""
+    """Converts float in [-1, 1] to uint8, rounded to nearest and clipped; inverts `to_float`."""
     # float32 first: bf16 has 8 bits, too few to round with
     return ((images.to(torch.float32) + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
 
@@ -44,9 +44,9 @@ def crop_to(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:
-    """uint8 (B, C, H, W) in reading order -> one uint8 picture (C, rows, columns), white between.
+    """Arranges uint8 (B, C, H, W) in reading order in one uint8 picture (C, height, width).
 
-    `gap` is in pixels; places that the last row leaves over are white.
+    The gaps, `gap` pixels wide, and the places that the last row leaves over are white.
     """
     rows = -(-len(images) // columns)
     spare = rows * columns - len(images)
@@ -57,7 +57,7 @@ def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:
 
 
 def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:
-    """Writes uint8 (C, H, W), C = 1 or 3, enlarged `scale` times without blurring.
+    """Writes uint8 (C, H, W), C = 1 or 3, as a PNG, enlarged `scale` times without blurring.
 
     The file appears whole or not at all.
     """
@@ -68,6 +68,6 @@ def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:
 
 
 def as_pil(picture: Tensor) -> Image.Image:
-    """uint8 (C, H, W), C = 1 or 3, as an image of Pillow's."""
+    """Converts uint8 (C, H, W), C = 1 or 3, to a Pillow image."""
     array = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
     return Image.fromarray(array.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Messages for people: errors that are theirs to mend, and lines and bars on standard error."""
+"""Messages for users: errors that they can fix, and lines and bars on standard error."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,26 +12,26 @@ console = Console(stderr=True, highlight=False)  # standard output is for result
 
 
 class UserError(ValueError):
-    """Something asked for is wrong; the message says what, and what to write instead."""
+    """The error for a wrong request; its message says what is wrong and what to write instead."""
 
 
 class TrainingStopped(Exception):
-    """Training cannot go on, on no rank; the message says why. Whoever trains adds what to do."""
+    """The error that ends training on all ranks; it says why, and its handler adds what to do."""
 
 
 def speak(aloud: bool) -> None:
-    """Shows or hides all lines and bars of this process; another one may say the same."""
+    """Shows or hides all lines and bars of this process, since another one may print the same."""
     console.quiet = not aloud
 
 
 def say(line: str) -> None:
-    """One line on standard error, as it is."""
+    """Prints one line on standard error, without markup or wrapping."""
     console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A Rich bar of `total` steps on a terminal; yields the function that advances it by one."""
+    """Shows a Rich bar of `total` steps on a terminal; yields the function that advances it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,7 +45,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def track(items: Sequence[Item], description: str) -> Iterator[Item]:
-    """The items, with a bar that each one moves when the next is asked for."""
+    """Yields the items, and advances a progress bar after each."""
     with progress_bar(description, len(items)) as advance:
         for item in items:
             yield item

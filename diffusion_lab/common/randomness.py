@@ -1,4 +1,4 @@
-"""Randomness: one seed per sample, so that a sample depends on no batch size and on no rank."""
+"""Randomness: one seed per sample, so that a sample does not depend on batch size or rank."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ SAMPLE = 0x73616D706C65  # keeps these draws apart from others of the same seed
 
 
 def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several integers; different tuples give unrelated seeds."""
+    """Mixes several integers into one 63-bit seed; different tuples give unrelated seeds."""
     state = 0x9E3779B97F4A7C15
     for part in parts:  # splitmix64's finaliser over each part
         state = (state + part + 0x9E3779B97F4A7C15) % 2**64
@@ -40,10 +40,10 @@ class SampleNoise:
 
     @property
     def randn_like(self) -> Callable[[Tensor], Tensor]:
-        """For a sampler: noise of the same shape (B, ...) as its argument."""
+        """The function that gives a sampler noise of the same shape (B, ...) as its argument."""
         return lambda x: self(x.shape[1:]).to(x.dtype)
 
 
 def random_places(count: int, size: int | None) -> Tensor:
-    """`size` of the places 0, ..., count - 1, or all: the first of one fixed permutation."""
+    """The first `size`, or all, of the places 0, ..., count - 1 in one fixed random order."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:size]

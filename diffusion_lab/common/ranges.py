@@ -12,7 +12,7 @@ Settings = TypeVar("Settings")
 
 
 class RangeError(ValueError):
-    """The error for a value of `argument` that is not `wanted`; `example` is one that is."""
+    """The error for a value of `argument` that is not `wanted`; `example` is a valid value."""
 
     def __init__(self, argument: str, value: object, wanted: str, example: object = None):
         super().__init__(f"{argument} must be {wanted}, got {written(value)}")
@@ -26,14 +26,14 @@ class RangeError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """The values for which `allows` is true, which a sentence calls `wanted`."""
+    """The values for which `allows` is true; error messages describe them as `wanted`."""
 
     wanted: str
     allows: Callable[[Any], bool]
     example: object = None
 
     def as_in(self, example: object) -> "Range":
-        """Returns this range, whose sentence ends in an example."""
+        """Returns this range with an example, which ends its error message."""
         return replace(self, example=example)
 
     def check(self, argument: str, value: object) -> None:
@@ -77,15 +77,15 @@ def ranges(**allowed: Range) -> Callable[[Target], Target]:
 
 @dataclass_transform()
 def settings(target: type[Settings]) -> type[Settings]:
-    """Makes a class a dataclass, which checks the ranges in the types of its fields.
+    """Makes a class a dataclass that checks the ranges in the types of its fields.
 
-    Two of its objects are equal only if they are one.
+    An object of such a class equals only itself.
     """
     return ranges()(dataclass(eq=False, repr=False)(target))
 
 
 def whole(least: int, most: int | None = None) -> Range:
-    """Whole numbers from `least` on, up to `most` if there is one; true and false are none."""
+    """The whole numbers from `least`, up to `most` if it is given; true and false are excluded."""
     span = f"of at least {least}" if most is None else f"from {least} to {most}"
     return Range(
         f"a whole number {span}",
@@ -94,7 +94,7 @@ def whole(least: int, most: int | None = None) -> Range:
 
 
 def number(limits: str = "", inside: Callable[[float], bool] = lambda value: True) -> Range:
-    """Finite numbers that are `inside` the limits; true and false are none."""
+    """The finite numbers for which `inside` is true; true and false are excluded."""
     return Range(
         f"a number {limits}".rstrip(),
         lambda value: (
@@ -107,43 +107,43 @@ def number(limits: str = "", inside: Callable[[float], bool] = lambda value: Tru
 
 
 def at_least(least: float) -> Range:
-    """Numbers from `least` on."""
+    """The numbers of at least `least`."""
     return number(f"of at least {least:g}", lambda value: value >= least)
 
 
 def above(limit: float) -> Range:
-    """Numbers above `limit`."""
+    """The numbers above `limit`."""
     return number(f"above {limit:g}", lambda value: value > limit)
 
 
 def between(low: float, high: float) -> Range:
-    """Numbers from `low` to `high`, both included."""
+    """The numbers from `low` to `high`, both included."""
     return number(f"from {low:g} to {high:g}", lambda value: low <= value <= high)
 
 
 def inside(low: float, high: float) -> Range:
-    """Numbers above `low` and below `high`."""
+    """The numbers above `low` and below `high`."""
     return number(f"above {low:g} and below {high:g}", lambda value: low < value < high)
 
 
 def share() -> Range:
-    """Numbers above 0 and at most 1."""
+    """The numbers above 0 and at most 1."""
     return number("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 def flag() -> Range:
-    """True and false."""
+    """The values True and False."""
     return Range("true or false", lambda value: isinstance(value, bool))
 
 
 def one_of(*options: object) -> Range:
-    """The options named."""
+    """The values in `options`."""
     names = ", ".join(map(str, options))
     return Range(f"one of {names}", lambda value: any(value is o or value == o for o in options))
 
 
 def whole_list(least: int, shortest: int = 0) -> Range:
-    """Lists of at least `shortest` whole numbers of at least `least`."""
+    """The lists of at least `shortest` whole numbers, each of at least `least`."""
     item = whole(least)
     return Range(
         f"a list of {f'{shortest} or more ' if shortest else ''}whole numbers of at least {least}",
@@ -157,7 +157,7 @@ def whole_list(least: int, shortest: int = 0) -> Range:
 
 
 def either(first: Range, second: Range) -> Range:
-    """The values of both ranges."""
+    """The values that are in at least one of two ranges."""
     return Range(
         f"{first.wanted} or {second.wanted}",
         lambda value: first.allows(value) or second.allows(value),
@@ -178,7 +178,7 @@ Seed = Annotated[int, whole(0)]
 
 
 def written(value: object) -> object:
-    """A value as the command line has it; a text in quotes, since '32' is no number."""
+    """A value as written on the command line; text is in quotes, since '32' is not a number."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Extractors of features, distances between feature sets, and the metrics made of both."""
+"""Feature extractors, distances between sets of features, and the metrics built from both."""
 
 from diffusion_lab.metrics.distances import FeatureSet, frechet, kid
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor

@@ -8,13 +8,13 @@ from torch import Tensor
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity, Values, short_count
 
-PARTS = 10  # as published; the score depends on their size
+PARTS = 10  # as published; the score depends on the size of the parts
 
 
 def inception_score(logits: Tensor) -> float:
-    """exp E KL(p(y | x) || p(y)), from 1 to the number of classes K (arXiv:1606.03498).
+    """The Inception Score exp E KL(p(y | x) || p(y)), from 1 to K classes (arXiv:1606.03498).
 
-    Of logits (n, K), the mean over ten parts, in order, or over as many as there are images.
+    It is the mean over ten consecutive parts of the logits (n, K), or over n parts if n < 10.
     """
     scores = []
     for part in logits.double().tensor_split(min(PARTS, len(logits))):
@@ -39,7 +39,7 @@ class InceptionScore(Metric):
 
 
 class Accuracy(Metric):
-    """The accuracy of `classifier` on samples, whose labels are the classes asked for."""
+    """The share of samples that `classifier` assigns to the class they were drawn for."""
 
     meaning = "samples that a classifier reads as the class asked for"
     quantities = (Quantity("accuracy", "Accuracy", meaning, HIGHER, percent=True),)

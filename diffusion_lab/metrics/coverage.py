@@ -1,7 +1,7 @@
-"""Quality and variety apart: precision and recall, density and coverage, by nearest neighbours.
+"""Quality and variety by nearest neighbours: precision and recall, density and coverage.
 
-A set of images covers the balls around its features that reach to each one's k-th neighbour.
-n images, D features.
+A set of images covers the balls around its features; each ball reaches to the k-th neighbour of
+its centre in the set. n images, D features.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity, Values
 
-PAIRS = 2**25  # whose distances are held at a time, 256 MiB
-PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # as published
-MOST = 10_000  # images of each side, as published; all pairs are compared
+PAIRS = 2**25  # pairs whose distances are held at a time, 256 MiB
+PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # k, as published
+MOST = 10_000  # largest number of images per side, as published; all pairs are compared
 
 
 def nearest(queries: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Distances to, and indices of, the `count` nearest of `others` (m, D): (n, count) each.
+    """Finds the `count` nearest of `others` (m, D); returns distances and indices, (n, count) each.
 
-    Euclidean, float64, from near to far; `count` is at most m.
+    The distances are Euclidean, float64, from near to far; `count` is at most m.
     """
     others = others.double()
     found = [
@@ -30,12 +30,12 @@ def nearest(queries: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor
 
 
 def block(others: Tensor) -> int:
-    """So many queries are compared with `others` at a time."""
+    """The number of queries that are compared with `others` at a time."""
     return max(1, PAIRS // len(others))
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances of all pairs, (n, m) float64, of a (n, D) and b (m, D)."""
+    """The Euclidean distances of all pairs, (n, m) float64, of a (n, D) and b (m, D)."""
     a, b = a.double(), b.double()
     squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
     return squares.clamp(min=0).sqrt()
@@ -43,14 +43,14 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 def radii(features: Tensor, neighbours: int) -> Tensor:
     """The distance of each feature (n, D) to its `neighbours`-th neighbour in the set, (n,)."""
-    return nearest(features, features, neighbours + 1)[0][:, -1]  # the first is itself
+    return nearest(features, features, neighbours + 1)[0][:, -1]  # the first neighbour is itself
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
     """Improved precision and recall (arXiv:1904.06991), in [0, 1], with 3 neighbours.
 
     Precision is the share of generated images that real ones cover, recall the share of real images
-    that generated ones cover. Features (n, D), (m, D), more than 3 each.
+    that generated ones cover. The features are (n, D) and (m, D), of more than 3 images each.
     """
     real_radii, generated_radii = (radii(x, PRECISION_NEIGHBOURS) for x in (real, generated))
     within_real, within_generated = [], torch.zeros(len(real), dtype=torch.bool)
@@ -65,9 +65,9 @@ def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
 def density_coverage(generated: Tensor, real: Tensor) -> tuple[float, float]:
     """Density, about 1 for real images, and coverage, in [0, 1] (arXiv:2002.09797); 5 neighbours.
 
-    Density is the mean number of real images' balls around a generated image, by the number of
-    neighbours; coverage the share of real images with a generated one in their ball. Features
-    (n, D), (m, D), more than 5 of them real.
+    Density is the mean number of real images' balls that contain a generated image, divided by the
+    number of neighbours; coverage is the share of real images whose ball contains a generated one.
+    The features are (n, D) and (m, D), of more than 5 real images.
     """
     reach = radii(real, DENSITY_NEIGHBOURS)
     balls, covered = 0.0, torch.zeros(len(real), dtype=torch.bool)
@@ -79,9 +79,9 @@ def density_coverage(generated: Tensor, real: Tensor) -> tuple[float, float]:
 
 
 class Coverage(Metric):
-    """A metric by nearest neighbours: of equally many images on both sides, 10,000 at most."""
+    """A metric by nearest neighbours, of equally many images on both sides, at most 10,000."""
 
-    shares: Callable[[Tensor, Tensor], tuple[float, float]]  # of features, in `quantities`' order
+    shares: Callable[[Tensor, Tensor], tuple[float, float]]  # features -> values of `quantities`
 
     def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
         count = min(len(generated), len(reference), MOST)

@@ -14,18 +14,18 @@ from torch import Tensor
 from diffusion_lab.common.messages import UserError
 
 BLOCK = 2048  # rows that are held in float64 at a time
-SPLIT_SEED = 0  # of the halves
+SPLIT_SEED = 0  # of the random halves
 
 
 def covariance_root(covariance: Tensor) -> Tensor:
-    """A (D, D) with A^T A = covariance."""
+    """The root A (D, D) with A^T A = covariance."""
     values, vectors = torch.linalg.eigh(covariance)
     return values.clamp(min=0).sqrt()[:, None] * vectors.T
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of one set of images; what distances need of them is computed on first use.
+    """The features of one set of images; statistics for distances are computed on first use.
 
     Raises UserError for fewer than 2 images, and for features that are not finite.
     """
@@ -52,7 +52,7 @@ class FeatureSet:
 
     @cached_property
     def root(self) -> Tensor:
-        """A (min(n, D), D), float64, with A^T A the unbiased covariance."""
+        """The root A (min(n, D), D), float64, with A^T A the unbiased covariance."""
         count, dim = self.features.shape
         if count <= dim:
             return (self.features.double() - self.mean) / (count - 1) ** 0.5
@@ -71,7 +71,7 @@ class FeatureSet:
         return total / (len(self.features) * (len(self.features) - 1))
 
     def statistics(self) -> dict[str, Tensor]:
-        """All that distances need beside the features."""
+        """All that distances need besides the features."""
         return {"mean": self.mean, "root": self.root, "self_kernel": self.self_kernel}
 
 
@@ -85,11 +85,11 @@ def frechet(a: FeatureSet, b: FeatureSet) -> float:
 def frechet_of_halves(features: Tensor, other: FeatureSet, splits: int) -> Tensor:
     """Frechet distances to `other` of both halves of features (n, D), split at random: (2 splits,).
 
-    Their standard deviation is the delete-half jackknife's estimate of that of the distance of all
-    n: a conservative one, too large by a third to two thirds for Gaussian features. As bias falls
-    as 1 / n, 2 `frechet` - their mean is without most of it (FID-infinity, arXiv:1911.07023), where
-    n is several times D. Below D covariances are singular, bias falls otherwise, and that value is
-    not valid: it may be far off, also negative.
+    The standard deviation of the halves' distances is the delete-half jackknife estimate for the
+    distance of all n: conservative, too large by a third to two thirds for Gaussian features. Since
+    the bias falls as 1 / n, 2 `frechet` minus the mean of the halves removes most of it
+    (FID-infinity, arXiv:1911.07023) if n is several times D. For n below D the covariances are
+    singular, the bias falls differently, and FID-infinity is not valid: far off, even negative.
     """
     half = len(features) // 2
     generator = torch.Generator().manual_seed(SPLIT_SEED)
@@ -104,7 +104,7 @@ def frechet_of_halves(features: Tensor, other: FeatureSet, splits: int) -> Tenso
 def kid(a: FeatureSet, b: FeatureSet) -> float:
     """Kernel distance: squared MMD with (x.y / D + 1)^3, unbiased, on all pairs (arXiv:1801.01401).
 
-    It is about 0 for two sets of one distribution, and may be negative.
+    It is about 0 for two sets from the same distribution, and may be negative.
     """
     total = sum(
         _kernel(rows, columns).sum()

@@ -1,4 +1,4 @@
-"""Distances of features: FID and KID of all images, and the FID of each class."""
+"""Distances between features: FID and KID of all images, and the FID of each class."""
 
 from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid
@@ -8,8 +8,8 @@ from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Valu
 class FID(Metric):
     """FID (arXiv:1706.08500), its standard deviation over samples, and FID-infinity.
 
-    Both come from `half_splits` random halvings of the samples: the standard deviation is rather
-    too large, and FID-infinity is valid for several times more samples than features only.
+    The latter two come from `half_splits` random halvings of the samples: the standard deviation is
+    an overestimate, and FID-infinity is valid only for several times more samples than features.
     """
 
     meaning = "Fréchet distance of features to training images"
@@ -42,9 +42,9 @@ class KID(Metric):
 
 
 class ClassFID(Metric):
-    """The FID of the images of each class: fid_class3/<extractor>/train6k-500.
+    """The FID of the images of each class, with names like fid_class3/<extractor>/train6k-500.
 
-    A class with fewer than 2 images on a side has none.
+    A class with fewer than 2 images on either side gets no value.
     """
 
     meaning = "Fréchet distance of features to training images of a class"

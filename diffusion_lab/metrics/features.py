@@ -8,30 +8,30 @@ from torch import Tensor, nn
 from diffusion_lab.common import hashing
 from diffusion_lab.data import ImageDataModule
 
-# images a step: on a CPU more falls out of the cache and takes 1.5 times as long
+# images per step: on a CPU more of them do not fit the cache and take 1.5 times as long
 CPU_BATCH, GPU_BATCH = 16, 64
 
 
 class ExtractorUnavailable(ValueError):
-    """An extractor's weights cannot be had; the message says how to get them."""
+    """The error for an extractor that cannot be used; its message says what to do."""
 
 
 class FeatureExtractor(ABC):
     """A frozen network, uint8 (B, C, H, W) -> (B, D) float32; one channel is tiled to `channels`.
 
-    It is no nn.Module, so that a model which holds one neither trains, copies, saves nor switches
-    it to training mode. `load` must come before the first call.
+    An extractor is not an nn.Module, so that a model that holds one does not train, copy or save it
+    or switch it to training mode. `load` must be called before the first use.
     """
 
     name: str  # as it appears in the names of metrics
     dim: int  # D
-    channels: int = 3  # of the network's input
+    channels: int = 3  # channels of the network's input
     preprocessing: str  # what happens to the pixels; part of the fingerprint
-    fingerprint: str  # of weights and preprocessing, known once loaded
+    fingerprint: str  # checksum of weights and preprocessing, known once loaded
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, str]:
-        """The network, uint8 (B, channels, H, W) -> (B, D), and the sha256 of its weights.
+        """Returns the network, uint8 (B, channels, H, W) -> (B, D), and the sha256 of its weights.
 
         Raises ExtractorUnavailable.
         """
@@ -64,7 +64,7 @@ class FeatureExtractor(ABC):
             )
         images = images.to(self.device).expand(-1, self.channels, -1, -1)
         chunk = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
-        # in bf16 the same 1000 images are at distance 3.9 from themselves; TF32 rounds as well
+        # in bf16 1000 images have a distance of 3.9 to themselves, and TF32 rounds too
         with (
             torch.autocast(self.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
@@ -72,7 +72,7 @@ class FeatureExtractor(ABC):
             return torch.cat([self.network(part).float() for part in images.split(chunk)])
 
     def logits(self, features: Tensor) -> Tensor | None:
-        """Of the network's classes, (n, K), from features (n, D); None if it has none."""
+        """The logits (n, K) of the network's classes from features (n, D); None without classes."""
         return None
 
     def __deepcopy__(self, memo: dict) -> "FeatureExtractor":

@@ -1,4 +1,4 @@
-"""How generated images compare with the training images, and how real test images would do."""
+"""Compares generated images with training images, and test images too, as reference values."""
 
 import inspect
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from diffusion_lab.metrics.metric import (
 )
 from diffusion_lab.metrics.observer import FEATURES, Observed, Observer
 
-REFERENCE_SEED = 0  # of `random_places`
+REFERENCE_SEED = 0  # the seed in `random_places`
 
 
 @settings
@@ -41,11 +41,11 @@ class GenerativeMetrics:
     """The metrics of `num_samples` generated images: FID, KID, precision, recall, coverage, ...
 
     The reference is `reference_size` images of the training split, or all of it. A value's name
-    holds what it depends on, as in `fid/<extractor>/train60k-5k`: reference and number of images.
-    Beside each stands that of real images, `fid_real/...`, of as many test images, or of all where
-    there are fewer. `half_splits` is that of `FID`; `per_class` adds the FID of each class;
-    `classifier`, a file of `diffusion-lab train-extractor`, the accuracy; `extra` holds metrics of
-    other code.
+    says what it depends on, as in `fid/<extractor>/train60k-5k`: reference and number of images.
+    Each value comes with that of real images, `fid_real/...`: of as many test images, or of all if
+    there are fewer. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
+    `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy; `extra` holds
+    metrics from outside the package.
     """
 
     extractor: FeatureExtractor
@@ -76,12 +76,12 @@ class GenerativeMetrics:
 
     @property
     def by_class(self) -> bool:
-        """Whether a metric measures real images beside samples class by class."""
+        """Whether any metric measures both samples and real images class by class."""
         return any(metric.by_class for metric in self.metrics)
 
     @property
     def extra_quantities(self) -> list[Quantity]:
-        """The quantities of the metrics of other code, which results are kept with."""
+        """The quantities of the metrics in `extra`, which are saved with the results."""
         return [quantity for metric in self.extra_metrics for quantity in metric.quantities]
 
     @property
@@ -90,7 +90,7 @@ class GenerativeMetrics:
         return [asdict(quantity) for quantity in self.extra_quantities]
 
     def check(self, conditional: bool, num_classes: int) -> None:
-        """Raises ValueError if a metric needs labels that a model does not take."""
+        """Raises ValueError if a metric needs a conditional model, or more samples per class."""
         for metric in self.metrics:
             if metric.needs_labels and not conditional:
                 raise ValueError(
@@ -104,7 +104,7 @@ class GenerativeMetrics:
             )
 
     def test_ids(self, source: ImageDataModule) -> Tensor:
-        """The test images that are measured beside samples: as many, or all if they are fewer."""
+        """The indices of the test images to measure: as many as samples, or all if fewer exist."""
         return random_places(len(source.test_images()), self.num_samples)
 
     def load(self, source: ImageDataModule, device: torch.device | str) -> None:
@@ -112,7 +112,7 @@ class GenerativeMetrics:
         self.observer.load(source, device)
 
     def protocol_of(self, source: ImageDataModule) -> Protocol:
-        """How images will be measured: known before any feature is, once networks are loaded."""
+        """The protocol of the measurement, known once the networks are loaded."""
         facts = self._reference_facts(source)
         return with_fingerprint(facts | {"num_samples": self.num_samples, "rounding": "uint8"})
 
@@ -126,19 +126,19 @@ class GenerativeMetrics:
         }
 
     def reference_ids(self, source: ImageDataModule) -> Tensor:
-        """The training images that samples are compared with."""
+        """The indices of the training images that samples are compared with."""
         return random_places(len(source.reference_images()), self.reference_size)
 
     def results(
         self, images: ImageSet, reference: ImageSet, suffix: str = "", by_class: bool = False
     ) -> Values:
-        """The values by whole names of the metrics that are, or are not, `by_class`."""
+        """The values, by whole names, of the metrics whose `by_class` equals the argument."""
         chosen = [metric for metric in self.metrics if metric.by_class == by_class]
         results = (metric.results(images, reference, suffix) for metric in chosen)
         return {name: value for each in results for name, value in each.items()}
 
     def prepare(self, source: ImageDataModule) -> "PreparedMetrics":
-        """Computes or reads what samples are compared with; all ranks together, after `load`."""
+        """Computes or reads what samples are compared with; call it on all ranks after `load`."""
         reference = self._reference(source)
         real, test = self._real(source, reference)
         return PreparedMetrics(self, self.protocol_of(source), reference, real, test)
@@ -154,7 +154,7 @@ class GenerativeMetrics:
         stored = cached(self.cache_dir, name, facts, compute)
         labels = source.reference_labels()[chosen]
         reference = ImageSet(self.extractor, stored.pop(FEATURES), labels)
-        vars(reference.statistics).update(stored)  # where its cached properties are kept
+        vars(reference.statistics).update(stored)  # fills its cached properties
         return reference
 
     def _real(self, source: ImageDataModule, reference: ImageSet) -> tuple[Values, ImageSet | None]:
@@ -176,7 +176,7 @@ class GenerativeMetrics:
             "per_class": self.by_class and len(chosen),
             "classifier": reader.fingerprint if reader else None,
         }
-        if self.extra_metrics:  # other code may change, and then so do its values
+        if self.extra_metrics:  # code outside the package may change, and its values with it
             facts["extra"] = [
                 [inspect.getsource(type(m)), str(vars(m))] for m in self.extra_metrics
             ]
@@ -187,16 +187,16 @@ class GenerativeMetrics:
         return {name: value.item() for name, value in stored.items()}, test
 
     def _observed_tests(self, source: ImageDataModule) -> Tensor:
-        """Places of the test images that are looked at; those of `test_ids` are the first."""
+        """The indices of the test images to observe; those of `test_ids` come first."""
         order = random_places(len(source.test_images()), None)
         observe = torch.arange(len(order)) < self.num_samples
         if self.by_class:
-            most = -(-self.num_samples // len(source.class_names))  # samples of one class
+            most = -(-self.num_samples // len(source.class_names))  # most samples of one class
             observe |= place_in_class(source.test_labels()[order]) < most
         return order[observe]
 
     def observe(self, images: Tensor, chosen: Tensor, split: str) -> Observed:
-        """What metrics need of the chosen images of a split, said to be kept."""
+        """Computes what metrics need of the chosen images of a split, and says where it is kept."""
         what = f"{self.extractor.name} features of {len(chosen):,} {split} images"
         say(f"Computing {what}, once: {self.cache_dir} keeps the results")
         return self.observer.all_of(images, chosen, what)
@@ -204,18 +204,18 @@ class GenerativeMetrics:
 
 @dataclass(frozen=True)
 class PreparedMetrics:
-    """Metrics with all that samples are compared with."""
+    """The metrics with everything that samples are compared with."""
 
     metrics: GenerativeMetrics
     protocol: Protocol
     reference: ImageSet
     real: Values  # the values of test images, by whole names
-    test: ImageSet | None  # for metrics by class: the test images, at random
+    test: ImageSet | None  # for metrics by class: the test images in random order
 
     def compute(self, observed: Observed, labels: Tensor | None) -> Values:
-        """The values of samples, with labels (n,), that were observed, and of test images.
+        """The values of the observed samples, with labels (n,), and of test images.
 
-        All ranks call this with the same, rank 0 alone computes, and all have what comes of it.
+        All ranks call this with the same arguments, rank 0 computes, and all get its result.
         """
         count = len(observed[FEATURES])
         if count != self.metrics.num_samples:

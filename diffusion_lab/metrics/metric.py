@@ -16,10 +16,10 @@ from diffusion_lab.metrics.distances import FeatureSet
 from diffusion_lab.metrics.features import FeatureExtractor
 
 HIGHER, LOWER = True, False  # which values of a quantity are better
-REAL = "_real"  # ends the name of a value that test images have in the place of samples
+REAL = "_real"  # ends the name of a value that is measured on test images instead of samples
 FINGERPRINT = "fingerprint"
-Protocol = dict[str, str | int]  # how values were measured: they compare exactly if it is the same
-Values = dict[str, float]  # by the names of quantities, or by whole names
+Protocol = dict[str, str | int]  # how values were measured; comparable if and only if equal
+Values = dict[str, float]  # values by the names of quantities, or by whole names
 
 
 @dataclass(frozen=True)
@@ -60,28 +60,28 @@ class Quantity:
         return f"{self.scale * value:.3g}" + (" %" if self.percent else "")
 
     def gap(self, *ends: float) -> str:
-        """A gap or a width, or a range of them: 52, 47 to 57; in percentage points for shares."""
+        """A difference, or a range of differences: 52, 47 to 57; shares in percentage points."""
         return " to ".join(f"{self.scale * end:.3g}" for end in ends) + " points" * self.percent
 
 
 def with_fingerprint(protocol: Protocol) -> Protocol:
-    """The protocol and the first 12 digits of its sha256, under "fingerprint"."""
+    """Adds the first 12 digits of a protocol's sha256 to it, under "fingerprint"."""
     content = json.dumps(protocol, sort_keys=True)
     return protocol | {FINGERPRINT: hashing.of_text(content)[:12]}
 
 
 def short_count(count: int) -> str:
-    """A number of images as a name has it: 60000 -> 60k, 1234 -> 1234."""
+    """A number of images as written in names: 60000 -> 60k, 1234 -> 1234."""
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set of images, by what networks made of each of them."""
+    """A set of images, represented by the outputs of networks for each of them."""
 
     extractor: FeatureExtractor
     features: Tensor  # (n, D) float32
-    labels: Tensor | None = None  # (n,) int64; those that were asked for, of samples
+    labels: Tensor | None = None  # (n,) int64; of samples, the classes asked for
     guesses: Tensor | None = None  # (n,) int64; the classes that a classifier reads
 
     def __len__(self) -> int:
@@ -100,20 +100,20 @@ class ImageSet:
         return self.labels
 
     def select(self, chosen: Tensor | slice) -> "ImageSet":
-        """A part of the images."""
+        """The set of the chosen images."""
         labels, guesses = (
             None if rows is None else rows[chosen] for rows in (self.labels, self.guesses)
         )
         return replace(self, features=self.features[chosen], labels=labels, guesses=guesses)
 
     def matching(self, labels: Tensor) -> "ImageSet":
-        """The first images of each class, as many as `labels` (m,) holds of it, if there are."""
+        """The first images of each class, as many as `labels` (m,) has of it, or all if fewer."""
         own = self.required_labels
         return self.select(place_in_class(own) < labels.bincount(minlength=int(own.max()) + 1)[own])
 
 
 def place_in_class(labels: Tensor) -> Tensor:
-    """The number of images of the same class before each, (n,), by labels (n,)."""
+    """The number of earlier images of the same class for each image, (n,), from labels (n,)."""
     of_class = labels[:, None] == labels.unique()  # (n, K)
     return (of_class.cumsum(0) * of_class).sum(1) - 1
 
@@ -121,13 +121,13 @@ def place_in_class(labels: Tensor) -> Tensor:
 class Metric(ABC):
     """A comparison of generated images with reference images.
 
-    A subclass sets `quantities`, and `measure` returns their values. It is given to an evaluation
-    by the option `extra` of `GenerativeMetrics`.
+    A subclass sets `quantities` and returns their values from `measure`. The option `extra` of
+    `GenerativeMetrics` adds metrics to an evaluation.
     """
 
     quantities: ClassVar[tuple[Quantity, ...]]
     needs_labels: ClassVar[bool] = False  # whether the samples must be of known classes
-    # whether real images are measured beside samples class by class, as many of each as of samples
+    # whether real images are measured class by class too, as many of each class as of samples
     by_class: ClassVar[bool] = False
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Does a model copy its training images? Nearest neighbours, with held-out images as the measure.
+"""Tells by nearest neighbours, also of held-out images, whether a model copies training images.
 
 n generated, m held-out and N training images, D features or pixels.
 """
@@ -12,14 +12,14 @@ from torch import Tensor
 from diffusion_lab.metrics.coverage import nearest
 from diffusion_lab.metrics.metric import LOWER, Quantity
 
-UNUSUAL = 0.01  # so few held-out images lie as near to a training image as a copy does
-RELATIVE = 1 / 3  # of the distance to the second neighbour, at which the first was copied
+UNUSUAL = 0.01  # share of held-out images that are as near to a training image as copies are
+RELATIVE = 1 / 3  # of the second neighbour's distance, below which the first counts as copied
 MEANINGS = {
-    # 0.5 if the model does not know which images are which, give or take the next value, which is
-    # large where samples are few or alike
+    # 0.5 if training and held-out images are alike to the model; the next value is the standard
+    # deviation by chance, which is large if samples are few or similar
     "nearer_to_training": "samples nearer to training than to as many held-out images",
     "nearer_to_training_std": "what chance makes of 0.5 there",
-    # the median; 1 likewise
+    # the median over samples; 1 if training and held-out images are alike to the model
     "distance_ratio": "distance to training by distance to as many held-out images",
     "copies": "samples nearer to training than all but 1 % of held-out images",
     # 1 without copies; blurred images have more
@@ -33,27 +33,27 @@ COPIES = Quantity(
 PIXEL_COPIES = Quantity(
     "pixel_copy_ratio", "Copies by pixels", "the same by distance of pixels", LOWER
 )
-SEED = 0  # of the choice of as many training as held-out images
+SEED = 0  # of the choice of equally many training and held-out images
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Distances, float64, to the nearest training images."""
+    """The distances, float64, of generated and held-out images to their nearest training images."""
 
-    generated: Tensor  # (n, 2), of each generated image, from near to far
-    index: Tensor  # (n, 2) int64, which they are
-    held_out: Tensor  # (m,), of each held-out image
+    generated: Tensor  # (n, 2), the two distances of each generated image, from near to far
+    index: Tensor  # (n, 2) int64, the indices of those two training images
+    held_out: Tensor  # (m,), the distance of each held-out image
     pair: tuple[Tensor, Tensor]  # (n,) each: to the nearest of as many training as held-out images
-    chance_std: float  # of the share nearer to the one side, if which is which were chance
+    chance_std: float  # std of the share nearer to one side, if the sides were assigned at random
 
     @classmethod
     def of(
         cls, generated: Sequence[Tensor], held_out: Sequence[Tensor], training: Tensor
     ) -> "Neighbours":
-        """From features (N, D) of training images, N of at least 2, and of views of the others.
+        """Computes distances from features (N, D) of N >= 2 training images and views of others.
 
-        Views, (n, D) or (m, D) each, are of the same images: as they are, and mirrored where the
-        training images are; of an image the view counts that is the nearest.
+        The views, (n, D) or (m, D) each, show the same images: unchanged, and mirrored if training
+        images are mirrored; the nearest view of an image counts.
         """
         distances, index = nearest_view(generated, training, 2)
         count = min(len(training), len(held_out[0]))
@@ -63,7 +63,7 @@ class Neighbours:
             for side in (training, held_out[0])
         ]
         pair = (found[0][0][:, 0], found[1][0][:, 0])
-        # an image of either side takes with it all samples that it is nearest to
+        # all samples with the same nearest image change sides together
         places = torch.where(pair[0] < pair[1], found[0][1][:, 0], count + found[1][1][:, 0])
         shares = places.bincount() / len(places)
         chance = 0.5 * shares.square().sum().sqrt().item()
@@ -72,17 +72,17 @@ class Neighbours:
 
     @property
     def relative(self) -> Tensor:
-        """Distance to the nearest by distance to the second nearest training image, (n,)."""
+        """The distance to the nearest training image over that to the second nearest, (n,)."""
         return self.generated[:, 0] / self.generated[:, 1].clamp(min=1e-12)
 
     def results(self) -> dict[str, float]:
-        """What speaks for copying, by the names of `MEANINGS`."""
+        """The evidence of copying, under the names in `MEANINGS`."""
         training, held_out = self.pair
         nearer = (training < held_out).double() + 0.5 * (training == held_out).double()
         limit = self.held_out.quantile(UNUSUAL)
         copies = (self.generated[:, 0] < limit).double().mean().item()
         count = len(self.held_out)
-        # the quantile lies between order statistics, of which the i-th has i / (count + 1) below it
+        # the quantile lies between order statistics; below the i-th one expects i / (count + 1)
         expected = (1 + UNUSUAL * (count - 1)) / (count + 1)
         return {
             "nearer_to_training": nearer.mean().item(),
@@ -95,7 +95,7 @@ class Neighbours:
 
 
 def nearest_view(views: Sequence[Tensor], others: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """As `nearest`, for each image from the view, (n, D) each, that is nearest to one of others."""
+    """Calls `nearest` for views (n, D) of the same images; keeps each image's nearest view."""
     found = [nearest(view, others, count) for view in views]
     values, index = (torch.stack(part) for part in zip(*found, strict=True))  # (views, n, count)
     best = values[:, :, 0].argmin(0)

@@ -1,4 +1,4 @@
-"""What networks make of images, batch by batch and on all ranks, for the metrics to compare."""
+"""Runs networks on images, batch by batch and on all ranks, for the metrics to compare."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.metric import ImageSet
 
 FEATURES, GUESSES = "features", "guesses"
-BATCH = 64  # images between two movements of the progress bar
-Observed = dict[str, Tensor]  # what networks made of images, a row an image, on the CPU
+BATCH = 64  # images per step of the progress bar
+Observed = dict[str, Tensor]  # outputs of the networks, one row per image, on the CPU
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Observer:
             network.check(source)
 
     def __call__(self, images: Tensor) -> Observed:
-        """What the metrics need of images, uint8 (B, C, H, W)."""
+        """Computes what the metrics need of images, uint8 (B, C, H, W)."""
         observed = {FEATURES: self.extractor(images).cpu()}
         if self.classifier:
             observed[GUESSES] = self.classifier.guesses(images).cpu()
         return observed
 
     def gather(self, observed: list[Observed], ids: Sequence[int]) -> Observed:
-        """What all ranks observed, each of its `ids`, in the order of the ids, on every rank."""
-        rows = {FEATURES: [torch.empty(0, self.extractor.dim)]}  # of a rank without images
+        """Gathers what each rank observed of its `ids`, in the order of the ids, on every rank."""
+        rows = {FEATURES: [torch.empty(0, self.extractor.dim)]}  # for a rank without images
         if self.classifier:
             rows[GUESSES] = [torch.empty(0, dtype=torch.int64)]
         return {
@@ -49,11 +49,11 @@ class Observer:
         }
 
     def all_of(self, images: Tensor, chosen: Tensor, description: str) -> Observed:
-        """What is observed of the chosen images, each rank taking its share of them."""
+        """Observes the chosen images, each rank its share of them, and gathers the results."""
         mine = shard(len(chosen), *rank_and_world())
         batches = track(chosen[mine].split(BATCH), description)
         return self.gather([self(images[batch.to(images.device)]) for batch in batches], mine)
 
     def image_set(self, observed: Observed, labels: Tensor | None) -> ImageSet:
-        """The images that were observed, for the metrics."""
+        """Makes the set of the observed images for the metrics."""
         return ImageSet(self.extractor, observed[FEATURES], labels, observed.get(GUESSES))

@@ -1,4 +1,4 @@
-"""The table of all quantities, as each metric describes its own, and their values in text."""
+"""The table of all quantities, collected from the metrics, and their values as text."""
 
 from collections.abc import Sequence
 
@@ -24,8 +24,8 @@ QUANTITIES = (
 def quantity_of(name: str, extra: Sequence[Quantity] = ()) -> Quantity | None:
     """The quantity of a result such as fid/..., fid_class3 or rkid, or None if it is unknown.
 
-    `extra` are quantities of metrics from outside the package. An r stands before the metrics of
-    an autoencoder's reconstructions.
+    `extra` holds quantities of metrics from outside the package. The names of an autoencoder's
+    reconstruction metrics begin with an r.
     """
     known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
     kind = name.partition("/")[0].rstrip("0123456789") or name
@@ -33,7 +33,7 @@ def quantity_of(name: str, extra: Sequence[Quantity] = ()) -> Quantity | None:
 
 
 def higher_is_better(name: str, extra: Sequence[Quantity] = ()) -> bool | None:
-    """Whether a result of this name is better the higher it is; None if that is not known."""
+    """Whether higher is better for a result of this name; None if that is not known."""
     if name in VALIDATION:
         return VALIDATION[name]
     quantity = quantity_of(name, extra)
@@ -43,9 +43,9 @@ def higher_is_better(name: str, extra: Sequence[Quantity] = ()) -> bool | None:
 def report(
     values: dict[str, float], class_names: Sequence[str] = (), extra: Sequence[Quantity] = ()
 ) -> list[str]:
-    """Lines of what was computed: the value, that of real images, and the whole name.
+    """Returns a line for each metric: its value, the value of real images, and its whole name.
 
-    `extra` are the quantities of metrics of other code.
+    `extra` holds quantities of metrics from outside the package.
     """
     real, lines = real_values(values), []
     for name in measured_of_samples(values):
@@ -62,27 +62,27 @@ def title_of(name: str, class_names: Sequence[str], extra: Sequence[Quantity]) -
     quantity = quantity_of(name, extra)
     if quantity is None:
         return name.capitalize()
-    r = "" if name.startswith(quantity.name) else "r"  # of reconstructions
+    r = "" if name.startswith(quantity.name) else "r"  # the metric is of reconstructions
     label = name.removeprefix(f"{r}{quantity.name}")
     if not label:
         return f"{r}{quantity.title}"
     known = class_names[int(label)] if int(label) < len(class_names) else label
-    # classes that have no names are called by their numbers
+    # classes without names are named by their numbers
     return f"{r}{quantity.title} {label}" + ("" if known == label else f" ({known})")
 
 
 def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str, float]:
-    """A first stage's figures of reconstructed images, those that were measured as `values` were.
+    """The reconstruction metrics of a first stage that were measured in the same way as `values`.
 
-    A model in its latents should not be expected beyond them. Where none was, it is all of them:
-    their names say how they were measured.
+    A model in the latents of the first stage should not be expected to do better. If none was
+    measured in that way, returns all: their names say how they were measured.
     """
     figures = {name: value for name, value in first_stage.items() if name[:1] == "r"}
     return {name: value for name, value in figures.items() if name[1:] in values} or figures
 
 
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
-    """A row a figure that all runs have, a column a run; for figures of one protocol."""
+    """A table with a row for each metric that all runs have, and a column per run; one protocol."""
     first = next(iter(runs.values()))
     real = real_values(first)
     table = Table("", *runs, "real images")
@@ -96,7 +96,7 @@ def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
 
 
 def real_beside(real: tuple[float, str], protocol: str) -> str:
-    """The value of real images, and how many they are if they are fewer than the samples."""
+    """The value of real images, and the number of images if they are fewer than the samples."""
     value, measured = real
     other = "" if measured == protocol else f" at {measured.rpartition('-')[2]} images"
     return f"{value:.4g}{other}"
@@ -113,7 +113,7 @@ def real_values(values: dict[str, float]) -> dict[str, tuple[float, str]]:
 
 
 def measured_of_samples(values: dict[str, float]) -> list[str]:
-    """The names of figures of generated images, but for spreads."""
+    """The names of the metrics of generated images, without standard deviations."""
     return [name for name in values if not name.partition("/")[0].endswith((REAL, "_std"))]
 
 

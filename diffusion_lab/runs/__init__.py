@@ -1,4 +1,4 @@
-"""Run folders: made, read back, resumed, opened."""
+"""Creates, reads, resumes and opens run folders."""
 
 from diffusion_lab.runs.diffusion_run import DiffusionRun, load
 from diffusion_lab.runs.folder import (

@@ -29,7 +29,7 @@ FARTHEST_MEAN, FARTHEST_STD = 0.5, 2.0
 
 @dataclass(frozen=True)
 class Prior(Generator):
-    """Draws images as a `Pipeline` does, in one step and without labels."""
+    """The prior of a VAE: draws images like a `Pipeline`, but in one step and without labels."""
 
     autoencoder: Autoencoder
     device: torch.device
@@ -79,7 +79,7 @@ class AutoencoderRun(OpenRun):
 
 
 def require_prior(folder: Path, autoencoder: Autoencoder, facts: saving.AutoencoderFacts) -> None:
-    """Raises UserError for an autoencoder without a prior, or whose latents are not N(0, 1)."""
+    """Raises UserError if the autoencoder has no prior or its latents are not N(0, 1)."""
     if not autoencoder.has_prior:
         raise UserError(
             f"{folder} is a {autoencoder.kind} autoencoder, which has no prior to draw "

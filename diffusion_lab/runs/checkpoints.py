@@ -1,7 +1,7 @@
 """The checkpoints of a run: the last one and the one before it, each written whole or not at all.
 
-A checkpoint is torch's zip file, of tensors and plain data. Its checksums, which torch itself does
-not look at, tell damage.
+A checkpoint is a torch zip file of tensors and plain data. Damage is found by the checksums of the
+zip file, which torch itself does not verify.
 """
 
 import errno
@@ -14,15 +14,15 @@ import torch
 from diffusion_lab.common.files import UNFINISHED, remove_unfinished, replacing, to_disk
 from diffusion_lab.common.messages import UserError, say
 
-FOLDER = Path("checkpoints")  # in that of the run
+FOLDER = Path("checkpoints")  # inside the run folder
 LAST, PREVIOUS, DAMAGED = FOLDER / "last.ckpt", FOLDER / "previous.ckpt", FOLDER / "damaged.ckpt"
-LINK = f".{PREVIOUS.name}{UNFINISHED}"  # beside the last one: its name to be
+LINK = f".{PREVIOUS.name}{UNFINISHED}"  # a temporary hard link, to be renamed
 
 
 def save(checkpoint: dict, path: Path) -> None:
-    """Writes `path`; what was there becomes previous.ckpt beside it, once the new one is whole.
+    """Writes `path` once the new file is complete; the old one becomes previous.ckpt beside it.
 
-    Raises OSError, for a full disk too, and leaves both as they were.
+    Raises OSError, for example if the disk is full, and then leaves both files unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -33,20 +33,20 @@ def save(checkpoint: dict, path: Path) -> None:
             link.unlink(missing_ok=True)
             try:
                 os.link(path, link)
-            except OSError:  # no hard links here
+            except OSError:  # the file system has no hard links
                 link = path
             os.replace(link, previous)
 
 
 def exists(run: str | Path) -> bool:
-    """Whether a run has saved anything."""
+    """Whether a run has saved a checkpoint."""
     return any((Path(run) / name).is_file() for name in (LAST, PREVIOUS))
 
 
 def newest_whole(run: str | Path) -> Path:
-    """The last checkpoint of a run, or the one before it if that is damaged or missing.
+    """The last checkpoint of a run, or the one before it if the last is damaged or missing.
 
-    Raises UserError if there is none, none that is whole, or one that cannot be read.
+    Raises UserError if there is no checkpoint, if all are damaged, or if one cannot be read.
     """
     found = [path for name in (LAST, PREVIOUS) if (path := Path(run) / name).is_file()]
     if not found:
@@ -61,7 +61,7 @@ def newest_whole(run: str | Path) -> Path:
 
 
 def say_if_older(run: str | Path, used: Path) -> None:
-    """Says that a checkpoint is not the last one, and why that is not used."""
+    """Says why the last checkpoint is not used, if `used` is the one before it."""
     last = Path(run) / LAST
     if used.name != PREVIOUS.name:
         return
@@ -70,20 +70,20 @@ def say_if_older(run: str | Path, used: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """The fault of a checkpoint, found by a look at every byte of it; None if there is none.
+    """The fault of a checkpoint, found by reading every byte of it; None if there is none.
 
-    Raises UserError where it cannot be read, which may pass and says nothing of what is in it.
+    Raises UserError if the file cannot be read: that may be temporary and is no sign of damage.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if member := archive.testzip():
                 return f"the checksum of its part {member} is wrong"
-        # structure; the numbers themselves are not read
+        # checks the structure; with mmap the numbers themselves are not read
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError as error:
         raise UserError(f"there is too little memory to read {path}") from error
-    except Exception as error:  # zipfile and torch raise all kinds
-        # but for a place that is not in the file, which is where damage may send them
+    except Exception as error:  # zipfile and torch raise errors of all kinds
+        # damage may make them seek to an invalid position, which is EINVAL or has no errno
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise UserError(
                 f"{path} cannot be read ({error.strerror}); try again when it can"
@@ -93,16 +93,16 @@ def damage(path: Path) -> str | None:
 
 
 def resume_from(run: Path) -> Path:
-    """The newest whole checkpoint, with what a kill left out of its way; the run must be locked.
+    """Returns the newest whole checkpoint, and removes what a killed process left unfinished.
 
-    Raises UserError if there is none.
+    The run must be locked. Raises UserError if there is no whole checkpoint.
     """
     whole, last = newest_whole(run), run / LAST
     say_if_older(run, whole)
     if whole != last and last.exists():
-        os.replace(last, run / DAMAGED)  # or it would take the place of the one that is whole
+        os.replace(last, run / DAMAGED)  # else the next save replaces the whole one by it
     for folder in (run, run / FOLDER):
         remove_unfinished(folder)
     for folder in run.glob("*/"):
-        remove_unfinished(folder, "step_*")  # training's; another command may be at its own
+        remove_unfinished(folder, "step_*")  # of training; other commands may be writing
     return whole

@@ -1,4 +1,4 @@
-"""The runs of diffusion models."""
+"""The runs of diffusion models: opening them, and loading their models and weak models."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from diffusion_lab.runs.folder import CONFIG, load_config
 from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.weights import load_weights
 
-PLACES = ("run", "path", "cache", "cache_dir")  # settings of a part that say where its files are
+PLACES = ("run", "path", "cache", "cache_dir")  # settings of a group that only say where files are
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DiffusionRun(OpenRun):
     summary_is_of_samples: ClassVar[bool] = True
 
     model: Model
-    weak: dict[str, Denoiser | None] = field(default_factory=dict)  # weak runs by their folders
+    weak: dict[str, Denoiser | None] = field(default_factory=dict)  # models of weak runs by folder
 
     @classmethod
     def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
@@ -53,10 +53,10 @@ class DiffusionRun(OpenRun):
 
 
 def load(folder: str | Path, saved: DictConfig | None = None) -> tuple[ImageDataModule, Model]:
-    """The data (unread) of a trained run or export, and its model with averaged weights.
+    """Loads the data module (unread) of a trained run or export, and its model, averaged weights.
 
-    Nothing about the model needs to be said again; `saved` is the run's configuration, if it has
-    been read already. Raises UserError if the weights are missing or damaged.
+    The run's configuration describes the model; pass it as `saved` if it has been read already.
+    Raises UserError if the weights are missing or damaged.
     """
     return with_weights(folder, saved or load_config(folder), load_weights(folder))
 
@@ -64,9 +64,9 @@ def load(folder: str | Path, saved: DictConfig | None = None) -> tuple[ImageData
 def with_weights(
     folder: str | Path, saved: DictConfig, state: dict[str, Tensor]
 ) -> tuple[ImageDataModule, Model]:
-    """The data (unread) of a run, and its model whose denoiser has the weights `state`.
+    """Builds the data module (unread) and the model of a run, with the denoiser weights `state`.
 
-    Raises UserError if they are of another model.
+    Raises UserError if the weights belong to another model.
     """
     datamodule = build_datamodule(saved)
     model = build_model(saved, datamodule.image_shape, datamodule.num_classes)
@@ -80,9 +80,9 @@ def with_weights(
 
 
 def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
-    """The denoiser of `guidance.weak_run`, if any, for a run whose configuration is `saved`.
+    """Loads the denoiser of `guidance.weak_run`, if any, for a run with the configuration `saved`.
 
-    Raises UserError if it was trained on other data, labels or noise levels.
+    Raises UserError if the weak run was trained on other data, labels or noise levels.
     """
     if folder is None:
         return None

@@ -29,7 +29,10 @@ def environment_of(device: torch.device) -> dict[str, object]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, with -dirty; None if installed."""
+    """The commit of the checkout that this package runs from, or None if it is installed.
+
+    The commit ends in -dirty if the checkout has uncommitted changes.
+    """
     root = Path(__file__).parent.parent.parent
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""A trained model as a folder to give away: weights, configuration, first stage; no pickle."""
+"""Exports a trained model as a folder to share: weights, configuration, first stage; no pickle."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ from diffusion_lab.runs.opening import kind_of
 
 
 def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Writes the denoiser of the run `cfg.run` to the new folder `cfg.output`; returns the facts.
+    """Writes the model of the run `cfg.run` to the new folder `cfg.output`; returns a summary.
 
-    The folder is a run to `sample`, `evaluate` and the others, but for `train`. It is written whole
-    or not at all. Raises UserError.
+    `sample`, `evaluate` and all other commands except `train` accept the folder as a run. It is
+    written whole or not at all. Raises UserError if the run cannot be exported.
     """
     if cfg.weights not in weights.KINDS:
         raise UserError(f"weights={cfg.weights} is unknown; use {' or '.join(weights.KINDS)}")
@@ -56,7 +56,7 @@ def _write(output: Path, run: Path, tensors: dict[str, Tensor], facts: dict[str,
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         folder = Path(scratch) / "export"
         folder.mkdir()
-        # apart from one another in memory, which safetensors asks for
+        # safetensors refuses tensors that share memory
         tensors = {
             name: value.clone(memory_format=torch.contiguous_format)
             for name, value in tensors.items()

@@ -1,4 +1,4 @@
-"""Run folders: what is in them, where a new one goes, and the configuration that each keeps.
+"""Run folders: what they contain, where a new one goes, and the configuration that each keeps.
 
 config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
 """
@@ -23,9 +23,9 @@ from diffusion_lab.runs import checkpoints, trusted_targets, weights
 from diffusion_lab.runs.lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
-ABANDONED = ".abandoned"  # beside runs of a study: those that ended before their first checkpoint
-FORMAT = 2  # of run folders and exports; raised when programs before could not read them
-WRITTEN_BY = "written_by"  # the key of the format and the version, above those of the configuration
+ABANDONED = ".abandoned"  # folder beside a study's runs for those that ended without a checkpoint
+FORMAT = 2  # of run folders and exports; raise it when older versions could not read them
+WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 
 
 def check_new(cfg: DictConfig) -> None:
@@ -51,15 +51,15 @@ def check_new(cfg: DictConfig) -> None:
 
 
 def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
-    """Makes the folder of a new run on rank 0; every rank gets its name.
+    """Creates the folder of a new run on rank 0; returns its path on every rank.
 
-    It is `cfg.run_dir`, or outputs/<name>/<timestamp>. `command` and `overrides` are what was asked
-    for, by which a job of SLURM knows it again. Raises UserError if it cannot be made.
+    The folder is `cfg.run_dir`, or outputs/<name>/<timestamp>. A requeued SLURM job recognises it
+    by `command` and `overrides`. Raises UserError if the folder cannot be created.
     """
 
     def make() -> Path:
         if cfg.logger and not cfg.logger.run_id:
-            # before W&B starts, so that resuming finds it; the sweep agent may have set one
+            # set before W&B starts, so that resuming finds it; a sweep agent may have set one
             chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
             cfg.logger.run_id = chosen or uuid.uuid4().hex[:8]
         if cfg.logger and HydraConfig.initialized():
@@ -93,7 +93,7 @@ def _make_folder(cfg: DictConfig) -> Path:
 
 
 def unfinished(name: str) -> Path | None:
-    """The latest run of this name in outputs/ that has a checkpoint, no end and no trainer."""
+    """The latest run `name` in outputs/ with a checkpoint that is neither finished nor running."""
     folders = sorted(path.parent for path in (OUTPUTS / name).glob(f"*/{CONFIG}"))
     for folder in reversed(folders):
         done = load_summary(folder).get("finished")
@@ -103,14 +103,14 @@ def unfinished(name: str) -> Path | None:
 
 
 def load_summary(folder: str | Path) -> dict:
-    """summary.json of a run; an empty dictionary before there is one, or if it is damaged."""
+    """The summary.json of a run; an empty dictionary if it is missing or damaged."""
     return read_json(Path(folder) / SUMMARY)
 
 
 def reopen(folder: Path) -> None:
-    """Marks a run that is trained longer as not finished in its summary; on rank 0.
+    """Marks a finished run as unfinished in its summary before it is trained longer; on rank 0.
 
-    Otherwise a run that is killed meanwhile would be taken for a finished one of its old length.
+    Without this a run killed during that training would still count as finished at its old length.
     """
     summary = load_summary(folder)
     if summary.get("finished"):
@@ -123,7 +123,7 @@ def write_summary(folder: Path, summary: dict) -> None:
 
 
 def save_config(folder: Path, cfg: DictConfig) -> None:
-    """Writes the configuration, every interpolation resolved, on rank 0."""
+    """Writes the configuration on rank 0, with every interpolation resolved."""
     if rank_and_world()[0] == 0:
         written_by = {WRITTEN_BY: {"format": FORMAT, "version": diffusion_lab.__version__}}
         text = OmegaConf.to_yaml(written_by) + OmegaConf.to_yaml(cfg, resolve=True)
@@ -131,9 +131,9 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 
 def load_config(folder: str | Path) -> DictConfig:
-    """The configuration of a run; raises UserError if there is no run, or one of another format.
+    """Reads the configuration of a run; raises UserError for no run or one of another format.
 
-    Warns of classes that no installation of this program has.
+    Warns of classes that belong neither to this package nor to torch or lightning.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -146,7 +146,7 @@ def load_config(folder: str | Path) -> DictConfig:
         cfg = OmegaConf.load(folder / CONFIG)
         assert isinstance(cfg, DictConfig), "a mapping"
         written_by = cfg.pop(WRITTEN_BY, {})
-    except Exception as error:  # YAML's errors and OmegaConf's have no common name
+    except Exception as error:  # the errors of YAML and OmegaConf share no class
         raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
     if written_by.get("format") != FORMAT:
         version = written_by.get("version", "0.1")
@@ -156,9 +156,9 @@ def load_config(folder: str | Path) -> DictConfig:
             f"diffusion-lab {version}"
         )
     OmegaConf.set_struct(cfg, True)
-    first_stage = cfg.get("first_stage", {})  # which an autoencoder's run does not have
+    first_stage = cfg.get("first_stage", {})  # an autoencoder's run has none
     if "run" in first_stage:
-        first_stage.run = str(folder)  # its own copy, wherever it now is
+        first_stage.run = str(folder)  # the copy in the folder, wherever that now is
     if "path" in first_stage:
         first_stage.path = str(folder / hub.COPY_FOLDER)
     trusted_targets.check(cfg, folder / CONFIG)

@@ -1,4 +1,4 @@
-"""One process trains a run folder at a time."""
+"""The lock of a run folder, so that only one process at a time trains in it."""
 
 import errno
 import fcntl
@@ -11,22 +11,22 @@ from pathlib import Path
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.distributed import rank_and_world
 
-FILE = ".lock"  # in the run folder; the system lets go of it when its process ends, however it does
+FILE = ".lock"  # in the run folder; the system releases the lock however its process ends
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a run in this block, on rank 0, and says so where the file system has no locks.
+    """Locks a run folder during the block, on rank 0; warns if the file system has no locks.
 
-    Raises UserError if another process holds it, or nothing can be written there.
+    Raises UserError if another process holds the lock or the folder cannot be written to.
     """
     if rank_and_world()[0] != 0:
         yield
         return
     with ExitStack() as stack:
         try:
-            # without a buffer, or closing it would fail a second time
+            # unbuffered: closing a buffered file would repeat a write that failed
             file = stack.enter_context((folder / FILE).open("ab+", buffering=0))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
@@ -58,7 +58,7 @@ def _held(folder: Path) -> UserError:
 
 
 def has_locks(folder: Path) -> bool:
-    """Whether the file system can tell that a process trains the run."""
+    """Whether the file system has locks, which tell that a process is training the run."""
     refused = _refused(folder)
     return refused is None or refused.errno not in WITHOUT_LOCKS
 
@@ -69,7 +69,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def _refused(folder: Path) -> OSError | None:
-    """The error of asking for a lock on the run: it is held, has no file, or there are no locks."""
+    """The error of asking for a lock on the run (held, no lock file, no locks); None if granted."""
     try:
         with (folder / FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The base class of trained runs that are open, to be sampled from and measured."""
+"""The base class of trained runs that are opened, to sample from them and measure them."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -22,23 +22,23 @@ from diffusion_lab.runs.weights import identify, require_unchanged
 class OpenRun(ABC):
     """A trained run on a device; each subclass is a kind of run."""
 
-    command: ClassVar[str]  # trains runs of this kind
-    results: ClassVar[tuple[str, ...]] = ()  # files of a finished run, beside the summary
-    summary_is_of_samples: ClassVar[bool]  # or of reconstructed test images
-    groups_without_choice: ClassVar[tuple[str, ...]] = ()  # of those that commands on runs have
+    command: ClassVar[str]  # the name of the command that trains runs of this kind
+    results: ClassVar[tuple[str, ...]] = ()  # files of a finished run, besides the summary
+    summary_is_of_samples: ClassVar[bool]  # else of reconstructed test images
+    groups_without_choice: ClassVar[tuple[str, ...]] = ()  # groups that this kind does not have
 
     saved: DictConfig  # the run's configuration
     device: torch.device
     precision: str
-    weights: dict[str, object]  # identifies them
-    datamodule: ImageDataModule  # unread
+    weights: dict[str, object]  # checksum and file stamp of the weights
+    datamodule: ImageDataModule  # its images are not read yet
 
     @classmethod
     def open(cls, cfg: DictConfig, saved: DictConfig) -> Self:
         """Opens the run `cfg.run`, whose configuration is `saved`, on the device of `cfg`.
 
-        `cfg.data_root` is the folder of its data, if they were moved. Raises UserError for anything
-        that is missing, damaged or impossible on this machine.
+        `cfg.data_root` is the new folder of the run's data, if they were moved. Raises UserError
+        for anything that is missing, damaged or impossible on this machine.
         """
         if cfg.data_root:
             move_data(saved.data.source, cfg.data_root)
@@ -51,29 +51,29 @@ class OpenRun(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
-        """Reads `datamodule` and the fields of this kind, networks on the device; may refuse."""
+        """Returns `datamodule` and the subclass's own fields, networks on `device`; may refuse."""
 
     @property
     @abstractmethod
     def conditional(self) -> bool:
-        """Whether samples are of classes."""
+        """Whether the model draws samples of given classes."""
 
     @property
     @abstractmethod
     def reconstruction_metrics(self) -> dict[str, float]:
-        """Metrics of test images that the first stage reconstructs; the data must be read."""
+        """The metrics of test images reconstructed by the first stage; the data must be read."""
 
     @abstractmethod
     def pipeline(self, cfg: DictConfig) -> Generator:
-        """The sampling call with the sampler and guidance of `cfg`; raises UserError."""
+        """Builds the sampling call with the sampler and guidance of `cfg`; may raise UserError."""
 
     @property
     def autocast(self) -> torch.autocast:
-        """The context in which the networks are called."""
+        """The autocast context in which to call the networks."""
         return autocast(self.precision, self.device)
 
     def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
-        """The metrics of `cfg.metrics`, loaded but not prepared; reads the data."""
+        """Builds the metrics of `cfg.metrics`, loaded but not prepared; reads the data."""
         metrics = instantiate(cfg, "metrics")
         with errors_at(cfg, "metrics"):
             metrics.check(self.conditional, self.datamodule.num_classes)
@@ -84,7 +84,7 @@ class OpenRun(ABC):
 
 
 def move_data(source: DictConfig, folder: str) -> None:
-    """Sets the root of a data source to `folder`, or looks there for its path and test_path."""
+    """Sets the root of a data source to `folder`, or moves its path and test_path there."""
     keys = [key for key in ("path", "test_path") if source.get(key)]
     moved = {key: str(Path(folder) / Path(source[key]).name) for key in keys}
     if "root" in source:

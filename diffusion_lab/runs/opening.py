@@ -1,4 +1,4 @@
-"""How a trained run is opened: its kind, and the settings that a command takes over from it."""
+"""Opens trained runs of each kind, and gives a command the settings of the run it works on."""
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -28,7 +28,7 @@ def open_diffusion_run(cfg: DictConfig) -> DiffusionRun:
 
 
 def load_diffusion_config(folder: str) -> DictConfig:
-    """The configuration of the run of a diffusion model; raises UserError for another kind."""
+    """Reads the configuration of a diffusion model's run; raises UserError for another kind."""
     saved = load_config(folder)
     if kind_of(saved) is not DiffusionRun:
         raise UserError(
@@ -41,10 +41,10 @@ def load_diffusion_config(folder: str) -> DictConfig:
 def inherit(
     cfg: DictConfig, saved: DictConfig, groups: tuple[str, ...], overrides: list[str]
 ) -> None:
-    """Gives `cfg` the choice of a run, `saved`, in each group, unless `overrides` choose another.
+    """Copies the data and `groups` of a run, `saved`, to `cfg`, except groups in `overrides`.
 
-    Single values in `overrides`, as in sampler.steps=20, change the run's choice. A group in which
-    its kind has no choice is taken out of `cfg`; raises UserError for an override of it.
+    Single values in `overrides`, as in sampler.steps=20, change the run's option. A group that
+    this kind of run does not have is removed from `cfg`; an override of it raises UserError.
     """
     keys = {override.key_or_group: override for override in parse(overrides)}
     with open_dict(cfg):
@@ -59,7 +59,7 @@ def inherit(
 
 
 def _take_over(cfg: DictConfig, saved: DictConfig, group: str, keys: dict[str, Override]) -> None:
-    """Copies one group of `saved`, but for the parts and values that overrides, by key, set."""
+    """Copies one group of `saved`, except the parts and values that overrides (by key) set."""
     parts = [key.replace("/", ".") for key in keys if key.startswith(f"{group}/")]
     chosen = {part: OmegaConf.select(cfg, part) for part in parts}
     cfg[group] = saved[group]

@@ -1,4 +1,4 @@
-"""The metrics that a run folder keeps, each with its protocol, and which of two may be compared."""
+"""The evaluations kept in a run folder, each with its protocol, and which can be compared."""
 
 import json
 from collections import ChainMap
@@ -16,7 +16,7 @@ from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.opening import kind_of
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 
-# what each entry means to people, and what makes it equal: an override, or words
+# how an error describes each entry of a protocol, and what makes it equal: an override or advice
 WORDS = {
     "extractor": ("with features of", "give both the same metrics"),
     "extractor_fingerprint": ("with extractor weights", "give both the same extractor"),
@@ -26,13 +26,13 @@ WORDS = {
 }
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # the result of `sampling_of`
-# "protocol", "sampling" and "metrics" of an evaluation, and of which weights it is
+# "protocol", "sampling" and "metrics" of an evaluation, and what identifies its weights
 Record = dict[str, dict]
 
 
 def sampling_of(cfg: DictConfig) -> Sampling:
-    """How samples are drawn: sampler, guidance and seed, as plain values."""
-    parts = [part for part in ("sampler", "guidance") if part in cfg]  # a prior has neither
+    """The settings by which samples are drawn: sampler, guidance and seed, as plain values."""
+    parts = [part for part in ("sampler", "guidance") if part in cfg]  # a VAE's has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
     return plain | {"seed": cfg.seed}
 
@@ -45,10 +45,10 @@ def save_evaluation(
     weights: dict[str, object],
     extra: Sequence[dict[str, object]] = (),
 ) -> Path:
-    """Writes the metrics of `evaluate` into the run; the same evaluation again replaces them.
+    """Writes the metrics of an evaluation into the run; repeating the evaluation replaces them.
 
     `weights` identifies the weights that were measured, and `extra` describes the quantities of
-    metrics of other code.
+    metrics from outside the package.
     """
     facts = {"protocol": protocol, "sampling": sampling_of(cfg), CHECKPOINT: weights[CHECKPOINT]}
     key = json.dumps([facts, sorted(metrics)], sort_keys=True)
@@ -102,8 +102,8 @@ def comparable_metrics(
 ) -> dict[str, float]:
     """The metrics of a run's evaluations that have the protocol and sampling of the run `name`.
 
-    `found` are all evaluations of the run `folder`. Raises UserError, naming a difference, if none
-    is like that.
+    `found` holds all evaluations of the run `folder`. If none of them matches, raises UserError,
+    which names a difference.
     """
     if not found:
         raise never_evaluated(folder)
@@ -112,7 +112,7 @@ def comparable_metrics(
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
     ours = flat(sampling)
     same = [each["metrics"] for each in alike if not _differing(ours, flat(each["sampling"]))]
-    metrics = dict(ChainMap(*same))  # the first evaluation counts
+    metrics = dict(ChainMap(*same))  # of several values of a metric the first counts
     if not metrics:
         theirs = flat(alike[-1]["sampling"])
         key = min(_differing(ours, theirs))
@@ -125,7 +125,7 @@ def comparable_metrics(
 
 
 def require_same(protocols: dict[str, Protocol]) -> None:
-    """Raises UserError, naming the first difference, unless the protocols of two runs are one."""
+    """Raises UserError, which names the first difference, if two runs' protocols are not equal."""
     (first, expected), (name, protocol) = protocols.items()
     for key in sorted(_differing(expected, protocol), key=lambda key: (key not in WORDS, key)):
         if key == FINGERPRINT:
@@ -143,19 +143,19 @@ def require_same(protocols: dict[str, Protocol]) -> None:
 
 
 def _differing(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
-    """The keys whose values differ; a missing value is null."""
+    """The keys whose values differ; a missing value counts as null."""
     return [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
 
 
 def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
-    """The advice to evaluate a run that was sampled as `theirs` again, sampled as `ours`."""
+    """The advice to evaluate a run, sampled with settings `theirs`, again with settings `ours`."""
     differing = _differing(ours, theirs)
     command = f"diffusion-lab evaluate run={folder}"
     for key in differing:
         group = key.partition(".")[0]
         if key.endswith("_target_") or key not in ours or key not in theirs:
             return f"measure both with one choice of it, as in `{command} {group}=...`"
-    # as Hydra reads values: without blanks, and infinity in its own word
+    # Hydra's syntax for values: no blanks, and inf for infinity
     words = {key: json.dumps(ours[key], separators=(",", ":")) for key in differing}
     chosen = " ".join(f"{key}={word.replace('Infinity', 'inf')}" for key, word in words.items())
     return f"measure it by `{command} {chosen}`"
@@ -164,10 +164,10 @@ def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, objec
 def common_metrics(
     records: dict[Path, list[Record]],
 ) -> tuple[Protocol, Sampling, dict[Path, dict[str, float]]]:
-    """The protocol and sampling that all runs, by folder, were measured with, and their metrics.
+    """Finds a protocol and sampling that all runs share; returns both, and the metrics by folder.
 
-    If there are several, the one of most samples. Raises UserError, naming a difference, if there
-    is none.
+    Of several it takes the one with most samples. If there is none, it raises UserError, which
+    names a difference.
     """
     having: dict[str, list[Path]] = {}  # the runs, by protocol and sampling
     for folder, found in records.items():
@@ -176,7 +176,7 @@ def common_metrics(
             having.setdefault(way, []).append(folder)
     if not having:
         raise never_evaluated(next(iter(records)), len(records) - 1)
-    # the most common ones, so that a difference is named of the odd run out; else of most samples
+    # the most common pair, so that the error names the odd run out; of those, most samples
     best = max(having, key=lambda way: (len(having[way]), json.loads(way)[0]["num_samples"]))
     protocol, sampling = json.loads(best)
     metrics, refused = {}, []

@@ -1,4 +1,4 @@
-"""The configuration that a run is resumed with, and whether a folder holds the run asked for."""
+"""The configuration that resumes a run, and how a saved run differs from the one asked for."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +14,15 @@ from diffusion_lab.runs import checkpoints, weights
 from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.opening import kind_of
 
-# values to write instead of options, of which a resumed run keeps its own
+# The values to set instead of choosing an option: a resumed run keeps its own options.
 INSTEAD_OF_OPTIONS = {
     "trainer=cpu": "trainer.accelerator=cpu",
     "trainer=ddp": "trainer.strategy=ddp",
     "trainer=fsdp": "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
 }
-# Files whose checksums are in the names of metrics, so that their places do not matter.
+# Files whose checksums are in the names of metrics, so that their paths do not matter.
 FILES = ("metrics.classifier",)
-# The values that ask a run to find another one out, which it then keeps.
+# Values that a run replaces: it determines the actual value and keeps that.
 REQUESTS = {
     "data.source.image_size": None,
     "data.source.channels": None,
@@ -35,7 +35,7 @@ REQUESTS = {
 def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
     """The configuration with which `command` resumes a run; `overrides` replace its values.
 
-    Raises UserError for an override that would make it another model.
+    Raises UserError if the run cannot be resumed or an override would make it another run.
     """
     cfg = load_config(folder)
     kind = kind_of(cfg)
@@ -100,13 +100,13 @@ def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, objec
 
 
 def found_out(asked: dict[str, object]) -> dict[str, object]:
-    """The values that a run would keep instead of requests, as far as the settings tell them."""
+    """The values that a run would keep in place of REQUESTS, as far as the settings tell them."""
     found: dict[str, object] = {}
     size = asked.get("data.source.image_size")
     if isinstance(size, int):
         found["data.source.image_size"] = [size, size]
     if size is None and "data.source.resize" in asked:
-        found["data.source.resize"] = "refuse"  # none needs it
+        found["data.source.resize"] = "refuse"  # no image needs resizing
     first_stage = Path(str(asked.get("first_stage.run"))) / saving.FIRST_STAGE_FILE
     if asked.get("first_stage.sha256") is None and first_stage.is_file():
         found["first_stage.sha256"] = hashing.of_file(first_stage)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.common.messages import UserError, say
 
-PACKAGES = ("diffusion_lab", "torch", "lightning")  # whose classes a run of this program names
+PACKAGES = ("diffusion_lab", "torch", "lightning")  # packages whose classes our runs name
 # the modules of those packages whose classes configurations use
 MODULES = (
     "diffusion_lab.",
@@ -23,11 +23,11 @@ MODULES = (
 
 
 def check(cfg: DictConfig, source: Path) -> None:
-    """Warns of classes of other packages in the configuration of the run `source`.
+    """Warns of classes from other packages in a configuration, read from the file `source`.
 
-    Raises UserError for a name within PACKAGES that leads to anything but a class of MODULES:
-    functions may do anything with their arguments, other classes may start programs or empty files
-    as they are made, and no run of ours names one.
+    Raises UserError for a name in PACKAGES that is anything but a class of MODULES: functions may
+    do anything with their arguments, other classes may start programs or empty files when they are
+    built, and no run of this program names one.
     """
     names = sorted(set(targets(cfg)))
     strangers = [name for name in names if name.split(".")[0] not in PACKAGES]
@@ -42,7 +42,7 @@ def check(cfg: DictConfig, source: Path) -> None:
 
 
 def targets(node: object) -> Iterator[str]:
-    """All values of `_target_` in a configuration, at any depth."""
+    """Yields all values of `_target_` in a configuration, at any depth."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield str(node["_target_"])
@@ -54,9 +54,9 @@ def targets(node: object) -> Iterator[str]:
 
 
 def is_trusted(name: str) -> bool:
-    """Whether a dotted name is that of a class which MODULES define.
+    """Whether a dotted name is the name of a class that is defined in MODULES.
 
-    Where it is defined counts, and not by what way it is reached: modules hold what they import.
+    The module that defines a class counts, not the one in the name, which may only import it.
     """
     try:
         found = get_object(name)
@@ -67,7 +67,7 @@ def is_trusted(name: str) -> bool:
 
 @cache  # a command reads the same configuration more than once
 def warn(source: str, names: str) -> None:
-    """One line for people."""
+    """Prints a warning that the file `source` names classes of other packages."""
     say(
         f"Warning: {source} names {names}, of neither {', '.join(PACKAGES[:-1])} nor "
         f"{PACKAGES[-1]}. Opening a run executes what it names: go on only if you trust where it "

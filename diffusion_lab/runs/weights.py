@@ -15,9 +15,9 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import checkpoints
 
 EXPORTED = "model.safetensors"  # in the folder of an export
-PREFIX = "denoiser."  # before the names of the denoiser's weights in a checkpoint
+PREFIX = "denoiser."  # starts the names of the denoiser's weights in a checkpoint
 CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and file stamp
-KINDS = {"averaged": "state_dict", "raw": "current_model_state"}  # and where a checkpoint has them
+KINDS = {"averaged": "state_dict", "raw": "current_model_state"}  # kind -> key in a checkpoint
 
 
 def file_of(folder: str | Path) -> Path:
@@ -30,7 +30,7 @@ def file_of(folder: str | Path) -> Path:
 
 
 def load_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The denoiser's weights, averaged, or as they were exported; raises UserError."""
+    """Loads the denoiser's weights, averaged or as exported; UserError if missing or damaged."""
     path = file_of(folder)
     if path.name != EXPORTED:
         return load_from_checkpoint(folder, "averaged")[0]
@@ -41,9 +41,10 @@ def load_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def load_from_checkpoint(folder: str | Path, kind: str) -> tuple[dict[str, Tensor], int]:
-    """The denoiser's weights in a run's newest whole checkpoint, and their step.
+    """Loads the denoiser's weights from a run's newest whole checkpoint; returns them and the step.
 
-    `kind` is of KINDS; where no average was kept the two are the same. Raises UserError.
+    `kind` is one of KINDS; both give the same if no average was kept. Raises UserError if no
+    checkpoint is whole.
     """
     path = checkpoints.newest_whole(folder)
     checkpoints.say_if_older(folder, path)
@@ -61,16 +62,16 @@ def sha256_of(folder: str | Path) -> str:
 
 
 def file_stamp(folder: str | Path) -> dict[str, object]:
-    """The name, size and time of the file with a run's weights; raises UserError without one."""
+    """The name, size and time of the file with a run's weights; raises UserError if it is gone."""
     names = (EXPORTED, checkpoints.LAST, checkpoints.PREVIOUS)
     there = [path for name in names if (path := Path(folder) / name).is_file()]
-    path = there[0] if there else file_of(folder)  # which says what is missing
+    path = there[0] if there else file_of(folder)  # raises, saying what is missing
     status = path.stat()
     return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def identify(folder: str | Path) -> dict[str, object]:
-    """The checksum and the file stamp by which a record tells its weights; raises UserError."""
+    """The checksum and file stamp of a run's weights, as kept in records; may raise UserError."""
     return {STAMP: file_stamp(folder), CHECKPOINT: sha256_of(folder)}
 
 
@@ -85,16 +86,16 @@ def require_unchanged(folder: str | Path, known: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True)
 class CurrentWeights:
-    """The weights that a run has now, to be compared with those that a record was measured on.
+    """The current weights of a run, to compare with the weights that a record was measured on.
 
-    Their file is read only if its name, size and time are not those of the record.
+    The file is read only if its name, size or time differs from the record.
     """
 
     folder: str | Path
 
     @cached_property
     def file_stamp(self) -> dict[str, object] | None:
-        """The stamp of their file; None if the weights are gone."""
+        """The stamp of the weights' file; None if it is gone."""
         try:
             return file_stamp(self.folder)
         except UserError:
@@ -111,5 +112,5 @@ class CurrentWeights:
 
     @cached_property
     def sha256(self) -> str:
-        """The sha256 of their file."""
+        """The sha256 of the weights' file."""
         return sha256_of(self.folder)

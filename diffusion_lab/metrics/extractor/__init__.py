@@ -1,4 +1,4 @@
-"""The networks that features are taken from."""
+"""The networks that compute features."""
 
 from diffusion_lab.metrics.extractor.classifier import Classifier
 from diffusion_lab.metrics.extractor.dinov2 import DINOv2

@@ -18,7 +18,7 @@ HOW_TO_GET = "make one with `diffusion-lab train-extractor data=...`"
 
 
 class SmallClassifier(nn.Module):
-    """Images uint8 (B, C, H, W) -> features (B, 128); `head` makes logits (B, K) of them."""
+    """A small CNN: uint8 (B, C, H, W) -> features (B, 128), which `head` maps to logits (B, K)."""
 
     width = 128
 
@@ -47,9 +47,9 @@ def layer(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 class Classifier(FeatureExtractor):
-    """The classifier in the file `path`: its last hidden layer, and the classes that it reads.
+    """The classifier in the file `path`: its last hidden layer, and the classes that it predicts.
 
-    Its name holds the beginning of the file's checksum: another training is another metric.
+    Its name has the beginning of the file's checksum: another training makes another metric.
     """
 
     dim = SmallClassifier.width
@@ -59,7 +59,7 @@ class Classifier(FeatureExtractor):
         self.path = Path(path)
 
     def build(self) -> tuple[nn.Module, str]:
-        """The network and the checksum of its file."""
+        """Returns the network and the checksum of its file."""
         if not self.path.is_file():
             raise ExtractorUnavailable(f"there is no classifier {self.path}; {HOW_TO_GET}")
         try:
@@ -78,7 +78,7 @@ class Classifier(FeatureExtractor):
         return network, checksum
 
     def check(self, source: ImageDataModule) -> None:
-        """Raises ExtractorUnavailable unless it was trained on such images in such classes."""
+        """Raises ExtractorUnavailable unless trained on images of this shape and these classes."""
         if (self.shape, self.classes) != (tuple(source.native_shape), list(source.class_names)):
             raise ExtractorUnavailable(
                 f"{self.path} knows images of shape {self.shape} in the classes "
@@ -87,7 +87,7 @@ class Classifier(FeatureExtractor):
             )
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of its classes."""
+        """The logits (n, K) of the classifier's classes."""
         with torch.no_grad():
             head: Any = self.network.head
             return head(features.to(self.device))

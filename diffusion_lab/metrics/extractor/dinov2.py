@@ -1,6 +1,6 @@
 """DINOv2 features (arXiv:2304.07193), which judge diffusion models more fairly than Inception's.
 
-That they do is arXiv:2306.04675; its FD-DINOv2 is the Frechet distance of these features.
+The comparison is in arXiv:2306.04675, whose FD-DINOv2 is the Frechet distance of these features.
 """
 
 from pathlib import Path
@@ -13,14 +13,14 @@ from torch.nn import functional
 from diffusion_lab.common import hashing
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
-SIZE = 224  # pixels, as in that comparison
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of the training
+SIZE = 224  # pixels, as in arXiv:2306.04675
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in training
 
 
 class DINOv2(FeatureExtractor):
     """The class token of a timm model; its weights are downloaded, or read from `weights_path`.
 
-    `model` is timm's name: the published comparison has vit_large_patch14_dinov2. The file may be
+    `model` is timm's name: the published comparison uses vit_large_patch14_dinov2. The file may be
     timm's or DINOv2's own (.pth or .safetensors); its checksum is in the features' name.
     """
 
@@ -32,7 +32,7 @@ class DINOv2(FeatureExtractor):
         self.name = f"dinov2-{model}"
 
     def build(self) -> tuple[nn.Module, str]:
-        """timm's network and the checksum of its weights."""
+        """Returns timm's network and the checksum of its weights."""
         import timm
 
         options: dict[str, Any] = {"num_classes": 0, "img_size": SIZE}
@@ -49,14 +49,14 @@ class DINOv2(FeatureExtractor):
             )
         try:
             network: Any = timm.create_model(self.model, pretrained=True, **options)
-        except Exception as error:  # of the hub, the network, or the file: each has its own
+        except Exception as error:  # the hub, the connection and the file raise errors of all kinds
             reason = str(error).strip().splitlines()[0]
             raise ExtractorUnavailable(
                 f"the weights of {self.model} could not be loaded ({reason}); download "
                 f"https://huggingface.co/timm/{self.model} elsewhere and set "
                 "weights_path to its model.safetensors"
             ) from error
-        # of the numbers, whichever file and type they are read from
+        # of the numbers alone: the file format and the type do not matter
         checksum = hashing.of_tensors({k: v.float() for k, v in network.state_dict().items()})
         self.dim = network.num_features
         self.name = f"dinov2-{self.model}-{checksum[:8]}"
@@ -64,7 +64,7 @@ class DINOv2(FeatureExtractor):
 
 
 def refuse_code(path: Path) -> None:
-    """Raises ExtractorUnavailable for a pickle of more than tensors: some timm would run it."""
+    """Raises ExtractorUnavailable for a pickle with code, which some versions of timm would run."""
     if path.suffix == ".safetensors":
         return
     try:
@@ -78,7 +78,7 @@ def refuse_code(path: Path) -> None:
 class ImageNetNormalised(nn.Module):
     """uint8 (B, 3, H, W) -> float32 (B, 3, 224, 224), normalised."""
 
-    mean: Tensor  # (3, 1, 1), as is the next
+    mean: Tensor  # (3, 1, 1), like std
     std: Tensor
 
     def __init__(self):

