@@ -26,9 +26,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Pairs (x_i, x_{i + d/2}) of x (B, h, N, d) turned by angles (M, d / 2) (arXiv:2104.09864).
+    """Turns pairs (x_i, x_{i + d/2}) of x (B, h, N, d) by angles (M, d / 2) (arXiv:2104.09864).
 
-    Where N > M, tokens without a position stand before the M that have one, and stay as they are.
+    Where N > M, the first N - M tokens have no position and stay as they are.
     """
     free, placed = x.split([x.shape[2] - len(angles), len(angles)], dim=2)
     first, second = placed.chunk(2, dim=-1)
@@ -38,7 +38,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """A projection (B, N, parts D) as `parts` tensors (B, h, N, d)."""
+    """Splits a projection (B, N, parts D) into `parts` tensors (B, h, N, d)."""
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
 
     `qk_norm` normalises queries and keys (arXiv:2302.05442); `angles` (M, d / 2) are the angles of
     rotary positions and `mask` (M, M) says which patch may look at which, both for the last M
-    tokens: those before them have no place, look at all and are seen by all.
+    tokens: the tokens before those have no position, look at all and are seen by all.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a backbone is: any network from noisy images and a noise label to an output of that size."""
+"""Backbones: networks from noisy images and a noise label to an output of the images' size."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -11,16 +11,16 @@ from diffusion_lab.backbone.conditioning import Condition
 
 
 class Backbone(Protocol):
-    """The one thing that a network must do to be trained here.
+    """The interface of a network that can be trained here.
 
     A backbone is configured as a factory: `Denoiser` calls it with the facts `in_channels`,
-    `out_channels` and `image_size` (height, width), everything else is set in its YAML.
+    `out_channels` and `image_size` (height, width); everything else is set in its YAML.
     """
 
     condition_width: int  # D of the vectors and tokens in a Condition
 
-    # A backbone may have a property `layers`, its modules that are called one after another: they
-    # are what FSDP gathers at a time, and what activation_checkpointing computes again.
+    # A backbone may have a property `layers`, the modules that it calls one after another: FSDP
+    # gathers one of them at a time, and activation_checkpointing computes them again.
 
     def __call__(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
@@ -30,7 +30,7 @@ class Backbone(Protocol):
 def initialise(network: nn.Module) -> None:
     """Gives a network Xavier's weights and biases of 0, where its modules make no exception.
 
-    Those are in methods `initialise`, which are called from the outermost module inwards.
+    A module makes exceptions in a method `initialise`, called from the outermost module inwards.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

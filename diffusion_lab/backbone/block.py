@@ -1,4 +1,4 @@
-"""What a block is: tokens and a condition -> tokens, whatever mixes them and however it conditions.
+"""Blocks: tokens and a condition -> tokens, for any mixer and each way to condition.
 
 The four ways to condition are those of arXiv:2212.09748. B batch, N tokens, L condition tokens, D
 width.
@@ -13,20 +13,20 @@ from diffusion_lab.backbone.attention import CrossAttention
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.common.ranges import between, ranges
 
-HEAD_WIDTH = 64  # at least; the heads must divide the width
+HEAD_WIDTH = 64  # least width of a head; the heads must divide the width
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, N, D) scaled by 1 + scale and shifted, both (B, D)."""
+    """Scales x (B, N, D) by 1 + scale and shifts it, both (B, D)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-class Block(nn.Module, ABC):  # in this order, which FSDP2's own subclass of it needs
+class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
     """One layer of a token network: a mixer of tokens, then an MLP if `mlp_ratio` is not 0.
 
     A block is configured as a factory: the network calls it with the facts `width` and `mixer`, a
-    constructor of the module that mixes tokens, (B, N, D) -> (B, N, D). A method `initialise`, of a
-    block or of what is in it, makes exceptions to the network's initialisation, after it.
+    constructor of the module that mixes tokens, (B, N, D) -> (B, N, D). A method `initialise` of a
+    block or of its modules makes exceptions to the network's initialisation, after it.
     """
 
     prepends = False  # whether the condition's tokens go through the blocks, before the patches'
@@ -45,7 +45,7 @@ class Block(nn.Module, ABC):  # in this order, which FSDP2's own subclass of it 
 
     @property
     def branches(self) -> list[nn.Module]:
-        """What is added to the tokens, in turn."""
+        """The modules whose outputs are added to the tokens, in turn."""
         return [self.mixer] if self.mlp is None else [self.mixer, self.mlp]
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Block(nn.Module, ABC):  # in this order, which FSDP2's own subclass of it 
 class AdaLN(Block):
     """Adaptive layer norm, x + branch(modulate(LayerNorm(x), c)), with no modulation at first."""
 
-    coefficients = 2  # of a branch: shift, scale
+    coefficients = 2  # per branch: shift, scale
 
     def __init__(self, width: int, mixer: Callable[[], nn.Module], mlp_ratio: float):
         super().__init__(width, mixer, mlp_ratio)
@@ -69,11 +69,11 @@ class AdaLN(Block):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, outputs))
 
     def initialise(self) -> None:
-        """No modulation, and closed gates."""
+        """Starts without modulation, and with closed gates."""
         nn.init.zeros_(self.modulation[1].get_parameter("weight"))
 
     def add(self, x: Tensor, branch: nn.Module, *coefficients: Tensor) -> Tensor:
-        """x (B, N, D) with one branch added, its coefficients (B, D)."""
+        """Adds one branch to x (B, N, D), modulated by its coefficients (B, D)."""
         shift, scale = coefficients
         return x + branch(modulate(self.norm(x), shift, scale))
 
@@ -91,10 +91,10 @@ class AdaLNZero(AdaLN):
     The gates start at zero, so that a new block is the identity.
     """
 
-    coefficients = 3  # and a gate
+    coefficients = 3  # shift, scale, gate
 
     def add(self, x: Tensor, branch: nn.Module, *coefficients: Tensor) -> Tensor:
-        """x (B, N, D) with one branch added, its coefficients (B, D)."""
+        """Adds one branch to x (B, N, D), modulated and gated by its coefficients (B, D)."""
         shift, scale, gate = coefficients
         return x + gate[:, None] * branch(modulate(self.norm(x), shift, scale))
 

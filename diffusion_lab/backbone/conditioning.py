@@ -1,4 +1,4 @@
-"""Conditions: class labels (or nothing) -> what a backbone is given, and label dropout."""
+"""Conditions: class labels (or none) -> vectors and tokens for a backbone, and label dropout."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from diffusion_lab.common.ranges import optional, ranges, whole_list
 
 @dataclass
 class Condition:
-    """What a backbone may use; a field that is None does not exist for this model.
+    """A condition that a backbone may use; a field that is None does not exist for this model.
 
     B batch, L tokens, D the backbone's `condition_width`.
     """
@@ -22,7 +22,7 @@ class Condition:
     labels: Tensor | None = None  # (B,)       raw, for third-party networks
 
     def joined(self, vector: Tensor) -> "Condition":
-        """This and one condition more (B, D): added to the vector, and a token of its own."""
+        """Adds one more condition (B, D): to the vector, and as a token of its own."""
         token = vector[:, None]
         return Condition(
             vector if self.vector is None else self.vector + vector,
@@ -31,7 +31,7 @@ class Condition:
         )
 
     def after(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of a vector (B, D) and this one's, and the vector before this one's tokens."""
+        """Returns `vector` (B, D) + the condition's own, and `vector` before the own tokens."""
         total = vector if self.vector is None else vector + self.vector
         token = vector[:, None]
         return total, token if self.tokens is None else torch.cat([token, self.tokens], dim=1)
@@ -50,7 +50,7 @@ class Unconditional(nn.Module):
         return Condition()
 
     def drop(self, labels: Tensor | None, rate: float, generator=None) -> None:
-        """Nothing to drop."""
+        """Does nothing, as there are no labels to drop."""
         return None
 
 
@@ -58,8 +58,8 @@ class Attributes(nn.Module):
     """Several attributes in one label: a learned vector and a token for each attribute's value.
 
     Labels are 0, ..., num_classes - 1, and the null label `num_classes` (arXiv:2207.12598). `sizes`
-    are the numbers of values; of sizes (m, n), label i has the values i // n and i % n. None is one
-    attribute. Raises ValueError if the product of the sizes is not num_classes.
+    are the numbers of values; with sizes (m, n), label i has the values i // n and i % n. None
+    means one attribute. Raises ValueError if the product of the sizes is not num_classes.
     """
 
     conditional = True
@@ -83,7 +83,7 @@ class Attributes(nn.Module):
             nn.init.normal_(embedding.get_parameter("weight"), std=0.02)
 
     def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
-        """Each label is replaced by the null label with probability `rate`, sample by sample."""
+        """Replaces each label by the null label with probability `rate`, sample by sample."""
         dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < rate
         return torch.where(dropped, self.null_label, labels)
 
@@ -103,7 +103,7 @@ class Attributes(nn.Module):
 
 
 class ClassLabel(Attributes):
-    """One learned vector a class, and one for the null label."""
+    """One learned vector per class, and one for the null label."""
 
     def __init__(self, num_classes: int, width: int):
         super().__init__(num_classes, width, sizes=None)

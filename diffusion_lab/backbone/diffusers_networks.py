@@ -19,7 +19,7 @@ from diffusion_lab.common.ranges import Count, between, optional, ranges, whole,
 
 
 def network_class(name: str) -> Any:
-    """A class of diffusers, which is imported here alone; ValueError if it is not installed."""
+    """Imports a class of diffusers, here alone; raises ValueError if it is not installed."""
     return getattr(package("diffusers", "diffusers", name), name)
 
 
@@ -62,13 +62,13 @@ class DiffusersUNet(nn.Module):
             attention_head_dim=head_channels,
             norm_num_groups=norm_groups,
             dropout=dropout,
-            class_embed_type="identity",  # what is given as class labels is a vector to be added
+            class_embed_type="identity",  # class_labels take a vector, which is added
         )
         zero(self.network.conv_out)
 
     @property
     def layers(self) -> list[nn.Module]:
-        """What is called one after another."""
+        """The modules that are called one after another."""
         return [*self.network.down_blocks, self.network.mid_block, *self.network.up_blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
@@ -80,18 +80,19 @@ class DiffusersUNet(nn.Module):
 
 
 class GivenVector(nn.Module):
-    """Stands where diffusers embeds timestep and label, and passes on what it gets as the label."""
+    """Replaces diffusers' embedding of timestep and label by the vector given as the label."""
 
     def forward(self, timestep: None, label: Tensor, hidden_dtype=None) -> Tensor:
-        """A vector (B, D), unchanged."""
+        """Returns the vector (B, D) unchanged."""
         return label
 
 
 class DiffusersDiT(nn.Module):
     """DiTTransformer2DModel of diffusers, with its noise embeddings, one a block, replaced by ours.
 
-    They would embed and drop class labels by themselves; now all blocks take the same vector, the
-    noise's and the condition's. Raises ValueError unless patches tile the image, which is square.
+    diffusers' own would embed and drop class labels; now all blocks take the same vector, the sum
+    of the noise's and the condition's. Raises ValueError unless the image is square and patches
+    tile it.
     """
 
     @ranges()
@@ -125,7 +126,7 @@ class DiffusersDiT(nn.Module):
             dropout=dropout,
             sample_size=image_size[0],
             patch_size=patch,
-            num_embeds_ada_norm=1,  # of labels; these embeddings are the ones replaced
+            num_embeds_ada_norm=1,  # number of labels; these embeddings are replaced
         )
         for block in self.network.transformer_blocks:
             block.norm1.emb = GivenVector()
@@ -135,7 +136,7 @@ class DiffusersDiT(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """What is called one after another."""
+        """The modules that are called one after another."""
         return [*self.network.transformer_blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:

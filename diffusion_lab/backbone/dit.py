@@ -14,7 +14,7 @@ from diffusion_lab.common.ranges import Count, Flag, one_of, optional, ranges, w
 
 
 def window_mask(rows: int, columns: int, window: int) -> Tensor:
-    """Which patch may look at which, (N, N): those at most `window` rows and columns apart."""
+    """The mask (N, N) that lets patches attend to those at most `window` rows and columns away."""
     places = grid_coordinates(rows, columns)  # (N, 2)
     return (places[:, None] - places[None]).abs().amax(2) <= window
 
@@ -23,8 +23,8 @@ class DiT(PatchNetwork):
     """Patches through `depth` blocks of self-attention.
 
     `positions` is sincos, learned or rotary; `qk_norm` normalises queries and keys; `window`, if
-    given, is how many rows and columns far a patch looks; `long_skips` are U-ViT's. Raises
-    ValueError for sizes that do not divide.
+    given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's skips.
+    Raises ValueError for sizes that do not divide.
     """
 
     @ranges()

@@ -1,8 +1,8 @@
 """Multiply-accumulates (MACs) of a network, module by module, from the shapes of a forward pass.
 
-A linear layer makes D_in for each number that it puts out, a convolution C_in k^2 / groups. What a
-module multiplies outside of such layers, as attention does between tokens, it says itself in
-`mixing_macs(*forward_inputs) -> int`. Norms, activations and sums are not counted.
+A linear layer has D_in MACs for each number in its output, a convolution C_in k^2 / groups. A
+module that multiplies outside of such layers, as attention does between tokens, counts this in a
+method `mixing_macs(*forward_inputs) -> int`. Norms, activations and sums are not counted.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# modules with one row of weights for each channel that they put out, and that they take
+# modules with one row of weights per output channel, and per input channel
 PER_OUTPUT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PER_INPUT = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-TRAINING_PASSES = 3  # a step costs so many forward passes: backward is about two
+TRAINING_PASSES = 3  # a step costs 3 forward passes, as the backward pass costs about 2
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Cost:
 
 
 def count(network: nn.Module, forward: Callable[[], object]) -> list[Cost]:
-    """What each module has and does itself, its children aside, in one call of `forward`.
+    """Counts the parameters and MACs of each module without its children, in one call of `forward`.
 
-    What is shared is listed once, and its MACs as often as it is called.
+    A shared module is listed once, with the MACs of all its calls.
     """
     names = {module: name for name, module in network.named_modules()}
     params, macs = dict.fromkeys(names.values(), 0), dict.fromkeys(names.values(), 0)
@@ -51,7 +51,7 @@ def count(network: nn.Module, forward: Callable[[], object]) -> list[Cost]:
 
 
 def own_macs(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> int:
-    """MACs of one call of a module, its children aside."""
+    """The MACs of one call of a module without its children."""
     macs = 0
     if isinstance(module, PER_OUTPUT):
         macs = output.numel() * module.weight[0].numel()
@@ -78,7 +78,7 @@ def total(costs: Iterable[Cost], name: str = "") -> Cost:
 def by_level(costs: list[Cost], depth: int) -> list[Cost]:
     """Sums over the modules whose names share their first `depth` parts.
 
-    A module above that depth stands for itself alone; what has and does nothing is left out.
+    A module above that depth is counted without its children; sums that are 0 are left out.
     """
     groups: dict[str, list[Cost]] = {}
     for cost in costs:

@@ -19,8 +19,8 @@ from diffusion_lab.common.ranges import Count, Flag, one_of, ranges
 def zigzag_paths(rows: int, columns: int) -> list[Tensor]:
     """The eight serpentine paths through a grid, each a permutation (N,) (arXiv:2403.13802).
 
-    Neighbours on a path are neighbours in the image. One follows another along the other axis and
-    from the opposite corner, so that a few layers have seen the image from all sides.
+    Neighbours on a path are neighbours in the image. Each path runs along the other axis than the
+    one before and from another corner, so that a few layers have seen the image from all sides.
     """
     grid = torch.arange(rows * columns).view(rows, columns)
     paths = []
@@ -146,4 +146,4 @@ class Mamba(PatchNetwork):
 
 
 class Mamba2(Mamba):
-    """A Mamba that is called after the state space of Mamba-2, which its configuration chooses."""
+    """A Mamba named after Mamba-2, whose state space its configuration chooses."""

@@ -7,7 +7,7 @@ from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.common.ranges import ranges, whole
 
-FREQUENCIES = 64  # of the noise embedding
+FREQUENCIES = 64  # numbers in the sinusoid of the noise embedding
 
 
 class ResidualLayer(nn.Module):
@@ -53,7 +53,7 @@ class MLP(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """What is called one after another."""
+        """The modules that are called one after another."""
         return [*self.blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:

@@ -40,12 +40,12 @@ class _GroupNorm(torch.autograd.Function):
         weight, bias = weight.view(groups, -1), bias.view(groups, -1)
         mean, square = _pixel_mean(x, groups), _pixel_mean(x * x, groups)
         added = 0.0
-        if shift is not None:  # free here, and a pass over the image outside
+        if shift is not None:  # the shift is free here, and costs a pass over the image elsewhere
             added = shift.to(mean.dtype).view(mean.shape)
             square = square + added * (2 * mean + added)
         group_mean = (mean + added).mean(2, keepdim=True)
         variance = square.mean(2, keepdim=True) - group_mean.square()
-        # nothing, or worse, is left of a variance that x's type cannot resolve
+        # a variance that x's type cannot resolve is all rounding error, and may be negative
         floor = (torch.finfo(x.dtype).eps * group_mean).square()
         inverse = (torch.maximum(variance, floor) + eps).rsqrt()
         centre = added - group_mean

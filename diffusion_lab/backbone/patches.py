@@ -15,7 +15,7 @@ from diffusion_lab.backbone.block import Block, modulate
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
 
-FREQUENCIES = 256  # of the noise embedding
+FREQUENCIES = 256  # numbers in the sinusoid of the noise embedding
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -39,16 +39,16 @@ def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
 
 
 class LongSkips(nn.ModuleList):
-    """U-ViT's skips: each block of the second half gets its twin's tokens too (arXiv:2209.12152).
+    """U-ViT's skips: each block of the second half also gets its twin's tokens (arXiv:2209.12152).
 
-    A linear layer joins the two, which at first passes on its block's own.
+    A linear layer joins the two, and at first passes on the block's own tokens.
     """
 
     def __init__(self, width: int, depth: int):
         super().__init__(nn.Linear(2 * width, width) for _ in range(depth // 2))
 
     def initialise(self) -> None:
-        """Skips that are there, and add nothing yet."""
+        """Starts with skips that add nothing."""
         for layer in self:
             own, skipped = layer.get_parameter("weight").data.chunk(2, dim=1)
             nn.init.eye_(own)
@@ -106,7 +106,7 @@ class PatchNetwork(nn.Module):
         initialise(self)
 
     def initialise(self) -> None:
-        """Small embeddings, and an output of 0."""
+        """Starts with small embeddings and an output of 0."""
         for layer in (self.noise[0], self.noise[2]):
             nn.init.normal_(layer.get_parameter("weight"), std=0.02)
         if isinstance(self.positions, nn.Parameter):
@@ -116,7 +116,7 @@ class PatchNetwork(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """What is called one after another."""
+        """The modules that are called one after another."""
         return [*self.blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:

@@ -68,7 +68,7 @@ class FilterDouble(_Filter):
 
 
 class Unconditioned(nn.Module):
-    """A module of x alone, called as a stage is."""
+    """Wraps a module of x alone, so that it can be called like a stage."""
 
     def __init__(self, module: nn.Module):
         super().__init__()

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-# numbers in the states of a block of channels: what stays in a cache, and what keeps a GPU busy
+# numbers in the states of a block of channels: few stay in a CPU's cache, many keep a GPU busy
 BLOCK = {"cpu": 2**18}
 LARGE_BLOCK = 2**28
 DUAL_CHUNK = 64  # tokens whose pairs are compared at once
 
 
 def recurrence_(a: Tensor, b: Tensor, backwards: bool = False) -> Tensor:
-    """h_t = a_t h_{t-1} + b_t from h_{-1} = 0, in the place of b; a and b (L, ...), a is spent.
+    """Overwrites b with h_t = a_t h_{t-1} + b_t from h_{-1} = 0; a and b (L, ...), a is destroyed.
 
-    `backwards` it is h_t = a_t h_{t+1} + b_t from h_L = 0. Chunks of sqrt(L) tokens advance
+    With `backwards` it is h_t = a_t h_{t+1} + b_t from h_L = 0. Chunks of sqrt(L) tokens advance
     together, then each takes over from the one before: some 2 sqrt(L) operations in all.
     """
     length = len(a)
@@ -40,7 +40,7 @@ def recurrence_(a: Tensor, b: Tensor, backwards: bool = False) -> Tensor:
 
 
 def _advance(a: Tensor, b: Tensor, order: slice) -> None:
-    """The recurrence within each chunk (n, c, ...); a becomes the decay since the chunk's start."""
+    """Runs the recurrence in each chunk (n, c, ...); a becomes the decay since a chunk's start."""
     decays, states = a.unbind(1)[order], b.unbind(1)[order]
     for i in range(1, len(states)):
         states[i].addcmul_(decays[i], states[i - 1])
@@ -48,7 +48,7 @@ def _advance(a: Tensor, b: Tensor, order: slice) -> None:
 
 
 def exactly(x: Tensor) -> torch.autocast:
-    """The block in which products are of the tensors' own type, whatever autocast says."""
+    """A context in which products keep the tensors' own type, whatever autocast says."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -75,7 +75,7 @@ def _scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 def _scan_backward(
     grad: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Computes the states again, block by block, instead of keeping them."""
+    """Recomputes the states, block by block, instead of keeping them."""
     grad_x, grad_dt, grad_a, grad_b, grad_c = _like(x, dt, a, b, c)
     for e in _blocks(x, a):
         x_e, dt_e, grad_e = x[..., e], dt[..., e], grad[..., e]
@@ -104,7 +104,7 @@ def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _blocks(x: Tensor, a: Tensor) -> list[slice]:
-    """The channels of x (L, B, E), so many at a time."""
+    """Slices the channels of x (L, B, E) into blocks."""
     length, batch, channels = x.shape
     block = BLOCK.get(x.device.type, LARGE_BLOCK)
     size = max(block // (batch * length * a.shape[1]), 1)
@@ -121,7 +121,7 @@ _scan.register_autograd(
 
 @register_flop_formula(torch.ops.diffusion_lab.selective_scan)
 def _flops(x, dt, a, *_, **__) -> int:
-    return 9 * math.prod(x) * a[1]  # shapes; Mamba's own count
+    return 9 * math.prod(x) * a[1]  # x and a are shapes; 9 is Mamba's own count
 
 
 @cache
@@ -147,11 +147,11 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Te
 
 
 def state_space_dual(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """As `selective_scan`, with one decay a head: y_i = sum_{j <= i} (c_i . b_j) decay_ij dt_j x_j.
+    """The scan with one decay per head, y_i = sum_{j <= i} (c_i . b_j) decay_ij dt_j x_j.
 
     x (B, L, h, p), dt (B, L, h), a (h,), b and c (B, L, S), all float32 -> (B, L, h, p). Within a
-    chunk the sum is a matrix product, in bf16 under autocast as attention is, and the chunks before
-    are one state, in float32 always.
+    chunk the sum is a matrix product, in bf16 under autocast like attention, and the chunks before
+    it are one state, always in float32.
     """
     length = x.shape[1]
     chunks, size = _dual_chunks(length)
@@ -178,7 +178,7 @@ def state_space_dual(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> 
 
 
 def _decay(log_decay: Tensor) -> Tensor:
-    """From running sums (..., L) the decay exp(sum_i - sum_j) for j <= i, else 0, (..., L, L)."""
+    """Turns running sums (..., L) into decays exp(sum_i - sum_j), j <= i, else 0, (..., L, L)."""
     difference = log_decay[..., :, None] - log_decay[..., None, :]
     past = torch.ones(difference.shape[-2:], dtype=torch.bool, device=difference.device).tril()
     return difference.masked_fill(~past, -torch.inf).exp()

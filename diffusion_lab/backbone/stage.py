@@ -1,4 +1,4 @@
-"""A stage of a U-Net: a residual block, and where a level has it attention over pixels.
+"""A stage of a U-Net: a residual block, and attention over pixels at the levels that have it.
 
 B batch, C channels, H W height and width, E width of the noise embedding, L tokens of the context.
 """
@@ -14,7 +14,7 @@ from diffusion_lab.common.ranges import Flag, between, optional, ranges, whole
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
-    """factor x, without a pass over x if the factor is 1."""
+    """Multiplies x by the factor, without a pass over x if that is 1."""
     return x if factor == 1 else x * factor
 
 
@@ -51,7 +51,7 @@ class PixelResidual(nn.Module):
         self.skip = nn.Conv2d(in_channels, channels, 1) if project else nn.Identity()
 
     def initialise(self) -> None:
-        """A branch that adds nothing yet."""
+        """Starts with a branch that adds nothing."""
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class PixelResidual(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Attention of all pixels, added to its input; the sum times skip_scale.
+    """Attention of all pixels, added to its input; the sum is multiplied by skip_scale.
 
     It is over the pixels themselves, or over a context of `context_width` (arXiv:2112.10752). None
     for `head_channels` is a single head; raises ValueError if they do not divide the channels.
@@ -96,7 +96,7 @@ class PixelAttention(nn.Module):
         )
 
     def initialise(self) -> None:
-        """Attention that adds nothing yet."""
+        """Starts with attention that adds nothing."""
         nn.init.zeros_(self.attention.out.weight)
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from diffusion_lab.backbone.scan import dual_macs, selective_scan, state_space_dual
 from diffusion_lab.common.ranges import ranges, whole
 
-RANK_DIVISOR = 32  # of the channels, for the rank of the steps: Mamba's D / 16
-SHORTEST, LONGEST = 1e-3, 0.1  # steps at first, and thereby memories of a thousand tokens to ten
+RANK_DIVISOR = 32  # rank of the steps is channels / 32: Mamba's D / 16
+SHORTEST, LONGEST = 1e-3, 0.1  # initial steps: memories of a thousand tokens down to ten
 
 
 def initial_step(count: int) -> Tensor:
-    """What softplus turns into `count` steps, log-uniform from SHORTEST to LONGEST."""
+    """Draws numbers that softplus turns into `count` log-uniform steps, SHORTEST to LONGEST."""
     step = torch.empty(count).uniform_(math.log(SHORTEST), math.log(LONGEST)).exp()
     return step + torch.log(-torch.expm1(-step))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x as the scans need it, whatever autocast says: decays multiply over all tokens."""
+    """Converts x to float32 at least, whatever autocast says: decays multiply over all tokens."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -41,7 +41,7 @@ class S6(nn.Module):
         self.skip = nn.Parameter(torch.empty(channels))
 
     def initialise(self) -> None:
-        """Decay rates 1 to S, and steps of many lengths."""
+        """Starts with decay rates 1 to S, and steps of many lengths."""
         rates = torch.arange(1, self.state + 1, device=self.log_decay.device).log()
         self.log_decay.data.copy_(rates.expand_as(self.log_decay))
         nn.init.ones_(self.skip)
@@ -62,7 +62,7 @@ class S6(nn.Module):
 
 
 class SSD(nn.Module):
-    """One decay a head, and a state of S x `head_channels` (arXiv:2405.21060).
+    """One decay per head, and a state of S x `head_channels` (arXiv:2405.21060).
 
     Inputs and outputs are projected from the scan's own input, as in S6; Mamba-2's block takes them
     from the token, and normalises the gated result.
@@ -83,7 +83,7 @@ class SSD(nn.Module):
         self.skip = nn.Parameter(torch.empty(self.heads))
 
     def initialise(self) -> None:
-        """Decay rates from 1 to 16, and steps of many lengths."""
+        """Starts with decay rates from 1 to 16, and steps of many lengths."""
         self.log_decay.data.uniform_(1, 16).log_()
         nn.init.ones_(self.skip)
         self.dt_bias.data.copy_(initial_step(self.heads))

@@ -23,7 +23,7 @@ from diffusion_lab.common.ranges import Count, Flag, ranges, whole_list
 
 
 class UpLevel(nn.Module):
-    """The stages of a level of the decoder, each joined by a skip, and what doubles the sides."""
+    """The stages of a decoder level, each joined by a skip, and a module that doubles the sides."""
 
     def __init__(self, stages: Sequence[nn.Module], upsample: nn.Module | None):
         super().__init__()
@@ -46,9 +46,9 @@ class UNet(nn.Module):
     """Encoder, middle and decoder of stages, joined by skip connections.
 
     `multipliers` times `channels` is the width of each level, finest first, which has `blocks`
-    stages; `attention` lists the levels, from 0, that attend, which with `attend_once` the decoder
-    does in a level's last stage only. With `patch` p the network works on blocks of p x p pixels.
-    `resample` changes the resolution. Raises ValueError for sizes that do not divide.
+    stages; `attention` lists the levels, from 0, that attend; with `attend_once` the decoder
+    attends in a level's last stage only. With `patch` p the network works on blocks of p x p
+    pixels. `resample` changes the resolution. Raises ValueError for sizes that do not divide.
     """
 
     @ranges()
@@ -100,7 +100,7 @@ class UNet(nn.Module):
         initialise(self)
 
     def initialise(self) -> None:
-        """An output of 0."""
+        """Starts with an output of 0."""
         nn.init.zeros_(self.out.weight)
 
     @property
@@ -129,9 +129,9 @@ class UNet(nn.Module):
 def check_levels(
     image_size: tuple[int, int], levels: int, attention: Sequence[int], patch: int = 1
 ) -> None:
-    """Raises ValueError if a U-Net cannot have so many levels, or these with attention."""
+    """Raises ValueError if a U-Net cannot have so many levels, or attention at these."""
     sides = math.gcd(*patch_grid(image_size, patch))
-    fitting = (sides & -sides).bit_length()  # one more than the times that 2 divides both
+    fitting = (sides & -sides).bit_length()  # 1 + how often 2 divides both sides
     if levels > fitting:
         height, width = image_size
         raise ValueError(

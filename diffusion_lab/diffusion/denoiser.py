@@ -26,10 +26,10 @@ class Denoiser(nn.Module):
     """Any backbone with any prediction type.
 
     image_shape is (C, H, W) of what is diffused. `input_std`, if given, is the standard deviation
-    of clean data, and the network's input is scaled to unit variance with it (EDM's c_in).
-    With `self_conditioning` the network also sees the estimate before (arXiv:2208.04202), beside x;
+    of clean data, and the network's input is scaled to unit variance with it (EDM's c_in). With
+    `self_conditioning` the network also sees the previous estimate (arXiv:2208.04202), beside x;
     with `learned_variance` it has a second output for the reverse variance (arXiv:2102.09672).
-    `augmentation_labels` is how many values tell it what was done to its image, if any do.
+    `augmentation_labels` is the number of values that describe an image's augmentation, if any do.
     """
 
     @ranges(noise_label=one_of(*NOISE_LABELS))
@@ -65,7 +65,7 @@ class Denoiser(nn.Module):
         )
         self.augmentation = None
         if augmentation_labels:
-            # without a bias, so that an image as it is adds nothing
+            # without a bias, so that an unchanged image adds nothing
             self.augmentation = nn.Linear(augmentation_labels, network.condition_width, bias=False)
             nn.init.normal_(self.augmentation.weight, std=0.02)
 

@@ -1,4 +1,4 @@
-"""Guidance: what sits between the denoiser and the sampler, x0 = weak + scale (strong - weak)."""
+"""Guidance, between the denoiser and the sampler: x0 = weak + scale (strong - weak)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
-# x, its level and the x0 of the call before -> the estimate, or a strong one and a weak x0
+# x, its level and the last x0 -> the estimate, or a strong estimate and a weak x0
 Ask = Callable[[Tensor, NoiseLevel, Tensor | None], Estimate]
 AskBoth = Callable[[Tensor, NoiseLevel, Tensor | None], tuple[Estimate, Tensor]]
 TINY = 1e-12  # where an estimate is constant or 0, there is nothing to divide by
@@ -45,7 +45,7 @@ class Guidance:
             )
 
     def direction(self, difference: Tensor, last: Tensor | None) -> Tensor:
-        """Where to push, from strong - weak (B, ...) and the direction of the call before."""
+        """Returns where to push, from strong - weak (B, ...) and the last call's direction."""
         return difference
 
     def push(self, strong: Tensor, direction: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Guidance:
         return strong + (self.scale - 1) * direction
 
     def rescaled(self, guided: Tensor, strong: Tensor) -> Tensor:
-        """`guided` with its standard deviation moved towards that of `strong`, sample by sample."""
+        """Moves the standard deviation of `guided` towards that of `strong`, sample by sample."""
         axes = tuple(range(1, strong.ndim))
         ratio = strong.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=TINY)
         return guided * (1 + self.rescale * (ratio - 1))
@@ -88,18 +88,18 @@ class Guidance:
 
 
 def asking(denoiser: Denoiser, labels: Tensor | None) -> Ask:
-    """A denoiser with its labels (B,), or None for the unconditional estimate."""
+    """Binds a denoiser to labels (B,), or to None for the unconditional estimate."""
     return lambda x, level, previous: denoiser(x, level, Given(labels, previous))
 
 
 def with_weak(strong: Ask, weak: Denoiser, labels: Tensor | None) -> AskBoth:
-    """A strong and a weaker model, each with the same labels (B,)."""
+    """Asks a strong and a weaker model, each with the same labels (B,)."""
     other = asking(weak, labels)
     return lambda x, level, previous: (strong(x, level, previous), other(x, level, previous).x0)
 
 
 def with_unlabelled(denoiser: Denoiser, labels: Tensor) -> AskBoth:
-    """A model with labels (B,) and without, in one batch."""
+    """Asks a model with labels (B,) and without them, in one batch."""
     both = torch.cat([labels, torch.full_like(labels, denoiser.conditioning.null_label)])
 
     def ask_both(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> tuple[Estimate, Tensor]:
@@ -113,7 +113,7 @@ def with_unlabelled(denoiser: Denoiser, labels: Tensor) -> AskBoth:
 
 
 def guided(guidance: Guidance, strong: Ask, both: AskBoth) -> Ask:
-    """Inside the guidance's interval the guided estimate, and outside the strong one itself."""
+    """Guides the estimate inside the guidance's interval; outside it is the strong one itself."""
     last: Tensor | None = None
 
     def ask(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
@@ -134,7 +134,7 @@ def guided(guidance: Guidance, strong: Ask, both: AskBoth) -> Ask:
 
 
 def clipped(ask: Ask, limit: float) -> Ask:
-    """The estimate with x0 in [-limit, limit]."""
+    """Clamps the estimated x0 to [-limit, limit]."""
 
     def ask_clipped(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
         estimate = ask(x, level, previous)
@@ -144,7 +144,7 @@ def clipped(ask: Ask, limit: float) -> Ask:
 
 
 def self_conditioned(ask: Ask) -> DenoiseFn:
-    """Each call is given the x0 of the call before."""
+    """Gives each call the x0 of the call before."""
     previous: Tensor | None = None
 
     def denoise(x: Tensor, level: NoiseLevel) -> Estimate:
@@ -160,10 +160,10 @@ def self_conditioned(ask: Ask) -> DenoiseFn:
 class ProjectedGuidance(Guidance):
     """Adaptive projected guidance (arXiv:2410.02416): a direction that saturates less.
 
-    Of the difference between both estimates the part along the strong one is kept by a share of
-    `parallel` only; `norm_limit`, if given, bounds the difference's length; `momentum`, negative
-    for the paper's reverse momentum, adds that share of the direction before.
-    parallel = 1 without limit and momentum is classifier-free guidance.
+    `parallel` multiplies the part of strong - weak along the strong estimate; `norm_limit`, if
+    given, bounds the difference's length; `momentum`, negative for the paper's reverse momentum,
+    adds that share of the previous direction. parallel = 1 without limit and momentum is
+    classifier-free guidance.
     """
 
     parallel: float = 0.0

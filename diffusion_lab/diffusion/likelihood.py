@@ -17,7 +17,7 @@ from diffusion_lab.diffusion.sampler.runge_kutta import (
 )
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
-GREY_STEP = 1 / 127.5  # between neighbouring uint8 values of images in [-1, 1]
+GREY_STEP = 1 / 127.5  # distance of neighbouring uint8 values of images in [-1, 1]
 
 
 def exact_divergence(slope: Tensor, z: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def log_likelihood(
 
 
 def bits_per_dim(log_likelihood: Tensor, numbers: int) -> Tensor:
-    """Bits a number of uint8 images, from nats of images in [-1, 1] with uniform noise of a step.
+    """Converts nats of images in [-1, 1] with uniform noise of a step to bits per uint8 number.
 
     `numbers` is C x H x W. Such noise makes the density's mean a bound on the bytes' probability.
     """

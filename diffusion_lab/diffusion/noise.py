@@ -48,7 +48,7 @@ def broadcast(value: Tensor, x: Tensor) -> Tensor:
 
 
 def add_noise(x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
-    """alpha x0 + sigma eps."""
+    """The noisy sample alpha x0 + sigma eps."""
     return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * eps
 
 

@@ -21,10 +21,10 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 
 class Objective(nn.Module):
-    """What is minimised; the denoiser must be built with the same `prediction`.
+    """The training objective; the denoiser must be built with the same `prediction`.
 
-    A module, so that what it learns of the losses is kept with the weights. label_dropout, in
-    [0, 1], is the share of labels replaced by the null label for classifier-free guidance.
+    It is a module, so that what it learns of the losses is saved with the weights. label_dropout,
+    in [0, 1], is the share of labels replaced by the null label for classifier-free guidance.
     offset_noise is the std of noise that is constant over each channel and added to eps.
     """
 
@@ -94,7 +94,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         """The loss of each sample with this noise eps (B, C, H, W) at this level (B,): (B,).
 
-        Without the learned uncertainty, which is no measure of the model.
+        It leaves out the learned uncertainty, which is no measure of the model.
         """
         x = add_noise(x0, eps, level)
         estimate = denoiser(x, level, given)
@@ -110,7 +110,7 @@ class Objective(nn.Module):
 
 
 def coin(generator: torch.Generator | None) -> bool:
-    """True half of the time."""
-    # without a generator from the CPU's, not to wait for a GPU
+    """Returns True half of the time."""
+    # without a generator it is the CPU's, so as not to wait for a GPU
     device = generator.device if generator else "cpu"
     return torch.rand((), generator=generator, device=device).item() < 0.5

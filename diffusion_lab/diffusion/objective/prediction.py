@@ -1,4 +1,4 @@
-"""Prediction types: the network's output is F = a x0 + b eps, and (a, b) is all there is to one.
+"""Prediction types: the network's output is F = a x0 + b eps, and (a, b) defines a type.
 
 With x = alpha x0 + sigma eps, one inverse serves all: x0 = (sigma F - b x) / (a sigma - b alpha).
 """
@@ -13,13 +13,13 @@ from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
 
 class Prediction(ABC):
-    """What the network predicts."""
+    """A quantity that the network predicts."""
 
-    data_std: float | None = None  # of clean data, where the prediction is scaled by it
+    data_std: float | None = None  # std of clean data, where the prediction is scaled by it
 
     @abstractmethod
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-        """(a, b), float64 and of the level's shape."""
+        """Returns (a, b), float64 and of the level's shape."""
 
     def target(self, x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
         """The output of a perfect network, of x0's shape."""

@@ -19,7 +19,7 @@ Gather = Callable[[Tensor], Tensor]  # one process's values (n,) -> those of all
 class BatchShare:
     """The share of a batch that a call draws: number `index` of `count` of equal size.
 
-    `gather` brings the losses of the other processes.
+    `gather` collects the losses of the other processes.
     """
 
     index: int = 0
@@ -47,11 +47,11 @@ class TimeSampler(nn.Module, ABC):
         """The t below which a share u in (0, 1] of all draws lies, (n,) float64."""
 
     def importance(self, t: Tensor) -> Tensor:
-        """What a loss at t (n,) counts in the mean, (n,) float32."""
+        """The weight of a loss at t (n,) in the mean, (n,) float32."""
         return torch.ones_like(t, dtype=torch.float32)
 
     def observe(self, t: Tensor, losses: Tensor, gather: Gather | None = None) -> None:
-        """Takes note of the losses (n,) at t (n,); `gather` brings those of other processes."""
+        """Records the losses (n,) at t (n,); `gather` collects those of other processes."""
 
     def forward(
         self,
@@ -60,11 +60,11 @@ class TimeSampler(nn.Module, ABC):
         generator: torch.Generator | None = None,
         share: BatchShare = WHOLE_BATCH,
     ) -> tuple[NoiseLevel, Tensor]:
-        """n levels (n,) and their importance weights (n,) float32, on the generator's device.
+        """Draws n levels (n,) and their importance weights (n,) float32, on the generator's device.
 
-        Without a generator that is the CPU; a sampler with buffers answers on theirs. The mean
-        loss is that of (loss x importance). A batch drawn in several shares is stratified as a
-        whole.
+        Without a generator the device is the CPU; a sampler with buffers returns tensors on theirs.
+        The mean loss is that of (loss x importance). A batch drawn in several shares is stratified
+        as a whole.
         """
         device = generator.device if generator else "cpu"
         # (0, 1]: at t = 0 there may be no noise to predict
@@ -74,8 +74,8 @@ class TimeSampler(nn.Module, ABC):
             order = torch.randperm(n, generator=generator, device=device)
             u = (order + (share.index + u) / share.count) / n
         t = self.quantile(u, schedule)
-        # of t as drawn, whose density it undoes exactly: the weighted mean is then that of uniform
-        # draws, rounded, also where the density changes between two points of the table
+        # for t as drawn, whose density it undoes exactly: the weighted mean is then that of rounded
+        # uniform draws, even if the density changes between two points of the table
         importance = self.importance(t)
         if schedule.discrete_steps is not None:
             t = (t * schedule.discrete_steps).ceil().clamp(min=1) / schedule.discrete_steps
@@ -121,8 +121,8 @@ class CosineInterpolated(TimeSampler):
     """logSNR between two cosine schedules shifted to noise resolutions (arXiv:2301.11093).
 
     At `noise_low` = `noise_high` = 1 it is the cosine schedule cut to [logsnr_min, logsnr_max]. A
-    lower `noise_low` adds noise at the noisy end, as much for a resolution of that share of the
-    image's as the cosine has for its own; `noise_high` does at the clean end.
+    lower `noise_low` adds noise at the noisy end: as much at that share of the image's resolution
+    as the cosine schedule has at the full one. `noise_high` does so at the clean end.
     """
 
     @ranges(noise_low=above(0), noise_high=above(0), logsnr_min=number(), logsnr_max=number())
@@ -155,7 +155,7 @@ class CosineInterpolated(TimeSampler):
 
 
 class SecondMoment(TimeSampler):
-    """Draws where the loss is large, and weighs that out again (arXiv:2102.09672).
+    """Draws more where the loss is large, and undoes this by weights (arXiv:2102.09672).
 
     Each of `bins` equal parts of (0, 1] gets a share in proportion to the root mean square of its
     last `history` losses; the share `uniform` is spread evenly, as is everything until every part
@@ -212,8 +212,8 @@ class SecondMoment(TimeSampler):
         new = hits.sum(0)
         place = hits.cumsum(0).gather(1, part[:, None])[:, 0] - 1  # among the hits of its part
         slot = (self.count[part] + place) % history
-        # what this very call overwrites goes to a column that is thrown away: a GPU writes in any
-        # order, and picking out the rest would wait for it
+        # losses that this very call would overwrite go to a spare column: a GPU writes in any
+        # order, and selecting the others would wait for it
         slot = torch.where(place < new[part] - history, history, slot)
         ring = torch.cat([self.history, torch.zeros_like(self.history[:, :1])], 1)
         ring[part, slot] = losses.to(ring.dtype)

@@ -23,7 +23,7 @@ class LearnedUncertainty(nn.Module):
 
     def forward(self, level: NoiseLevel) -> Tensor:
         """u, (B,) float32, on the weight's device."""
-        # pure noise is at infinity; beyond e^10 nothing is left to be told apart
+        # pure noise is at infinity; levels beyond e^10 need not be told apart
         log_ratio = (-level.logsnr / 2).clamp(-10, 10)
         position = (log_ratio / 4).to(self.weight.device, torch.float32)
         # normal frequencies and uniform phases as in the paper, but evenly spaced and not drawn
@@ -31,5 +31,5 @@ class LearnedUncertainty(nn.Module):
         frequency = torch.special.ndtri((count + 0.5) / len(count))
         phase = count * (math.sqrt(5) - 1) / 2
         features = (2 * math.pi * (position[:, None] * frequency + phase)).cos()  # (B, channels)
-        # a sum and no matrix product, which autocast would round to bf16
+        # a sum instead of a matrix product, which autocast would round to bf16
         return math.sqrt(2) * (features * self.weight).sum(1)

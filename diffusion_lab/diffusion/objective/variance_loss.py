@@ -23,7 +23,7 @@ class Hybrid:
     def __call__(
         self, x: Tensor, x0: Tensor, estimate: Estimate, level: NoiseLevel, schedule: NoiseSchedule
     ) -> Tensor:
-        """What is added to the loss of each sample, (B,); x and x0 are (B, C, H, W)."""
+        """The term added to the loss of each sample, (B,); x and x0 are (B, C, H, W)."""
         weight = estimate.log_variance_weight
         assert weight is not None, "variance_loss needs a learned variance"
         term = bound_term(x, x0, estimate.x0.detach(), weight, level, schedule)
@@ -56,7 +56,7 @@ def bound_term(
     there = schedule((index - 1) / steps)
     mean, _, large = posterior(x, x0, level, there)
     guess, _, _ = posterior(x, x0_hat, level, there)
-    # the last step's own variance is 0, and its log is put to that of the step before
+    # the last step's own variance is 0, so its log is replaced by that of the step before
     clipped = index.clamp(min=2)
     _, small, _ = posterior(x, x0, schedule(clipped / steps), schedule((clipped - 1) / steps))
     low, high = broadcast(small.log(), x), broadcast(large.log(), x)

@@ -86,9 +86,9 @@ class EDMWeight:
 class SigmoidWeight:
     """sigmoid(bias - logsnr) on the error of eps (arXiv:2303.00848, 2410.19324).
 
-    On that of x0 it is snr sigmoid(bias - logsnr) = e^bias sigmoid(logsnr - bias): flat on clean
-    samples, above the bias. The papers' bias is for a density uniform in logSNR; here the density
-    is the time sampler's.
+    On the error of x0 it is snr sigmoid(bias - logsnr) = e^bias sigmoid(logsnr - bias): flat on
+    clean samples, above the bias. The papers' bias is for a density uniform in logSNR; here the
+    density is the time sampler's.
     """
 
     bias: Annotated[float, number()] = -1.0

@@ -1,4 +1,4 @@
-"""What a sampler is: a walk from noise to data that asks only for the denoised estimate.
+"""Samplers: walks from noise to data that ask only for the denoised estimate.
 
 All integrate dx = x0 d(alpha) + eps d(sigma), which needs no derivative of the schedule.
 """
@@ -23,7 +23,7 @@ class Sampler(ABC):
     steps: Count
     time_grid: TimeGrid
 
-    adaptive = False  # whether `steps` is a limit, and the network decides how many there are
+    adaptive = False  # whether `steps` is only a limit, and the number depends on the network
 
     def __call__(
         self,
@@ -33,7 +33,7 @@ class Sampler(ABC):
         randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Samples (B, C, H, W) from unit noise of that shape, in its dtype.
+        """Draws samples (B, C, H, W) from unit noise of that shape, in its dtype.
 
         `on_step` is called after each step.
         """

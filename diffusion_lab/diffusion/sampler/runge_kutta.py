@@ -32,7 +32,7 @@ SMALLEST_RATIO = 1e-3  # sigma / alpha that stands for clean data: a 16th of a g
 
 
 class ToleranceError(ValueError):
-    """A tolerance was not met in the steps that were allowed."""
+    """A tolerance was not met in the allowed number of steps."""
 
 
 def integrate(
@@ -82,7 +82,7 @@ def angle_of(level: NoiseLevel) -> float:
 
 
 def clean_angle(schedule: NoiseSchedule) -> float:
-    """The angle taken for that of clean data: the schedule's cleanest, or just above 0."""
+    """The angle that stands for clean data: the schedule's cleanest, or just above 0."""
     return max(angle_of(schedule(torch.zeros(()))), math.atan(SMALLEST_RATIO))
 
 

@@ -98,9 +98,9 @@ def ancestral_step(
 class Ancestral(Sampler):
     """DDPM at eta = 1 (arXiv:2006.11239), DDIM at eta = 0, and all between (arXiv:2010.02502).
 
-    `variance` is the fresh noise's: fixed_small is the posterior's, fixed_large the forward step's,
-    for about as many steps as the model was trained with, and learned the network's, between the
-    two (improved DDPM). All are times eta^2.
+    `variance` is that of the fresh noise: fixed_small the posterior's, fixed_large the forward
+    step's, for about as many steps as in training, and learned the network's, between the two
+    (improved DDPM). All are times eta^2.
     """
 
     eta: Fraction = 1.0

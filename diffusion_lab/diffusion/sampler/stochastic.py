@@ -101,7 +101,7 @@ class PredictorCorrector(Sampler):
             yield x
 
     def noise_power(self, z: Tensor, eps: Tensor) -> Tensor | float:
-        """(|z| / |eps|)^2 of each sample (B, 1, ...), or 1, which it would be on average."""
+        """The ratio (|z| / |eps|)^2 of each sample (B, 1, ...), or 1, which it is on average."""
         if self.corrector == "annealed":
             return 1.0
         axes = tuple(range(1, z.ndim))

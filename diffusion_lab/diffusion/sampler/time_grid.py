@@ -14,9 +14,9 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 
 class TimeGrid(ABC):
-    """Where a sampler evaluates the network."""
+    """The times at which a sampler evaluates the network."""
 
-    needs_table = False  # whether it counts the points of a discrete schedule
+    needs_table = False  # whether the grid counts the points of a discrete schedule
 
     @abstractmethod
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -61,7 +61,7 @@ class UniformLogSNR(TimeGrid):
         return ratio.log()
 
     def ratio(self, even: Tensor) -> Tensor:
-        """The sigma / alpha at which that function has this value."""
+        """Inverts `even`: the sigma / alpha at which it has this value."""
         return even.exp()
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -94,7 +94,7 @@ class Explicit(TimeGrid):
     """Times written out: t of each evaluation, falling; a walk has as many steps."""
 
     def __init__(self, times: Sequence[float]):
-        self.written = list(times)  # Hydra's list is of a type of its own
+        self.written = list(times)  # Hydra's list has a type of its own
         inside = all(0 < t <= 1 for t in self.written)
         if not (self.written and inside and all(a > b for a, b in pairwise(self.written))):
             raise ValueError(
@@ -152,7 +152,7 @@ class Trailing(TableGrid):
     """Every (N / steps)-th point of a table of N, rounded, counted from the noisiest."""
 
     def index(self, points: int, steps: int) -> Tensor:
-        # numpy's arange, which rounds its step so, decides what becomes of halves in diffusers
+        # rounded like the step of numpy's arange, which decides how halves round in diffusers
         step = points - (points - points / steps)
         return (points - torch.arange(steps, dtype=torch.float64) * step).round() - 1
 
@@ -173,5 +173,5 @@ class Quadratic(TableGrid):
         end = math.sqrt(0.8 * points)
         order = torch.arange(steps, dtype=torch.float64)
         root = order * (end / max(steps - 1, 1))
-        root[-1] = end  # exactly: what lies a rounding error below a whole number is cut
+        root[-1] = end  # exact, as a rounding error below a whole number would be cut to the next
         return ((root.square().floor() - order).cummax(0).values + order).flip(0)

@@ -1,4 +1,4 @@
-"""What a noise schedule is: t in [0, 1] -> (alpha, sigma) in x_t = alpha x0 + sigma eps."""
+"""Noise schedules: t in [0, 1] -> (alpha, sigma) in x_t = alpha x0 + sigma eps."""
 
 from abc import ABC, abstractmethod
 

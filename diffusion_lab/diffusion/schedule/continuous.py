@@ -1,4 +1,4 @@
-"""Schedules with a closed form; each knows the way back from logSNR to t without cancellation."""
+"""Schedules with a closed form; each inverts logSNR to t without cancellation."""
 
 import math
 
@@ -80,8 +80,8 @@ class Linear(NoiseSchedule):
         return -t * (self.beta_min + self.slope / 2 * t)
 
     def at_decay(self, decay: Tensor) -> NoiseLevel:
-        """The levels where -log(alpha^2) is this: the quadratic's root without a difference."""
-        linear = self.beta_min / decay  # divided by the decay, so that 0 and inf are good, too
+        """The levels where -log(alpha^2) is `decay`: the quadratic's root without a difference."""
+        linear = self.beta_min / decay  # divided by the decay, so that 0 and inf work, too
         return self((2 / (linear + (linear**2 + 2 * self.slope / decay).sqrt())).clamp(0, 1))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class Table(NoiseSchedule):
 class DDPMLinear(Table):
     """N steps whose betas grow linearly (arXiv:2006.11239).
 
-    beta_start and beta_end are those of 1000 steps; other tables have 1000 / N times as much a
+    beta_start and beta_end are those of 1000 steps; other tables have 1000 / N times as much per
     step, the rule of arXiv:2102.09672's code, and so end at about the same noise.
     """
 

@@ -10,7 +10,7 @@ from diffusion_lab.common.ranges import above, ranges
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule.base import NoiseSchedule
 
-# what is 1 along a path, as a function of alpha and sigma
+# for each path, the function of alpha and sigma that is 1 along it
 PATHS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "straight": torch.add,
     "exploding": lambda alpha, sigma: alpha,
