@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     prepare_for_commands(monkeypatch, tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()  # what was said before, as by a run that is set up
         code = command_line(monkeypatch, *arguments)
         out, err = capfd.readouterr()
         return code, out, err
@@ -56,8 +58,23 @@ def refusal(lab) -> Callable[..., str]:
 def finished_run(tmp_path_factory) -> Path:
     """A run on tiny data that was trained once; nobody writes into it."""
     folder = tmp_path_factory.mktemp("finished")
-    run_alone(folder, "train", *TINY, "run_dir=run")
+    run_alone(folder, "train", *TINY, "run_dir=run", "callbacks.sample_grid.every_n_steps=2")
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Callable[..., Path]:
+    """trained_once("train", ...) -> the folder in which that command was run, once.
+
+    Nobody writes into it: what is to be changed is copied.
+    """
+
+    @cache
+    def folder_of(*arguments: str) -> Path:
+        run_alone(folder := tmp_path_factory.mktemp("trained"), *arguments)
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -137,19 +138,38 @@ def write(lab, tmp_path, forgetting):
     return files_of
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """The folder of the runs that were trained with these parts."""
+    return tmp_path_factory.mktemp("parts")
+
+
+@pytest.fixture
+def train_with(lab, write, kept):
+    """train_with("sampler") writes that part and leaves a run of it, which is trained once."""
+
+    def leave_run(part: str) -> None:
+        arguments = write(part)
+        if not (kept / part).exists():
+            code, _, err = lab("train", *arguments)
+            assert code == 0, err
+            shutil.copytree("run", kept / part)
+        else:
+            shutil.copytree(kept / part, "run")
+
+    return leave_run
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_of_ones_own_is_two_files(lab, write, part):
-    arguments = write(part)
-    code, _, err = lab("train", *arguments)
-    assert code == 0, err
+def test_a_part_of_ones_own_is_two_files(lab, train_with, part):
+    train_with(part)
     code, _, err = lab("sample", "run=run", "num_samples=4")
     assert code == 0, err
     assert f"my_{part}s." in Path("run/config.yaml").read_text()
 
 
-def test_the_values_of_a_metric_are_kept_with_the_others(lab, write):
-    code, _, err = lab("train", *write("metric"))
-    assert code == 0, err
+def test_the_values_of_a_metric_are_kept_with_the_others(lab, train_with):
+    train_with("metric")
     metrics = json.loads(Path("run/summary.json").read_text())["metrics"]
     for name in ("mean_gap", "mean_gap_real", "fid"):
         (value,) = (metrics[key] for key in metrics if key.startswith(f"{name}/"))
@@ -159,15 +179,13 @@ def test_the_values_of_a_metric_are_kept_with_the_others(lab, write):
     assert any(key.startswith("mean_gap/") for key in json.loads(out.splitlines()[-1]))
 
 
-def test_a_callback_is_called_every_so_many_steps(lab, write):
-    code, _, err = lab("train", *write("callback"), "trainer.max_steps=5")
-    assert code == 0, err
+def test_a_callback_is_called_every_so_many_steps(train_with):
+    train_with("callback")
     assert Path("run/counts.txt").read_text().split() == ["2", "4"]
 
 
-def test_the_images_of_a_source_are_learned_from(lab, write):
-    code, _, err = lab("train", *write("source"))
-    assert code == 0, err
+def test_the_images_of_a_source_are_learned_from(train_with):
+    train_with("source")
     with Image.open("run/samples/step_0000004.png") as picture:
         assert picture.size == (2 * (2 * 10 + 2), 2 * (2 * 10 + 2))  # one row a class
 
@@ -186,13 +204,12 @@ def test_the_readmes_network_borrows_the_keys_of_another(lab, write):
     assert code == 0, err
 
 
-def test_a_run_is_not_opened_where_its_part_is_missing(lab, write, tmp_path, monkeypatch):
-    code, _, err = lab("train", *write("network"))
-    assert code == 0, err
+def test_a_run_is_not_opened_where_its_part_is_missing(lab, train_with, tmp_path, monkeypatch):
+    train_with("network")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
-    del sys.modules["my_networks"]
+    sys.modules.pop("my_networks", None)
     code, _, err = lab("sample", "run=../run", "num_samples=4")
     assert code == 2
     warning, sentence = err.strip().splitlines()

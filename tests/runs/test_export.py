@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logg
 
 
 @pytest.fixture
-def trained(lab, tmp_path):
-    code, _, err = lab("train", *QUICK, "run_dir=run")
-    assert code == 0, err
+def trained(lab, tmp_path, trained_once):
+    """The checkpoint of a run, whose folder is run/ where commands are run."""
+    shutil.copytree(trained_once("train", *QUICK, "run_dir=run"), tmp_path, dirs_exist_ok=True)
     return torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
 
 

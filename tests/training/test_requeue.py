@@ -51,7 +51,8 @@ def written() -> list[int]:
     return [path.stat().st_mtime_ns for path in sorted(Path().glob("**/last.ckpt"))]
 
 
-SHORT = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
+LOGGED = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
+SHORT = [*LOGGED, "callbacks.sample_grid=null", "logger=none"]
 
 
 @pytest.mark.parametrize(
@@ -66,11 +67,11 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
 ):
     with monkeypatch.context() as patched:
         send(patched, number, step=2)
-        code, _, err = lab("train", *SHORT, *where)
+        code, _, err = lab("train", *LOGGED, *where)
     assert code == 0, err
     assert job.read_text().split() == ["requeue", "17"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    code, _, err = lab("train", *SHORT, *where)
+    code, _, err = lab("train", *LOGGED, *where)
     assert code == 0, err
     (folder,) = [Path("mine")] if where else Path("outputs/x").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
@@ -80,7 +81,7 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     assert steps == [1, 2, 3, 4, 5, 6]
     assert len(wandb_runs(folder)) == 1
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # by an administrator
-    code, _, err = lab("train", *SHORT, *where)
+    code, _, err = lab("train", *LOGGED, *where)
     assert (code, job.read_text().split()) == (0, ["requeue", "17"])
     assert written() == finished
 
@@ -88,7 +89,7 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
 def test_a_signal_in_the_last_figures_requeues_the_job(lab, tmp_path, monkeypatch, job):
     with monkeypatch.context() as patched:
         patched.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-        code, _, err = lab("train", *SHORT, "callbacks.sample_grid.every_n_steps=null")
+        code, _, err = lab("train", *LOGGED, "logger=none")
     assert code == 0, err
     assert job.read_text().split() == ["requeue", "17"]
 

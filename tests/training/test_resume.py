@@ -5,16 +5,15 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from functools import cache
 
 import pytest
 import torch
 import yaml
-from helpers.commands import run_alone
 from helpers.faults import Killed, at_step, die, no_file_above
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
@@ -58,23 +57,11 @@ ROWS = [*QUIET, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
 ROWS += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """unbroken(*overrides) -> the folder in which that run was trained without a stop, once."""
-
-    @cache
-    def folder_of(*overrides):
-        run_alone(folder := tmp_path_factory.mktemp("unbroken"), "train", *overrides)
-        return folder
-
-    return folder_of
-
-
 @pytest.mark.parametrize("step", [4, 5, 6])
 def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
-    lab, tmp_path, killed_at_step, unbroken, step
+    lab, tmp_path, killed_at_step, trained_once, step
 ):
-    whole = unbroken(*ROWS, "run_dir=run") / "run"
+    whole = trained_once("train", *ROWS, "run_dir=run") / "run"
     killed_at_step(step, "train", *ROWS, "run_dir=parts")
     with (tmp_path / "parts/metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "train/lo')  # cut short
@@ -93,10 +80,10 @@ def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
 
 @pytest.mark.parametrize("step", [3, 4])  # a validation is due after the latter
 def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
-    lab, tmp_path, monkeypatch, unbroken, step
+    lab, tmp_path, monkeypatch, trained_once, step
 ):
     common = [*QUIET, "trainer.max_steps=8", "validate_every_n_steps=4"]
-    whole = unbroken(*common, "run_dir=run") / "run"
+    whole = trained_once("train", *common, "run_dir=run") / "run"
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert lab("train", *common, "run_dir=parts")[0] == 130
@@ -107,22 +94,13 @@ def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
     assert rows(tmp_path / "parts") == rows(whole)
 
 
-def test_figures_that_are_taken_again_have_one_row(lab, tmp_path):
-    assert lab("train", *TINY, "logger=none", "run_dir=run")[0] == 0
-    before, summary = rows(tmp_path / "run"), tmp_path / "run/summary.json"
-    seconds = json.loads(summary.read_text())["wall_seconds"]
-    summary.unlink()  # as if killed there
-    code, _, err = lab("train", "resume=run")
-    assert code == 0, err
-    assert rows(tmp_path / "run") == before
-    assert json.loads(summary.read_text())["wall_seconds"] >= seconds / 2
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_last_figures_says_how_to_go_on(lab, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
-        code, _, err = lab("train", *TINY, "logger=none", "run_dir=run")
+        code, _, err = lab(
+            "train", *TINY, "logger=none", "callbacks.evaluation=null", "run_dir=run"
+        )
     assert code == 130
     assert_names(err, "step 4", "diffusion-lab train resume=run")
     assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is False
@@ -152,9 +130,11 @@ def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_pat
 
 
 @pytest.mark.parametrize("micro", [("null", "2"), ("2", "null"), ("4", "1")])
-def test_another_micro_batch_sees_the_same_images(lab, tmp_path, killed_at_step, unbroken, micro):
+def test_another_micro_batch_sees_the_same_images(
+    lab, tmp_path, killed_at_step, trained_once, micro
+):
     common = [*QUIET, *SEEN, "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"]
-    whole = seen(unbroken(*common, "run_dir=run", "++callbacks.seen.folder=a") / "a")
+    whole = seen(trained_once("train", *common, "run_dir=run", "++callbacks.seen.folder=a") / "a")
     before, after = micro
     parts = ["run_dir=parts", "++callbacks.seen.folder=b", f"micro_batch_size={before}"]
     killed_at_step(4, "train", *common, *parts)
@@ -264,9 +244,9 @@ def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
 
 
 def test_a_run_that_is_killed_while_it_is_made_longer_is_not_finished(
-    lab, tmp_path, killed_at_step
+    lab, tmp_path, killed_at_step, trained_once
 ):
-    assert lab("train", *QUIET, "run_dir=run")[0] == 0
+    shutil.copytree(trained_once("train", *QUIET, "run_dir=run"), tmp_path, dirs_exist_ok=True)
     before = load_summary(tmp_path / "run")
     killed_at_step(6, "train", "resume=run", "trainer.max_steps=8")
     assert load_summary(tmp_path / "run") == before | {"finished": False}

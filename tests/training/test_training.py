@@ -63,25 +63,19 @@ def kill_at_step(step, monkeypatch):
     at_step(monkeypatch, step, die)
 
 
-def test_the_same_seed_trains_the_same_model(lab, tmp_path):
-    for folder in ("a", "b"):
-        assert (
-            lab("train", *TINY, f"run_dir={folder}", "callbacks.evaluation=null", "logger=none")[0]
-            == 0
-        )
-    a, b = (runs.load(tmp_path / folder)[1].denoiser.state_dict() for folder in ("a", "b"))
+QUIET = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+
+
+def test_the_same_seed_trains_the_same_model_whoever_watches(lab, run_folder):
+    code, _, err = lab("train", *TINY, *QUIET, "run_dir=again")
+    assert code == 0, err
+    folders = (run_folder, run_folder.parent / "again")
+    a, b = (runs.load(folder)[1].denoiser.state_dict() for folder in folders)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_accumulation_gives_the_same_steps_and_rows(lab, tmp_path):
-    code, _, err = lab(
-        "train",
-        *TINY,
-        "run_dir=acc",
-        "micro_batch_size=2",
-        "callbacks.evaluation=null",
-        "logger=none",
-    )
+    code, _, err = lab("train", *TINY, *QUIET, "run_dir=acc", "micro_batch_size=2")
     assert code == 0, err
     summary = json.loads((tmp_path / "acc/summary.json").read_text())
     assert (summary["steps"], summary["images_seen"]) == (4, 32)
@@ -89,9 +83,11 @@ def test_accumulation_gives_the_same_steps_and_rows(lab, tmp_path):
 
 @pytest.mark.parametrize("micro", ["null", "4"])
 @pytest.mark.parametrize("checkpoint", ["of the end", "in the middle"])
-def test_resuming_equals_never_having_stopped(lab, tmp_path, monkeypatch, micro, checkpoint):
-    common = [*TINY, "callbacks.evaluation=null", "logger=none", f"micro_batch_size={micro}"]
-    assert lab("train", *common, "run_dir=whole", "trainer.max_steps=6")[0] == 0
+def test_resuming_equals_never_having_stopped(
+    lab, tmp_path, monkeypatch, trained_once, micro, checkpoint
+):
+    common = [*TINY, *QUIET, f"micro_batch_size={micro}"]
+    whole = trained_once("train", *common, "run_dir=run", "trainer.max_steps=6")
     if checkpoint == "of the end":
         assert lab("train", *common, "run_dir=parts", "trainer.max_steps=3")[0] == 0
     else:  # killed at step 5, after the checkpoint of step 3
@@ -106,9 +102,8 @@ def test_resuming_equals_never_having_stopped(lab, tmp_path, monkeypatch, micro,
     steps = [row["step"] for row in rows(tmp_path / "parts") if "train/loss" in row]
     assert steps == [1, 2, 3, 4, 5, 6]
     states = []
-    for folder in ("whole", "parts"):
-        path = tmp_path / folder / "checkpoints/last.ckpt"
-        checkpoint = torch.load(path, weights_only=True)
+    for folder in (whole / "run", tmp_path / "parts"):
+        checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
         assert checkpoint["global_step"] == 6
         states.append(checkpoint)
     for part in ("state_dict", "current_model_state"):
@@ -122,13 +117,20 @@ def test_a_finished_run_is_not_trained_again_by_mistake(refusal, run_folder):
     assert (run_folder / "summary.json").read_bytes() == before
 
 
+def names_and_steps(folder):
+    return [(row["step"], set(row)) for row in rows(folder)]
+
+
 def test_a_run_killed_in_its_last_figures_gets_them_when_resumed(lab, run_folder):
     whole = json.loads((run_folder / "summary.json").read_text())
+    logged = names_and_steps(run_folder)
     (run_folder / "summary.json").unlink()
     code, _, err = lab("train", "resume=run")
     assert code == 0, err
     again = json.loads((run_folder / "summary.json").read_text())
     assert again["metrics"] == pytest.approx(whole["metrics"])
+    assert again["wall_seconds"] >= whole["wall_seconds"] / 2
+    assert names_and_steps(run_folder) == logged, "figures that are taken again have one row"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -141,7 +143,7 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(DiffusionModule, "training_step", interrupted)
-    code, _, err = lab("train", *TINY, "run_dir=run", "trainer.max_steps=100")
+    code, _, err = lab("train", *TINY, *QUIET, "run_dir=run", "trainer.max_steps=100")
     assert code == 130
     assert "diffusion-lab train resume=run" in err
     summary = json.loads((tmp_path / "run/summary.json").read_text())

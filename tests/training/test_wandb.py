@@ -49,8 +49,12 @@ def table_rows(record: wandb_record.Record, step: int) -> list[dict]:
 def trained(lab, tmp_path, command, *arguments) -> wandb_record.Record:
     code, _, err = lab(command, *arguments, "run_dir=run", "callbacks.sample_grid.every_n_steps=2")
     assert code == 0, err
-    record = wandb_record.read(tmp_path / "run")
-    assert_same_scalars(record, tmp_path / "run")
+    return record_of(tmp_path / "run")
+
+
+def record_of(folder: Path) -> wandb_record.Record:
+    record = wandb_record.read(folder)
+    assert_same_scalars(record, folder)
     logged = set().union(*record.rows.values())
     assert [name for name in logged if not is_known(name)] == []
     assert record.axes["*"] == "images"
@@ -58,9 +62,9 @@ def trained(lab, tmp_path, command, *arguments) -> wandb_record.Record:
     return record
 
 
-def test_a_training_run(lab, tmp_path):
-    record = trained(lab, tmp_path, "train", *TINY)
-    saved = runs.load_config(tmp_path / "run")
+def test_a_training_run(finished_run):
+    record = record_of(finished_run)
+    saved = runs.load_config(finished_run)
     logged = {key: value for key, value in record.config.items() if key != "_wandb"}
     saved.guidance.interval[1] = "Infinity"  # as W&B keeps it
     assert logged == OmegaConf.to_container(saved, resolve=True) | {
@@ -90,7 +94,7 @@ def test_a_training_run(lab, tmp_path):
     for step, facts in grids.items():
         with (
             Image.open(record.folder / "files" / facts["path"]) as logged,
-            Image.open(tmp_path / f"run/samples/step_{step:07d}.png") as kept,
+            Image.open(finished_run / f"samples/step_{step:07d}.png") as kept,
         ):
             assert logged.tobytes() == kept.tobytes()
     rows = table_rows(record, 4)
@@ -100,7 +104,7 @@ def test_a_training_run(lab, tmp_path):
     assert [row["sample"] for row in rows] == list(range(8))
     assert {(row["seed"], row["step"], row["images_seen"]) for row in rows} == {(0, 4, 32)}
     # the pictures wait for their upload in the run's folder
-    assert len(list((tmp_path / "run/wandb/artifacts/staging").glob("*"))) > 8
+    assert len(list((finished_run / "wandb/artifacts/staging").glob("*"))) > 8
 
 
 def test_an_unconditional_run_has_samples_without_a_class(lab, tmp_path):
@@ -141,11 +145,9 @@ def run_id(tmp_path: Path) -> str:
     return yaml.safe_load((tmp_path / "run/config.yaml").read_text())["logger"]["run_id"]
 
 
-def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path):
-    code, _, err = lab("train", *TINY, "run_dir=run", "callbacks.evaluation=null")
-    assert code == 0, err
+def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path, run_folder):
     (first,) = (tmp_path / "run/wandb").glob("offline-run-*")
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=6", "callbacks.evaluation=null")
     assert code == 0, err
     assert wandb_record.read(first).run["run_id"] == run_id(tmp_path)
     (second,) = set((tmp_path / "run/wandb").glob("offline-run-*")) - {first}
@@ -156,9 +158,9 @@ def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path):
     assert record.config["choices"] == wandb_record.read(first).config["choices"]
 
 
-def test_the_readmes_lines_for_tensorboard_take_all_that_a_run_logs(lab, tmp_path, monkeypatch):
-    code, _, err = lab("train", *TINY, "logger=none", "run_dir=outputs/a/b")
-    assert code == 0, err
+def test_the_readmes_lines_for_tensorboard_take_all_that_a_run_logs(run_folder, monkeypatch):
+    Path("outputs/a").mkdir(parents=True)
+    run_folder.rename("outputs/a/b")
     taken = []
 
     class SummaryWriter:
