@@ -26,7 +26,7 @@ MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent toy \
 	study-unet-vs-dit study-low-data study-samplers study-guidance one-model \
-	test test-slow test-slurm lint format build clean
+	test test-slow test-slurm lint format pages docs docs-serve build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,9 +110,21 @@ lint: setup  ## check format, style and types
 format: setup  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+# pages that are made: of options from conf/, of the Python API from docstrings, and experiments/
+pages: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python docs/options.py && $(BIN)/python docs/api.py
+	rm -rf docs/pages/experiments && cp -r experiments docs/pages/
+
+docs: pages  ## build the documentation in docs/site; a broken link is an error
+	PYTHONPATH=docs $(BIN)/python -m zensical build --clean --strict -f docs/zensical.toml
+
+docs-serve: pages  ## read the documentation at http://localhost:8000, built anew when a page changes
+	PYTHONPATH=docs $(BIN)/python -m zensical serve -f docs/zensical.toml
+
 build: setup  ## the wheel, in dist/
 	$(BIN)/python -m build --wheel
 
 clean:       ## remove caches and builds; keeps .venv, data and outputs
-	rm -rf dist build .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf dist build docs/.cache docs/site docs/pages/api docs/pages/options docs/pages/experiments .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

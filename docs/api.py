@@ -1,0 +1,86 @@
+"""Write the API pages, docs/pages/api/, which mkdocstrings fills from the docstrings."""
+
+import ast
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "diffusion_lab"
+PAGES = ROOT / "docs/pages/api"
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+
+def docstring_of(path: Path) -> str:
+    """The first paragraph of a module's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
+
+
+def modules_of(room: str) -> list[str]:
+    """The modules of a room that define something, packages first."""
+    names = []
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        defines = (ast.ClassDef, ast.FunctionDef)
+        if any(isinstance(node, defines) for node in ast.parse(path.read_text()).body):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+def public_names() -> dict[str, str]:
+    """The names that `diffusion_lab` itself offers, and the module that defines each."""
+    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "HOMES":
+            homes = ast.literal_eval(node.value)
+            return {name: defining(home, name) for name, home in homes.items()}
+    raise ValueError("diffusion_lab/__init__.py has no HOMES")
+
+
+def defining(module: str, name: str) -> str:
+    """The module that defines a name which `module` imports or defines."""
+    package = ROOT / module.replace(".", "/") / "__init__.py"
+    if package.exists():
+        for node in ast.parse(package.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and name in (a.name for a in node.names):
+                return defining(node.module, name)
+    return module
+
+
+def page_of(room: str) -> str:
+    """The page of a room, a block for each of its modules."""
+    lines = [f"# diffusion_lab.{room}", "", docstring_of(PACKAGE / room / "__init__.py"), ""]
+    lines += [f"::: {name}\n" for name in modules_of(room)]
+    return "\n".join(lines)
+
+
+def index_page() -> str:
+    """The page of the rooms and of the names that are imported from `diffusion_lab` itself."""
+    lines = [
+        "# Python API",
+        "",
+        "These names are what people extend or call, as in `from diffusion_lab import Sampler`:",
+        "",
+        "| name | where it lives |",
+        "| --- | --- |",
+    ]
+    lines += [f"| [`{name}`][{home}.{name}] | `{home}` |" for name, home in public_names().items()]
+    lines += ["", "The rooms of the package:", "", "| room | what is in it |", "| --- | --- |"]
+    for room in ROOMS:
+        lines.append(f"| [`{room}`]({room}.md) | {docstring_of(PACKAGE / room / '__init__.py')} |")
+    lines += ["", "`diffusion_lab.pipeline` joins the parts:", "", "::: diffusion_lab.pipeline", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write all pages of the API anew."""
+    shutil.rmtree(PAGES, ignore_errors=True)
+    PAGES.mkdir(parents=True)
+    (PAGES / "index.md").write_text(index_page())
+    nav = ["- [Python API](index.md)"]
+    for room in ROOMS:
+        (PAGES / f"{room}.md").write_text(page_of(room))
+        nav.append(f"- [{room}]({room}.md)")
+    (PAGES / "SUMMARY.md").write_text("\n".join([*nav, ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Write the option pages, docs/pages/options/, from the files in conf/ and their comments."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+PAGES = ROOT / "docs/pages/options"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+RECIPES = ("debug", "experiment", "hparams_search", "study")  # shown as whole files
+WITH_PLUS = ("debug", "study")
+KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w@.]+):(?P<value>.*)$")
+
+
+@dataclass
+class Key:
+    """A key of a configuration file, with its default as it is written there."""
+
+    name: str
+    default: str
+    comment: str
+
+
+def head_of(text: str) -> tuple[str, str]:
+    """Split a file into the comment that it begins with, and the rest."""
+    lines = text.splitlines()
+    count = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    comment = [line.removeprefix("#").strip() for line in lines[:count] if "@package" not in line]
+    return "\n".join(comment), "\n".join(lines[count:]).strip()
+
+
+def sentence_of(text: str) -> str:
+    """The first sentence of the comment that a file begins with."""
+    comment = head_of(text)[0].replace("\n", " ")
+    return re.split(r"(?<=[.?])(?= +[A-Z(]|$)", comment)[0].removesuffix(".")
+
+
+def keys_of(text: str) -> list[Key]:
+    """The keys of a file, nested ones with their whole path."""
+    keys, path, comment = [], [], ""
+    for line in head_of(text)[1].splitlines():
+        value, _, trailing = line.partition(" #")
+        found = KEY.match(value)
+        if not found:
+            comment = f"{comment} {line.strip().removeprefix('#')}".strip()
+            continue
+        depth = len(found["indent"]) // 2
+        path = [*path[:depth], found["name"]]
+        keys.append(Key(".".join(path), found["value"].strip(), trailing.strip() or comment))
+        comment = ""
+    whole = [key.name for key in keys]
+    return [
+        key
+        for key in keys
+        if not any(other.startswith(f"{key.name}.") for other in whole)
+        and key.name.split(".")[0] != "defaults"
+        and key.name.split(".")[-1] not in ("_partial_", "_convert_", "_recursive_")
+    ]
+
+
+def cell(text: str) -> str:
+    """Text that does not end a cell of a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """Text as code, if there is any."""
+    return f"`{cell(text)}`" if text else ""
+
+
+def anchor(group: str, name: str) -> str:
+    """The anchor of an option; those of a group inside of a group begin with its name."""
+    return "-".join([*group.split("/")[1:], *name.split("/")])
+
+
+def of_which(group: str, text: str) -> str:
+    """Sentences on the options that an option begins with: one of its own group, and parts."""
+    own, parts = [], []
+    for entry in (yaml.safe_load(text) or {}).get("defaults", []):
+        if isinstance(entry, dict):
+            for key, name in entry.items():
+                part = key.removeprefix("override ").lstrip("/").partition("@")[0]
+                inside = (CONF / group / part).is_dir() and not key.startswith("override /")
+                parts.append(f"`{f'{group}/{part}' if inside else part}={name}`")
+        elif entry in options_of(group):
+            own.append(f"[`{entry}`](#{anchor(group, entry)})")
+        elif entry != "_self_":
+            own.append(f"`{entry}`")
+    sentences = []
+    if own:
+        sentences.append(f"Has all keys of {' and '.join(own)}; what differs is below.")
+    if parts:
+        sentences.append(f"Made with {', '.join(parts)}.")
+    return " ".join(sentences)
+
+
+def table_of(keys: list[Key], prefix: str = "") -> list[str]:
+    """The keys as the rows of a table, written as on the command line."""
+    if not keys:
+        return []
+    rows = [f"| `{prefix}{key.name}` | {code(key.default)} | {cell(key.comment)} |" for key in keys]
+    return ["| key | default | what it is |", "| --- | --- | --- |", *rows, ""]
+
+
+def section_of(group: str, name: str) -> list[str]:
+    """One option: what its file says of it, its parts and its keys."""
+    text = (CONF / group / f"{name}.yaml").read_text()
+    lines = [f"### {name} {{ #{anchor(group, name)} }}", ""]
+    if group in RECIPES:
+        return [*lines, "```yaml", *text.strip().splitlines(), "```", ""]
+    lines += [cell(head_of(text)[0].replace("\n", " ")), ""]
+    if made := of_which(group, text):
+        lines += [made, ""]
+    keys = keys_of(text)
+    lines += [f"Class: `{key.default}`\n" for key in keys if key.name == "_target_"]
+    prefix = f"callbacks.{name}." if group == "callbacks" else f"{group.replace('/', '.')}."
+    return [*lines, *table_of([key for key in keys if key.name != "_target_"], prefix)]
+
+
+def page_of(group: str) -> str:
+    """The page of a group and the groups inside it: a table of options, then a section for each."""
+    lines = [f"# {group}", ""]
+    for part in groups_in(group):
+        names = options_of(part)
+        lines += [f"## {part} {{ #{part.replace('/', '-')}-options }}", "", how_written(part), ""]
+        lines += ["| option | what it is |", "| --- | --- |"]
+        for name in names:
+            sentence = cell(sentence_of((CONF / part / f"{name}.yaml").read_text()))
+            lines.append(f"| [`{name}`](#{anchor(part, name)}) | {sentence} |")
+        lines += ["", *(line for name in names for line in section_of(part, name))]
+    return "\n".join(lines)
+
+
+def how_written(group: str) -> str:
+    """The sentence on how an option of a group is chosen."""
+    if group == "callbacks":
+        example = "callbacks.evaluation.every_n_steps=5000"
+        return f"Parts of a run. Write their keys as in `{example}`, or `callbacks.NAME=null`."
+    plus = "+" if group in WITH_PLUS else ""
+    return f"Written `{plus}{group}=NAME`; the files are in `conf/{group}/`."
+
+
+def options_of(group: str) -> list[str]:
+    """The options of a group; a recipe may lie in a folder, as in `fashion_mnist/dit`."""
+    files = (CONF / group).rglob("*.yaml") if group in RECIPES else (CONF / group).glob("*.yaml")
+    return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in files)
+
+
+def groups_in(group: str) -> list[str]:
+    """The group itself, and those inside of it, if they have options."""
+    folders = [CONF / group, *sorted(p for p in (CONF / group).rglob("*") if p.is_dir())]
+    inside = [folder.relative_to(CONF).as_posix() for folder in folders]
+    return [name for name in (inside[:1] if group in RECIPES else inside) if options_of(name)]
+
+
+def commands_page() -> str:
+    """The page of the commands: what they are called with, and the keys that are not of a group."""
+    lines = ["# Commands", "", "Each is `diffusion-lab COMMAND key=value ...`.", ""]
+    for name in sorted(path.stem for path in CONF.glob("*.yaml")):
+        text = (CONF / f"{name}.yaml").read_text()
+        content = yaml.safe_load(text)
+        help_text = content.get("hydra", {}).get("help", {}).get("header", "")
+        if not help_text:  # shared by commands, which link to it
+            continue
+        lines += [
+            f"## {name.replace('_', '-')}",
+            "",
+            "```text",
+            *help_text.strip().splitlines(),
+            "```",
+            "",
+        ]
+        keys = [key for key in keys_of(text) if not key.name.startswith("hydra.")]
+        shared = [entry for entry in content["defaults"] if isinstance(entry, str)]
+        for entry in shared:
+            if entry in ("run_command", "model_command"):
+                keys += keys_of((CONF / f"{entry}.yaml").read_text())
+        lines += table_of(keys)
+    return "\n".join(lines)
+
+
+def index_page() -> str:
+    """The page of all groups, with a sentence from each file of theirs."""
+    lines = [
+        "# Options",
+        "",
+        "Every folder in `conf/` is a group, and every file in it an option: `backbone=dit` takes",
+        "`conf/backbone/dit.yaml`. Its keys are written with the name of the group in front:",
+        "`backbone.depth=6`. These pages are made from the files and their comments.",
+        "",
+        "| group | options |",
+        "| --- | --- |",
+    ]
+    for group in GROUPS:
+        for part in groups_in(group):
+            names = " ".join(
+                f"[`{name}`]({group}.md#{anchor(part, name)})" for name in options_of(part)
+            )
+            lines.append(f"| [`{part}`]({group}.md#{part.replace('/', '-')}-options) | {names} |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Write all pages of options anew."""
+    shutil.rmtree(PAGES, ignore_errors=True)
+    PAGES.mkdir(parents=True)
+    (PAGES / "index.md").write_text(index_page())
+    (PAGES / "commands.md").write_text(commands_page())
+    nav = ["- [Options](index.md)", "- [Commands](commands.md)"]
+    for group in GROUPS:
+        (PAGES / f"{group}.md").write_text(page_of(group))
+        nav.append(f"- [{group}]({group}.md)")
+    (PAGES / "SUMMARY.md").write_text("\n".join([*nav, ""]))
+
+
+if __name__ == "__main__":
+    main()
