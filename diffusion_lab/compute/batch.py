@@ -25,8 +25,8 @@ class BatchLayout:
 def solve_batch(batch_size: int, world: int, micro_batch_size: int | None) -> BatchLayout:
     """The layout of a global batch over `world` ranks, each taking `micro_batch_size` at a time.
 
-    micro_batch_size None takes a rank's whole share at once. Raises UserError if it does not
-    divide, since a batch rounded in silence is another experiment.
+    If micro_batch_size is None, a rank takes its whole share at once. Raises UserError if the sizes
+    do not divide, since a silently rounded batch would be another experiment.
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")

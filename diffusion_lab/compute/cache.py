@@ -12,20 +12,20 @@ from diffusion_lab.common.files import replacing
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 
-VERSION = 2  # raised when the same key comes to mean other numbers
+VERSION = 2  # increased when the same key comes to mean other values
 
 
 def cached(
     folder: str | Path, name: str, key: dict, compute: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What `compute` returns, from `folder` where it is kept already; the same on every rank.
+    """Returns the tensors of `compute`, from `folder` if they are there; the same on every rank.
 
     `key` (plain values) names everything that the tensors depend on; `name` is for people who look
     into the folder. All ranks call this, and `compute`, together. A damaged file is replaced.
     """
     content = json.dumps({"version": VERSION} | key, sort_keys=True)
     path = Path(folder) / f"{name}-{hashing.of_text(content)[:16]}.pt"
-    found = on_rank_zero(lambda: _read(path))  # other nodes may not see the first one's disk
+    found = on_rank_zero(lambda: _read(path))  # other nodes may not see the first node's disk
     if found is not None:
         return found
     tensors = compute()
@@ -34,7 +34,7 @@ def cached(
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
                 torch.save({"tensors": tensors, "sha256": hashing.of_tensors(tensors)}, file)
-        except (OSError, RuntimeError) as error:  # torch.save's own name for a full disk
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch.save's for a full disk
             say(f"{path} could not be written, so it is computed anew the next time: {error}")
     return tensors
 
@@ -44,5 +44,5 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         kept = torch.load(path, weights_only=True)
         # torch.load does not notice bytes that changed inside a tensor
         return kept["tensors"] if kept["sha256"] == hashing.of_tensors(kept["tensors"]) else None
-    except Exception:  # whatever a damaged file makes torch.load raise: there is nothing to use
+    except Exception:  # torch.load may raise anything on a damaged file
         return None

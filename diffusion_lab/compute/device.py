@@ -1,4 +1,4 @@
-"""What the device at hand does best: device, precision, compilation."""
+"""Picks the device, precision and compilation for this machine, and measures peak memory."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ OWN_MEMORY = Path("/proc/self/status")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one; any torch device name is taken as it is."""
+    """Picks a device by name, `auto` being the first GPU if any; raises UserError if it cannot."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -60,42 +60,42 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def device_and_precision(device: str, precision: str) -> tuple[torch.device, str]:
-    """Picks the device and a precision for work outside a Trainer; raises UserError."""
+    """Picks device and precision for work outside a Trainer; raises UserError for unknown ones."""
     picked = pick_device(device)
     precision = pick_precision(precision, picked)
-    autocast(precision, picked)  # refuses a precision that it does not know
+    autocast(precision, picked)  # raises UserError for an unknown precision
     return picked, precision
 
 
 def pays(choice: bool | str, device: torch.device) -> bool:
-    """Whether to compile, or to keep weights channels last: as told, or for `auto` on a GPU.
+    """Whether to compile, or to keep weights channels last: as chosen, or for `auto` on a GPU.
 
-    There a run outlasts the compilation; on a CPU the U-Net works channels last whatever this says,
-    as its norms are written for it.
+    On a GPU a run outlasts the compilation. On a CPU the U-Net works channels last in any case, as
+    its norms are written for that layout.
     """
     return device.type == "cuda" if choice == "auto" else choice is True
 
 
 class PeakMemory:
-    """The most memory that a run has had in training; what is done meanwhile can be left out.
+    """The peak memory of a run in training, from which other work can be left out.
 
-    Of tensors on a GPU; on a CPU, under Linux, of the process, which in a sweep trains one run
-    after another.
+    On a GPU it is that of tensors; on a CPU, under Linux, that of the process, which in a sweep
+    trains one run after another.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._before: int | None = 0  # the peak of what was trained before the last stop
+        self._before: int | None = 0  # the peak of training before the last stop
         self._reset()
 
     def bytes(self) -> int | None:
-        """None where it cannot be told from what else the process has done."""
+        """The peak in bytes; None if other work of the process cannot be left out."""
         before, since = self._before, self._since_reset()
         return None if before is None or since is None else max(before, since)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leaves out what a block needs."""
+        """Leaves out the memory that a block needs."""
         self._before = self.bytes()
         try:
             yield
@@ -108,9 +108,9 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._known = True
             return
-        with contextlib.suppress(AttributeError):  # glibc alone has it
-            ctypes.CDLL(None).malloc_trim(0)  # what is no longer used
-        with contextlib.suppress(OSError):  # not everywhere
+        with contextlib.suppress(AttributeError):  # only glibc has it
+            ctypes.CDLL(None).malloc_trim(0)  # returns unused memory to the system
+        with contextlib.suppress(OSError):  # not writable everywhere
             OWN_MEMORY.with_name("clear_refs").write_text("5")
             self._known = True
 
@@ -124,7 +124,7 @@ class PeakMemory:
 
 
 def check_choices(**choices: bool | str) -> None:
-    """Raises UserError unless each is true, false or auto."""
+    """Raises UserError unless each choice is true, false or auto."""
     for name, choice in choices.items():
         if choice not in (True, False, "auto"):
             raise UserError(f"{name}={choice} is unknown; use auto, true or false")

@@ -1,4 +1,4 @@
-"""Work shared over ranks by sample id."""
+"""Shares work over ranks by sample id, and collects the results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def shard(count: int, rank: int, world: int) -> list[int]:
-    """The ids below `count` that are this rank's: every `world`-th, so shards may be uneven."""
+    """The ids below `count` of one rank: every `world`-th, so shards may be uneven."""
     return list(range(rank, count, world))
 
 
@@ -37,9 +37,9 @@ def gather_by_id(rows: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 def on_rank_zero(compute: Callable[[], Value]) -> Value:
-    """What `compute` returns, on every rank, where rank 0 alone calls it.
+    """Calls `compute` on rank 0 alone, and returns its result on every rank.
 
-    What it raises reaches every rank, so that none waits: the others as one sentence, a UserError.
+    An error ends every rank, so none is left waiting: the others raise a UserError of one line.
     """
     rank, world = rank_and_world()
     if world == 1:
@@ -51,7 +51,7 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
             value = compute()
         except Exception as error:  # whatever it is, the others must hear of it
             failure = error
-    # an exception itself may not survive the way
+    # the exception itself may not survive being sent
     words = f"{failure}".strip() or type(failure).__name__
     sent: list[Any] = [value, words.splitlines()[0] if failure else None]
     dist.broadcast_object_list(sent, src=0)

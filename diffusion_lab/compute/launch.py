@@ -1,4 +1,4 @@
-"""Several processes: one a device, started by torchrun, or found already started."""
+"""The processes of a run, one per device: started here, or by the user's torchrun or srun."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ PATIENCE = timedelta(minutes=10)  # how long a process waits for the others befo
 
 
 def accelerator_of(trainer: DictConfig) -> str:
-    """`cuda` or `cpu`, as `trainer.accelerator` says or as the machine has it."""
+    """Returns `cuda` or `cpu`, as `trainer.accelerator` says, or for `auto` as the machine has."""
     name = {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,10 +44,10 @@ def accelerator_of(trainer: DictConfig) -> str:
 
 
 def processes(trainer: DictConfig) -> tuple[int, int]:
-    """How many processes a node runs, one a device, and how many nodes there are.
+    """The number of processes per node, one per device, and the number of nodes.
 
-    Where srun or torchrun has started them, `auto` is what there is. Raises UserError where that is
-    not what was asked for.
+    If srun or torchrun has started the processes, `auto` stands for their number. Raises UserError
+    if another number was asked for.
     """
     nodes = trainer.num_nodes
     if nodes != "auto" and not (type(nodes) is int and nodes >= 1):
@@ -71,7 +71,7 @@ def processes(trainer: DictConfig) -> tuple[int, int]:
 
 
 def processes_started() -> tuple[int, int]:
-    """Processes a node and nodes, as torchrun or srun has started them."""
+    """The numbers of processes per node and of nodes that torchrun or srun has started."""
     if by_torchrun():
         a_node = int(os.environ["LOCAL_WORLD_SIZE"])
         return a_node, int(os.environ["WORLD_SIZE"]) // a_node
@@ -85,7 +85,7 @@ def processes_started() -> tuple[int, int]:
 
 
 def devices_per_node(trainer: DictConfig) -> int:
-    """How many devices of a node are asked for."""
+    """The number of devices per node that a configuration asks for."""
     devices = trainer.devices
     if isinstance(devices, ListConfig) and devices:
         return len(devices)
@@ -99,7 +99,7 @@ def devices_per_node(trainer: DictConfig) -> int:
 
 
 def device_of_process(trainer: DictConfig) -> torch.device:
-    """The device of this process, the way Lightning deals them out: by the rank in the node."""
+    """The device of this process, assigned as Lightning does: by the rank in the node."""
     if accelerator_of(trainer) == "cpu":
         return torch.device("cpu")
     rank = cluster().local_rank() if in_launched_process() else 0
@@ -108,17 +108,17 @@ def device_of_process(trainer: DictConfig) -> torch.device:
 
 
 def run_on_all_devices(command: str, overrides: list[str], processes: int) -> bool:
-    """Runs `diffusion-lab <command> <overrides>` in one process a device and waits for them.
+    """Runs `diffusion-lab <command> <overrides>` in one process per device and waits for them.
 
-    A job of a sweep is so a group of processes of its own, and one that dies takes the rest of its
-    group with it. Returns False if a signal stopped them, after they had saved. Raises
-    TrainingStopped if they failed; they have said why, unless they were killed.
+    Each job of a sweep thus has a group of processes of its own, and if one of them dies, the rest
+    of the group is ended. Returns False if a signal stopped them, after they had saved. Raises
+    TrainingStopped if they failed; unless they were killed, they have said why.
     """
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
-            # what it tells of its workers is for those who know it
+            # messages about its workers mean nothing to users of this program
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # asked to stop, the workers end a step or a validation, and save; it would kill them before
+    # asked to stop, workers finish a step or validation and save; torchrun would kill them sooner
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP_IN))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
@@ -140,27 +140,28 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> bo
             end = f"ended with code {failure.exitcode}, for what it said above"
         raise TrainingStopped(f"process {rank} {end}, and the others were ended") from error
     except SignalException:
-        return False  # handed to the processes, which have saved and said how to go on
+        return False  # passed on to the processes, which have saved and said how to resume
     return True
 
 
 def cluster() -> ClusterEnvironment:
-    """What started the processes of this run, for Lightning, which would look for itself.
+    """Returns Lightning's environment for whatever started the processes of this run.
 
-    It would take a batch script for one of srun's tasks, and warn wherever srun is installed.
+    Lightning itself would take a batch script for one of srun's tasks, and warn wherever srun is
+    installed.
     """
-    if by_torchrun():  # also within a job of SLURM
+    if by_torchrun():  # also inside a SLURM job
         return TorchElasticEnvironment()
     if not slurm.started_by_srun():
         return LightningEnvironment()
-    # `srun --ntasks` does not say it
+    # `srun --ntasks` does not set it
     os.environ["SLURM_NTASKS_PER_NODE"] = str(processes_started()[0])
     with warnings.catch_warnings(action="ignore"):
-        return SLURMEnvironment(auto_requeue=False)  # it would save within the signal handler
+        return SLURMEnvironment(auto_requeue=False)  # else it saves inside the signal handler
 
 
 def join_process_group(device: torch.device) -> None:
-    """Connects the processes of a launched run before Lightning does, for what must be agreed."""
+    """Connects a launched run's processes before Lightning does, for decisions they must share."""
     let_rank_zero_speak()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL sends objects through the current device
@@ -180,8 +181,8 @@ def join_process_group(device: torch.device) -> None:
 
 
 def requeue() -> bool:
-    """Has SLURM start this job again, whose run is saved; False, on rank 0, if it refuses."""
-    # without waiting for the others: they may have been stopped between two different exchanges
+    """Makes SLURM start this job, whose run is saved, again; False, on rank 0, if it refuses."""
+    # without waiting for the other ranks: they may have stopped at different collective calls
     if rank_and_world()[0] > 0:
         return True
     if refusal := slurm.requeue():

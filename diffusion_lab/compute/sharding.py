@@ -1,4 +1,4 @@
-"""Parameters shared out over the ranks (FSDP2), for models that one device cannot hold."""
+"""Shards parameters over the ranks (FSDP2), for models that one device cannot hold."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_map
 
 
 class FSDP(ModelParallelStrategy):
-    """Each rank keeps its share of parameters, gradients and optimiser state.
+    """Keeps on each rank its share of parameters, gradients and optimiser state.
 
-    What is saved is whole, in a single file as of any other run: it opens on one device, and is
-    resumed on any number of ranks, sharded or not. (Lightning's own FSDP refuses a CPU.)
+    Checkpoints are whole, in a single file like any other run's: they open on one device, and
+    resume on any number of ranks, sharded or not. (Lightning's own FSDP refuses a CPU.)
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class FSDP(ModelParallelStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """False: `configure_model` has sharded the model before a checkpoint is restored."""
+        """Is False, as `configure_model` shards the model before a checkpoint is restored."""
         return False
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """True: by `load_optimizer_state_dict`."""
+        """Is True, so that Lightning calls `load_optimizer_state_dict`."""
         return True
 
     @property
@@ -51,21 +51,21 @@ class FSDP(ModelParallelStrategy):
         return tree_map(whole, self.module_here.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state of the optimiser on every rank, on the CPU, as one process has it."""
+        """The whole state of the optimiser on every rank, on the CPU, as in a single process."""
         return tree_map(whole, optimizer.state_dict())
 
     def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
-        """The whole checkpoint on every rank."""
+        """Loads the whole checkpoint on every rank."""
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Takes this rank's share of a whole state."""
+        """Loads this rank's share of a whole state into the module."""
         own, whole_state = self.module_here.state_dict(), checkpoint["state_dict"]
         state = {name: shared_as(value, own.get(name)) for name, value in whole_state.items()}
         self.module_here.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes this rank's share of the optimisers' whole states."""
+        """Loads this rank's share of the optimisers' whole states."""
         for optimizer, whole_state in zip(
             self.optimizers, checkpoint["optimizer_states"], strict=True
         ):
@@ -80,18 +80,18 @@ class FSDP(ModelParallelStrategy):
 
 
 def shard_parameters(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shares a module's parameters out over a mesh; again, it does nothing."""
+    """Shards a module's parameters over a mesh; a second call does nothing."""
     if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
         return
-    # also at the root, which FSDP2 would leave whole after validation, where averages are swapped
+    # also for the root, which FSDP2 would leave whole after validation, where averages are swapped
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Every rank holds all parameters inside this block, and may call the module or not.
+    """Gives every rank all parameters inside this block, where a rank may call the module alone.
 
-    Without it each call is one of all ranks together.
+    Outside of it, all ranks must call the module together.
     """
     shards = [part for part in module.modules() if isinstance(part, FSDPModule)]
     for part in shards:
@@ -106,13 +106,13 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's share of a parameter, in place; all of it where nothing is shared out."""
+    """This rank's share of a parameter, as a view; all of it if the parameter is not sharded."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shared_as(value: Tensor, like: Tensor | None) -> Tensor:
-    """A whole tensor as `like` is shared out, which has its shape; else as it is."""
+    """Shards a whole tensor like `like`, if that is sharded and of its shape; else returns it."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     value = value.to(like.device, like.dtype)
@@ -120,7 +120,7 @@ def shared_as(value: Tensor, like: Tensor | None) -> Tensor:
 
 
 def whole(value: Any) -> Any:
-    """A tensor with all its shares, on the CPU; anything else as it is."""
+    """Gathers a sharded tensor on the CPU; returns anything else unchanged."""
     if not isinstance(value, DTensor):
         return value
     return cast(DTensor, value.detach()).full_tensor().cpu()

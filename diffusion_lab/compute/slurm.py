@@ -1,6 +1,6 @@
-"""A job of SLURM: what started this process, whose run it is, and how it is put back in the queue.
+"""SLURM jobs: whether one started this process, which run is its own, and how to requeue it.
 
-A job that is requeued keeps its id, and so finds the run that it has begun.
+A requeued job keeps its id, and so finds the run that it has begun.
 """
 
 import os
@@ -10,14 +10,14 @@ from typing import Any
 
 from diffusion_lab.common.files import OUTPUTS, read_json, write_json
 
-RECORD = "slurm_job"  # in the folder of a run that a job of SLURM trains: that job
-SECONDS = 60  # how long one of its commands may take
+RECORD = "slurm_job"  # file in a run folder that names the SLURM job of the run
+SECONDS = 60  # how long a command of SLURM may take
 
 
 def started_by_srun() -> bool:
     """Whether srun has started this process as one of a job's tasks.
 
-    A shell that srun or salloc gives to a person is none, nor is a batch script itself.
+    An interactive shell from srun or salloc is not such a task, nor is a batch script itself.
     """
     if not os.environ.get("SLURM_STEP_ID", "").isdecimal():
         return False
@@ -26,7 +26,7 @@ def started_by_srun() -> bool:
 
 
 def has_terminal() -> bool:
-    """Whether a person types where this process runs: srun gives its tasks no terminal."""
+    """Whether this process has a terminal, which srun's tasks do not."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR))
     except OSError:
@@ -35,22 +35,22 @@ def has_terminal() -> bool:
 
 
 def tasks() -> int:
-    """How many tasks srun has started in this step; 1 outside SLURM."""
+    """The number of tasks that srun has started in this step; 1 outside SLURM."""
     return int(os.environ["SLURM_STEP_NUM_TASKS"]) if started_by_srun() else 1
 
 
 def step() -> str | None:
-    """The job and the step in it that this process is of, as in 17.0; None outside SLURM."""
+    """The SLURM job and step of this process, such as 17.0; None outside SLURM."""
     if not started_by_srun():
         return None
     return f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
 
 
 def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) -> Path | None:
-    """The folder of the run that this step has begun before it was requeued, if it was.
+    """The folder of the run that this step began before its job was requeued, or None.
 
-    A step may begin many runs, and its job may be restarted many times: the run is that of the same
-    command line, from before the last restart.
+    A step may begin many runs, and its job may be restarted many times: the run has the same
+    command line, and began before the last restart.
     """
     if step() is None:
         return None
@@ -67,7 +67,7 @@ def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) 
 
 
 def sign(folder: Path, command: str, overrides: list[str]) -> None:
-    """Notes in the folder of a new run which step of which job it belongs to, and its command."""
+    """Records the SLURM job, step and command of a new run in its folder; nothing outside SLURM."""
     if step():
         write_json(folder / RECORD, _record(command, overrides))
 
@@ -77,15 +77,15 @@ def _record(command: str, overrides: list[str]) -> dict[str, Any]:
         "step": step(),
         "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "command": command,
-        # without the group of a sweep, which has another name when it is started again
+        # without a sweep's group, whose name changes when the sweep is started again
         "overrides": [each for each in overrides if not each.startswith("logger.group=")],
     }
 
 
 def requeue() -> str:
-    """Puts this process's job back in the queue, which ends it; returns why not, or nothing.
+    """Puts this process's job back in the queue, which ends it; returns why not, or an empty text.
 
-    A job that is cancelled, or that SLURM is already requeueing, is no longer running, and left.
+    A job that is cancelled, or that SLURM is already requeueing, is not RUNNING and is left alone.
     """
     job = os.environ["SLURM_JOB_ID"]
     try:

@@ -1,4 +1,4 @@
-"""What started this process, as its environment says it: a person, torchrun or srun."""
+"""Tells from the environment what started this process: a person, torchrun or srun."""
 
 import os
 
@@ -12,17 +12,17 @@ def by_torchrun() -> bool:
 
 
 def in_launched_process() -> bool:
-    """Whether torchrun or srun has already started a process a device."""
+    """Whether torchrun or srun has already started one process per device."""
     return by_torchrun() or slurm.started_by_srun()
 
 
 def rank() -> int:
     """The rank of this process among all that were started together, 0 if it is alone."""
-    if by_torchrun():  # also within a job of SLURM
+    if by_torchrun():  # also inside a SLURM job
         return int(os.environ["RANK"])
     return int(os.environ["SLURM_PROCID"]) if slurm.started_by_srun() else 0
 
 
 def let_rank_zero_speak() -> None:
-    """Hides what the other ranks say, from the start: no process group is needed."""
+    """Silences all ranks but 0, from the start, as this needs no process group."""
     messages.speak(rank() == 0)

@@ -1,4 +1,4 @@
-"""What the runs of a study have in equal measure, and the settings that follow from it."""
+"""The budget that the runs of a study share, and the settings that follow from it."""
 
 import math
 import time
@@ -14,17 +14,17 @@ from diffusion_lab.common.ranges import inside, one_of, optional, settings, whol
 from diffusion_lab.profiling.match import find_match
 
 ENDLESS = 1_000_000_000  # steps; the clock ends the run
-NOT_OF_MATCH = ("speed", "depth", "combinations")  # keys of doctor and profile
+NOT_OF_MATCH = ("speed", "depth", "combinations")  # keys of doctor and profile that match lacks
 
 
 @settings
 class Budget:
-    """Size and length of a run: a network's by that of `reference`, training's in one unit.
+    """The size of a run's network, as that of `reference`, and the length of training, in one unit.
 
-    `by` is params or macs, of a `reference` as `diffusion-lab match` takes it, to the relative
-    `tolerance`. `images` are training images seen; `seconds` are of training with all
-    that is done on the way. `solved` are the overrides that came of it, once they are known. Raises
-    ValueError for what contradicts itself.
+    Sizes agree in `by` (params or macs) to the relative `tolerance`; `reference` is written as for
+    `diffusion-lab match`. `images` counts training images seen; `seconds` is the time of training
+    and of everything done during it. `solved` holds the resulting overrides once they are known.
+    Raises ValueError for a budget that contradicts itself.
     """
 
     reference: str | None
@@ -43,7 +43,7 @@ class Budget:
             )
 
     def length(self, batch_size: int) -> dict[str, object]:
-        """The settings that end a run, its images rounded up to whole batches."""
+        """The settings that end a run, with its images rounded up to whole batches."""
         if self.images is not None:
             # a recipe may have a time limit of its own
             return {
@@ -58,10 +58,10 @@ class Budget:
 
 
 def apply(cfg: DictConfig, overrides: list[str]) -> None:
-    """Solves `cfg.budget`, if there is one, in place; the overrides that come of it are kept there.
+    """Solves `cfg.budget`, if there is one, in place, and stores the resulting overrides there.
 
-    `overrides` are those that `cfg` was composed from. Needs Hydra, to compose the reference.
-    Raises UserError for a budget that contradicts itself, the command line, or has no solution.
+    `cfg` was composed from `overrides`; the reference is composed with Hydra. Raises UserError for
+    a budget that contradicts itself or the command line, or that has no solution.
     """
     if not cfg.get("budget"):
         return
@@ -83,7 +83,7 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def units(cfg: DictConfig) -> list[str]:
-    """What the runs of a configuration's budget have in common: params or macs, images, seconds."""
+    """The units that a configuration's budget fixes: params or macs, and images or seconds."""
     node = cfg.get("budget")
     if not node:
         return []

@@ -1,4 +1,4 @@
-"""What a composition costs, counted: parameters, multiply-accumulates (MACs), network calls."""
+"""Counts what a composition costs: parameters, multiply-accumulates (MACs), network calls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from diffusion_lab.build.objects import build_datamodule, build_model, build_pip
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 
-ELSEWHERE = "outside of all layers"  # multiplied, such as by attention of another library
-UNSEEN_SHARE = 0.01  # of all MACs; less is rounding
+ELSEWHERE = "outside of all layers"  # MACs of no layer, such as attention of another library
+UNSEEN_SHARE = 0.01  # share of all MACs; less is rounding
 
 
 class ImageFacts(NamedTuple):
@@ -29,7 +29,7 @@ class ImageFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """What a composition costs on any device; `flop_counter` are the FLOPs that PyTorch sees."""
+    """The costs of a composition on any device; `flop_counter` is the FLOPs that PyTorch sees."""
 
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -42,7 +42,7 @@ class Counts:
 
 
 class CountingBackbone(nn.Module):
-    """A backbone that answers zeros, and counts the images that it is asked about."""
+    """A backbone that returns zeros, and counts the images that it is called on."""
 
     condition_width = 4
 
@@ -85,12 +85,12 @@ def model_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, Ca
 def module_costs(cfg: DictConfig, facts: ImageFacts) -> tuple[list[Cost], int]:
     """The cost of each module on one image, and the FLOPs that PyTorch sees.
 
-    Where PyTorch sees more, what the modules leave out is a cost of its own, without a module.
+    If PyTorch sees more than the modules count, the rest is one more cost, named ELSEWHERE.
     """
     model, call = model_on("meta", cfg, facts)
     try:
         costs = macs.count(model.denoiser, call)
-    except RuntimeError:  # somebody's network that looks at the values of its tensors
+    except RuntimeError:  # a custom network that reads the values of its tensors
         model, call = model_on("cpu", cfg, facts)
         costs = macs.count(model.denoiser, call)
     seen = macs.seen_flops(call)
@@ -107,7 +107,7 @@ def cost_of(cfg: DictConfig, facts: ImageFacts) -> Cost:
 
 
 def count(cfg: DictConfig, facts: ImageFacts) -> Counts:
-    """Counts all that needs no device."""
+    """Counts every cost that needs no device."""
     costs, seen = module_costs(cfg, facts)
     cost = macs.total(costs)
     return Counts(
@@ -125,7 +125,7 @@ def count(cfg: DictConfig, facts: ImageFacts) -> Counts:
 def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
     """Network calls for one image, with the configured sampler and guidance.
 
-    None for an adaptive sampler, which asks as often as the trained network makes it.
+    None for an adaptive sampler, whose calls depend on the trained network.
     """
     if cfg.guidance.get("weak_run"):
         raise UserError(

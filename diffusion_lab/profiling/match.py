@@ -1,4 +1,4 @@
-"""The size at which one backbone costs what another does."""
+"""Finds the size at which one backbone costs as much as another."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -21,18 +21,18 @@ from diffusion_lab.profiling.timing import ALLOWED, Bench, measured_on, median_s
 from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.opening import inherit, load_diffusion_config
 
-BOTH_SIDES = ("data", "image_shape", "num_classes")  # what a reference does not choose
+BOTH_SIDES = ("data", "image_shape", "num_classes")  # keys that a reference must not set
 UNITS = ("params", "macs", "step_time")
-CONFIRMATIONS = 3  # measurements of the time that was found
+CONFIRMATIONS = 3  # repeated measurements of the time that was found
 
 
 @dataclass(frozen=True)
 class Match:
-    """The overrides of a backbone that costs what a reference does, and the costs of both."""
+    """The overrides of a backbone that costs as much as a reference, and the costs of both."""
 
     overrides: list[str]
     by: str
-    difference: float  # relative, in the unit `by`
+    difference: float  # relative difference in the unit `by`
     reference: dict[str, float]
     match: dict[str, float]
 
@@ -45,10 +45,10 @@ def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
-    """The size of backbone=`name` that costs what `cfg.reference` does.
+    """Finds the size of backbone=`name` that costs as much as `cfg.reference`.
 
-    `overrides` are those that `cfg`, a configuration of the command match, was composed from.
-    Raises UserError if no size agrees.
+    `cfg` is a configuration of the command match, and was composed from `overrides`. Raises
+    UserError if no size agrees.
     """
     check_keys(cfg, ALLOWED | {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     if cfg.by == "step_time" and cfg.device == "meta":
@@ -86,7 +86,7 @@ def key_of(override: str) -> str:
 def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of `cfg.reference`: a run folder, overrides, or an option of backbone.
 
-    All but the backbone is the same for both: that of a run is given to `cfg` too.
+    Everything but the backbone is the same on both sides, so a run's settings are put into `cfg`.
     """
     others = [override for override in overrides if key_of(override).split(".")[0] != "backbone"]
     text = str(cfg.reference)
@@ -109,7 +109,7 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def show(found: Match, reference: str, name: str) -> None:
-    """Prints the costs of both."""
+    """Prints the costs of both backbones."""
     table = Table("", *found.match, title=f"Difference in {found.by}: {found.difference:+.2%}")
     for title, costs in ((reference, found.reference), (name, found.match)):
         table.add_row(title, *(amount(value) for value in costs.values()))
@@ -117,9 +117,9 @@ def show(found: Match, reference: str, name: str) -> None:
 
 
 class CostMeter:
-    """Measures configurations in the unit `cfg.by`, and the `target`, which a reference costs.
+    """Measures the cost of configurations in the unit `cfg.by`; `target` is the reference's cost.
 
-    A step is timed in turns with one of the reference. Raises UserError for what cannot be built.
+    Steps are timed in turns with the reference's. Raises UserError for what cannot be built.
     """
 
     def __init__(self, cfg: DictConfig, reference: DictConfig):
@@ -128,12 +128,12 @@ class CostMeter:
         self.device, self.precision = measured_on(cfg)
         self.timed_steps = cfg.timed_steps
         for each in (cfg, reference):
-            self.params(each)  # the search takes what is refused for a wrong size
+            self.params(each)  # fails here: a search takes any refusal for a wrong size
         self.bench = self.prepare(reference) if cfg.by == "step_time" else None
         self.target = self.seconds(self.bench)[0] if self.bench else self.cost(reference)
 
     def cost(self, cfg: DictConfig) -> float:
-        """What a configuration costs."""
+        """The cost of a configuration in the unit `by`."""
         if self.bench is not None:
             ratio = self.ratio(self.bench, self.prepare(cfg))
             say(f"backbone of {amount(self.params(cfg))} parameters: {ratio:.3f} of the time")
@@ -141,19 +141,19 @@ class CostMeter:
         return self.params(cfg) if self.by == "params" else cost_of(cfg, self.facts).macs
 
     def params(self, cfg: DictConfig) -> int:
-        """The number of parameters."""
+        """The number of parameters of a configuration's denoiser."""
         model, _ = model_on("meta", cfg, self.facts)
         return sum(parameter.numel() for parameter in model.denoiser.parameters())
 
     def summary(self, cfg: DictConfig) -> dict[str, float]:
-        """What is worth knowing of both sides, whatever is to agree."""
+        """The parameters, MACs and FLOPs of a configuration, whichever of them is matched."""
         macs = cost_of(cfg, self.facts).macs
         return {"params": self.params(cfg), "macs": macs, "flops": 2 * macs}
 
     def confirm(self, cfg: DictConfig, tolerance: float, overrides: str) -> float:
-        """The relative difference in time, measured anew: a search takes the luckiest of many.
+        """Measures the relative difference in time again, as a search picks the luckiest of many.
 
-        Raises UserError for one above the tolerance.
+        Raises UserError if the difference is above the tolerance.
         """
         assert self.bench is not None, "what is counted needs no confirmation"
         bench = self.prepare(cfg)
@@ -169,16 +169,16 @@ class CostMeter:
         return ratio - 1
 
     def prepare(self, cfg: DictConfig) -> Bench:
-        """A model that is ready to be timed."""
+        """Builds and compiles a model, ready to be timed."""
         bench = Bench(cfg, self.facts, self.device, self.precision)
         bench.compile(cfg.compile)
         return bench
 
     def seconds(self, *benches: Bench) -> list[float]:
-        """The median seconds of a training step of each, taken in turns."""
+        """The median seconds of a training step of each bench, timed in turns."""
         return median_seconds([each.train for each in benches], self.device, self.timed_steps)
 
     def ratio(self, reference: Bench, bench: Bench) -> float:
-        """The time of a step by that of the reference."""
+        """The time of a training step relative to the reference's."""
         theirs, ours = self.seconds(reference, bench)
         return ours / theirs

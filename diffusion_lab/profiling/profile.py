@@ -1,4 +1,4 @@
-"""Profiles of compositions: what they cost, how fast they are on this device, in tables."""
+"""Profiles compositions: tables of what they cost and how fast they are on this device."""
 
 from dataclasses import asdict, dataclass
 
@@ -30,7 +30,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Profile:
-    """The costs of a composition; `speed` is None where it is not measured."""
+    """The costs of a composition; `speed` is None if it is not measured."""
 
     name: str
     counts: Counts
@@ -44,9 +44,9 @@ class Profile:
 def profile(
     cfg: DictConfig, overrides: list[str], combinations: list[Combination]
 ) -> dict[str, object]:
-    """Profiles one composition, or several side by side; returns what was found.
+    """Profiles one composition, or several side by side; returns the results.
 
-    All are counted, and refused if they cannot work, before the first is timed.
+    All are counted, or refused if they cannot work, before the first is timed.
     """
     own = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
     for each in combinations:
@@ -72,7 +72,7 @@ def prepare(cfg: DictConfig, overrides: list[str]) -> None:
     check_keys(cfg, ALLOWED | {"depth": whole(1)})
     if cfg.run:
         inherit(cfg, load_diffusion_config(cfg.run), groups(Means.COST), overrides)
-    measured_on(cfg)  # refuses them
+    measured_on(cfg)  # raises UserError for a wrong device or precision
 
 
 def show(profile: Profile, depth: int) -> None:
@@ -102,7 +102,7 @@ def show(profile: Profile, depth: int) -> None:
 
 
 def show_speed(speed: Speed, calls: int | None) -> None:
-    """Prints how fast training and sampling are, `calls` of the network being one image."""
+    """Prints how fast training and sampling are; an image takes `calls` network calls."""
 
     def images(per_second: float) -> str:
         return f"{amount(per_second)} images/s"
@@ -120,7 +120,7 @@ def show_speed(speed: Speed, calls: int | None) -> None:
 
 
 def compare(profiles: list[Profile]) -> None:
-    """Prints one table, a row a composition, with what was measured of all."""
+    """Prints one table, a row per composition, with the columns that were measured for all."""
     numbers = [profile.as_dict() for profile in profiles]
     columns = {t: key for t, key in COLUMNS.items() if all(key in each for each in numbers)}
     caption = "bytes: activations of an image; train/s, draw/s: images a second"

@@ -13,26 +13,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.common.messages import UserError
 
-# keys by which a backbone is made larger, if it has them, and the steps in which they are tried
+# keys that set the size of a backbone, if it has them, and the steps in which they are tried
 WIDTHS = {"width": 4, "channels": 4}
 DEPTHS = ("depth", "blocks")
 HEAD_CHANNELS = ("head_channels", "stage.head_channels", "state_space.head_channels")
-HEAD_RANGE = 1.5  # heads may become so many times wider or narrower, to fit a width
-LARGEST = 2**14  # steps of a key
-GAP = 16  # steps in which some width must be allowed
-Settings = dict[str, int]  # keys of a backbone
+HEAD_RANGE = 1.5  # factor by which heads may become wider or narrower, to fit a width
+LARGEST = 2**14  # largest value of a key, in its steps
+GAP = 16  # steps within which a backbone must allow some width
+Settings = dict[str, int]  # values by key of a backbone
 
 
 @dataclass(frozen=True)
 class Size:
-    """A size of a backbone, and what it costs there."""
+    """A size of a backbone, and its cost."""
 
     settings: Settings
     cost: float
 
 
 def resized(cfg: DictConfig, settings: Settings) -> DictConfig:
-    """A copy of a configuration whose backbone has these settings, by their keys below it."""
+    """A copy of a configuration with these settings of its backbone."""
     cfg = cfg.copy()
     for key, value in settings.items():
         OmegaConf.update(cfg, f"backbone.{key}", value)
@@ -56,10 +56,10 @@ class Sizes:
                 f"backbone={name} has none of the keys {', '.join([*WIDTHS, *DEPTHS])} that could "
                 "be varied; match another backbone"
             )
-        self.key = key  # the one that is searched
+        self.key = key  # key that is searched
 
     def at(self, size: Settings) -> Size | None:
-        """This size, with heads that fit it; None if the backbone refuses."""
+        """Returns this size with heads that fit it, and its cost; None if the backbone refuses."""
         for heads in self.heads(size):
             settings = size | heads
             try:
@@ -77,7 +77,7 @@ class Sizes:
         if self.width is None or (heads is None and channels is None):
             return [{}]
         before = channels or backbone[self.width] // heads
-        # memory is read in eights: of these, fours and twos rather than odd numbers
+        # memory is read in eights: multiples of 8 come first, then of 4 and 2, then odd numbers
         options = sorted(
             range(math.ceil(before / HEAD_RANGE), int(before * HEAD_RANGE) + 1),
             key=lambda option: (-math.gcd(option, 8), abs(math.log(option / before))),
@@ -88,13 +88,13 @@ class Sizes:
         return [{"heads": width // option} for option in options if width % option == 0]
 
     def around(self, target: float, depth: int | None) -> list[Size]:
-        """The sizes next below and above a cost at this depth, as far as there are any."""
+        """The sizes just below and above a target cost at this depth, if they exist."""
         key, step = self.key, WIDTHS.get(self.key, 1)
         fixed = {self.depth: depth} if self.width and self.depth and depth else {}
         at = cache(lambda steps: self.at({key: steps * step} | fixed))
 
         def allowed(steps: int) -> Size | None:
-            """The first size from here on that the backbone allows."""
+            """The first size from `steps` on that the backbone allows."""
             return next(filter(None, map(at, range(steps, steps + GAP))), None)
 
         low, high = 0, max(1, self.cfg.backbone[key] // step)
@@ -110,10 +110,10 @@ class Sizes:
         return [size for size in (allowed(low) if low else None, allowed(high)) if size]
 
     def solve(self, target: float, tolerance: float) -> tuple[Size, bool]:
-        """The size to take, and whether it agrees: else it is the nearest one.
+        """Returns the best size, and whether it agrees; if it does not, it is the nearest one.
 
-        The configured depth is kept if it can be. Otherwise the ratio of width to depth is, as
-        nearly as it can be.
+        The configured depth is kept if possible, or else, as nearly as possible, the ratio of width
+        to depth.
         """
 
         def difference(size: Size) -> float:

@@ -1,4 +1,4 @@
-"""A model at work on this device: seconds of its steps, memory of its activations, and the peak."""
+"""Measures a model on this device: seconds per step, activation memory, and the device's peak."""
 
 import statistics
 import time
@@ -27,11 +27,11 @@ WARM_UP = 2  # steps; the first one allocates
 PEAK_SECONDS = 0.3
 PEAK_SIZE = {"cpu": 1024}  # side of the matrices: large enough for full speed
 LARGE_PEAK_SIZE = 8192
-LARGEST_KEPT = 2**25 - 2**16  # bytes: just under what glibc takes from the system each time
+LARGEST_KEPT = 2**25 - 2**16  # bytes, just below the size that glibc always takes from the system
 
 
 def measured_on(cfg: DictConfig) -> tuple[torch.device, str]:
-    """The device and the precision to measure in; raises UserError for what is not here."""
+    """The device and precision to measure with; raises UserError if either is not available."""
     check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
     if cfg.device == "meta":
         return torch.device("meta"), "32-true"
@@ -41,14 +41,14 @@ def measured_on(cfg: DictConfig) -> tuple[torch.device, str]:
 class Bench:
     """The model of a configuration and a batch of random images on a device.
 
-    Steps are as in training, without clipping and averaging of weights.
+    Steps are as in training, without gradient clipping and weight averaging.
     """
 
     def __init__(self, cfg: DictConfig, facts: ImageFacts, device: torch.device, precision: str):
         self.device = device
         if device.type == "cpu":
-            # glibc keeps what is freed once a block as large was freed, as in a training under way;
-            # without it, times would depend on what was measured before
+            # once a block this large is freed, glibc keeps freed memory, as it does in training;
+            # without this, times would depend on what was measured before
             torch.empty(LARGEST_KEPT, dtype=torch.uint8)
         self.autocast = autocast(precision, device)
         self.model = build_model(cfg, *facts, str(device))
@@ -63,7 +63,7 @@ class Bench:
         self.level = self.model.schedule(torch.tensor(0.5))
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """The parameters that are trained."""
         return [*self.model.denoiser.parameters(), *self.model.objective.parameters()]
 
     def compile(self, choice: bool | str) -> None:
@@ -72,7 +72,7 @@ class Bench:
             self.model.denoiser.backbone.compile()
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss of images (b, C, H, W) uint8 and labels (b,), ()."""
+        """The mean loss, (), of images (b, C, H, W) uint8 with labels (b,)."""
         with self.autocast:
             images, augmentation = augment(self.model.augmentation, images)
             first_stage = self.model.first_stage
@@ -82,14 +82,14 @@ class Bench:
             ).mean()
 
     def train(self) -> None:
-        """One step of the optimiser."""
+        """Takes one training step."""
         self.loss(self.images, self.labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     @torch.inference_mode()
     def call(self) -> None:
-        """One call of the network, as in sampling: without dropout."""
+        """Calls the network once, as in sampling: without dropout."""
         self.model.denoiser.eval()
         with self.autocast:
             self.model.denoiser(self.noise, self.level, Given(self.labels))
@@ -97,7 +97,7 @@ class Bench:
 
     def activation_bytes(self) -> int:
         """Bytes that one more image in a batch keeps for the backward pass, before compilation."""
-        # a difference, without what is kept once a batch: weights in bf16, say
+        # the difference cancels what is kept once per batch, such as weights in bf16
         images, labels = torch.cat([self.images[:1]] * 4), torch.cat([self.labels[:1]] * 4)
         two, four = (
             saved_bytes(partial(self.loss, images[:n], labels[:n]), self.parameters())
@@ -112,7 +112,7 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage  # held, or its place might be used again
+        saved[storage.data_ptr()] = storage  # kept alive, or its address might be reused
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -139,7 +139,7 @@ class Speed:
 
 
 def measure_speed(cfg: DictConfig, counts: Counts) -> Speed | None:
-    """Times steps of training and calls of the network, and weighs activations; None on "meta"."""
+    """Times training steps and network calls, and measures activations; None on "meta"."""
     device, precision = measured_on(cfg)
     if device.type == "meta":
         return None
@@ -181,9 +181,10 @@ def median_seconds(
 
 
 def peak_flops(precision: str, device: torch.device) -> float:
-    """FLOP/s of the fastest of many products of square matrices, and of convolutions.
+    """The device's peak FLOP/s, that of the fastest of many matrix products and convolutions.
 
-    Of both, since libraries differ: on an AMD CPU float32 convolutions were nearly twice as fast.
+    Both are tried, as libraries differ: on an AMD CPU float32 convolutions were nearly twice as
+    fast.
     """
     size = PEAK_SIZE.get(device.type, LARGE_PEAK_SIZE)
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
@@ -201,14 +202,14 @@ def peak_flops(precision: str, device: torch.device) -> float:
 
 @torch.inference_mode()
 def fastest(step: Callable[[], Tensor], device: torch.device) -> float:
-    """The least seconds that a step took in some tenths of a second."""
+    """The shortest time of a step, in seconds, among repeats over PEAK_SECONDS."""
     clock, threads = partial(_now, device), torch.get_num_threads()
     timer = Timer("step()", timer=clock, globals={"step": step}, num_threads=threads)
     return min(timer.blocked_autorange(min_run_time=PEAK_SECONDS).times)
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was told."""
+    """The time in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

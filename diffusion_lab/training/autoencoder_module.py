@@ -16,12 +16,12 @@ from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss
 from diffusion_lab.training.module import Optimization, TrainedModule, data_of
 
-SSIM_WINDOW = 11  # pixels, as published; smaller images have none
-BEST_PSNR = 100.0  # of an image that came back as it was
+SSIM_WINDOW = 11  # pixels, as published; smaller images have no SSIM
+BEST_PSNR = 100.0  # dB, for an exact reconstruction instead of infinity
 
 
 class AutoencoderModule(TrainedModule):
-    """Autoencoder and discriminator step together, on gradients of one loss, by one optimiser."""
+    """Trains autoencoder and discriminator together, on gradients of one loss, by one optimiser."""
 
     def __init__(
         self, autoencoder: Autoencoder, loss: ReconstructionLoss, optimization: Optimization
@@ -31,24 +31,24 @@ class AutoencoderModule(TrainedModule):
         self.loss = loss
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Of the autoencoder and of its adversary."""
+        """The parameters of the autoencoder and of its loss, a discriminator's."""
         return [*self.autoencoder.parameters(), *self.loss.parameters()]
 
     def clip_norms(self, largest: float) -> Tensor:
-        """Clips the two players apart, or one would change the other's step."""
+        """Clips autoencoder and discriminator separately, so neither changes the other's step."""
         players = [list(player.parameters()) for player in (self.autoencoder, self.loss)]
         norms = [nn.utils.clip_grad_norm_(player, largest) for player in players if player]
         return torch.stack(norms).norm()
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """batch: images (b, C, H, W) uint8 and labels -> the loss, (), and what it is made of."""
+        """Returns the loss, (), and its parts, for images (b, C, H, W) uint8 and labels."""
         self.seed_share(batch_idx)
         images = to_float(batch[0])
         weight, step = self.autoencoder.decoder.last_weight, self.trainer.global_step
         with self.kept_buffers():
             outputs, bottleneck = self.autoencoder(images)
             loss, parts = self.loss(images, outputs, bottleneck, weight, step)
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the bar alone
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
 
     def backward(self, loss: Tensor) -> None:
@@ -57,9 +57,9 @@ class AutoencoderModule(TrainedModule):
             super().backward(loss)
 
     def kept_buffers(self) -> AbstractContextManager:
-        """What is compiled in this block keeps what its backward pass reads, for a second pass.
+        """Makes code that is compiled in this block keep its buffers for a second backward pass.
 
-        The weight of a discriminator is taken from gradients of a graph that the step still needs.
+        A discriminator's weight comes from gradients through a graph that the step still needs.
         """
         return functorch.patch(donated_buffer=self.loss.discriminator is None)
 
@@ -70,12 +70,12 @@ class AutoencoderModule(TrainedModule):
         self.sums: list[Tensor] = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        """Adds up what is measured of held-out images."""
+        """Adds up the metrics and moments of held-out images."""
         images = batch[0]
         moments = self.autoencoder.moments(to_float(images))
         latents = self.autoencoder.mean(moments)
         back = to_uint8(self.autoencoder.decode(latents))
-        # padding is easy, and no part of an image
+        # padding is easy to reconstruct, and no part of an image
         native = [data_of(self.trainer).to_native(each) for each in (images, back)]
         sums = [
             torch.stack([torch.tensor(float(len(images)), device=self.device), *quality(*native)]),
@@ -104,7 +104,7 @@ class AutoencoderModule(TrainedModule):
 def quality(images: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
     """PSNR in dB and SSIM of reconstructions, summed over images, () each; uint8 (B, C, H, W).
 
-    SSIM is NaN of images that are smaller than its window.
+    SSIM is NaN for images that are smaller than its window.
     """
     images, back = images.float(), back.float()
     error = (images - back).square().flatten(1).mean(1)

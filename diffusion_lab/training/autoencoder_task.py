@@ -1,4 +1,4 @@
-"""The training of an autoencoder, which is left behind as a first stage."""
+"""The task of training an autoencoder, which is saved as a first stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,13 @@ BATCH = 256  # images whose latents are measured at once
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTask(Task):
-    """Trains an autoencoder, and leaves it as a first stage."""
+    """Trains an autoencoder, and saves it as a first stage."""
 
     command: ClassVar[str] = "train-autoencoder"
 
     module: AutoencoderModule
 
-    settings: dict[str, object]  # of the autoencoder's constructor
+    settings: dict[str, object]  # arguments of the autoencoder's constructor
 
     @property
     def network(self) -> nn.Module:
@@ -38,7 +38,7 @@ class AutoencoderTask(Task):
 
     def compile(self) -> None:
         for part in (self.module.autoencoder.encoder, self.module.autoencoder.decoder):
-            part.compile(dynamic=False)  # Inductor fails on channels last of sizes that vary
+            part.compile(dynamic=False)  # Inductor fails on channels last with dynamic sizes
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         images = len(self.datamodule.test_images())
@@ -69,7 +69,7 @@ class AutoencoderTask(Task):
 
 
 def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderTask:
-    """Builds what the configuration names; raises UserError for what cannot work."""
+    """Builds the task that a configuration describes; raises UserError for what cannot work."""
     if isinstance(cfg.trainer.strategy, DictConfig):
         raise UserError("trainer=fsdp shares out diffusion models only; use trainer=ddp")
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -100,7 +100,7 @@ def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderT
 def latent_moments(
     autoencoder: Autoencoder, data: ImageDataModule, device: torch.device
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the training images' latents, by channel, as sampled."""
+    """Mean and standard deviation, by channel, of latents sampled for the training images."""
     autoencoder.to(device).eval()
     images = data.padded(data.train_images())
     first = second = torch.zeros(())

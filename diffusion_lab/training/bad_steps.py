@@ -1,4 +1,4 @@
-"""What happens to a bad step, one whose loss or gradient is not finite: it is skipped.
+"""Skips bad steps: those whose loss or gradient is not finite.
 
 | when | what | where |
 |---|---|---|
@@ -8,7 +8,7 @@
 | | the average of the weights leaves it out | callbacks/weight_averaging.py |
 | | the mean of the losses leaves it out | callbacks/throughput.py |
 | | no checkpoint is written | callbacks/checkpoint.py |
-| | it is counted; `patience` of them in a row are looked into, and end the run or take it back \
+| | it is counted; `patience` in a row are investigated, and end the run or roll it back \
 | callbacks/non_finite.py |
 
 Callbacks ask `trainer.lightning_module.bad_steps.skipped` whether the last step was bad.
@@ -19,28 +19,28 @@ from torch import Tensor, nn
 
 
 class BadSteps:
-    """Finds and undoes the bad steps of a module; the ranks agree, as they have one gradient."""
+    """Finds and undoes the bad steps of a module; the ranks agree, as they share one gradient."""
 
     def __init__(self) -> None:
         self.skipped = False  # whether the last step was bad
         self._buffers: list[Tensor] = []
 
     def begin(self, module: nn.Module) -> None:
-        """Remembers what a step that is skipped must not have changed."""
+        """Saves the buffers of a module, which a skipped step must not change."""
         self._buffers = [buffer.detach().clone() for buffer in module.buffers()]
 
     @staticmethod
     def poisoned(loss: Tensor) -> Tensor:
-        """The loss (), with a gradient that is not finite where it is not finite itself."""
+        """Returns the loss (), with a gradient of NaN if the loss is not finite."""
         return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
     def settle(self, module: nn.Module, norm: Tensor, has_scaler: bool) -> None:
-        """Judges a step of a module by its gradient's norm (), and undoes one that is bad."""
-        self.skipped = not norm.isfinite()  # where a GPU is waited for, once a step
+        """Tells by the gradient's norm () whether a step is bad, and undoes a bad step."""
+        self.skipped = not norm.isfinite()  # waits for a GPU, once per step
         if not self.skipped:
             return
-        if not has_scaler:  # which has seen it too, and skips the step itself
+        if not has_scaler:  # a scaler skips the step itself
             for parameter in module.parameters():
-                parameter.grad = None  # optimisers pass over these
+                parameter.grad = None  # optimisers skip parameters without a gradient
         for buffer, before in zip(module.buffers(), self._buffers, strict=True):
-            buffer.data.copy_(before)  # some that others made ask for gradients
+            buffer.data.copy_(before)  # .data: third-party buffers may require gradients

@@ -7,25 +7,25 @@ from typing import Any
 
 
 class Clock:
-    """Adds the x-axes to a row of metrics: what was trained, on how many images and how long.
+    """Adds the x-axes to a row of metrics: images trained on, and seconds of training.
 
-    Validation is counted; what a Periodic callback does, pictures, figures and checkpoints, is not.
+    Validation counts as training; Periodic callbacks (pictures, metrics, checkpoints) do not.
     """
 
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
-        self.start = time.monotonic()  # of training, shifted by what is not counted
-        self.left_out = 0.0  # seconds
+        self.start = time.monotonic()  # start of training, shifted by what does not count
+        self.left_out = 0.0  # seconds that do not count
         self._stopped: float | None = None
 
     def continue_from(self, seconds: float, left_out: float = 0.0) -> None:
-        """Counts on from what a run has taken before it was resumed."""
+        """Continues from the seconds that a run had taken before it was resumed."""
         self.start = time.monotonic() - seconds
         self.left_out = left_out
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stands still for a block."""
+        """Stops the clock for a block."""
         self._stopped = time.monotonic()
         try:
             yield
@@ -43,5 +43,5 @@ class Clock:
         }
 
     def seconds(self) -> float:
-        """Of training so far, the time between being stopped and resumed left out."""
+        """The seconds of training so far, without the time between a stop and a resume."""
         return (self._stopped or time.monotonic()) - self.start

@@ -1,4 +1,4 @@
-"""What the callbacks of a run share: `trainer.lightning_module.context`."""
+"""The context that a run's callbacks share: `trainer.lightning_module.context`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,9 @@ from diffusion_lab.training.logger.json_lines import JSONLines
 
 @dataclass
 class RunContext:
-    """The surroundings of a run, given before training, and what its callbacks find out.
+    """The objects that a run's callbacks use, set before training, and the results they leave.
 
-    A callback takes no more than its settings, and reads the rest here from its first hook on.
+    A callback is constructed from its settings alone, and reads everything else here in its hooks.
     """
 
     folder: Path
@@ -25,7 +25,7 @@ class RunContext:
     prepared_metrics: PreparedMetrics | None = None  # None: nothing is evaluated
     pipeline: Pipeline | None = None  # None: the run trains no diffusion model
 
-    results: dict[str, float] = field(default_factory=dict)  # of the latest evaluation
+    results: dict[str, float] = field(default_factory=dict)  # metrics of the latest evaluation
     latest_grid: Path | None = None
     summary: dict[str, object] = field(default_factory=dict)  # more entries of summary.json
 

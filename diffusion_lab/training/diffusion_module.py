@@ -1,6 +1,6 @@
 """The LightningModule: any denoiser trained with any objective.
 
-The stations of a training step, in their order, with the file of each:
+The stages of a training step in order, with the file of each:
 
     data/loader.py                       images (B, C, H, W) uint8 of step and rank, or moments
     training/module.py                   seeds what is drawn, by step and rank
@@ -11,9 +11,9 @@ The stations of a training step, in their order, with the file of each:
     diffusion/objective/prediction.py      target = a x0 + b eps, with which output is compared
     training/module.py                   backward, clipping, optimiser, learning rate
 
-An augmentation, if there is one, changes the images first: data/augmentation.py. After the step
-callbacks average the weights (callbacks/weight_averaging.py) and write the row of `train/loss`
-(callbacks/throughput.py, and nothing else). A bad step is skipped: training/bad_steps.py.
+An augmentation, if there is one, changes the images first: data/augmentation.py. After the step,
+callbacks average the weights (callbacks/weight_averaging.py) and log `train/loss` (only
+callbacks/throughput.py does). A bad step is skipped: training/bad_steps.py.
 """
 
 import torch
@@ -36,7 +36,7 @@ VALIDATION_SEED = 0  # a held-out image has the same noise in every run, whateve
 
 
 class DiffusionModule(TrainedModule):
-    """Encode, loss, validate, optimise; the loss itself is `Objective`'s."""
+    """Encodes images, trains on the loss of an `Objective`, validates and optimises."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class DiffusionModule(TrainedModule):
         self.augmentation = augmentation
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimiser changes: the denoiser's parameters, and what the objective learns."""
+        """The trainable parameters of the denoiser and of the objective."""
         parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
         return [parameter for parameter in parameters if parameter.requires_grad]
 
     def configure_model(self) -> None:
-        """Shares parameters out over the ranks, if the trainer's strategy is to (FSDP)."""
+        """Shards the parameters over the ranks if the trainer's strategy is FSDP."""
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             for layer in layers_of(self.denoiser.backbone):
@@ -67,7 +67,7 @@ class DiffusionModule(TrainedModule):
             shard_parameters(self.objective, mesh)
 
     def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
-        """The mean loss, (), of b images, or of moments that were encoded before training."""
+        """Returns the mean loss, (), of b images, or of moments encoded before training."""
         share, shares = self.seed_share(batch_idx)
         if isinstance(batch, MomentBatch):
             moments, augmentation = batch.moments, None
@@ -81,15 +81,15 @@ class DiffusionModule(TrainedModule):
             Given(batch.labels, augmentation=augmentation),
             share=BatchShare(share, shares, self.from_all_ranks),
         ).mean()
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the bar alone
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         return loss
 
     def from_all_ranks(self, values: Tensor) -> Tensor:
-        """values (n,) of every rank, in rank order, (ranks x n,)."""
+        """Gathers values (n,) from every rank, in rank order, (ranks x n,)."""
         if self.trainer.world_size == 1:
             return values
         every = [torch.empty_like(values) for _ in range(self.trainer.world_size)]
-        dist.all_gather(every, values)  # Lightning's own prints what torch deprecates in it
+        dist.all_gather(every, values)  # Lightning's own prints deprecation warnings
         return torch.cat(every)
 
     def on_validation_epoch_start(self) -> None:
@@ -117,8 +117,8 @@ def losses_by_level(
 ) -> Tensor:
     """The sum and the number of losses at each of VALIDATION_LEVELS levels, (levels, 2).
 
-    Of clean x0 (B, C, H, W) with labels and ids (B,): image i at level i mod 10, with noise of its
-    own, the same at every call.
+    x0 (B, C, H, W) is clean, labels and ids are (B,). Image i is measured at level i mod 10, with
+    noise of its own that is the same at every call.
     """
     eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
     bins = ids % VALIDATION_LEVELS

@@ -1,4 +1,4 @@
-"""The training of a diffusion model, built from a configuration."""
+"""The task of training a diffusion model, built from a configuration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from diffusion_lab.training.task import Task, build_callbacks, build_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionTask(Task):
-    """Trains a denoiser, and samples with it on the way."""
+    """Trains a denoiser, and draws samples with it during training."""
 
     command: ClassVar[str] = "train"
 
@@ -63,13 +63,13 @@ class DiffusionTask(Task):
         data = self.datamodule
         try:
             return cost_of(cfg, ImageFacts(data.image_shape, data.num_classes)).macs
-        except Exception as error:  # of somebody's network: no reason to lose a trained run
+        except Exception as error:  # a custom network's: no reason to lose a trained run
             say(f"MACs could not be counted: {error}")
             return None
 
 
 def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
-    """Builds what the configuration names; raises UserError for what cannot work."""
+    """Builds the task that a configuration describes; raises UserError for what cannot work."""
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
     classes = datamodule.num_classes

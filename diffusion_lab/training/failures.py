@@ -1,4 +1,4 @@
-"""How a run ends that cannot go on: with one sentence, which says what to do."""
+"""Ends a run that cannot continue with one sentence that says what to do."""
 
 import errno
 import sys
@@ -14,22 +14,22 @@ from diffusion_lab.compute.distributed import rank_and_world
 from diffusion_lab.runs import checkpoints
 
 SECONDS_TO_BE_ENDED_IN = 10
-# why a file cannot be read or written that is no defect of the program
+# errors in reading or writing a file that are no fault of the program
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 NO_SUCH_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError)
 
 
 def resume_command(command: str, folder: Path) -> str:
-    """The command line that goes on with a run."""
+    """The command line that resumes a run."""
     return f"diffusion-lab {command} resume={folder}"
 
 
 @contextmanager
 def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
-    """Turns what stops a run, and is no defect of it, into a UserError that says how to go on.
+    """Turns failures that are no fault of the program into a UserError that says how to resume.
 
-    `folder` is the run's, None where only the processes that were started know it. Where all ranks
-    stop for the same reason, the first says it.
+    `folder` is the run's, None if only the launched processes know it. If all ranks stop for the
+    same reason (TrainingStopped), only the first says so.
     """
     try:
         yield
@@ -37,17 +37,17 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
         reason = str(error)
         if rank_and_world()[0] != 0:
             sys.exit(2)
-    except (ConnectionError, EOFError) as error:  # also how the end of a loading process shows
+    except (ConnectionError, EOFError) as error:  # also if a process that loads data dies
         reason = f"a process that loads data died: {str(error) or type(error).__name__}"
     except OSError as error:
         if error.errno not in DISK_TROUBLE and not isinstance(error, NO_SUCH_PLACE):
             raise
         reason = f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):  # torch has no class of its own for these
+        if "DataLoader worker" in str(error):  # torch has no class of its own for this
             reason = f"a process that loads data died: {str(error).splitlines()[0]}"
         elif isinstance(error, dist.DistError) or "gloo" in str(error):
-            # whoever started the processes ends this one too, and says which was the first
+            # the launcher ends this process too, and says which one failed first
             time.sleep(SECONDS_TO_BE_ENDED_IN)
             reason = "another process of this run ended, or did not answer"
         else:
@@ -58,7 +58,7 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
 
 
 def remedy(command: str, folder: Path | None) -> str:
-    """What can be done about a run that stopped."""
+    """The advice on how to continue a run that stopped."""
     if folder is None:
         return f"{resume_command(command, Path('FOLDER'))} goes on from what the run had saved"
     if checkpoints.exists(folder):

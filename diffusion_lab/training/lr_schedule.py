@@ -1,7 +1,7 @@
 """Learning-rate schedules: a factor on the optimiser's learning rate.
 
-`images` is how many images the run has seen, `progress` in [0, 1] how much of it is done, by steps
-or by its time limit, whichever is further. Warm-up is in images, so no batch size changes it.
+`images` is the number of images the run has seen. `progress` in [0, 1] is the share of its steps or
+of its time limit that is done, the larger one. Warm-up is in images, so no batch size changes it.
 """
 
 import math
@@ -13,13 +13,13 @@ Images = Annotated[int, whole(0)]
 
 
 def warm_up(images: int, warmup_images: int) -> float:
-    """Linear from 0 to 1 over the first `warmup_images`."""
+    """Rises linearly from 0 to 1 over the first `warmup_images`."""
     return min(1.0, images / warmup_images) if warmup_images else 1.0
 
 
 @settings
 class ConstantRate:
-    """Warm-up, then 1, then linearly to 0 over the last `cooldown` share of the run."""
+    """Warms up to 1, then falls linearly to 0 over the last `cooldown` share of the run."""
 
     warmup_images: Images = 0
     cooldown: Fraction = 0.0
@@ -31,7 +31,7 @@ class ConstantRate:
 
 @settings
 class CosineDecay:
-    """Warm-up, then half a cosine from 1 to `final` over the run."""
+    """Multiplies the warm-up by half a cosine that falls from 1 to `final` over the run."""
 
     warmup_images: Images = 0
     final: Annotated[float, at_least(0)] = 0.0

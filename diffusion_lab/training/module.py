@@ -1,4 +1,4 @@
-"""What the LightningModules share: steps counted in images, clipping, and the rate by images."""
+"""The base class of LightningModules: steps and learning rate by images, clipping, seeds."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,12 +22,12 @@ from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.context import RunContext
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
-HELD_OUT = "held_out"  # in a checkpoint: the step of the last validation, and its figures
+HELD_OUT = "held_out"  # checkpoint key: the step of the last validation, and its metrics
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """How a module learns; `batch_size` is the global one: micro-batch x accumulation x ranks."""
+    """The settings of optimisation; `batch_size` is global: micro-batch x accumulation x ranks."""
 
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     lr_schedule: Callable[[int, float], float]
@@ -44,7 +44,7 @@ class Optimization:
 class TrainedModule(lightning.LightningModule, ABC):
     """Optimises `trained_parameters`.
 
-    Whoever trains sets `context`, where callbacks find what they share.
+    `training.train` sets `context`, which holds the objects that callbacks share.
     """
 
     context: RunContext
@@ -61,28 +61,28 @@ class TrainedModule(lightning.LightningModule, ABC):
 
     @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimiser changes."""
+        """The parameters that the optimiser changes."""
 
     @property
     def images_seen(self) -> int:
-        """Training images behind the current weights, over all ranks."""
+        """The number of training images behind the current weights, over all ranks."""
         return self.trainer.global_step * self.batch_size
 
     @property
     def progress(self) -> float:
-        """How much of the run is done, in [0, 1]: by steps or by its time limit."""
+        """The share of the run that is done, in [0, 1]: of steps or time limit, the larger one."""
         trainer = self.trainer
         done = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, lightning.pytorch.callbacks.Timer):
                 elapsed = callback.time_elapsed("train")
                 done = max(done, elapsed / (elapsed + (callback.time_remaining("train") or 0.0)))
-                # clocks differ, and so would the learning rates
+                # the ranks' clocks differ, and so would their learning rates
                 done = trainer.strategy.broadcast(done)
         return min(1.0, done)
 
     def seed_share(self, batch_idx: int) -> tuple[int, int]:
-        """Seeds what a micro-batch draws; returns which share of its step it is, of how many.
+        """Seeds a micro-batch's draws; returns its index in the step, and the step's micro-batches.
 
         A step's randomness (augmentation, levels, noise, dropout) is a function of the seed and of
         the micro-batch's place in the run, so a resumed run draws what an unbroken one does.
@@ -94,7 +94,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         return share, shares
 
     def report_held_out(self, figures: dict[str, Tensor | float], shown: str) -> None:
-        """Keeps and logs what validation measured; `shown` is the one for the progress bar."""
+        """Stores and logs validation metrics; `shown` names the one for the progress bar."""
         self.held_out_figures = {name: float(value) for name, value in figures.items()}
         self.validated_step = self.trainer.global_step
         self.log(shown, self.held_out_figures[shown], prog_bar=True, logger=False)
@@ -102,15 +102,15 @@ class TrainedModule(lightning.LightningModule, ABC):
             logger.log_metrics(self.held_out_figures, step=self.validated_step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keeps the held-out figures, which are not taken twice of the same weights."""
+        """Saves the held-out metrics, which are not measured twice for the same weights."""
         checkpoint[HELD_OUT] = (self.validated_step, self.held_out_figures)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Takes what `on_save_checkpoint` kept."""
+        """Restores the held-out metrics that `on_save_checkpoint` saved."""
         self.validated_step, self.held_out_figures = checkpoint[HELD_OUT]
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        """Begins a step with its first micro-batch."""
+        """Tells `bad_steps` that a step begins, at its first micro-batch."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.bad_steps.begin(self)
 
@@ -130,26 +130,26 @@ class TrainedModule(lightning.LightningModule, ABC):
             # refuses fused optimisers, which undo the scaling too late; bf16 has no scaler
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             largest = math.inf
-        norm = whole(self.clip_norms(largest))  # of all shares
+        norm = whole(self.clip_norms(largest))  # over all shards
         self.bad_steps.settle(self, norm, has_scaler=scaler is not None)
 
     def clip_norms(self, largest: float) -> Tensor:
-        """Clips the norm of what is trained; returns the norm that it had, ()."""
+        """Clips the gradient norm of the trained parameters; returns the norm before, ()."""
         return nn.utils.clip_grad_norm_(self.trained_parameters(), largest)
 
     def check_optimizer(self) -> None:
-        """Raises what the optimiser says against its settings, all of it in its constructor.
+        """Raises the optimiser's errors about its settings, all of which its constructor finds.
 
-        The one that trains is made later, when parameters may have been shared out over the ranks.
+        The optimiser that trains is made later, when parameters may be sharded over the ranks.
         """
         self.optimizer(self.trained_parameters())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimiser, and a schedule in images seen rather than steps."""
+        """The optimiser, and a learning-rate schedule in images seen rather than steps."""
         optimizer = self.optimizer(self.trained_parameters())
         schedule = LambdaLR(
             optimizer,
-            # the first update uses the factor of the batch that it has seen
+            # step + 1: an update counts the images of its own batch
             lambda step: self.lr_schedule((step + 1) * self.batch_size, self.progress),
         )
         return {

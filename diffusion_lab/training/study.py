@@ -1,7 +1,7 @@
 """The runs of a study: where each goes, and whether it is new, to be resumed, or finished.
 
-outputs/<study_name>/<what differs>/ is a run folder. What is known is read from there alone, so a
-repeated command goes on, whatever process it runs in.
+outputs/<study_name>/<what differs>/ is a run folder. A run's state is read from its folder alone,
+so a repeated command resumes the run, whatever process it runs in.
 """
 
 import json
@@ -31,15 +31,15 @@ from diffusion_lab.training.callbacks import Evaluation, MedianPruning, configur
 
 NEW, EMPTY, UNFINISHED, FINISHED = "new", "without a checkpoint", "unfinished", "finished"
 PLACE_IN_WANDB = ("logger.group", "logger.name", "logger.tags")
-LONGEST = 128  # bytes of a run's name, as many as W&B takes
+LONGEST = 128  # bytes of a run's name, W&B's limit
 
 
 def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
     """The folder of this run of a study, `job` being Hydra's; None for a run of no study.
 
-    A study that says itself what it varies has runs named by that and by what a sweep varies
-    besides; a single run has its place among them if it gives all. Runs of other studies are named
-    by what their command lines give, whether as one value or as several.
+    If the study itself lists the keys that it varies, its runs are named by these and by the keys
+    that a sweep adds; a single run belongs to it only if it sets all of them. Runs of other studies
+    are named by the keys that their command lines set, to one value or to several.
     """
     if not cfg.study_name:
         return None
@@ -58,19 +58,19 @@ def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
 
 
 def varied(job: HydraConf) -> set[str]:
-    """The keys of which a study or a sweep has several values."""
+    """The keys that take several values in a study or a sweep."""
     keys = set(job.sweeper.get("params") or {})
     if job.mode == RunMode.MULTIRUN:
-        fixed = job.job.config.override_dirname.exclude_keys  # of the command line of a sweep
+        fixed = job.job.config.override_dirname.exclude_keys  # keys with one value in a sweep
         parsed = parse(job.overrides.task)
         keys |= {key_of(override) for override in parsed} - set(fixed)
     return keys
 
 
 def name_of(values: dict[str, str]) -> str:
-    """The name of a run with these values of what differs, to be typed without quotes.
+    """The name of a run with these values of the keys that differ; it needs no quotes.
 
-    One that would be long has the settings that lie highest, and a number for all.
+    A name above LONGEST bytes keeps the keys highest in the configuration, and ends in a hash.
     """
     parts = {
         key: re.sub(r"[^\w.+-]+", ".", f"{key}-{value}").strip(".")
@@ -88,9 +88,9 @@ def name_of(values: dict[str, str]) -> str:
 
 
 def state_of(folder: Path, cfg: DictConfig) -> str:
-    """NEW, EMPTY, UNFINISHED or FINISHED; every rank gets the answer of rank 0.
+    """The state of a run, NEW, EMPTY, UNFINISHED or FINISHED, as rank 0 finds it, on every rank.
 
-    Raises UserError if another process trains the run, or if it is of another configuration.
+    Raises UserError if another process is training the run, or if its configuration differs.
     """
     if in_launched_process():
         launch.join_process_group(launch.device_of_process(cfg.trainer))
@@ -137,8 +137,8 @@ def move_aside(folder: Path) -> None:
 def overrides_to_resume(folder: Path, overrides: list[str]) -> list[str]:
     """The overrides of a repeated command that replace the saved values when a run is resumed.
 
-    They say where the run is trained and how it is watched. It keeps its options of groups, as
-    logger=none, and its place in W&B.
+    They set where the run is trained and how it is monitored. The run keeps its options of groups,
+    such as logger=none, and its place in W&B.
     """
     saved = flat(OmegaConf.to_container(load_config(folder)))
     replacing = []
@@ -151,12 +151,12 @@ def overrides_to_resume(folder: Path, overrides: list[str]) -> list[str]:
 
 
 def _written(value: object) -> str:
-    """A value as a command line has it."""
+    """A value as a command line writes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_metric(cfg: DictConfig, folder: Path | None) -> None:
-    """Raises UserError if `cfg.optimized_metric` will not be there at the end of a run."""
+    """Raises UserError if `cfg.optimized_metric` will not be available at the end of a run."""
     if not cfg.optimized_metric:
         return
     if folder is None:
@@ -173,9 +173,9 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
 
 
 def check_search(cfg: DictConfig, job: HydraConf) -> None:
-    """Raises UserError if a search has nothing to search, or minimises what is not one quantity.
+    """Raises UserError if a search varies nothing, has a wrong direction or unlike held-out losses.
 
-    `job` is Hydra's, of any trial.
+    `job` is Hydra's configuration of any trial.
     """
     if "n_trials" not in job.sweeper:
         return
@@ -206,7 +206,7 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
 
 
 def final_metric(folder: Path, kind: str) -> float:
-    """The metric of a kind, such as fid or val/loss, at the end of a finished run."""
+    """The metric of a kind, such as fid or val/loss, from the summary of a finished run."""
     metrics = load_summary(folder).get("metrics", {})
     found = [v for name, v in metrics.items() if name == kind or name.startswith(f"{kind}/")]
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""The summary of a run that has ended, and the last lines that a person reads."""
+"""The summary of a run that has ended, and the last lines that the run prints."""
 
 import lightning
 from omegaconf import DictConfig
@@ -13,7 +13,7 @@ from diffusion_lab.training.task import Task
 def summarise(
     cfg: DictConfig, task: Task, trainer: lightning.Trainer, finished: bool, peak_memory: int | None
 ) -> dict[str, object]:
-    """The entries of summary.json: what is worth knowing of a run at a glance."""
+    """The entries of summary.json, the facts about a run that matter at a glance."""
     context = task.module.context
     clock, prepared = context.clock, context.prepared_metrics if context.results else None
     summary = {
@@ -40,13 +40,13 @@ def summarise(
 
 
 def metrics_of(task: Task) -> dict[str, float]:
-    """The metrics of the final weights, with those of held-out images."""
+    """The metrics of the final weights, including the held-out ones."""
     results = task.module.context.results
     return (task.with_ceiling(results) if results else {}) | task.module.held_out_figures
 
 
 def say_result(task: Task) -> None:
-    """Says what a person has waited for."""
+    """Prints the metrics, and where the latest samples and the summary are."""
     context = task.module.context
     if context.results:
         results, measured = task.with_ceiling(context.results), context.measuring().metrics

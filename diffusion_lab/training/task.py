@@ -1,4 +1,4 @@
-"""What a run is made of, whatever it trains."""
+"""The parts that every training run is made of, whatever it trains."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from diffusion_lab.training.module import TrainedModule
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """Everything that a run trains and measures with, built and checked, nothing written."""
+    """Everything that a run trains and measures with, built and checked before any file exists."""
 
-    command: ClassVar[str]  # that trains it
+    command: ClassVar[str]  # command line that trains it, such as train
 
     datamodule: ImageDataModule
     module: TrainedModule
     callbacks: list[Callback]
     metrics: GenerativeMetrics | None
-    pipeline: Pipeline | None = None  # None: what is trained makes no samples
+    pipeline: Pipeline | None = None  # None: the trained network makes no samples
 
     @property
     @abstractmethod
@@ -38,30 +38,30 @@ class Task(ABC):
 
     @abstractmethod
     def compile(self) -> None:
-        """Compiles what training spends its time in, in place: checkpoints keep their keys."""
+        """Compiles the costly modules in place, so that checkpoints keep their keys."""
 
     def prepare(self, device: torch.device) -> dict[str, object]:
-        """Looks at the data before a run is made; returns what its configuration is to record."""
+        """Reads the data before a run folder is made; returns entries for its configuration."""
         return {}
 
     def save_dependencies(self, folder: Path) -> None:
-        """Leaves in a new run what it is opened with; on rank 0."""
+        """Copies the files that are needed to open a run into the new run's folder, on rank 0."""
         return None
 
     def advice(self) -> list[str]:
-        """Sentences on what can be trained but may disappoint."""
+        """Returns sentences on settings that can be trained but may disappoint."""
         return []
 
     def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
-        """The metrics of an evaluation, and those of the best that could be expected."""
+        """Adds the best values that could be expected to the metrics of an evaluation."""
         return results
 
     def macs(self, cfg: DictConfig) -> int | None:
-        """Multiply-accumulates of a call of the network on one image, where they are counted."""
+        """Multiply-accumulates of a network call on one image; None if they are not counted."""
         return None
 
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
-        """Writes what a finished run leaves besides its summary; on rank 0."""
+        """Writes the files of a finished run other than its summary, on rank 0."""
         return None
 
 
@@ -72,9 +72,9 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
         callbacks.append(instantiate(cfg, key))
         if not isinstance(callbacks[-1], Callback):
             raise UserError(f"{key}._target_ must be a callback of Lightning's, and is none")
-    # a checkpoint, grid or figure of a step must have the average of that step
+    # a checkpoint, grid or metric of a step must use the average of that step
     callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
-    # and what a step leaves must be there before a checkpoint says that it was made
+    # and a checkpoint must come last, as a resumed run does not repeat its step
     callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
     return callbacks
 
@@ -82,7 +82,7 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
 def build_metrics(
     cfg: DictConfig, callbacks: list[Callback], conditional: bool, num_classes: int
 ) -> GenerativeMetrics | None:
-    """The metrics of a run, None unless one of its callbacks evaluates."""
+    """The metrics of a run; None unless one of its callbacks evaluates."""
     if not any(isinstance(callback, Evaluation) for callback in callbacks):
         return None
     metrics = instantiate(cfg, "metrics")

@@ -42,7 +42,7 @@ ALLOWED = {
     "validate_every_n_steps": whole(1),
     "trainer.max_steps": whole(1),
     "trainer.log_every_n_steps": whole(1),
-    # what Lightning also has gives networks weights that do not fit their float32 inputs
+    # Lightning's other precisions make weights that do not fit the float32 inputs of networks
     "trainer.precision": one_of("auto", "32-true", "bf16-mixed", "16-mixed"),
 }
 
@@ -52,14 +52,14 @@ class Outcome(Enum):
 
     FINISHED = "finished"
     STOPPED = "stopped"
-    REQUEUED = "requeued"  # as STOPPED, and SLURM starts the job again
+    REQUEUED = "requeued"  # like STOPPED, but SLURM starts the job again
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A run that is built and has read its data; nothing is written yet."""
 
-    cfg: DictConfig  # with what the data turned out to be
+    cfg: DictConfig  # completed by facts found in the data
     task: Task
     layout: BatchLayout
     device: torch.device
@@ -69,10 +69,10 @@ class Prepared:
 
 
 def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> Outcome:
-    """Trains what `build` makes of a configuration, such as `build_diffusion_task`.
+    """Trains the task that `build`, such as `build_diffusion_task`, makes of a configuration.
 
-    Whatever can be refused is refused before anything is written. `overrides` are the command
-    line's, for the processes of a run on several devices.
+    Everything that can be refused is refused before anything is written. `overrides` are the
+    command line's, for the processes of a run on several devices.
     """
     check_settings(cfg)
     devices, nodes = launch.processes(cfg.trainer)
@@ -95,7 +95,7 @@ def check_settings(cfg: DictConfig) -> None:
 def launch_ranks(
     cfg: DictConfig, layout: BatchLayout, overrides: list[str], build: Callable[..., Task]
 ) -> Outcome:
-    """Trains in one process a device; what is wrong is said here, before any of them is started."""
+    """Trains in one process per device, after finding errors here, before any process starts."""
     devices, nodes = launch.processes(cfg.trainer)
     if nodes > 1:
         raise UserError(
@@ -165,7 +165,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
 
 
 def open_folder(cfg: DictConfig, task: Task, folder: Path) -> Path | None:
-    """The checkpoint to resume; a new run, which has none, gets what it is opened with."""
+    """Returns the checkpoint to resume; saves a new run's dependencies and returns None."""
     if cfg.resume:
         # a job that is requeued may have been ended before its first checkpoint
         checkpoint = checkpoints.resume_from(folder) if checkpoints.exists(folder) else None
@@ -177,14 +177,14 @@ def open_folder(cfg: DictConfig, task: Task, folder: Path) -> Path | None:
 
 
 def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> None:
-    """Fits, from a checkpoint if there is one, measures the final weights, writes the summary."""
+    """Trains, from a checkpoint if any, measures the final weights, and writes the summary."""
     cfg, task, trainer, device = prepared.cfg, prepared.task, prepared.trainer, prepared.device
     clock = Clock(cfg.batch_size)
     rows = JSONLines(folder / runs.METRICS, clock)
     context = RunContext(folder, clock, PeakMemory(device), rows, prepared.metrics, task.pipeline)
     task.module.context = context
     if checkpoint is None:
-        rows.truncate(0)  # a job that died before its first checkpoint may have left some
+        rows.truncate(0)  # a job that died before its first checkpoint may have left rows
     if pays(cfg.channels_last, device):
         task.module.to(memory_format=torch.channels_last)
     if pays(cfg.compile, device):
@@ -198,7 +198,7 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
             trainer.fit(
                 task.module, datamodule=task.datamodule, ckpt_path=checkpoint, weights_only=True
             )
-            peak = context.memory.bytes()  # before the final metrics, which are no training
+            peak = context.memory.bytes()  # before the final metrics, which do not count
             if not prepared.interruption.requested:
                 finish(prepared)
         if trainer.is_global_zero:
@@ -211,32 +211,32 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
 
 
 def open_wandb(cfg: DictConfig, context: RunContext) -> WandB:
-    """The run's logger, with its run opened on W&B's server or offline."""
+    """Returns the W&B logger of a run, opened on W&B's server or offline."""
     config = OmegaConf.to_container(cfg, resolve=True)
     wandb = instantiate(cfg, "logger")(run_dir=context.folder, clock=context.clock, config=config)
-    with context.clock.stopped():  # reaching the server takes its time
+    with context.clock.stopped():  # reaching the server takes time
         say(wandb.start() or "")
     return wandb
 
 
 def finish(prepared: Prepared) -> None:
-    """Measures the final weights, and writes what the task leaves.
+    """Measures the final weights, and writes the task's files.
 
-    After Lightning's `fit` and not in it, so that a run that was killed or stopped here is finished
-    when it is resumed.
+    It runs after Lightning's `fit` and not inside, so a run that is killed or stopped here is
+    finished when it is resumed.
     """
     task, trainer, interruption = prepared.task, prepared.trainer, prepared.interruption
     try:
         with interruption.at_once():
             if task.module.validated_step != trainer.global_step:
                 trainer.validate(task.module, datamodule=task.datamodule, verbose=False)
-            task.module.to(prepared.device)  # Lightning has moved it away
+            task.module.to(prepared.device)  # Lightning has moved it off the device
             for callback in task.callbacks:
                 if isinstance(callback, Periodic) and callback.at_end:
                     callback.timed_run(trainer)
             if trainer.is_global_zero:
                 folder = task.module.context.folder
                 task.finish(folder, metrics_of(task), prepared.device)
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes the one of the other
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         if not interruption.requested:
             raise

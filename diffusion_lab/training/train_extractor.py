@@ -1,4 +1,4 @@
-"""Trains the small classifier whose features, and whose reading of a class, metrics can use."""
+"""Trains the small classifier whose features and predicted classes metrics can use."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_cla
 
 
 def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Trains on the whole training split, reads the test split, and writes the file `cfg.output`.
+    """Trains on the whole training split, tests on the test split, and writes `cfg.output`.
 
-    Raises UserError where there are no classes to learn, or the file is there already.
+    Raises UserError if there are no classes to learn, the file exists, or training diverges.
     """
     allowed = {"epochs": whole(1), "batch_size": whole(2), "seed": whole(0), "lr": above(0)}
     check_keys(cfg, allowed)
@@ -35,7 +35,7 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if datamodule.num_classes < 2:
         raise UserError("a classifier needs data of at least 2 classes, which these are not")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of training
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails before minutes of training
     except OSError as error:
         raise UserError(f"output={path} cannot be made ({error}); choose another") from error
     torch.manual_seed(cfg.seed)
@@ -61,9 +61,9 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def fit(network: SmallClassifier, images: Tensor, labels: Tensor, cfg: DictConfig) -> None:
-    """AdamW with one cycle of the rate, over images uint8 (N, C, H, W), labels int64 (N,)."""
+    """Trains by AdamW and a one-cycle rate on images uint8 (N, C, H, W), labels int64 (N,)."""
     device = next(network.parameters()).device
-    batches = max(1, len(images) // cfg.batch_size)  # an image left over has no batch statistics
+    batches = max(1, len(images) // cfg.batch_size)  # one leftover image has no batch statistics
     optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, cfg.epochs * batches)
     with progress_bar("Training the classifier", cfg.epochs * batches) as advance:

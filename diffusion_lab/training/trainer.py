@@ -1,4 +1,4 @@
-"""Lightning's Trainer as every run has it."""
+"""Lightning's Trainer as every run configures it."""
 
 import logging
 import warnings
@@ -27,7 +27,7 @@ def build_trainer(
     callbacks: Sequence[Callback],
     **instead: object,
 ) -> lightning.Trainer:
-    """Lightning's Trainer: an endless stream of micro-batches, cut at `trainer.max_steps`."""
+    """Builds a Trainer for an endless stream of micro-batches, cut at `trainer.max_steps`."""
     progress = ProgressBar() if console.is_terminal else ProgressLines()
     listed, (devices, nodes) = cfg.trainer.devices, launch.processes(cfg.trainer)
     defaults = {
@@ -55,9 +55,9 @@ def build_trainer(
 
 
 def check_trainer(cfg: DictConfig, layout: BatchLayout) -> None:
-    """Raises what Lightning says against `cfg.trainer`, all of it in its Trainer's constructor.
+    """Raises Lightning's errors about `cfg.trainer`, all of which its Trainer's constructor finds.
 
-    For a process that starts others: it needs none of the devices that they will have.
+    The check needs no devices, so a process that only starts others can make it.
     """
     build_trainer(cfg, layout, torch.device("cpu"), [], accelerator="cpu", devices=1, num_nodes=1)
 
@@ -72,7 +72,7 @@ def quiet_lightning() -> Iterator[None]:
         ".*your dataloader is not resumable.*",
         ".*`srun` command is available.*",
         ".*is smaller than the logging interval.*",
-        ".*It is recommended to use `self.log.*",  # reduced by hand
+        ".*It is recommended to use `self.log.*",  # values are reduced by hand
         ".*isinstance.treespec, LeafSpec.*",
     )
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Where metrics go: a plain JSON-lines file, always, and Weights & Biases.
+"""Loggers of metrics: a plain JSON-lines file, always, and Weights & Biases.
 
 Every row carries `images` (training images seen) and `seconds` (of training), so that curves of
 different batch sizes, machines and numbers of pictures share an x-axis.

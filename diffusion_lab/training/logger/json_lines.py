@@ -1,4 +1,4 @@
-"""The rows of `metrics.jsonl`."""
+"""The logger that writes `metrics.jsonl`."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from diffusion_lab.training.clock import Clock
 
 
 class JSONLines(Logger):
-    """`metrics.jsonl`: one JSON object a row, flushed at once, readable after any crash.
+    """Writes `metrics.jsonl`: one JSON object per row, flushed at once, readable after any crash.
 
-    Rows that cannot be written are kept in memory, and written with a later one.
+    Rows that cannot be written are kept in memory and written with a later row.
     """
 
     def __init__(self, path: Path, clock: Clock):
@@ -67,9 +67,9 @@ class JSONLines(Logger):
 
     @rank_zero_only
     def truncate(self, count: int) -> None:
-        """Leaves the first `count` rows, and sets the clock to the last of them.
+        """Keeps only the first `count` rows, and sets the clock to the last of them.
 
-        A run that is resumed writes the later ones again.
+        A resumed run writes the later rows again.
         """
         if not self.path.exists():
             return

@@ -18,8 +18,8 @@ from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger.reachability import why_offline
 
 COLUMNS: list[str | int] = ["image", "class", "sample", "seed", "step", "images_seen"]
-MOST_ROWS = 50  # of the table `samples`; each is a file, in every step with a grid
-# the picture, the class unless the model is unconditional, the number in its seed, and the seed
+MOST_ROWS = 50  # rows of the table `samples`; each is a file, at every step with a grid
+# the picture, its class (None without classes), its index among the samples of a seed, the seed
 Sample = tuple[Image.Image, str | None, int, int]
 FINISH_SECONDS = 60.0  # how long a run's end waits for its upload; the rest stays on the disk
 
@@ -42,7 +42,7 @@ class WandB(WandbLogger):
     ):
         self.clock = clock
         self.run_dir = run_dir
-        self._timed = (-1, 0.0)  # the step of the latest metrics, and the time of its first
+        self._timed = (-1, 0.0)  # step of the latest metrics, and the seconds of its first row
         self.broken = False
         self.reason = why_offline(mode)
         disabled = os.environ.get("WANDB_MODE") == "disabled"
@@ -59,7 +59,7 @@ class WandB(WandbLogger):
                 console="off", init_timeout=20, finish_timeout=FINISH_SECONDS, silent=True
             ),
         )
-        self._wandb_init.pop("anonymous", None)  # Lightning's default, of which W&B warns
+        self._wandb_init.pop("anonymous", None)  # Lightning's default, about which W&B warns
 
     @rank_zero_only
     def start(self) -> str:
@@ -85,7 +85,7 @@ class WandB(WandbLogger):
         run = self.experiment
         for axis in log_names.AXES:
             run.define_metric(axis, hidden=True)
-        run.define_metric("*", step_metric=log_names.IMAGES, overwrite=True)  # Lightning's choice
+        run.define_metric("*", step_metric=log_names.IMAGES, overwrite=True)  # replaces Lightning's
 
     def _guard(self, action: Callable[[], None]) -> None:
         if self.broken:
@@ -94,13 +94,13 @@ class WandB(WandbLogger):
             action()
         except Exception as error:
             self.broken = True
-            if self._experiment is None:  # Lightning would try again to open it, unguarded
+            if self._experiment is None:  # else Lightning would open it again, unguarded
                 self._experiment = object()  # type: ignore[assignment]
             say(f"W&B failed and is left alone from here on: {error}")
 
     @rank_zero_only
     def log_hyperparams(self, *arguments: object, **named: object) -> None:
-        """The configuration is given to the run when it opens."""
+        """Does nothing: the run gets the configuration when it is opened."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -111,14 +111,14 @@ class WandB(WandbLogger):
         self._log(row, step)
 
     def _log(self, row: dict[str, Any], step: int) -> None:
-        """Adds to the step's row: W&B's step is the optimiser's, also in a run that goes on."""
+        """Adds values to a step's row; W&B's step is the optimiser's, also after a resume."""
         if step == self._timed[0]:
-            row[log_names.SECONDS] = self._timed[1]  # or an evaluation would move the step's curves
+            row[log_names.SECONDS] = self._timed[1]  # else an evaluation would shift the step's x
         self._guard(lambda: self.experiment.log(row, step=step))
 
     @rank_zero_only
     def log_grid(self, key: str, path: Path, caption: str, step: int) -> None:
-        """One picture with its caption, as `grids/<key>`."""
+        """Logs one picture with its caption, as `grids/<key>`."""
 
         def log() -> None:
             with Image.open(path) as image:
@@ -142,15 +142,15 @@ class WandB(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Left open: the final metrics come after `fit`; `finish` closes the run."""
+        """Leaves the run open: the final metrics come after `fit`, and `finish` closes the run."""
 
     @rank_zero_only
     def finish(self, summary: dict | None) -> None:
-        """Writes the final figures to the run's summary and closes it; None: as failed."""
+        """Writes the final metrics to the run's summary and closes it; None marks a failure."""
         if self.broken:
             with contextlib.suppress(Exception):
                 wandb.teardown()
-            # or the next run of this process would write into this one
+            # else the next run of this process would write into this one
             wandb.sdk.lib.module.unset_globals()
             return
 
@@ -162,14 +162,14 @@ class WandB(WandbLogger):
 
 
 def chosen(count: int, columns: int) -> list[int]:
-    """Which of `count` images in rows of `columns` have a row: all, or the first of each row."""
+    """The indices of at most MOST_ROWS of `count` images in a grid, leftmost columns first."""
     by_column = sorted(range(count), key=lambda i: (i % columns, i // columns))
     return sorted(by_column[:MOST_ROWS])
 
 
 @contextmanager
 def staged_in(folder: Path) -> Iterator[None]:
-    """Lets a table's files wait for their upload in the run's folder, not in the user's home."""
+    """Keeps a table's files in the run's folder until their upload, not in the user's home."""
     if wandb.env.DATA_DIR in os.environ:
         yield
         return
