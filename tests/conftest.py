@@ -19,18 +19,18 @@ from helpers.tiny_runs import TINY
 from diffusion_lab.compute import slurm
 
 compose_quickly()
-os.environ["HF_HUB_OFFLINE"] = "1"  # what is not here is not waited for
+os.environ["HF_HUB_OFFLINE"] = "1"  # do not wait for missing files
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: a collection of garbage need not look at it, 0.2 s each time."""
+    """Excludes all imported objects from garbage collection, which saves 0.2 s each time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
-    """lab("train", ...) -> (exit code, standard output, standard error), run in tmp_path."""
+    """A function: lab("train", ...) -> (exit code, stdout, stderr), run in tmp_path."""
     prepare_for_commands(monkeypatch, tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -44,7 +44,7 @@ def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
 
 @pytest.fixture
 def refusal(lab) -> Callable[..., str]:
-    """refusal("train", ...) -> the one sentence that a command is refused with, by exit code 2."""
+    """A function: refusal("train", ...) -> the only sentence of a command with exit code 2."""
 
     def run(*arguments: str) -> str:
         code, _, err = lab(*arguments)
@@ -56,7 +56,7 @@ def refusal(lab) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
-    """A run on tiny data that was trained once; nobody writes into it."""
+    """A run on tiny data that is trained once for all tests; no test may change it."""
     folder = tmp_path_factory.mktemp("finished")
     run_alone(folder, "train", *TINY, "run_dir=run", "callbacks.sample_grid.every_n_steps=2")
     return folder / "run"
@@ -79,16 +79,16 @@ def trained_once(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture
 def run_folder(lab, tmp_path, finished_run) -> Path:
-    """A copy of the finished run and of its data's features, where commands are run."""
+    """A copy of the finished run, and of its data's features, in the folder of `lab`."""
     shutil.copytree(finished_run.parent / "data", tmp_path / "data")
     return Path(shutil.copytree(finished_run, tmp_path / "run", symlinks=True))
 
 
 @pytest.fixture
 def joblib() -> Iterator[list[str]]:
-    """The overrides that run two jobs at once; their processes end with the test.
+    """The overrides that run two jobs at once; the worker processes end with the test.
 
-    Else they would wait for the next test's jobs in the folder of this one.
+    Otherwise they would take the next test's jobs, still in the folder of this test.
     """
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     from joblib.externals.loky import get_reusable_executor
@@ -105,9 +105,9 @@ def small_files() -> Iterator[None]:
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Sets these variables, and no others of the kind, which a job of SLURM may have.
+    """A function that sets these variables of SLURM or torchrun and removes all others.
 
-    Without a terminal, as srun's tasks are.
+    There is no terminal, as in tasks of srun.
     """
     monkeypatch.setattr(slurm, "has_terminal", lambda: False)
 
@@ -124,5 +124,5 @@ def environment(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tests are many and small: threads only get into each other's way."""
+    """Uses one thread: the tests are small, and more threads only slow each other down."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Imports go one way, the theory needs torch alone, and a file and a function fit in the head."""
+"""Imports go one way, the theory needs torch alone, and files and functions stay small."""
 
 import ast
 import re
@@ -38,7 +38,7 @@ def files(room: str) -> list[Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules that a file imports, wherever in it."""
+    """The modules that a file imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -79,7 +79,7 @@ def trees() -> Iterator[tuple[Path, ast.Module]]:
 
 
 def modules() -> dict[str, Path]:
-    """The files of the package by the names that they are imported by."""
+    """The files of the package by their import names."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path, _ in trees()}
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
@@ -113,7 +113,7 @@ def test_a_name_of_a_class_is_there_once():
 
 
 def test_the_core_names_no_keys_of_the_configuration():
-    """The errors of its classes name their parameters; `build` puts the full key before them."""
+    """Classes of the core name parameters in their errors; `build` prefixes the full key."""
     groups = "|".join(path.name for path in CONF.iterdir() if path.is_dir())
     key = re.compile(rf"\b({groups})(/\w+)?([.]\w+)*=\S|\b({groups})[.]\w+=?$")
     for path in [*files("diffusion"), *files("backbone")]:

@@ -1,4 +1,4 @@
-"""Everything composes: each pair of parts trains and samples, or is refused with the reason."""
+"""All parts compose: each pair trains and samples, or is refused with the reason."""
 
 import copy
 import re
@@ -34,7 +34,7 @@ def options(group: str) -> list[str]:
 
 
 def pairs(first: str, second: str) -> list:
-    """Each option of the first group with one of the second; the other pairs are slow."""
+    """All pairs of options of two groups; each of the first has one fast pair, the rest slow."""
     return each_once(*({name: name for name in options(group)} for group in (first, second)))
 
 
@@ -60,14 +60,14 @@ def tiny(configure, *overrides: str):
 
 @cache
 def node(group: str, option: str):
-    """What an option puts into its group; composed once, as this takes Hydra a while."""
+    """The configuration that an option puts into its group; composed once, as Hydra is slow."""
     return OmegaConf.select(
         compose(overrides=[f"+{group}={option}"]), group.replace("/", "."), default=None
     )
 
 
 def objective_part(kind: str, option: str):
-    """A prediction or a weighting for pixels."""
+    """Builds a prediction or a weighting for pixels."""
     cfg = OmegaConf.create({"objective": {kind: node(f"objective/{kind}", option)}})
     return instantiate(with_data_std(cfg, Pixels.data_std).objective[kind])
 
@@ -78,7 +78,7 @@ def base():
 
 
 def assembled(**options: str):
-    """The tiny model with these options; a dunder in a name is a sub-group's slash."""
+    """A tiny model's configuration with these options; a__b stands for the group a/b."""
     cfg = copy.deepcopy(base())
     with open_dict(cfg):
         for name, option in options.items():
@@ -96,7 +96,7 @@ def model_of(cfg):
 
 
 def draw(cfg, model) -> torch.Tensor:
-    """Samples, not yet rounded to uint8, of a network whose output is not 0."""
+    """Draws samples, not rounded to uint8, from a network whose output is not 0."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.nn.init.normal_(model.denoiser.backbone.out.weight, std=0.1)
@@ -236,11 +236,11 @@ def test_each_backbone_takes_each_conditioning(configure, backbone, conditioning
     "experiment",
     [
         pytest.param(name, marks=pytest.mark.slow if name.startswith("cifar10/") else [])
-        for name in EXPERIMENTS  # those of CIFAR-10 have large networks
+        for name in EXPERIMENTS  # CIFAR-10 experiments have large networks
     ],
 )
 def test_every_experiment_runs(lab, tmp_path, experiment):
-    generated = experiment.startswith("toy/")  # data that need no download
+    generated = experiment.startswith("toy/")  # needs no download
     text = (CONF / f"experiment/{experiment}.yaml").read_text()
     command = re.search(r"diffusion-lab (\S+) experiment", text)[1]
     latent = "first_stage.run=" in text

@@ -1,4 +1,4 @@
-"""Configuration: same name, same place; the constructor is the schema; everything composes."""
+"""Configurations: options have the path of their class and all its arguments, and all compose."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-# given when the object is built, from the data or the run, never in a configuration
+# arguments that come from the data or the run when an object is built, not from a configuration
 FACTS = {
     "autoencoder": {"image_shape"},
     "backbone": {"in_channels", "out_channels", "image_size"},
@@ -46,7 +46,7 @@ EXPERIMENTS = sorted(path for path in (CONF / "experiment").rglob("*.yaml"))
 
 
 def option(path: Path) -> tuple[str, str]:
-    """(group, option) of a file: ("objective/prediction", "v")."""
+    """The (group, option) of a file: ("objective/prediction", "v")."""
     relative = path.relative_to(CONF).with_suffix("")
     return str(relative.parent), relative.name
 
@@ -59,14 +59,14 @@ def hydra_conf():
 
 
 def node_of(path: Path):
-    """The configuration that an option gives, with its own defaults, and its group as a list."""
+    """The configuration of an option, with its own defaults, and its group as a list."""
     group, name = option(path)
     cfg = compose(overrides=[f"+{group}={name}"])
     return OmegaConf.select(cfg, group.replace("/", ".")), group.split("/")
 
 
 def replaces_by_null(path: Path) -> bool:
-    """Options that switch a group off write null into the place of their group."""
+    """Whether an option switches its group off, by null in the place of the group."""
     return path.read_text().startswith("# @package")
 
 
@@ -90,7 +90,7 @@ def test_an_option_names_a_class_of_its_group_and_all_its_parameters(path, hydra
     if "source" in cfg and not OmegaConf.is_missing(cfg, "source"):  # not a group of its own
         parameters = set(inspect.signature(get_object(cfg.source._target_)).parameters)
         assert {str(key) for key in cfg.source} == parameters | {"_target_"}
-    # partial exactly where something is given when the object is built
+    # partial exactly if arguments come when the object is built
     assert cfg.get("_partial_", False) == bool(facts & set(signature))
 
 
@@ -102,7 +102,7 @@ def test_every_study_composes_and_says_how_it_is_run(path, hydra_conf):
     assert cfg.study_name == path.stem
     assert instantiate(cfg.budget)
     params = {key: str(values).split(",") for key, values in cfg.hydra.sweeper.params.items()}
-    for i in range(max(map(len, params.values()))):  # each value once
+    for i in range(max(map(len, params.values()))):  # each value at least once
         values = [f"{key}={values[i % len(values)]}" for key, values in params.items()]
         assert compose("train", overrides=[*chosen, *values])
 
@@ -113,7 +113,7 @@ def test_every_experiment_composes_and_says_how_it_is_run(path, hydra_conf):
     command = re.search(rf"diffusion-lab (\S+) experiment={name}\b", path.read_text())
     assert command, "the header comment gives the command"
     train = command[1] == "train"
-    unguided = ["guidance=none"] if train else []  # which no experiment overrules
+    unguided = ["guidance=none"] if train else []  # no experiment may override it
     overrides = [f"experiment={name}", *unguided]
     cfg = compose(command[1].replace("-", "_"), overrides=overrides)
     assert cfg.name

@@ -1,7 +1,7 @@
 """Twenty steps on FashionMNIST give the losses, samples and FID that were stored.
 
-The stored values are of one processor and one version of torch; other ones round otherwise, and
-twenty optimiser steps make more of it, so elsewhere the tolerance is wider.
+The stored values are from one processor and one version of torch; others round differently, and
+twenty optimiser steps amplify the differences, so the tolerance is wider there.
 """
 
 import json
@@ -34,7 +34,7 @@ SHARED = [
 ]
 UNET = ["backbone=unet_small", "backbone.channels=16", "guidance=classifier_free"]
 DIT = ["backbone=dit", "backbone.width=64", "backbone.heads=2", "backbone.depth=2"]
-FEW = "data.fraction=0.02"  # the latents of every image are measured, which takes 10 s for all
+FEW = "data.fraction=0.02"  # the latents of each image are measured: 10 s for all data
 AUTOENCODER = [
     *(value for value in SHARED if not value.startswith("sampler.")),
     "experiment=fashion_mnist/kl",
@@ -65,7 +65,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def measured(lab, name: str, folder: Path) -> dict[str, object]:
-    """Losses, FID, and the mean and standard deviation of the samples' pixels."""
+    """Trains a composition; returns losses, FID, and mean and standard deviation of pixels."""
     code, _, err = lab("train", *COMPOSITIONS[name], *SHARED, f"run_dir={folder}")
     assert code == 0, err
     code, _, err = lab("sample", f"run={folder}", "num_samples=16", "output=drawn", "save=npz")

@@ -1,10 +1,10 @@
-"""Bad input is answered in one sentence: all of them stand in golden/messages.txt, and only there.
+"""Bad input is answered in one sentence: golden/messages.txt has all of them, no other file does.
 
-An entry of that file is a prompt and the message that it is answered with. Prompts are those of a
-shell (`$ sample run=nowhere`, a command of `diffusion-lab`; TINY and TINY_AUTOENCODER are the
-overrides of tiny runs, and run/ is a finished one), of Python (`>>> Euler(0, Uniform())`) and
-`build`, which builds the training objects of a configuration. To add an entry write its prompt;
-new and changed messages are written into the file by
+An entry of that file is a prompt and the message that answers it. A prompt is a shell command
+(`$ sample run=nowhere` of `diffusion-lab`; TINY and TINY_AUTOENCODER are the overrides of tiny
+runs, and run/ is a finished run), Python (`>>> Euler(0, Uniform())`) or `build`, which builds the
+training objects of a configuration. To add an entry, write its prompt; new and changed messages
+are written into the file by
 
     STORE_MESSAGES=1 python -m pytest tests/test_messages.py
 """
@@ -40,7 +40,7 @@ PROMPTS = ("$ ", ">>> ", "build ")
 
 
 def entries(text: str) -> dict[str, str]:
-    """The message of each prompt."""
+    """The messages in the file by their prompts."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         if line.startswith(PROMPTS):
@@ -63,7 +63,7 @@ NETWORK = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": Tr
 CODES = {"codes": 16, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25}
 NO_BUDGET = {"reference": None, "by": "macs", "tolerance": 0.02, "images": None, "seconds": None}
 SHORT = {"TINY": TINY, "TINY_AUTOENCODER": TINY_AUTOENCODER}
-NAMES = {  # of what stands behind >>>
+NAMES = {  # the names that Python prompts may use
     **vars(objective),
     **vars(weighting),
     **vars(guidance),
@@ -90,7 +90,7 @@ NAMES = {  # of what stands behind >>>
 
 
 def check(prompt: str, message: str) -> None:
-    """Compares a message, or stores it if that was asked for."""
+    """Compares a message with the stored one, or stores it if STORE_MESSAGES is set."""
     assert message, "nothing was said"
     assert "\n" not in message
     if os.environ.get("STORE_MESSAGES"):
@@ -106,7 +106,7 @@ def starting(prompt: str) -> pytest.MarkDecorator:
 
 
 def files() -> dict[str, int]:
-    """The files here and when each was written; Hydra notes a search in a hidden file."""
+    """The modification times of all files below the current folder, hidden ones too."""
     return {str(path): path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
 
 

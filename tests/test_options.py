@@ -1,4 +1,4 @@
-"""The table of all options in conf/README.md is what their files say of themselves."""
+"""The table of all options in conf/README.md repeats the first sentence of each option's file."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from helpers.paths import CONF
 
 
 def sentence_of(path: Path) -> str:
-    """The first sentence of the comment that a file of configuration begins with."""
+    """The first sentence of the comment at the top of a configuration file."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
     count = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     text = " ".join(line.removeprefix("#").strip() for line in lines[:count])
@@ -16,7 +16,7 @@ def sentence_of(path: Path) -> str:
 
 
 def tables() -> Iterator[str]:
-    """One of each group, in the order of the alphabet."""
+    """Yields the lines of one table per group, in alphabetical order."""
     groups = sorted({path.parent for path in CONF.rglob("*/*.yaml")})
     for group in groups:
         yield f"## {group.relative_to(CONF)}\n"

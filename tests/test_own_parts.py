@@ -1,4 +1,4 @@
-"""Parts of one's own, each one Python file and one YAML file, which a run is trained with."""
+"""Trains runs with a user's own parts, each of one Python file and one YAML file."""
 
 import importlib
 import json
@@ -68,11 +68,11 @@ def code_of(name: str) -> str:
 
 
 def command_with(words: str) -> list[str]:
-    """The README's command that begins so."""
+    """The arguments of the README's command that begins with `words`."""
     return re.search(rf"^    diffusion-lab ({words}.*)$", README, re.MULTILINE)[1].split()
 
 
-# the file, its code, its configuration and the arguments that choose it
+# part -> its code, configuration file, configuration, and the arguments that choose it
 PARTS = {
     "sampler": (
         code_of("my_samplers.py"),
@@ -115,7 +115,7 @@ PARTS = {
 
 @pytest.fixture
 def forgetting(monkeypatch):
-    """As a console script starts: the present folder is no place of modules; none stays loaded."""
+    """Removes the current folder from sys.path, as for a console script; unloads the parts."""
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     yield
     for part in PARTS:
@@ -124,7 +124,7 @@ def forgetting(monkeypatch):
 
 @pytest.fixture
 def write(lab, tmp_path, forgetting):
-    """write("sampler") -> the arguments that choose it, with its two files in the folder."""
+    """A function: write("sampler") writes a part's two files -> the arguments that choose it."""
 
     def files_of(part: str) -> list[str]:
         code, place, configuration, arguments = PARTS[part]
@@ -187,7 +187,7 @@ def test_a_callback_is_called_every_so_many_steps(train_with):
 def test_the_images_of_a_source_are_learned_from(train_with):
     train_with("source")
     with Image.open("run/samples/step_0000004.png") as picture:
-        assert picture.size == (2 * (2 * 10 + 2), 2 * (2 * 10 + 2))  # one row a class
+        assert picture.size == (2 * (2 * 10 + 2), 2 * (2 * 10 + 2))  # one row per class
 
 
 def test_the_readmes_sampler_is_chosen_for_a_trained_run(lab, write, run_folder):

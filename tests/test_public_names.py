@@ -1,4 +1,4 @@
-"""The names that people extend or call are found in the package itself, and imported late."""
+"""The public names are found in the package itself, and their modules are imported late."""
 
 import subprocess
 import sys

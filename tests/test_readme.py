@@ -16,18 +16,18 @@ README = (ROOT / "README.md").read_text()
 LINES = [
     line
     for line in re.findall(r"^    (diffusion-lab .+)$", README, re.MULTILINE)
-    if "--config-dir" not in line  # tried by test_own_parts.py
+    if "--config-dir" not in line  # tested by test_own_parts.py
 ]
 
 
 @pytest.fixture(autouse=True)
 def launchers_everywhere(monkeypatch):
-    """Has no command refused for a launcher that is not on this machine."""
+    """Pretends that all launchers exist, so that no command is refused for a missing one."""
     monkeypatch.setattr("shutil.which", lambda name: name)
 
 
 def single(override: str) -> list[str]:
-    """The override of a sweep with its first value; none where it is any of an interval."""
+    """An override with the first of its values; none if it sweeps an interval."""
     parsed = OverridesParser.create().parse_override(override)
     if not parsed.is_sweep_override():
         return [override]
@@ -105,7 +105,7 @@ def test_every_option_of_every_group_is_listed():
             )
     table = re.search(r"\| group \|.+?\n\n", README, re.DOTALL)[0]
     for group in (path.name for path in (ROOT / "conf").iterdir() if path.is_dir()):
-        if group != "callbacks":  # parts of every run
+        if group != "callbacks":  # its options are parts of every run
             assert re.search(rf"\b{group}[`/]", table), group
 
 

@@ -1,4 +1,4 @@
-"""Configuration nodes to objects: children, lists, factories, and the full key in every error."""
+"""Builds objects from configurations: children, lists, factories, full keys in every error."""
 
 from dataclasses import dataclass
 from typing import Any

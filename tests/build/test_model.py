@@ -1,4 +1,4 @@
-"""What is refused before training, and what is advised."""
+"""Checks of a model before training: the refusals and the advice."""
 
 import pytest
 from helpers.refusals import refused

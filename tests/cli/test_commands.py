@@ -1,4 +1,4 @@
-"""sample and evaluate, and what the command line says of what is wrong."""
+"""The commands sample and evaluate, and the answers of the command line to mistakes."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_a_sample_depends_on_its_seed_alone(lab, run_folder):
         return np.load(json.loads(out.splitlines()[-1])["array"])["images"].astype(int)
 
     eight = draw("num_samples=8", "batch_size=8")
-    # the noise is the same to the bit; a matrix product rounds by its batch size
+    # the noise is bit-identical, but the rounding of matrix products depends on the batch size
     assert abs(draw("num_samples=3", "batch_size=1") - eight[:3]).max() <= 1
     assert abs(draw("num_samples=8", "seed=1") - eight).max() > 5
 
@@ -88,7 +88,7 @@ def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"),  # messages that other packages have a share in
+    ("wrong", "named"),  # mistakes that other packages report
     [
         ("trainer.precision=fp16", "bf16-mixed"),
         ("trainer.max_time=5m", "trainer"),
@@ -114,7 +114,7 @@ def test_a_truncated_data_file_is_named_and_kept(refusal, tmp_path):
 def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, refusal, run_folder, monkeypatch):
     summary = json.loads((run_folder / "summary.json").read_text())
     assert summary["training_images"] == 64
-    code, _, err = lab("train", *TINY, "run_dir=2024", "seed=1")  # a number to Hydra
+    code, _, err = lab("train", *TINY, "run_dir=2024", "seed=1")  # Hydra reads a number
     assert code == 0, err
     code, out, err = lab("evaluate", "run=run", "against=2024", "json=true")
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""What can be done with a trained run: sweeps over sampling, likelihood, encoding, inpainting."""
+"""Commands on a trained run: sweeps over sampling, likelihood, encoding, inpainting."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def test_a_sweep_measures_each_combination_once(lab, run_folder):
         assert picture.size[0] > 400
     assert "sampler=ddim steps=2" in err  # the best of its budget
 
-    # what is measured is kept, also after a kill in the middle of a line
+    # results are kept, even after a kill in the middle of a line
     rows = folder / "results.jsonl"
     rows.write_text(rows.read_text()[:-40])
     code, out, err = lab(*SWEEP, "json=true")
@@ -73,7 +73,7 @@ def test_a_sweep_gives_the_figures_of_evaluate(lab, run_folder):
     assert code == 0
     (row,) = json.loads(out.splitlines()[-1])["rows"]
     assert row["fid"] == pytest.approx(expected[f"fid/{row['protocol']}"], rel=1e-6)
-    # a sweep that varies something else knows it again, by its own name
+    # a sweep that varies other keys recognises the setting and reuses its result
     code, out, err = lab(
         "sample-sweep", "run=run", "sampler=euler,heun", "steps=3", "batch_size=16", "json=true"
     )
@@ -149,7 +149,7 @@ def test_likelihood_of_a_barely_trained_model(lab, run_folder):
         assert code == 0, err
         results[trace] = json.loads(out.splitlines()[-1])
         assert results[trace]["num_images"] == 3
-    # a model that knows nothing is about a wide Gaussian: some bits above raw bytes
+    # an untrained model is about a wide Gaussian: around the 8 bits of raw bytes
     assert 6 < results["exact"]["bits_per_dim"] < 12
     assert results["hutchinson"]["bits_per_dim"] == pytest.approx(
         results["exact"]["bits_per_dim"], abs=0.2

@@ -1,4 +1,4 @@
-"""Pictures: exact conversions, padding that crops back, grids and files."""
+"""Pictures: exact conversions, padding that cropping undoes, grids and files."""
 
 import errno
 

@@ -1,1 +1,1 @@
-"""What several tests share; the processes that tests start find it too, as `helpers`."""
+"""Code that several tests share; processes started by tests import it too, as `helpers`."""

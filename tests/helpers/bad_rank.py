@@ -1,4 +1,4 @@
-"""A callback by which the loss of one rank alone is not finite."""
+"""A callback that makes the loss of only one rank infinite."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from lightning.pytorch.callbacks import Callback
 
 
 class BadRank(Callback):
-    """On rank 1 the loss of the steps in `steps`, the first being 1, is infinite.
+    """Makes the loss on rank 1 infinite in the steps `steps`, counted from 1.
 
-    Its gradient is finite. At the end each rank leaves its weights in `folder`.
+    The gradient stays finite. At the end each rank saves its weights in `folder`.
     """
 
     def __init__(self, folder: str, steps: list[int]):

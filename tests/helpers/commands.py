@@ -1,4 +1,4 @@
-"""The command line in this process, without what is slow and the same in every command."""
+"""Runs the command line in this process, without the slow work that all commands repeat."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from helpers.paths import ROOT, TESTS
 
 
 def command_line(patch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `diffusion-lab` with these arguments, run in this process."""
+    """Runs `diffusion-lab` with these arguments in this process; returns its exit code."""
     GlobalHydra.instance().clear()
     patch.setattr(sys, "argv", ["diffusion-lab", *arguments])
     try:
@@ -26,15 +26,15 @@ def command_line(patch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def prepare_for_commands(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Starts from an empty folder, offline, with what is slow and always the same kept."""
+    """Moves to `folder`, offline, and patches slow work that is the same in all commands."""
     patch.chdir(folder)
     patch.delenv("DIFFUSION_LAB_DATA", raising=False)
     patch.setenv("WANDB_MODE", "offline")
     patch.setenv("WANDB_SILENT", "true")
     patch.setenv("WANDB_X_SAVE_REQUIREMENTS", "false")
-    patch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{ROOT}")  # of processes it starts
+    patch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{ROOT}")  # for child processes
     patch.setattr(EfficientNetLite0, "build", lambda _: pretrained_features())
-    # Hydra composes everything once more to look for hydra.mode, which no configuration here sets
+    # Hydra composes everything again to look for hydra.mode, which no configuration here sets
     patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
 
@@ -43,12 +43,12 @@ build_features = EfficientNetLite0.build
 
 @cache
 def pretrained_features():
-    """The frozen network of the metrics, which all commands of this process share."""
+    """Builds the frozen network of the metrics once for all commands of this process."""
     return build_features(EfficientNetLite0())
 
 
 def run_alone(folder: Path, *arguments: str) -> None:
-    """Runs a command in a folder, for what several tests begin with and copy."""
+    """Runs a command in a folder outside of any test, for results that several tests copy."""
     with pytest.MonkeyPatch.context() as patch:
         prepare_for_commands(patch, folder)
         assert command_line(patch, *arguments) == 0

@@ -1,4 +1,4 @@
-"""Configurations put together from options that Hydra composes once each."""
+"""Puts configurations together from options that Hydra composes once each."""
 
 import copy
 from functools import cache
@@ -15,21 +15,21 @@ TINY_NETWORK = ("backbone=dit", "backbone.width=16", "backbone.heads=2", "backbo
 
 @cache
 def node(group: str, option: str):
-    """What an option puts into its group."""
+    """The configuration that an option puts into its group."""
     cfg = composed(None, f"+{group}={option}")
     return OmegaConf.select(cfg, group.replace("/", "."), default=None)
 
 
 @cache
 def composed(name: str | None, *overrides: str) -> DictConfig:
-    """The configuration of a command with these overrides; not to be changed."""
+    """The cached configuration of a command with these overrides; callers must not change it."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, overrides=[*overrides])
 
 
 def assembled(*overrides: str) -> DictConfig:
-    """A tiny model's training configuration with other options and values."""
+    """A tiny model's training configuration with the given options and values."""
     cfg = copy.deepcopy(composed("train", "name=x", *TINY_NETWORK))
     with open_dict(cfg):
         for override in overrides:

@@ -1,4 +1,4 @@
-"""Data modules whose settings, and those of their source, are given together."""
+"""Builds data modules from one set of settings for the module and its source."""
 
 import inspect
 
@@ -8,6 +8,6 @@ OF_THE_MODULE = set(inspect.signature(ImageDataModule).parameters) - {"source"}
 
 
 def data_of(source: type[DataSource], *arguments: object, **settings: object) -> ImageDataModule:
-    """The data module of this source; settings that the module has are its own."""
+    """Builds a data module; `settings` that it does not have itself go to its source."""
     own = {key: settings.pop(key) for key in OF_THE_MODULE & settings.keys()}
     return ImageDataModule(source(*arguments, **settings), **own)

@@ -1,4 +1,4 @@
-"""A callback by which one rank fails in the middle of a step, while the others wait for it."""
+"""A callback that makes one rank fail in the middle of a step while the others wait for it."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class DyingRank(Callback):
-    """Rank 1 raises, is killed, or falls silent, when `step` steps have been made."""
+    """Makes rank 1 raise an error, be killed or fall silent after `step` steps."""
 
     def __init__(self, how: str, step: int = 3):
         self.how = how

@@ -13,7 +13,7 @@ from diffusion_lab.diffusion.objective import Prediction
 
 
 class GaussianMixture:
-    """weights (K,), means (K, D), one std for every mode and axis."""
+    """A mixture with weights (K,), means (K, D), and one std for every mode and axis."""
 
     def __init__(self, weights: list[float], means: list, std: float):
         self.weights = torch.tensor(weights, dtype=torch.float64)
@@ -23,7 +23,7 @@ class GaussianMixture:
         self.std = std
 
     def denoise(self, x: Tensor, level: NoiseLevel) -> Estimate:
-        """E[x0 | x] for x (B, ...) of D numbers a sample, at a scalar level."""
+        """The estimate E[x0 | x] for x (B, ...) with D numbers per sample, at a scalar level."""
         flat = x.flatten(1).double()[:, None]  # (B, 1, D)
         alpha, sigma = level.alpha.item(), level.sigma.item()
         variance = alpha**2 * self.std**2 + sigma**2
@@ -34,19 +34,19 @@ class GaussianMixture:
         return Estimate(x0.to(x.dtype).reshape(x.shape))
 
     def sample(self, n: int) -> Tensor:
-        """n clean samples (n, D) float64, from the global generator."""
+        """Draws n clean samples (n, D), float64, from the global generator."""
         modes = torch.multinomial(self.weights, n, replacement=True)
         noise = torch.randn(n, self.means.shape[1], dtype=torch.float64)
         return self.means[modes] + self.std * noise
 
     def cdf(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        """P(x_t < x) of a one-dimensional mixture at a scalar level."""
+        """The probability P(x_t < x) of a one-dimensional mixture at a scalar level."""
         variance = level.alpha**2 * self.std**2 + level.sigma**2
         scores = (x - level.alpha * self.means[:, 0]) / variance.sqrt()  # (B, K)
         return (self.weights * torch.special.ndtr(scores)).sum(-1, keepdim=True)
 
     def transport(self, x: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
-        """The exact end of the probability-flow ODE for x (B, 1): one dimension keeps ranks."""
+        """The exact end of the probability-flow ODE for x (B, 1), which keeps ranks in 1-D."""
         rank = self.cdf(x, here)
         low, high = torch.full_like(x, -1e3), torch.full_like(x, 1e3)
         for _ in range(70):
@@ -57,7 +57,7 @@ class GaussianMixture:
 
 
 def through(prediction: Prediction, denoise: DenoiseFn) -> DenoiseFn:
-    """The same estimate, made by a perfect network of another prediction type."""
+    """Makes the same estimate through the output of a perfect network with this prediction."""
 
     def denoise_by_output(x: Tensor, level: NoiseLevel) -> Estimate:
         x0 = denoise(x, level).x0

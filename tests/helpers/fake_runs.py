@@ -1,4 +1,4 @@
-"""Run folders without a training: what `compare` reads of a finished run, with figures at will."""
+"""Writes run folders without training: what `compare` reads of a run, with chosen metrics."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,10 @@ def fake_run(
     metrics: dict | None = None,
     protocol: dict | None = None,
 ) -> Path:
-    """A finished run of 100 steps of 64 images whose final FID is `fid`; arguments add to it."""
+    """Writes a finished run of 100 steps of 64 images with the final FID `fid`.
+
+    The other arguments add to its configuration, summary, metrics and protocol.
+    """
     base = {
         "data": {
             "_target_": "diffusion_lab.data.ImageDataModule",
@@ -95,7 +98,7 @@ def fake_run(
 
 
 def draw_grid(path: Path, seed: int, side: int = 8, classes: int = 4, columns: int = 3) -> None:
-    """A grid as runs draw it: a row a class, gaps of 2 white pixels, everything doubled."""
+    """Draws a grid as runs do: one row per class, gaps of 2 white pixels, enlarged twice."""
     pitch = side + 2
     pixels = np.full((classes * pitch + 2, columns * pitch + 2), 255, np.uint8)
     noise = np.random.default_rng(seed).integers(0, 200, (classes, columns, side, side))
@@ -107,12 +110,12 @@ def draw_grid(path: Path, seed: int, side: int = 8, classes: int = 4, columns: i
 
 
 def fake_group(root: Path, name: str, fids: list[float], **more) -> list[Path]:
-    """A run for each FID, of seeds 0, 1, ..."""
+    """Writes a run for each FID, with seeds 0, 1, ..."""
     return [fake_run(root / f"{name}_{seed}", fid, seed, **more) for seed, fid in enumerate(fids)]
 
 
 def said(runs, kind="fid"):
-    """(answer, findings and reservations) on a metric, or None where it is not compared."""
+    """The verdict on a metric, (answer, findings and reservations); None if not compared."""
     metric = next(metric for metric in QUANTITIES if metric.name == kind)
     found = verdict(collect([runs]).groups, metric)
     return found and (found.answer, " ".join([*found.findings, *found.reservations]))

@@ -1,4 +1,4 @@
-"""As much of W&B's server as `wandb sync` asks for: what was sent to it is kept."""
+"""A fake W&B server with the requests that `wandb sync` makes; it keeps what is sent to it."""
 
 import gzip
 import json
@@ -9,14 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """`history` has the rows of each run as sent, `configs` and `files` what their names say."""
+    """A server that keeps the history rows, configurations, files and artifacts it is sent."""
 
     daemon_threads = True
-    request_queue_size = 128  # files come all at once, and a refused one is not sent again
+    request_queue_size = 128  # files come all at once, and a refused one is not retried
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.history: dict[str, dict[int, dict]] = {}  # by run and line
+        self.history: dict[str, dict[int, dict]] = {}  # rows by run and line
         self.configs: dict[str, dict] = {}
         self.files: dict[str, bytes] = {}
         self.artifacts: list[str] = []
@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def answer(self, name: str, variables: dict) -> dict:
-        """The data of a GraphQL operation."""
+        """The data that answer a GraphQL operation."""
         if name == "UpsertBucket":
             run = variables["name"]
             self.configs[run] = json.loads(variables["config"] or "{}")
@@ -84,12 +84,12 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = respond
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+        """Prints nothing."""
 
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    """The server, in a thread of its own."""
+    """Runs the server in its own thread during the block."""
     with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server

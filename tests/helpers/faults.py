@@ -1,4 +1,4 @@
-"""Faults on purpose: a kill at a step, and a disk that is full."""
+"""Causes faults on purpose: a kill at a step, and a full disk."""
 
 import resource
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing of the run's own gets to see it."""
+    """An exception that stands for a kill: no handler of a run catches it."""
 
 
 def die() -> None:
-    """As good as kill -9."""
+    """Ends a run as kill -9 would."""
     raise Killed
 
 
 def at_step(patch, step, act):
-    """Has `act` called when that step begins, the first being 1."""
+    """Calls `act` when training step `step`, counted from 1, begins."""
     original = DiffusionModule.training_step
 
     def training_step(self, batch, batch_idx):
@@ -30,7 +30,7 @@ def at_step(patch, step, act):
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond so many bytes, as if the disk were full."""
+    """Limits files of this process to `size` bytes in the block, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""`diffusion-lab` with less patience for ranks that do not answer, to be started by torchrun."""
+"""Runs `diffusion-lab` with less patience for ranks that do not answer, under torchrun."""
 
 from datetime import timedelta
 

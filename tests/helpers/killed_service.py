@@ -1,4 +1,4 @@
-"""A callback that kills the process which W&B has beside a run."""
+"""A callback that kills the background process that W&B starts for a run."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from diffusion_lab.common.messages import say
 
 
 class KilledService(Callback):
-    """Before the third step, and only what this very process has started."""
+    """Kills W&B's process before the third step, if this process has started it."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == 2:

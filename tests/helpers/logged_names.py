@@ -1,4 +1,4 @@
-"""Whether a name is one under which runs log: the scheme that the README lists."""
+"""The scheme of the names under which runs log, as the README lists it."""
 
 from fnmatch import fnmatchcase
 
@@ -15,13 +15,13 @@ SCALARS = (
     *(f"{kind}/*" for kind in KINDS),
     *(f"{kind}_real/*" for kind in KINDS),
     "fid_class*/*",
-    "rfid*/*",  # of an autoencoder's reconstructions
+    "rfid*/*",  # r: of an autoencoder's reconstructions
     "rkid*/*",
 )
-SUMMARY = ("parameters", "training_seconds")  # of summary.json, which W&B's summary holds
+SUMMARY = ("parameters", "training_seconds")  # keys of summary.json that W&B's summary has too
 
 
 def is_known(name: str) -> bool:
-    """Whether anything that a run logs, or leaves in its summary, may have this name."""
+    """Whether a run may log this name, or have it in its summary."""
     patterns = (*AXES, *SCALARS, *SUMMARY, f"{GRIDS}/*", SAMPLES)
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""The tiny data with a class less."""
+"""The tiny data with one class less."""
 
 from helpers.tiny_data import TinyData
 

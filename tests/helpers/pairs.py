@@ -1,10 +1,10 @@
-"""Which pairs of two sets of options a test takes."""
+"""Chooses the pairs of two sets of options that a fast test takes."""
 
 import pytest
 
 
 def each_once(first: dict[str, object], second: dict[str, object]) -> list:
-    """All pairs of two sets of named values; by default each of the first once, the rest slow."""
+    """All pairs of two sets of named values; each of the first has one fast pair, the rest slow."""
     return [
         pytest.param(
             a,

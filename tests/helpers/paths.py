@@ -1,4 +1,4 @@
-"""Places in the repository."""
+"""The folders of the repository."""
 
 from pathlib import Path
 

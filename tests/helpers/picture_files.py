@@ -1,4 +1,4 @@
-"""Tiny images in folders and zips, each telling by its value which one it is."""
+"""Writes tiny images to folders and zips; the grey value of an image identifies it."""
 
 import io
 import json
@@ -9,14 +9,14 @@ from PIL import Image
 
 
 def png(value: int | tuple[int, int, int], size: tuple[int, int] = (4, 4)) -> bytes:
-    """One colour, or one grey for a number; `size` is (width, height)."""
+    """A PNG of one colour, or of one grey for a number; `size` is (width, height)."""
     stream = io.BytesIO()
     Image.new("L" if isinstance(value, int) else "RGB", size, value).save(stream, "PNG")
     return stream.getvalue()
 
 
 def folder(root: Path, contents: dict[str, bytes | int]) -> str:
-    """Files under `root`, a number being a picture of this grey; the folder's path."""
+    """Writes files under `root`, a number as a picture of that grey; returns the path."""
     for name, content in contents.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def folder(root: Path, contents: dict[str, bytes | int]) -> str:
 
 
 def archive(path: Path, contents: dict[str, bytes | int], labels: object = ...) -> str:
-    """A zip with these files, and with `labels` in a dataset.json if there are any; its path."""
+    """Writes these files to a zip, with `labels` in a dataset.json if given; returns the path."""
     with zipfile.ZipFile(path, "w") as file:
         for name, content in contents.items():
             file.writestr(name, png(content) if isinstance(content, int) else content)
@@ -35,5 +35,5 @@ def archive(path: Path, contents: dict[str, bytes | int], labels: object = ...) 
 
 
 def numbered(count: int, form: str = "{:02}.png") -> dict[str, int]:
-    """Pictures 0, 1, ... of the grey of their number."""
+    """The names of pictures 0, 1, ..., each with its number as its grey."""
     return {form.format(i): i for i in range(count)}

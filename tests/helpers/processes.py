@@ -1,6 +1,6 @@
-"""Variables by which torchrun and srun tell a process which one it is."""
+"""The environment variables by which torchrun and srun tell a process its rank."""
 
-# what srun tells the second of the two tasks of the second of two nodes
+# the variables of the second task on the second of two nodes, with two tasks each
 SRUN = {
     "SLURM_JOB_ID": "17",
     "SLURM_JOB_NAME": "train",

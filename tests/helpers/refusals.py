@@ -1,4 +1,4 @@
-"""What an error names: its wording stands in golden/messages.txt, and tests assert the rest."""
+"""Assertions on what an error names; golden/messages.txt has the wording of errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ def sentence_of(err: str) -> str:
 
 
 def assert_names(text: str, *named: object) -> None:
-    """Asserts that all of these stand in a text: keys, paths and numbers."""
+    """Asserts that a text contains all of `named`: keys, paths and numbers."""
     missing = [each for each in named if str(each) not in text]
     assert not missing, f"{missing} stand not in: {text}"
 
 
 @contextmanager
 def refused(*named: object, by: type[Exception] = UserError) -> Iterator[None]:
-    """Expects an error of one sentence that names all of these: keys, paths and numbers."""
+    """Expects an error of one sentence that contains all of `named`: keys, paths and numbers."""
     with pytest.raises(by) as caught:
         yield
     sentence = str(caught.value)
@@ -35,7 +35,7 @@ def refused(*named: object, by: type[Exception] = UserError) -> Iterator[None]:
 
 @contextmanager
 def out_of_range(argument: str) -> Iterator[None]:
-    """Expects that this argument is told to be out of its range."""
+    """Expects the error for `argument` being out of its range."""
     with pytest.raises(RangeError) as caught:
         yield
     assert caught.value.argument == argument

@@ -1,4 +1,4 @@
-"""A callback that notes which images each step saw, and can end a run as a fault would."""
+"""A callback that records which images each step saw, and can end a run by a fault."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ class SeenImages(Callback):
 
 
 def seen(folder: Path) -> dict[int, list[int]]:
-    """The hashes of each step, in the order of the global batch; those seen last count."""
+    """The hashes of each step in the order of the global batch; of repeated steps, the last."""
     steps: dict[int, dict[int, list[int]]] = {}
     for path in sorted(folder.glob("rank*.jsonl")):
         for line in path.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""A data set that needs no file: bars whose place is the class, with noise."""
+"""A data set that needs no file: noisy bars whose position is the class."""
 
 import torch
 
@@ -6,7 +6,7 @@ from diffusion_lab.data import DataSource, ImageDataModule, Split
 
 
 class TinyData(DataSource):
-    """64 training and 32 test images, 1 x 8 x 8, four classes."""
+    """A source of 64 training and 32 test images, 1 x 8 x 8, in four classes."""
 
     native_shape = (1, 8, 8)
     class_names = ("first", "second", "third", "fourth")
@@ -27,5 +27,5 @@ class TinyData(DataSource):
 
 
 def tiny_data(**settings: object) -> ImageDataModule:
-    """The tiny data, of whose test images 20 are held out."""
+    """The data module of the tiny data, with 20 held-out test images."""
     return ImageDataModule(TinyData(), validation_size=20, **settings)

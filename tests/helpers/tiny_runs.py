@@ -1,4 +1,4 @@
-"""Runs of seconds on tiny data: their overrides, a first stage, and what they leave."""
+"""Runs of a few seconds on tiny data: their overrides, a first stage, and their logs."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ TINY_AUTOENCODER = [
 
 
 def tiny_first_stage(folder: Path, kind: str = "kl", **facts: object) -> Path:
-    """A run folder with an untrained first stage of TinyData, whose latents have a wrong scale."""
+    """Writes a run folder with an untrained first stage of TinyData and a wrong latent scale."""
     data = tiny_data()
     data.setup("fit")
     settings = {"latent_channels": 4, "channels": 8, "multipliers": [1, 1], "blocks": 1}
@@ -41,7 +41,7 @@ def tiny_first_stage(folder: Path, kind: str = "kl", **facts: object) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = saving.KINDS[kind](data.image_shape, **settings)
-        model(to_float(data.train_images()))  # k-means
+        model(to_float(data.train_images()))  # initialises the codes by k-means
     known = {
         "kind": kind,
         "settings": settings,
@@ -64,6 +64,6 @@ def rows(folder: Path) -> list[dict]:
 
 
 def wandb_runs(folder: Path) -> set[str]:
-    """The ids of the W&B runs of a run folder."""
-    # a second part of the same second has a number after the id
+    """The ids of the W&B runs in a run folder."""
+    # a second file of the same second has a number after the id
     return {path.name.split("-")[3] for path in folder.glob("wandb/offline-run-*")}

@@ -1,4 +1,4 @@
-"""What an offline W&B run holds, read back from its file by W&B's own reader."""
+"""Reads an offline W&B run back from its file by W&B's own reader."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ class Record:
 
     folder: Path
     run: dict
-    axes: dict[str, str | None]  # of each defined name, "*" being all others
+    axes: dict[str, str | None]  # x-axis of each defined name; "*" is any other
     rows: dict[int, dict[str, object]]
 
     @property
@@ -30,7 +30,7 @@ class Record:
         }
 
     def media(self, name: str, kind: str) -> dict[int, dict]:
-        """By step: the facts of a picture or table, of which `path` is there."""
+        """The facts of a picture or table by step; asserts that its file exists."""
         found = {step: row[name] for step, row in self.rows.items() if name in row}
         for facts in found.values():
             assert facts["_type"] == kind
@@ -39,7 +39,7 @@ class Record:
 
 
 def read(folder: Path) -> Record:
-    """The one offline run in wandb/ of a run folder, or in an offline run's own folder."""
+    """Reads the only offline run in wandb/ of a run folder, or in an offline run's own folder."""
     (folder,) = [folder] if list(folder.glob("*.wandb")) else folder.glob("wandb/offline-run-*")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     log = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -58,7 +58,7 @@ def read(folder: Path) -> Record:
 
 
 def nested(item: dict[str, object]) -> dict[str, object]:
-    """The values of a row, those of pictures and tables in dictionaries; W&B's own left out."""
+    """The values of a row without W&B's own; those of pictures and tables in dictionaries."""
     media = {key.removesuffix("._type") for key in item if key.endswith("._type")}
     row = {}
     for key, value in item.items():

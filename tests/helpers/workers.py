@@ -1,4 +1,4 @@
-"""TinyData through torch's DataLoader, whose processes a test can kill."""
+"""TinyData through torch's DataLoader, whose worker process dies."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from diffusion_lab.data import ImageBatch, ImageDataModule
 
 
 class Endless(Dataset):
-    """The training images over and over; the 60th is the end of the process that loads it."""
+    """Repeats the training images; image 60 kills the process that loads it."""
 
     def __init__(self, data):
         self.images, self.labels = data.train_images(), data.train_labels()
@@ -24,7 +24,7 @@ class Endless(Dataset):
 
 
 class DyingWorkers(ImageDataModule):
-    """Loses its one process for data in the eighth batch of eight."""
+    """A data module that loses its one worker in the eighth batch, at a batch size of 8."""
 
     def train_dataloader(self):
         return DataLoader(Endless(self), self.micro_batch, num_workers=1, timeout=60)

@@ -1,4 +1,4 @@
-"""The classifier that metrics use: trained by its command, kept whole, and what it measures."""
+"""The classifier that metrics use: its training command, its file, and the metrics it gives."""
 
 import json
 
@@ -97,7 +97,7 @@ def test_the_command_trains_one_that_metrics_use(lab, refusal, tmp_path):
     code, out, err = lab("train-extractor", *arguments, "json=true")
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
-    assert result["test_accuracy"] == 1  # a bright bar tells the class
+    assert result["test_accuracy"] == 1  # a bright bar marks the class
     metrics = GenerativeMetrics(
         loaded("c/x"), None, 32, str(tmp_path / "cache"), per_class=True, classifier="c/x"
     )

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: by hand, by brute force and by torch-fidelity."""
+"""Precision, recall, density and coverage against hand, brute force and torch-fidelity."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""DINOv2 features: from a file of random weights, as the published ones cannot be fetched here."""
+"""DINOv2 features from a file of random weights, as tests do not download the published ones."""
 
 import pytest
 import timm
@@ -14,7 +14,7 @@ MODEL = "vit_small_patch14_dinov2.lvd142m"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A whole model's file, at its own 518 pixels."""
+    """A file with the weights of a whole model, at its own size of 518 pixels."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("dinov2") / "model.safetensors"
     save_file(timm.create_model(MODEL, pretrained=False, num_classes=0).state_dict(), path)

@@ -90,7 +90,7 @@ def test_frechet_agrees_with_torch_fidelity_and_torchmetrics(n, m):
 @pytest.mark.parametrize("block", [7, 64, 2048])
 def test_kid_agrees_with_torchmetrics_on_one_subset_of_all(monkeypatch, block):
     monkeypatch.setattr(module, "BLOCK", block)
-    a, b = draw(90, 1), draw(90, 2, shift=0.1)  # torchmetrics knows equal sizes only
+    a, b = draw(90, 1), draw(90, 2, shift=0.1)  # torchmetrics needs equal sizes
     expected = poly_mmd(a.double(), b.double()).item()
     assert kid(FeatureSet(a), FeatureSet(b)) == pytest.approx(expected, rel=1e-9)
 
@@ -111,7 +111,7 @@ def test_kid_of_unequal_sizes_is_the_definition():
 
 
 def test_frechet_is_biased_upwards_and_kid_is_not():
-    """The mean of many small evaluations of one distribution, in units of their own spread."""
+    """Compares the mean of many small evaluations of one distribution with their spread."""
     reference = FeatureSet(draw(4000, 0))
     fids, kids = [], []
     for seed in range(1, 41):
@@ -179,7 +179,7 @@ def test_the_limit_needs_more_images_than_features_and_the_spread_is_conservativ
     sets = [FeatureSet(normal(count, seed)) for seed in range(1, 31)]
     values = torch.tensor([frechet(each, reference) for each in sets], dtype=torch.float64)
     halves = torch.stack([frechet_of_halves(each.features, reference, 5) for each in sets])
-    # the limit is 0
+    # the true FID-infinity is 0, as both sides are N(0, 1)
     extrapolated = (2 * values - halves.mean(1)).mean().item()
     assert (abs(extrapolated) < 0.05 * values.mean().item()) == valid
     assert values.std().item() < halves.std(1, correction=0).mean().item() < 2.2 * values.std()
@@ -197,6 +197,6 @@ def test_degenerate_sets_have_real_numbers(features):
         assert math.isfinite(frechet(a, b))
         assert math.isfinite(kid(a, b))
     centre = features.double().mean(0) - reference.mean
-    if len(features) > 2:  # a point: its distance is that of the means, and the other's variance
+    if len(features) > 2:  # a single point: distance of means plus the reference's variance
         expected = centre.square().sum() + reference.root.square().sum()
         assert frechet(degenerate, reference) == pytest.approx(expected.item(), rel=1e-6)

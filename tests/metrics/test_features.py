@@ -30,12 +30,12 @@ def images(count, channels=3, size=28, seed=0):
 
 
 def published_features(x, weights):
-    """The published network in plain functions, by the weights' own names."""
+    """Computes the published network in plain functions, with weights by their own names."""
 
     def convolution(x, name, stride=1, groups=1):
         weight = weights[f"{name}.weight"]
         kernel, size = weight.shape[-1], x.shape[-1]
-        # TensorFlow's "same": what is missing, the larger half on the right
+        # TensorFlow's "same" padding has the larger half on the right
         missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         before, after = missing // 2, missing - missing // 2
         x = functional.pad(x, (before, after, before, after))
@@ -185,7 +185,7 @@ def test_efficientnet_weights_that_are_damaged_or_missing_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory):
-    """A file of random weights, its checksum, and torch-fidelity's own network with them."""
+    """A file of random weights, its checksum, and torch-fidelity's network with these weights."""
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
     with pytest.MonkeyPatch.context() as patch:
@@ -273,8 +273,8 @@ def test_without_a_network_inception_says_so_at_once(tmp_path, monkeypatch):
             inception_module, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/weights.pth"
         )
         start = time.monotonic()
-        is_unavailable(Inception())  # refused
+        is_unavailable(Inception())  # connection refused
         silent.listen()
-        is_unavailable(Inception())  # accepted, never answered
+        is_unavailable(Inception())  # connection accepted, never answered
         assert time.monotonic() - start < 5
     assert socket.getdefaulttimeout() is None

@@ -187,7 +187,7 @@ def per_class_figures(folder, source, num_samples):
 
 def test_the_real_value_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
     source = FakeSource()
-    # one in three of the test images is of class 1, of the samples every other one is
+    # a third of the test images and half of the samples are of class 1
     source.test_labels = lambda: (torch.arange(300) % 3 == 0).long()
     metrics, values = per_class_figures(tmp_path, source, 101)
     order = random_places(300, None)
@@ -196,12 +196,12 @@ def test_the_real_value_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
         real, ours = source.train[label::2], generated(101)[label::2]
         theirs = source.test[order[source.test_labels()[order] == label][:count]]
         sides = [FeatureSet(metrics.metrics.extractor(images)) for images in (real, ours, theirs)]
-        # features of another batch are rounded otherwise
+        # the rounding of features depends on the batch
         assert values[name] == pytest.approx(frechet(sides[0], sides[1]), rel=1e-4)
         beside = values[name.replace("/", "_real/", 1)]
         assert beside == pytest.approx(frechet(sides[0], sides[2]), rel=1e-4)
     assert len([name for name in values if name.startswith("fid_class")]) == 4
-    # of all classes it is what it is without
+    # metrics of all classes together are the same without per_class
     plain = figures(prepared(tmp_path, source, num_samples=101), generated(101))
     assert {name: values[name] for name in plain} == pytest.approx(plain, rel=1e-4)
 
@@ -220,7 +220,7 @@ def test_the_real_value_of_a_class_with_few_test_images_says_so(tmp_path):
 
 def test_a_second_evaluation_by_class_reads_what_the_first_wrote(tmp_path):
     first, values = per_class_figures(tmp_path, None, 101)
-    # most serve both
+    # most test images serve both kinds of metrics
     assert first.metrics.extractor.images_seen < 2000 + 101 + 101 + 101
     second, again = per_class_figures(tmp_path, None, 101)
     assert second.metrics.extractor.images_seen == 101
@@ -262,7 +262,7 @@ def test_whatever_changes_the_reference_computes_it_anew(tmp_path):
     assert prepared(tmp_path, reference_size=1999).metrics.extractor.images_seen == 2099
     assert (
         prepared(tmp_path, num_samples=101).metrics.extractor.images_seen == 101
-    )  # the real images' alone
+    )  # only the test images
 
 
 def cut(content):
@@ -331,7 +331,7 @@ def test_settings_of_a_wrong_kind_are_named(argument, values):
 
 
 class Spread(Metric):
-    """How much farther samples lie apart than reference images."""
+    """The spread of samples relative to that of reference images."""
 
     quantities = (Quantity("spread", "Spread", "the ratio of two spreads", True, percent=True),)
 
@@ -349,7 +349,7 @@ def test_a_metric_of_other_code_is_measured_named_and_printed_like_ours(tmp_path
     assert [line for line in lines if line.startswith("Spread ")]
     assert metrics.metrics.extra_facts[0]["higher_is_better"]
     seen = prepared(tmp_path, extra={"mine": Spread()}).metrics.extractor.images_seen
-    assert seen == 0  # what was computed before is read
+    assert seen == 0  # the cached values are read
 
 
 def join(rank, world, folder):
@@ -359,9 +359,9 @@ def join(rank, world, folder):
 
 
 def evaluate_on_rank(rank, world, folder):
-    """What one of `world` processes computes, written to a file of its own."""
+    """Writes what one of `world` processes computes to a file of its own."""
     join(rank, world, folder)
-    if rank:  # the expensive part is for the first alone
+    if rank:  # only rank 0 may do the expensive part
 
         def refuse(*_):
             raise AssertionError(f"rank {rank} computes figures")
@@ -392,19 +392,19 @@ def test_several_ranks_with_uneven_shards_give_what_one_gives(tmp_path, world):
         assert values == pytest.approx(expected, rel=1e-6)
         assert again == 0
         total += seen
-    assert total == 2000 + beside + 101  # nothing twice
+    assert total == 2000 + beside + 101  # no image is seen twice
     assert len(list((tmp_path / f"cache{world}").iterdir())) == 2
 
 
 class Strange(Exception):
-    """Cannot be rebuilt from its message, as pickle would."""
+    """An exception that cannot be rebuilt from its message alone, as pickle would do."""
 
     def __init__(self, place, reason):
         super().__init__(f"{place}: {reason}\nand more lines")
 
 
 def stop_on_rank(rank, world, folder):
-    """Writes what each of two processes hears when the first one cannot go on."""
+    """Writes the errors that each of two processes receives when rank 0 cannot go on."""
     join(rank, world, folder)
     heard = []
 
@@ -425,7 +425,7 @@ def stop_on_rank(rank, world, folder):
     features[3] = math.nan
     listen(lambda: metrics.compute({"features": features}, None))
     metrics = metrics.metrics
-    metrics.num_samples = 99  # other real values, of features that are not finite
+    metrics.num_samples = 99  # needs other real values, whose features are not finite
     metrics.extractor.network.weight.fill_(math.nan)
     metrics.load = lambda *_: None
     listen(lambda: metrics.prepare(FakeSource()))

@@ -1,4 +1,4 @@
-"""The FID of each class: what is compared, with how many, and what has none."""
+"""The FID of each class: which images are compared, how many, and which classes get no value."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ def test_the_place_in_the_class():
 
 
 def labelled(seed: int, *counts: int) -> ImageSet:
-    """So many images of classes 0, 1, ..., shuffled."""
+    """An image set with `counts` images of classes 0, 1, ..., shuffled."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=generator)]
@@ -24,7 +24,7 @@ def labelled(seed: int, *counts: int) -> ImageSet:
 
 
 def both(generated: ImageSet, test: ImageSet, reference: ImageSet) -> dict[str, float]:
-    """The FID of each class of samples, and of as many test images."""
+    """The FID of each class of samples, and that of equally many test images."""
     beside = test.matching(generated.labels)
     return ClassFID().results(generated, reference) | ClassFID().results(beside, reference, "_real")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the one before is kept, damage is seen, a full disk and a kill leave a whole one."""
+"""Checkpoints: the previous one is kept, damage is found, faults always leave a whole one."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def step_of(path):
 
 @pytest.fixture
 def two(tmp_path):
-    """A run folder whose last checkpoint is 2 and the one before it 1."""
+    """A run folder whose last checkpoint is of step 2 and the one before it of step 1."""
     for number in (1, 2):
         checkpoints.save(state(number), tmp_path / checkpoints.LAST)
     return tmp_path
@@ -71,7 +71,7 @@ def test_any_changed_bit_is_harmless_or_seen(tmp_path):
     whole = path.read_bytes()
     draw = random.Random(0)
     seen = 0
-    # headers are at the end and between the parts, so all places matter
+    # zip headers are between the parts and at the end, so flip bits everywhere
     for place in draw.sample(range(len(whole)), 400):
         changed = bytearray(whole)
         changed[place] ^= 1 << draw.randrange(8)
@@ -96,7 +96,7 @@ def test_a_truncated_last_checkpoint_is_replaced_by_the_one_before(two, capfd, l
 
 
 def test_a_last_checkpoint_that_is_missing_is_said_to_be(two, capfd):
-    (two / checkpoints.LAST).unlink()  # a kill between two renames, where there are no hard links
+    (two / checkpoints.LAST).unlink()  # as a kill between two renames does without hard links
     assert checkpoints.resume_from(two) == two / checkpoints.PREVIOUS
     err = capfd.readouterr().err
     assert_names(err, "last.ckpt", "previous.ckpt")
@@ -136,11 +136,11 @@ def test_going_on_puts_the_damaged_one_aside_and_removes_what_is_unfinished(two)
         (two / "samples" / name).write_bytes(b"half")
     assert checkpoints.resume_from(two) == two / checkpoints.PREVIOUS
     assert {path.name for path in two.iterdir()} == {"checkpoints", "samples"}
-    # one that `sample` may be writing
+    # a file that `sample` may be writing stays
     assert [path.name for path in (two / "samples").iterdir()] == [f".mine.png.x{UNFINISHED}"]
     names = {path.name for path in (two / checkpoints.FOLDER).iterdir()}
     assert names == {"previous.ckpt", "damaged.ckpt"}
-    checkpoints.save(state(3), two / checkpoints.LAST)  # and does not replace the whole one
+    checkpoints.save(state(3), two / checkpoints.LAST)  # keeps the whole one
     assert step_of(two / checkpoints.PREVIOUS) == 1
 
 
@@ -174,7 +174,7 @@ torch.save = lambda state, file: (file.write(b"half"), file.flush(), os.kill(os.
 checkpoints.save({{"global_step": 2}}, path)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
-    assert len(list((tmp_path / checkpoints.FOLDER).iterdir())) == 2  # one of them unfinished
+    assert len(list((tmp_path / checkpoints.FOLDER).iterdir())) == 2  # one is unfinished
     assert step_of(checkpoints.resume_from(tmp_path)) == 1
     assert [path.name for path in (tmp_path / checkpoints.FOLDER).iterdir()] == ["last.ckpt"]
 

@@ -1,4 +1,4 @@
-"""An export: safetensors and a configuration, opened like a run and never written over."""
+"""Exports: safetensors and a configuration, opened like a run and never overwritten."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ def test_an_export_has_the_averaged_weights_and_samples_like_its_run(lab, tmp_pa
             "run": "run",
         }
     assert np.array_equal(samples(lab, "run"), samples(lab, "models/mine"))
-    _, model = runs.load(folder)  # as the README has it
+    _, model = runs.load(folder)  # as in the README
     assert all(torch.equal(v, averaged[name]) for name, v in model.denoiser.state_dict().items())
 
 

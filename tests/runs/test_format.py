@@ -1,4 +1,4 @@
-"""A run folder says its format, and one of another format is refused."""
+"""A run folder records its format, and a run of another format is refused."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Figures measured in two ways are not compared."""
+"""Metrics that were measured in different ways are not compared."""
 
 import pytest
 from helpers.refusals import refused

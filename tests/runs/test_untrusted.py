@@ -1,4 +1,4 @@
-"""What others made is not executed: no pickles, and a warning of the classes that a run names."""
+"""Files of others are not executed: no pickles, and a warning of unknown classes in a run."""
 
 import os
 import pickle
@@ -77,7 +77,7 @@ def test_the_weights_of_an_extractor_are_no_program(tmp_path):
 def test_a_run_that_names_strangers_is_warned_of_before_they_are_used(lab, tmp_path, run):
     change(run, "sampler", _target_="fractions.Fraction")
     code, _, err = lab("sample", "run=run")
-    assert code != 0  # a fraction draws nothing
+    assert code != 0  # a Fraction is no sampler
     warning = err.index("Warning")
     line = err[warning:].splitlines()[0]
     assert_names(line, "run/config.yaml", "fractions.Fraction", "helpers.tiny_data.TinyData")
@@ -120,19 +120,19 @@ def test_a_class_that_starts_a_program_is_refused(refusal, tmp_path, run):
         ("torch.nn.SiLU", True),
         ("diffusion_lab.backbone.embedding.nn.Linear", True),  # defined by torch.nn
         ("diffusion_lab.compute.sharding.FSDP", True),
-        # defined elsewhere
+        # reached through trusted modules, defined in others
         ("diffusion_lab.compute.launch.logging.FileHandler", False),
         ("diffusion_lab.compute.slurm.subprocess.Popen", False),
         ("diffusion_lab.compute.slurm.Path", False),
         ("torch.optim.optimizer.OrderedDict", False),
         ("torch.multiprocessing.Process", False),
         ("torch.utils.cpp_extension.subprocess.Popen", False),
-        # torch's and lightning's, which no configuration has use for
+        # classes of torch and lightning that no configuration uses
         ("torch.FileStore", False),
         ("torch.package.PackageImporter", False),
         ("torch.distributed.TCPStore", False),
         ("lightning.pytorch.cli.LightningCLI", False),
-        # no classes
+        # not classes
         ("torch.load", False),
         ("torch.nn.functional.relu", False),
         ("torch.nn.Module.load_state_dict", False),
