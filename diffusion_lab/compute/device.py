@@ -13,7 +13,7 @@ OWN_MEMORY = Path("/proc/self/status")
 
 
 def pick_device(name: str) -> torch.device:
-    """Picks a device by name, `auto` being the first GPU if any; raises UserError if it cannot."""
+    """Picks a device by name; `auto` is the first GPU if any. Raises UserError for a bad name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

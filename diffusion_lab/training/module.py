@@ -82,7 +82,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         return min(1.0, done)
 
     def seed_share(self, batch_idx: int) -> tuple[int, int]:
-        """Seeds a micro-batch's draws; returns its index in the step, and the step's micro-batches.
+        """Seeds a micro-batch's draws; returns its index in the step, and how many a step has.
 
         A step's randomness (augmentation, levels, noise, dropout) is a function of the seed and of
         the micro-batch's place in the run, so a resumed run draws what an unbroken one does.

@@ -1,4 +1,4 @@
-"""Batch algebra."""
+"""Tests of batch algebra: layouts multiply to the global batch, or are refused."""
 
 import pytest
 from helpers.refusals import refused

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: they train, sample and measure as one does."""
+"""Two processes on the CPU train, sample and measure as one process does."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which processes there are, and what is made of them: torchrun's, srun's, or none yet."""
+"""Processes that torchrun or srun has started are recognised and used as configured."""
 
 import errno
 import os
@@ -96,7 +96,7 @@ def test_unequal_shares_of_nodes_are_refused(environment):
     ("variables", "terminal", "task"),
     [
         ({}, False, True),
-        ({}, True, True),  # the first of srun --pty's has it
+        ({}, True, True),  # srun --pty: its first task has a terminal
         ({"SLURM_STEP_NUM_TASKS": "1"}, True, False),  # srun --pty bash
         ({"SLURM_STEP_NUM_TASKS": "1"}, False, True),
         ({"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "1"}, False, True),  # srun bash loop.sh
@@ -187,7 +187,7 @@ def test_processes_that_are_asked_to_stop_get_the_time_to_save(monkeypatch):
         ([signal.SIGINT], False),
         ([signal.SIGINT, signal.SIGINT], True),
         ([signal.SIGTERM, signal.SIGINT], True),
-        ([signal.SIGINT, signal.SIGTERM], True),  # torchrun's way to pass on a second Ctrl-C
+        ([signal.SIGINT, signal.SIGTERM], True),  # as torchrun passes on a second Ctrl-C
         ([signal.SIGTERM, signal.SIGTERM], False),
     ],
 )

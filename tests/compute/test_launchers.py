@@ -1,4 +1,4 @@
-"""Where a sweep is run: joblib's jobs at once, and launchers that are not there."""
+"""Launchers of sweeps: joblib runs jobs at once, and launchers that are missing are named."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Jobs of a real SLURM, on two nodes that are both this machine."""
+"""Jobs run under a real SLURM, on two nodes that are both this machine."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = [
     ),
 ]
 SCRIPTS = Path(__file__).parent / "slurm"
-PATIENCE = 180.0  # seconds for what takes some, on a busy machine
+PATIENCE = 180.0  # seconds to wait for slow steps on a busy machine
 TRAIN = [
     "train",
     "hydra/launcher=slurm",
@@ -37,7 +37,7 @@ def called(*command: str) -> str:
 
 
 def wait_for(what: Callable[[], object], log: Callable[[], str] = lambda: "") -> object:
-    """What `what` returns, once it is true."""
+    """Returns what `what` returns, once that is true."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if value := what():
@@ -66,7 +66,7 @@ def submit(cluster, tmp_path, monkeypatch) -> Callable[..., subprocess.Popen]:
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
         "PYTHONPATH": f"{SCRIPTS.parent}:{SCRIPTS.parent.parent}",
-        # nodes of these names are in no name server, and of no other network
+        # no name server knows the names of these nodes, and they are on no other network
         "MASTER_ADDR": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
     }.items():
@@ -110,7 +110,7 @@ def state(job: str) -> str:
 
 
 def training(name: str, steps: int) -> tuple[str, Path]:
-    """The job of this name, once it has logged so many steps, and its run."""
+    """The job of this name and its run, once the run has logged `steps` steps."""
 
     def far_enough() -> bool:
         return any(len(losses(run)) >= steps for run in runs() if (run / "metrics.jsonl").exists())
@@ -122,7 +122,7 @@ def training(name: str, steps: int) -> tuple[str, Path]:
 
 
 def restart_now(job: str) -> None:
-    """SLURM lets a job that was requeued wait for two minutes."""
+    """Starts a requeued job now, which SLURM would let wait for two minutes."""
     wait_for(lambda: state(job) == "PENDING", logs)
     called("scontrol", "update", f"JobId={job}", "StartTime=now")
 
@@ -186,7 +186,7 @@ def test_a_task_that_fails_ends_its_job_and_says_why(submit):
         wait_for(lambda: not called("squeue", "--noheader", "--name=bad"), logs)
         assert not runs()
     finally:
-        launcher.kill()  # it asks an accounting database, which this cluster has not
+        launcher.kill()  # else it asks an accounting database, which this cluster lacks
 
 
 def test_a_shell_that_srun_gives_to_a_person_is_no_task(cluster, tmp_path, monkeypatch):

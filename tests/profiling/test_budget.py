@@ -1,4 +1,4 @@
-"""Budgets: what was to be equal is, and is kept with the run; contradictions are refused."""
+"""Budgets make runs equal and are saved with the run; contradictions are refused."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_seconds_end_a_run(lab, tmp_path):
     assert 1.5 < summary["wall_seconds"] < 10
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rates = [row["train/lr"] for row in rows if "train/lr" in row]
-    assert rates[-1] < 0.2 * max(rates)  # the schedule knows of the clock
+    assert rates[-1] < 0.2 * max(rates)  # the schedule follows the clock
 
 
 def test_images_make_steps_of_any_batch(lab, tmp_path):

@@ -1,4 +1,4 @@
-"""Backbones of equal cost: what is found agrees, and is what was asked for."""
+"""Matching finds backbones of equal cost, with the settings that were asked for."""
 
 import json
 
@@ -19,7 +19,7 @@ PAIRS = [
 
 
 def sizes(cost, **backbone: int) -> Sizes:
-    """Sizes of a backbone with these keys; `cost` is of them."""
+    """Returns the Sizes of a backbone with these keys; `cost` is a function of the keys."""
     return Sizes(OmegaConf.create({"backbone": backbone}), "own", lambda cfg: cost(**cfg.backbone))
 
 
@@ -68,7 +68,7 @@ def test_sizes_that_a_backbone_refuses_are_passed_over():
 
     found = sizes(cost, width=24, depth=1).around(500, 1)
     assert [size.settings["width"] for size in found] == [492, 504]
-    # and where heads as wide as before allow none so small, the smallest is next
+    # if heads as wide as before allow no size so small, the smallest allowed one is taken
     own = sizes(lambda width, heads: width, width=384, heads=2)
     assert [size.settings for size in own.around(8, None)] == [{"width": 128, "heads": 1}]
 

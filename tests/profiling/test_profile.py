@@ -1,4 +1,4 @@
-"""What a composition costs: counted by hand, by PyTorch, and as published."""
+"""The costs of a composition agree with counts by hand, by PyTorch, and as published."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ def test_levels_share_the_whole_among_them():
 def test_activations_are_those_of_a_network_counted_by_hand():
     network = nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2))
     x = torch.randn(4, 3)
-    # the first layer keeps its input, SiLU its own, and the last layer what SiLU gives: float32
+    # the first layer keeps its input, SiLU its input, the last layer SiLU's output: all float32
     kept = 4 * (4 * 3 + 4 * 5 + 4 * 5)
     assert saved_bytes(lambda: network(x).sum(), network.parameters()) == kept
     # two views of one storage are one
@@ -163,7 +163,7 @@ def test_a_run_is_profiled_without_its_weights(lab, run_folder):
     assert result["params"] == summary["parameters"]
     assert result["image_shape"] == [1, 8, 8]
     assert result["sampling_calls"] == 3
-    # another backbone in its place
+    # another backbone instead of the run's
     assert profiled(lab, "run=run", "backbone=mlp", *META)["params"] > 10 * result["params"]
 
 

@@ -1,4 +1,4 @@
-"""A first stage from the command line to its file, and what can be done with the run."""
+"""First stages are trained from the command line to their file; their runs resume."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_run_leaves_everything_it_promises(finished):
         f"val_latent/{what}{channel}" for what in ("mean", "std") for channel in range(4)
     } <= found
     with Image.open(folder / "samples/step_0000004.png") as picture:
-        # 8 images in rows of 2, and 4 rows of what came back
+        # 8 images in rows of 2, and 4 rows of reconstructions
         assert picture.size == (2 * (2 * 10 + 2), 2 * (8 * 10 + 2))
 
     autoencoder, facts, _ = saving.load_autoencoder(folder / saving.FIRST_STAGE_FILE)
@@ -96,7 +96,7 @@ VQ = ["autoencoder=vq", "autoencoder.codes=8"]
 
 @pytest.mark.parametrize("extra", [[*ADVERSARIAL, "micro_batch_size=4"], VQ])
 def test_resuming_equals_never_having_stopped(lab, tmp_path, extra):
-    # a constant rate: that of a cosine depends on the run's length
+    # a constant rate, as a cosine's depends on the run's length
     common = [*TRAIN, *extra, *QUIET, "lr_schedule=constant"]
     assert lab(*common, "run_dir=whole", "trainer.max_steps=6")[0] == 0
     assert lab(*common, "run_dir=parts", "trainer.max_steps=3")[0] == 0

@@ -1,4 +1,4 @@
-"""Callbacks are found by their class, whatever they are called in the configuration."""
+"""Callbacks are found by class, whatever their key in the configuration."""
 
 import json
 

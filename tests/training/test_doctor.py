@@ -1,4 +1,4 @@
-"""What `doctor` finds: each check on a run that was spoilt for it, and nothing on a good one."""
+"""Each check of `doctor` finds its fault in a run that has it, and nothing in a good run."""
 
 import json
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from diffusion_lab.training.doctor.planned_run import Plan, PlannedRun
 
 
 class Clean(TinyData):
-    """Enough images, bars again: 3000 for training, 1500 for tests."""
+    """Sound data of enough images: bars by class, 3000 for training and 1500 for tests."""
 
     def load(self):
         def split(count: int, seed: int) -> Split:
@@ -32,7 +32,7 @@ class Clean(TinyData):
 
 
 class Spoilt(Clean):
-    """What `spoil` makes of the clean training split."""
+    """Data whose training split `spoil` makes faulty."""
 
     def load(self):
         train, test = super().load()
@@ -139,7 +139,7 @@ def data(name: str) -> str:
 
 @pytest.fixture
 def examine(tmp_path, monkeypatch):
-    """examine(*overrides) -> (messages by status and name, facts); nothing is ever written."""
+    """examine(*overrides) -> (messages by status and name, facts), checked to write nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
 

@@ -1,4 +1,4 @@
-"""Faults around a run: data processes, W&B, disks and ranks that die. Each has a defined end."""
+"""Runs end in a defined way when a data process, W&B, a disk or a rank fails."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logg
 
 
 def run(folder, *arguments):
-    """`diffusion-lab train` as a process of its own."""
+    """Runs `diffusion-lab train` as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "diffusion_lab", "train", *arguments],
         cwd=folder,
@@ -56,7 +56,7 @@ def test_a_w_and_b_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
     assert code == 0, err
     assert err.count("the server is gone") == 1
     assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is True
-    assert wandb.run is None  # nothing is left for the next run of a sweep to write into
+    assert wandb.run is None  # else the next run of a sweep would write into it
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset"), EOFError()])

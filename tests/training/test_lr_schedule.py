@@ -1,4 +1,4 @@
-"""Learning-rate schedules."""
+"""Tests of learning-rate schedules."""
 
 import pytest
 

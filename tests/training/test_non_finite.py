@@ -1,4 +1,4 @@
-"""Steps that are not finite leave no trace, are counted, and end a run or take it back."""
+"""Steps that are not finite leave no trace, are counted, and end a run or roll it back."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ LEARNING = ["objective/time_sampler=second_moment", "objective.time_sampler.bins
 
 @pytest.fixture
 def bad_at(monkeypatch):
-    """bad_at({2, 3}, kind): the loss of these steps, the first being 1, is spoilt."""
+    """bad_at({2, 3}, kind) makes the loss of these steps, counted from 1, bad."""
 
     def spoil(steps, kind="loss", part=0, module=DiffusionModule):
         original = module.training_step
@@ -41,7 +41,7 @@ def bad_at(monkeypatch):
             if self.trainer.global_step + 1 in steps and here:
                 loss = result if isinstance(result, torch.Tensor) else result["loss"]
                 if kind == "loss":
-                    spoilt = loss + torch.inf  # whose gradient alone is finite
+                    spoilt = loss + torch.inf  # the loss is infinite, its gradient finite
                 elif kind == "nan":
                     spoilt = loss * torch.nan
                 else:  # the loss is finite, its gradient infinite
@@ -126,7 +126,7 @@ def test_an_autoencoder_and_its_codebook_are_left_alone(lab, tmp_path, bad_at):
 
 
 def spoil_a_layer(monkeypatch, first_step, backwards=False):
-    """From this step on the MLP of the network's block makes infinite values, or gradients."""
+    """Makes the MLP of a block return infinite values or gradients from a step on."""
 
     def on_train_start(self):
         (layer,) = (m for name, m in self.named_modules() if name.endswith("blocks.0.mlp"))
@@ -169,7 +169,7 @@ def test_a_row_of_bad_steps_ends_the_run_and_names_the_layer(
 def test_a_full_disk_does_not_hide_why_a_run_ends(refusal, tmp_path, monkeypatch):
     spoil_a_layer(monkeypatch, 1)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/non_finite").write_text("")  # stands for a disk without room for a folder
+    (tmp_path / "run/non_finite").write_text("")  # acts as a disk without room for a folder
     arguments = ["trainer.max_steps=50", "callbacks.non_finite.patience=2", "run_dir=run"]
     sentence = refusal("train", *QUICK, *arguments)
     place = ["run/non_finite", os.strerror(errno.EEXIST)]
@@ -251,7 +251,7 @@ def test_a_row_of_bad_steps_ends_all_ranks_with_one_sentence(lab, tmp_path):
 
 
 class Line(TrainedModule):
-    """One number to be multiplied with; a batch is what the loss is multiplied with."""
+    """A linear layer of one input; its loss is multiplied by the batch, a number."""
 
     def __init__(self):
         optimizer = partial(torch.optim.AdamW, lr=0.1)
@@ -266,7 +266,7 @@ class Line(TrainedModule):
 
 
 class Weights(Callback):
-    """Keeps the weight, its average and the scale after each step, and a checkpoint of each."""
+    """Records the weight, its average and the loss scale after each step; saves checkpoints."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -281,7 +281,7 @@ class Weights(Callback):
 
 
 def fit_with_scaler(folder, from_step=None, bad_step=3):
-    """Four steps in half precision, one of them with an infinite loss."""
+    """Trains four steps in half precision, one of them with an infinite loss."""
     torch.manual_seed(0)
     weights = Weights(folder)
     trainer = lightning.Trainer(

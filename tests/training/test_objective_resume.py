@@ -1,4 +1,4 @@
-"""What an objective learns takes part in a run: it is trained, saved and resumed exactly."""
+"""The learned state of an objective is trained with a run, and saved and resumed exactly."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A job of SLURM with one task, acted out: what it does when its place is wanted, and after."""
+"""A simulated SLURM job of one task saves and requeues itself on a signal, then resumes."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ONE_TASK = {
 
 @pytest.fixture
 def job(environment, tmp_path, monkeypatch):
-    """In a job's only task; returns the file to which scontrol's arguments are written."""
+    """Acts as a job's only task; returns the file to which scontrol's arguments are written."""
     environment(SRUN | ONE_TASK)
     programs, calls = tmp_path / "bin", tmp_path / "calls"
     programs.mkdir()
@@ -42,12 +42,12 @@ def job(environment, tmp_path, monkeypatch):
 
 
 def send(monkeypatch, number: int, step: int) -> None:
-    """In the step after so many."""
+    """Sends a signal to this process in the step after `step`."""
     at_step(monkeypatch, step + 1, lambda: os.kill(os.getpid(), number))
 
 
 def written() -> list[int]:
-    """When each checkpoint below this folder was written."""
+    """The times at which the checkpoints below this folder were written."""
     return [path.stat().st_mtime_ns for path in sorted(Path().glob("**/last.ckpt"))]
 
 
@@ -144,7 +144,7 @@ def test_each_job_of_a_sweep_in_one_step_is_a_run_and_is_found_again(lab, monkey
     sweep = ["train", "-m", *SHORT, "seed=0,1"]
     with monkeypatch.context() as patched:
         send(patched, signal.SIGUSR1, step=2)
-        lab(*sweep)  # the first job of it ends the process
+        lab(*sweep)  # the sweep's first job ends the process
     assert seeds() == [(0, False)]
     times = []
     for restarts in ("1", "2"):

@@ -1,4 +1,4 @@
-"""A run that goes on: the same rows and images, one W&B run, one process, an offer to resume."""
+"""A resumed run has the rows and images of an unbroken one, one W&B run and one process."""
 
 import errno
 import fcntl
@@ -31,12 +31,12 @@ from diffusion_lab.training.logger import JSONLines
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 QUIET = [*QUICK, "logger=none"]
 SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages"]
-MEASURED = ("seconds", "train/images_per_second")  # of time: they are never equal
+MEASURED = ("seconds", "train/images_per_second")  # measured times, which are never equal
 
 
 @pytest.fixture
 def killed_at_step(lab, monkeypatch):
-    """killed_at_step(5, "train", ...): the command dies when that step begins."""
+    """killed_at_step(5, "train", ...) runs a command that dies when that step begins."""
 
     def run(step, *arguments):
         with monkeypatch.context() as patch:
@@ -52,7 +52,7 @@ def rows(folder):
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in found]
 
 
-# a row is of three steps, and checkpoints come within them and with validation
+# a row covers three steps; checkpoints are written inside a row and at a validation
 ROWS = [*QUIET, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
 ROWS += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
 
@@ -138,7 +138,7 @@ def test_another_micro_batch_sees_the_same_images(
     before, after = micro
     parts = ["run_dir=parts", "++callbacks.seen.folder=b", f"micro_batch_size={before}"]
     killed_at_step(4, "train", *common, *parts)
-    # places in a step are of other sizes now
+    # micro-batches now have another size
     code, _, err = lab(
         "train", "resume=parts", f"micro_batch_size={after}", "++callbacks.seen.folder=c"
     )
@@ -197,7 +197,7 @@ def test_a_row_cut_short_and_later_ones_are_dropped(tmp_path):
 
 def test_rows_that_cannot_be_written_come_with_a_later_one(tmp_path, capfd):
     path = tmp_path / "metrics.jsonl"
-    path.mkdir()  # stands for a folder without permission: root has all permissions
+    path.mkdir()  # acts as a folder without permission, as root has all permissions
     log = JSONLines(path, Clock(8))
     log.log_metrics({"a": 1.0}, 1)
     log.log_metrics({"a": 2.0}, 2)

@@ -1,4 +1,4 @@
-"""Searches by Optuna: the figure that is minimised, the file that survives, and pruning."""
+"""Searches by Optuna minimise a metric, keep their file, and prune hopeless runs."""
 
 import json
 
@@ -80,7 +80,7 @@ def test_a_figure_is_found_by_its_kind(tmp_path):
 
 
 def write_rows(folder, losses):
-    """A run folder with held-out losses by training images seen."""
+    """Writes a run folder with these held-out losses by training images seen."""
     folder.mkdir(parents=True)
     rows = [{"step": 1, "images": images, "val/loss": loss} for images, loss in losses.items()]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -95,18 +95,18 @@ def test_a_run_is_hopeless_above_the_median_of_others_at_as_many_images(tmp_path
     assert MedianPruning(startup_runs=3).hopeless(own, 1)  # 4.5 > 4
     assert not MedianPruning(startup_runs=4).hopeless(own, 1)
     assert MedianPruning(startup_runs=2).hopeless(own, 2)  # 4.2 > 2.5
-    assert not MedianPruning(startup_runs=3).hopeless(own, 2)  # c has not come so far
+    assert not MedianPruning(startup_runs=3).hopeless(own, 2)  # c has not seen 2 images
     good = write_rows(tmp_path / "good", {1: 2, 2: 9})
-    assert not MedianPruning(startup_runs=3).hopeless(good, 2)  # its best counts
+    assert not MedianPruning(startup_runs=3).hopeless(good, 2)  # its best value, 2, counts
 
 
 def test_runs_of_other_batch_sizes_are_pruned_by_images(tmp_path):
     own = write_rows(tmp_path / "own", {32: 4.0, 64: 3.5})
     write_rows(tmp_path / "large", {48: 3.0, 96: 1.0})
-    assert not MedianPruning(startup_runs=1).hopeless(own, 32)  # the other has no value yet
+    assert not MedianPruning(startup_runs=1).hopeless(own, 32)  # `large` has no value yet
     assert MedianPruning(startup_runs=1).hopeless(own, 64)  # 3.5 > 3
     better = write_rows(tmp_path / "better", {64: 2.0})
-    assert not MedianPruning(startup_runs=2).hopeless(better, 64)  # 2 < 3.25, and not 1
+    assert not MedianPruning(startup_runs=2).hopeless(better, 64)  # 2 < 3.25, from 3.5 and 3
 
 
 def test_a_hopeless_run_ends_early_with_its_figures(lab, tmp_path):

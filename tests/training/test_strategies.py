@@ -54,7 +54,7 @@ def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy):
 @pytest.mark.slow
 def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab, tmp_path):
     run = ["run_dir=two", "callbacks.evaluation.batch_size=3", "callbacks.sample_grid.columns=3"]
-    # ranks draw unequal numbers of batches, in training too
+    # ranks draw unequal numbers of sample batches, also during training
     often = ["callbacks.evaluation.every_n_steps=2", "metrics.num_samples=17"]
     learned = ["objective/uncertainty=learned"]
     code, _, err = lab(

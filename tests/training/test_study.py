@@ -1,4 +1,4 @@
-"""Sweeps: each run has its place; what is finished is skipped, what is not goes on."""
+"""Each run of a sweep has a folder; finished runs are skipped, unfinished ones resume."""
 
 import errno
 import fcntl
@@ -41,19 +41,19 @@ WHOLE = [*SWEEP, "backbone.patch=4"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """The outputs of the whole sweep, trained once; nobody writes into them."""
+    """The outputs of the whole sweep, trained once; no test writes into them."""
     run_alone(folder := tmp_path_factory.mktemp("sweep"), *WHOLE)
     return folder / "outputs"
 
 
 @pytest.fixture
 def finished(lab, tmp_path, trained) -> None:
-    """The whole sweep is finished, in the folder in which commands are run."""
+    """Copies the finished sweep to the folder in which commands are run."""
     shutil.copytree(trained, tmp_path / "outputs", symlinks=True)
 
 
 def run_of(study, **settings):
-    """The folder, from outputs, of the run of a study that has these settings."""
+    """The folder, below outputs, of the run of a study that has these settings."""
     found = []
     for path in Path().glob(f"outputs/{study}/*/config.yaml"):
         cfg = OmegaConf.load(path)
@@ -68,12 +68,12 @@ def summary_of(folder):
 
 
 def finished_runs() -> int:
-    """How many runs of the study are finished."""
+    """The number of finished runs of the study."""
     return sum(summary_of(path.parent)["finished"] for path in Path().glob("*/mine/*/summary.json"))
 
 
 def finished_at(folder):
-    """When the run was last written to."""
+    """The time at which the run's last checkpoint was written."""
     return (folder / "checkpoints/last.ckpt").stat().st_mtime_ns
 
 
@@ -100,7 +100,7 @@ def test_a_long_name_keeps_what_lies_highest_and_tells_runs_apart():
 
 
 def place(*overrides, swept=()):
-    """The folder of a run with overrides of which a sweep varies some."""
+    """The folder of a run with these overrides, of which a sweep varies `swept`."""
     GlobalHydra.instance().clear()
     task = [*overrides, *swept]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -166,7 +166,7 @@ def test_a_folder_of_another_configuration_is_refused_not_reused(lab, tmp_path, 
     assert code == 1
     assert_names(err, *folders, "budget._target_=null", "study_name=mine_2")
     assert [finished_at(folder) for folder in folders] == before
-    # where and how fast it was trained does not make another run
+    # another place or speed of training does not make another run
     code, _, err = lab(*SWEEP, "backbone.patch=4", "micro_batch_size=4", "trainer.strategy=ddp")
     assert code == 0, err
 
@@ -216,7 +216,7 @@ def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = lab(
         *SWEEP[:-1], "seed=0", "backbone.patch=4"
-    )  # no checkpoint was left: the run begins anew
+    )  # without a checkpoint the run starts again
     assert code == 0, err
     abandoned = Path("outputs/mine/.abandoned") / run_of("mine", seed=0).name
     assert_names(err, abandoned)
@@ -225,7 +225,7 @@ def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
 
 
 def stop_after(step, monkeypatch):
-    """Makes training stop as by SIGTERM after a step."""
+    """Stops training by SIGTERM after a step."""
     was = Interruption.on_train_batch_end
 
     def stop(self, trainer, *arguments):
@@ -289,7 +289,7 @@ SAVED = {
 
 
 def told_apart(changes, saved=None):
-    """Differences of a run as above from what is asked for, with the one and the other changed."""
+    """The differences of the run SAVED, changed by `saved`, from a request changed by `changes`."""
     saved = OmegaConf.merge(SAVED, saved or {})
     found = differences(saved, OmegaConf.merge(SAVED, changes))
     return {key: (old, new) for key, old, new in found}
@@ -337,7 +337,7 @@ def test_an_object_and_null_make_two_runs_whichever_was_saved():
     assert told_apart({"budget": images})["budget.images"] == (None, 8)
     solved = images | {"solved": ["trainer.max_steps=2"]}
     assert told_apart({}, saved={"budget": solved})["budget.images"] == (8, None)
-    # what followed from the budget is not given again
+    # settings that followed from the budget are not given again
     assert told_apart({"budget": images}, {"budget": solved, "trainer": {"max_steps": 2}}) == {}
 
 
@@ -401,13 +401,13 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     seen = {}
 
     def watch(self, x, level, given):
-        if x.is_meta:  # multiply-accumulates are counted
+        if x.is_meta:  # a count of multiply-accumulates
             return was(self, x, level, given)
         record = seen.setdefault(type(self.backbone).__name__, {True: [], False: []})
         record[self.training].append((x.clone(), level.t.clone(), given.labels))
         return was(self, x, level, given)
 
-    was = Denoiser._ask  # of the loss and of the samplers
+    was = Denoiser._ask  # called by the loss and by the samplers
     monkeypatch.setattr(Denoiser, "_ask", watch)
     arguments = [a for a in QUICK if not a.startswith(("backbone", "callbacks.sample_grid"))]
     for backbone in ("backbone=mlp backbone.width=16", "backbone=unet_small backbone.channels=16"):
@@ -434,7 +434,7 @@ def test_a_run_is_gone_on_with_as_it_is_now_to_be_watched_and_where(lab, tmp_pat
         assert lab(*SWEEP)[0] == 130
     folder = run_of("mine", seed=0)
     new = ["data.source.root=elsewhere", "callbacks.checkpoint.every_n_steps=7", "trainer=cpu"]
-    new += ["logger=wandb", "logger.mode=offline"]  # of which the run has none
+    new += ["logger=wandb", "logger.mode=offline"]  # the run was trained without W&B
     code, _, err = lab(*SWEEP[:-1], "seed=0", *new)
     assert code == 0, err
     assert finished_runs() == 1

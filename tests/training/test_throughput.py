@@ -1,4 +1,4 @@
-"""Rows of loss and speed."""
+"""Tests of the rows of loss and speed, the run's clock and its peak memory."""
 
 import json
 from time import monotonic
@@ -16,7 +16,7 @@ from diffusion_lab.training.logger import WandB
 
 def test_a_window_that_is_gone_on_with_is_where_the_module_is():
     throughput = Throughput()
-    # a checkpoint is read before the module has gone to its device
+    # a checkpoint is read before the module is on its device
     saved = {"losses_since_the_last_row": torch.tensor([1.0, 2.0])}
     throughput.on_load_checkpoint(None, SimpleNamespace(device=torch.device("cpu")), saved)
     module = SimpleNamespace(
@@ -28,7 +28,7 @@ def test_a_window_that_is_gone_on_with_is_where_the_module_is():
 
 @pytest.fixture
 def late(monkeypatch) -> list[float]:
-    """Seconds by which the clock of a run is ahead, to be added to."""
+    """The seconds by which the clock of a run is ahead, which a test increases."""
     late = [0.0]
     monkeypatch.setattr(
         "diffusion_lab.training.clock.time",
@@ -56,7 +56,7 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, mo
     assert summary["training_seconds"] < 1000
     assert 4000 < summary["wall_seconds"] < 5000
 
-    # what was counted and what was not are those of the whole run, also where it was resumed
+    # counted and uncounted seconds are those of the whole run, including before a resume
     late[0] += 10_000
     asked = ["trainer.max_steps=6", "callbacks.evaluation.every_n_steps=null"]
     code, _, err = lab("train", "resume=run", *asked)
@@ -91,12 +91,12 @@ def test_the_peak_of_memory_is_that_of_training():
     assert whole.bytes() - next_run.bytes() > 300 * 2**20
     with next_run.stopped():
         kept = torch.ones(50 * 2**20)
-    assert next_run.bytes() - before > kept.nbytes / 2  # what stays is of the training, too
+    assert next_run.bytes() - before > kept.nbytes / 2  # memory that stays is also training's
 
 
 def test_where_a_peak_cannot_be_told_from_earlier_ones_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_lab.compute.device.OWN_MEMORY", tmp_path / "none" / "status")
     assert PeakMemory(torch.device("cpu")).bytes() is None
-    (tmp_path / "status").write_text("VmRSS:  12 kB\n")  # as some containers have it
+    (tmp_path / "status").write_text("VmRSS:  12 kB\n")  # some containers show only this
     monkeypatch.setattr("diffusion_lab.compute.device.OWN_MEMORY", tmp_path / "status")
     assert PeakMemory(torch.device("cpu")).bytes() is None

@@ -1,4 +1,4 @@
-"""The main job, from the command line to the files, on tiny data."""
+"""Training from the command line to the files, on tiny data."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_a_run_leaves_everything_it_promises(run_folder):
     assert config["logger"]["run_id"]
 
     with Image.open(run_folder / "samples/step_0000004.png") as picture:
-        # 4 classes x 2 columns of 8 px, gaps of 2, doubled: one row a class
+        # 4 classes x 2 columns of 8 px, gaps of 2, doubled: one row per class
         assert picture.size == (2 * (2 * 10 + 2), 2 * (4 * 10 + 2))
 
 
@@ -59,7 +59,7 @@ def test_checkpoint_holds_the_averaged_weights_and_loads_safely(run_folder):
 
 
 def kill_at_step(step, monkeypatch):
-    """Training dies when this step begins."""
+    """Makes training die when this step begins."""
     at_step(monkeypatch, step, die)
 
 

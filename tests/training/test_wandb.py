@@ -1,4 +1,4 @@
-"""An offline W&B run holds all that a run logs, and W&B's own reader finds it there."""
+"""An offline W&B run holds everything that a run logs, and W&B's own reader finds it there."""
 
 import json
 import re
@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
-    """Names, steps and values are those of metrics.jsonl; a step's time is that of its first."""
+    """Checks that names, steps and values equal metrics.jsonl's; times are of steps' first rows."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps, clock = {}, []
     for row in lines:
@@ -34,7 +34,7 @@ def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
     logged = {step: dict(row) for step, row in record.scalars.items()}
     times = [row.pop("seconds") for row in logged.values()]
     assert logged == steps
-    # written just after the rows of the file, and before those of the next step
+    # W&B's rows are written just after the file's, and before the next step's
     assert all(ours <= theirs for ours, theirs in zip(clock, times, strict=True))
     assert all(theirs < ours for ours, theirs in zip(clock[1:], times[:-1], strict=True))
 
@@ -103,7 +103,7 @@ def test_a_training_run(finished_run):
     ]
     assert [row["sample"] for row in rows] == list(range(8))
     assert {(row["seed"], row["step"], row["images_seen"]) for row in rows} == {(0, 4, 32)}
-    # the pictures wait for their upload in the run's folder
+    # pictures stay in the run's folder until their upload
     assert len(list((finished_run / "wandb/artifacts/staging").glob("*"))) > 8
 
 
