@@ -34,7 +34,7 @@ class MomentBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """All training images, encoded once by a first stage; training uses them instead of the images.
+    """The training images, all encoded once by a first stage; training uses these moments instead.
 
     Moments are (N, ., h, w) float32; `mirrored` are those of the images mirrored left to right.
     """

@@ -24,11 +24,11 @@ class NoiseLevel:
         return 2 * (self.alpha.log() - self.sigma.log())
 
     def like(self, x: Tensor) -> "NoiseLevel":
-        """This level, ready to multiply `x` (B, ...) in `x`'s dtype."""
+        """The level, ready to multiply `x` (B, ...) in `x`'s dtype."""
         return NoiseLevel(*(broadcast(value, x) for value in (self.t, self.alpha, self.sigma)))
 
     def to(self, device: torch.device | str) -> "NoiseLevel":
-        """This level on another device."""
+        """The level on another device."""
         return NoiseLevel(self.t.to(device), self.alpha.to(device), self.sigma.to(device))
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
     python experiments/benchmarks/backbones.py [--threads 2 --wall] [--rounds 5] [--only dit_s_2]
 
 Trains (forward, backward, AdamW) and samples (forward) with both sides in turn, round after round
-in one process, so that whatever else the machine does hits both; a ratio is taken within a round.
+in one process, so that other load on the machine affects both; ratios are taken within a round.
 Time is CPU time divided by the number of threads, or wall-clock time with --wall. FLOPs are two
 per multiply-accumulate, and a backward pass counts as two forward ones. Against diffusers the
 networks are the same, save that our DiT has the exact GELU and diffusers' the tanh form; against
@@ -51,7 +51,7 @@ class Ours(nn.Module):
 
 
 class Theirs(nn.Module):
-    """A network of diffusers, which takes labels exactly if it is a DiT."""
+    """A network of diffusers, which takes labels only if it is a DiT."""
 
     def __init__(self, network: nn.Module, conditional: bool):
         super().__init__()
@@ -66,7 +66,7 @@ class Theirs(nn.Module):
 
 @dataclass
 class Case:
-    """The same network on both sides, and the images and batch it is measured with."""
+    """The same network on both sides, with the images and the batch size to measure."""
 
     ours: Callable[[], nn.Module]
     theirs: Callable[[], nn.Module]
@@ -76,7 +76,7 @@ class Case:
 
 
 def unet_case(shape, batch, channels, multipliers, groups) -> Case:
-    """A U-Net of two blocks a level, with single-head attention at the second level."""
+    """Makes a U-Net with two blocks per level and single-head attention at the second level."""
     attended = [level == 1 for level in range(len(multipliers))]
     ours = partial(UNet, shape[0], shape[0], shape[1:], channels, multipliers, 2, [1], None, 0.0, 1)
     theirs = partial(
@@ -95,7 +95,7 @@ def unet_case(shape, batch, channels, multipliers, groups) -> Case:
 
 
 def dit_case(shape, batch, patch, depth) -> Case:
-    """A DiT of width 384 and 6 heads with adaLN-Zero, class-conditional."""
+    """Makes a class-conditional DiT of width 384 with 6 heads and adaLN-Zero."""
     block = partial(AdaLNZero, mlp_ratio=4.0)
     options = {"positions": "sincos", "qk_norm": False, "window": None, "long_skips": False}
     ours = partial(DiT, shape[0], shape[0], shape[1:], patch, 384, depth, 6, block=block, **options)
@@ -113,7 +113,7 @@ def dit_case(shape, batch, patch, depth) -> Case:
 
 
 class Lucidrains(nn.Module):
-    """The U-Net of denoising-diffusion-pytorch: full attention at the coarsest level alone."""
+    """The U-Net of denoising-diffusion-pytorch, with full attention only at the coarsest level."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +124,7 @@ class Lucidrains(nn.Module):
 
 
 def lucidrains_case() -> Case:
-    """A U-Net of ours of as many multiply-accumulates, with attention at the same level."""
+    """Makes a U-Net of ours with as many multiply-accumulates and attention at the same level."""
     ours = partial(UNet, 3, 3, (32, 32), 64, (1, 2, 4), 1, [2], 32, 0.0, 1)
     library = "denoising-diffusion-pytorch"
     return Case(lambda: Ours(ours(), False), Lucidrains, (3, 32, 32), 16, library)
@@ -155,7 +155,7 @@ class Runner:
         self.forward = torch.compile(self.network) if compiled else self.network
 
     def train(self, dtype: torch.dtype) -> None:
-        """One optimiser step."""
+        """Takes one optimiser step."""
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             output = self.forward(self.x, self.noise, self.labels)
         (output.float() - self.x).square().mean().backward()
@@ -163,13 +163,13 @@ class Runner:
         self.optimizer.zero_grad()
 
     def infer(self, dtype: torch.dtype) -> None:
-        """One evaluation as a sampler would make it."""
+        """Evaluates the network once, as a sampler would."""
         with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             self.forward(self.x, self.noise, self.labels)
 
 
 def count_flops(build: Callable[[], nn.Module], case: Case) -> int:
-    """FLOPs of one forward pass of one image, which costs nothing on the meta device."""
+    """Counts the FLOPs of a forward pass of one image, which costs nothing on the meta device."""
     with torch.device("meta"):
         network = build().eval()
         x, noise = torch.zeros(1, *case.shape), torch.zeros(1)
@@ -180,7 +180,7 @@ def count_flops(build: Callable[[], nn.Module], case: Case) -> int:
 
 
 def rate(step: Callable[[], None], count: int, seconds: float, clock: Callable[[], float]) -> float:
-    """Items per second of `step`, which handles `count`, over at least `seconds`."""
+    """Measures items per second of `step`, which handles `count`, over at least `seconds`."""
     done, start = 0, clock()
     while (elapsed := clock() - start) < seconds:
         step()
@@ -189,7 +189,7 @@ def rate(step: Callable[[], None], count: int, seconds: float, clock: Callable[[
 
 
 def product_peak(dtype: torch.dtype, seconds: float, clock: Callable[[], float]) -> float:
-    """FLOP/s of the fastest of two matrix products, square and a layer's, and a convolution."""
+    """Measures the highest FLOP/s of a square and a layer's matrix product and a convolution."""
     images = torch.randn(8, 256, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
     step = partial(F.conv2d, images, torch.randn(256, 256, 3, 3, dtype=dtype), padding=1)
     step()
@@ -203,7 +203,7 @@ def product_peak(dtype: torch.dtype, seconds: float, clock: Callable[[], float])
 
 
 def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
-    """One row for each precision and mode of a case."""
+    """Measures one row for each precision and mode of a case."""
     case = CASES[name]
     clock = time.perf_counter
     if not arguments.wall:
@@ -258,7 +258,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
 
 
 def markdown(rows: list[dict]) -> str:
-    """The table: images/s, share of the peak, and the ratio with its range over the rounds."""
+    """Writes the table: images/s, share of the peak, and the ratio with its range over rounds."""
     lines = [
         "| network | by | params, ours / theirs | GFLOP | mode | precision | ours | share of peak "
         "| theirs | share of peak | ratio |",
@@ -306,7 +306,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """The processor's name where Linux tells it, and the matrix units that matter."""
+    """Names the processor where Linux does, and the matrix units that matter."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     name = next((line.split(": ")[1] for line in text.splitlines() if "model name" in line), "")

@@ -1,9 +1,9 @@
-"""How long does `diffusion-lab compare` take for many run folders?
+"""Times `diffusion-lab compare` on many run folders.
 
     python experiments/benchmarks/comparison.py RUN [--runs 50] [--compositions 10]
 
-copies one finished run into a temporary folder, as so many runs of some widths and seeds whose
-figures differ at random, compares them by the command, and prints seconds and the size of the page.
+copies one finished run into a temporary folder as many runs of several widths and seeds, whose
+metrics differ at random, compares them by the command, and prints seconds and the page's size.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.folder import CONFIG, SUMMARY
 from diffusion_lab.runs.results import EVALUATIONS
 
-SPREAD = 0.05  # of the figures, relative
+SPREAD = 0.05  # of the metrics, relative
 
 
 def copy_of(run: Path, folder: Path, width: int, seed: int) -> None:
-    """The run as if it were of another width and seed; the checkpoint is a link to its own."""
+    """Copies a run with another width and seed; the checkpoint is linked."""
     ignored = shutil.ignore_patterns("wandb", "*.ckpt", "*.npz")
     shutil.copytree(run, folder, ignore=ignored)
     os.link(run / LAST, folder / LAST)
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--compositions", type=int, default=10)
     arguments = parser.parse_args()
-    # beside the run, so that its checkpoint can be linked to
+    # beside the run, as hard links need the same file system
     with tempfile.TemporaryDirectory(dir=arguments.run.parent) as temporary:
         folder = Path(temporary)
         for number in range(arguments.runs):

@@ -1,8 +1,8 @@
-"""What the framework itself costs: Lightning's step by a bare loop's, samplers by the network's.
+"""The cost of the framework: Lightning's step over a bare loop's, samplers over the network's.
 
     python experiments/benchmarks/overhead.py [--rounds 8] [--threads 1] [--out FOLDER]
 
-Both are measured in turns within one run; figures are medians over rounds, with their range.
+Both sides are measured in turns within one run; results are medians over rounds, with ranges.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def batches():
 
 
 def bare_step() -> float:
-    """Seconds a step of a plain loop that does the same: loss, clipping, AdamW, average."""
+    """Measures seconds per step of a plain loop with the same loss, clipping, AdamW and average."""
     parts = model()
     network, objective = parts.denoiser, parts.objective
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
@@ -71,7 +71,7 @@ def bare_step() -> float:
 
 
 class StepTimes(lightning.Callback):
-    """When each step ended."""
+    """Records when each step ended."""
 
     def __init__(self):
         self.ends = []
@@ -86,7 +86,7 @@ class Stream:
 
 
 def lightning_step() -> float:
-    """Seconds a step as `diffusion-lab train` takes it, with its callbacks."""
+    """Measures seconds per step of `diffusion-lab train`, with its callbacks."""
     parts = model()
     module = DiffusionModule(
         parts.denoiser,
@@ -118,7 +118,7 @@ def lightning_step() -> float:
 
 
 def sampler_shares(rounds: int) -> dict[str, float]:
-    """A step of each sampler, without the network, as a share of a batch-64 bf16 forward."""
+    """Measures a step of each sampler, without the network, as a share of a batch-64 bf16 pass."""
     parts = model()
     network = parts.denoiser.eval()
     x = torch.randn(BATCH, *SHAPE)
@@ -131,7 +131,7 @@ def sampler_shares(rounds: int) -> dict[str, float]:
             walks[name] = instantiate(cfg.sampler)
 
     def estimate(x, level):
-        return Estimate(x)  # free, and so is what it leaves
+        return Estimate(x)  # costs nothing, so that only the sampler is timed
 
     def seconds(action, times) -> float:
         start = time.perf_counter()

@@ -3,9 +3,9 @@
     python experiments/benchmarks/scans.py [--rounds 3] [--tokens 64 256 1024]
 
 Six layers of width 384 (16 states, convolution of 4, expansion 2), float32, one thread, forward and
-backward. All sides take turns, round after round in one process; images a second are of CPU time,
-and a ratio is taken within a round. Memory is what the peak of a process grows by in one step,
-each side in a process of its own. Needs `pip install mambapy`. Writes scans.json and scans.md into
+backward. All sides take turns, round after round in one process; images per second are of CPU time,
+and ratios are taken within a round. Memory is the growth of a process's peak in one step, with each
+side in a process of its own. Needs `pip install mambapy`. Writes scans.json and scans.md into
 --out.
 """
 
@@ -28,11 +28,11 @@ from diffusion_lab.backbone.mamba import MambaMixer
 from diffusion_lab.backbone.state_space import S6, SSD
 
 WIDTH, DEPTH = 384, 6
-BATCH = {64: 4, 256: 4, 1024: 2}  # by tokens
+BATCH = {64: 4, 256: 4, 1024: 2}  # batch size by number of tokens
 
 
 class Ours(nn.Module):
-    """Normalised mixers with residual connections, as mambapy's stack has them."""
+    """Mixers with norms and residual connections, as mambapy's stack has them."""
 
     def __init__(self, scan: Callable[[int], nn.Module]):
         super().__init__()
@@ -73,14 +73,14 @@ def seconds(network: nn.Module, tokens: int) -> float:
 
 
 def peak() -> float:
-    """The most memory that this process has held, in MiB (Linux)."""
-    # not getrusage, whose peak a process takes over from the one that started it
+    """Returns this process's peak memory in MiB (Linux)."""
+    # not getrusage, whose peak a process inherits from the one that started it
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def peak_growth(side: str, tokens: int, answer: multiprocessing.Queue) -> None:
-    """MiB by which a step raises this process's peak."""
+    """Measures by how many MiB a step raises this process's peak memory."""
     torch.set_num_threads(1)
     network = SIDES[side]()
     before = peak()

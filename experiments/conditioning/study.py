@@ -3,10 +3,10 @@
     python experiments/conditioning/study.py [--seeds 0 1 2] [--networks dit ...] [overrides ...]
 
 trains each composition of COMPOSITIONS with each seed as one run folder under --out, draws 1,000
-samples of each and lets a classifier of the data, train-extractor's, read their class. What is
-finished is kept, so the same command goes on where it was stopped, and two commands with other
-seeds or networks can share the work; more overrides, such as trainer.max_steps=100000, reach
-every run. Writes results.json, table.md and ablation.png, of all that is finished in --out.
+samples of each and reads their class by a classifier of the data, made by train-extractor. Finished
+work is kept, so the same command resumes where it was stopped, and two commands with other seeds or
+networks can share the work; more overrides, such as trainer.max_steps=100000, apply to every run.
+Writes results.json, table.md and ablation.png for everything that is finished in --out.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from diffusion_lab.metrics.extractor import Classifier
 HERE = Path(__file__).parent
 EXPERIMENT = "experiment=fashion_mnist/conditioning"
 SAMPLES = 1000
-# As `diffusion-lab match` sizes them, to the parameters of the first within 2 %:
+# sizes from `diffusion-lab match`, within 2 % of the parameters of the first:
 #   diffusion-lab match backbone=dit backbone/block=in_context backbone.depth=4 backbone.heads=3 \
 #     'reference="backbone=dit backbone.width=192 backbone.heads=3 backbone.depth=4"'
 COMPOSITIONS = {
@@ -50,7 +50,7 @@ COMPOSITIONS = {
     },
     "unet_small": {"added to the embedding": {}},
 }
-# A tenth of DiT's speed on a CPU, so a quarter of its steps.
+# a quarter of the steps, as it has a tenth of DiT's speed on a CPU
 SHORTENED = {"mamba": ["trainer.max_steps=500"]}
 
 
@@ -64,7 +64,7 @@ def folder_of(network: str, block: str, seed: int, out: Path) -> Path:
 
 
 def run(network: str, block: str, seed: int, out: Path, extra: list[str]) -> Path:
-    """The folder of a finished run, which `train` makes, goes on with, or finds, as of a study."""
+    """Trains, resumes or finds a run, as in a study, and returns its folder once it is finished."""
     folder = folder_of(network, block, seed, out)
     size = COMPOSITIONS[network][block]
     chosen = [f"backbone.{key}={value}" for key, value in size.items()]
@@ -77,7 +77,7 @@ def run(network: str, block: str, seed: int, out: Path, extra: list[str]) -> Pat
 
 
 def samples_of(folder: Path) -> Path:
-    """Where the array of a run's samples is, or will be."""
+    """The path of the array of a run's samples, drawn or not."""
     return folder / "samples" / "judged.npz"
 
 
@@ -90,7 +90,7 @@ def draw(folder: Path) -> None:
 
 
 def trained_classifier(data: str) -> Classifier:
-    """The classifier of FashionMNIST, trained now if it is not there."""
+    """Returns the classifier of FashionMNIST, and trains it if it is missing."""
     path = Path(data) / "extractors" / "fashion_mnist.safetensors"
     if not path.exists():
         lab("train-extractor", "data=fashion_mnist", f"data.source.root={data}", f"output={path}")
@@ -100,7 +100,7 @@ def trained_classifier(data: str) -> Classifier:
 
 
 def accuracy(classifier: Classifier, file: Path) -> float:
-    """The share of drawn images whose likeliest class is the one that was asked for."""
+    """The share of drawn images that the classifier puts into the class that was asked for."""
     with np.load(file, allow_pickle=False) as arrays:
         images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
         right = classifier.guesses(images) == torch.from_numpy(arrays["labels"])
@@ -108,7 +108,7 @@ def accuracy(classifier: Classifier, file: Path) -> float:
 
 
 def row(network: str, block: str, folder: Path, classifier: Classifier) -> dict:
-    """What is known of one run."""
+    """Collects all results of one run."""
     summary = json.loads((folder / "summary.json").read_text())
     return {
         "network": network,
@@ -124,7 +124,7 @@ def row(network: str, block: str, folder: Path, classifier: Classifier) -> dict:
 
 
 def finished(out: Path, classifier: Classifier) -> list[dict]:
-    """A row for each run in `out` whose samples are drawn, in the order of COMPOSITIONS."""
+    """Returns a row for each run in `out` whose samples are drawn, in the order of COMPOSITIONS."""
     rows = []
     for network, blocks in COMPOSITIONS.items():
         for block in blocks:
@@ -136,18 +136,18 @@ def finished(out: Path, classifier: Classifier) -> list[dict]:
 
 
 def metric(row: dict, kind: str) -> float:
-    """A row's figure of a kind, as fid."""
+    """Returns a row's metric by the first part of its name, such as fid."""
     return next(value for name, value in row["metrics"].items() if name.startswith(f"{kind}/"))
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Writes mean and standard deviation over the seeds."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def groups(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """The seeds of each composition."""
+    """Groups the rows of all seeds by composition."""
     grouped = {}
     for row in rows:
         grouped.setdefault((row["network"], row["block"]), []).append(row)
@@ -155,7 +155,7 @@ def groups(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 
 def table(rows: list[dict]) -> str:
-    """Mean and standard deviation over seeds, a line a composition."""
+    """Writes mean and standard deviation over seeds, one line per composition."""
     lines = [
         "| network | condition | params | images | seeds | FID | accuracy | val loss | minutes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -173,7 +173,7 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """A point a seed, a line at the mean: FID and accuracy of each composition."""
+    """Plots FID and accuracy of each composition: a point per seed, a line at the mean."""
     grouped = groups(rows)
     figure = Figure((11, 4), dpi=110, layout="constrained")
     axes = figure.subplots(1, 2)

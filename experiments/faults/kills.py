@@ -1,12 +1,12 @@
-"""Does a run that is killed end as if it had not been?
+"""Checks that a killed and resumed run ends as if it had not been killed.
 
     python experiments/faults/kills.py [--kills 20] [--out outputs/faults]
 
 trains a tiny model of FashionMNIST once undisturbed. Then it starts the same run again and again,
 kills each by SIGKILL at a random moment after its first checkpoint, every second one while a
-checkpoint is being written, resumes it to the end, and compares the two bit for bit: weights,
-averages, optimiser, schedule, what callbacks keep, and the logged rows. Writes results.json and
-table.md.
+checkpoint is being written, resumes it to the end, and compares it bit for bit with the first:
+weights, averages, optimiser, schedule, states of callbacks, and logged rows. Writes results.json
+and table.md.
 """
 
 import argparse
@@ -36,7 +36,7 @@ RUN = [
     "backbone.heads=2",
     "backbone.depth=2",
     "backbone.patch=4",
-    # has a history that a resumed run must have, too
+    # keeps a history of losses, which a resumed run must restore
     "objective/time_sampler=second_moment",
     "objective.time_sampler.bins=10",
     "objective.time_sampler.history=2",
@@ -56,18 +56,18 @@ RUN = [
     "data.validation_size=100",
     "logger=none",
 ]
-MEASURED = ("seconds", "train/images_per_second")  # of time
+MEASURED = ("seconds", "train/images_per_second")  # measured by the clock
 SECONDS_FOR_A_START = 300
 
 
 def start(*overrides: str) -> subprocess.Popen:
-    """`diffusion-lab train` in a process of its own."""
+    """Starts `diffusion-lab train` in a process of its own."""
     command = [sys.executable, "-m", "diffusion_lab", "train", *overrides]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:
-    """Waits for the end; returns what was said."""
+    """Waits for the end of a process, and returns its output."""
     said = process.communicate()[1]
     if process.returncode:
         sys.exit(said)
@@ -75,7 +75,7 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def rows(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl, those that are whole, without what was measured by the clock."""
+    """Reads the complete rows of metrics.jsonl, without values measured by the clock."""
     found = []
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         try:
@@ -87,7 +87,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def wait(process: subprocess.Popen, condition) -> None:
-    """Until the condition holds; the process must be alive then."""
+    """Waits until the condition holds; exits if the process ends before."""
     deadline = time.monotonic() + SECONDS_FOR_A_START
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -107,13 +107,13 @@ def kill(process: subprocess.Popen, folder: Path, draw: random.Random, while_wri
     if while_writing:
         wait(process, lambda: writing(folder))
     else:
-        time.sleep(draw.uniform(0, 0.2))  # some steps' time, so that it is within any part of one
+        time.sleep(draw.uniform(0, 0.2))  # some steps' time, to hit any part of a step
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
 def corrupt(folder: Path) -> list[str]:
-    """The files that are damaged, but for those whose name says that they are unfinished."""
+    """Lists damaged files, except those whose names mark them as unfinished."""
     bad = []
     for path in sorted(folder.rglob("*")):
         if path.name.endswith(UNFINISHED) or path.is_dir():
@@ -150,7 +150,7 @@ def differences(first: object, second: object, where: str = "") -> list[str]:
 
 
 def compare(whole: Path, folder: Path) -> list[str]:
-    """What of a run is not that of the undisturbed one."""
+    """Lists the places where a run differs from the undisturbed one."""
     states = [torch.load(f / checkpoints.LAST, weights_only=True) for f in (whole, folder)]
     parts = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "callbacks")
     found = [place for part in parts for place in differences(*(s[part] for s in states), part)]
@@ -158,7 +158,7 @@ def compare(whole: Path, folder: Path) -> list[str]:
 
 
 def trial(number: int, whole: Path, out: Path, draw: random.Random) -> dict:
-    """One run, killed and resumed."""
+    """Runs one trial: a run is killed and resumed."""
     folder = out / f"killed_{number:02}"
     process = start(*RUN, f"run_dir={folder}")
     kill(process, folder, draw, while_writing=number % 2 == 1)
@@ -180,7 +180,7 @@ def trial(number: int, whole: Path, out: Path, draw: random.Random) -> dict:
 
 
 def table(trials: list[dict]) -> str:
-    """All kills, and those of each kind."""
+    """Writes a table of all kills, and of each kind."""
     lines = [
         "| killed | runs | resumed and equal bit for bit | steps lost, mean and most "
         "| corrupt files | files left over |",

@@ -3,10 +3,10 @@
     python experiments/latent/study.py [--seeds 0 1 2] [--minutes 5] [overrides ...]
 
 trains the first stage of fashion_mnist/kl once, and then, for each seed, DiTs of equal width and
-depth for equal time, one after another: on pixels with patches of 4 and of 2, and on latents. Each
-is drawn from and measured alike. What is finished is kept, so the same command goes on where it was
-stopped, and two commands with other seeds can share the work; more overrides reach each DiT. Writes
-results.json, table.md, fid.png and samples.png, of all that is finished in --out.
+depth for equal time, one after another: on pixels with patches of 4 and of 2, and on latents. All
+are sampled and measured alike. Finished work is kept, so the same command resumes where it was
+stopped, and two commands with other seeds can share the work; more overrides apply to each DiT.
+Writes results.json, table.md, fid.png and samples.png for everything finished in --out.
 """
 
 import argparse
@@ -33,8 +33,8 @@ MODELS = {
 }
 SIZE = ["backbone.width=192", "backbone.heads=3", "backbone.depth=4"]
 MEASURED = ["metrics.reference_size=10_000", "metrics.num_samples=1000"]
-DRAWN = 100  # images of the timed drawing
-ROUNDS = 3  # of the timed drawing, models in turn
+DRAWN = 100  # number of images in the timed drawing
+ROUNDS = 3  # rounds of the timed drawing, in which models take turns
 
 
 def lab(command: str, *overrides: str) -> None:
@@ -43,13 +43,13 @@ def lab(command: str, *overrides: str) -> None:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run is there and has its figures."""
+    """Whether a run exists and has been evaluated."""
     summary = folder / "summary.json"
     return summary.exists() and json.loads(summary.read_text())["finished"]
 
 
 def train(command: str, folder: Path, *overrides: str) -> Path:
-    """The folder of a finished run, trained now, or trained on, if it is not finished."""
+    """Trains a run, or resumes it, unless it is finished; returns its folder."""
     if not finished(folder):
         if (folder / "checkpoints" / "last.ckpt").exists():
             lab(command, f"resume={folder}")
@@ -63,7 +63,7 @@ def folder_of(model: str, seed: int, out: Path) -> Path:
 
 
 def drawing_speeds(folders: dict[str, Path]) -> dict[str, float]:
-    """Images a second that a run draws on one thread, decoded; the best of ROUNDS, in turn."""
+    """Measures images per second drawn on one thread, decoded: the best of ROUNDS, in turns."""
     torch.set_num_threads(1)
     where = {"data_root": None, "device": "cpu", "precision": "auto"}
     runs = {
@@ -82,7 +82,7 @@ def drawing_speeds(folders: dict[str, Path]) -> dict[str, float]:
 
 
 def rows_of(out: Path) -> list[dict]:
-    """What is known of each finished run."""
+    """Collects the results of each finished run."""
     rows = []
     for model in MODELS:
         for folder in sorted(out.glob(folder_of(model, 0, Path()).name.removesuffix("0") + "*")):
@@ -108,19 +108,19 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def metric(summary: dict, kind: str) -> float:
-    """A figure of a kind, as fid."""
+    """Returns a metric by the first part of its name, such as fid."""
     found = (v for name, v in summary["metrics"].items() if name.startswith(f"{kind}/"))
     return next(found)
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Writes mean and standard deviation over the seeds."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def table(rows: list[dict], drawing: dict[str, float]) -> str:
-    """Mean and standard deviation over seeds, a line a model."""
+    """Writes mean and standard deviation over seeds, one line per model."""
     lines = [
         "| diffused | params | seeds | images seen | training, images/s | drawing, images/s "
         "| FID | KID |",
@@ -140,7 +140,7 @@ def table(rows: list[dict], drawing: dict[str, float]) -> str:
 
 
 def plot(rows: list[dict], first_stage: dict, path: Path) -> None:
-    """A point a seed, a line at the mean, with the ceiling of the first stage and real images."""
+    """Plots a point per seed, a line at the mean, and rFIDs of the first stage and real images."""
     figure = Figure((6, 4), dpi=110, layout="constrained")
     axes = figure.subplots()
     for place, model in enumerate(MODELS):
@@ -162,7 +162,7 @@ def plot(rows: list[dict], first_stage: dict, path: Path) -> None:
 
 
 def samples(folders: dict[str, Path], path: Path) -> None:
-    """The last grids of one seed, side by side."""
+    """Puts the last sample grids of one seed side by side."""
     figure = Figure((4 * len(folders), 4.6), dpi=110, layout="constrained")
     for axes, (model, folder) in zip(
         figure.subplots(1, len(folders)), folders.items(), strict=True

@@ -1,12 +1,12 @@
-"""What each metric sees: real images, made worse in known ways, against the training images.
+"""The metrics of real images, damaged in known ways, against the training images.
 
     python experiments/metrics/sanity.py [--count 2000] [--classifier FILE] [override ...]
 
-Test images take the place of generated ones: as they are, with noise, blurred, with
-classes left out, labels mixed up, few images repeated, and training images among them (memorised).
-With features of efficientnet_lite0, and of the classifier in FILE, which `diffusion-lab
-train-extractor` makes. Overrides choose the data, as in data=cifar10_zip. Writes NAME.json, NAME.md
-and NAME.png for data of that name beside itself.
+Test images replace generated ones: unchanged, with noise, blurred, with classes left out, labels
+mixed up, few images repeated, and training images among them (memorised). Features are those of
+efficientnet_lite0 and of the classifier in FILE, which `diffusion-lab train-extractor` makes.
+Overrides choose the data, as in data=cifar10_zip. Writes NAME.json, NAME.md and NAME.png, named
+after the data, next to this script.
 """
 
 import argparse
@@ -38,46 +38,46 @@ OTHERS = ("inception_score", "accuracy", "nearer_to_training", "copies", "near_d
 
 
 def noisy(std: float, images: Tensor, labels: Tensor) -> Set:
-    """With Gaussian noise of so many grey levels."""
+    """Adds Gaussian noise of `std` grey levels."""
     generator = torch.Generator().manual_seed(0)
     noise = std * torch.randn(images.shape, generator=generator)
     return (images + noise).round().clamp(0, 255).to(torch.uint8), labels
 
 
 def blurred(std: float, images: Tensor, labels: Tensor) -> Set:
-    """With a Gaussian of so many pixels."""
+    """Blurs with a Gaussian of `std` pixels."""
     size = 2 * round(3 * std) + 3
     return gaussian_blur(images, [size, size], [std, std]), labels
 
 
 def without(classes: int, images: Tensor, labels: Tensor) -> Set:
-    """Images of the first so many classes replaced by others of the other classes."""
+    """Replaces images of the first `classes` classes by images of the other classes."""
     kept = (labels >= classes).nonzero().flatten()
     index = kept[torch.arange(len(images)) % len(kept)]
     return images[index], labels[index]
 
 
 def mislabelled(share: float, images: Tensor, labels: Tensor) -> Set:
-    """So large a part with the label of another of its images: one class asked, another drawn."""
+    """Gives a share of the images the label of another of them: one class asked, another drawn."""
     count = round(share * len(images))
     return images, torch.cat([labels[:count].roll(1), labels[count:]])
 
 
 def repeated(times: int, images: Tensor, labels: Tensor) -> Set:
-    """The first images only, each so many times."""
+    """Keeps the first images only, each `times` times."""
     index = torch.arange(len(images)) % (len(images) // times)
     return images[index], labels[index]
 
 
 def memorised(data: ImageDataModule, share: float, images: Tensor, labels: Tensor) -> Set:
-    """So large a part replaced by training images."""
+    """Replaces a share of the images by training images."""
     count = round(share * len(images))
     images = torch.cat([data.train_images()[:count], images[count:]])
     return images, torch.cat([data.train_labels()[:count], labels[count:]])
 
 
 def ladders(data: ImageDataModule) -> dict[str, list[tuple[float, Callable[..., Set]]]]:
-    """What is done, and how much of it, from little to much."""
+    """The kinds of damage, each from little to much."""
     steps = {
         "noise, grey levels": (noisy, (2, 5, 10, 20, 40)),
         "blur, pixels": (blurred, (0.4, 0.6, 1.0, 1.5)),
@@ -93,7 +93,7 @@ def ladders(data: ImageDataModule) -> dict[str, list[tuple[float, Callable[..., 
 
 
 def measure(prepared: PreparedMetrics, data: ImageDataModule, images: Tensor, labels: Tensor):
-    """Every figure of images in the place of generated ones, by the first part of its name."""
+    """Computes all metrics of `images` as generated ones, by the first part of their names."""
     metrics = prepared.metrics
     observed = [metrics.observer(part) for part in images.split(64)]
     observed = metrics.observer.gather(observed, range(len(images)))
@@ -133,7 +133,7 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """A column a kind of damage: distances by real images', and shares, over how much is done."""
+    """Plots each kind of damage in a column: FID relative to undamaged images, and shares."""
     extractors = list(dict.fromkeys(row["extractor"] for row in rows))
     kinds = list(dict.fromkeys(row["what"] for row in rows))[1:]
     figure = Figure((3 * len(kinds), 5 * len(extractors)), dpi=90, layout="constrained")

@@ -22,7 +22,7 @@ from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.sampler import Ancestral, AnnealedLangevin, Heun, Sampler
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid, UniformLogSNR
 
-SAMPLES, PATHS = 300, 6  # ends drawn in each panel, and paths
+SAMPLES, PATHS = 300, 6  # samples drawn in each panel, and paths
 SAMPLERS: dict[str, Sampler] = {
     "DDPM, 100 steps": Ancestral(100, UniformGrid(), eta=1.0),
     "DDIM, 100 steps": Ancestral(100, UniformGrid(), eta=0.0),
@@ -34,7 +34,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def draw_schedules(path: Path) -> None:
-    """logSNR over t of every option of the group `schedule`: closed forms, and tables."""
+    """Plots logSNR over t of every option of the group `schedule`: closed forms, and tables."""
     figure = Figure((11, 5), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title in zip(
@@ -57,7 +57,7 @@ def draw_schedules(path: Path) -> None:
 
 @torch.inference_mode()
 def draw_paths(run: Path, path: Path) -> None:
-    """The states of each sampler, from the same noise, over the data."""
+    """Plots the states of each sampler, from the same noise, over the data."""
     datamodule, model = runs.load(run)
     data = points_of(datamodule.train_images()[:2000])
     ids = range(SAMPLES)

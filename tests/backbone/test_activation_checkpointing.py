@@ -40,7 +40,7 @@ def gradients_and_memory(name: str, again: bool) -> tuple[list[torch.Tensor], in
     )
     torch.manual_seed(0)
     model = build_model(cfg, SHAPE, CLASSES)
-    for parameter in model.denoiser.parameters():  # what starts at 0 would hide the rest
+    for parameter in model.denoiser.parameters():  # layers that start at 0 hide the rest
         torch.nn.init.normal_(parameter, std=0.1)
     x0, labels = torch.randn(COUNT, *SHAPE), torch.arange(COUNT)
 

@@ -1,4 +1,4 @@
-"""What every backbone must do, and the parts that they share."""
+"""The requirements on every backbone, and the parts that backbones share."""
 
 from functools import cache
 
@@ -59,7 +59,7 @@ CONFIGURED = {
 
 @cache
 def build(name: str):
-    """The factory of a backbone of CONFIGURED."""
+    """Returns the factory of a backbone of CONFIGURED."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=CONFIGURED[name])
     return instantiate(cfg.backbone)
@@ -74,14 +74,14 @@ def denoiser(name, conditioning=ClassLabel) -> Denoiser:
 
 
 def trained(name: str, steps: int, conditioning=ClassLabel) -> Denoiser:
-    """A denoiser after a few steps of regression on constant images, each label its own."""
+    """Trains a denoiser for a few steps on constant images, a different one for each label."""
     model = denoiser(name, conditioning).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         x = torch.randn(6, 1, 8, 8, generator=generator)
         level = Rectified()(torch.rand(6, generator=generator))
-        labels = torch.tensor([0, 1, 2, 3, 0, 1])  # the null label among them
+        labels = torch.tensor([0, 1, 2, 3, 0, 1])  # includes the null label
         loss = (
             (model(x, level, Given(labels)).output - labels[:, None, None, None] + 1)
             .square()
@@ -121,7 +121,7 @@ def test_the_label_and_the_noise_level_are_heard(name):
     model = trained(name, 30).eval()
     x, level = inputs(1)
     zero, one = (model(x, level, Given(torch.tensor([label]))).output for label in (0, 1))
-    assert (zero - one).abs().mean() > 1e-5  # exactly 0 where a label is not heard
+    assert (zero - one).abs().mean() > 1e-5  # exactly 0 if a label is ignored
     other = model(x, Rectified()(torch.tensor([0.9])), Given(torch.tensor([0]))).output
     assert (zero - other).abs().mean() > 1e-5
 
@@ -192,7 +192,7 @@ def test_a_compiled_network_computes_the_same(name):
     x, level = inputs()
     labels = torch.tensor([0, 1, 2, 3])
     plain = model(x, level, Given(labels)).output
-    torch.compiler.reset()  # networks share code, of which PyTorch keeps a few versions only
+    torch.compiler.reset()  # networks share code, of which PyTorch keeps few compiled versions
     model.backbone.compile(fullgraph=True)
     torch.testing.assert_close(model(x, level, Given(labels)).output, plain, rtol=1e-3, atol=1e-4)
 
@@ -299,7 +299,7 @@ def test_group_norm_in_bfloat16_agrees_also_with_a_large_mean(silu, layout):
 
 
 def test_group_norm_in_bfloat16_takes_a_constant_image():
-    # many constants, for some of which the mean of the square is rounded below the squared mean
+    # many constants: for some the mean of the square is rounded below the squared mean
     x = torch.linspace(1, 10, 64).bfloat16()[:, None, None, None].repeat(1, 32, 7, 7)
     x.requires_grad_()
     y = GroupNorm(32, silu=True)(x)

@@ -37,14 +37,14 @@ both = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 
 
 def configured(name: str, *overrides: str, image_size=(8, 8), in_channels=3, out_channels=3):
-    """The network of a configuration, with overrides as on the command line."""
+    """Builds the network of a configuration, with overrides as on the command line."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(overrides=[f"+backbone={name}", *overrides])
     return instantiate(cfg.backbone)(in_channels, out_channels, image_size)
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """The network with all its parameters random, also those that start at zero."""
+    """Sets all parameters to random values, also those that start at zero."""
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -52,7 +52,7 @@ def randomised(network: nn.Module) -> nn.Module:
 
 
 def trained(build, steps: int, conditioning=ClassLabel) -> Denoiser:
-    """A denoiser after a few steps of regression on constant images, each label its own."""
+    """Trains a denoiser for a few steps on constant images, a different one for each label."""
     torch.manual_seed(0)
     model = Denoiser(build, conditioning, Flow(), (1, 8, 8), num_classes=3)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -87,7 +87,7 @@ def test_every_parameter_has_a_gradient_after_two_steps(build):
     model(x, level, Given(torch.tensor([0, 1, 2, 3]))).output.square().sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     without = [name for name, grad in gradients.items() if grad is None or not grad.any()]
-    # softmax does not change when one number is added to all scores: it is rounding where not 0
+    # softmax ignores a number added to all scores, so these gradients are rounding or 0
     assert [name for name in without if not name.endswith("to_k.bias")] == []
 
 
@@ -160,13 +160,13 @@ def test_without_diffusers_there_is_a_sentence(build, monkeypatch):
 
 
 def layers(theirs: dict, ours: str, *names: str) -> dict:
-    """Weight and bias of `ours` from one layer of theirs, or from several, stacked."""
+    """Returns weight and bias of `ours` from one layer of theirs, or from several, stacked."""
     parts = ("weight", "bias")
     return {f"{ours}.{p}": torch.cat([theirs[f"{name}.{p}"] for name in names]) for p in parts}
 
 
 def attention(theirs: dict, ours: str, name: str) -> dict:
-    """SelfAttention's weights from Attention's."""
+    """Returns SelfAttention's weights from Attention's."""
     return {
         **layers(theirs, f"{ours}.qkv", *(f"{name}.to_{part}" for part in "qkv")),
         **layers(theirs, f"{ours}.out", f"{name}.to_out.0"),
@@ -174,7 +174,7 @@ def attention(theirs: dict, ours: str, name: str) -> dict:
 
 
 def dit_weights(theirs: dict, depth: int, channels: int) -> dict:
-    """The weights of DiTTransformer2DModel under our names."""
+    """Returns the weights of DiTTransformer2DModel under our names."""
     embedder = "transformer_blocks.0.norm1.emb.timestep_embedder"
     weights = {
         "embed.weight": theirs["pos_embed.proj.weight"].flatten(1),
@@ -196,7 +196,7 @@ def dit_weights(theirs: dict, depth: int, channels: int) -> dict:
 
 
 def unet_weights(theirs: UNet2DModel) -> dict:
-    """The weights of UNet2DModel under our names."""
+    """Returns the weights of UNet2DModel under our names."""
     state = theirs.state_dict()
     modules = dict(theirs.named_modules())
     weights = {
@@ -218,7 +218,7 @@ def unet_weights(theirs: UNet2DModel) -> dict:
         }
 
     def level(name: str, stages: list[str], resampled: str) -> dict:
-        """A level: stages of a residual block and attention, and a change of resolution."""
+        """Maps a level: stages of a residual block and attention, and a change of resolution."""
         found = {}
         for i, stage in enumerate(stages):
             found |= residual(f"{stage}.residual", f"{name}.resnets.{i}")
@@ -264,7 +264,7 @@ def unet_weights(theirs: UNet2DModel) -> dict:
     ids=["ddpm", "adm"],
 )
 def test_our_unet_is_theirs(plain, settings, overrides):
-    """UNet2DModel with all weights random, and ours with the same, in float32."""
+    """Compares UNet2DModel with all weights random to ours with the same weights, in float32."""
     theirs = UNet2DModel(
         in_channels=3,
         out_channels=6,
@@ -294,11 +294,12 @@ def test_our_unet_is_theirs(plain, settings, overrides):
 
 
 def test_our_dit_is_theirs():
-    """DiTTransformer2DModel with all weights random, and ours with the same, in float32.
+    """Compares DiTTransformer2DModel with all weights random to ours with the same, in float32.
 
-    diffusers is told the exact GELU and the paper's epsilon. Two tables of constants are made one:
-    its noise frequencies end at 1 / 10000 and the paper's, like ours, one before it; and ours has
-    cosines before sines among the positions of patches, the paper and diffusers sines first.
+    diffusers is configured with the exact GELU and the paper's epsilon. Two tables of constants are
+    made equal: diffusers' noise frequencies end at 1 / 10000 and the paper's, like ours, one before
+    it; and ours has cosines before sines in the positions of patches, the paper and diffusers sines
+    first.
     """
     depth, width, channels, side = 3, 64, 3, 12
     theirs = DiTTransformer2DModel(
@@ -317,7 +318,7 @@ def test_our_dit_is_theirs():
     embedding = theirs.transformer_blocks[0].norm1.emb
     embedding.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
     for block in theirs.transformer_blocks:
-        block.norm1.emb = embedding  # the paper's one, where diffusers has one a block
+        block.norm1.emb = embedding  # one as in the paper, where diffusers has one per block
     overrides = [
         f"backbone.{key}={value}"
         for key, value in {"patch": 2, "width": width, "depth": depth, "heads": 4}.items()
@@ -331,7 +332,7 @@ def test_our_dit_is_theirs():
     ours.positions.copy_(positions)
 
     x, noise = torch.randn(5, channels, side, side), torch.tensor([0.0, 1.0, 37.5, 500.0, 999.0])
-    labels = torch.tensor([0, 3, 9, 10, 10])  # 10 is its label for none
+    labels = torch.tensor([0, 3, 9, 10, 10])  # 10 is the null label
     condition = Condition(embedding.class_embedder.embedding_table(labels))
     expected = theirs(x, noise, labels).sample
     assert expected.std() > 0.1

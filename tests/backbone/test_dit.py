@@ -60,7 +60,7 @@ def test_published_sizes_have_their_parameters_and_macs(
         with FlopCounterMode(display=False) as counter:
             network(torch.zeros(1, *shape), torch.zeros(1), labels(None, 1))
     count = sum(p.numel() for module in (network, labels) for p in module.parameters())
-    exact = 0.001 if name == "dit_xl_2" else 0.003  # the others are published with fewer digits
+    exact = 0.001 if name == "dit_xl_2" else 0.003  # others are published with fewer digits
     assert count == pytest.approx(parameters, rel=exact)
     assert counter.get_total_flops() / 2 == pytest.approx(macs, rel=exact)
 
@@ -74,7 +74,7 @@ def test_initial_weights_are_the_published_ones():
     for layer in (network.noise[0], network.noise[2]):
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.03)
     for layer in (network.embed, block.mixer.qkv, block.mixer.out, block.mlp[0], block.mlp[2]):
-        bound = (6 / sum(layer.weight.shape)) ** 0.5  # Xavier's
+        bound = (6 / sum(layer.weight.shape)) ** 0.5  # Xavier's bound
         assert 0.95 * bound < layer.weight.abs().max() <= bound
     assert not any(m.bias.any() for m in network.modules() if isinstance(m, nn.Linear))
 
@@ -112,7 +112,7 @@ def test_positions_are_what_tells_the_patches_apart():
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     image = torch.randn(1, 1, 8, 8)
-    flipped = torch.cat(image.split(4, dim=2)[::-1], dim=2)  # the rows of patches swapped
+    flipped = torch.cat(image.split(4, dim=2)[::-1], dim=2)  # swaps the rows of patches
     call = partial(network, noise=torch.zeros(1), condition=Condition())
     unflip = torch.cat(call(flipped).split(4, dim=2)[::-1], dim=2)
     assert not torch.allclose(unflip, call(image), atol=1e-3)
@@ -167,7 +167,7 @@ def test_a_window_hides_far_patches_and_no_condition(dtype):
     mask = window_mask(3, 4, 1)
     assert mask[0].view(3, 4).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
     module = SelfAttention(16, 2, mask=mask).to(dtype)
-    x = torch.randn(1, 13, 16, dtype=dtype)  # a token without a place, then the 12 patches
+    x = torch.randn(1, 13, 16, dtype=dtype)  # one token without a position, then the 12 patches
     changed = x.clone()
     changed[0, 1 + 11] += 1  # the last corner
     moved = (module(x) != module(changed)).any(-1)[0]

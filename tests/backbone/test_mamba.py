@@ -68,7 +68,7 @@ def test_a_token_sees_those_before_it_on_its_path(scan):
     mixer = initialised(MambaMixer(16, 2, 4, scan, path=path))
     x = torch.randn(1, 6, 16)  # two tokens before the four of the path
     changed = x.clone()
-    changed[0, 2 + 0] += 1  # the second on the path
+    changed[0, 2 + 0] += 1  # the second token on the path
     moved = (mixer(x) != mixer(changed)).any(-1)[0].tolist()
     assert moved == [False, False, True, True, False, True]
 
@@ -78,7 +78,7 @@ def test_the_way_back_is_the_way_forth_through_the_flipped_sequence(scan):
     torch.manual_seed(0)
     both = initialised(MambaMixer(16, 2, 4, scan, bidirectional=True))
     one = MambaMixer(16, 2, 4, scan)
-    with torch.no_grad():  # what only the way back gives
+    with torch.no_grad():  # the contribution of the backward direction alone
         for parameter in both.forward_scan.parameters():
             parameter.zero_()
     one.load_state_dict(

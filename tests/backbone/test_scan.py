@@ -13,7 +13,7 @@ LENGTHS = [1, 2, 3, 7, 49, 51, 64, 66, 130]
 
 
 def sequential(x, dt, a, b, c):
-    """Token after token, as the definition reads."""
+    """Computes the scan token by token, as in its definition."""
     state = x.new_zeros(*x.shape[::2], a.shape[1])  # (B, E, S)
     outputs = []
     for t in range(x.shape[1]):
@@ -164,7 +164,7 @@ def test_autocast_does_not_reach_the_states(length):
 def test_autocast_does_not_reach_the_states_between_chunks():
     generator = torch.Generator().manual_seed(0)
     x = torch.zeros(1, 300, 2, 8)
-    x[:, 0] = torch.randn(1, 2, 8, generator=generator)  # all later chunks live on the first state
+    x[:, 0] = torch.randn(1, 2, 8, generator=generator)  # later chunks see the first state alone
     dt, rates = torch.full((1, 300, 2), 0.01), torch.tensor([-0.5, -1.0])
     b, c = (torch.randn(1, 300, 16, generator=generator) for _ in range(2))
     exact = state_space_dual(x, dt, rates, b, c)

@@ -1,4 +1,4 @@
-"""The U-Nets: their sizes, their blocks, their resampling and what each option changes."""
+"""The U-Nets: their sizes, their blocks, their resampling and the effect of each option."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ RESAMPLING = {"conv": ConvResampling, "block": BlockResampling, "fir": FilterRes
 
 
 def small(resample=None, attend_once=False, **settings) -> UNet:
-    """A small network; settings of its stages are among the others."""
+    """Makes a small network; `settings` may be those of its stages."""
     sizes = {
         "in_channels": 1,
         "out_channels": 1,
@@ -65,7 +65,7 @@ OPTIONS = {
 
 
 def configured(name: str, shape: tuple[int, int, int], outputs: int, **overrides):
-    """The network of a configuration, for images of this shape."""
+    """Builds the network of a configuration for images of this shape."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         changes = [f"backbone.{key}={value}" for key, value in overrides.items()]
         cfg = compose(overrides=[f"+backbone={name}", *changes])
@@ -73,7 +73,7 @@ def configured(name: str, shape: tuple[int, int, int], outputs: int, **overrides
 
 
 def randomised(network: nn.Module, std: float = 0.1) -> nn.Module:
-    """The network with nothing left at its initial zero."""
+    """Replaces initial zeros by random numbers."""
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)
@@ -109,7 +109,7 @@ def test_published_networks_for_cifar_have_their_parameters_and_macs(name, param
 
 def test_adm_for_imagenet_64_has_its_parameters():
     with torch.device("meta"):
-        network = configured("unet_adm", (3, 64, 64), 6)  # it learns the variance, too
+        network = configured("unet_adm", (3, 64, 64), 6)  # twice 3, for a learned variance
         labels = ClassLabel(1000, network.condition_width)
     assert size(network) + size(labels) == pytest.approx(296e6, rel=0.002)
     heads = {m.attention.out.in_features // m.attention.heads for m in attentions(network)}
@@ -159,7 +159,7 @@ def test_upsampling_repeats_pixels_before_it_convolves():
     up = Upsample(2)
     with torch.no_grad():
         up.weight.zero_()
-        up.weight[[0, 1], [0, 1], 1, 1] = 1  # the identity
+        up.weight[[0, 1], [0, 1], 1, 1] = 1  # makes the convolution the identity
     x = torch.randn(1, 2, 3, 4)
     expected = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     torch.testing.assert_close(up(x), expected + up.bias[:, None, None])
@@ -192,7 +192,7 @@ def test_block_resampling_averages_and_repeats_pixels():
 
 def test_the_filter_is_1_3_3_1_along_both_sides():
     def along(length: int) -> torch.Tensor:
-        """The filter and every second pixel, as a matrix (length / 2, length)."""
+        """Returns the filter at every second pixel as a matrix (length / 2, length)."""
         matrix = torch.zeros(length // 2, length + 2)  # a pixel of padding at both ends
         for row in range(length // 2):
             matrix[row, 2 * row : 2 * row + 4] = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8

@@ -26,7 +26,7 @@ from diffusion_lab.data.source.verified_files import SourceUnavailable
 
 
 def idx(array: np.ndarray) -> bytes:
-    """The idx format: magic number, sizes, bytes."""
+    """Writes an array in the idx format: magic number, sizes, bytes."""
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
 
@@ -196,7 +196,7 @@ def test_a_failure_names_files_and_reasons_and_leaves_nothing(root, monkeypatch)
     assert "the line went dead" in message
     assert "no network" in message
     assert str(root) in message
-    assert not root.exists()  # it was not there before
+    assert not root.exists()  # no root existed before, so none may be left
 
 
 def test_an_interrupted_fetch_leaves_nothing(root, monkeypatch):

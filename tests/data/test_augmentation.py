@@ -1,4 +1,4 @@
-"""Augmentation: what is done to images, what the label says of it, and who gets to hear it."""
+"""Augmentation: its effect on images, its labels, and where they are used."""
 
 import json
 import math
@@ -31,7 +31,7 @@ EDM = {
     "anisotropy": 0.2,
     "translation": 0.125,
 }
-# columns of a label by part
+# columns of a label by transformation
 COLUMNS = {
     "flip_x": [0],
     "flip_y": [1],
@@ -64,7 +64,7 @@ def label(**values: list[float]) -> torch.Tensor:
 def moments(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Centroid (2,) and covariance (2, 2) of an image (H, W) over black, right and up, in pixels.
 
-    From the image's centre.
+    Both are measured from the image's centre.
     """
     weight = (image.double() + 1) / (image.double() + 1).sum()
     height, width = image.shape
@@ -132,9 +132,9 @@ def test_a_shift_by_whole_pixels_moves_them_and_mirrors_beyond_the_edge():
 
 
 def forward(labels: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What EDM's settings do to a point, right and up from the centre: matrix (2, 2), shift (2,).
+    """EDM's map of a point, right and up of the centre: matrix (2, 2) and shift (2,).
 
-    Scaled first, then turned, then stretched, then shifted.
+    It scales first, then rotates, then stretches, then shifts.
     """
     _, _, size, cos, sin, across, along, right, down = labels[0].double().tolist()
     scale = 2 ** (0.2 * size) * torch.eye(2).double()
@@ -152,7 +152,7 @@ def test_a_label_tells_how_the_moments_of_an_image_change(parts):
     mean, covariance = moments(image[0, 0])
     for seed in range(12):
         labels = augmentation.draw(1, seeded(seed))
-        labels[:, [2, 5, 6, 7, 8]] *= 0.3  # the blob stays inside, and mirror images of it outside
+        labels[:, [2, 5, 6, 7, 8]] *= 0.3  # keeps the blob inside, and its mirror images outside
         (done,) = augmentation.apply(image, labels)
         matrix, shift = forward(labels, *image.shape[2:])
         after, spread = moments(done[0])
@@ -167,7 +167,7 @@ def test_the_order_of_the_parts_is_heard():
     together = both.apply(image, label(rotation=quarter, anisotropy=axis))
     turned_first = both.apply(both.apply(image, label(rotation=quarter)), label(anisotropy=axis))
     turned_last = both.apply(both.apply(image, label(anisotropy=axis)), label(rotation=quarter))
-    inside = (..., slice(50, -50), slice(50, -50))  # no mirror images yet
+    inside = (..., slice(50, -50), slice(50, -50))  # the part that mirror images do not reach
     torch.testing.assert_close(together[inside], turned_first[inside], atol=0.01, rtol=0)
     assert (together - turned_last)[inside].abs().max() > 0.5
 
@@ -176,7 +176,7 @@ def test_smooth_images_are_resampled_closely_and_nothing_leaves_the_range():
     (turned,) = only("rotation").apply(blob(), label(rotation=[math.cos(1) - 1, math.sin(1)]))
     y = (80 - torch.arange(161))[:, None]
     x = torch.arange(153) - 76
-    # where each pixel was, counter-clockwise by one radian before
+    # each pixel's place before a rotation by one radian, counter-clockwise
     was_x = math.cos(1) * x + math.sin(1) * y
     was_y = -math.sin(1) * x + math.cos(1) * y
     there = (was_x - 4) ** 2 / 30 + (was_y + 2) ** 2 / 14 + (was_x - 4) * (was_y + 2) / 40
@@ -352,7 +352,7 @@ def test_weights_of_a_network_are_the_same_and_one_more():
 
 
 class Recorder(nn.Module):
-    """Remembers its conditions."""
+    """Records the conditions that it is given."""
 
     condition_width = 4
 

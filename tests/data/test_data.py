@@ -1,4 +1,4 @@
-"""The training stream as a pure function of seed and position, the facts, and both in Lightning."""
+"""The training stream as a pure function of seed and position, the data module, and Lightning."""
 
 import inspect
 import itertools
@@ -30,7 +30,7 @@ COUNT = 50
 
 
 def numbered(count: int, size: int = 4) -> torch.Tensor:
-    """Images that tell their index, in the top left pixel, and whether they are mirrored."""
+    """Images that encode their index in the top left pixel, and whether they are mirrored."""
     images = torch.zeros(count, 1, size, size, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(1, count + 1)
     return images
@@ -97,7 +97,7 @@ class TestTensorLoader:
         assert stream(loader(seed=3), 6) == stream(loader(seed=3), 6)
 
     def test_the_order_of_a_seed_never_changes(self):
-        # stored: another order would silently change every resumed run
+        # stored values: another order would silently change every resumed run
         assert stream(loader(), 1) == [11, 44, 30, 18, 1, 26, 24, 13]
         assert flips(next(iter(loader(flip=True)))[0]) == [False] + [True] * 4 + [False, True, True]
 
@@ -110,7 +110,7 @@ class TestTensorLoader:
         assert shared == flipped
         assert stream_of_flips(loader(flip=True, samples_seen=lambda: 400), 50) == flipped[400:]
         assert stream_of_flips(loader(flip=True, seed=4), 100) != flipped
-        # an image is not always mirrored, or never
+        # no image is mirrored in every epoch or in none
         assert flipped[:COUNT] != flipped[COUNT : 2 * COUNT]
 
     def test_mirroring_is_left_to_right_and_leaves_the_order_alone(self):
@@ -164,7 +164,7 @@ class TestHeldOutLoader:
 
 
 class Numbered(DataSource):
-    """50 training and 20 test images that tell their index."""
+    """50 training and 20 test images that encode their index."""
 
     native_shape = (1, 4, 4)
     class_names = ("even", "odd")
@@ -234,7 +234,7 @@ class TestFacts:
 
         prints = {changed(change) for change in (pixel, test_pixel, label, lambda *_: None)}
         assert len({whole for whole, _ in prints}) == 4
-        assert len({images for _, images in prints}) == 3  # labels are none
+        assert len({images for _, images in prints}) == 3  # images_fingerprint ignores the labels
         assert (data_of(Numbered).fingerprint, data_of(Numbered).images_fingerprint) in prints
         assert data_of(Numbered, pad=8, flip=True).fingerprint == data_of(Numbered).fingerprint
 
@@ -268,7 +268,7 @@ def test_the_configuration_has_the_defaults_of_the_constructors(name, cls, monke
 
 
 class Recorder(lightning.LightningModule):
-    """Keeps what it is given."""
+    """Records its batches."""
 
     def __init__(self, batch_size: int = 8):
         super().__init__()
@@ -295,7 +295,7 @@ class Recorder(lightning.LightningModule):
 
 
 class Writer(Recorder):
-    """Writes down what each rank was given."""
+    """Writes to a file what each rank was given."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -373,7 +373,7 @@ class TestLightning:
 
     @pytest.mark.slow
     def test_two_ranks_share_each_global_batch(self, tmp_path):
-        # a fork of a process with threads may wait for ever
+        # forking a process with threads may hang for ever
         settings = {"devices": 2, "strategy": "ddp_spawn", "accumulate_grad_batches": 2}
         validation = {"limit_val_batches": 1.0, "val_check_interval": 8, "num_sanity_val_steps": 0}
         shared = trainer(8, tmp_path, check_val_every_n_epoch=None, **settings, **validation)
@@ -386,7 +386,7 @@ class TestLightning:
 
 
 def real_fashion_mnist() -> Path | None:
-    """A root whose files can be had without a network."""
+    """Returns a root whose files are available without a network, or None."""
     for root in (os.environ.get("DIFFUSION_LAB_DATA"), "data", sources.DEBIAN_FOLDER):
         folders = ("FashionMNIST/raw", "", "fashion-mnist") if root else ()
         for folder in folders:
@@ -399,7 +399,7 @@ def test_the_real_fashion_mnist(tmp_path):
     root = real_fashion_mnist()
     if root is None:
         pytest.skip("FashionMNIST is not on this machine; `make train` fetches it into data/")
-    if root == sources.DEBIAN_FOLDER:  # not a folder to write to: unpacked from there
+    if root == sources.DEBIAN_FOLDER:  # no folder to write to: unpack from there instead
         root = tmp_path
     try:
         module = data_of(FashionMNIST, root=str(root))

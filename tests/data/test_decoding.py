@@ -1,4 +1,4 @@
-"""Encoded images to pixels: every mode, orientation and size, and what is no image."""
+"""Encoded images to pixels: every mode, orientation and size, and files that are no images."""
 
 import io
 import struct
@@ -138,7 +138,7 @@ class TestOrientation:
 
     @pytest.mark.parametrize("form", ["PNG", "TIFF"])
     def test_exif_is_followed(self, form):
-        # 6: the camera was held so that the picture has to be turned clockwise
+        # 6: the picture has to be turned clockwise, as the camera was held so
         content = self.turned(form, 6)
         assert np.array_equal(read(content, 1, (6, 4))[0], np.rot90(GREY, -1))
         assert np.array_equal(read(self.turned(form, 3), 1)[0], np.rot90(GREY, 2))
@@ -151,7 +151,7 @@ class TestOrientation:
 
 class TestResize:
     def bands(self) -> bytes:
-        """Three squares in a row: black, grey, white."""
+        """Encodes three squares in a row: black, grey, white."""
         return encoded(
             Image.fromarray(
                 np.repeat([[0, 100, 255]], 12, axis=1).repeat(12, axis=0).astype(np.uint8)
@@ -160,7 +160,7 @@ class TestResize:
 
     def test_crop_keeps_the_middle(self):
         assert (read(self.bands(), 1, (12, 12), "crop") == 100).all()
-        # one that is enlarged is cut, too
+        # an image that is enlarged is cut, too
         assert (read(self.bands(), 1, (24, 12), "crop") == 100)[0, :, 2:-2].all()
 
     def test_stretch_keeps_all(self):
@@ -190,7 +190,7 @@ class TestResize:
 
 
 def huge_png() -> bytes:
-    """A few bytes that say they are 100,000 x 100,000 pixels."""
+    """Makes a few bytes that claim to be 100,000 x 100,000 pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         body = name + content

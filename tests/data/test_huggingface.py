@@ -1,4 +1,4 @@
-"""Data sets of the package datasets, made here: no hub is asked."""
+"""Data sets of the package datasets, made by the tests without asking the hub."""
 
 import json
 
@@ -25,7 +25,7 @@ def picture(value: int) -> Image.Image:
 
 
 def split(count: int, labels, kind, start: int = 0):
-    """Rows of a picture of its number, its name and a label."""
+    """Makes rows of a picture of its number, its name and a label."""
     columns = {
         "image": [picture(start + i) for i in range(count)],
         "label": [labels[i % len(labels)] for i in range(count)],

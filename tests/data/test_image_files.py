@@ -57,7 +57,7 @@ class TestFolder:
         names = {f"{c}/{i}.png": 9 * i for i in (10, 3, 21, 1) for c in "ba"}
         test = folder(tmp_path / "test", names)
         data = of_folder(tmp_path / "x", names, classes=["b", "a"], test_path=test)
-        # sorted as texts; the labels as the classes are listed
+        # names are sorted as texts, and labels follow the listed classes
         assert values(data.train_images()) == [9, 90, 189, 27] * 2
         assert data.train_labels().tolist() == [1] * 4 + [0] * 4
 
@@ -78,7 +78,7 @@ class TestFolder:
         folder(tmp_path / "elsewhere/animals", {"2.png": 2, "3.png": 3})
         folder(tmp_path / "x", {"cat/0.png": 0, "cat/1.png": 1, ".kept/4.png": 4})
         (tmp_path / "x/dog").symlink_to(tmp_path / "elsewhere/animals")
-        (tmp_path / "x/eel").symlink_to(tmp_path / "x/.kept")  # what is hidden has been passed by
+        (tmp_path / "x/eel").symlink_to(tmp_path / "x/.kept")  # a link to a hidden folder counts
         data = data_of(ImageFolder, str(tmp_path / "x"), test_path=str(tmp_path / "x"))
         assert data.class_names == ("cat", "dog", "eel")
         assert values(data.train_images()) == [0, 1, 2, 3, 4]
@@ -87,7 +87,7 @@ class TestFolder:
     def test_no_folder_is_read_twice(self, tmp_path, capfd, target):
         folder(tmp_path / "x", TWO)
         (tmp_path / "x/cat/again").symlink_to(target)
-        (tmp_path / "x/a_link").symlink_to("cat")  # before cat, which yet keeps its name
+        (tmp_path / "x/a_link").symlink_to("cat")  # sorts before cat, which keeps its own name
         (tmp_path / "x/z_link").symlink_to(tmp_path / "x/dog")
         data = data_of(ImageFolder, str(tmp_path / "x"), test_path=str(tmp_path / "x"))
         assert data.class_names == ("cat", "dog")
@@ -119,7 +119,7 @@ class TestHeldOut:
         assert 25 < len(test) < 55
         assert train == sorted(train, key=lambda i: (i % 2 == 0, i))
         assert data.test_labels().tolist() == [int(i % 2 == 0) for i in test]
-        # the first of them are not all cats
+        # mixed: the first ones are not all cats
         assert len(set(data.test_labels()[:10].tolist())) == 2
 
     def test_more_images_move_none(self, tmp_path):
@@ -217,7 +217,7 @@ class TestBadImages:
         test = folder(tmp_path / "test", TWO)
         root = folder(tmp_path / "train", TWO)
         (tmp_path / "train/cat/8.png").symlink_to("gone.png")
-        (tmp_path / "train/dog/9.png").symlink_to("9.png")  # to itself
+        (tmp_path / "train/dog/9.png").symlink_to("9.png")  # a link to itself
         with refused("2 of 6", "cat/8.png", "gone.png", "dog/9.png", by=DataError):
             data_of(ImageFolder, root, test_path=test).setup("fit")
         data = data_of(ImageFolder, root, test_path=test, on_bad="skip")
@@ -263,7 +263,7 @@ class TestBadImages:
         data = of_folder(tmp_path, numbered(100))
         data.setup("fit")
         monkeypatch.setattr("diffusion_lab.data.source.decoding.free_memory", lambda: 0)
-        data.prepare_data()  # as Lightning does when the images have taken their room
+        data.prepare_data()  # Lightning calls it again when the images fill the memory
         data.setup("validate")
 
 

@@ -1,4 +1,4 @@
-"""Runs on images of one's own, from the command line, also where the images are gone."""
+"""Runs on the user's own images from the command line, even after the images are gone."""
 
 import hashlib
 import json
@@ -190,5 +190,5 @@ def test_the_shared_cifar10_is_decoded_to_its_known_pixels(tmp_path):
     assert hashlib.sha256(images.numpy()).hexdigest() == DECODED
 
 
-# of all images in order, as the README of those files gives it
+# sha256 of all images in order, from the README of those files
 DECODED = "30a7853345b798d1861a37a1d4d1f334dc24222ecfe75bf0f88cab3776b46300"

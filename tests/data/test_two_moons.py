@@ -45,7 +45,7 @@ def test_the_picture_puts_points_where_they_are():
     picture = TwoMoons().picture(images, columns=2)
     assert picture.shape == (3, 256, 256)
     assert (picture != 255).any(0).nonzero().tolist() == [[0, 255], [55, 10], [255, 0]]
-    assert torch.equal(picture[:, 255, 0], picture[:, 0, 255])  # two a colour
+    assert torch.equal(picture[:, 255, 0], picture[:, 0, 255])  # two points per colour
     assert not torch.equal(picture[:, 255, 0], picture[:, 55, 10])
 
 

@@ -1,4 +1,4 @@
-"""The denoiser: what the network is given and how its output is read."""
+"""The denoiser: the inputs of its network, and how the output is read."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_a_plain_network_has_the_images_channels():
     x, level, previous = inputs()
     output = model(x, level)
     assert output.log_variance_weight is None
-    # an estimate that the network does not take is ignored
+    # a network without self-conditioning ignores the previous estimate
     assert torch.equal(model(x, level, Given(previous=previous)).output, output.output)
 
 
@@ -168,7 +168,7 @@ def test_no_coin_is_drawn_where_it_decides_nothing():
 
 
 def test_gradients_survive_the_estimate_without_gradient_under_autocast():
-    # a weight cast to bfloat16 without gradient must not be taken from autocast's cache after it
+    # autocast caches a weight that it casts without gradients, which must not serve the next pass
     model = denoiser(self_conditioning=True)
     objective = Objective(Rectified(), Flow(), LogitNormal())
     for seed in range(4):

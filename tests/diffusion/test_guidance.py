@@ -1,4 +1,4 @@
-"""Guidance: the identities of its scale, and how many network calls it costs."""
+"""Guidance: the identities of its scale, and its number of network calls."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LEVEL = Cosine()(torch.tensor(0.5))
 
 
 class Recorder(nn.Module):
-    """x0 = 0.5 x + label, the null label 3 being one of them; records its calls."""
+    """A network of x0 = 0.5 x + label (3 is the null label) that records its calls."""
 
     def __init__(self, conditioning, slope=0.5, self_conditioning=False):
         super().__init__()
@@ -86,7 +86,7 @@ def test_an_unconditional_model_cannot_be_guided(model):
             Guidance(2.0).bind(denoiser, labels)
 
 
-EVERY = {  # every kind of guidance at a scale
+EVERY = {  # every kind of guidance, at a scale
     "plain": Guidance,
     "interval": lambda scale: Guidance(scale, interval=(0.9, 1.1)),
     "rescaled": lambda scale: Guidance(scale, rescale=0.7),
@@ -115,10 +115,10 @@ def test_autoguidance_extrapolates_from_the_weak_model(model, kind):
     guided = Guidance(2.0).bind(model, LABELS, weak)(X, LEVEL)
     torch.testing.assert_close(guided.x0, 0.8 * X + LABELS[:, None])
     assert torch.equal(guided.log_variance_weight, 0.1 * X)
-    assert model.calls[-1] == weak.calls[-1] == LABELS.tolist()  # a call each, of the same labels
+    assert model.calls[-1] == weak.calls[-1] == LABELS.tolist()  # one call each, same labels
     bare = Recorder(Unconditional(0, 4)), Recorder(Unconditional(0, 4), slope=0.2)
     guided = Guidance(2.0).bind(bare[0], None, bare[1])(X, LEVEL).x0
-    torch.testing.assert_close(guided, 0.8 * X + 3)  # it needs no labels
+    torch.testing.assert_close(guided, 0.8 * X + 3)  # autoguidance needs no labels
 
 
 def test_a_weak_run_must_be_handed_over(model):
@@ -160,7 +160,7 @@ def test_rescale_moves_the_std_to_the_models_own(model, rescale):
 
 
 class Wavy(Recorder):
-    """The unconditional estimate has another shape than the conditional one."""
+    """A network whose unconditional estimate has another shape than the conditional one."""
 
     def __init__(self):
         super().__init__(ClassLabel(num_classes=3, width=4))
@@ -203,7 +203,7 @@ def test_self_conditioning_hands_the_last_estimate_on(scale):
     assert model.previous[0] is None
     assert torch.equal(model.previous[1], first if scale == 1 else torch.cat([first, first]))
     guidance.bind(model, LABELS)(X, LEVEL)
-    assert model.previous[2] is None  # another walk knows nothing of this one
+    assert model.previous[2] is None  # another walk remembers nothing of this one
 
 
 @pytest.mark.parametrize("sampler", [Euler, DPMSolver, Ancestral])
@@ -213,7 +213,7 @@ def test_inpainting_ends_on_what_is_known_and_keeps_the_rest_free(sampler):
     mask = torch.tensor([True, True, True, False, False, False])
     seen = []
 
-    def denoise(x, level):  # of unit Gaussian data
+    def denoise(x, level):  # denoiser of unit Gaussian data
         seen.append((level, x))
         level = level.like(x)
         return Estimate(level.alpha / (level.alpha**2 + level.sigma**2) * x)
@@ -222,13 +222,13 @@ def test_inpainting_ends_on_what_is_known_and_keeps_the_rest_free(sampler):
     x = sampler(40, UniformGrid())(keep_known(denoise, known, mask), noise, Cosine())
     assert torch.equal(x[:, :3], known[:, :3])
     assert x[:, 3:].std().item() == pytest.approx(1, rel=0.1)
-    level, state = seen[20]  # on the way the known part is as noisy as its level
+    level, state = seen[20]  # in between, the known part is as noisy as its level
     residual = state[:, :3] - level.alpha * known[:, :3]
     assert residual.std().item() == pytest.approx(level.sigma.item(), rel=0.1)
 
 
 def test_inpainting_follows_what_is_known():
-    """Of two numbers with a correlation of 0.9, one is known: the other follows it."""
+    """Two numbers have a correlation of 0.9 and one is known: the other must follow it."""
     torch.manual_seed(0)
     covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
 
@@ -242,7 +242,7 @@ def test_inpainting_follows_what_is_known():
         constrained = keep_known(denoise, torch.full((), value), torch.tensor([True, False]))
         x = Ancestral(100, UniformGrid())(constrained, torch.randn(2000, 2), Cosine())
         means.append(x[:, 1].mean().item())
-    assert means == pytest.approx([-0.9, 0.9], abs=0.3)  # replacement alone falls short of it
+    assert means == pytest.approx([-0.9, 0.9], abs=0.3)  # replacement falls short of 0.9
 
 
 @pytest.mark.parametrize("guidance", [Guidance(2.0, rescale=0.7), ProjectedGuidance(2.0)])
@@ -259,4 +259,4 @@ def test_defaults_are_off():
         0,
         None,
     )
-    assert guidance.inside(NoiseLevel(*torch.tensor([1.0, 0.0, 1.0]))).all()  # pure noise
+    assert guidance.inside(NoiseLevel(*torch.tensor([1.0, 0.0, 1.0]))).all()  # pure noise is inside

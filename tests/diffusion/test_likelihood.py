@@ -20,7 +20,7 @@ STD, MEAN = 0.3, 0.1
 
 
 def gaussian(x, level):
-    """The exact denoiser of N(MEAN, STD^2) in any number of dimensions, as autograd can follow."""
+    """Denoises N(MEAN, STD^2) exactly in any number of dimensions, differentiably."""
     level = level.like(x)
     gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
     return Estimate(MEAN + gain * (x - level.alpha * MEAN))
@@ -49,13 +49,13 @@ def test_integrate_solves_each_sample_to_its_tolerance():
 
 def test_integrate_is_of_order_5():
     errors = []
-    for count in (4, 8, 16):  # fixed steps: a tolerance so loose that all are accepted
+    for count in (4, 8, 16):  # a loose tolerance accepts all steps, which are then fixed
         y = torch.ones(1, 1, dtype=torch.float64)
         for i in range(count):
             start, end = i / count, (i + 1) / count
             *_, (y, _) = integrate(lambda y, s: y * s.cos()[:, None], y, start, end, 1e9, 10**6)
         errors.append(abs(y.item() - math.exp(math.sin(1))))
-    # integrate begins with a 20th of its range and then grows: 5th order all the same
+    # integrate starts with a 20th of its range and then grows its steps: still 5th order
     assert math.log2(errors[0] / errors[1]) > 4.5
     assert math.log2(errors[1] / errors[2]) > 4.5
 
@@ -69,7 +69,7 @@ def test_integrate_gives_up_on_a_tolerance_out_of_reach():
 def test_runge_kutta_ends_on_the_exact_sample(schedule):
     mixture = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
 
-    def denoise(x, level):  # the mixture's takes one level at a time
+    def denoise(x, level):  # the mixture's own denoiser takes one level at a time
         if level.t.ndim == 0:
             return mixture.denoise(x, level)
         parts = [mixture.denoise(x[i : i + 1], level[i]).x0 for i in range(len(x))]
@@ -81,9 +81,9 @@ def test_runge_kutta_ends_on_the_exact_sample(schedule):
     exact = mixture.transport(start.sigma * noise, start, clean)
     sampler = AdaptiveRungeKutta(500, UniformLogSNR(), 1e-6)
     x = sampler(denoise, noise, schedule)
-    # the last level, sigma / alpha = 0.002, is left by one step
+    # one step leaves the last level, sigma / alpha = 0.002
     torch.testing.assert_close(x, exact, atol=2e-4, rtol=0)
-    # whatever else is in the batch, up to how vectors of another length are rounded
+    # independent of the rest of the batch, up to rounding of vectors of another length
     torch.testing.assert_close(sampler(denoise, noise[7:9], schedule), x[7:9], atol=1e-12, rtol=0)
 
 
@@ -126,7 +126,7 @@ def test_hutchinson_is_unbiased_where_the_dimensions_mix():
 
 
 def test_bits_of_uniform_bytes_are_eight():
-    # density of images uniform over 256 grey steps
+    # the density of images uniform over 256 grey steps
     density = -math.log(256 / 127.5)
     assert bits_per_dim(torch.tensor(10 * density), 10).item() == pytest.approx(8)
 
@@ -136,6 +136,6 @@ def test_encoding_goes_there_and_back(schedule):
     torch.manual_seed(0)
     x0 = MEAN + STD * torch.randn(8, 5, dtype=torch.float64)
     noise = encode(gaussian, x0, schedule, 1e-7, 500)
-    torch.testing.assert_close(noise, (x0 - MEAN) / STD, atol=2e-2, rtol=0)  # of a Gaussian
+    torch.testing.assert_close(noise, (x0 - MEAN) / STD, atol=2e-2, rtol=0)  # exact for a Gaussian
     back = AdaptiveRungeKutta(500, UniformLogSNR(sigma_min=1e-3), 1e-7)(gaussian, noise, schedule)
     torch.testing.assert_close(back, x0, atol=1e-4, rtol=0)

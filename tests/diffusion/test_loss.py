@@ -149,7 +149,7 @@ def test_labels_are_dropped_sample_by_sample_at_the_given_rate():
     assert torch.equal(denoiser.seen[~dropped], labels[~dropped])
 
     PRESETS["flow_matching"]()(denoiser, batch(), Given(labels[:16]), seeded())
-    assert torch.equal(denoiser.seen, labels[:16])  # none by default
+    assert torch.equal(denoiser.seen, labels[:16])  # the default drops none
 
 
 def test_an_unconditional_model_ignores_labels():
@@ -170,7 +170,7 @@ def test_noise_is_float32_whatever_the_default_dtype():
 
 
 def test_offset_noise_has_one_more_value_a_channel():
-    """Cov(eps) = 1 + 0.5^2 1 1^T within a channel, and nothing across channels."""
+    """Cov(eps) is 1 + 0.5^2 1 1^T within a channel, and 0 across channels."""
     objective, denoiser = PRESETS["flow_matching"](offset_noise=0.5), Linear(Flow())
     seen = {}
     objective.loss_at = lambda denoiser, x0, eps, *rest: seen.update(eps=eps) or eps[:, 0, 0, 0]
@@ -195,7 +195,7 @@ def test_the_time_sampler_is_told_the_losses_of_all_processes_without_their_impo
     objective = Objective(
         Rectified(), V(), SecondMoment(bins=2, history=2), uncertainty=LearnedUncertainty()
     )
-    # known losses, so that the importance is no longer 1; and u is no longer 0
+    # known losses make the importance differ from 1, and u from 0
     objective.time_sampler.observe(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([3.0, 3, 1, 1]))
     torch.nn.init.ones_(objective.uncertainty.weight)
     told = []

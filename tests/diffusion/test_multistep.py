@@ -23,7 +23,7 @@ def walk_of(sampler, denoise, x, levels):
 
 
 def errors_of(sampler, schedule, counts, first_steps=()):
-    """RMS distance to the exact end of the ODE from t = 0.95 to 0.05, for each count of steps."""
+    """Returns RMS distances to the exact end of the ODE, from t = 0.95 to 0.05, for step counts."""
     ends = torch.tensor([0.95, 0.05], dtype=torch.float64)
     start, end = schedule(ends)
     noise = torch.randn(100, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -39,7 +39,7 @@ def errors_of(sampler, schedule, counts, first_steps=()):
 
 
 def slope(counts, errors):
-    """The fitted order: -d log(error) / d log(steps)."""
+    """Fits the order: -d log(error) / d log(steps)."""
     x, y = torch.tensor(counts).double().log(), torch.tensor(errors).double().log()
     x, y = x - x.mean(), y - y.mean()
     return -(x @ y / (x @ x)).item()
@@ -84,7 +84,7 @@ def test_3m_with_the_whole_quadratic_converges_with_three(schedule):
 
 @every_schedule
 def test_published_3m_is_of_second_order_with_a_smaller_error_than_2m(schedule):
-    # half of the quadratic's last term is missing, so the order is 2
+    # order 3 would need the whole last term of the quadratic; half of it is missing
     counts = [160, 320, 640]
     third = errors_of(partial(DPMSolver, order=3), schedule, counts, FIRST_STEPS)
     second = errors_of(DPMSolver, schedule, counts, FIRST_STEPS)
@@ -108,7 +108,7 @@ def test_moments_are_the_integrals_that_they_stand_for(h):
 
 @pytest.mark.parametrize(("estimates", "with_end"), [(2, True), (3, True), (3, False)])
 def test_unipc_jumps_with_the_exact_mean_of_a_polynomial(estimates, with_end):
-    # the weight's integral over half the logSNR, of the highest power that so many nodes determine
+    # the weighted integral of the highest power that so many nodes determine
     places, power = [-1.1, -0.6, 0.1, 0.9], estimates - 1 + with_end
     x0 = [torch.tensor(place, dtype=torch.float64) ** power for place in places]
     known = x0[-2::-1][:estimates]
@@ -121,7 +121,7 @@ def test_unipc_jumps_with_the_exact_mean_of_a_polynomial(estimates, with_end):
 def test_unipc_of_one_estimate_is_the_trapezoid_in_alpha_over_sigma():
     start, end = torch.tensor(2.0), torch.tensor(5.0)
     blend = UniPC(4, UniformGrid(), 1).blend([start], [-math.inf, 0.3], end)
-    assert blend.item() == 3.5  # finite from pure noise, too
+    assert blend.item() == 3.5  # finite even from pure noise
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -129,7 +129,7 @@ def test_orders_rise_from_the_start_and_fall_to_clean_data(order):
     rising = [1, 2, 3, 3, 3, 2, 1] if order == 3 else [1, 2, 2, 2, 2, 2, 1]
     levels = Karras()(Cosine(), 7)
     assert [order_at(i, levels, order) for i in range(7)] == rising
-    # from pure noise logSNR is infinite, and nothing can be extrapolated from there
+    # logSNR is infinite on pure noise, so no step extrapolates from there
     levels = Karras()(Rectified(), 7)
     assert [order_at(i, levels, order) for i in range(7)] == [1, *rising[:3], *rising[4:]]
     # a walk that ends on noise keeps its order
@@ -154,7 +154,7 @@ def test_adams_weights_integrate_polynomials_over_the_next_step():
 
 
 def test_dpm_solver_extrapolates_in_logsnr():
-    # an estimate linear in logSNR is extrapolated to the middle of the second step
+    # an estimate linear in logSNR, extrapolated to the middle of the second step
     schedule, x = VarianceExploding(0.1, 10.0), torch.zeros(1, dtype=torch.float64)
     levels = schedule(torch.tensor([1.0, 0.6, 0.4]))
     estimates = {level.t.item(): level.logsnr for level in levels}

@@ -1,8 +1,9 @@
 """Our samplers against diffusers' schedulers, with the exact denoiser of a mixture as the network.
 
-Each test says what is compared. Both sides start from the same state and are given the same noise;
-the final samples agree to 1e-5, or to 1e-9 where diffusers' float32 tables can be made float64.
-What diffusers lacks is compared with a few lines of the paper's own algorithm.
+Each docstring names the scheduler and settings that a test compares with. Both sides start from the
+same state with the same noise; the final samples agree to 1e-5, or to 1e-9 where diffusers' float32
+tables can be made float64. Samplers that diffusers lacks are compared with a few lines of the
+paper's own algorithm.
 """
 
 import math
@@ -48,13 +49,13 @@ from diffusion_lab.diffusion.sampler.time_grid import (
 from diffusion_lab.diffusion.schedule import DDPMLinear, Rectified, VarianceExploding
 
 MIXTURE = GaussianMixture([0.6, 0.3, 0.1], [[-1.0, 0.0], [0.5, 1.0], [1.0, -0.7]], 0.2)
-# final levels clean, no clipping: what our time grids and guidance do
+# the settings of our time grids and guidance: final levels clean, no clipping
 DDPM_TABLE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 NOISE = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def outputs(prediction):
-    """What a perfect network of this prediction type says of x."""
+    """Makes a perfect network of this prediction type."""
 
     def network(x, level):
         x0 = MIXTURE.denoise(x, level).x0
@@ -64,7 +65,7 @@ def outputs(prediction):
 
 
 def theirs(scheduler, network, x, levels, **step):
-    """diffusers' loop; `levels` are ours at each of its timesteps."""
+    """Runs diffusers' loop; `levels` are ours at each of its timesteps."""
     assert len(scheduler.timesteps) == len(levels)
     for t, level in zip(scheduler.timesteps, levels, strict=True):
         if hasattr(scheduler, "scale_model_input"):
@@ -75,7 +76,7 @@ def theirs(scheduler, network, x, levels, **step):
 
 
 def in_float64(scheduler):
-    """The same scheduler with its table of betas, and all made from it, in float64."""
+    """Rebuilds a scheduler with its table of betas, and everything made from it, in float64."""
     scheduler.betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     scheduler.alphas = 1 - scheduler.betas
     scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
@@ -87,7 +88,7 @@ def assert_same(x, y, atol=1e-5):
 
 
 def on_table(scheduler, grid, steps, **arguments):
-    """Both sides' places on the table of 1000, which must be the same."""
+    """Returns both sides' places on the table of 1000, which must be the same."""
     schedule = DDPMLinear()
     scheduler.set_timesteps(**(arguments or {"num_inference_steps": steps}))
     levels = grid(schedule, steps)
@@ -102,12 +103,12 @@ def on_table(scheduler, grid, steps, **arguments):
 )
 @pytest.mark.parametrize("steps", [4, 40, 50, 250])
 def test_grids_on_the_table(grid, spacing, steps):
-    """The timesteps of DDIMScheduler for each spacing."""
+    """Compares the timesteps of DDIMScheduler for each spacing."""
     on_table(DDIMScheduler(**DDPM_TABLE, timestep_spacing=spacing), grid, steps)
 
 
 def learned_variance(x, x0):
-    """Some network's v for x, in [-1, 1]."""
+    """Returns some network's v for x, in [-1, 1]."""
     return (3 * x + x0).sin()
 
 
@@ -121,7 +122,7 @@ def learned_variance(x, x0):
 )
 @pytest.mark.parametrize(("grid", "steps"), [(Leading(), 50), (Leading(), 1000), (Linspace(), 60)])
 def test_ddpm(grid, steps, variance, kind):
-    """DDPMScheduler, eps prediction, the same generator's noise, three variances.
+    """Compares with DDPMScheduler: eps prediction, the same noise, three variances.
 
     For learned_range the network has a second output, v, of which our denoiser makes (v + 1) / 2.
     Trailing spacing is left out: there diffusers adds fixed_large noise to the final, clean sample.
@@ -157,7 +158,7 @@ def test_ddpm(grid, steps, variance, kind):
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize(("grid", "spacing"), [(UniformGrid(), "trailing"), (Leading(), "leading")])
 def test_ddim(grid, spacing, eta, prediction):
-    """DDIMScheduler with eta and given noise, eps and v prediction, set_alpha_to_one."""
+    """Compares with DDIMScheduler: eta, given noise, eps and v prediction, set_alpha_to_one."""
     kind = "epsilon" if isinstance(prediction, Eps) else "v_prediction"
     scheduler = in_float64(
         DDIMScheduler(clip_sample=False, timestep_spacing=spacing, prediction_type=kind)
@@ -185,7 +186,10 @@ def test_ddim(grid, spacing, eta, prediction):
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_dpm_solver_on_the_table(steps):
-    """DPMSolverMultistepScheduler, dpmsolver++ of order 2, midpoint, trailing, final sigma zero."""
+    """Compares with DPMSolverMultistepScheduler: dpmsolver++ of order 2, midpoint.
+
+    The spacing is trailing, and the final sigma zero.
+    """
     scheduler = DPMSolverMultistepScheduler(
         **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=2
     )
@@ -197,9 +201,10 @@ def test_dpm_solver_on_the_table(steps):
 
 @pytest.mark.parametrize("steps", [2, 4, 5, 8, 10])
 def test_dpm_solver_3m_on_the_table(steps):
-    """DPMSolverMultistepScheduler, dpmsolver++ of order 3, trailing, with its lower final orders.
+    """Compares with DPMSolverMultistepScheduler: dpmsolver++ of order 3, trailing.
 
-    diffusers keeps order 3 on the last step but one from 15 steps on; we never do.
+    Both lower the order at the end; from 15 steps on diffusers keeps order 3 on the last step but
+    one, and we never do.
     """
     scheduler = DPMSolverMultistepScheduler(
         **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=3
@@ -212,7 +217,7 @@ def test_dpm_solver_3m_on_the_table(steps):
 
 @pytest.mark.parametrize("steps", [20, 50])
 def test_all_but_the_last_two_steps_of_dpm_solver_3m(steps):
-    """The same where diffusers keeps order 3 on the last step but one: the state before that."""
+    """Compares the state before the last two steps, where diffusers keeps order 3 a step longer."""
     scheduler = DPMSolverMultistepScheduler(
         **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=3
     )
@@ -229,7 +234,10 @@ def test_all_but_the_last_two_steps_of_dpm_solver_3m(steps):
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_sde_dpm_solver_on_the_table(steps, order):
-    """DPMSolverMultistepScheduler, sde-dpmsolver++ with midpoint, trailing, given noise."""
+    """Compares with DPMSolverMultistepScheduler: sde-dpmsolver++ with midpoint.
+
+    The spacing is trailing, and both sides are given the same noise.
+    """
     scheduler = DPMSolverMultistepScheduler(
         **DDPM_TABLE,
         timestep_spacing="trailing",
@@ -255,14 +263,17 @@ def test_sde_dpm_solver_on_the_table(steps, order):
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 20])
 def test_unipc_on_the_table(steps, order):
-    """UniPCMultistepScheduler, bh2 and x0, trailing, final sigma zero, lower_order_final."""
+    """Compares with UniPCMultistepScheduler: bh2 and x0, with lower_order_final.
+
+    The spacing is trailing, and the final sigma zero.
+    """
     scheduler = UniPCMultistepScheduler(
         **DDPM_TABLE, timestep_spacing="trailing", solver_order=order
     )
     schedule, levels = on_table(scheduler, UniformGrid(), steps)
     sigmas = torch.cat([levels.sigma / levels.alpha, levels.sigma.new_zeros(1)])
     np.testing.assert_allclose(scheduler.sigmas, sigmas, rtol=1e-4)
-    scheduler.sigmas = sigmas  # the same in float64
+    scheduler.sigmas = sigmas  # the same numbers in float64
     expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
     assert_same(
         UniPC(steps, UniformGrid(), order)(MIXTURE.denoise, NOISE, schedule), expected, 1e-9
@@ -271,10 +282,11 @@ def test_unipc_on_the_table(steps, order):
 
 @pytest.mark.parametrize("steps", [3, 10, 30])
 def test_ipndm(steps):
-    """IPNDMScheduler, v prediction, on its levels: sigma = sin^2(pi s / 2), alpha^2 + sigma^2 = 1.
+    """Compares with IPNDMScheduler: v prediction, its levels sigma = sin^2(pi s / 2).
 
-    Its first level is moved from beta = 1, where it divides by an alpha of 1e-8 and loses the
-    sample; it takes the last step with all its history, too.
+    There alpha^2 + sigma^2 = 1. The scheduler's first level is moved from beta = 1, where it
+    divides by an alpha of 1e-8 and loses the sample; it takes the last step with all its history,
+    too.
     """
     scheduler = IPNDMScheduler()
     scheduler.set_timesteps(steps)
@@ -295,9 +307,9 @@ def test_ipndm(steps):
     [(EDMEulerScheduler, Euler), (EDMDPMSolverMultistepScheduler, DPMSolver)],
 )
 def test_edm(scheduler, sampler):
-    """EDMEulerScheduler and EDMDPMSolverMultistepScheduler (order 2), raw outputs of the network.
+    """Compares with EDMEulerScheduler and EDMDPMSolverMultistepScheduler (order 2), raw outputs.
 
-    Preconditioning with sigma_data 0.5, the Karras grid from 80 to 0.002, final sigma zero.
+    Preconditioning has sigma_data 0.5, the Karras grid goes from 80 to 0.002, the final sigma is 0.
     """
     scheduler = scheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, rho=7.0)
     scheduler.set_timesteps(18)
@@ -309,7 +321,7 @@ def test_edm(scheduler, sampler):
 
 
 def test_heun():
-    """HeunDiscreteScheduler with Karras sigmas, in its frame alpha = 1, eps prediction."""
+    """Compares with HeunDiscreteScheduler: Karras sigmas, its frame alpha = 1, eps prediction."""
     scheduler = HeunDiscreteScheduler(**DDPM_TABLE, use_karras_sigmas=True)
     scheduler.set_timesteps(20)
     low, high = scheduler.sigmas[-2].item(), scheduler.sigmas[0].item()
@@ -323,7 +335,7 @@ def test_heun():
 
 
 def test_flow_matching_euler():
-    """FlowMatchEulerDiscreteScheduler, no shift, velocity eps - x0, sigmas 1, 1 - 1/n, ..., 1/n."""
+    """Compares with FlowMatchEulerDiscreteScheduler: no shift, eps - x0, sigmas from 1 to 1/n."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20).tolist())
     levels = UniformGrid()(Rectified(), 20)
@@ -333,7 +345,7 @@ def test_flow_matching_euler():
 
 
 def test_flow_matching_heun():
-    """FlowMatchHeunDiscreteScheduler on its own sigmas, linear from 1 to 1/1000."""
+    """Compares with FlowMatchHeunDiscreteScheduler on its own sigmas, linear from 1 to 1/1000."""
     scheduler = FlowMatchHeunDiscreteScheduler()
     scheduler.set_timesteps(20)
     sigmas = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1:-1:2], scheduler.sigmas[-1:]])
@@ -347,7 +359,7 @@ def test_flow_matching_heun():
 
 
 def test_edm_with_churn():
-    """Algorithm 2 of arXiv:2206.00364, written out, with EDM's constants for ImageNet-64."""
+    """Compares with algorithm 2 of arXiv:2206.00364 and EDM's constants for ImageNet-64."""
     steps, churn, low, high, scale = 18, 40, 0.05, 50, 1.003
     draws = torch.randn(steps, 64, 2, dtype=torch.float64)
     i = torch.arange(steps, dtype=torch.float64)
@@ -372,17 +384,17 @@ def test_edm_with_churn():
     fresh = iter(draws)
     sampler = Heun(steps, Karras(), churn, low, high, scale)
     ours = sampler(MIXTURE.denoise, NOISE, VarianceExploding(), lambda x: next(fresh))
-    assert len(list(fresh)) > 2  # no noise outside of the range
+    assert len(list(fresh)) > 2  # no noise outside of the churn range
     assert_same(ours, x, 1e-9)
 
 
 def score(x, sigma):
-    """The gradient of log p of x at noise sigma, alpha = 1."""
+    """Returns the gradient of log p of x at noise sigma, alpha = 1."""
     return (MIXTURE.denoise(x, NoiseLevel(sigma, torch.ones_like(sigma), sigma)).x0 - x) / sigma**2
 
 
 def test_annealed_langevin():
-    """Algorithm 1 of arXiv:2006.09011 with its constants for CIFAR-10, and its denoising step.
+    """Compares with algorithm 1 of arXiv:2006.09011, its CIFAR-10 constants and its denoising step.
 
     12 geometric sigmas stand for its 232.
     """
@@ -408,10 +420,11 @@ def test_annealed_langevin():
 @pytest.mark.parametrize("corrector", ["langevin", "annealed"])
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_predictor_corrector(variance, corrector):
-    """score-SDE's sampler for its variance-exploding SDE, one image (arXiv:2011.13456, alg. 2, 4).
+    """Compares with score-SDE's variance-exploding sampler (arXiv:2011.13456, alg. 2, 4).
 
-    LangevinCorrector or AnnealedLangevinDynamics, then ReverseDiffusionPredictor (fixed_large) or
-    AncestralSamplingPredictor (fixed_small); the last predictor step without noise.
+    Its correctors are LangevinCorrector and AnnealedLangevinDynamics, its predictors
+    ReverseDiffusionPredictor (fixed_large) and AncestralSamplingPredictor (fixed_small); the batch
+    is one image, and the last predictor step has no noise.
     """
     snr, steps, schedule = 0.16, 30, VarianceExploding(0.01, 50.0)
     sigmas = UniformGrid()(schedule, steps).sigma

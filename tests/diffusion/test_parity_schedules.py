@@ -1,4 +1,4 @@
-"""Our tables and time grids against diffusers'; each test says what is compared."""
+"""Our tables and time grids against diffusers'; each docstring names the counterpart."""
 
 import math
 
@@ -30,7 +30,7 @@ MIXTURE = GaussianMixture([0.6, 0.3, 0.1], [[-1.0, 0.0], [0.5, 1.0], [1.0, -0.7]
 
 
 def points(schedule):
-    """Our levels at the points of a table."""
+    """Returns our levels at the points of a table."""
     steps = schedule.discrete_steps
     return schedule(torch.arange(1, steps + 1, dtype=torch.float64) / steps)
 
@@ -61,7 +61,7 @@ def assert_same(ours, theirs, atol, rtol=0.0):
     ],
 )
 def test_tables(schedule, table):
-    """alpha^2 of DDPMScheduler.alphas_cumprod, float32, at t = (i + 1) / N."""
+    """Compares alpha^2 with DDPMScheduler.alphas_cumprod, float32, at t = (i + 1) / N."""
     scheduler = DDPMScheduler(**table)
     assert_same(points(schedule).alpha ** 2, scheduler.alphas_cumprod, atol=2e-6)
 
@@ -69,7 +69,7 @@ def test_tables(schedule, table):
 @pytest.mark.parametrize("steps", [1000, 100, 7])
 @pytest.mark.parametrize("max_beta", [0.999, 0.5])
 def test_cosine_betas(steps, max_beta):
-    """The betas between our points against betas_for_alpha_bar, "cosine", and its cap."""
+    """Compares the betas between our points with betas_for_alpha_bar, "cosine", and its cap."""
     alpha2 = torch.cat(
         [torch.ones(1).double(), points(DDPMCosine(steps, 0.008, max_beta)).alpha ** 2]
     )
@@ -78,7 +78,7 @@ def test_cosine_betas(steps, max_beta):
 
 
 def test_the_continuous_cosine_is_its_table():
-    """Cosine(0.008) against DDPMScheduler's squaredcos_cap_v2, but for the capped last point."""
+    """Compares Cosine(0.008) with DDPMScheduler's squaredcos_cap_v2, not at the capped end."""
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     assert_same(Cosine(0.008)(t).alpha[:-1], scheduler.alphas_cumprod.sqrt()[:-1], atol=5e-5)
@@ -86,10 +86,10 @@ def test_the_continuous_cosine_is_its_table():
 
 @pytest.mark.parametrize("inner", [DDPMLinear(), DDPMScaledLinear(), DDPMCosine()])
 def test_zero_terminal_snr(inner):
-    """alpha of rescale_zero_terminal_snr, run on the same table in float64.
+    """Compares alpha with rescale_zero_terminal_snr, run on the same table in float64.
 
-    It keeps the alpha of index 0 where ours keeps clean data's, at t = 0: at most
-    alpha(1) (1 - alpha(1/N)) apart, 3e-7 for DDPM's table and 3e-5 for Stable Diffusion's.
+    It keeps the alpha of index 0 where ours keeps clean data's, at t = 0: they differ by at most
+    alpha(1) (1 - alpha(1/N)), 3e-7 for DDPM's table and 3e-5 for Stable Diffusion's.
     """
     alpha2 = torch.cat([torch.ones(1).double(), points(inner).alpha ** 2])
     betas = rescale_zero_terminal_snr(1 - alpha2[1:] / alpha2[:-1])
@@ -98,13 +98,13 @@ def test_zero_terminal_snr(inner):
     level = points(ZeroTerminalSNR(inner))
     assert_same(level.alpha, alpha, atol=1.2 * last * (1 - first) + 1e-9)
     assert level.alpha[-1] == alpha[-1] == 0
-    # and anchored where theirs is, the same
+    # anchored at index 0, as diffusers' is, ours is the same
     anchored = (points(inner).alpha - last) * first / (first - last)
     assert_same(anchored, alpha, atol=1e-9)
 
 
 def test_zero_terminal_snr_of_ddpms_table():
-    """alpha of DDIMScheduler(rescale_betas_zero_snr=True), its float32 table, to 1e-6."""
+    """Compares alpha with DDIMScheduler(rescale_betas_zero_snr=True) in float32, to 1e-6."""
     scheduler = DDIMScheduler(rescale_betas_zero_snr=True)
     level = points(ZeroTerminalSNR(DDPMLinear()))
     assert_same(level.alpha, scheduler.alphas_cumprod.sqrt(), atol=1e-6)
@@ -112,7 +112,7 @@ def test_zero_terminal_snr_of_ddpms_table():
 
 @pytest.mark.parametrize("shift", [3.0, 1.5, 0.5])
 def test_shifted_flow(shift):
-    """The sigmas of FlowMatchEulerDiscreteScheduler with a shift, for given unshifted ones."""
+    """Compares sigmas with FlowMatchEulerDiscreteScheduler's, shifted from given ones."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20).tolist())
     levels = UniformGrid()(Shifted(Rectified(), shift), 20)
@@ -144,10 +144,10 @@ def test_shifted_flow(shift):
     ],
 )
 def test_samples(schedule, grid, prediction, scheduler, sigmas):
-    """DDIMScheduler with zero terminal SNR and FlowMatchEulerDiscreteScheduler with a shift.
+    """Compares with DDIMScheduler (zero terminal SNR), FlowMatchEulerDiscreteScheduler (a shift).
 
-    25 steps from pure noise, the exact denoiser of a mixture as a network of v or of flow (where
-    steps do not divide 1000, DDIMScheduler steps to levels other than its next timestep).
+    25 steps lead from pure noise, with the exact denoiser of a mixture as a network of v or of flow
+    (where steps do not divide 1000, DDIMScheduler steps to levels other than its next timestep).
     """
     scheduler.set_timesteps(**sigmas)
     noise = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -160,9 +160,10 @@ def test_samples(schedule, grid, prediction, scheduler, sigmas):
 
 
 def test_trailing():
-    """Every number of timesteps of DDIMScheduler's trailing spacing from 1 to 1000, N = 1000.
+    """Compares with DDIMScheduler's trailing spacing: all numbers of timesteps from 1 to 1000.
 
-    Where numpy's arange yields one point too many there, a timestep of -1, it is left out.
+    The table has N = 1000 points. Where numpy's arange yields one point too many, a timestep of -1,
+    it is left out.
     """
     scheduler, surplus = DDIMScheduler(timestep_spacing="trailing"), 0
     for steps in range(1, 1001):
@@ -171,12 +172,12 @@ def test_trailing():
         assert index.tolist() == scheduler.timesteps[:steps].tolist()
         assert scheduler.timesteps[steps:].tolist() in ([], [-1])
         surplus += len(scheduler.timesteps) - steps
-    assert surplus > 0  # once this fails, diffusers has mended it
+    assert surplus > 0  # fails once diffusers has fixed this
 
 
 @pytest.mark.parametrize("points", [1000, 100, 500])
 def test_quadratic(points):
-    """DDIM's own code: np.linspace(0, np.sqrt(0.8 N), steps) ** 2, each by int()."""
+    """Compares with DDIM's own code: np.linspace(0, np.sqrt(0.8 N), steps) ** 2, each by int()."""
     schedule = DDPMCosine(points)
     most = 1 + math.floor(math.sqrt(0.8 * points))
     for steps in range(2, most + 1):
@@ -184,7 +185,7 @@ def test_quadratic(points):
         index = (points * Quadratic().times(schedule, steps) - 1).round().long()
         assert index.tolist() == published[::-1]
         assert len(set(published)) == steps
-    # beyond, DDIM's code repeats its cleanest points, and ours takes their neighbours
+    # in longer grids DDIM's code repeats its cleanest points, and ours takes their neighbours
     index = (points * Quadratic().times(schedule, most + 1) - 1).round().flip(0)
     published = [int(s) for s in np.linspace(0, np.sqrt(points * 0.8), most + 1) ** 2]
     assert len(set(published)) == most

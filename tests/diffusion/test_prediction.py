@@ -91,7 +91,7 @@ def test_to_x0_inverts_target(prediction, schedule):
     x = add_noise(x0, eps, level)
     back = prediction.to_x0(prediction.target(x0, eps, level), x, level)
     torch.testing.assert_close(back, x0, atol=1e-11, rtol=1e-11)
-    one = level[3]  # a scalar level is the same
+    one = level[3]  # a scalar level gives the same
     alone = prediction.to_x0(prediction.target(x0[3:4], eps[3:4], one), x[3:4], one)
     torch.testing.assert_close(alone, back[3:4])
 

@@ -51,7 +51,7 @@ every_sampler_on_a_schedule = pytest.mark.parametrize(
     ("sampler", "schedule"), each_once(SAMPLERS, {type(s).__name__: s for s in SCHEDULES})
 )
 MIXTURE = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
-# in one dimension pc_langevin divides by an eps near 0, and multiplies rounding with it
+# in one dimension pc_langevin divides by an eps near 0, which amplifies rounding
 WIDE = GaussianMixture([0.7, 0.3], [[0.5] * 8, [-1.0] * 8], 0.4)
 CLEAN = NoiseLevel(*torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
 
@@ -74,7 +74,7 @@ def run(sampler, denoise, x, levels):
 
 def test_the_exact_denoiser_is_the_posterior_mean():
     level = Cosine()(torch.tensor(0.4))
-    x0 = torch.linspace(-8, 8, 8001, dtype=torch.float64)  # Bayes' rule by quadrature
+    x0 = torch.linspace(-8, 8, 8001, dtype=torch.float64)  # computes Bayes' rule by quadrature
     prior = MIXTURE.weights * torch.exp(-((x0[:, None] - MIXTURE.means[:, 0]) ** 2) / 0.32)
     for x in (-1.0, 0.2, 3.0):
         joint = prior.sum(1) * torch.exp(-((x - level.alpha * x0) ** 2) / (2 * level.sigma**2))
@@ -131,7 +131,7 @@ def test_on_one_logsnr_grid_all_schedules_take_the_same_steps(name):
     for schedule in SCHEDULES:
         torch.manual_seed(0)
         levels = schedule.at_logsnr(logsnr)
-        # one point of the path x / alpha, which depends on logSNR alone
+        # the same point of the path x / alpha, which depends on logSNR alone
         x = run(sampler(24, UniformGrid()), MIXTURE.denoise, levels[0].sigma * noise, levels)
         ends.append(x / levels[-1].alpha)
     for end in ends[1:]:
@@ -152,7 +152,7 @@ def test_euler_is_ddim_without_noise(schedule):
     noise = unit_noise(20, 1)
     euler = Euler(10, UniformGrid())(MIXTURE.denoise, noise, schedule)
     ddim = Ancestral(10, UniformGrid(), eta=0.0)
-    x = ddim(MIXTURE.denoise, noise, schedule, randn_like=None)  # draws nothing
+    x = ddim(MIXTURE.denoise, noise, schedule, randn_like=None)  # needs no random numbers
     torch.testing.assert_close(x, euler, atol=1e-13, rtol=0)
 
 
@@ -184,7 +184,7 @@ def test_a_known_image_is_returned_exactly_in_its_dtype(sampler, grid, schedule)
 
     for steps in (1, 2, 5):
         x = sampler(steps, grid)(denoise, torch.randn(3, 9), schedule)
-        if sampler is IPNDM:  # its last step is extrapolated, too
+        if sampler is IPNDM:  # IPNDM extrapolates its last step, too
             torch.testing.assert_close(x, image.expand(3, 9), atol=1e-5, rtol=0)
         else:
             assert torch.equal(x, image.expand(3, 9))
@@ -219,7 +219,7 @@ def test_network_calls_and_states_per_walk(sampler, calls):
     )
     assert sum(1 for _ in states) == 10
     assert len(seen) == calls
-    assert min(seen) > 0  # never asked about clean data
+    assert min(seen) > 0  # the network is never called on clean data
 
 
 @every_sampler

@@ -37,10 +37,10 @@ PRESERVING = [
     DDPMLinear(21),
     DDPMScaledLinear(),
     DDPMCosine(),
-    Linear(0.1, 100),  # down to logSNR -50
+    Linear(0.1, 100),  # reaches logSNR -50
     DDPMLinear(1000, 1e-4, 0.1),
     ZeroTerminalSNR(DDPMLinear()),
-    ZeroTerminalSNR(DDPMLinear(341)),  # where the way back from alpha = 0 would round to below 1
+    ZeroTerminalSNR(DDPMLinear(341)),  # inverting alpha = 0 would round to below 1
     ZeroTerminalSNR(Cosine()),
     Shifted(Linear(), 3),
 ]
@@ -97,13 +97,13 @@ def test_cosine_without_offset_is_cos_and_sin_to_the_last_bit():
 
 def test_cosine_with_offset_is_improved_ddpms_formula():
     t = inside()
-    # from the published alpha^2 the linear map of t onto the ends takes less than 1e-4
+    # mapping t linearly onto the ends moves alpha^2 by less than 1e-4 from the published one
     start = 0.008 / 1.008 * math.pi / 2
     published = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2 / math.cos(start) ** 2
     level = Cosine(0.008)(t)
     torch.testing.assert_close(level.alpha**2, published, atol=1e-4, rtol=0)
     assert ends(Cosine(0.008)).logsnr.tolist() == pytest.approx([20, -20], abs=1e-9)
-    # at small t noisier than without: 0.0125 is the angle of the offset
+    # the offset makes small t noisier: its angle is 0.0125
     assert at(Cosine(0.008), 0.01)[1] > 1.5 * at(Cosine(), 0.01)[1]
     # sigma^2 keeps its digits where 1 - alpha^2 has lost them: over 1e-13 it is a straight line
     low = Cosine(0.008)(torch.tensor([0.0, 1e-13, 2e-13], dtype=torch.float64))
@@ -142,7 +142,7 @@ def test_sub_vp_has_the_square_of_linears_sigma():
 def test_sigmoid_is_the_published_formula(start, end, tau):
     t = inside()
     low, high = (torch.tensor(x / tau).double().sigmoid() for x in (start, end))
-    # the linear map of t onto the ends takes less than 3e-6 of t
+    # mapping t linearly onto the ends moves t by less than 3e-6
     published = (high - ((start + t * (end - start)) / tau).sigmoid()) / (high - low)
     schedule = Sigmoid(start, end, tau)
     torch.testing.assert_close(schedule(t).alpha ** 2, published, atol=1e-5, rtol=0)
@@ -182,7 +182,7 @@ def test_ddpm_tables_published_ends():
     alpha, sigma = at(DDPMScaledLinear(), 0.001)
     assert sigma / alpha == pytest.approx(0.0292, abs=1e-4)
     assert at(DDPMCosine(), 1.0)[0] == pytest.approx(4.928e-5, rel=1e-3)
-    assert at(DDPMCosine(max_beta=0.5), 1.0)[0] > 1e-3  # the cap is what leaves some signal
+    assert at(DDPMCosine(max_beta=0.5), 1.0)[0] > 1e-3  # only the cap leaves some signal
 
 
 @pytest.mark.parametrize("steps", [100, 250, 4000])
@@ -201,7 +201,7 @@ def test_ddpm_linear_between_the_points_of_its_table():
     below, between, above = (at(schedule, t)[0] for t in (0.3, 0.305, 0.31))
     assert between == pytest.approx(math.sqrt(below * above), rel=1e-12)  # log alpha linear
     assert at(schedule, 0.0) == (1, 0)
-    # sigma keeps its digits where 1 - alpha^2 would lose them
+    # sigma keeps its digits, which 1 - alpha^2 would lose
     small = at(DDPMLinear(), 1e-12)[1]
     assert small == pytest.approx(math.sqrt(-math.expm1(1e-9 * math.log1p(-1e-4))), rel=1e-9)
 
@@ -216,7 +216,7 @@ def test_zero_terminal_snr_moves_alpha_to_exactly_zero(inner):
     assert schedule.discrete_steps == inner.discrete_steps
     last = before.alpha[-1]
     torch.testing.assert_close(level.alpha, (before.alpha - last) / (1 - last))
-    # near clean data as exact as the inner one: sigma'^2 is sigma^2 / (1 - alpha(1))
+    # as exact as the inner schedule near clean data: sigma'^2 is sigma^2 / (1 - alpha(1))
     low = torch.tensor(1e-12, dtype=torch.float64)
     if inner(torch.zeros(())).sigma == 0:
         ratio = (schedule(low).sigma / inner(low).sigma) ** 2

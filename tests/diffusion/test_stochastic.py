@@ -27,12 +27,12 @@ SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 WEIGHTS, STD = [0.6, 0.3, 0.1], 0.5
 MODES = torch.tensor([[-2.0, 0.0], [1.0, 2.0], [2.0, -1.5]], dtype=torch.float64)
-# Langevin steps at one level mix modes slowly: many of them, and from no noisier than needed
+# Langevin steps at one level mix modes slowly: many are needed, and no noisier start than needed
 SLOW = partial(AnnealedLangevin, 50, UniformLogSNR(0.05, 10.0), corrections=20, step_size=0.5)
 
 
 def learned(denoise):
-    """The same estimate with a learned variance half way between the logs of both fixed ones."""
+    """Gives an estimate a learned variance, half way between the logs of both fixed ones."""
 
     def with_variance(x, level):
         x0 = denoise(x, level).x0
@@ -42,7 +42,7 @@ def learned(denoise):
 
 
 SAMPLERS = {
-    # at 100 steps and eta = 1 DDPM's stds are still 3 to 6 % off, as they should be: see below
+    # DDPM's stds are still 3 to 6 % off at 100 steps and eta = 1, as the chain tests below show
     "ddim_half": Ancestral(100, UniformGrid(), eta=0.5),
     "ddpm": Ancestral(400, UniformGrid()),
     "ddpm_large": Ancestral(400, UniformGrid(), variance="fixed_large"),
@@ -72,7 +72,7 @@ def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
         members = x[nearest == mode]
         assert len(members) / 20_000 == pytest.approx(weight, abs=0.02)
         torch.testing.assert_close(members.mean(0), MODES[mode], atol=0.05, rtol=0)
-        # the 2,000 samples of the last mode know their std to 1.1 %
+        # the std of the last mode is known to 1.1 % from its 2,000 samples
         assert members.std(0).mean().item() == pytest.approx(STD, rel=0.03)
 
 
@@ -114,7 +114,7 @@ def test_ancestral_chain_of_a_gaussian_has_its_known_variance(variance, steps):
     known = 1 - alpha_bar[0]
     for now, before in pairwise(alpha_bar):
         beta = 1 - now / before
-        gain = math.sqrt(now) * std**2 / (now * std**2 + 1 - now)  # of x0_hat in x
+        gain = math.sqrt(now) * std**2 / (now * std**2 + 1 - now)  # gain of x0_hat in x
         slope = math.sqrt(before) * beta / (1 - now) * gain
         slope += math.sqrt(1 - beta) * (1 - before) / (1 - now)
         added = beta if variance == "fixed_large" else beta * (1 - before) / (1 - now)
@@ -125,7 +125,7 @@ def test_ancestral_chain_of_a_gaussian_has_its_known_variance(variance, steps):
 @pytest.mark.parametrize("steps", [20, 60])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_sde_chain_of_a_gaussian_has_its_known_variance(eta, steps):
-    """Euler-Maruyama's linear recursion, under a schedule whose alpha changes."""
+    """Compares with Euler-Maruyama's linear recursion, under a schedule whose alpha changes."""
     torch.manual_seed(0)
     std, schedule, grid = 0.5, DDPMLinear(), UniformLogSNR(0.2, 1000.0)
     noise = torch.randn(20_000, 1, dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_sde_chain_of_a_gaussian_has_its_known_variance(eta, steps):
     levels = grid(schedule, steps)
     known = levels[0].sigma.item() ** 2
     for here, there in pairwise(levels):
-        gain = here.alpha * std**2 / (here.alpha**2 * std**2 + here.sigma**2)  # of x0_hat in x
+        gain = here.alpha * std**2 / (here.alpha**2 * std**2 + here.sigma**2)  # gain of x0_hat in x
         eps = (1 - here.alpha * gain) / here.sigma
         rise = there.logsnr - here.logsnr if there.sigma > 0 else 0.0
         slope = there.alpha * gain + (there.sigma - eta**2 / 2 * here.sigma * rise) * eps
@@ -143,7 +143,7 @@ def test_sde_chain_of_a_gaussian_has_its_known_variance(eta, steps):
 
 
 def test_sde_steps_that_are_too_long_are_steps_of_the_ode():
-    """The longest logSNR rise is 2 sigma_there / sigma_here at eta = 1: no eps is left then."""
+    """The longest rise of logSNR is 2 sigma_there / sigma_here at eta = 1: no eps is left then."""
     denoise, schedule = GaussianMixture([1.0], [0.3], STD).denoise, VarianceExploding()
     x = torch.randn(6, 1, dtype=torch.float64)
     for ratio, noisy in ((0.55, False), (0.6, True)):  # r + log(r) = 0 at 0.567
@@ -186,7 +186,7 @@ def test_no_noise_is_drawn_where_none_is_wanted():
 
 @every_schedule
 def test_churn_raises_the_level_and_stops_at_the_noisiest(schedule):
-    """The network is asked at sigma / alpha times 1 + min(churn / steps, sqrt(2) - 1)."""
+    """The network is called at sigma / alpha times 1 + min(churn / steps, sqrt(2) - 1)."""
     for churn, gamma in ((1.0, 0.1), (50.0, math.sqrt(2) - 1)):
         asked = []
 
@@ -202,7 +202,7 @@ def test_churn_raises_the_level_and_stops_at_the_noisiest(schedule):
 
 
 def test_ncsn_defaults_keep_the_noise_of_a_level():
-    """NCSNv2's technique 3 (arXiv:2006.09011): no other step size leaves less excess noise."""
+    """No other step size leaves less excess noise: NCSNv2's technique 3 (arXiv:2006.09011)."""
     steps = AnnealedLangevin(232, UniformGrid())
     gamma = (50 / 0.01) ** (1 / (steps.steps - 1))
 
@@ -219,9 +219,9 @@ def test_ncsn_defaults_keep_the_noise_of_a_level():
 @pytest.mark.parametrize("corrector", ["langevin", "annealed"])
 @pytest.mark.parametrize("t", [1.0, 0.6])
 def test_a_correction_is_shorter_by_the_beta_of_its_step(t, corrector):
-    """score-SDE's correctors for its variance-preserving SDE, where e has the factor 1 - beta.
+    """Compares with score-SDE's variance-preserving correctors, where e has the factor 1 - beta.
 
-    On pure noise that is 0: x stays as it is.
+    On pure noise this factor is 0: x stays the same.
     """
     levels = Rectified()(torch.tensor([t, 0.5], dtype=torch.float64))
     seen, x = [], torch.randn(6, 2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Time grids: where they go, and how they end."""
+"""Time grids: their levels, and their ends."""
 
 import math
 
@@ -95,7 +95,8 @@ def test_uniform_logsnr_is_geometric():
 def test_beyond_its_range_a_grid_starts_on_all_the_noise_there_is(grid, schedule):
     on_range = ratio(grid(VarianceExploding(0.01, 50), 10))
     levels = grid(schedule, 10)
-    # infinite for rectified, e^10 for cosine, 157 for the table; from there as on the range
+    # the first level: infinite for rectified, e^10 for cosine, 157 for the table; then as on the
+    # range
     assert levels[0].logsnr == schedule(torch.ones(())).logsnr
     assert ratio(levels)[1:] == pytest.approx(on_range[1:], rel=1e-9)
 
@@ -125,7 +126,7 @@ def test_trailing_and_quadratic():
 
 
 def test_points_never_coincide():
-    # DDIM's own 50 points begin 0, 0, 1, 2, 5: what coincides is moved to the next point
+    # DDIM's own 50 points begin 0, 0, 1, 2, 5: coinciding ones are moved to the next point
     assert index(Quadratic(), 50)[::-1][:6] == [0, 1, 2, 3, 5, 8]
     assert index(Quadratic(), 50)[::-1][10:] == [
         int(x) for x in (torch.linspace(0, math.sqrt(800), 50, dtype=torch.float64) ** 2)[10:]

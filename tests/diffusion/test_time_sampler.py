@@ -1,4 +1,4 @@
-"""Time samplers: distributions, strata, tables, and what a seed decides."""
+"""Time samplers: distributions, strata, tables, and reproducibility by a seed."""
 
 import math
 
@@ -24,7 +24,7 @@ def normal_cdf(z):
     return torch.special.ndtr(z)
 
 
-# a sampler, and what turns its levels into uniform numbers
+# a sampler, and the function that turns its levels into uniform numbers
 CASES = [
     (UniformTime, lambda level: level.t),
     (lambda **k: LogitNormal(0.5, 2.0, **k), lambda level: normal_cdf((level.t.logit() - 0.5) / 2)),
@@ -118,7 +118,7 @@ def test_the_generator_decides():
     first, again = (sampler(9, schedule, seeded(3))[0].t for _ in range(2))
     assert torch.equal(first, again)
     torch.manual_seed(3)
-    assert torch.equal(sampler(9, schedule)[0].t, first)  # the global generator, without one
+    assert torch.equal(sampler(9, schedule)[0].t, first)  # without a generator the global one draws
     assert not torch.equal(sampler(9, schedule)[0].t, first)
 
 
@@ -149,13 +149,13 @@ def test_one_call_alone_draws_what_it_always_drew():
 
 
 def k_diffusion_sigma(u, image, low, high, sigma_min, sigma_max):
-    """rand_cosine_interpolated at sigma_data = 1; u runs from noise to data there."""
+    """Computes rand_cosine_interpolated at sigma_data = 1, where u runs from noise to data."""
 
     def cosine(lower, upper):
         start, end = math.atan(math.exp(-upper / 2)), math.atan(math.exp(-lower / 2))
         return -2 * (start + u * (end - start)).tan().log()
 
-    # the names are swapped in the original, which turns its direction around
+    # the original swaps these names, which reverses its direction
     lower, upper = -2 * math.log(sigma_min), -2 * math.log(sigma_max)
     shifts = [2 * math.log(noise / image) for noise in (low, high)]
     logsnr = [cosine(lower - shift, upper - shift) + shift for shift in shifts]
@@ -164,7 +164,7 @@ def k_diffusion_sigma(u, image, low, high, sigma_min, sigma_max):
 
 @pytest.mark.parametrize(("image", "low", "high"), [(64, 32, 64), (32, 32, 32), (32, 16, 48)])
 def test_cosine_interpolated_is_k_diffusions(image, low, high):
-    """Compared: sigma at 999 quantiles with k-diffusion's rand_cosine_interpolated."""
+    """Compares sigma at 999 quantiles with k-diffusion's rand_cosine_interpolated."""
     u = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     ends = {"logsnr_min": -2 * math.log(80), "logsnr_max": -2 * math.log(0.01)}
     schedule = VarianceExploding()
@@ -185,7 +185,7 @@ def test_cosine_interpolated_is_the_cosine_schedule_itself_at_equal_resolutions(
 
 
 def mean_losses(t):
-    """A loss that is large on clean data, as the variational bound is."""
+    """Returns a loss that is large on clean data, like the variational bound."""
     return 0.01 + 5 * (-20 * t).exp()
 
 
@@ -197,7 +197,7 @@ def warm(stratified=False, bins=10, history=5):
 
 
 def published_probabilities(history, uniform):
-    """Improved DDPM's resampler: sqrt(mean(loss^2)), mixed with a uniform share."""
+    """Returns improved DDPM's probabilities: sqrt(mean(loss^2)), mixed with a uniform share."""
     weights = [math.sqrt(sum(x * x for x in row) / len(row)) for row in history]
     return [(1 - uniform) * w / sum(weights) + uniform / len(weights) for w in weights]
 
@@ -257,7 +257,7 @@ def test_second_moment_draws_each_part_by_its_probability():
     ),
 )
 def test_importance_sampling_is_unbiased_and_less_noisy(schedule, stratified):
-    """Also where parts and points of a table do not fit: ten parts, 25 points."""
+    """The parts need not fit the points of a table: there are ten parts and 25 points."""
     if schedule.discrete_steps:
         points = torch.arange(1, 26, dtype=torch.float64) / 25
         exact = mean_losses(points).mean()

@@ -1,4 +1,4 @@
-"""Learned uncertainty: its optimum, its range, and what it does to a loss."""
+"""Learned uncertainty: its optimum, its range, and its effect on a loss."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExplodin
 
 
 def test_its_optimum_is_the_log_of_the_expected_loss():
-    """On losses of known mean, gamma distributed: u is log E[L] at every level to 0.1."""
+    """For gamma-distributed losses of known mean, u is log E[L] at every level to 0.1."""
     torch.manual_seed(0)
     schedule, head = VarianceExploding(), LearnedUncertainty(64)
     optimizer = torch.optim.Adam(head.parameters(), lr=2e-2)
@@ -68,7 +68,7 @@ def test_its_features_tell_levels_apart_and_have_unit_mean_square():
     assert (features.square().mean(1) - 1).abs().max() < 0.05
     products = features @ features.T / 512
     assert products[0, 1:].max() < 0.9
-    assert products[0, -1].abs() < 0.2  # far apart: unrelated
+    assert products[0, -1].abs() < 0.2  # levels far apart are unrelated
 
 
 def test_it_is_float32_under_autocast_and_with_bfloat16_weights():

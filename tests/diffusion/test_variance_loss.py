@@ -52,7 +52,7 @@ class Published:
 
     @staticmethod
     def log_likelihood(x, means, log_scales):
-        def cdf(value):  # the published code has a tanh that is within 2e-4 of this
+        def cdf(value):  # the published code uses a tanh within 2e-4 of this
             return 0.5 * (1 + torch.erf(value / math.sqrt(2)))
 
         centered = x - means
@@ -65,7 +65,7 @@ class Published:
 
 
 def example(index, n=6, seed=0):
-    """Clean images (both ends among them), noisy ones, an estimate and a variance, float64."""
+    """Makes clean images (both ends included), noisy ones, an estimate and a variance, float64."""
     generator = torch.Generator().manual_seed(seed)
     shape = (n, 2, 3, 3)
     x0 = torch.randint(0, 256, shape, generator=generator).double() / 127.5 - 1
@@ -78,7 +78,7 @@ def example(index, n=6, seed=0):
 
 @pytest.mark.parametrize("index", [FIRST, 1, 2, 50, LAST, [0, 1, 5, 30, 70, 99]])
 def test_it_is_the_published_bound(index):
-    """Compared: guided-diffusion's bits per dimension, float64, at the first step and others."""
+    """Compares with guided-diffusion's bits per dimension in float64, first step included."""
     t, level, x0, x, x0_hat, fraction = example(torch.tensor(index))
     alphas_cumprod = SCHEDULE(torch.arange(1, STEPS + 1).double() / STEPS).alpha ** 2
     expected = Published(alphas_cumprod).bits(x0, x, x0_hat, fraction, t)
@@ -126,7 +126,7 @@ def test_weights_are_those_of_the_hybrid_loss():
 
 
 class Affine(torch.nn.Module):
-    """A network with a number for each half of its output."""
+    """A network with one parameter for each half of its output."""
 
     condition_width = 1
 
@@ -159,7 +159,7 @@ def test_only_the_variance_learns_from_the_bound(prediction):
 
 
 def test_a_variance_learns_the_posterior_s_own_from_a_perfect_mean():
-    """With x0 known the least divergence is at the small variance, so the fraction falls to 0."""
+    """With x0 known the divergence is least at the small variance, so the weight falls to 0."""
     _, level, x0, x, _, _ = example([2, 3, 5, 20, 60, 99])
     fraction = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([fraction], lr=0.02)

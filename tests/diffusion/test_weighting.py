@@ -1,4 +1,4 @@
-"""Weights of the x0 error, and what they are on the outputs of each prediction type."""
+"""Weights of the x0 error, and the weights that follow for outputs of each prediction type."""
 
 import math
 
@@ -22,7 +22,7 @@ from diffusion_lab.diffusion.schedule import Cosine, VarianceExploding
 
 
 def on_output(weighting, prediction, level):
-    """The weight of the squared error of the network's output."""
+    """Returns the weight of the squared error of the network's output."""
     return weighting(level.logsnr) * prediction.x0_gain(level) ** 2
 
 
@@ -54,7 +54,7 @@ def test_snr_is_the_plain_loss_of_eps_and_sigma_squared_times_that_of_the_score(
 
 
 def test_truncated_snr_is_the_published_weight_of_x0():
-    """Compared: max(alpha^2 / sigma^2, 1) of arXiv:2202.00512."""
+    """Compares with max(alpha^2 / sigma^2, 1) of arXiv:2202.00512."""
     level = levels(Cosine())
     expected = (level.alpha**2 / level.sigma**2).clamp(min=1)
     torch.testing.assert_close(TruncatedSNR()(level.logsnr), expected)
@@ -63,7 +63,7 @@ def test_truncated_snr_is_the_published_weight_of_x0():
 
 @pytest.mark.parametrize("std", [0.5, 0.6162])
 def test_soft_min_snr_on_edm_outputs_is_k_diffusions(std):
-    """Compared: k-diffusion's weight of the preconditioned output, with no constant between."""
+    """Compares with k-diffusion's weight of the preconditioned output, with equal constants."""
     level = levels(VarianceExploding())
     expected = (level.sigma * std) ** 2 / (level.sigma**2 + std**2) ** 2
     weight = on_output(SoftMinSNR(gamma=std**-2), EDM(std), level)
@@ -80,7 +80,7 @@ def test_soft_min_snr_has_min_snr_at_both_ends():
 
 @pytest.mark.parametrize(("gamma", "k"), [(1.0, 1.0), (0.5, 1.0), (0.0, 2.0), (1.0, 0.3)])
 def test_p2_on_eps_is_the_published_weight(gamma, k):
-    """Compared: 1 / (k + snr)^gamma on the simple loss (arXiv:2204.00227)."""
+    """Compares with 1 / (k + snr)^gamma on the simple loss (arXiv:2204.00227)."""
     level = levels(Cosine())
     snr = level.alpha**2 / level.sigma**2
     torch.testing.assert_close(on_output(P2(gamma, k), Eps(), level), 1 / (k + snr) ** gamma)
@@ -89,7 +89,7 @@ def test_p2_on_eps_is_the_published_weight(gamma, k):
 
 @pytest.mark.parametrize("std", [0.5, 0.7])
 def test_edm_weight_is_the_published_one_and_plain_on_its_own_outputs(std):
-    """Compared: (sigma^2 + s^2) / (sigma s)^2, and that times c_out^2 = 1 (arXiv:2206.00364)."""
+    """Compares with (sigma^2 + s^2) / (sigma s)^2, c_out^2 times it with 1 (arXiv:2206.00364)."""
     level = levels(VarianceExploding())
     expected = (level.sigma**2 + std**2) / (level.sigma * std) ** 2
     torch.testing.assert_close(EDMWeight(std)(level.logsnr), expected)
@@ -100,7 +100,7 @@ def test_edm_weight_is_the_published_one_and_plain_on_its_own_outputs(std):
 
 @pytest.mark.parametrize("bias", [-1.0, 2.0])
 def test_sigmoid_on_eps_is_the_published_weight(bias):
-    """Compared: sigmoid(bias - logsnr) on eps, falling towards clean data (arXiv:2303.00848)."""
+    """Compares with sigmoid(bias - logsnr) on eps, lower on clean data (arXiv:2303.00848)."""
     level = levels(Cosine())
     on_eps = on_output(SigmoidWeight(bias), Eps(), level)
     torch.testing.assert_close(on_eps, 1 / (1 + (level.logsnr - bias).exp()))

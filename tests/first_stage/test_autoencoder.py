@@ -1,4 +1,4 @@
-"""Autoencoders: shapes, the bottlenecks' closed forms and gradients, and their figures."""
+"""Autoencoders: shapes, the bottlenecks' closed forms and gradients, and their metrics."""
 
 import math
 import sys
@@ -92,13 +92,13 @@ def test_gradients_pass_the_quantiser_as_if_it_were_not_there(make):
     (found,) = torch.autograd.grad((quantised * slope).sum(), moments, retain_graph=True)
     if make is vq:
         torch.testing.assert_close(found, slope)
-    else:  # through tanh, which holds values within the levels
+    else:  # tanh keeps values within the levels
         assert (found * slope > 0).all()
 
 
 def test_vectors_become_their_nearest_codes():
     model = vq()
-    model.bottleneck(torch.randn(64, 3, 2, 2))  # k-means
+    model.bottleneck(torch.randn(64, 3, 2, 2))  # initialises the codebook by k-means
     model.eval()
     codebook = model.quantiser.codebook
     latents = codebook[torch.arange(16)].T.reshape(1, 3, 4, 4) + 1e-4
@@ -137,7 +137,7 @@ def test_a_missing_package_is_named(monkeypatch):
 @pytest.mark.parametrize("make", KINDS)
 def test_a_file_keeps_an_autoencoder(make, tmp_path):
     model = make()
-    model.bottleneck(model.moments(torch.randn(64, 1, 8, 8)))  # k-means
+    model.bottleneck(model.moments(torch.randn(64, 1, 8, 8)))  # initialises the codebook by k-means
     model.eval()
     settings = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": True}
     settings |= {

@@ -1,4 +1,4 @@
-"""Latents of a frozen first stage: scaled, kept on disk, and part of the run that diffuses them."""
+"""Latents of a frozen first stage: scaled, cached on disk, and part of a run that diffuses them."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_cached_latents_are_fresh_ones_bit_for_bit(tmp_path, data, kind, name):
     assert torch.equal(*drawn)
     torch.manual_seed(4)
     again = stage.draw(moments)
-    assert torch.equal(again, drawn[0]) == (kind is TrainedVQ)  # the posterior's draws
+    assert torch.equal(again, drawn[0]) == (kind is TrainedVQ)  # a KL posterior is sampled anew
 
 
 def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeypatch):
@@ -113,7 +113,7 @@ def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, f
         global_rank=0,
         global_step=0,
     )
-    # of which a tenth may be taken
+    # a tenth of this may be used
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
     original = datamodule._fits
     monkeypatch.setattr(datamodule, "_fits", lambda kept, _: original(kept, torch.device("cuda")))
@@ -204,7 +204,7 @@ def test_averaged_weights_share_the_frozen_stage(tmp_path):
         torch.nn.Linear(2, 2), torch.nn.Identity(), stage, Optimization(None, None, batch_size=1)
     )
     assert not [name for name in module.state_dict() if "first_stage" in name]
-    copied = AveragedModel(module)  # as whoever averages weights may do
+    copied = AveragedModel(module)  # as code that averages weights may do
     assert copied.module.first_stage is stage
 
 
@@ -233,7 +233,7 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
     assert result["grid"] == "run/samples/prior_seed0_n4.png"
-    # those it has are of reconstructions
+    # its metrics are of reconstructions only
     assert "diffusion-lab evaluate run=run" in refusal("evaluate", "run=run", "against=run")
     code, out, err = lab("evaluate", "run=run", "json=true")
     assert code == 0, err

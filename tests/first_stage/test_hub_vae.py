@@ -1,4 +1,4 @@
-"""Autoencoders of diffusers as first stages, tiny and untrained ones."""
+"""Autoencoders of diffusers as first stages, tiny and untrained."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def test_images_go_there_and_back(tmp_path, name, channels):
 
 def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkeypatch):
     network = save(tmp_path)
-    # a wide posterior, and images in an order that their first ones do not stand for
+    # a wide posterior, and images whose first ones do not represent the rest
     network.quant_conv.bias.data[4:] = 0.5
     network.save_pretrained(tmp_path)
     monkeypatch.setattr(hub, "MEASURED", 32)
@@ -109,7 +109,7 @@ def test_a_run_keeps_a_copy(lab, refusal, tmp_path):
     kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["first_stage"]
     assert (kept["path"], len(kept["sha256"])) == ("vae", 64)
     assert isinstance(kept["scale"], float)
-    # the run reopens from its own copy, wherever both have gone
+    # a run reopens from its own copy, even if it is moved and the original deleted
     shutil.rmtree(tmp_path / "vae")
     shutil.move(tmp_path / "run", tmp_path / "moved")
     for command in (

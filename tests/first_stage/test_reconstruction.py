@@ -1,4 +1,4 @@
-"""What autoencoders are trained on: errors, likelihoods, features, and the adversary."""
+"""Losses of autoencoders: errors, likelihoods, features, and the adversary."""
 
 import copy
 from functools import partial
@@ -21,7 +21,7 @@ def images(seed: int, channels: int = 1) -> torch.Tensor:
 
 
 class Decoder(nn.Module):
-    """As large as a decoder has to be: one weight."""
+    """The smallest possible decoder: one weight."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ def test_the_adversary_is_silent_before_it_starts():
         assert torch.equal(total, plain(x, y, torch.tensor(0.0), decoder.weight, step)[0])
         assert set(parts) == {"l1", "bottleneck"}
         total.backward()
-        assert all(parameter.grad is not None for parameter in loss.parameters())  # for DDP
+        assert all(parameter.grad is not None for parameter in loss.parameters())  # as DDP needs
         loss.drop_discriminator_gradients(step)
         optimizer.step()
         optimizer.zero_grad()
