@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
 from diffusion_lab.runs.diffusion_run import DiffusionRun, with_weights
@@ -39,10 +40,10 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
             f"{run} is an autoencoder; its {saving.FIRST_STAGE_FILE} is what there is to give away"
         )
     tensors, step = weights.load_from_checkpoint(run, cfg.weights)
-    with_weights(run, saved, tensors)  # refuses weights of another model
+    _, model = with_weights(run, saved, tensors)  # refuses weights of another model
     facts = {"weights": cfg.weights, "step": str(step), "run": run.resolve().name}
     try:
-        _write(output, run, tensors, facts)
+        _write(output, run, tensors, facts, model.first_stage)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
@@ -51,7 +52,13 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return {"output": str(output), "tensors": len(tensors)} | facts
 
 
-def _write(output: Path, run: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+def _write(
+    output: Path,
+    run: Path,
+    tensors: dict[str, Tensor],
+    facts: dict[str, str],
+    first_stage: FirstStage,
+) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         folder = Path(scratch) / "export"
@@ -62,7 +69,6 @@ def _write(output: Path, run: Path, tensors: dict[str, Tensor], facts: dict[str,
             for name, value in tensors.items()
         }
         safetensors.torch.save_file(tensors, folder / weights.EXPORTED, {"format": "pt"} | facts)
-        for name in (CONFIG, saving.FIRST_STAGE_FILE):
-            if (run / name).is_file():
-                shutil.copyfile(run / name, folder / name)
+        shutil.copyfile(run / CONFIG, folder / CONFIG)
+        first_stage.copy_into(folder)
         os.rename(folder, output)

@@ -116,6 +116,8 @@ def test_a_run_keeps_a_copy(lab, refusal, tmp_path):
         ["sample", "run=moved", "num_samples=4"],
         ["train", "resume=moved", "trainer.max_steps=6"],
         ["sample", "run=moved", "guidance=autoguidance", "guidance.weak_run=moved"],
+        ["export", "run=moved", "output=mine"],
+        ["sample", "run=mine", "num_samples=4"],
     ):
         code, _, err = lab(*command)
         assert code == 0, err
