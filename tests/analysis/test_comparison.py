@@ -373,6 +373,12 @@ class TestVerdict:
         answer, _ = said(runs)
         assert answer.startswith("Nothing can be said by FID")
 
+    def test_runs_without_any_finite_metric_are_refused(self, runs, tmp_path):
+        fake_group(runs, "dit", [float("nan"), float("nan")])
+        with refused("finite"):
+            compared(tmp_path)
+        assert not (tmp_path / "comparison").exists()
+
 
 class TestTable:
     def test_every_test_is_written(self, runs, tmp_path):

@@ -71,6 +71,8 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     groups, left_out = collection.groups, collection.left_out
     found = (judge(collection, metric) for metric in measurements.judged_by(runs_of(groups)))
     judged = [each for each in found if each]
+    if not judged:
+        raise UserError("none of these runs has a finite value of a metric to be judged by")
     notes = [*fairness.notes(groups), *collection.omitted]
     write(folder, Report(groups, judged, samples(groups), setting(collection), notes, left_out))
     first = judged[0]
