@@ -102,7 +102,12 @@ PARTS = {
         CALLBACK,
         "callbacks/counts.yaml",
         "_target_: my_callbacks.Counts\nevery_n_steps: 1\n",
-        [*QUICK, "+callbacks@callbacks.counts=counts", "callbacks.counts.every_n_steps=2"],
+        [
+            *QUICK,
+            "trainer.max_steps=5",
+            "+callbacks@callbacks.counts=counts",
+            "callbacks.counts.every_n_steps=2",
+        ],
     ),
     "source": (
         SOURCE,

@@ -1,7 +1,9 @@
 """Causes faults on purpose: a kill at a step, and a full disk."""
 
+import os
 import resource
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from diffusion_lab.training.diffusion_module import DiffusionModule
@@ -26,6 +28,16 @@ def at_step(patch, step, act):
         return original(self, batch, batch_idx)
 
     patch.setattr(DiffusionModule, "training_step", training_step)
+
+
+def killed_within(act: Callable[[], None]) -> None:
+    """Has `act` called in a process like this one, which it has to end by SIGKILL."""
+    if not (process := os.fork()):
+        try:
+            act()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 
 @contextmanager

@@ -8,13 +8,11 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
-from helpers.faults import Killed, at_step, die, no_file_above
+from helpers.faults import Killed, at_step, die, killed_within, no_file_above
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
 from helpers.seen_images import seen
@@ -284,14 +282,11 @@ def test_a_second_process_is_refused(refusal, run_folder):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    script = f"""
-import os
-from pathlib import Path
-from diffusion_lab.runs.lock import locked
-with locked(Path({str(tmp_path)!r})):
-    os.kill(os.getpid(), 9)
-"""
-    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    def act():
+        with locked(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed_within(act)
     assert (tmp_path / ".lock").read_text().startswith("process")
     assert not is_locked(tmp_path)
     with locked(tmp_path):
