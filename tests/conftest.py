@@ -34,7 +34,7 @@ def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     prepare_for_commands(monkeypatch, tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()  # what was said before, as by a run that is set up
+        capfd.readouterr()  # discards earlier output, as of fixtures
         code = command_line(monkeypatch, *arguments)
         out, err = capfd.readouterr()
         return code, out, err
@@ -64,9 +64,9 @@ def finished_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory) -> Callable[..., Path]:
-    """trained_once("train", ...) -> the folder in which that command was run, once.
+    """A function: trained_once("train", ...) -> the folder in which that command ran, once.
 
-    Nobody writes into it: what is to be changed is copied.
+    No test may write to the folder: copy what a test changes.
     """
 
     @cache

@@ -145,13 +145,13 @@ def write(lab, tmp_path, forgetting):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory) -> Path:
-    """The folder of the runs that were trained with these parts."""
+    """The folder that keeps the run of each part, so that it is trained once."""
     return tmp_path_factory.mktemp("parts")
 
 
 @pytest.fixture
 def train_with(lab, write, kept):
-    """train_with("sampler") writes that part and leaves a run of it, which is trained once."""
+    """A function: train_with("sampler") writes the part, and its run (trained once) to run/."""
 
     def leave_run(part: str) -> None:
         arguments = write(part)

@@ -100,7 +100,7 @@ def option(objective: Objective) -> str:
 
 
 def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
-    """Raises UserError if a model cannot be sampled so, before it is trained for hours."""
+    """Raises UserError if sampler or guidance do not fit the model, before hours of training."""
     objective, conditional = model.objective, model.denoiser.conditioning.conditional
     if sampler.time_grid.needs_table and model.schedule.discrete_steps is None:
         raise UserError(

@@ -64,7 +64,7 @@ def ranges(**allowed: Range) -> Callable[[Target], Target]:
             try:
                 bound = signature.bind(*args, **named)
             except TypeError:
-                return target(*args, **named)  # Python says best which argument does not fit
+                return target(*args, **named)  # Python's own error names the argument
             bound.apply_defaults()
             for argument, allowed_range in allowed.items():
                 allowed_range.check(argument, bound.arguments[argument])

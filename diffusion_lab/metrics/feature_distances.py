@@ -6,7 +6,7 @@ from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Valu
 
 
 class FID(Metric):
-    """FID (arXiv:1706.08500), its standard deviation over samples, and FID-infinity.
+    """The FID (arXiv:1706.08500), its standard deviation over samples, and FID-infinity.
 
     The latter two come from `half_splits` random halvings of the samples: the standard deviation is
     an overestimate, and FID-infinity is valid only for several times more samples than features.
@@ -33,7 +33,7 @@ class FID(Metric):
 
 
 class KID(Metric):
-    """KID (arXiv:1801.01401) on all pairs of images, without bias."""
+    """The KID (arXiv:1801.01401) on all pairs of images, without bias."""
 
     quantities = (Quantity("kid", "KID", "squared MMD of features to training images", LOWER),)
 

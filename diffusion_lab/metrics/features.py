@@ -54,7 +54,7 @@ class FeatureExtractor(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (B, D) float32, on the extractor's device, of images on any device."""
+        """Computes features (B, D), float32 on the extractor's device, of images on any device."""
         possible = sorted({1, self.channels})
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in possible:
             raise ValueError(

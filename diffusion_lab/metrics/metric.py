@@ -82,7 +82,7 @@ class ImageSet:
     extractor: FeatureExtractor
     features: Tensor  # (n, D) float32
     labels: Tensor | None = None  # (n,) int64; of samples, the classes asked for
-    guesses: Tensor | None = None  # (n,) int64; the classes that a classifier reads
+    guesses: Tensor | None = None  # (n,) int64; the classes that a classifier predicts
 
     def __len__(self) -> int:
         return len(self.features)
@@ -135,7 +135,7 @@ class Metric(ABC):
         """The values of the quantities by their names; empty where they cannot be computed."""
 
     def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
-        """What the values depend on, for their names: extractor and numbers of images."""
+        """The part of a value's name that says what it depends on: extractor, numbers of images."""
         counts = f"train{short_count(len(reference))}-{short_count(len(generated))}"
         return f"{generated.extractor.name}/{counts}"
 

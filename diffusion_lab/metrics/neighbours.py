@@ -43,7 +43,7 @@ class Neighbours:
     generated: Tensor  # (n, 2), the two distances of each generated image, from near to far
     index: Tensor  # (n, 2) int64, the indices of those two training images
     held_out: Tensor  # (m,), the distance of each held-out image
-    pair: tuple[Tensor, Tensor]  # (n,) each: to the nearest of as many training as held-out images
+    pair: tuple[Tensor, Tensor]  # (n,) each: distances to equally many training and held-out
     chance_std: float  # std of the share nearer to one side, if the sides were assigned at random
 
     @classmethod

@@ -82,7 +82,7 @@ def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str
 
 
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
-    """A table with a row for each metric that all runs have, and a column per run; one protocol."""
+    """A table of runs of one protocol: a row per metric that all runs have, a column per run."""
     first = next(iter(runs.values()))
     real = real_values(first)
     table = Table("", *runs, "real images")

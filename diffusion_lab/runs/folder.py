@@ -131,7 +131,7 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 
 def load_config(folder: str | Path) -> DictConfig:
-    """Reads the configuration of a run; raises UserError for no run or one of another format.
+    """Reads the configuration of a run; raises UserError if it is missing or of another format.
 
     Warns of classes that belong neither to this package nor to torch or lightning.
     """

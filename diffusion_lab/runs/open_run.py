@@ -51,7 +51,7 @@ class OpenRun(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
-        """Returns `datamodule` and the subclass's own fields, networks on `device`; may refuse."""
+        """Returns `datamodule` and the subclass's fields, networks on `device`; may raise."""
 
     @property
     @abstractmethod

@@ -19,7 +19,7 @@ QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logg
 
 @pytest.fixture
 def trained(lab, tmp_path, trained_once):
-    """The checkpoint of a run, whose folder is run/ where commands are run."""
+    """The checkpoint of a run in run/, in the folder of `lab`."""
     shutil.copytree(trained_once("train", *QUICK, "run_dir=run"), tmp_path, dirs_exist_ok=True)
     return torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
 

@@ -69,14 +69,14 @@ def refuse_code(path: Path) -> None:
         return
     try:
         torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises all kinds
+    except Exception as error:  # torch raises errors of all kinds
         raise ExtractorUnavailable(
             f"{path} does not hold weights alone; take a .safetensors file (weights_path)"
         ) from error
 
 
 class ImageNetNormalised(nn.Module):
-    """uint8 (B, 3, H, W) -> float32 (B, 3, 224, 224), normalised."""
+    """Resizes and normalises uint8 (B, 3, H, W) to float32 (B, 3, 224, 224)."""
 
     mean: Tensor  # (3, 1, 1), like std
     std: Tensor

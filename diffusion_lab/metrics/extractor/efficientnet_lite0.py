@@ -17,7 +17,7 @@ SIZE = 96  # pixels: 2-3 ms per image on one thread, against 24 ms at its traini
 
 
 class EfficientNetLite0(FeatureExtractor):
-    """timm's tf_efficientnet_lite0 before its classifier, at 96x96; needs no download."""
+    """The features of timm's tf_efficientnet_lite0 before its classifier, at 96x96; no download."""
 
     name = f"efficientnet_lite0-{SIZE}"
     dim = 1280
@@ -30,7 +30,7 @@ class EfficientNetLite0(FeatureExtractor):
 
 
 class ShrunkPixels(nn.Module):
-    """uint8 (B, 3, H, W) -> float32 (B, 3, 96, 96) in [-1, 1], channels last."""
+    """Resizes uint8 (B, 3, H, W) to float32 (B, 3, 96, 96) in [-1, 1], channels last."""
 
     def forward(self, images: Tensor) -> Tensor:
         x = functional.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", antialias=True)

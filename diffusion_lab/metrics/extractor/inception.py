@@ -64,7 +64,7 @@ class Inception(FeatureExtractor):
 
 
 class FirstOutput(nn.Module):
-    """The first of the outputs of a network that returns a tuple."""
+    """A module that returns only the first output of a network whose output is a tuple."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
