@@ -7,7 +7,7 @@ from diffusion_lab.common.messages import UserError
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """batch_size = micro_batch x accumulate x world, in images."""
+    """The layout of a batch: batch_size = micro_batch x accumulate x world, in images."""
 
     batch_size: int
     micro_batch: int

@@ -181,7 +181,7 @@ def join_process_group(device: torch.device) -> None:
 
 
 def requeue() -> bool:
-    """Makes SLURM start this job, whose run is saved, again; False, on rank 0, if it refuses."""
+    """Makes SLURM start this job again, after its run is saved; False, on rank 0, if refused."""
     # without waiting for the other ranks: they may have stopped at different collective calls
     if rank_and_world()[0] > 0:
         return True

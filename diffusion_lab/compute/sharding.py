@@ -32,12 +32,12 @@ class FSDP(ModelParallelStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """Is False, as `configure_model` shards the model before a checkpoint is restored."""
+        """Returns False, as `configure_model` shards the model before a checkpoint is restored."""
         return False
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Is True, so that Lightning calls `load_optimizer_state_dict`."""
+        """Returns True, so that Lightning calls `load_optimizer_state_dict`."""
         return True
 
     @property

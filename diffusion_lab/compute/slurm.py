@@ -26,7 +26,7 @@ def started_by_srun() -> bool:
 
 
 def has_terminal() -> bool:
-    """Whether this process has a terminal, which srun's tasks do not."""
+    """Whether this process has a terminal, which srun does not give to its tasks."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR))
     except OSError:

@@ -37,7 +37,7 @@ class Profile:
     speed: Speed | None
 
     def as_dict(self) -> dict[str, object]:
-        """All numbers by name."""
+        """The numbers of counts and speed by name."""
         return asdict(self.counts) | (asdict(self.speed) if self.speed else {})
 
 

@@ -31,7 +31,7 @@ class AutoencoderModule(TrainedModule):
         self.loss = loss
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the autoencoder and of its loss, a discriminator's."""
+        """The parameters of the autoencoder and of its loss (the discriminator's)."""
         return [*self.autoencoder.parameters(), *self.loss.parameters()]
 
     def clip_norms(self, largest: float) -> Tensor:

@@ -173,7 +173,7 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
 
 
 def check_search(cfg: DictConfig, job: HydraConf) -> None:
-    """Raises UserError if a search varies nothing, has a wrong direction or unlike held-out losses.
+    """Raises UserError if a search varies nothing, optimises the wrong way, or mixes losses.
 
     `job` is Hydra's configuration of any trial.
     """

@@ -23,7 +23,7 @@ from diffusion_lab.training.module import TrainedModule
 class Task(ABC):
     """Everything that a run trains and measures with, built and checked before any file exists."""
 
-    command: ClassVar[str]  # command line that trains it, such as train
+    command: ClassVar[str]  # the command that trains it, such as train
 
     datamodule: ImageDataModule
     module: TrainedModule

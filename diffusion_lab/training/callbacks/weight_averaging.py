@@ -16,7 +16,7 @@ TRAINED = "current_model_state"  # checkpoint key of Lightning's WeightAveraging
 
 
 class EMA(Callback):
-    """Averages weights with a half-life in images, so the batch size does not change its length.
+    """An exponential moving average of the weights; the batch size does not change its half-life.
 
     Early on the half-life is `ramp` times the images seen, so that the initial weights are
     forgotten; `ramp: null` switches this off. (As in EDM, arXiv:2206.00364.)

@@ -1,4 +1,4 @@
-"""The findings of checks, and the parts of a run that they look at, some of which are missing."""
+"""The findings of checks, and a decorator for the parts of a run, which may be missing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

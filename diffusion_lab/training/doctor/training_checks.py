@@ -139,7 +139,7 @@ def evaluation(run: PlannedRun) -> Iterator[Remark]:
 
 
 def extractor(run: PlannedRun) -> Iterable[Remark]:
-    """Loads the metrics' networks, which is refused if they are not here or do not fit the data."""
+    """Loads the metrics' networks; reports them if they are missing or do not fit."""
     _ = run.metrics
     return ()
 

@@ -113,7 +113,7 @@ class WandB(WandbLogger):
     def _log(self, row: dict[str, Any], step: int) -> None:
         """Adds values to a step's row; W&B's step is the optimiser's, also after a resume."""
         if step == self._timed[0]:
-            row[log_names.SECONDS] = self._timed[1]  # else an evaluation would shift the step's x
+            row[log_names.SECONDS] = self._timed[1]  # else an evaluation would shift its time
         self._guard(lambda: self.experiment.log(row, step=step))
 
     @rank_zero_only
