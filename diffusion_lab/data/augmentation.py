@@ -60,7 +60,7 @@ class NonLeaky:
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws the labels of `count` images, (count, 9) float32, 0 where nothing is done.
 
-        They are drawn on the CPU, so that every device gets the same ones and none has to wait.
+        The draws are made on the CPU, so that every device gets the same and none has to wait.
         """
         rand = partial(torch.rand, generator=generator, dtype=torch.float32)
         p = self.probability

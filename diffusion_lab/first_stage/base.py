@@ -1,4 +1,4 @@
-"""First stages: they turn uint8 images into the float tensors of unit scale that are diffused."""
+"""First stages turn uint8 images into the float tensors of about unit scale to be diffused."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path

@@ -36,8 +36,8 @@ class HubVAE(Latents):
     """A pretrained autoencoder; `path` is on the Hugging Face hub, or a `save_pretrained` folder.
 
     `scale` multiplies the latents: config takes the network's own factor and shift, a number is
-    used as given, and measured becomes one over the standard deviation over training images. A run
-    saves it, the `sha256` of weights and settings, and a copy of both. Images of one channel are
+    used as given, and measured is one over the standard deviation over training images. A run saves
+    the scale, the `sha256` of weights and settings, and a copy of both. Images of one channel are
     repeated to three, and decoded ones averaged. Raises ValueError if the network is not available.
     """
 

@@ -54,8 +54,7 @@ RESIZE: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
 def infer(files: ImageFiles) -> tuple[tuple[int, int], int]:
     """Infers the most common (height, width) and the number of channels from some files' headers.
 
-    There is 1 channel if all these files are grey, else 3. Raises DataError if no file has a
-    header.
+    There is 1 channel if all these files are grey, else 3. Raises DataError if none has a header.
     """
     step = -(-len(files) // HEADERS)
     headers, reason = [], ""

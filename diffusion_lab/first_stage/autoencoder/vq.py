@@ -1,7 +1,7 @@
 """Latents that are entries of a codebook (VQ-VAE, arXiv:1711.00937; FSQ, arXiv:2309.15505).
 
-The vectors before quantisation are diffused, as in latent diffusion; decoding quantises them. B
-batch, c channels, h w height and width of the latents, K codes.
+The vectors before quantisation are diffused, as in latent diffusion; decoding quantises them.
+B batch, c channels, h w height and width of the latents, K codes.
 """
 
 from collections.abc import Sequence
@@ -59,8 +59,8 @@ class Quantised(Autoencoder):
 class VQAutoencoder(Quantised):
     """A codebook of moving averages, initialised by k-means, whose dead codes are replaced.
 
-    A code is dead if a batch takes it fewer than `revive_below` times, on average over 1 / (1 -
-    `decay`) batches; it then becomes a vector of the batch.
+    A code is dead if a batch takes it fewer than `revive_below` times, on average over
+    1 / (1 - `decay`) batches; it then becomes a vector of the batch.
     """
 
     kind = "vq"

@@ -73,7 +73,7 @@ class EfficientNetDistance(Perceptual):
 
 @settings
 class LPIPS(Perceptual):
-    """LPIPS with features of `network`, vgg, alex or squeeze, which is downloaded."""
+    """LPIPS of `network`, vgg, alex or squeeze, weighted by human judgements; it is downloaded."""
 
     network: Annotated[str, one_of("vgg", "alex", "squeeze")]
 

@@ -71,8 +71,7 @@ class ReconstructionLoss(nn.Module):
         loss = error = ERRORS[self.error](outputs - images).mean()
         parts = {self.error: error, "bottleneck": bottleneck}
         if self.calibrated:
-            # the likelihood under Gaussian or Laplace noise of the likeliest scale: the error
-            # itself
+            # the likelihood of Gaussian or Laplace noise of the likeliest scale, the error itself
             loss = (0.5 if self.error == "l2" else 1.0) * error.log()
         if self.perceptual is not None:
             distance = self.perceptual(outputs, images).mean()
