@@ -100,7 +100,7 @@ def option(objective: Objective) -> str:
 
 
 def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
-    """Raises UserError if sampler or guidance do not fit the model, before hours of training."""
+    """Raises UserError if the sampler or guidance does not fit the model, before any training."""
     objective, conditional = model.objective, model.denoiser.conditioning.conditional
     if sampler.time_grid.needs_table and model.schedule.discrete_steps is None:
         raise UserError(

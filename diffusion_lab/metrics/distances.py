@@ -89,7 +89,7 @@ def frechet_of_halves(features: Tensor, other: FeatureSet, splits: int) -> Tenso
     distance of all n: conservative, too large by a third to two thirds for Gaussian features. Since
     the bias falls as 1 / n, 2 `frechet` minus the mean of the halves removes most of it
     (FID-infinity, arXiv:1911.07023) if n is several times D. For n below D the covariances are
-    singular, the bias falls differently, and FID-infinity is not valid: far off, even negative.
+    singular, the bias falls differently, and FID-infinity is not valid: it may even be negative.
     """
     half = len(features) // 2
     generator = torch.Generator().manual_seed(SPLIT_SEED)

@@ -1,4 +1,4 @@
-"""Tells by nearest neighbours, also of held-out images, whether a model copies training images.
+"""Nearest neighbours that tell whether a model copies training images, against held-out images.
 
 n generated, m held-out and N training images, D features or pixels.
 """

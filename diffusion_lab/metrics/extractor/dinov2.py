@@ -64,7 +64,7 @@ class DINOv2(FeatureExtractor):
 
 
 def refuse_code(path: Path) -> None:
-    """Raises ExtractorUnavailable for a pickle with code, which some versions of timm would run."""
+    """Raises ExtractorUnavailable for a pickle of more than tensors, as some timm would run it."""
     if path.suffix == ".safetensors":
         return
     try:
