@@ -24,7 +24,7 @@ def read_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
     """Reads the images of a data module built from `cfg`; a UserError names the full key."""
     with errors_at(cfg, "data.source"):
         datamodule.prepare_data()
-        datamodule.reference_images()  # which reads both splits
+        datamodule.reference_images()  # reads both splits
     with errors_at(cfg, "data"):
         datamodule.setup("fit")
 

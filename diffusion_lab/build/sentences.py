@@ -9,7 +9,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
 
-MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # of users, shown without a trace
+MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # users' errors, shown without trace
 # option of a Hydra plugin -> the extra of this package that installs the plugin
 EXTRAS = {
     "hydra/launcher/submitit_slurm": "slurm",

@@ -28,7 +28,7 @@ from diffusion_lab.training.task import Task
 from diffusion_lab.training.train import Outcome, train
 
 STOPPED = 130  # the exit code of a command that Ctrl-C has ended
-EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # of unfinished runs
+EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # exit codes of unfinished runs
 
 
 @dataclass(frozen=True)

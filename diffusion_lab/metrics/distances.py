@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_lab.common.messages import UserError
 
 BLOCK = 2048  # rows that are held in float64 at a time
-SPLIT_SEED = 0  # of the random halves
+SPLIT_SEED = 0  # seed of the random halves
 
 
 def covariance_root(covariance: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ class FeatureExtractor(ABC):
     or switch it to training mode. `load` must be called before the first use.
     """
 
-    name: str  # as it appears in the names of metrics
+    name: str  # the name in the names of metrics
     dim: int  # D
     channels: int = 3  # channels of the network's input
-    preprocessing: str  # what happens to the pixels; part of the fingerprint
+    preprocessing: str  # transform of the pixels, in words; part of the fingerprint
     fingerprint: str  # checksum of weights and preprocessing, known once loaded
 
     @abstractmethod

@@ -13,7 +13,7 @@ from diffusion_lab.metrics.coverage import nearest
 from diffusion_lab.metrics.metric import LOWER, Quantity
 
 UNUSUAL = 0.01  # share of held-out images that are as near to a training image as copies are
-RELATIVE = 1 / 3  # of the second neighbour's distance, below which the first counts as copied
+RELATIVE = 1 / 3  # share of the second neighbour's distance below which the first is a copy
 MEANINGS = {
     # 0.5 if training and held-out images are alike to the model; the next value is the standard
     # deviation by chance, which is large if samples are few or similar
@@ -33,7 +33,7 @@ COPIES = Quantity(
 PIXEL_COPIES = Quantity(
     "pixel_copy_ratio", "Copies by pixels", "the same by distance of pixels", LOWER
 )
-SEED = 0  # of the choice of equally many training and held-out images
+SEED = 0  # seed for choosing equally many training and held-out images
 
 
 @dataclass(frozen=True)

@@ -104,5 +104,5 @@ def resume_from(run: Path) -> Path:
     for folder in (run, run / FOLDER):
         remove_unfinished(folder)
     for folder in run.glob("*/"):
-        remove_unfinished(folder, "step_*")  # of training; other commands may be writing
+        remove_unfinished(folder, "step_*")  # training's; other commands may be writing
     return whole

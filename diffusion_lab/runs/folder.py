@@ -24,7 +24,7 @@ from diffusion_lab.runs.lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 ABANDONED = ".abandoned"  # folder beside a study's runs for those that ended without a checkpoint
-FORMAT = 2  # of run folders and exports; raise it when older versions could not read them
+FORMAT = 2  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 
 

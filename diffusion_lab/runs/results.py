@@ -112,7 +112,7 @@ def comparable_metrics(
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
     ours = flat(sampling)
     same = [each["metrics"] for each in alike if not _differing(ours, flat(each["sampling"]))]
-    metrics = dict(ChainMap(*same))  # of several values of a metric the first counts
+    metrics = dict(ChainMap(*same))  # the first value of a metric counts
     if not metrics:
         theirs = flat(alike[-1]["sampling"])
         key = min(_differing(ours, theirs))

@@ -14,7 +14,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
 SIZE = 224  # pixels, as in arXiv:2306.04675
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in training
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in training
 
 
 class DINOv2(FeatureExtractor):
@@ -56,7 +56,7 @@ class DINOv2(FeatureExtractor):
                 f"https://huggingface.co/timm/{self.model} elsewhere and set "
                 "weights_path to its model.safetensors"
             ) from error
-        # of the numbers alone: the file format and the type do not matter
+        # the checksum of the numbers alone: the file format and the type do not matter
         checksum = hashing.of_tensors({k: v.float() for k, v in network.state_dict().items()})
         self.dim = network.num_features
         self.name = f"dinov2-{self.model}-{checksum[:8]}"
@@ -64,7 +64,7 @@ class DINOv2(FeatureExtractor):
 
 
 def refuse_code(path: Path) -> None:
-    """Raises ExtractorUnavailable for a pickle of more than tensors, as some timm would run it."""
+    """Raises ExtractorUnavailable for a pickle of more than tensors: timm might run its code."""
     if path.suffix == ".safetensors":
         return
     try:
