@@ -31,7 +31,7 @@ def at_step(patch, step, act):
 
 
 def killed_within(act: Callable[[], None]) -> None:
-    """Has `act` called in a process like this one, which it has to end by SIGKILL."""
+    """Calls `act` in a fork of this process; `act` must end that process by SIGKILL."""
     if not (process := os.fork()):
         try:
             act()
