@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.profiling import budget
 from diffusion_lab.training.doctor import data_checks, machine_checks, model_checks, training_checks
-from diffusion_lab.training.doctor.finding import ERROR, OK, SKIPPED, Finding, Missing, Remark
+from diffusion_lab.training.doctor.finding import Finding, Missing, Remark, Status
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 from diffusion_lab.training.doctor.report import Facts, facts_of, show
 
@@ -36,12 +36,12 @@ def diagnose(cfg: DictConfig) -> tuple[list[Finding], Facts]:
     for check in CHECKS:
         name = check.__name__
         try:
-            said = [Finding(name, *remark) for remark in check(run)] or [Finding(name, OK)]
+            said = [Finding(name, *remark) for remark in check(run)] or [Finding(name, Status.OK)]
         except Missing as missing:
-            said = [Finding(name, SKIPPED, str(missing))]
+            said = [Finding(name, Status.SKIPPED, str(missing))]
         findings += said
     facts = facts_of(run)
-    refused = [Finding(name, ERROR, reason) for name, reason in run.refusals.items()]
+    refused = [Finding(name, Status.ERROR, reason) for name, reason in run.refusals.items()]
     # a skipped check may share its name with a refused part, which is reported already
-    others = [f for f in findings if f.status != SKIPPED or f.name not in run.refusals]
+    others = [f for f in findings if f.status != Status.SKIPPED or f.name not in run.refusals]
     return refused + others, facts

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
@@ -10,10 +11,21 @@ import torch
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.sentences import MISTAKES, sentence
 
-OK, ADVICE, WARNING, ERROR, SKIPPED = "ok", "advice", "warning", "error", "skipped"
 Part = TypeVar("Part")
+
+
+class Status(StrEnum):
+    """The gravity of a finding."""
+
+    OK = "ok"
+    ADVICE = "advice"
+    WARNING = "warning"
+    ERROR = "error"
+    SKIPPED = "skipped"
+
+
 # a status and a sentence; a check that yields no remark has found nothing wrong
-Remark = tuple[str, str]
+Remark = tuple[Status, str]
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,7 @@ class Finding:
     """The result of a check: its name, a status, and a message that says what to write instead."""
 
     name: str
-    status: str
+    status: Status
     message: str = ""
 
 
@@ -60,14 +72,14 @@ def part(refusal: str) -> Callable[[Callable[[Any], Part]], cached_property[Part
 
 def advice(message: str) -> Remark:
     """Makes a remark on something that could be better."""
-    return ADVICE, message
+    return Status.ADVICE, message
 
 
 def warning(message: str) -> Remark:
     """Makes a remark on something that spoils results."""
-    return WARNING, message
+    return Status.WARNING, message
 
 
 def error(message: str) -> Remark:
     """Makes a remark on something that makes a run fail, or worthless."""
-    return ERROR, message
+    return Status.ERROR, message

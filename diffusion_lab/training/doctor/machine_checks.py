@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_lab.common.files import OUTPUTS
-from diffusion_lab.training.doctor.finding import ADVICE, ERROR, WARNING, Remark, advice, error
+from diffusion_lab.training.doctor.finding import Remark, advice, error, warning
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 
 DAY = 24 * 3600.0
@@ -26,10 +26,9 @@ def time(run: PlannedRun) -> Iterator[Remark]:
     evaluation = (plan.drawing or 0.0) + plan.features
     if plan.training > LONG_DAYS * DAY:
         fewer = max(1, int(plan.steps * LONG_DAYS * DAY / plan.training))
-        yield (
-            WARNING if plan.training > VERY_LONG_DAYS * DAY else ADVICE,
+        yield (warning if plan.training > VERY_LONG_DAYS * DAY else advice)(
             f"trainer.max_steps={steps} takes about {plan.training / DAY:.1f} days on this "
-            f"device; trainer.max_steps={fewer} would take one",
+            f"device; trainer.max_steps={fewer} would take one"
         )
     total = plan.training + evaluation
     if evaluation > max(EVALUATION_SHARE * total, EVALUATION_SECONDS) and run.task.metrics:
@@ -49,10 +48,9 @@ def memory(run: PlannedRun) -> Iterator[Remark]:
     room = FULL * free - (needed - image * micro)
     fitting = [n for n in range(1, micro) if share % n == 0 and n * image <= room]
     remedy = f"micro_batch_size={fitting[-1]}" if fitting else "a smaller backbone"
-    yield (
-        ERROR if needed > free else WARNING,
+    yield (error if needed > free else warning)(
         f"training needs about {needed / 1e9:.1f} GB, {image * micro / 1e9:.1f} of them for "
-        f"{micro} images at once, and {free / 1e9:.1f} GB are free; write {remedy}",
+        f"{micro} images at once, and {free / 1e9:.1f} GB are free; write {remedy}"
     )
 
 

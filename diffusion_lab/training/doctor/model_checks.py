@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark, advice, warning
+from diffusion_lab.training.doctor.finding import Remark, advice, warning
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 
 # ratios of the data's standard deviation to the assumed one: at 1.25 a network's targets are off by
@@ -36,10 +36,9 @@ def data_std(run: PlannedRun) -> Iterator[Remark]:
     if max(wrong.values(), default=1) > (FAR_OFF if inputs_alone else OFF):
         key = max(wrong, key=lambda name: wrong[name])
         remedy = " ".join(f"{key}={std:.2f}" for key in wrong)
-        yield (
-            WARNING if wrong[key] > FAR_OFF else ADVICE,
+        yield (warning if wrong[key] > FAR_OFF else advice)(
             f"the data's standard deviation is {std:.2f}, and {key} is {assumed[key]:.2g}; "
-            f"write {remedy}",
+            f"write {remedy}"
         )
 
 
@@ -59,10 +58,9 @@ def largest_noise(run: PlannedRun) -> Iterator[Remark]:
             if few
             else "the noisiest levels teach nothing"
         )
-        yield (
-            WARNING if few else ADVICE,
+        yield (warning if few else advice)(
             f"schedule.sigma_max={sigma:.3g}, and the two sampled images that differ most are "
-            f"{distance:.3g} apart: {why}; write schedule.sigma_max={math.ceil(distance)}",
+            f"{distance:.3g} apart: {why}; write schedule.sigma_max={math.ceil(distance)}"
         )
 
 

@@ -9,21 +9,13 @@ from rich.markup import escape
 
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import console, say
-from diffusion_lab.training.doctor.finding import (
-    ADVICE,
-    ERROR,
-    OK,
-    SKIPPED,
-    WARNING,
-    Finding,
-    Missing,
-)
+from diffusion_lab.training.doctor.finding import Finding, Missing, Status
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 from diffusion_lab.training.logger.reachability import why_offline
 
 Facts = dict[str, Any]
-COLOURS = {ERROR: "bold red", WARNING: "yellow", ADVICE: "cyan"}
-NOUNS = {ERROR: "error{}", WARNING: "warning{}", ADVICE: "piece{} of advice"}
+COLOURS = {Status.ERROR: "bold red", Status.WARNING: "yellow", Status.ADVICE: "cyan"}
+NOUNS = {"error": "error{}", "warning": "warning{}", "advice": "piece{} of advice"}
 
 
 def wandb(run: PlannedRun) -> str:
@@ -83,7 +75,7 @@ def show(findings: list[Finding], facts: Facts) -> None:
                     f"[{colour}]{status:>7}[/]  {finding.name}: {escape(finding.message)}",
                     soft_wrap=True,  # keeps commands to paste on one line
                 )
-    for status, words in ((OK, "     ok  "), (SKIPPED, "not checked  ")):
+    for status, words in ((Status.OK, "     ok  "), (Status.SKIPPED, "not checked  ")):
         if names := [finding.name for finding in findings if finding.status == status]:
             say(words + ", ".join(names))
     counts = {status: sum(f.status == status for f in findings) for status in NOUNS}

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from diffusion_lab.compute.device import has_fast_bf16
 from diffusion_lab.training.callbacks import EMA
-from diffusion_lab.training.doctor.finding import ADVICE, WARNING, Remark, advice, warning
+from diffusion_lab.training.doctor.finding import Remark, advice, warning
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 
 # Copies appear after a number of passes that hardly depends on how many images there are
@@ -53,11 +53,10 @@ def memorization(run: PlannedRun) -> Iterator[Remark]:
         if augmented
         else "write augmentation=non_leaky or fewer trainer.max_steps, watch val/loss, and "
     )
-    yield (
-        ADVICE if augmented else WARNING,
+    yield (advice if augmented else warning)(
         f"a network of {run.cost.params / 1e6:.1f}M parameters sees {images} images "
         f"{passes:,.0f} times each and may copy them; {remedy}look afterwards with "
-        "`diffusion-lab memorization run=...`",
+        "`diffusion-lab memorization run=...`"
     )
 
 
@@ -88,10 +87,9 @@ def warm_up(run: PlannedRun) -> Iterator[Remark]:
     if share > WARM_UP_SHARE:
         long = share > LONG_WARM_UP_SHARE
         much = "the whole run and more" if share > 1 else f"{share:.0%} of the run"
-        yield (
-            WARNING if long else ADVICE,
+        yield (warning if long else advice)(
             f"the learning rate warms up over {warm_up:,} images, {much}; write "
-            f"lr_schedule.warmup_images={int(run.images_seen * WARM_UP_SHARE / 4)}",
+            f"lr_schedule.warmup_images={int(run.images_seen * WARM_UP_SHARE / 4)}"
         )
 
 
