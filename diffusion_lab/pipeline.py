@@ -101,8 +101,7 @@ class Pipeline(Generator):
             x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
         except ToleranceError as error:  # known only while sampling
             raise UserError(str(error)) from error
-        bad = len(x) - int(x.flatten(1).isfinite().all(1).sum())
-        if bad:
+        if bad := len(x) - int(x.flatten(1).isfinite().all(1).sum()):
             say(f"{bad} of {len(x)} samples are not finite: the model or its sampler diverged")
         return self.first_stage.decode(x)
 

@@ -4,7 +4,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,8 +76,6 @@ def read_rows(path: Path) -> list[dict]:
     """The rows of a JSON lines file, none if it is missing; lines cut off by a kill are skipped."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return [row for row in rows if isinstance(row, dict)]

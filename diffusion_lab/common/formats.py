@@ -38,7 +38,7 @@ def gibibytes(size: float) -> str:
 
 
 def with_spread(mean: float, spread: float) -> tuple[str, str]:
-    """Both numbers to the second digit of the spread: 468.8 and 44.2, 0.2469 and 0.0042."""
+    """Both numbers to the second digit of the spread, with one decimal at least: 468.8 and 44.2."""
     if spread <= 0:
         return f"{mean:.4g}", "0"
     digits = min(max(1 - math.floor(math.log10(spread)), 1), 9)

@@ -366,7 +366,7 @@ def evaluate_on_rank(rank, world, folder):
         def refuse(*_):
             raise AssertionError(f"rank {rank} computes figures")
 
-        GenerativeMetrics.results = FeatureSet.of = refuse
+        GenerativeMetrics.results = FeatureSet.statistics = refuse
     metrics = prepared(Path(folder) / f"cache{world}", num_samples=101, per_class=True)
     mine = shard(101, *rank_and_world())
     observer = metrics.metrics.observer
