@@ -97,7 +97,7 @@ test: setup  ## the default tests, under five minutes on two cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
 test-slurm: setup  ## jobs on a SLURM of its own: installs Debian's slurm-wlm and munge, as root
@@ -110,9 +110,12 @@ lint: setup  ## check format, style and types
 format: setup  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-# pages that are made: of options from conf/, of the Python API from docstrings, and experiments/
-pages: setup
+.venv/docs: pyproject.toml | setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# pages that are made: of options from conf/, of the Python API from docstrings, and experiments/
+pages: .venv/docs
 	$(BIN)/python docs/options.py && $(BIN)/python docs/api.py
 	rm -rf docs/pages/experiments && cp -r experiments docs/pages/
 

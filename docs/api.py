@@ -45,28 +45,52 @@ def defining(module: str, name: str) -> str:
     return module
 
 
+def classes_of(room: str) -> dict[str, str]:
+    """The public classes of a room by their whole names, with the first line of their docstring."""
+    found = {}
+    for module in modules_of(room):
+        path = ROOT / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        for node in ast.parse(file.read_text()).body:
+            public = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+            if public and (docstring := ast.get_docstring(node)):
+                found[f"{module}.{node.name}"] = docstring.partition("\n")[0]
+    return found
+
+
 def page_of(room: str) -> str:
-    """The page of a room, a block for each of its modules."""
-    lines = [f"# diffusion_lab.{room}", "", docstring_of(PACKAGE / room / "__init__.py"), ""]
+    """The page of a room, a block for each of its modules.
+
+    It is left out of the search, where its many names would hide the guides; the index is in it.
+    """
+    lines = ["---", "search:", "  exclude: true", "---", ""]
+    lines += [f"# diffusion_lab.{room}", "", docstring_of(PACKAGE / room / "__init__.py"), ""]
     lines += [f"::: {name}\n" for name in modules_of(room)]
     return "\n".join(lines)
 
 
 def index_page() -> str:
-    """The page of the rooms and of the names that are imported from `diffusion_lab` itself."""
+    """The page of the names that `diffusion_lab` itself offers, and of the classes of each room."""
     lines = [
         "# Python API",
         "",
         "These names are what people extend or call, as in `from diffusion_lab import Sampler`:",
         "",
-        "| name | where it lives |",
+        "| name | where it is defined |",
         "| --- | --- |",
     ]
     lines += [f"| [`{name}`][{home}.{name}] | `{home}` |" for name, home in public_names().items()]
-    lines += ["", "The rooms of the package:", "", "| room | what is in it |", "| --- | --- |"]
-    for room in ROOMS:
-        lines.append(f"| [`{room}`]({room}.md) | {docstring_of(PACKAGE / room / '__init__.py')} |")
     lines += ["", "`diffusion_lab.pipeline` joins the parts:", "", "::: diffusion_lab.pipeline", ""]
+    for room in ROOMS:
+        lines += [f"## {room}", "", docstring_of(PACKAGE / room / "__init__.py"), ""]
+        lines += [f"All modules and functions: [diffusion_lab.{room}]({room}.md)", ""]
+        if classes := classes_of(room):
+            lines += ["| class | what it is |", "| --- | --- |"]
+            lines += [
+                f"| [`{name.rpartition('.')[2]}`][{name}] | {line.replace('|', '&#124;')} |"
+                for name, line in classes.items()
+            ]
+            lines.append("")
     return "\n".join(lines)
 
 

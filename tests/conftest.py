@@ -18,6 +18,8 @@ from helpers.tiny_runs import TINY
 
 from diffusion_lab.compute import slurm
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
 compose_quickly()
 os.environ["HF_HUB_OFFLINE"] = "1"  # do not wait for missing files
 
@@ -126,3 +128,16 @@ def environment(monkeypatch):
 def one_thread():
     """Uses one thread: the tests are small, and more threads only slow each other down."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium; where there is none the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install '.[browser]'")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"there is no browser: none of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

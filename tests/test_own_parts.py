@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture
+from helpers.pages import PAGES, blocks_of, commands_of
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY
 from PIL import Image
@@ -18,102 +18,51 @@ from PIL import Image
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
 
-README = (ROOT / "README.md").read_text()
+OWN_PARTS, OWN_DATA = (PAGES / f"{name}.md" for name in ("own-parts", "own-data"))
+PYTHON, YAML = (
+    blocks_of(OWN_PARTS, language) | blocks_of(OWN_DATA, language)
+    for language in ("python", "yaml")
+)
 QUICK = [*TINY, "logger=none", "callbacks.evaluation=null", "run_dir=run"]
-OTHER_NETWORK = [a for a in QUICK if not a.startswith("backbone")]
-METRIC = """
-from diffusion_lab.metrics.metric import Metric, Quantity
-
-class MeanGap(Metric):
-    quantities = (Quantity("mean_gap", "gap of means", "how far means are apart", False),)
-
-    def measure(self, generated, reference):
-        gap = generated.features.mean(0) - reference.features.mean(0)
-        return {"mean_gap": float(gap.norm())}
-"""
-CALLBACK = '''
-from diffusion_lab.training.callbacks import Periodic
-
-class Counts(Periodic):
-    """Writes down at which steps it was called."""
-
-    def __init__(self, every_n_steps: int = 1):
-        self.every_n_steps = every_n_steps
-
-    def run(self, trainer):
-        with (trainer.lightning_module.context.folder / "counts.txt").open("a") as file:
-            file.write(f"{trainer.global_step} ")
-'''
-SOURCE = """
-import torch
-from diffusion_lab.data import DataSource, Split
-
-class Grey(DataSource):
-    native_shape = (1, 8, 8)
-    class_names = ("dark", "light")
-
-    def __init__(self, shades: tuple = (60, 200)):
-        self.shades = shades
-
-    def load(self):
-        labels = torch.arange(40) % 2
-        shades = torch.tensor(list(self.shades), dtype=torch.uint8)[labels]
-        split = Split(shades[:, None, None, None].expand(-1, 1, 8, 8).contiguous(), labels)
-        return split, split
-"""
-
-
-def code_of(name: str) -> str:
-    return re.search(rf"```python\n(# {name}\n.+?)```", README, re.DOTALL)[1]
 
 
 def command_with(words: str) -> list[str]:
-    """The arguments of the README's command that begins with `words`."""
-    return re.search(rf"^    diffusion-lab ({words}.*)$", README, re.MULTILINE)[1].split()
+    """The arguments of the pages' command that begins so, after `--config-dir my_conf`."""
+    lines = [line for page in (OWN_PARTS, OWN_DATA) for line in commands_of(page)]
+    (line,) = (line for line in lines if line.startswith(f"diffusion-lab {words}"))
+    return line.partition("--config-dir my_conf ")[2].split()
 
 
-# part -> its code, configuration file, configuration, and the arguments that choose it
+def without(group: str) -> list[str]:
+    """The arguments of a quick run that are not of a group."""
+    return [argument for argument in QUICK if not argument.startswith(group)]
+
+
+# the arguments that train a quick run with each part, and the option's file
+TRAIN = "train --config-dir my_conf"
 PARTS = {
-    "sampler": (
-        code_of("my_samplers.py"),
-        "sampler/midpoint.yaml",
-        "defaults: [{time_grid: uniform}, _self_]\n_target_: my_samplers.Midpoint\nsteps: 10\n",
-        [*QUICK, "sampler=midpoint", "sampler.steps=2"],
-    ),
-    "schedule": (
-        code_of("my_schedules.py"),
-        "schedule/power.yaml",
-        "_target_: my_schedules.Power\npower: 2\n",
-        [*command_with("train --config-dir my_conf schedule=power")[3:], *QUICK],
-    ),
+    "sampler": ("sampler/midpoint", [*QUICK, "sampler=midpoint", "sampler.steps=2"]),
+    "schedule": ("schedule/power", [*command_with(f"{TRAIN} schedule"), *QUICK]),
     "network": (
-        code_of("my_networks.py"),
-        "backbone/convolutions.yaml",
-        "_target_: my_networks.Convolutions\n_partial_: true\nwidth: 8\ndepth: 2\n",
-        [*command_with("train --config-dir my_conf backbone=convolutions")[3:], *OTHER_NETWORK],
+        "backbone/convolutions",
+        [*command_with(f"{TRAIN} backbone"), "backbone.width=8", *without("backbone")],
     ),
     "metric": (
-        METRIC,
-        "metrics/mine.yaml",
-        "defaults: [efficientnet_lite0, _self_]\nextra: {gap: {_target_: my_metrics.MeanGap}}\n",
-        [*TINY, "logger=none", "run_dir=run", "metrics=mine"],
+        "metrics/mine",
+        [*TINY, "logger=none", "run_dir=run", *command_with(f"{TRAIN} metrics")],
     ),
     "callback": (
-        CALLBACK,
-        "callbacks/counts.yaml",
-        "_target_: my_callbacks.Counts\nevery_n_steps: 1\n",
+        "callbacks/counts",
         [
             *QUICK,
-            "trainer.max_steps=5",
-            "+callbacks@callbacks.counts=counts",
+            *command_with(f"{TRAIN} +callbacks"),
             "callbacks.counts.every_n_steps=2",
+            "trainer.max_steps=5",
         ],
     ),
     "source": (
-        SOURCE,
-        "data/grey.yaml",
-        "defaults: [images, _self_]\nsource: {_target_: my_sources.Grey, shades: [60, 200]}\n",
-        [*(a for a in QUICK if not a.startswith("data")), "data=grey", "data.validation_size=10"],
+        "data/grey",
+        [*without("data"), *command_with(f"{TRAIN} data=grey")],
     ),
 }
 
@@ -132,11 +81,11 @@ def write(lab, tmp_path, forgetting):
     """A function: write("sampler") writes a part's two files -> the arguments that choose it."""
 
     def files_of(part: str) -> list[str]:
-        code, place, configuration, arguments = PARTS[part]
-        (tmp_path / f"my_{part}s.py").write_text(code)
-        file = tmp_path / "my_conf" / place
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(configuration)
+        option, arguments = PARTS[part]
+        (tmp_path / f"my_{part}s.py").write_text(PYTHON[f"my_{part}s.py"])
+        name = f"my_conf/{option}.yaml"
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(YAML[name])
         importlib.invalidate_caches()
         return ["--config-dir", "my_conf", *arguments]
 
@@ -195,17 +144,21 @@ def test_the_images_of_a_source_are_learned_from(train_with):
         assert picture.size == (2 * (2 * 10 + 2), 2 * (2 * 10 + 2))  # one row per class
 
 
-def test_the_readmes_sampler_is_chosen_for_a_trained_run(lab, write, run_folder):
+def test_the_sampler_is_chosen_for_a_trained_run(lab, write, run_folder):
     write("sampler")
-    (chosen,) = re.findall(r"^    diffusion-lab (.*sampler=midpoint)$", README, re.MULTILINE)
-    code, _, err = lab(*chosen.replace("outputs/NAME/TIMESTAMP", "run").split(), "num_samples=4")
+    _, *chosen = command_with("sample --config-dir my_conf")
+    arguments = ["--config-dir", "my_conf", "run=run", *chosen, "num_samples=4"]
+    code, _, err = lab("sample", *arguments)
     assert code == 0, err
     assert list((run_folder / "samples").glob("midpoint*.png"))
 
 
-def test_the_readmes_network_borrows_the_keys_of_another(lab, write):
+def test_the_network_borrows_the_keys_of_another(lab, write):
     write("network")
-    code, _, err = lab(*command_with("train backbone=mlp"), *OTHER_NETWORK)
+    target = "backbone._target_=my_networks.Convolutions"
+    assert f"diffusion-lab train backbone=mlp {target} backbone.width=64" in commands_of(OWN_PARTS)
+    arguments = ["backbone=mlp", target, "backbone.width=64", *without("backbone")]
+    code, _, err = lab("train", *arguments)
     assert code == 0, err
 
 
@@ -226,7 +179,7 @@ def test_a_run_is_not_opened_where_its_part_is_missing(lab, train_with, tmp_path
 
 def test_a_wrong_name_is_one_sentence(refusal, write):
     write("network")
-    wrong = ["backbone=mlp", "backbone._target_=my_networks.Conv", *OTHER_NETWORK]
+    wrong = ["backbone=mlp", "backbone._target_=my_networks.Conv", *without("backbone")]
     assert "my_networks.Conv" in refusal("train", *wrong)
     assert not Path("run").exists()
 
@@ -234,7 +187,7 @@ def test_a_wrong_name_is_one_sentence(refusal, write):
 @pytest.mark.slow
 def test_a_network_that_reads_its_tensors_is_profiled_all_the_same(lab, write, tmp_path):
     write("network")
-    code = code_of("my_networks.py").replace(
+    code = PYTHON["my_networks.py"].replace(
         "        return ", "        assert x.abs().max().item() < 10\n        return "
     )
     (tmp_path / "my_networks.py").write_text(code)
@@ -244,19 +197,20 @@ def test_a_network_that_reads_its_tensors_is_profiled_all_the_same(lab, write, t
     assert json.loads(out.splitlines()[-1])["macs"] > 0
 
 
-def test_the_readmes_configurations_are_these():
-    for part in ("sampler", "schedule"):
-        for line in PARTS[part][2].replace("defaults: ", "`defaults: ").splitlines():
-            assert line in README or f"`{line}`" in README, line
+def test_the_readmes_parts_are_those_of_the_pages():
+    files = blocks_of(ROOT / "README.md", "python")
+    assert files
+    for name, code in files.items():
+        assert code == PYTHON[name], name
 
 
 def made_of(name: str) -> dict:
     found = {}
-    exec(code_of(name), found)
+    exec(PYTHON[name], found)
     return found
 
 
-def test_the_readmes_sampler_is_of_second_order():
+def test_the_sampler_is_of_second_order():
     mixture, schedule = GaussianMixture([0.5, 0.5], [-1.0, 1.5], 0.5), Rectified()
     levels = schedule(torch.tensor([0.9, 0.2]))
     torch.manual_seed(0)
@@ -271,7 +225,7 @@ def test_the_readmes_sampler_is_of_second_order():
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
 
 
-def test_the_readmes_schedule_is_inverted():
+def test_the_schedule_is_inverted():
     schedule = made_of("my_schedules.py")["Power"](3)
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     torch.testing.assert_close(schedule.at_logsnr(schedule(t).logsnr).t, t, atol=1e-9, rtol=0)

@@ -1,21 +1,16 @@
 """The README is true: its commands compose, its tree and its options are the real ones."""
 
 import re
-import shlex
 import subprocess
 
 import pytest
+from helpers.pages import check_composes, commands_of
 from helpers.paths import ROOT
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
-from diffusion_lab.cli.arguments import prepare
-from diffusion_lab.cli.commands import COMMANDS
 
 README = (ROOT / "README.md").read_text()
 LINES = [
     line
-    for line in re.findall(r"^    (diffusion-lab .+)$", README, re.MULTILINE)
+    for line in commands_of(ROOT / "README.md")
     if "--config-dir" not in line  # tested by test_own_parts.py
 ]
 
@@ -24,37 +19,6 @@ LINES = [
 def launchers_everywhere(monkeypatch):
     """Pretends that all launchers exist, so that no command is refused for a missing one."""
     monkeypatch.setattr("shutil.which", lambda name: name)
-
-
-def single(override: str) -> list[str]:
-    """An override with the first of its values; none if it sweeps an interval."""
-    parsed = OverridesParser.create().parse_override(override)
-    if not parsed.is_sweep_override():
-        return [override]
-    if not parsed.is_discrete_sweep():
-        return []
-    return [f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"]
-
-
-def check_composes(line: str) -> None:
-    _, command, *overrides = shlex.split(line)
-    overrides = prepare(COMMANDS[command], overrides)
-    sweep = "-m" in overrides
-    overrides = [o for o in overrides if o != "-m"]
-    if sweep:
-        overrides = [o for override in overrides for o in single(override)]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert compose(
-            command.replace("-", "_"),
-            overrides=[
-                *overrides,
-                *(
-                    ["name=x"]
-                    if command.startswith("train") and command != "train-extractor"
-                    else []
-                ),
-            ],
-        )
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -1,7 +1,6 @@
 """The page of a comparison: self-contained, escaped, accessible, and working in a browser."""
 
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image
 
 from diffusion_lab.analysis.comparison import compare
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}
 
 
@@ -144,18 +142,6 @@ def test_the_page_stays_small_with_many_large_grids(tmp_path):
     compare([str(tmp_path / "runs")], str(tmp_path / "out"))
     assert (tmp_path / "out/index.html").stat().st_size < 10_000_000
     assert len(outline(tmp_path / "out/index.html").images) == 30
-
-
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install '.[browser]'")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"there is no browser: none of {', '.join(BROWSERS)}")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def opened(browser, page, **settings):

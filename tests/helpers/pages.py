@@ -1,0 +1,50 @@
+"""What stands in the pages: their commands, and their blocks that are files."""
+
+import re
+import shlex
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from diffusion_lab.cli.arguments import prepare
+from diffusion_lab.cli.commands import COMMANDS
+from helpers.paths import ROOT
+
+PAGES = ROOT / "docs/pages"
+WRITTEN = sorted(PAGES.glob("*.md"))  # those in folders are made from conf/ and docstrings
+
+
+def blocks_of(page: Path, language: str) -> dict[str, str]:
+    """The blocks of a page whose first line is the name of a file, by that name."""
+    found = re.findall(rf"```{language}\n(# (\S+\.\w+)\n.+?)```", page.read_text(), re.DOTALL)
+    return {name: text for text, name in found}
+
+
+def commands_of(page: Path) -> list[str]:
+    """The lines of a page that are commands of `diffusion-lab`."""
+    return re.findall(r"^(?:    )?(diffusion-lab .+)$", page.read_text(), re.MULTILINE)
+
+
+def _single(override: str) -> list[str]:
+    """An override with the first of its values; none if it sweeps an interval."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override():
+        return [override]
+    if not parsed.is_discrete_sweep():
+        return []
+    return [f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"]
+
+
+def check_composes(line: str) -> None:
+    """Asserts that a command exists, and that its overrides compose."""
+    _, command, *overrides = shlex.split(line)
+    overrides = prepare(COMMANDS[command], overrides)
+    sweep = "-m" in overrides
+    overrides = [o for o in overrides if o not in ("-m", "--cfg", "job")]
+    if sweep:
+        overrides = [o for override in overrides for o in _single(override)]
+    if command in ("train", "train-autoencoder"):
+        overrides.append("name=x")  # the default asks Hydra, which is not running
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose(command.replace("-", "_"), overrides=overrides)

@@ -1,0 +1,274 @@
+"""The documentation is true and whole: its commands, options and links, and it in a browser."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from functools import cache, partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from helpers.pages import PAGES, WRITTEN, check_composes, commands_of
+from helpers.paths import CONF, ROOT
+
+DOCS = ROOT / "docs"
+COPIED = ("Makefile", "conf", "diffusion_lab", "docs", "experiments", "pyproject.toml")
+MADE = shutil.ignore_patterns("__pycache__", ".cache", "site", "api", "options", "experiments")
+LINES = [
+    pytest.param(line, id=f"{page.stem}-{i}")
+    for page in WRITTEN
+    for i, line in enumerate(commands_of(page))
+    if "--config-dir" not in line  # tested by test_own_parts.py
+]
+
+
+@cache
+def script(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_of_the_pages_composes(line, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name)  # launchers are not on every machine
+    check_composes(line)
+
+
+def test_every_make_target_of_the_pages_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in WRITTEN:
+        for target in re.findall(
+            r"(?:^    |`)make ([a-z-]+)(?=[`\s])", page.read_text(), re.MULTILINE
+        ):
+            assert target in targets, f"{page.name}: make {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    def leaves(entries: list | str) -> Iterator[str]:
+        if isinstance(entries, str):
+            yield entries
+        else:
+            for entry in entries:
+                for value in entry.values():
+                    yield from leaves(value)
+
+    named = set(leaves(tomllib.loads((DOCS / "zensical.toml").read_text())["project"]["nav"]))
+    assert named - {"options/", "api/"} == {page.name for page in WRITTEN}
+
+
+def test_every_group_of_options_is_on_the_page_about_composing():
+    text = (PAGES / "compose.md").read_text()
+    for folder in (path for path in CONF.rglob("*") if path.is_dir() and list(path.glob("*.yaml"))):
+        group = folder.relative_to(CONF).as_posix()
+        top = group.split("/")[0]
+        if top not in ("reconstruction", "hydra", "experiment") and group != "metrics/extractor":
+            assert f"[`{group}`](options/{top}.md" in text, group
+
+
+def test_the_rooms_are_the_real_ones():
+    table = re.search(r"## The rooms\n.+?## ", (PAGES / "contributors.md").read_text(), re.DOTALL)
+    package = ROOT / "diffusion_lab"
+    rooms = [p.name + "/" for p in package.iterdir() if (p / "__init__.py").exists()]
+    named = re.findall(r"^\| `(\S+)` \|", table[0], re.MULTILINE)
+    assert set(named) == {*rooms, "pipeline.py"}
+
+
+def test_every_file_that_the_contributors_page_names_exists():
+    for name in re.findall(r"`([\w/]+/\w+\.py)`", (PAGES / "contributors.md").read_text()):
+        assert (ROOT / name).exists() or (ROOT / "diffusion_lab" / name).exists(), name
+
+
+def keys_in(node: object, above: str = "") -> Iterator[str]:
+    """The whole names of the keys of a configuration that have a value of their own."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from keys_in(value, f"{above}.{key}" if above else str(key))
+    else:
+        yield above
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONF.glob("*/**/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_every_key_of_an_option_is_on_its_page(path):
+    options = script("options")
+    content = yaml.safe_load(path.read_text()) or {}
+    content.pop("defaults", None)
+    found = {key.name for key in options.keys_of(path.read_text())}
+    for key in keys_in(content):
+        if key and not key.endswith(("_partial_", "_convert_", "_recursive_")):
+            # a value written in braces is one key with its braces
+            assert any(key == name or key.startswith(f"{name}.") for name in found), key
+
+
+# ----------------------------------------------------------------------------------------------
+# the built site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built as `make docs` does, in a copy of what it is made from."""
+    pytest.importorskip("zensical", reason="pip install '.[docs]'")
+    pytest.importorskip("latex2mathml", reason="pip install '.[docs]'")
+    copy = tmp_path_factory.mktemp("docs")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = MADE if name == "docs" else shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, copy / name, ignore=ignored)
+        else:
+            shutil.copy(source, copy / name)
+    make = ["make", "docs", "-o", ".venv/docs", f"BIN={Path(sys.executable).parent}"]
+    made = subprocess.run(make, cwd=copy, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return copy / "docs/site"
+
+
+class Page(HTMLParser):
+    """The links of a page, and its anchors."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("href", "src") and value:
+                self.links.append(value)
+            elif name == "id" or (name == "name" and tag == "a"):
+                self.anchors.add(value)
+
+
+def linked(path: Path, site: Path) -> Path:
+    """The file that a path stands for."""
+    assert path.resolve().is_relative_to(site.resolve()), path
+    return path / "index.html" if path.is_dir() else path
+
+
+@pytest.mark.slow
+def test_every_link_and_anchor_of_the_site_leads_somewhere(site):
+    read, broken = cache(Page), []
+    pages = [page for page in site.rglob("*.html") if page.name != "404.html"]
+    assert len(pages) > len(WRITTEN)
+    for page in pages:
+        for link in read(page).links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = page.parent / unquote(parts.path) if parts.path else page
+            target = linked(target, site)
+            anchor = unquote(parts.fragment)
+            if not target.exists() or (anchor and anchor not in read(target).anchors):
+                broken.append(f"{page.relative_to(site)}: {link}")
+    assert broken == []
+
+
+class Silent(SimpleHTTPRequestHandler):
+    """A server of files that says nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address(site) -> Iterator[str]:
+    """Where the site is served."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def opened(browser, address: str, scheme: str):
+    """A new tab, and a list of what it says, what fails in it and what it asks other servers."""
+    tab = browser.new_context(color_scheme=scheme).new_page()
+    heard: list[str] = []
+    tab.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+    tab.on("pageerror", lambda error: heard.append(str(error)))
+    tab.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((address, "data:", "blob:"))
+            else heard.append(request.url)
+        ),
+    )
+    return tab, heard
+
+
+@pytest.mark.slow
+def test_every_page_renders_in_light_and_dark(browser, address, site):
+    grounds = {}
+    for scheme in ("light", "dark"):
+        tab, heard = opened(browser, address, scheme)
+        for page in sorted(site.rglob("*.html") if scheme == "light" else site.glob("*.html")):
+            name = page.relative_to(site).as_posix()
+            tab.goto(address + name)
+            assert tab.locator("article h1").first.is_visible(), name
+            broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
+            assert tab.evaluate(broken) == 0, name
+            assert heard == [], name
+        ground = "getComputedStyle(document.body).backgroundColor"
+        grounds[scheme] = [int(n) for n in re.findall(r"\d+", tab.evaluate(ground))[:3]]
+    assert min(grounds["light"]) > 200
+    assert max(grounds["dark"]) < 50
+
+
+@pytest.mark.slow
+def test_the_palette_is_switched_by_its_button(browser, address):
+    tab, heard = opened(browser, address, "light")
+    tab.goto(address + "index.html")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    before = tab.evaluate(ground)
+    tab.locator("label[for^=__palette]:visible").first.click()
+    tab.wait_for_function(f"{ground} !== {before!r}")
+    assert heard == []
+
+
+@pytest.mark.slow
+def test_formulas_are_drawn_by_the_browser(browser, address):
+    tab, _ = opened(browser, address, "light")
+    tab.goto(address + "theory.html")
+    assert tab.locator("math").count() > 50
+    assert tab.locator("math[display=block]").first.bounding_box()["height"] > 10
+    assert "$" not in tab.locator("article").inner_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("checkpoint", "training.html#checkpoints-and-resuming"),
+        ("add a metric", "own-parts.html#add-a-metric"),
+        ("FID high", "metrics.html#why-is-my-fid-high"),
+        ("resume", "start.html#stop-and-resume"),
+        ("half_life_images", "options/callbacks.html#weight_averaging"),
+    ],
+)
+def test_the_search_finds_the_page_that_answers(browser, address, words, answer):
+    tab, heard = opened(browser, address, "light")
+    tab.goto(address + "index.html")
+    tab.locator(".md-search__button").click()
+    tab.locator("dialog[aria-label=Search] input").fill(words)
+    results = tab.locator("dialog[aria-label=Search] a")
+    results.first.wait_for()
+    links = results.evaluate_all("links => links.map(link => link.href)")
+    found = [re.sub(r"\?[^#]*", "", link).removeprefix(address) for link in links]
+    assert answer in found[:6]
+    assert heard == []
