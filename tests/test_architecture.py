@@ -73,6 +73,23 @@ def test_theory_imports_torch_and_the_standard_library_alone(path):
     assert roots <= {"torch", "diffusion_lab"} | sys.stdlib_module_names
 
 
+def test_common_knows_neither_the_configuration_nor_ranks():
+    for path in files("common"):
+        names = imports(path)
+        assert not {name.split(".")[0] for name in names} & {"hydra", "omegaconf"}, path
+        assert not {name for name in names if name.startswith("torch.distributed")}, path
+
+
+@pytest.mark.parametrize(("opening", "most"), [("training/diffusion_module.py", 8)])
+def test_the_stations_of_a_step_are_files(opening, most):
+    """The opening docstring of the module lists at most so many files, and they exist."""
+    said = ast.get_docstring(ast.parse((PACKAGE / opening).read_text()))
+    listed = re.findall(r"^ +(\w+/[\w/]+[.]py)", said, re.MULTILINE)
+    assert 0 < len(set(listed)) <= most
+    for name in re.findall(r"[\w/]+[.]py", said):
+        assert (PACKAGE / name).exists() or (PACKAGE / "training" / name).exists(), name
+
+
 def trees() -> Iterator[tuple[Path, ast.Module]]:
     for path in PACKAGE.rglob("*.py"):
         yield path, ast.parse(path.read_text())

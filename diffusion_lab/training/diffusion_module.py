@@ -3,17 +3,18 @@
 The stages of a training step in order, with the file of each:
 
     data/loader.py                       images (B, C, H, W) uint8 of step and rank, or moments
-    training/module.py                   seeds what is drawn, by step and rank
+    training/module.py                   seeds for this step and rank; later backward and update
     first_stage/base.py                  x0 (B, c, h, w) float32 of about unit scale
     diffusion/objective/objective.py     the loss (B,): eps, dropped labels, weights, and in it
     diffusion/objective/time_sampler.py    noise levels (B,) of a schedule, and importance (B,)
-    diffusion/denoiser.py                  output = network(alpha x0 + sigma eps, level, labels)
+    diffusion/noise.py                     x = alpha x0 + sigma eps
+    diffusion/denoiser.py                  output = network(x, level, labels)
     diffusion/objective/prediction.py      target = a x0 + b eps, with which output is compared
-    training/module.py                   backward, clipping, optimiser, learning rate
 
-An augmentation, if there is one, changes the images first: data/augmentation.py. After the step,
-callbacks average the weights (callbacks/weight_averaging.py) and log `train/loss` (only
-callbacks/throughput.py does). A bad step is skipped: training/bad_steps.py.
+Some steps have more: an augmentation changes the images first (data/augmentation.py), a bad step is
+skipped (training/bad_steps.py), and a schedule sets the learning rate (training/lr_schedule.py).
+After the step, callbacks average the weights (callbacks/weight_averaging.py) and write
+`train/loss` to the loggers (callbacks/throughput.py alone does that).
 """
 
 import torch
