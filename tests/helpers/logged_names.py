@@ -1,4 +1,4 @@
-"""The scheme of the names under which runs log, as the README lists it."""
+"""The scheme of the names under which runs log, as the page on W&B lists it."""
 
 from fnmatch import fnmatchcase
 

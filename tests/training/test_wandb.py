@@ -19,7 +19,7 @@ from diffusion_lab import runs
 from diffusion_lab.metrics import log_names
 from diffusion_lab.training.logger.wandb_logger import COLUMNS, MOST_ROWS, chosen
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/pages/wandb.md").read_text()
 
 
 def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path, run_folder):
     assert record.config["choices"] == wandb_record.read(first).config["choices"]
 
 
-def test_the_readmes_lines_for_tensorboard_take_all_that_a_run_logs(run_folder, monkeypatch):
+def test_the_pages_lines_for_tensorboard_take_all_that_a_run_logs(run_folder, monkeypatch):
     Path("outputs/a").mkdir(parents=True)
     run_folder.rename("outputs/a/b")
     taken = []
@@ -178,7 +178,7 @@ def test_the_readmes_lines_for_tensorboard_take_all_that_a_run_logs(run_folder, 
 
     fake = SimpleNamespace(SummaryWriter=SummaryWriter)  # tensorboard need not be installed
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    exec(re.search(r"```python\n([^`]*SummaryWriter.+?)```", README, re.DOTALL)[1], {})
+    exec(re.search(r"```python\n([^`]*SummaryWriter.+?)```", PAGE, re.DOTALL)[1], {})
     rows = [json.loads(line) for line in Path("outputs/a/b/metrics.jsonl").read_text().splitlines()]
     assert taken == [
         ("outputs/a/b/tensorboard", name, value, row["step"])
@@ -217,8 +217,8 @@ def test_the_naming_scheme(name, known):
     assert is_known(name) is known
 
 
-def test_the_readme_lists_the_naming_scheme():
-    table = README[README.index("| name | what it is |") :].split("\n\n")[0]
+def test_the_page_lists_the_naming_scheme():
+    table = PAGE[PAGE.index("| name | what it is |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     real_values = {f"{kind}_real/*" for kind in KINDS}
