@@ -1,5 +1,6 @@
 """The documentation is true and whole: its commands, options and links, and it in a browser."""
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -21,6 +22,7 @@ from helpers.pages import PAGES, WRITTEN, check_composes, commands_of
 from helpers.paths import CONF, ROOT
 
 DOCS = ROOT / "docs"
+FAULTS = (DOCS / "pages/faults.md").read_text()
 COPIED = ("Makefile", "conf", "diffusion_lab", "docs", "experiments", "pyproject.toml")
 MADE = shutil.ignore_patterns("__pycache__", ".cache", "site", "api", "options", "experiments")
 LINES = [
@@ -112,6 +114,18 @@ def test_every_key_of_an_option_is_on_its_page(path):
         if key and not key.endswith(("_partial_", "_convert_", "_recursive_")):
             # a value written in braces is one key with its braces
             assert any(key == name or key.startswith(f"{name}.") for name in found), key
+
+
+def test_the_page_on_faults_names_tests_that_exist_and_the_target_that_runs_them():
+    rows = re.findall(r"^\| .+? \| (`test_.+`) \| `make (\S+)` \|$", FAULTS, re.MULTILINE)
+    listed = {name: target for names, target in rows for name in re.findall(r"`(\w+)`", names)}
+    found = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name in listed:
+                slow = any("mark.slow" in ast.unparse(each) for each in node.decorator_list)
+                found[node.name] = "test-slow" if slow else "test"
+    assert found == listed
 
 
 # ----------------------------------------------------------------------------------------------
