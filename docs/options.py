@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from api import defining
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -45,8 +46,9 @@ def keys_of(text: str) -> list[Key]:
     for line in head_of(text)[1].splitlines():
         value, _, trailing = line.partition(" #")
         found = KEY.match(value)
-        if not found:
-            comment = f"{comment} {line.strip().removeprefix('#')}".strip()
+        if not found:  # a comment on the key below, or an entry of a list
+            said = line.strip().removeprefix("#").strip() if line.lstrip().startswith("#") else ""
+            comment = f"{comment} {said}".strip() if said else ""
             continue
         depth = len(found["indent"]) // 2
         path = [*path[:depth], found["name"]]
@@ -106,6 +108,14 @@ def table_of(keys: list[Key], prefix: str = "") -> list[str]:
     return ["| key | default | what it is |", "| --- | --- | --- |", *rows, ""]
 
 
+def class_link(target: str) -> str:
+    """The name of a class, linked to the API's pages if it is of this package."""
+    module, _, name = target.rpartition(".")
+    if not module.startswith("diffusion_lab"):
+        return f"`{target}`"
+    return f"[`{target}`][{defining(module, name)}.{name}]"
+
+
 def section_of(group: str, name: str) -> list[str]:
     """One option: what its file says of it, its parts and its keys."""
     text = (CONF / group / f"{name}.yaml").read_text()
@@ -116,7 +126,7 @@ def section_of(group: str, name: str) -> list[str]:
     if made := of_which(group, text):
         lines += [made, ""]
     keys = keys_of(text)
-    lines += [f"Class: `{key.default}`\n" for key in keys if key.name == "_target_"]
+    lines += [f"Class: {class_link(key.default)}\n" for key in keys if key.name == "_target_"]
     prefix = f"callbacks.{name}." if group == "callbacks" else f"{group.replace('/', '.')}."
     return [*lines, *table_of([key for key in keys if key.name != "_target_"], prefix)]
 
@@ -158,22 +168,18 @@ def groups_in(group: str) -> list[str]:
 
 
 def commands_page() -> str:
-    """The page of the commands: what they are called with, and the keys that are not of a group."""
-    lines = ["# Commands", "", "Each is `diffusion-lab COMMAND key=value ...`.", ""]
+    """The page of the commands: their help, and their keys that belong to no group."""
+    lines = ["# Commands", "", "Commands are written `diffusion-lab COMMAND key=value ...`.", ""]
+    lines += ["`diffusion-lab COMMAND --help` prints the groups and all keys of one.", ""]
     for name in sorted(path.stem for path in CONF.glob("*.yaml")):
         text = (CONF / f"{name}.yaml").read_text()
         content = yaml.safe_load(text)
         help_text = content.get("hydra", {}).get("help", {}).get("header", "")
-        if not help_text:  # shared by commands, which link to it
+        if not help_text:  # what commands share; its keys are added to theirs
             continue
-        lines += [
-            f"## {name.replace('_', '-')}",
-            "",
-            "```text",
-            *help_text.strip().splitlines(),
-            "```",
-            "",
-        ]
+        # the lines of a command are indented by two, and a block of code by four
+        body = re.sub(r"^  ", "    ", help_text.strip(), flags=re.MULTILINE)
+        lines += [f"## {name.replace('_', '-')}", "", *body.splitlines(), ""]
         keys = [key for key in keys_of(text) if not key.name.startswith("hydra.")]
         shared = [entry for entry in content["defaults"] if isinstance(entry, str)]
         for entry in shared:

@@ -1,7 +1,7 @@
 """The documentation is true and whole: its commands, options and links, and it in a browser."""
 
 import ast
-import importlib.util
+import importlib
 import re
 import shutil
 import subprocess
@@ -33,14 +33,12 @@ LINES = [
 ]
 
 
-@cache
-def script(name: str) -> ModuleType:
-    """A script of docs/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def options() -> Iterator[ModuleType]:
+    """The script that writes the pages of options."""
+    sys.path.append(str(DOCS))
+    yield importlib.import_module("options")
+    sys.path.remove(str(DOCS))
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -105,11 +103,13 @@ def keys_in(node: object, above: str = "") -> Iterator[str]:
 @pytest.mark.parametrize(
     "path", sorted(CONF.glob("*/**/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}"
 )
-def test_every_key_of_an_option_is_on_its_page(path):
-    options = script("options")
+def test_every_key_of_an_option_is_on_its_page(options, path):
     content = yaml.safe_load(path.read_text()) or {}
     content.pop("defaults", None)
-    found = {key.name for key in options.keys_of(path.read_text())}
+    keys = options.keys_of(path.read_text())
+    found = {key.name for key in keys}
+    assert all(key.comment in " ".join(path.read_text().replace("#", " ").split()) for key in keys)
+    assert not any(key.comment.startswith("- ") for key in keys)
     for key in keys_in(content):
         if key and not key.endswith(("_partial_", "_convert_", "_recursive_")):
             # a value written in braces is one key with its braces

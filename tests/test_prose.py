@@ -7,7 +7,7 @@ import pytest
 from helpers.paths import ROOT
 
 NEEDS_MORE = {"Of", "Those", "That", "As", "What", "Whose", "Which"}
-FOLDERS = ("diffusion_lab", "experiments", "tests")
+FOLDERS = ("diffusion_lab", "docs", "experiments", "tests")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -1,4 +1,4 @@
-"""What stands in the pages: their commands, and their blocks that are files."""
+"""The commands of the pages, and their blocks that are files."""
 
 import re
 import shlex
