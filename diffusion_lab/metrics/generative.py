@@ -14,11 +14,10 @@ from diffusion_lab.common.ranges import Flag, optional, settings, whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics.classifier_scores import Accuracy, InceptionScore
-from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
+from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.distances import FeatureSet
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.feature_distances import FID, KID, ClassFID
+from diffusion_lab.metrics.feature_distances import FID, ClassFID
 from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.metric import (
     REAL,
@@ -32,6 +31,7 @@ from diffusion_lab.metrics.metric import (
     with_fingerprint,
 )
 from diffusion_lab.metrics.observer import FEATURES, Observed, Observer
+from diffusion_lab.metrics.quantities import BUILT_IN
 
 REFERENCE_SEED = 0  # the seed in `random_places`
 
@@ -61,18 +61,10 @@ class GenerativeMetrics:
         reader = Classifier(self.classifier) if self.classifier else None
         self.observer = Observer(self.extractor, reader)
         self.extra_metrics = list((self.extra or {}).values())
-        self.metrics: list[Metric] = [
-            FID(self.half_splits),
-            KID(),
-            PrecisionRecall(),
-            DensityCoverage(),
-            InceptionScore(),
-        ]
-        if reader:
-            self.metrics.append(Accuracy(reader))
-        if self.per_class:
-            self.metrics.append(ClassFID())
-        self.metrics += self.extra_metrics
+        arguments: dict[type[Metric], tuple] = {FID: (self.half_splits,), Accuracy: (reader,)}
+        asked = {Accuracy: reader, ClassFID: self.per_class}  # the others are always measured
+        chosen = [kind for kind in BUILT_IN if asked.get(kind, True)]
+        self.metrics = [kind(*arguments.get(kind, ())) for kind in chosen] + self.extra_metrics
 
     @property
     def by_class(self) -> bool:

@@ -7,14 +7,23 @@ from rich.table import Table
 from diffusion_lab.metrics.classifier_scores import Accuracy, InceptionScore
 from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.feature_distances import FID, KID, ClassFID
-from diffusion_lab.metrics.metric import LOWER, REAL, Quantity
+from diffusion_lab.metrics.metric import LOWER, REAL, Metric, Quantity
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 
 HELD_OUT = Quantity("held_out_loss", "Held-out loss", "denoising loss of test images", LOWER)
 VALIDATION = {"val/loss": False, "val/psnr": True, "val/ssim": True}  # whether higher is better
-CLASSES = (FID, KID, PrecisionRecall, DensityCoverage, InceptionScore, Accuracy, ClassFID)
+# all metrics of the package, in the order in which they are measured and reported
+BUILT_IN: tuple[type[Metric], ...] = (
+    FID,
+    KID,
+    PrecisionRecall,
+    DensityCoverage,
+    InceptionScore,
+    Accuracy,
+    ClassFID,
+)
 QUANTITIES = (
-    *(quantity for metric in CLASSES for quantity in metric.quantities),
+    *(quantity for metric in BUILT_IN for quantity in metric.quantities),
     HELD_OUT,
     COPIES,
     PIXEL_COPIES,

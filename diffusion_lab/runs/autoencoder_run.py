@@ -55,7 +55,6 @@ class AutoencoderRun(OpenRun):
 
     command: ClassVar[str] = "train-autoencoder"
     results: ClassVar[tuple[str, ...]] = (saving.FIRST_STAGE_FILE,)
-    summary_is_of_samples: ClassVar[bool] = False
     groups_without_choice: ClassVar[tuple[str, ...]] = ("sampler", "guidance")
 
     prior: Prior

@@ -26,7 +26,6 @@ class DiffusionRun(OpenRun):
     """The open run of a diffusion model, with averaged weights."""
 
     command: ClassVar[str] = "train"
-    summary_is_of_samples: ClassVar[bool] = True
 
     model: Model
     weak: dict[str, Denoiser | None] = field(default_factory=dict)  # models of weak runs by folder

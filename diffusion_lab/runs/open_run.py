@@ -24,7 +24,6 @@ class OpenRun(ABC):
 
     command: ClassVar[str]  # the name of the command that trains runs of this kind
     results: ClassVar[tuple[str, ...]] = ()  # files of a finished run, besides the summary
-    summary_is_of_samples: ClassVar[bool]  # else of reconstructed test images
     groups_without_choice: ClassVar[tuple[str, ...]] = ()  # groups that this kind does not have
 
     saved: DictConfig  # the run's configuration

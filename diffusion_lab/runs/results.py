@@ -13,7 +13,6 @@ from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.runs.folder import load_config, load_summary
-from diffusion_lab.runs.opening import kind_of
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 
 # how an error describes each entry of a protocol, and what makes it equal: an override or advice
@@ -59,13 +58,11 @@ def save_evaluation(
     return path
 
 
-def evaluations_of(folder: str | Path, saved: DictConfig, weights: CurrentWeights) -> list[Record]:
+def evaluations_of(folder: str | Path, weights: CurrentWeights) -> list[Record]:
     """All evaluations of a run's current weights, the one at the end of training first."""
     summary, found = load_summary(folder), []
-    if summary.get("protocol") and kind_of(saved).summary_is_of_samples:
-        facts = {key: summary[key] for key in ("protocol", "metrics")}
-        sampling = sampling_of(saved) | {"seed": saved.callbacks.evaluation.seed}
-        found.append(facts | {"sampling": sampling})
+    if summary.get("protocol") and summary.get("sampling"):  # else it measured no samples
+        found.append({key: summary[key] for key in ("protocol", "sampling", "metrics")})
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):
         try:
             record = json.loads(path.read_text())
@@ -78,7 +75,8 @@ def evaluations_of(folder: str | Path, saved: DictConfig, weights: CurrentWeight
 
 def require_evaluations(folder: str | Path) -> list[Record]:
     """All evaluations of a run's current weights; raises UserError if there are none, or no run."""
-    found = evaluations_of(folder, load_config(folder), CurrentWeights(folder))
+    load_config(folder)  # raises UserError if this is no run
+    found = evaluations_of(folder, CurrentWeights(folder))
     if not found:
         file_stamp(folder)  # without weights nothing can be measured
         raise never_evaluated(folder)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightning.pytorch.callbacks import Callback
+
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.metrics import PreparedMetrics
@@ -26,6 +28,7 @@ class RunContext:
     pipeline: Pipeline | None = None  # None: the run trains no diffusion model
 
     results: dict[str, float] = field(default_factory=dict)  # metrics of the latest evaluation
+    measured_by: Callback | None = None  # the callback that made `results`
     latest_grid: Path | None = None
     summary: dict[str, object] = field(default_factory=dict)  # more entries of summary.json
 

@@ -1,12 +1,15 @@
 """The summary of a run that has ended, and the last lines that the run prints."""
 
 import lightning
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import report
 from diffusion_lab.runs import SUMMARY
 from diffusion_lab.runs.environment import environment_of
+from diffusion_lab.runs.results import Sampling, sampling_of
+from diffusion_lab.training.callbacks import SampleEvaluation
 from diffusion_lab.training.task import Task
 
 
@@ -31,12 +34,20 @@ def summarise(
         "training_images": len(task.datamodule.train_images()),
         "metrics": metrics_of(task),
         "protocol": prepared.protocol if prepared else None,
+        "sampling": sampling_of_metrics(cfg, context.measured_by),
         "extra_quantities": prepared.metrics.extra_facts if prepared else [],
         "macs": task.macs(cfg) if finished else None,
         "peak_memory_bytes": peak_memory,
         **environment_of(trainer.strategy.root_device),
     }
     return summary | context.summary
+
+
+def sampling_of_metrics(cfg: DictConfig, measured_by: Callback | None) -> Sampling | None:
+    """The settings by which measured samples were drawn; None if no samples were measured."""
+    if not isinstance(measured_by, SampleEvaluation):
+        return None
+    return sampling_of(cfg) | {"seed": measured_by.seed}
 
 
 def metrics_of(task: Task) -> dict[str, float]:

@@ -24,7 +24,6 @@ from diffusion_lab.cli.arguments import gather_paths
 from diffusion_lab.common.formats import with_spread
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import with_fingerprint
-from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, sha256_of
 
@@ -205,7 +204,7 @@ class TestRefusals:
             folder = fake_run(runs / f"run{seed}", 1.0, seed, protocol={"num_samples": 500 + seed})
             (folder / EVALUATIONS).mkdir()
             present = CurrentWeights(folder)
-            (own,) = evaluations_of(folder, load_config(folder), present)
+            (own,) = evaluations_of(folder, present)
             protocol = {
                 key: own["protocol"][key] for key in own["protocol"] if key != "fingerprint"
             }

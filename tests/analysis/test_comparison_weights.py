@@ -70,7 +70,7 @@ def test_weights_that_were_saved_while_they_were_read_are_not_measured(tmp_path)
 
 
 def fids(folder):
-    found = evaluations_of(folder, load_config(folder), CurrentWeights(folder))
+    found = evaluations_of(folder, CurrentWeights(folder))
     return [record["metrics"][f"fid/{NAME}"] for record in found]
 
 

@@ -13,6 +13,7 @@ from diffusion_lab.analysis.comparison.verdict import verdict
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.metrics.quantities import QUANTITIES
 from diffusion_lab.runs.folder import save_config
+from diffusion_lab.runs.results import sampling_of
 
 NAME = "efficientnet_lite0-96/train10k-1k"
 PROTOCOL = {
@@ -89,6 +90,7 @@ def fake_run(
         "peak_memory_bytes": 2**30,
         "metrics": figures,
         "protocol": with_fingerprint(PROTOCOL | (protocol or {})),
+        "sampling": sampling_of(whole) | {"seed": whole.callbacks.evaluation.seed},
         "device": "cpu",
         "versions": {"torch": "2"},
     }

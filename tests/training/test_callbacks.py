@@ -2,18 +2,28 @@
 
 import json
 
+import pytest
 from helpers.tiny_runs import TINY
 
 
-def test_an_evaluation_by_another_name_is_found(lab, tmp_path):
-    renamed = ["~callbacks.evaluation", "~callbacks.sample_grid"]
-    renamed += ["+callbacks@callbacks.fid=evaluation", "+callbacks@callbacks.pictures=sample_grid"]
-    code, _, err = lab("train", *TINY, *renamed, "logger=none", "run_dir=run")
-    assert code == 0, err
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert any(name.startswith("fid/") for name in summary["metrics"])
+def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_path):
+    renamed = ["callbacks.evaluation=null", "~callbacks.sample_grid"]
+    renamed += ["+callbacks@callbacks.mine=evaluation", "callbacks.mine.seed=5"]
+    renamed += ["+callbacks@callbacks.pictures=sample_grid", "logger=none"]
+    for seed in range(2):
+        code, _, err = lab("train", *TINY, *renamed, f"seed={seed}", f"run_dir=run{seed}")
+        assert code == 0, err
+    summary = json.loads((tmp_path / "run0/summary.json").read_text())
+    (fid,) = (name for name in summary["metrics"] if name.startswith("fid/"))
     assert summary["protocol"]
-    assert list((tmp_path / "run/samples").glob("step_*.png"))
+    assert summary["sampling"]["seed"] == 5
+    assert summary["sampling"]["sampler"]["steps"] == 3
+    assert list((tmp_path / "run0/samples").glob("step_*.png"))
+    code, _, err = lab("compare", "run0", "run1")
+    assert code == 0, err
+    code, out, err = lab("evaluate", "run=run0", "against=run1", "seed=5", "json=true")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])[fid] == pytest.approx(summary["metrics"][fid])
 
 
 def test_what_is_no_callback_is_refused_by_its_key(refusal):

@@ -104,7 +104,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 left_out.append(f"{folder} is left out: {reason}")
                 continue
             rows, present = read_rows(folder / METRICS), CurrentWeights(folder)
-            found = evaluations_of(folder, config, present)
+            found = evaluations_of(folder, present)
             if present.file_stamp is None and any((folder / EVALUATIONS).glob("*.json")):
                 left_out.append(
                     f"Later evaluations of {folder} are left out: its checkpoints are gone, and "

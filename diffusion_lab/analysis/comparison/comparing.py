@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.analysis.comparison import curves, drawings, fairness, measurements, page, pairs
-from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
+from diffusion_lab.analysis.comparison.candidates import read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of
 from diffusion_lab.analysis.comparison.page import Judged, Report
@@ -21,8 +21,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.quantities import HELD_OUT
-from diffusion_lab.runs.results import Sampling, common_metrics, sampling_of
-from diffusion_lab.training.callbacks import Evaluation, configured
+from diffusion_lab.runs.results import Sampling, common_metrics
 
 PLOTS = "plots"
 COSTS = {"macs": "MACs of a call on one image", "training_seconds": "time of training, minutes"}
@@ -147,16 +146,9 @@ def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str 
     """A metric's name in metrics.jsonl; None if training measured it unlike the comparison."""
     if metric.name == HELD_OUT.name:
         return "val/loss"
-    own = all(measured_alike(run, collection) for run in group.runs)
-    return collection.names.get(metric.name) if own else None
-
-
-def measured_alike(run: Run, collection: Collection) -> bool:
-    """Whether training measured a run by the protocol and sampling of the comparison."""
-    evaluation = configured(run.config, Evaluation)
-    if run.summary.get("protocol") != collection.protocol or not evaluation:
-        return False
-    return sampling_of(run.config) | {"seed": evaluation.seed} == collection.sampling
+    compared = (collection.protocol, collection.sampling)
+    ways = ((run.summary.get("protocol"), run.summary.get("sampling")) for run in group.runs)
+    return collection.names.get(metric.name) if all(way == compared for way in ways) else None
 
 
 def setting(collection: Collection) -> str:

@@ -43,7 +43,8 @@ class Evaluation(Periodic):
     def run(self, trainer: lightning.Trainer) -> None:
         with averaged_weights(trainer):
             results = self.measure(trainer)
-        module_of(trainer).context.results = results
+        context = module_of(trainer).context
+        context.results, context.measured_by = results, self
         for logger in trainer.loggers:
             logger.log_metrics(results, step=trainer.global_step)
 
