@@ -119,7 +119,8 @@ def class_link(target: str) -> str:
 def section_of(group: str, name: str) -> list[str]:
     """One option: what its file says of it, its parts and its keys."""
     text = (CONF / group / f"{name}.yaml").read_text()
-    lines = [f"### {name} {{ #{anchor(group, name)} }}", ""]
+    depth = "###" if "/" in group else "##"
+    lines = [f"{depth} {name} {{ #{anchor(group, name)} }}", ""]
     if group in RECIPES:
         return [*lines, "```yaml", *text.strip().splitlines(), "```", ""]
     lines += [cell(head_of(text)[0].replace("\n", " ")), ""]
@@ -133,10 +134,11 @@ def section_of(group: str, name: str) -> list[str]:
 
 def page_of(group: str) -> str:
     """The page of a group and the groups inside it: a table of options, then a section for each."""
-    lines = [f"# {group}", ""]
+    lines = [] if options_of(group) else [f"# {group}", ""]
     for part in groups_in(group):
-        names = options_of(part)
-        lines += [f"## {part} {{ #{part.replace('/', '-')}-options }}", "", how_written(part), ""]
+        names, depth = options_of(part), "##" if "/" in part else "#"
+        lines += [f"{depth} {part} {{ #{part.replace('/', '-')}-options }}", ""]
+        lines += [how_written(part), ""]
         lines += ["| option | what it is |", "| --- | --- |"]
         for name in names:
             sentence = cell(sentence_of((CONF / part / f"{name}.yaml").read_text()))
