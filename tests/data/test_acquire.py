@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -10,6 +11,9 @@ import socket
 import tarfile
 import threading
 import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,6 +47,16 @@ def contents() -> dict[str, bytes]:
 
 FILES = contents()
 NAME = "train-images-idx3-ubyte"
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serves the files of a folder at the address that it yields."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
 def nowhere(scratch: Path) -> Path:
@@ -307,13 +321,9 @@ class TestMirror:
             (path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in folder.iterdir()
         ]
         monkeypatch.setattr(datasets.FashionMNIST, "resources", sums)
-        handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-            address = f"http://127.0.0.1:{server.server_port}/"
+        with serving(folder) as address:
             monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
             yield folder
-            server.shutdown()
 
     def test_serves(self, root, served):
         acquire.fashion_mnist(root)
@@ -419,3 +429,58 @@ def test_cifar_out_of_reach_says_what_to_do(cifar, capsys):
         CIFAR10(root=str(cifar)).prepare()
     assert list(cifar.iterdir()) == []
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A zip as GitHub makes it of a repository with a few JPEG files in folders of classes."""
+    path = tmp_path / "served" / "repository.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images-abc/README.md", "no image")
+        for split, count in (("train", 3), ("test", 2)):
+            for kind in ("airplane", "truck"):
+                for i in range(count):
+                    name = f"images-abc/{split}/{kind}/{i:04}.jpg"
+                    archive.writestr(name, f"{split} {kind} {i}")
+    packed = {}
+    with zipfile.ZipFile(path) as archive:
+        for split in ("train", "test"):
+            name = f"cifar10-{split}.zip"
+            acquire.pack(archive, split, tmp_path / name)
+            packed[name] = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(acquire, "CIFAR10_ZIPS", packed)
+    with serving(path.parent) as address:
+        monkeypatch.setattr(acquire, "CIFAR10_ARCHIVE", f"{address}{path.name}")
+        yield path
+
+
+def test_cifar_zips_are_packed_in_the_order_of_a_hash_of_their_names(repository, tmp_path):
+    root = tmp_path / "root"
+    assert acquire.cifar10_zips(root) == root
+    assert everything_under(root) == {"cifar10-train.zip", "cifar10-test.zip"}
+    with zipfile.ZipFile(root / "cifar10-test.zip") as packed:
+        names = ["test/airplane/0000.jpg", "test/airplane/0001.jpg"]
+        names += ["test/truck/0000.jpg", "test/truck/0001.jpg"]
+        names.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        members = [f"00000/img{i:08}.jpg" for i in range(4)]
+        assert packed.namelist() == [*members, "dataset.json"]
+        labels = json.loads(packed.read("dataset.json"))["labels"]
+        assert labels == [
+            [m, 9 if "truck" in n else 0] for m, n in zip(members, names, strict=True)
+        ]
+        for member, name in zip(members, names, strict=True):
+            split, kind, number = name.removesuffix(".jpg").split("/")
+            assert packed.read(member).decode() == f"{split} {kind} {int(number)}"
+        assert {info.date_time for info in packed.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    repository.unlink()
+    acquire.cifar10_zips(root)  # needs nothing more
+
+
+def test_cifar_zips_out_of_reach_and_damaged_ones_are_named(repository, tmp_path):
+    repository.unlink()
+    with refused("cifar10-train.zip and cifar10-test.zip", tmp_path, by=DataError):
+        acquire.cifar10_zips(tmp_path / "root")
+    spoil(tmp_path / "cifar10-test.zip", "changed")
+    with refused("cifar10-test.zip", "delete it", by=DataError):
+        acquire.cifar10_zips(tmp_path)

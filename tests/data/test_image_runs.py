@@ -18,7 +18,8 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import features
 
-from diffusion_lab.data.source import ImageZip
+from diffusion_lab.common import hashing
+from diffusion_lab.data.source import ImageZip, acquire
 from diffusion_lab.data.source.decoding import decode
 
 README = (ROOT / "README.md").read_text()
@@ -151,6 +152,8 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
         contents = {name: png((i, 2 * i, 3 * i), (32, 32)) for i, name in enumerate(names)}
         labels = [[name, i % 10] for i, name in enumerate(names)]
         archive(tmp_path / f"zips/cifar10-{split}.zip", contents, labels)
+    zips = (tmp_path / "zips").iterdir()
+    monkeypatch.setattr(acquire, "CIFAR10_ZIPS", {p.name: hashing.of_file(p) for p in zips})
     code, _, err = lab(
         "train",
         "experiment=cifar10/unet",
