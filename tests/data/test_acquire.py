@@ -466,9 +466,8 @@ def test_cifar_zips_are_packed_in_the_order_of_a_hash_of_their_names(repository,
         members = [f"00000/img{i:08}.jpg" for i in range(4)]
         assert packed.namelist() == [*members, "dataset.json"]
         labels = json.loads(packed.read("dataset.json"))["labels"]
-        assert labels == [
-            [m, 9 if "truck" in n else 0] for m, n in zip(members, names, strict=True)
-        ]
+        numbers = [int("truck" in name) for name in names]
+        assert labels == [list(pair) for pair in zip(members, numbers, strict=True)]
         for member, name in zip(members, names, strict=True):
             split, kind, number = name.removesuffix(".jpg").split("/")
             assert packed.read(member).decode() == f"{split} {kind} {int(number)}"
