@@ -19,7 +19,7 @@ from helpers.tiny_runs import TINY
 from PIL import features
 
 from diffusion_lab.common import hashing
-from diffusion_lab.data.source import ImageZip, acquire
+from diffusion_lab.data.source import ImageZip, cifar10_zip
 from diffusion_lab.data.source.decoding import decode
 
 README = (ROOT / "README.md").read_text()
@@ -153,7 +153,7 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
         labels = [[name, i % 10] for i, name in enumerate(names)]
         archive(tmp_path / f"zips/cifar10-{split}.zip", contents, labels)
     zips = (tmp_path / "zips").iterdir()
-    monkeypatch.setattr(acquire, "CIFAR10_ZIPS", {p.name: hashing.of_file(p) for p in zips})
+    monkeypatch.setattr(cifar10_zip, "ZIPS", {p.name: hashing.of_file(p) for p in zips})
     code, _, err = lab(
         "train",
         "experiment=cifar10/unet",

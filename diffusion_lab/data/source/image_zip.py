@@ -4,10 +4,9 @@ import json
 import re
 import zipfile
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from diffusion_lab.data.source import acquire, listing
+from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.image_folder import FilesAtPaths
 from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
@@ -56,18 +55,6 @@ class ImageZip(FilesAtPaths):
         labels = list(labelled.values())
         classes = listing.by_number(list(labelled), labels, classes, where)
         return ImageFiles(path, list(labelled), classes, labels, archive.open)
-
-
-class CIFAR10Zip(ImageZip):
-    """CIFAR-10 as JPEG files in cifar10-train.zip and cifar10-test.zip, packed if they are missing.
-
-    Their pixels are not the original ones, so FID is not comparable with published values.
-    """
-
-    def prepare(self) -> None:
-        """Fetches the images into the folder of `path` if a zip is missing; raises DataError."""
-        acquire.cifar10_zips(Path(self.path).parent)
-        super().prepare()
 
 
 def _read(archive: zipfile.ZipFile, where: str) -> object:
