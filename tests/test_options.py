@@ -1,10 +1,28 @@
-"""The table of all options in conf/README.md repeats the first sentence of each option's file."""
+"""All options have a line in conf/README.md, and all settings a range, or a reason to be free."""
 
+import inspect
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from helpers.paths import CONF
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+FREE = {  # texts, and paths and names that are looked up before anything is written
+    *("CIFAR10.root", "FashionMNIST.root", "ImageFolder.path", "ImageFolder.test_path"),
+    *("HuggingFace.path", "HuggingFace.config", "HuggingFace.split", "HuggingFace.test_split"),
+    *("HuggingFace.image_column", "HuggingFace.label_column", "Guidance.weak_run"),
+    *("HubVAE.path", "HubVAE.sha256", "TrainedKL.run", "TrainedKL.sha256"),
+    *("TrainedVQ.run", "TrainedVQ.sha256", "Classifier.path", "DINOv2.model"),
+    *("DINOv2.weights_path", "Inception.weights_path", "Inception.sha256"),
+    *("WandB.project", "WandB.name", "WandB.group", "WandB.run_id", "WandB.tags"),
+    "MedianPruning.metric",
+    "WandB.mode",  # `train` checks it, as the logger is built after the run folder
+    *("WandB.choices", "Budget.solved"),  # filled in by the program
+    "ImageDataModule.source",  # an object of another file
+}
 
 
 def sentence_of(path: Path) -> str:
@@ -34,3 +52,37 @@ def test_every_option_has_its_line():
 
 def test_no_option_is_without_a_word():
     assert [path for path in CONF.rglob("*.yaml") if len(sentence_of(path)) < 5] == []
+
+
+def settings_of(node: object) -> Iterator[tuple[str, str]]:
+    """Yields the classes of this package in a plain configuration, each with a scalar setting."""
+    inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for each in inside:
+        yield from settings_of(each)
+    name = node.get("_target_", "") if isinstance(node, dict) else ""
+    if name.startswith("diffusion_lab."):
+        for setting, value in node.items():
+            if setting[0] != "_" and setting != "defaults" and not isinstance(value, dict):
+                yield name, setting
+
+
+def declared(name: str) -> set[str]:
+    """The arguments of a class whose ranges it or its parents declare."""
+    found: set[str] = set()
+    for parent in get_class(name).__mro__:
+        if build := vars(parent).get("__init__"):
+            with suppress(TypeError):  # written in C
+                found |= inspect.getclosurevars(build).nonlocals.get("allowed", {}).keys()
+    return found
+
+
+def test_every_setting_has_a_range_or_is_known_to_be_free():
+    nodes = [OmegaConf.to_container(OmegaConf.load(path)) for path in CONF.rglob("*.yaml")]
+    settings = {found for node in nodes for found in settings_of(node)}
+    assert len(settings) > 100
+    without = {
+        f"{name.rpartition('.')[2]}.{setting}"
+        for name, setting in settings
+        if setting not in declared(name)
+    }
+    assert without == FREE

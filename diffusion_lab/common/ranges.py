@@ -145,15 +145,20 @@ def one_of(*options: object) -> Range:
 def whole_list(least: int, shortest: int = 0) -> Range:
     """The lists of at least `shortest` whole numbers, each of at least `least`."""
     item = whole(least)
-    return Range(
+    return numbers(
         f"a list of {f'{shortest} or more ' if shortest else ''}whole numbers of at least {least}",
-        lambda value: (
-            isinstance(value, Sequence)
-            and not isinstance(value, str)
-            and len(value) >= shortest
-            and all(map(item.allows, value))
-        ),
+        lambda value: len(value) >= shortest and all(map(item.allows, value)),
     )
+
+
+def numbers(wanted: str, inside: Callable[[Sequence[float]], bool]) -> Range:
+    """The lists of numbers, infinite ones included, for which `inside` is true."""
+
+    def allows(value: Any) -> bool:
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        return listed and all(type(each) in (int, float) for each in value) and inside(value)
+
+    return Range(wanted, allows)
 
 
 def either(first: Range, second: Range) -> Range:
@@ -173,6 +178,8 @@ def optional(allowed: Range) -> Range:
 Count = Annotated[int, whole(1)]
 Flag = Annotated[bool, flag()]
 Fraction = Annotated[float, between(0, 1)]
+Number = Annotated[float, number()]
+PATH = Range("a path", lambda value: isinstance(value, str))
 Positive = Annotated[float, above(0)]
 Seed = Annotated[int, whole(0)]
 

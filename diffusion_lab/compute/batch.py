@@ -28,10 +28,8 @@ def solve_batch(batch_size: int, world: int, micro_batch_size: int | None) -> Ba
     If micro_batch_size is None, a rank takes its whole share at once. Raises UserError if the sizes
     do not divide, since a silently rounded batch would be another experiment.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
     share, rest = divmod(batch_size, world)
-    if rest or not share:
+    if rest or share < 1:
         low = world * max(1, share)
         raise UserError(
             f"batch_size={batch_size} cannot be shared equally by {world} ranks; "

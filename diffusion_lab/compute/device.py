@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.ranges import Range
 
+AUTO = Range("auto, true or false", lambda value: value in (True, False, "auto"))
+CHOICES = {"compile": AUTO, "channels_last": AUTO}  # the keys of `pays`
 OWN_MEMORY = Path("/proc/self/status")
 
 
@@ -121,10 +124,3 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self.device)
         lines = OWN_MEMORY.read_text().splitlines()
         return next((1024 * int(line.split()[1]) for line in lines if line[:6] == "VmHWM:"), None)
-
-
-def check_choices(**choices: bool | str) -> None:
-    """Raises UserError unless each choice is true, false or auto."""
-    for name, choice in choices.items():
-        if choice not in (True, False, "auto"):
-            raise UserError(f"{name}={choice} is unknown; use auto, true or false")

@@ -4,12 +4,12 @@ A checkpoint needs to contain nothing else.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.ranges import one_of, ranges
+from diffusion_lab.common.ranges import Flag, above, one_of, optional, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.diffusion.objective.prediction import Prediction
@@ -41,8 +41,8 @@ class Denoiser(nn.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         noise_label: str = "time",
-        input_std: float | None = None,
-        self_conditioning: bool = False,
+        input_std: Annotated[float | None, optional(above(0))] = None,
+        self_conditioning: Flag = False,
         learned_variance: bool = False,
         augmentation_labels: int = 0,
     ):

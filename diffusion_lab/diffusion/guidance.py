@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Fraction, above, inside, optional, settings
+from diffusion_lab.common.ranges import Fraction, Number, above, inside, numbers, optional, settings
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
@@ -15,6 +15,10 @@ from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 # x, its level and the last x0 -> the estimate, or a strong estimate and a weak x0
 Ask = Callable[[Tensor, NoiseLevel, Tensor | None], Estimate]
 AskBoth = Callable[[Tensor, NoiseLevel, Tensor | None], tuple[Estimate, Tensor]]
+INTERVAL = numbers(
+    "two values of sigma / alpha, the lower one first",
+    lambda value: len(value) == 2 and 0 <= value[0] < value[1],
+).as_in([0.2, 5])
 TINY = 1e-12  # where an estimate is constant or 0, there is nothing to divide by
 
 
@@ -31,18 +35,11 @@ class Guidance:
     DDPM's clip_denoised.
     """
 
-    scale: float = 1.0
-    interval: Sequence[float] = (0.0, math.inf)
+    scale: Number = 1.0
+    interval: Annotated[Sequence[float], INTERVAL] = (0.0, math.inf)
     rescale: Fraction = 0.0
     clip: Annotated[float | None, optional(above(0))] = None
     weak_run: str | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(
-                f"interval={list(self.interval)} must be two values of sigma / alpha, "
-                "the lower one first, as in [0.2,5]"
-            )
 
     def direction(self, difference: Tensor, last: Tensor | None) -> Tensor:
         """Returns where to push, from strong - weak (B, ...) and the last call's direction."""
@@ -166,7 +163,7 @@ class ProjectedGuidance(Guidance):
     classifier-free guidance.
     """
 
-    parallel: float = 0.0
+    parallel: Number = 0.0
     norm_limit: Annotated[float | None, optional(above(0))] = None
     momentum: Annotated[float, inside(-1, 1)] = 0.0
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.common.messages import say, track
-from diffusion_lab.common.ranges import flag, ranges
+from diffusion_lab.common.ranges import PATH, flag, ranges
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.data import EncodedImages, ImageDataModule
 from diffusion_lab.first_stage.base import FirstStage, Shape
@@ -34,7 +34,7 @@ class Latents(FirstStage):
     shift: Tensor | float
     scale: Tensor | float
 
-    @ranges(cache=flag())
+    @ranges(cache=flag(), cache_dir=PATH)
     def __init__(
         self,
         image_shape: Shape,

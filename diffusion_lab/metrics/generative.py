@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import Flag, optional, settings, whole
+from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import ImageDataModule
@@ -51,14 +51,16 @@ class GenerativeMetrics:
     extractor: FeatureExtractor
     reference_size: Annotated[int | None, optional(whole(2))]
     num_samples: Annotated[int, whole(2)]
-    cache_dir: str
+    cache_dir: Annotated[str, PATH]
     half_splits: Annotated[int, whole(0)] = 5
     per_class: Flag = False
-    classifier: str | None = None
+    classifier: Annotated[str | None, optional(PATH)] = None
     extra: Mapping[str, Metric] | None = None
 
     def __post_init__(self) -> None:
         reader = Classifier(self.classifier) if self.classifier else None
+        if reader:
+            reader.argument = "classifier"
         self.observer = Observer(self.extractor, reader)
         self.extra_metrics = list((self.extra or {}).values())
         arguments: dict[type[Metric], tuple] = {FID: (self.half_splits,), Accuracy: (reader,)}

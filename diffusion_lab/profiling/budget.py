@@ -7,13 +7,15 @@ from typing import Annotated
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.instantiate import instantiate
+from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import inside, one_of, optional, settings, whole
+from diffusion_lab.common.ranges import Range, inside, one_of, optional, settings, whole
 from diffusion_lab.profiling.match import find_match
 
 ENDLESS = 1_000_000_000  # steps; the clock ends the run
+# a folder 2024 is a number to Hydra
+REFERENCE = Range("a backbone, overrides, a run", lambda v: isinstance(v, str | int | float))
 NOT_OF_MATCH = ("speed", "depth", "combinations")  # keys of doctor and profile that match lacks
 
 
@@ -27,7 +29,7 @@ class Budget:
     Raises ValueError for a budget that contradicts itself.
     """
 
-    reference: str | None
+    reference: Annotated[str | None, optional(REFERENCE)]
     by: Annotated[str, one_of("params", "macs")]
     tolerance: Annotated[float, inside(0, 1)]
     images: Annotated[int | None, optional(whole(1))]
@@ -68,7 +70,8 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
     budget = instantiate(cfg, "budget")
     solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size).items()]
     if budget.reference is not None:
-        solved += size_of(budget, overrides)
+        with errors_at(cfg, "budget"):
+            solved += size_of(budget, overrides)
     given, values = values_of(overrides), values_of(solved)
     for key, value in values.items():
         if given.get(key, value) != value:

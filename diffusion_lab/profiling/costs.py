@@ -5,18 +5,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffusion_lab.backbone import macs
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.macs import Cost
+from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.model import Model
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.ranges import numbers, optional, whole, whole_list
 from diffusion_lab.diffusion.estimate import Given
 
 ELSEWHERE = "outside of all layers"  # MACs of no layer, such as attention of another library
+SHAPE = numbers("[channels,height,width]", lambda v: len(v) == 3 and whole_list(1).allows(v))
 UNSEEN_SHARE = 0.01  # share of all MACs; less is rounding
 
 
@@ -59,16 +62,12 @@ class CountingBackbone(nn.Module):
 
 def image_facts(cfg: DictConfig) -> ImageFacts:
     """The images' shape and the number of classes: as configured, else the data's."""
+    check_keys(cfg, {"image_shape": optional(SHAPE), "num_classes": optional(whole(0))})
     shape, classes = cfg.image_shape, cfg.num_classes
     if shape is None or classes is None:
         datamodule = build_datamodule(cfg)
         shape = list(datamodule.image_shape) if shape is None else shape
         classes = datamodule.num_classes if classes is None else classes
-    whole = isinstance(shape, list | ListConfig) and all(isinstance(side, int) for side in shape)
-    if not whole or len(shape) != 3 or min(shape) < 1:
-        raise UserError(f"image_shape={shape} must be [channels,height,width], as in [3,32,32]")
-    if not isinstance(classes, int) or classes < 0:
-        raise UserError(f"num_classes={classes} must be a whole number of at least 0")
     channels, height, width = shape
     return ImageFacts((channels, height, width), classes)
 

@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from diffusion_lab.build.config_keys import Means, groups
-from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.overrides import parse
+from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import inside, one_of
@@ -39,7 +40,8 @@ class Match:
 
 def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Prints the overrides that give the configured backbone the cost of `cfg.reference`."""
-    found = find_match(cfg, overrides, HydraConfig.get().runtime.choices["backbone"])
+    with errors_at(cfg, ""):
+        found = find_match(cfg, overrides, HydraConfig.get().runtime.choices["backbone"])
     print(" ".join(found.overrides))
     return asdict(found)
 
@@ -48,7 +50,7 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     """Finds the size of backbone=`name` that costs as much as `cfg.reference`.
 
     `cfg` is a configuration of the command match, and was composed from `overrides`. Raises
-    UserError if no size agrees.
+    UserError if no size agrees, and ValueError for a wrong reference.
     """
     check_keys(cfg, ALLOWED | {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     if cfg.by == "step_time" and cfg.device == "meta":
@@ -87,6 +89,7 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of `cfg.reference`: a run folder, overrides, or an option of backbone.
 
     Everything but the backbone is the same on both sides, so a run's settings are put into `cfg`.
+    Raises ValueError, which begins with `reference`, if it cannot be composed.
     """
     others = [override for override in overrides if key_of(override).split(".")[0] != "backbone"]
     text = str(cfg.reference)
@@ -100,12 +103,15 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         return reference
     for override in text.split():
         if override.split("=")[0] in BOTH_SIDES:
-            raise UserError(
+            raise ValueError(
                 f"reference={text} chooses {override}, and both sides are counted on the same "
                 f"images; write {override} beside reference=..., not in it"
             )
     chosen = text.split() if "=" in text else [f"backbone={text}"]
-    return compose("match", overrides=[*others, *chosen])
+    try:
+        return compose("match", overrides=[*others, *chosen])
+    except MISTAKES as error:
+        raise ValueError(f"reference={text} cannot be composed: {sentence(error)}") from error
 
 
 def show(found: Match, reference: str, name: str) -> None:

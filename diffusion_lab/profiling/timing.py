@@ -17,12 +17,12 @@ from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.ranges import whole
-from diffusion_lab.compute.device import autocast, check_choices, device_and_precision, pays
+from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, pays
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.profiling.costs import Counts, ImageFacts
 
-ALLOWED = {"batch_size": whole(1), "timed_steps": whole(1)}
+ALLOWED = CHOICES | {"batch_size": whole(1), "timed_steps": whole(1)}
 WARM_UP = 2  # steps; the first one allocates
 PEAK_SECONDS = 0.3
 PEAK_SIZE = {"cpu": 1024}  # side of the matrices: large enough for full speed
@@ -32,7 +32,6 @@ LARGEST_KEPT = 2**25 - 2**16  # bytes, just below the size that glibc always tak
 
 def measured_on(cfg: DictConfig) -> tuple[torch.device, str]:
     """The device and precision to measure with; raises UserError if either is not available."""
-    check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
     if cfg.device == "meta":
         return torch.device("meta"), "32-true"
     return device_and_precision(cfg.device, cfg.precision)

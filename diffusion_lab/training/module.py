@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusion_lab.build.instantiate import instantiate
+from diffusion_lab.build.instantiate import check_keys, instantiate
 from diffusion_lab.common.randomness import mix_seed
+from diffusion_lab.common.ranges import at_least
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.training.bad_steps import BadSteps
@@ -37,6 +38,8 @@ class Optimization:
     @classmethod
     def configured(cls, cfg: DictConfig) -> "Optimization":
         """The optimisation that a configuration describes."""
+        numbers = [key for key in ("lr", "eps", "weight_decay") if key in cfg.optimizer]
+        check_keys(cfg, {f"optimizer.{key}": at_least(0) for key in numbers})
         optimizer, lr_schedule = instantiate(cfg, "optimizer"), instantiate(cfg, "lr_schedule")
         return cls(optimizer, lr_schedule, cfg.batch_size, cfg.seed)
 

@@ -17,10 +17,10 @@ from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import one_of, whole
+from diffusion_lab.common.ranges import one_of, optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
-from diffusion_lab.compute.device import PeakMemory, check_choices, pays
+from diffusion_lab.compute.device import CHOICES, PeakMemory, pays
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics import PreparedMetrics
@@ -36,8 +36,9 @@ from diffusion_lab.training.summary import metrics_of, say_result, summarise
 from diffusion_lab.training.task import Task
 from diffusion_lab.training.trainer import build_trainer, check_trainer, quiet_lightning
 
-ALLOWED = {
+ALLOWED = CHOICES | {
     "batch_size": whole(1),
+    "micro_batch_size": optional(whole(1)),
     "seed": whole(0),
     "validate_every_n_steps": whole(1),
     "trainer.max_steps": whole(1),
@@ -84,10 +85,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
 
 def check_settings(cfg: DictConfig) -> None:
     """Raises UserError for a value that no part of the run checks itself."""
-    check_keys(cfg, ALLOWED)
-    check_choices(compile=cfg.compile, channels_last=cfg.channels_last)
-    if cfg.logger and cfg.logger.mode not in MODES:
-        raise UserError(f"logger.mode={cfg.logger.mode} is unknown; use {', '.join(MODES)}")
+    check_keys(cfg, ALLOWED | ({"logger.mode": one_of(*MODES)} if cfg.logger else {}))
     if not cfg.resume:
         runs.check_new(cfg)
 

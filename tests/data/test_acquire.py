@@ -237,7 +237,7 @@ def test_what_a_killed_process_left_is_removed(root, monkeypatch):
 
 def test_an_unusable_root_is_one_sentence(root):
     root.write_text("a file")
-    with refused(root, "set root", by=DataError):
+    with refused(f"root={root}", by=DataError):
         acquire.fashion_mnist(root)
 
 

@@ -94,11 +94,11 @@ def test_labels_can_be_left_out(saved):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"split": "trian"}, ["split trian", "train, test"]),
-        ({"test_split": "validation"}, ["split validation"]),
-        ({"image_column": "img"}, ["column img", "image_column", "image, label"]),
-        ({"label_column": "fine"}, ["column fine", "label_column", "null"]),
-        ({"image_column": "label"}, ["column label"]),
+        ({"split": "trian"}, ["split=trian", "train, test"]),
+        ({"test_split": "validation"}, ["test_split=validation"]),
+        ({"image_column": "img"}, ["image_column=img", "image, label"]),
+        ({"label_column": "fine"}, ["label_column=fine", "null"]),
+        ({"image_column": "label"}, ["image_column=label"]),
         ({"classes": ["a"]}, ["label 2", "1 classes"]),
     ],
 )

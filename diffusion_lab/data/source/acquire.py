@@ -110,8 +110,7 @@ def complete(
         raise DataError(f"{error}: delete it, and the next run replaces it") from error
     except OSError as error:
         raise DataError(
-            f"the data under {root} cannot be read or written ({error}): mend that, or set "
-            "root to another folder"
+            f"root={root} cannot be read or written ({error}); mend that, or write another folder"
         ) from error
     if lacking:
         raise DataError(

@@ -36,14 +36,14 @@ class HuggingFace(FileSource):
         """Lists the rows of a split, in order."""
         if split not in self._splits_found:
             raise DataError(
-                f"{self.path} has no split {split}; set split and test_split to some of "
-                f"{some(list(self._splits_found))}"
+                f"{'split' if split == self.split else 'test_split'}={split} is no split of "
+                f"{self.path}, which has {some(list(self._splits_found))}"
             )
         rows = self._splits_found[split]
         for key, column in (("image", self.image_column), ("label", self.label_column)):
             if column is not None and column not in rows.column_names:
                 raise DataError(
-                    f"{self.path} has no column {column}; set {key}_column to one of "
+                    f"{key}_column={column} is no column of {self.path}; write one of "
                     f"{some(rows.column_names)}{' or null' if key == 'label' else ''}"
                 )
         labels, classes = self._labels(rows, classes)
@@ -52,8 +52,8 @@ class HuggingFace(FileSource):
             images = images.cast_column(self.image_column, self._package.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise DataError(
-                f"the column {self.image_column} of {self.path} holds no images; set "
-                f"image_column to one of {some(rows.column_names)}"
+                f"image_column={self.image_column} of {self.path} holds no images; write one of "
+                f"{some(rows.column_names)}"
             ) from error
 
         def stream(name: str) -> BinaryIO:

@@ -23,6 +23,10 @@ class FilesAtPaths(FileSource):
     def splits(self) -> tuple[str, str | None]:
         return self.path, self.test_path
 
+    def named(self, path: str) -> str:
+        """Returns one of the paths with its argument's name, with which errors begin."""
+        return f"{'path' if path == self.path else 'test_path'}={path}"
+
 
 class ImageFolder(FilesAtPaths):
     """Image files in one folder per class; a label is an index into the sorted folder names.
@@ -33,9 +37,10 @@ class ImageFolder(FilesAtPaths):
 
     def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
         """Lists the images, sorted by name."""
-        root = listing.existing(path, "folder", "ImageZip")
-        names = listing.images_among(files_under(root), path)
-        classes, labels = listing.by_folder(names, classes, path)
+        where = self.named(path)
+        root = listing.existing(path, where, "folder", "ImageZip")
+        names = listing.images_among(files_under(root), where)
+        classes, labels = listing.by_folder(names, classes, where)
         return ImageFiles(path, names, classes, labels, lambda name: opened(root / name))
 
 

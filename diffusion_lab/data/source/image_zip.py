@@ -23,20 +23,21 @@ class ImageZip(FilesAtPaths):
 
     def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
         """Lists the images in the order of dataset.json, or sorted by name."""
-        file = listing.existing(path, "file", "ImageFolder")
+        named = self.named(path)
+        file = listing.existing(path, named, "file", "ImageFolder")
         try:
             archive = zipfile.ZipFile(file)  # can be read by several threads
         except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"{path} is no zip that can be read ({error}); make it anew") from error
+            raise DataError(f"{named} is no readable zip ({error}); make it anew") from error
         # appending may leave two members of one name, of which a zip reads the last
         members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
         for name in members:
             first, *rest = re.split(r"[/\\]", name)
             if first == "" or ".." in (first, *rest):
-                raise DataError(f"{path} names a member outside of the archive ({name}); mend it")
-        names = listing.images_among((name for name in members if name != LABELS), path)
+                raise DataError(f"{named} names a member outside of the archive ({name}); mend it")
+        names = listing.images_among((name for name in members if name != LABELS), named)
         if LABELS not in members:
-            classes, labels = listing.by_folder(names, classes, path)
+            classes, labels = listing.by_folder(names, classes, named)
             return ImageFiles(path, names, classes, labels, archive.open)
         where = f"{LABELS} of {path}"
         labelled = _labels(_read(archive, where), where)

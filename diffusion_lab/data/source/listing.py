@@ -54,16 +54,19 @@ def hash_share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64
 
 
-def existing(path: str, what: str, instead: str) -> Path:
-    """Returns the path of an existing `what`, file or folder; DataError suggests `instead`."""
+def existing(path: str, where: str, what: str, instead: str) -> Path:
+    """Returns the path of an existing `what`, file or folder; DataError suggests `instead`.
+
+    `where` is the path with its argument's name, and begins all errors about it.
+    """
     found = Path(path)
     if not found.exists():
         raise DataError(
-            f"{path} does not exist; set path and test_path to a {what}, or for a "
+            f"{where} does not exist; set path and test_path to a {what}, or for a "
             "trained run data_root to the folder that it is in now"
         )
     if found.is_dir() != (what == "folder"):
-        raise DataError(f"{path} is no {what}; {instead} is for what it is")
+        raise DataError(f"{where} is no {what}; {instead} is for what it is")
     return found
 
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Fraction, Positive, at_least, one_of, settings
+from diffusion_lab.common.ranges import Fraction, Positive, Range, at_least, one_of, settings
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, jump, posterior, renoise
 from diffusion_lab.diffusion.sampler.base import Sampler
 
 Variance = Annotated[str, one_of("fixed_small", "fixed_large", "learned")]
+UNLIMITED = Range("at least 0, or inf", lambda v: v == math.inf or at_least(0).allows(v))
 MAX_RAISE = math.sqrt(2) - 1  # no more new noise in a step than there is already
 
 
@@ -40,7 +41,7 @@ class Heun(Sampler):
 
     churn: Annotated[float, at_least(0)] = 0.0
     churn_min: Annotated[float, at_least(0)] = 0.0
-    churn_max: float = math.inf
+    churn_max: Annotated[float, UNLIMITED] = math.inf
     noise_scale: Positive = 1.0
 
     def __post_init__(self) -> None:

@@ -8,9 +8,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Positive, settings
+from diffusion_lab.common.ranges import Positive, numbers, ranges, settings
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
+
+TIMES = numbers(
+    "a list that falls from at most 1 to above 0, to which the clean end 0 is added",
+    lambda value: max(value, default=2) <= 1 and all(a > b for a, b in pairwise([*value, 0])),
+).as_in([1.0, 0.5])
 
 
 class TimeGrid(ABC):
@@ -93,14 +98,9 @@ class Karras(UniformLogSNR):
 class Explicit(TimeGrid):
     """Times written out: t of each evaluation, falling; a walk has as many steps."""
 
+    @ranges(times=TIMES)
     def __init__(self, times: Sequence[float]):
         self.written = list(times)  # Hydra's list has a type of its own
-        inside = all(0 < t <= 1 for t in self.written)
-        if not (self.written and inside and all(a > b for a, b in pairwise(self.written))):
-            raise ValueError(
-                f"times={self.written} must fall from at most 1 to above 0, as "
-                "[1.0, 0.5] does; the clean end at t = 0 is added to them"
-            )
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
         if steps != len(self.written):

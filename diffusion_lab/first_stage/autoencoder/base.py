@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.ranges import Count, Range, whole, whole_list
+from diffusion_lab.common.ranges import Count, Flag, Range, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.network import Decoder, Encoder, pad_to_multiple
 
 MOST_LEVELS = 6  # downsampling by 32
@@ -40,7 +40,7 @@ class Autoencoder(nn.Module, ABC):
     channels: Annotated[int, MULTIPLE_OF_4]
     multipliers: Annotated[Sequence[int], MULTIPLIERS]
     blocks: Count
-    attention: bool
+    attention: Flag
 
     def build(self, latent_channels: int, moments: int) -> None:
         """Builds the encoder and the decoder for so many channels of latents and of moments."""

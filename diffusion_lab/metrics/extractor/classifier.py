@@ -54,6 +54,7 @@ class Classifier(FeatureExtractor):
 
     dim = SmallClassifier.width
     preprocessing = "as it is, x / 127.5 - 1"
+    argument = "path"  # the argument that holds the path, with which errors begin
 
     def __init__(self, path: str):
         self.path = Path(path)
@@ -61,7 +62,7 @@ class Classifier(FeatureExtractor):
     def build(self) -> tuple[nn.Module, str]:
         """Returns the network and the checksum of its file."""
         if not self.path.is_file():
-            raise ExtractorUnavailable(f"there is no classifier {self.path}; {HOW_TO_GET}")
+            raise ExtractorUnavailable(f"{self.argument}={self.path} does not exist; {HOW_TO_GET}")
         try:
             with safe_open(self.path, "pt") as file:
                 facts = json.loads(file.metadata()["facts"])
@@ -70,7 +71,7 @@ class Classifier(FeatureExtractor):
             network.load_state_dict(load(self.path.read_bytes()))
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise ExtractorUnavailable(
-                f"{self.path} is no classifier of ours or is damaged; delete it and {HOW_TO_GET}"
+                f"{self.argument}={self.path} is damaged or not of ours; delete it and {HOW_TO_GET}"
             ) from error
         checksum = hashing.of_file(self.path)
         self.channels = self.shape[0]
@@ -81,7 +82,7 @@ class Classifier(FeatureExtractor):
         """Raises ExtractorUnavailable unless trained on images of this shape and these classes."""
         if (self.shape, self.classes) != (tuple(source.native_shape), list(source.class_names)):
             raise ExtractorUnavailable(
-                f"{self.path} knows images of shape {self.shape} in the classes "
+                f"{self.argument}={self.path} knows images of shape {self.shape} in the classes "
                 f"{', '.join(self.classes)}, the data are of {tuple(source.native_shape)} in "
                 f"{', '.join(source.class_names)}; {HOW_TO_GET} for these data"
             )

@@ -39,7 +39,7 @@ class DINOv2(FeatureExtractor):
         if self.weights_path is not None:
             path = Path(self.weights_path)
             if not path.is_file():
-                raise ExtractorUnavailable(f"there is no file weights_path={path}")
+                raise ExtractorUnavailable(f"weights_path={path} does not exist")
             refuse_code(path)
             options["pretrained_cfg_overlay"] = {"file": str(path)}
         elif self.model not in timm.list_pretrained():
@@ -71,7 +71,7 @@ def refuse_code(path: Path) -> None:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of all kinds
         raise ExtractorUnavailable(
-            f"{path} does not hold weights alone; take a .safetensors file (weights_path)"
+            f"weights_path={path} does not hold weights alone; take a .safetensors file"
         ) from error
 
 

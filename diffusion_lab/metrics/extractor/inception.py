@@ -52,7 +52,7 @@ class Inception(FeatureExtractor):
         else:
             path, expected = Path(self.weights_path), str(self.sha256 or "").lower()
         if not path.is_file():
-            raise ExtractorUnavailable(f"there is no file {path}; {HOW_TO_GET}")
+            raise ExtractorUnavailable(f"weights_path={path} does not exist; {HOW_TO_GET}")
         checksum = hashing.of_file(path)
         if not checksum.startswith(expected):
             raise ExtractorUnavailable(

@@ -78,7 +78,7 @@ class PlannedRun:
     @cached_property
     def precision(self) -> str:
         """Lightning's precision, with `auto` resolved."""
-        return pick_precision(self.cfg.trainer.precision, self.device)
+        return pick_precision(self.settings.trainer.precision, self.device)
 
     @part("data")
     def datamodule(self) -> ImageDataModule:

@@ -108,7 +108,7 @@ def lines_of(facts: Facts) -> list[str]:
             f"{amount(facts['images_seen'])} images, {passes} times each",
         ]
     if "device" in facts:
-        lines.append(f"Device: {facts['device']}, {facts['precision']}")
+        lines += ["Device: " + ", ".join(facts[n] for n in ("device", "precision") if n in facts)]
         if "memory_bytes" in facts:
             needed, free = facts["memory_bytes"] / 1e9, facts["free_memory_bytes"] / 1e9
             lines[-1] += f", about {needed:.2g} of {free:.2g} GB of memory"
