@@ -1,4 +1,4 @@
-"""All options have a line in conf/README.md, and all settings a range, or a reason to be free."""
+"""All options begin with a sentence of what they are, and all settings have a range or are free."""
 
 import inspect
 import re
@@ -31,23 +31,6 @@ def sentence_of(path: Path) -> str:
     count = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     text = " ".join(line.removeprefix("#").strip() for line in lines[:count])
     return re.split(r"(?<=[.?])(?= +[A-Z(]|$)", text)[0].removesuffix(".")
-
-
-def tables() -> Iterator[str]:
-    """Yields the lines of one table per group, in alphabetical order."""
-    groups = sorted({path.parent for path in CONF.rglob("*/*.yaml")})
-    for group in groups:
-        yield f"## {group.relative_to(CONF)}\n"
-        yield "| option | what it is |\n| --- | --- |"
-        for path in sorted(group.glob("*.yaml")):
-            yield f"| `{path.stem}` | {sentence_of(path)} |"
-        yield ""
-
-
-def test_every_option_has_its_line():
-    written = (CONF / "README.md").read_text().partition("\n## ")
-    expected = "\n".join(tables())
-    assert "".join(written[1:]).strip().splitlines() == expected.strip().splitlines()
 
 
 def test_no_option_is_without_a_word():

@@ -22,7 +22,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.data.source import ImageZip, cifar10_zip
 from diffusion_lab.data.source.decoding import decode
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/pages/own-data.md").read_text()
 # files that lie beside the repository, where there are any
 SHARED = Path(os.environ.get("DIFFUSION_LAB_SHARED", ROOT.parent / "shared")) / "data"
 NETWORK = [a for a in TINY if not a.startswith("data.")]
@@ -90,11 +90,11 @@ def test_images_without_classes_are_trained_without_labels(lab, refusal, tmp_pat
         assert arrays["images"].shape == (2, 4, 4, 3)
 
 
-COMMANDS = re.findall(r"^    diffusion-lab (train data=image_.+)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    diffusion-lab (train data=image_.+)$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_the_commands_of_the_readme_train(lab, tmp_path, line):
+def test_the_commands_of_the_page_train(lab, tmp_path, line):
     photos(tmp_path)
     folder(tmp_path / "faces", numbered(40))
     for name in ("train", "test"):
