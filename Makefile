@@ -93,7 +93,7 @@ study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## one 
 		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
 		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
 
-test: setup  ## the default tests, under five minutes on two cores
+test: setup  ## the default tests, under three minutes on two idle cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
