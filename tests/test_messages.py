@@ -106,8 +106,11 @@ def starting(prompt: str) -> pytest.MarkDecorator:
 
 
 def files() -> dict[str, int]:
-    """The modification times of all files below the current folder, hidden ones too."""
-    return {str(path): path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
+    """The modification times of all files below the current folder, hidden ones too.
+
+    W&B links to a log outside, which other processes write to, so links count as such.
+    """
+    return {str(path): path.lstat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
 
 
 @starting("$ ")

@@ -44,8 +44,10 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
             raise
         reason = f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):  # torch has no class of its own for this
-            reason = f"a process that loads data died: {str(error).splitlines()[0]}"
+        # torch raises no class of its own, and the error may interrupt the writing of a checkpoint
+        died = [each for each in (error, error.__context__) if "DataLoader worker" in str(each)]
+        if died:
+            reason = f"a process that loads data died: {str(died[0]).splitlines()[0]}"
         elif isinstance(error, dist.DistError) or "gloo" in str(error):
             # the launcher ends this process too, and says which one failed first
             time.sleep(SECONDS_TO_BE_ENDED_IN)
