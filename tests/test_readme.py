@@ -4,14 +4,16 @@ import re
 import subprocess
 
 import pytest
-from helpers.pages import check_composes, commands_of
+from helpers.pages import WRITTEN, check_composes, commands_of
 from helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
+IN_PAGES = {line for page in WRITTEN for line in commands_of(page)}
 LINES = [
     line
     for line in commands_of(ROOT / "README.md")
     if "--config-dir" not in line  # tested by test_own_parts.py
+    and line not in IN_PAGES  # tested by test_docs.py
 ]
 
 

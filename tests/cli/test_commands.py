@@ -152,7 +152,7 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(refus
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["trian"]]
 )
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_output_that_nobody_reads_ends_quietly(arguments, unbuffered):
     closed, pipe = os.pipe()
     os.close(closed)

@@ -60,9 +60,17 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("sampler", "schedule"), each_once(SAMPLERS, {type(s).__name__: s for s in SCHEDULES})
-)
+# the others of their kind are fast tests
+VARIANTS = {"ddpm_large", "dpm_half", "reverse_half", "predictor_corrector_small"}
+PAIRS = [
+    pytest.param(*pair.values, id=pair.id, marks=pytest.mark.slow)
+    if pair.id.split("-")[0] in VARIANTS
+    else pair
+    for pair in each_once(SAMPLERS, {type(s).__name__: s for s in SCHEDULES})
+]
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
     torch.manual_seed(0)
     denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise

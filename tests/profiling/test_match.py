@@ -91,6 +91,7 @@ def test_heads_keep_about_their_width():
     assert own.heads({"width": 4}) == []
 
 
+@pytest.mark.slow
 def test_a_run_is_a_reference_with_all_that_it_chose(lab, run_folder):
     arguments = ["backbone=mlp", "reference=run", "tolerance=0.1", "json=true"]
     code, out, err = lab("match", *arguments)
@@ -101,6 +102,7 @@ def test_a_run_is_a_reference_with_all_that_it_chose(lab, run_folder):
     assert result["match"]["params"] == pytest.approx(summary["parameters"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_step_time_is_measured(lab):
     small = ["image_shape=[1,8,8]", "num_classes=4", "backbone=mlp", "batch_size=2"]
     code, out, err = lab(
@@ -126,6 +128,7 @@ def test_a_reference_may_be_a_composition_with_another_block(lab):
         assert json.loads(out.splitlines()[-1])["params"] == result[who]["params"]
 
 
+@pytest.mark.slow
 def test_what_no_module_claims_is_matched_too(lab):
     arguments = ["backbone=dit", "backbone.patch=2", "image_shape=[3,32,32]", "device=meta"]
     code, out, err = lab(
