@@ -260,6 +260,7 @@ def test_every_experiment_runs(lab, tmp_path, experiment):
     assert list((tmp_path / "run/samples").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_its_jobs_as_one_group(lab, tmp_path):
     arguments = [a for a in TINY if a not in ("backbone=dit", "backbone.heads=2")]
     arguments = [a for a in arguments if not a.startswith("backbone.")]

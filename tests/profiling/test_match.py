@@ -113,6 +113,7 @@ def test_step_time_is_measured(lab):
     assert result["match"]["step_time"] == pytest.approx(result["reference"]["step_time"], rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_reference_may_be_a_composition_with_another_block(lab):
     wanted = ["backbone=dit", "backbone.width=96", "backbone.heads=2", "backbone/block=adaln"]
     code, out, err = lab(

@@ -98,7 +98,12 @@ def test_steps_take_turns():
 @pytest.mark.parametrize(
     ("arguments", "params", "published"),
     [
-        (["backbone=dit_xl_2", "image_shape=[4,32,32]", "num_classes=1000"], 674.8e6, 118.62e9),
+        pytest.param(
+            ["backbone=dit_xl_2", "image_shape=[4,32,32]", "num_classes=1000"],
+            674.8e6,
+            118.62e9,
+            marks=pytest.mark.slow,  # test_dit.py counts the same network
+        ),
         (["backbone=unet_ddpm", "data=cifar10", "conditioning=none"], 35.7e6, 6.22e9),
     ],
 )

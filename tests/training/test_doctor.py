@@ -263,7 +263,7 @@ METRICS = [
     (["metrics.num_samples=60000"], "sample_counts", "advice", "metrics.num_samples=1500"),
     (["metrics.per_class=true", "metrics.num_samples=300"], "class_counts", "warning", "=400"),
     (["metrics=classifier"], "composition", "error", "write metrics.extractor.path=..."),
-    (["metrics.classifier=nowhere"], "extractor", "error", "no classifier nowhere"),
+    (["metrics.classifier=nowhere"], "extractor", "error", "metrics.classifier=nowhere"),
 ]
 
 

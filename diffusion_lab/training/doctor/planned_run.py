@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.backbone.macs import Cost
+from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule, read_data
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
@@ -118,7 +119,8 @@ class PlannedRun:
     def metrics(self) -> GenerativeMetrics | None:
         """The metrics with their networks loaded; None if nothing is evaluated."""
         if self.task.metrics is not None:
-            self.task.metrics.load(self.datamodule, self.device)
+            with errors_at(self.cfg, "metrics"):
+                self.task.metrics.load(self.datamodule, self.device)
         return self.task.metrics
 
     @cached_property
