@@ -232,10 +232,16 @@ def test_each_backbone_takes_each_conditioning(configure, backbone, conditioning
     assert build_pipeline(cfg, model, CLASSES)(range(2)).shape == (2, 1, 16, 16)
 
 
+# others of their kind are fast tests
+VARIANTS = ("fashion_mnist/latent_unet", "fashion_mnist/conditioning", "fashion_mnist/vae")
+
+
 @pytest.mark.parametrize(
     "experiment",
     [
-        pytest.param(name, marks=pytest.mark.slow if name.startswith("cifar10/") else [])
+        pytest.param(
+            name, marks=pytest.mark.slow if name.startswith(("cifar10/", *VARIANTS)) else []
+        )
         for name in EXPERIMENTS  # CIFAR-10 experiments have large networks
     ],
 )

@@ -89,6 +89,9 @@ NAMES = {  # the names that Python prompts may use
 }
 
 
+SEARCHING = r"^\$ match .*reference=(mlp|unet) |budget=macs budget.reference=mlp"
+
+
 def check(prompt: str, message: str) -> None:
     """Compares a message with the stored one, or stores it if STORE_MESSAGES is set."""
     assert message, "nothing was said"
@@ -100,9 +103,13 @@ def check(prompt: str, message: str) -> None:
 
 
 def starting(prompt: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "prompt", [each for each in MESSAGES if each.startswith(prompt)], ids=lambda each: each
-    )
+    """Parametrises a test by the prompts that begin so; those that search for a size are slow."""
+    prompts = [
+        pytest.param(each, id=each, marks=[pytest.mark.slow] * bool(re.search(SEARCHING, each)))
+        for each in MESSAGES
+        if each.startswith(prompt)
+    ]
+    return pytest.mark.parametrize("prompt", prompts)
 
 
 def files() -> dict[str, int]:

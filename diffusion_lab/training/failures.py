@@ -43,12 +43,15 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
         if error.errno not in DISK_TROUBLE and not isinstance(error, NO_SUCH_PLACE):
             raise
         reason = f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
-    except RuntimeError as error:
-        # torch raises no class of its own, and the error may interrupt the writing of a checkpoint
-        died = [each for each in (error, error.__context__) if "DataLoader worker" in str(each)]
+    except Exception as error:
+        # torch raises this from a signal's handler, so in the midst of anything, which may then
+        # raise an error of its own
+        died = [str(each) for each in chain_of(error) if "DataLoader worker" in str(each)]
         if died:
-            reason = f"a process that loads data died: {str(died[0]).splitlines()[0]}"
-        elif isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = f"a process that loads data died: {died[0].splitlines()[0]}"
+        elif isinstance(error, RuntimeError) and (
+            isinstance(error, dist.DistError) or "gloo" in str(error)
+        ):
             # the launcher ends this process too, and says which one failed first
             time.sleep(SECONDS_TO_BE_ENDED_IN)
             reason = "another process of this run ended, or did not answer"
@@ -57,6 +60,13 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
     else:
         return
     raise UserError(f"training stopped: {reason.rstrip('. ')}; {remedy(command, folder)}")
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, and the errors during whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def remedy(command: str, folder: Path | None) -> str:

@@ -60,8 +60,9 @@ SAMPLERS = {
 }
 
 
-# the others of their kind are fast tests
-VARIANTS = {"ddpm_large", "dpm_half", "reverse_half", "predictor_corrector_small"}
+# others of their kind are fast tests
+VARIANTS = {"ddpm_large", "ddpm_learned", "dpm_half", "reverse_half"}
+VARIANTS |= {"predictor_corrector_small", "annealed_langevin"}
 PAIRS = [
     pytest.param(*pair.values, id=pair.id, marks=pytest.mark.slow)
     if pair.id.split("-")[0] in VARIANTS

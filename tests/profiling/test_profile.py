@@ -142,6 +142,7 @@ def test_the_table_lists_each_module_once(lab):
         assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
 
 
+@pytest.mark.slow
 def test_speed_and_memory_are_measured(lab):
     fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true", "compile=false"]
     sampling = ["sampler=heun", "sampler.steps=3", "guidance=classifier_free", "guidance.scale=2"]
