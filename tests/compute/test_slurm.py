@@ -191,7 +191,9 @@ def test_a_task_that_fails_ends_its_job_and_says_why(submit):
 
 def test_a_shell_that_srun_gives_to_a_person_is_no_task(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent.parent))
-    asked = "import sys; from diffusion_lab import slurm; sys.exit(3 + slurm.started_by_srun())"
+    asked = (
+        "import sys; from diffusion_lab.compute import slurm; sys.exit(3 + slurm.started_by_srun())"
+    )
     task = [sys.executable, "-c", asked]
     named = ["srun", "--job-name=dev"]
     assert subprocess.run([*named, *task], check=False).returncode == 4
