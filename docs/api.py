@@ -94,16 +94,20 @@ def index_page() -> str:
     return "\n".join(lines)
 
 
+def write_pages(folder: Path, titles: dict[str, str], pages: dict[str, str]) -> None:
+    """Write a folder of pages anew, with their navigation; a page without a title has its name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, text in pages.items():
+        (folder / f"{name}.md").write_text(text)
+    nav = [f"- [{titles.get(name, name)}]({name}.md)" for name in pages]
+    (folder / "SUMMARY.md").write_text("\n".join([*nav, ""]))
+
+
 def main() -> None:
     """Write all pages of the API anew."""
-    shutil.rmtree(PAGES, ignore_errors=True)
-    PAGES.mkdir(parents=True)
-    (PAGES / "index.md").write_text(index_page())
-    nav = ["- [Python API](index.md)"]
-    for room in ROOMS:
-        (PAGES / f"{room}.md").write_text(page_of(room))
-        nav.append(f"- [{room}]({room}.md)")
-    (PAGES / "SUMMARY.md").write_text("\n".join([*nav, ""]))
+    pages = {"index": index_page()} | {room: page_of(room) for room in ROOMS}
+    write_pages(PAGES, {"index": "Python API"}, pages)
 
 
 if __name__ == "__main__":

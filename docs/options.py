@@ -1,12 +1,11 @@
 """Write the option pages, docs/pages/options/, from the files in conf/ and their comments."""
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from api import defining
+from api import defining, write_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -214,15 +213,9 @@ def index_page() -> str:
 
 def main() -> None:
     """Write all pages of options anew."""
-    shutil.rmtree(PAGES, ignore_errors=True)
-    PAGES.mkdir(parents=True)
-    (PAGES / "index.md").write_text(index_page())
-    (PAGES / "commands.md").write_text(commands_page())
-    nav = ["- [Options](index.md)", "- [Commands](commands.md)"]
-    for group in GROUPS:
-        (PAGES / f"{group}.md").write_text(page_of(group))
-        nav.append(f"- [{group}]({group}.md)")
-    (PAGES / "SUMMARY.md").write_text("\n".join([*nav, ""]))
+    pages = {"index": index_page(), "commands": commands_page()}
+    pages |= {group: page_of(group) for group in GROUPS}
+    write_pages(PAGES, {"index": "Options", "commands": "Commands"}, pages)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("TrainedVQ.run", "TrainedVQ.sha256", "Classifier.path", "DINOv2.model"),
     *("DINOv2.weights_path", "Inception.weights_path", "Inception.sha256"),
     *("WandB.project", "WandB.name", "WandB.group", "WandB.run_id", "WandB.tags"),
-    *("MedianPruning.metric", "CIFAR10Zip.path", "CIFAR10Zip.test_path"),
+    "MedianPruning.metric",
     "WandB.mode",  # `train` checks it, as the logger is built after the run folder
     *("WandB.choices", "Budget.solved"),  # filled in by the program
     "ImageDataModule.source",  # an object of another file
