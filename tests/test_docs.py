@@ -41,6 +41,11 @@ def options() -> Iterator[ModuleType]:
     sys.path.remove(str(DOCS))
 
 
+def test_no_option_is_without_a_word(options):
+    files = CONF.rglob("*.yaml")
+    assert [path for path in files if len(options.sentence_of(path.read_text())) < 5] == []
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_of_the_pages_composes(line, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)  # launchers are not on every machine

@@ -1,10 +1,8 @@
-"""All options begin with a sentence of what they are, and all settings have a range or are free."""
+"""Every setting in conf/ has a declared range, or is known to be free."""
 
 import inspect
-import re
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from helpers.paths import CONF
 from hydra.utils import get_class
@@ -24,18 +22,6 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("WandB.choices", "Budget.solved"),  # filled in by the program
     "ImageDataModule.source",  # an object of another file
 }
-
-
-def sentence_of(path: Path) -> str:
-    """The first sentence of the comment at the top of a configuration file."""
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
-    count = next(i for i, line in enumerate(lines) if not line.startswith("#"))
-    text = " ".join(line.removeprefix("#").strip() for line in lines[:count])
-    return re.split(r"(?<=[.?])(?= +[A-Z(]|$)", text)[0].removesuffix(".")
-
-
-def test_no_option_is_without_a_word():
-    assert [path for path in CONF.rglob("*.yaml") if len(sentence_of(path)) < 5] == []
 
 
 def settings_of(node: object) -> Iterator[tuple[str, str]]:
