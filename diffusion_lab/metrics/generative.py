@@ -128,7 +128,8 @@ class GenerativeMetrics:
     ) -> Values:
         """The values, by whole names, of the metrics whose `by_class` equals the argument."""
         chosen = [metric for metric in self.metrics if metric.by_class == by_class]
-        results = (metric.results(images, reference, suffix) for metric in chosen)
+        with self.extractor.in_float32():
+            results = [metric.results(images, reference, suffix) for metric in chosen]
         return {name: value for each in results for name, value in each.items()}
 
     def prepare(self, source: ImageDataModule) -> "PreparedMetrics":

@@ -44,6 +44,34 @@ def test_features_lie_before_the_head(saved):
     assert torch.equal(classifier.guesses(images), network.head(features).argmax(1))
 
 
+def test_logits_and_guesses_are_float32_within_autocast(saved):
+    classifier, images = loaded(saved), tiny_data().test_images()
+    features = classifier(images)
+    logits, guesses = classifier.logits(features), classifier.guesses(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(classifier.logits(features), logits)  # equal in dtype too
+        assert torch.equal(classifier.guesses(images), guesses)
+    assert logits.dtype == torch.float32
+
+
+def test_samples_measured_within_autocast_have_the_reference_values_of_the_same_images(
+    saved, tmp_path
+):
+    """Test images in place of samples, which evaluations draw and measure under autocast."""
+    metrics = GenerativeMetrics(
+        loaded(saved), None, 32, str(tmp_path / "cache"), per_class=True, classifier=str(saved)
+    )
+    metrics.load(tiny_data(), "cpu")
+    prepared, chosen = metrics.prepare(tiny_data()), metrics.test_ids(tiny_data())
+    images, labels = tiny_data().test_images()[chosen], tiny_data().test_labels()[chosen]
+    with torch.autocast("cpu", torch.bfloat16):
+        values = prepared.compute(metrics.observer(images), labels)
+    samples = {name: value for name, value in values.items() if "_real/" not in name}
+    assert {name.partition("/")[0] for name in samples} > {"accuracy", "inception_score", "fid"}
+    for name, value in samples.items():
+        assert value == pytest.approx(values[name.replace("/", "_real/", 1)], rel=1e-9, abs=1e-9)
+
+
 def test_the_name_is_of_the_weights(saved, tmp_path):
     other = tmp_path / "other.safetensors"
     save_classifier(SmallClassifier((1, 8, 8), 4), other, FACTS)

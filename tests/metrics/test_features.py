@@ -211,8 +211,11 @@ def test_inception_features_are_torch_fidelitys(inception_weights, channels):
     assert expected.std(0).mean() > 1e-3
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = extractor(x)
+        within = extractor.logits(features)
     assert features.shape == (3, extractor.dim)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(within, extractor.logits(features))  # equal in dtype too: float32
+    assert within.dtype == torch.float32
 
 
 def test_only_the_published_weights_are_called_inception(inception_weights, monkeypatch):

@@ -352,6 +352,22 @@ def test_a_metric_of_other_code_is_measured_named_and_printed_like_ours(tmp_path
     assert seen == 0  # the cached values are read
 
 
+class Similarity(Metric):
+    """A metric with a product in float32, which autocast would round."""
+
+    quantities = (Quantity("similarity", "Similarity", "mean product of features", True),)
+
+    def measure(self, generated, reference):
+        return {"similarity": (generated.features @ reference.features.T).mean().item()}
+
+
+def test_autocast_does_not_reach_a_metric_of_other_code(tmp_path):
+    metrics = prepared(tmp_path, extra={"mine": Similarity()})
+    outside = figures(metrics, generated())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert figures(metrics, generated()) == outside
+
+
 def join(rank, world, folder):
     torch.set_num_threads(1)
     store = f"file://{folder}/store{world}"

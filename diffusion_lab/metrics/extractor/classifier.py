@@ -88,9 +88,9 @@ class Classifier(FeatureExtractor):
             )
 
     def logits(self, features: Tensor) -> Tensor:
-        """The logits (n, K) of the classifier's classes."""
-        with torch.no_grad():
-            head: Any = self.network.head
+        """The logits (n, K), float32, of the classifier's classes."""
+        head: Any = self.network.head
+        with torch.no_grad(), self.in_float32():
             return head(features.to(self.device))
 
     def guesses(self, images: Tensor) -> Tensor:

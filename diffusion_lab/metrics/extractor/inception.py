@@ -40,10 +40,11 @@ class Inception(FeatureExtractor):
         self.sha256 = sha256
 
     def logits(self, features: Tensor) -> Tensor:
-        """The logits of 1008 ImageNet classes, without the bias, as in the Inception Score."""
+        """The Inception Score's logits, float32: of 1008 ImageNet classes, without the bias."""
         network: Any = self.network.network
         weight = network.fc.weight
-        return features.to(weight) @ weight.T
+        with self.in_float32():
+            return features.to(weight) @ weight.T
 
     def build(self) -> tuple[nn.Module, str]:
         """Returns torch-fidelity's network, and the checksum of the file with its weights."""
