@@ -16,10 +16,10 @@ class Means(Flag):
 
     NOTHING = 0
     RESUMABLE = auto()  # a run that is resumed may take another value
-    IDENTITY = auto()  # another value makes another run
+    IDENTITY = auto()  # a different value makes a different run
     NAMED = auto()  # a study names its runs by values that the command line gives
-    LOSS = auto()  # another value makes the held-out loss another quantity
-    COMPOSITION = auto()  # another value makes another composition to `compare`
+    LOSS = auto()  # a different value changes what the held-out loss measures
+    COMPOSITION = auto()  # a different value makes a different composition to `compare`
     COST = auto()  # decides what a model costs
     PATH = auto()  # a file or folder
 

@@ -42,15 +42,14 @@ class Factory:
             return self.target(*args, **arguments)
 
     def _check_names(self, args: tuple, arguments: dict[str, Any]) -> None:
-        """Raises UserError unless the target has just these arguments."""
+        """Raises UserError unless the target takes exactly these arguments."""
         signature, name = inspect.signature(self.target.func), self.target.func.__name__
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         strangers = self.settings.keys() - signature.parameters.keys()
         if strangers and inspect.Parameter.VAR_KEYWORD not in kinds:
             keys = ", ".join(f"{self.key}.{each}" for each in sorted(strangers))
             raise UserError(
-                f"{keys}: {name} takes no such argument; leave it out, also where an experiment "
-                "sets it"
+                f"{keys}: {name} has no such argument; remove it, also where an experiment sets it"
             )
         try:
             signature.bind(*args, **arguments)

@@ -33,25 +33,24 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
     reaches_noise = bool(end.alpha == 0)
     if not objective.prediction.x0_gain(end).isfinite():
         raise UserError(
-            f"objective/prediction={option(objective)} cannot tell the image on pure noise, and "
-            "this schedule reaches it (alpha = 0 at t = 1); use objective/prediction=v, flow or "
+            f"objective/prediction={option(objective)} does not determine the image at pure noise, "
+            "which this schedule reaches (alpha = 0 at t = 1); use objective/prediction=v, flow or "
             "x0, or a schedule that keeps some signal, such as schedule=cosine"
         )
     if noise_label == "index" and schedule.discrete_steps is None:
         raise UserError(
-            "denoiser.noise_label=index counts the levels of a table, and this schedule has none; "
+            "denoiser.noise_label=index needs a schedule with a table, and this one has none; "
             "use denoiser.noise_label=time, or a discrete schedule such as schedule=ddpm_linear"
         )
     if noise_label == "log_sigma" and reaches_noise:
         raise UserError(
-            "denoiser.noise_label=log_sigma is infinite on pure noise, which this schedule "
+            "denoiser.noise_label=log_sigma is infinite at pure noise, which this schedule "
             "reaches; use denoiser.noise_label=time"
         )
     if objective.variance_loss is not None and (schedule.discrete_steps or 0) < 2:
         raise UserError(
-            "objective.variance_loss compares neighbouring levels of a table, and this schedule "
-            "has none; use objective/variance_loss=none, or a discrete schedule such as "
-            "schedule=ddpm_linear"
+            "objective.variance_loss needs a schedule with a table, and this one has none; use "
+            "objective/variance_loss=none, or a discrete schedule such as schedule=ddpm_linear"
         )
 
 
@@ -59,8 +58,8 @@ def check_first_stage(first_stage: FirstStage, augmentation: NonLeaky | None) ->
     """Raises UserError if latents would be cached while augmentation changes their images."""
     if augmentation is not None and first_stage.cache:
         raise UserError(
-            "augmentation=non_leaky changes the images at each step, so that their latents cannot "
-            "be kept; write first_stage.cache=false, or augmentation=none with data.flip=true"
+            "augmentation=non_leaky changes the images at every step, so their latents cannot be "
+            "cached; write first_stage.cache=false, or augmentation=none with data.flip=true"
         )
 
 
@@ -84,12 +83,12 @@ def advice(
         remedy = "" if latents else "sample with guidance.clip=1, or "
         lines.append(
             f"objective/prediction={option(objective)} multiplies the network's error by "
-            f"{gain:.0f} on the noisiest level; {remedy}use objective/prediction=v"
+            f"{gain:.0f} at the noisiest level; {remedy}use objective/prediction=v"
         )
     if flipped and augmentation is not None and augmentation.flip_x:
         lines.append(
-            "data.flip=true mirrors images without telling the network, so that half of the "
-            "samples will be mirrored; write data.flip=false, as augmentation.flip_x=true tells it"
+            "data.flip=true mirrors images without telling the network, so half of the samples "
+            "will be mirrored; write data.flip=false, because augmentation.flip_x=true does tell it"
         )
     return lines
 
@@ -104,13 +103,13 @@ def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
     objective, conditional = model.objective, model.denoiser.conditioning.conditional
     if sampler.time_grid.needs_table and model.schedule.discrete_steps is None:
         raise UserError(
-            "this sampler.time_grid counts the points of a table, and this schedule has none; use "
+            "this sampler.time_grid needs a schedule with a table, and this one has none; use "
             "sampler/time_grid=uniform, or a discrete schedule such as schedule=ddpm_linear"
         )
     if getattr(sampler, "variance", None) == "learned" and objective.variance_loss is None:
         raise UserError(
             "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "
-            "use sampler.variance=fixed_small with this one"
+            "use sampler.variance=fixed_small with this model"
         )
     if guidance.weak_run is not None:
         return  # the weak model replaces the unconditional one
@@ -122,5 +121,5 @@ def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
     if guidance.scale != 1 and conditional and objective.label_dropout == 0:
         raise UserError(
             f"guidance.scale={guidance.scale} uses the unconditional model, which "
-            "objective.label_dropout=0 never trains; write objective.label_dropout=0.1 in training"
+            "objective.label_dropout=0 does not train; train with objective.label_dropout=0.1"
         )

@@ -29,10 +29,12 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} must be given: write {error.full_key}=..."
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no override; write key=value, in quotes where it has signs"
+        return (
+            f"{error.override!r} is not an override; write key=value, and quote special characters"
+        )
     if match := re.search(r"Could not override '(.+?)'", text):  # the error has no key
         return _unknown(match[1])
-    return text.splitlines()[0] if text else "the configuration is wrong"
+    return text.splitlines()[0] if text else "the configuration is invalid"
 
 
 def _missing(name: str, options: list[str]) -> str:
@@ -53,7 +55,7 @@ def _unknown(key: str) -> str:
     texts = (path.read_text() for path in conf_dir().rglob("*.yaml"))
     known = {name for text in texts for name in re.findall(r"^\s*(\w+):", text, re.MULTILINE)}
     near = _near(key.rpartition(".")[2], sorted(known))
-    return f"there is no key {key} to override; {near}--cfg job lists the keys there are"
+    return f"there is no key {key} to override; {near}--cfg job lists all keys"
 
 
 def _near(word: str, words: list[str]) -> str:

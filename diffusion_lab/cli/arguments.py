@@ -18,7 +18,7 @@ WITH_A_VALUE = (*PLACES, "--cfg", "-c", "--package", "-p", "--info", "-i")
 def prepare(command: Command, arguments: list[str]) -> list[str]:
     """Rewrites the arguments of a command for Hydra; raises UserError for wrong ones."""
     if "" in arguments:
-        raise UserError("one of the arguments is empty; leave it out, or write key=value")
+        raise UserError("one of the arguments is empty; remove it, or write key=value")
     if command.combines:
         flags, overrides = apart(arguments)
         arguments = [*(flag for flag in flags if flag not in MULTIRUN), *gather(overrides)]
@@ -30,8 +30,8 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
     if launchers := [each for each in arguments if each.startswith("hydra/launcher=")]:
         if "slurm" in launchers[-1] and shutil.which("sbatch") is None:
             raise UserError(
-                f"{launchers[-1]} submits by SLURM's sbatch, which is not on the path; run this "
-                "on a machine of the cluster, or leave hydra/launcher out"
+                f"{launchers[-1]} needs SLURM's sbatch, which is not on the PATH; run this on a "
+                "machine of the cluster, or leave hydra/launcher out"
             )
         if {a.split("=")[0] for a in arguments if a.startswith("-")} <= set(PLACES):
             arguments = [*arguments, "-m"]  # else Hydra silently runs a single job here

@@ -15,8 +15,8 @@ class Command:
 
     help: str
     function: str
-    run_groups: tuple[str, ...] = ()  # in these the run's own option is the default
-    takes_paths: bool = False  # arguments that are no overrides fill the key `paths`
+    run_groups: tuple[str, ...] = ()  # groups whose default is the run's option
+    takes_paths: bool = False  # arguments that are not overrides fill the key `paths`
     combines: bool = False  # f has a third argument, all Combinations of comma-separated values
     trains: bool = False
     fails: Callable[[Any], bool] = lambda result: False  # whether a result makes the exit code 1
@@ -26,58 +26,65 @@ SAMPLING = ("sampler", "guidance")
 MEASURING = (*SAMPLING, "metrics")
 COMMANDS = {
     "train": Command(
-        "train a model, or with -m a sweep of them", "cli.training_job:train_model", trains=True
+        "train a diffusion model, or several in a sweep (-m)",
+        "cli.training_job:train_model",
+        trains=True,
     ),
-    "sample": Command("draw images from a trained run", "analysis.sample:sample", SAMPLING),
+    "sample": Command("generate images with a trained run", "analysis.sample:sample", SAMPLING),
     "evaluate": Command(
-        "FID and its companions of a trained run", "analysis.evaluate:evaluate_run", MEASURING
+        "measure FID and other metrics of a trained run",
+        "analysis.evaluate:evaluate_run",
+        MEASURING,
     ),
     "compare": Command(
-        "runs side by side: table, plots, and a page with a verdict",
+        "compare runs in a table, plots, and a web page with a verdict",
         "analysis.comparison.comparing:compare_runs",
         takes_paths=True,
     ),
     "memorization": Command(
-        "does a trained run copy its training images?",
+        "check whether a trained run copies its training images",
         "analysis.memorization:memorization",
         MEASURING,
     ),
     "train-autoencoder": Command(
-        "train a first stage, for diffusion in its latents",
+        "train an autoencoder, for diffusion in its latents",
         "cli.training_job:train_first_stage",
         trains=True,
     ),
     "train-extractor": Command(
-        "train a classifier of the data, for metrics to use",
+        "train a classifier on the data, for use by metrics",
         "training.train_extractor:train_extractor",
     ),
     "sample-sweep": Command(
-        "samplers, steps and guidance of a trained run against one another",
+        "compare samplers, steps and guidance scales for a trained run",
         "analysis.sample_sweep:sweep",
         MEASURING,
         combines=True,
     ),
-    "likelihood": Command("bits a dimension of test images", "analysis.held_out_images:likelihood"),
-    "encode": Command("images to noise and back", "analysis.held_out_images:encode_images"),
-    "inpaint": Command(
-        "draw the missing part of images anew", "analysis.held_out_images:inpaint", SAMPLING
+    "likelihood": Command(
+        "measure bits per dimension of test images", "analysis.held_out_images:likelihood"
     ),
-    "export": Command("a trained model as a folder to give away", "runs.export:export"),
+    "encode": Command("turn images into noise and back", "analysis.held_out_images:encode_images"),
+    "inpaint": Command(
+        "fill in the missing part of images", "analysis.held_out_images:inpaint", SAMPLING
+    ),
+    "export": Command("save a trained model as a folder to share", "runs.export:export"),
     "doctor": Command(
-        "what is wrong with a training run, before it is made",
+        "check a training run before it starts",
         "training.doctor.diagnosis:doctor",
         fails=lambda result: any(check["status"] == "error" for check in result["checks"]),
     ),
     "profile": Command(
-        "parameters, MACs, memory and speed of a composition",
+        "measure parameters, MACs, memory and speed of a composition",
         "profiling.profile:profile",
         combines=True,
     ),
     "match": Command(
-        "the size at which one backbone costs what another does", "profiling.match:match"
+        "find the size at which one backbone costs as much as another", "profiling.match:match"
     ),
     "sync": Command("upload offline W&B runs", "analysis.wandb_sync:sync", takes_paths=True),
     "wandb-report": Command(
-        "a W&B workspace and a report that compare runs", "analysis.wandb_report:wandb_report"
+        "create a W&B workspace and a report that compare runs",
+        "analysis.wandb_report:wandb_report",
     ),
 }

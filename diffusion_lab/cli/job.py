@@ -61,7 +61,7 @@ def call(command: Command, config: str, cfg: DictConfig) -> float | None:
         print(json.dumps(result))
     if command.fails(result):
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # an exit would end the other jobs
-            raise UserError("some of the jobs found errors, which are above")
+            raise UserError("some jobs found errors, see above")
         sys.exit(1)
     return None
 

@@ -16,7 +16,7 @@ USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 Commands:
 {commands}
 
-diffusion-lab COMMAND --help shows what can be overridden, --cfg job the whole configuration.
+`diffusion-lab COMMAND --help` explains a command and lists its options and keys.
 Quick start: diffusion-lab train experiment=quickstart"""
 
 
@@ -70,4 +70,4 @@ def execute(arguments: list[str]) -> None:
     except Exception as error:
         if not type(error).__module__.startswith("submitit"):
             raise
-        fail(f"the job was not run to its end: {' '.join(str(error).split())}")
+        fail(f"the job did not finish: {' '.join(str(error).split())}")

@@ -12,7 +12,7 @@ from diffusion_lab.cli.job import run, say
 from diffusion_lab.common.files import OUTPUTS, read_json, write_json
 from diffusion_lab.common.messages import UserError
 
-DONE, SKIPPED, FAILED = "trained", "finished before", "failed"
+DONE, SKIPPED, FAILED = "trained", "already finished", "failed"
 
 
 def sweep(name: str, arguments: list[str]) -> None:
@@ -42,8 +42,8 @@ def check_params(overrides: list[str]) -> None:
     given = [o for o in overrides if o.lstrip("+").startswith("hydra.sweeper.params")]
     if given and not any(override.startswith("+study=") for override in overrides):
         raise UserError(
-            f"{given[0]} is how the file of a study says what it varies, and there is no "
-            "+study=...; write the values themselves, as in seed=0,1"
+            f"{given[0]} is syntax for the file of a study, and there is no +study=...; write "
+            "the values themselves, as in seed=0,1"
         )
 
 
@@ -85,6 +85,6 @@ def tell(sweep: str, command: list[str]) -> bool:
         say("Runs: " + ", ".join(f"{count} {s}" for s, count in counts.items() if count))
     for outcome in outcomes:
         if outcome["status"] == FAILED:
-            say(f"Failed: {outcome['error']}; alone it is run by")
+            say(f"Failed: {outcome['error']}. To run this job alone:")
             say(f"  diffusion-lab {shlex.join([*command, *outcome['overrides']])}")
     return counts[FAILED] > 0

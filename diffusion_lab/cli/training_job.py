@@ -61,7 +61,7 @@ class TrainingJob:
             return value
         except (KeyboardInterrupt, SystemExit) as end:
             if folder and getattr(end, "code", STOPPED) == STOPPED:
-                say("The command of the sweep goes on with this run and the rest.")
+                say("Repeat the command of the sweep to resume this run and start the rest.")
             raise
         except Exception as error:
             if isinstance(error, MISTAKES):
@@ -92,7 +92,7 @@ class TrainingJob:
         begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, self.command, overrides)
         if begun and (begun / CONFIG).is_file():
             if load_summary(begun).get("finished"):
-                say(f"{begun} is finished")
+                say(f"{begun} is already finished")
                 return sweeps.SKIPPED, None
             cfg = load_config(begun)
             cfg.resume = str(begun)
@@ -102,7 +102,7 @@ class TrainingJob:
         if folder and state == study.EMPTY:
             study.move_aside(folder)
         if state == study.FINISHED:
-            say(f"{folder} is finished")
+            say(f"{folder} is already finished")
         elif folder and state == study.UNFINISHED:
             resume = [f"resume={folder}", *study.overrides_to_resume(folder, overrides)]
             self.train(resumed(str(folder), resume, self.command), resume)

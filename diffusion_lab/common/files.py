@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and rows whose last one may be cut off."""
+"""Writes files atomically, and reads rows whose last one may be cut off."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             to_disk(file)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch raises an error of its own on top of the file's
+        # torch raises its own error on top of the file's
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -44,7 +44,7 @@ def to_disk(file: BinaryIO) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces the content of `path`, whole or not at all."""
+    """Replaces the content of `path` atomically."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 

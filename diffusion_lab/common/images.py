@@ -59,7 +59,7 @@ def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:
 def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:
     """Writes uint8 (C, H, W), C = 1 or 3, as a PNG, enlarged `scale` times without blurring.
 
-    The file appears whole or not at all.
+    The file is written atomically.
     """
     pixels = picture.cpu().repeat_interleave(scale, -2).repeat_interleave(scale, -1)
     path.parent.mkdir(parents=True, exist_ok=True)

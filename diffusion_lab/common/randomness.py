@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-SAMPLE = 0x73616D706C65  # keeps these draws apart from others of the same seed
+SAMPLE = 0x73616D706C65  # separates these draws from others with the same seed
 
 
 def mix_seed(*parts: int) -> int:
@@ -20,7 +20,7 @@ def mix_seed(*parts: int) -> int:
 
 
 class SampleNoise:
-    """Unit Gaussian noise for a batch of samples, each from a generator of its own.
+    """Unit Gaussian noise for a batch of samples, each from its own generator.
 
     Calling it draws the next (B, *shape) float32 noise; `randn_like` serves stochastic samplers.
     The generators live on the CPU, so a sample is the same on every device.

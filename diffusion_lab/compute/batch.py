@@ -32,14 +32,14 @@ def solve_batch(batch_size: int, world: int, micro_batch_size: int | None) -> Ba
     if rest or share < 1:
         low = world * max(1, share)
         raise UserError(
-            f"batch_size={batch_size} cannot be shared equally by {world} ranks; "
+            f"batch_size={batch_size} cannot be divided evenly among {world} ranks; "
             f"write batch_size={low} or batch_size={low + world}"
         )
     micro = share if micro_batch_size is None else micro_batch_size
     if micro < 1 or share % micro:
         fitting = [n for n in range(1, share + 1) if share % n == 0 and n <= max(micro, 1)]
         raise UserError(
-            f"micro_batch_size={micro} does not divide the {share} images of the global batch "
-            f"that each rank takes; write micro_batch_size={fitting[-1]}"
+            f"micro_batch_size={micro} does not divide the {share} images of the global batch on "
+            f"each rank; write micro_batch_size={fitting[-1]}"
         )
     return BatchLayout(batch_size, micro, share // micro, world)

@@ -35,7 +35,7 @@ def cached(
             with replacing(path) as file:
                 torch.save({"tensors": tensors, "sha256": hashing.of_tensors(tensors)}, file)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch.save's for a full disk
-            say(f"{path} could not be written, so it is computed anew the next time: {error}")
+            say(f"{path} could not be written, so it will be computed again next time: {error}")
     return tensors
 
 

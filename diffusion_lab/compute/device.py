@@ -22,11 +22,11 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"device={name} is no torch device; use auto, cpu or cuda") from error
+        raise UserError(f"device={name} is not a torch device; use auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device={name} is not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name} was asked for, but no GPU is visible; use device=cpu")
+        raise UserError(f"device={name} was requested, but no GPU is visible; use device=cpu")
     return device
 
 
@@ -58,7 +58,9 @@ def pick_precision(precision: str, device: torch.device) -> str:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The autocast block for a precision, for sampling outside a Trainer."""
     if precision not in ("32-true", "bf16-mixed"):
-        raise UserError(f"precision={precision} is unknown here; use auto, 32-true or bf16-mixed")
+        raise UserError(
+            f"precision={precision} is not supported here; use auto, 32-true or bf16-mixed"
+        )
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
@@ -80,10 +82,10 @@ def pays(choice: bool | str, device: torch.device) -> bool:
 
 
 class PeakMemory:
-    """The peak memory of a run in training, from which other work can be left out.
+    """Measures the peak memory of a run's training, and can leave out other work.
 
-    On a GPU it is that of tensors; on a CPU, under Linux, that of the process, which in a sweep
-    trains one run after another.
+    On a GPU it counts tensors; on a CPU, under Linux, it is the peak of the process, which in a
+    sweep trains one run after another.
     """
 
     def __init__(self, device: torch.device):

@@ -58,14 +58,14 @@ def processes(trainer: DictConfig) -> tuple[int, int]:
     asked = devices if trainer.devices == "auto" else devices_per_node(trainer)
     if (asked, there if nodes == "auto" else nodes) != (devices, there):
         raise UserError(
-            f"trainer.devices={trainer.devices} and trainer.num_nodes={nodes} are not what was "
-            f"started, {devices} on each of {there} nodes; leave both out, or start as many "
-            "(with hydra/launcher=slurm by hydra.launcher.tasks_per_node and nodes)"
+            f"trainer.devices={trainer.devices} and trainer.num_nodes={nodes} differ from what was "
+            f"started, {devices} on each of {there} nodes; leave both out, or start that many "
+            "(with hydra/launcher=slurm: hydra.launcher.tasks_per_node and nodes)"
         )
     if accelerator_of(trainer) == "cuda" and devices > torch.cuda.device_count():
         raise UserError(
-            f"{devices} processes were started on this node, and {torch.cuda.device_count()} GPUs "
-            "are visible to this one; give the job gpus_per_node and not gpus_per_task"
+            f"{devices} processes were started on this node, but {torch.cuda.device_count()} GPUs "
+            "are visible to this one; request gpus_per_node instead of gpus_per_task"
         )
     return devices, there
 
@@ -78,8 +78,8 @@ def processes_started() -> tuple[int, int]:
     layout = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # as in 4(x2)
     if not (match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", layout)):
         raise UserError(
-            f"srun has started {layout} processes on the nodes of this job, which must be equally "
-            "many; write srun --ntasks-per-node=..."
+            f"srun has started different numbers of processes on the nodes of this job, {layout}; "
+            "write srun --ntasks-per-node=..."
         )
     return int(match[1]), int(match[2] or 1)
 
@@ -110,9 +110,9 @@ def device_of_process(trainer: DictConfig) -> torch.device:
 def run_on_all_devices(command: str, overrides: list[str], processes: int) -> bool:
     """Runs `diffusion-lab <command> <overrides>` in one process per device and waits for them.
 
-    Each job of a sweep thus has a group of processes of its own, and if one of them dies, the rest
-    of the group is ended. Returns False if a signal stopped them, after they had saved. Raises
-    TrainingStopped if they failed; unless they were killed, they have said why.
+    Each job of a sweep thus has its own group of processes, and if one of them dies, the rest of
+    the group is stopped. Returns False if a signal stopped them, after they had saved. Raises
+    TrainingStopped if they failed; a process that was not killed has printed the reason.
     """
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
@@ -137,8 +137,8 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> bo
         if failure.exitcode < 0:
             end = f"was killed by {signal.Signals(-failure.exitcode).name}"
         else:
-            end = f"ended with code {failure.exitcode}, for what it said above"
-        raise TrainingStopped(f"process {rank} {end}, and the others were ended") from error
+            end = f"ended with code {failure.exitcode}, for the reason printed above"
+        raise TrainingStopped(f"process {rank} {end}, and the others were stopped") from error
     except SignalException:
         return False  # passed on to the processes, which have saved and said how to resume
     return True
@@ -186,7 +186,7 @@ def requeue() -> bool:
     if rank_and_world()[0] > 0:
         return True
     if refusal := slurm.requeue():
-        say(f"The job is not put back in the queue: {refusal}")
+        say(f"The job could not be requeued: {refusal}")
         return False
-    say("The job is back in the queue, and will go on from here.")
+    say("The job was requeued and will resume from here.")
     return True

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_map
 class FSDP(ModelParallelStrategy):
     """Keeps on each rank its share of parameters, gradients and optimiser state.
 
-    Checkpoints are whole, in a single file like any other run's: they open on one device, and
-    resume on any number of ranks, sharded or not. (Lightning's own FSDP refuses a CPU.)
+    A checkpoint is complete, in a single file like in any other run: it opens on one device, and
+    resumes on any number of ranks, sharded or not. (Lightning's own FSDP refuses a CPU.)
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""SLURM jobs: whether one started this process, which run is its own, and how to requeue it.
+"""SLURM jobs: whether one started this process, which run it belongs to, and how to requeue it.
 
-A requeued job keeps its id, and so finds the run that it has begun.
+A requeued job keeps its id, by which it finds the run that it started.
 """
 
 import os
@@ -91,7 +91,7 @@ def requeue() -> str:
     try:
         state = _called("squeue", "--noheader", f"--jobs={job}", "--format=%T")
         if state != "RUNNING":
-            return f"SLURM has it as {state}"
+            return f"its state is {state}"
         _called("scontrol", "requeue", job)
     except subprocess.CalledProcessError as error:
         return error.stderr.strip()

@@ -1,4 +1,4 @@
-"""Tells from the environment what started this process: a person, torchrun or srun."""
+"""Finds out from the environment what started this process: a person, torchrun or srun."""
 
 import os
 

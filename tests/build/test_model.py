@@ -41,7 +41,7 @@ def test_a_learned_variance_needs_a_table_of_two_levels():
 def test_a_large_gain_is_advised_against_unless_clipped():
     eps = objective(Cosine(), Eps())
     assert advice(Cosine(), eps, Guidance()) == [
-        "objective/prediction=eps multiplies the network's error by 22026 on the noisiest level; "
+        "objective/prediction=eps multiplies the network's error by 22026 at the noisiest level; "
         "sample with guidance.clip=1, or use objective/prediction=v"
     ]
     assert advice(Cosine(), eps, Guidance(clip=1.0)) == []

@@ -166,7 +166,7 @@ def test_a_job_whose_time_is_up_saves_requeues_itself_and_goes_on(submit):
     assert summary(run)["ranks"] == 2
     assert "Restarts=1" in called("scontrol", "show", "job", job)
     assert f"Stopped at step {stopped}; nothing is lost." in logs()
-    assert "The job is back in the queue" in logs()
+    assert "The job was requeued" in logs()
 
 
 def test_a_job_that_makes_room_for_a_more_urgent_one_goes_on_after_it(submit):

@@ -236,7 +236,7 @@ SPOILT = [
     (["validate_every_n_steps=900"], "validation", "advice", ["validate_every_n_steps=100"]),
     ([], "evaluation", "advice", ["no FID or KID"]),
     (["objective/prediction=eps"], "composition", "error", ["objective/prediction=v, flow"]),
-    (["objective.label_dropout=0"], "composition", "error", ["write objective.label_dropout=0.1"]),
+    (["objective.label_dropout=0"], "composition", "error", ["objective.label_dropout=0.1"]),
     (["backbone.patch=3"], "composition", "error", ["backbone.patch"]),
     (["trainer.accelerator=gpu"], "device", "error", ["no GPU"]),
     (["logger.mode=foo"], "settings", "error", ["auto, online, offline"]),
