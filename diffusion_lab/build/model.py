@@ -13,6 +13,8 @@ from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 
+RARE = 0.1  # density of draws, below which a level is hardly trained; uniform draws have 1
+GREY_STEP = 2 / 255  # of 8-bit pixels in [-1, 1]; fainter noise cannot be seen
 LARGE_GAIN = 1000  # gain of the network's error above which samples of good models fail
 
 
@@ -91,6 +93,35 @@ def advice(
             "will be mirrored; write data.flip=false, because augmentation.flip_x=true does tell it"
         )
     return lines
+
+
+def rarely_trained(objective: Objective, sampler: Sampler) -> str | None:
+    """The warning that samples depend on nearly clean levels that training hardly draws, if any.
+
+    A level counts if it is cleaner than the median draw, its noise can be seen, and the time
+    sampler draws less than a tenth as densely there as uniform draws would.
+    """
+    schedule, drawn = objective.schedule, objective.time_sampler
+    calls = sampler.time_grid(schedule, sampler.steps)[:-1]
+    median = drawn.quantile(torch.full((1,), 0.5, dtype=torch.float64), schedule)
+    visible = calls.sigma > GREY_STEP * calls.alpha
+    rare = visible & (calls.t < median) & (drawn.density(calls.t, schedule) < RARE)
+    if not rare.any():
+        return None
+    places = torch.linspace(0.01, float(median), 100, dtype=torch.float64)
+    t_min = float(places[drawn.density(places, schedule) >= RARE].min().mul(100).ceil() / 100)
+    end = schedule(torch.tensor(t_min))
+    grid = {"t_min": t_min, "sigma_min": float(end.sigma / end.alpha)}
+    key = next((key for key in grid if hasattr(sampler.time_grid, key)), None)
+    remedy = f"sample with sampler.time_grid.{key}={grid[key]:.2g}, or " if key else ""
+    wider = ".uniform=0.2" if hasattr(drawn, "uniform") else "=uniform"
+    separator = "." if hasattr(drawn, "uniform") else "/"
+    return (
+        f"{rare.double().mean():.0%} of the sampler's {len(calls)} network calls are at nearly "
+        "clean levels that training draws less than a tenth as often as uniform draws would, "
+        f"which leaves grain in the samples; {remedy}train with "
+        f"objective{separator}time_sampler{wider}"
+    )
 
 
 def option(objective: Objective) -> str:

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from diffusion_lab.build.model import advice
+from diffusion_lab.build.model import advice, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import ceiling
@@ -38,7 +38,7 @@ class DiffusionTask(Task):
         self.module.denoiser.backbone.compile()
 
     def advice(self) -> list[str]:
-        return advice(
+        lines = advice(
             self.pipeline.schedule,
             self.module.objective,
             self.pipeline.guidance,
@@ -46,6 +46,8 @@ class DiffusionTask(Task):
             self.datamodule.flip,
             latents=not self.module.first_stage.of_pixels,
         )
+        rare = rarely_trained(self.module.objective, self.pipeline.sampler)
+        return [*lines, rare] if rare else lines
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.refusals import refused
+from helpers.refusals import out_of_range, refused
 
 from diffusion_lab.diffusion.sampler.time_grid import (
     Explicit,
@@ -75,6 +75,17 @@ def test_from_noise_down_to_exactly_clean_data(grid, schedule, steps):
 def test_uniform():
     assert UniformGrid()(Rectified(), 4).t.tolist() == [1, 0.75, 0.5, 0.25, 0]
     assert index(UniformGrid(), 4) == [999, 749, 499, 249]
+
+
+def test_uniform_ends_at_t_min():
+    grid = UniformGrid(t_min=0.1)
+    for steps in (1, 4, 10):
+        assert torch.equal(grid(Rectified(), steps).t, UniformGrid()(Rectified(), steps).t)
+    assert grid(Rectified(), 19).t.tolist() == pytest.approx(
+        [1 - 0.05 * i for i in range(19)] + [0]
+    )
+    with out_of_range("t_min"):
+        UniformGrid(t_min=1.0)
 
 
 def test_karras_on_edm_is_the_published_formula():

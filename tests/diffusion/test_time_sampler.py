@@ -18,6 +18,7 @@ from diffusion_lab.diffusion.objective import (
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 N = 20_000
+MIXED = {"mean": 0.3, "std": 1.5, "uniform": 0.25}
 
 
 def normal_cdf(z):
@@ -28,6 +29,10 @@ def normal_cdf(z):
 CASES = [
     (UniformTime, lambda level: level.t),
     (lambda **k: LogitNormal(0.5, 2.0, **k), lambda level: normal_cdf((level.t.logit() - 0.5) / 2)),
+    (
+        lambda **k: LogitNormal(**MIXED, **k),
+        lambda level: 0.25 * level.t + 0.75 * normal_cdf((level.t.logit() - 0.3) / 1.5),
+    ),
     (
         lambda **k: LogNormal(-1.2, 1.2, **k),
         lambda level: normal_cdf(((level.sigma / level.alpha).log() + 1.2) / 1.2),
@@ -111,6 +116,31 @@ def test_draws_beyond_the_schedule_are_put_on_its_ends():
     assert level.sigma.min().item() == pytest.approx(0.002)
     assert level.sigma.max().item() == pytest.approx(80)
     assert (level.t == 1).double().mean() == pytest.approx(0.33, abs=0.02)
+
+
+def logit_normal_density(t, mean=0.0, std=1.0):
+    normal = torch.distributions.Normal(mean, std)
+    return normal.log_prob(t.logit()).exp() / (t * (1 - t))
+
+
+def test_density():
+    t = torch.tensor([0.02, 0.05, 0.1, 0.3, 0.5, 0.9], dtype=torch.float64)
+    close = {"rtol": 0.03, "atol": 0.002}
+    assert UniformTime().density(torch.ones(1), Rectified()).item() == pytest.approx(1)
+    torch.testing.assert_close(
+        LogitNormal().density(t, Rectified()), logit_normal_density(t), **close
+    )
+    expected = 0.25 + 0.75 * logit_normal_density(t, 0.3, 1.5)
+    torch.testing.assert_close(LogitNormal(**MIXED).density(t, Rectified()), expected, **close)
+    # log(sigma / alpha) = logit(t) on the straight path
+    edm = LogNormal(-1.2, 1.2).density(t, Rectified())
+    torch.testing.assert_close(edm, logit_normal_density(t, -1.2, 1.2), **close)
+
+
+def test_a_uniform_share_of_one_is_uniform():
+    u = torch.linspace(0.001, 1, 50, dtype=torch.float64)
+    t = LogitNormal(uniform=1.0).quantile(u, Rectified())
+    torch.testing.assert_close(t, u, rtol=0, atol=1e-12)
 
 
 def test_the_generator_decides():

@@ -204,6 +204,18 @@ SPOILT = [
         ["keeps 6.8% of the image", "zero_terminal_snr"],
     ),
     (["schedule=cosine", "objective=ddpm"], "combination", "warning", ["guidance.clip=1"]),
+    (
+        ["sampler.steps=50"],
+        "combination",
+        "warning",
+        ["4% of", "sampler.time_grid.t_min=0.05", "objective.time_sampler.uniform=0.2"],
+    ),
+    (
+        ["sampler/time_grid=karras"],
+        "combination",
+        "warning",
+        ["sampler.time_grid.sigma_min=0.05", "objective.time_sampler.uniform=0.2"],
+    ),
     (["data.flip=true", "augmentation=non_leaky"], "combination", "warning", ["data.flip=false"]),
     (["backbone.patch=4"], "tokens", "warning", ["makes 4 patches", "write backbone.patch=2"]),
     (

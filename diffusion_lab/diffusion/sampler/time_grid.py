@@ -4,11 +4,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Positive, numbers, ranges, settings
+from diffusion_lab.common.ranges import Positive, number, numbers, ranges, settings
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
@@ -16,6 +17,9 @@ TIMES = numbers(
     "a list that falls from at most 1 to above 0, to which the clean end 0 is added",
     lambda value: max(value, default=2) <= 1 and all(a > b for a, b in pairwise([*value, 0])),
 ).as_in([1.0, 0.5])
+
+
+UP_TO_1 = number("of at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 class TimeGrid(ABC):
@@ -38,11 +42,21 @@ class TimeGrid(ABC):
         )
 
 
+@settings
 class UniformGrid(TimeGrid):
-    """t = 1, 1 - 1/steps, ..., 1/steps; on a table `Trailing`, if steps divides its size."""
+    """t evenly spaced from 1 to 1/steps, or to `t_min` in [0, 1) if that is larger.
+
+    The last step goes from there to clean data at once. On a table the grid is `Trailing`'s, if
+    steps divides its size and 1/steps is at least t_min.
+    """
+
+    t_min: Annotated[float, UP_TO_1] = 0.0
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        return 1 - torch.arange(steps, dtype=torch.float64) / steps
+        falls = torch.arange(steps, dtype=torch.float64)
+        if steps * self.t_min <= 1:
+            return 1 - falls / steps
+        return 1 - falls * ((1 - self.t_min) / (steps - 1))
 
 
 @settings
