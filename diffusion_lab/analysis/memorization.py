@@ -13,13 +13,12 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.metric import with_fingerprint
-from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours
+from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
 from diffusion_lab.metrics.observer import FEATURES
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.results import sampling_of
@@ -37,18 +36,15 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
     training, held_out = data.train_images(), data.test_images()
-    if min(len(training), len(held_out)) < 2:
-        raise UserError("memorisation is measured on at least 2 training and 2 test images")
-    folder = Path(cfg.output or Path(cfg.run) / "memorization")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # fail before an hour of sampling
-    except OSError as error:
-        raise UserError(f"output={folder} cannot be made ({error}); choose another") from error
+    sides = equal_sides(data.train_labels(), data.test_labels())
+    if len(sides[0]) < 2:
+        raise UserError("memorisation needs 2 training and 2 test images of the same classes")
+    folder = made(Path(cfg.output or Path(cfg.run) / "memorization"))
     with opened.autocast:
         batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
         samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
     mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
-    spaces, fid = compared(metrics, samples, held_out, training, mirrored)
+    spaces, fid = compared(metrics, samples, held_out, training, sides, mirrored)
     losses = loss_gap(opened, cfg.batch_size)
     # everything but the training images that decides how copies are counted
     protocol = {
@@ -78,24 +74,38 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return result
 
 
+def made(folder: Path) -> Path:
+    """Makes the report's folder; raises UserError if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # fail before an hour of sampling
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be made ({error}); choose another") from error
+    return folder
+
+
 def compared(
-    metrics: GenerativeMetrics, samples: Tensor, held_out: Tensor, training: Tensor, mirrored: bool
+    metrics: GenerativeMetrics,
+    samples: Tensor,
+    held_out: Tensor,
+    training: Tensor,
+    sides: tuple[Tensor, Tensor],
+    mirrored: bool,
 ) -> tuple[dict[str, Neighbours], dict[str, float]]:
     """The neighbours of samples by features and pixels, and FID to training and held-out images.
 
     Images are uint8 (n, C, H, W). If `mirrored`, samples and held-out images are also compared as
-    mirror images.
+    mirror images. `sides`, from `equal_sides`, are as many images of each.
     """
-    sides = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
-    drawn = [metrics.extractor(view).cpu() for view in sides[0]]
-    beside = [stored_features(metrics, view, "held-out") for view in sides[1]]
+    views = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
+    drawn = [metrics.extractor(view).cpu() for view in views[0]]
+    beside = [stored_features(metrics, view, "held-out") for view in views[1]]
     known = stored_features(metrics, training, "training")
-    ours, theirs = ([to_float(view).flatten(1) for view in views] for views in sides)
+    ours, theirs = ([to_float(view).flatten(1) for view in each] for each in views)
     spaces = {
-        metrics.extractor.name: Neighbours.of(drawn, beside, known),
-        "pixels": Neighbours.of(ours, theirs, to_float(training).flatten(1)),
+        metrics.extractor.name: Neighbours.of(drawn, beside, known, sides),
+        "pixels": Neighbours.of(ours, theirs, to_float(training).flatten(1), sides),
     }
-    return spaces, fid_gap(drawn[0], beside[0], known)
+    return spaces, fid_gap(drawn[0], beside[0][sides[1]], known[sides[0]])
 
 
 def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
@@ -111,16 +121,14 @@ def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Te
 
 
 def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:
-    """FID to equally many training and held-out images; a gap above 0 means nearer to training."""
-    count = min(len(held_out), len(training))
-    sides = [training[random_places(len(training), count)], held_out[:count]]
+    """FID to training and to as many held-out images; a gap above 0 means nearer to training."""
     drawn = FeatureSet(generated)
-    to_training, to_held_out = (frechet(drawn, FeatureSet(side)) for side in sides)
+    to_training, to_held_out = (frechet(drawn, FeatureSet(side)) for side in (training, held_out))
     return {
         "to_training": to_training,
         "to_held_out": to_held_out,
         "gap": to_held_out - to_training,
-        "reference_images": count,
+        "reference_images": len(training),
     }
 
 

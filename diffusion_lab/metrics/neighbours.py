@@ -43,24 +43,28 @@ class Neighbours:
     generated: Tensor  # (n, 2), the two distances of each generated image, from near to far
     index: Tensor  # (n, 2) int64, the indices of those two training images
     held_out: Tensor  # (m,), the distance of each held-out image
-    pair: tuple[Tensor, Tensor]  # (n,) each: distances to equally many training and held-out
+    pair: tuple[Tensor, Tensor]  # (n,) each: distances to equally many training and held-out images
     chance_std: float  # std of the share nearer to one side, if the sides were assigned at random
 
     @classmethod
     def of(
-        cls, generated: Sequence[Tensor], held_out: Sequence[Tensor], training: Tensor
+        cls,
+        generated: Sequence[Tensor],
+        held_out: Sequence[Tensor],
+        training: Tensor,
+        sides: tuple[Tensor, Tensor],
     ) -> "Neighbours":
         """Computes distances from features (N, D) of N >= 2 training images and views of others.
 
         The views, (n, D) or (m, D) each, show the same images: unchanged, and mirrored if training
-        images are mirrored; the nearest view of an image counts.
+        images are mirrored; the nearest view of an image counts. `sides`, from `equal_sides`, are
+        the training and the held-out images that a sample may be nearer to.
         """
         distances, index = nearest_view(generated, training, 2)
-        count = min(len(training), len(held_out[0]))
-        generator = torch.Generator().manual_seed(SEED)
+        count = len(sides[0])
         found = [
-            nearest_view(generated, side[torch.randperm(len(side), generator=generator)[:count]], 1)
-            for side in (training, held_out[0])
+            nearest_view(generated, features[side], 1)
+            for features, side in zip((training, held_out[0]), sides, strict=True)
         ]
         pair = (found[0][0][:, 0], found[1][0][:, 0])
         # all samples with the same nearest image change sides together
@@ -92,6 +96,22 @@ class Neighbours:
             "copy_ratio": copies / expected,
             "near_duplicates": (self.relative < RELATIVE).double().mean().item(),
         }
+
+
+def equal_sides(training: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Chooses equally many images of each class on both sides, at random: their indices, (c,) each.
+
+    The labels are (N,) and (m,) int64. With other shares of the classes on one side, samples would
+    be nearer to the other side without a copy. Both are empty if no class is on both sides.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for label in training.unique():
+        found = [(labels == label).nonzero().flatten() for labels in (training, held_out)]
+        count = min(map(len, found))
+        for side, index in zip(chosen, found, strict=True):
+            side.append(index[torch.randperm(len(index), generator=generator)[:count]])
+    return torch.cat(chosen[0]), torch.cat(chosen[1])
 
 
 def nearest_view(views: Sequence[Tensor], others: Tensor, count: int) -> tuple[Tensor, Tensor]:

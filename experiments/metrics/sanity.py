@@ -28,7 +28,7 @@ from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
-from diffusion_lab.metrics.neighbours import Neighbours
+from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 
 HERE = Path(__file__).parent
 Set = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels (N,)
@@ -98,12 +98,11 @@ def measure(prepared: PreparedMetrics, data: ImageDataModule, images: Tensor, la
     observed = [metrics.observer(part) for part in images.split(64)]
     observed = metrics.observer.gather(observed, range(len(images)))
     values = prepared.compute(observed, labels)
-    held_out = data.test_images()[metrics.num_samples : 2 * metrics.num_samples]
-    sides = [
-        stored_features(metrics, side, name)
-        for side, name in ((held_out, "held-out"), (data.train_images(), "training"))
-    ]
-    values |= Neighbours.of([observed["features"]], [sides[0]], sides[1]).results()
+    second = slice(metrics.num_samples, 2 * metrics.num_samples)
+    held_out = stored_features(metrics, data.test_images()[second], "held-out")
+    training = stored_features(metrics, data.train_images(), "training")
+    sides = equal_sides(data.train_labels(), data.test_labels()[second])
+    values |= Neighbours.of([observed["features"]], [held_out], training, sides).results()
     return {name.split("/")[0]: value for name, value in values.items()}
 
 

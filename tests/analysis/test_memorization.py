@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from diffusion_lab.analysis.memorization import fid_gap
-from diffusion_lab.metrics.neighbours import Neighbours
+from diffusion_lab.data.subsets import subset
+from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.runs.weights import CurrentWeights
 
 
@@ -18,8 +19,14 @@ def draw(count: int, seed: int) -> torch.Tensor:
 TRAINING, HELD_OUT = draw(3000, 0), draw(1000, 1)
 
 
+def neighbours(generated, held_out, training) -> Neighbours:
+    """Neighbours of images of one class, from views of generated and held-out ones."""
+    sides = equal_sides(*(torch.zeros(len(x), dtype=int) for x in (training, held_out[0])))
+    return Neighbours.of(generated, held_out, training, sides)
+
+
 def figures(generated: torch.Tensor, training: torch.Tensor = TRAINING) -> dict[str, float]:
-    return Neighbours.of([generated], [HELD_OUT], training).results()
+    return neighbours([generated], [HELD_OUT], training).results()
 
 
 def test_fresh_samples_are_not_suspected():
@@ -56,7 +63,7 @@ def test_blurred_samples_look_like_copies_by_distance_but_not_beside_held_out_im
 
 def test_neighbours_are_the_images_that_were_copied():
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(7))[:50]
-    found = Neighbours.of([TRAINING[order] + 0.01 * draw(50, 8)], [HELD_OUT], TRAINING)
+    found = neighbours([TRAINING[order] + 0.01 * draw(50, 8)], [HELD_OUT], TRAINING)
     assert torch.equal(found.index[:, 0], order)
     assert (found.relative < 0.1).all()
 
@@ -70,8 +77,8 @@ def test_mirrored_copies_are_copies_where_training_images_are_mirrored():
     mirror = -torch.eye(16)  # does to features what flipping does to pixels
     views = [TRAINING[:200] @ mirror, TRAINING[:200]]
     held_out = [HELD_OUT, HELD_OUT @ mirror]
-    assert Neighbours.of(views[:1], held_out[:1], TRAINING).results()["copies"] < 0.1
-    found = Neighbours.of(views, held_out, TRAINING)
+    assert neighbours(views[:1], held_out[:1], TRAINING).results()["copies"] < 0.1
+    found = neighbours(views, held_out, TRAINING)
     assert found.results()["copies"] == found.results()["near_duplicates"] == 1
     assert torch.equal(found.index[:, 0], torch.arange(200))
 
@@ -79,7 +86,7 @@ def test_mirrored_copies_are_copies_where_training_images_are_mirrored():
 @pytest.mark.parametrize("count", [10, 50, 300])
 def test_the_copy_ratio_is_one_by_chance_also_for_few_held_out_images(count):
     ratios = [
-        Neighbours.of([draw(400, 100 + s)], [draw(count, 200 + s)], draw(400, 300 + s)).results()
+        neighbours([draw(400, 100 + s)], [draw(count, 200 + s)], draw(400, 300 + s)).results()
         for s in range(40)
     ]
     mean = sum(ratio["copy_ratio"] for ratio in ratios) / len(ratios)
@@ -97,9 +104,38 @@ def test_the_fid_gap_is_above_zero_for_copies_and_near_it_for_fresh_samples():
     copied = fid_gap(TRAINING[:300], HELD_OUT[:300], TRAINING[:300])
     assert copied["to_training"] == pytest.approx(0, abs=1e-6)
     assert copied["gap"] > 0.5
-    fresh = fid_gap(draw(300, 9), HELD_OUT[:300], TRAINING)
+    fresh = fid_gap(draw(300, 9), HELD_OUT[:300], TRAINING[300:600])
     assert abs(fresh["gap"]) < 0.3 * copied["gap"]
     assert fresh["reference_images"] == 300
+
+
+def test_both_sides_have_equally_many_images_of_each_class():
+    training, held_out = torch.arange(60) % 3, torch.arange(100) % 4 + 1
+    ours, theirs = equal_sides(training, held_out)
+    assert training[ours].bincount().tolist() == held_out[theirs].bincount().tolist() == [0, 20, 20]
+    assert len(ours.unique()) == len(theirs.unique()) == 40
+    assert [len(side) for side in equal_sides(training, training + 3)] == [0, 0]
+
+
+def test_fresh_images_of_all_classes_are_no_nearer_to_a_few_balanced_training_images():
+    """Held-out images whose classes vary by chance would make nearer_to_training 0.52."""
+    classes, seeds = 10, 150
+    modes = 3 * torch.randn(classes, 16, generator=torch.Generator().manual_seed(0))
+    nearer, gaps = [], []
+    for seed in range(seeds):
+        labels = torch.randint(classes, (3, 300), generator=torch.Generator().manual_seed(seed))
+        labels[2] = torch.arange(300) % classes  # generated images are balanced
+        training, held_out, generated = modes[labels] + draw(900, seed).reshape(3, 300, 16)
+        few = subset(labels[0], None, 6, seed)
+        sides = equal_sides(labels[0][few], labels[1])
+        training = training[few]
+        found = Neighbours.of([generated], [held_out], training, sides).results()
+        nearer.append(found["nearer_to_training"])
+        gaps.append(fid_gap(generated, held_out[sides[1]], training[sides[0]])["gap"])
+    for values, expected in ((nearer, 0.5), (gaps, 0.0)):
+        values = torch.tensor(values, dtype=torch.float64)
+        error = values.std() / seeds**0.5
+        assert (values.mean() - expected).abs() < 2.5 * error
 
 
 def test_the_command_writes_a_report_and_pictures(lab, run_folder):
