@@ -27,6 +27,9 @@ HOMES = {  # public name -> its module
     "Sampler": "diffusion_lab.diffusion.sampler",
     "TimeGrid": "diffusion_lab.diffusion.sampler.time_grid",
     "TimeSampler": "diffusion_lab.diffusion.objective",
+    "add_noise": "diffusion_lab.diffusion.noise",
+    "command": "diffusion_lab.cli",
+    "image_grid": "diffusion_lab.common.images",
     "jump": "diffusion_lab.diffusion.noise",
 }
 __all__ = ["__version__", "runs", *HOMES]

@@ -1,6 +1,15 @@
 from diffusion_lab.backbone.base import Backbone
+from diffusion_lab.backbone.block import AdaLN, AdaLNZero, Block, CrossAttentionBlock, InContext
+from diffusion_lab.backbone.conditioning import Attributes, ClassLabel, Condition, Unconditional
 from diffusion_lab.backbone.diffusers_networks import DiffusersDiT, DiffusersUNet
 from diffusion_lab.backbone.dit import DiT
 from diffusion_lab.backbone.mamba import Mamba, Mamba2
 from diffusion_lab.backbone.mlp import MLP
+from diffusion_lab.backbone.resample import (
+    BlockResampling,
+    ConvResampling,
+    FilterResampling,
+    Resampling,
+)
+from diffusion_lab.backbone.stage import Stage
 from diffusion_lab.backbone.unet import UNet

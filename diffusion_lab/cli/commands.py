@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from diffusion_lab.common.messages import UserError
+
 
 @dataclass(frozen=True)
 class Command:
@@ -88,3 +90,10 @@ COMMANDS = {
         "analysis.wandb_report:wandb_report",
     ),
 }
+
+
+def command_named(name: str) -> Command:
+    """The command of this name; raises UserError if there is none."""
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
+    return COMMANDS[name]

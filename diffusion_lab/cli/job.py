@@ -4,6 +4,7 @@ import json
 import pkgutil
 import sys
 import traceback
+from typing import Any
 
 import hydra
 from hydra import compose
@@ -49,14 +50,9 @@ def run(name: str, arguments: list[str]) -> None:
 
 def call(command: Command, config: str, cfg: DictConfig) -> float | None:
     """Calls a command's function; prints its result, or returns what a search optimises."""
-    # imported late: torch and lightning take seconds, which --help and typing errors need not wait
-    function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
-    paths_as_text(cfg)
-    overrides = list(HydraConfig.get().overrides.task)
+    result = result_of(command, config, cfg)
     if command.trains:
-        return function(cfg, overrides)
-    combined = [combinations(command, config, cfg, overrides)] if command.combines else []
-    result = function(cfg, overrides, *combined)
+        return result
     if cfg.get("json"):
         print(json.dumps(result))
     if command.fails(result):
@@ -64,6 +60,16 @@ def call(command: Command, config: str, cfg: DictConfig) -> float | None:
             raise UserError("some jobs found errors, see above")
         sys.exit(1)
     return None
+
+
+def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
+    """Calls a command's function with the configuration that Hydra has composed."""
+    # imported late: torch and lightning take seconds, which --help and typing errors need not wait
+    function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
+    paths_as_text(cfg)
+    overrides = list(HydraConfig.get().overrides.task)
+    combined = [combinations(command, config, cfg, overrides)] if command.combines else []
+    return function(cfg, overrides, *combined)
 
 
 def combinations(

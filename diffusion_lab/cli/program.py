@@ -7,7 +7,7 @@ import sys
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.cli import sweeps
 from diffusion_lab.cli.arguments import MULTIRUN, prepare
-from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.cli.commands import COMMANDS, command_named
 from diffusion_lab.cli.job import fail, run
 from diffusion_lab.compute.started import let_rank_zero_speak
 
@@ -52,14 +52,13 @@ def execute(arguments: list[str]) -> None:
         print(USAGE.format(commands=listed))
         return
     name, *rest = arguments
-    if name not in COMMANDS:
-        fail(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
     sys.path.append(os.getcwd())  # for the user's own modules; last, to shadow nothing
     # makes Hydra raise errors instead of printing a trace itself
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        rest = prepare(COMMANDS[name], rest)
-        if COMMANDS[name].trains and set(MULTIRUN) & set(rest):
+        command = command_named(name)
+        rest = prepare(command, rest)
+        if command.trains and set(MULTIRUN) & set(rest):
             sweeps.sweep(name, rest)
         else:
             run(name, rest)

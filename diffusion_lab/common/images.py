@@ -61,10 +61,19 @@ def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:
 
     The file is written atomically.
     """
-    pixels = picture.cpu().repeat_interleave(scale, -2).repeat_interleave(scale, -1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        as_pil(pixels).save(file, format="png", optimize=True)
+        as_pil(enlarged(picture, scale)).save(file, format="png", optimize=True)
+
+
+def enlarged(picture: Tensor, scale: int) -> Tensor:
+    """Enlarges a picture (C, H, W) `scale` times without blurring."""
+    return picture.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+
+
+def image_grid(images: Tensor, columns: int, scale: int = ENLARGED) -> Image.Image:
+    """Arranges uint8 (B, C, H, W), C = 1 or 3, as `grid` does, enlarged, for a notebook to show."""
+    return as_pil(enlarged(grid(images, columns), scale))
 
 
 def as_pil(picture: Tensor) -> Image.Image:

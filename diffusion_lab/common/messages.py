@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
-console = Console(stderr=True, highlight=False)  # standard output is for results
+# standard output is for results; in a notebook, too, lines are text and not a page for each
+console = Console(stderr=True, highlight=False, force_jupyter=False)
 
 
 class UserError(ValueError):

@@ -33,7 +33,7 @@ class DiffusionRun(OpenRun):
     @classmethod
     def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
         datamodule, model = load(folder, saved)
-        model.denoiser.to(device).eval().requires_grad_(False)
+        model.denoiser.to(device).requires_grad_(False)
         return {"datamodule": datamodule, "model": model}
 
     @property
@@ -54,8 +54,9 @@ class DiffusionRun(OpenRun):
 def load(folder: str | Path, saved: DictConfig | None = None) -> tuple[ImageDataModule, Model]:
     """Loads the data module (unread) of a trained run or export, and its model, averaged weights.
 
-    The run's configuration describes the model; pass it as `saved` if it has been read already.
-    Raises UserError if the weights are missing or damaged.
+    The denoiser is on the CPU, in evaluation mode. The run's configuration describes the model;
+    pass it as `saved` if it has been read already. Raises UserError if the weights are missing or
+    damaged.
     """
     return with_weights(folder, saved or load_config(folder), load_weights(folder))
 
@@ -75,6 +76,7 @@ def with_weights(
         raise UserError(
             f"the weights in {folder} do not fit its {CONFIG}: they are of another model"
         ) from error
+    model.denoiser.eval()
     return datamodule, model
 
 
@@ -104,4 +106,4 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
             f"{data.num_classes} classes, this run on {own.image_shape} in {own.num_classes}; give "
             "a run on the same data"
         )
-    return model.denoiser.eval().requires_grad_(False)
+    return model.denoiser.requires_grad_(False)

@@ -54,6 +54,7 @@ def test_checkpoint_holds_the_averaged_weights_and_loads_safely(run_folder):
     assert averaged.keys() == raw.keys()
     assert any(not torch.equal(averaged[name], raw[name]) for name in raw)
     _, model = runs.load(run_folder)
+    assert not model.denoiser.training  # dropout would change samples
     for name, value in model.denoiser.state_dict().items():
         assert torch.equal(value, averaged[f"denoiser.{name}"])
 

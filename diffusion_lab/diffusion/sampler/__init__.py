@@ -9,3 +9,14 @@ from diffusion_lab.diffusion.sampler.stochastic import (
     PredictorCorrector,
     ReverseSDE,
 )
+from diffusion_lab.diffusion.sampler.time_grid import (
+    Explicit,
+    Karras,
+    Leading,
+    Linspace,
+    Quadratic,
+    TimeGrid,
+    Trailing,
+    UniformGrid,
+    UniformLogSNR,
+)
