@@ -14,7 +14,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     mask (N, L) is True where a query may look.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # the fused kernel's backward runs at float32 speed on CPUs, at half that of matmuls
+        # the fused kernel's backward runs at float32 speed on CPUs, half the speed of matmuls
         batch = q.shape[:2]
         q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
         bias, beta = q.new_zeros(()), 0
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
 
     `qk_norm` normalises queries and keys (arXiv:2302.05442); `angles` (M, d / 2) are the angles of
     rotary positions and `mask` (M, M) says which patch may look at which, both for the last M
-    tokens: the tokens before those have no position, look at all and are seen by all.
+    tokens: the tokens before those have no position, attend to all and are attended to by all.
     """
 
     def __init__(

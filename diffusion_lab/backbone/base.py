@@ -56,8 +56,8 @@ def checkpoint_activations(backbone: nn.Module) -> None:
     """
     if not layers_of(backbone):
         raise ValueError(
-            "activation_checkpointing=true needs a backbone that names its layers, and "
-            f"{type(backbone).__name__} does not; write activation_checkpointing=false"
+            "activation_checkpointing=true needs a backbone with a property `layers`, and "
+            f"{type(backbone).__name__} has none; write activation_checkpointing=false"
         )
     for layer in layers_of(backbone):
         layer.forward = _recomputed(layer.forward)

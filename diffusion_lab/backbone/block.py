@@ -1,6 +1,6 @@
 """Blocks: tokens and a condition -> tokens, for any mixer and each way to condition.
 
-The four ways to condition are those of arXiv:2212.09748. B batch, N tokens, L condition tokens, D
+The four ways to condition are from arXiv:2212.09748. B batch, N tokens, L condition tokens, D
 width.
 """
 
@@ -88,7 +88,7 @@ class AdaLN(Block):
 class AdaLNZero(AdaLN):
     """x + gate(c) * branch(modulate(LayerNorm(x), c)).
 
-    The gates start at zero, so that a new block is the identity.
+    The gates start at zero, so a new block is the identity.
     """
 
     coefficients = 3  # shift, scale, gate

@@ -22,7 +22,7 @@ class Condition:
     labels: Tensor | None = None  # (B,)       raw, for third-party networks
 
     def joined(self, vector: Tensor) -> "Condition":
-        """Adds one more condition (B, D): to the vector, and as a token of its own."""
+        """Adds one more condition (B, D): to the vector, and as a further token."""
         token = vector[:, None]
         return Condition(
             vector if self.vector is None else self.vector + vector,
@@ -69,13 +69,13 @@ class Attributes(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(
-                "a condition needs labelled data, and this data set has no classes; use none"
+                "a condition needs labelled data, but this data set has no classes; use none"
             )
         self.null_label = num_classes
         self.sizes = [num_classes] if sizes is None else list(sizes)
         if math.prod(self.sizes) != num_classes:
             raise ValueError(
-                f"sizes={self.sizes} makes {math.prod(self.sizes)} labels, and this "
+                f"sizes={self.sizes} makes {math.prod(self.sizes)} labels, but this "
                 f"data set has {num_classes}; write sizes whose product is {num_classes}"
             )
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in self.sizes)

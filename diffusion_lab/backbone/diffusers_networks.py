@@ -111,7 +111,7 @@ class DiffusersDiT(nn.Module):
         rows, columns = patch_grid(image_size, patch)
         if rows != columns:
             raise ValueError(
-                f"DiTTransformer2DModel of diffusers takes square images, and these have "
+                f"DiTTransformer2DModel of diffusers takes square images only, but these have "
                 f"{image_size[0]}x{image_size[1]} pixels; use DiT"
             )
         check_heads(width, heads)

@@ -12,7 +12,7 @@ ROTARY_PERIOD = 100.0  # a grid has tens of rows, not thousands of words
 def sinusoid(value: Tensor, width: int) -> Tensor:
     """Cosines and sines of value (n,) at width / 2 frequencies from 1 to 1 / 10000, (n, width).
 
-    float32, under autocast too: bfloat16 cannot tell the labels of neighbouring noise levels apart.
+    float32, even under autocast: bfloat16 cannot distinguish neighbouring noise levels' labels.
     """
     half = width // 2
     exponent = torch.arange(half, device=value.device, dtype=torch.float32) / half
@@ -38,7 +38,7 @@ def rotary_angles(rows: int, columns: int, head_width: int) -> Tensor:
     """
     if head_width % 4:
         raise ValueError(
-            f"positions=rotary needs heads of a multiple of 4 channels, and these have {head_width}"
+            f"positions=rotary needs a multiple of 4 channels per head, but these have {head_width}"
         )
     quarter = head_width // 4
     frequency = ROTARY_PERIOD ** (-torch.arange(quarter, dtype=torch.float32) / quarter)

@@ -20,7 +20,7 @@ def zigzag_paths(rows: int, columns: int) -> list[Tensor]:
     """The eight serpentine paths through a grid, each a permutation (N,) (arXiv:2403.13802).
 
     Neighbours on a path are neighbours in the image. Each path runs along the other axis than the
-    one before and from another corner, so that a few layers have seen the image from all sides.
+    one before and from another corner, so a few layers see the image from all sides.
     """
     grid = torch.arange(rows * columns).view(rows, columns)
     paths = []

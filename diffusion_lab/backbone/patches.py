@@ -84,8 +84,8 @@ class PatchNetwork(nn.Module):
             raise ValueError(f"width={width} must be a multiple of 4")
         if long_skips and len(blocks) == 1:
             raise ValueError(
-                "long_skips=true joins pairs of blocks, and depth=1 has none; write a depth of 2 "
-                "or more, or long_skips=false"
+                "long_skips=true connects pairs of blocks, but depth=1 has none; write a depth of "
+                "2 or more, or long_skips=false"
             )
         self.condition_width = width
         self.patch = patch

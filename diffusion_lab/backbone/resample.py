@@ -68,7 +68,7 @@ class FilterDouble(_Filter):
 
 
 class Unconditioned(nn.Module):
-    """Wraps a module of x alone, so that it can be called like a stage."""
+    """Wraps a module that takes x only, so that it can be called like a stage."""
 
     def __init__(self, module: nn.Module):
         super().__init__()

@@ -23,7 +23,7 @@ def recurrence_(a: Tensor, b: Tensor, backwards: bool = False) -> Tensor:
     """Overwrites b with h_t = a_t h_{t-1} + b_t from h_{-1} = 0; a and b (L, ...), a is destroyed.
 
     With `backwards` it is h_t = a_t h_{t+1} + b_t from h_L = 0. Chunks of sqrt(L) tokens advance
-    together, then each takes over from the one before: some 2 sqrt(L) operations in all.
+    together, then each takes over from the one before: about 2 sqrt(L) operations in total.
     """
     length = len(a)
     chunk = math.isqrt(length)
@@ -169,7 +169,7 @@ def state_space_dual(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> 
         to_end = (whole - log_decay).exp().transpose(1, 2)[..., None]  # (B, n, h, c, 1)
         with exactly(x):
             added = b.mT[:, :, None] @ (x * to_end)  # (B, n, h, S, p), by each chunk alone
-            # decay from the end of chunk j to the start of chunk i: that of the chunks between
+            # decay from the end of chunk j to the start of chunk i, over the chunks between
             between = _decay(F.pad(whole[..., 0].cumsum(2), (1, 0)))[..., :-1, 1:]  # (B, h, n, n)
             state = torch.einsum("bhij,bjhsp->bihsp", between, added)  # at each chunk's start
             from_start = log_decay.exp().transpose(1, 2)[..., None]  # (B, n, h, c, 1)

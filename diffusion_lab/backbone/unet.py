@@ -135,12 +135,12 @@ def check_levels(
     if levels > fitting:
         height, width = image_size
         raise ValueError(
-            f"multipliers must name at most {fitting} levels: {levels} halve the sides "
+            f"multipliers must have at most {fitting} entries: {levels} levels halve the sides "
             f"{levels - 1} times, which {height}x{width} pixels at patch {patch} do not allow"
         )
     for level in attention:
         if level >= levels:
             raise ValueError(
-                f"attention={[*attention]} names level {level}, and the U-Net has levels 0 to "
+                f"attention={[*attention]} includes level {level}, but the U-Net has levels 0 to "
                 f"{levels - 1}"
             )

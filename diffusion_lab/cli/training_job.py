@@ -41,7 +41,7 @@ class TrainingJob:
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> float | None:
         """Trains one composition; returns its `optimized_metric`, if it has one.
 
-        A failed job of a multirun is recorded and returns None, so that the other jobs go on.
+        A failed job of a multirun is recorded and returns None, so the other jobs continue.
         """
         job = HydraConfig.get()
         if job.mode != RunMode.MULTIRUN:

@@ -73,7 +73,7 @@ class NonLeaky:
         size, stretch, right, down = torch.randn(
             (4, count), generator=generator, dtype=torch.float32
         )
-        # absolute, as a label cannot tell the sign; by symmetry shrinking is as frequent
+        # absolute value: a label cannot show the sign; by symmetry shrinking is as frequent
         stretch = stretch.abs()
         label = torch.stack(
             [

@@ -48,8 +48,8 @@ class ImageDataModule(lightning.LightningDataModule):
         super().__init__()
         if self.fraction is not None and self.per_class is not None:
             raise ValueError(
-                f"fraction={self.fraction} and per_class={self.per_class} are two sizes of one "
-                "subset; leave one of them null"
+                f"fraction={self.fraction} and per_class={self.per_class} both set the size of the "
+                "subset; set one of them to null"
             )
         if self.pad is not None and self.pad < (side := max(self.native_shape[1:])):
             raise ValueError(
@@ -108,7 +108,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
     @cached_property
     def images_fingerprint(self) -> str:
-        """The sha256 of all images, whatever their labels."""
+        """The sha256 of all images, without their labels."""
         return hashing.of_tensors(split.images for split in self._splits)
 
     def to_native(self, images: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class ImageDataModule(lightning.LightningDataModule):
         if rest:
             raise ValueError(
                 f"{trainer.accumulate_grad_batches} micro-batches on each of {trainer.world_size} "
-                f"ranks cannot share a global batch of {batch_size} evenly"
+                f"ranks cannot evenly share a global batch of {batch_size}"
             )
         return micro_batch
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed
 
-ORDER = 0x6F72646572  # keeps these draws apart from others of the same seed
+ORDER = 0x6F72646572  # separates these draws from others with the same seed
 
 
 class ImageBatch(NamedTuple):
@@ -36,7 +36,7 @@ class MomentBatch(NamedTuple):
 class EncodedImages:
     """The training images, all encoded once by a first stage; training uses these moments instead.
 
-    Moments are (N, ., h, w) float32; `mirrored` are those of the images mirrored left to right.
+    Moments are (N, ., h, w) float32; `mirrored` belong to the images mirrored left to right.
     """
 
     moments: Tensor
@@ -77,7 +77,7 @@ class TensorLoader:
             start += self.world * self.batch_size
 
     def batch_at(self, start: int) -> ImageBatch | MomentBatch:
-        """The batch at positions start, ..., start + batch_size - 1, whatever the rank."""
+        """The batch at positions start, ..., start + batch_size - 1, on any rank."""
         count, stop = len(self.images), start + self.batch_size
         pieces = []
         while start < stop:

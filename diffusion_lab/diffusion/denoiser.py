@@ -14,7 +14,7 @@ from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.diffusion.objective.prediction import Prediction
 
-# How a network is told the noise level, as a float of a few hundred at most in magnitude.
+# How the noise level is passed to a network, as a float of at most a few hundred in magnitude.
 NOISE_LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {
     "time": lambda level: 1000 * level.t,
     "index": lambda level: 1000 * level.t - 1,  # DDPM's and DiT's table index
@@ -25,7 +25,7 @@ NOISE_LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {
 class Denoiser(nn.Module):
     """Any backbone with any prediction type.
 
-    image_shape is (C, H, W) of what is diffused. `input_std`, if given, is the standard deviation
+    image_shape is the (C, H, W) to diffuse. `input_std`, if given, is the standard deviation
     of clean data, and the network's input is scaled to unit variance with it (EDM's c_in). With
     `self_conditioning` the network also sees the previous estimate (arXiv:2208.04202), beside x;
     with `learned_variance` it has a second output for the reverse variance (arXiv:2102.09672).

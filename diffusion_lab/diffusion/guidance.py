@@ -24,7 +24,7 @@ TINY = 1e-12  # where an estimate is constant or 0, there is nothing to divide b
 
 @settings
 class Guidance:
-    """Guidance of x0, all channels alike, away from a weaker estimate.
+    """Guidance of x0 away from a weaker estimate, the same for all channels.
 
     The weak estimate is the unconditional model's (classifier-free, arXiv:2207.12598), or that of
     a smaller or earlier run, `weak_run`, with the same labels (autoguidance, arXiv:2406.02507).
@@ -78,7 +78,7 @@ class Guidance:
         elif self.scale != 1:
             if labels is None or not denoiser.conditioning.conditional:
                 raise ValueError(
-                    f"scale={self.scale} needs a model trained on labels; 1 is no guidance"
+                    f"scale={self.scale} needs a model trained on labels; use 1 for no guidance"
                 )
             ask = guided(self, ask, with_unlabelled(denoiser, labels))
         return self_conditioned(ask if self.clip is None else clipped(ask, self.clip))
@@ -123,7 +123,7 @@ def guided(guidance: Guidance, strong: Ask, both: AskBoth) -> Ask:
         x0 = guidance.push(estimate.x0, last)
         if guidance.rescale:
             x0 = guidance.rescaled(x0, estimate.x0)
-        if inside.ndim:  # each sample is at a level of its own
+        if inside.ndim:  # each sample has its own level
             x0 = torch.where(broadcast(inside, x).bool(), x0, estimate.x0)
         return estimate._replace(x0=x0)
 

@@ -19,7 +19,7 @@ class FirstStage(ABC):
     """
 
     cache = False  # whether the training images are encoded once, before training
-    data_std = 1.0  # std of what is diffused, where no other number is configured
+    data_std = 1.0  # std of the diffused tensors, where no other number is configured
     of_pixels = False  # whether the images themselves are diffused, in [-1, 1]
 
     def __init__(self, image_shape: Shape, latent_shape: Shape):

@@ -58,9 +58,9 @@ class HubVAE(Latents):
         self.sha256 = digest(network, self.settings)
         if sha256 is not None and sha256 != self.sha256:
             raise ValueError(
-                f"path={path} has other weights or settings now than this run was trained with: "
-                f"its sha256 begins with {self.sha256[:12]}, not with {sha256[:12]}; put the "
-                "files back"
+                f"path={path} does not have the weights and settings that this run was trained "
+                f"with: its sha256 begins with {self.sha256[:12]}, not with {sha256[:12]}; restore "
+                "the files"
             )
         self.given, self.scale, self.shift = scale, 1.0, 0.0
         if scale == "config":
@@ -100,7 +100,7 @@ class HubVAE(Latents):
 
     def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
         encoded = super().prepare(data, device)
-        say("Advice: this first stage's rFID, beyond which no FID comes, was not measured")
+        say("Advice: the rFID of this first stage, a lower limit for the FID, was not measured")
         if self.given == "measured":
             if encoded is None:
                 images = data.trained_on(MEASURED).images
@@ -136,7 +136,7 @@ def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
         where = (
             "is damaged"
             if Path(path).is_dir()
-            else "is no folder, and cannot be fetched from the hub"
+            else "is not a folder, and cannot be fetched from the hub"
         )
         raise ValueError(
             f"path={path} {where}; give the folder of an autoencoder that "

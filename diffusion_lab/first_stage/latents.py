@@ -44,7 +44,7 @@ class Latents(FirstStage):
         cache_dir: str,
     ):
         super().__init__(image_shape, latent_shape)
-        # FirstStage is no nn.Module, so what holds it does not train, average or save the network
+        # FirstStage is not an nn.Module, so its owner does not train, average or save the network
         self.network = network.requires_grad_(False).eval()
         self.cache = cache
         self.cache_dir = Path(cache_dir)
@@ -117,7 +117,7 @@ class Latents(FirstStage):
 
         def compute() -> dict[str, Tensor]:
             what = f"latents of {len(images):,} {'mirrored ' if mirrored else ''}training images"
-            say(f"Computing {what}, once: {self.cache_dir} keeps them")
+            say(f"Computing {what} once, to be cached in {self.cache_dir}")
             moments = [
                 self.moments((part.flip(-1) if mirrored else part).to(device)).cpu()
                 for part in track(images.split(BATCH), what)
@@ -128,4 +128,4 @@ class Latents(FirstStage):
         return cached(self.cache_dir, name, key, compute)["moments"]
 
     def __deepcopy__(self, memo: dict) -> "Latents":
-        return self  # frozen, so a copy of the model, as for averaged weights, can share it
+        return self  # frozen, so that copies of the model, such as averaged weights, can share it

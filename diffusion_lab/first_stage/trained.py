@@ -30,18 +30,18 @@ class TrainedAutoencoder(Latents):
         self.sha256 = hashing.of_bytes(self.content)
         if self.trained.kind not in self.kinds:
             raise ValueError(
-                f"run={run} is a {self.trained.kind} autoencoder, where one of "
-                f"{', '.join(self.kinds)} is wanted; choose the first stage of its kind"
+                f"run={run} is a {self.trained.kind} autoencoder, but this first stage takes "
+                f"{' or '.join(self.kinds)}; choose the first stage for its kind"
             )
         if sha256 is not None and sha256 != self.sha256:
             raise ValueError(
                 f"{self.path} is not the first stage that this run was trained with: its sha256 "
-                f"begins with {self.sha256[:12]}, not with {sha256[:12]}; put the file back"
+                f"begins with {self.sha256[:12]}, not with {sha256[:12]}; restore the file"
             )
         if tuple(image_shape) != tuple(self.trained.image_shape):
             raise ValueError(
-                f"{self.path} is of images of shape {tuple(self.trained.image_shape)}, and these "
-                f"are of {tuple(image_shape)}; train a first stage on these data"
+                f"{self.path} was trained on images of shape {tuple(self.trained.image_shape)}, "
+                f"but these have {tuple(image_shape)}; train a first stage on these data"
             )
         super().__init__(image_shape, network.latent_shape, network, cache, cache_dir)
         self.shift, self.scale = (
@@ -58,7 +58,7 @@ class TrainedAutoencoder(Latents):
         if data.images_fingerprint != self.trained.data:
             say(
                 f"Advice: {self.path} was trained on other images of this shape: its latents may "
-                "have another scale here, and its rFID says nothing of these images"
+                "have a different scale here, and its rFID does not apply to these images"
             )
         return super().prepare(data, device)
 

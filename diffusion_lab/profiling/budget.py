@@ -1,4 +1,4 @@
-"""The budget that the runs of a study share, and the settings that follow from it."""
+"""The budget that the runs of a study share, and the settings that the budget determines."""
 
 import math
 import time
@@ -21,7 +21,7 @@ NOT_OF_MATCH = ("speed", "depth", "combinations")  # keys of doctor and profile 
 
 @settings
 class Budget:
-    """The size of a run's network, as that of `reference`, and the length of training, in one unit.
+    """The size of a run's network, matched to `reference`, and the length of training, in one unit.
 
     Sizes agree in `by` (params or macs) to the relative `tolerance`; `reference` is written as for
     `diffusion-lab match`. `images` counts training images seen; `seconds` is the time of training
@@ -41,13 +41,13 @@ class Budget:
             raise ValueError("images and seconds cannot both be given; choose one")
         if self.reference is self.images is self.seconds is None:
             raise ValueError(
-                "reference, images and seconds are all null, which fixes nothing; give one of them"
+                "reference, images and seconds are all null, so nothing is fixed; set one of them"
             )
 
     def length(self, batch_size: int) -> dict[str, object]:
         """The settings that end a run, with its images rounded up to whole batches."""
         if self.images is not None:
-            # a recipe may have a time limit of its own
+            # a recipe may have its own time limit
             return {
                 "trainer.max_steps": math.ceil(self.images / batch_size),
                 "trainer.max_time": "null",
@@ -76,8 +76,7 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
     for key, value in values.items():
         if given.get(key, value) != value:
             raise UserError(
-                f"{key} follows from the budget, which makes it {value}; leave it out, or write "
-                "budget=none"
+                f"{key} is set to {value} by the budget; leave it out, or write budget=none"
             )
     for key, value in values.items():
         OmegaConf.update(cfg, key, value)

@@ -129,7 +129,7 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
     if cfg.guidance.get("weak_run"):
         raise UserError(
             "guidance.weak_run is a second network, which profile does not measure; write "
-            "guidance=none, and profile the other by run=..."
+            "guidance=none, and profile the weak model with run=..."
         )
     cfg = cfg.copy()
     counting = {"_target_": f"{__name__}.{CountingBackbone.__name__}", "_partial_": True}

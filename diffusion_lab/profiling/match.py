@@ -54,7 +54,7 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     """
     check_keys(cfg, ALLOWED | {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     if cfg.by == "step_time" and cfg.device == "meta":
-        raise UserError("by=step_time needs a device that computes; write device=auto")
+        raise UserError("by=step_time cannot be measured with device=meta; write device=auto")
     reference = parse_reference(cfg, overrides)
     meter = CostMeter(cfg, reference)
     size, agrees = Sizes(cfg, name, meter.cost).solve(meter.target, cfg.tolerance)
@@ -64,9 +64,9 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     found = [f"backbone={name}", *own, *(f"{key}={value}" for key, value in solved.items())]
     if not agrees:
         wider = math.ceil(abs(difference) * 100) / 100
-        hint = f", and tolerance={wider:.2f} would take it" if wider < 1 else ""
+        hint = f", and tolerance={wider:.2f} would accept it" if wider < 1 else ""
         raise UserError(
-            f"no size of backbone={name} has the {cfg.by} of {cfg.reference} to "
+            f"no size of backbone={name} has the {cfg.by} of {cfg.reference} within "
             f"{cfg.tolerance:.3g}; the nearest, {' '.join(found)}, is {difference:+.1%} away{hint}"
         )
     matched = resized(cfg, size.settings)
@@ -99,13 +99,13 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         inherit(reference, saved, groups(Means.COST), others)
         shared = tuple(group for group in groups(Means.COST) if group != "backbone")
         inherit(cfg, saved, shared, overrides)
-        say(f"Both have the data, {', '.join(shared)} of {text}; train with the same")
+        say(f"Both are measured with data, {', '.join(shared)} of {text}; use the same in training")
         return reference
     for override in text.split():
         if override.split("=")[0] in BOTH_SIDES:
             raise ValueError(
-                f"reference={text} chooses {override}, and both sides are counted on the same "
-                f"images; write {override} beside reference=..., not in it"
+                f"reference={text} contains {override}, but both backbones are measured on the "
+                f"same images; write {override} outside of reference=..."
             )
     chosen = text.split() if "=" in text else [f"backbone={text}"]
     try:
@@ -142,7 +142,7 @@ class CostMeter:
         """The cost of a configuration in the unit `by`."""
         if self.bench is not None:
             ratio = self.ratio(self.bench, self.prepare(cfg))
-            say(f"backbone of {amount(self.params(cfg))} parameters: {ratio:.3f} of the time")
+            say(f"{amount(self.params(cfg))} parameters: {ratio:.3f} of the reference's time")
             return ratio * self.target
         return self.params(cfg) if self.by == "params" else cost_of(cfg, self.facts).macs
 
@@ -161,16 +161,16 @@ class CostMeter:
 
         Raises UserError if the difference is above the tolerance.
         """
-        assert self.bench is not None, "what is counted needs no confirmation"
+        assert self.bench is not None, "only times need to be confirmed"
         bench = self.prepare(cfg)
         ratios = sorted(self.ratio(self.bench, bench) for _ in range(CONFIRMATIONS))
         ratio, spread = ratios[CONFIRMATIONS // 2], f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        say(f"Measured anew: {ratio:.3f} of the time {spread}")
+        say(f"Measured again: {ratio:.3f} of the reference's time {spread}")
         if abs(ratio - 1) > tolerance:
             raise UserError(
-                f"{overrides} came out nearest, but measured anew it takes {ratio:.3f} of the "
-                f"reference's time {spread}; time more steps with "
-                f"timed_steps={4 * self.timed_steps}, on a machine that does nothing else"
+                f"{overrides} was nearest, but takes {ratio:.3f} of the reference's time {spread} "
+                "when measured again; time more steps with "
+                f"timed_steps={4 * self.timed_steps}, on an otherwise idle machine"
             )
         return ratio - 1
 

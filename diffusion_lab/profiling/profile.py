@@ -94,8 +94,8 @@ def show(profile: Profile, depth: int) -> None:
     )
     if any(module.name == ELSEWHERE for module in counts.modules):
         say(
-            f"What is {ELSEWHERE} PyTorch saw, and no module claimed; give a module that "
-            "multiplies outside of its layers a method mixing_macs(*forward_inputs)"
+            f"MACs {ELSEWHERE} were seen by PyTorch but counted by no module; add a method "
+            "mixing_macs(*forward_inputs) to the module that multiplies outside of its layers"
         )
     if speed:
         show_speed(speed, counts.sampling_calls)
@@ -109,12 +109,12 @@ def show_speed(speed: Speed, calls: int | None) -> None:
 
     say(
         f"On {speed.device} in {speed.precision}, batch {speed.batch_size}; "
-        f"products and convolutions reach {amount(speed.peak_flops)} FLOP/s"
+        f"peak {amount(speed.peak_flops)} FLOP/s in matrix products and convolutions"
     )
     trained, called = speed.training_images_per_second, speed.network_images_per_second
-    say(f"Training: {images(trained)}, {speed.training_share_of_peak:.0%} of that")
-    say(f"Activations: {amount(speed.activation_bytes)} bytes an image")
-    say(f"A network call: {images(called)}, {speed.network_share_of_peak:.0%} of that")
+    say(f"Training: {images(trained)}, {speed.training_share_of_peak:.0%} of the peak")
+    say(f"Activations: {amount(speed.activation_bytes)} bytes per image")
+    say(f"A network call: {images(called)}, {speed.network_share_of_peak:.0%} of the peak")
     if speed.sampling_images_per_second is not None:
         say(f"Sampling in {calls} calls: {images(speed.sampling_images_per_second)}")
 
@@ -123,7 +123,7 @@ def compare(profiles: list[Profile]) -> None:
     """Prints one table, a row per composition, with the columns that were measured for all."""
     numbers = [profile.as_dict() for profile in profiles]
     columns = {t: key for t, key in COLUMNS.items() if all(key in each for each in numbers)}
-    caption = "bytes: activations of an image; train/s, draw/s: images a second"
+    caption = "bytes: activations per image; train/s, draw/s: images per second"
     table = Table("composition", caption=caption if "bytes" in columns else None)
     for title in columns:
         table.add_column(title, justify="right")

@@ -53,8 +53,8 @@ class Sizes:
         key = self.width or self.depth
         if key is None:
             raise UserError(
-                f"backbone={name} has none of the keys {', '.join([*WIDTHS, *DEPTHS])} that could "
-                "be varied; match another backbone"
+                f"backbone={name} has none of the keys {', '.join([*WIDTHS, *DEPTHS])} that set a "
+                "size; match another backbone"
             )
         self.key = key  # key that is searched
 

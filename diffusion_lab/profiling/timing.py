@@ -180,7 +180,7 @@ def median_seconds(
 
 
 def peak_flops(precision: str, device: torch.device) -> float:
-    """The device's peak FLOP/s, that of the fastest of many matrix products and convolutions.
+    """The device's peak FLOP/s, measured by the fastest of many matrix products and convolutions.
 
     Both are tried, as libraries differ: on an AMD CPU float32 convolutions were nearly twice as
     fast.

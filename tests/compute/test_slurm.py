@@ -182,7 +182,7 @@ def test_a_job_that_makes_room_for_a_more_urgent_one_goes_on_after_it(submit):
 def test_a_task_that_fails_ends_its_job_and_says_why(submit):
     launcher = submit("hydra.launcher.tasks_per_node=2", "hydra.launcher.name=bad", "batch_size=7")
     try:
-        wait_for(lambda: "cannot be shared equally by 2 ranks" in logs(), logs)
+        wait_for(lambda: "cannot be divided evenly among 2 ranks" in logs(), logs)
         wait_for(lambda: not called("squeue", "--noheader", "--name=bad"), logs)
         assert not runs()
     finally:

@@ -294,7 +294,7 @@ class TestDebianPackage:
 
     def test_a_system_without_apt_says_so(self, root, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-        with refused("no apt-get", by=DataError):
+        with refused("apt-get is not installed", by=DataError):
             acquire.fashion_mnist(root)
 
     def test_a_hanging_apt_is_stopped(self, root, monkeypatch, tmp_path):

@@ -223,11 +223,11 @@ class TestBadImages:
         reasons = dict(zip(list(contents)[1:-1], bad.values(), strict=True))
         assert reasons["truncated.png"].startswith("damaged: ")
         assert reasons["empty.png"] == "it is empty"
-        assert reasons["text.png"].startswith("it is no PNG, JPEG")
-        assert "more pixels" in reasons["bomb.png"]
-        assert "2x3 pixels, not 64x64" in reasons["small.png"]
-        assert "coloured" in reasons["coloured.png"]
-        assert reasons["script.png"].startswith("it is no PNG")
+        assert reasons["text.png"].startswith("it is not a PNG, JPEG")
+        assert "many pixels" in reasons["bomb.png"]
+        assert "2x3 pixels instead of 64x64" in reasons["small.png"]
+        assert "in colour" in reasons["coloured.png"]
+        assert reasons["script.png"].startswith("it is not a PNG")
 
     def test_many_pixels_are_no_image_either(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 23)

@@ -295,7 +295,7 @@ class TestFolderRefusals:
         ("test", "folders"),
         [
             ({"cat/0.png": 0, "cat/1.png": 1}, "no folder dog"),
-            (TWO | {"eel/0.png": 0}, "a folder eel"),
+            (TWO | {"eel/0.png": 0}, "additional folder eel"),
             (numbered(4), "no folder cat, dog"),
         ],
     )
@@ -305,7 +305,7 @@ class TestFolderRefusals:
             data.prepare_data()
 
     def test_other_classes_than_configured(self, tmp_path):
-        with refused("no folder eel", "a folder dog", by=DataError):
+        with refused("no folder eel", "additional folder dog", by=DataError):
             of_folder(tmp_path, TWO, classes=["cat", "eel"]).prepare_data()
 
 
@@ -377,7 +377,7 @@ class TestZip:
     @pytest.mark.parametrize(
         ("labels", "named"),
         [
-            ([*LABELS, ["a/9.png", 0]], "not there: a/9.png"),
+            ([*LABELS, ["a/9.png", 0]], "missing images, a/9.png"),
             (LABELS[1:], "no label for b/1.png"),
             ([*LABELS[1:], ["b/1.png", -1]], "b/1.png with -1"),
             ([*LABELS[1:], ["b/1.png", 0.5]], "b/1.png with 0.5"),

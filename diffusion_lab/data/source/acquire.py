@@ -44,7 +44,7 @@ def fashion_mnist(root: Path) -> Path:
         f"Debian's package {DEBIAN_PACKAGE}": _from_debian,
     }
     own = (raw, raw.parent, root, root / "fashion-mnist")
-    wanted = "{}, as they are or as .gz,"
+    wanted = "{} (plain or as .gz)"
     return complete("FashionMNIST", root, raw, FASHION_MNIST, lambda _: own, elsewhere, wanted)
 
 
@@ -107,16 +107,16 @@ def complete(
                     reasons.append(f"{source}: {error}")
             lacking = missing(folder, files)
     except Damaged as error:
-        raise DataError(f"{error}: delete it, and the next run replaces it") from error
+        raise DataError(f"{error}; delete it, and the next run will replace it") from error
     except OSError as error:
         raise DataError(
-            f"root={root} cannot be read or written ({error}); mend that, or write another folder"
+            f"root={root} cannot be read or written ({error}); fix that, or choose another folder"
         ) from error
     if lacking:
         raise DataError(
             f"{name} could not be fetched ({'; '.join(reasons)}): put "
-            f"{wanted.format(' and '.join(lacking))} into {root}, or set root to the folder that "
-            "has what is missing"
+            f"{wanted.format(' and '.join(lacking))} into {root}, or set root to a folder that "
+            "contains the missing files"
         )
     say(f"{name}: complete in {folder}")
     return folder
@@ -170,13 +170,13 @@ def _from_debian(scratch: Path) -> Path:
         for package in scratch.glob("*.deb"):
             run(["dpkg", "-x", package.name, "."])
     except FileNotFoundError as error:
-        raise SourceUnavailable(f"there is no {error.filename} here") from error
+        raise SourceUnavailable(f"{error.filename} is not installed") from error
     except subprocess.TimeoutExpired as error:
         raise SourceUnavailable(f"{error.cmd[0]} took more than {APT_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
         reason = _last_line(error.stderr)
         if "Unable to locate" in reason:
-            reason += ", which `apt-get update`, run as root, may mend"
+            reason += "; running `apt-get update` as root may fix this"
         raise SourceUnavailable(reason) from error
     return scratch / DEBIAN_FOLDER.relative_to("/")
 

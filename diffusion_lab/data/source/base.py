@@ -42,15 +42,15 @@ class DataSource(ABC):
             if images.dtype != torch.uint8 or tuple(images.shape[1:]) != tuple(shape):
                 raise ValueError(
                     f"the {split} images of {name} are {images.dtype} {tuple(images.shape)}; "
-                    f"`load` must give uint8 (N, {', '.join(map(str, shape))}), with 0 black and "
+                    f"`load` must return uint8 (N, {', '.join(map(str, shape))}), with 0 black and "
                     "255 white"
                 )
             if len(images) == 0:
-                raise ValueError(f"{name} has no {split} images; `load` must give both splits")
+                raise ValueError(f"{name} has no {split} images; `load` must return both splits")
             if labels.dtype != torch.int64 or len(labels) != len(images):
                 raise ValueError(
                     f"the {split} labels of {name} are {labels.dtype} {tuple(labels.shape)}; "
-                    f"`load` must give int64 ({len(images)},), a label an image"
+                    f"`load` must return int64 ({len(images)},), one label per image"
                 )
 
     def facts(self) -> dict[str, object]:

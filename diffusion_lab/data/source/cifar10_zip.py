@@ -61,7 +61,7 @@ def _packed_from_github(scratch: Path) -> Path:
 def pack(images: zipfile.ZipFile, split: str, target: Path) -> None:
     """Writes the members .../split/class/name.jpg of a zip as a dataset zip, always the same bytes.
 
-    Classes are numbered by name. The order is that of the sha256 of split/class/name.jpg, so every
+    Classes are numbered by name. Images are sorted by the sha256 of split/class/name.jpg, so every
     prefix is a random subset.
     """
     found = {
@@ -80,7 +80,7 @@ def pack(images: zipfile.ZipFile, split: str, target: Path) -> None:
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """A member that is a plain file, without a time of its own."""
+    """A member that is a plain file, always with the same time."""
     info = zipfile.ZipInfo(name)
     info.external_attr = 0o100644 << 16
     return info

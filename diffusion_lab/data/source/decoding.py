@@ -37,8 +37,8 @@ class BadImage(Exception):
 def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     width, height = size
     raise BadImage(
-        f"{image.height}x{image.width} pixels, not {height}x{width}, to which "
-        f"image_size={_size_text(height, width)} resize=crop would bring it"
+        f"{image.height}x{image.width} pixels instead of {height}x{width}; write "
+        f"image_size={_size_text(height, width)} resize=crop to crop it"
     )
 
 
@@ -46,7 +46,9 @@ def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 RESIZE: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
     "crop": lambda image, size: ImageOps.fit(image, size, LANCZOS),  # fill, then cut the rest
     "stretch": lambda image, size: image.resize(size, LANCZOS),
-    "pad": lambda image, size: ImageOps.pad(image, size, LANCZOS, color=0),  # all of it, on black
+    "pad": lambda image, size: ImageOps.pad(
+        image, size, LANCZOS, color=0
+    ),  # the entire image, on black
     "refuse": _refuse,
 }
 
@@ -65,7 +67,7 @@ def infer(files: ImageFiles) -> tuple[tuple[int, int], int]:
         except Exception as error:  # decoding will report this bad image
             reason = f"{name} ({_short(error)})"
     if not headers:
-        raise DataError(f"{files.where} has no image that can be read, as {reason}")
+        raise DataError(f"{files.where} has no image that can be read: {reason}")
     (size, _), *_ = Counter(size for size, _ in headers).most_common(1)
     return size, 1 if all(grey for _, grey in headers) else 3
 
@@ -83,8 +85,8 @@ def check_memory(count: int, shape: tuple[int, int, int]) -> None:
         scale = (allowed / needed) ** 0.5
         fit = _size_text(*(max(1, int(scale * side)) for side in (height, width)))
         raise DataError(
-            f"{count:,} images of {channels} x {height} x {width} take {needed / 1e9:.3g} GB, and "
-            f"{allowed / 1e9:.3g} GB of memory are there for them; use fewer images, or write "
+            f"{count:,} images of {channels} x {height} x {width} need {needed / 1e9:.3g} GB, but "
+            f"only {allowed / 1e9:.3g} GB of memory are available; use fewer images, or write "
             f"image_size={fit} or less"
         )
 
@@ -140,7 +142,7 @@ def pixels(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarr
     elif image.mode == "RGB":
         red, green, blue = image.split()
         if not red.tobytes() == green.tobytes() == blue.tobytes():
-            raise BadImage("it is coloured, which needs channels=3")
+            raise BadImage("it is in colour, which needs channels=3")
         image = red
     if image.size != (width, height):
         image = RESIZE[resize](image, (width, height))
@@ -156,9 +158,9 @@ def _opened(stream: IO[bytes]) -> Image.Image:
     try:
         image = Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise BadImage(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
+        raise BadImage(f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
     except Image.DecompressionBombError as error:
-        raise BadImage("it has more pixels than an image to be trusted") from error
+        raise BadImage("it has suspiciously many pixels") from error
     limit = Image.MAX_IMAGE_PIXELS
     if limit and image.width * image.height > limit:
         raise BadImage(f"{image.height}x{image.width} pixels are more than {limit:,}")
@@ -184,7 +186,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             raise BadImage("its grey values have more than 16 bits")
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
-        raise BadImage("its grey values are floating-point numbers, of which no range is known")
+        raise BadImage("its grey values are floating-point numbers in an unknown range")
     mode = "L" if _grey(image) else "RGB"
     if "A" in image.getbands() or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")

@@ -36,14 +36,14 @@ class HuggingFace(FileSource):
         """Lists the rows of a split, in order."""
         if split not in self._splits_found:
             raise DataError(
-                f"{'split' if split == self.split else 'test_split'}={split} is no split of "
+                f"{'split' if split == self.split else 'test_split'}={split} is not a split of "
                 f"{self.path}, which has {some(list(self._splits_found))}"
             )
         rows = self._splits_found[split]
         for key, column in (("image", self.image_column), ("label", self.label_column)):
             if column is not None and column not in rows.column_names:
                 raise DataError(
-                    f"{key}_column={column} is no column of {self.path}; write one of "
+                    f"{key}_column={column} is not a column of {self.path}; write one of "
                     f"{some(rows.column_names)}{' or null' if key == 'label' else ''}"
                 )
         labels, classes = self._labels(rows, classes)
@@ -52,7 +52,7 @@ class HuggingFace(FileSource):
             images = images.cast_column(self.image_column, self._package.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise DataError(
-                f"image_column={self.image_column} of {self.path} holds no images; write one of "
+                f"image_column={self.image_column} of {self.path} contains no images; write one of "
                 f"{some(rows.column_names)}"
             ) from error
 
@@ -74,8 +74,8 @@ class HuggingFace(FileSource):
             classes = tuple(sorted(set(labels))) if classes is None else classes
             if strange := sorted(set(labels) - set(classes)):
                 raise DataError(
-                    f"{where} has {some(strange)}, and the classes are {some(classes)}; name all "
-                    "in classes"
+                    f"{where} has {some(strange)}, but the classes are {some(classes)}; list all "
+                    "of them in classes"
                 )
             places = {name: place for place, name in enumerate(classes)}
             return [places[label] for label in labels], classes
@@ -98,8 +98,8 @@ class HuggingFace(FileSource):
         except Exception as error:  # network, file formats, names: datasets raises anything
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
-                f"path={self.path} cannot be loaded ({reason}); write a name of the hub, a folder "
-                "or a parquet file, and config where there are several"
+                f"path={self.path} cannot be loaded ({reason}); write a name on the hub, a folder "
+                "or a parquet file, and config if there are several configurations"
             ) from error
         return {self.split: found} if isinstance(found, datasets.Dataset) else dict(found)
 

@@ -126,7 +126,7 @@ class FileSource(DataSource):
             test = self.find(second, train.classes)
         for files, split in ((train, "training"), (test, "testing")):
             _check_count(len(files), f"of {files.where} for {split}", remedy)
-        # mixed, so that the first test images, which many metrics use, are of every class
+        # shuffled, so that the first test images, which many metrics use, include every class
         return train, test.scattered()
 
     def _decoded(self, files: ImageFiles) -> Split:
@@ -135,17 +135,17 @@ class FileSource(DataSource):
         if not bad:
             return Split(images, labels)
         named = some([f"{files.names[index]} ({reason})" for index, reason in bad.items()])
-        told = f"{len(bad):,} of {len(files):,} images of {files.where}"
+        which = f"{len(bad):,} of {len(files):,} images of {files.where}"
         if self.on_bad == "refuse":
             raise DataError(
-                f"{told} cannot be used: {named}; mend or remove them, or write on_bad=skip"
+                f"{which} cannot be used: {named}; fix or remove them, or write on_bad=skip"
             )
-        _check_count(len(files) - len(bad), f"of {files.where} can be used", f"mend {named}")
-        say(f"Skipped {told}: {named}")
+        _check_count(len(files) - len(bad), f"of {files.where} can be used", f"fix {named}")
+        say(f"Skipped {which}: {named}")
         good = torch.tensor([index for index in range(len(files)) if index not in bad])
         return Split(images[good], labels[good])
 
 
-def _check_count(count: int, told: str, remedy: str) -> None:
+def _check_count(count: int, which: str, remedy: str) -> None:
     if count < 2:  # metrics need a variance
-        raise DataError(f"{count} images {told} are too few, a split needs 2 or more; {remedy}")
+        raise DataError(f"{count} images {which} are too few, a split needs 2 or more; {remedy}")

@@ -15,7 +15,7 @@ from diffusion_lab.data.source.verified_files import DataError
 
 @settings
 class FilesAtPaths(FileSource):
-    """Images whose test split, if there is one, is at a path of its own."""
+    """Images whose test split, if there is one, is at a separate path."""
 
     test_path: str | None = None
 
@@ -47,7 +47,7 @@ class ImageFolder(FilesAtPaths):
 def opened(path: Path) -> BinaryIO:
     """Opens a file; raises BadImage for a broken link."""
     if leads_nowhere(path):
-        raise BadImage(f"a link to {os.readlink(path)}, which is not there")
+        raise BadImage(f"a link to {os.readlink(path)}, which does not exist")
     return path.open("rb")
 
 
@@ -64,9 +64,9 @@ def files_under(root: Path) -> list[str]:
         for at, folders, files in os.walk(start, onerror=_refuse):
             facts, folder = os.stat(at), Path(at)
             identity = (facts.st_dev, facts.st_ino)
-            # not within root itself, where some file systems tell folders apart by name alone
+            # not within root itself, where some file systems distinguish folders by name only
             if start != root and identity in read:
-                say(f"Skipped {folder}: it links to a folder that is read already")
+                say(f"Skipped {folder}: it links to a folder that was already read")
                 folders.clear()
                 continue
             read.add(identity)
@@ -78,13 +78,15 @@ def files_under(root: Path) -> list[str]:
         # otherwise a class could be missing unnoticed
         if leads_nowhere(path) and not path.name.lower().endswith(listing.EXTENSIONS):
             raise DataError(
-                f"{path} links to {os.readlink(path)}, which is not there; mend or remove it"
+                f"{path} links to {os.readlink(path)}, which does not exist; fix or remove it"
             )
     return [path.relative_to(root).as_posix() for path in found]
 
 
 def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be read ({error.strerror}); change that") from error
+    raise DataError(
+        f"{error.filename} cannot be read ({error.strerror}); make it readable"
+    ) from error
 
 
 def leads_nowhere(path: Path | str) -> bool:

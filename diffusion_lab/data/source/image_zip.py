@@ -28,13 +28,15 @@ class ImageZip(FilesAtPaths):
         try:
             archive = zipfile.ZipFile(file)  # can be read by several threads
         except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"{named} is no readable zip ({error}); make it anew") from error
+            raise DataError(f"{named} is not a readable zip ({error}); create it again") from error
         # appending may leave two members of one name, of which a zip reads the last
         members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
         for name in members:
             first, *rest = re.split(r"[/\\]", name)
             if first == "" or ".." in (first, *rest):
-                raise DataError(f"{named} names a member outside of the archive ({name}); mend it")
+                raise DataError(
+                    f"{named} has a member outside of the archive ({name}); create it again"
+                )
         names = listing.images_among((name for name in members if name != LABELS), named)
         if LABELS not in members:
             classes, labels = listing.by_folder(names, classes, named)
@@ -43,12 +45,10 @@ class ImageZip(FilesAtPaths):
         labelled = _labels(_read(archive, where), where)
         if labelled is None or classes == ():
             if classes:
-                raise DataError(f"{where} has no labels, for the classes {some(classes)}; add them")
+                raise DataError(f"{where} has no labels for the classes {some(classes)}; add them")
             return ImageFiles(path, names, (), [0] * len(names), archive.open)
         if absent := sorted(set(labelled) - set(names)):
-            raise DataError(
-                f"{where} labels images that are not there: {some(absent)}; remove them"
-            )
+            raise DataError(f"{where} has labels for missing images, {some(absent)}; remove them")
         if unlabelled := sorted(set(names) - set(labelled)):
             raise DataError(
                 f"{where} has no label for {some(unlabelled)}; label all images or none"
@@ -62,9 +62,9 @@ def _read(archive: zipfile.ZipFile, where: str) -> object:
     try:
         return json.loads(archive.read(LABELS))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON ({error}); mend it") from error
+        raise DataError(f"{where} is not valid JSON ({error}); fix it") from error
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
-        raise DataError(f"{where} cannot be read ({error}); make the zip anew") from error
+        raise DataError(f"{where} cannot be read ({error}); create the zip again") from error
 
 
 def _labels(content: object, where: str) -> dict[str, Any] | None:
@@ -79,8 +79,8 @@ def _labels(content: object, where: str) -> dict[str, Any] | None:
         raise DataError(form)
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise DataError(f"{form}, and it has {json.dumps(pair)[:60]}")
+            raise DataError(f"{form}, but it has {json.dumps(pair)[:60]}")
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
-        raise DataError(f"{where} labels {some(twice)} more than once; keep one label of each")
+        raise DataError(f"{where} labels {some(twice)} more than once; keep one label for each")
     return dict(pairs)

@@ -62,11 +62,11 @@ def existing(path: str, where: str, what: str, instead: str) -> Path:
     found = Path(path)
     if not found.exists():
         raise DataError(
-            f"{where} does not exist; set path and test_path to a {what}, or for a "
-            "trained run data_root to the folder that it is in now"
+            f"{where} does not exist; set path and test_path to a {what}, or, if the data of a "
+            "trained run were moved, data_root to their new folder"
         )
     if found.is_dir() != (what == "folder"):
-        raise DataError(f"{where} is no {what}; {instead} is for what it is")
+        raise DataError(f"{where} is not a {what}; use {instead} for it")
     return found
 
 
@@ -82,7 +82,7 @@ def images_among(names: Iterable[str], where: str) -> list[str]:
     if not images:
         found = sorted({PurePosixPath(name).suffix or "no extension" for name in visible})
         raise DataError(
-            f"{where} has no images, only files with {some(found)}; images are known by "
+            f"{where} has no images, only files with {some(found)}; images must have one of "
             f"{', '.join(EXTENSIONS)}"
         )
     return images
@@ -102,13 +102,13 @@ def by_folder(
         return (), [0] * len(names)
     if flat and len(flat) < len(names):
         raise DataError(
-            f"{where} holds images ({some(flat)}) beside folders of images; move them into a "
-            "folder of their class, or write classes=[] to take all without classes"
+            f"{where} has images ({some(flat)}) next to folders of images; move them into the "
+            "folder of their class, or write classes=[] to use all images without classes"
         )
     if deep:
         raise DataError(
-            f"{where} has folders inside of folders ({deep}); set path to what holds a folder "
-            "of images for each class, or write classes=[] to take all without classes"
+            f"{where} has folders inside of folders ({deep}); set path to a folder with one folder "
+            "of images per class, or write classes=[] to use all images without classes"
         )
     folders = [] if flat else [name.partition("/")[0] for name in names]
     found = sorted(set(folders))
@@ -117,10 +117,10 @@ def by_folder(
     strange = [name for name in found if name not in classes]
     if lacking or strange:
         parts = [f"has no folder {some(lacking)}"] if lacking else []
-        parts += [f"has a folder {some(strange)} besides"] if strange else []
+        parts += [f"has the additional folder {some(strange)}"] if strange else []
         raise DataError(
-            f"{where} {' and '.join(parts)}, where the classes are {some(classes)}; there must be "
-            "a folder for each, the same ones for training and test, and all in classes"
+            f"{where} {' and '.join(parts)}, but the classes are {some(classes)}; use one folder "
+            "per class, the same for training and test data, and list all of them in classes"
         )
     labels = {name: label for label, name in enumerate(classes)}
     return classes, [labels[folder] for folder in folders]
@@ -136,21 +136,21 @@ def by_number(
     for name, label in zip(names, labels, strict=True):
         if type(label) is not int or label < 0:
             raise DataError(
-                f"{where} labels {name} with {str(label)[:60]}; a label must be one whole number "
-                "of at least 0"
+                f"{where} labels {name} with {str(label)[:60]}; a label must be a whole number of "
+                "at least 0"
             )
     count = max(labels) + 1
     if classes is not None:
         if count > len(classes):
             raise DataError(
-                f"{where} has the label {count - 1}, and there are {len(classes)} classes, "
-                f"{some(classes)}; name all in classes"
+                f"{where} has the label {count - 1}, but there are only {len(classes)} classes, "
+                f"{some(classes)}; list all of them in classes"
             )
         return classes
     if unused := sorted(set(range(count)) - set(labels)):
         raise DataError(
             f"{where} has labels up to {count - 1} but no image of {some(unused)}; number the "
-            "classes without gaps, or name all in classes"
+            "classes without gaps, or list all of them in classes"
         )
     return tuple(map(str, range(count)))
 

@@ -76,8 +76,8 @@ def install(stream: IO[bytes], source: Path, target: Path, checksum: str, scratc
         with temporary.open("wb") as file:
             shutil.copyfileobj(stream, file)
     except EOFError as error:
-        raise Damaged(source, "it ends too early") from error
+        raise Damaged(source, "it is truncated") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise Damaged(source, "it is no valid gzip file") from error
+        raise Damaged(source, "it is not a valid gzip file") from error
     check(temporary, checksum, source)
     os.replace(temporary, target)

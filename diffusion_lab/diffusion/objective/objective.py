@@ -23,7 +23,7 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 class Objective(nn.Module):
     """The training objective; the denoiser must be built with the same `prediction`.
 
-    It is a module, so that what it learns of the losses is saved with the weights. label_dropout,
+    It is a module, so statistics of the losses are saved with the weights. label_dropout,
     in [0, 1], is the share of labels replaced by the null label for classifier-free guidance.
     offset_noise is the std of noise that is constant over each channel and added to eps.
     """
@@ -94,7 +94,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         """The loss of each sample with this noise eps (B, C, H, W) at this level (B,): (B,).
 
-        It leaves out the learned uncertainty, which is no measure of the model.
+        It leaves out the learned uncertainty, which says nothing about the model.
         """
         x = add_noise(x0, eps, level)
         estimate = denoiser(x, level, given)

@@ -70,7 +70,7 @@ class Flow(Prediction):
 class EDM(Prediction):
     """Unit-variance residual of the best linear denoiser (arXiv:2206.00364, for any alpha).
 
-    data_std is the standard deviation of the clean data: 0.5 of images in [-1, 1], 1 of latents.
+    data_std is the standard deviation of the clean data: 0.5 for images in [-1, 1], 1 for latents.
     """
 
     data_std: Positive = 0.5
@@ -87,8 +87,8 @@ class EDM(Prediction):
 class Score(Prediction):
     """The gradient of log p(x), -eps / sigma (arXiv:1907.05600); says nothing of x0 on pure noise.
 
-    With `scale_by_sigma` the network's output is divided by sigma, so that what it has to give is
-    of unit size at every level (arXiv:2006.09011, technique 3).
+    With `scale_by_sigma` the network's output is divided by sigma, so the network itself predicts
+    a value of unit size at every level (arXiv:2006.09011, technique 3).
     """
 
     scale_by_sigma: Flag = True

@@ -15,7 +15,7 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 DENSITY_POINTS, DENSITY_WIDTH = 100_000, 0.005
 BISECTIONS = 50  # halvings of (0, 1]: t is exact to float64's rounding
 
-Gather = Callable[[Tensor], Tensor]  # one process's values (n,) -> those of all, in rank order
+Gather = Callable[[Tensor], Tensor]  # one rank's values (n,) -> the values of all ranks, in order
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TimeSampler(nn.Module, ABC):
         return torch.ones_like(t, dtype=torch.float32)
 
     def observe(self, t: Tensor, losses: Tensor, gather: Gather | None = None) -> None:
-        """Records the losses (n,) at t (n,); `gather` collects those of other processes."""
+        """Records the losses (n,) at t (n,); `gather` collects the losses of other processes."""
 
     def density(self, t: Tensor, schedule: NoiseSchedule) -> Tensor:
         """The density of draws at t (n,) in (0, 1], (n,) float64; uniform draws have 1.
@@ -78,8 +78,8 @@ class TimeSampler(nn.Module, ABC):
         """Draws n levels (n,) and their importance weights (n,) float32, on the generator's device.
 
         Without a generator the device is the CPU; a sampler with buffers returns tensors on theirs.
-        The mean loss is that of (loss x importance). A batch drawn in several shares is stratified
-        as a whole.
+        The mean loss is the mean of loss x importance. Stratification is over the entire batch,
+        even if it is drawn in several shares.
         """
         device = generator.device if generator else "cpu"
         # (0, 1]: at t = 0 there may be no noise to predict

@@ -12,7 +12,7 @@ from diffusion_lab.diffusion.noise import NoiseLevel
 class LearnedUncertainty(nn.Module):
     """u(level), for a loss of exp(-u) L + u, least at u = log E[L] (arXiv:2312.02696, equation 14).
 
-    Every level then counts alike, whatever the size of its loss. u is linear in `channels` Fourier
+    Every level then counts equally, however large its loss. u is linear in `channels` Fourier
     features of log(sigma / alpha) / 4, and 0 at the start.
     """
 
@@ -23,7 +23,7 @@ class LearnedUncertainty(nn.Module):
 
     def forward(self, level: NoiseLevel) -> Tensor:
         """u, (B,) float32, on the weight's device."""
-        # pure noise is at infinity; levels beyond e^10 need not be told apart
+        # pure noise is at infinity; levels beyond e^10 need not be distinguished
         log_ratio = (-level.logsnr / 2).clamp(-10, 10)
         position = (log_ratio / 4).to(self.weight.device, torch.float32)
         # normal frequencies and uniform phases as in the paper, but evenly spaced and not drawn

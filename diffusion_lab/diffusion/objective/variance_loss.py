@@ -33,7 +33,7 @@ class Hybrid:
 def levels_of(schedule: NoiseSchedule) -> int:
     """The number of levels of a table; raises ValueError for a schedule that has none."""
     if schedule.discrete_steps is None:
-        raise ValueError("variance_loss compares the levels of a table, and the schedule has none")
+        raise ValueError("variance_loss needs a schedule with a table, and this one has none")
     return schedule.discrete_steps
 
 
@@ -49,7 +49,7 @@ def bound_term(
 
     Below the first level of the table it is the likelihood of x0 in steps of 2/255, and elsewhere
     the divergence of q(x_s | x_t, x0) from N(mean given x0_hat, learned variance), s one level
-    below t. `log_variance_weight` (B, C, H, W) is that of `Estimate`.
+    below t. `log_variance_weight` (B, C, H, W) is as in `Estimate`.
     """
     steps = levels_of(schedule)
     index = (level.t * steps).round().clamp(min=1)  # 1 is the cleanest level

@@ -73,7 +73,7 @@ class P2:
 class EDMWeight:
     """snr + 1 / data_std^2, at alpha = 1 EDM's (sigma^2 + s^2) / (sigma s)^2 (arXiv:2206.00364).
 
-    data_std is the standard deviation s of the clean data: 0.5 of images in [-1, 1], 1 of latents.
+    data_std is the clean data's standard deviation s: 0.5 for images in [-1, 1], 1 for latents.
     """
 
     data_std: Positive = 0.5

@@ -34,10 +34,10 @@ def moments(h: float, n: int) -> list[float]:
 
 
 def order_at(i: int, levels: NoiseLevel, order: int) -> int:
-    """The order of the step from levels[i]: as many as are known, and 1 to clean data.
+    """The order of the step from levels[i]: the number of known estimates, and 1 to clean data.
 
     It falls one by one towards clean data, as large steps in logSNR there extrapolate badly
-    (arXiv:2211.01095), and pure noise, where logSNR is infinite, is no place to extrapolate from.
+    (arXiv:2211.01095). Pure noise, where logSNR is infinite, cannot be extrapolated from.
     """
     known = i + 1 - int(levels[0].alpha == 0)
     left = len(levels) - 1 - i if levels[-1].sigma == 0 else order
@@ -61,7 +61,7 @@ class DPMSolver(Sampler):
     def __post_init__(self) -> None:
         if self.order == 3 and self.eta > 0:
             raise ValueError(
-                f"order=3 is for the ODE only; use order 2 with eta={self.eta}, or eta 0"
+                f"order=3 works for the ODE only; use order=2 with eta={self.eta}, or eta=0"
             )
 
     def walk(self, denoise, x, levels, schedule, randn_like):

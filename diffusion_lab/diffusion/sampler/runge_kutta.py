@@ -1,4 +1,4 @@
-"""The probability-flow ODE solved to a tolerance, each sample with steps of its own.
+"""Solves the probability-flow ODE to a tolerance, each sample with its own steps.
 
 With x = scale z, scale^2 = alpha^2 + sigma^2, and the angle atan(sigma / alpha) in (0, pi / 2], the
 ODE is dz = (cos eps - sin x0) d(angle) under every schedule: smooth, and with no singular end.

@@ -20,7 +20,7 @@ MAX_RAISE = math.sqrt(2) - 1  # no more new noise in a step than there is alread
 class Euler(Sampler):
     """The left-point rule, of first order; under every schedule DDIM at eta = 0 (arXiv:2010.02502).
 
-    With alpha = 1 - t it is Euler's method for rectified flow, with alpha = 1 that of EDM.
+    With alpha = 1 - t it is Euler's method for rectified flow, and with alpha = 1 EDM's.
     """
 
     def walk(self, denoise, x, levels, schedule, randn_like):
@@ -99,9 +99,9 @@ def ancestral_step(
 class Ancestral(Sampler):
     """DDPM at eta = 1 (arXiv:2006.11239), DDIM at eta = 0, and all between (arXiv:2010.02502).
 
-    `variance` is that of the fresh noise: fixed_small the posterior's, fixed_large the forward
-    step's, for about as many steps as in training, and learned the network's, between the two
-    (improved DDPM). All are times eta^2.
+    `variance` is the variance of the fresh noise, times eta^2: fixed_small takes the posterior's;
+    fixed_large the forward step's, for about as many steps as in training; and learned the
+    network's, which lies between the two (improved DDPM).
     """
 
     eta: Fraction = 1.0

@@ -14,7 +14,7 @@ from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 TIMES = numbers(
-    "a list that falls from at most 1 to above 0, to which the clean end 0 is added",
+    "a decreasing list of times from at most 1 to above 0 (the clean end 0 is added)",
     lambda value: max(value, default=2) <= 1 and all(a > b for a, b in pairwise([*value, 0])),
 ).as_in([1.0, 0.5])
 
@@ -110,11 +110,11 @@ class Karras(UniformLogSNR):
 
 
 class Explicit(TimeGrid):
-    """Times written out: t of each evaluation, falling; a walk has as many steps."""
+    """An explicit list of times: the t of each evaluation, decreasing, one per step."""
 
     @ranges(times=TIMES)
     def __init__(self, times: Sequence[float]):
-        self.written = list(times)  # Hydra's list has a type of its own
+        self.written = list(times)  # Hydra's list has its own type
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
         if steps != len(self.written):
@@ -137,8 +137,8 @@ class TableGrid(TimeGrid):
         points = schedule.discrete_steps
         if points is None:
             raise ValueError(
-                "time_grid counts the points of a table, and this schedule has none; use the "
-                "uniform grid, or a discrete schedule such as ddpm_linear"
+                "time_grid needs a schedule with a table, and this one has none; use the uniform "
+                "grid, or a discrete schedule such as ddpm_linear"
             )
         if steps > points:
             raise ValueError(
@@ -187,5 +187,5 @@ class Quadratic(TableGrid):
         end = math.sqrt(0.8 * points)
         order = torch.arange(steps, dtype=torch.float64)
         root = order * (end / max(steps - 1, 1))
-        root[-1] = end  # exact, as a rounding error below a whole number would be cut to the next
+        root[-1] = end  # exact: a rounding error below a whole number would be cut to the one below
         return ((root.square().floor() - order).cummax(0).values + order).flip(0)

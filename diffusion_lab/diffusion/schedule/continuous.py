@@ -110,7 +110,7 @@ class Sigmoid(NoiseSchedule):
     """alpha^2 falls as a stretch of the sigmoid, u from start/tau to end/tau (arXiv:2212.11972).
 
     alpha^2 = (S(end/tau) - S(u)) / (S(end/tau) - S(start/tau)), alpha^2 + sigma^2 = 1; the ends
-    stop at logSNR 20 and -20, as those of `Cosine` do.
+    stop at logSNR 20 and -20, as in `Cosine`.
     """
 
     @ranges(start=number(), end=number(), tau=above(0))
@@ -153,7 +153,7 @@ class Sigmoid(NoiseSchedule):
 class VarianceExploding(NoiseSchedule):
     """alpha = 1 and sigma geometric in t (arXiv:2011.13456).
 
-    The default range is that of EDM (arXiv:2206.00364), in units of images in [-1, 1].
+    The default range is EDM's (arXiv:2206.00364), for images in [-1, 1].
     """
 
     @ranges(sigma_min=above(0), sigma_max=above(0))

@@ -45,7 +45,7 @@ class Table(NoiseSchedule):
 class DDPMLinear(Table):
     """N steps whose betas grow linearly (arXiv:2006.11239).
 
-    beta_start and beta_end are those of 1000 steps; other tables have 1000 / N times as much per
+    beta_start and beta_end are for 1000 steps; other tables have 1000 / N times as much per
     step, the rule of arXiv:2102.09672's code, and so end at about the same noise.
     """
 
@@ -58,7 +58,7 @@ class DDPMLinear(Table):
 class DDPMScaledLinear(Table):
     """N steps whose betas' square roots grow linearly, Stable Diffusion's (arXiv:2112.10752).
 
-    beta_start and beta_end are those of 1000 steps, as for `DDPMLinear`.
+    beta_start and beta_end are for 1000 steps, as in `DDPMLinear`.
     """
 
     @ranges(steps=whole(1), beta_start=inside(0, 1), beta_end=inside(0, 1))
@@ -86,13 +86,13 @@ class DDPMCosine(Table):
 
 
 def beta_range(steps: int, beta_start: float, beta_end: float) -> tuple[float, float]:
-    """The first and last beta of a table of N, from those of a table of 1000."""
+    """The first and last beta of a table of N, from the values for a table of 1000."""
     if beta_start > beta_end:
         raise ValueError(f"beta_start={beta_start} must be at most beta_end={beta_end}")
     fewest = math.floor(round(1000 * beta_end, 9)) + 1
     if steps < fewest:
         raise ValueError(
-            f"steps={steps} is too few for beta_end={beta_end}, which is that of "
+            f"steps={steps} is too few for beta_end={beta_end}, which is defined for "
             f"1000 steps: {steps} steps would need a beta of {beta_end * 1000 / steps:.4g}; use "
             f"{fewest} or more, or a smaller beta_end"
         )

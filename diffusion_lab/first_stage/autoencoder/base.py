@@ -19,7 +19,7 @@ MULTIPLE_OF_4 = Range(
     "a multiple of 4 above 0", lambda value: whole(4).allows(value) and value % 4 == 0, 32
 )
 MULTIPLIERS = Range(
-    f"1 to {MOST_LEVELS} whole numbers above 0, one a level; each but the first halves the image",
+    f"1 to {MOST_LEVELS} whole numbers above 0, one per level; all but the first halve the image",
     lambda value: whole_list(1, shortest=1).allows(value) and len(value) <= MOST_LEVELS,
     [1, 2, 2],
 )

@@ -36,7 +36,7 @@ class AutoencoderFacts:
 
 
 def save_autoencoder(autoencoder: Autoencoder, facts: AutoencoderFacts, path: Path) -> None:
-    """Writes weights and facts into one file, which appears whole or not at all."""
+    """Writes weights and facts into one file, atomically."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
     write_atomically(path, safetensors.torch.save(weights, {"facts": json.dumps(asdict(facts))}))
 
@@ -45,8 +45,8 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderFacts, bytes]:
     """Reads a frozen autoencoder, its facts, and the file's content; raises ValueError."""
     if not path.is_file():
         raise ValueError(
-            f"there is no {path}; make one by `diffusion-lab train-autoencoder`, which writes it "
-            "when it ends, and name its run folder"
+            f"{path} does not exist; train an autoencoder with `diffusion-lab train-autoencoder`, "
+            "which writes this file at the end, and give its run folder"
         )
     content = path.read_bytes()
     try:
@@ -58,7 +58,7 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderFacts, bytes]:
         autoencoder.load_state_dict(safetensors.torch.load(content))
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path} is no first stage of ours or is damaged; train it again by "
+            f"{path} is damaged, or was not written by this program; train it again with "
             "`diffusion-lab train-autoencoder`"
         ) from error
     return autoencoder.requires_grad_(False).eval(), facts, content

@@ -18,7 +18,7 @@ from diffusion_lab.metrics.extractor import efficientnet_lite0
 class Perceptual(ABC):
     """A distance (B,) between images (B, C, H, W) and others, with gradients to the images alone.
 
-    It is no nn.Module, so that a module which holds one does not train, copy or save it.
+    It is not an nn.Module, so a module that holds one does not train, copy or save it.
     """
 
     weight: Positive
@@ -85,8 +85,8 @@ class LPIPS(Perceptual):
             return LearnedPerceptualImagePatchSimilarity(name).net
         except (OSError, ImportError) as error:  # offline, or a missing package
             raise ValueError(
-                f"the weights of LPIPS cannot be had ({error}); choose efficientnet_lite0, which "
-                "needs no download"
+                f"the weights of LPIPS are not available ({error}); choose efficientnet_lite0, "
+                "which needs no download"
             ) from error
 
     def distance(self, images: Tensor, others: Tensor) -> Tensor:

@@ -50,15 +50,15 @@ class ReconstructionLoss(nn.Module):
             except RuntimeError as error:
                 raise ValueError(
                     f"perceptual cannot take images of shape {image_shape}; choose "
-                    "efficientnet_lite0 for small ones, and none for others than of 1 or 3 channels"
+                    "efficientnet_lite0 for small images, and none unless they have 1 or 3 channels"
                 ) from error
         if self.discriminator is not None:
             try:
                 self.discriminator(images)
             except RuntimeError as error:
                 raise ValueError(
-                    f"discriminator halves images of shape {image_shape} to nothing; give it fewer "
-                    "layers, or choose none"
+                    f"discriminator has too many layers for images of shape {image_shape}; use "
+                    "fewer, or choose none"
                 ) from error
 
     def forward(
@@ -66,7 +66,7 @@ class ReconstructionLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss () to minimise in all parameters, and its parts by name.
 
-        The adversary is weighted by gradients at `last_weight`, that of the decoder's last layer.
+        The adversary is weighted by gradients at `last_weight`, the decoder's last weight.
         """
         loss = error = ERRORS[self.error](outputs - images).mean()
         parts = {self.error: error, "bottleneck": bottleneck}
