@@ -21,6 +21,8 @@ class Backbone(Protocol):
 
     # A backbone may have a property `layers`, the modules that it calls one after another: FSDP
     # gathers one of them at a time, and activation_checkpointing computes them again.
+    # It may have a property `ends`, the layers that read the image and write the output, which
+    # Muon leaves to AdamW.
 
     def __call__(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
@@ -46,6 +48,11 @@ def layers_of(backbone: nn.Module) -> list[nn.Module]:
     """The modules of a backbone that are called one after another; none if it names none."""
     layers = getattr(backbone, "layers", ())
     return [layer for layer in layers if isinstance(layer, nn.Module)]
+
+
+def ends_of(backbone: nn.Module) -> list[nn.Module]:
+    """The first and the last layer of a backbone; none if it names none."""
+    return list(getattr(backbone, "ends", ()))
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:

@@ -67,6 +67,11 @@ class DiffusersUNet(nn.Module):
         zero(self.network.conv_out)
 
     @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the image and write the output."""
+        return self.network.conv_in, self.network.conv_out
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The modules that are called one after another."""
         return [*self.network.down_blocks, self.network.mid_block, *self.network.up_blocks]
@@ -133,6 +138,11 @@ class DiffusersDiT(nn.Module):
             zero(block.norm1.linear)  # the zero of adaLN-Zero, which diffusers leaves to its users
         zero(self.network.proj_out_1)
         zero(self.network.proj_out_2)
+
+    @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the image and write the output."""
+        return self.network.pos_embed.proj, self.network.proj_out_2
 
     @property
     def layers(self) -> list[nn.Module]:

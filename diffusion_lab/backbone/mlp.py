@@ -52,6 +52,11 @@ class MLP(nn.Module):
             nn.init.zeros_(layer.bias)
 
     @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the image and write the output."""
+        return self.embed, self.out
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The modules that are called one after another."""
         return [*self.blocks]

@@ -115,6 +115,11 @@ class PatchNetwork(nn.Module):
             nn.init.zeros_(layer.get_parameter("weight"))
 
     @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the image and write the output."""
+        return self.embed, self.out
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The modules that are called one after another."""
         return [*self.blocks]

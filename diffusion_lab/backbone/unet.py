@@ -104,6 +104,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the image and write the output."""
+        return self.entry, self.out
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The modules that are called one after another."""
         levels = [level for level in self.up if isinstance(level, UpLevel)]

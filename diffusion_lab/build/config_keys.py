@@ -39,7 +39,9 @@ TABLE = {
     # an experiment may choose any of the other keys
     "identity named loss composition": "experiment data. reconstruction.",
     "identity named loss composition cost": "first_stage. schedule. objective.",
-    "identity named composition cost": "augmentation. backbone. conditioning. denoiser. optimizer.",
+    "identity named composition cost": (
+        "augmentation. backbone. conditioning. denoiser. optimizer. parameter_groups"
+    ),
     "identity named cost": "sampler. guidance.",
     "resumable identity named composition": "trainer. callbacks.",
     "resumable identity named": (

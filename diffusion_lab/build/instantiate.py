@@ -49,7 +49,8 @@ class Factory:
         if strangers and inspect.Parameter.VAR_KEYWORD not in kinds:
             keys = ", ".join(f"{self.key}.{each}" for each in sorted(strangers))
             raise UserError(
-                f"{keys}: {name} has no such argument; remove it, also where an experiment sets it"
+                f"{keys}: {name} has no such argument; remove it, or write ~ before the key "
+                "where an experiment sets it"
             )
         try:
             signature.bind(*args, **arguments)
@@ -115,7 +116,7 @@ def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
     for name in map(str, node):
         if name not in ("_target_", "_partial_", *facts):
             children[name] = _built(node[name], f"{key}.{name}", {})
-    if "_target_" not in node:
+    if "_target_" not in node and not OmegaConf.is_missing(node, "_target_"):
         return children
     factory = Factory(_target(node, key), key, children)
     return factory if node.get("_partial_", False) else factory(**facts)

@@ -111,9 +111,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shared_as(value: Tensor, like: Tensor | None) -> Tensor:
+def shared_as(value: Any, like: Tensor | None) -> Any:
     """Shards a whole tensor like `like`, if that is sharded and of its shape; else returns it."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not isinstance(like, DTensor) or getattr(value, "shape", None) != like.shape:
         return value
     value = value.to(like.device, like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.benchmark import Timer
 
+from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.backbone.macs import TRAINING_PASSES
-from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.build.parameter_groups import build_optimizer, inner_matrices
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, pays
 from diffusion_lab.data.augmentation import augment
@@ -54,7 +55,10 @@ class Bench:
         self.model.objective.to(device)
         if pays(cfg.channels_last, device):
             self.model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = instantiate(cfg, "optimizer")(self.parameters())
+        parts = nn.ModuleDict({"denoiser": self.model.denoiser, "objective": self.model.objective})
+        backbone = self.model.denoiser.backbone
+        hidden = inner_matrices(backbone, ends_of(backbone))
+        self.optimizer = build_optimizer(cfg)(parts, self.parameters(), hidden)
         size = (cfg.batch_size, *facts.shape)
         self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
         self.labels = torch.randint(max(facts.num_classes, 1), size[:1], device=device)

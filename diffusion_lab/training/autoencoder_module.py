@@ -10,6 +10,7 @@ from torch._functorch import config as functorch
 from torch.optim import Optimizer
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from diffusion_lab.build.parameter_groups import inner_matrices
 from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.data import ImageBatch
 from diffusion_lab.first_stage.autoencoder import Autoencoder
@@ -33,6 +34,13 @@ class AutoencoderModule(TrainedModule):
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters of the autoencoder and of its loss (the discriminator's)."""
         return [*self.autoencoder.parameters(), *self.loss.parameters()]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of encoder, decoder and discriminator without the first and last layers."""
+        parts: list[nn.Sequential] = [self.autoencoder.encoder, self.autoencoder.decoder]
+        if self.loss.discriminator is not None:
+            parts.append(self.loss.discriminator.layers)
+        return [weight for part in parts for weight in inner_matrices(part, (part[0], part[-1]))]
 
     def clip_norms(self, largest: float) -> Tensor:
         """Clips autoencoder and discriminator separately, so neither changes the other's step."""

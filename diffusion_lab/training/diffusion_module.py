@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diffusion_lab.backbone.base import layers_of
+from diffusion_lab.backbone.base import ends_of, layers_of
+from diffusion_lab.build.parameter_groups import inner_matrices
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
@@ -57,6 +58,11 @@ class DiffusionModule(TrainedModule):
         """The trainable parameters of the denoiser and of the objective."""
         parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
         return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of the backbone without its ends'."""
+        backbone = self.denoiser.backbone
+        return inner_matrices(backbone, ends_of(backbone))
 
     def configure_model(self) -> None:
         """Shards the parameters over the ranks if the trainer's strategy is FSDP."""

@@ -7,7 +7,7 @@ of its time limit that is done, the larger one. Warm-up is in images, so no batc
 import math
 from typing import Annotated
 
-from diffusion_lab.common.ranges import Fraction, at_least, settings, whole
+from diffusion_lab.common.ranges import Count, Fraction, at_least, settings, whole
 
 Images = Annotated[int, whole(0)]
 
@@ -38,4 +38,19 @@ class CosineDecay:
 
     def __call__(self, images: int, progress: float) -> float:
         decay = self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+        return warm_up(images, self.warmup_images) * decay
+
+
+@settings
+class InverseSqrt:
+    """Multiplies the warm-up by 1 / sqrt(images / reference_images), once that is below 1.
+
+    The rate depends on neither the length nor the end of the run (arXiv:2312.02696).
+    """
+
+    warmup_images: Images = 0
+    reference_images: Count = 1
+
+    def __call__(self, images: int, progress: float) -> float:
+        decay = max(images / self.reference_images, 1.0) ** -0.5
         return warm_up(images, self.warmup_images) * decay

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusion_lab.build.instantiate import check_keys, instantiate
+from diffusion_lab.build.instantiate import instantiate
+from diffusion_lab.build.parameter_groups import OptimizerFactory, build_optimizer, check_sharding
 from diffusion_lab.common.randomness import mix_seed
-from diffusion_lab.common.ranges import at_least
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.training.bad_steps import BadSteps
@@ -30,7 +30,7 @@ HELD_OUT = "held_out"  # checkpoint key: the step of the last validation, and it
 class Optimization:
     """The settings of optimisation; `batch_size` is global: micro-batch x accumulation x ranks."""
 
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    optimizer: OptimizerFactory
     lr_schedule: Callable[[int, float], float]
     batch_size: int
     seed: int = 0
@@ -38,10 +38,9 @@ class Optimization:
     @classmethod
     def configured(cls, cfg: DictConfig) -> "Optimization":
         """The optimisation that a configuration describes."""
-        numbers = [key for key in ("lr", "eps", "weight_decay") if key in cfg.optimizer]
-        check_keys(cfg, {f"optimizer.{key}": at_least(0) for key in numbers})
-        optimizer, lr_schedule = instantiate(cfg, "optimizer"), instantiate(cfg, "lr_schedule")
-        return cls(optimizer, lr_schedule, cfg.batch_size, cfg.seed)
+        check_sharding(cfg)
+        lr_schedule = instantiate(cfg, "lr_schedule")
+        return cls(build_optimizer(cfg), lr_schedule, cfg.batch_size, cfg.seed)
 
 
 class TrainedModule(lightning.LightningModule, ABC):
@@ -54,7 +53,7 @@ class TrainedModule(lightning.LightningModule, ABC):
 
     def __init__(self, optimization: Optimization):
         super().__init__()
-        self.optimizer = optimization.optimizer
+        self.optimizer_factory = optimization.optimizer
         self.lr_schedule = optimization.lr_schedule
         self.batch_size = optimization.batch_size
         self.seed = optimization.seed
@@ -65,6 +64,14 @@ class TrainedModule(lightning.LightningModule, ABC):
     @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters that the optimiser changes."""
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices that are at neither end of a network; none if a module names no network."""
+        return []
+
+    def optimizer(self) -> Optimizer:
+        """Makes the optimiser, with its groups of parameters."""
+        return self.optimizer_factory(self, self.trained_parameters(), self.hidden_matrices())
 
     @property
     def images_seen(self) -> int:
@@ -145,11 +152,11 @@ class TrainedModule(lightning.LightningModule, ABC):
 
         The optimiser that trains is made later, when parameters may be sharded over the ranks.
         """
-        self.optimizer(self.trained_parameters())
+        self.optimizer()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser, and a learning-rate schedule in images seen rather than steps."""
-        optimizer = self.optimizer(self.trained_parameters())
+        optimizer = self.optimizer()
         schedule = LambdaLR(
             optimizer,
             # step + 1: an update counts the images of its own batch

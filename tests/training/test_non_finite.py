@@ -14,6 +14,7 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
+from diffusion_lab.build.parameter_groups import OptimizerFactory
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.training.autoencoder_module import AutoencoderModule
 from diffusion_lab.training.callbacks import EMA, NonFinite
@@ -254,7 +255,7 @@ class Line(TrainedModule):
     """A linear layer of one input; its loss is multiplied by the batch, a number."""
 
     def __init__(self):
-        optimizer = partial(torch.optim.AdamW, lr=0.1)
+        optimizer = OptimizerFactory(partial(torch.optim.AdamW, lr=0.1))
         super().__init__(Optimization(optimizer, lambda images, progress: 1.0, batch_size=1))
         self.layer = torch.nn.Linear(1, 1)
 

@@ -95,8 +95,7 @@ def warm_up(run: PlannedRun) -> Iterator[Remark]:
 
 def learning_rate(run: PlannedRun) -> Iterator[Remark]:
     """Checks that the learning rate is usual for Adam."""
-    module = run.task.module
-    (group, *_) = module.optimizer(module.trained_parameters()).param_groups
+    (group, *_) = run.task.module.optimizer().param_groups
     rate = group["lr"]
     if "betas" in group and not LOWEST_RATE <= rate <= HIGHEST_RATE:
         what = "learns next to nothing" if rate < LOWEST_RATE else "usually diverges"

@@ -1,0 +1,334 @@
+"""Optimisers: Muon's update, what it trains, weight decay, rates by name, and exact resume."""
+
+import re
+
+import pytest
+import torch
+from helpers.paths import CONF
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from diffusion_lab.build.parameter_groups import GroupSettings, OptimizerFactory, matrices
+from diffusion_lab.training.autoencoder_task import build_autoencoder_task
+from diffusion_lab.training.diffusion_task import build_diffusion_task
+from diffusion_lab.training.optimizer import Muon
+
+QUICK = [*TINY, "logger=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
+SETTINGS = {
+    "lr": 0.1,
+    "vector_lr": 0.01,
+    "weight_decay": 0.5,
+    "momentum": 0.9,
+    "nesterov": True,
+    "ns_steps": 5,
+    "adjust_lr_fn": "original",
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+}
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3)
+        self.kernel = nn.Conv2d(4, 6, 3)
+        self.depthwise = nn.Conv2d(6, 6, 3, groups=6)
+        self.inner = nn.Linear(6, 24)
+        self.norm = nn.GroupNorm(2, 24)
+        self.table = nn.Embedding(3, 24)
+
+
+def muon(module: nn.Module, **settings) -> torch.optim.Optimizer:
+    def make(parameters):
+        return Muon(parameters, **SETTINGS | settings)
+
+    hidden = [module.kernel.weight, module.inner.weight]
+    return OptimizerFactory(make)(module, list(module.parameters()), hidden)
+
+
+def module_of(command: str, *overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(command, overrides=[*overrides])
+    build = {"train": build_diffusion_task, "train_autoencoder": build_autoencoder_task}[command]
+    return build(cfg).module
+
+
+def kinds(names: set[str]) -> set[str]:
+    """Names without the prefix that all have, and one number for all."""
+    return {re.sub(r"\.\d+", ".0", name).removeprefix("denoiser.backbone.") for name in names}
+
+
+@pytest.mark.parametrize(("scale", "factors"), [("original", (1, 2)), ("match_rms_adamw", (1, 1))])
+def test_muon_moves_a_matrix_along_the_polar_factor_of_its_momentum(scale, factors):
+    torch.manual_seed(0)
+    module = Small()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = muon(module, adjust_lr_fn=scale, weight_decay=0.0)
+    momentum = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
+    for _ in range(2):
+        for name, p in module.named_parameters():
+            p.grad = torch.randn_like(p)
+            before[name] = p.detach().clone()
+            momentum[name].lerp_(p.grad, 0.1)
+        optimizer.step()
+    for name, factor in zip(("kernel.weight", "inner.weight"), factors, strict=True):
+        p = module.get_parameter(name)
+        looked_ahead = p.grad.lerp(momentum[name], 0.9).double().flatten(1)
+        u, _, v = torch.linalg.svd(looked_ahead, full_matrices=False)
+        factor *= 1 if scale == "original" else 0.2 * max(looked_ahead.shape) ** 0.5
+        moved = (before[name] - p.detach()).double().flatten(1) / (0.1 * factor)
+        # five iterations bring singular values to about 0.7 to 1.2, along the same vectors
+        sizes = torch.einsum("ij,ik,kj->j", u, moved, v.T)
+        assert sizes.min() > 0.6
+        assert sizes.max() < 1.3
+        off = u.T @ moved @ v.T - sizes.diag()
+        assert off.abs().max() < 0.05
+
+
+def test_muon_trains_by_adamw_what_is_no_hidden_matrix():
+    torch.manual_seed(0)
+    module, twin = Small(), Small()
+    twin.load_state_dict(module.state_dict())
+    optimizer = muon(module, weight_decay=0.0)
+    adamw = torch.optim.AdamW(twin.parameters(), lr=0.01, weight_decay=0.0)
+    for _ in range(3):
+        for p, other in zip(module.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            other.grad = p.grad.clone()
+        optimizer.step()
+        adamw.step()
+    others = dict(twin.named_parameters())
+    for name, p in module.named_parameters():
+        alike = torch.allclose(p, others[name], atol=1e-6)
+        assert alike == (name not in ("kernel.weight", "inner.weight")), name
+
+
+@pytest.mark.parametrize("make", [muon, None])
+def test_weight_decay_shrinks_matrices_and_kernels_alone(make):
+    module = Small()
+    if make:
+        optimizer = make(module, lr=0.1, vector_lr=0.1)
+    else:
+        factory = OptimizerFactory(lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5))
+        optimizer = factory(module, list(module.parameters()), [])
+    nn.init.ones_(module.norm.bias)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    decayed = {"first.weight", "kernel.weight", "inner.weight"}
+    for name, p in module.named_parameters():
+        expected = before[name] * (0.95 if name in decayed else 1)
+        torch.testing.assert_close(p.detach(), expected, msg=name)
+
+
+def test_rates_and_decay_by_name_reach_the_optimiser():
+    module = Small()
+    overrides = [GroupSettings("table.*", lr=0.3), GroupSettings("*.bias", weight_decay=0.2)]
+    factory = OptimizerFactory(lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.5), overrides)
+    optimizer = factory(module, list(module.parameters()), [])
+    names = {p: name for name, p in module.named_parameters()}
+    found = {
+        names[p]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert found.keys() == set(names.values())
+    assert found["table.weight"] == (0.3, 0.0)
+    assert found["first.bias"] == found["norm.bias"] == (0.1, 0.2)
+    assert found["norm.weight"] == (0.1, 0.0)
+    assert found["inner.weight"] == (0.1, 0.5)
+
+
+def test_without_decay_there_is_one_group_as_in_older_checkpoints():
+    module = Small()
+    factory = OptimizerFactory(lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0))
+    (group,) = factory(module, list(module.parameters()), []).param_groups
+    assert all(a is b for a, b in zip(group["params"], module.parameters(), strict=True))
+
+
+DATA = ["data.source._target_=helpers.tiny_data.TinyData", "name=x", "trainer.accelerator=cpu"]
+SMALL = ["backbone.width=32", "backbone.depth=2", "backbone.patch=4"]
+# names of the hidden matrices, with a number for all, and of the matrices that are not hidden
+HIDDEN = {
+    "unet_small": (
+        {
+            *("noise.0.weight", "down.0.residual.conv1.weight", "down.0.residual.conv2.weight"),
+            *("down.0.residual.embedding.weight", "down.0.residual.skip.weight"),
+            *("down.0.module.weight", "down.0.attention.attention.qkv.weight"),
+            *("down.0.attention.attention.out.weight",),
+        },
+        {"entry.weight", "out.weight"},
+    ),
+    "dit": (
+        {
+            *("noise.0.weight", "blocks.0.mixer.qkv.weight", "blocks.0.mixer.out.weight"),
+            *("blocks.0.mlp.0.weight", "blocks.0.modulation.0.weight", "modulation.0.weight"),
+        },
+        {"embed.weight", "out.weight"},
+    ),
+    "mamba2": (
+        {
+            *("noise.0.weight", "blocks.0.mixer.in_proj.weight", "blocks.0.mixer.out_proj.weight"),
+            *("blocks.0.modulation.0.weight", "modulation.0.weight"),
+            "blocks.0.mixer.forward_scan.0.project.weight",
+        },
+        {"embed.weight", "out.weight"},
+    ),
+    "mamba": (
+        {
+            *("noise.0.weight", "blocks.0.mixer.in_proj.weight", "blocks.0.mixer.out_proj.weight"),
+            *("blocks.0.modulation.0.weight", "modulation.0.weight"),
+            "blocks.0.mixer.forward_scan.0.project.weight",
+            "blocks.0.mixer.forward_scan.0.dt_proj.weight",
+        },
+        {"embed.weight", "out.weight"},
+    ),
+    "mlp": (
+        {
+            "noise.0.weight",
+            *(f"blocks.0.{name}.weight" for name in ("inner", "condition", "outer")),
+        },
+        {"embed.weight", "out.weight"},
+    ),
+    "diffusers_dit": (
+        {
+            *("noise.0.weight", "network.proj_out_1.weight"),
+            *(
+                f"network.transformer_blocks.0.{name}.weight"
+                for name in ("norm1.linear", "ff.net.0", "ff.net.0.proj", "attn1.to_out.0")
+            ),
+            *(f"network.transformer_blocks.0.attn1.to_{name}.weight" for name in "qkv"),
+        },
+        {"network.pos_embed.proj.weight", "network.proj_out_2.weight"},
+    ),
+}
+
+
+def partition(module) -> tuple[set[str], set[str]]:
+    """The names of the hidden matrices, and of the other matrices."""
+    names = {p: name for name, p in module.named_parameters()}
+    hidden = {names[p] for p in module.hidden_matrices()}
+    return hidden, {names[p] for p in matrices(module)} - hidden
+
+
+@pytest.mark.parametrize("backbone", HIDDEN)
+def test_muon_has_the_matrices_inside_of_a_backbone(backbone):
+    sizes = {
+        "unet_small": [],
+        "mlp": ["backbone.width=32", "backbone.depth=2"],
+        "dit": [*SMALL, "backbone.heads=2"],
+        "diffusers_dit": [*SMALL, "backbone.heads=2"],
+    }.get(backbone, SMALL)
+    hidden, others = partition(module_of("train", *DATA, f"backbone={backbone}", *sizes))
+    expected, ends = HIDDEN[backbone]
+    found = kinds(hidden)
+    if backbone == "unet_small":  # decoder and middle have the layers of the encoder
+        found = {re.sub(r"^(middle|up)\.0(\.stages\.0|\.upsample)?", "down.0", n) for n in found}
+    assert found == expected
+    assert kinds(others) == ends
+
+
+def test_muon_has_the_matrices_inside_of_diffusers_u_net():
+    sizes = ["backbone.channels=8", "backbone.norm_groups=4", "backbone.head_channels=4"]
+    hidden, others = partition(module_of("train", *DATA, "backbone=diffusers_unet", *sizes))
+    assert kinds(others) == {"network.conv_in.weight", "network.conv_out.weight"}
+    assert {"network.mid_block.attentions.0.to_q.weight"} < kinds(hidden)
+
+
+def test_muon_has_the_matrices_inside_of_encoder_decoder_and_discriminator():
+    adversary = ["reconstruction=perceptual_adversarial", "reconstruction.perceptual.size=16"]
+    module = module_of("train_autoencoder", *TINY_AUTOENCODER, *adversary)
+    hidden, others = partition(module)
+    ends = {name for name in others if "perceptual" not in name}
+    parts = ("autoencoder.encoder", "autoencoder.decoder", "loss.discriminator.layers")
+    assert len(ends) == 2 * len(parts)
+    for part in parts:
+        numbers = [int(name.split(".")[len(part.split("."))]) for name in ends if part in name]
+        assert min(numbers) == 0
+        assert all(f"{part}.0." not in name for name in hidden)
+        assert any(name.startswith(part) for name in hidden)
+    assert all(p.ndim == 4 for p in module.hidden_matrices())
+
+
+def states(folder) -> dict:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+def test_a_run_with_muon_is_resumed_bit_for_bit(lab, tmp_path):
+    muon = ["optimizer=muon", "optimizer.weight_decay=0.1", "optimizer.vector_lr=1e-3"]
+    common = [*QUICK, *muon, "backbone.depth=2", "lr_schedule=inverse_sqrt"]
+    rates = ["lr_schedule.warmup_images=8", "lr_schedule.reference_images=16"]
+    for name, steps in (("whole", 6), ("parts", 3)):
+        max_steps = f"trainer.max_steps={steps}"
+        code, _, err = lab("train", *common, *rates, f"run_dir={name}", max_steps)
+        assert code == 0, err
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=6")
+    assert code == 0, err
+    whole, parts = states(tmp_path / "whole"), states(tmp_path / "parts")
+    for key in ("state_dict", "current_model_state"):
+        assert whole[key].keys() == parts[key].keys()
+        assert all(torch.equal(whole[key][name], parts[key][name]) for name in whole[key])
+    (first,), (second,) = whole["optimizer_states"], parts["optimizer_states"]
+    assert first["param_groups"] == second["param_groups"]
+    lrs = [group["initial_lr"] for group in first["param_groups"]]
+    assert lrs == [3e-4, 1e-3, 1e-3]  # hidden, the ends' matrices, and the rest
+    assert str(first["state"]) == str(second["state"])
+    assert sum("momentum_buffer" in state for state in first["state"].values()) > 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["optimizer=any", "optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9"],
+        ["optimizer=any", "optimizer._target_=torch.optim.SGD"],
+        ["optimizer=any", "optimizer._target_=timm.optim.Lion"],
+        ["optimizer=adam"],
+    ],
+)
+def test_any_optimiser_trains_and_resumes(lab, tmp_path, arguments):
+    chosen = [*arguments, "optimizer.lr=0.01", "run_dir=run", "trainer.max_steps=2"]
+    code, _, err = lab("train", *QUICK, *chosen)
+    assert code == 0, err
+    before = states(tmp_path / "run")
+    assert before["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.01
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=3")
+    assert code == 0, err
+    after = states(tmp_path / "run")["current_model_state"]
+    assert any(not torch.equal(before["current_model_state"][name], after[name]) for name in after)
+
+
+def test_an_autoencoder_and_its_adversary_train_by_muon(lab, tmp_path):
+    options = ["reconstruction=perceptual_adversarial", "reconstruction.discriminator.channels=8"]
+    options += ["reconstruction.discriminator.start=1", "reconstruction.perceptual.size=16"]
+    muon = ["optimizer=muon", "run_dir=run", "callbacks.evaluation=null"]
+    code, _, err = lab("train-autoencoder", *TINY_AUTOENCODER, *options, *muon)
+    assert code == 0, err
+    (state,) = states(tmp_path / "run")["optimizer_states"]
+    assert sum("momentum_buffer" in each for each in state["state"].values()) > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["optimizer=muon", "trainer=fsdp"], ["optimizer=muon", "trainer=ddp"]),
+        (["optimizer=muon", "optimizer.momentum=1"], ["optimizer.momentum=1"]),
+        (["optimizer=muon", "optimizer.vector_lr=-1"], ["optimizer.vector_lr=-1"]),
+        (
+            ["optimizer=muon", "optimizer.adjust_lr_fn=x"],
+            ["optimizer.adjust_lr_fn='x'", "original"],
+        ),
+        (["optimizer=any", "optimizer.lr=1"], ["optimizer._target_ must be given"]),
+        (["optimizer._target_=torch.optim.SGD"], ["optimizer.betas", "~"]),
+        (["parameter_groups=[{pattern:'*.foo',lr:1}]"], ["parameter_groups[0].pattern='*.foo'"]),
+        (["parameter_groups=[{pattern:'*',lr:-1}]"], ["parameter_groups[0].lr=-1"]),
+        (["parameter_groups=[{pattern:'*',rate:1}]"], ["parameter_groups[0].rate"]),
+        (["parameter_groups=[{lr:1}]"], ["parameter_groups[0]", "pattern"]),
+        (["parameter_groups=[x]"], ["parameter_groups[0]", "pattern"]),
+    ],
+)
+def test_wrong_settings_are_refused_by_their_keys(refusal, tmp_path, arguments, said):
+    sentence = refusal("train", *QUICK, *arguments, "run_dir=run")
+    assert all(each in sentence for each in said), sentence
+    assert not (tmp_path / "run").exists()
