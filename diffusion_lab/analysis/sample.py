@@ -14,6 +14,7 @@ from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.pipeline import Generator, draw
+from diffusion_lab.runs.weights import name_of
 
 
 def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -61,7 +62,8 @@ def write(
     cfg: DictConfig, images: Tensor, labels: Tensor | None, picture: Tensor
 ) -> dict[str, object]:
     """Writes the grid, and on request every image or one array; returns their paths."""
-    name = f"{way(cfg)}_seed{cfg.seed}_n{cfg.num_samples}"
+    average = "" if cfg.average is None else f"_average{name_of(cfg.average)}"
+    name = f"{way(cfg)}{average}_seed{cfg.seed}_n{cfg.num_samples}"
     output = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / name)
     grid = output.with_name(f"{output.name}.png")
     save_png(picture, grid)

@@ -62,7 +62,14 @@ class AutoencoderRun(OpenRun):
     conditional = False
 
     @classmethod
-    def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
+    def load(
+        cls, folder: Path, saved: DictConfig, device: torch.device, average: str | None
+    ) -> dict[str, Any]:
+        if average is not None:
+            raise UserError(
+                f"average={average} cannot be chosen in {folder}, an autoencoder, which has one "
+                "set of weights; leave average out"
+            )
         with errors_at(saved, ""):
             autoencoder, facts, _ = saving.load_autoencoder(folder / saving.FIRST_STAGE_FILE)
         require_prior(folder, autoencoder, facts)

@@ -16,6 +16,9 @@ from diffusion_lab.common.messages import UserError, say
 
 FOLDER = Path("checkpoints")  # inside the run folder
 LAST, PREVIOUS, DAMAGED = FOLDER / "last.ckpt", FOLDER / "previous.ckpt", FOLDER / "damaged.ckpt"
+# keys of a checkpoint besides state_dict, which holds the weights that a run evaluates: the trained
+# weights if those are an average (a key of Lightning's), and all averages by name
+TRAINED, AVERAGES = "current_model_state", "averages"
 LINK = f".{PREVIOUS.name}{UNFINISHED}"  # a temporary hard link, to be renamed
 
 

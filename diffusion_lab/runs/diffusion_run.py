@@ -23,7 +23,7 @@ PLACES = ("run", "path", "cache", "cache_dir")  # settings of a group that only 
 
 @dataclass(frozen=True)
 class DiffusionRun(OpenRun):
-    """The open run of a diffusion model, with averaged weights."""
+    """The open run of a diffusion model."""
 
     command: ClassVar[str] = "train"
 
@@ -31,8 +31,10 @@ class DiffusionRun(OpenRun):
     weak: dict[str, Denoiser | None] = field(default_factory=dict)  # models of weak runs by folder
 
     @classmethod
-    def load(cls, folder: Path, saved: DictConfig, device: torch.device) -> dict[str, Any]:
-        datamodule, model = load(folder, saved)
+    def load(
+        cls, folder: Path, saved: DictConfig, device: torch.device, average: str | None
+    ) -> dict[str, Any]:
+        datamodule, model = load(folder, saved, average)
         model.denoiser.to(device).requires_grad_(False)
         return {"datamodule": datamodule, "model": model}
 
@@ -51,14 +53,16 @@ class DiffusionRun(OpenRun):
         return build_pipeline(cfg, self.model, self.datamodule.num_classes, self.weak[folder])
 
 
-def load(folder: str | Path, saved: DictConfig | None = None) -> tuple[ImageDataModule, Model]:
-    """Loads the data module (unread) of a trained run or export, and its model, averaged weights.
+def load(
+    folder: str | Path, saved: DictConfig | None = None, average: str | None = None
+) -> tuple[ImageDataModule, Model]:
+    """Loads the data module (unread) of a trained run or export, and its model.
 
     The denoiser is on the CPU, in evaluation mode. The run's configuration describes the model;
-    pass it as `saved` if it has been read already. Raises UserError if the weights are missing or
-    damaged.
+    pass it as `saved` if it has been read already. `average` names an average of the weights; None
+    is the one that the run evaluates. Raises UserError if the weights are missing or damaged.
     """
-    return with_weights(folder, saved or load_config(folder), load_weights(folder))
+    return with_weights(folder, saved or load_config(folder), load_weights(folder, average))
 
 
 def with_weights(

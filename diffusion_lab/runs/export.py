@@ -26,8 +26,6 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     `sample`, `evaluate` and all other commands except `train` accept the folder as a run. It is
     written whole or not at all. Raises UserError if the run cannot be exported.
     """
-    if cfg.weights not in weights.KINDS:
-        raise UserError(f"weights={cfg.weights} is unknown; use {' or '.join(weights.KINDS)}")
     output = Path(cfg.output)
     if output.exists():
         raise UserError(f"output={output} exists already; choose a new folder")
@@ -39,9 +37,10 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError(
             f"{run} is an autoencoder; its {saving.FIRST_STAGE_FILE} is what there is to give away"
         )
-    tensors, step = weights.load_from_checkpoint(run, cfg.weights)
+    average = None if cfg.average is None else weights.name_of(cfg.average)
+    tensors, step = weights.load_from_checkpoint(run, average)
     _, model = with_weights(run, saved, tensors)  # refuses weights of another model
-    facts = {"weights": cfg.weights, "step": str(step), "run": run.resolve().name}
+    facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
     try:
         _write(output, run, tensors, facts, model.first_stage)
     except (OSError, SafetensorError) as error:

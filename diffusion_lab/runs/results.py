@@ -13,7 +13,7 @@ from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.runs.folder import load_config, load_summary
-from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
+from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp, name_of
 
 # how an error describes each entry of a protocol, and what makes it equal: an override or advice
 WORDS = {
@@ -30,10 +30,14 @@ Record = dict[str, dict]
 
 
 def sampling_of(cfg: DictConfig) -> Sampling:
-    """The settings by which samples are drawn: sampler, guidance and seed, as plain values."""
+    """The settings by which samples are drawn: sampler, guidance and seed, as plain values.
+
+    The average of the weights is one of them, unless it is the one that the run evaluates.
+    """
     parts = [part for part in ("sampler", "guidance") if part in cfg]  # a VAE's has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
-    return plain | {"seed": cfg.seed}
+    average = cfg.get("average")
+    return plain | {"seed": cfg.seed} | ({} if average is None else {"average": name_of(average)})
 
 
 def save_evaluation(

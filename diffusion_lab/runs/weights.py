@@ -13,11 +13,12 @@ from torch import Tensor
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import checkpoints
+from diffusion_lab.runs.checkpoints import AVERAGES, TRAINED
 
 EXPORTED = "model.safetensors"  # in the folder of an export
 PREFIX = "denoiser."  # starts the names of the denoiser's weights in a checkpoint
 CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and file stamp
-KINDS = {"averaged": "state_dict", "raw": "current_model_state"}  # kind -> key in a checkpoint
+NO_AVERAGE = "trained"  # in place of an average's name: the weights as the optimiser left them
 
 
 def file_of(folder: str | Path) -> Path:
@@ -29,27 +30,52 @@ def file_of(folder: str | Path) -> Path:
     return exported if exported.is_file() else checkpoints.newest_whole(folder)
 
 
-def load_weights(folder: str | Path) -> dict[str, Tensor]:
-    """Loads the denoiser's weights, averaged or as exported; UserError if missing or damaged."""
+def name_of(average: object) -> str:
+    """The name of an average: its length or half-life as a number without zeros, or text as is."""
+    return f"{average:.15g}" if isinstance(average, int | float) else str(average)
+
+
+def load_weights(folder: str | Path, average: str | None = None) -> dict[str, Tensor]:
+    """Loads the denoiser's weights: the average of that name, or the one that a run evaluates.
+
+    Raises UserError if they are missing or damaged.
+    """
     path = file_of(folder)
     if path.name != EXPORTED:
-        return load_from_checkpoint(folder, "averaged")[0]
+        return load_from_checkpoint(folder, average)[0]
+    if average is not None:
+        raise UserError(
+            f"average={average} cannot be chosen in {folder}, an export, which has one set of "
+            "weights; leave average out, or export the run again with it"
+        )
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); export the run again") from error
 
 
-def load_from_checkpoint(folder: str | Path, kind: str) -> tuple[dict[str, Tensor], int]:
+def load_from_checkpoint(
+    folder: str | Path, average: str | None = None
+) -> tuple[dict[str, Tensor], int]:
     """Loads the denoiser's weights from a run's newest whole checkpoint; returns them and the step.
 
-    `kind` is one of KINDS; both give the same if no average was kept. Raises UserError if no
-    checkpoint is whole.
+    `average` is NO_AVERAGE, the name of an average that the run kept, or None for the one that it
+    evaluates, which is NO_AVERAGE if it kept none. Raises UserError if there is no such average, or
+    if no checkpoint is whole.
     """
     path = checkpoints.newest_whole(folder)
     checkpoints.say_if_older(folder, path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    state = checkpoint.get(KINDS[kind], checkpoint["state_dict"])
+    state, kept = checkpoint["state_dict"], checkpoint.get(AVERAGES, {})
+    if average == NO_AVERAGE:
+        state = checkpoint.get(TRAINED, state)
+    elif average is not None:
+        if average not in kept:
+            raise UserError(
+                f"average={average} is no average of {folder}; write one of "
+                f"{', '.join([NO_AVERAGE, *kept])}"
+            )
+        state = state | kept[average]
     weights = {
         name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)
     }

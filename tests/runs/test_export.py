@@ -49,7 +49,7 @@ def test_an_export_has_the_averaged_weights_and_samples_like_its_run(lab, tmp_pa
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {
             "format": "pt",
-            "weights": "averaged",
+            "average": "evaluated",
             "step": "4",
             "run": "run",
         }
@@ -58,8 +58,8 @@ def test_an_export_has_the_averaged_weights_and_samples_like_its_run(lab, tmp_pa
     assert all(torch.equal(v, averaged[name]) for name, v in model.denoiser.state_dict().items())
 
 
-def test_raw_weights_are_an_option(lab, tmp_path, trained):
-    code, _, err = lab("export", "run=run", "output=raw", "weights=raw")
+def test_trained_weights_are_an_option(lab, tmp_path, trained):
+    code, _, err = lab("export", "run=run", "output=raw", "average=trained")
     assert code == 0, err
     exported = safetensors.torch.load_file(tmp_path / "raw/model.safetensors")
     raw = trained["current_model_state"]
@@ -71,6 +71,7 @@ def test_nothing_is_written_over_and_an_export_is_no_run(lab, refusal, tmp_path,
     before = (tmp_path / "mine/model.safetensors").read_bytes()
     assert "output=mine" in refusal("export", "run=run", "output=mine")
     assert "mine" in refusal("export", "run=mine", "output=new")
+    assert "average=trained" in refusal("sample", "run=mine", "average=trained")
     for arguments in (["resume=mine", "trainer.max_steps=9"], [*QUICK, "run_dir=mine"]):
         sentence = refusal("train", *arguments)
         assert "mine" in sentence

@@ -275,7 +275,7 @@ class Weights(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         weight = pl_module.layer.weight.item()
-        with trainer.callbacks[0].swapped(pl_module):
+        with trainer.callbacks[0].swapped():
             average = pl_module.layer.weight.item()
         self.found[trainer.global_step] = [weight, average, trainer.scaler.get_scale()]
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")

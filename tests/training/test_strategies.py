@@ -8,7 +8,7 @@ from helpers.tiny_runs import TINY, rows
 
 EXACT = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 BATCH = ["batch_size=16", "micro_batch_size=2", "trainer.max_steps=5", "validate_every_n_steps=3"]
-PARTS = [*TINY, *BATCH, "backbone.depth=2", "name=x"]
+PARTS = [*TINY, *BATCH, "backbone.depth=2", "name=x", "callbacks.weight_averaging.also=[40]"]
 PLAIN = [*PARTS, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 
 
@@ -19,6 +19,7 @@ def curve(folder, name: str) -> list[float]:
 def weights(folder) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     tensors = {f"averaged.{name}": value for name, value in checkpoint["state_dict"].items()}
+    tensors |= {f"40.{name}": value for name, value in checkpoint["averages"]["40"].items()}
     tensors |= checkpoint["current_model_state"]
     for number, state in checkpoint["optimizer_states"][0]["state"].items():
         tensors |= {f"{number}.{name}": value for name, value in state.items()}
