@@ -72,7 +72,7 @@ study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba a
 		$(LAB) compare outputs/$$study output=outputs/$$study/comparison || exit 1; done
 
 study-low-data: STUDY = $(or $(NAME),low_data$(SIZE))
-study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba on 0.1, 1, 10 and 100 % of the data, and what they learn by heart: IMAGES=60_000 ARGS="seed=0,1"
+study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba on 0.1, 1, 10 and 100 % of the data, and what they copy: IMAGES=60_000 ARGS="seed=0,1"
 	$(SWEEP) +study=low_data$(SIZE) study_name=$(STUDY) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
 	ls -d outputs/$(STUDY)/*_* | $(THREAD) xargs -P $(JOBS) -I RUN sh -c \
 		'test -f RUN/memorization/report.json || $(LAB) memorization run=RUN num_samples=$(SAMPLES)'
