@@ -27,7 +27,7 @@ def inception_score(logits: Tensor) -> float:
 class InceptionScore(Metric):
     """The Inception Score, for extractors that are classifiers; it needs no reference."""
 
-    meaning = "how sure a classifier is of each sample, and how varied over all"
+    meaning = "how confident a classifier is on each sample, and how varied samples are"
     quantities = (Quantity("inception_score", "Inception Score", meaning, HIGHER, judged=False),)
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
@@ -41,7 +41,7 @@ class InceptionScore(Metric):
 class Accuracy(Metric):
     """The share of samples that `classifier` assigns to the class they were drawn for."""
 
-    meaning = "samples that a classifier reads as the class asked for"
+    meaning = "share of samples that a classifier assigns to the requested class"
     quantities = (Quantity("accuracy", "Accuracy", meaning, HIGHER, percent=True),)
     needs_labels = True
 

@@ -99,8 +99,8 @@ class PrecisionRecall(Coverage):
     """Improved precision and recall (arXiv:1904.06991)."""
 
     quantities = (
-        Quantity("precision", "Precision", "share of samples among the real ones", HIGHER),
-        Quantity("recall", "Recall", "share of real images among the samples", HIGHER),
+        Quantity("precision", "Precision", "share of samples that lie among real images", HIGHER),
+        Quantity("recall", "Recall", "share of real images that lie among samples", HIGHER),
     )
     shares = staticmethod(precision_recall)
 
@@ -109,7 +109,7 @@ class DensityCoverage(Coverage):
     """Density and coverage (arXiv:2002.09797)."""
 
     quantities = (
-        Quantity("density", "Density", "how densely samples lie among real images", HIGHER),
-        Quantity("coverage", "Coverage", "share of real images with a sample near", HIGHER),
+        Quantity("density", "Density", "density of samples among real images", HIGHER),
+        Quantity("coverage", "Coverage", "share of real images with a sample nearby", HIGHER),
     )
     shares = staticmethod(density_coverage)

@@ -40,7 +40,7 @@ class FeatureSet:
             raise UserError(
                 f"{count - finite.sum()} of {count} images have features that are not finite "
                 f"(the first is number {finite.int().argmin()}); "
-                "look at the images, or load the extractor's weights anew"
+                "look at the images, or download the extractor's weights again"
             )
 
     @cached_property

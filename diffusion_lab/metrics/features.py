@@ -50,8 +50,8 @@ class FeatureExtractor(ABC):
         """Raises ExtractorUnavailable if the network cannot take this source's images."""
         if source.native_shape[0] not in (1, self.channels):
             raise ExtractorUnavailable(
-                f"{self.name} takes images of 1 or {self.channels} channels, and the data have "
-                f"{source.native_shape[0]}; choose another extractor, or measure nothing"
+                f"{self.name} takes images with 1 or {self.channels} channels, but the data have "
+                f"{source.native_shape[0]}; choose another extractor, or turn the evaluation off"
             )
 
     @torch.no_grad()

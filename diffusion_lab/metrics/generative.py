@@ -42,8 +42,8 @@ class GenerativeMetrics:
 
     The reference is `reference_size` images of the training split, or all of it. A value's name
     says what it depends on, as in `fid/<extractor>/train60k-5k`: reference and number of images.
-    Each value comes with that of real images, `fid_real/...`: of as many test images, or of all if
-    there are fewer. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
+    Each value has a reference value, `fid_real/...`: the same metric of equally many test images,
+    or of all of them. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
     `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy; `extra` holds
     metrics from outside the package.
     """
@@ -88,13 +88,13 @@ class GenerativeMetrics:
         for metric in self.metrics:
             if metric.needs_labels and not conditional:
                 raise ValueError(
-                    f"{metric.quantities[0].title} is measured on samples of known classes; leave "
-                    "it out of the metrics, or train a model with classes"
+                    f"{metric.quantities[0].title} needs samples of known classes; remove it from "
+                    "the metrics, or train a class-conditional model"
                 )
         if self.per_class and self.num_samples < 2 * num_classes:
             raise ValueError(
-                f"per_class needs 2 samples of each of {num_classes} classes, not "
-                f"{self.num_samples} in all"
+                f"per_class needs 2 samples of each of {num_classes} classes, more than the "
+                f"{self.num_samples} in total"
             )
 
     def test_ids(self, source: ImageDataModule) -> Tensor:
@@ -126,7 +126,7 @@ class GenerativeMetrics:
     def results(
         self, images: ImageSet, reference: ImageSet, suffix: str = "", by_class: bool = False
     ) -> Values:
-        """The values, by whole names, of the metrics whose `by_class` equals the argument."""
+        """The values, by full names, of the metrics whose `by_class` equals the argument."""
         chosen = [metric for metric in self.metrics if metric.by_class == by_class]
         with self.extractor.in_float32():
             results = [metric.results(images, reference, suffix) for metric in chosen]
@@ -191,9 +191,9 @@ class GenerativeMetrics:
         return order[observe]
 
     def observe(self, images: Tensor, chosen: Tensor, split: str) -> Observed:
-        """Computes what metrics need of the chosen images of a split, and says where it is kept."""
+        """Computes the features of chosen images of a split, and says where they are cached."""
         what = f"{self.extractor.name} features of {len(chosen):,} {split} images"
-        say(f"Computing {what}, once: {self.cache_dir} keeps the results")
+        say(f"Computing {what} once, to be cached in {self.cache_dir}")
         return self.observer.all_of(images, chosen, what)
 
 
@@ -204,7 +204,7 @@ class PreparedMetrics:
     metrics: GenerativeMetrics
     protocol: Protocol
     reference: ImageSet
-    real: Values  # the values of test images, by whole names
+    real: Values  # the values of test images, by full names
     test: ImageSet | None  # for metrics by class: the test images in random order
 
     def compute(self, observed: Observed, labels: Tensor | None) -> Values:

@@ -19,7 +19,7 @@ HIGHER, LOWER = True, False  # which values of a quantity are better
 REAL = "_real"  # ends the name of a value that is measured on test images instead of samples
 FINGERPRINT = "fingerprint"
 Protocol = dict[str, str | int]  # how values were measured; comparable if and only if equal
-Values = dict[str, float]  # values by the names of quantities, or by whole names
+Values = dict[str, float]  # values by the names of quantities, or by full names
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ImageSet:
 
     extractor: FeatureExtractor
     features: Tensor  # (n, D) float32
-    labels: Tensor | None = None  # (n,) int64; of samples, the classes asked for
+    labels: Tensor | None = None  # (n,) int64; of samples, the requested classes
     guesses: Tensor | None = None  # (n,) int64; the classes that a classifier predicts
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class Metric(ABC):
 
     quantities: ClassVar[tuple[Quantity, ...]]
     needs_labels: ClassVar[bool] = False  # whether the samples must be of known classes
-    # whether real images are measured class by class too, as many of each class as of samples
+    # whether real images are measured class by class too, as many per class as samples
     by_class: ClassVar[bool] = False
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Metric(ABC):
         return f"{generated.extractor.name}/{counts}"
 
     def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
-        """The values by whole names, such as fid/inception/train60k-5k."""
+        """The values by full names, such as fid/inception/train60k-5k."""
         values = self.measure(generated, reference)
         protocol = self.protocol(generated, reference)
         return {f"{name}{suffix}/{protocol}": value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Nearest neighbours that tell whether a model copies training images, against held-out images.
+"""Nearest neighbours that show whether a model copies training images, against held-out images.
 
 n generated, m held-out and N training images, D features or pixels.
 """
@@ -15,23 +15,26 @@ from diffusion_lab.metrics.metric import LOWER, Quantity
 UNUSUAL = 0.01  # share of held-out images that are as near to a training image as copies are
 RELATIVE = 1 / 3  # share of the second neighbour's distance below which the first is a copy
 MEANINGS = {
-    # 0.5 if training and held-out images are alike to the model; the next value is the standard
-    # deviation by chance, which is large if samples are few or similar
-    "nearer_to_training": "samples nearer to training than to as many held-out images",
-    "nearer_to_training_std": "what chance makes of 0.5 there",
-    # the median over samples; 1 if training and held-out images are alike to the model
-    "distance_ratio": "distance to training by distance to as many held-out images",
-    "copies": "samples nearer to training than all but 1 % of held-out images",
+    # 0.5 if the model does not distinguish training from held-out images; the next value is the
+    # standard deviation by chance, which is large if samples are few or similar
+    "nearer_to_training": "share of samples nearer to training than to as many held-out images",
+    "nearer_to_training_std": "its standard deviation by chance",
+    # the median over samples; 1 if the model does not distinguish training from held-out images
+    "distance_ratio": "distance to training images over distance to as many held-out images",
+    "copies": "share of samples nearer to a training image than 99 % of held-out images",
     # 1 without copies; blurred images have more
-    "copy_ratio": "the same by what is expected, about 1 %",
+    "copy_ratio": "the same, relative to the expected share of about 1 %",
     # arXiv:2310.02664
-    "near_duplicates": "samples at under a third of the second neighbour's distance",
+    "near_duplicates": "share of samples nearer than a third of the second neighbour's distance",
 }
 COPIES = Quantity(
-    "copy_ratio", "Copies", "samples too near to a training image, by what is expected", LOWER
+    "copy_ratio",
+    "Copies",
+    "samples too near to a training image, relative to the expected number",
+    LOWER,
 )
 PIXEL_COPIES = Quantity(
-    "pixel_copy_ratio", "Copies by pixels", "the same by distance of pixels", LOWER
+    "pixel_copy_ratio", "Copies by pixels", "the same, by pixel distance", LOWER
 )
 SEED = 0  # seed for choosing equally many training and held-out images
 

@@ -32,7 +32,7 @@ class Observer:
             network.check(source)
 
     def __call__(self, images: Tensor) -> Observed:
-        """Computes what the metrics need of images, uint8 (B, C, H, W)."""
+        """Computes features, and classes if needed, of images, uint8 (B, C, H, W)."""
         observed = {FEATURES: self.extractor(images).cpu()}
         if self.classifier:
             observed[GUESSES] = self.classifier.guesses(images).cpu()

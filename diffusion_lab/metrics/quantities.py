@@ -52,7 +52,7 @@ def higher_is_better(name: str, extra: Sequence[Quantity] = ()) -> bool | None:
 def report(
     values: dict[str, float], class_names: Sequence[str] = (), extra: Sequence[Quantity] = ()
 ) -> list[str]:
-    """Returns a line for each metric: its value, the value of real images, and its whole name.
+    """Returns a line for each metric: its value, the value of real images, and its full name.
 
     `extra` holds quantities of metrics from outside the package.
     """
@@ -86,8 +86,8 @@ def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str
     A model in the latents of the first stage should not be expected to do better. If none was
     measured in that way, returns all: their names say how they were measured.
     """
-    figures = {name: value for name, value in first_stage.items() if name[:1] == "r"}
-    return {name: value for name, value in figures.items() if name[1:] in values} or figures
+    metrics = {name: value for name, value in first_stage.items() if name[:1] == "r"}
+    return {name: value for name, value in metrics.items() if name[1:] in values} or metrics
 
 
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:

@@ -22,8 +22,8 @@ from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.open_run import OpenRun
 
 # Largest deviation of a latent channel's mean and standard deviation from N(0, 1) at which samples
-# of the prior are still images. Measured: VAEs are off by 0.1 and 1.3 times, the weakly regularised
-# autoencoders of latent diffusion by 2 and 4 times.
+# of the prior are still images. Measured: VAEs deviate by 0.1 and a factor of 1.3, the weakly
+# regularised autoencoders of latent diffusion by 2 and a factor of 4.
 FARTHEST_MEAN, FARTHEST_STD = 0.5, 2.0
 
 
@@ -88,16 +88,17 @@ def require_prior(folder: Path, autoencoder: Autoencoder, facts: saving.Autoenco
     """Raises UserError if the autoencoder has no prior or its latents are not N(0, 1)."""
     if not autoencoder.has_prior:
         raise UserError(
-            f"{folder} is a {autoencoder.kind} autoencoder, which has no prior to draw "
-            "from; diffuse in its latents by `diffusion-lab train first_stage=vq "
+            f"{folder} is a {autoencoder.kind} autoencoder, which has no prior to sample from; "
+            "train a diffusion model on its latents with `diffusion-lab train first_stage=vq "
             f"first_stage.run={folder}`"
         )
     mean = max(abs(mean) for mean in facts.latent_mean)
     std = max(max(std, 1 / max(std, 1e-9)) for std in facts.latent_std)
     if mean > FARTHEST_MEAN or std > FARTHEST_STD:
         raise UserError(
-            f"the latents of {folder} are not N(0, 1), so that its prior decodes to noise (a "
-            f"channel's mean is {mean:.2g} off, a standard deviation {std:.2g} times off); "
-            "train with autoencoder=vae reconstruction=likelihood, or diffuse in its latents by "
-            f"`diffusion-lab train first_stage=kl first_stage.run={folder}`"
+            f"the latents of {folder} are not N(0, 1), so samples from the prior would be noise "
+            f"(a channel's mean is off by {mean:.2g}, a standard deviation by a factor of "
+            f"{std:.2g}); train with autoencoder=vae reconstruction=likelihood, or train a "
+            "diffusion model on the latents with `diffusion-lab train first_stage=kl "
+            f"first_stage.run={folder}`"
         )

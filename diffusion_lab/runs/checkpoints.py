@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the last one and the one before it, each written whole or not at all.
+"""The checkpoints of a run: the last one and the one before it, each written atomically.
 
 A checkpoint is a torch zip file of tensors and plain data. Damage is found by the checksums of the
 zip file, which torch itself does not verify.
@@ -46,21 +46,23 @@ def exists(run: str | Path) -> bool:
     return any((Path(run) / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def newest_whole(run: str | Path) -> Path:
+def newest_intact(run: str | Path) -> Path:
     """The last checkpoint of a run, or the one before it if the last is damaged or missing.
 
     Raises UserError if there is no checkpoint, if all are damaged, or if one cannot be read.
     """
     found = [path for name in (LAST, PREVIOUS) if (path := Path(run) / name).is_file()]
     if not found:
-        raise UserError(f"{run} has no {LAST} yet; let it train to its first checkpoint")
+        raise UserError(f"{run} has no {LAST} yet; wait for its first checkpoint")
     damages = []
     for path in found:
         reason = damage(path)
         if reason is None:
             return path
         damages.append(f"{path} is damaged ({reason})")
-    raise UserError(f"{' and '.join(damages)}, and there is no other; train the run again")
+    raise UserError(
+        f"{' and '.join(damages)}, and there is no other checkpoint; train the run again"
+    )
 
 
 def say_if_older(run: str | Path, used: Path) -> None:
@@ -69,13 +71,13 @@ def say_if_older(run: str | Path, used: Path) -> None:
     if used.name != PREVIOUS.name:
         return
     reason = f"is damaged ({damage(last)})" if last.exists() else "is missing"
-    say(f"{last} {reason}; the one before it, {used}, is used in its place")
+    say(f"{last} {reason}; the previous checkpoint, {used}, is used instead")
 
 
 def damage(path: Path) -> str | None:
     """The fault of a checkpoint, found by reading every byte of it; None if there is none.
 
-    Raises UserError if the file cannot be read: that may be temporary and is no sign of damage.
+    Raises UserError if the file cannot be read: that may be temporary and does not show damage.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -88,24 +90,22 @@ def damage(path: Path) -> str | None:
     except Exception as error:  # zipfile and torch raise errors of all kinds
         # damage may make them seek to an invalid position, which is EINVAL or has no errno
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}); try again when it can"
-            ) from error
+            raise UserError(f"{path} cannot be read ({error.strerror}); try again later") from error
         return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return None
 
 
 def resume_from(run: Path) -> Path:
-    """Returns the newest whole checkpoint, and removes what a killed process left unfinished.
+    """Returns the newest intact checkpoint, and removes what a killed process left unfinished.
 
-    The run must be locked. Raises UserError if there is no whole checkpoint.
+    The run must be locked. Raises UserError if there is no intact checkpoint.
     """
-    whole, last = newest_whole(run), run / LAST
-    say_if_older(run, whole)
-    if whole != last and last.exists():
-        os.replace(last, run / DAMAGED)  # else the next save replaces the whole one by it
+    intact, last = newest_intact(run), run / LAST
+    say_if_older(run, intact)
+    if intact != last and last.exists():
+        os.replace(last, run / DAMAGED)  # else the next save would replace the intact one with it
     for folder in (run, run / FOLDER):
         remove_unfinished(folder)
     for folder in run.glob("*/"):
         remove_unfinished(folder, "step_*")  # training's; other commands may be writing
-    return whole
+    return intact

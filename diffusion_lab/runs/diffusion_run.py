@@ -100,14 +100,14 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
         if theirs != ours:
             raise UserError(
                 f"guidance.weak_run={folder} was trained with another {part}; give a run that "
-                "differs in size or training time only"
+                "differs only in size or training time"
             )
     data, model = load(folder, other)
     own = build_datamodule(saved)
     if (data.image_shape, data.num_classes) != (own.image_shape, own.num_classes):
         raise UserError(
             f"guidance.weak_run={folder} was trained on images of shape {data.image_shape} in "
-            f"{data.num_classes} classes, this run on {own.image_shape} in {own.num_classes}; give "
-            "a run on the same data"
+            f"{data.num_classes} classes, but this run on {own.image_shape} in "
+            f"{own.num_classes}; give a run on the same data"
         )
     return model.denoiser.requires_grad_(False)

@@ -24,19 +24,17 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Writes the model of the run `cfg.run` to the new folder `cfg.output`; returns a summary.
 
     `sample`, `evaluate` and all other commands except `train` accept the folder as a run. It is
-    written whole or not at all. Raises UserError if the run cannot be exported.
+    written atomically. Raises UserError if the run cannot be exported.
     """
     output = Path(cfg.output)
     if output.exists():
-        raise UserError(f"output={output} exists already; choose a new folder")
+        raise UserError(f"output={output} already exists; choose a new folder")
     run = Path(cfg.run)
     saved = load_config(run)
     if (run / weights.EXPORTED).is_file():
-        raise UserError(f"{run} is an export already; copy the folder")
+        raise UserError(f"{run} is already an export; copy the folder")
     if kind_of(saved) is not DiffusionRun:
-        raise UserError(
-            f"{run} is an autoencoder; its {saving.FIRST_STAGE_FILE} is what there is to give away"
-        )
+        raise UserError(f"{run} is an autoencoder; share its {saving.FIRST_STAGE_FILE} instead")
     average = None if cfg.average is None else weights.name_of(cfg.average)
     tensors, step = weights.load_from_checkpoint(run, average)
     _, model = with_weights(run, saved, tensors)  # refuses weights of another model
@@ -46,7 +44,7 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"output={output} cannot be written ({reason}); make room, or choose another folder"
+            f"output={output} cannot be written ({reason}); free space, or choose another folder"
         ) from error
     return {"output": str(output), "tensors": len(tensors)} | facts
 

@@ -1,4 +1,4 @@
-"""Run folders: what they contain, where a new one goes, and the configuration that each keeps.
+"""Run folders: their content, the place of a new one, and the saved configuration of each.
 
 config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
 """
@@ -36,17 +36,17 @@ def check_new(cfg: DictConfig) -> None:
     if folder.is_file():
         raise UserError(f"run_dir={folder} is a file; choose a folder")
     if (folder / weights.EXPORTED).exists():
-        raise UserError(f"run_dir={folder} holds a model that was exported; choose another")
+        raise UserError(f"run_dir={folder} contains an exported model; choose another folder")
     if not (folder / CONFIG).exists():
         return
     if checkpoints.exists(folder):
         raise UserError(
-            f"run_dir={folder} already holds a run; choose another folder, or go on with it by "
-            f"resume={folder}"
+            f"run_dir={folder} already contains a run; choose another folder, or resume the run "
+            f"with resume={folder}"
         )
     raise UserError(
-        f"run_dir={folder} holds a run without {checkpoints.LAST}: let it train if it does, or "
-        "delete the folder if it was killed, and try again"
+        f"run_dir={folder} contains a run without {checkpoints.LAST}; wait if it is training, or "
+        "delete the folder if it was killed"
     )
 
 
@@ -69,7 +69,7 @@ def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
             slurm.sign(folder, command, overrides)
         except OSError as error:
             raise UserError(
-                f"{error.filename} cannot be made ({error.strerror}); choose another place by "
+                f"{error.filename} cannot be created ({error.strerror}); choose another place with "
                 "run_dir=..."
             ) from error
         return folder
@@ -118,7 +118,7 @@ def reopen(folder: Path) -> None:
 
 
 def write_summary(folder: Path, summary: dict) -> None:
-    """Writes summary.json, whole or not at all."""
+    """Writes summary.json atomically."""
     write_json(folder / SUMMARY, summary)
 
 
@@ -138,9 +138,9 @@ def load_config(folder: str | Path) -> DictConfig:
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         known = sorted(str(path.parent) for path in OUTPUTS.glob(f"*/*/{CONFIG}"))
-        hint = f"; the latest here is {known[-1]}" if known else ""
+        hint = f", such as {known[-1]}" if known else ""
         raise UserError(
-            f"{folder} is no run folder, it has no {CONFIG}; give a folder that train made{hint}"
+            f"{folder} is not a run folder, as it has no {CONFIG}; give the folder of a run{hint}"
         )
     try:
         cfg = OmegaConf.load(folder / CONFIG)
@@ -151,9 +151,8 @@ def load_config(folder: str | Path) -> DictConfig:
     if written_by.get("format") != FORMAT:
         version = written_by.get("version", "0.1")
         raise UserError(
-            f"{folder} was written by diffusion-lab {version}, and this is diffusion-lab "
-            f"{diffusion_lab.__version__}, which cannot read its format; open it with "
-            f"diffusion-lab {version}"
+            f"{folder} was written by diffusion-lab {version} in a format that this version, "
+            f"{diffusion_lab.__version__}, cannot read; open it with diffusion-lab {version}"
         )
     OmegaConf.set_struct(cfg, True)
     first_stage = cfg.get("first_stage", {})  # an autoencoder's run has none

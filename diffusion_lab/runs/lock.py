@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.distributed import rank_and_world
 
-FILE = ".lock"  # in the run folder; the system releases the lock however its process ends
+FILE = ".lock"  # in the run folder; the system releases the lock whenever its process ends
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -36,12 +36,12 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise UserError(
-                    f"nothing can be written to {folder} ({error.strerror}); choose another folder "
-                    "by run_dir=..., or mend this one"
+                    f"{folder} cannot be written to ({error.strerror}); choose another folder with "
+                    "run_dir=..., or make this one writable"
                 ) from error
             say(
                 f"Advice: the file system of {folder} has no locks, so nothing stops a second "
-                "process from training the same run; see that there is none"
+                "process from training the same run; make sure that there is none"
             )
         yield
 
@@ -54,7 +54,7 @@ def require_unlocked(folder: Path) -> None:
 
 def _held(folder: Path) -> UserError:
     holder = (folder / FILE).read_text().strip() or "another process"
-    return UserError(f"{folder} is being trained by {holder}; wait for its end, or stop it")
+    return UserError(f"{folder} is being trained by {holder}; wait until it ends, or stop it")
 
 
 def has_locks(folder: Path) -> bool:

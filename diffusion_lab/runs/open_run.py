@@ -93,5 +93,5 @@ def move_data(source: DictConfig, folder: str) -> None:
     if "root" in source:
         moved = {"root": folder}
     if not moved:
-        raise UserError(f"data_root={folder}, but this run's data are in no files; leave it out")
+        raise UserError(f"data_root={folder}, but this run's data are not in files; leave it out")
     source.update(moved)

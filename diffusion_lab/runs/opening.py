@@ -32,8 +32,8 @@ def load_diffusion_config(folder: str) -> DictConfig:
     saved = load_config(folder)
     if kind_of(saved) is not DiffusionRun:
         raise UserError(
-            f"{folder} is an autoencoder, which only `sample` and `evaluate` draw from; give the "
-            "run of a diffusion model"
+            f"{folder} is an autoencoder, which only `sample` and `evaluate` accept; give the run "
+            "of a diffusion model"
         )
     return saved
 

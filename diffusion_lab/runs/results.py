@@ -17,11 +17,11 @@ from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp, n
 
 # how an error describes each entry of a protocol, and what makes it equal: an override or advice
 WORDS = {
-    "extractor": ("with features of", "give both the same metrics"),
-    "extractor_fingerprint": ("with extractor weights", "give both the same extractor"),
-    "data": ("against data with the checksum", "measure both on the same data"),
-    "reference_images": ("against so many training images:", "metrics.reference_size="),
-    "num_samples": ("on so many samples:", "metrics.num_samples="),
+    "extractor": ("with features of ", "give both the same metrics"),
+    "extractor_fingerprint": ("with extractor weights ", "give both the same extractor"),
+    "data": ("against data with the checksum ", "measure both on the same data"),
+    "reference_images": ("with metrics.reference_size=", "metrics.reference_size="),
+    "num_samples": ("with metrics.num_samples=", "metrics.num_samples="),
 }
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # the result of `sampling_of`
@@ -90,7 +90,7 @@ def require_evaluations(folder: str | Path) -> list[Record]:
 def never_evaluated(folder: str | Path, others: int = 0) -> UserError:
     """The error for a run that was never evaluated (and `others` more like it)."""
     return UserError(
-        f"{folder} has no metrics of its weights; measure it by "
+        f"{folder} has no metrics of its current weights; measure it with "
         f"`diffusion-lab evaluate run={folder}`{_others(others)}"
     )
 
@@ -120,7 +120,7 @@ def comparable_metrics(
         key = min(_differing(ours, theirs))
         raise UserError(
             f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
-            f"{key}={ours.get(key)}, and such metrics cannot be compared; "
+            f"{key}={ours.get(key)}, so their metrics cannot be compared; "
             f"{_remedy(folder, ours, theirs)}"
         )
     return metrics
@@ -133,13 +133,13 @@ def require_same(protocols: dict[str, Protocol]) -> None:
         if key == FINGERPRINT:
             continue
         a, b = expected.get(key), protocol.get(key)
-        words, remedy = WORDS.get(key, (f"with {key}", f"make {key} the same"))
+        words, remedy = WORDS.get(key, (f"with {key}=", f"make {key} the same"))
         if remedy.endswith("="):
-            remedy = f"measure it by `diffusion-lab evaluate run={name} {remedy}{a}`"
+            remedy = f"measure {name} with `diffusion-lab evaluate run={name} {remedy}{a}`"
         else:
             remedy += ", and run `diffusion-lab evaluate` on both"
         raise UserError(
-            f"{first} was measured {words} {a}, {name} {words} {b}, and such metrics cannot be "
+            f"{first} was measured {words}{a}, {name} {words}{b}, so their metrics cannot be "
             f"compared; {remedy}"
         )
 
@@ -156,11 +156,11 @@ def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, objec
     for key in differing:
         group = key.partition(".")[0]
         if key.endswith("_target_") or key not in ours or key not in theirs:
-            return f"measure both with one choice of it, as in `{command} {group}=...`"
+            return f"measure both with the same {group}, as in `{command} {group}=...`"
     # Hydra's syntax for values: no blanks, and inf for infinity
     words = {key: json.dumps(ours[key], separators=(",", ":")) for key in differing}
     chosen = " ".join(f"{key}={word.replace('Infinity', 'inf')}" for key, word in words.items())
-    return f"measure it by `{command} {chosen}`"
+    return f"measure {folder} with `{command} {chosen}`"
 
 
 def common_metrics(
@@ -168,8 +168,8 @@ def common_metrics(
 ) -> tuple[Protocol, Sampling, dict[Path, dict[str, float]]]:
     """Finds a protocol and sampling that all runs share; returns both, and the metrics by folder.
 
-    Of several it takes the one with most samples. If there is none, it raises UserError, which
-    names a difference.
+    If there are several, it takes the one with most samples. If there is none, it raises
+    UserError, which names a difference.
     """
     having: dict[str, list[Path]] = {}  # the runs, by protocol and sampling
     for folder, found in records.items():
@@ -194,4 +194,4 @@ def common_metrics(
 
 def _others(count: int) -> str:
     runs = "run needs" if count == 1 else "runs need"
-    return f"; {count} other {runs} the like" if count else ""
+    return f"; {count} other {runs} the same" if count else ""

@@ -46,34 +46,34 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
         )
     if (Path(folder) / weights.EXPORTED).is_file():
         raise UserError(
-            f"{folder} is an export, which cannot be trained on; go on with the run that it came "
-            "from, by resume= and that run's folder"
+            f"{folder} is an export, which cannot be resumed; resume the run that it was exported "
+            "from"
         )
     if not checkpoints.exists(folder):
         raise UserError(
-            f"{folder} has no {checkpoints.LAST} to go on from; delete the folder and start the "
-            "run anew"
+            f"{folder} has no {checkpoints.LAST} to resume from; delete the folder and start the "
+            "run again"
         )
     summary = load_summary(folder)
     longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
-    whole = all((Path(folder) / name).is_file() for name in kind.results)
-    if summary.get("finished") and not longer and whole:
+    complete = all((Path(folder) / name).is_file() for name in kind.results)
+    if summary.get("finished") and not longer and complete:
         raise UserError(
-            f"{folder} is finished; write trainer.max_steps above {summary['steps']} (and a longer "
-            f"trainer.max_time if it has one) to train it longer"
+            f"{folder} is finished; to train it longer, write trainer.max_steps above "
+            f"{summary['steps']} (and a longer trainer.max_time if it has one)"
         )
     for override, parsed in zip(overrides, parse(overrides), strict=True):
         key = parsed.key_or_group
         if key == "resume":
             continue
         if instead := INSTEAD_OF_OPTIONS.get(override):
-            raise UserError(f"{override} cannot be written in resuming a run; write {instead}")
+            raise UserError(f"{override} cannot be used to resume a run; write {instead}")
         if not is_resumable(key):
             rows = [row for row in KEYS if Means.RESUMABLE in KEYS[row]]
             groups = tuple(row for row in rows if row.endswith(".") and row.count(".") == 1)
             others = [row for row in rows if not row.startswith(groups)]
             raise UserError(
-                f"{override.lstrip('+')} cannot change in a run that is resumed; only values of "
+                f"{override.lstrip('+')} cannot be changed when a run is resumed; only values of "
                 f"{', '.join([*groups, *others])} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, as_path(key, parsed.value()))

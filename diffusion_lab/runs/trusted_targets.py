@@ -34,8 +34,8 @@ def check(cfg: DictConfig, source: Path) -> None:
     for name in names:
         if name not in strangers and not is_trusted(name):
             raise UserError(
-                f"{source} names {name}, which is no class that runs of this program are made of; "
-                "open runs of this program only"
+                f"{source} names {name}, which is not a class that runs of this program use; open "
+                "runs of this program only"
             )
     if strangers:
         warn(str(source.resolve()), ", ".join(strangers))
@@ -69,7 +69,7 @@ def is_trusted(name: str) -> bool:
 def warn(source: str, names: str) -> None:
     """Prints a warning that the file `source` names classes of other packages."""
     say(
-        f"Warning: {source} names {names}, of neither {', '.join(PACKAGES[:-1])} nor "
-        f"{PACKAGES[-1]}. Opening a run executes what it names: go on only if you trust where it "
-        "comes from."
+        f"Warning: {source} names {names}, which is part of neither {', '.join(PACKAGES[:-1])} "
+        f"nor {PACKAGES[-1]}. Opening a run executes such code, so continue only if you trust the "
+        "source of the run."
     )

@@ -22,12 +22,12 @@ NO_AVERAGE = "trained"  # in place of an average's name: the weights as the opti
 
 
 def file_of(folder: str | Path) -> Path:
-    """The file of a run's weights: the exported one, or its newest whole checkpoint.
+    """The file of a run's weights: the exported one, or its newest intact checkpoint.
 
     Raises UserError if there is neither.
     """
     exported = Path(folder) / EXPORTED
-    return exported if exported.is_file() else checkpoints.newest_whole(folder)
+    return exported if exported.is_file() else checkpoints.newest_intact(folder)
 
 
 def name_of(average: object) -> str:
@@ -57,13 +57,13 @@ def load_weights(folder: str | Path, average: str | None = None) -> dict[str, Te
 def load_from_checkpoint(
     folder: str | Path, average: str | None = None
 ) -> tuple[dict[str, Tensor], int]:
-    """Loads the denoiser's weights from a run's newest whole checkpoint; returns them and the step.
+    """Loads the denoiser's weights and the step from a run's newest intact checkpoint.
 
     `average` is NO_AVERAGE, the name of an average that the run kept, or None for the one that it
     evaluates, which is NO_AVERAGE if it kept none. Raises UserError if there is no such average, or
-    if no checkpoint is whole.
+    if no checkpoint is intact.
     """
-    path = checkpoints.newest_whole(folder)
+    path = checkpoints.newest_intact(folder)
     checkpoints.say_if_older(folder, path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     state, kept = checkpoint["state_dict"], checkpoint.get(AVERAGES, {})
@@ -105,8 +105,8 @@ def require_unchanged(folder: str | Path, known: Mapping[str, object]) -> None:
     """Raises UserError if a run has saved other weights since `identify` returned `known`."""
     if file_stamp(folder) != known[STAMP]:
         raise UserError(
-            f"{folder} saved new weights while it was read, as it is being trained; write the "
-            "command again"
+            f"{folder} saved new weights while it was being read, because it is in training; "
+            "repeat the command"
         )
 
 

@@ -168,7 +168,7 @@ def trial(number: int, whole: Path, out: Path, draw: random.Random) -> dict:
         "while_writing_a_checkpoint": writing(folder),
         "corrupt_files": corrupt(folder),
     }
-    saved = torch.load(checkpoints.newest_whole(folder), weights_only=True)["global_step"]
+    saved = torch.load(checkpoints.newest_intact(folder), weights_only=True)["global_step"]
     finish(start(f"resume={folder}"))
     found |= {
         "steps_lost": made - saved,

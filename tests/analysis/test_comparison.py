@@ -166,8 +166,8 @@ class TestRefusals:
         with pytest.raises(UserError) as error:
             compared(tmp_path)
         assert str(error.value) == (
-            f"{runs / 'dit_0'} was measured on so many samples: 1000, {odd} on so many samples: "
-            "500, and such metrics cannot be compared; measure it by "
+            f"{runs / 'dit_0'} was measured with metrics.num_samples=1000, {odd} with "
+            f"metrics.num_samples=500, so their metrics cannot be compared; measure {odd} with "
             f"`diffusion-lab evaluate run={odd} metrics.num_samples=1000`"
         )
         assert not (tmp_path / "comparison").exists()
@@ -178,8 +178,8 @@ class TestRefusals:
         with pytest.raises(UserError) as error:
             compared(tmp_path)
         assert str(error.value) == (
-            f"{odd} was sampled with sampler.steps=50, {runs / 'dit_0'} with sampler.steps=10, and "
-            "such metrics cannot be compared; measure it by "
+            f"{odd} was sampled with sampler.steps=50, {runs / 'dit_0'} with sampler.steps=10, so "
+            f"their metrics cannot be compared; measure {odd} with "
             f"`diffusion-lab evaluate run={odd} sampler.steps=10`"
         )
 

@@ -41,7 +41,7 @@ def test_the_one_before_is_kept(two):
     assert step_of(two / checkpoints.LAST) == 2
     assert step_of(two / checkpoints.PREVIOUS) == 1
     assert len(list((two / checkpoints.FOLDER).iterdir())) == 2
-    assert checkpoints.newest_whole(two) == two / checkpoints.LAST
+    assert checkpoints.newest_intact(two) == two / checkpoints.LAST
 
 
 def test_it_is_kept_without_hard_links(two, monkeypatch):
@@ -89,7 +89,7 @@ def test_any_changed_bit_is_harmless_or_seen(tmp_path):
 def test_a_truncated_last_checkpoint_is_replaced_by_the_one_before(two, capfd, length):
     last = two / checkpoints.LAST
     last.write_bytes(last.read_bytes()[:length])
-    path = checkpoints.newest_whole(two)
+    path = checkpoints.newest_intact(two)
     assert path == two / checkpoints.PREVIOUS
     checkpoints.say_if_older(two, path)
     assert "last.ckpt" in capfd.readouterr().err
@@ -124,7 +124,7 @@ def test_without_a_whole_one_both_are_named(two):
         content[offset] ^= 1
         (two / path).write_bytes(content)
     with refused("last.ckpt", "previous.ckpt"):
-        checkpoints.newest_whole(two)
+        checkpoints.newest_intact(two)
 
 
 def test_going_on_puts_the_damaged_one_aside_and_removes_what_is_unfinished(two):
@@ -224,7 +224,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(lab, tmp_path, mon
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 2
     assert "diffusion-lab train resume=run" in sentence_of(err)
-    assert step_of(checkpoints.newest_whole(tmp_path / "run")) == 2
+    assert step_of(checkpoints.newest_intact(tmp_path / "run")) == 2
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     code, _, err = lab("train", "resume=run")

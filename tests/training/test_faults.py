@@ -43,7 +43,7 @@ def test_a_killed_data_process_ends_the_run_with_a_sentence(refusal, tmp_path):
     every = ["callbacks.checkpoint.every_n_steps=1", "trainer.max_steps=50"]
     sentence = refusal("train", *data, *every, "run_dir=run")
     assert "diffusion-lab train resume=run" in sentence
-    assert checkpoints.newest_whole(tmp_path / "run")
+    assert checkpoints.newest_intact(tmp_path / "run")
 
 
 def test_a_w_and_b_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, named):
     assert len(sentences) == 1, err
     assert_names(sentences[0], *named, "resume=run")
     assert err.count("Traceback") == (how == "raise")  # the fault itself, and no other
-    path = checkpoints.newest_whole(tmp_path / "run")
+    path = checkpoints.newest_intact(tmp_path / "run")
     assert torch.load(path, weights_only=True)["global_step"] == 2
 
 

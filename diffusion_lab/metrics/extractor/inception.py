@@ -82,7 +82,7 @@ def download() -> Path:
         return path
     say(f"Downloading the FID Inception weights (95 MB) to {path}")
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none, and waits minutes offline
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has no time limit, and waits minutes offline
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(path), PUBLISHED_SHA256)
@@ -104,5 +104,5 @@ def torch_fidelity_network(path: Path) -> nn.Module:
         return FeatureExtractorInceptionV3("inception", ["2048"], str(path))
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError) as error:
         raise ExtractorUnavailable(
-            f"{path} does not hold the weights of torch-fidelity's FID Inception; {HOW_TO_GET}"
+            f"{path} does not contain the weights of torch-fidelity's FID Inception; {HOW_TO_GET}"
         ) from error

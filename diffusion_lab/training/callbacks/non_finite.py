@@ -118,7 +118,7 @@ class NonFinite(Callback):
             )
         self.counts.rollbacks += 1
         say(f"{reason[0].upper()}{reason[1:]}. The weights go back to the last checkpoint's.")
-        roll_back(trainer, on_rank_zero(lambda: checkpoints.newest_whole(folder)))
+        roll_back(trainer, on_rank_zero(lambda: checkpoints.newest_intact(folder)))
 
 
 def roll_back(trainer: lightning.Trainer, path: Path) -> None:
