@@ -39,6 +39,7 @@ class EMA(Callback):
                 f"also={list(also)} must not repeat a half-life, nor half_life_images="
                 f"{half_life_images}; leave it out"
             )
+        self.half_life_images = half_life_images
         self.ramp = ramp
         self.evaluated = name_of(half_life_images)
         self._averages: dict[str, WeightAverage] = {}  # by half-life
