@@ -269,6 +269,12 @@ def test_what_was_spoilt_is_found(examine, overrides, name, status, words):
         assert set(said["skipped"]) == {"time", "memory"}  # speed=false
 
 
+def test_muon_of_the_original_scale_has_larger_rates(examine):
+    muon = [*QUICK, "optimizer=muon", "optimizer.lr=0.02", "optimizer.vector_lr=1e-3"]
+    assert "learning_rate" in examine(*muon)[0]["warning"]
+    assert "learning_rate" not in examine(*muon, "optimizer.adjust_lr_fn=original")[0]["warning"]
+
+
 METRICS = [
     (["metrics.reference_size=100"], "sample_counts", "warning", "reference_size=null"),
     (["metrics.num_samples=100"], "sample_counts", "advice", "read KID"),

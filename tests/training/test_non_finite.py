@@ -62,7 +62,7 @@ def checkpoint_of(folder, name="last"):
 
 
 def same(first, second):
-    return all(torch.equal(value, second[name]) for name, value in first.items())
+    return all(torch.equal(*map(torch.as_tensor, (first[name], second[name]))) for name in first)
 
 
 SETTINGS = {
@@ -71,6 +71,7 @@ SETTINGS = {
     "unclipped": ["trainer.gradient_clip_val=null"],
     "bf16": ["trainer.precision=bf16-mixed"],
     "unfused": ["optimizer.fused=false"],
+    "muon": ["optimizer=muon", "optimizer.weight_decay=0.1"],
 }
 KINDS = {kind: kind for kind in ("loss", "nan", "gradient")}
 

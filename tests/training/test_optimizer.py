@@ -332,3 +332,34 @@ def test_wrong_settings_are_refused_by_their_keys(refusal, tmp_path, arguments, 
     sentence = refusal("train", *QUICK, *arguments, "run_dir=run")
     assert all(each in sentence for each in said), sentence
     assert not (tmp_path / "run").exists()
+
+
+def test_an_older_checkpoint_with_decay_of_all_parameters_is_refused(lab, tmp_path):
+    decay = ["optimizer.weight_decay=0.1", "run_dir=run", "trainer.max_steps=1"]
+    code, _, err = lab("train", *QUICK, *decay)
+    assert code == 0, err
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    first, second = saved["optimizer_states"][0]["param_groups"]
+    first["params"] += second["params"]
+    saved["optimizer_states"][0]["param_groups"] = [first]
+    torch.save(saved, path)
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=2")
+    assert code == 2
+    assert "Traceback" not in err
+    assert "optimizer.weight_decay" in err
+
+
+def test_a_gradient_scaler_skips_steps_of_muon():
+    module = Small()
+    optimizer = muon(module)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for size, taken in ((float("inf"), False), (1.0, True)):
+        scaler.scale(torch.ones(()))  # makes the scale
+        for p in module.parameters():
+            p.grad = torch.full_like(p, size)
+        scaler.step(optimizer)
+        scaler.update()
+        moved = {name: not torch.equal(p, before[name]) for name, p in module.named_parameters()}
+        assert all(value == taken for value in moved.values())

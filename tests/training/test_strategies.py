@@ -34,14 +34,22 @@ def assert_alike(one, other) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy):
-    code, _, err = lab("train", *PLAIN, *EXACT, "run_dir=1x8")
+@pytest.mark.parametrize(
+    ("strategy", "optimizer"),
+    [
+        ("ddp", []),
+        ("fsdp", []),
+        ("ddp", ["optimizer=muon", "optimizer.weight_decay=0.1"]),
+        ("fsdp", ["optimizer.weight_decay=0.1", "parameter_groups=[{pattern:'*bias',lr:1e-4}]"]),
+    ],
+)
+def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy, optimizer):
+    code, _, err = lab("train", *PLAIN, *EXACT, *optimizer, "run_dir=1x8")
     assert code == 0, err
     for ranks, accumulated in ((2, 4), (4, 2)):
         name = f"{ranks}x{accumulated}"
         layout = [f"trainer={strategy}", *EXACT, f"trainer.devices={ranks}", f"run_dir={name}"]
-        code, _, err = lab("train", *PLAIN, *layout)
+        code, _, err = lab("train", *PLAIN, *optimizer, *layout)
         assert code == 0, err
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert (summary["ranks"], summary["images_seen"]) == (ranks, 5 * 16)

@@ -94,10 +94,11 @@ def warm_up(run: PlannedRun) -> Iterator[Remark]:
 
 
 def learning_rate(run: PlannedRun) -> Iterator[Remark]:
-    """Checks that the learning rate is usual for Adam."""
+    """Checks that the learning rate is usual for Adam, or for what has its scale."""
     (group, *_) = run.task.module.optimizer().param_groups
     rate = group["lr"]
-    if "betas" in group and not LOWEST_RATE <= rate <= HIGHEST_RATE:
+    adam = "betas" in group and group.get("adjust_lr_fn") != "original"
+    if adam and not LOWEST_RATE <= rate <= HIGHEST_RATE:
         what = "learns next to nothing" if rate < LOWEST_RATE else "usually diverges"
         yield warning(f"optimizer.lr={rate:g} {what}; write optimizer.lr=3e-4")
 
