@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from helpers.pages import PAGES, blocks_of
 from helpers.paths import CONF
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 from hydra import compose, initialize_config_dir
@@ -297,6 +298,26 @@ def test_any_optimiser_trains_and_resumes(lab, tmp_path, arguments):
     assert code == 0, err
     after = states(tmp_path / "run")["current_model_state"]
     assert any(not torch.equal(before["current_model_state"][name], after[name]) for name in after)
+
+
+def test_an_option_of_ones_own_has_no_keys_of_adamw(lab, tmp_path):
+    folder = tmp_path / "my_conf/optimizer"
+    folder.mkdir(parents=True)
+    text = blocks_of(PAGES / "training.md", "yaml")["my_conf/optimizer/lion.yaml"]
+    (folder / "lion.yaml").write_text(text)
+    mine = ["--config-dir", "my_conf", *QUICK, "optimizer=lion", "run_dir=run"]
+    code, _, err = lab("train", *mine, "trainer.max_steps=1")
+    assert code == 0, err
+    (group, *_) = states(tmp_path / "run")["optimizer_states"][0]["param_groups"]
+    assert group["initial_lr"] == 1e-4
+    assert "fused" not in group
+
+
+def test_a_key_that_an_experiment_sets_can_be_removed():
+    sgd = ["optimizer=any", "optimizer._target_=torch.optim.SGD", "~optimizer.betas"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["experiment=quickstart", *sgd])
+    assert set(cfg.optimizer) == {"_target_", "_partial_", "lr"}
 
 
 def test_an_autoencoder_and_its_adversary_train_by_muon(lab, tmp_path):
