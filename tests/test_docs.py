@@ -277,7 +277,9 @@ def test_formulas_are_drawn_by_the_browser(browser, address):
         ("add a metric", "own-parts.html#add-a-metric"),
         ("FID high", "metrics.html#why-is-my-fid-high"),
         ("resume", "start.html#stop-and-resume"),
-        ("half_life_images", "options/callbacks.html#weight_averaging"),
+        ("half_life_images", "training.html#averaged-weights"),
+        ("max_rollbacks", "options/callbacks.html#non_finite"),
+        ("multiple GPUs", "clusters.html#multiple-gpus-on-one-machine"),
     ],
 )
 def test_the_search_finds_the_page_that_answers(browser, address, words, answer):
