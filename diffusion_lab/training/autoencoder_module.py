@@ -98,15 +98,15 @@ class AutoencoderModule(TrainedModule):
         reduced = [self.trainer.strategy.reduce(each, reduce_op="sum") for each in self.sums]
         (count, psnr, ssim), first, second, observed = reduced
         count = count.item()
-        figures = {"val/psnr": psnr.item() / count}
+        metrics = {"val/psnr": psnr.item() / count}
         if not ssim.isnan():
-            figures["val/ssim"] = ssim.item() / count
+            metrics["val/ssim"] = ssim.item() / count
         bottleneck = self.autoencoder.metrics(observed, round(count))
-        figures |= {f"val/{name}": value for name, value in bottleneck.items()}
+        metrics |= {f"val/{name}": value for name, value in bottleneck.items()}
         mean, std = moments_of(first, second, count * math.prod(self.autoencoder.latent_shape[1:]))
         for channel, (m, s) in enumerate(zip(mean.tolist(), std.tolist(), strict=True)):
-            figures |= {f"val_latent/mean{channel}": m, f"val_latent/std{channel}": s}
-        self.report_held_out(figures, "val/psnr")
+            metrics |= {f"val_latent/mean{channel}": m, f"val_latent/std{channel}": s}
+        self.report_held_out(metrics, "val/psnr")
 
 
 def quality(images: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class AutoencoderTask(Task):
         if self.metrics is not None and self.metrics.num_samples > images:
             raise UserError(
                 f"metrics.num_samples={self.metrics.num_samples} is more than the {images} test "
-                f"images, whose reconstructions are measured; write metrics.num_samples={images}"
+                f"images to reconstruct; write metrics.num_samples={images}"
             )
         return {}
 
@@ -64,14 +64,14 @@ class AutoencoderTask(Task):
         saving.save_autoencoder(autoencoder, facts, folder / saving.FIRST_STAGE_FILE)
         bottleneck = {name: value for name, value in results.items() if name.startswith("val/")}
         for name, value in bottleneck.items():
-            say(f"{name.removeprefix('val/')} {value:.4g} of {data.validation_size} test images")
+            say(f"{name.removeprefix('val/')} {value:.4g} on {data.validation_size} test images")
         say(f"First stage: {folder / saving.FIRST_STAGE_FILE}")
 
 
 def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderTask:
     """Builds the task that a configuration describes; raises UserError for what cannot work."""
     if isinstance(cfg.trainer.strategy, DictConfig):
-        raise UserError("trainer=fsdp shares out diffusion models only; use trainer=ddp")
+        raise UserError("trainer=fsdp shards diffusion models only; use trainer=ddp")
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
     shape = datamodule.image_shape

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class BadSteps:
-    """Finds and undoes the bad steps of a module; the ranks agree, as they share one gradient."""
+    """Finds and undoes the bad steps of a module; ranks agree because they share the gradient."""
 
     def __init__(self) -> None:
         self.skipped = False  # whether the last step was bad

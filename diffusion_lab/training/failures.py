@@ -52,7 +52,7 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
         elif isinstance(error, RuntimeError) and (
             isinstance(error, dist.DistError) or "gloo" in str(error)
         ):
-            # the launcher ends this process too, and says which one failed first
+            # the launcher ends this process too, and reports which one failed first
             time.sleep(SECONDS_TO_BE_ENDED_IN)
             reason = "another process of this run ended, or did not answer"
         else:
@@ -72,7 +72,7 @@ def chain_of(error: BaseException | None) -> Iterator[BaseException]:
 def remedy(command: str, folder: Path | None) -> str:
     """The advice on how to continue a run that stopped."""
     if folder is None:
-        return f"{resume_command(command, Path('FOLDER'))} goes on from what the run had saved"
+        return f"resume from the last checkpoint with {resume_command(command, Path('FOLDER'))}"
     if checkpoints.exists(folder):
-        return f"what was saved is whole, and {resume_command(command, folder)} goes on from it"
-    return "nothing was saved yet, so begin anew"
+        return f"resume from the last checkpoint with {resume_command(command, folder)}"
+    return "nothing was saved yet, so start again"

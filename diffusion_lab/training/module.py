@@ -58,7 +58,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.lr_schedule = optimization.lr_schedule
         self.batch_size = optimization.batch_size
         self.seed = optimization.seed
-        self.held_out_figures: dict[str, float] = {}
+        self.held_out_metrics: dict[str, float] = {}
         self.validated_step = -1
         self.bad_steps = BadSteps()
 
@@ -104,24 +104,24 @@ class TrainedModule(lightning.LightningModule, ABC):
         torch.manual_seed(mix_seed(self.seed, TRAINING, trainer.global_step * shares + share))
         return share, shares
 
-    def report_held_out(self, figures: dict[str, Tensor | float], shown: str) -> None:
+    def report_held_out(self, metrics: dict[str, Tensor | float], shown: str) -> None:
         """Stores and logs validation metrics; `shown` names the one for the progress bar."""
-        self.held_out_figures = {name: float(value) for name, value in figures.items()}
+        self.held_out_metrics = {name: float(value) for name, value in metrics.items()}
         self.validated_step = self.trainer.global_step
-        self.log(shown, self.held_out_figures[shown], prog_bar=True, logger=False)
+        self.log(shown, self.held_out_metrics[shown], prog_bar=True, logger=False)
         for logger in self.loggers:  # Lightning would label them with the step before
-            logger.log_metrics(self.held_out_figures, step=self.validated_step)
+            logger.log_metrics(self.held_out_metrics, step=self.validated_step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Saves the held-out metrics, which are not measured twice for the same weights."""
-        checkpoint[HELD_OUT] = (self.validated_step, self.held_out_figures)
+        checkpoint[HELD_OUT] = (self.validated_step, self.held_out_metrics)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restores the held-out metrics that `on_save_checkpoint` saved.
 
         Raises UserError if the optimiser had other groups of parameters.
         """
-        self.validated_step, self.held_out_figures = checkpoint[HELD_OUT]
+        self.validated_step, self.held_out_metrics = checkpoint[HELD_OUT]
         (saved,) = checkpoint["optimizer_states"]
         groups = saved["param_groups"], self.optimizer().param_groups
         before, now = ([len(group["params"]) for group in each] for each in groups)

@@ -1,4 +1,4 @@
-"""The runs of a study: where each goes, and whether it is new, to be resumed, or finished.
+"""The runs of a study: the folder of each, and whether it is new, to be resumed, or finished.
 
 outputs/<study_name>/<what differs>/ is a run folder. A run's state is read from its folder alone,
 so a repeated command resumes the run, whatever process it runs in.
@@ -107,14 +107,14 @@ def _state(folder: Path, cfg: DictConfig) -> str:
         return EMPTY
     if empty:
         raise UserError(
-            f"{folder} has no checkpoint yet, and its file system cannot tell whether it is "
-            "being trained; wait for the first one, or delete the folder if nothing trains it"
+            f"{folder} has no checkpoint yet, and its file system has no locks that show whether "
+            "it is being trained; wait for a checkpoint, or delete the folder if it is not"
         )
     for key, old, new in differences(load_config(folder), cfg):
         raise UserError(
-            f"{folder} was trained with {key}={_written(old)}, and is asked for with "
-            f"{key}={_written(new)}; write study_name={cfg.study_name}_2 for a study of its own, "
-            f"or move {folder} away"
+            f"{folder} was trained with {key}={_written(old)}, but this command has "
+            f"{key}={_written(new)}; write study_name={cfg.study_name}_2 for a separate study, or "
+            f"move {folder} away"
         )
     return FINISHED if finished else UNFINISHED
 
@@ -129,7 +129,7 @@ def move_aside(folder: Path) -> None:
             aside = aside.with_name(f"{folder.name}_{number}")
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
-        say(f"{folder} had no checkpoint to go on from; it is now {aside}")
+        say(f"{folder} had no checkpoint to resume from and was moved to {aside}")
 
     on_rank_zero(move)
 
@@ -161,8 +161,8 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
         return
     if folder is None:
         raise UserError(
-            f"optimized_metric={cfg.optimized_metric} is read from the run, whose folder has to be "
-            "known; write study_name=..., and values that differ or run_dir=..."
+            f"optimized_metric={cfg.optimized_metric} is read from the run folder, which must be "
+            "known; write study_name=... and the values that vary, or run_dir=..."
         )
     held_out = str(cfg.optimized_metric).startswith("val/")
     if not held_out and configured(cfg, Evaluation) is None:
@@ -182,7 +182,7 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
     keys = sorted(varied(job))
     if not keys:
         raise UserError(
-            "a search needs a key with several values, and none has; write them, as in "
+            "a search needs a key with several values, but there is none; write one, as in "
             "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
         )
     metric = str(cfg.optimized_metric)
@@ -191,7 +191,7 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
     best = "maximize" if higher else "minimize"
     if higher is not None and job.sweeper.direction != best:
         raise UserError(
-            f"a search that is to {job.sweeper.direction} {metric} finds the worst settings; "
+            f"a search that should {job.sweeper.direction} {metric} finds the worst settings; "
             f"write hydra.sweeper.direction={best}"
         )
     pruning = configured(cfg, MedianPruning)
@@ -200,8 +200,8 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
     changing = [key for key in keys if Means.LOSS in means(key)]
     if remedies and changing:
         raise UserError(
-            f"val/loss is another quantity for another {changing[0]}, and cannot be compared in a "
-            f"search over it; write {' '.join(remedies)}"
+            f"val/loss is a different quantity for each {changing[0]}, so it cannot be compared in "
+            f"this search; write {' '.join(remedies)}"
         )
 
 

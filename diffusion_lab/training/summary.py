@@ -53,7 +53,7 @@ def sampling_of_metrics(cfg: DictConfig, measured_by: Callback | None) -> Sampli
 def metrics_of(task: Task) -> dict[str, float]:
     """The metrics of the final weights, including the held-out ones."""
     results = task.module.context.results
-    return (task.with_ceiling(results) if results else {}) | task.module.held_out_figures
+    return (task.with_ceiling(results) if results else {}) | task.module.held_out_metrics
 
 
 def say_result(task: Task) -> None:

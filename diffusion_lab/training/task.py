@@ -71,8 +71,8 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     for key in (f"callbacks.{name}" for name, settings in cfg.callbacks.items() if settings):
         callbacks.append(instantiate(cfg, key))
         if not isinstance(callbacks[-1], Callback):
-            raise UserError(f"{key}._target_ must be a callback of Lightning's, and is none")
-    # a checkpoint, grid or metric of a step must use the average of that step
+            raise UserError(f"{key}._target_ must be a Lightning callback")
+    # a checkpoint, grid or metric of a step must use the average after that step
     callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
     # and a checkpoint must come last, as a resumed run does not repeat its step
     callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))

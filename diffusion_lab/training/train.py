@@ -97,8 +97,8 @@ def launch_ranks(
     devices, nodes = launch.processes(cfg.trainer)
     if nodes > 1:
         raise UserError(
-            f"trainer.num_nodes={nodes} needs processes on each node; start them by srun, by "
-            "torchrun or with hydra/launcher=slurm"
+            f"trainer.num_nodes={nodes} needs processes on each node; start them with srun, "
+            "torchrun or hydra/launcher=slurm"
         )
     task = build(cfg, device="meta")
     check_trainer(cfg, layout)
@@ -140,7 +140,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
     """Trains in a run folder, new or resumed, and leaves the results there."""
     cfg, task, interruption = prepared.cfg, prepared.task, prepared.interruption
     if not (cfg.resume or cfg.run_dir) and (before := runs.unfinished(cfg.name)):
-        say(f"{before} is not finished. To go on with it rather than begin anew, write:")
+        say(f"{before} is unfinished. To resume it instead of starting a new run, write:")
         say(f"  {resume_command(task.command, before)}")
     folder = Path(cfg.resume) if cfg.resume else runs.create(cfg, task.command, overrides)
     with locked(folder), explaining_failures(task.command, folder):
@@ -154,10 +154,10 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
         if not interruption.requested:
             say_result(task)
             return Outcome.FINISHED
-        say(f"Stopped at step {prepared.trainer.global_step}; nothing is lost.")
+        say(f"Stopped at step {prepared.trainer.global_step}; everything is saved.")
         if interruption.requeue and launch.requeue():
             return Outcome.REQUEUED
-        say("Go on with:")
+        say("Resume with:")
         say(f"  {resume_command(task.command, folder)}")
         return Outcome.STOPPED
 

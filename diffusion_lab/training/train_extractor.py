@@ -26,18 +26,18 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     path = Path(cfg.output)
     if path.exists():
         raise UserError(
-            f"{path} exists, and figures may have been measured with it; use it by "
-            f"metrics.classifier={path}, or write another output=..."
+            f"{path} already exists, and metrics may have been measured with it; use it with "
+            f"metrics.classifier={path}, or choose another output=..."
         )
     device = pick_device(cfg.device)
     datamodule = build_datamodule(cfg)
     read_data(cfg, datamodule)
     if datamodule.num_classes < 2:
-        raise UserError("a classifier needs data of at least 2 classes, which these are not")
+        raise UserError("a classifier needs data with at least 2 classes, but these have fewer")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # fails before minutes of training
     except OSError as error:
-        raise UserError(f"output={path} cannot be made ({error}); choose another") from error
+        raise UserError(f"output={path} cannot be created ({error}); choose another") from error
     torch.manual_seed(cfg.seed)
     network = SmallClassifier(datamodule.native_shape, datamodule.num_classes).to(device)
     fit(network, datamodule.reference_images(), datamodule.reference_labels(), cfg)
@@ -51,12 +51,14 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "seed": cfg.seed,
     }
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-        raise UserError(f"the classifier diverged at lr={cfg.lr}; write a smaller lr, as 2e-3")
+        raise UserError(f"the classifier diverged at lr={cfg.lr}; write a smaller lr, such as 2e-3")
     save_classifier(network, path, facts)
     name = Classifier(str(path))
     name.load("cpu")
-    say(f"{name.name} reads {accuracy:.1%} of the test images rightly: {path}")
-    say(f"Use it by metrics.classifier={path}, or metrics=classifier metrics.extractor.path={path}")
+    say(f"{name.name} classifies {accuracy:.1%} of the test images correctly: {path}")
+    say(
+        f"Use it with metrics.classifier={path} or metrics=classifier metrics.extractor.path={path}"
+    )
     return {"path": str(path), "name": name.name, "test_accuracy": accuracy}
 
 

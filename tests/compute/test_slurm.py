@@ -165,7 +165,7 @@ def test_a_job_whose_time_is_up_saves_requeues_itself_and_goes_on(submit):
     assert_whole(run, 600)
     assert summary(run)["ranks"] == 2
     assert "Restarts=1" in called("scontrol", "show", "job", job)
-    assert f"Stopped at step {stopped}; nothing is lost." in logs()
+    assert f"Stopped at step {stopped}; everything is saved." in logs()
     assert "The job was requeued" in logs()
 
 

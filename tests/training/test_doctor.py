@@ -201,7 +201,7 @@ SPOILT = [
         ["schedule=ddpm_scaled_linear", "objective=v_prediction"],
         "schedule_end",
         "warning",
-        ["keeps 6.8% of the image", "zero_terminal_snr"],
+        ["contains 6.8% of the image", "zero_terminal_snr"],
     ),
     (["schedule=cosine", "objective=ddpm"], "combination", "warning", ["guidance.clip=1"]),
     (
@@ -229,7 +229,7 @@ SPOILT = [
     (["sampler.steps=3"], "sampling", "warning", ["sampler.steps=20"]),
     (["sampler=ddpm", "sampler.steps=1000"], "sampling", "advice", ["sampler=dpm_solver"]),
     (["guidance.scale=9"], "sampling", "warning", ["guidance.scale=2"]),
-    (["batch_size=4000"], "batch", "warning", ["3000 images", "batch_size=2048"]),
+    (["batch_size=4000"], "batch", "warning", ["3000 training images", "batch_size=2048"]),
     (["batch_size=9", "micro_batch_size=2"], "batch", "error", ["micro_batch_size=1"]),
     (["trainer.max_steps=20"], "epochs", "advice", ["trainer.max_steps=47"]),
     (["data.per_class=50"], "memorization", "warning", ["200 images 320 times", "non_leaky"]),
@@ -246,7 +246,7 @@ SPOILT = [
     (["optimizer.lr=1e-8"], "learning_rate", "warning", ["next to nothing"]),
     (["trainer.precision=bf16-true"], "settings", "error", ["trainer.precision", "bf16-mixed"]),
     (["validate_every_n_steps=900"], "validation", "advice", ["validate_every_n_steps=100"]),
-    ([], "evaluation", "advice", ["no FID or KID"]),
+    ([], "evaluation", "advice", ["FID and KID are not measured"]),
     (["objective/prediction=eps"], "composition", "error", ["objective/prediction=v, flow"]),
     (["objective.label_dropout=0"], "composition", "error", ["objective.label_dropout=0.1"]),
     (["backbone.patch=3"], "composition", "error", ["backbone.patch"]),
@@ -277,7 +277,7 @@ def test_muon_of_the_original_scale_has_larger_rates(examine):
 
 METRICS = [
     (["metrics.reference_size=100"], "sample_counts", "warning", "reference_size=null"),
-    (["metrics.num_samples=100"], "sample_counts", "advice", "read KID"),
+    (["metrics.num_samples=100"], "sample_counts", "advice", "use KID"),
     (["metrics.num_samples=60000"], "sample_counts", "advice", "metrics.num_samples=1500"),
     (["metrics.per_class=true", "metrics.num_samples=300"], "class_counts", "warning", "=400"),
     (["metrics=classifier"], "composition", "error", "write metrics.extractor.path=..."),

@@ -154,7 +154,7 @@ def test_a_row_of_bad_steps_ends_the_run_and_names_the_layer(
     arguments.append("callbacks.checkpoint.every_n_steps=2")
     sentence = refusal("train", *QUICK, *arguments, "run_dir=run")
     what = "gradient" if backwards else "output"
-    assert_names(sentence, "3 steps", "step 5", what, "denoiser.backbone.blocks.0")
+    assert_names(sentence, "3 consecutive steps", "step 5", what, "denoiser.backbone.blocks.0")
     assert "diffusion-lab train resume=run" in sentence
     kept = torch.load(tmp_path / "run/non_finite/step_0000005_rank0.pt", weights_only=True)
     assert "blocks.0" in kept["found"]

@@ -90,7 +90,7 @@ def test_a_training_run(finished_run):
     }
     grids = record.media("grids/samples", wandb_record.PICTURE)
     assert list(grids) == [2, 4]
-    assert grids[2]["caption"] == "step 2, 16 images seen: samples of seed 0, a row a class"
+    assert grids[2]["caption"] == "step 2, 16 images seen: samples of seed 0, one row per class"
     for step, facts in grids.items():
         with (
             Image.open(record.folder / "files" / facts["path"]) as logged,
@@ -131,7 +131,7 @@ def test_an_autoencoder_run(lab, tmp_path):
     assert "val/psnr" in record.scalars[4]
     grids = record.media("grids/reconstructions", wandb_record.PICTURE)
     assert list(grids) == [2, 4]
-    assert "below each what came back of it" in grids[4]["caption"]
+    assert "each above its reconstructions" in grids[4]["caption"]
 
 
 @pytest.mark.slow

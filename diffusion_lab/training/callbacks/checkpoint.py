@@ -34,7 +34,7 @@ class Checkpoint(Periodic):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def due(self, trainer: lightning.Trainer) -> bool:
-        # weights that give non-finite losses are no good to roll back to
+        # weights that give non-finite losses are useless to roll back to
         return super().due(trainer) and not module_of(trainer).bad_steps.skipped
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
@@ -46,8 +46,8 @@ class Checkpoint(Periodic):
         failure = self.save(trainer)
         if failure := on_rank_zero(lambda: failure):
             raise TrainingStopped(
-                f"the checkpoint of step {trainer.global_step} could not be written ({failure}), "
-                "so make room"
+                f"the checkpoint of step {trainer.global_step} could not be written ({failure}); "
+                "free disk space"
             )
 
     @staticmethod
@@ -60,7 +60,7 @@ class Checkpoint(Periodic):
         if failure := self.save(trainer):
             say(
                 f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
-                "training goes on, and what was saved before is kept"
+                "training continues, and earlier checkpoints are kept"
             )
 
 

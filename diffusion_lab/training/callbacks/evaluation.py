@@ -22,7 +22,10 @@ from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import WandB, chosen
 from diffusion_lab.training.module import data_of, module_of
 
-KEPT = ("fid", "kid")  # metrics of reconstructions; coverage and the like suit generated images
+KEPT = (
+    "fid",
+    "kid",
+)  # metrics of reconstructions; coverage and similar metrics are for generated images
 
 
 @settings
@@ -119,7 +122,7 @@ class SampleGrid(Grid):
 
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
         pipeline = module_of(trainer).context.sampling()
-        rows = "a row a class" if pipeline.conditional else "without classes"
+        rows = "one row per class" if pipeline.conditional else "without classes"
         images = draw_rows(pipeline, self.columns, self.seed)
         return images, f"samples of seed {self.seed}, {rows}"
 
@@ -152,7 +155,7 @@ class ReconstructionGrid(Grid):
         white = images.new_full((-count % self.columns, *images.shape[1:]), 255)
         rows = [torch.cat([each, white]).split(self.columns) for each in (images, back)]
         picture = torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
-        return picture, "rows of held-out images, below each what came back of it"
+        return picture, "rows of held-out images, each above its reconstructions"
 
 
 def reconstruct(trainer: lightning.Trainer, images: Tensor) -> Tensor:

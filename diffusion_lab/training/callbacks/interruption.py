@@ -81,7 +81,7 @@ class Interruption(Callback):
                 self.requeue = vote(self.requeue, all=False)
                 trainer.should_stop = True
                 if not validates(trainer):
-                    # told to stop, Lightning would validate first, before anything is saved
+                    # if asked to stop, Lightning would validate first, before anything is saved
                     trainer.limit_val_batches = 0
 
     def on_exception(self, trainer, pl_module, exception) -> None:

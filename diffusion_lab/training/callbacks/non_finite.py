@@ -26,7 +26,7 @@ FOLDER = "non_finite"  # inside the run folder
 
 @dataclass
 class BadStepCounts:
-    """The numbers of bad steps and of rollbacks in a run so far."""
+    """The numbers of bad steps and of rollbacks in a run."""
 
     skipped: int = 0
     row: int = 0  # consecutive bad steps up to now
@@ -79,7 +79,7 @@ class NonFinite(Callback):
             if not counts.skipped:
                 say(
                     f"Step {trainer.global_step} is skipped: its loss or gradient is not finite. "
-                    "Others are counted as train/skipped_steps."
+                    "Further ones are counted in train/skipped_steps."
                 )
             counts.skipped += 1
             counts.row += 1
@@ -102,13 +102,14 @@ class NonFinite(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
                 torch.save({"step": step, "found": watch.found, "batches": watch.batches}, file)
-            kept = f"is in {path.parent}"
+            kept = f"are in {path.parent}"
         except OSError as error:  # must neither stop the run nor leave other ranks waiting
             kept = f"could not be written to {path.parent} ({error.strerror})"
-        found = next((each for each in of_all_ranks(watch.found) if each), "of no layer")
+        found = next((each for each in of_all_ranks(watch.found) if each), "was in no layer")
         reason = (
-            f"the loss or a gradient was not finite in {self.patience} steps in a row, the last of "
-            f"them step {step}: first not finite {found}; the batch with its noise levels {kept}"
+            f"the loss or a gradient was not finite in {self.patience} consecutive steps, the last "
+            f"of them step {step}: the first such value {found}; the batch and its noise levels "
+            f"{kept}"
         )
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
         if self.counts.rollbacks == self.max_rollbacks or not saved:
@@ -117,7 +118,7 @@ class NonFinite(Callback):
                 "callbacks.non_finite.max_rollbacks=1"
             )
         self.counts.rollbacks += 1
-        say(f"{reason[0].upper()}{reason[1:]}. The weights go back to the last checkpoint's.")
+        say(f"{reason[0].upper()}{reason[1:]}. The weights are reset to the last checkpoint.")
         roll_back(trainer, on_rank_zero(lambda: checkpoints.newest_intact(folder)))
 
 

@@ -23,13 +23,13 @@ def grey_values(run: PlannedRun) -> Iterator[Remark]:
     elif set(values) <= {0, 1, 255} and 1 in values:
         # a cast turns -1 into 255; masks of 0 and 255 alone are fine
         yield error(
-            f"the images hold the grey values {', '.join(map(str, values))} alone, as floats do "
+            f"the images contain only the grey values {', '.join(map(str, values))}, like floats "
             "that were cast to bytes; scale them to 0..255 before the cast"
         )
     elif high - low < NARROW:
         yield warning(
             f"grey values lie between {low} and {high} in a sample of {len(run.sample)} images, "
-            "and networks and metrics take 0 as black and 255 as white; stretch them when they "
+            "but networks and metrics take 0 as black and 255 as white; stretch them when they "
             "are read"
         )
 
@@ -41,8 +41,8 @@ def blank_images(run: PlannedRun) -> Iterator[Remark]:
     blank = int((low == high).sum())
     if blank > MANY * len(images) and images.shape[2:] != (1, 1):  # one pixel has none
         yield warning(
-            f"{blank} of {len(images)} training images are of one grey value throughout, and the "
-            "model will draw such; leave them out of the data"
+            f"{blank} of {len(images)} training images have a single grey value, and the model "
+            "will generate such images; remove them from the data"
         )
 
 
@@ -56,8 +56,8 @@ def channels(run: PlannedRun) -> Iterator[Remark]:
             else "read them with one channel, native_shape=(1, H, W)"
         )
         yield advice(
-            f"all three channels of {len(images)} sampled images are equal, so that one is enough "
-            f"and trains faster; {remedy}"
+            f"all three channels of {len(images)} sampled images are equal, so one is enough and "
+            f"trains faster; {remedy}"
         )
 
 
@@ -68,9 +68,9 @@ def classes(run: PlannedRun) -> Iterator[Remark]:
     for split, labels in (("training", data.train_labels()), ("test", data.test_labels())):
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < count:
             yield error(
-                f"{split} labels go from {labels.min()} to {labels.max()}, and there are {count} "
+                f"{split} labels go from {labels.min()} to {labels.max()}, but there are {count} "
                 f"classes, 0 to {count - 1} (label {count} would silently mean no class); number "
-                "the labels from 0, or name all classes in class_names"
+                "the labels from 0, or list all classes in class_names"
             )
             return
     if count < 2:
@@ -79,8 +79,8 @@ def classes(run: PlannedRun) -> Iterator[Remark]:
     empty = [names[label] for label in (sizes == 0).nonzero().flatten().tolist()]
     if empty:
         yield warning(
-            f"{some(empty)} {'has' if len(empty) == 1 else 'have'} no training images, and samples "
-            "of every class are drawn; leave such classes out of class_names, or add images"
+            f"{some(empty)} {'has' if len(empty) == 1 else 'have'} no training images, but samples "
+            "of every class are drawn; remove such classes from class_names, or add images"
         )
     smallest, largest = int(sizes[sizes > 0].min()), int(sizes.max())
     if largest > UNEVEN * smallest:
@@ -88,7 +88,7 @@ def classes(run: PlannedRun) -> Iterator[Remark]:
         yield warning(
             f"class sizes differ by a factor of {largest / smallest:.1f} "
             f"({names[int(sizes.argmax())]}: {largest}, the smallest: {smallest}): rare classes "
-            "are learned worse, and samples are drawn evenly, unlike the reference of the FID; "
+            "are learned less well, and samples are drawn evenly, unlike the reference of the FID; "
             f"{evenly}balance the data"
         )
 
@@ -99,8 +99,8 @@ def duplicates(run: PlannedRun) -> Iterator[Remark]:
     copies = len(images) - len(set(images))
     if copies > MANY * len(images):
         yield warning(
-            f"{copies} of {len(images)} training images are exact copies of others, and what is "
-            "seen more often is memorised first; remove them from the data"
+            f"{copies} of {len(images)} training images are exact copies of others, and repeated "
+            "images are memorised first; remove them from the data"
         )
 
 
@@ -111,8 +111,8 @@ def overlap(run: PlannedRun) -> Iterator[Remark]:
     shared = sum(digest in known for digest in test)
     if shared > MANY * len(test):
         yield warning(
-            f"{shared} of {len(test)} test images are trained on too, so that the held-out loss "
-            "and the FID of real images are too good; split the data anew"
+            f"{shared} of {len(test)} test images are also training images, so the held-out loss "
+            "and the FID of real images are too low; split the data again"
         )
 
 

@@ -24,7 +24,7 @@ class Status(StrEnum):
     SKIPPED = "skipped"
 
 
-# a status and a sentence; a check that yields no remark has found nothing wrong
+# a status and a sentence; a check without a remark has found nothing wrong
 Remark = tuple[Status, str]
 
 
@@ -60,7 +60,7 @@ def part(refusal: str) -> Callable[[Callable[[Any], Part]], cached_property[Part
                 run.refusals[refusal] = sentence(error)
             except torch.OutOfMemoryError:
                 run.refusals[refusal] = (
-                    "a few steps do not fit into the device's memory; write a smaller "
+                    "a training step does not fit into the device's memory; write a smaller "
                     "micro_batch_size, or wait until the device is free"
                 )
             raise Missing

@@ -33,8 +33,8 @@ def time(run: PlannedRun) -> Iterator[Remark]:
     total = plan.training + evaluation
     if evaluation > max(EVALUATION_SHARE * total, EVALUATION_SECONDS) and run.task.metrics:
         yield advice(
-            f"evaluation and grids take {evaluation / total:.0%} of the time; write fewer "
-            "metrics.num_samples or sampler.steps, or a smaller metrics.reference_size"
+            f"evaluation and grids take {evaluation / total:.0%} of the time; reduce "
+            "metrics.num_samples, sampler.steps or metrics.reference_size"
         )
 
 
@@ -50,7 +50,7 @@ def memory(run: PlannedRun) -> Iterator[Remark]:
     remedy = f"micro_batch_size={fitting[-1]}" if fitting else "a smaller backbone"
     yield (error if needed > free else warning)(
         f"training needs about {needed / 1e9:.1f} GB, {image * micro / 1e9:.1f} of them for "
-        f"{micro} images at once, and {free / 1e9:.1f} GB are free; write {remedy}"
+        f"{micro} images at once, but {free / 1e9:.1f} GB are free; write {remedy}"
     )
 
 
@@ -59,7 +59,9 @@ def disk(run: PlannedRun) -> Iterator[Remark]:
     run_dir = Path(run.cfg.run_dir or OUTPUTS)
     place, writable = existing(run_dir)
     if not writable:
-        yield error(f"{run_dir} cannot be made, as {place} cannot be written to; write run_dir=...")
+        yield error(
+            f"{run_dir} cannot be created, as {place} cannot be written to; write run_dir=..."
+        )
         return
     checkpoints = COPIES * CHECKPOINT_BYTES * run.cost.params
     # an upper bound, as PNG compresses
@@ -68,8 +70,8 @@ def disk(run: PlannedRun) -> Iterator[Remark]:
     if needed > free:
         yield error(
             f"the run writes about {needed / 1e9:.1f} GB, {checkpoints / 1e9:.1f} of them for "
-            f"checkpoints, and {free / 1e9:.1f} GB are free at {place}; write run_dir=... "
-            "elsewhere"
+            f"checkpoints, but {free / 1e9:.1f} GB are free at {place}; write run_dir=... for "
+            "another disk"
         )
 
 
@@ -78,8 +80,8 @@ def cache(run: PlannedRun) -> Iterator[Remark]:
     metrics = run.task.metrics
     if metrics is not None and not existing(Path(metrics.cache_dir))[1]:
         yield advice(
-            f"{metrics.cache_dir} cannot be written to, so that every run computes the features "
-            "of the training images anew; write metrics.cache_dir=... or another data.source.root"
+            f"{metrics.cache_dir} cannot be written to, so every run computes the features of the "
+            "training images again; write metrics.cache_dir=... or another data.source.root"
         )
 
 

@@ -37,7 +37,7 @@ def data_std(run: PlannedRun) -> Iterator[Remark]:
         key = max(wrong, key=lambda name: wrong[name])
         remedy = " ".join(f"{key}={std:.2f}" for key in wrong)
         yield (warning if wrong[key] > FAR_OFF else advice)(
-            f"the data's standard deviation is {std:.2f}, and {key} is {assumed[key]:.2g}; "
+            f"the data's standard deviation is {std:.2f}, but {key} is {assumed[key]:.2g}; "
             f"write {remedy}"
         )
 
@@ -59,7 +59,7 @@ def largest_noise(run: PlannedRun) -> Iterator[Remark]:
             else "the noisiest levels teach nothing"
         )
         yield (warning if few else advice)(
-            f"schedule.sigma_max={sigma:.3g}, and the two sampled images that differ most are "
+            f"schedule.sigma_max={sigma:.3g}, but the two sampled images that differ most are "
             f"{distance:.3g} apart: {why}; write schedule.sigma_max={math.ceil(distance)}"
         )
 
@@ -71,8 +71,8 @@ def schedule_end(run: PlannedRun) -> Iterator[Remark]:
     left = float(end.alpha / end.sigma)
     if not schedule.explodes and left > REMAINING_SIGNAL:
         yield warning(
-            f"the schedule's noisiest level keeps {left:.1%} of the image beside the noise, and "
-            "samples start from noise alone, so that brightness tends to the mean; write "
+            f"the schedule's noisiest level still contains {left:.1%} of the image, but sampling "
+            "starts from pure noise, so brightness tends to the mean; write "
             "schedule=zero_terminal_snr objective=v_prediction, or schedule=ddpm_linear"
         )
 
@@ -84,7 +84,7 @@ def combination(run: PlannedRun) -> Iterator[Remark]:
 
 
 def tokens(run: PlannedRun) -> Iterator[Remark]:
-    """Checks that patches are neither too few to show detail nor too many to pay for."""
+    """Checks that patches are neither too few to show detail nor too many to afford."""
     denoiser, own = run.task.module.denoiser, run.cfg.backbone
     _, height, width = denoiser.image_shape
     count = getattr(denoiser.backbone, "tokens", None)
@@ -106,7 +106,7 @@ def tokens(run: PlannedRun) -> Iterator[Remark]:
     coarser = [patch for patch, n in fitting.items() if patch > own.patch and n <= limit]
     if "heads" in own and count > limit and coarser:
         yield warning(
-            f"{count} patches at width {own.width} spend more on their pairs than on all layers; "
+            f"{count} patches at width {own.width} cost more in attention than in all layers; "
             f"write backbone.patch={coarser[0]}, or backbone=unet"
         )
 
@@ -118,12 +118,14 @@ def labels(run: PlannedRun) -> Iterator[Remark]:
     if not task.module.denoiser.conditioning.conditional:
         return
     if task.datamodule.num_classes == 1:
-        yield advice("all images have one label, which tells nothing; write conditioning=none")
+        yield advice(
+            "all images have the same label, which carries no information; write conditioning=none"
+        )
     elif objective.label_dropout > 0 and guidance.scale == 1 and guidance.weak_run is None:
         yield advice(
             f"objective.label_dropout={objective.label_dropout} trains an unconditional model for "
-            "guidance, and this run is measured without; write guidance=classifier_free, or "
-            "objective.label_dropout=0 if you will never guide it"
+            "guidance, but this run is evaluated without guidance; write guidance=classifier_free, "
+            "or objective.label_dropout=0 if you will never use it"
         )
 
 
@@ -133,17 +135,17 @@ def sampling(run: PlannedRun) -> Iterator[Remark]:
     adaptive = sampler.adaptive
     if sampler.steps < FEW_STEPS and not adaptive:
         yield warning(
-            f"sampler.steps={sampler.steps} draws coarse images, and every figure is of them; "
-            "write sampler.steps=20"
+            f"sampler.steps={sampler.steps} gives coarse samples, on which all metrics are "
+            "measured; write sampler.steps=20"
         )
     if sampler.steps > MANY_STEPS and not adaptive:
         yield advice(
-            f"sampler.steps={sampler.steps} is slow for every grid and figure, and "
-            "sampler=dpm_solver sampler.steps=20 comes close; keep it if DDPM is to be reproduced"
+            f"sampler.steps={sampler.steps} makes every grid and evaluation slow, and "
+            "sampler=dpm_solver sampler.steps=20 comes close; keep it to reproduce DDPM"
         )
     if guidance.scale > LARGE_SCALE:
         yield warning(
-            f"guidance.scale={guidance.scale} saturates pixels and costs variety; write "
+            f"guidance.scale={guidance.scale} saturates pixels and reduces variety; write "
             "guidance.scale=2, and try others afterwards with `diffusion-lab sample-sweep`"
         )
 

@@ -32,7 +32,7 @@ SAMPLE = 1000  # images, enough to know a standard deviation to about 1 %
 TIMED_STEPS = 3
 FEATURE_IMAGES = 64  # batch of the feature extractor, as in the metrics
 STATE_BYTES = 20  # per parameter in float32: weight, gradient, Adam's two moments, average
-UNMEASURED = "not measured: speed=false, no such precision outside of training, or no memory for it"
+UNMEASURED = "not measured: speed=false, a precision for training only, or too little memory"
 
 
 class Memory(NamedTuple):

@@ -95,17 +95,18 @@ def lines_of(facts: Facts) -> list[str]:
         )
     if "parameters" in facts:
         lines.append(
-            f"Model: {amount(facts['parameters'])} parameters, {amount(facts['macs'])} MACs a call"
+            f"Model: {amount(facts['parameters'])} parameters, {amount(facts['macs'])} MACs per "
+            "network call"
         )
     if "epochs" in facts:
         limited = facts["steps"] < facts["max_steps"]
-        limit = f" of {facts['max_steps']:,}, as trainer.max_time ends it," if limited else ","
+        limit = f" of {facts['max_steps']:,} (until trainer.max_time)," if limited else ","
         passes = facts["epochs"]
         passes = f"{passes:,.0f}" if passes >= 100 else f"{passes:.2g}"
         lines += [
             f"Batch: {facts['batch']}",
             f"Run: {'about ' if limited else ''}{facts['steps']:,} steps{limit} "
-            f"{amount(facts['images_seen'])} images, {passes} times each",
+            f"{amount(facts['images_seen'])} images, each seen {passes} times",
         ]
     if "device" in facts:
         lines += ["Device: " + ", ".join(facts[n] for n in ("device", "precision") if n in facts)]
@@ -115,9 +116,9 @@ def lines_of(facts: Facts) -> list[str]:
         lines.append(f"W&B: {facts['wandb']}")
     if "training_seconds" in facts:
         drawing = facts["drawing_seconds"]
-        drawn = "not known" if drawing is None else duration(drawing)
+        drawn = "an unknown time" if drawing is None else duration(drawing)
         lines.append(
-            f"Time, about: {duration(facts['training_seconds'])} of training, {drawn} of drawing, "
-            f"{duration(facts['features_seconds'])} for the metrics' features"
+            f"Estimated time: {duration(facts['training_seconds'])} for training, {drawn} for "
+            f"sampling, {duration(facts['features_seconds'])} for features of the metrics"
         )
     return lines

@@ -23,8 +23,8 @@ def batch(run: PlannedRun) -> Iterator[Remark]:
     size, images = run.batch.batch_size, len(run.data.train_images())
     if size > images:
         yield warning(
-            f"batch_size={size} is more than the {images} images trained on, so that a step sees "
-            f"some twice; write batch_size={2 ** (images.bit_length() - 1)} or less"
+            f"batch_size={size} is more than the {images} training images, so a step sees some "
+            f"twice; write batch_size={2 ** (images.bit_length() - 1)} or less"
         )
 
 
@@ -36,13 +36,13 @@ def epochs(run: PlannedRun) -> Iterator[Remark]:
         steps = -(-images // run.cfg.batch_size)
         longer = "a longer trainer.max_time" if limited else f"trainer.max_steps={steps} or more"
         yield advice(
-            f"the run sees {run.images_seen} images{' in its time here' if limited else ''}, "
-            f"not even once each of {images}; write {longer}"
+            f"the run sees {run.images_seen} images{' in its time limit' if limited else ''}, "
+            f"fewer than the {images} training images; write {longer}"
         )
 
 
 def memorization(run: PlannedRun) -> Iterator[Remark]:
-    """Looks for images so few and seen so often that the model can learn them by heart."""
+    """Looks for images so few and seen so often that the model can memorise them."""
     images = len(run.data.train_images())
     passes = run.images_seen / images
     if images >= FEW_IMAGES or passes < MANY_EPOCHS:
@@ -55,7 +55,7 @@ def memorization(run: PlannedRun) -> Iterator[Remark]:
     )
     yield (advice if augmented else warning)(
         f"a network of {run.cost.params / 1e6:.1f}M parameters sees {images} images "
-        f"{passes:,.0f} times each and may copy them; {remedy}look afterwards with "
+        f"{passes:,.0f} times each and may copy them; {remedy}check the result with "
         "`diffusion-lab memorization run=...`"
     )
 
@@ -65,7 +65,7 @@ def weight_averaging(run: PlannedRun) -> Iterator[Remark]:
     average = run.callback(EMA)
     if average is None:
         yield advice(
-            "weights are not averaged, which costs samples much of their quality; leave out "
+            "weights are not averaged, which makes samples much worse; remove "
             "callbacks.weight_averaging=null"
         )
         return
@@ -74,8 +74,8 @@ def weight_averaging(run: PlannedRun) -> Iterator[Remark]:
         half_life = min(half_life, average.ramp * seen)
     if half_life > AVERAGE_SHARE * seen:
         yield warning(
-            f"the average of weights has a half-life of {half_life:,.0f} images, and the run sees "
-            f"{seen:,}, so that samples come from weights near the initial ones; write "
+            f"the average of weights has a half-life of {half_life:,.0f} images, but the run sees "
+            f"{seen:,}, so samples come from weights near the initial ones; write "
             "callbacks.weight_averaging.ramp=0.05"
         )
 
@@ -108,11 +108,11 @@ def precision(run: PlannedRun) -> Iterator[Remark]:
     if run.precision == "16-mixed":
         yield warning(
             "trainer.precision=16-mixed overflows above 65504, and `sample` and `evaluate` do not "
-            "take it; write trainer.precision=auto, which is bf16-mixed where that is fast"
+            "support it; write trainer.precision=auto, which is bf16-mixed where that is fast"
         )
     elif run.precision == "bf16-mixed" and not has_fast_bf16(run.device):
         yield advice(
-            f"this {run.device.type} only emulates bf16, slower than float32; write "
+            f"this {run.device.type} only emulates bf16, which is slower than float32; write "
             "trainer.precision=auto"
         )
 
@@ -122,7 +122,7 @@ def validation(run: PlannedRun) -> Iterator[Remark]:
     every, steps = run.cfg.validate_every_n_steps, run.steps
     if steps // every < FEW_VALIDATIONS and steps >= FEW_VALIDATIONS:
         yield advice(
-            f"the held-out loss is measured every {every} steps of {steps}, too seldom for a "
+            f"the held-out loss is measured every {every} of {steps} steps, too rarely for a "
             f"curve; write validate_every_n_steps={max(1, steps // 10)}"
         )
 
@@ -131,7 +131,7 @@ def evaluation(run: PlannedRun) -> Iterator[Remark]:
     """Checks that metrics are measured if the images allow it."""
     if run.task.metrics is None and run.datamodule.native_shape[0] in (1, 3):
         yield advice(
-            "no FID or KID is measured; leave out callbacks.evaluation=null, or run "
+            "FID and KID are not measured; remove callbacks.evaluation=null, or run "
             "`diffusion-lab evaluate run=...` afterwards"
         )
 
@@ -151,25 +151,24 @@ def sample_counts(run: PlannedRun) -> Iterator[Remark]:
     reference, test = len(metrics.reference_ids(data)), len(data.test_images())
     if reference < width:
         yield warning(
-            f"the reference has {reference} images for {width} features, so that its covariance "
-            "is singular; write metrics.reference_size=null, or read KID where the data have no "
-            "more"
+            f"the reference has {reference} images for {width} features, so its covariance is "
+            "singular; write metrics.reference_size=null, or use KID if the data have no more"
         )
     if samples <= width:
         yield advice(
-            f"metrics.num_samples={samples} makes a singular covariance of {width} features, and "
-            f"FID is mostly bias; read KID, or write metrics.num_samples={4 * width}"
+            f"metrics.num_samples={samples} gives a singular covariance of {width} features, so "
+            f"FID is mostly bias; use KID, or write metrics.num_samples={4 * width}"
         )
     if samples > MOST_SAMPLES:
         yield advice(
-            f"metrics.num_samples={samples} is more than any published figure's; write "
+            f"metrics.num_samples={samples} is more than any published FID uses; write "
             f"metrics.num_samples={MOST_SAMPLES}"
         )
     if samples > test:
         yield advice(
-            f"metrics.num_samples={samples} is more than the {test} test images, so that the "
-            f"FID of real images is of fewer than the figure and is too high; write "
-            f"metrics.num_samples={test} to compare them"
+            f"metrics.num_samples={samples} is more than the {test} test images, so the FID of "
+            f"real images, measured on fewer, is too high to compare; write "
+            f"metrics.num_samples={test}"
         )
 
 

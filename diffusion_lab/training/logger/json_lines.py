@@ -23,7 +23,7 @@ class JSONLines(Logger):
         super().__init__()
         self.path = path
         self.clock = clock
-        self.count = 0  # rows logged so far
+        self.count = 0  # number of logged rows
         self._unwritten: list[str] = []
 
     @property

@@ -12,7 +12,7 @@ REACH_SECONDS = 2.0  # how long to look for the server before a run goes offline
 def why_offline(mode: str) -> str | None:
     """Returns why a run of this mode does not go to W&B's server, or None if it does."""
     if mode in ("online", "offline"):
-        return "as asked" if mode == "offline" else None
+        return "as requested" if mode == "offline" else None
     if os.environ.get("WANDB_MODE", "online") != "online":
         return f"WANDB_MODE={os.environ['WANDB_MODE']}"
     return why_unreachable()

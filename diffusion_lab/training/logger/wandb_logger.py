@@ -96,7 +96,7 @@ class WandB(WandbLogger):
             self.broken = True
             if self._experiment is None:  # else Lightning would open it again, unguarded
                 self._experiment = object()  # type: ignore[assignment]
-            say(f"W&B failed and is left alone from here on: {error}")
+            say(f"W&B failed and is not used for the rest of this run: {error}")
 
     @rank_zero_only
     def log_hyperparams(self, *arguments: object, **named: object) -> None:
