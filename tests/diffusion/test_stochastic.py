@@ -11,17 +11,18 @@ from helpers.pairs import each_once
 from helpers.refusals import refused
 
 from diffusion_lab.diffusion.estimate import Estimate
-from diffusion_lab.diffusion.noise import jump, posterior
+from diffusion_lab.diffusion.noise import noise_of, posterior
 from diffusion_lab.diffusion.sampler import (
     Ancestral,
     AnnealedLangevin,
     DPMSolver,
+    Euler,
     Heun,
     PredictorCorrector,
     ReverseSDE,
 )
 from diffusion_lab.diffusion.sampler.time_grid import Karras, UniformGrid, UniformLogSNR
-from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, SubVP, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
@@ -131,36 +132,100 @@ def test_ancestral_chain_of_a_gaussian_has_its_known_variance(variance, steps):
     assert x.var().item() == pytest.approx(known, rel=0.04)
 
 
-@pytest.mark.parametrize("steps", [20, 60])
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_sde_chain_of_a_gaussian_has_its_known_variance(eta, steps):
-    """Compares with Euler-Maruyama's linear recursion, under a schedule whose alpha changes."""
+@pytest.mark.parametrize("eta", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_sde_steps_of_any_length_leave_the_noise_of_their_level(schedule, eta):
+    """Also after steps from pure noise, of all lengths: the noise is of variance sigma^2."""
     torch.manual_seed(0)
-    std, schedule, grid = 0.5, DDPMLinear(), UniformLogSNR(0.2, 1000.0)
-    noise = torch.randn(20_000, 1, dtype=torch.float64)
-    x = ReverseSDE(steps, grid, eta)(GaussianMixture([1.0], [0.0], std).denoise, noise, schedule)
+    x0 = torch.full((100_000, 1), 0.7, dtype=torch.float64)
+    for steps in (3, 10, 20):
+        levels = UniformLogSNR()(schedule, steps)
+        noise = levels[0].sigma * torch.randn_like(x0)
+        walk = ReverseSDE(steps, UniformLogSNR(), eta).walk(
+            lambda x, level: Estimate(x0), noise, levels, schedule, torch.randn_like
+        )
+        for state, level in zip(walk, levels[1:-1], strict=False):
+            eps = noise_of(state, x0, level)
+            assert eps.mean().item() == pytest.approx(0, abs=0.015)
+            assert eps.var().item() == pytest.approx(1, abs=0.02)
 
+
+@pytest.mark.parametrize("eta", [0.7, 1.0, 1.5])
+def test_sde_steps_are_those_of_k_diffusion(eta):
+    """Compares with the first-order rule of k-diffusion's SDE solvers, whose eta is eta^2 here."""
+    schedule, steps = VarianceExploding(), 12
+    grid = UniformLogSNR(0.05, 10.0)
     levels = grid(schedule, steps)
-    known = levels[0].sigma.item() ** 2
-    for here, there in pairwise(levels):
-        gain = here.alpha * std**2 / (here.alpha**2 * std**2 + here.sigma**2)  # gain of x0_hat in x
-        eps = (1 - here.alpha * gain) / here.sigma
-        rise = there.logsnr - here.logsnr if there.sigma > 0 else 0.0
-        slope = there.alpha * gain + (there.sigma - eta**2 / 2 * here.sigma * rise) * eps
-        known = (slope**2 * known + eta**2 * here.sigma**2 * rise).item()
-    assert x.var().item() == pytest.approx(known, rel=0.04)
+    start = torch.randn(6, 2, dtype=torch.float64)
+    draws = torch.randn(steps, 6, 2, dtype=torch.float64)
+    denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
+    ours, theirs = iter(draws), iter(draws)
+    walk = ReverseSDE(steps, grid, eta).walk(
+        denoise, levels[0].sigma * start, levels, schedule, lambda x: next(ours)
+    )
+    x = levels[0].sigma * start
+    for state, (here, there) in zip(walk, pairwise(levels), strict=True):
+        x0 = denoise(x, here).x0
+        if there.sigma == 0:
+            x = x0
+        else:
+            h = (here.sigma / there.sigma).log()
+            x = there.sigma / here.sigma * (-(eta**2) * h).exp() * x
+            x = x - torch.expm1(-h - eta**2 * h) * x0
+            x = x + there.sigma * (-torch.expm1(-2 * eta**2 * h)).sqrt() * next(theirs)
+        torch.testing.assert_close(state, x, atol=1e-9, rtol=0)
 
 
-def test_sde_steps_that_are_too_long_are_steps_of_the_ode():
-    """The longest rise of logSNR is 2 sigma_there / sigma_here at eta = 1: no eps is left then."""
-    denoise, schedule = GaussianMixture([1.0], [0.3], STD).denoise, VarianceExploding()
-    x = torch.randn(6, 1, dtype=torch.float64)
-    for ratio, noisy in ((0.55, False), (0.6, True)):  # r + log(r) = 0 at 0.567
-        levels = schedule.at_logsnr(-2 * torch.tensor([1.0, ratio], dtype=torch.float64).log())
-        sampler = ReverseSDE(1, UniformGrid())
-        (state,) = sampler.walk(denoise, x, levels, None, torch.ones_like)
-        ode = jump(x, denoise(x, levels[0]).x0, levels[0], levels[1])
-        assert torch.equal(state, ode) != noisy
+@every_schedule
+def test_sde_steps_are_eulers_without_noise_and_ddpms_at_eta_1(schedule):
+    denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
+    noise, *draws = torch.randn(8, 6, 2, dtype=torch.float64)
+    for eta, other in ((0.0, Euler(7, UniformGrid())), (1.0, Ancestral(7, UniformGrid()))):
+        ends = []
+        for sampler in (ReverseSDE(7, UniformGrid(), eta), other):
+            fresh = iter(draws)
+            ends.append(sampler(denoise, noise, schedule, lambda x, f=fresh: next(f)))
+        torch.testing.assert_close(*ends, atol=1e-9, rtol=0)
+
+
+def frechet_to_mixture(x):
+    """The Frechet distance of points (n, 2) to the mixture's own mean and covariance."""
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
+    mean = weights @ MODES
+    cov = (MODES.T * weights) @ MODES - mean[:, None] * mean + STD**2 * torch.eye(2).double()
+    own = x.T.cov()
+    overlap = torch.linalg.eigvals(own @ cov).real.clamp(min=0).sqrt().sum()
+    return ((x.mean(0) - mean).square().sum() + (own + cov).trace() - 2 * overlap).item()
+
+
+GRIDS = [UniformLogSNR(), UniformGrid(), Karras()]
+FALLING = [
+    pytest.param(
+        schedule,
+        grid,
+        eta,
+        id=f"{type(schedule).__name__}-{type(grid).__name__}-{eta}",
+        marks=[] if (type(grid), eta) == (UniformLogSNR, 1.0) else pytest.mark.slow,
+    )
+    for schedule in [*SCHEDULES, DDPMLinear(), SubVP()]
+    for grid in GRIDS
+    for eta in (0.5, 1.0, 1.5)
+]
+
+
+@pytest.mark.parametrize(("schedule", "grid", "eta"), FALLING)
+def test_points_of_the_reverse_sde_come_nearer_to_the_data_with_every_more_steps(
+    schedule, grid, eta
+):
+    denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
+    distances = []
+    for steps in (5, 10, 20, 40):
+        torch.manual_seed(0)
+        noise = torch.randn(20_000, 2, dtype=torch.float64)
+        distances.append(frechet_to_mixture(ReverseSDE(steps, grid, eta)(denoise, noise, schedule)))
+    for few, more in pairwise(distances):
+        assert more < 0.6 * few  # a quarter in the limit: the error's square, of first order
+    assert distances[-1] < 0.08
 
 
 def test_learned_variance_lies_between_the_logs_of_the_fixed_ones():

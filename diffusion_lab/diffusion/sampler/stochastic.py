@@ -16,26 +16,28 @@ from diffusion_lab.diffusion.sampler.single_step import Variance, ancestral_step
 
 @settings
 class ReverseSDE(Sampler):
-    """Euler-Maruyama for the reverse SDE of any schedule (arXiv:2011.13456).
+    """The reverse SDE of any schedule (arXiv:2011.13456), solved exactly for a constant x0.
 
     dx = x0 d(alpha) + eps d(sigma) - eta^2/2 sigma eps d(logsnr) + eta sigma sqrt(d(logsnr)) z.
-    eta = 1 is the reverse of the forward SDE, eta = 0 the ODE; all share their marginals. Steps too
-    long for the method, the first and the last among them, are Euler steps of the ODE.
+    eta = 1 is the reverse of the forward SDE, eta = 0 the ODE, and a larger eta exchanges more
+    noise; all share their marginals. With x0 kept over a step, eps follows an Ornstein-Uhlenbeck
+    process, so a step of any length leaves the level's own noise:
+    x' = alpha' x0 + sigma' (k eps + sqrt(1 - k^2) z) with k = exp(-eta^2/2 (logsnr' - logsnr)).
+    The error is of first order. At eta = 0 this is `Euler`, and at eta = 1 `Ancestral` with the
+    small variance, which is SDE-DPM-Solver++ of order 1 (arXiv:2211.01095).
     """
 
     eta: Annotated[float, at_least(0)] = 1.0
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):
-            x0 = denoise(x, here).x0
-            drift = self.eta**2 / 2 * here.sigma * (there.logsnr - here.logsnr)
-            after = jump(x, x0, here, there)
-            # Infinite from pure noise and to clean data. A step that would turn eps around is too
-            # long for Euler-Maruyama, whose noise would then be far more than the level's.
-            if 0 < drift <= there.sigma:
-                after = after - drift * noise_of(x, x0, here)
-                after = after + (2 * here.sigma * drift).sqrt() * randn_like(x)
-            x = after
+            # exp(-(logsnr' - logsnr) / 2), which is 0 from pure noise and to clean data
+            decay = here.alpha * there.sigma / (here.sigma * there.alpha)
+            kept = decay**self.eta**2
+            left = NoiseLevel(there.t, there.alpha, kept * there.sigma)
+            x = jump(x, denoise(x, here).x0, here, left)
+            if kept < 1 and there.sigma > 0:
+                x = x + there.sigma * (1 - kept**2).sqrt() * randn_like(x)
             yield x
 
 
