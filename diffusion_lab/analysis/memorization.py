@@ -1,4 +1,4 @@
-"""Memorisation of a trained run: neighbours, FID and loss on training and held-out images."""
+"""Memorisation of a trained run: neighbours, FID and loss on training and test images."""
 
 from pathlib import Path
 
@@ -136,8 +136,9 @@ def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, 
 def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, float]]:
     """The denoising loss by noise level, on equally many training and held-out images."""
     data, model, device = opened.datamodule, opened.model, opened.device
-    count = min(data.validation_size, len(data.train_images()), len(data.test_images()))
-    sides = {"training": data.trained_on(count), "held_out": data.held_out(count)}
+    tested = data.tested_on()
+    count = min(len(tested.labels), len(data.train_labels()))
+    sides = {"training": data.trained_on(count), "held_out": tested}
     means = {}
     for side, (images, labels) in sides.items():
         sums = torch.zeros(VALIDATION_LEVELS, 2)

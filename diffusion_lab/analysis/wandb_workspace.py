@@ -60,10 +60,11 @@ class Dashboard:
                 self._pictures("The same samples in training", "samples"),
                 wr.WeavePanelSummaryTable(table_name=log_names.SAMPLES),
             ],
-            "Held-out images": [
+            "Validation and test images": [
                 self._curve("Loss", "val/loss"),
                 self._curve("Loss by time", "val/loss", x=log_names.SECONDS),
                 self._curve("Loss by noise level", regex="^val_by_level/"),
+                wr.BarPlot(title="Loss of test images", metrics=["test/loss"], **self.grouped),
             ],
             "Training": [
                 self._curve("Loss", "train/loss"),

@@ -18,7 +18,7 @@ class Means(Flag):
     RESUMABLE = auto()  # a run that is resumed may take another value
     IDENTITY = auto()  # a different value makes a different run
     NAMED = auto()  # a study names its runs by values that the command line gives
-    LOSS = auto()  # a different value changes what the held-out loss measures
+    LOSS = auto()  # a different value changes what the validation and test losses measure
     COMPOSITION = auto()  # a different value makes a different composition to `compare`
     COST = auto()  # decides what a model costs
     PATH = auto()  # a file or folder
@@ -35,7 +35,7 @@ TABLE = {
         "batch_size data.fraction data.per_class data.subset_seed data.flip lr_schedule. "
         "autoencoder."
     ),
-    "identity named loss": "data.validation_size",
+    "identity named loss": "data.validate_on",
     # an experiment may choose any of the other keys
     "identity named loss composition": "experiment data. reconstruction.",
     "identity named loss composition cost": "first_stage. schedule. objective.",

@@ -64,11 +64,11 @@ COMMANDS = {
         combines=True,
     ),
     "likelihood": Command(
-        "measure bits per dimension of test images", "analysis.held_out_images:likelihood"
+        "measure bits per dimension of test images", "analysis.on_test_images:likelihood"
     ),
-    "encode": Command("turn images into noise and back", "analysis.held_out_images:encode_images"),
+    "encode": Command("turn images into noise and back", "analysis.on_test_images:encode_images"),
     "inpaint": Command(
-        "fill in the missing part of images", "analysis.held_out_images:inpaint", SAMPLING
+        "fill in the missing part of images", "analysis.on_test_images:inpaint", SAMPLING
     ),
     "export": Command("save a trained model as a folder to share", "runs.export:export"),
     "doctor": Command(

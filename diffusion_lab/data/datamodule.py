@@ -4,7 +4,6 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import lightning
-import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -14,32 +13,35 @@ from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import Flag, Range, optional, settings, share, whole
 from diffusion_lab.data.loader import (
     EncodedImages,
-    HeldOutLoader,
     ImageBatch,
     MomentBatch,
+    PassLoader,
     TensorLoader,
+    micro_batch,
 )
 from diffusion_lab.data.source.base import DataSource, Split
-from diffusion_lab.data.subsets import subset
+from diffusion_lab.data.subsets import VALIDATION_SIZE, stratified, subset, validation_and_rest
 
 ON_DEVICE = Range("auto, true or false", lambda v: isinstance(v, bool) or v == "auto")
-FREE_MEMORY_SHARE = 0.1  # of a GPU's free memory, the most that images take if on_device is auto
 
 
 @settings
 class ImageDataModule(lightning.LightningDataModule):
     """The images of a source, as a model trains on them and metrics compare with them.
 
-    Training uses the training split of `source`, or the part given by `fraction` or `per_class`;
-    metrics always compare with the whole split. The held-out denoising loss uses the first
-    `validation_size` images of the test split. `pad` is the height and width that the model sees.
+    Of the training split of `source`, `validation_size` images are for validation and never trained
+    on (see `validation_and_rest`). Training uses the others, or the part of them given by
+    `fraction` or `per_class`. The denoising loss is measured on `validate_on` validation images in
+    training, and on as many test images at its end. Metrics compare with the whole training split.
+    `pad` is the height and width that the model sees.
     """
 
     source: DataSource
     pad: Annotated[int | None, optional(whole(1).as_in(32))] = None
     flip: Flag = False
     on_device: Annotated[bool | str, ON_DEVICE] = "auto"
-    validation_size: Annotated[int, whole(1).as_in(1000)] = 1000
+    validation_size: Annotated[int | str | None, VALIDATION_SIZE] = "auto"
+    validate_on: Annotated[int, whole(1).as_in(1000)] = 1000
     fraction: Annotated[float | None, optional(share().as_in(0.1))] = None
     per_class: Annotated[int | None, optional(whole(1).as_in(50))] = None
     subset_seed: Annotated[int, whole(0)] = 0
@@ -86,12 +88,20 @@ class ImageDataModule(lightning.LightningDataModule):
         return self._splits[0].labels
 
     def train_images(self) -> Tensor:
-        """The training images, all of the split or the subset: uint8 (N, C, H, W), native size."""
-        return self._trained_on.images
+        """A copy of the images to train on, (N, C, H, W): not for validation, and in the subset."""
+        return self._splits[0].images[self._chosen]
 
     def train_labels(self) -> Tensor:
         """The labels of `train_images`, int64 (N,)."""
-        return self._trained_on.labels
+        return self._splits[0].labels[self._chosen]
+
+    def validation_images(self) -> Tensor:
+        """The validation images in their stratified order, uint8 (V, C, H, W), native size."""
+        return self._validation.images
+
+    def validation_labels(self) -> Tensor:
+        """The labels of `validation_images`, int64 (V,)."""
+        return self._validation.labels
 
     def test_images(self) -> Tensor:
         """The test images, uint8 (N, C, H, W), native size."""
@@ -127,15 +137,25 @@ class ImageDataModule(lightning.LightningDataModule):
                 "smaller number"
             )
 
-    def held_out(self, count: int) -> Split:
+    def first_tests(self, count: int) -> Split:
         """The first `count` test images, padded, and their labels."""
         return Split(self.padded(self.test_images()[:count]), self.test_labels()[:count])
 
     def trained_on(self, count: int) -> Split:
         """A fixed random choice of `count` training images, padded but unflipped, with labels."""
         # not the first, which may all be of one class
-        index = random_places(len(self.train_images()), count)
-        return Split(self.padded(self.train_images()[index]), self.train_labels()[index])
+        index = self._chosen[random_places(len(self._chosen), count)]
+        return Split(self.padded(self._splits[0].images[index]), self._splits[0].labels[index])
+
+    def validated_on(self) -> Split:
+        """The validation images of the validation loss, stratified and padded, and their labels."""
+        images, labels = self._validation
+        return Split(self.padded(images[: self.validate_on]), labels[: self.validate_on])
+
+    def tested_on(self) -> Split:
+        """The test images of the test loss, stratified and padded, and their labels."""
+        index = stratified(self.test_labels(), "test")[: self.validate_on]
+        return Split(self.padded(self.test_images()[index]), self.test_labels()[index])
 
     def prepare_data(self) -> None:
         """Fetches or finds the files of the source; raises DataError."""
@@ -143,9 +163,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Loads all images and takes the subset, so that no error in the data comes later."""
-        _ = self._trained_on
-        if self.source.sizes_vary:
-            self.validation_size = min(self.validation_size, len(self.test_images()))
+        _ = self._chosen
 
     def check_splits(self) -> None:
         """Raises ValueError unless both splits have the shapes and types that `Split` states."""
@@ -153,16 +171,8 @@ class ImageDataModule(lightning.LightningDataModule):
 
     @property
     def micro_batch(self) -> int:
-        """The number of images in a rank's forward pass: global batch / (accumulation x ranks)."""
-        trainer = self.attached_trainer
-        batch_size = self.trained_module.batch_size
-        micro_batch, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
-        if rest:
-            raise ValueError(
-                f"{trainer.accumulate_grad_batches} micro-batches on each of {trainer.world_size} "
-                f"ranks cannot evenly share a global batch of {batch_size}"
-            )
-        return micro_batch
+        """The number of images in a rank's forward pass."""
+        return micro_batch(self.attached_trainer, self.trained_module.batch_size)
 
     @property
     def attached_trainer(self) -> Trainer:
@@ -178,16 +188,16 @@ class ImageDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> TensorLoader:
         """Returns the endless training stream, starting after the samples of earlier steps."""
         trainer, module = self.attached_trainer, self.trained_module
-        device, encoded = trainer.strategy.root_device, self.encoded
-        images = self.padded(self.train_images()) if encoded is None else encoded.moments
-        mirrored = None if encoded is None else encoded.mirrored
-        kept = [images] if mirrored is None else [images, mirrored]
-        if self.on_device is True or (self.on_device == "auto" and _fits(kept, device)):
-            images, *kept = [each.to(device) for each in kept]
-            mirrored = kept[0] if kept else None
+        images, labels, mirrored = *self._splits[0], None
+        if self.encoded is not None:
+            images, labels, mirrored = (
+                self.encoded.moments,
+                self.train_labels(),
+                self.encoded.mirrored,
+            )
         return TensorLoader(
-            images,
-            self.train_labels(),
+            images if self.encoded else self.padded(images),
+            labels,
             self.micro_batch,
             module.seed,
             flip=self.flip,
@@ -195,34 +205,43 @@ class ImageDataModule(lightning.LightningDataModule):
             world=trainer.world_size,
             # a function, as a checkpoint may be restored, or a new epoch begin, in between
             samples_seen=lambda: trainer.global_step * module.batch_size,
-            device=device,
+            device=trainer.strategy.root_device,
+            on_device=self.on_device,
             mirrored=mirrored,
-            batch_type=ImageBatch if encoded is None else MomentBatch,
+            # indices, as a copy of the images to train on would take as much memory again
+            chosen=None if self.encoded else self._chosen,
+            batch_type=MomentBatch if self.encoded else ImageBatch,
         )
 
-    def val_dataloader(self) -> HeldOutLoader:
-        """Loads (images, labels, ids) of held-out images; an id is an index into the test split."""
-        return HeldOutLoader(
-            *self.held_out(self.validation_size),
-            self.micro_batch,
-            rank=self.attached_trainer.global_rank,
-            world=self.attached_trainer.world_size,
-        )
+    def val_dataloader(self) -> PassLoader:
+        """Loads (images, labels, ids) of `validated_on`; an id is a place among its images."""
+        return self._pass(self.validated_on())
+
+    def test_dataloader(self) -> PassLoader:
+        """Loads (images, labels, ids) of `tested_on`; an id is a place among its images."""
+        return self._pass(self.tested_on())
+
+    def _pass(self, split: Split) -> PassLoader:
+        rank, world = self.attached_trainer.global_rank, self.attached_trainer.world_size
+        return PassLoader(*split, self.micro_batch, rank, world)
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
         return self.source.load()
 
     @cached_property
-    def _trained_on(self) -> Split:
-        whole = self._splits[0]
-        index = subset(whole.labels, self.fraction, self.per_class, self.subset_seed)
-        return whole if index is None else Split(whole.images[index], whole.labels[index])
+    def _divided(self) -> tuple[Tensor, Tensor]:
+        """The places of the validation images and, sorted, of the others in the training split."""
+        return validation_and_rest(self._splits[0].labels, self.validation_size)
 
+    @cached_property
+    def _validation(self) -> Split:
+        return Split(*(part[self._divided[0]] for part in self._splits[0]))
 
-def _fits(tensors: list[Tensor], device: torch.device) -> bool:
-    """Whether the tensors leave enough of an accelerator's memory to the model."""
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return sum(each.nbytes for each in tensors) < FREE_MEMORY_SHARE * free
+    @cached_property
+    def _chosen(self) -> Tensor:
+        """The places of the images to train on in the training split, sorted, int64 (N,)."""
+        rest = self._divided[1]
+        labels = self._splits[0].labels[rest]
+        index = subset(labels, self.fraction, self.per_class, self.subset_seed)
+        return rest if index is None else rest[index]

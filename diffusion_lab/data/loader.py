@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed
 
+FREE_MEMORY_SHARE = 0.1  # of a GPU's free memory, the most that images take if on_device is auto
 ORDER = 0x6F72646572  # separates these draws from others with the same seed
 
 
@@ -49,8 +51,9 @@ class TensorLoader:
 
     Batch i of a rank holds the `batch_size` positions from samples_seen() + (i world + rank) B on;
     `samples_seen` is called whenever an iteration starts. With `flip`, half of the images, chosen
-    by seed and position, are mirrored left to right, or taken from `mirrored`, which is on the same
-    device as `images`: on `device` or on the CPU.
+    by seed and position, are mirrored left to right, or taken from `mirrored`. `chosen` (N,) are
+    indices of the images to use; without it, all are used. `on_device` says whether all images are
+    kept on `device`; "auto" keeps them there if a GPU has memory for them.
     """
 
     images: Tensor
@@ -62,12 +65,23 @@ class TensorLoader:
     world: int = 1
     samples_seen: Callable[[], int] = lambda: 0
     device: torch.device | str = "cpu"
+    on_device: bool | str = "auto"
     mirrored: Tensor | None = None
+    chosen: Tensor | None = None
     batch_type: type[ImageBatch] | type[MomentBatch] = ImageBatch
 
     def __post_init__(self) -> None:
+        kept = [self.images] if self.mirrored is None else [self.images, self.mirrored]
+        if self.on_device is True or (self.on_device == "auto" and fits(kept, self.device)):
+            self.images, *mirrored = [each.to(self.device) for each in kept]
+            self.mirrored = mirrored[0] if mirrored else None
         self.labels = self.labels.to(self.images.device)
         self._epoch, self._order = -1, torch.empty(0)  # the last permutation used
+
+    @property
+    def count(self) -> int:
+        """The number N of images in an epoch."""
+        return len(self.images if self.chosen is None else self.chosen)
 
     def __iter__(self) -> Iterator[ImageBatch | MomentBatch]:
         # a generator: nothing is read before the first batch is asked for
@@ -78,7 +92,7 @@ class TensorLoader:
 
     def batch_at(self, start: int) -> ImageBatch | MomentBatch:
         """The batch at positions start, ..., start + batch_size - 1, on any rank."""
-        count, stop = len(self.images), start + self.batch_size
+        count, stop = self.count, start + self.batch_size
         pieces = []
         while start < stop:
             epoch, offset = divmod(start, count)
@@ -97,17 +111,38 @@ class TensorLoader:
         if epoch != self._epoch:
             # drawn on the CPU, so that every device sees the same order
             generator = torch.Generator().manual_seed(mix_seed(self.seed, ORDER, epoch))
-            count = len(self.images)
-            index = torch.randperm(count, generator=generator)
-            mirrored = torch.randint(2, (count,), generator=generator)
+            index = torch.randperm(self.count, generator=generator)
+            mirrored = torch.randint(2, (self.count,), generator=generator)
+            if self.chosen is not None:
+                index = self.chosen[index]
             self._order = torch.stack([index, mirrored]).to(self.images.device)
             self._epoch = epoch
         return self._order
 
 
-class HeldOutLoader:
-    """A pass over the images in order, as (images, labels, ids); each rank has a range of the ids.
+def micro_batch(trainer: Trainer, batch_size: int) -> int:
+    """The number of images in a rank's forward pass: global batch / (accumulation x ranks)."""
+    micro, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
+    if rest:
+        raise ValueError(
+            f"{trainer.accumulate_grad_batches} micro-batches on each of {trainer.world_size} "
+            f"ranks cannot evenly share a global batch of {batch_size}"
+        )
+    return micro
 
+
+def fits(tensors: list[Tensor], device: torch.device | str) -> bool:
+    """Whether the tensors leave enough of an accelerator's memory to the model."""
+    if torch.device(device).type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(each.nbytes for each in tensors) < FREE_MEMORY_SHARE * free
+
+
+class PassLoader:
+    """A pass over validation or test images, as (images, labels, ids).
+
+    Each rank has a range of the ids, which are the places of the images.
     All ranks have equally many batches, none of them empty, so that collective operations pair up;
     the last batch of a rank may be larger than `batch_size` by one.
     """
@@ -118,7 +153,8 @@ class HeldOutLoader:
         count = len(images)
         if count < world:
             raise UserError(
-                f"{count} held-out images are too few for {world} processes; hold out more"
+                f"{count} validation or test images are too few for {world} processes; write a "
+                "larger data.validation_size, or data.validate_on"
             )
         self.images = images
         self.labels = labels

@@ -10,7 +10,11 @@ from diffusion_lab.metrics.feature_distances import FID, KID, ClassFID
 from diffusion_lab.metrics.metric import LOWER, REAL, Metric, Quantity
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 
-HELD_OUT = Quantity("held_out_loss", "Held-out loss", "denoising loss of test images", LOWER)
+TEST_LOSS = Quantity("test_loss", "Test loss", "denoising loss of test images", LOWER)
+# runs may have been chosen by it, so compositions are not judged by it
+VALIDATION_LOSS = Quantity(
+    "validation_loss", "Validation loss", "denoising loss of validation images", LOWER, judged=False
+)
 VALIDATION = {"val/loss": False, "val/psnr": True, "val/ssim": True}  # whether higher is better
 # all metrics of the package, in the order in which they are measured and reported
 BUILT_IN: tuple[type[Metric], ...] = (
@@ -24,7 +28,7 @@ BUILT_IN: tuple[type[Metric], ...] = (
 )
 QUANTITIES = (
     *(quantity for metric in BUILT_IN for quantity in metric.quantities),
-    HELD_OUT,
+    TEST_LOSS,
     COPIES,
     PIXEL_COPIES,
 )

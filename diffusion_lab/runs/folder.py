@@ -24,7 +24,7 @@ from diffusion_lab.runs.lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 ABANDONED = ".abandoned"  # folder beside a study's runs for those that ended without a checkpoint
-FORMAT = 2  # format of run folders and exports; raise it if older versions could not read them
+FORMAT = 3  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 
 
@@ -151,8 +151,10 @@ def load_config(folder: str | Path) -> DictConfig:
     if written_by.get("format") != FORMAT:
         version = written_by.get("version", "0.1")
         raise UserError(
-            f"{folder} was written by diffusion-lab {version} in a format that this version, "
-            f"{diffusion_lab.__version__}, cannot read; open it with diffusion-lab {version}"
+            f"{folder} was written by diffusion-lab {version} in format "
+            f"{written_by.get('format', 1)} of run folders, and this version, "
+            f"{diffusion_lab.__version__}, reads format {FORMAT}; open it with the version that "
+            "wrote it, or train the model again"
         )
     OmegaConf.set_struct(cfg, True)
     first_stage = cfg.get("first_stage", {})  # an autoencoder's run has none

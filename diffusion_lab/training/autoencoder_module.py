@@ -24,6 +24,8 @@ BEST_PSNR = 100.0  # dB, for an exact reconstruction instead of infinity
 class AutoencoderModule(TrainedModule):
     """Trains autoencoder and discriminator together, on gradients of one loss, by one optimiser."""
 
+    shown = "psnr"
+
     def __init__(
         self, autoencoder: Autoencoder, loss: ReconstructionLoss, optimization: Optimization
     ):
@@ -78,7 +80,7 @@ class AutoencoderModule(TrainedModule):
         self.sums: list[Tensor] = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        """Adds up the metrics and moments of held-out images."""
+        """Adds up the metrics and moments of validation or test images."""
         images = batch[0]
         moments = self.autoencoder.moments(to_float(images))
         latents = self.autoencoder.mean(moments)
@@ -94,19 +96,19 @@ class AutoencoderModule(TrainedModule):
         sums = [each.double() for each in sums]
         self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
 
-    def on_validation_epoch_end(self) -> None:
+    def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
         reduced = [self.trainer.strategy.reduce(each, reduce_op="sum") for each in self.sums]
         (count, psnr, ssim), first, second, observed = reduced
         count = count.item()
-        metrics = {"val/psnr": psnr.item() / count}
+        metrics: dict[str, Tensor | float] = {f"{split}/psnr": psnr.item() / count}
         if not ssim.isnan():
-            metrics["val/ssim"] = ssim.item() / count
+            metrics[f"{split}/ssim"] = ssim.item() / count
         bottleneck = self.autoencoder.metrics(observed, round(count))
-        metrics |= {f"val/{name}": value for name, value in bottleneck.items()}
+        metrics |= {f"{split}/{name}": value for name, value in bottleneck.items()}
         mean, std = moments_of(first, second, count * math.prod(self.autoencoder.latent_shape[1:]))
         for channel, (m, s) in enumerate(zip(mean.tolist(), std.tolist(), strict=True)):
-            metrics |= {f"val_latent/mean{channel}": m, f"val_latent/std{channel}": s}
-        self.report_held_out(metrics, "val/psnr")
+            metrics |= {f"{split}_latent/mean{channel}": m, f"{split}_latent/std{channel}": s}
+        return metrics
 
 
 def quality(images: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,10 @@ class AutoencoderTask(Task):
             metrics=results,
         )
         saving.save_autoencoder(autoencoder, facts, folder / saving.FIRST_STAGE_FILE)
-        bottleneck = {name: value for name, value in results.items() if name.startswith("val/")}
-        for name, value in bottleneck.items():
-            say(f"{name.removeprefix('val/')} {value:.4g} on {data.validation_size} test images")
+        count = len(data.tested_on().labels)
+        for name, value in results.items():
+            if name.startswith("test/"):
+                say(f"{name.removeprefix('test/')} {value:.4g} on {count} test images")
         say(f"First stage: {folder / saving.FIRST_STAGE_FILE}")
 
 

@@ -33,12 +33,14 @@ from diffusion_lab.diffusion.objective import BatchShare, Objective
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.training.module import Optimization, TrainedModule
 
-VALIDATION_LEVELS = 10  # the held-out loss is reported at t = 0.05, 0.15, ..., 0.95
-VALIDATION_SEED = 0  # a held-out image has the same noise in every run, whatever its seed
+VALIDATION_LEVELS = 10  # the validation loss is reported at t = 0.05, 0.15, ..., 0.95
+VALIDATION_SEED = 0  # an image has the same noise in every run, whatever its seed
 
 
 class DiffusionModule(TrainedModule):
     """Encodes images, trains on the loss of an `Objective`, validates and optimises."""
+
+    shown = "loss"
 
     def __init__(
         self,
@@ -101,22 +103,22 @@ class DiffusionModule(TrainedModule):
 
     def on_validation_epoch_start(self) -> None:
         # sum and count of the losses at each level
-        self.held_out = torch.zeros(VALIDATION_LEVELS, 2, device=self.device)
+        self.level_sums = torch.zeros(VALIDATION_LEVELS, 2, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        """Adds up the losses of held-out images by level."""
+        """Adds up the losses of validation or test images by level."""
         images, labels, ids = batch
         x0 = self.first_stage.encode(images)
-        self.held_out += losses_by_level(self.objective, self.denoiser, x0, labels, ids)
+        self.level_sums += losses_by_level(self.objective, self.denoiser, x0, labels, ids)
 
-    def on_validation_epoch_end(self) -> None:
+    def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
         # reduced once and by hand: a rank whose share lacks a level must not wait for the others
-        total, count = self.trainer.strategy.reduce(self.held_out, reduce_op="sum").unbind(1)
-        losses = {"val/loss": total.sum() / count.sum()}
+        total, count = self.trainer.strategy.reduce(self.level_sums, reduce_op="sum").unbind(1)
+        losses: dict[str, Tensor | float] = {f"{split}/loss": total.sum() / count.sum()}
         for index in count.nonzero().flatten().tolist():
-            name = f"val_by_level/t{(index + 0.5) / VALIDATION_LEVELS:.2f}"
+            name = f"{split}_by_level/t{(index + 0.5) / VALIDATION_LEVELS:.2f}"
             losses[name] = total[index] / count[index]
-        self.report_held_out(losses, "val/loss")
+        return losses
 
 
 def losses_by_level(

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import lightning
 import torch
@@ -24,7 +24,7 @@ from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.context import RunContext
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
-HELD_OUT = "held_out"  # checkpoint key: the step of the last validation, and its metrics
+VALIDATION = "validation"  # checkpoint key: the step of the last validation, and its metrics
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class TrainedModule(lightning.LightningModule, ABC):
     `training.train` sets `context`, which holds the objects that callbacks share.
     """
 
+    shown: ClassVar[str]  # the validation metric in the progress bar, without val/
     context: RunContext
 
     def __init__(self, optimization: Optimization):
@@ -58,7 +59,8 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.lr_schedule = optimization.lr_schedule
         self.batch_size = optimization.batch_size
         self.seed = optimization.seed
-        self.held_out_metrics: dict[str, float] = {}
+        self.validation_metrics: dict[str, float] = {}
+        self.test_metrics: dict[str, float] = {}
         self.validated_step = -1
         self.bad_steps = BadSteps()
 
@@ -104,24 +106,45 @@ class TrainedModule(lightning.LightningModule, ABC):
         torch.manual_seed(mix_seed(self.seed, TRAINING, trainer.global_step * shares + share))
         return share, shares
 
-    def report_held_out(self, metrics: dict[str, Tensor | float], shown: str) -> None:
-        """Stores and logs validation metrics; `shown` names the one for the progress bar."""
-        self.held_out_metrics = {name: float(value) for name, value in metrics.items()}
+    @abstractmethod
+    def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
+        """The metrics of a pass over all validation or test images, named `<split>/...`."""
+
+    def on_validation_epoch_end(self) -> None:
+        """Stores and logs the metrics of validation images."""
+        self.validation_metrics = self.logged(self.metrics_of_pass("val"))
         self.validated_step = self.trainer.global_step
-        self.log(shown, self.held_out_metrics[shown], prog_bar=True, logger=False)
+        shown = f"val/{self.shown}"
+        self.log(shown, self.validation_metrics[shown], prog_bar=True, logger=False)
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Does to test images what validation does."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Stores and logs the metrics of test images."""
+        self.test_metrics = self.logged(self.metrics_of_pass("test"))
+
+    def logged(self, metrics: dict[str, Tensor | float]) -> dict[str, float]:
+        """The metrics as plain numbers, once they are written to the loggers."""
+        numbers = {name: float(value) for name, value in metrics.items()}
         for logger in self.loggers:  # Lightning would label them with the step before
-            logger.log_metrics(self.held_out_metrics, step=self.validated_step)
+            logger.log_metrics(numbers, step=self.trainer.global_step)
+        return numbers
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Saves the held-out metrics, which are not measured twice for the same weights."""
-        checkpoint[HELD_OUT] = (self.validated_step, self.held_out_metrics)
+        """Saves the validation metrics, which are not measured twice for the same weights."""
+        checkpoint[VALIDATION] = (self.validated_step, self.validation_metrics)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Restores the held-out metrics that `on_save_checkpoint` saved.
+        """Restores the validation metrics that `on_save_checkpoint` saved.
 
         Raises UserError if the optimiser had other groups of parameters.
         """
-        self.validated_step, self.held_out_metrics = checkpoint[HELD_OUT]
+        self.validated_step, self.validation_metrics = checkpoint[VALIDATION]
         (saved,) = checkpoint["optimizer_states"]
         groups = saved["param_groups"], self.optimizer().param_groups
         before, now = ([len(group["params"]) for group in each] for each in groups)

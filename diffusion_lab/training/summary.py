@@ -31,7 +31,8 @@ def summarise(
         "parameters": sum(p.numel() for p in task.network.parameters()),
         "precision": trainer.precision,
         "ranks": trainer.world_size,
-        "training_images": len(task.datamodule.train_images()),
+        "training_images": len(task.datamodule.train_labels()),
+        "validation_images": len(task.datamodule.validation_labels()),
         "metrics": metrics_of(task),
         "protocol": prepared.protocol if prepared else None,
         "sampling": sampling_of_metrics(cfg, context.measured_by),
@@ -51,9 +52,10 @@ def sampling_of_metrics(cfg: DictConfig, measured_by: Callback | None) -> Sampli
 
 
 def metrics_of(task: Task) -> dict[str, float]:
-    """The metrics of the final weights, including the held-out ones."""
-    results = task.module.context.results
-    return (task.with_ceiling(results) if results else {}) | task.module.held_out_metrics
+    """The metrics of the final weights, including the losses of validation and test images."""
+    module = task.module
+    results = task.with_ceiling(module.context.results) if module.context.results else {}
+    return results | module.validation_metrics | module.test_metrics
 
 
 def say_result(task: Task) -> None:

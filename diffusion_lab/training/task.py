@@ -15,7 +15,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.training.callbacks import EMA, Checkpoint, Evaluation
+from diffusion_lab.training.callbacks import EMA, Checkpoint, Evaluation, MedianPruning
 from diffusion_lab.training.module import TrainedModule
 
 
@@ -39,6 +39,20 @@ class Task(ABC):
     @abstractmethod
     def compile(self) -> None:
         """Compiles the costly modules in place, so that checkpoints keep their keys."""
+
+    def check_validation(self, cfg: DictConfig) -> None:
+        """Raises UserError if the run selects by validation images, and none are kept."""
+        if len(self.datamodule.validation_labels()):
+            return
+        metric = str(cfg.optimized_metric)
+        selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
+        if any(isinstance(callback, MedianPruning) for callback in self.callbacks):
+            selecting.append("callbacks.pruning")
+        if selecting:
+            raise UserError(
+                f"{selecting[0]} needs validation images, and no training images are kept for "
+                "validation; write data.validation_size=auto or a number"
+            )
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         """Reads the data before a run folder is made; returns entries for its configuration."""

@@ -123,8 +123,9 @@ def prepare(cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task]) ->
     data, cfg = task.datamodule, cfg.copy()
     trainer = build_trainer(cfg, layout, device, [*task.callbacks, interruption])
     read_data(cfg, data)
-    with errors_at(cfg, "data"):
-        data.require_test_images(data.validation_size, "validation_size")
+    task.check_validation(cfg)
+    trainer.limit_val_batches = 1.0 if len(data.validation_labels()) else 0
+    trainer.limit_test_batches = 1.0 if len(data.test_labels()) >= layout.world else 0
     found = task.prepare(device) | {"data.source": data.source.facts()}
     metrics = None
     if task.metrics is not None:
@@ -147,6 +148,9 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
         checkpoint = on_rank_zero(lambda: open_folder(cfg, task, folder))
         runs.save_config(folder, cfg)
         say(f"Run folder: {folder}")
+        data = task.datamodule
+        counts = map(len, (data.train_labels(), data.validation_labels(), data.test_labels()))
+        say("Images: {:,} to train on, {:,} for validation, {:,} to test".format(*counts))
         say(f"Batch: {prepared.layout}")
         for line in task.advice():
             say(f"Advice: {line}")
@@ -228,6 +232,8 @@ def finish(prepared: Prepared) -> None:
         with interruption.at_once():
             if task.module.validated_step != trainer.global_step:
                 trainer.validate(task.module, datamodule=task.datamodule, verbose=False)
+            with task.module.context.clock.stopped():
+                trainer.test(task.module, datamodule=task.datamodule, verbose=False)
             task.module.to(prepared.device)  # Lightning has moved it off the device
             for callback in task.callbacks:
                 if isinstance(callback, Periodic) and callback.at_end:

@@ -17,7 +17,7 @@ from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_cla
 
 
 def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Trains on the whole training split, tests on the test split, and writes `cfg.output`.
+    """Trains on the training images, tests on the test images, and writes `cfg.output`.
 
     Raises UserError if there are no classes to learn, the file exists, or training diverges.
     """
@@ -40,7 +40,7 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError(f"output={path} cannot be created ({error}); choose another") from error
     torch.manual_seed(cfg.seed)
     network = SmallClassifier(datamodule.native_shape, datamodule.num_classes).to(device)
-    fit(network, datamodule.reference_images(), datamodule.reference_labels(), cfg)
+    fit(network, datamodule.train_images(), datamodule.train_labels(), cfg)
     accuracy = accuracy_on(network.eval(), datamodule.test_images(), datamodule.test_labels())
     facts = {
         "shape": list(datamodule.native_shape),

@@ -344,8 +344,8 @@ class TestVerdict:
         fake_group(runs, "dit", [100.0, 110.0])
         fake_group(runs, "eps", [100.0, 110.0], config={"objective": {"_target_": "lab.Other"}})
         (sentence,) = collect([runs]).omitted
-        assert sentence.startswith("Held-out losses are left out: objective, schedule, data or")
-        assert said(runs, "held_out_loss") is None
+        assert sentence.startswith("Denoising losses are left out: objective, schedule, data or")
+        assert said(runs, "test_loss") is None
 
     def test_parts_of_the_data_are_compared_at_equal_size_and_cross(self, runs, tmp_path):
         for fraction, images, ours, theirs in ((0.01, 600, 300, 200), (0.1, 6000, 150, 180)):
@@ -389,7 +389,7 @@ class TestTable:
             fake_group(runs, name, fids, config=config, metrics={f"recall/{NAME}": recall})
         compared(tmp_path)
         rows = list(csv.DictReader((tmp_path / "comparison/pairs.csv").open()))
-        assert [row["metric"] for row in rows] == ["fid", "recall", "held_out_loss"]
+        assert [row["metric"] for row in rows] == ["fid", "recall", "test_loss"]
         fid, recall, _ = rows
         assert (fid["ahead"], fid["behind"], fid["seeds"]) == ("DiT", "UNet", "0 1 2")
         assert (float(fid["gap"]), fid["told_apart"]) == (52, "True")

@@ -28,7 +28,7 @@ def page(tmp_path):
 
 def test_it_is_said_what_no_correction_covers(page, tmp_path):
     holm, several = "Holm&#39;s correction covers", "Several metrics are looked at, and no"
-    # FID and held-out loss each test one pair; recall and KID are the same in every seed
+    # FID and test loss each test one pair; recall and KID are the same in every seed
     text = page.read_text()
     assert (holm in text, several in text) == (False, True)
 
@@ -36,7 +36,7 @@ def test_it_is_said_what_no_correction_covers(page, tmp_path):
     for width, fids in ((1, spread), (2, spread[::-1]), (3, spread[1:] + spread[:1])):
         fake_group(tmp_path / "3", f"w{width}", fids, config={"backbone": {"width": width}})
     for path in (tmp_path / "3").glob("*/summary.json"):
-        path.write_text(path.read_text().replace("val/loss", "other"))
+        path.write_text(path.read_text().replace("test/loss", "other"))
     compare([str(tmp_path / "3")], str(tmp_path / "out"))
     text = (tmp_path / "out/index.html").read_text()
     assert (holm in text, several in text) == (True, False)

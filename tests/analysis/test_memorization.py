@@ -162,11 +162,11 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
             assert picture.width > 300
 
 
-def test_the_held_out_loss_is_that_of_training(lab, run_folder):
+def test_the_loss_of_test_images_is_that_of_training(lab, run_folder):
     logged = json.loads((run_folder / "summary.json").read_text())["metrics"]
     arguments = ["memorization", "run=run", "num_samples=4", "precision=32-true", "json=true"]
     code, out, err = lab(*arguments)
     assert code == 0, err
     measured = json.loads(out.splitlines()[-1])["loss_by_level"]
     for name, losses in measured.items():
-        assert losses["held_out"] == pytest.approx(logged[f"val_by_level/{name}"], rel=0.02)
+        assert losses["held_out"] == pytest.approx(logged[f"test_by_level/{name}"], rel=0.02)

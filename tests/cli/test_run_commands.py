@@ -11,7 +11,7 @@ from helpers.tiny_data import TinyData
 from helpers.tiny_runs import TINY
 from PIL import Image
 
-from diffusion_lab.analysis.held_out_images import REGIONS, missing
+from diffusion_lab.analysis.on_test_images import REGIONS, missing
 from diffusion_lab.cli.arguments import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier

@@ -415,7 +415,7 @@ def test_a_run_augments_training_alone_and_resumes_exactly(lab, tmp_path, monkey
     assert "data.flip=true" in err
     code, _, err = lab("train", "resume=parts", "trainer.max_steps=5")
     assert code == 0, err
-    assert calls == [4] * 2 * (5 + 5), "two micro-batches a step, though held-out losses were taken"
+    assert calls == [4] * 2 * (5 + 5), "two micro-batches a step, and no validation image"
     whole, parts = (
         torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
         for folder in ("whole", "parts")

@@ -21,7 +21,7 @@ from torch import nn
 from diffusion_lab.common.images import pad_to
 from diffusion_lab.common.ranges import RangeError
 from diffusion_lab.data import DataError, DataSource, ImageDataModule, Split
-from diffusion_lab.data.loader import HeldOutLoader, TensorLoader
+from diffusion_lab.data.loader import PassLoader, TensorLoader
 from diffusion_lab.data.source import CIFAR10, FashionMNIST
 from diffusion_lab.data.source import acquire as sources
 from diffusion_lab.data.source.torchvision_sets import FashionMNISTShades, shaded
@@ -141,13 +141,13 @@ def stream_of_flips(loader: TensorLoader, batches: int) -> list[bool]:
     return [f for images, _ in itertools.islice(loader, batches) for f in flips(images)]
 
 
-class TestHeldOutLoader:
+class TestPassLoader:
     @pytest.mark.parametrize("count", [7, 8, 50, 64])
     @pytest.mark.parametrize("world", [1, 2, 3, 7])
     @pytest.mark.parametrize("batch_size", [1, 4, 16, 100])
     def test_ranks_share_all_images_in_equally_many_batches(self, count, world, batch_size):
         images, labels = numbered(count), torch.arange(count)
-        ranks = [HeldOutLoader(images, labels, batch_size, rank, world) for rank in range(world)]
+        ranks = [PassLoader(images, labels, batch_size, rank, world) for rank in range(world)]
         batches = [list(rank) for rank in ranks]
         assert len({len(rank) for rank in batches}) == 1
         assert [len(rank) for rank in batches] == [len(rank) for rank in ranks]
@@ -159,8 +159,8 @@ class TestHeldOutLoader:
                 assert indices(images_of) == labels_of.tolist() == ids_of.tolist()
 
     def test_too_few_images_are_one_sentence(self):
-        with refused("2 held-out images", "3"):
-            HeldOutLoader(numbered(2), torch.arange(2), 8, rank=0, world=3)
+        with refused("2 validation or test images", "3"):
+            PassLoader(numbered(2), torch.arange(2), 8, rank=0, world=3)
 
 
 class Numbered(DataSource):
@@ -201,7 +201,8 @@ class TestFacts:
         [
             *(("flip", value) for value in ("yes", 1, None)),
             *(("on_device", value) for value in ("gpu", 1)),
-            *(("validation_size", value) for value in (0, True, 1e3, "1000", None)),
+            *(("validation_size", value) for value in (-1, True, 1e3, "1000")),
+            *(("validate_on", value) for value in (0, True, 1e3, "auto", None)),
             *(("pad", value) for value in (0, -32, "32", True, 32.0, math.nan)),
         ],
     )
@@ -276,7 +277,7 @@ class Recorder(lightning.LightningModule):
         self.weight = nn.Parameter(torch.zeros(()))
         self.seen: list[list[int]] = []
         self.flipped: list[bool] = []
-        self.held_out: list[int] = []
+        self.validated: list[tuple[int, int]] = []  # ids, and what the images encode
 
     def training_step(self, batch, batch_idx):
         assert batch[0].shape[1:] == (1, 8, 8)
@@ -286,9 +287,8 @@ class Recorder(lightning.LightningModule):
 
     def validation_step(self, batch, batch_idx):
         assert batch[0].shape[1:] == (1, 8, 8)
-        places = (COUNT + batch[2]).tolist()  # the test split comes after the training split
-        assert batch[1].tolist() == indices(batch[0]) == places
-        self.held_out += batch[2].tolist()
+        assert batch[1].tolist() == indices(batch[0])
+        self.validated += zip(batch[2].tolist(), batch[1].tolist(), strict=True)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -302,7 +302,7 @@ class Writer(Recorder):
         self.folder = folder
 
     def on_train_end(self):
-        torch.save((self.seen, self.held_out), self.folder / f"rank{self.global_rank}.pt")
+        torch.save((self.seen, self.validated), self.folder / f"rank{self.global_rank}.pt")
 
 
 def trainer(steps: int, folder: Path, **changes) -> lightning.Trainer:
@@ -321,8 +321,8 @@ def trainer(steps: int, folder: Path, **changes) -> lightning.Trainer:
     return lightning.Trainer(**settings | changes)
 
 
-def datamodule(flip: bool = False) -> ImageDataModule:
-    return data_of(Numbered, pad=8, flip=flip, validation_size=11)
+def datamodule(flip: bool = False, validation_size: int = 0) -> ImageDataModule:
+    return data_of(Numbered, pad=8, flip=flip, validation_size=validation_size)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -348,41 +348,46 @@ class TestLightning:
             model = Recorder()
             settings = {"accumulate_grad_batches": accumulate, "limit_train_batches": limit}
             run = trainer(steps, tmp_path, **settings)
-            run.fit(model, datamodule=datamodule(), ckpt_path=checkpoint)
+            run.fit(model, datamodule=data, ckpt_path=checkpoint)
             run.save_checkpoint(tmp_path / "last.ckpt")
             return itertools.chain(*model.seen)
 
+        data = datamodule(validation_size=11)
         seen = [*part(steps, before, None), *part(20, after, tmp_path / "last.ckpt")]
-        assert seen == stream(loader(), 20)
+        assert seen == stream(loader(chosen=data.train_labels()), 20)
 
-    def test_validation_is_on_the_first_test_images(self, tmp_path):
-        model = Recorder()
-        settings = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0, "val_check_interval": 4}
-        checked = trainer(4, tmp_path, check_val_every_n_epoch=None, **settings)
-        checked.fit(model, datamodule=datamodule())
-        assert model.held_out == list(range(11))
+    def test_validation_is_on_images_that_no_batch_holds(self, tmp_path):
+        model, data = Recorder(), datamodule(validation_size=11)
+        settings = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0, "val_check_interval": 10}
+        checked = trainer(10, tmp_path, check_val_every_n_epoch=None, **settings)
+        checked.fit(model, datamodule=data)
+        validated = data.validation_labels().tolist()
+        assert model.validated == list(enumerate(validated))
+        trained = list(itertools.chain(*model.seen))
+        assert sorted(trained[:39]) == sorted(set(range(COUNT)) - set(validated))
+        assert not set(trained) & set(validated)
 
     def test_a_batch_that_the_micro_batches_cannot_share_is_refused(self, tmp_path):
         run = trainer(4, tmp_path, accumulate_grad_batches=3)
         with refused("global batch of 8", by=ValueError):
             run.fit(Recorder(), datamodule=datamodule())
 
-    def test_too_large_a_held_out_set_is_one_sentence(self):
-        with refused("validation_size=21", "20 test images", by=ValueError):
-            data_of(Numbered).require_test_images(21, "validation_size")
+    def test_more_test_images_than_there_are_is_one_sentence(self):
+        with refused("num_images=21", "20 test images", by=ValueError):
+            data_of(Numbered).require_test_images(21, "num_images")
 
     @pytest.mark.slow
     def test_two_ranks_share_each_global_batch(self, tmp_path):
         # forking a process with threads may hang for ever
         settings = {"devices": 2, "strategy": "ddp_spawn", "accumulate_grad_batches": 2}
-        validation = {"limit_val_batches": 1.0, "val_check_interval": 8, "num_sanity_val_steps": 0}
+        validation = {"limit_val_batches": 1.0, "val_check_interval": 16, "num_sanity_val_steps": 0}
         shared = trainer(8, tmp_path, check_val_every_n_epoch=None, **settings, **validation)
-        shared.fit(Writer(tmp_path), datamodule=datamodule())
-        (seen0, held0), (seen1, held1) = (torch.load(tmp_path / f"rank{r}.pt") for r in range(2))
+        data = datamodule(validation_size=11)
+        shared.fit(Writer(tmp_path), datamodule=data)
+        (seen0, val0), (seen1, val1) = (torch.load(tmp_path / f"rank{r}.pt") for r in range(2))
         together = [i for micro in zip(seen0, seen1, strict=True) for i in itertools.chain(*micro)]
-        assert together == stream(loader(), 8)
-        assert sorted(set(held0) | set(held1)) == list(range(11))
-        assert not set(held0) & set(held1)
+        assert together == stream(loader(chosen=data.train_labels()), 8)
+        assert val0 + val1 == list(enumerate(data.validation_labels().tolist()))
 
 
 def real_fashion_mnist() -> Path | None:

@@ -110,7 +110,7 @@ class TestFolder:
         assert data.train_labels().tolist() == [0, 0, 0]
 
 
-class TestHeldOut:
+class TestSplits:
     def test_a_share_is_held_out_by_name(self, tmp_path):
         contents = {f"{'cat' if i % 2 else 'dog'}/{i:03}.png": i for i in range(200)}
         data = of_folder(tmp_path, contents, test_share=0.2)
@@ -139,11 +139,12 @@ class TestHeldOut:
         with refused("1 images", by=DataError):
             of_folder(tmp_path / "x", numbered(5), test_path=test).prepare_data()
 
-    def test_the_held_out_loss_uses_what_there_is(self, tmp_path):
+    def test_a_tenth_of_a_small_folder_is_for_validation(self, tmp_path):
         test = folder(tmp_path / "test", numbered(7))
-        data = of_folder(tmp_path / "x", numbered(5), test_path=test)
-        data.setup("fit")
-        assert data.validation_size == 7
+        data = of_folder(tmp_path / "x", numbered(30), test_path=test, validation_size="auto")
+        assert (len(data.train_images()), len(data.validation_images())) == (27, 3)
+        kept = values(data.train_images()) + values(data.validation_images())
+        assert sorted(kept) == list(range(30))
 
 
 KNOWN = 0.28435583633431855

@@ -90,7 +90,8 @@ def test_a_model_trains_on_the_subset_and_metrics_compare_with_the_whole():
     module.setup("fit")
     assert module.train_images().shape == (12, 1, 8, 8)
     assert module.train_labels().bincount().tolist() == [3] * 4
-    assert module.reference_images().shape == (64, 1, 8, 8)
-    index = subset(module.reference_labels(), None, 3, 0)
-    assert torch.equal(module.train_images(), module.reference_images()[index])
+    assert module.reference_images().shape == (84, 1, 8, 8)
+    everything = tiny_data()
+    index = subset(everything.train_labels(), None, 3, 0)
+    assert torch.equal(module.train_images(), everything.train_images()[index])
     assert module.fingerprint == tiny_data().fingerprint

@@ -14,7 +14,7 @@ from helpers.tiny_runs import TINY, tiny_first_stage
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_lab import runs
-from diffusion_lab.data import EncodedImages, MomentBatch, datamodule
+from diffusion_lab.data import EncodedImages, MomentBatch, loader
 from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.first_stage import TrainedKL, TrainedVQ
 from diffusion_lab.first_stage.autoencoder import saving
@@ -115,11 +115,11 @@ def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, f
     )
     # a tenth of this may be used
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
-    original = datamodule._fits
-    monkeypatch.setattr(datamodule, "_fits", lambda kept, _: original(kept, torch.device("cuda")))
-    loader = data.train_dataloader()
-    assert {loader.images.device.type, loader.mirrored.device.type} == {device}
-    assert loader.batch_type is MomentBatch
+    original = loader.fits
+    monkeypatch.setattr(loader, "fits", lambda kept, _: original(kept, torch.device("cuda")))
+    stream = data.train_dataloader()
+    assert {stream.images.device.type, stream.mirrored.device.type} == {device}
+    assert stream.batch_type is MomentBatch
 
 
 def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):

@@ -6,7 +6,7 @@ from diffusion_lab.data import DataSource, ImageDataModule, Split
 
 
 class TinyData(DataSource):
-    """A source of 64 training and 32 test images, 1 x 8 x 8, in four classes."""
+    """A source of 84 training and 32 test images, 1 x 8 x 8, in four classes."""
 
     native_shape = (1, 8, 8)
     class_names = ("first", "second", "third", "fourth")
@@ -23,9 +23,9 @@ class TinyData(DataSource):
                 image[:, :, 2 * label : 2 * label + 2] += 180
             return Split(images.to(torch.uint8), labels)
 
-        return split(64, 0), split(32, 1)
+        return split(84, 0), split(32, 1)
 
 
 def tiny_data(**settings: object) -> ImageDataModule:
-    """The data module of the tiny data, with 20 held-out test images."""
-    return ImageDataModule(TinyData(), validation_size=20, **settings)
+    """The data module of the tiny data: 64 images to train on and 20 validation images."""
+    return ImageDataModule(TinyData(), **{"validation_size": 20} | settings)

@@ -11,6 +11,7 @@ from helpers.tiny_data import tiny_data
 
 TINY = [
     "data.source._target_=helpers.tiny_data.TinyData",
+    "data.validation_size=20",
     "backbone=dit",
     "backbone.width=32",
     "backbone.heads=2",
@@ -21,6 +22,7 @@ TINY = [
 ]
 TINY_AUTOENCODER = [
     "data.source._target_=helpers.tiny_data.TinyData",
+    "data.validation_size=20",
     "autoencoder.channels=8",
     "autoencoder.multipliers=[1,1]",
     "trainer.accelerator=cpu",

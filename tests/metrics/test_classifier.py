@@ -140,7 +140,7 @@ def test_the_command_trains_one_that_metrics_use(lab, refusal, tmp_path):
     assert 3 < values[f"inception_score/{name}/32"] <= 4
     assert metrics.compute(observed, (labels + 1) % 4)[f"accuracy/{name}/32"] == 0
     right, wrong = (
-        metrics.compute(observed, each)[f"fid_class2/{name}/train16-8"]
+        metrics.compute(observed, each)[f"fid_class2/{name}/train21-8"]
         for each in (labels, (labels + 1) % 4)
     )
     assert wrong > 10 * right > 0

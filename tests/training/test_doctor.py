@@ -115,7 +115,6 @@ class NoBytes(Spoilt):
 
 SOUND = [
     "data.source._target_=test_doctor.Clean",
-    "data.validation_size=1000",
     "backbone=dit",
     "backbone.width=32",
     "backbone.heads=2",
@@ -166,9 +165,10 @@ def test_a_sound_run_is_measured_and_left_alone(lab, tmp_path):
     assert [check for check in checks if check["status"] != "ok"] == []
     assert len(checks) == len({check["name"] for check in checks}) > 20
     assert facts["image_shape"] == [1, 8, 8]
-    assert facts["training_images"] == 3000
+    assert facts["training_images"] == 2700
+    assert facts["validation_images"] == 300
     assert facts["images_seen"] == 64_000
-    assert facts["epochs"] == pytest.approx(64 / 3)
+    assert facts["epochs"] == pytest.approx(640 / 27)
     for name in ("training_seconds", "drawing_seconds", "features_seconds", "memory_bytes"):
         assert facts[name] > 0
 
@@ -177,15 +177,18 @@ SPOILT = [
     ([data("Floats")], "grey_values", "error", ["0, 1", "cast to bytes"]),
     ([data("Constant")], "grey_values", "error", ["every pixel has the grey value 17"]),
     ([data("Dim")], "grey_values", "warning", ["between 90 and 15", "stretch them"]),
-    ([data("Blank")], "blank_images", "warning", ["100 of 3000"]),
+    ([data("Blank")], "blank_images", "warning", ["89 of 2700"]),
     ([data("GreyColour")], "channels", "advice", ["equal", "one channel"]),
     ([data("FromOne")], "classes", "error", ["from 1 to 4", "number the labels from 0"]),
     ([data("Missing")], "classes", "warning", ["fourth has no training images"]),
-    ([data("Uneven")], "classes", "warning", ["a factor of 9.0", "data.per_class=250"]),
-    ([data("Copies")], "duplicates", "warning", ["100 of 3000"]),
-    ([data("Leaky")], "overlap", "warning", ["300 of 1500"]),
+    ([data("Uneven")], "classes", "warning", ["a factor of 9.0", "data.per_class=225"]),
+    ([data("Copies")], "duplicates", "warning", ["82 of 2700"]),
+    ([data("Leaky")], "overlap", "warning", ["274 of 1500"]),
     ([data("NoBytes")], "data", "error", ["torch.float32", "uint8 (N, 1, 8, 8)"]),
-    (["data.validation_size=9000"], "held_out", "error", ["the 1500 test images"]),
+    ([data("Leaky"), "data.validation_size=0"], "overlap", "warning", ["300 of 1500"]),
+    ([data("Copies")], "overlap", "warning", ["300 validation images"]),
+    (["data.validation_size=9000"], "data", "error", ["none of 3000 training images"]),
+    (["data.validation_size=0"], "validation", "advice", ["data.validation_size=auto"]),
     (
         [data("Dim"), "schedule=edm", "objective=edm", "objective/weighting=edm"],
         "data_std",
@@ -229,9 +232,9 @@ SPOILT = [
     (["sampler.steps=3"], "sampling", "warning", ["sampler.steps=20"]),
     (["sampler=ddpm", "sampler.steps=1000"], "sampling", "advice", ["sampler=dpm_solver"]),
     (["guidance.scale=9"], "sampling", "warning", ["guidance.scale=2"]),
-    (["batch_size=4000"], "batch", "warning", ["3000 training images", "batch_size=2048"]),
+    (["batch_size=4000"], "batch", "warning", ["2700 training images", "batch_size=2048"]),
     (["batch_size=9", "micro_batch_size=2"], "batch", "error", ["micro_batch_size=1"]),
-    (["trainer.max_steps=20"], "epochs", "advice", ["trainer.max_steps=47"]),
+    (["trainer.max_steps=20"], "epochs", "advice", ["trainer.max_steps=43"]),
     (["data.per_class=50"], "memorization", "warning", ["200 images 320 times", "non_leaky"]),
     (
         ["callbacks.weight_averaging.ramp=null"],
@@ -295,15 +298,15 @@ def test_what_figures_are_worth_is_said(examine, overrides, name, status, words)
 def test_what_cannot_be_built_hides_no_look_at_the_data(examine, refused):
     said, facts = examine(*QUICK, data("Copies"), refused)
     assert len(said["error"]) == 1
-    assert "100 of 3000" in said["warning"]["duplicates"]
+    assert "82 of 2700" in said["warning"]["duplicates"]
     assert "tokens" in said["skipped"]
-    assert facts["training_images"] == 3000
+    assert facts["training_images"] == 2700
     assert "parameters" not in facts
 
 
 def test_one_run_may_have_several_faults(examine):
     said, _ = examine(*QUICK, data("Copies"), "optimizer.lr=1", "sampler.steps=2")
-    assert set(said["warning"]) == {"duplicates", "learning_rate", "sampling"}
+    assert set(said["warning"]) == {"duplicates", "overlap", "learning_rate", "sampling"}
 
 
 def test_a_run_that_its_time_limit_ends_is_judged_by_what_it_will_see(examine):
@@ -357,7 +360,9 @@ def test_people_read_facts_and_the_worst_first(lab):
     assert code == 1
     assert out == ""
     lines = err.splitlines()
-    assert lines[0].startswith("Data: FromOne, 3,000 training and 1,500 test images")
+    assert lines[0].startswith(
+        "Data: FromOne, 2,700 training, 300 validation and 1,500 test images"
+    )
     assert [line.split()[0] for line in lines if "  " in line][:3] == ["error", "warning", "advice"]
     assert lines[-1] == "1 error, 1 warning, 1 piece of advice"
 

@@ -20,7 +20,7 @@ from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
-from diffusion_lab.metrics.quantities import HELD_OUT
+from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs.results import Sampling, common_metrics
 
 PLOTS = "plots"
@@ -100,7 +100,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     copies, omitted = measurements.copy_ratios(runs, sampling)
     if not (one_loss := measurements.losses_compare(runs)):
         omitted.append(
-            "Held-out losses are left out: objective, schedule, data or first stage differ, which "
+            "Denoising losses are left out: objective, schedule, data or first stage differ, which "
             "makes them different quantities"
         )
     compared = []
@@ -108,7 +108,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         facts = (measured[run.folder], names, copies.get(run.folder, {}))
         figures = measurements.figures_of(run, *facts)
         if not one_loss:
-            figures.pop(HELD_OUT.name, None)
+            for loss in (TEST_LOSS, VALIDATION_LOSS):
+                figures.pop(loss.name, None)
         compared.append(replace(run, figures=figures))
     groups, repeated = grouped(compared)
     groups.sort(key=lambda group: group.mean("fid") if group.values("fid") else math.inf)
@@ -121,12 +122,14 @@ def judge(collection: Collection, metric: Quantity) -> Judged | None:
     said = verdict(groups, metric)
     if said is None:
         return None
+    # training measures the loss of validation images on the way, and of test images at its end
+    measured = VALIDATION_LOSS if metric is TEST_LOSS else metric
     trained = [
-        (group, curves.curve(group, metric.name, name_in_rows(collection, group, metric)))
+        (group, curves.curve(group, measured.name, name_in_rows(collection, group, measured)))
         for group in groups
     ]
     axes = curves.AXES if any(len(points) > 1 for _, points in trained) else ()
-    along = [drawings.along(trained, metric, axis) for axis in axes]
+    along = [drawings.along(trained, measured, axis) for axis in axes]
     fronts = [drawings.pareto(groups, metric, cost, label) for cost, label in COSTS.items()]
     lines = data_lines(groups, metric.name)
     crossed = crossings(lines, metric)
@@ -144,7 +147,7 @@ def judge(collection: Collection, metric: Quantity) -> Judged | None:
 
 def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str | None:
     """A metric's name in metrics.jsonl; None if training measured it unlike the comparison."""
-    if metric.name == HELD_OUT.name:
+    if metric.name == VALIDATION_LOSS.name:
         return "val/loss"
     compared = (collection.protocol, collection.sampling)
     ways = ((run.summary.get("protocol"), run.summary.get("sampling")) for run in group.runs)
@@ -178,7 +181,8 @@ def write(folder: Path, report: Report) -> None:
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     tests = [pair for each in report.judged for pair in each.verdict.pairs]
     plots = {f"{plot.name}.svg": plot.file for each in report.judged for plot in each.drawings}
-    kinds = tuple(metric.name for metric in measurements.judged_by(runs_of(report.groups)))
+    judged = measurements.judged_by(runs_of(report.groups))
+    kinds = tuple(metric.name for metric in (*judged, VALIDATION_LOSS))
     for old in (folder / PLOTS).glob("*.svg"):
         if old.name not in plots and old.name.startswith(kinds):
             old.unlink()

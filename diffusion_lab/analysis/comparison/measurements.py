@@ -1,4 +1,4 @@
-"""The measurements that are compared: metrics, held-out loss, memorisation and costs."""
+"""The measurements that are compared: metrics, losses, memorisation and costs."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from diffusion_lab.common.files import read_json
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
-from diffusion_lab.metrics.quantities import HELD_OUT, QUANTITIES
+from diffusion_lab.metrics.quantities import QUANTITIES, TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs.results import Sampling
 
 RATE = "train/images_per_second"
@@ -28,7 +28,7 @@ def judged_by(runs: Iterable[Run]) -> list[Quantity]:
 
 
 def losses_compare(runs: Iterable[Run]) -> bool:
-    """Whether the held-out losses of all runs measure the same quantity."""
+    """Whether the denoising losses of all runs measure the same quantity."""
     decisive = Means.LOSS | Means.IDENTITY  # paths do not count: the same images may lie elsewhere
     known = [{k: v for k, v in run.known.items() if decisive in means(k)} for run in runs]
     return all(each == known[0] for each in known)
@@ -53,7 +53,8 @@ def figures_of(
     rates = [row[RATE] for row in run.rows if RATE in row]  # one for each logged window
     found = {kind: measured.get(name) for kind, name in names.items()}
     found |= {
-        HELD_OUT.name: run.summary["metrics"].get("val/loss"),
+        TEST_LOSS.name: run.summary["metrics"].get("test/loss"),
+        VALIDATION_LOSS.name: run.summary["metrics"].get("val/loss"),
         "images_per_second": statistics.median(rates) if rates else None,
         "peak_memory": run.summary["peak_memory_bytes"],
         **{name: run.summary[name] for name in OF_SUMMARY},

@@ -17,15 +17,10 @@ class Split(NamedTuple):
 
 
 class DataSource(ABC):
-    """A source of images; `load` is the one method to write.
-
-    A source whose number of images is up to its user sets `sizes_vary`: the held-out images are
-    then limited to the test images that exist, where other sources raise an error.
-    """
+    """A source of images; `load` is the one method to write."""
 
     native_shape: tuple[int, int, int]  # (C, H, W), known before the images are read
     class_names: tuple[str, ...]  # in the order of the labels; empty for images without labels
-    sizes_vary = False
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:

@@ -50,7 +50,7 @@ class FileSource(DataSource):
 
     Names and headers are read only when an inferred value is needed, so not at all if all three are
     given, as in a run's saved configuration. Without a test split, `test_share` of the images is
-    held out. Images have no labels if `classes` is empty.
+    taken as one. Images have no labels if `classes` is empty.
     """
 
     path: str
@@ -60,8 +60,6 @@ class FileSource(DataSource):
     classes: Annotated[Sequence[str] | None, CLASSES] = None
     resize: Annotated[str, one_of(*RESIZE)] = "crop"
     on_bad: Annotated[str, one_of("refuse", "skip")] = "refuse"
-
-    sizes_vary = True
 
     def __post_init__(self) -> None:
         if self.image_size is None:

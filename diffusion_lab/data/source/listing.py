@@ -43,10 +43,10 @@ class ImageFiles:
         return self.take(sorted(range(len(self)), key=lambda i: hash_share(self.names[i])))
 
     def divided(self, share: float) -> tuple["ImageFiles", "ImageFiles"]:
-        """Splits off about `share` of the images to hold out; adding files never moves others."""
-        held_out = [hash_share(name) < share for name in self.names]
-        train = self.take(i for i, held in enumerate(held_out) if not held)
-        return train, self.take(i for i, held in enumerate(held_out) if held)
+        """Splits off about `share` of the images for testing; adding files never moves others."""
+        tests = [hash_share(name) < share for name in self.names]
+        train = self.take(i for i, test in enumerate(tests) if not test)
+        return train, self.take(i for i, test in enumerate(tests) if test)
 
 
 def hash_share(name: str) -> float:

@@ -149,13 +149,12 @@ class ReconstructionGrid(Grid):
     @torch.inference_mode()
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
         data = data_of(trainer)
-        count = min(4 * self.columns, data.validation_size)
-        images = data.held_out(count).images
+        images = data.first_tests(4 * self.columns).images
         back = reconstruct(trainer, images).cpu()
-        white = images.new_full((-count % self.columns, *images.shape[1:]), 255)
+        white = images.new_full((-len(images) % self.columns, *images.shape[1:]), 255)
         rows = [torch.cat([each, white]).split(self.columns) for each in (images, back)]
         picture = torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
-        return picture, "rows of held-out images, each above its reconstructions"
+        return picture, "rows of test images, each above its reconstructions"
 
 
 def reconstruct(trainer: lightning.Trainer, images: Tensor) -> Tensor:

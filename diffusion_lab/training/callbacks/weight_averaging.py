@@ -17,8 +17,8 @@ from diffusion_lab.training.callbacks.periodic import stepped
 class EMA(Callback):
     """Exponential moving averages of the weights; the batch size does not change a half-life.
 
-    Validation, pictures and metrics use the average of `half_life_images`, and the module holds it
-    after training. `also` lists the half-lives of more averages, all in images.
+    Validation, tests, pictures and metrics use the average of `half_life_images`, and the module
+    holds it after training. `also` lists the half-lives of more averages, all in images.
     Early on a half-life is `ramp` times the images seen, so that the initial weights are
     forgotten; `ramp: null` switches this off. (As in EDM, arXiv:2206.00364.)
     A checkpoint's `averages` holds all averages by half-life, its `state_dict` the evaluated one,
@@ -71,6 +71,12 @@ class EMA(Callback):
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         self._swap()
+
+    def on_test_epoch_start(self, trainer, pl_module) -> None:
+        self.on_validation_epoch_start(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer, pl_module) -> None:
+        self.on_validation_epoch_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, int]:
         return {"latest_update_step": self._latest_step}

@@ -105,23 +105,17 @@ def duplicates(run: PlannedRun) -> Iterator[Remark]:
 
 
 def overlap(run: PlannedRun) -> Iterator[Remark]:
-    """Looks for test images that are also trained on."""
-    test = digests(run.data.test_images())
+    """Looks for validation and test images that are also trained on."""
     known = set(digests(run.data.train_images()))
-    shared = sum(digest in known for digest in test)
-    if shared > MANY * len(test):
-        yield warning(
-            f"{shared} of {len(test)} test images are also training images, so the held-out loss "
-            "and the FID of real images are too low; split the data again"
-        )
-
-
-def held_out(run: PlannedRun) -> Iterator[Remark]:
-    """Checks that there are enough test images for the held-out loss."""
-    try:
-        run.data.require_test_images(run.data.validation_size, "validation_size")
-    except ValueError as reason:
-        yield error(f"data.{reason}")
+    sides = {"validation": run.data.validation_images(), "test": run.data.test_images()}
+    for side, images in sides.items():
+        shared = sum(digest in known for digest in digests(images))
+        if shared > MANY * len(images):
+            too_low = "loss is" if side == "validation" else "loss and the FID of real images are"
+            yield warning(
+                f"{shared} of {len(images)} {side} images are also training images, so their "
+                f"{too_low} too low; remove the copies, or split the data again"
+            )
 
 
 def digests(images: Tensor) -> list[bytes]:
@@ -135,4 +129,4 @@ def digests(images: Tensor) -> list[bytes]:
     return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
 
 
-CHECKS = (grey_values, blank_images, channels, classes, duplicates, overlap, held_out)
+CHECKS = (grey_values, blank_images, channels, classes, duplicates, overlap)

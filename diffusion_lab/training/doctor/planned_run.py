@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     """The steps that a run will take, and its seconds; `drawing` is None if it is not known."""
 
     steps: int
-    training: float  # including the held-out loss
+    training: float  # including the validation loss
     drawing: float | None  # grids, and samples for the metrics
     features: float  # including the reference's, which are cached for the next run
 
@@ -186,7 +186,7 @@ class PlannedRun:
         """The steps that the run's time limit allows, and their seconds."""
         steps, limit = self.cfg.trainer.max_steps, self.cfg.trainer.max_time
         whole = self.plan_of(steps)
-        # grids and held-out losses count against the limit; the final metrics come after it
+        # grids and validation losses count against the limit; the final metrics come after it
         seconds = limit and Timer(limit).time_remaining()
         if seconds is None or whole.training <= seconds:
             return whole
@@ -207,11 +207,12 @@ class PlannedRun:
             evaluations = times(steps, self.callback(Evaluation).every_n_steps)
             measured = evaluations * metrics.num_samples
             real = len(metrics.reference_ids(self.data)) + len(metrics.test_ids(self.data))
-        held_out = times(steps, self.cfg.validate_every_n_steps) * self.data.validation_size
+        validations = times(steps, self.cfg.validate_every_n_steps)
+        validated = validations * len(self.data.validated_on().labels)
         drawn = measured + self.grid_images(steps)
         return Plan(
             steps,
-            steps * self.batch.accumulate * step + held_out * call,
+            steps * self.batch.accumulate * step + validated * call,
             None if self.calls is None else drawn * self.calls * call,
             (measured + real) * features,
         )

@@ -29,8 +29,9 @@ def wandb(run: PlannedRun) -> str:
 FACTS: dict[str, Callable[[PlannedRun], object]] = {
     "data": lambda run: run.cfg.data.source._target_.rpartition(".")[2],
     "image_shape": lambda run: list(run.data.image_shape),
-    "training_images": lambda run: len(run.data.train_images()),
-    "test_images": lambda run: len(run.data.test_images()),
+    "training_images": lambda run: len(run.data.train_labels()),
+    "validation_images": lambda run: len(run.data.validation_labels()),
+    "test_images": lambda run: len(run.data.test_labels()),
     "classes": lambda run: run.data.num_classes,
     "mean": lambda run: run.sample.float().mean().item() / 127.5 - 1,
     "std": lambda run: run.sample.float().std().item() / 127.5,
@@ -41,7 +42,7 @@ FACTS: dict[str, Callable[[PlannedRun], object]] = {
     "steps": lambda run: run.steps,
     "max_steps": lambda run: run.cfg.trainer.max_steps,
     "images_seen": lambda run: run.images_seen,
-    "epochs": lambda run: run.images_seen / len(run.data.train_images()),
+    "epochs": lambda run: run.images_seen / len(run.data.train_labels()),
     "device": lambda run: (
         torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
     ),
@@ -89,9 +90,9 @@ def lines_of(facts: Facts) -> list[str]:
     if "image_shape" in facts:
         shape = "x".join(str(side) for side in facts["image_shape"])
         lines[0] += (
-            f", {facts['training_images']:,} training and {facts['test_images']:,} test images of "
-            f"{shape} in {facts['classes']} classes; mean {facts['mean']:.2f}, standard deviation "
-            f"{facts['std']:.2f} in [-1, 1]"
+            f", {facts['training_images']:,} training, {facts['validation_images']:,} validation "
+            f"and {facts['test_images']:,} test images of {shape} in {facts['classes']} classes; "
+            f"mean {facts['mean']:.2f}, standard deviation {facts['std']:.2f} in [-1, 1]"
         )
     if "parameters" in facts:
         lines.append(

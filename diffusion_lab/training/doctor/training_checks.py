@@ -20,7 +20,7 @@ FEW_PER_CLASS = 100  # samples, below which a class's FID is mostly bias
 
 def batch(run: PlannedRun) -> Iterator[Remark]:
     """Checks that a step does not see an image twice."""
-    size, images = run.batch.batch_size, len(run.data.train_images())
+    size, images = run.batch.batch_size, len(run.data.train_labels())
     if size > images:
         yield warning(
             f"batch_size={size} is more than the {images} training images, so a step sees some "
@@ -30,7 +30,7 @@ def batch(run: PlannedRun) -> Iterator[Remark]:
 
 def epochs(run: PlannedRun) -> Iterator[Remark]:
     """Checks that every image is seen at least once."""
-    images = len(run.data.train_images())
+    images = len(run.data.train_labels())
     if run.images_seen < images:
         limited = run.steps < run.cfg.trainer.max_steps
         steps = -(-images // run.cfg.batch_size)
@@ -43,7 +43,7 @@ def epochs(run: PlannedRun) -> Iterator[Remark]:
 
 def memorization(run: PlannedRun) -> Iterator[Remark]:
     """Looks for images so few and seen so often that the model can memorise them."""
-    images = len(run.data.train_images())
+    images = len(run.data.train_labels())
     passes = run.images_seen / images
     if images >= FEW_IMAGES or passes < MANY_EPOCHS:
         return
@@ -118,11 +118,17 @@ def precision(run: PlannedRun) -> Iterator[Remark]:
 
 
 def validation(run: PlannedRun) -> Iterator[Remark]:
-    """Checks that the held-out loss is measured often enough for a curve to show overfitting."""
+    """Checks that the validation loss is measured often enough for a curve to show overfitting."""
+    if not len(run.data.validation_labels()):
+        yield advice(
+            "no training images are kept for validation, so there is no val/loss to choose a run "
+            "by; write data.validation_size=auto"
+        )
+        return
     every, steps = run.cfg.validate_every_n_steps, run.steps
     if steps // every < FEW_VALIDATIONS and steps >= FEW_VALIDATIONS:
         yield advice(
-            f"the held-out loss is measured every {every} of {steps} steps, too rarely for a "
+            f"the validation loss is measured every {every} of {steps} steps, too rarely for a "
             f"curve; write validate_every_n_steps={max(1, steps // 10)}"
         )
 
@@ -148,7 +154,7 @@ def sample_counts(run: PlannedRun) -> Iterator[Remark]:
     if metrics is None:
         return
     samples, width = metrics.num_samples, metrics.extractor.dim
-    reference, test = len(metrics.reference_ids(data)), len(data.test_images())
+    reference, test = len(metrics.reference_ids(data)), len(data.test_labels())
     if reference < width:
         yield warning(
             f"the reference has {reference} images for {width} features, so its covariance is "

@@ -43,7 +43,7 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     check_keys(cfg, {"trace": one_of("hutchinson", "exact")})
     opened = open_pixels(cfg, "likelihood is that of pixels")
     model, bits = opened.model, []
-    for ids, _, labels, x0 in held_out_batches(cfg, opened):
+    for ids, _, labels, x0 in image_batches(cfg, opened):
         noise = SampleNoise(mix_seed(cfg.seed, PROBES), ids, opened.device)
         # dequantise by uniform noise: the normal CDF of each image's own normal noise
         x0 = x0 + GREY_STEP * (torch.special.ndtr(noise(x0.shape[1:])) - 0.5)
@@ -69,7 +69,7 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     model = opened.model
     solver = AdaptiveRungeKutta(cfg.steps, UniformLogSNR(SMALLEST_RATIO), cfg.tolerance)
     rows, errors = [], []
-    for _, images, labels, x0 in held_out_batches(cfg, opened):
+    for _, images, labels, x0 in image_batches(cfg, opened):
         denoise = function_of_state(model.denoiser, labels)
         with torch.inference_mode(), opened.autocast, errors_at(cfg, ""):
             noise = encode(denoise, x0, model.schedule, cfg.tolerance, cfg.steps)
@@ -101,7 +101,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     # masks of the known part, in pixels for the picture and in the space that is diffused
     shown, known = (~missing(cfg.region, *shape[1:]).to(opened.device) for shape in shapes)
     pictures = []
-    for ids, images, labels, x0 in held_out_batches(cfg, opened, "Inpainting"):
+    for ids, images, labels, x0 in image_batches(cfg, opened, "Inpainting"):
         columns = [images, torch.where(shown, images, 127).to(torch.uint8)]
         constrain = partial(keep_known, known=x0, mask=known)
         for variant in range(cfg.variants):
@@ -136,14 +136,14 @@ def missing(region: str, height: int, width: int) -> Tensor:
     return REGIONS[region](row[:, None].expand(height, width), column.expand(height, width))
 
 
-def held_out_batches(
+def image_batches(
     cfg: DictConfig, opened: runs.DiffusionRun, description: str = "Test images"
 ) -> Iterator[tuple[list[int], Tensor, Tensor | None, Tensor]]:
     """Yields ids, images (b, C, H, W) uint8, labels and x0 of the first test images."""
     read_data(opened.saved, opened.datamodule)
     with errors_at(cfg, ""):
         opened.datamodule.require_test_images(cfg.num_images, "num_images")
-    images, labels = opened.datamodule.held_out(cfg.num_images)
+    images, labels = opened.datamodule.first_tests(cfg.num_images)
     for ids in track(torch.arange(cfg.num_images).split(cfg.batch_size), description):
         part, classes = images[ids].to(opened.device), labels[ids].to(opened.device)
         wanted = classes if opened.model.denoiser.conditioning.conditional else None
