@@ -260,16 +260,16 @@ class TestVerdict:
         answer, _ = said(runs)
         assert answer.startswith("No difference is shown at this budget: ")
         assert "cannot be told apart by FID" in answer
-        assert "over 4 seeds of this spread a gap must exceed" in answer
+        assert "4 seeds of this spread have 80 % power for a gap of" in answer
 
-    def test_the_least_detectable_gap_is_the_one_that_the_test_needs(self, runs):
-        # differences 1, 3: mean 2, standard deviation sqrt(2), standard error 1; t(1) = 12.706
+    def test_the_gap_of_80_percent_power_is_beside_one_that_is_not_shown(self, runs):
+        # differences 1, 3: mean 2, standard deviation sqrt(2), standard error 1; a noncentral t of
+        # 1 degree of freedom and noncentrality 16.33 is above t(1) = 12.706 in 80 % of draws
         fake_group(runs, "dit", [10.0, 20.0])
         fake_group(runs, "unet", [11.0, 23.0], config=UNET)
         answer, text = said(runs)
         assert (
-            "their gap is 2, and over 2 seeds of this spread a gap must exceed 12.7 to be told "
-            "from chance"
+            "their gap is 2, and 2 seeds of this spread have 80 % power for a gap of 16.3"
         ) in answer
         assert f"p = {1 - 2 * math.atan(2) / math.pi:.2g}" in text
 
@@ -396,7 +396,7 @@ class TestTable:
         assert fid["p"] == fid["holm"]
         # recall differs by the same in every seed, so it is not tested
         assert (recall["ahead"], recall["told_apart"]) == ("UNet", "False")
-        assert recall["p"] == recall["holm"] == recall["detectable"] == ""
+        assert recall["p"] == recall["holm"] == recall["gap_at_80_power"] == ""
         assert float(recall["gap"]) == pytest.approx(-0.1)
 
     def test_means_intervals_costs_and_real_values(self, runs, tmp_path):

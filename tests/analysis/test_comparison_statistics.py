@@ -3,10 +3,12 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion_lab.analysis.comparison.groups import half_width
-from diffusion_lab.analysis.comparison.pairs import holm
+from diffusion_lab.analysis.comparison.pairs import detectable, holm
 
 # Student's t, two-sided 95 %, by degrees of freedom, from a printed table
 TABLE = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 9: 2.26216, 30: 2.04227}
@@ -23,6 +25,26 @@ def test_the_half_width_of_three_values():
     # mean 2, standard deviation 1: t(2) / sqrt(3)
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
     assert half_width([5.0, 5.0]) == 0
+
+
+def spread_of_one(count: int) -> list[float]:
+    """Values of standard deviation 1."""
+    values = np.arange(count)
+    return list(values / values.std(ddof=1))
+
+
+@pytest.mark.parametrize(("seeds", "level"), [(2, 0.05), (3, 0.05 / 3), (5, 0.05), (10, 0.05 / 12)])
+def test_a_detectable_gap_is_found_in_four_of_five_draws(seeds, level):
+    gap = detectable(spread_of_one(seeds), level)
+    draws = np.random.default_rng(0).normal(size=(100_000, seeds))
+    found = stats.ttest_1samp(draws + gap, 0, axis=1).pvalue < level
+    assert found.mean() == pytest.approx(0.8, abs=0.005)
+
+
+def test_the_least_significant_gap_is_found_in_half_of_the_draws_only():
+    draws = np.random.default_rng(0).normal(size=(100_000, 10))
+    found = stats.ttest_1samp(draws + half_width(spread_of_one(10)), 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_holm_corrects_in_the_order_given_and_never_falls():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from scipy import stats
+from scipy import special, stats
 
 from diffusion_lab.analysis.comparison.data_sizes import images_of, parts_of
 from diffusion_lab.analysis.comparison.groups import LEVEL, Group, half_width, without_data
@@ -15,6 +15,7 @@ from diffusion_lab.common.formats import csv_text
 from diffusion_lab.metrics import Quantity
 
 ENOUGH = 2  # the fewest common seeds for a paired test
+POWER = 0.8  # the share of draws in which a detectable gap is significant
 ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
 
 
@@ -62,8 +63,8 @@ class Pair:
 
     @property
     def detectable(self) -> float:
-        """The gap above which the difference would be significant; nan without a test."""
-        return half_width(self.differences, self.tested.level) if self.tested else math.nan
+        """The true gap that a test of such seeds finds with 80 % power; nan without a test."""
+        return detectable(self.differences, self.tested.level) if self.tested else math.nan
 
     @property
     def told_apart(self) -> bool:
@@ -84,8 +85,8 @@ class Pair:
         if not self.told_apart:
             return (
                 f"{ahead} and {behind} cannot be told apart by {metric.title}; their gap is "
-                f"{metric.gap(size)}, and over {len(self.seeds)} seeds of this spread a gap must "
-                f"exceed {metric.gap(self.detectable)} to be told from chance"
+                f"{metric.gap(size)}, and {len(self.seeds)} seeds of this spread have 80 % "
+                f"power for a gap of {metric.gap(self.detectable)}"
             )
         interval = metric.gap(size - self.half_width, size + self.half_width)
         corrected = self.tested.corrected > self.tested.p
@@ -173,6 +174,17 @@ def _sizes(groups: Sequence[Group]) -> list[DataSize]:
     return found
 
 
+def detectable(differences: Sequence[float], level: float) -> float:
+    """The true mean that a t-test at `level` finds in 80 % of draws of such values.
+
+    The test statistic has a noncentral t distribution. A true mean as large as `half_width` would
+    be found in about half of the draws only.
+    """
+    degrees = len(differences) - 1
+    threshold = stats.t.isf(level / 2, degrees)
+    return float(special.nctdtrinc(degrees, 1 - POWER, threshold) * stats.sem(differences))
+
+
 def holm(p_values: Sequence[float]) -> list[Tested]:
     """Applies Holm's step-down correction and returns the results in the order given.
 
@@ -193,9 +205,9 @@ def holm(p_values: Sequence[float]) -> list[Tested]:
 def as_csv(pairs: Iterable[Pair]) -> str:
     """The pairs as CSV text, named by metric, without rounding; gaps are behind - ahead.
 
-    Pairs that were not tested have no detectable gap and no p-values.
+    Pairs that were not tested have no gap of 80 % power and no p-values.
     """
-    head = ("metric", "data", "ahead", "behind", "seeds", "gap", "half_width", "detectable")
+    head = ("metric", "data", "ahead", "behind", "seeds", "gap", "half_width", "gap_at_80_power")
     rows = []
     for pair in pairs:
         names = (pair.metric.name, pair.size, pair.ahead.name, pair.behind.name)

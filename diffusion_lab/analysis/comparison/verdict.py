@@ -150,8 +150,8 @@ def _answer(size: DataSize, metric: Quantity) -> str:
         gaps = [pair.detectable for pair in tested]
         return (
             f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
-            "of compositions can be told apart; at their spread a gap must exceed "
-            f"{metric.gap(min(gaps), max(gaps))}, by pair, to be told from chance{rest}"
+            "of compositions can be told apart; their seeds have 80 % power for gaps of "
+            f"{metric.gap(min(gaps), max(gaps))}, by pair{rest}"
         )
     if len(apart) == 1:
         others = len(tested) - 1
