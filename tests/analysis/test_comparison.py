@@ -414,7 +414,7 @@ class TestTable:
         assert float(row["peak_memory"]) == 2**30
         text = (tmp_path / "comparison/table.md").read_text()
         assert "| all runs | 3 | 6.4k | 1M | 2M | 375 | 2 min | 1 GiB | 100.0 ± 24.8 |" in text
-        assert f"| real images |{'  |' * 7} 96.3 | {NONE} |" in text
+        assert f"| real images |{'  |' * 7} 96.3 |  | {NONE} |" in text
 
     def test_older_runs_have_no_macs_and_no_memory(self, runs, tmp_path):
         fake_run(runs / "a", 100.0, summary={"macs": None, "peak_memory_bytes": None})
@@ -424,14 +424,38 @@ class TestTable:
         assert (row["macs"], row["peak_memory"]) == ("", "")
         assert other["macs"] == "2000000"
 
-    def test_a_single_seed_is_marked(self, runs, tmp_path):
+    def test_a_single_seed_has_no_interval_but_a_std_over_samples(self, runs, tmp_path):
         fake_run(runs / "dit", 100.0)
         fake_run(runs / "unet", 120.0, config=UNET)
         _, text = compared(tmp_path)
         assert "| DiT | 1 | " in text
-        assert "100.0 ± 3.0† |" in text
-        assert "† one seed" in text
+        assert "| 100 | 3 |" in text
         assert "Student" not in text
+
+    def test_several_seeds_have_a_std_over_samples_beside_their_interval(self, runs, tmp_path):
+        for seed, (fid, std) in enumerate(((100.0, 3.0), (110.0, 5.0))):
+            fake_run(runs / str(seed), fid, seed, metrics={f"fid_std/{NAME}": std})
+        _, text = compared(tmp_path)
+        assert "| 105.0 ± 63.5 | 4 |" in text
+        (row,) = csv.DictReader((tmp_path / "comparison/table.csv").open())
+        assert (float(row["fid_std"]), float(row["fid_low"])) == (4, pytest.approx(105 - 63.531))
+        assert "classifier" not in row
+
+    def test_every_run_is_written_with_the_whole_names_of_its_metrics(self, runs, tmp_path):
+        accuracy = "accuracy/classifier-3f01b756/1k"
+        for seed, fid in enumerate((100.0, 110.0)):
+            fake_run(runs / str(seed), fid, seed, metrics={accuracy: 0.7 + seed / 8})
+        _, text = compared(tmp_path)
+        assert "classifier-3f01b756" in text
+        rows = list(csv.DictReader((tmp_path / "comparison/runs.csv").open()))
+        assert [row["seed"] for row in rows] == ["0", "1"]
+        assert [row["folder"] for row in rows] == [str(runs / "0"), str(runs / "1")]
+        assert [float(row[f"fid/{NAME}"]) for row in rows] == [100, 110]
+        assert [float(row[f"fid_std/{NAME}"]) for row in rows] == [3, 3]
+        assert [float(row[accuracy]) for row in rows] == [0.7, 0.825]
+        assert [float(row["training_seconds"]) for row in rows] == [120, 120]
+        (row,) = csv.DictReader((tmp_path / "comparison/table.csv").open())
+        assert row["classifier"] == "classifier-3f01b756"
 
     def test_latex_is_escaped(self, runs, tmp_path):
         fake_group(runs, "a", [1.0, 2.0], config={"backbone": {"mlp_ratio": 4}})

@@ -87,7 +87,8 @@ def test_gaps_of_shares_are_in_points(tmp_path):
     )
     fake_run(tmp_path / "mamba", 100.0, 7, MAMBA, metrics={f"accuracy/{NAME}": 0.8})
     assert "its run: Mamba2 Accuracy 80 %" in said(tmp_path, "accuracy")[1]
-    assert "71.0 ± 12.7 %" in CompositionTable(collect([tmp_path]).groups).markdown()
+    found = collect([tmp_path])
+    assert "71.0 ± 12.7 %" in CompositionTable(found.groups, found.names).markdown()
 
 
 def test_an_interval_beside_a_corrected_test_is_said_to_be_uncorrected(tmp_path):
@@ -184,4 +185,4 @@ def test_a_metric_of_other_code_judges_as_it_describes_itself(tmp_path):
     (judged,) = (each for each in judged_by(runs_of(groups)) if each.name == "gap")
     assert judged == gap
     assert verdict(groups, judged).answer.startswith("UNet is better than DiT: Gap higher by 40")
-    assert "| Gap |" in CompositionTable(groups).markdown()
+    assert "| Gap |" in CompositionTable(groups, {}).markdown()

@@ -9,6 +9,7 @@ from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 from PIL import Image
 
 from diffusion_lab.analysis.comparison import compare
+from diffusion_lab.analysis.comparison.drawings import ON_THE_WAY
 
 VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}
 
@@ -40,6 +41,14 @@ def test_it_is_said_what_no_correction_covers(page, tmp_path):
     compare([str(tmp_path / "3")], str(tmp_path / "out"))
     text = (tmp_path / "out/index.html").read_text()
     assert (holm in text, several in text) == (True, False)
+
+
+def test_points_along_training_are_said_to_be_of_longer_runs(page, tmp_path):
+    assert ON_THE_WAY in page.read_text()
+    folder = fake_run(tmp_path / "measured_at_its_end" / "run", 100.0)
+    (folder / "metrics.jsonl").unlink()
+    compare([str(folder)], str(tmp_path / "out"))
+    assert ON_THE_WAY not in (tmp_path / "out/index.html").read_text()
 
 
 class Outline(HTMLParser):

@@ -160,7 +160,7 @@ def ratios(folder):
     (group,) = found.groups
     titles = [
         column.title
-        for column in CompositionTable(found.groups).columns
+        for column in CompositionTable(found.groups, found.names).columns
         if "Copies" in column.title
     ]
     return group.values("copy_ratio"), titles, found.omitted

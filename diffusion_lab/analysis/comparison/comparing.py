@@ -73,7 +73,8 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     if not judged:
         raise UserError("none of these runs has a finite value of a metric to be judged by")
     notes = [*fairness.notes(groups), *collection.omitted]
-    write(folder, Report(groups, judged, samples(groups), setting(collection), notes, left_out))
+    facts = (setting(collection), collection.names, notes, left_out)
+    write(folder, Report(groups, judged, samples(groups), *facts))
     first = judged[0]
     for sentence in (*left_out, f"{first.verdict.answer}."):
         say(sentence)
@@ -163,10 +164,12 @@ def setting(collection: Collection) -> str:
     drawn = sampler["_target_"].rpartition(".")[2]
     if sampler.get("steps"):
         drawn += f" of {sampler['steps']} steps"
+    accuracy = collection.names.get("accuracy")
+    read_by = f", accuracy by {accuracy.split('/')[1]}" if accuracy else ""
     return (
         f"{len(runs)} runs on {', '.join(data)}; "
         f"{protocol['num_samples']:,} samples of each against {protocol['reference_images']:,} "
-        f"training images, by features of {protocol['extractor']}; "
+        f"training images, by features of {protocol['extractor']}{read_by}; "
         f"{drawn}, guidance scale {guidance.get('scale')}, sampling seed {sampling['seed']} "
         f"[protocol {protocol['fingerprint']}]"
     )
@@ -175,7 +178,7 @@ def setting(collection: Collection) -> str:
 def write(folder: Path, report: Report) -> None:
     """Writes every file, the page last, and deletes the plots of an earlier comparison."""
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    table, first = CompositionTable(report.groups), report.judged[0]
+    table, first = CompositionTable(report.groups, report.names), report.judged[0]
     text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
     said = [*first.told, *report.notes, *report.left_out]
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
@@ -190,6 +193,7 @@ def write(folder: Path, report: Report) -> None:
         "table.md": text,
         "table.csv": table.csv(),
         "table.tex": table.latex(),
+        "runs.csv": table.runs_csv(),
         "pairs.csv": pairs.as_csv(tests),
         **{f"{PLOTS}/{name}": plot for name, plot in plots.items()},
         "index.html": page.render(report),

@@ -14,6 +14,11 @@ from diffusion_lab.analysis.comparison.svg import GRID, INK, Drawing, colour, dr
 from diffusion_lab.common.formats import amount
 from diffusion_lab.metrics import Quantity
 
+ON_THE_WAY = (
+    "A point before the end is not what a run of that budget would reach: the learning rate and "
+    "the averaged weights are those of the longer run."
+)
+
 
 def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
     """Draws a row for each group, the best on top: its seeds and the interval of their mean.

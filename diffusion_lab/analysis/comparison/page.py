@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.data_sizes import DataLine
+from diffusion_lab.analysis.comparison.drawings import ON_THE_WAY
 from diffusion_lab.analysis.comparison.fairness import machine
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
@@ -57,6 +58,7 @@ class Report:
     judged: Sequence[Judged]
     samples: Sequence[Samples]
     setting: str
+    names: Mapping[str, str]  # the metrics' whole names by short ones
     notes: Sequence[str]
     left_out: Sequence[str]
 
@@ -83,8 +85,9 @@ def render(report: Report) -> str:
         colours=len(COLOURS),
         shape=lambda look: MARKERS[marker(look)],
         shown=SHOWN,
+        on_the_way=ON_THE_WAY,
         none_known=NONE,
-        compositions=CompositionTable(groups),
+        compositions=CompositionTable(groups, report.names),
         any_plots=any(each.along or each.fronts for each in report.judged),
         alike=len(noises) == 1 and None not in noises,
         of_each=OF_EACH,

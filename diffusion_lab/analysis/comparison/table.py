@@ -1,6 +1,6 @@
 """The table with a row per composition, for people (Markdown, LaTeX) and programs (CSV)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,11 +12,8 @@ from diffusion_lab.metrics import Quantity
 
 NONE = "\N{EN DASH}"
 SIZE = "training_images"
-ONE_SEED = "†"
-ONE_SEED_NOTE = (
-    f"{ONE_SEED} one seed: ± is the jackknife standard deviation over samples, not over trainings."
-)
 INTERVAL_NOTE = "± is half of the 95 % confidence interval over seeds (Student's t)."
+SAMPLES_NOTE = "FID std is the jackknife over the samples of a run, not over trainings."
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,9 @@ class Cell:
     value: float | None
     main: str
     spread: str = ""
-    mark: str = ""
 
     def __str__(self) -> str:
-        return " ± ".join(filter(None, (self.main, self.spread))) + self.mark
+        return " ± ".join(filter(None, (self.main, self.spread)))
 
 
 @dataclass(frozen=True)
@@ -50,15 +46,13 @@ class Column:
         return Cell(self.scale * value, self.say(self.scale * value))
 
     def mean(self, group: Group) -> Cell:
-        """The cell of a group's mean; a metric has ± over seeds, or FID's jackknife of one seed."""
+        """The cell of a group's mean; a metric has ± over several seeds."""
         if not group.values(self.kind):
             return Cell(None, NONE)
         mean, width = group.mean(self.kind), group.half_width(self.kind)
         if self.judges and width is not None:
             main, spread = formats.with_spread(self.scale * mean, self.scale * width)
             return Cell(self.scale * mean, main, spread + " %" * (self.scale == 100))
-        if self.kind == "fid" and group.jackknife is not None:
-            return Cell(mean, *formats.with_spread(mean, group.jackknife), ONE_SEED)
         return self.cell(mean)
 
     def real(self, groups: Sequence[Group]) -> Cell:
@@ -86,7 +80,7 @@ COLUMNS = (
     Column("training_seconds", "Time", "wall clock of training, with validation", formats.duration),
     Column("peak_memory", "Memory", "peak in training", formats.gibibytes),
 )
-
+FID_STD = Column("fid_std", "FID std", "jackknife over samples, the mean over seeds", formats.plain)
 
 TEX = str.maketrans(
     {
@@ -94,7 +88,6 @@ TEX = str.maketrans(
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "±": r"$\pm$",
-        "†": r"$^\dagger$",
         "\N{MIDDLE DOT}": r"$\cdot$",
         NONE: "--",
     }
@@ -111,15 +104,18 @@ def column_of(metric: Quantity) -> Column:
 
 @dataclass(frozen=True)
 class CompositionTable:
-    """The table of a comparison's groups."""
+    """The table of a comparison's groups; `names` are the metrics' whole names by short ones."""
 
     groups: Sequence[Group]
+    names: Mapping[str, str]
 
     @cached_property
     def columns(self) -> list[Column]:
         """The columns that have a value; the size of the data only if there are several sizes."""
         one_size = len({group.data_size for group in self.groups}) == 1
-        judged = map(column_of, judged_by(runs_of(self.groups)))
+        judged = [column_of(metric) for metric in judged_by(runs_of(self.groups))]
+        place = next(i for i, column in enumerate(judged, 1) if column.kind == "fid")
+        judged.insert(place, FID_STD)
         return [
             column
             for column in (*COLUMNS[one_size:], *judged)
@@ -144,8 +140,7 @@ class CompositionTable:
     def notes(self) -> list[str]:
         """Explanations of the signs that occur in the table."""
         several = any(len(group.runs) > 1 for group in self.groups)
-        marked = any(each.mark for row in self.rows for each in row)
-        return [INTERVAL_NOTE] * several + [ONE_SEED_NOTE] * marked
+        return [INTERVAL_NOTE] * several + [SAMPLES_NOTE] * (FID_STD in self.columns)
 
     def lines(self, *head: str) -> list[list[str]]:
         """The table as text: the headings, which begin with `head`, the groups, and real images."""
@@ -178,11 +173,20 @@ class CompositionTable:
 
     def csv(self) -> str:
         """Means, bounds of intervals and numbers of seeds, in base units, without rounding."""
+        read_by = {"classifier": name.split("/")[1]} if (name := self.names.get("accuracy")) else {}
         rows = []
         for group in self.groups:
             row = {"composition": group.name, **group.settings, "seeds": len(group.runs)}
             row |= dict(pair for column in self.columns for pair in column.numbers(group))
-            if "fid" in row:
-                row["fid_jackknife"] = group.jackknife
-            rows.append(row)
+            rows.append(row | read_by)
         return formats.csv_text(rows[0], [row.values() for row in rows])
+
+    def runs_csv(self) -> str:
+        """A row for each run: costs by short names and metrics by whole ones, without rounding."""
+        rows = [(group, run) for group in self.groups for run in group.runs]
+        kinds = dict.fromkeys(kind for _, run in rows for kind in run.figures)
+        head = ["composition", "seed", "folder", *(self.names.get(kind, kind) for kind in kinds)]
+        return formats.csv_text(
+            head,
+            ([g.name, r.seed, r.folder, *(r.figures.get(kind) for kind in kinds)] for g, r in rows),
+        )
