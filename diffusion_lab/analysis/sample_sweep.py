@@ -125,11 +125,13 @@ def measure(
             hooks.enter_context(denoiser.backbone.register_forward_pre_hook(count))
         results = evaluate(pipeline, prepared, opened.datamodule, batch_size, setting.seed)
     values = {name.split("/")[0]: value for name, value in results.items()}
+    classifier = prepared.metrics.observer.classifier
     return {
         "key": setting.key,
         "calls": round(sum(asked) / prepared.metrics.num_samples, 2),
         **values,
         "protocol": next(iter(results)).partition("/")[2],
+        "classifier": classifier.name if classifier else None,
     }
 
 
@@ -164,7 +166,7 @@ def report(
     write_atomically(folder / "table.md", f"{header}\n\n{markdown_table([*head, ''], lines)}")
     others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in head]
     beside = [f"{name}{REAL}" for name in [*head, *others] if f"{name}{REAL}" in rows[0]]
-    columns = [*head, *others, *beside, "protocol"]
+    columns = [*head, *others, *beside, "protocol", "classifier"]
     results = csv_text(columns, [[row.get(name) for name in columns] for row in ordered])
     write_atomically(folder / "results.csv", results)
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")

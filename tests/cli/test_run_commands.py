@@ -14,6 +14,7 @@ from PIL import Image
 from diffusion_lab.analysis.on_test_images import REGIONS, missing
 from diffusion_lab.cli.arguments import expand, gather
 from diffusion_lab.common.files import read_rows
+from diffusion_lab.common.hashing import of_file
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
@@ -101,9 +102,10 @@ def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
 
 
 def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
+    file = run_folder / "classifier.safetensors"
     save_classifier(
         SmallClassifier((1, 8, 8), 4).eval(),
-        run_folder / "classifier.safetensors",
+        file,
         {"shape": [1, 8, 8], "classes": list(TinyData.class_names)},
     )
     asked = ["run=run", "steps=2", "guidance=classifier_free", "guidance.scale=3,0"]
@@ -114,13 +116,14 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
     folder = Path(result["folder"])
-    with (folder / "results.csv").open() as file:
-        table = list(csv.DictReader(file))
+    with (folder / "results.csv").open() as rows:
+        table = list(csv.DictReader(rows))
     assert [row["guidance.scale"] for row in table] == ["0", "3"]
     for row, measured in zip(table, result["rows"], strict=True):
         assert float(row["accuracy"]) == measured["accuracy"]
         assert 0 <= measured["accuracy"] <= 1
         assert float(row["accuracy_real"]) == measured["accuracy_real"]
+        assert row["classifier"] == f"classifier-{of_file(file)[:8]}"
     text = (folder / "table.md").read_text()
     assert "test images have FID" in text
     assert "| guidance.scale | calls | fid | kid | accuracy |  |" in text
