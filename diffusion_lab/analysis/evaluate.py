@@ -1,4 +1,4 @@
-"""The command `evaluate`: FID and other metrics of a trained run, beside those of other runs."""
+"""The command `evaluate`: FID and other metrics of a trained run, next to other runs."""
 
 from omegaconf import DictConfig, ListConfig
 
@@ -42,7 +42,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
         say(line)
     extra = metrics.extra_facts
     path = save_evaluation(cfg.run, results, protocol, cfg, opened.weights, extra)
-    say(f"Kept in {path}")
+    say(f"Saved in {path}")
     if compared:
         console.print(side_by_side({cfg.run: results} | compared))
     return results

@@ -69,17 +69,17 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     plots.pairs(samples, training, spaces, cfg.pairs, folder / "pairs.png")
     plots.losses_by_level(losses, folder / "losses.png")
     tell(result)
-    say(f"Most suspicious samples beside their neighbours: {folder / 'pairs.png'}")
+    say(f"Most suspicious samples and their nearest training images: {folder / 'pairs.png'}")
     say(f"Report and loss by noise level: {folder}")
     return result
 
 
 def made(folder: Path) -> Path:
-    """Makes the report's folder; raises UserError if it cannot be made."""
+    """Creates the report's folder; raises UserError if it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)  # fail before an hour of sampling
     except OSError as error:
-        raise UserError(f"output={folder} cannot be made ({error}); choose another") from error
+        raise UserError(f"output={folder} cannot be created ({error}); choose another") from error
     return folder
 
 
@@ -163,6 +163,6 @@ def tell(result: dict) -> None:
             say(f"{name} {value:.3g} in {space}: {MEANINGS[name]}")
     fid = result["fid"]
     say(
-        f"FID to {fid['reference_images']} training images {fid['to_training']:.4g}, to as many "
-        f"held-out ones {fid['to_held_out']:.4g}: a gap of {fid['gap']:.3g}"
+        f"FID to {fid['reference_images']} training images {fid['to_training']:.4g}, to equally "
+        f"many held-out images {fid['to_held_out']:.4g}: a gap of {fid['gap']:.3g}"
     )

@@ -26,7 +26,7 @@ from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
 
 COUNTS = {"num_images": whole(1), "batch_size": whole(1), "seed": whole(0)}
-PROBES = 0x70726F6265  # keeps these draws apart from others of the same seed
+PROBES = 0x70726F6265  # separates these draws from others with the same seed
 # region -> whether (row, column), each in [0, 1), is missing
 REGIONS = {
     "left": lambda row, column: column < 0.5,
@@ -41,7 +41,7 @@ REGIONS = {
 def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     """Measures bits per dimension of the first `cfg.num_images` test images: mean and error."""
     check_keys(cfg, {"trace": one_of("hutchinson", "exact")})
-    opened = open_pixels(cfg, "likelihood is that of pixels")
+    opened = open_pixels(cfg, "likelihood is defined for pixels")
     model, bits = opened.model, []
     for ids, _, labels, x0 in image_batches(cfg, opened):
         noise = SampleNoise(mix_seed(cfg.seed, PROBES), ids, opened.device)
@@ -58,7 +58,7 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     if len(each) > 1:
         result["standard_error"] = (each.std() / math.sqrt(len(each))).item()
         error = f" +- {result['standard_error']:.4f}"
-    say(f"{result['bits_per_dim']:.4f}{error} bits a dimension of {len(each)} test images")
+    say(f"{result['bits_per_dim']:.4f}{error} bits per dimension on {len(each)} test images")
     return result
 
 
@@ -111,7 +111,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         pictures.append(torch.stack(columns, 1).flatten(0, 1).cpu())
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / f"inpaint_{cfg.region}.png")
     save_png(opened.datamodule.source.picture(torch.cat(pictures), 2 + cfg.variants), path)
-    say(f"image, what is known of it, and {cfg.variants} variants: {path}")
+    say(f"image, known part, and {cfg.variants} variants: {path}")
     return {"picture": str(path)}
 
 

@@ -55,7 +55,7 @@ def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
     figure = Figure((6, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="t (0: data, 1: noise)", ylabel="loss", yscale="log")
     levels = [float(name.removeprefix("t")) for name in losses]
-    for side, label in (("training", "trained-on images"), ("held_out", "held-out images")):
+    for side, label in (("training", "training images"), ("held_out", "held-out images")):
         axes.plot(levels, [loss[side] for loss in losses.values()], marker="o", label=label)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -76,12 +76,12 @@ def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
     """Plots FID over network calls, with a line for each combination of values of `keys`."""
     figure = Figure((8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(
-        xscale="log", yscale="log", xlabel="network calls a sample", ylabel="FID"
+        xscale="log", yscale="log", xlabel="network calls per sample", ylabel="FID"
     )
     markers = cycle(MARKERS)  # colours alone repeat after ten lines
     for marker, (name, line) in zip(markers, lines_of(rows, keys), strict=False):
         points = sorted((row["calls"], row["fid"]) for row in line)
-        label = name or "the run's own sampling"
+        label = name or "the run's sampling"
         axes.plot(*zip(*points, strict=True), marker=marker, label=label)
     axes.axhline(rows[0][f"fid{REAL}"], color="grey", linestyle="--", label="real images")
     for axis, ticks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (1, 1.5, 2, 3, 5, 7))):

@@ -76,7 +76,9 @@ def sweep(
     name = f"{metrics.extractor.name}_{reference}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
     kept = {row["key"]: row for row in read_rows(folder / ROWS)}
-    say(f"{len(settings)} settings, {sum(s.key in kept for s in settings)} of them measured before")
+    say(
+        f"{len(settings)} settings, {sum(s.key in kept for s in settings)} of them already measured"
+    )
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:
             kept[setting.key] = measure(setting, opened, prepared, cfg.batch_size)
@@ -137,14 +139,14 @@ def measure(
 
 def describe(row: dict, keys: list[str]) -> str:
     """A line on one row of results; `keys` are the ones that were varied."""
-    chosen = " ".join(f"{key}={row[key]}" for key in keys) or "the run's own sampling"
+    chosen = " ".join(f"{key}={row[key]}" for key in keys) or "the run's sampling"
     return f"{chosen}: FID {row['fid']:.4g}, KID {row['kid']:.4g} in {row['calls']:g} calls"
 
 
 def report(
     folder: Path, rows: list[dict], keys: list[str], extra: Sequence[Quantity]
 ) -> dict[str, object]:
-    """Writes table.md, results.csv and plots; prints the table and the best of each budget.
+    """Writes table.md, results.csv and plots; prints the table and the best for each budget.
 
     results.csv has all results, without rounding, the table's columns first. `keys` are the varied
     keys, in the order of the command line.
@@ -156,12 +158,12 @@ def report(
     places = front([(row["calls"], row["fid"]) for row in ordered], higher_is_better=False)
     best = [ordered[place] for place in places]
     real = (f"{q.title} {q.text(rows[0][f'{q.name}{REAL}'])}" for q in shown)
-    header = f"At {rows[0]['protocol']}; test images have {', '.join(real)}"
+    header = f"Protocol {rows[0]['protocol']}; real test images: {', '.join(real)}"
     head = [*keys, "calls", *(quantity.name for quantity in shown)]
     lines = []
     for row in ordered:
         values = [quantity.text(row[quantity.name]) for quantity in shown]
-        mark = "best of its budget" if row in best else ""
+        mark = "best for its budget" if row in best else ""
         lines.append([*(str(row[key]) for key in keys), f"{row['calls']:g}", *values, mark])
     write_atomically(folder / "table.md", f"{header}\n\n{markdown_table([*head, ''], lines)}")
     others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in head]

@@ -23,7 +23,7 @@ def sync(cfg: DictConfig, overrides: list[str]) -> dict[str, bool]:
         say(f"{'to upload' if run in waiting else 'uploaded '}  {run.parent}")
     if not waiting:
         where = ", ".join(str(path) for path in paths)
-        found = f"all {len(runs)} offline W&B runs are uploaded" if runs else "no offline W&B run"
+        found = f"all {len(runs)} offline W&B runs are uploaded" if runs else "no offline W&B runs"
         say(f"Nothing to upload in {where}: {found}")
     elif cfg.dry_run:
         say(f"{len(waiting)} of {len(runs)} would be uploaded; nothing was sent (dry_run=true)")
@@ -51,9 +51,11 @@ def find(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path} does not exist; give a run folder, or one that holds some")
+            raise UserError(
+                f"{path} does not exist; give a run folder, or a folder that contains some"
+            )
         if path.is_file() and path.suffix != ".wandb":
-            raise UserError(f"{path} is no file of W&B's; those end in .wandb")
+            raise UserError(f"{path} is not a W&B file; their names end in .wandb")
         files = [path] if path.is_file() else [*path.glob("*.wandb"), *_to_be_kept(path)]
         found |= {file.resolve(): file for file in files}
     return sorted(found.values(), key=lambda file: file.parent.name)
@@ -74,7 +76,7 @@ def _to_be_kept(path: Path) -> Iterator[Path]:
         else:
             yield file
     for run, why in left_out.items():
-        say(f"left out   {run}: {why}")
+        say(f"skipped    {run}: {why}")
 
 
 def upload(runs: list[Path]) -> None:
@@ -90,5 +92,5 @@ def upload(runs: list[Path]) -> None:
     if left:
         raise UserError(
             f"{left} of {len(runs)} were not uploaded, for the reason that W&B gives above; they "
-            "are still here, and the same command tries again"
+            "are kept, and the same command tries again"
         )

@@ -69,7 +69,7 @@ class Dashboard:
             "Training": [
                 self._curve("Loss", "train/loss"),
                 self._curve("Learning rate", "train/lr"),
-                self._curve("Images a second", "train/images_per_second"),
+                self._curve("Images per second", "train/images_per_second"),
             ],
             "Cost": [
                 self._fid_against("parameters", "FID by parameters"),
@@ -82,17 +82,19 @@ class Dashboard:
             "Autoencoders": [
                 self._curve("PSNR", "val/psnr"),
                 self._curve("SSIM", "val/ssim"),
-                self._pictures("Images, and what came back of them", "reconstructions"),
+                self._pictures("Images and their reconstructions", "reconstructions"),
             ],
         }
 
     def _generated(self) -> list:
-        """FID and KID beside those of real images, and the metrics by nearest neighbours."""
+        """FID and KID with their values for real images, and the metrics by nearest neighbours."""
         panels: list[Any] = [self._curve("FID by time", self.fid, x=log_names.SECONDS)]
         for quantity in DISTANCES:
             name, real = (f"{quantity.name}{end}/{self.protocol}" for end in ("", REAL))
             panels.append(wr.BarPlot(title=quantity.title, metrics=[name], **self.grouped))
-            panels.append(self._curve(f"{quantity.title}, and that of real images", name, real))
+            panels.append(
+                self._curve(f"{quantity.title} of samples and of real images", name, real)
+            )
         names = "|".join(quantity.name for quantity in COVERAGE)
         titles = ", ".join(quantity.title for quantity in COVERAGE)
         return [*panels, self._curve(titles, regex=f"^({names})/")]
@@ -128,7 +130,7 @@ class Dashboard:
             entity=entity,
             project=self.project,
             title=f"{TITLE} by {self.group_by}",
-            description=f"Figures by the protocol {self.protocol}; lower is better for FID, KID.",
+            description=f"Metrics by protocol {self.protocol}; lower is better for FID and KID.",
             blocks=blocks,
             width="fluid",
         )

@@ -71,12 +71,12 @@ class TestFinding:
         result, text = compared(tmp_path)
         said = " ".join(result["left_out"])
         for words in (
-            f"cut is left out: it is unfinished at step 40; go on with `diffusion-lab train "
+            f"cut is left out: it is unfinished at step 40; resume it with `diffusion-lab train "
             f"resume={runs / 'cut'}`",
             "torn/config.yaml is damaged",
             "half is left out: its summary.json is damaged and cannot be read",
             "vae is left out: it is an autoencoder",
-            "hopeless is left out: a search has ended it early, at step 30",
+            "hopeless is left out: a search ended it early, at step 30",
             f"dit_0 is left out: {runs / 'again'}, which finished later, has the same composition",
         ):
             assert words in said
@@ -191,7 +191,7 @@ class TestRefusals:
         with refused(kind, f"`diffusion-lab evaluate run={odd} sampler=...`"):
             compared(tmp_path)
 
-    def test_runs_without_figures_are_named_and_counted(self, runs, tmp_path):
+    def test_runs_without_metrics_are_named_and_counted(self, runs, tmp_path):
         for seed in range(3):
             fake_run(runs / f"run{seed}", 1.0, seed, summary={"protocol": None})
         with refused("diffusion-lab evaluate run=", "2 other runs"):
@@ -250,7 +250,7 @@ class TestVerdict:
     def test_two_seeds_of_one_composition_are_no_difference(self, runs):
         fake_group(runs, "dit", [100.0, 110.0])
         answer, _ = said(runs)
-        assert answer.startswith("No difference to be tested: all runs are one composition and")
+        assert answer.startswith("No difference to test: all runs have the same composition and")
         assert answer.endswith("FID 105 ± 63.5")  # t(1) = 12.706, times the standard error 5
 
     def test_equal_groups_are_no_difference(self, runs):
@@ -259,8 +259,8 @@ class TestVerdict:
         fake_group(runs, "unet", list(100 + rng.normal(size=4)), config=UNET)
         answer, _ = said(runs)
         assert answer.startswith("No difference is shown at this budget: ")
-        assert "cannot be told apart by FID" in answer
-        assert "4 seeds of this spread have 80 % power for a gap of" in answer
+        assert "do not differ significantly in FID" in answer
+        assert "4 seeds with this spread have 80 % power for a gap of" in answer
 
     def test_the_gap_of_80_percent_power_is_beside_one_that_is_not_shown(self, runs):
         # differences 1, 3: mean 2, standard deviation sqrt(2), standard error 1; a noncentral t of
@@ -269,7 +269,7 @@ class TestVerdict:
         fake_group(runs, "unet", [11.0, 23.0], config=UNET)
         answer, text = said(runs)
         assert (
-            "their gap is 2, and 2 seeds of this spread have 80 % power for a gap of 16.3"
+            "their gap is 2, and 2 seeds with this spread have 80 % power for a gap of 16.3"
         ) in answer
         assert f"p = {1 - 2 * math.atan(2) / math.pi:.2g}" in text
 
@@ -312,22 +312,22 @@ class TestVerdict:
         answer, text = said(runs)
         assert answer == "width=1 is best by FID: better than each of the other 2"
         assert "after Holm's correction for 3 pairs" in text
-        assert "width=2 and width=3 cannot be told apart" in text
+        assert "width=2 and width=3 do not differ significantly" in text
 
     def test_one_seed_each_says_nothing_beyond_the_runs(self, runs):
         fake_run(runs / "dit", 100.0)
         fake_run(runs / "unet", 120.0, config=UNET)
         answer, text = said(runs)
-        assert answer.startswith("Nothing can be said by FID beyond these runs")
+        assert answer.startswith("Nothing can be said about FID beyond these runs")
         assert (
-            "The gap between DiT and UNet is 20 beside jackknife deviations of 3 and 3 over samples"
+            "The gap between DiT and UNet is 20, with jackknife deviations of 3 and 3 over samples"
         ) in text
 
     def test_unequal_budgets_are_said(self, runs):
         fake_group(runs, "dit", [100.0, 110.0])
         fake_group(runs, "unet", [100.0, 110.0], config=UNET, summary={"images_seen": 32_000})
         _, text = said(runs)
-        assert "Budgets are unequal: runs have seen 6.4k to 32k images" in text
+        assert "Budgets are unequal: runs saw 6.4k to 32k images" in text
 
     def test_equal_time_is_an_equal_budget(self, runs, tmp_path):
         budget = {"budget": {"seconds": 90, "solved": ["trainer.max_time='00:00:01:30'"]}}
@@ -338,7 +338,7 @@ class TestVerdict:
         _, text = said(runs)
         assert "Budgets are unequal" not in text
         _, text = compared(tmp_path)
-        assert ("Every run was given 90 seconds and has seen 6,400 to 32,000 images") in text
+        assert "Every run had a time limit of 90 seconds and saw 6,400 to 32,000 images" in text
 
     def test_losses_of_other_objectives_are_not_compared(self, runs):
         fake_group(runs, "dit", [100.0, 110.0])
@@ -362,15 +362,15 @@ class TestVerdict:
         assert "after Holm's correction for 2 pairs" in text
         page = (tmp_path / "comparison/index.html").read_text()
         assert (
-            "By the means, DiT passes UNet in FID between 600 and 6,000 training images"
+            "By the means, DiT overtakes UNet in FID between 600 and 6,000 training images"
         ) in page
         assert (tmp_path / "comparison/plots/fid_over_data.svg").exists()
 
-    def test_figures_that_are_not_finite_are_none(self, runs):
+    def test_values_that_are_not_finite_are_none(self, runs):
         fake_group(runs, "dit", [100.0, 110.0])
         fake_group(runs, "unet", [100.0, float("nan")], config=UNET)
         answer, _ = said(runs)
-        assert answer.startswith("Nothing can be said by FID")
+        assert answer.startswith("Nothing can be said about FID")
 
     def test_runs_without_any_finite_metric_are_refused(self, runs, tmp_path):
         fake_group(runs, "dit", [float("nan"), float("nan")])
@@ -392,10 +392,10 @@ class TestTable:
         assert [row["metric"] for row in rows] == ["fid", "recall", "test_loss"]
         fid, recall, _ = rows
         assert (fid["ahead"], fid["behind"], fid["seeds"]) == ("DiT", "UNet", "0 1 2")
-        assert (float(fid["gap"]), fid["told_apart"]) == (52, "True")
+        assert (float(fid["gap"]), fid["significant"]) == (52, "True")
         assert fid["p"] == fid["holm"]
         # recall differs by the same in every seed, so it is not tested
-        assert (recall["ahead"], recall["told_apart"]) == ("UNet", "False")
+        assert (recall["ahead"], recall["significant"]) == ("UNet", "False")
         assert recall["p"] == recall["holm"] == recall["gap_at_80_power"] == ""
         assert float(recall["gap"]) == pytest.approx(-0.1)
 

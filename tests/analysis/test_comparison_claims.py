@@ -23,21 +23,21 @@ def test_differences_without_spread_are_not_tested_and_said(tmp_path):
     fake_group(tmp_path, "unet", [100.4, 200.8, 301.0], config=UNET)
     answer, text = said(tmp_path)
     assert answer == (
-        "Nothing is tested: DiT and UNet differ in FID by 0.1 in each of 3 seeds, and differences "
-        "without spread cannot be tested; they are a sign of copied runs, or of runs that do not "
+        "Nothing is tested: DiT and UNet differ in FID by 0.1 in each of 3 seeds; differences "
+        "without spread cannot be tested, and are a sign of copied runs or of runs that do not "
         "depend on their seed"
     )
     assert "p = " not in text
 
 
-def test_equal_figures_are_not_tested_beside_a_pair_that_is(tmp_path):
+def test_equal_values_are_not_tested_beside_a_pair_that_is(tmp_path):
     fake_group(tmp_path, "dit", BETTER)
     fake_group(tmp_path, "unet", BETTER, config=UNET)
     fake_group(tmp_path, "mamba", WORSE, config=MAMBA)
     answer, text = said(tmp_path)
-    # neither DiT nor UNet is best: the two were not told apart
+    # neither DiT nor UNet is best: their difference was not tested
     assert answer == (
-        "2 of 2 pairs of compositions can be told apart by FID, and none is shown to be better "
+        "2 of 2 pairs of compositions differ significantly in FID, but none is shown to be better "
         "than all the others; 1 other pair could not be tested"
     )
     assert "after Holm's correction for 2 pairs" in text
@@ -50,10 +50,10 @@ def test_the_best_of_those_that_were_tested_is_not_the_best_of_all(tmp_path):
     fake_run(tmp_path / "w4", 20.0, config={"backbone": {"width": 4}})
     answer, text = said(tmp_path)
     assert answer == (
-        "width=1 is better by FID than each of the other 2 that could be tested; nothing is said "
-        "of width=4"
+        "width=1 is better by FID than each of the other 2 that could be tested; nothing can be "
+        "said about width=4"
     )
-    assert "width=4 shares no 2 seeds with another composition" in text
+    assert "width=4 shares fewer than 2 seeds with any other composition" in text
 
 
 def test_one_difference_is_told_with_what_was_not_tested(tmp_path):
@@ -65,13 +65,13 @@ def test_one_difference_is_told_with_what_was_not_tested(tmp_path):
     assert answer.endswith("; 2 other pairs could not be tested")
 
 
-def test_a_composition_without_the_figure_is_named(tmp_path):
+def test_a_composition_without_the_metric_is_named(tmp_path):
     recall = {f"recall/{NAME}": 0.5}
     fake_group(tmp_path, "dit", BETTER, metrics=recall)
     fake_group(tmp_path, "unet", WORSE, config=UNET)
     answer, text = said(tmp_path, "recall")
-    assert answer == "Recall was measured of DiT alone: nothing to compare"
-    assert "UNet had no Recall measured" in text
+    assert answer == "Recall was measured for DiT only: nothing to compare"
+    assert "Recall was not measured for UNet" in text
 
 
 def test_gaps_of_shares_are_in_points(tmp_path):
@@ -109,16 +109,16 @@ def test_unequal_images_are_said_of_runs_whose_means_are_equal(tmp_path, images)
             tmp_path / f"unet_{seed}", 90.0 + 2 * seed, seed, UNET, summary={"images_seen": theirs}
         )
     _, text = said(tmp_path)
-    assert "Budgets are unequal: runs have seen 6.4k to" in text
-    assert f"Runs have seen 6,400 to {images[1]:,} images" in notes(collect([tmp_path]).groups)
+    assert "Budgets are unequal: runs saw 6.4k to" in text
+    assert f"Runs saw 6,400 to {images[1]:,} images" in notes(collect([tmp_path]).groups)
 
 
 def test_equal_images_are_said_once(tmp_path):
     fake_group(tmp_path, "dit", BETTER)
     fake_group(tmp_path, "unet", WORSE, config=UNET)
     assert notes(collect([tmp_path]).groups) == [
-        "Every run has seen 6,400 images",
-        "Training took 2 min of wall-clock time, by run",
+        "Every run saw 6,400 images",
+        "Training took 2 min of wall-clock time",
     ]
 
 
@@ -128,7 +128,7 @@ def test_unequal_operations_at_equal_images_are_said(tmp_path):
     assert "Operations" not in said(tmp_path)[1]
     fake_group(tmp_path, "mamba", WORSE, config=MAMBA, summary={"macs": 3_000_000})
     assert (
-        "Operations are unequal: compositions take 2M to 3M multiply-accumulates an image, at "
+        "Operations are unequal: compositions take 2M to 3M multiply-accumulates per image, at "
         "equal numbers of images"
     ) in said(tmp_path)[1]
 
@@ -150,7 +150,7 @@ def test_equal_time_on_unequal_machines_is_said(tmp_path, other, words):
     fake_group(tmp_path, "unet", WORSE, config=UNET | budget, summary=here | other)
     _, text = said(tmp_path)
     if words:
-        assert f"Time is equal and machines are not: {words}" in text
+        assert f"The time is equal but the machines are not: {words}" in text
     else:
         assert "machines" not in text
 
@@ -159,7 +159,7 @@ def test_unequal_machines_are_said_of_costs_at_equal_images(tmp_path):
     fake_group(tmp_path, "dit", BETTER)
     assert "machines" not in said(tmp_path)[1]
     fake_group(tmp_path, "unet", WORSE, config=UNET, summary={"device": "gpu"})
-    words = "Time, speed and memory are of unequal machines: cpu; gpu"
+    words = "Time, speed and memory were measured on different machines: cpu; gpu"
     assert words in said(tmp_path)[1]
 
 
@@ -169,7 +169,7 @@ def test_training_that_left_much_of_its_time_to_other_things_is_said(tmp_path, s
     fake_group(tmp_path, "dit", BETTER, config=budget, summary={"training_seconds": limit})
     summary = {"training_seconds": seconds}
     fake_group(tmp_path, "unet", WORSE, config=UNET | budget, summary=summary)
-    words = "Training itself took 120 to 300 of the 300 seconds, by run: the limit counts figures"
+    words = "Training itself took 120 to 300 of the 300 seconds: the limit includes evaluations"
     assert (words in said(tmp_path)[1]) == (limit == 300)
     assert ("Training itself" in said(tmp_path)[1]) == (limit == 300)
 

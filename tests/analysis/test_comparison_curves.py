@@ -28,7 +28,7 @@ def points(root):
     return [(point.images, point.minutes, point.mean) for point in curve(group, "fid", name)]
 
 
-def test_a_figure_is_at_the_time_at_which_its_step_was_reached(tmp_path):
+def test_a_metric_is_at_the_time_at_which_its_step_was_reached(tmp_path):
     """FID's row is written after an evaluation of 60 seconds, and the loss's row before it."""
     for seed, later in ((0, 0.0), (1, 6.0)):
         folder = fake_run(tmp_path / str(seed), 100.0, seed)
@@ -112,7 +112,7 @@ def test_a_run_without_a_grid_has_no_known_noise(tmp_path):
     assert samples([group])[0].strip is None
 
 
-def test_figures_of_training_are_drawn_to_their_end(lab, tmp_path):
+def test_metrics_in_training_are_drawn_to_their_end(lab, tmp_path):
     """Real runs: FID every 2 of 5 steps and at the end, against images, time and operations."""
     from helpers.tiny_runs import TINY
 

@@ -28,7 +28,7 @@ def page(tmp_path):
 
 
 def test_it_is_said_what_no_correction_covers(page, tmp_path):
-    holm, several = "Holm&#39;s correction covers", "Several metrics are looked at, and no"
+    holm, several = "Holm&#39;s correction covers", "There are several metrics, which no"
     # FID and test loss each test one pair; recall and KID are the same in every seed
     text = page.read_text()
     assert (holm in text, several in text) == (False, True)

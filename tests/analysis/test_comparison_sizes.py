@@ -63,7 +63,7 @@ def test_each_size_of_the_data_has_its_own_answer(runs):
     # 3 pairs at each of 4 sizes
     assert "after Holm's correction for 12 pairs" in text
     assert "At 60,000 training images: DiT is better than UNet: FID lower by 30" in text
-    assert "At 6,000 training images: UNet and DiT cannot be told apart by FID" in text
+    assert "At 6,000 training images: UNet and DiT do not differ significantly in FID" in text
 
 
 def test_a_composition_that_is_best_at_every_size_is_best(tmp_path):
@@ -90,8 +90,8 @@ def test_no_difference_at_any_size(tmp_path):
                 summary={"training_images": 60_000 * fraction},
             )
     assert said(tmp_path)[0] == (
-        "No difference is shown at this budget: by FID none of 2 pairs of compositions of the same "
-        "data can be told apart"
+        "No difference is shown at this budget: none of 2 pairs of compositions on the same data "
+        "differs significantly in FID"
     )
 
 
@@ -99,18 +99,18 @@ def test_one_composition_at_each_size_is_not_tested(tmp_path):
     study(tmp_path, {"DiT": FIDS["DiT"]})
     answer, text = said(tmp_path)
     assert answer == (
-        "Nothing is tested by FID: there is one composition at each of 4 sizes of the data, and "
-        "its means are in the plot"
+        "Nothing is tested by FID: there is only one composition at each of 4 sizes of the data; "
+        "the plot shows the means"
     )
     assert "share" not in text
     found = verdict(collect([tmp_path]).groups, FID)
     assert found.by_size[0] == (
-        "At 60 training images: No difference to be tested: all runs are one composition and "
-        "differ in their seeds alone; FID 400 ± 6.57"
+        "At 60 training images: No difference to test: all runs have the same composition and "
+        "differ only in their seeds; FID 400 ± 6.57"
     )
 
 
-def test_a_composition_that_others_of_its_size_lack_a_figure_beside_is_alone(tmp_path):
+def test_a_composition_that_has_a_metric_alone_at_its_size_is_not_compared(tmp_path):
     study(tmp_path)
     for path in tmp_path.glob("*/summary.json"):
         if "0.01_" in str(path.parent) and "DiT" not in str(path.parent):
@@ -119,7 +119,7 @@ def test_a_composition_that_others_of_its_size_lack_a_figure_beside_is_alone(tmp
             path.write_text(json.dumps(summary))
     found = verdict(collect([tmp_path]).groups, KID.quantities[0])
     assert found.by_size[1] == (
-        "At 600 training images: KID was measured of DiT alone: nothing to compare"
+        "At 600 training images: KID was measured for DiT only: nothing to compare"
     )
 
 
@@ -128,7 +128,7 @@ def test_that_one_choice_of_the_images_stands_for_all_is_said(tmp_path, seeds):
     for fraction, seed in zip((0.1, 1.0), seeds, strict=True):
         data = {"data": {"fraction": fraction, "subset_seed": seed}}
         fake_group(tmp_path, f"dit_{fraction}", [100.0, 110.0], config=data)
-    words = "One choice of the images stands for all (data.subset_seed=5)"
+    words = "All runs use the same choice of training images (data.subset_seed=5)"
     assert (words in said(tmp_path)[1]) == (seeds == [5, 5])
 
 
@@ -136,7 +136,7 @@ def test_one_size_of_the_data_needs_no_word_on_the_choice_of_images(tmp_path):
     for width in (1, 2):
         config = {"data": {"fraction": 0.1}, "backbone": {"width": width}}
         fake_group(tmp_path, f"dit_{width}", [100.0, 110.0], config=config)
-    assert "One choice" not in said(tmp_path)[1]
+    assert "choice of training images" not in said(tmp_path)[1]
 
 
 def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(runs, tmp_path):
@@ -158,7 +158,9 @@ def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(
     assert answer.index("At 60 training images: UNet is best by FID") < answer.index(
         "At 60,000 training images: DiT is best by FID: better than each of the other 2"
     )
-    assert "By the means, DiT passes UNet in FID between 6,000 and 60,000 training images" in answer
+    assert (
+        "By the means, DiT overtakes UNet in FID between 6,000 and 60,000 training images" in answer
+    )
     pairs = list(csv.DictReader((tmp_path / "out/pairs.csv").open()))
     assert {(row["data"], row["ahead"]) for row in pairs if row["metric"] == "fid"} >= {
         ("60 training images", "UNet"),
@@ -167,7 +169,7 @@ def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(
     assert page.count("Holm&#39;s correction covers all pairs of one metric") == 1
     assert (tmp_path / "out/plots/fid_over_data.svg").is_file()
     # the description, for readers who cannot see the plot
-    assert "by size of the data, and of each best first: UNet · fraction=0.001 300.3;" in page
+    assert "by size of the data, then best first: UNet · fraction=0.001 300.3;" in page
 
 
 def test_a_composition_has_one_colour_and_a_mark_for_each_size(runs):
@@ -207,7 +209,7 @@ def test_crossings_by_the_means(ours, theirs, said):
     words = []
     for sentence in found:
         if place := re.search(
-            r"(A|B) passes (?:A|B) in FID (between .*) training images$", sentence
+            r"(A|B) overtakes (?:A|B) in FID (between .*) training images$", sentence
         ):
             # the line that is passed was better before
             words.append(f"{'B' if place[1] == 'A' else 'A'} {place[2]}")

@@ -98,7 +98,7 @@ def test_weights_that_were_copied_are_read_and_known(evaluated, tmp_path, read):
     assert set(read) == {last(copy)}
 
 
-def test_figures_of_weights_that_were_replaced_are_not_believed(evaluated, read):
+def test_metrics_of_weights_that_were_replaced_are_not_believed(evaluated, read):
     size = last(evaluated).stat().st_size
     torch.save(str(evaluated)[::-1], last(evaluated))
     os.utime(last(evaluated), (1, 1))
@@ -126,15 +126,15 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_looked_at(evaluated):
         fids(evaluated)
 
 
-def test_a_run_without_its_checkpoints_has_its_own_figures_alone(evaluated):
+def test_a_run_without_its_checkpoints_has_its_own_metrics_alone(evaluated):
     other = fake_run(evaluated.parent / "other", 110.0, config=UNET)
     for folder in (evaluated, other):
         last(folder).unlink()
     found = collect([evaluated.parent])
     assert [group.mean("fid") for group in found.groups] == [100, 110]
     assert found.left_out == [
-        f"Later evaluations of {evaluated} are left out: its checkpoints are gone, and with them "
-        "what tells whether the figures are of its weights"
+        f"Later evaluations of {evaluated} are left out: its checkpoints are gone, so it is "
+        "unknown whether the metrics belong to its weights"
     ]
 
 
@@ -174,17 +174,17 @@ def test_copies_are_of_these_weights_and_this_sampling(tmp_path):
     report_on(folders[3], 9.0, sampling={"seed": 1})
     report_on(folders[4], 9.0)
     last(folders[4]).unlink()
-    again = "measure them again by `diffusion-lab memorization run="
+    again = "measure them again with `diffusion-lab memorization run="
     assert ratios(tmp_path) == (
         [1.5, 2.5],
         ["Copies", "Copies by pixels"],
         [
-            f"Copies of {folders[2]} are left out: its report is of other weights than it has "
-            f"now; {again}{folders[2]}`",
-            f"Copies of {folders[3]} are left out: its report is of another sampling than is "
-            f"compared; {again}{folders[3]}`, sampled like the rest",
-            f"Copies of {folders[4]} are left out: its checkpoints are gone, and with them what "
-            "tells whether its report is of them",
+            f"Copy ratios of {folders[2]} are left out: its report is for other weights than the "
+            f"current ones; {again}{folders[2]}`",
+            f"Copy ratios of {folders[3]} are left out: its report is for another sampler, "
+            f"guidance or seed; {again}{folders[3]}`, sampled like the rest",
+            f"Copy ratios of {folders[4]} are left out: its checkpoints are gone, so it is unknown "
+            "whether its report belongs to them",
         ],
     )
 
@@ -207,8 +207,8 @@ def test_copies_that_were_counted_otherwise_are_not_compared(tmp_path, key, valu
         [],
         [],
         [
-            f"Copies are left out: they were not counted alike in all runs ({words}); run "
-            "`diffusion-lab memorization` on all of them with one choice"
+            f"Copy ratios are left out: they were not measured in the same way in all runs "
+            f"({words}); run `diffusion-lab memorization` on all of them with the same settings"
         ],
     )
 

@@ -25,12 +25,12 @@ def neighbours(generated, held_out, training) -> Neighbours:
     return Neighbours.of(generated, held_out, training, sides)
 
 
-def figures(generated: torch.Tensor, training: torch.Tensor = TRAINING) -> dict[str, float]:
+def evidence(generated: torch.Tensor, training: torch.Tensor = TRAINING) -> dict[str, float]:
     return neighbours([generated], [HELD_OUT], training).results()
 
 
 def test_fresh_samples_are_not_suspected():
-    found = figures(draw(1000, 2))
+    found = evidence(draw(1000, 2))
     assert found["nearer_to_training"] == pytest.approx(0.5, abs=0.05)
     assert found["distance_ratio"] == pytest.approx(1, abs=0.02)
     assert 0 <= found["copy_ratio"] <= 2.5
@@ -39,7 +39,7 @@ def test_fresh_samples_are_not_suspected():
 
 def test_copies_are_found_with_little_noise_on_them():
     small = TRAINING[:500]
-    found = figures(small + 0.01 * draw(500, 3), small)
+    found = evidence(small + 0.01 * draw(500, 3), small)
     assert found["nearer_to_training"] > 0.99
     assert found["distance_ratio"] < 0.1
     assert found["copies"] == 1
@@ -49,13 +49,13 @@ def test_copies_are_found_with_little_noise_on_them():
 
 def test_a_share_of_copies_is_that_share():
     mixed = torch.cat([TRAINING[:100] + 0.01 * draw(100, 4), draw(300, 5)])
-    found = figures(mixed)
+    found = evidence(mixed)
     assert found["copies"] == pytest.approx(0.25, abs=0.02)
     assert found["near_duplicates"] == pytest.approx(0.25, abs=0.02)
 
 
 def test_blurred_samples_look_like_copies_by_distance_but_not_beside_held_out_images():
-    found = figures(0.5 * draw(1000, 6))
+    found = evidence(0.5 * draw(1000, 6))
     assert found["copy_ratio"] > 10
     assert found["nearer_to_training"] == pytest.approx(0.5, abs=0.05)
     assert found["distance_ratio"] == pytest.approx(1, abs=0.02)
@@ -69,7 +69,7 @@ def test_neighbours_are_the_images_that_were_copied():
 
 
 def test_exact_copies_have_numbers():
-    found = figures(TRAINING[:1].repeat(10, 1))
+    found = evidence(TRAINING[:1].repeat(10, 1))
     assert found["copies"] == found["near_duplicates"] == 1
 
 
@@ -94,8 +94,8 @@ def test_the_copy_ratio_is_one_by_chance_also_for_few_held_out_images(count):
 
 
 def test_chance_spreads_more_where_samples_are_alike():
-    varied = figures(draw(500, 11))["nearer_to_training_std"]
-    alike = figures(0.01 * draw(500, 12))["nearer_to_training_std"]
+    varied = evidence(draw(500, 11))["nearer_to_training_std"]
+    alike = evidence(0.01 * draw(500, 12))["nearer_to_training_std"]
     assert varied < 0.05
     assert alike > 0.2
 

@@ -71,7 +71,7 @@ def test_labels_are_kept(lab, run_folder):
     assert np.load(json.loads(out.splitlines()[-1])["array"])["labels"].tolist() == [2, 0, 2]
 
 
-def test_evaluate_gives_the_figures_of_the_run(lab, run_folder):
+def test_evaluate_gives_the_metrics_of_the_run(lab, run_folder):
     trained = json.loads((run_folder / "summary.json").read_text())
     code, out, err = lab(
         "evaluate",
@@ -118,10 +118,10 @@ def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, refusal, run_f
     assert code == 0, err
     code, out, err = lab("evaluate", "run=run", "against=2024", "json=true")
     assert code == 0, err
-    figures = json.loads(out.splitlines()[-1])
+    metrics = json.loads(out.splitlines()[-1])
     (path,) = (run_folder / "evaluations").glob("*.json")
     kept = json.loads(path.read_text())
-    assert kept["metrics"] == figures
+    assert kept["metrics"] == metrics
     assert kept["protocol"] == summary["protocol"]
     for arguments in (["run=2024"], ["run=run", "against=2024"]):
         code, _, err = lab("evaluate", *arguments, "metrics.per_class=true")

@@ -48,10 +48,10 @@ def test_a_sweep_measures_each_combination_once(lab, run_folder):
     with (folder / "results.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [float(row["fid"]) for row in table] == [row["fid"] for row in result["rows"]]
-    assert "best of its budget" in (folder / "table.md").read_text()
+    assert "best for its budget" in (folder / "table.md").read_text()
     with Image.open(folder / "fid.png") as picture:
         assert picture.size[0] > 400
-    assert "sampler=ddim steps=2" in err  # the best of its budget
+    assert "sampler=ddim steps=2" in err  # the best for its budget
 
     # results are kept, even after a kill in the middle of a line
     rows = folder / "results.jsonl"
@@ -62,7 +62,7 @@ def test_a_sweep_measures_each_combination_once(lab, run_folder):
     assert len(read_rows(rows)) == 4
 
 
-def test_a_sweep_gives_the_figures_of_evaluate(lab, run_folder):
+def test_a_sweep_gives_the_metrics_of_evaluate(lab, run_folder):
     code, out, _ = lab(
         "evaluate", "run=run", "sampler=heun", "sampler.steps=3", "batch_size=16", "json=true"
     )
@@ -125,7 +125,7 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
         assert float(row["accuracy_real"]) == measured["accuracy_real"]
         assert row["classifier"] == f"classifier-{of_file(file)[:8]}"
     text = (folder / "table.md").read_text()
-    assert "test images have FID" in text
+    assert "real test images: FID" in text
     assert "| guidance.scale | calls | fid | kid | accuracy |  |" in text
     with Image.open(folder / "scale.png") as picture:
         assert picture.size[0] > 1000  # two panels

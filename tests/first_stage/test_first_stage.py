@@ -237,9 +237,9 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
     assert "diffusion-lab evaluate run=run" in refusal("evaluate", "run=run", "against=run")
     code, out, err = lab("evaluate", "run=run", "json=true")
     assert code == 0, err
-    figures = json.loads(out.splitlines()[-1])
+    metrics = json.loads(out.splitlines()[-1])
     assert {"fid/efficientnet_lite0-96/train64-16", "rfid/efficientnet_lite0-96/train64-16"} <= set(
-        figures
+        metrics
     )
     assert list((tmp_path / "run/evaluations").glob("*.json"))
     code, _, err = lab("evaluate", "run=run", "against=run")

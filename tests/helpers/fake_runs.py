@@ -65,8 +65,8 @@ def fake_run(
     whole = OmegaConf.merge(base, config or {})
     save_config(folder, whole)
     torch.save(str(folder), folder / "checkpoints" / "last.ckpt")
-    figures = {f"fid/{NAME}": fid, f"fid_std/{NAME}": 3.0, f"fid_real/{NAME}": 96.3}
-    figures |= {"val/loss": 0.2 + fid / 1e4, "test/loss": 0.21 + fid / 1e4} | (metrics or {})
+    results = {f"fid/{NAME}": fid, f"fid_std/{NAME}": 3.0, f"fid_real/{NAME}": 96.3}
+    results |= {"val/loss": 0.2 + fid / 1e4, "test/loss": 0.21 + fid / 1e4} | (metrics or {})
     rows = [
         {
             "step": step,
@@ -88,7 +88,7 @@ def fake_run(
         "training_images": 60_000,
         "macs": 2_000_000,
         "peak_memory_bytes": 2**30,
-        "metrics": figures,
+        "metrics": results,
         "protocol": with_fingerprint(PROTOCOL | (protocol or {})),
         "sampling": sampling_of(whole) | {"seed": whole.callbacks.evaluation.seed},
         "device": "cpu",

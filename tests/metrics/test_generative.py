@@ -89,7 +89,7 @@ def prepared(folder, source=None, reference_size=None, num_samples=100, weights=
     return metrics.prepare(source)
 
 
-def figures(metrics, images):
+def values_of(metrics, images):
     labels = torch.arange(len(images)) % 2
     return metrics.compute(metrics.metrics.observer(images), labels)
 
@@ -102,7 +102,7 @@ def generated(count=100):
 def test_values_and_real_values_are_the_distances_by_name(tmp_path):
     metrics = prepared(tmp_path)
     source, extractor = FakeSource(), metrics.metrics.extractor
-    values = figures(metrics, generated())
+    values = values_of(metrics, generated())
     real = FeatureSet(extractor(source.train))
     fake = FeatureSet(extractor(generated()))
     names = ["fid", "fid_std", "fid_infinity", "kid"]
@@ -120,7 +120,7 @@ def test_values_and_real_values_are_the_distances_by_name(tmp_path):
 
 def test_a_real_value_of_fewer_images_is_named_and_printed_so(tmp_path):
     metrics = prepared(tmp_path, num_samples=1000)
-    values = figures(metrics, generated(1000))
+    values = values_of(metrics, generated(1000))
     assert "fid/fake/train2k-1k" in values
     assert "fid_real/fake/train2k-300" in values
     assert "at 300 images) [fid/fake/train2k-1k]" in report(values)[0]
@@ -154,7 +154,7 @@ def test_runs_stand_side_by_side_with_the_real_value_of_both():
     ]
 
 
-def test_the_figures_of_a_first_stage_are_those_of_one_protocol_or_all():
+def test_the_metrics_of_a_first_stage_are_those_of_one_protocol_or_all():
     values = {"fid/fake/train2k-1k": 5.0, "fid_real/fake/train2k-1k": 2.0}
     same = {"rfid/fake/train2k-1k": 3.0, "rfid_real/fake/train2k-1k": 2.0}
     other = {"rfid/fake/train2k-500": 4.0}
@@ -180,16 +180,16 @@ def test_report_calls_a_class_by_its_name():
     assert report(values)[1].startswith("FID of class 1 62.5")
 
 
-def per_class_figures(folder, source, num_samples):
+def per_class_values(folder, source, num_samples):
     metrics = prepared(folder, source, num_samples=num_samples, per_class=True)
-    return metrics, figures(metrics, generated(num_samples))
+    return metrics, values_of(metrics, generated(num_samples))
 
 
 def test_the_real_value_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
     source = FakeSource()
     # a third of the test images and half of the samples are of class 1
     source.test_labels = lambda: (torch.arange(300) % 3 == 0).long()
-    metrics, values = per_class_figures(tmp_path, source, 101)
+    metrics, values = per_class_values(tmp_path, source, 101)
     order = random_places(300, None)
     for label, count in ((0, 51), (1, 50)):
         name = f"fid_class{label}/fake/train1k-{count}"
@@ -202,14 +202,14 @@ def test_the_real_value_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
         assert beside == pytest.approx(frechet(sides[0], sides[2]), rel=1e-4)
     assert len([name for name in values if name.startswith("fid_class")]) == 4
     # metrics of all classes together are the same without per_class
-    plain = figures(prepared(tmp_path, source, num_samples=101), generated(101))
+    plain = values_of(prepared(tmp_path, source, num_samples=101), generated(101))
     assert {name: values[name] for name in plain} == pytest.approx(plain, rel=1e-4)
 
 
 def test_the_real_value_of_a_class_with_few_test_images_says_so(tmp_path):
     source = FakeSource()
     source.test_labels = lambda: (torch.arange(300) < 20).long()
-    _, values = per_class_figures(tmp_path, source, 100)
+    _, values = per_class_values(tmp_path, source, 100)
     real_values = [name for name in values if name.startswith("fid_class") and "_real" in name]
     assert real_values == ["fid_class0_real/fake/train1k-50", "fid_class1_real/fake/train1k-20"]
     lines = [line for line in report(values, FakeSource.class_names) if "of class" in line]
@@ -219,10 +219,10 @@ def test_the_real_value_of_a_class_with_few_test_images_says_so(tmp_path):
 
 
 def test_a_second_evaluation_by_class_reads_what_the_first_wrote(tmp_path):
-    first, values = per_class_figures(tmp_path, None, 101)
+    first, values = per_class_values(tmp_path, None, 101)
     # most test images serve both kinds of metrics
     assert first.metrics.extractor.images_seen < 2000 + 101 + 101 + 101
-    second, again = per_class_figures(tmp_path, None, 101)
+    second, again = per_class_values(tmp_path, None, 101)
     assert second.metrics.extractor.images_seen == 101
     assert again == values
 
@@ -249,7 +249,7 @@ def test_a_second_evaluation_reads_what_the_first_wrote(tmp_path):
     assert first.metrics.extractor.images_seen == 2100
     second = prepared(tmp_path)
     assert second.metrics.extractor.images_seen == 0
-    assert figures(second, generated()) == figures(first, generated())
+    assert values_of(second, generated()) == values_of(first, generated())
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     metrics = prepared(tmp_path / "file" / "folder")
     assert "could not be written" in capsys.readouterr().err
-    assert figures(metrics, generated())[REFERENCE] > 0
+    assert values_of(metrics, generated())[REFERENCE] > 0
 
 
 def test_an_unavailable_extractor_is_noticed_before_the_data_are_looked_at(tmp_path):
@@ -342,7 +342,7 @@ class Spread(Metric):
 
 def test_a_metric_of_other_code_is_measured_named_and_printed_like_ours(tmp_path):
     metrics = prepared(tmp_path, extra={"mine": Spread()})
-    values = figures(metrics, generated())
+    values = values_of(metrics, generated())
     assert values["spread/fake/train2k-100"] > 0
     assert values["spread_real/fake/train2k-100"] == pytest.approx(1, abs=0.2)
     lines = report(values, extra=metrics.metrics.extra_quantities)
@@ -363,9 +363,9 @@ class Similarity(Metric):
 
 def test_autocast_does_not_reach_a_metric_of_other_code(tmp_path):
     metrics = prepared(tmp_path, extra={"mine": Similarity()})
-    outside = figures(metrics, generated())
+    outside = values_of(metrics, generated())
     with torch.autocast("cpu", torch.bfloat16):
-        assert figures(metrics, generated()) == outside
+        assert values_of(metrics, generated()) == outside
 
 
 def join(rank, world, folder):
@@ -380,7 +380,7 @@ def evaluate_on_rank(rank, world, folder):
     if rank:  # only rank 0 may do the expensive part
 
         def refuse(*_):
-            raise AssertionError(f"rank {rank} computes figures")
+            raise AssertionError(f"rank {rank} computes metrics")
 
         GenerativeMetrics.results = FeatureSet.statistics = refuse
     metrics = prepared(Path(folder) / f"cache{world}", num_samples=101, per_class=True)
@@ -399,7 +399,7 @@ def evaluate_on_rank(rank, world, folder):
 @pytest.mark.parametrize("world", [2, 4])
 def test_several_ranks_with_uneven_shards_give_what_one_gives(tmp_path, world):
     metrics = prepared(tmp_path / "single", num_samples=101, per_class=True)
-    expected = figures(metrics, generated(101))
+    expected = values_of(metrics, generated(101))
     beside = metrics.metrics.extractor.images_seen - 2000 - 101
     torch.multiprocessing.spawn(evaluate_on_rank, (world, str(tmp_path)), nprocs=world)
     total = 0

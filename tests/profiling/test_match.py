@@ -24,7 +24,7 @@ def sizes(cost, **backbone: int) -> Sizes:
 
 
 @pytest.mark.parametrize(("backbone", "reference", "by"), PAIRS)
-def test_what_is_pasted_has_the_figures_that_were_said(lab, backbone, reference, by):
+def test_what_is_pasted_has_the_costs_that_were_said(lab, backbone, reference, by):
     common = (
         ["data=cifar10", "backbone.stage.dropout=0.1"] if "unet" in backbone else ["data=cifar10"]
     )
@@ -40,8 +40,8 @@ def test_what_is_pasted_has_the_figures_that_were_said(lab, backbone, reference,
         code, out, err = lab("profile", *overrides, "data=cifar10", "device=meta", "json=true")
         assert code == 0, err
         found[who] = json.loads(out.splitlines()[-1])
-        for figure in ("params", "macs", "flops"):
-            assert found[who][figure] == result[who][figure]
+        for cost in ("params", "macs", "flops"):
+            assert found[who][cost] == result[who][cost]
     assert found["match"][by] == pytest.approx(found["reference"][by], rel=0.02)
     assert result["difference"] == pytest.approx(found["match"][by] / found["reference"][by] - 1)
 

@@ -131,7 +131,7 @@ def test_a_compiled_autoencoder_meets_its_adversary(lab, tmp_path):
     assert any("train/adversarial_weight" in row for row in rows(tmp_path / "run"))
 
 
-def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch):
+def test_a_signal_saves_the_run_and_says_how_to_resume(lab, tmp_path, monkeypatch):
     original = AutoencoderModule.training_step
 
     def interrupted(self, batch, batch_idx):

@@ -289,7 +289,7 @@ METRICS = [
 
 
 @pytest.mark.parametrize(("overrides", "name", "status", "words"), METRICS)
-def test_what_figures_are_worth_is_said(examine, overrides, name, status, words):
+def test_what_metrics_are_worth_is_said(examine, overrides, name, status, words):
     said, _ = examine("speed=false", *overrides)
     assert words in said[status][name]
 

@@ -86,7 +86,7 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     assert written() == finished
 
 
-def test_a_signal_in_the_last_figures_requeues_the_job(lab, tmp_path, monkeypatch, job):
+def test_a_signal_in_the_last_evaluation_requeues_the_job(lab, tmp_path, monkeypatch, job):
     with monkeypatch.context() as patched:
         patched.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
         code, _, err = lab("train", *LOGGED, "logger=none")
@@ -103,7 +103,7 @@ def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(lab, tmp_path, monk
     assert not job.exists()
 
 
-def test_a_job_that_slurm_will_not_requeue_says_how_to_go_on(lab, tmp_path, monkeypatch, job):
+def test_a_job_that_slurm_will_not_requeue_says_how_to_resume(lab, tmp_path, monkeypatch, job):
     (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho 'Job is no batch job' >&2\nexit 1\n")
     send(monkeypatch, signal.SIGUSR1, step=2)
     code, _, err = lab("train", *SHORT, "run_dir=run")

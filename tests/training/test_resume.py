@@ -93,7 +93,7 @@ def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_last_figures_says_how_to_go_on(lab, tmp_path, monkeypatch, number):
+def test_a_signal_in_the_last_evaluation_says_how_to_resume(lab, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
         code, _, err = lab(

@@ -72,7 +72,7 @@ def test_a_search_of_a_study_in_a_folder_of_studies_has_its_file_there(lab, tmp_
     assert len(list(tmp_path.glob("outputs/mine/rates/*/summary.json"))) == 1
 
 
-def test_a_figure_is_found_by_its_kind(tmp_path):
+def test_a_metric_is_found_by_its_kind(tmp_path):
     metrics = {"fid/a/b": 3.0, "fid_real/a/b": 1.0, "val/loss": 0.5}
     (tmp_path / "summary.json").write_text(json.dumps({"metrics": metrics}))
     assert final_metric(tmp_path, "fid") == 3.0
@@ -109,7 +109,7 @@ def test_runs_of_other_batch_sizes_are_pruned_by_images(tmp_path):
     assert not MedianPruning(startup_runs=2).hopeless(better, 64)  # 2 < 3.25, from 3.5 and 3
 
 
-def test_a_hopeless_run_ends_early_with_its_figures(lab, tmp_path):
+def test_a_hopeless_run_ends_early_with_its_metrics(lab, tmp_path):
     for seed in range(2):
         write_rows(tmp_path / f"outputs/rates/{seed}", {16: 0.0})
     code, _, err = lab(*SEARCH, "callbacks.pruning.startup_runs=2", "hydra.sweeper.n_trials=1")
@@ -120,6 +120,6 @@ def test_a_hopeless_run_ends_early_with_its_figures(lab, tmp_path):
     assert summary["metrics"]["val/loss"] > 0
 
 
-def test_a_figure_that_was_not_measured_is_said(refusal):
+def test_a_metric_that_was_not_measured_is_said(refusal):
     wrong = [*TINY, *QUICK, "study_name=x", "run_dir=run", "optimized_metric=val/los"]
     assert "val/loss" in refusal("train", *wrong)

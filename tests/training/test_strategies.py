@@ -53,10 +53,10 @@ def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy, o
         assert code == 0, err
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert (summary["ranks"], summary["images_seen"]) == (ranks, 5 * 16)
-        for figure in ("train/loss", "val/loss"):
-            expected = curve(tmp_path / "1x8", figure)
+        for metric in ("train/loss", "val/loss"):
+            expected = curve(tmp_path / "1x8", metric)
             assert len(expected) >= 2
-            assert curve(tmp_path / name, figure) == pytest.approx(expected, rel=1e-5), figure
+            assert curve(tmp_path / name, metric) == pytest.approx(expected, rel=1e-5), metric
         assert_alike(tmp_path / "1x8", tmp_path / name)
 
 

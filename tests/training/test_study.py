@@ -288,7 +288,7 @@ SAVED = {
 }
 
 
-def told_apart(changes, saved=None):
+def differing(changes, saved=None):
     """The differences of the run SAVED, changed by `saved`, from a request changed by `changes`."""
     saved = OmegaConf.merge(SAVED, saved or {})
     found = differences(saved, OmegaConf.merge(SAVED, changes))
@@ -298,47 +298,47 @@ def told_apart(changes, saved=None):
 def test_an_empty_node_is_a_value_of_its_own():
     assert flat({"a": {"b": {}, "c": None}, "d": [{}]}) == {"a.b": {}, "a.c": None, "d": [{}]}
     assert flat({}) == {}
-    assert told_apart({"callbacks": {"own": {}}}) == {"callbacks.own": (None, {})}
+    assert differing({"callbacks": {"own": {}}}) == {"callbacks.own": (None, {})}
 
 
 def test_a_run_is_another_by_any_setting_but_where_it_ran():
     assert (
-        told_apart({"data": {"source": {"root": "b"}}, "trainer": {"devices": 2}, "run_dir": "x"})
+        differing({"data": {"source": {"root": "b"}}, "trainer": {"devices": 2}, "run_dir": "x"})
         == {}
     )
-    assert told_apart({"trainer": {"max_steps": 4}}) == {"trainer.max_steps": (3, 4)}
-    assert told_apart({"data": {"fraction": 0.1}}) == {"data.fraction": (None, 0.1)}
-    assert told_apart({}, saved={"data": {"fraction": 0.1}}) == {"data.fraction": (0.1, None)}
+    assert differing({"trainer": {"max_steps": 4}}) == {"trainer.max_steps": (3, 4)}
+    assert differing({"data": {"fraction": 0.1}}) == {"data.fraction": (None, 0.1)}
+    assert differing({}, saved={"data": {"fraction": 0.1}}) == {"data.fraction": (0.1, None)}
 
 
 def test_how_a_run_is_watched_makes_no_other():
     watched = {"callbacks": {"evaluation": {"every_n_steps": 5, "batch_size": 8, "seed": 0}}}
     often = {"callbacks": {"evaluation": {"every_n_steps": 2, "batch_size": 4, "seed": 0}}}
     grid = {"callbacks": {"sample_grid": {"every_n_steps": 2}}, "validate_every_n_steps": 9}
-    assert told_apart(often, saved=watched) == {}
-    assert told_apart(grid, saved={"callbacks": {"sample_grid": None}}) == {}
+    assert differing(often, saved=watched) == {}
+    assert differing(grid, saved={"callbacks": {"sample_grid": None}}) == {}
     anew = {"callbacks": {"evaluation": {"seed": 1}}}
-    assert told_apart(OmegaConf.merge(often, anew), saved=watched) == {
+    assert differing(OmegaConf.merge(often, anew), saved=watched) == {
         "callbacks.evaluation.seed": (0, 1)
     }
     classifiers = [{"metrics": {"classifier": path}} for path in ("a/x.safetensors", "b/x", None)]
-    assert told_apart(classifiers[0], saved=classifiers[1]) == {}
-    assert told_apart(classifiers[0], saved=classifiers[2])
+    assert differing(classifiers[0], saved=classifiers[1]) == {}
+    assert differing(classifiers[0], saved=classifiers[2])
 
 
 def test_an_object_and_null_make_two_runs_whichever_was_saved():
     none = {"callbacks": {"weight_averaging": None}}
     without = OmegaConf.merge(SAVED, none)
-    assert "callbacks.weight_averaging.ramp" in told_apart(none)
+    assert "callbacks.weight_averaging.ramp" in differing(none)
     (found, *_) = differences(without, OmegaConf.create(SAVED))
     assert found[0] == "callbacks.weight_averaging._target_"
-    assert told_apart({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
+    assert differing({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
     images = {"_target_": "diffusion_lab.profiling.budget.Budget", "images": 8, "solved": None}
-    assert told_apart({"budget": images})["budget.images"] == (None, 8)
+    assert differing({"budget": images})["budget.images"] == (None, 8)
     solved = images | {"solved": ["trainer.max_steps=2"]}
-    assert told_apart({}, saved={"budget": solved})["budget.images"] == (8, None)
+    assert differing({}, saved={"budget": solved})["budget.images"] == (8, None)
     # settings that followed from the budget are not given again
-    assert told_apart({"budget": images}, {"budget": solved, "trainer": {"max_steps": 2}}) == {}
+    assert differing({"budget": images}, {"budget": solved, "trainer": {"max_steps": 2}}) == {}
 
 
 def test_what_a_run_finds_out_is_not_asked_for():
@@ -347,16 +347,16 @@ def test_what_a_run_finds_out_is_not_asked_for():
 
     asked = {"image_size": None, "channels": None, "classes": None, "resize": "crop"}
     found = {"image_size": [8, 8], "channels": 1, "classes": ["a"], "resize": "refuse"}
-    assert told_apart(of_source(asked), saved=of_source(found)) == {}
+    assert differing(of_source(asked), saved=of_source(found)) == {}
     sized = of_source(asked | {"image_size": 8})
-    assert told_apart(sized, saved=of_source(found | {"resize": "crop"})) == {}
-    differs = told_apart(sized, saved=of_source(found))
+    assert differing(sized, saved=of_source(found | {"resize": "crop"})) == {}
+    differs = differing(sized, saved=of_source(found))
     assert differs == {"data.source.resize": ("refuse", "crop")}
     measured = {"first_stage": {"path": "vae", "scale": "measured", "sha256": None}}
     kept = {"first_stage": {"path": "run/first_stage", "scale": 0.3, "sha256": "0"}}
-    assert told_apart(measured, saved=kept) == {}
+    assert differing(measured, saved=kept) == {}
     config = {"first_stage": {"path": "vae", "scale": "config", "sha256": None}}
-    assert told_apart(config, saved=kept) == {"first_stage.scale": (0.3, "config")}
+    assert differing(config, saved=kept) == {"first_stage.scale": (0.3, "config")}
 
 
 def test_a_first_stage_that_was_trained_again_is_another(tmp_path):
@@ -366,9 +366,9 @@ def test_a_first_stage_that_was_trained_again_is_another(tmp_path):
     file = tmp_path / "first_stage.safetensors"
     file.write_bytes(b"one")
     kept = {"first_stage": {"run": "mine", "sha256": hashlib.sha256(b"one").hexdigest()}}
-    assert told_apart(asked(), saved=kept) == {}
+    assert differing(asked(), saved=kept) == {}
     file.write_bytes(b"other")
-    assert list(told_apart(asked(), saved=kept)) == ["first_stage.sha256"]
+    assert list(differing(asked(), saved=kept)) == ["first_stage.sha256"]
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def names_and_steps(folder):
     return [(row["step"], set(row)) for row in rows(folder)]
 
 
-def test_a_run_killed_in_its_last_figures_gets_them_when_resumed(lab, run_folder):
+def test_a_run_killed_in_its_last_evaluation_gets_its_metrics_when_resumed(lab, run_folder):
     whole = json.loads((run_folder / "summary.json").read_text())
     logged = names_and_steps(run_folder)
     (run_folder / "summary.json").unlink()
@@ -131,11 +131,11 @@ def test_a_run_killed_in_its_last_figures_gets_them_when_resumed(lab, run_folder
     again = json.loads((run_folder / "summary.json").read_text())
     assert again["metrics"] == pytest.approx(whole["metrics"])
     assert again["wall_seconds"] >= whole["wall_seconds"] / 2
-    assert names_and_steps(run_folder) == logged, "figures that are taken again have one row"
+    assert names_and_steps(run_folder) == logged, "metrics that are measured again have one row"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_run_and_says_how_to_go_on(lab, tmp_path, monkeypatch, number):
+def test_a_signal_saves_the_run_and_says_how_to_resume(lab, tmp_path, monkeypatch, number):
     original = DiffusionModule.training_step
 
     def interrupted(self, batch, batch_idx):

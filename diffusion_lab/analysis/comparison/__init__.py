@@ -1,3 +1,3 @@
-"""The comparison of runs: grouped by composition, tested over seeds, told in words and pictures."""
+"""The comparison of runs: grouped by composition, tested over seeds, in words and pictures."""
 
 from diffusion_lab.analysis.comparison.comparing import compare

@@ -31,7 +31,7 @@ class Run:
     weights: CurrentWeights
     kept: list[Record]  # evaluations of the current weights, the one from training first
     # finite values of metrics and costs, by short name: "fid", "kid", "macs", ...
-    figures: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -69,11 +69,13 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.is_dir():
-            raise UserError(f"{path} is no folder; give run folders, or folders that hold some")
+            raise UserError(
+                f"{path} is not a folder; give run folders, or folders that contain some"
+            )
         below = list(_search(path))
         if not below:
             raise UserError(
-                f"there is no run folder at or below {path}; give folders that train made"
+                f"there is no run folder at or below {path}; give folders that contain runs"
             )
         for folder in below:
             found.setdefault(folder.resolve(), folder)
@@ -107,8 +109,8 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             found = evaluations_of(folder, present)
             if present.file_stamp is None and any((folder / EVALUATIONS).glob("*.json")):
                 left_out.append(
-                    f"Later evaluations of {folder} are left out: its checkpoints are gone, and "
-                    "with them what tells whether the figures are of its weights"
+                    f"Later evaluations of {folder} are left out: its checkpoints are gone, so it "
+                    "is unknown whether the metrics belong to its weights"
                 )
             runs.append(Run(folder, config, summary, rows, present, found))
         except UserError as error:  # report a damaged run, and compare the others
@@ -124,7 +126,7 @@ def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
         return f"its {SUMMARY} is damaged and cannot be read"
     if not summary.get("finished"):
         step = f" at step {summary['steps']:,}" if summary.get("steps") else ""
-        return f"it is unfinished{step}; go on with `diffusion-lab train resume={folder}`"
+        return f"it is unfinished{step}; resume it with `diffusion-lab train resume={folder}`"
     if summary.get("pruned"):
-        return f"a search has ended it early, at step {summary['steps']:,}"
+        return f"a search ended it early, at step {summary['steps']:,}"
     return None

@@ -24,7 +24,7 @@ from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs.results import Sampling, common_metrics
 
 PLOTS = "plots"
-COSTS = {"macs": "MACs of a call on one image", "training_seconds": "time of training, minutes"}
+COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Compares the runs at or below `cfg.paths`, and writes the folder `cfg.output`."""
     if not isinstance(cfg.paths, ListConfig):
         raise UserError(
-            f"paths={cfg.paths} is no list of folders; write diffusion-lab compare {cfg.paths}"
+            f"paths={cfg.paths} is not a list of folders; write diffusion-lab compare {cfg.paths}"
         )
     if not cfg.paths:
         raise UserError(
-            "give run folders, or folders that hold some: diffusion-lab compare outputs"
+            "give run folders, or folders that contain some: diffusion-lab compare outputs"
         )
     return compare([str(path) for path in cfg.paths], str(cfg.output))
 
@@ -65,20 +65,22 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     if folder.is_file():
         raise UserError(f"output={folder} is a file; choose a folder")
     if folder.is_dir() and any(folder.iterdir()) and not page.is_ours(folder):
-        raise UserError(f"output={folder} holds other files; choose another folder by output=...")
+        raise UserError(
+            f"output={folder} contains other files; choose another folder with output=..."
+        )
     collection = collect(paths)
     groups, left_out = collection.groups, collection.left_out
     found = (judge(collection, metric) for metric in measurements.judged_by(runs_of(groups)))
     judged = [each for each in found if each]
     if not judged:
-        raise UserError("none of these runs has a finite value of a metric to be judged by")
+        raise UserError("none of these runs has a finite value of any metric to compare")
     notes = [*fairness.notes(groups), *collection.omitted]
     facts = (setting(collection), collection.names, notes, left_out)
     write(folder, Report(groups, judged, samples(groups), *facts))
     first = judged[0]
     for sentence in (*left_out, f"{first.verdict.answer}."):
         say(sentence)
-    for sentence in first.told:
+    for sentence in first.sentences:
         say(f"  {sentence}.")
     say(f"Table, plots and page: {folder / 'index.html'}")
     return {
@@ -97,21 +99,21 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     if not runs:
         raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
     protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
-    names = measurements.names_of_figures(list(measured.values()))
+    names = measurements.full_names(list(measured.values()))
     copies, omitted = measurements.copy_ratios(runs, sampling)
     if not (one_loss := measurements.losses_compare(runs)):
         omitted.append(
-            "Denoising losses are left out: objective, schedule, data or first stage differ, which "
-            "makes them different quantities"
+            "Denoising losses are left out: objective, schedule, data or first stage differ, so "
+            "the losses are different quantities"
         )
     compared = []
     for run in runs:
         facts = (measured[run.folder], names, copies.get(run.folder, {}))
-        figures = measurements.figures_of(run, *facts)
+        values = measurements.values_of(run, *facts)
         if not one_loss:
             for loss in (TEST_LOSS, VALIDATION_LOSS):
-                figures.pop(loss.name, None)
-        compared.append(replace(run, figures=figures))
+                values.pop(loss.name, None)
+        compared.append(replace(run, values=values))
     groups, repeated = grouped(compared)
     groups.sort(key=lambda group: group.mean("fid") if group.values("fid") else math.inf)
     return Collection(arranged(groups), names, protocol, sampling, omitted, left_out + repeated)
@@ -147,7 +149,7 @@ def judge(collection: Collection, metric: Quantity) -> Judged | None:
 
 
 def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str | None:
-    """A metric's name in metrics.jsonl; None if training measured it unlike the comparison."""
+    """A metric's name in metrics.jsonl; None if training measured it in another way than here."""
     if metric.name == VALIDATION_LOSS.name:
         return "val/loss"
     compared = (collection.protocol, collection.sampling)
@@ -163,13 +165,14 @@ def setting(collection: Collection) -> str:
     guidance: Any = sampling["guidance"]
     drawn = sampler["_target_"].rpartition(".")[2]
     if sampler.get("steps"):
-        drawn += f" of {sampler['steps']} steps"
+        drawn += f" with {sampler['steps']} steps"
     accuracy = collection.names.get("accuracy")
     read_by = f", accuracy by {accuracy.split('/')[1]}" if accuracy else ""
     return (
         f"{len(runs)} runs on {', '.join(data)}; "
-        f"{protocol['num_samples']:,} samples of each against {protocol['reference_images']:,} "
-        f"training images, by features of {protocol['extractor']}{read_by}; "
+        f"{protocol['num_samples']:,} samples each, compared with "
+        f"{protocol['reference_images']:,} training images by features of "
+        f"{protocol['extractor']}{read_by}; "
         f"{drawn}, guidance scale {guidance.get('scale')}, sampling seed {sampling['seed']} "
         f"[protocol {protocol['fingerprint']}]"
     )
@@ -180,7 +183,7 @@ def write(folder: Path, report: Report) -> None:
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     table, first = CompositionTable(report.groups, report.names), report.judged[0]
     text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
-    said = [*first.told, *report.notes, *report.left_out]
+    said = [*first.sentences, *report.notes, *report.left_out]
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     tests = [pair for each in report.judged for pair in each.verdict.pairs]
     plots = {f"{plot.name}.svg": plot.file for each in report.judged for plot in each.drawings}

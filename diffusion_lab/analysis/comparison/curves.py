@@ -79,8 +79,8 @@ def _points(run: Run, kind: str, name: str | None) -> dict[int, tuple[float, flo
         for row in rows
         if name in row and math.isfinite(row[name])
     }
-    if not found and kind in run.figures:
-        final = (run.summary["training_seconds"], run.figures[kind])
+    if not found and kind in run.values:
+        final = (run.summary["training_seconds"], run.values[kind])
         return {run.summary["images_seen"]: final}
     return found
 

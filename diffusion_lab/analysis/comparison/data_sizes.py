@@ -71,13 +71,13 @@ def crossings(lines: Sequence[DataLine], metric: Quantity) -> list[str]:
 
 
 def _crossings(a: DataLine, b: DataLine, metric: Quantity) -> list[str]:
-    """The sentences on one pair of lines; a size at which both are equal counts for neither."""
+    """The sentences on a pair of lines; sizes at which both are equal count for neither."""
     theirs = {images: mean for images, mean, _ in b.points}
     both = [(x, mean - theirs[x]) for x, mean, _ in a.points if x in theirs]
     better = [(x, *((a, b) if metric.better(gap, 0) else (b, a))) for x, gap in both if gap]
     passed = [
-        f"By the means, {second.name} passes {first.name} in {metric.title} between {x:,.0f} and "
-        f"{y:,.0f} training images"
+        f"By the means, {second.name} overtakes {first.name} in {metric.title} between {x:,.0f} "
+        f"and {y:,.0f} training images"
         for (x, first, second), (y, later, _) in pairwise(better)
         if first is not later
     ]

@@ -15,8 +15,8 @@ from diffusion_lab.common.formats import amount
 from diffusion_lab.metrics import Quantity
 
 ON_THE_WAY = (
-    "A point before the end is not what a run of that budget would reach: the learning rate and "
-    "the averaged weights are those of the longer run."
+    "A point before the end is not what a shorter run would reach: its learning rate and averaged "
+    "weights belong to the longer run."
 )
 
 
@@ -30,7 +30,7 @@ def by_seed(groups: Sequence[Group], metric: Quantity) -> Drawing:
     for part in parts:
         part.sort(key=lambda group: sign * group.mean(metric.name))
     order = [group for part in parts for group in part]
-    by = "best first" if len(parts) == 1 else "by size of the data, and of each best first"
+    by = "best first" if len(parts) == 1 else "by size of the data, then best first"
     scale = metric.scale
     said = [f"{group.name} {scale * group.mean(metric.name):.4g}" for group in order]
 
@@ -152,7 +152,7 @@ def pareto(groups: Sequence[Group], metric: Quantity, cost: str, label: str) -> 
     return draw(
         f"{metric.name}_by_{cost}",
         f"{metric.title} against {label.partition(',')[0]}",
-        f"Not bettered by anything cheaper: {names}.",
+        f"Pareto front, where nothing cheaper is better: {names}.",
         paint,
         {group.name: group.look for group in both},
     )

@@ -19,11 +19,11 @@ def notes(groups: Sequence[Group]) -> list[str]:
     least, most = span(runs, "images_seen")
     seen = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
     if seconds := budgeted_seconds(runs):
-        return [f"Every run was given {seconds:,} seconds and has seen {seen}"]
+        return [f"Every run had a time limit of {seconds:,} seconds and saw {seen}"]
     times = dict.fromkeys(map(duration, span(runs, "training_seconds")))
     return [
-        f"Every run has seen {seen}" if least == most else f"Runs have seen {seen}",
-        f"Training took {' to '.join(times)} of wall-clock time, by run",
+        f"Every run saw {seen}" if least == most else f"Runs saw {seen}",
+        f"Training took {' to '.join(times)} of wall-clock time",
     ]
 
 
@@ -35,30 +35,30 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
         if least < (1 - EQUAL_COST) * limit:
             times = " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (least, most)))
             yield (
-                f"Training itself took {times} of the {limit:,} seconds, by run: the limit counts "
-                "figures and pictures taken on the way, too"
+                f"Training itself took {times} of the {limit:,} seconds: the limit includes "
+                "evaluations and pictures during training"
             )
     else:
         least, most = span(runs, "images_seen")
         macs = [group.mean("macs") for group in groups if group.values("macs")]
         if most > (1 + EQUAL_IMAGES) * least:
-            yield f"Budgets are unequal: runs have seen {amount(least)} to {amount(most)} images"
+            yield f"Budgets are unequal: runs saw {amount(least)} to {amount(most)} images"
         elif macs and max(macs) > (1 + EQUAL_COST) * min(macs):
             yield (
                 f"Operations are unequal: compositions take {amount(min(macs))} to "
-                f"{amount(max(macs))} multiply-accumulates an image, at equal numbers of images"
+                f"{amount(max(macs))} multiply-accumulates per image, at equal numbers of images"
             )
     machines = dict.fromkeys(map(machine, runs))
     if len(machines) > 1:
-        unequal = "Time, speed and memory are of unequal machines"
-        said = "Time is equal and machines are not" if limit else unequal
+        unequal = "Time, speed and memory were measured on different machines"
+        said = "The time is equal but the machines are not" if limit else unequal
         yield f"{said}: {'; '.join(machines)}"
     choices = {run.settings.get(SUBSET_SEED) for run in runs}
     several_sizes = len({group.data_size for group in groups}) > 1
     if several_sizes and len(choices) == 1 and None not in choices:
         yield (
-            f"One choice of the images stands for all ({SUBSET_SEED}={choices.pop()}): what "
-            "another would change is not in the intervals"
+            f"All runs use the same choice of training images ({SUBSET_SEED}={choices.pop()}), so "
+            "the intervals do not show how much another choice would change"
         )
 
 

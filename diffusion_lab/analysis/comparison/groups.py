@@ -31,13 +31,13 @@ class Group:
     runs: tuple[Run, ...]
     look: int = 0  # the index of its colour and marker
 
-    def figures(self, kind: str) -> dict[int, float]:
+    def by_seed(self, kind: str) -> dict[int, float]:
         """The values of a metric or cost, by seed."""
-        return {run.seed: run.figures[kind] for run in self.runs if kind in run.figures}
+        return {run.seed: run.values[kind] for run in self.runs if kind in run.values}
 
     def values(self, kind: str) -> list[float]:
         """The values of a metric or cost, one for each seed that has it."""
-        return list(self.figures(kind).values())
+        return list(self.by_seed(kind).values())
 
     def mean(self, kind: str) -> float:
         """The mean over seeds, at least one of which must have a value."""
@@ -51,7 +51,7 @@ class Group:
     @property
     def jackknife(self) -> float | None:
         """The jackknife standard deviation of FID over samples; None if there are several seeds."""
-        return self.runs[0].figures.get("fid_std") if len(self.runs) == 1 else None
+        return self.runs[0].values.get("fid_std") if len(self.runs) == 1 else None
 
     @property
     def apart_from_data(self) -> str:
@@ -108,13 +108,13 @@ def varying(settings: list[Settings]) -> list[str]:
 
 
 def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
-    """A name for each of `settings`, made of the first of `keys` that tell all of them apart."""
+    """A name for each of `settings`, made of the first of `keys` that distinguish all of them."""
     chosen: list[str] = []
-    told_apart = 1
+    distinct = 1
     for key in keys:
         parts = {tuple(_word(each.get(k)) for k in [*chosen, key]) for each in settings}
-        if len(parts) > told_apart:
-            told_apart = len(parts)
+        if len(parts) > distinct:
+            distinct = len(parts)
             chosen.append(key)
     last = Counter(_shortest(key) for key in chosen)
     names = [

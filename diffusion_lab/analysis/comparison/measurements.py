@@ -34,19 +34,19 @@ def losses_compare(runs: Iterable[Run]) -> bool:
     return all(each == known[0] for each in known)
 
 
-def names_of_figures(figures: list[dict[str, float]]) -> dict[str, str]:
+def full_names(measured: list[dict[str, float]]) -> dict[str, str]:
     """The full name of each metric, "fid" -> "fid/efficientnet_lite0-96/train10k-1k".
 
     If runs have several, as with two classifiers, the most common name counts.
     """
-    counts = Counter(name for each in figures for name in each)
+    counts = Counter(name for each in measured for name in each)
     names: dict[str, str] = {}
     for name, _ in counts.most_common():
         names.setdefault(name.partition("/")[0], name)
     return names
 
 
-def figures_of(
+def values_of(
     run: Run, measured: dict[str, float], names: dict[str, str], copies: dict[str, float]
 ) -> dict[str, float]:
     """All finite values of a run by short name: metrics, their spreads, real images, and costs."""
@@ -78,7 +78,7 @@ def copy_ratios(
         if "neighbours" not in report:
             continue
         if reason := unfit(run, report, sampling):
-            said.append(f"Copies of {run.folder} are left out: {reason}")
+            said.append(f"Copy ratios of {run.folder} are left out: {reason}")
             continue
         ratios = (space["copy_ratio"] for space in report["neighbours"].values())
         found[run.folder] = dict(zip((COPIES.name, PIXEL_COPIES.name), ratios, strict=True))
@@ -86,8 +86,8 @@ def copy_ratios(
     if unequal := differing(protocols):
         words = "; ".join(f"{key} is {' or '.join(values)}" for key, values in unequal.items())
         said.append(
-            f"Copies are left out: they were not counted alike in all runs ({words}); run "
-            "`diffusion-lab memorization` on all of them with one choice"
+            f"Copy ratios are left out: they were not measured in the same way in all runs "
+            f"({words}); run `diffusion-lab memorization` on all of them with the same settings"
         )
         return {}, said
     return found, said
@@ -95,13 +95,15 @@ def copy_ratios(
 
 def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
     """The reason why a memorisation report cannot be compared; None if it can."""
-    again = f"measure them again by `diffusion-lab memorization run={run.folder}`"
+    again = f"measure them again with `diffusion-lab memorization run={run.folder}`"
     if report["sampling"] != sampling:
-        return f"its report is of another sampling than is compared; {again}, sampled like the rest"
+        return (
+            f"its report is for another sampler, guidance or seed; {again}, sampled like the rest"
+        )
     if run.weights.file_stamp is None:
-        return "its checkpoints are gone, and with them what tells whether its report is of them"
+        return "its checkpoints are gone, so it is unknown whether its report belongs to them"
     if not run.weights.match(report):
-        return f"its report is of other weights than it has now; {again}"
+        return f"its report is for other weights than the current ones; {again}"
     return None
 
 

@@ -44,7 +44,7 @@ class Judged:
         return [self.by_seed, *self.along, *self.fronts, *over]
 
     @property
-    def told(self) -> list[str]:
+    def sentences(self) -> list[str]:
         """The sentences below the answer."""
         said = self.verdict
         return [*said.by_size, *self.crossed, *said.findings[:SHOWN], *said.reservations]
@@ -58,7 +58,7 @@ class Report:
     judged: Sequence[Judged]
     samples: Sequence[Samples]
     setting: str
-    names: Mapping[str, str]  # the metrics' whole names by short ones
+    names: Mapping[str, str]  # the metrics' full names by short ones
     notes: Sequence[str]
     left_out: Sequence[str]
 

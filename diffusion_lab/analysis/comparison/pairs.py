@@ -52,8 +52,8 @@ class Pair:
     @property
     def varied(self) -> bool:
         """Whether the differences vary by more than rounding."""
-        figures = (g.figures(self.metric.name) for g in (self.ahead, self.behind))
-        largest = max(abs(each[seed]) for each in figures for seed in self.seeds)
+        values = (g.by_seed(self.metric.name) for g in (self.ahead, self.behind))
+        largest = max(abs(each[seed]) for each in values for seed in self.seeds)
         return max(self.differences) - min(self.differences) > ROUNDING * largest
 
     @property
@@ -67,7 +67,7 @@ class Pair:
         return detectable(self.differences, self.tested.level) if self.tested else math.nan
 
     @property
-    def told_apart(self) -> bool:
+    def significant(self) -> bool:
         """Whether the difference is significant at 5 % over all pairs."""
         return self.tested is not None and self.tested.corrected < LEVEL
 
@@ -78,14 +78,14 @@ class Pair:
         if self.tested is None:
             return (
                 f"{ahead} and {behind} differ in {metric.title} by "
-                f"{metric.gap(size) if size else 'nothing'} in each of {len(self.seeds)} seeds, "
-                "and differences without spread cannot be tested; they are a sign of copied runs, "
-                "or of runs that do not depend on their seed"
+                f"{metric.gap(size) if size else 'nothing'} in each of {len(self.seeds)} seeds; "
+                "differences without spread cannot be tested, and are a sign of copied runs or of "
+                "runs that do not depend on their seed"
             )
-        if not self.told_apart:
+        if not self.significant:
             return (
-                f"{ahead} and {behind} cannot be told apart by {metric.title}; their gap is "
-                f"{metric.gap(size)}, and {len(self.seeds)} seeds of this spread have 80 % "
+                f"{ahead} and {behind} do not differ significantly in {metric.title}: their gap is "
+                f"{metric.gap(size)}, and {len(self.seeds)} seeds with this spread have 80 % "
                 f"power for a gap of {metric.gap(self.detectable)}"
             )
         interval = metric.gap(size - self.half_width, size + self.half_width)
@@ -112,7 +112,7 @@ class DataSize:
     """The compositions trained on one part of the data, named without it, and their pairs.
 
     `images` is the number of training images as text, "6,000"; empty if there is only one part.
-    Pairs that are told apart come first, sorted by p-value.
+    Pairs with a significant difference come first, sorted by p-value.
     """
 
     images: str
@@ -129,7 +129,7 @@ class DataSize:
 
     def best(self, groups: Sequence[Group]) -> Group | None:
         """The one of `groups` that is significantly better than each of the others, if any."""
-        beaten = [pair.ahead.name for pair in self.pairs if pair.told_apart]
+        beaten = [pair.ahead.name for pair in self.pairs if pair.significant]
         others = len(groups) - 1
         return next((g for g in groups if others and beaten.count(g.name) == others), None)
 
@@ -142,7 +142,7 @@ def by_data_size(groups: Sequence[Group], metric: Quantity) -> list[DataSize]:
     sizes, pairs = _sizes(groups), []
     for size in sizes:
         for a, b in combinations(size.groups, 2):
-            ours, theirs = a.figures(metric.name), b.figures(metric.name)
+            ours, theirs = a.by_seed(metric.name), b.by_seed(metric.name)
             seeds = tuple(seed for seed in ours if seed in theirs)
             if len(seeds) < ENOUGH:
                 continue
@@ -154,7 +154,7 @@ def by_data_size(groups: Sequence[Group], metric: Quantity) -> list[DataSize]:
     tests = [stats.ttest_1samp(pair.differences, 0) for pair in pairs if pair.varied]
     tested = iter(holm([float(test.pvalue) for test in tests]))
     pairs = [replace(pair, tested=next(tested)) if pair.varied else pair for pair in pairs]
-    pairs.sort(key=lambda pair: (not pair.told_apart, pair.tested.p if pair.tested else 1.0))
+    pairs.sort(key=lambda pair: (not pair.significant, pair.tested.p if pair.tested else 1.0))
     return [replace(s, pairs=tuple(pair for pair in pairs if pair.size == s.label)) for s in sizes]
 
 
@@ -213,5 +213,5 @@ def as_csv(pairs: Iterable[Pair]) -> str:
         names = (pair.metric.name, pair.size, pair.ahead.name, pair.behind.name)
         seeds, tested = " ".join(map(str, pair.seeds)), pair.tested
         p = (pair.detectable, tested.p, tested.corrected) if tested else (None,) * 3
-        rows.append([*names, seeds, pair.gap, pair.half_width, *p, pair.told_apart])
-    return csv_text([*head, "p", "holm", "told_apart"], rows)
+        rows.append([*names, seeds, pair.gap, pair.half_width, *p, pair.significant])
+    return csv_text([*head, "p", "holm", "significant"], rows)

@@ -13,7 +13,9 @@ from diffusion_lab.metrics import Quantity
 NONE = "\N{EN DASH}"
 SIZE = "training_images"
 INTERVAL_NOTE = "± is half of the 95 % confidence interval over seeds (Student's t)."
-SAMPLES_NOTE = "FID std is the jackknife over the samples of a run, not over trainings."
+SAMPLES_NOTE = (
+    "FID std is the jackknife standard deviation over the samples of a run, not over training runs."
+)
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,20 @@ class Column:
 
 
 COLUMNS = (
-    Column(SIZE, "Trained on", "images of the training data", formats.amount),
-    Column("images_seen", "Images", "images trained on", formats.amount),
+    Column(SIZE, "Trained on", "images in the training data", formats.amount),
+    Column("images_seen", "Images", "training images seen", formats.amount),
     Column("parameters", "Params", "", formats.amount),
-    Column("macs", "MACs", "multiply-accumulates of a call on one image", formats.amount),
-    Column("images_per_second", "Images/s", "in training, median", formats.amount),
-    Column("training_seconds", "Time", "wall clock of training, with validation", formats.duration),
+    Column("macs", "MACs", "multiply-accumulates of a network call on one image", formats.amount),
+    Column("images_per_second", "Images/s", "median in training", formats.amount),
+    Column(
+        "training_seconds",
+        "Time",
+        "wall-clock time of training, including validation",
+        formats.duration,
+    ),
     Column("peak_memory", "Memory", "peak in training", formats.gibibytes),
 )
-FID_STD = Column("fid_std", "FID std", "jackknife over samples, the mean over seeds", formats.plain)
+FID_STD = Column("fid_std", "FID std", "jackknife over samples, mean over seeds", formats.plain)
 
 TEX = str.maketrans(
     {
@@ -104,7 +111,7 @@ def column_of(metric: Quantity) -> Column:
 
 @dataclass(frozen=True)
 class CompositionTable:
-    """The table of a comparison's groups; `names` are the metrics' whole names by short ones."""
+    """The table of a comparison's groups; `names` are the metrics' full names by short ones."""
 
     groups: Sequence[Group]
     names: Mapping[str, str]
@@ -129,7 +136,7 @@ class CompositionTable:
 
     def cells_of(self, run: Run) -> list[Cell]:
         """The cells of a single run."""
-        return [column.cell(run.figures.get(column.kind)) for column in self.columns]
+        return [column.cell(run.values.get(column.kind)) for column in self.columns]
 
     @cached_property
     def real(self) -> list[Cell]:
@@ -182,11 +189,11 @@ class CompositionTable:
         return formats.csv_text(rows[0], [row.values() for row in rows])
 
     def runs_csv(self) -> str:
-        """A row for each run: costs by short names and metrics by whole ones, without rounding."""
+        """A row for each run: costs by short names and metrics by full names, without rounding."""
         rows = [(group, run) for group in self.groups for run in group.runs]
-        kinds = dict.fromkeys(kind for _, run in rows for kind in run.figures)
+        kinds = dict.fromkeys(kind for _, run in rows for kind in run.values)
         head = ["composition", "seed", "folder", *(self.names.get(kind, kind) for kind in kinds)]
         return formats.csv_text(
             head,
-            ([g.name, r.seed, r.folder, *(r.figures.get(kind) for kind in kinds)] for g, r in rows),
+            ([g.name, r.seed, r.folder, *(r.values.get(kind) for kind in kinds)] for g, r in rows),
         )

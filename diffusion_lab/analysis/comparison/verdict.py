@@ -34,9 +34,9 @@ class Verdict:
         return [pair.finding(self.tests) for pair in self.pairs]
 
     @property
-    def told_apart(self) -> list[str]:
-        """The sentences on pairs that are told apart."""
-        return [pair.finding(self.tests) for pair in self.pairs if pair.told_apart]
+    def significant(self) -> list[str]:
+        """The sentences on pairs with a significant difference."""
+        return [pair.finding(self.tests) for pair in self.pairs if pair.significant]
 
 
 def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
@@ -45,7 +45,7 @@ def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
     if not known:
         return None
     missing = [group.name for group in groups if group not in known]
-    limits = [f"{', '.join(missing)} had no {metric.title} measured"] if missing else []
+    limits = [f"{metric.title} was not measured for {', '.join(missing)}"] if missing else []
     if len(known) == 1:
         return Verdict(_alone(known[0], groups, metric), (), tuple(limits), ())
     sizes = by_data_size(known, metric)
@@ -80,9 +80,9 @@ def _untested(size: DataSize, metric: Quantity) -> list[str]:
         said.append(text if spread is None else f"{text} (jackknife ± {metric.number(spread)})")
     alone = len(others) == 1
     lines = [
-        f"{', '.join(group.name for group in others)} share{'s' if alone else ''} no {ENOUGH} "
-        "seeds with another composition of the same data, so nothing can be said beyond "
-        f"{'its run' if alone else 'their runs'}: {'; '.join(said)}"
+        f"{', '.join(group.name for group in others)} share{'s' if alone else ''} fewer than "
+        f"{ENOUGH} seeds with any other composition on the same data, so nothing can be said "
+        f"beyond {'its run' if alone else 'their runs'}: {'; '.join(said)}"
     ]
     return lines if size.pairs else [*lines, _nearest(size.groups, metric)]
 
@@ -96,16 +96,16 @@ def _nearest(groups: Sequence[Group], metric: Quantity) -> str:
     text = f"The gap between {best.name} and {nearest.name} is {metric.gap(size)}"
     one, other = best.jackknife, nearest.jackknife
     if metric.name == "fid" and one is not None and other is not None:
-        text += f" beside jackknife deviations of {one:.3g} and {other:.3g} over samples"
-    return f"{text}; another seed of training may move a figure by more than samples do"
+        text += f", with jackknife deviations of {one:.3g} and {other:.3g} over samples"
+    return f"{text}; another training seed may change a metric by more than other samples do"
 
 
 def _headline(sizes: Sequence[DataSize], metric: Quantity) -> str:
     """One sentence that sums up the answers for all sizes of the data."""
     if all(len(size.groups) == 1 for size in sizes):
         return (
-            f"Nothing is tested by {metric.title}: there is one composition at each of "
-            f"{len(sizes)} sizes of the data, and its means are in the plot"
+            f"Nothing is tested by {metric.title}: there is only one composition at each of "
+            f"{len(sizes)} sizes of the data; the plot shows the means"
         )
     at: dict[str, list[str]] = {}  # name of the best composition -> sizes
     for size in sizes:
@@ -120,10 +120,10 @@ def _headline(sizes: Sequence[DataSize], metric: Quantity) -> str:
     if not tested:
         same = f"Nothing is tested by {metric.title}: differences are the same in every seed"
         return same if any(size.pairs for size in sizes) else _nothing(metric)
-    if not any(pair.told_apart for pair in tested):
+    if not any(pair.significant for pair in tested):
         return (
-            f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
-            "of compositions of the same data can be told apart"
+            f"No difference is shown at this budget: none of {len(tested)} pairs of compositions "
+            f"on the same data differs significantly in {metric.title}"
         )
     said = [f"{name} is best {_places(images)}" for name, images in at.items()]
     said += [f"none is shown to be best {_places(nowhere)}"] if nowhere else []
@@ -139,24 +139,24 @@ def _places(images: Sequence[str]) -> str:
 def _answer(size: DataSize, metric: Quantity) -> str:
     """The answer for the compositions of one size of the data."""
     groups, tested = size.groups, size.tested
-    apart = [pair for pair in tested if pair.told_apart]
+    significant = [pair for pair in tested if pair.significant]
     if not tested:
         return f"Nothing is tested: {size.pairs[0]}" if size.pairs else _nothing(metric)
     left = len(groups) * (len(groups) - 1) // 2 - len(tested)
     rest = f"; {_count(left, 'other pair')} could not be tested" if left else ""
-    if not apart:
+    if not significant:
         if len(tested) == 1:
             return f"No difference is shown at this budget: {tested[0]}{rest}"
         gaps = [pair.detectable for pair in tested]
         return (
-            f"No difference is shown at this budget: by {metric.title} none of {len(tested)} pairs "
-            "of compositions can be told apart; their seeds have 80 % power for gaps of "
-            f"{metric.gap(min(gaps), max(gaps))}, by pair{rest}"
+            f"No difference is shown at this budget: none of {len(tested)} pairs of compositions "
+            f"differs significantly in {metric.title}; their seeds have 80 % power for gaps of "
+            f"{metric.gap(min(gaps), max(gaps))}, depending on the pair{rest}"
         )
-    if len(apart) == 1:
+    if len(significant) == 1:
         others = len(tested) - 1
-        told = f"; {_count(others, 'other pair')} cannot be told apart" if others else ""
-        return f"{apart[0]}{told}{rest}"
+        equal = f"; no significant difference in {_count(others, 'other pair')}" if others else ""
+        return f"{significant[0]}{equal}{rest}"
     if best := size.best(groups):
         beaten = len(groups) - 1
         return f"{best.name} is best by {metric.title}: better than each of the other {beaten}"
@@ -165,30 +165,30 @@ def _answer(size: DataSize, metric: Quantity) -> str:
         unsaid = [group.name for group in groups if group.name not in names]
         return (
             f"{best.name} is better by {metric.title} than each of the other {len(names) - 1} that "
-            f"could be tested; nothing is said of {', '.join(unsaid)}"
+            f"could be tested; nothing can be said about {', '.join(unsaid)}"
         )
     return (
-        f"{len(apart)} of {len(tested)} pairs of compositions can be told apart by {metric.title}, "
-        f"and none is shown to be better than all the others{rest}"
+        f"{len(significant)} of {len(tested)} pairs of compositions differ significantly in "
+        f"{metric.title}, but none is shown to be better than all the others{rest}"
     )
 
 
 def _nothing(metric: Quantity) -> str:
     return (
-        f"Nothing can be said by {metric.title} beyond these runs: no two compositions of the same "
-        f"data share {ENOUGH} seeds"
+        f"Nothing can be said about {metric.title} beyond these runs: no two compositions on the "
+        f"same data share {ENOUGH} seeds"
     )
 
 
 def _alone(group: Group, groups: Sequence[Group], metric: Quantity) -> str:
     """The answer if only one of these groups has the metric."""
     if len(groups) > 1:
-        return f"{metric.title} was measured of {group.name} alone: nothing to compare"
-    said = "No difference to be tested: all runs are one composition"
+        return f"{metric.title} was measured for {group.name} only: nothing to compare"
+    said = "No difference to test: all runs have the same composition"
     mean, width = metric.number(group.mean(metric.name)), group.half_width(metric.name)
     if width is None:
         return f"{said}, with {metric.title} {mean}"
-    return f"{said} and differ in their seeds alone; {metric.title} {mean} ± {metric.gap(width)}"
+    return f"{said} and differ only in their seeds; {metric.title} {mean} ± {metric.gap(width)}"
 
 
 def _count(count: int, what: str) -> str:
