@@ -21,7 +21,6 @@ from diffusion_lab.common.formats import csv_text, markdown_table
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import REAL, PreparedMetrics, Quantity
-from diffusion_lab.metrics.metric import short_count
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.results import sampling_of
@@ -72,8 +71,7 @@ def sweep(
     settings = [build_setting(combination, opened, measured) for combination in combinations]
     with errors_at(cfg, "metrics"):
         prepared = metrics.prepare(opened.datamodule)
-    reference = f"train{short_count(len(prepared.reference))}"
-    name = f"{metrics.extractor.name}_{reference}-{metrics.num_samples}"
+    name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
     kept = {row["key"]: row for row in read_rows(folder / ROWS)}
     say(

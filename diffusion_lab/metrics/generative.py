@@ -10,10 +10,10 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
+from diffusion_lab.common.ranges import PATH, Flag, one_of, optional, settings, whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.distances import FeatureSet
 from diffusion_lab.metrics.extractor import Classifier
@@ -34,14 +34,16 @@ from diffusion_lab.metrics.observer import FEATURES, Observed, Observer
 from diffusion_lab.metrics.quantities import BUILT_IN
 
 REFERENCE_SEED = 0  # the seed in `random_places`
+REFERENCES = {"train": ("train", "training"), "validation": ("val", "validation")}
 
 
 @settings
 class GenerativeMetrics:
     """The metrics of `num_samples` generated images: FID, KID, precision, recall, coverage, ...
 
-    The reference is `reference_size` images of the training split, or all of it. A value's name
-    says what it depends on, as in `fid/<extractor>/train60k-5k`: reference and number of images.
+    The reference is `reference_size` images, or all, of the training split ("train") or of the
+    validation images, against which models are chosen. A value's name says what it depends on, as
+    in `fid/<extractor>/train60k-5k` or `.../val5k-1k`: reference and number of samples.
     Each value has a reference value, `fid_real/...`: the same metric of equally many test images,
     or of all of them. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
     `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy; `extra` holds
@@ -56,6 +58,7 @@ class GenerativeMetrics:
     per_class: Flag = False
     classifier: Annotated[str | None, optional(PATH)] = None
     extra: Mapping[str, Metric] | None = None
+    reference: Annotated[str, one_of(*REFERENCES)] = "train"
 
     def __post_init__(self) -> None:
         reader = Classifier(self.classifier) if self.classifier else None
@@ -97,6 +100,17 @@ class GenerativeMetrics:
                 f"{self.num_samples} in total"
             )
 
+    def reference_split(self, source: ImageDataModule) -> Split:
+        """The images of which the reference is all or a part; raises ValueError for none."""
+        if self.reference == "train":
+            return Split(source.reference_images(), source.reference_labels())
+        if not len(source.validation_labels()):
+            raise ValueError(
+                "reference=validation needs validation images, and no training images are kept for "
+                "validation; write data.validation_size=auto or a number"
+            )
+        return Split(source.validation_images(), source.validation_labels())
+
     def test_ids(self, source: ImageDataModule) -> Tensor:
         """The indices of the test images to measure: as many as samples, or all if fewer exist."""
         return random_places(len(source.test_images()), self.num_samples)
@@ -107,21 +121,24 @@ class GenerativeMetrics:
 
     def protocol_of(self, source: ImageDataModule) -> Protocol:
         """The protocol of the measurement, known once the networks are loaded."""
-        facts = self._reference_facts(source)
+        facts = self._reference_facts(source) | {"reference": self.reference}
         return with_fingerprint(facts | {"num_samples": self.num_samples, "rounding": "uint8"})
 
     def _reference_facts(self, source: ImageDataModule) -> Protocol:
-        return {
+        facts: Protocol = {
             "extractor": self.extractor.name,
             "extractor_fingerprint": self.extractor.fingerprint,
             "data": source.fingerprint,
             "reference_images": len(self.reference_ids(source)),
             "reference_seed": REFERENCE_SEED,
         }
+        if self.reference == "validation":  # their number decides which images they are
+            facts["validation_images"] = len(source.validation_labels())
+        return facts
 
     def reference_ids(self, source: ImageDataModule) -> Tensor:
-        """The indices of the training images that samples are compared with."""
-        return random_places(len(source.reference_images()), self.reference_size)
+        """The places in `reference_split` of the images that samples are compared with."""
+        return random_places(len(self.reference_split(source).labels), self.reference_size)
 
     def results(
         self, images: ImageSet, reference: ImageSet, suffix: str = "", by_class: bool = False
@@ -140,15 +157,16 @@ class GenerativeMetrics:
 
     def _reference(self, source: ImageDataModule) -> ImageSet:
         facts, chosen = self._reference_facts(source), self.reference_ids(source)
+        images, labels = self.reference_split(source)
+        short, word = REFERENCES[self.reference]
 
         def compute() -> dict[str, Tensor]:
-            features = self.observe(source.reference_images(), chosen, "training")[FEATURES]
+            features = self.observe(images, chosen, word)[FEATURES]
             return on_rank_zero(lambda: FeatureSet(features).statistics()) | {FEATURES: features}
 
-        name = f"train{short_count(len(chosen))}-{self.extractor.name}"
+        name = f"{short}{short_count(len(chosen))}-{self.extractor.name}"
         stored = cached(self.cache_dir, name, facts, compute)
-        labels = source.reference_labels()[chosen]
-        reference = ImageSet(self.extractor, stored.pop(FEATURES), labels)
+        reference = ImageSet(self.extractor, stored.pop(FEATURES), labels[chosen], split=short)
         vars(reference.statistics).update(stored)  # fills its cached properties
         return reference
 
@@ -175,8 +193,8 @@ class GenerativeMetrics:
             facts["extra"] = [
                 [inspect.getsource(type(m)), str(vars(m))] for m in self.extra_metrics
             ]
-        counts = f"train{short_count(len(reference))}-{self.extractor.name}-{short_count(count)}"
-        stored = cached(self.cache_dir, f"real-{counts}", facts, compute)
+        name = f"real-{reference.name}-{self.extractor.name}-{short_count(count)}"
+        stored = cached(self.cache_dir, name, facts, compute)
         features = stored.pop(FEATURES, None)
         test = None if features is None else ImageSet(self.extractor, features, labels)
         return {name: value.item() for name, value in stored.items()}, test

@@ -83,9 +83,15 @@ class ImageSet:
     features: Tensor  # (n, D) float32
     labels: Tensor | None = None  # (n,) int64; of samples, the requested classes
     guesses: Tensor | None = None  # (n,) int64; the classes that a classifier predicts
+    split: str = "train"  # of a reference: train or val
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def name(self) -> str:
+        """The split and the number of images, as in the names of values: train60k."""
+        return f"{self.split}{short_count(len(self))}"
 
     @cached_property
     def statistics(self) -> FeatureSet:
@@ -136,8 +142,7 @@ class Metric(ABC):
 
     def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
         """The part of a value's name that says what it depends on: extractor, numbers of images."""
-        counts = f"train{short_count(len(reference))}-{short_count(len(generated))}"
-        return f"{generated.extractor.name}/{counts}"
+        return f"{generated.extractor.name}/{reference.name}-{short_count(len(generated))}"
 
     def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
         """The values by full names, such as fid/inception/train60k-5k."""

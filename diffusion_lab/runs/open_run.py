@@ -82,6 +82,7 @@ class OpenRun(ABC):
             metrics.check(self.conditional, self.datamodule.num_classes)
         read_data(self.saved, self.datamodule)
         with errors_at(cfg, "metrics"):
+            metrics.reference_split(self.datamodule)  # raises if there are no such images
             metrics.load(self.datamodule, self.device)
         return metrics
 

@@ -41,6 +41,12 @@ class AutoencoderTask(Task):
             part.compile(dynamic=False)  # Inductor fails on channels last with dynamic sizes
 
     def prepare(self, device: torch.device) -> dict[str, object]:
+        if self.metrics is not None and self.metrics.reference == "validation":
+            raise UserError(
+                "metrics.reference=validation is for samples, and an autoencoder's metrics are of "
+                "reconstructed test images; write metrics.reference=train, and choose an "
+                "autoencoder by val/psnr"
+            )
         images = len(self.datamodule.test_images())
         if self.metrics is not None and self.metrics.num_samples > images:
             raise UserError(

@@ -130,6 +130,7 @@ def prepare(cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task]) ->
     metrics = None
     if task.metrics is not None:
         with errors_at(cfg, "metrics"):
+            task.metrics.reference_split(data)  # raises if there are no such images
             task.metrics.load(data, device)
             metrics = task.metrics.prepare(data)
     for key, value in found.items():

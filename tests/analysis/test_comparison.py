@@ -347,6 +347,22 @@ class TestVerdict:
         assert sentence.startswith("Denoising losses are left out: objective, schedule, data or")
         assert said(runs, "test_loss") is None
 
+    def test_metrics_that_runs_may_have_been_chosen_by_are_said(self, runs, tmp_path):
+        for name, config in (("dit", {}), ("unet", UNET)):
+            fids = [100.0, 110.0 + len(config)]
+            fake_group(runs, name, fids, config=config, protocol={"reference": "validation"})
+        compared(tmp_path)
+        page = (tmp_path / "comparison/index.html").read_text()
+        assert "10,000 validation images" in page
+        assert "metrics.reference=train" in page
+
+    def test_runs_of_other_validation_splits_are_other_compositions(self, runs):
+        fake_group(runs, "auto", [100.0, 110.0])
+        fake_group(runs, "few", [90.0, 95.0], config={"data": {"validation_size": 100}})
+        found = collect([runs])
+        assert len(found.groups) == 2
+        assert found.omitted  # their losses are on other images
+
     def test_parts_of_the_data_are_compared_at_equal_size_and_cross(self, runs, tmp_path):
         for fraction, images, ours, theirs in ((0.01, 600, 300, 200), (0.1, 6000, 150, 180)):
             for name, config, fid in (("dit", {}, ours), ("unet", UNET, theirs)):

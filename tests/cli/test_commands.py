@@ -87,6 +87,16 @@ def test_evaluate_gives_the_metrics_of_the_run(lab, run_folder):
     assert results[name] == pytest.approx(trained["metrics"][name], rel=1e-6)
 
 
+def test_samples_are_compared_with_validation_images_under_another_name(lab, run_folder):
+    options = ["metrics.reference=validation", "batch_size=16", "device=cpu", "json=true"]
+    code, out, err = lab("evaluate", "run=run", *options)
+    assert code == 0, err
+    results = json.loads(out.splitlines()[-1])
+    extractor = "efficientnet_lite0-96"
+    assert {f"fid/{extractor}/val20-16", f"fid_real/{extractor}/val20-16"} <= set(results)
+    assert not [name for name in results if f"{extractor}/train" in name]
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),  # mistakes that other packages report
     [

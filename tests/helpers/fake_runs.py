@@ -20,6 +20,7 @@ PROTOCOL = {
     "extractor": "efficientnet_lite0-96",
     "extractor_fingerprint": "abc",
     "data": "0123",
+    "reference": "train",
     "reference_images": 10_000,
     "num_samples": 1000,
 }

@@ -63,7 +63,8 @@ class FakeSource:
     native_shape = (1, 4, 4)
     class_names = ("even", "odd")
 
-    def __init__(self, train=2000, test=300):
+    def __init__(self, train=2000, test=300, validation=150):
+        self.validation = validation
         generator = torch.Generator().manual_seed(1)
         images = torch.randint(0, 256, (train + test, 1, 4, 4), generator=generator)
         self.train, self.test = images.to(torch.uint8).split([train, test])
@@ -73,6 +74,12 @@ class FakeSource:
 
     def reference_labels(self):
         return torch.arange(len(self.train)) % 2
+
+    def validation_images(self):
+        return self.train[: self.validation]
+
+    def validation_labels(self):
+        return self.reference_labels()[: self.validation]
 
     def test_images(self):
         return self.test
@@ -97,6 +104,28 @@ def values_of(metrics, images):
 def generated(count=100):
     generator = torch.Generator().manual_seed(2)
     return torch.randint(50, 256, (count, 1, 4, 4), generator=generator).to(torch.uint8)
+
+
+def test_a_reference_of_validation_images_has_another_name_and_protocol(tmp_path):
+    source, train = FakeSource(), prepared(tmp_path)
+    validation = prepared(tmp_path, reference="validation")
+    values, extractor = values_of(validation, generated()), validation.metrics.extractor
+    real = FeatureSet(extractor(source.validation_images()))
+    distance = frechet(FeatureSet(extractor(generated())), real)
+    assert values["fid/fake/val150-100"] == pytest.approx(distance, rel=1e-6)
+    tests = source.test[random_places(300, 100)]
+    beside = frechet(FeatureSet(extractor(tests)), real)
+    assert values["fid_real/fake/val150-100"] == pytest.approx(beside, rel=1e-6)
+    assert not set(values) & set(values_of(train, generated()))
+    fewer = prepared(tmp_path, FakeSource(validation=140), reference="validation")
+    protocols = [each.protocol for each in (train, validation, fewer)]
+    assert len({protocol["fingerprint"] for protocol in protocols}) == 3
+    assert [protocol["reference"] for protocol in protocols] == ["train"] + 2 * ["validation"]
+
+
+def test_validation_images_that_there_are_not_are_refused(tmp_path):
+    with refused("reference=validation", "data.validation_size", by=ValueError):
+        prepared(tmp_path, FakeSource(validation=0), reference="validation")
 
 
 def test_values_and_real_values_are_the_distances_by_name(tmp_path):

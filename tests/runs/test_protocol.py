@@ -6,7 +6,13 @@ from helpers.refusals import refused
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.runs.results import require_same
 
-ONE = {"extractor": "inception", "data": "0123", "reference_images": 50_000, "num_samples": 5000}
+ONE = {
+    "extractor": "inception",
+    "data": "0123",
+    "reference": "train",
+    "reference_images": 50_000,
+    "num_samples": 5000,
+}
 
 
 def test_the_fingerprint_is_of_every_entry_and_of_no_order():
@@ -14,7 +20,7 @@ def test_the_fingerprint_is_of_every_entry_and_of_no_order():
     assert len(known) == 12
     assert with_fingerprint(dict(reversed(ONE.items())))["fingerprint"] == known
     others = {with_fingerprint(ONE | {key: "other"})["fingerprint"] for key in ONE}
-    assert len(others | {known}) == 5
+    assert len(others | {known}) == 6
 
 
 def test_equal_protocols_pass():
@@ -27,6 +33,7 @@ def test_equal_protocols_pass():
     [
         ({"num_samples": 1000}, "samples", (5000, 1000)),
         ({"extractor": "x", "num_samples": 1}, "features", ("inception", "x")),
+        ({"reference": "validation"}, "metrics.reference=", ("train", "validation")),
         ({"rounding": "none"}, "rounding", (None, "none")),
     ],
 )

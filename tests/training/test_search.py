@@ -72,6 +72,16 @@ def test_a_search_of_a_study_in_a_folder_of_studies_has_its_file_there(lab, tmp_
     assert len(list(tmp_path.glob("outputs/mine/rates/*/summary.json"))) == 1
 
 
+def test_a_search_by_fid_compares_with_validation_images(lab, tmp_path):
+    measured = [each for each in SEARCH if each != "callbacks.evaluation=null"]
+    code, _, err = lab(*measured, "optimized_metric=fid", "hydra.sweeper.n_trials=1")
+    assert code == 0, err
+    (path,) = tmp_path.glob("outputs/rates/*/summary.json")
+    fid = json.loads(path.read_text())["metrics"]["fid/efficientnet_lite0-96/val20-16"]
+    study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
+    assert study.best_value == fid
+
+
 def test_a_metric_is_found_by_its_kind(tmp_path):
     metrics = {"fid/a/b": 3.0, "fid_real/a/b": 1.0, "val/loss": 0.5}
     (tmp_path / "summary.json").write_text(json.dumps({"metrics": metrics}))

@@ -75,6 +75,11 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     if not judged:
         raise UserError("none of these runs has a finite value of any metric to compare")
     notes = [*fairness.notes(groups), *collection.omitted]
+    if by_validation(collection):
+        notes.append(
+            "Samples are compared with validation images, by which these runs may have been "
+            "chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`"
+        )
     facts = (setting(collection), collection.names, notes, left_out)
     write(folder, Report(groups, judged, samples(groups), *facts))
     first = judged[0]
@@ -157,6 +162,11 @@ def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str 
     return collection.names.get(metric.name) if all(way == compared for way in ways) else None
 
 
+def by_validation(collection: Collection) -> bool:
+    """Whether samples are compared with validation images, by which runs may have been chosen."""
+    return collection.protocol.get("reference") == "validation"
+
+
 def setting(collection: Collection) -> str:
     """A line on the data, the protocol, and the sampler and guidance of all runs."""
     runs, protocol, sampling = runs_of(collection.groups), collection.protocol, collection.sampling
@@ -164,6 +174,7 @@ def setting(collection: Collection) -> str:
     sampler: Any = sampling["sampler"]
     guidance: Any = sampling["guidance"]
     drawn = sampler["_target_"].rpartition(".")[2]
+    split = "validation" if by_validation(collection) else "training"
     if sampler.get("steps"):
         drawn += f" with {sampler['steps']} steps"
     accuracy = collection.names.get("accuracy")
@@ -171,7 +182,7 @@ def setting(collection: Collection) -> str:
     return (
         f"{len(runs)} runs on {', '.join(data)}; "
         f"{protocol['num_samples']:,} samples each, compared with "
-        f"{protocol['reference_images']:,} training images by features of "
+        f"{protocol['reference_images']:,} {split} images by features of "
         f"{protocol['extractor']}{read_by}; "
         f"{drawn}, guidance scale {guidance.get('scale')}, sampling seed {sampling['seed']} "
         f"[protocol {protocol['fingerprint']}]"
