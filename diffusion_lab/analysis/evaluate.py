@@ -17,7 +17,7 @@ from diffusion_lab.runs.results import (
 
 
 def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
-    """Measures `cfg.run`, prints its metrics beside those of real images, and saves them.
+    """Measures `cfg.run`, prints its metrics and their values for real images, and saves them.
 
     Sampler, guidance and metrics are the run's own, unless `overrides` say otherwise.
     """

@@ -68,7 +68,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     write_json(folder / "report.json", result)
     plots.pairs(samples, training, spaces, cfg.pairs, folder / "pairs.png")
     plots.losses_by_level(losses, folder / "losses.png")
-    tell(result)
+    show(result)
     say(f"Most suspicious samples and their nearest training images: {folder / 'pairs.png'}")
     say(f"Report and loss by noise level: {folder}")
     return result
@@ -156,7 +156,7 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
     }
 
 
-def tell(result: dict) -> None:
+def show(result: dict) -> None:
     """Prints the main results: neighbours in each space, and the gap of FID."""
     for space, results in result["neighbours"].items():
         for name, value in results.items():

@@ -52,7 +52,7 @@ class OptimizerFactory:
         Raises UserError for an override that matches none of them.
         """
         optimizer = self.make(trained)
-        if len(optimizer.param_groups) != 1:  # it has groups of its own
+        if len(optimizer.param_groups) != 1:  # it already has several groups
             return optimizer
         (base,) = optimizer.param_groups
         names = {parameter: name for name, parameter in module.named_parameters()}
@@ -101,7 +101,7 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
 
 
 def inner_matrices(network: nn.Module, ends: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The matrices of a network without those of its ends."""
+    """The matrices of a network, except the ones of its ends."""
     outer = {weight for end in ends for weight in matrices(end)}
     return [weight for weight in matrices(network) if weight not in outer]
 
@@ -122,10 +122,10 @@ def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
 
 
 def check_sharding(cfg: DictConfig) -> None:
-    """Raises UserError if parameters are sharded and the optimiser needs whole matrices."""
+    """Raises UserError if parameters are sharded and the optimiser needs unsharded matrices."""
     sharded = isinstance(cfg.trainer.strategy, DictConfig)
     if sharded and cfg.optimizer._target_.rpartition(".")[2] == "Muon":
         raise UserError(
-            "optimizer=muon needs whole matrices, and trainer=fsdp shards them; use trainer=ddp or "
+            "optimizer=muon needs full matrices, but trainer=fsdp shards them; use trainer=ddp or "
             "optimizer=adamw"
         )

@@ -32,7 +32,7 @@ def sweep(name: str, arguments: list[str]) -> None:
             raise  # if all jobs failed, the error is only that Optuna finds no best trial
     finally:
         alone = [name, *(flag for flag in flags if flag not in MULTIRUN)]
-        failed = tell(folder, alone)
+        failed = report(folder, alone)
     if failed:
         sys.exit(1)
 
@@ -74,7 +74,7 @@ def read(sweep: str) -> list[dict]:
     return list(map(read_json, files))
 
 
-def tell(sweep: str, command: list[str]) -> bool:
+def report(sweep: str, command: list[str]) -> bool:
     """Prints the outcomes of a sweep and how to run each failed job; returns whether any failed.
 
     `command` is the command line without overrides: train, and Hydra's flags with their values.

@@ -1,4 +1,4 @@
-"""Ranges of arguments, declared beside a signature: `@ranges(steps=whole(1), eta=above(0))`."""
+"""Ranges of arguments, declared above a signature: `@ranges(steps=whole(1), eta=above(0))`."""
 
 import inspect
 import math

@@ -40,7 +40,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def cpu_info(field: str) -> str:
-    """The first value of a field of /proc/cpuinfo; "" where the kernel does not tell."""
+    """The first value of a field of /proc/cpuinfo; "" where the kernel does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

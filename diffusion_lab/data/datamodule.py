@@ -29,10 +29,10 @@ ON_DEVICE = Range("auto, true or false", lambda v: isinstance(v, bool) or v == "
 class ImageDataModule(lightning.LightningDataModule):
     """The images of a source, as a model trains on them and metrics compare with them.
 
-    Of the training split of `source`, `validation_size` images are for validation and never trained
-    on (see `validation_and_rest`). Training uses the others, or the part of them given by
-    `fraction` or `per_class`. The denoising loss is measured on `validate_on` validation images in
-    training, and on as many test images at its end. Metrics compare with the whole training split.
+    `validation_size` images of the source's training split are for validation and never trained on
+    (see `validation_and_rest`). Training uses the others, or the part of them given by `fraction`
+    or `per_class`. The denoising loss is measured on `validate_on` validation images in training,
+    and on as many test images at its end. Metrics compare with the whole training split.
     `pad` is the height and width that the model sees.
     """
 

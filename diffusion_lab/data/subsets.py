@@ -35,14 +35,14 @@ def validation_and_rest(labels: Tensor, size: int | str | None) -> tuple[Tensor,
 def stratified(labels: Tensor, name: str) -> Tensor:
     """Orders images with labels (N,) int64: their indices (N,), random but fixed by `name`.
 
-    Among the first n of them each class has its share of all images, as nearly as it can be.
+    Among the first n of them each class has its share of all images, as nearly as possible.
     """
     hashes = [hashing.of_text(f"{name}/{i}") for i in range(len(labels))]
     places: dict[int, tuple[float, str]] = {}
     for label in labels.unique().tolist():
         index = (labels == label).nonzero().flatten().tolist()
         for rank, i in enumerate(sorted(index, key=hashes.__getitem__)):
-            # images of equal rank in an order of their own, or their classes would come in turns
+            # shuffles images of equal rank, whose classes would otherwise alternate
             places[i] = ((rank + 0.5) / len(index), hashes[i][::-1])
     return torch.tensor(sorted(places, key=places.__getitem__))
 

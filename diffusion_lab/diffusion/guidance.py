@@ -26,8 +26,8 @@ TINY = 1e-12  # where an estimate is constant or 0, there is nothing to divide b
 class Guidance:
     """Guidance of x0 away from a weaker estimate, the same for all channels.
 
-    The weak estimate is the unconditional model's (classifier-free, arXiv:2207.12598), or that of
-    a smaller or earlier run, `weak_run`, with the same labels (autoguidance, arXiv:2406.02507).
+    The weak estimate is the unconditional model's (classifier-free, arXiv:2207.12598), or is made
+    by a smaller or earlier run, `weak_run`, with the same labels (autoguidance, arXiv:2406.02507).
     scale 1 is exactly the model itself and 0 exactly the weak one, in one network call; any other
     scale takes both inside `interval`, a range of sigma / alpha (arXiv:2404.07724), and the model
     itself outside. `rescale` in [0, 1] moves the result's standard deviation to the model's own

@@ -113,7 +113,7 @@ class ImageSet:
         return replace(self, features=self.features[chosen], labels=labels, guesses=guesses)
 
     def matching(self, labels: Tensor) -> "ImageSet":
-        """The first images of each class, as many as `labels` (m,) has of it, or all if fewer."""
+        """The first images of each class, as many as in `labels` (m,), or all of them if fewer."""
         own = self.required_labels
         return self.select(place_in_class(own) < labels.bincount(minlength=int(own.max()) + 1)[own])
 

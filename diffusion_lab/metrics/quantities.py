@@ -98,7 +98,8 @@ def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
     """A table of runs of one protocol: a row per metric that all runs have, a column per run."""
     first = next(iter(runs.values()))
     real = real_values(first)
-    table = Table("", *runs, "real images")
+    table = Table("metric", *runs, "real images")
+    table.columns[0].overflow = "fold"  # full names, even on a narrow terminal
     for name in measured_of_samples(first):
         if all(name in values for values in runs.values()):
             metric, _, protocol = name.partition("/")

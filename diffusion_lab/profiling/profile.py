@@ -76,7 +76,7 @@ def prepare(cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def show(profile: Profile, depth: int) -> None:
-    """Prints the table of modules, and a few lines on the whole."""
+    """Prints the table of modules, and a few lines on the entire model."""
     counts, speed = profile.counts, profile.speed
     shape = "x".join(str(side) for side in counts.image_shape)
     table = Table("module", title=f"{profile.name} on {shape}, {counts.num_classes} classes")
@@ -90,7 +90,7 @@ def show(profile: Profile, depth: int) -> None:
     console.print(table)
     say(
         f"{amount(counts.macs)} MACs, {amount(counts.flops)} FLOPs; "
-        f"PyTorch sees {amount(counts.flop_counter)}"
+        f"PyTorch counts {amount(counts.flop_counter)}"
     )
     if any(module.name == ELSEWHERE for module in counts.modules):
         say(

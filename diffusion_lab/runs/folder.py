@@ -23,7 +23,9 @@ from diffusion_lab.runs import checkpoints, trusted_targets, weights
 from diffusion_lab.runs.lock import is_locked
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
-ABANDONED = ".abandoned"  # folder beside a study's runs for those that ended without a checkpoint
+ABANDONED = (
+    ".abandoned"  # folder next to a study's runs for the ones that ended without a checkpoint
+)
 FORMAT = 3  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 

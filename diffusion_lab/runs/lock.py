@@ -58,13 +58,13 @@ def _held(folder: Path) -> UserError:
 
 
 def has_locks(folder: Path) -> bool:
-    """Whether the file system has locks, which tell that a process is training the run."""
+    """Whether the file system has locks, which show that a process is training the run."""
     refused = _refused(folder)
     return refused is None or refused.errno not in WITHOUT_LOCKS
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is training the run, as far as the file system can tell."""
+    """Whether a process is training the run, as far as the file system shows it."""
     return isinstance(_refused(folder), BlockingIOError)
 
 

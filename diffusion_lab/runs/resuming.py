@@ -100,7 +100,7 @@ def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, objec
 
 
 def found_out(asked: dict[str, object]) -> dict[str, object]:
-    """The values that a run would keep in place of REQUESTS, as far as the settings tell them."""
+    """The values that a run would keep in place of REQUESTS, as far as the settings give them."""
     found: dict[str, object] = {}
     size = asked.get("data.source.image_size")
     if isinstance(size, int):

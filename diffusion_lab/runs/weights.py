@@ -72,7 +72,7 @@ def load_from_checkpoint(
     elif average is not None:
         if average not in kept:
             raise UserError(
-                f"average={average} is no average of {folder}; write one of "
+                f"average={average} is not an average of {folder}; write one of "
                 f"{', '.join([NO_AVERAGE, *kept])}"
             )
         state = state | kept[average]

@@ -1,4 +1,4 @@
-"""An average of parameters that are trained, kept beside them and sharded as they are."""
+"""An average of trained parameters, kept next to them and sharded in the same way."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from diffusion_lab.compute.sharding import local, shared_as, whole
 class WeightAverage:
     """An average of the parameters of a module; each rank holds its share of it.
 
-    It begins as `state`, whole tensors by name, or else with the parameters as they are.
+    It begins as `state`, unsharded tensors by name, or else as the current parameters.
     """
 
     def __init__(self, module: nn.Module, state: Mapping[str, Tensor] | None = None):
@@ -52,7 +52,7 @@ class WeightAverage:
         torch._foreach_copy_(self._shares, kept)
 
     def whole(self) -> dict[str, Tensor]:
-        """A copy of the whole average by the names of parameters, on every rank."""
+        """An unsharded copy of the average by the names of parameters, on every rank."""
         with self.swapped():
             # cloned: the parameters themselves are about to change again
             return {name: whole(p).detach().clone() for name, p in self._parameters.items()}

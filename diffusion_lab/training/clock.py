@@ -43,5 +43,5 @@ class Clock:
         }
 
     def seconds(self) -> float:
-        """The seconds of training so far, without the time between a stop and a resume."""
+        """The seconds of training up to now, without the time between a stop and a resume."""
         return (self._stopped or time.monotonic()) - self.start

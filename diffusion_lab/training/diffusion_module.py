@@ -127,7 +127,7 @@ def losses_by_level(
     """The sum and the number of losses at each of VALIDATION_LEVELS levels, (levels, 2).
 
     x0 (B, C, H, W) is clean, labels and ids are (B,). Image i is measured at level i mod 10, with
-    noise of its own that is the same at every call.
+    its own noise, which is the same at every call.
     """
     eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
     bins = ids % VALIDATION_LEVELS

@@ -44,8 +44,8 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
             raise
         reason = f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
     except Exception as error:
-        # torch raises this from a signal's handler, so in the midst of anything, which may then
-        # raise an error of its own
+        # torch raises this in a signal's handler, so in the middle of other code, which may then
+        # raise another error
         died = [str(each) for each in chain_of(error) if "DataLoader worker" in str(each)]
         if died:
             reason = f"a process that loads data died: {died[0].splitlines()[0]}"

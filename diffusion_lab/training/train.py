@@ -151,7 +151,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
         say(f"Run folder: {folder}")
         data = task.datamodule
         counts = map(len, (data.train_labels(), data.validation_labels(), data.test_labels()))
-        say("Images: {:,} to train on, {:,} for validation, {:,} to test".format(*counts))
+        say("Images: {:,} for training, {:,} for validation, {:,} for tests".format(*counts))
         say(f"Batch: {prepared.layout}")
         for line in task.advice():
             say(f"Advice: {line}")

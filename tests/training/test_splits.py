@@ -23,7 +23,7 @@ def test_an_epoch_holds_every_training_image_and_no_validation_image(lab, tmp_pa
     code, _, err = lab("train", *QUIET, *SEEN, "run_dir=run", "trainer.max_steps=16")
     assert code == 0, err
     data, steps = tiny_data(), seen(tmp_path / "seen")
-    assert "64 to train on, 20 for validation, 32 to test" in err
+    assert "64 for training, 20 for validation, 32 for tests" in err
     first = [image for step in range(8) for image in steps[step]]
     assert sorted(first) == sorted(hashes(data.train_images()))
     everything = {image for images in steps.values() for image in images}

@@ -39,7 +39,7 @@ class Run:
 
     @cached_property
     def known(self) -> Settings:
-        """The settings that are not null; equal numbers are written alike (1.0 as 1)."""
+        """The settings that are not null; equal numbers are written in the same way (1.0 as 1)."""
         plain = flat(OmegaConf.to_container(self.config))
         return {key: _whole(value) for key, value in plain.items() if value is not None}
 
@@ -58,7 +58,7 @@ class Run:
 
 
 def _whole(value: object) -> object:
-    """Writes equal numbers alike: 1.0 becomes 1, also in lists."""
+    """Writes equal numbers in the same way: 1.0 becomes 1, also in lists."""
     if isinstance(value, list):
         return [_whole(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

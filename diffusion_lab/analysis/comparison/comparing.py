@@ -58,8 +58,8 @@ def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     """Compares the run folders at or below `paths`; writes the folder `output`.
 
-    Raises UserError, before anything is written, if there is no run, if the runs were not measured
-    alike, or if `output` holds other files.
+    Raises UserError, before anything is written, if there is no run, if the runs were measured in
+    different ways, or if `output` contains other files.
     """
     folder = Path(output)
     if folder.is_file():

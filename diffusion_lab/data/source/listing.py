@@ -131,7 +131,7 @@ def by_number(
 ) -> tuple[str, ...]:
     """Returns the classes of numeric labels; if `classes` is None, the numbers are the names.
 
-    Raises DataError for labels that are no numbers or too large, or leave out an unnamed class.
+    Raises DataError for labels that are not numbers or too large, or skip an unnamed class.
     """
     for name, label in zip(names, labels, strict=True):
         if type(label) is not int or label < 0:

@@ -89,8 +89,8 @@ class TimeSampler(nn.Module, ABC):
             order = torch.randperm(n, generator=generator, device=device)
             u = (order + (share.index + u) / share.count) / n
         t = self.quantile(u, schedule)
-        # for t as drawn, whose density it undoes exactly: the weighted mean is then that of rounded
-        # uniform draws, even if the density changes between two points of the table
+        # for t as drawn, whose density it undoes exactly: the weighted mean is then the mean over
+        # rounded uniform draws, even if the density changes between two points of the table
         importance = self.importance(t)
         if schedule.discrete_steps is not None:
             t = (t * schedule.discrete_steps).ceil().clamp(min=1) / schedule.discrete_steps

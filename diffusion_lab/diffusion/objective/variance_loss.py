@@ -13,9 +13,9 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 @settings
 class Hybrid:
-    """weight x N x L_t beside the loss of x0: L_hybrid (arXiv:2102.09672).
+    """weight x N x L_t, added to the loss of x0: L_hybrid (arXiv:2102.09672).
 
-    L_t is the bound's term, so N L_t estimates the whole. Its gradient reaches the variance alone.
+    L_t is the bound's term, so N L_t estimates the bound. Its gradient reaches the variance only.
     """
 
     weight: Positive = 0.001
@@ -56,7 +56,7 @@ def bound_term(
     there = schedule((index - 1) / steps)
     mean, _, large = posterior(x, x0, level, there)
     guess, _, _ = posterior(x, x0_hat, level, there)
-    # the last step's own variance is 0, so its log is replaced by that of the step before
+    # the last step's variance is 0, so its log is replaced by the log of the step before
     clipped = index.clamp(min=2)
     _, small, _ = posterior(x, x0, schedule(clipped / steps), schedule((clipped - 1) / steps))
     low, high = broadcast(small.log(), x), broadcast(large.log(), x)

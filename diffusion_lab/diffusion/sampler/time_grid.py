@@ -46,7 +46,7 @@ class TimeGrid(ABC):
 class UniformGrid(TimeGrid):
     """t evenly spaced from 1 to 1/steps, or to `t_min` in [0, 1) if that is larger.
 
-    The last step goes from there to clean data at once. On a table the grid is `Trailing`'s, if
+    The last step goes directly from there to clean data. On a table the grid is `Trailing`'s, if
     steps divides its size and 1/steps is at least t_min.
     """
 

@@ -65,7 +65,7 @@ class Checkpoint(Periodic):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a file beside the target and renames it, so a kill never leaves half a checkpoint.
+    """Writes a file next to the target and renames it, so a kill never leaves half a checkpoint.
 
     Lightning moves a temporary file from $TMPDIR; across file systems the move is a copy, and a
     kill during the copy destroys the previous checkpoint. `failure` says why the last write failed:

@@ -1,4 +1,4 @@
-"""Ends hopeless runs of a search, by comparison with the other runs of their study so far."""
+"""Ends hopeless runs of a search, by comparison with the other runs of their study."""
 
 import statistics
 from pathlib import Path
@@ -15,7 +15,7 @@ from diffusion_lab.runs import METRICS
 
 @settings
 class MedianPruning(Callback):
-    """Stops a run whose best value so far is above the other runs' median at as many images.
+    """Stops a run whose best value is above the other runs' median at the same number of images.
 
     This is Optuna's MedianPruner on the metrics.jsonl files of the neighbouring run folders, so it
     needs only a shared disk. `metric` is measured by validation; lower is better. A run that

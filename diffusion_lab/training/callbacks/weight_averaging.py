@@ -92,7 +92,7 @@ class EMA(Callback):
         checkpoint["state_dict"] = checkpoint["state_dict"] | averages.get(self.evaluated, {})
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        if TRAINED not in checkpoint:  # the run had no average so far
+        if TRAINED not in checkpoint:  # the run had no average before
             return
         kept = checkpoint.get(AVERAGES, {})
         # without averages by name, as in older checkpoints, the module holds the only one

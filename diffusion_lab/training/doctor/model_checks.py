@@ -112,7 +112,7 @@ def tokens(run: PlannedRun) -> Iterator[Remark]:
 
 
 def labels(run: PlannedRun) -> Iterator[Remark]:
-    """Checks that labels tell something, and that dropping them serves guidance."""
+    """Checks that labels carry information, and that dropping them serves guidance."""
     task = run.task
     guidance, objective = task.pipeline.guidance, task.module.objective
     if not task.module.denoiser.conditioning.conditional:

@@ -121,15 +121,15 @@ def validation(run: PlannedRun) -> Iterator[Remark]:
     """Checks that the validation loss is measured often enough for a curve to show overfitting."""
     if not len(run.data.validation_labels()):
         yield advice(
-            "no training images are kept for validation, so there is no val/loss to choose a run "
-            "by; write data.validation_size=auto"
+            "no training images are kept for validation, so runs cannot be chosen by val/loss; "
+            "write data.validation_size=auto"
         )
         return
     every, steps = run.cfg.validate_every_n_steps, run.steps
     if steps // every < FEW_VALIDATIONS and steps >= FEW_VALIDATIONS:
         yield advice(
-            f"the validation loss is measured every {every} of {steps} steps, too rarely for a "
-            f"curve; write validate_every_n_steps={max(1, steps // 10)}"
+            f"the validation loss is measured every {every} steps in a run of {steps}, too rarely "
+            f"for a curve; write validate_every_n_steps={max(1, steps // 10)}"
         )
 
 
@@ -149,7 +149,7 @@ def extractor(run: PlannedRun) -> Iterable[Remark]:
 
 
 def sample_counts(run: PlannedRun) -> Iterator[Remark]:
-    """Checks that there are enough images for FID, and as many on both sides of a comparison."""
+    """Checks that there are enough images for FID, and equally many samples and real images."""
     metrics, data = run.task.metrics, run.data
     if metrics is None:
         return
