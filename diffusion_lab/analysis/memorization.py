@@ -35,7 +35,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
-    training, held_out = data.train_images(), data.test_images()
+    training, test = data.train_images(), data.test_images()
     sides = equal_sides(data.train_labels(), data.test_labels())
     if len(sides[0]) < 2:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
@@ -44,19 +44,19 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
         samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
     mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
-    spaces, fid = compared(metrics, samples, held_out, training, sides, mirrored)
+    spaces, fid = compared(metrics, samples, test, training, sides, mirrored)
     losses = loss_gap(opened, cfg.batch_size)
     # everything but the training images that decides how copies are counted
     protocol = {
         "extractor": metrics.extractor.name,
         "extractor_fingerprint": metrics.extractor.fingerprint,
         "num_samples": cfg.num_samples,
-        "held_out": hashing.of_tensors([held_out]),
+        "test": hashing.of_tensors([test]),
         "mirrored": mirrored,
     }
     result = {
         "training_images": len(training),
-        "held_out_images": len(held_out),
+        "test_images": len(test),
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
         "protocol": with_fingerprint(protocol),
@@ -86,19 +86,19 @@ def made(folder: Path) -> Path:
 def compared(
     metrics: GenerativeMetrics,
     samples: Tensor,
-    held_out: Tensor,
+    test: Tensor,
     training: Tensor,
     sides: tuple[Tensor, Tensor],
     mirrored: bool,
 ) -> tuple[dict[str, Neighbours], dict[str, float]]:
-    """The neighbours of samples by features and pixels, and FID to training and held-out images.
+    """The neighbours of samples by features and pixels, and FID to training and test images.
 
-    Images are uint8 (n, C, H, W). If `mirrored`, samples and held-out images are also compared as
+    Images are uint8 (n, C, H, W). If `mirrored`, samples and test images are also compared as
     mirror images. `sides`, from `equal_sides`, are as many images of each.
     """
-    views = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, held_out)]
+    views = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, test)]
     drawn = [metrics.extractor(view).cpu() for view in views[0]]
-    beside = [stored_features(metrics, view, "held-out") for view in views[1]]
+    beside = [stored_features(metrics, view, "test") for view in views[1]]
     known = stored_features(metrics, training, "training")
     ours, theirs = ([to_float(view).flatten(1) for view in each] for each in views)
     spaces = {
@@ -120,25 +120,25 @@ def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Te
     return cached(metrics.cache_dir, file, key, compute)[FEATURES]
 
 
-def fid_gap(generated: Tensor, held_out: Tensor, training: Tensor) -> dict[str, float]:
-    """FID to training and to as many held-out images; a gap above 0 means nearer to training."""
+def fid_gap(generated: Tensor, test: Tensor, training: Tensor) -> dict[str, float]:
+    """FID to training and to as many test images; a gap above 0 means nearer to training."""
     drawn = FeatureSet(generated)
-    to_training, to_held_out = (frechet(drawn, FeatureSet(side)) for side in (training, held_out))
+    to_training, to_test = (frechet(drawn, FeatureSet(side)) for side in (training, test))
     return {
         "to_training": to_training,
-        "to_held_out": to_held_out,
-        "gap": to_held_out - to_training,
+        "to_test": to_test,
+        "gap": to_test - to_training,
         "reference_images": len(training),
     }
 
 
 @torch.inference_mode()
 def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, float]]:
-    """The denoising loss by noise level, on equally many training and held-out images."""
+    """The denoising loss by noise level, on equally many training and test images."""
     data, model, device = opened.datamodule, opened.model, opened.device
     tested = data.tested_on()
     count = min(len(tested.labels), len(data.train_labels()))
-    sides = {"training": data.trained_on(count), "held_out": tested}
+    sides = {"training": data.trained_on(count), "test": tested}
     means = {}
     for side, (images, labels) in sides.items():
         sums = torch.zeros(VALIDATION_LEVELS, 2)
@@ -164,5 +164,5 @@ def show(result: dict) -> None:
     fid = result["fid"]
     say(
         f"FID to {fid['reference_images']} training images {fid['to_training']:.4g}, to equally "
-        f"many held-out images {fid['to_held_out']:.4g}: a gap of {fid['gap']:.3g}"
+        f"many test images {fid['to_test']:.4g}: a gap of {fid['gap']:.3g}"
     )

@@ -51,11 +51,11 @@ def pairs(
 
 
 def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
-    """Plots the denoising loss over the noise level, for training and held-out images."""
+    """Plots the denoising loss over the noise level, for training and test images."""
     figure = Figure((6, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="t (0: data, 1: noise)", ylabel="loss", yscale="log")
     levels = [float(name.removeprefix("t")) for name in losses]
-    for side, label in (("training", "training images"), ("held_out", "held-out images")):
+    for side, label in (("training", "training images"), ("test", "test images")):
         axes.plot(levels, [loss[side] for loss in losses.values()], marker="o", label=label)
     axes.grid(alpha=0.3, which="both")
     axes.legend()

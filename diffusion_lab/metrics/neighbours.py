@@ -1,6 +1,6 @@
-"""Nearest neighbours that show whether a model copies training images, against held-out images.
+"""Nearest neighbours that show whether a model copies training images, against test images.
 
-n generated, m held-out and N training images, D features or pixels.
+n generated, m test and N training images, D features or pixels.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from torch import Tensor
 from diffusion_lab.metrics.coverage import nearest
 from diffusion_lab.metrics.metric import LOWER, Quantity
 
-UNUSUAL = 0.01  # share of held-out images that are as near to a training image as copies are
+UNUSUAL = 0.01  # share of test images that are as near to a training image as copies are
 RELATIVE = 1 / 3  # share of the second neighbour's distance below which the first is a copy
 MEANINGS = {
-    # 0.5 if the model does not distinguish training from held-out images; the next value is the
+    # 0.5 if the model does not distinguish training from test images; the next value is the
     # standard deviation by chance, which is large if samples are few or similar
-    "nearer_to_training": "share of samples nearer to training than to as many held-out images",
+    "nearer_to_training": "share of samples nearer to training than to as many test images",
     "nearer_to_training_std": "its standard deviation by chance",
-    # the median over samples; 1 if the model does not distinguish training from held-out images
-    "distance_ratio": "distance to training images over distance to as many held-out images",
-    "copies": "share of samples nearer to a training image than 99 % of held-out images",
+    # the median over samples; 1 if the model does not distinguish training from test images
+    "distance_ratio": "distance to training images over distance to as many test images",
+    "copies": "share of samples nearer to a training image than 99 % of test images",
     # 1 without copies; blurred images have more
     "copy_ratio": "the same, relative to the expected share of about 1 %",
     # arXiv:2310.02664
@@ -36,24 +36,24 @@ COPIES = Quantity(
 PIXEL_COPIES = Quantity(
     "pixel_copy_ratio", "Copies by pixels", "the same, by pixel distance", LOWER
 )
-SEED = 0  # seed for choosing equally many training and held-out images
+SEED = 0  # seed for choosing equally many training and test images
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The distances, float64, of generated and held-out images to their nearest training images."""
+    """The distances, float64, of generated and test images to their nearest training images."""
 
     generated: Tensor  # (n, 2), the two distances of each generated image, from near to far
     index: Tensor  # (n, 2) int64, the indices of those two training images
-    held_out: Tensor  # (m,), the distance of each held-out image
-    pair: tuple[Tensor, Tensor]  # (n,) each: distances to equally many training and held-out images
+    test: Tensor  # (m,), the distance of each test image
+    pair: tuple[Tensor, Tensor]  # (n,) each: distances to equally many training and test images
     chance_std: float  # std of the share nearer to one side, if the sides were assigned at random
 
     @classmethod
     def of(
         cls,
         generated: Sequence[Tensor],
-        held_out: Sequence[Tensor],
+        test: Sequence[Tensor],
         training: Tensor,
         sides: tuple[Tensor, Tensor],
     ) -> "Neighbours":
@@ -61,20 +61,20 @@ class Neighbours:
 
         The views, (n, D) or (m, D) each, show the same images: unchanged, and mirrored if training
         images are mirrored; the nearest view of an image counts. `sides`, from `equal_sides`, are
-        the training and the held-out images that a sample may be nearer to.
+        the training and the test images that a sample may be nearer to.
         """
         distances, index = nearest_view(generated, training, 2)
         count = len(sides[0])
         found = [
             nearest_view(generated, features[side], 1)
-            for features, side in zip((training, held_out[0]), sides, strict=True)
+            for features, side in zip((training, test[0]), sides, strict=True)
         ]
         pair = (found[0][0][:, 0], found[1][0][:, 0])
         # all samples with the same nearest image change sides together
         places = torch.where(pair[0] < pair[1], found[0][1][:, 0], count + found[1][1][:, 0])
         shares = places.bincount() / len(places)
         chance = 0.5 * shares.square().sum().sqrt().item()
-        beside = nearest_view(held_out, training, 1)[0][:, 0]
+        beside = nearest_view(test, training, 1)[0][:, 0]
         return cls(distances, index, beside, pair, chance)
 
     @property
@@ -84,24 +84,24 @@ class Neighbours:
 
     def results(self) -> dict[str, float]:
         """The evidence of copying, under the names in `MEANINGS`."""
-        training, held_out = self.pair
-        nearer = (training < held_out).double() + 0.5 * (training == held_out).double()
-        limit = self.held_out.quantile(UNUSUAL)
+        training, test = self.pair
+        nearer = (training < test).double() + 0.5 * (training == test).double()
+        limit = self.test.quantile(UNUSUAL)
         copies = (self.generated[:, 0] < limit).double().mean().item()
-        count = len(self.held_out)
+        count = len(self.test)
         # the quantile lies between order statistics; below the i-th one expects i / (count + 1)
         expected = (1 + UNUSUAL * (count - 1)) / (count + 1)
         return {
             "nearer_to_training": nearer.mean().item(),
             "nearer_to_training_std": self.chance_std,
-            "distance_ratio": (training / held_out.clamp(min=1e-12)).median().item(),
+            "distance_ratio": (training / test.clamp(min=1e-12)).median().item(),
             "copies": copies,
             "copy_ratio": copies / expected,
             "near_duplicates": (self.relative < RELATIVE).double().mean().item(),
         }
 
 
-def equal_sides(training: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
+def equal_sides(training: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Chooses equally many images of each class on both sides, at random: their indices, (c,) each.
 
     The labels are (N,) and (m,) int64. With other shares of the classes on one side, samples would
@@ -110,7 +110,7 @@ def equal_sides(training: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(SEED)
     chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
     for label in training.unique():
-        found = [(labels == label).nonzero().flatten() for labels in (training, held_out)]
+        found = [(labels == label).nonzero().flatten() for labels in (training, test)]
         count = min(map(len, found))
         for side, index in zip(chosen, found, strict=True):
             side.append(index[torch.randperm(len(index), generator=generator)[:count]])

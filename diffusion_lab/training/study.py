@@ -164,8 +164,8 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
             f"optimized_metric={cfg.optimized_metric} is read from the run folder, which must be "
             "known; write study_name=... and the values that vary, or run_dir=..."
         )
-    held_out = str(cfg.optimized_metric).startswith("val/")
-    if not held_out and configured(cfg, Evaluation) is None:
+    by_validation = str(cfg.optimized_metric).startswith("val/")
+    if not by_validation and configured(cfg, Evaluation) is None:
         raise UserError(
             f"optimized_metric={cfg.optimized_metric} is not measured without "
             "callbacks.evaluation; write optimized_metric=val/loss"

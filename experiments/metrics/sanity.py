@@ -99,10 +99,10 @@ def measure(prepared: PreparedMetrics, data: ImageDataModule, images: Tensor, la
     observed = metrics.observer.gather(observed, range(len(images)))
     values = prepared.compute(observed, labels)
     second = slice(metrics.num_samples, 2 * metrics.num_samples)
-    held_out = stored_features(metrics, data.test_images()[second], "held-out")
+    test = stored_features(metrics, data.test_images()[second], "test")
     training = stored_features(metrics, data.train_images(), "training")
     sides = equal_sides(data.train_labels(), data.test_labels()[second])
-    values |= Neighbours.of([observed["features"]], [held_out], training, sides).results()
+    values |= Neighbours.of([observed["features"]], [test], training, sides).results()
     return {name.split("/")[0]: value for name, value in values.items()}
 
 

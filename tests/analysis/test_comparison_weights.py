@@ -29,7 +29,7 @@ from diffusion_lab.runs.weights import (
 EXTRACTOR = {
     "extractor": "efficientnet_lite0-96",
     "extractor_fingerprint": "abc",
-    "held_out": "x",
+    "test": "x",
     "mirrored": False,
 }
 
@@ -194,7 +194,7 @@ def test_copies_are_of_these_weights_and_this_sampling(tmp_path):
     [
         ("num_samples", 500, "num_samples is 1000 or 500"),
         ("extractor", "inception", "extractor is efficientnet_lite0-96 or inception"),
-        ("held_out", "y", "held_out is x or y"),
+        ("test", "y", "test is x or y"),
         ("mirrored", True, "mirrored is False or True"),
     ],
 )

@@ -16,17 +16,17 @@ def draw(count: int, seed: int) -> torch.Tensor:
     return torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))
 
 
-TRAINING, HELD_OUT = draw(3000, 0), draw(1000, 1)
+TRAINING, TEST = draw(3000, 0), draw(1000, 1)
 
 
-def neighbours(generated, held_out, training) -> Neighbours:
-    """Neighbours of images of one class, from views of generated and held-out ones."""
-    sides = equal_sides(*(torch.zeros(len(x), dtype=int) for x in (training, held_out[0])))
-    return Neighbours.of(generated, held_out, training, sides)
+def neighbours(generated, test, training) -> Neighbours:
+    """Neighbours of images of one class, from views of generated and test ones."""
+    sides = equal_sides(*(torch.zeros(len(x), dtype=int) for x in (training, test[0])))
+    return Neighbours.of(generated, test, training, sides)
 
 
 def evidence(generated: torch.Tensor, training: torch.Tensor = TRAINING) -> dict[str, float]:
-    return neighbours([generated], [HELD_OUT], training).results()
+    return neighbours([generated], [TEST], training).results()
 
 
 def test_fresh_samples_are_not_suspected():
@@ -54,7 +54,7 @@ def test_a_share_of_copies_is_that_share():
     assert found["near_duplicates"] == pytest.approx(0.25, abs=0.02)
 
 
-def test_blurred_samples_look_like_copies_by_distance_but_not_beside_held_out_images():
+def test_blurred_samples_look_like_copies_by_distance_but_not_beside_test_images():
     found = evidence(0.5 * draw(1000, 6))
     assert found["copy_ratio"] > 10
     assert found["nearer_to_training"] == pytest.approx(0.5, abs=0.05)
@@ -63,7 +63,7 @@ def test_blurred_samples_look_like_copies_by_distance_but_not_beside_held_out_im
 
 def test_neighbours_are_the_images_that_were_copied():
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(7))[:50]
-    found = neighbours([TRAINING[order] + 0.01 * draw(50, 8)], [HELD_OUT], TRAINING)
+    found = neighbours([TRAINING[order] + 0.01 * draw(50, 8)], [TEST], TRAINING)
     assert torch.equal(found.index[:, 0], order)
     assert (found.relative < 0.1).all()
 
@@ -76,15 +76,15 @@ def test_exact_copies_have_numbers():
 def test_mirrored_copies_are_copies_where_training_images_are_mirrored():
     mirror = -torch.eye(16)  # does to features what flipping does to pixels
     views = [TRAINING[:200] @ mirror, TRAINING[:200]]
-    held_out = [HELD_OUT, HELD_OUT @ mirror]
-    assert neighbours(views[:1], held_out[:1], TRAINING).results()["copies"] < 0.1
-    found = neighbours(views, held_out, TRAINING)
+    test = [TEST, TEST @ mirror]
+    assert neighbours(views[:1], test[:1], TRAINING).results()["copies"] < 0.1
+    found = neighbours(views, test, TRAINING)
     assert found.results()["copies"] == found.results()["near_duplicates"] == 1
     assert torch.equal(found.index[:, 0], torch.arange(200))
 
 
 @pytest.mark.parametrize("count", [10, 50, 300])
-def test_the_copy_ratio_is_one_by_chance_also_for_few_held_out_images(count):
+def test_the_copy_ratio_is_one_by_chance_also_for_few_test_images(count):
     ratios = [
         neighbours([draw(400, 100 + s)], [draw(count, 200 + s)], draw(400, 300 + s)).results()
         for s in range(40)
@@ -101,18 +101,18 @@ def test_chance_spreads_more_where_samples_are_alike():
 
 
 def test_the_fid_gap_is_above_zero_for_copies_and_near_it_for_fresh_samples():
-    copied = fid_gap(TRAINING[:300], HELD_OUT[:300], TRAINING[:300])
+    copied = fid_gap(TRAINING[:300], TEST[:300], TRAINING[:300])
     assert copied["to_training"] == pytest.approx(0, abs=1e-6)
     assert copied["gap"] > 0.5
-    fresh = fid_gap(draw(300, 9), HELD_OUT[:300], TRAINING[300:600])
+    fresh = fid_gap(draw(300, 9), TEST[:300], TRAINING[300:600])
     assert abs(fresh["gap"]) < 0.3 * copied["gap"]
     assert fresh["reference_images"] == 300
 
 
 def test_both_sides_have_equally_many_images_of_each_class():
-    training, held_out = torch.arange(60) % 3, torch.arange(100) % 4 + 1
-    ours, theirs = equal_sides(training, held_out)
-    assert training[ours].bincount().tolist() == held_out[theirs].bincount().tolist() == [0, 20, 20]
+    training, test = torch.arange(60) % 3, torch.arange(100) % 4 + 1
+    ours, theirs = equal_sides(training, test)
+    assert training[ours].bincount().tolist() == test[theirs].bincount().tolist() == [0, 20, 20]
     assert len(ours.unique()) == len(theirs.unique()) == 40
     assert [len(side) for side in equal_sides(training, training + 3)] == [0, 0]
 
@@ -125,13 +125,13 @@ def test_fresh_images_of_all_classes_are_no_nearer_to_a_few_balanced_training_im
     for seed in range(seeds):
         labels = torch.randint(classes, (3, 300), generator=torch.Generator().manual_seed(seed))
         labels[2] = torch.arange(300) % classes  # generated images are balanced
-        training, held_out, generated = modes[labels] + draw(900, seed).reshape(3, 300, 16)
+        training, test, generated = modes[labels] + draw(900, seed).reshape(3, 300, 16)
         few = subset(labels[0], None, 6, seed)
         sides = equal_sides(labels[0][few], labels[1])
         training = training[few]
-        found = Neighbours.of([generated], [held_out], training, sides).results()
+        found = Neighbours.of([generated], [test], training, sides).results()
         nearer.append(found["nearer_to_training"])
-        gaps.append(fid_gap(generated, held_out[sides[1]], training[sides[0]])["gap"])
+        gaps.append(fid_gap(generated, test[sides[1]], training[sides[0]])["gap"])
     for values, expected in ((nearer, 0.5), (gaps, 0.0)):
         values = torch.tensor(values, dtype=torch.float64)
         error = values.std() / seeds**0.5
@@ -147,7 +147,7 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
     assert result["training_images"] == 64
     protocol = result["protocol"]
     assert (protocol["extractor"], protocol["num_samples"]) == ("efficientnet_lite0-96", 12)
-    assert len(protocol["held_out"]) == len(protocol["extractor_fingerprint"]) == 64
+    assert len(protocol["test"]) == len(protocol["extractor_fingerprint"]) == 64
     assert len(protocol["fingerprint"]) == 12
     assert protocol["mirrored"] is False
     assert CurrentWeights(run_folder).match({"weights_file": result["weights_file"]})
@@ -156,7 +156,7 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
     assert len(result["loss_by_level"]) == 10
     for losses in result["loss_by_level"].values():
         assert losses["training"] > 0
-        assert losses["held_out"] > 0
+        assert losses["test"] > 0
     for name in ("pairs.png", "losses.png"):
         with Image.open(run_folder / "memorization" / name) as picture:
             assert picture.width > 300
@@ -169,4 +169,4 @@ def test_the_loss_of_test_images_is_that_of_training(lab, run_folder):
     assert code == 0, err
     measured = json.loads(out.splitlines()[-1])["loss_by_level"]
     for name, losses in measured.items():
-        assert losses["held_out"] == pytest.approx(logged[f"test_by_level/{name}"], rel=0.02)
+        assert losses["test"] == pytest.approx(logged[f"test_by_level/{name}"], rel=0.02)

@@ -59,7 +59,7 @@ def test_splits_are_rows_in_order_with_their_class_labels(saved):
     assert data.test_labels().tolist() == [1] * 3
 
 
-def test_a_share_is_held_out_where_there_is_no_test_split(saved):
+def test_a_share_is_for_tests_where_there_is_no_test_split(saved):
     data = data_of(HuggingFace, saved, test_share=0.5)
     train, test = values(data.train_images()), values(data.test_images())
     assert sorted(train + test) == list(range(9))

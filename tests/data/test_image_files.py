@@ -1,4 +1,4 @@
-"""Folders and zips of images: what is inferred, the order, the held-out share, and refusals."""
+"""Folders and zips of images: what is inferred, the order, the test images, and refusals."""
 
 import json
 import sys
@@ -40,8 +40,8 @@ class TestFolder:
         assert values(data.train_images()) == [0, 1, 2, 3]
         assert data.train_labels().tolist() == [0, 0, 1, 1]
         assert data.train_labels().dtype == torch.int64
-        held_out = dict(zip(values(data.test_images()), data.test_labels().tolist(), strict=True))
-        assert held_out == {8: 1, 9: 0}
+        tests = dict(zip(values(data.test_images()), data.test_labels().tolist(), strict=True))
+        assert tests == {8: 1, 9: 0}
 
     def test_images_in_no_folder_have_no_classes(self, tmp_path):
         data = of_folder(tmp_path, numbered(40), test_share=0.3)
@@ -111,7 +111,7 @@ class TestFolder:
 
 
 class TestSplits:
-    def test_a_share_is_held_out_by_name(self, tmp_path):
+    def test_a_share_is_for_tests_by_name(self, tmp_path):
         contents = {f"{'cat' if i % 2 else 'dog'}/{i:03}.png": i for i in range(200)}
         data = of_folder(tmp_path, contents, test_share=0.2)
         train, test = values(data.train_images()), values(data.test_images())
@@ -320,8 +320,8 @@ class TestZip:
         data = self.module(tmp_path, LABELS)
         assert values(data.train_images()) == [1, 0, 3, 2]
         assert data.train_labels().tolist() == [1, 0, 0, 1]
-        held_out = dict(zip(values(data.test_images()), data.test_labels().tolist(), strict=True))
-        assert held_out == {1: 1, 0: 0, 3: 0, 2: 1}
+        tests = dict(zip(values(data.test_images()), data.test_labels().tolist(), strict=True))
+        assert tests == {1: 1, 0: 0, 3: 0, 2: 1}
         assert data.class_names == ("0", "1")
         assert self.module(tmp_path, LABELS, classes=["x", "y", "z"]).class_names[2] == "z"
 

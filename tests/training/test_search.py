@@ -22,7 +22,7 @@ SEARCH = [
 ]
 
 
-def test_a_search_minimises_the_held_out_loss_and_its_file_survives(lab, tmp_path):
+def test_a_search_minimises_the_validation_loss_and_its_file_survives(lab, tmp_path):
     code, _, err = lab(*SEARCH)
     assert code == 0, err
     code, _, err = lab(*SEARCH, "hydra.sweeper.n_trials=1")
@@ -90,7 +90,7 @@ def test_a_metric_is_found_by_its_kind(tmp_path):
 
 
 def write_rows(folder, losses):
-    """Writes a run folder with these held-out losses by training images seen."""
+    """Writes a run folder with these validation losses by training images seen."""
     folder.mkdir(parents=True)
     rows = [{"step": 1, "images": images, "val/loss": loss} for images, loss in losses.items()]
     text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -420,8 +420,8 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
             assert torch.equal(a, b)
     assert not torch.equal(one[True][0][0], one[True][1][0])
     # validation gives whole images at its levels; a drawing gives pure noise first
-    held_out = list(zip(one[False], other[False], strict=True))
-    pure = [(a, b) for a, b in held_out if (a[1] == 1).all()]
+    validated = list(zip(one[False], other[False], strict=True))
+    pure = [(a, b) for a, b in validated if (a[1] == 1).all()]
     assert len(pure) >= 1
     for a, b in pure:
         assert torch.equal(a[0], b[0])
