@@ -157,7 +157,7 @@ def groups(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
 def table(rows: list[dict]) -> str:
     """Writes mean and standard deviation over seeds, one line per composition."""
     lines = [
-        "| network | condition | params | images | seeds | FID | accuracy | val loss | minutes |",
+        "| network | condition | params | images | seeds | FID | accuracy | test loss | minutes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (network, block), runs in groups(rows).items():
@@ -166,7 +166,7 @@ def table(rows: list[dict]) -> str:
             f"| {runs[0]['images_seen'] // 1000}k | {len(runs)} "
             f"| {spread([metric(r, 'fid') for r in runs], 1)} "
             f"| {spread([100 * r['accuracy'] for r in runs], 1)} % "
-            f"| {spread([r['metrics']['val/loss'] for r in runs], 4)} "
+            f"| {spread([r['metrics']['test/loss'] for r in runs], 4)} "
             f"| {spread([r['wall_seconds'] / 60 for r in runs], 1)} |"
         )
     return "\n".join(lines) + "\n"
