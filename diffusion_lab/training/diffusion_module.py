@@ -6,7 +6,7 @@ The stages of a training step in order, with the file of each:
     training/module.py                   seeds for this step and rank; later backward and update
     first_stage/base.py                  x0 (B, c, h, w) float32 of about unit scale
     diffusion/objective/objective.py     the loss (B,): eps, dropped labels, weights, and in it
-    diffusion/objective/time_sampler.py    noise levels (B,) of a schedule, and importance (B,)
+    diffusion/objective/time_sampler/      noise levels (B,) of a schedule, and importance (B,)
     diffusion/noise.py                     x = alpha x0 + sigma eps
     diffusion/denoiser.py                  output = network(x, level, labels)
     diffusion/objective/prediction.py      target = a x0 + b eps, with which output is compared

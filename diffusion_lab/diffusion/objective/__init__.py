@@ -2,12 +2,12 @@
 
 from diffusion_lab.diffusion.objective.objective import Objective
 from diffusion_lab.diffusion.objective.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
-from diffusion_lab.diffusion.objective.second_moment import SecondMoment
 from diffusion_lab.diffusion.objective.time_sampler import (
     BatchShare,
     CosineInterpolated,
     LogitNormal,
     LogNormal,
+    SecondMoment,
     TimeSampler,
     UniformTime,
 )

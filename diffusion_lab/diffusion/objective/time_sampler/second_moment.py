@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.ranges import ranges, share, whole
-from diffusion_lab.diffusion.objective.time_sampler import Gather, TimeSampler
+from diffusion_lab.diffusion.objective.time_sampler.base import Gather, TimeSampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 
