@@ -50,10 +50,11 @@ def test_values_are_combined_as_on_the_command_line(workplace):
 
 
 def test_hydra_is_left_as_it_was(workplace):
+    before = HydraConfig.instance().cfg
     command("profile", "backbone=mlp", "image_shape=[1,8,8]", "speed=false")
     with refused("backbone.pach"):
         command("train", "backbone=dit", "backbone.pach=2")
-    assert not HydraConfig.initialized()
+    assert HydraConfig.instance().cfg is before
     assert not GlobalHydra.instance().is_initialized()
 
 

@@ -88,7 +88,7 @@ def test_other_numbers_than_were_started_are_refused(environment, asked):
 
 def test_unequal_shares_of_nodes_are_refused(environment):
     environment(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2,1"})
-    with refused("2,1 processes"):
+    with refused("2,1"):
         launch.processes(trainer())
 
 

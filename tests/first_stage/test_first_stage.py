@@ -250,7 +250,7 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
     autoencoder, facts, _ = saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
     for change, distance in (
         ({"latent_mean": [0.1, -0.8, 0.1, 0.1]}, "0.8"),
-        ({"latent_std": [1.0, 1.0, 0.25, 1.0]}, "4 times"),
+        ({"latent_std": [1.0, 1.0, 0.25, 1.0]}, "a factor of 4"),
     ):
         saving.save_autoencoder(
             autoencoder, replace(facts, **change), tmp_path / "run" / saving.FIRST_STAGE_FILE

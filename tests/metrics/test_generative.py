@@ -176,7 +176,7 @@ def test_runs_stand_side_by_side_with_the_real_value_of_both():
     ours |= {"kid/x/train2k-1k": 0.5, "kid_real/x/train2k-1k": 0.125, "accuracy/y/1k": 0.75}
     theirs = {name: 2 * value for name, value in ours.items() if "accuracy" not in name}
     table = side_by_side({"a": ours, "b": theirs})
-    assert [column.header for column in table.columns] == ["", "a", "b", "real images"]
+    assert [column.header for column in table.columns] == ["metric", "a", "b", "real images"]
     assert list(zip(*(column.cells for column in table.columns), strict=True)) == [
         ("fid/x/train2k-1k", "5 ± 0.25", "10 ± 0.5", "2 at 300 images"),
         ("kid/x/train2k-1k", "0.5", "1", "0.125"),

@@ -266,6 +266,9 @@ class Line(TrainedModule):
     def training_step(self, batch, batch_idx):
         return self.layer(torch.ones(1, 1)).float().square().mean() * batch[0]
 
+    def metrics_of_pass(self, split):
+        return {}
+
 
 class Weights(Callback):
     """Records the weight, its average and the loss scale after each step; saves checkpoints."""
