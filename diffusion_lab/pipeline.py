@@ -143,7 +143,7 @@ def evaluate(
     batch_size: int,
     seed: int,
 ) -> dict[str, float]:
-    """Draws as many samples as the metrics need, every rank its share, and returns the metrics.
+    """Draws the samples that the metrics need, a share on each rank, and returns the metrics.
 
     The caller sets autocast. Samples depend on `seed` and id alone, so any number of ranks and any
     batch size gives the same results, up to the network's rounding.
@@ -165,7 +165,7 @@ def evaluate(
 
 
 class Stopwatch:
-    """A stopwatch that adds up wall-clock seconds by what they were spent on."""
+    """A stopwatch that adds up the wall-clock seconds spent on each activity."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

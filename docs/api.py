@@ -46,7 +46,7 @@ def defining(module: str, name: str) -> str:
 
 
 def classes_of(room: str) -> dict[str, str]:
-    """The public classes of a room by their whole names, with the first line of their docstring."""
+    """The public classes of a room by their full names, with the first line of their docstring."""
     found = {}
     for module in modules_of(room):
         path = ROOT / module.replace(".", "/")

@@ -40,7 +40,7 @@ def sentence_of(text: str) -> str:
 
 
 def keys_of(text: str) -> list[Key]:
-    """The keys of a file, nested ones with their whole path."""
+    """The keys of a file, nested ones with their full path."""
     keys, path, comment = [], [], ""
     for line in head_of(text)[1].splitlines():
         value, _, trailing = line.partition(" #")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from helpers.compositions import assembled
+from helpers.pages import WRITTEN
 from helpers.paths import TESTS
 from helpers.refusals import sentence_of
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
@@ -147,3 +148,13 @@ def test_a_value_out_of_its_range_is_answered_in_one_sentence(prompt):
     with pytest.raises(ValueError) as error:  # noqa: PT011, its message is in the file
         eval(prompt.removeprefix(">>> "), dict(NAMES))
     check(prompt, str(error.value))
+
+
+def test_the_messages_that_pages_quote_are_those_of_the_program():
+    said, quoted = set(MESSAGES.values()), set()
+    for page in WRITTEN:
+        for block in re.findall(r"```text\n(.+?)```", page.read_text(), re.DOTALL):
+            for answer in block.split("diffusion-lab: ")[1:]:
+                quoted.add(" ".join(answer.split("\n$ ")[0].split()))
+    assert quoted
+    assert quoted - said == set()

@@ -94,7 +94,7 @@ def compared(
     """The neighbours of samples by features and pixels, and FID to training and test images.
 
     Images are uint8 (n, C, H, W). If `mirrored`, samples and test images are also compared as
-    mirror images. `sides`, from `equal_sides`, are as many images of each.
+    mirror images. `sides`, from `equal_sides`, are equally many images of each.
     """
     views = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, test)]
     drawn = [metrics.extractor(view).cpu() for view in views[0]]
@@ -121,7 +121,7 @@ def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Te
 
 
 def fid_gap(generated: Tensor, test: Tensor, training: Tensor) -> dict[str, float]:
-    """FID to training and to as many test images; a gap above 0 means nearer to training."""
+    """FID to training and to equally many test images; a gap above 0: nearer to training."""
     drawn = FeatureSet(generated)
     to_training, to_test = (frechet(drawn, FeatureSet(side)) for side in (training, test))
     return {

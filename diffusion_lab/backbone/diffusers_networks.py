@@ -19,7 +19,7 @@ from diffusion_lab.common.ranges import Count, between, optional, ranges, whole,
 
 
 def network_class(name: str) -> Any:
-    """Imports a class of diffusers, here alone; raises ValueError if it is not installed."""
+    """Imports a class of diffusers only when needed; raises ValueError if it is not installed."""
     return getattr(package("diffusers", "diffusers", name), name)
 
 

@@ -134,7 +134,7 @@ class UNet(nn.Module):
 def check_levels(
     image_size: tuple[int, int], levels: int, attention: Sequence[int], patch: int = 1
 ) -> None:
-    """Raises ValueError if a U-Net cannot have so many levels, or attention at these."""
+    """Raises ValueError if the image is too small for the levels, or attention is at another."""
     sides = math.gcd(*patch_grid(image_size, patch))
     fitting = (sides & -sides).bit_length()  # 1 + how often 2 divides both sides
     if levels > fitting:

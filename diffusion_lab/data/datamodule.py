@@ -32,7 +32,7 @@ class ImageDataModule(lightning.LightningDataModule):
     `validation_size` images of the source's training split are for validation and never trained on
     (see `validation_and_rest`). Training uses the others, or the part of them given by `fraction`
     or `per_class`. The denoising loss is measured on `validate_on` validation images in training,
-    and on as many test images at its end. Metrics compare with the whole training split.
+    and on equally many test images at its end. Metrics compare with the whole training split.
     `pad` is the height and width that the model sees.
     """
 

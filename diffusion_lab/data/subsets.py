@@ -6,7 +6,7 @@ from torch import Tensor
 from diffusion_lab.common import hashing
 from diffusion_lab.common.ranges import Range
 
-MOST_KEPT, SHARE_KEPT = 5000, 10  # of `auto`: the most validation images, and one in so many
+MOST_KEPT, SHARE_KEPT = 5000, 10  # auto: at most 5,000 validation images, and at most one in 10
 VALIDATION_SIZE = Range(
     "auto, a whole number of at least 0 or null",
     lambda value: value in ("auto", None) or (type(value) is int and value >= 0),

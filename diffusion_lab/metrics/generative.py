@@ -101,7 +101,7 @@ class GenerativeMetrics:
             )
 
     def reference_split(self, source: ImageDataModule) -> Split:
-        """The images of which the reference is all or a part; raises ValueError for none."""
+        """The split that the reference is taken from; raises ValueError if it has no images."""
         if self.reference == "train":
             return Split(source.reference_images(), source.reference_labels())
         if not len(source.validation_labels()):
@@ -112,7 +112,7 @@ class GenerativeMetrics:
         return Split(source.validation_images(), source.validation_labels())
 
     def test_ids(self, source: ImageDataModule) -> Tensor:
-        """The indices of the test images to measure: as many as samples, or all if fewer exist."""
+        """The indices of the test images to measure: `num_samples`, or all if there are fewer."""
         return random_places(len(source.test_images()), self.num_samples)
 
     def load(self, source: ImageDataModule, device: torch.device | str) -> None:

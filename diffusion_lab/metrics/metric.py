@@ -113,7 +113,7 @@ class ImageSet:
         return replace(self, features=self.features[chosen], labels=labels, guesses=guesses)
 
     def matching(self, labels: Tensor) -> "ImageSet":
-        """The first images of each class, as many as in `labels` (m,), or all of them if fewer."""
+        """The first images of each class: the number of it in `labels` (m,), or all if fewer."""
         own = self.required_labels
         return self.select(place_in_class(own) < labels.bincount(minlength=int(own.max()) + 1)[own])
 
@@ -133,7 +133,7 @@ class Metric(ABC):
 
     quantities: ClassVar[tuple[Quantity, ...]]
     needs_labels: ClassVar[bool] = False  # whether the samples must be of known classes
-    # whether real images are measured class by class too, as many per class as samples
+    # whether real images are also measured class by class, with the samples' number of each
     by_class: ClassVar[bool] = False
 
     @abstractmethod

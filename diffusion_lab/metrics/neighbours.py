@@ -17,10 +17,10 @@ RELATIVE = 1 / 3  # share of the second neighbour's distance below which the fir
 MEANINGS = {
     # 0.5 if the model does not distinguish training from test images; the next value is the
     # standard deviation by chance, which is large if samples are few or similar
-    "nearer_to_training": "share of samples nearer to training than to as many test images",
+    "nearer_to_training": "share of samples nearer to training than to equally many test images",
     "nearer_to_training_std": "its standard deviation by chance",
     # the median over samples; 1 if the model does not distinguish training from test images
-    "distance_ratio": "distance to training images over distance to as many test images",
+    "distance_ratio": "distance to training images over distance to equally many test images",
     "copies": "share of samples nearer to a training image than 99 % of test images",
     # 1 without copies; blurred images have more
     "copy_ratio": "the same, relative to the expected share of about 1 %",

@@ -14,7 +14,7 @@ from diffusion_lab.compute.distributed import rank_and_world
 from diffusion_lab.runs import checkpoints
 
 SECONDS_TO_BE_ENDED_IN = 10
-# errors in reading or writing a file that are no fault of the program
+# errors in reading or writing a file that the program did not cause
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 NO_SUCH_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError)
 
@@ -26,7 +26,7 @@ def resume_command(command: str, folder: Path) -> str:
 
 @contextmanager
 def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
-    """Turns failures that are no fault of the program into a UserError that says how to resume.
+    """Turns failures that the program did not cause into a UserError that says how to resume.
 
     `folder` is the run's, None if only the launched processes know it. If all ranks stop for the
     same reason (TrainingStopped), only the first says so.

@@ -183,7 +183,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         return nn.utils.clip_grad_norm_(self.trained_parameters(), largest)
 
     def check_optimizer(self) -> None:
-        """Raises the optimiser's errors about its settings, all of which its constructor finds.
+        """Raises the optimiser's errors about its settings, by constructing it.
 
         The optimiser that trains is made later, when parameters may be sharded over the ranks.
         """

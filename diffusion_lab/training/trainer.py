@@ -55,7 +55,7 @@ def build_trainer(
 
 
 def check_trainer(cfg: DictConfig, layout: BatchLayout) -> None:
-    """Raises Lightning's errors about `cfg.trainer`, all of which its Trainer's constructor finds.
+    """Raises Lightning's errors about `cfg.trainer`, by constructing its Trainer.
 
     The check needs no devices, so a process that only starts others can make it.
     """

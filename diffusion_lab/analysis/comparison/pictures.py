@@ -83,7 +83,7 @@ def latest_grid(folder: Path) -> Path | None:
 
 
 def cells_of(pixels: np.ndarray, columns: int) -> np.ndarray | None:
-    """Splits a grid into its square images (rows, columns, h, w, ...); None if it is no grid."""
+    """Splits a grid into its square images (rows, columns, h, w, ...); None if it is not a grid."""
     height, width, *channels = pixels.shape
     pitch, rest = divmod(width - GAP, columns)
     if rest or pitch <= GAP or (height - GAP) % pitch:

@@ -43,7 +43,7 @@ class Autoencoder(nn.Module, ABC):
     attention: Flag
 
     def build(self, latent_channels: int, moments: int) -> None:
-        """Builds the encoder and the decoder for so many channels of latents and of moments."""
+        """Builds the encoder and the decoder; the arguments are numbers of channels."""
         super().__init__()
         self.factor = 2 ** (len(self.multipliers) - 1)
         image_channels, *sides = self.image_shape
