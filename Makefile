@@ -93,14 +93,14 @@ study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## one 
 		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
 		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
 
-test: setup  ## the default tests, under three minutes on two idle cores
+test: setup  ## run the default tests, under three minutes on two idle cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
-test-slow: setup  ## the tests that take minutes
+test-slow: setup  ## run the tests that take minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
-test-slurm: setup  ## jobs on a SLURM of its own: installs Debian's slurm-wlm and munge, as root
+test-slurm: setup  ## six tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
 	@tests/compute/slurm/install.sh
 	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 
@@ -122,10 +122,10 @@ pages: .venv/docs
 docs: pages  ## build the documentation in docs/site; a broken link is an error
 	PYTHONPATH=docs $(BIN)/python -m zensical build --clean --strict -f docs/zensical.toml
 
-docs-serve: pages  ## read the documentation at http://localhost:8000, built anew when a page changes
+docs-serve: pages  ## read the documentation at http://localhost:8000, rebuilt when a page changes
 	PYTHONPATH=docs $(BIN)/python -m zensical serve -f docs/zensical.toml
 
-build: setup  ## the wheel, in dist/
+build: setup  ## build the wheel in dist/
 	$(BIN)/python -m build --wheel
 
 clean:       ## remove caches and builds; keeps .venv, data and outputs

@@ -27,7 +27,7 @@ class Denoiser(nn.Module):
 
     image_shape is the (C, H, W) to diffuse. `input_std`, if given, is the standard deviation
     of clean data, and the network's input is scaled to unit variance with it (EDM's c_in). With
-    `self_conditioning` the network also sees the previous estimate (arXiv:2208.04202), beside x;
+    `self_conditioning` the network also sees the previous estimate (arXiv:2208.04202);
     with `learned_variance` it has a second output for the reverse variance (arXiv:2102.09672).
     `augmentation_labels` is the number of values that describe an image's augmentation, if any do.
     """

@@ -178,7 +178,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path, monke
     assert [path.name for path in (tmp_path / checkpoints.FOLDER).iterdir()] == ["last.ckpt"]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(lab, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(lab, tmp_path):
     assert lab("train", *EVERY_STEP)[0] == 0
     folder = tmp_path / "run"
     whole = torch.load(folder / checkpoints.LAST, weights_only=True)

@@ -74,7 +74,7 @@ def test_the_weights_of_an_extractor_are_no_program(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_run_that_names_strangers_is_warned_of_before_they_are_used(lab, tmp_path, run):
+def test_a_run_with_classes_of_other_packages_is_warned_of_before_they_are_used(lab, tmp_path, run):
     change(run, "sampler", _target_="fractions.Fraction")
     code, _, err = lab("sample", "run=run")
     assert code != 0  # a Fraction is no sampler

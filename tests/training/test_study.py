@@ -428,7 +428,7 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
         assert torch.equal(a[2], b[2])
 
 
-def test_a_run_is_gone_on_with_as_it_is_now_to_be_watched_and_where(lab, tmp_path, monkeypatch):
+def test_a_run_is_resumed_with_the_new_logging_and_machine(lab, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         assert lab(*SWEEP)[0] == 130

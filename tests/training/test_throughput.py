@@ -14,7 +14,7 @@ from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger import WandB
 
 
-def test_a_window_that_is_gone_on_with_is_where_the_module_is():
+def test_a_resumed_window_is_on_the_device_of_the_module():
     throughput = Throughput()
     # a checkpoint is read before the module is on its device
     saved = {"losses_since_the_last_row": torch.tensor([1.0, 2.0])}
