@@ -94,20 +94,21 @@ def fid_against_calls(rows: list[dict], keys: list[str], path: Path) -> None:
     save(figure, path)
 
 
-def against_scale(
-    rows: list[dict], keys: list[str], quantities: Sequence[Quantity], path: Path
+def against_number(
+    rows: list[dict], key: str, keys: list[str], quantities: Sequence[Quantity], path: Path
 ) -> None:
-    """Plots quantities over the guidance scale, a line for each combination of `keys`."""
+    """Plots quantities over the numbers of a key, a line for each combination of the other keys."""
+    others = [other for other in keys if other != key]
     figure = Figure((5.5 * len(quantities), 4), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, quantity in zip(panels, quantities, strict=True):
         name, scale = quantity.name, quantity.scale
-        for line, group in lines_of(rows, keys):
-            points = sorted((float(row["guidance.scale"]), scale * row[name]) for row in group)
+        for line, group in lines_of(rows, others):
+            points = sorted((float(row[key]), scale * row[name]) for row in group)
             axes.plot(*zip(*points, strict=True), marker="o", label=line or None)
         real = scale * rows[0][f"{name}{REAL}"]
         axes.axhline(real, color="grey", linestyle="--", label="real images")
-        axes.set(xlabel="guidance.scale", title=f"{quantity.axis_title}, {quantity.direction}")
+        axes.set(xlabel=key, title=f"{quantity.axis_title}, {quantity.direction}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     save(figure, path)

@@ -14,7 +14,7 @@ from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.pipeline import Generator, draw
-from diffusion_lab.runs.weights import name_of
+from diffusion_lab.runs.averages import name_of
 
 
 def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:

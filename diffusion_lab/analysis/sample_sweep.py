@@ -1,6 +1,7 @@
 """The command `sample-sweep`: a run under many sampling settings, FID against network calls."""
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ from diffusion_lab.common.ranges import whole
 from diffusion_lab.metrics import REAL, PreparedMetrics, Quantity
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
+from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
-VARIABLE = ("sampler", "steps", "guidance", "seed")  # the keys that combinations may vary
+# the keys that combinations may vary
+VARIABLE = ("sampler", "steps", "guidance", "seed", "average")
 ROWS = "results.jsonl"
-SCALE = "guidance.scale"
+PLOTTED = {"guidance.scale": "scale.png", "average": "average.png"}  # keys with a plot of their own
 SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 
@@ -58,7 +61,8 @@ def sweep(
                 f"only {', '.join(VARIABLE)} and their values can"
             )
     check_keys(cfg, {"batch_size": whole(1)})
-    opened = runs.open_diffusion_run(cfg)
+    models = {name_of(each.cfg.average): runs.open_diffusion_run(each.cfg) for each in combinations}
+    opened = next(iter(models.values()))
     runs.inherit(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
     classifier = metrics.observer.classifier
@@ -68,7 +72,9 @@ def sweep(
         "classifier": classifier.fingerprint if classifier else None,
         "extra": [quantity.name for quantity in metrics.extra_quantities],
     }
-    settings = [build_setting(combination, opened, measured) for combination in combinations]
+    settings = [
+        build_setting(each, models[name_of(each.cfg.average)], measured) for each in combinations
+    ]
     with errors_at(cfg, "metrics"):
         prepared = metrics.prepare(opened.datamodule)
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
@@ -170,9 +176,9 @@ def report(
     results = csv_text(columns, [[row.get(name) for name in columns] for row in ordered])
     write_atomically(folder / "results.csv", results)
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
-    if SCALE in keys:
-        varied = [key for key in keys if key != SCALE]
-        plots.against_scale(ordered, varied, shown, folder / "scale.png")
+    for key in PLOTTED.keys() & keys:
+        if all(re.fullmatch(r"[\d.]+", str(row[key])) for row in rows):
+            plots.against_number(ordered, key, keys, shown, folder / PLOTTED[key])
     table = Table(*head, "", title=header)
     for line in lines:
         table.add_row(*line)

@@ -51,7 +51,7 @@ TABLE = {
         "logger. micro_batch_size validate_every_n_steps trainer.accelerator trainer.devices "
         "trainer.num_nodes trainer.strategy. trainer.log_every_n_steps callbacks.checkpoint. "
         "callbacks.sample_grid. callbacks.throughput. callbacks.evaluation.every_n_steps "
-        "callbacks.weight_averaging.also callbacks.evaluation.batch_size"
+        "callbacks.weight_averaging.also callbacks.posthoc_ema. callbacks.evaluation.batch_size"
     ),
     "resumable path": "data.source.root",
     "resumable named loss path": "data.source.path data.source.test_path",

@@ -70,6 +70,9 @@ COMMANDS = {
     "inpaint": Command(
         "fill in the missing part of images", "analysis.on_test_images:inpaint", SAMPLING
     ),
+    "average": Command(
+        "averages of a run's weights of any length, after training", "analysis.average:average"
+    ),
     "export": Command("save a trained model as a folder to share", "runs.export:export"),
     "doctor": Command(
         "check a training run before it starts",

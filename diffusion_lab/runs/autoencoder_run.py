@@ -19,6 +19,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.pipeline import Generator
+from diffusion_lab.runs import averages, checkpoints
 from diffusion_lab.runs.open_run import OpenRun
 
 # Largest deviation of a latent channel's mean and standard deviation from N(0, 1) at which samples
@@ -66,10 +67,7 @@ class AutoencoderRun(OpenRun):
         cls, folder: Path, saved: DictConfig, device: torch.device, average: str | None
     ) -> dict[str, Any]:
         if average is not None:
-            raise UserError(
-                f"average={average} cannot be chosen in {folder}, an autoencoder, which has one "
-                "set of weights; leave average out"
-            )
+            folder = averages.find(folder, average, checkpoints.step_of(folder))
         with errors_at(saved, ""):
             autoencoder, facts, _ = saving.load_autoencoder(folder / saving.FIRST_STAGE_FILE)
         require_prior(folder, autoencoder, facts)

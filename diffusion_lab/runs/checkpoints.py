@@ -19,6 +19,7 @@ LAST, PREVIOUS, DAMAGED = FOLDER / "last.ckpt", FOLDER / "previous.ckpt", FOLDER
 # keys of a checkpoint besides state_dict, which holds the weights that a run evaluates: the trained
 # weights if those are an average (a key of Lightning's), and all averages by name
 TRAINED, AVERAGES = "current_model_state", "averages"
+SNAPSHOT = "snapshot"  # and the snapshot of its step (runs/snapshots.py)
 LINK = f".{PREVIOUS.name}{UNFINISHED}"  # a temporary hard link, to be renamed
 
 
@@ -63,6 +64,11 @@ def newest_intact(run: str | Path) -> Path:
     raise UserError(
         f"{' and '.join(damages)}, and there is no other checkpoint; train the run again"
     )
+
+
+def step_of(run: str | Path) -> int:
+    """The step of a run's newest intact checkpoint; raises UserError if there is none."""
+    return torch.load(newest_intact(run), weights_only=True, mmap=True)["global_step"]
 
 
 def say_if_older(run: str | Path, used: Path) -> None:

@@ -15,6 +15,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
+from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.diffusion_run import DiffusionRun, with_weights
 from diffusion_lab.runs.folder import CONFIG, load_config
 from diffusion_lab.runs.opening import kind_of
@@ -35,8 +36,8 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError(f"{run} is already an export; copy the folder")
     if kind_of(saved) is not DiffusionRun:
         raise UserError(f"{run} is an autoencoder; share its {saving.FIRST_STAGE_FILE} instead")
-    average = None if cfg.average is None else weights.name_of(cfg.average)
-    tensors, step = weights.load_from_checkpoint(run, average)
+    average = None if cfg.average is None else name_of(cfg.average)
+    tensors, step = weights.load_of_run(run, average)
     _, model = with_weights(run, saved, tensors)  # refuses weights of another model
     facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
     try:

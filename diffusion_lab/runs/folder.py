@@ -1,6 +1,7 @@
 """Run folders: their content, the place of a new one, and the saved configuration of each.
 
 config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
+snapshots/*.safetensors  averages/*/  (with callbacks.posthoc_ema)
 """
 
 import itertools

@@ -15,7 +15,8 @@ from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Generator
-from diffusion_lab.runs.weights import identify, name_of, require_unchanged
+from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.weights import identify, require_unchanged
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,17 @@ class OpenRun(ABC):
     def open(cls, cfg: DictConfig, saved: DictConfig) -> Self:
         """Opens the run `cfg.run`, whose configuration is `saved`, on the device of `cfg`.
 
-        `cfg.average` names the average of the weights, or is None for the one that the run
-        evaluates; `cfg.data_root` is the new folder of the run's data, if they were moved. Raises
+        `cfg.average` names the average of the weights; None is the one that the run evaluates.
+        `cfg.data_root` is the new folder of the run's data, if they were moved. Raises
         UserError for anything that is missing, damaged or impossible on this machine.
         """
         if cfg.data_root:
             move_data(saved.data.source, cfg.data_root)
         device, precision = device_and_precision(cfg.device, cfg.precision)
         weights = identify(cfg.run)
-        average = None if cfg.average is None else name_of(cfg.average)
-        fields = cls.load(Path(cfg.run), saved, device, average)
+        average = cfg.get("average")
+        name = None if average is None else name_of(average)
+        fields = cls.load(Path(cfg.run), saved, device, name)
         require_unchanged(cfg.run, weights)
         return cls(saved, device, precision, weights, **fields)
 

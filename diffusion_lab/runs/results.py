@@ -12,8 +12,9 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
+from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.folder import load_config, load_summary
-from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp, name_of
+from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 
 # how an error describes each entry of a protocol, and what makes it equal: an override or advice
 WORDS = {

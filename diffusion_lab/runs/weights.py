@@ -12,13 +12,13 @@ from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import checkpoints
+from diffusion_lab.runs import averages, checkpoints
+from diffusion_lab.runs.averages import NO_AVERAGE
 from diffusion_lab.runs.checkpoints import AVERAGES, TRAINED
 
 EXPORTED = "model.safetensors"  # in the folder of an export
 PREFIX = "denoiser."  # starts the names of the denoiser's weights in a checkpoint
 CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and file stamp
-NO_AVERAGE = "trained"  # in place of an average's name: the weights as the optimiser left them
 
 
 def file_of(folder: str | Path) -> Path:
@@ -30,11 +30,6 @@ def file_of(folder: str | Path) -> Path:
     return exported if exported.is_file() else checkpoints.newest_intact(folder)
 
 
-def name_of(average: object) -> str:
-    """The name of an average: its length or half-life as a number without zeros, or text as is."""
-    return f"{average:.15g}" if isinstance(average, int | float) else str(average)
-
-
 def load_weights(folder: str | Path, average: str | None = None) -> dict[str, Tensor]:
     """Loads the denoiser's weights: the average of that name, or the one that a run evaluates.
 
@@ -42,44 +37,46 @@ def load_weights(folder: str | Path, average: str | None = None) -> dict[str, Te
     """
     path = file_of(folder)
     if path.name != EXPORTED:
-        return load_from_checkpoint(folder, average)[0]
+        return load_of_run(folder, average)[0]
     if average is not None:
         raise UserError(
             f"average={average} cannot be chosen in {folder}, an export, which has one set of "
             "weights; leave average out, or export the run again with it"
         )
-    try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); export the run again") from error
+    return _read(path, "export the run again")
 
 
-def load_from_checkpoint(
-    folder: str | Path, average: str | None = None
-) -> tuple[dict[str, Tensor], int]:
-    """Loads the denoiser's weights and the step from a run's newest intact checkpoint.
+def load_of_run(folder: str | Path, average: str | None = None) -> tuple[dict[str, Tensor], int]:
+    """Loads the denoiser's weights at a run's newest intact checkpoint; returns them and the step.
 
-    `average` is NO_AVERAGE, the name of an average that the run kept, or None for the one that it
-    evaluates, which is NO_AVERAGE if it kept none. Raises UserError if there is no such average, or
-    if no checkpoint is intact.
+    `average` is NO_AVERAGE, the name of an average that the run kept or that was made of it, or
+    None for the one that it evaluates, which is NO_AVERAGE if it kept none. Raises UserError if
+    there is no such average, or if no checkpoint is intact.
     """
     path = checkpoints.newest_intact(folder)
     checkpoints.say_if_older(folder, path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     state, kept = checkpoint["state_dict"], checkpoint.get(AVERAGES, {})
+    step = checkpoint["global_step"]
     if average == NO_AVERAGE:
         state = checkpoint.get(TRAINED, state)
-    elif average is not None:
-        if average not in kept:
-            raise UserError(
-                f"average={average} is not an average of {folder}; write one of "
-                f"{', '.join([NO_AVERAGE, *kept])}"
-            )
+    elif average in kept:
         state = state | kept[average]
+    elif average is not None:
+        made = averages.find(folder, average, step, [NO_AVERAGE, *kept])
+        return _read(made / EXPORTED, "make the average again"), averages.step_of(made)
     weights = {
         name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)
     }
-    return weights, checkpoint["global_step"]
+    return weights, step
+
+
+def _read(path: Path, remedy: str) -> dict[str, Tensor]:
+    """Reads a file of weights; if it is damaged, raises UserError, which ends with `remedy`."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def sha256_of(folder: str | Path) -> str:

@@ -37,6 +37,11 @@ class AutoencoderModule(TrainedModule):
         """The parameters of the autoencoder and of its loss (the discriminator's)."""
         return [*self.autoencoder.parameters(), *self.loss.parameters()]
 
+    @property
+    def network(self) -> Autoencoder:
+        """The autoencoder."""
+        return self.autoencoder
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices of encoder, decoder and discriminator without the first and last layers."""
         parts: list[nn.Sequential] = [self.autoencoder.encoder, self.autoencoder.decoder]

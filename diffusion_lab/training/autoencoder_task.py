@@ -7,7 +7,6 @@ from typing import ClassVar, cast
 import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule
@@ -31,10 +30,6 @@ class AutoencoderTask(Task):
     module: AutoencoderModule
 
     settings: dict[str, object]  # arguments of the autoencoder's constructor
-
-    @property
-    def network(self) -> nn.Module:
-        return self.module.autoencoder
 
     def compile(self) -> None:
         for part in (self.module.autoencoder.encoder, self.module.autoencoder.decoder):

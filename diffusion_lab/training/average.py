@@ -52,10 +52,13 @@ class WeightAverage:
         torch._foreach_copy_(self._shares, kept)
 
     def whole(self) -> dict[str, Tensor]:
-        """An unsharded copy of the average by the names of parameters, on every rank."""
+        """An unsharded copy of the average on the CPU, by names of parameters, on every rank."""
         with self.swapped():
-            # cloned: the parameters themselves are about to change again
-            return {name: whole(p).detach().clone() for name, p in self._parameters.items()}
+            # copied: the parameters themselves are about to change again
+            return {
+                name: whole(parameter.detach()).to("cpu", copy=True)
+                for name, parameter in self._parameters.items()
+            }
 
     def _own(self) -> list[Tensor]:
         """This rank's share of each parameter, as a view."""

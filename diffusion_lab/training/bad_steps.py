@@ -6,6 +6,7 @@
 | the step's gradient has no finite norm | gradients are dropped, buffers put back | `settle` |
 | the step ends | weights and optimiser are as before; the step counts, as does its batch | |
 | | the average of the weights leaves it out | callbacks/weight_averaging.py |
+| | snapshots' averages count it as one without change | callbacks/posthoc_ema.py |
 | | the mean of the losses leaves it out | callbacks/throughput.py |
 | | no checkpoint is written | callbacks/checkpoint.py |
 | | it is counted; `patience` in a row are investigated, and end the run or roll it back \

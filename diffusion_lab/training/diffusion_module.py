@@ -61,6 +61,11 @@ class DiffusionModule(TrainedModule):
         parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
         return [parameter for parameter in parameters if parameter.requires_grad]
 
+    @property
+    def network(self) -> Denoiser:
+        """The denoiser."""
+        return self.denoiser
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices of the backbone without its ends'."""
         backbone = self.denoiser.backbone

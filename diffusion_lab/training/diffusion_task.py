@@ -7,7 +7,6 @@ from typing import ClassVar
 import lightning
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from diffusion_lab.build.model import advice, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
@@ -29,10 +28,6 @@ class DiffusionTask(Task):
 
     module: DiffusionModule
     pipeline: Pipeline
-
-    @property
-    def network(self) -> nn.Module:
-        return self.module.denoiser
 
     def compile(self) -> None:
         self.module.denoiser.backbone.compile()

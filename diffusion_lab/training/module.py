@@ -68,6 +68,11 @@ class TrainedModule(lightning.LightningModule, ABC):
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters that the optimiser changes."""
 
+    @property
+    def network(self) -> nn.Module:
+        """The part that is used after training, and whose parameters are counted."""
+        return self
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices that are at neither end of a network; none if a module names no network."""
         return []

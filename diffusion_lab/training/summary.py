@@ -28,7 +28,7 @@ def summarise(
         "skipped_steps": 0,
         "wall_seconds": round(clock.seconds() + clock.left_out, 1),
         "training_seconds": round(clock.seconds(), 1),
-        "parameters": sum(p.numel() for p in task.network.parameters()),
+        "parameters": sum(p.numel() for p in task.module.network.parameters()),
         "precision": trainer.precision,
         "ranks": trainer.world_size,
         "training_images": len(task.datamodule.train_labels()),

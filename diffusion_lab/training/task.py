@@ -8,14 +8,13 @@ from typing import ClassVar
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
-from torch import nn
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.training.callbacks import EMA, Checkpoint, Evaluation, MedianPruning
+from diffusion_lab.training.callbacks import EMA, Checkpoint, Evaluation, MedianPruning, PosthocEMA
 from diffusion_lab.training.module import TrainedModule
 
 
@@ -32,9 +31,10 @@ class Task(ABC):
     pipeline: Pipeline | None = None  # None: the trained network makes no samples
 
     @property
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """The module whose parameters are counted."""
+    def averages(self) -> int:
+        """The number of averages of the weights that are kept during training."""
+        keeping = (each for each in self.callbacks if isinstance(each, EMA | PosthocEMA))
+        return sum(len(each.lengths) for each in keeping)
 
     @abstractmethod
     def compile(self) -> None:

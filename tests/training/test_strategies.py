@@ -6,9 +6,12 @@ import pytest
 import torch
 from helpers.tiny_runs import TINY, rows
 
+from diffusion_lab.runs import snapshots
+
 EXACT = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 BATCH = ["batch_size=16", "micro_batch_size=2", "trainer.max_steps=5", "validate_every_n_steps=3"]
 PARTS = [*TINY, *BATCH, "backbone.depth=2", "name=x", "callbacks.weight_averaging.also=[40]"]
+PARTS.append("callbacks.posthoc_ema.snapshots=2")
 PLAIN = [*PARTS, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 
 
@@ -20,7 +23,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     tensors = {f"averaged.{name}": value for name, value in checkpoint["state_dict"].items()}
     tensors |= {f"40.{name}": value for name, value in checkpoint["averages"]["40"].items()}
-    tensors |= checkpoint["current_model_state"]
+    tensors |= checkpoint["current_model_state"] | checkpoint["snapshot"]
     for number, state in checkpoint["optimizer_states"][0]["state"].items():
         tensors |= {f"{number}.{name}": value for name, value in state.items()}
     return tensors
@@ -58,6 +61,11 @@ def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy, o
             assert len(expected) >= 2
             assert curve(tmp_path / name, metric) == pytest.approx(expected, rel=1e-5), metric
         assert_alike(tmp_path / "1x8", tmp_path / name)
+        first, second = (snapshots.paths_of(tmp_path / run) for run in ("1x8", name))
+        assert list(first) == list(second) == [3, 5]
+        for step, path in first.items():
+            snapshot, other = snapshots.read(path), snapshots.read(second[step])
+            torch.testing.assert_close(other, snapshot, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from diffusion_lab.training.callbacks.evaluation import (
 from diffusion_lab.training.callbacks.interruption import Interruption
 from diffusion_lab.training.callbacks.non_finite import NonFinite
 from diffusion_lab.training.callbacks.periodic import Periodic
+from diffusion_lab.training.callbacks.posthoc_ema import PosthocEMA
 from diffusion_lab.training.callbacks.pruning import MedianPruning
 from diffusion_lab.training.callbacks.throughput import Throughput
 from diffusion_lab.training.callbacks.weight_averaging import EMA

@@ -14,7 +14,9 @@ from diffusion_lab.common.images import as_pil, save_png, to_float, to_uint8
 from diffusion_lab.common.messages import track
 from diffusion_lab.common.ranges import Count, Seed, settings
 from diffusion_lab.compute.distributed import rank_and_world, shard
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder
+from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.pipeline import draw_rows, evaluate
 from diffusion_lab.runs import SAMPLES
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic
@@ -66,18 +68,27 @@ class SampleEvaluation(Evaluation):
 class ReconstructionEvaluation(Evaluation):
     """Measures rFID and rKID of an autoencoder's reconstructions of test images."""
 
-    @torch.inference_mode()
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
-        data, prepared = data_of(trainer), module_of(trainer).context.measuring()
-        chosen, observe = prepared.metrics.test_ids(data), prepared.metrics.observer
-        ids = shard(len(chosen), *rank_and_world())
-        batches = data.padded(data.test_images()[chosen[ids]]).split(self.batch_size)
-        observed = [
-            observe(data.to_native(reconstruct(trainer, images)))
-            for images in track(batches, "Reconstructing test images")
-        ]
-        results = prepared.compute(observe.gather(observed, ids), data.test_labels()[chosen])
-        return {f"r{name}": value for name, value in results.items() if name.startswith(KEPT)}
+        prepared = module_of(trainer).context.measuring()
+        return reconstruction_metrics(
+            trained_autoencoder(trainer), data_of(trainer), prepared, self.batch_size
+        )
+
+
+@torch.inference_mode()
+def reconstruction_metrics(
+    autoencoder: Autoencoder, data: ImageDataModule, prepared: PreparedMetrics, batch_size: int
+) -> dict[str, float]:
+    """The metrics of test images reconstructed by an autoencoder, by name, on every rank."""
+    chosen, observe = prepared.metrics.test_ids(data), prepared.metrics.observer
+    ids = shard(len(chosen), *rank_and_world())
+    batches = data.padded(data.test_images()[chosen[ids]]).split(batch_size)
+    observed = [
+        observe(data.to_native(reconstruct(autoencoder, images)))
+        for images in track(batches, "Reconstructing test images")
+    ]
+    results = prepared.compute(observe.gather(observed, ids), data.test_labels()[chosen])
+    return {f"r{name}": value for name, value in results.items() if name.startswith(KEPT)}
 
 
 @settings
@@ -150,15 +161,19 @@ class ReconstructionGrid(Grid):
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
         data = data_of(trainer)
         images = data.first_tests(4 * self.columns).images
-        back = reconstruct(trainer, images).cpu()
+        back = reconstruct(trained_autoencoder(trainer), images).cpu()
         white = images.new_full((-len(images) % self.columns, *images.shape[1:]), 255)
         rows = [torch.cat([each, white]).split(self.columns) for each in (images, back)]
         picture = torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
         return picture, "rows of test images, each above its reconstructions"
 
 
-def reconstruct(trainer: lightning.Trainer, images: Tensor) -> Tensor:
-    """Reconstructs images (B, C, H, W), uint8 in and out, on the trained autoencoder's device."""
-    autoencoder = cast(Autoencoder, trainer.lightning_module.autoencoder)
+def trained_autoencoder(trainer: lightning.Trainer) -> Autoencoder:
+    """The autoencoder that a trainer trains."""
+    return cast(Autoencoder, trainer.lightning_module.autoencoder)
+
+
+def reconstruct(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+    """Reconstructs images (B, C, H, W), uint8 in and out, on the autoencoder's device."""
     images = to_float(images.to(next(autoencoder.parameters()).device))
     return to_uint8(autoencoder.decode(autoencoder.mean(autoencoder.moments(images))))

@@ -18,6 +18,7 @@ from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.diffusion.objective import Objective, TimeSampler
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks.periodic import stepped
+from diffusion_lab.training.callbacks.posthoc_ema import PosthocEMA
 from diffusion_lab.training.callbacks.weight_averaging import EMA, restore_trained
 from diffusion_lab.training.module import module_of
 
@@ -128,7 +129,7 @@ def roll_back(trainer: lightning.Trainer, path: Path) -> None:
     checkpoint = strategy.load_checkpoint(path, weights_only=True)
     strategy.load_model_state_dict(checkpoint)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA):
+        if isinstance(callback, EMA | PosthocEMA):
             callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
     restore_trained(trainer, checkpoint)
     strategy.load_optimizer_state_dict(checkpoint)

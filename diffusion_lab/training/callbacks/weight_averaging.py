@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.common.ranges import above, optional, ranges, whole_list
 from diffusion_lab.compute.sharding import gathered
+from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.checkpoints import AVERAGES, TRAINED
-from diffusion_lab.runs.weights import name_of
 from diffusion_lab.training.average import WeightAverage
 from diffusion_lab.training.callbacks.periodic import stepped
 
@@ -33,8 +33,8 @@ class EMA(Callback):
         also: Sequence[int] = (),
         ramp: float | None = 0.05,
     ):
-        self.half_lives = {name_of(each): each for each in (half_life_images, *also)}
-        if len(self.half_lives) <= len(also):
+        self.lengths = {name_of(each): each for each in (half_life_images, *also)}
+        if len(self.lengths) <= len(also):
             raise ValueError(
                 f"also={list(also)} must not repeat a half-life, nor half_life_images="
                 f"{half_life_images}; leave it out"
@@ -46,7 +46,7 @@ class EMA(Callback):
         self._latest_step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
-        for name in self.half_lives:
+        for name in self.lengths:
             if name not in self._averages:
                 self._averages[name] = WeightAverage(pl_module)
             self._averages[name].follow()
@@ -55,7 +55,7 @@ class EMA(Callback):
         if not stepped(trainer, batch_idx) or pl_module.bad_steps.skipped:
             return  # nothing new to average
         for name, average in self._averages.items():
-            half_life = self.half_lives[name]
+            half_life = self.lengths[name]
             if self.ramp is not None:
                 half_life = min(half_life, self.ramp * pl_module.images_seen)
             decay = 0.5 ** (pl_module.batch_size / half_life) if half_life else 0.0
@@ -97,7 +97,7 @@ class EMA(Callback):
         kept = checkpoint.get(AVERAGES, {})
         # without averages by name, as in older checkpoints, the module holds the only one
         self._averages = {self.evaluated: WeightAverage(pl_module, kept.get(self.evaluated))}
-        for name in self.half_lives.keys() & kept.keys():
+        for name in self.lengths.keys() & kept.keys():
             self._averages[name] = WeightAverage(pl_module, kept[name])
 
     @contextmanager

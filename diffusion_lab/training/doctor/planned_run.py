@@ -31,7 +31,7 @@ from diffusion_lab.training.trainer import check_trainer
 SAMPLE = 1000  # images, enough to know a standard deviation to about 1 %
 TIMED_STEPS = 3
 FEATURE_IMAGES = 64  # batch of the feature extractor, as in the metrics
-STATE_BYTES = 20  # per parameter in float32: weight, gradient, Adam's two moments, average
+STATE_BYTES = 16  # per parameter in float32: weight, gradient, Adam's two moments
 UNMEASURED = "not measured: speed=false, a precision for training only, or too little memory"
 
 
@@ -159,7 +159,8 @@ class PlannedRun:
         image = self.bench.activation_bytes()
         if self.free_bytes is None:
             raise Missing(UNMEASURED)
-        needed = STATE_BYTES * self.cost.params + image * self.batch.micro_batch
+        state = STATE_BYTES + 4 * self.task.averages
+        needed = state * self.cost.params + image * self.batch.micro_batch
         return Memory(needed, image, self.free_bytes)
 
     @part("memory")

@@ -10,6 +10,7 @@ from rich.markup import escape
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import console, say
 from diffusion_lab.training.doctor.finding import Finding, Missing, Status
+from diffusion_lab.training.doctor.machine_checks import snapshot_bytes
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 from diffusion_lab.training.logger.reachability import why_offline
 
@@ -53,6 +54,7 @@ FACTS: dict[str, Callable[[PlannedRun], object]] = {
     "features_seconds": lambda run: run.plan.features,
     "memory_bytes": lambda run: run.memory.needed,
     "free_memory_bytes": lambda run: run.memory.free,
+    "snapshot_bytes": snapshot_bytes,
 }
 
 
@@ -99,6 +101,8 @@ def lines_of(facts: Facts) -> list[str]:
             f"Model: {amount(facts['parameters'])} parameters, {amount(facts['macs'])} MACs per "
             "network call"
         )
+    if facts.get("snapshot_bytes"):
+        lines[-1] += f"; snapshots of its averages take {amount(facts['snapshot_bytes'])}B of disk"
     if "epochs" in facts:
         limited = facts["steps"] < facts["max_steps"]
         limit = f" of {facts['max_steps']:,} (until trainer.max_time)," if limited else ","

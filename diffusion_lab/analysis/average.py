@@ -1,0 +1,121 @@
+"""The command `average`: averages of a run's weights, of any length, made from its snapshots."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+
+from diffusion_lab.analysis.averaged_first_stage import AveragedFirstStages
+from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.formats import amount
+from diffusion_lab.common.messages import UserError, say, track
+from diffusion_lab.common.ranges import either, number, numbers, optional, whole
+from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_of
+from diffusion_lab.runs import averages, load_config, snapshots
+from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.diffusion_run import DiffusionRun
+from diffusion_lab.runs.opening import kind_of
+from diffusion_lab.runs.weights import EXPORTED
+
+LIMITS = f"above 0 and at most {LONGEST:.3f}"
+LENGTH = either(
+    number(LIMITS, lambda value: 0 < value <= LONGEST).as_in(0.1),
+    numbers(
+        "a list of them", lambda value: bool(value) and 0 < min(value) <= max(value) <= LONGEST
+    ),
+)
+KEYS = {"length": LENGTH, "step": optional(whole(1)), "batch_size": whole(1)}
+
+
+def average(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Makes the average of each of `cfg.length` of the run `cfg.run`; returns where they are.
+
+    An autoencoder's is a first stage, with its latents measured again. Raises UserError if the run
+    has no snapshots, or none of `cfg.step`.
+    """
+    check_keys(cfg, KEYS)
+    lengths = [*cfg.length] if isinstance(cfg.length, ListConfig) else [cfg.length]
+    run, saved = Path(cfg.run), load_config(cfg.run)
+    first_stages = None if kind_of(saved) is DiffusionRun else AveragedFirstStages(cfg, saved)
+    step, last, found = chosen(run, cfg.step)
+    made = []
+    for length, (tensors, error) in reconstruct(found, step, lengths).items():
+        folder = averages.folder_of(run, length, step)
+        facts = {"length": name_of(length), "step": str(step), "run": run.resolve().name}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if first_stages:
+                measured = first_stages.save(tensors, folder)
+            else:
+                content = safetensors.torch.save(tensors, {"format": "pt"} | facts)
+                write_atomically(folder / EXPORTED, content)
+                measured = {}
+        except OSError as reason:
+            raise UserError(
+                f"{folder} cannot be written ({reason.strerror}); make room, and try again"
+            ) from reason
+        name = name_of(length) if step == last else folder.name
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        made.append({"average": name, "folder": str(folder), "profile_error": error} | measured)
+        say(
+            f"Length {name_of(length)}: {amount(size)}B in {folder}, its profile off by {error:.1%}"
+            + "".join(f", {key} {value:.4g}" for key, value in measured.items() if "rfid/" in key)
+        )
+    return {"step": step, "snapshots": len(found), "averages": made}
+
+
+def chosen(
+    run: Path, asked: int | None
+) -> tuple[int, int, dict[int, Callable[[], snapshots.Tensors]]]:
+    """The step asked for, or else the last one; the last one; and all snapshots up to the step.
+
+    Raises UserError if the step has no snapshot.
+    """
+    if (run / EXPORTED).is_file():
+        raise UserError(f"{run} is an export, which has no snapshots; give the run that it is of")
+    last, found = snapshots.of_run(run)
+    if not found:
+        raise UserError(
+            f"{run} has no snapshots to make an average of; train a run with "
+            "callbacks.posthoc_ema.snapshots=32"
+        )
+    step = last if asked is None else asked
+    if step not in found:
+        nearest = sorted(sorted(found, key=lambda other: abs(other - step))[:4])
+        raise UserError(
+            f"step={step} of {run} has no snapshot; write one that has, as "
+            f"{', '.join(f'step={other}' for other in nearest)}"
+        )
+    return step, last, {other: read for other, read in found.items() if other <= step}
+
+
+def reconstruct(
+    found: Mapping[int, Callable[[], snapshots.Tensors]], step: int, lengths: Sequence[float]
+) -> dict[float, tuple[snapshots.Tensors, float]]:
+    """The averages of these lengths at a step, by name of tensor, and the error of their profiles.
+
+    `found` reads the snapshots up to the step, which is one of them (see `coefficients`).
+    """
+    known = [gamma_of(length) for length in snapshots.LENGTHS]
+    times = [float(other) for other in found for _ in known]
+    fits = {
+        length: coefficients(times, known * len(found), step, gamma_of(length))
+        for length in lengths
+    }
+    sums: dict[float, dict[str, Tensor]] = {length: {} for length in lengths}
+    buffers = {}
+    for place, other in enumerate(track(list(found), "Reading snapshots")):
+        for key, value in found[other]().items():
+            part, _, name = key.partition("/")
+            if part == snapshots.BUFFERS:
+                buffers[name] = value  # those of the last snapshot stay
+                continue
+            row = place * len(known) + snapshots.LENGTHS.index(float(part))
+            for length, (factors, _) in fits.items():
+                total = sums[length].setdefault(name, torch.zeros(value.shape))
+                total.add_(value.float(), alpha=factors[row].item())
+    return {length: (sums[length] | buffers, fits[length][1]) for length in lengths}
