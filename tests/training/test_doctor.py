@@ -278,6 +278,14 @@ def test_muon_of_the_original_scale_has_larger_rates(examine):
     assert "learning_rate" not in examine(*muon, "optimizer.adjust_lr_fn=original")[0]["warning"]
 
 
+def test_the_disk_of_snapshots_is_said(examine):
+    said, facts = examine(*QUICK, "callbacks.posthoc_ema.snapshots=32")
+    assert facts["snapshot_bytes"] == 32 * 2 * 4 * facts["parameters"]
+    assert not said["error"]
+    said, _ = examine(*QUICK, "callbacks.posthoc_ema.snapshots=1_000_000_000")
+    assert "callbacks.posthoc_ema.snapshots" in said["error"]["disk"]
+
+
 METRICS = [
     (["metrics.reference_size=100"], "sample_counts", "warning", "reference_size=null"),
     (["metrics.num_samples=100"], "sample_counts", "advice", "use KID"),
