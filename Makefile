@@ -26,7 +26,7 @@ MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent toy \
 	study-unet-vs-dit study-low-data study-samplers study-guidance one-model \
-	test test-slow test-slurm lint format pages docs docs-serve build clean
+	test test-slow test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,9 +114,9 @@ format: setup  ## format the code
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
-# pages that are made: of options from conf/, of the Python API from docstrings, and experiments/
+# pages that are made: of options from conf/, of the API from docstrings, of the notebook, experiments/
 pages: .venv/docs
-	$(BIN)/python docs/options.py && $(BIN)/python docs/api.py
+	$(BIN)/python docs/options.py && $(BIN)/python docs/api.py && $(BIN)/python docs/tutorial.py
 	rm -rf docs/pages/experiments && cp -r experiments docs/pages/
 
 docs: pages  ## build the documentation in docs/site; a broken link is an error
@@ -125,9 +125,13 @@ docs: pages  ## build the documentation in docs/site; a broken link is an error
 docs-serve: pages  ## read the documentation at http://localhost:8000, rebuilt when a page changes
 	PYTHONPATH=docs $(BIN)/python -m zensical serve -f docs/zensical.toml
 
+tutorial: .venv/docs  ## run the notebook docs/tutorial.ipynb, and keep its outputs in it
+	rm -rf docs/outputs/tutorial
+	$(BIN)/python docs/run_tutorial.py
+
 build: setup  ## build the wheel in dist/
 	$(BIN)/python -m build --wheel
 
 clean:       ## remove caches and builds; keeps .venv, data and outputs
-	rm -rf dist build docs/.cache docs/site docs/pages/api docs/pages/options docs/pages/experiments .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf dist build docs/.cache docs/site docs/pages/api docs/pages/options docs/pages/tutorial docs/pages/experiments .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

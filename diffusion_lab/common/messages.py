@@ -8,8 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
-# standard output is for results; in a notebook, too, lines are text and not a page for each
-console = Console(stderr=True, highlight=False, force_jupyter=False)
+# Plain lines in a notebook, as in a log file: Rich would show each as a page of its own, or, as the
+# kernel asks for colours, take the notebook for a terminal. Elsewhere Rich decides, by None.
+RICH = False if Console().is_jupyter else None
+console = Console(  # standard output is for results
+    stderr=True, highlight=False, force_jupyter=RICH, force_terminal=RICH
+)
 
 
 class UserError(ValueError):

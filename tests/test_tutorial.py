@@ -1,0 +1,110 @@
+"""The notebook docs/tutorial.ipynb: its code is public, its outputs are kept, and it runs."""
+
+import ast
+import base64
+import importlib
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from helpers.paths import ROOT
+from PIL import Image
+
+import diffusion_lab
+from diffusion_lab import runs
+
+NOTEBOOK = ROOT / "docs/tutorial.ipynb"
+PICTURES = 8  # the least number that a reader sees
+LARGEST = 300_000  # bytes, as the notebook is kept with its outputs
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def pictures(notebook: dict) -> list[Image.Image]:
+    """The pictures among the outputs of a notebook."""
+    outputs = [output for cell in code_cells(notebook) for output in cell["outputs"]]
+    kept = [
+        output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())
+    ]
+    return [Image.open(io.BytesIO(base64.b64decode("".join(each)))) for each in kept]
+
+
+def check_was_run(notebook: dict) -> None:
+    """Asserts that all cells were run in order, that none failed, and that pictures are there."""
+    cells = code_cells(notebook)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert "\\u001b" not in json.dumps(outputs)  # a terminal's colours, which a notebook is not
+    found = pictures(notebook)
+    assert len(found) >= PICTURES
+    for picture in found:  # of one colour, it would show nothing
+        low, high = picture.convert("L").getextrema()
+        assert high - low > 100
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict:
+    return json.loads(NOTEBOOK.read_text())
+
+
+def test_the_code_of_the_notebook_is_public(kept):
+    for cell in code_cells(kept):
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(node, ast.Import):
+                assert not [a.name for a in node.names if a.name.startswith("diffusion_lab")]
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("diffusion_lab"):
+                module = importlib.import_module(node.module)
+                assert module.__file__.endswith("__init__.py"), f"{node.module} is of one's own"
+                names = [alias.name for alias in node.names]
+                assert not [name for name in names if name.startswith("_")]
+                if module is diffusion_lab:
+                    assert set(names) <= set(diffusion_lab.__all__)
+                assert all(hasattr(module, name) for name in names)
+            elif isinstance(node, ast.Attribute):
+                assert not node.attr.startswith("_")
+
+
+def test_the_notebook_is_kept_as_it_was_run(kept):
+    check_was_run(kept)
+    assert NOTEBOOK.stat().st_size < LARGEST
+    assert str(Path.home()) not in NOTEBOOK.read_text()
+
+
+@pytest.fixture
+def script(monkeypatch) -> Callable[[str], ModuleType]:
+    """A function that imports a script of docs/ by its name."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module
+
+
+def test_the_page_shows_the_text_the_code_and_the_outputs(script, tmp_path, kept):
+    page = script("tutorial").page_of(kept, tmp_path)
+    assert page.count("```python") == len(code_cells(kept))
+    assert "](pages/" not in page
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert len(drawn) == len(pictures(kept))
+    assert all(f"]({name})" in page for name in drawn)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(script, tmp_path, monkeypatch):
+    for needed in ("nbclient", "ipykernel"):
+        pytest.importorskip(needed, reason="pip install '.[docs]'")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    check_was_run(script("run_tutorial").run(tmp_path))
+    folder = tmp_path / "outputs/tutorial"
+    for name in ("unet", "dit"):
+        summary = runs.load_summary(folder / name)
+        assert summary["finished"]
+        values = {key.partition("/")[0]: value for key, value in summary["metrics"].items()}
+        for metric in ("fid", "kid", "fid_real", "kid_real"):
+            assert math.isfinite(values[metric])
+        assert values["fid"] > values["fid_real"]
+    assert (folder / "comparison/index.html").exists()
