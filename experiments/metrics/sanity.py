@@ -50,11 +50,16 @@ def blurred(std: float, images: Tensor, labels: Tensor) -> Set:
     return gaussian_blur(images, [size, size], [std, std]), labels
 
 
-def without(classes: int, images: Tensor, labels: Tensor) -> Set:
-    """Replaces images of the first `classes` classes by images of the other classes."""
-    kept = (labels >= classes).nonzero().flatten()
-    index = kept[torch.arange(len(images)) % len(kept)]
-    return images[index], labels[index]
+def without(unused: Set, classes: int, images: Tensor, labels: Tensor) -> Set:
+    """Replaces images of the first `classes` classes by unused images of the other classes."""
+    kept, others = labels >= classes, unused[1] >= classes
+    missing = int(len(images) - kept.sum())
+    if missing > others.sum():
+        raise ValueError(f"{missing} images of other classes are needed, not {others.sum()}")
+    return (
+        torch.cat([images[kept], unused[0][others][:missing]]),
+        torch.cat([labels[kept], unused[1][others][:missing]]),
+    )
 
 
 def mislabelled(share: float, images: Tensor, labels: Tensor) -> Set:
@@ -76,12 +81,14 @@ def memorised(data: ImageDataModule, share: float, images: Tensor, labels: Tenso
     return images, torch.cat([data.train_labels()[:count], labels[count:]])
 
 
-def ladders(data: ImageDataModule) -> dict[str, list[tuple[float, Callable[..., Set]]]]:
-    """The kinds of damage, each from little to much."""
+def ladders(data: ImageDataModule, count: int) -> dict[str, list[tuple[float, Callable[..., Set]]]]:
+    """The kinds of damage to the first `count` test images, each from little to much."""
+    # the second `count` test images are held out from memorised ones
+    unused = data.test_images()[2 * count :], data.test_labels()[2 * count :]
     steps = {
         "noise, grey levels": (noisy, (2, 5, 10, 20, 40)),
         "blur, pixels": (blurred, (0.4, 0.6, 1.0, 1.5)),
-        "classes dropped": (without, (1, 2, 5)),
+        "classes dropped": (partial(without, unused), (1, 2, 5)),
         "wrong labels, share": (mislabelled, (0.1, 0.5, 1.0)),
         "each image, times": (repeated, (2, 4, 8)),
         "memorised, share": (partial(memorised, data), (0.1, 0.5, 1.0)),
@@ -112,7 +119,7 @@ def measure_all(extractor, data: ImageDataModule, count: int, classifier: str | 
     prepared = metrics.prepare(data)
     images, labels = data.test_images()[:count], data.test_labels()[:count]
     rows = [{"what": "as it is", "much": 0, **measure(prepared, data, images, labels)}]
-    for what, steps in ladders(data).items():
+    for what, steps in ladders(data, count).items():
         for much, change in steps:
             changed = measure(prepared, data, *change(images, labels))
             rows.append({"what": what, "much": much, **changed})
@@ -174,8 +181,8 @@ def main() -> None:
     data = build_datamodule(cfg)
     data.prepare_data()
     data.setup("fit")
-    if 2 * arguments.count > len(data.test_images()):
-        parser.error(f"--count must be at most half of {len(data.test_images())} test images")
+    if 4 * arguments.count > len(data.test_images()):
+        parser.error(f"--count must be at most a quarter of {len(data.test_images())} test images")
     extractors = [EfficientNetLite0()]
     if arguments.classifier:
         extractors.append(Classifier(arguments.classifier))
