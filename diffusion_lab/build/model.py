@@ -108,19 +108,18 @@ def rarely_trained(objective: Objective, sampler: Sampler) -> str | None:
     rare = visible & (calls.t < median) & (drawn.density(calls.t, schedule) < RARE)
     if not rare.any():
         return None
-    places = torch.linspace(0.01, float(median), 100, dtype=torch.float64)
-    t_min = float(places[drawn.density(places, schedule) >= RARE].min().mul(100).ceil() / 100)
+    places = torch.linspace(0.01, 1, 100, dtype=torch.float64)
+    t_min = float(places[drawn.density(places, schedule) >= RARE][0])
     end = schedule(torch.tensor(t_min))
     grid = {"t_min": t_min, "sigma_min": float(end.sigma / end.alpha)}
     key = next((key for key in grid if hasattr(sampler.time_grid, key)), None)
     remedy = f"sample with sampler.time_grid.{key}={grid[key]:.2g}, or " if key else ""
-    wider = ".uniform=0.2" if hasattr(drawn, "uniform") else "=uniform"
-    separator = "." if hasattr(drawn, "uniform") else "/"
+    has_share = hasattr(drawn, "uniform")
+    wider = "objective.time_sampler.uniform=0.2" if has_share else "objective/time_sampler=uniform"
     return (
         f"{rare.double().mean():.0%} of the sampler's {len(calls)} network calls are at nearly "
         "clean levels that training draws less than a tenth as often as uniform draws would, "
-        f"which leaves grain in the samples; {remedy}train with "
-        f"objective{separator}time_sampler{wider}"
+        f"which leaves grain in the samples; {remedy}train with {wider}"
     )
 
 
