@@ -1,12 +1,14 @@
 """Speed of our U-Net and DiT against other libraries' at equal multiply-accumulates.
 
-    python experiments/benchmarks/backbones.py [--threads 2 --wall] [--rounds 5] [--only dit_s_2]
+    python experiments/benchmarks/backbones.py [--threads 1 2] [--wall] [--rounds 5]
+        [--layout channels_first channels_last] [--only dit_s_2]
 
 Trains (forward, backward, AdamW) and samples (forward) with both sides in turn, round after round
 in one process, so that other load on the machine affects both; ratios are taken within a round.
-Time is CPU time divided by the number of threads, or wall-clock time with --wall. FLOPs are two
-per multiply-accumulate, and a backward pass counts as two forward ones. Against diffusers the
-networks are the same, save that our DiT has the exact GELU and diffusers' the tanh form; against
+Time is CPU time divided by the number of threads, or wall-clock time with --wall. The layout is
+that of the images and kernels given to both sides; our U-Net changes it inside. FLOPs are two per
+multiply-accumulate, and a backward pass counts as two forward ones. Against diffusers the networks
+are the same, save that our DiT has the exact GELU and diffusers' the tanh form; against
 denoising-diffusion-pytorch, whose U-Net no setting of ours reproduces, they have the same levels.
 Needs `pip install diffusers denoising-diffusion-pytorch`. Writes backbones.json and backbones.md
 into --out.
@@ -25,16 +27,18 @@ from pathlib import Path
 import diffusers
 import torch
 import torch.nn.functional as F
-from denoising_diffusion_pytorch import Unet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lab.backbone import DiT, UNet
 from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
+from diffusion_lab.backbone.resample import ConvResampling
+from diffusion_lab.backbone.stage import Stage
 
 CLASSES = 10
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 class Ours(nn.Module):
@@ -75,10 +79,30 @@ class Case:
     library: str = "diffusers"
 
 
+def our_unet(shape, channels, multipliers, blocks, attention, head_channels) -> Ours:
+    """Makes a U-Net of ours without a condition."""
+    return Ours(
+        UNet(
+            shape[0],
+            shape[0],
+            shape[1:],
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention=attention,
+            attend_once=False,
+            patch=1,
+            stage=partial(Stage, head_channels=head_channels),
+            resample=ConvResampling(),
+        ),
+        conditional=False,
+    )
+
+
 def unet_case(shape, batch, channels, multipliers, groups) -> Case:
     """Makes a U-Net with two blocks per level and single-head attention at the second level."""
     attended = [level == 1 for level in range(len(multipliers))]
-    ours = partial(UNet, shape[0], shape[0], shape[1:], channels, multipliers, 2, [1], None, 0.0, 1)
+    ours = partial(our_unet, shape, channels, multipliers, 2, [1], None)
     theirs = partial(
         diffusers.UNet2DModel,
         sample_size=shape[1],
@@ -91,7 +115,7 @@ def unet_case(shape, batch, channels, multipliers, groups) -> Case:
         attention_head_dim=None,
         norm_num_groups=groups,
     )
-    return Case(lambda: Ours(ours(), False), lambda: Theirs(theirs(), False), shape, batch)
+    return Case(ours, lambda: Theirs(theirs(), False), shape, batch)
 
 
 def dit_case(shape, batch, patch, depth) -> Case:
@@ -117,6 +141,8 @@ class Lucidrains(nn.Module):
 
     def __init__(self):
         super().__init__()
+        from denoising_diffusion_pytorch import Unet  # the other cases do without it
+
         self.network = Unet(64, dim_mults=(1, 2, 4))
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
@@ -125,9 +151,8 @@ class Lucidrains(nn.Module):
 
 def lucidrains_case() -> Case:
     """Makes a U-Net of ours with as many multiply-accumulates and attention at the same level."""
-    ours = partial(UNet, 3, 3, (32, 32), 64, (1, 2, 4), 1, [2], 32, 0.0, 1)
-    library = "denoising-diffusion-pytorch"
-    return Case(lambda: Ours(ours(), False), Lucidrains, (3, 32, 32), 16, library)
+    ours = partial(our_unet, (3, 32, 32), 64, (1, 2, 4), 1, [2], 32)
+    return Case(ours, Lucidrains, (3, 32, 32), 16, "denoising-diffusion-pytorch")
 
 
 CASES = {
@@ -143,13 +168,14 @@ CASES = {
 class Runner:
     """One network, its optimiser and one batch."""
 
-    def __init__(self, build: Callable[[], nn.Module], case: Case, compiled: bool):
+    def __init__(self, build: Callable[[], nn.Module], case: Case, layout: str, compiled: bool):
         torch.manual_seed(0)
-        self.network = build()
+        memory_format = LAYOUTS[layout]
+        self.network = build().to(memory_format=memory_format)
         self.flops = count_flops(build, case)
         self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
-        self.x = torch.randn(case.batch, *case.shape)
+        self.x = torch.randn(case.batch, *case.shape).contiguous(memory_format=memory_format)
         self.noise = torch.randint(1000, (case.batch,)).float()
         self.labels = torch.randint(CLASSES, (case.batch,))
         self.forward = torch.compile(self.network) if compiled else self.network
@@ -202,15 +228,16 @@ def product_peak(dtype: torch.dtype, seconds: float, clock: Callable[[], float])
     return max(rates)
 
 
-def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
+def measure(name: str, threads: int, layout: str, arguments: argparse.Namespace) -> list[dict]:
     """Measures one row for each precision and mode of a case."""
+    torch.set_num_threads(threads)
     case = CASES[name]
     clock = time.perf_counter
     if not arguments.wall:
-        clock = lambda: time.process_time() / arguments.threads  # noqa: E731
+        clock = lambda: time.process_time() / threads  # noqa: E731
     sides = {
-        "ours": Runner(case.ours, case, arguments.compile),
-        "theirs": Runner(case.theirs, case, arguments.compile),
+        "ours": Runner(case.ours, case, layout, arguments.compile),
+        "theirs": Runner(case.theirs, case, layout, arguments.compile),
     }
     rows = []
     for precision in arguments.precision:
@@ -233,6 +260,8 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
             row = {
                 "case": name,
                 "library": case.library,
+                "threads": threads,
+                "layout": layout,
                 "mode": mode,
                 "precision": precision,
                 "batch": case.batch,
@@ -260,9 +289,9 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict]:
 def markdown(rows: list[dict]) -> str:
     """Writes the table: images/s, share of the peak, and the ratio with its range over rounds."""
     lines = [
-        "| network | by | params, ours / theirs | GFLOP | mode | precision | ours | share of peak "
-        "| theirs | share of peak | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| network | by | params, ours / theirs | GFLOP | threads | layout | mode | precision "
+        "| ours | share of peak | theirs | share of peak | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ours, theirs, ratio = row["ours"], row["theirs"], row["ratio"]
@@ -270,7 +299,7 @@ def markdown(rows: list[dict]) -> str:
             f"| {row['case']} | {row['library']} "
             f"| {ours['parameters'] / 1e6:.1f} / {theirs['parameters'] / 1e6:.1f} M "
             f"| {ours['flops'] / 1e9:.2f} / {theirs['flops'] / 1e9:.2f} "
-            f"| {row['mode']} | {row['precision']} "
+            f"| {row['threads']} | {row['layout']} | {row['mode']} | {row['precision']} "
             f"| {ours['images_per_second']:.1f} | {ours['share_of_peak']:.2f} "
             f"| {theirs['images_per_second']:.1f} | {theirs['share_of_peak']:.2f} "
             f"| {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) |"
@@ -282,7 +311,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["channels_first"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each side in each round")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
@@ -291,8 +321,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    rows = [row for name in arguments.only for row in measure(name, arguments)]
+    rows = [
+        row
+        for name in arguments.only
+        for threads in arguments.threads
+        for layout in arguments.layout
+        for row in measure(name, threads, layout, arguments)
+    ]
     machine = {
         "processor": processor(),
         "torch": torch.__version__,
