@@ -56,8 +56,15 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
         )
 
 
-def check_first_stage(first_stage: FirstStage, augmentation: NonLeaky | None) -> None:
-    """Raises UserError if latents would be cached while augmentation changes their images."""
+def check_first_stage(
+    first_stage: FirstStage, augmentation: NonLeaky | None, clip: float | None
+) -> None:
+    """Raises UserError if latents would be clipped, or cached while augmentation changes images."""
+    if clip is not None and not first_stage.of_pixels:
+        raise UserError(
+            f"denoiser.clip={clip} is for pixels in [-1, 1], and latents have no limit; write "
+            "denoiser.clip=null"
+        )
     if augmentation is not None and first_stage.cache:
         raise UserError(
             "augmentation=non_leaky changes the images at every step, so their latents cannot be "
@@ -68,20 +75,21 @@ def check_first_stage(first_stage: FirstStage, augmentation: NonLeaky | None) ->
 def advice(
     schedule: NoiseSchedule,
     objective: Objective,
-    guidance: Guidance,
+    clipped: bool,
     augmentation: NonLeaky | None = None,
     flipped: bool = False,
     latents: bool = False,
 ) -> list[str]:
     """Warnings about a model that can be trained but may disappoint; `flipped` is `data.flip`.
 
-    With `latents`, which are unbounded, clipping is not recommended.
+    `clipped` says whether the denoiser or the guidance clips its estimate. With `latents`, which
+    are unbounded, clipping is not recommended.
     """
     lines = []
     end, prediction = schedule(torch.ones(())), objective.prediction
     # relative to the size of the output: an unscaled score is small where its gain is large
     gain = float(prediction.x0_gain(end) * torch.hypot(*prediction.mix(end)))
-    if gain > LARGE_GAIN and guidance.clip is None:
+    if gain > LARGE_GAIN and not clipped:
         remedy = "" if latents else "sample with guidance.clip=1, or "
         lines.append(
             f"objective/prediction={option(objective)} multiplies the network's error by "
@@ -109,11 +117,9 @@ def rarely_trained(objective: Objective, sampler: Sampler) -> str | None:
     if not rare.any():
         return None
     places = torch.linspace(0.01, 1, 100, dtype=torch.float64)
-    t_min = float(places[drawn.density(places, schedule) >= RARE][0])
-    end = schedule(torch.tensor(t_min))
-    grid = {"t_min": t_min, "sigma_min": float(end.sigma / end.alpha)}
-    key = next((key for key in grid if hasattr(sampler.time_grid, key)), None)
-    remedy = f"sample with sampler.time_grid.{key}={grid[key]:.2g}, or " if key else ""
+    end = schedule(places[drawn.density(places, schedule) >= RARE][0])
+    shorter = f"sample with sampler.time_grid.sigma_min={float(end.sigma / end.alpha):.2g}, or "
+    remedy = shorter if hasattr(sampler.time_grid, "sigma_min") else ""
     has_share = hasattr(drawn, "uniform")
     wider = "objective.time_sampler.uniform=0.2" if has_share else "objective/time_sampler=uniform"
     return (

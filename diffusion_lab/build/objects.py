@@ -48,7 +48,7 @@ def build_model(
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
     check_training(schedule, objective, label)
-    check_first_stage(first_stage, augmentation)
+    check_first_stage(first_stage, augmentation, cfg.denoiser.get("clip"))
     with torch.device(device), errors_at(cfg, "denoiser"):
         denoiser = Denoiser(
             backbone=instantiate(cfg, "backbone"),
@@ -59,6 +59,7 @@ def build_model(
             noise_label=label,
             input_std=std,
             self_conditioning=cfg.denoiser.self_conditioning,
+            clip=cfg.denoiser.get("clip"),  # runs of earlier versions have none
             learned_variance=objective.variance_loss is not None,
             augmentation_labels=augmentation.values if augmentation else 0,
         )

@@ -29,6 +29,8 @@ class Denoiser(nn.Module):
     of clean data, and the network's input is scaled to unit variance with it (EDM's c_in). With
     `self_conditioning` the network also sees the previous estimate (arXiv:2208.04202);
     with `learned_variance` it has a second output for the reverse variance (arXiv:2102.09672).
+    `clip`, if given, is the largest magnitude of clean data: the estimate of x0 is clamped to
+    [-clip, clip], and the objective counts no error beyond a limit that the data is at.
     `augmentation_labels` is the number of values that describe an image's augmentation, if any do.
     """
 
@@ -44,6 +46,7 @@ class Denoiser(nn.Module):
         input_std: Annotated[float | None, optional(above(0))] = None,
         self_conditioning: Flag = False,
         learned_variance: bool = False,
+        clip: Annotated[float | None, optional(above(0))] = None,
         augmentation_labels: int = 0,
     ):
         super().__init__()
@@ -54,6 +57,7 @@ class Denoiser(nn.Module):
         self.input_std = input_std
         self.self_conditioning = self_conditioning
         self.learned_variance = learned_variance
+        self.clip = clip
         network: Any = backbone(
             in_channels=channels * (1 + self_conditioning),
             out_channels=channels * (1 + learned_variance),
@@ -75,7 +79,10 @@ class Denoiser(nn.Module):
         if self.learned_variance:
             output, weight = output.chunk(2, 1)
             weight = (weight + 1) / 2
-        return Estimate(self.prediction.to_x0(output, x, level), weight, output)
+        x0 = self.prediction.to_x0(output, x, level)
+        if self.clip is not None:
+            x0 = x0.clamp(-self.clip, self.clip)
+        return Estimate(x0, weight, output)
 
     def _ask(self, x: Tensor, level: NoiseLevel, given: Given) -> Tensor:
         """The network's output, float32 at least."""

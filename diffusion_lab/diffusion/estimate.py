@@ -47,6 +47,7 @@ class ConditionalDenoiser(Protocol):
 
     conditioning: Any
     self_conditioning: Any
+    clip: Any
 
     def __call__(self, x: Tensor, level: NoiseLevel, given: Given = ..., /) -> Estimate:
         """The estimate for x (B, C, H, W) at `level`."""

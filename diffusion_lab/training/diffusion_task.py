@@ -33,10 +33,11 @@ class DiffusionTask(Task):
         self.module.denoiser.backbone.compile()
 
     def advice(self) -> list[str]:
+        clips = self.pipeline.guidance.clip, self.module.denoiser.clip
         lines = advice(
             self.pipeline.schedule,
             self.module.objective,
-            self.pipeline.guidance,
+            clips != (None, None),
             self.module.augmentation,
             self.datamodule.flip,
             latents=not self.module.first_stage.of_pixels,

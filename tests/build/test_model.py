@@ -40,12 +40,12 @@ def test_a_learned_variance_needs_a_table_of_two_levels():
 
 def test_a_large_gain_is_advised_against_unless_clipped():
     eps = objective(Cosine(), Eps())
-    assert advice(Cosine(), eps, Guidance()) == [
+    assert advice(Cosine(), eps, clipped=False) == [
         "objective/prediction=eps multiplies the network's error by 22026 at the noisiest level; "
         "sample with guidance.clip=1, or use objective/prediction=v"
     ]
-    assert advice(Cosine(), eps, Guidance(clip=1.0)) == []
-    (line,) = advice(Cosine(), eps, Guidance(), latents=True)
+    assert advice(Cosine(), eps, clipped=True) == []
+    (line,) = advice(Cosine(), eps, clipped=False, latents=True)
     assert "clip" not in line
     assert "use objective/prediction=v" in line
 
@@ -61,7 +61,7 @@ def test_a_large_gain_is_advised_against_unless_clipped():
     ],
 )
 def test_usual_compositions_need_no_advice(schedule, prediction):
-    assert advice(schedule, objective(schedule, prediction), Guidance()) == []
+    assert advice(schedule, objective(schedule, prediction), clipped=False) == []
 
 
 def test_mirroring_twice_is_advised_against():

@@ -82,6 +82,14 @@ def test_the_last_estimate_is_not_scaled_as_the_input_is():
     torch.testing.assert_close(model.backbone.seen[-1][0], torch.cat([x / total_std, previous], 1))
 
 
+def test_clip_clamps_the_estimate_and_leaves_the_output():
+    x, level, _ = inputs()
+    plain, clipped = denoiser()(x, level), denoiser(clip=0.5)(x, level)
+    assert torch.equal(clipped.output, plain.output)
+    assert plain.x0.abs().max() > 0.5
+    assert torch.equal(clipped.x0, plain.x0.clamp(-0.5, 0.5))
+
+
 def test_learned_variance_doubles_the_output_and_halves_the_second_half():
     model = denoiser(learned_variance=True)
     assert model.backbone.conv.weight.shape[:2] == (4, 2)

@@ -44,8 +44,9 @@ class Linear(nn.Module):
 
     self_conditioning = False
 
-    def __init__(self, prediction, conditioning=None):
+    def __init__(self, prediction, conditioning=None, clip=None):
         super().__init__()
+        self.clip = clip
         self.prediction = prediction
         self.conditioning = conditioning or Unconditional(0, 0)
         self.seen = None
@@ -56,7 +57,18 @@ class Linear(nn.Module):
         if labels is not None:
             shift = shift + 0.05 * labels[:, None, None, None]
         output = 0.3 * x + shift
-        return Estimate(self.prediction.to_x0(output, x, level), None, output)
+        x0 = self.prediction.to_x0(output, x, level)
+        return Estimate(x0 if self.clip is None else x0.clamp(-self.clip, self.clip), None, output)
+
+
+class Answer:
+    """A denoiser that always gives the same estimate."""
+
+    def __init__(self, estimate, clip=None):
+        self.estimate, self.clip = estimate, clip
+
+    def __call__(self, *_):
+        return self.estimate
 
 
 def batch(n=16):
@@ -121,9 +133,44 @@ def test_a_perfect_network_has_no_loss():
         level, eps = level_and_noise(objective.schedule)
         x0 = batch()
         target = objective.prediction.target(x0, eps, level)
-        answer = Estimate(x0, None, target)
-        losses = objective.loss_at(lambda *_, answer=answer: answer, x0, eps, level)
+        losses = objective.loss_at(Answer(Estimate(x0, None, target)), x0, eps, level)
         assert losses.abs().max() == 0
+
+
+@pytest.mark.parametrize("prediction", [Flow(), V(), X0(), EDM()])
+def test_a_clipped_estimate_has_no_error_beyond_a_limit_that_the_data_is_at(prediction):
+    objective = Objective(Cosine(), prediction, UniformTime())
+    level, eps = level_and_noise(objective.schedule)
+    x0 = batch().double().clamp(-0.5, 0.5)  # some values are at each limit
+    eps = eps.double()
+    losses = objective.loss_at(Linear(prediction, clip=0.5), x0, eps, level)
+    x = add_noise(x0, eps, level)
+    estimate = Linear(prediction)(x, level)
+    error = estimate.output - prediction.target(x0, eps, level)
+    exact = ((x0 == 0.5) & (estimate.x0 >= 0.5)) | ((x0 == -0.5) & (estimate.x0 <= -0.5))
+    assert 0 < exact.double().mean() < 1
+    expected = torch.where(exact, 0, error).square().mean((1, 2, 3))
+    torch.testing.assert_close(losses, expected)
+    assert (losses < objective.loss_at(Linear(prediction), x0, eps, level)).any()
+
+
+def test_clipping_does_not_move_the_best_estimate():
+    # data is -1 with probability 0.7, else 0.6: the mean is -0.52
+    x0 = torch.tensor([-1.0] * 7 + [0.6] * 3).reshape(10, 1, 1, 1)
+    objective = Objective(Rectified(), X0(), UniformTime())
+    level, eps = objective.schedule(torch.ones(10)), torch.zeros(10, 1, 1, 1)
+
+    def loss(value, data=x0, clip=1.0):
+        output = torch.full_like(data, value)
+        answer = Answer(Estimate(output.clamp(-1, 1), None, output), clip)
+        return objective.loss_at(answer, data, eps[: len(data)], level[: len(data)]).mean().item()
+
+    candidates = torch.linspace(-2, 1, 301).tolist()
+    assert min(candidates, key=loss) == pytest.approx(-0.52, abs=0.011)
+    black = x0[:7]
+    assert loss(-1.3, black) == loss(-1.0, black) == 0
+    assert loss(-0.9, black) == pytest.approx(0.01)
+    assert loss(-1.3, black, clip=None) == pytest.approx(0.09)
 
 
 def test_call_is_loss_at_the_drawn_levels_times_importance():

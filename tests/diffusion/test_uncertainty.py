@@ -86,6 +86,7 @@ class Zero(nn.Module):
     """Output 0, so that the loss is the mean square of the target."""
 
     self_conditioning = False
+    clip = None
     conditioning = Unconditional(0, 0)
 
     def forward(self, x, level, given=NOTHING):

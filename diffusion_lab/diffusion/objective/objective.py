@@ -1,6 +1,8 @@
 """The training loss: weight(logSNR) |x0_hat - x0|^2, or plainly |output - target|^2.
 
-x0_hat is linear in the output, so the two differ by the factor (d x0 / d output)^2.
+x0_hat is linear in the output, so the two differ by the factor (d x0 / d output)^2. A denoiser that
+clips x0_hat has no error where it is clipped to x0 itself. The best estimate stays the mean of x0
+given x, since an estimate of bounded data that is within the bounds loses nothing by this.
 """
 
 from dataclasses import replace
@@ -100,7 +102,12 @@ class Objective(nn.Module):
         estimate = denoiser(x, level, given)
         assert estimate.output is not None, "a denoiser answers with its output"
         target = self.prediction.target(x0, eps, level)
-        losses = (estimate.output - target).square().flatten(1).mean(1)  # (B,)
+        error = estimate.output - target  # (B, C, H, W)
+        if denoiser.clip is not None:
+            # a clamped estimate at the same limit as x0 is exact, however far the output is beyond
+            exact = (estimate.x0 == x0) & (x0.abs() == denoiser.clip)
+            error = error.masked_fill(exact, 0)
+        losses = error.square().flatten(1).mean(1)  # (B,)
         if self.weighting is not None:
             weight = self.weighting(level.logsnr) * self.prediction.x0_gain(level) ** 2
             losses = losses * weight.to(losses.dtype)
