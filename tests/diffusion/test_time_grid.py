@@ -77,15 +77,19 @@ def test_uniform():
     assert index(UniformGrid(), 4) == [999, 749, 499, 249]
 
 
-def test_uniform_ends_at_t_min():
-    grid = UniformGrid(t_min=0.1)
-    for steps in (1, 4, 10):
+def test_uniform_ends_at_sigma_min():
+    grid = UniformGrid(sigma_min=1 / 9)  # t = 0.1 on the straight path
+    for steps in (1, 4, 9):
         assert torch.equal(grid(Rectified(), steps).t, UniformGrid()(Rectified(), steps).t)
     assert grid(Rectified(), 19).t.tolist() == pytest.approx(
         [1 - 0.05 * i for i in range(19)] + [0]
     )
-    with out_of_range("t_min"):
-        UniformGrid(t_min=1.0)
+    for schedule in SCHEDULES:
+        levels = UniformGrid(sigma_min=0.1)(schedule, 200)
+        assert ratio(levels)[-2] == pytest.approx(0.1, rel=1e-9)
+        torch.testing.assert_close(levels.t[:-1].diff().diff(), torch.zeros(198).double())
+    with out_of_range("sigma_min"):
+        UniformGrid(sigma_min=-1.0)
 
 
 def test_karras_on_edm_is_the_published_formula():

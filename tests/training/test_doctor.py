@@ -208,10 +208,10 @@ SPOILT = [
     ),
     (["schedule=cosine", "objective=ddpm"], "combination", "warning", ["guidance.clip=1"]),
     (
-        ["sampler.steps=50"],
+        ["sampler.steps=50", "sampler.time_grid.sigma_min=0"],
         "combination",
         "warning",
-        ["4% of", "sampler.time_grid.t_min=0.05", "objective.time_sampler.uniform=0.2"],
+        ["4% of", "sampler.time_grid.sigma_min=0.05", "objective.time_sampler.uniform=0.2"],
     ),
     (
         ["sampler/time_grid=karras"],

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Positive, number, numbers, ranges, settings
+from diffusion_lab.common.ranges import Positive, at_least, numbers, ranges, settings
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
@@ -17,9 +17,6 @@ TIMES = numbers(
     "a decreasing list of times from at most 1 to above 0 (the clean end 0 is added)",
     lambda value: max(value, default=2) <= 1 and all(a > b for a, b in pairwise([*value, 0])),
 ).as_in([1.0, 0.5])
-
-
-UP_TO_1 = number("of at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 class TimeGrid(ABC):
@@ -44,19 +41,27 @@ class TimeGrid(ABC):
 
 @settings
 class UniformGrid(TimeGrid):
-    """t evenly spaced from 1 to 1/steps, or to `t_min` in [0, 1) if that is larger.
+    """t evenly spaced from 1 to 1/steps, or to sigma / alpha = `sigma_min` if that is noisier.
 
     The last step goes directly from there to clean data. On a table the grid is `Trailing`'s, if
-    steps divides its size and 1/steps is at least t_min.
+    steps divides its size and the level at 1/steps is at least as noisy as sigma_min.
     """
 
-    t_min: Annotated[float, UP_TO_1] = 0.0
+    sigma_min: Annotated[float, at_least(0)] = 0.0
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
         falls = torch.arange(steps, dtype=torch.float64)
-        if steps * self.t_min <= 1:
+        end = 0.0
+        if self.sigma_min > 0:
+            logsnr = torch.tensor(-2 * math.log(self.sigma_min), dtype=torch.float64)
+            end = float(schedule.at_logsnr(logsnr).t)
+        if end == 1:
+            raise ValueError(
+                f"sigma_min={self.sigma_min} must be below the schedule's largest sigma / alpha"
+            )
+        if steps * end <= 1:
             return 1 - falls / steps
-        return 1 - falls * ((1 - self.t_min) / (steps - 1))
+        return 1 - falls * ((1 - end) / (steps - 1))
 
 
 @settings
