@@ -38,7 +38,7 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, shift, weight, bias, groups, eps, silu):
         weight, bias = weight.view(groups, -1), bias.view(groups, -1)
-        mean, square = _pixel_mean(x, groups), _pixel_mean(x * x, groups)
+        mean, square = _pixel_mean(x, groups), _pixel_mean(x.square(), groups)
         added = 0.0
         if shift is not None:  # the shift is free here, and costs a pass over the image elsewhere
             added = shift.to(mean.dtype).view(mean.shape)
