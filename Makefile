@@ -24,7 +24,7 @@ CLASSIFIER := $(or $(DIFFUSION_LAB_DATA),data)/extractors/fashion_mnist.safetens
 ONE := outputs/one_model/seed-0
 MODEL ?= $(ONE)
 
-.PHONY: help setup train train-unet train-dit train-latent toy \
+.PHONY: help setup train train-unet train-dit train-latent speedrun toy \
 	study-unet-vs-dit study-low-data study-samplers study-guidance one-model \
 	test test-slow test-slurm lint format pages docs docs-serve tutorial build clean
 
@@ -54,6 +54,11 @@ train-latent: setup  ## train a KL autoencoder of FashionMNIST, then a DiT in it
 		$$(if test -f $(FIRST)/checkpoints/last.ckpt; then echo resume=$(FIRST); \
 		else echo experiment=fashion_mnist/kl run_dir=$(FIRST); fi)
 	$(LAB) train experiment=fashion_mnist/latent_dit first_stage.run=$(FIRST) $(ARGS)
+
+# a trial of the quickstart: NAME and CHANGE describe it, ARGS are its overrides
+speedrun: setup  ## train the quickstart for three seeds and add it to experiments/speedrun: NAME=... CHANGE="..." ARGS="..."
+	$(BIN)/python experiments/speedrun/speedrun.py $(or $(NAME),$$(git rev-parse --short HEAD)) \
+		"$(or $(CHANGE),the quickstart of this commit)" $(ARGS)
 
 toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' paths
 	run=outputs/two_moons/$$(date +%Y-%m-%d_%H-%M-%S) && \

@@ -316,7 +316,7 @@ def test_an_option_of_ones_own_has_no_keys_of_adamw(lab, tmp_path):
 def test_a_key_that_an_experiment_sets_can_be_removed():
     sgd = ["optimizer=any", "optimizer._target_=torch.optim.SGD", "~optimizer.betas"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=["experiment=quickstart", *sgd])
+        cfg = compose("train", overrides=["experiment=fashion_mnist/ncsn", *sgd])
     assert set(cfg.optimizer) == {"_target_", "_partial_", "lr"}
 
 

@@ -1,0 +1,148 @@
+"""The speedrun: which recipe draws the best samples after five and a quarter minutes on two cores?
+
+    python experiments/speedrun/speedrun.py NAME "what changed" [overrides ...]
+        [--against NAME] [--seeds 0 1 2] [--time DD:HH:MM:SS] [--out FOLDER] [--table FILE]
+
+trains `experiment=quickstart` with the overrides once for each seed, one run after another, and
+measures each run's samples against validation images. The trial becomes a row of the table, with
+its gap to the trial that --against names, else to the record so far. A finished run is not
+repeated and a stopped one is resumed, so the same command goes on where it was.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+from scipy import stats
+
+HERE = Path(__file__).parent
+SEEDS = 3  # of a record
+COLUMNS = [
+    *("name", "change", "overrides", "seeds", "fid", "fid_mean", "kid_mean", "images_mean"),
+    *("against", "gap", "gap_95", "record"),
+    *("time", "threads", "device", "commit", "date"),
+]
+Row = dict[str, str]
+
+
+def train(name: str, seed: int, overrides: list[str], time: str, out: Path) -> dict:
+    """Trains, resumes or finds the run of a seed; returns its summary."""
+    folder = out / name / f"seed-{seed}"
+    summary = folder / "summary.json"
+    if not (summary.exists() and json.loads(summary.read_text())["finished"]):
+        arguments = [f"resume={folder}"]
+        if not (folder / "checkpoints/last.ckpt").exists():
+            arguments = ["experiment=quickstart", f"seed={seed}", f"run_dir={folder}"]
+            arguments += [f"trainer.max_time={time}", "logger=none", "metrics.reference=validation"]
+            arguments += ["study_name=speedrun", *overrides]
+        subprocess.run([sys.executable, "-m", "diffusion_lab", "train", *arguments], check=True)
+    return json.loads(summary.read_text())
+
+
+def metric(summary: dict, name: str) -> float:
+    """The value of a metric of samples, whatever it was measured against."""
+    return next(v for key, v in summary["metrics"].items() if key.split("/")[0] == name)
+
+
+def row_of(name: str, change: str, overrides: list[str], seeds: list[int], runs: list[dict]) -> Row:
+    """The row of a trial, from the summaries of its runs; not yet compared with others."""
+    fids = [metric(run, "fid") for run in runs]
+    return {
+        "name": name,
+        "change": change,
+        "overrides": " ".join(overrides),
+        "seeds": " ".join(map(str, seeds)),
+        "fid": " ".join(f"{fid:.1f}" for fid in fids),
+        "fid_mean": f"{statistics.mean(fids):.1f}",
+        "kid_mean": f"{statistics.mean(metric(run, 'kid') for run in runs):.4f}",
+        "images_mean": f"{statistics.mean(run['images_seen'] for run in runs):.0f}",
+        "threads": str(runs[0]["threads"]),
+        "device": runs[0]["device"],
+        "commit": runs[0]["git_commit"] or "",
+    }
+
+
+def gap(own: Row, other: Row) -> tuple[float, float | None]:
+    """The mean difference of FID over the seeds of both trials, and half its 95 % interval.
+
+    The interval is that of a paired t-test, None for one seed. Raises SystemExit without a seed
+    in common.
+    """
+    mine, theirs = (
+        dict(zip(row["seeds"].split(), row["fid"].split(), strict=True)) for row in (own, other)
+    )
+    seeds = sorted(mine.keys() & theirs.keys())
+    differences = [float(mine[seed]) - float(theirs[seed]) for seed in seeds]
+    if not differences:
+        raise SystemExit(f"{own['name']} and {other['name']} have no seed in common")
+    half = None
+    if len(differences) > 1:
+        quantile = float(stats.t.ppf(0.975, len(differences) - 1))
+        half = quantile * float(stats.sem(differences))
+    return statistics.mean(differences), half
+
+
+def added(rows: list[Row], row: Row, against: str | None) -> list[Row]:
+    """The rows of a table with a trial at its end, compared and marked if it is a record.
+
+    A record has three seeds and a lower mean FID than every record before it. Raises SystemExit if
+    the table has no trial `against`.
+    """
+    rows = [each for each in rows if each["name"] != row["name"]]
+    records = [each for each in rows if each["record"]]
+    best = min(records, key=lambda each: float(each["fid_mean"]), default=None)
+    other = next((each for each in rows if each["name"] == against), None) if against else best
+    if against and other is None:
+        raise SystemExit(f"--against {against}: the table has no such trial")
+    complete = len(row["seeds"].split()) >= SEEDS
+    better = best is None or float(row["fid_mean"]) < float(best["fid_mean"])
+    row = row | {"record": "yes" if complete and better else ""}
+    if other:
+        mean, half = gap(row, other)
+        row |= {"against": other["name"], "gap": f"{mean:.1f}"}
+        row |= {"gap_95": "" if half is None else f"{half:.1f}"}
+    return [*rows, row]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a table, oldest first."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", help="a short name, also of the folder of its runs")
+    parser.add_argument("change", help="what is different, in a few words")
+    parser.add_argument("overrides", nargs="*", help="overrides of experiment=quickstart")
+    parser.add_argument("--against", help="trial to compare with; default: the record so far")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument("--time", default="00:00:05:15", help="of training, DD:HH:MM:SS")
+    parser.add_argument("--out", type=Path, default=Path("outputs/speedrun"))
+    parser.add_argument("--table", type=Path, default=HERE / "trials.csv")
+    chosen = parser.parse_args()
+    if chosen.against and chosen.against not in [row["name"] for row in read(chosen.table)]:
+        raise SystemExit(f"--against {chosen.against}: {chosen.table} has no such trial")
+
+    runs = [
+        train(chosen.name, seed, chosen.overrides, chosen.time, chosen.out) for seed in chosen.seeds
+    ]
+    row = row_of(chosen.name, chosen.change, chosen.overrides, chosen.seeds, runs)
+    row |= {"time": chosen.time, "date": date.today().isoformat()}
+    rows = added(read(chosen.table), row, chosen.against)
+    with chosen.table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print("\n".join(f"{key:12} {value}" for key, value in rows[-1].items() if value))
+
+
+if __name__ == "__main__":
+    main()
