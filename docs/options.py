@@ -57,7 +57,7 @@ def keys_of(text: str) -> list[Key]:
     return [
         key
         for key in keys
-        if not any(other.startswith(f"{key.name}.") for other in whole)
+        if (key.default or not any(other.startswith(f"{key.name}.") for other in whole))
         and key.name.split(".")[0] != "defaults"
         and key.name.split(".")[-1] not in ("_partial_", "_convert_", "_recursive_")
     ]
