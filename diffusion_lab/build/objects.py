@@ -43,12 +43,13 @@ def build_model(
     augmentation = instantiate(cfg, "augmentation")
     discrete = schedule.discrete_steps is not None
     label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
+    clip = cfg.denoiser.get("clip")  # runs of earlier versions have none
     if label == "auto":
         label = "log_sigma" if schedule.explodes else "index" if discrete else "time"
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
     check_training(schedule, objective, label)
-    check_first_stage(first_stage, augmentation, cfg.denoiser.get("clip"))
+    check_first_stage(first_stage, augmentation, clip)
     with torch.device(device), errors_at(cfg, "denoiser"):
         denoiser = Denoiser(
             backbone=instantiate(cfg, "backbone"),
@@ -59,7 +60,7 @@ def build_model(
             noise_label=label,
             input_std=std,
             self_conditioning=cfg.denoiser.self_conditioning,
-            clip=cfg.denoiser.get("clip"),  # runs of earlier versions have none
+            clip=clip,
             learned_variance=objective.variance_loss is not None,
             augmentation_labels=augmentation.values if augmentation else 0,
         )

@@ -87,6 +87,20 @@ def gap(own: Row, other: Row) -> tuple[float, float | None]:
     return statistics.mean(differences), half
 
 
+def opponent(rows: list[Row], against: str | None) -> Row | None:
+    """The trial `against`; None for it is the best record, if there is one.
+
+    Raises SystemExit if the table has no trial `against`.
+    """
+    if against is None:
+        records = [row for row in rows if row["record"]]
+        return min(records, key=lambda row: float(row["fid_mean"]), default=None)
+    named = [row for row in rows if row["name"] == against]
+    if not named:
+        raise SystemExit(f"--against {against}: the table has no such trial")
+    return named[0]
+
+
 def added(rows: list[Row], row: Row, against: str | None) -> list[Row]:
     """The rows of a table with a trial at its end, compared and marked if it is a record.
 
@@ -94,11 +108,7 @@ def added(rows: list[Row], row: Row, against: str | None) -> list[Row]:
     the table has no trial `against`.
     """
     rows = [each for each in rows if each["name"] != row["name"]]
-    records = [each for each in rows if each["record"]]
-    best = min(records, key=lambda each: float(each["fid_mean"]), default=None)
-    other = next((each for each in rows if each["name"] == against), None) if against else best
-    if against and other is None:
-        raise SystemExit(f"--against {against}: the table has no such trial")
+    best, other = opponent(rows, None), opponent(rows, against)
     complete = len(row["seeds"].split()) >= SEEDS
     better = best is None or float(row["fid_mean"]) < float(best["fid_mean"])
     row = row | {"record": "yes" if complete and better else ""}
@@ -128,8 +138,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/speedrun"))
     parser.add_argument("--table", type=Path, default=HERE / "trials.csv")
     chosen = parser.parse_args()
-    if chosen.against and chosen.against not in [row["name"] for row in read(chosen.table)]:
-        raise SystemExit(f"--against {chosen.against}: {chosen.table} has no such trial")
+    others = [row for row in read(chosen.table) if row["name"] != chosen.name]
+    opponent(others, chosen.against)  # raises before anything is trained
 
     runs = [
         train(chosen.name, seed, chosen.overrides, chosen.time, chosen.out) for seed in chosen.seeds
