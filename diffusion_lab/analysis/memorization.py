@@ -15,11 +15,14 @@ from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.cache import cached
+from diffusion_lab.data import Split
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
+from diffusion_lab.metrics.features import FEATURES
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
-from diffusion_lab.metrics.observer import FEATURES
+from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.metrics.real_images import RealImages
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
@@ -112,12 +115,14 @@ def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Te
     """The features (N, D) of images uint8 (N, C, H, W), computed once and then cached."""
     extractor, everything = metrics.extractor, torch.arange(len(images))
     key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
+    split = RealImages(Split(images, everything), everything, name, name, metrics.cache_dir)
 
     def compute() -> dict[str, Tensor]:
-        return {FEATURES: metrics.observe(images, everything, name)[FEATURES]}
+        return {FEATURES: split.observe(Observer(extractor))[FEATURES]}
 
-    file = f"{name}-{len(images)}-{extractor.name}"
-    return cached(metrics.cache_dir, file, key, compute)[FEATURES]
+    return cached(metrics.cache_dir, f"{name}-{len(images)}-{extractor.name}", key, compute)[
+        FEATURES
+    ]
 
 
 def fid_gap(generated: Tensor, test: Tensor, training: Tensor) -> dict[str, float]:

@@ -24,6 +24,14 @@ def covariance_root(covariance: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """The mean of features and a root of their covariance, all that `frechet` needs of a set."""
+
+    mean: Tensor  # (D,) float64
+    root: Tensor  # (., D) float64
+
+
+@dataclass(frozen=True)
 class FeatureSet:
     """The features of one set of images; statistics for distances are computed on first use.
 
@@ -75,14 +83,14 @@ class FeatureSet:
         return {"mean": self.mean, "root": self.root, "self_kernel": self.self_kernel}
 
 
-def frechet(a: FeatureSet, b: FeatureSet) -> float:
+def frechet(a: FeatureSet | Moments, b: FeatureSet | Moments) -> float:
     """The Frechet distance of two sets (FID, arXiv:1706.08500), biased upwards by about 1 / n."""
     overlap = torch.linalg.svdvals(a.root @ b.root.T).sum()
     spread = a.root.square().sum() + b.root.square().sum() - 2 * overlap
     return ((a.mean - b.mean).square().sum() + spread).clamp(min=0).item()
 
 
-def frechet_of_halves(features: Tensor, other: FeatureSet, splits: int) -> Tensor:
+def frechet_of_halves(features: Tensor, other: FeatureSet | Moments, splits: int) -> Tensor:
     """Frechet distances to `other` of both halves of features (n, D), split at random: (2 splits,).
 
     The standard deviation of the halves' distances is the delete-half jackknife estimate for the

@@ -1,8 +1,11 @@
-"""Distances between features: FID and KID of all images, and the FID of each class."""
+"""Distances between features: FID and KID of all images, FID on other features, and by class."""
 
 from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid
-from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Values
+from diffusion_lab.metrics.extractor import Classifier
+from diffusion_lab.metrics.features import SPATIAL
+from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Values, short_count
+from diffusion_lab.metrics.observer import CLASSIFIED
 
 
 class FID(Metric):
@@ -39,6 +42,45 @@ class KID(Metric):
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         return {"kid": kid(generated.statistics, reference.statistics)}
+
+
+class SpatialFID(Metric):
+    """The Fréchet distance of the extractor's map, which sees where in an image something is.
+
+    It is sFID (arXiv:2103.03841) on other features than Inception's, so values are not comparable
+    with published ones.
+    """
+
+    quantities = (
+        Quantity(
+            "spatial_fid",
+            "Spatial FID",
+            "Fréchet distance of a map of features to training images",
+            LOWER,
+            judged=False,
+            tabled=True,
+        ),
+    )
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        return {"spatial_fid": frechet(generated.moments[SPATIAL], reference.moments[SPATIAL])}
+
+
+class ClassifierFID(Metric):
+    """The Fréchet distance of the features of `classifier`, which was trained on the data."""
+
+    meaning = "Fréchet distance of the classifier's features to training images"
+    quantities = (Quantity("classifier_fid", "Classifier FID", meaning, LOWER),)
+
+    def __init__(self, classifier: Classifier):
+        self.classifier = classifier
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        ours, real = (each.moments[CLASSIFIED] for each in (generated, reference))
+        return {"classifier_fid": frechet(ours, real)}
+
+    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
+        return f"{self.classifier.name}/{reference.name}-{short_count(len(generated))}"
 
 
 class ClassFID(Metric):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffusion_lab.common import hashing
 from diffusion_lab.data import ImageDataModule
 
+FEATURES, SPATIAL = "features", "spatial"  # the names of an extractor's outputs
 # images per step: on a CPU more of them do not fit the cache and take 1.5 times as long
 CPU_BATCH, GPU_BATCH = 16, 64
 
@@ -27,13 +28,16 @@ class FeatureExtractor(ABC):
 
     name: str  # the name in the names of metrics
     dim: int  # D
+    spatial_dim = 0  # numbers of a map of the image; the network returns them after the features
     channels: int = 3  # channels of the network's input
     preprocessing: str  # transform of the pixels, in words; part of the fingerprint
     fingerprint: str  # checksum of weights and preprocessing, known once loaded
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, str]:
-        """Returns the network, uint8 (B, channels, H, W) -> (B, D), and the sha256 of its weights.
+        """Returns the network and the sha256 of its weights.
+
+        The network is uint8 (B, channels, H, W) -> (B, D + spatial_dim).
 
         Raises ExtractorUnavailable.
         """
@@ -54,9 +58,13 @@ class FeatureExtractor(ABC):
                 f"{source.native_shape[0]}; choose another extractor, or turn the evaluation off"
             )
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Computes features (B, D), float32 on the extractor's device, of images on any device."""
+        return self.outputs(images)[FEATURES]
+
+    @torch.no_grad()
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Computes the features (B, D) of images and, if there is one, the map (B, spatial_dim)."""
         possible = sorted({1, self.channels})
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in possible:
             raise ValueError(
@@ -67,7 +75,9 @@ class FeatureExtractor(ABC):
         images = images.to(self.device).expand(-1, self.channels, -1, -1)
         chunk = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
         with self.in_float32():
-            return torch.cat([self.network(part).float() for part in images.split(chunk)])
+            rows = torch.cat([self.network(part).float() for part in images.split(chunk)])
+        features, spatial = rows.split([self.dim, rows.shape[1] - self.dim], dim=1)
+        return {FEATURES: features} | ({SPATIAL: spatial} if self.spatial_dim else {})
 
     @contextlib.contextmanager
     def in_float32(self) -> Iterator[None]:

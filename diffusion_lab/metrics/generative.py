@@ -8,17 +8,15 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import PATH, Flag, one_of, optional, settings, whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.metrics.classifier_scores import Accuracy
-from diffusion_lab.metrics.distances import FeatureSet
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.feature_distances import FID, ClassFID
-from diffusion_lab.metrics.features import FeatureExtractor
+from diffusion_lab.metrics.feature_distances import FID, ClassFID, ClassifierFID, SpatialFID
+from diffusion_lab.metrics.features import FEATURES, FeatureExtractor
 from diffusion_lab.metrics.metric import (
     REAL,
     ImageSet,
@@ -30,8 +28,10 @@ from diffusion_lab.metrics.metric import (
     short_count,
     with_fingerprint,
 )
-from diffusion_lab.metrics.observer import FEATURES, Observed, Observer
+from diffusion_lab.metrics.observer import Observed, Observer
 from diffusion_lab.metrics.quantities import BUILT_IN
+from diffusion_lab.metrics.real_images import RealImages
+from diffusion_lab.metrics.seams import Seams
 
 REFERENCE_SEED = 0  # the seed in `random_places`
 REFERENCES = {"train": ("train", "training"), "validation": ("val", "validation")}
@@ -46,7 +46,8 @@ class GenerativeMetrics:
     in `fid/<extractor>/train60k-5k` or `.../val5k-1k`: reference and number of samples.
     Each value has a reference value, `fid_real/...`: the same metric of equally many test images,
     or of all of them. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
-    `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy; `extra` holds
+    `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy and the FID on
+    its features; `patch` adds the seams between patches of that many pixels a side; `extra` holds
     metrics from outside the package.
     """
 
@@ -57,6 +58,7 @@ class GenerativeMetrics:
     half_splits: Annotated[int, whole(0)] = 5
     per_class: Flag = False
     classifier: Annotated[str | None, optional(PATH)] = None
+    patch: Annotated[int | None, optional(whole(2).as_in(4))] = None
     extra: Mapping[str, Metric] | None = None
     reference: Annotated[str, one_of(*REFERENCES)] = "train"
 
@@ -64,12 +66,20 @@ class GenerativeMetrics:
         reader = Classifier(self.classifier) if self.classifier else None
         if reader:
             reader.argument = "classifier"
-        self.observer = Observer(self.extractor, reader)
+        self.observer = Observer(self.extractor, reader, self.patch)
         self.extra_metrics = list((self.extra or {}).values())
-        arguments: dict[type[Metric], tuple] = {FID: (self.half_splits,), Accuracy: (reader,)}
-        asked = {Accuracy: reader, ClassFID: self.per_class}  # the others are always measured
-        chosen = [kind for kind in BUILT_IN if asked.get(kind, True)]
-        self.metrics = [kind(*arguments.get(kind, ())) for kind in chosen] + self.extra_metrics
+        of_classifier = (reader,) if reader else None
+        arguments: dict[type[Metric], tuple | None] = {  # None: not measured
+            FID: (self.half_splits,),
+            SpatialFID: () if self.extractor.spatial_dim else None,
+            Seams: (self.patch,) if self.patch else None,
+            ClassifierFID: of_classifier,
+            Accuracy: of_classifier,
+            ClassFID: () if self.per_class else None,
+        }
+        pairs = [(kind, arguments.get(kind, ())) for kind in BUILT_IN]
+        chosen = [kind(*given) for kind, given in pairs if given is not None]
+        self.metrics = chosen + self.extra_metrics
 
     @property
     def by_class(self) -> bool:
@@ -156,27 +166,21 @@ class GenerativeMetrics:
         return PreparedMetrics(self, self.protocol_of(source), reference, real, test)
 
     def _reference(self, source: ImageDataModule) -> ImageSet:
-        facts, chosen = self._reference_facts(source), self.reference_ids(source)
-        images, labels = self.reference_split(source)
-        short, word = REFERENCES[self.reference]
-
-        def compute() -> dict[str, Tensor]:
-            features = self.observe(images, chosen, word)[FEATURES]
-            return on_rank_zero(lambda: FeatureSet(features).statistics()) | {FEATURES: features}
-
-        name = f"{short}{short_count(len(chosen))}-{self.extractor.name}"
-        stored = cached(self.cache_dir, name, facts, compute)
-        reference = ImageSet(self.extractor, stored.pop(FEATURES), labels[chosen], split=short)
-        vars(reference.statistics).update(stored)  # fills its cached properties
-        return reference
+        chosen, names = self.reference_ids(source), REFERENCES[self.reference]
+        images = RealImages(self.reference_split(source), chosen, *names, self.cache_dir)
+        return images.reference(self.observer, self._reference_facts(source))
 
     def _real(self, source: ImageDataModule, reference: ImageSet) -> tuple[Values, ImageSet | None]:
         """The values of test images, and the test images for metrics by class, if there are any."""
         count, chosen = len(self.test_ids(source)), self._observed_tests(source)
-        labels = source.test_labels()[chosen]
+        split = Split(source.test_images(), source.test_labels())
+        tests, labels = (
+            RealImages(split, chosen, "test", "test", self.cache_dir),
+            split.labels[chosen],
+        )
 
         def compute() -> dict[str, Tensor]:
-            observed = self.observe(source.test_images(), chosen, "test")
+            observed = tests.observe(self.observer)
             first = self.observer.image_set(observed, labels).select(slice(count))
             values = on_rank_zero(lambda: self.results(first, reference, REAL))
             tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
@@ -188,6 +192,8 @@ class GenerativeMetrics:
             "half_splits": self.half_splits,
             "per_class": self.by_class and len(chosen),
             "classifier": reader.fingerprint if reader else None,
+            "spatial_dim": self.extractor.spatial_dim,
+            "patch": self.patch and [self.patch, *self.observer.corner],
         }
         if self.extra_metrics:  # code outside the package may change, and its values with it
             facts["extra"] = [
@@ -207,12 +213,6 @@ class GenerativeMetrics:
             most = -(-self.num_samples // len(source.class_names))  # most samples of one class
             observe |= place_in_class(source.test_labels()[order]) < most
         return order[observe]
-
-    def observe(self, images: Tensor, chosen: Tensor, split: str) -> Observed:
-        """Computes the features of chosen images of a split, and says where they are cached."""
-        what = f"{self.extractor.name} features of {len(chosen):,} {split} images"
-        say(f"Computing {what} once, to be cached in {self.cache_dir}")
-        return self.observer.all_of(images, chosen, what)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ n images, D features.
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
 
 from diffusion_lab.common import hashing
-from diffusion_lab.metrics.distances import FeatureSet
+from diffusion_lab.metrics.distances import FeatureSet, Moments
 from diffusion_lab.metrics.features import FeatureExtractor
 
 HIGHER, LOWER = True, False  # which values of a quantity are better
@@ -32,6 +33,7 @@ class Quantity:
     higher_is_better: bool
     percent: bool = False  # a share, which is printed as a percentage
     judged: bool = True  # whether `compare` judges by it
+    tabled: bool = False  # whether its tables show it all the same
 
     @property
     def direction(self) -> str:
@@ -84,6 +86,7 @@ class ImageSet:
     labels: Tensor | None = None  # (n,) int64; of samples, the requested classes
     guesses: Tensor | None = None  # (n,) int64; the classes that a classifier predicts
     split: str = "train"  # of a reference: train or val
+    others: Mapping[str, Tensor] = field(default_factory=dict)  # (n, .) each: more outputs, by name
 
     def __len__(self) -> int:
         return len(self.features)
@@ -98,6 +101,11 @@ class ImageSet:
         """The features with their mean, covariance and kernel mean."""
         return FeatureSet(self.features)
 
+    @cached_property
+    def moments(self) -> dict[str, FeatureSet | Moments]:
+        """The other outputs with their moments, by name; of a reference only the moments."""
+        return {name: FeatureSet(rows) for name, rows in self.others.items()}
+
     @property
     def required_labels(self) -> Tensor:
         """The labels, for metrics that need them."""
@@ -110,7 +118,11 @@ class ImageSet:
         labels, guesses = (
             None if rows is None else rows[chosen] for rows in (self.labels, self.guesses)
         )
-        return replace(self, features=self.features[chosen], labels=labels, guesses=guesses)
+        others = {name: rows[chosen] for name, rows in self.others.items()}
+        chosen_features = self.features[chosen]
+        return replace(
+            self, features=chosen_features, labels=labels, guesses=guesses, others=others
+        )
 
     def matching(self, labels: Tensor) -> "ImageSet":
         """The first images of each class: the number of it in `labels` (m,), or all if fewer."""

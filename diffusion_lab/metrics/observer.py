@@ -10,41 +10,56 @@ from diffusion_lab.common.messages import track
 from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.features import FeatureExtractor
+from diffusion_lab.metrics.features import FEATURES, SPATIAL, FeatureExtractor
 from diffusion_lab.metrics.metric import ImageSet
+from diffusion_lab.metrics.seams import EDGES, edge_gradients
 
-FEATURES, GUESSES = "features", "guesses"
+CLASSIFIED, GUESSES = "classified", "guesses"  # the classifier's features and its classes
 BATCH = 64  # images per step of the progress bar
 Observed = dict[str, Tensor]  # outputs of the networks, one row per image, on the CPU
 
 
-@dataclass(frozen=True)
+@dataclass
 class Observer:
-    """The extractor of features and, for the accuracy, a classifier."""
+    """The networks that observe images, and the side of the patches between which seams are."""
 
     extractor: FeatureExtractor
-    classifier: Classifier | None
+    classifier: Classifier | None = None
+    patch: int | None = None
+    corner: tuple[int, int] = (0, 0)  # of the images in those that a model draws, which are padded
 
     def load(self, source: ImageDataModule, device: torch.device | str) -> None:
         """Loads the networks; raises ExtractorUnavailable, also if one does not fit the data."""
         for network in filter(None, (self.extractor, self.classifier)):
             network.load(device)
             network.check(source)
+        if self.patch:
+            drawn, native = source.image_shape[1:], source.native_shape[1:]
+            self.corner = ((drawn[0] - native[0]) // 2, (drawn[1] - native[1]) // 2)
 
     def __call__(self, images: Tensor) -> Observed:
-        """Computes features, and classes if needed, of images, uint8 (B, C, H, W)."""
-        observed = {FEATURES: self.extractor(images).cpu()}
+        """Computes the outputs for images, uint8 (B, C, H, W); returns them on the CPU."""
+        observed = self.extractor.outputs(images)
         if self.classifier:
-            observed[GUESSES] = self.classifier.guesses(images).cpu()
-        return observed
+            features = self.classifier(images)
+            guesses = self.classifier.logits(features).argmax(1)
+            observed |= {CLASSIFIED: features, GUESSES: guesses}
+        if self.patch:
+            observed[EDGES] = edge_gradients(images, self.patch, self.corner)
+        return {name: rows.cpu() for name, rows in observed.items()}
 
     def gather(self, observed: list[Observed], ids: Sequence[int]) -> Observed:
         """Gathers what each rank observed of its `ids`, in the order of the ids, on every rank."""
-        rows = {FEATURES: [torch.empty(0, self.extractor.dim)]}  # for a rank without images
+        rows = {FEATURES: torch.empty(0, self.extractor.dim)}  # for a rank without images
+        if self.extractor.spatial_dim:
+            rows[SPATIAL] = torch.empty(0, self.extractor.spatial_dim)
         if self.classifier:
-            rows[GUESSES] = [torch.empty(0, dtype=torch.int64)]
+            rows[CLASSIFIED] = torch.empty(0, self.classifier.dim)
+            rows[GUESSES] = torch.empty(0, dtype=torch.int64)
+        if self.patch:
+            rows[EDGES] = torch.empty(0, 2, dtype=torch.float64)
         return {
-            name: gather_by_id(torch.cat([*empty, *(part[name] for part in observed)]), ids)
+            name: gather_by_id(torch.cat([empty, *(part[name] for part in observed)]), ids)
             for name, empty in rows.items()
         }
 
@@ -56,4 +71,6 @@ class Observer:
 
     def image_set(self, observed: Observed, labels: Tensor | None) -> ImageSet:
         """Makes the set of the observed images for the metrics."""
-        return ImageSet(self.extractor, observed[FEATURES], labels, observed.get(GUESSES))
+        others = dict(observed)
+        features, guesses = others.pop(FEATURES), others.pop(GUESSES, None)
+        return ImageSet(self.extractor, features, labels, guesses, others=others)

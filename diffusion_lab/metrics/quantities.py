@@ -6,9 +6,10 @@ from rich.table import Table
 
 from diffusion_lab.metrics.classifier_scores import Accuracy, InceptionScore
 from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
-from diffusion_lab.metrics.feature_distances import FID, KID, ClassFID
+from diffusion_lab.metrics.feature_distances import FID, KID, ClassFID, ClassifierFID, SpatialFID
 from diffusion_lab.metrics.metric import LOWER, REAL, Metric, Quantity
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
+from diffusion_lab.metrics.seams import Seams
 
 TEST_LOSS = Quantity("test_loss", "Test loss", "denoising loss of test images", LOWER)
 # runs may have been chosen by it, so compositions are not judged by it
@@ -22,7 +23,10 @@ BUILT_IN: tuple[type[Metric], ...] = (
     KID,
     PrecisionRecall,
     DensityCoverage,
+    SpatialFID,
+    Seams,
     InceptionScore,
+    ClassifierFID,
     Accuracy,
     ClassFID,
 )

@@ -21,10 +21,15 @@ OF_SUMMARY = ("images_seen", "parameters", "macs", "training_seconds", "training
 
 def judged_by(runs: Iterable[Run]) -> list[Quantity]:
     """The quantities by which runs are compared; user-defined metrics come last."""
+    return [quantity for quantity in tabled(runs) if quantity.judged]
+
+
+def tabled(runs: Iterable[Run]) -> list[Quantity]:
+    """The quantities that tables show; user-defined metrics come last."""
     records = [record for run in runs for record in (run.summary, *run.kept)]
     extra = [Quantity(**facts) for each in records for facts in each.get("extra_quantities", ())]
     known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
-    return [quantity for quantity in known.values() if quantity.judged]
+    return [quantity for quantity in known.values() if quantity.judged or quantity.tabled]
 
 
 def losses_compare(runs: Iterable[Run]) -> bool:

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, real_value, runs_of
-from diffusion_lab.analysis.comparison.measurements import judged_by
+from diffusion_lab.analysis.comparison.measurements import tabled
 from diffusion_lab.common import formats
 from diffusion_lab.metrics import Quantity
 
@@ -103,7 +103,7 @@ TEX = str.maketrans(
 
 
 def column_of(metric: Quantity) -> Column:
-    """The column of a quantity that compositions are judged by."""
+    """The column of a metric."""
     say = formats.percent if metric.percent else formats.plain
     meaning = f"{metric.meaning}; {metric.direction}"
     return Column(metric.name, metric.title, meaning, say, metric.scale, judges=True)
@@ -120,12 +120,12 @@ class CompositionTable:
     def columns(self) -> list[Column]:
         """The columns that have a value; the size of the data only if there are several sizes."""
         one_size = len({group.data_size for group in self.groups}) == 1
-        judged = [column_of(metric) for metric in judged_by(runs_of(self.groups))]
-        place = next(i for i, column in enumerate(judged, 1) if column.kind == "fid")
-        judged.insert(place, FID_STD)
+        metrics = [column_of(metric) for metric in tabled(runs_of(self.groups))]
+        place = next(i for i, column in enumerate(metrics, 1) if column.kind == "fid")
+        metrics.insert(place, FID_STD)
         return [
             column
-            for column in (*COLUMNS[one_size:], *judged)
+            for column in (*COLUMNS[one_size:], *metrics)
             if any(group.values(column.kind) for group in self.groups)
         ]
 
