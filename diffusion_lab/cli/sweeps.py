@@ -4,11 +4,13 @@ import os
 import shlex
 import sys
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.cli.arguments import MULTIRUN, apart
 from diffusion_lab.cli.job import run, say
+from diffusion_lab.cli.tuning_stage import tune
 from diffusion_lab.common.files import OUTPUTS, read_json, write_json
 from diffusion_lab.common.messages import UserError
 
@@ -16,10 +18,18 @@ DONE, SKIPPED, FAILED = "trained", "already finished", "failed"
 
 
 def sweep(name: str, arguments: list[str]) -> None:
-    """Runs a sweep, and reports the outcomes of its jobs when it ends or is stopped."""
+    """Runs a sweep, after its tuning if it has one; exits with code 1 if one of its jobs failed."""
     flags, overrides = apart(arguments)
     check_params(overrides)
-    folder = f"{OUTPUTS}/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
+    tune(name, flags, overrides, lambda chosen: multirun(name, flags, chosen))
+    outcomes = multirun(name, flags, overrides)
+    if any(outcome["status"] == FAILED for outcome in outcomes):
+        sys.exit(1)
+
+
+def multirun(name: str, flags: list[str], overrides: list[str]) -> list[dict]:
+    """Runs one sweep, reports the outcomes of its jobs, and returns them."""
+    folder = new_folder()
     if any(override.startswith("hparams_search=") for override in overrides):
         # the search writes its database there
         names = [o.partition("=")[2] for o in overrides if o.startswith("study_name=")]
@@ -32,9 +42,15 @@ def sweep(name: str, arguments: list[str]) -> None:
             raise  # if all jobs failed, the error is only that Optuna finds no best trial
     finally:
         alone = [name, *(flag for flag in flags if flag not in MULTIRUN)]
-        failed = report(folder, alone)
-    if failed:
-        sys.exit(1)
+        report(folder, alone)
+    return read(folder)
+
+
+def new_folder() -> str:
+    """The folder of a sweep that starts now; a study that is tuned has several sweeps."""
+    begun = f"{OUTPUTS}/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
+    names = (f"{begun}{'' if number == 1 else f'_{number}'}" for number in count(1))
+    return next(name for name in names if not Path(name).exists())
 
 
 def check_params(overrides: list[str]) -> None:
@@ -74,8 +90,8 @@ def read(sweep: str) -> list[dict]:
     return list(map(read_json, files))
 
 
-def report(sweep: str, command: list[str]) -> bool:
-    """Prints the outcomes of a sweep and how to run each failed job; returns whether any failed.
+def report(sweep: str, command: list[str]) -> None:
+    """Prints the outcomes of a sweep, and how to run each failed job.
 
     `command` is the command line without overrides: train, and Hydra's flags with their values.
     """
@@ -87,4 +103,3 @@ def report(sweep: str, command: list[str]) -> bool:
         if outcome["status"] == FAILED:
             say(f"Failed: {outcome['error']}. To run this job alone:")
             say(f"  diffusion-lab {shlex.join([*command, *outcome['overrides']])}")
-    return counts[FAILED] > 0

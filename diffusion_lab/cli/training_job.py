@@ -21,7 +21,7 @@ from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
 from diffusion_lab.runs.folder import CONFIG, load_config, load_summary
 from diffusion_lab.runs.resuming import resumed
-from diffusion_lab.training import study
+from diffusion_lab.training import study, tuning
 from diffusion_lab.training.autoencoder_task import build_autoencoder_task
 from diffusion_lab.training.diffusion_task import build_diffusion_task
 from diffusion_lab.training.task import Task
@@ -87,6 +87,7 @@ class TrainingJob:
         if cfg.resume:
             self.train(resumed(cfg.resume, overrides, self.command), overrides)
             return sweeps.DONE, None
+        tuning.apply(cfg, job)
         folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
         study.check_metric(cfg, folder)
         begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, self.command, overrides)

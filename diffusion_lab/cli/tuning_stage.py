@@ -1,0 +1,201 @@
+"""The first stage of a tuned study: sweeps over values until the best are inside their grids."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.instantiate import instantiate
+from diffusion_lab.build.overrides import key_of, parse
+from diffusion_lab.cli.arguments import MULTIRUN, PLACES
+from diffusion_lab.common.files import write_json
+from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.training import study
+from diffusion_lab.training.tuning import (
+    FOLDER,
+    Point,
+    Tried,
+    Tuning,
+    average,
+    file_of,
+    name_of,
+    refuse_tuned,
+)
+
+SEED = "seed"
+Network = dict[str, str]  # a value of each of the keys whose combinations are tuned
+Sweep = Callable[[list[str]], list[dict]]  # from overrides to the outcomes of all jobs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A study's tuning runs; `overrides` are common to all of them."""
+
+    tuning: Tuning
+    study: str
+    overrides: list[str]
+    networks: list[Network]
+
+    def try_all(
+        self, networks: Sequence[Network], points: Sequence[Point], sweep: Sweep
+    ) -> list[list[Tried]]:
+        """Trains the runs of all combinations; returns what each network reached at each point."""
+        swept = {key: [each[key] for each in networks] for key in networks[0]}
+        swept |= {key: [str(each[key]) for each in points] for key in points[0]}
+        swept[SEED] = list(map(str, self.tuning.seeds))
+        choices = [f"{k}=choice({','.join(dict.fromkeys(v))})" for k, v in swept.items()]
+        reached = {}
+        for outcome in sweep([*self.overrides, *choices]):
+            values = {key_of(each): elements(each)[0] for each in parse(outcome["overrides"])}
+            place = tuple(values[key] for key in swept)
+            reached[place] = self.result(Path(values["run_dir"])) if "run_dir" in values else None
+
+        def tried(network: Network, point: Point) -> Tried:
+            words = [element(key, value) for key, value in point.items()]
+            places = {s: (*network.values(), *words, s) for s in map(str, self.tuning.seeds)}
+            return {"values": point, "results": {s: reached.get(p) for s, p in places.items()}}
+
+        return [[tried(network, point) for point in points] for network in networks]
+
+    def result(self, folder: Path) -> float | None:
+        """The metric of a finished run; None for another run, or if it is not finite."""
+        if not load_summary(folder).get("finished"):
+            return None
+        value = study.final_metric(folder, self.tuning.metric)
+        return value if math.isfinite(value) else None
+
+
+def tune(name: str, flags: list[str], overrides: list[str], sweep: Sweep) -> None:
+    """Tunes a study by calls of `sweep`, and writes what it found; does nothing if none is tuned.
+
+    Finished runs are not repeated and stopped ones are resumed. Raises UserError if the study
+    leaves open how its tuning runs should be.
+    """
+    stage = planned(name, flags, overrides)
+    if stage is None:
+        return
+    tuning, points, found = stage.tuning, first_points(stage.tuning), {}
+    count = len(stage.networks) * len(points) * len(tuning.seeds)
+    say(f"Tuning {', '.join(tuning.values)} for {stage.study} by {tuning.metric}: {count} runs")
+    first = stage.try_all(stage.networks, points, sweep)
+    for network, tried in zip(stage.networks, first, strict=True):
+        for grown in range(tuning.grow):
+            for point in (new := tuning.beyond(tried, grown)):
+                say(f"{name_of(network)}: the best value is at an end, trying {written(point)}")
+                tried += stage.try_all([network], [point], sweep)[0]
+            if not new:
+                break
+        found[name_of(network)] = result_of(tuning, network, tried)
+    write_json(file_of(stage.study), found)
+
+
+def planned(name: str, flags: list[str], overrides: list[str]) -> Stage | None:
+    """The tuning that a sweep needs before its runs; None if it needs none of its own."""
+    if not {flag for flag in flags if flag.startswith("-")} <= {*MULTIRUN, *PLACES}:
+        return None  # as --cfg, which trains nothing
+    cfg = composed(name, flags, overrides)
+    if not cfg.get("tuning") or cfg.tuning.running:
+        return None
+    tuning: Tuning = instantiate(cfg, "tuning")
+    if tuning.study not in (None, cfg.study_name):
+        return None
+    if not cfg.study_name:
+        raise UserError("tuning belongs to a study; write study_name=... or tuning=none")
+    given = {key_of(each): each for each in parse(o for o in overrides if "=" in o)}
+    refuse_tuned(tuning, given)
+    own = parse(tuning.overrides)
+    varied = varied_in(cfg, given)
+    check(tuning, varied, set(map(key_of, own)))
+    replaced = {SEED, "study_name", *tuning.of, *map(key_of, own)}
+    kept = [each for each in overrides if key_of(parse([each])[0]) not in replaced]
+    runs = [*kept, *tuning.overrides_of_runs(), f"study_name={cfg.study_name}/{FOLDER}"]
+    values = [elements(varied[key]) for key in tuning.of]
+    networks = [dict(zip(tuning.of, chosen, strict=True)) for chosen in product(*values)]
+    return Stage(tuning, cfg.study_name, runs, networks)
+
+
+def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
+    """The configuration of a sweep's first job, with Hydra's own."""
+    first = []
+    for text, each in zip(overrides, parse(overrides), strict=True):
+        if not each.is_sweep_override():
+            first.append(text)
+        elif not each.is_interval_sweep():
+            first.append(f"{text.partition('=')[0]}={elements(each)[0]}")
+    places = [flags[i + 1] for i, flag in enumerate(flags) if flag in ("--config-dir", "-cd")]
+    if places:
+        first.append(f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(name.replace("-", "_"), first, return_hydra_config=True)
+
+
+def varied_in(cfg: DictConfig, given: dict[str, Override]) -> dict[str, Override]:
+    """The keys that a study or a sweep varies; `given` are those of the command line."""
+    params = cfg.hydra.sweeper.get("params") or {}
+    listed = {key_of(each): each for each in parse(f"{k}={v}" for k, v in params.items())}
+    named = {key: each for key, each in given.items() if each.is_sweep_override() or key in listed}
+    return listed | named
+
+
+def check(tuning: Tuning, varied: dict[str, Override], fixed: set[str]) -> None:
+    """Raises UserError unless the tuning runs have one value of each key that the study varies."""
+    if missing := [key for key in tuning.of if key not in varied]:
+        raise UserError(
+            f"tuning.of contains {missing[0]}, which the study does not vary; remove it from "
+            "tuning.of, or give it values"
+        )
+    if open_keys := sorted(varied.keys() - {SEED, *tuning.of} - fixed):
+        key = open_keys[0]
+        raise UserError(
+            f"{key} varies in the study, but tuning does not say how; add it to tuning.of, or its "
+            f"value to tuning.overrides, as in tuning.overrides=[{key}=...]"
+        )
+    seeds = elements(varied[SEED]) if SEED in varied else []
+    if both := [seed for seed in tuning.seeds if str(seed) in seeds]:
+        raise UserError(
+            f"tuning.seeds contains {both[0]}, a seed of the study itself; choose others, as in "
+            "tuning.seeds=[100]"
+        )
+
+
+def first_points(tuning: Tuning) -> list[Point]:
+    """The combinations of the values to begin with."""
+    chosen = product(*tuning.values.values())
+    return [dict(zip(tuning.values, values, strict=True)) for values in chosen]
+
+
+def result_of(tuning: Tuning, network: Network, tried: list[Tried]) -> dict[str, object]:
+    """What was found for a network, as tuning.json keeps it; says it, too."""
+    best, name = tuning.best(tried), name_of(network)
+    if best is None:
+        say(f"{name}: every tuning run failed")
+        return {"chosen": None, "tried": tried}
+    others = [f"{written(o['values'])}: {average(o):.4g}" for o in tried if o is not best]
+    beside = f" ({', '.join(others)})" if others else ""
+    say(f"{name}: {written(best['values'])}, {tuning.metric} {average(best):.4g}{beside}")
+    if not tuning.inside(tried):
+        say(f"{name}: this value is at an end of its grid; widen tuning.values, or tuning.grow")
+    return {"chosen": best["values"], "tried": tried}
+
+
+def written(point: Point) -> str:
+    return " ".join(f"{key}={value:g}" for key, value in point.items())
+
+
+def elements(override: Override) -> list[str]:
+    """The values of an override as text: those of a sweep, or the one."""
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.get_value_element_as_str()]
+
+
+def element(key: str, value: object) -> str:
+    """A value as the overrides of a job contain it."""
+    return elements(parse([f"{key}={value}"])[0])[0]

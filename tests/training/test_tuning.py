@@ -1,0 +1,163 @@
+"""A study is tuned before its runs: which runs, which values win, and what its runs then have."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.refusals import assert_names
+from helpers.tiny_runs import TINY
+from omegaconf import OmegaConf
+
+from diffusion_lab.training.tuning import Tuning
+
+QUICK = [a for a in TINY if a != "backbone.depth=1"]
+QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+OPTIONS = ["tuning.of=[backbone.depth]", "tuning.metric=val/loss", "tuning.images=null"]
+TUNED = ["train", "-m", "study_name=mine", *QUICK, "tuning=learning_rate", *OPTIONS]
+GRID = "tuning.values={optimizer.lr:[1e-3,2e-3]}"
+STUDY = [*TUNED, GRID, "tuning.grow=1", "backbone.depth=1,2", "seed=0,1"]
+FOUND = Path("outputs/mine/tuning/tuning.json")
+
+
+def config_of(study: str, depth: int, seed: int):
+    """The saved configuration of the study's run."""
+    saved = [OmegaConf.load(path) for path in Path(f"outputs/{study}").glob("*/config.yaml")]
+    (cfg,) = [each for each in saved if (each.backbone.depth, each.seed) == (depth, seed)]
+    return cfg
+
+
+def tuning(**settings: object) -> Tuning:
+    facts = {
+        "of": ["backbone"],
+        "values": {"optimizer.lr": [1e-3, 2e-3, 4e-3]},
+        "grow": 2,
+        "metric": "fid",
+        "seeds": [100],
+        "images": 1000,
+        "num_samples": 10,
+        "overrides": [],
+        "study": None,
+        "running": False,
+        "chosen": None,
+        "tried": None,
+    }
+    return Tuning(**facts | settings)
+
+
+def tried(**by_rate: float | None) -> list[dict]:
+    """What was reached at learning rates, as in tried(r1=200.0) for 1e-3."""
+    return [
+        {"values": {"optimizer.lr": int(name[1:]) / 1000}, "results": {"100": value}}
+        for name, value in by_rate.items()
+    ]
+
+
+def test_the_lowest_mean_wins_and_a_failed_run_never_does():
+    best = tuning().best(tried(r1=3.0, r2=1.0, r4=2.0))
+    assert best["values"] == {"optimizer.lr": 2e-3}
+    two = [
+        {"values": {"optimizer.lr": 1e-3}, "results": {"100": 1.0, "101": None}},
+        {"values": {"optimizer.lr": 2e-3}, "results": {"100": 4.0, "101": 6.0}},
+        {"values": {"optimizer.lr": 4e-3}, "results": {"100": 0.0, "101": 9.0}},
+    ]
+    assert tuning().best(two)["values"] == {"optimizer.lr": 4e-3}
+    assert tuning().best(tried(r1=None)) is None
+
+
+def test_a_grid_grows_beyond_an_end_that_wins_and_only_so_often():
+    low, high = tried(r1=1.0, r2=2.0, r4=3.0), tried(r1=3.0, r2=2.0, r4=1.0)
+    assert tuning().beyond(low, 0) == [{"optimizer.lr": 5e-4}]
+    assert tuning().beyond(high, 1) == [{"optimizer.lr": 8e-3}]
+    assert tuning().beyond(high, 2) == []
+    assert tuning().beyond(tried(r1=2.0, r2=1.0, r4=2.0), 0) == []
+    assert tuning().beyond(tried(r1=None, r2=None), 0) == []
+    assert not tuning().inside(high)
+    assert tuning().inside(tried(r1=2.0, r2=1.0, r4=2.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"values": {"optimizer.lr": [1e-3]}}, "values"),
+        ({"values": {"optimizer.lr": [2e-3, 1e-3]}}, "values"),
+        ({"values": {}}, "values"),
+        ({"seeds": []}, "seeds"),
+        ({"metric": "kid"}, "metric"),
+        ({"of": "backbone"}, "of"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, named):
+    with pytest.raises(ValueError, match=named):
+        tuning(**settings)
+
+
+def test_each_network_is_tuned_by_itself_and_its_runs_have_its_best_value(lab):
+    code, _, err = lab(*STUDY)
+    assert code == 0, err
+    found = json.loads(FOUND.read_text())
+    assert sorted(found) == ["backbone.depth=1", "backbone.depth=2"]
+    for depth in (1, 2):
+        own = found[f"backbone.depth={depth}"]
+        rates = [each["values"]["optimizer.lr"] for each in own["tried"]]
+        assert rates[:2] == [1e-3, 2e-3]
+        assert rates[2:] in ([5e-4], [4e-3])  # two values have no inside
+        values = {
+            rate: each["results"]["100"] for rate, each in zip(rates, own["tried"], strict=True)
+        }
+        assert own["chosen"]["optimizer.lr"] == min(values, key=values.get)
+        for seed in (0, 1):
+            cfg = config_of("mine", depth, seed)
+            assert cfg.optimizer.lr == own["chosen"]["optimizer.lr"]
+            assert OmegaConf.to_container(cfg.tuning.tried) == own["tried"]
+    tuning_runs = list(Path("outputs/mine/tuning").glob("*/summary.json"))
+    assert len(tuning_runs) == 6
+    seeds = {OmegaConf.load(path.parent / "config.yaml").seed for path in tuning_runs}
+    assert seeds == {100}
+
+
+def test_a_repeated_study_trains_nothing_again(lab):
+    assert lab(*STUDY)[0] == 0
+    files = [*Path("outputs/mine").rglob("last.ckpt"), FOUND]
+    before = {path: path.stat().st_mtime_ns for path in files if path != FOUND}
+    content = FOUND.read_text()
+    assert lab(*STUDY)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert FOUND.read_text() == content
+    code, _, err = lab(
+        *(a for a in STUDY if a != "-m" and "=0,1" not in a and "=1,2" not in a),
+        "backbone.depth=2",
+        "seed=7",
+    )
+    assert code == 0, err
+    cfg = config_of("mine", 2, 7)
+    assert cfg.optimizer.lr == json.loads(content)["backbone.depth=2"]["chosen"]["optimizer.lr"]
+
+
+def test_another_study_can_use_the_values(lab):
+    assert lab(*STUDY)[0] == 0
+    other = ["study_name=other" if a == "study_name=mine" else a for a in STUDY]
+    assert lab(*other, "tuning.study=mine")[0] == 0
+    assert not Path("outputs/other/tuning").exists()
+    chosen = json.loads(FOUND.read_text())["backbone.depth=1"]["chosen"]["optimizer.lr"]
+    assert config_of("other", 1, 0).optimizer.lr == chosen
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["optimizer.lr=1e-3"], ["optimizer.lr"]),
+        (["batch_size=4,8"], ["batch_size", "tuning.of", "tuning.overrides"]),
+        (["tuning.of=[backbone]"], ["tuning.of", "backbone"]),
+        (["tuning.seeds=[1]"], ["tuning.seeds", "1"]),
+        (["tuning.values={optimizer.lr:[2e-3,1e-3]}"], ["tuning.values"]),
+    ],
+)
+def test_a_study_that_leaves_its_tuning_open_is_refused_before_any_run(refusal, more, named):
+    assert_names(refusal(*STUDY, *more), *named)
+    assert not list(Path("outputs").rglob("config.yaml"))
+
+
+def test_a_run_of_a_study_that_was_not_tuned_is_refused(refusal):
+    single = [a for a in STUDY if a != "-m" and not a.startswith(("backbone.depth", "seed="))]
+    assert_names(refusal(*single, "backbone.depth=1", "seed=0"), "backbone.depth=1", "train -m")
+    assert_names(refusal(*single, "seed=0"), "backbone.depth")
