@@ -23,8 +23,9 @@ class DiT(PatchNetwork):
     """Patches through `depth` blocks of self-attention.
 
     `positions` is sincos, learned or rotary; `qk_norm` normalises queries and keys; `window`, if
-    given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's skips.
-    Raises ValueError for sizes that do not divide.
+    given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's skips;
+    `overlap` and `smooth` are explained at `PatchNetwork`. Raises ValueError for sizes that do not
+    divide.
     """
 
     @ranges()
@@ -42,6 +43,8 @@ class DiT(PatchNetwork):
         window: Annotated[int | None, optional(whole(1))],
         long_skips: Flag,
         block: Callable[..., Block],
+        overlap: Flag = False,
+        smooth: Flag = False,
     ):
         rows, columns = patch_grid(image_size, patch)
         check_heads(width, heads)
@@ -57,5 +60,14 @@ class DiT(PatchNetwork):
         places = "none" if rotary else positions
         blocks = [block(width=width, mixer=mixer) for _ in range(depth)]
         super().__init__(
-            in_channels, out_channels, image_size, patch, width, places, long_skips, blocks
+            in_channels,
+            out_channels,
+            image_size,
+            patch,
+            width,
+            places,
+            long_skips,
+            blocks,
+            overlap,
+            smooth,
         )

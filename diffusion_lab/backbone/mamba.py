@@ -111,8 +111,8 @@ class Mamba(PatchNetwork):
     """Patches through `depth` blocks of a selective state space (arXiv:2312.00752, 2405.21060).
 
     `path` is zigzag (a layer follows one of eight), bidirectional or raster; `positions` is sincos,
-    learned or none; `state_space` makes the state space of some channels. Raises ValueError for
-    sizes that do not divide.
+    learned or none; `state_space` makes the state space of some channels; `overlap` and `smooth`
+    are explained at `PatchNetwork`. Raises ValueError for sizes that do not divide.
     """
 
     @ranges()
@@ -131,6 +131,8 @@ class Mamba(PatchNetwork):
         long_skips: Flag,
         state_space: Callable[[int], nn.Module],
         block: Callable[..., Block],
+        overlap: Flag = False,
+        smooth: Flag = False,
     ):
         paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
         mixer = partial(
@@ -141,7 +143,16 @@ class Mamba(PatchNetwork):
             for i in range(depth)
         ]
         super().__init__(
-            in_channels, out_channels, image_size, patch, width, positions, long_skips, blocks
+            in_channels,
+            out_channels,
+            image_size,
+            patch,
+            width,
+            positions,
+            long_skips,
+            blocks,
+            overlap,
+            smooth,
         )
 
 

@@ -63,7 +63,10 @@ class LongSkips(nn.ModuleList):
 class PatchNetwork(nn.Module):
     """Patches through conditioned blocks; DiT and Mamba choose the blocks.
 
-    `positions` is sincos (fixed), learned, or none. Raises ValueError for another.
+    `positions` is sincos (fixed), learned, or none. With `overlap` a convolution embeds each patch
+    together with the pixels around it, half a patch on each side (as in PVTv2, arXiv:2106.13797);
+    `smooth` adds U-ViT's last layer, a 3x3 convolution of the output, which is the identity at
+    first (arXiv:2209.12152).
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class PatchNetwork(nn.Module):
         positions: str,
         long_skips: bool,
         blocks: Sequence[Block],
+        overlap: bool = False,
+        smooth: bool = False,
     ):
         super().__init__()
         self.rows, columns = patch_grid(image_size, patch)
@@ -89,7 +94,12 @@ class PatchNetwork(nn.Module):
             )
         self.condition_width = width
         self.patch = patch
-        self.embed = nn.Linear(in_channels * patch**2, width)
+        around = max(1, patch // 2)  # pixels
+        self.embed = (
+            nn.Conv2d(in_channels, width, patch + 2 * around, stride=patch, padding=around)
+            if overlap
+            else nn.Linear(in_channels * patch**2, width)
+        )
         self.noise = NoiseEmbedding(FREQUENCIES, width)
         grid = grid_positions(self.rows, columns, width)
         if positions == "learned":
@@ -103,6 +113,7 @@ class PatchNetwork(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.out = nn.Linear(width, out_channels * patch**2)
+        self.smooth = nn.Conv2d(out_channels, out_channels, 3, padding=1) if smooth else None
         initialise(self)
 
     def initialise(self) -> None:
@@ -113,11 +124,13 @@ class PatchNetwork(nn.Module):
             nn.init.normal_(self.positions, std=0.02)
         for layer in (self.modulation[1], self.out):
             nn.init.zeros_(layer.get_parameter("weight"))
+        if self.smooth is not None:
+            nn.init.dirac_(self.smooth.weight)
 
     @property
-    def ends(self) -> tuple[nn.Module, nn.Module]:
+    def ends(self) -> tuple[nn.Module, ...]:
         """The layers that read the image and write the output."""
-        return self.embed, self.out
+        return self.embed, self.out, *filter(None, [self.smooth])
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -128,7 +141,10 @@ class PatchNetwork(nn.Module):
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector, context = condition.after(self.noise(noise))  # (B, D), (B, L, D)
         condition = replace(condition, vector=vector, tokens=context)
-        tokens = self.embed(patchify(x, self.patch))  # (B, N, D)
+        if isinstance(self.embed, nn.Linear):
+            tokens = self.embed(patchify(x, self.patch))  # (B, N, D)
+        else:
+            tokens = self.embed(x).flatten(2).mT
         if self.positions is not None:
             tokens = tokens + self.positions.to(tokens.dtype)
         patches = tokens.shape[1]
@@ -144,4 +160,5 @@ class PatchNetwork(nn.Module):
         tokens = tokens[:, -patches:]
         shift, scale = self.modulation(vector).chunk(2, dim=1)
         output = self.out(modulate(self.norm(tokens), shift, scale))  # (B, N, C_out p^2)
-        return unpatchify(output, self.patch, self.rows)
+        image = unpatchify(output, self.patch, self.rows)
+        return image if self.smooth is None else self.smooth(image)

@@ -35,7 +35,7 @@ Sweep = Callable[[list[str]], list[dict]]  # from overrides to the outcomes of a
 
 
 @dataclass(frozen=True)
-class Stage:
+class TuningStage:
     """A study's tuning runs; `overrides` are common to all of them."""
 
     tuning: Tuning
@@ -96,7 +96,7 @@ def tune(name: str, flags: list[str], overrides: list[str], sweep: Sweep) -> Non
     write_json(file_of(stage.study), found)
 
 
-def planned(name: str, flags: list[str], overrides: list[str]) -> Stage | None:
+def planned(name: str, flags: list[str], overrides: list[str]) -> TuningStage | None:
     """The tuning that a sweep needs before its runs; None if it needs none of its own."""
     if not {flag for flag in flags if flag.startswith("-")} <= {*MULTIRUN, *PLACES}:
         return None  # as --cfg, which trains nothing
@@ -118,7 +118,7 @@ def planned(name: str, flags: list[str], overrides: list[str]) -> Stage | None:
     runs = [*kept, *tuning.overrides_of_runs(), f"study_name={cfg.study_name}/{FOLDER}"]
     values = [elements(varied[key]) for key in tuning.of]
     networks = [dict(zip(tuning.of, chosen, strict=True)) for chosen in product(*values)]
-    return Stage(tuning, cfg.study_name, runs, networks)
+    return TuningStage(tuning, cfg.study_name, runs, networks)
 
 
 def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:

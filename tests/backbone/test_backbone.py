@@ -44,6 +44,7 @@ CONFIGURED = {
     "dit_rotary": [*DIT, "backbone.positions=rotary", "backbone.qk_norm=true"],
     "dit_learned": [*DIT, "backbone.positions=learned", "backbone.window=1"],
     "dit_long_skips": [*DIT, "backbone.long_skips=true", "backbone.depth=3"],
+    "dit_smooth": [*DIT, "backbone.overlap=true", "backbone.smooth=true"],
     "dit_in_context_rotary_window": [
         *DIT,
         "backbone/block=in_context",

@@ -214,3 +214,37 @@ def test_long_skips_join_the_halves_in_reverse_and_add_nothing_at_first():
     skipping(image, noise, Condition())
     for skip, (own, twin) in enumerate([(2, 1), (3, 0)]):
         assert torch.equal(seen[f"skip {skip}"], torch.cat([seen[own], seen[twin]], dim=-1))
+
+
+def test_an_overlapping_embedding_sees_the_pixels_around_its_patch():
+    torch.manual_seed(0)
+    for overlap in (False, True):
+        embed = []
+        network = small(overlap=overlap)
+        network.embed.register_forward_hook(lambda m, i, o, embed=embed: embed.append(o))
+        x = torch.zeros(1, 1, 8, 12, requires_grad=True)
+        network(x, torch.zeros(1), Condition())
+        tokens = embed[0].flatten(2).mT if overlap else embed[0]
+        assert tokens.shape == (1, 24, 32)
+        # the second patch of the second row: pixels from (2, 2) on
+        (seen,) = torch.autograd.grad(tokens[0, 7].sum(), x)
+        rows, columns = (seen[0, 0].abs().sum(dim) > 0 for dim in (1, 0))
+        around = (1, 5) if overlap else (2, 4)
+        assert rows.nonzero()[:, 0].tolist() == list(range(*around))
+        assert columns.nonzero()[:, 0].tolist() == list(range(*around))
+
+
+def test_the_last_convolution_changes_nothing_at_first_and_joins_patches():
+    torch.manual_seed(0)
+    network = small(smooth=True)
+    nn.init.normal_(network.out.weight)
+    inputs = torch.randn(1, 1, 8, 12), torch.zeros(1), Condition()
+    with torch.no_grad():
+        smoothed = network(*inputs)
+        smooth, network.smooth = network.smooth, None
+        plain = network(*inputs)
+        torch.testing.assert_close(plain, smoothed)
+        nn.init.constant_(smooth.weight, 1 / 9)
+        blurred = smooth(plain)
+    torch.testing.assert_close(blurred[0, 0, 1, 1], plain[0, 0, :3, :3].mean())  # three patches
+    assert small(smooth=True).ends[-1].kernel_size == (3, 3)  # an end, so Muon leaves it to AdamW
