@@ -60,7 +60,7 @@ Tried = dict[str, Any]  # "values": a Point, and "results": the metric by seed
 
 @settings
 class Tuning:
-    """What a study tunes, and by which runs.
+    """The keys that a study tunes, and the runs by which it tunes them.
 
     For each combination of values of the keys in `of`, each of the keys in `values` takes the
     values of its grid, in runs of `images` training images for each of `seeds`. The best mean of

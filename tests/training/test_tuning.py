@@ -45,7 +45,7 @@ def tuning(**settings: object) -> Tuning:
 
 
 def tried(**by_rate: float | None) -> list[dict]:
-    """What was reached at learning rates, as in tried(r1=200.0) for 1e-3."""
+    """The results at learning rates, as in tried(r1=200.0) for 1e-3."""
     return [
         {"values": {"optimizer.lr": int(name[1:]) / 1000}, "results": {"100": value}}
         for name, value in by_rate.items()
