@@ -1,4 +1,4 @@
-"""What metrics need of real images: observed once, and then read from a folder."""
+"""The real images that metrics compare with: observed once, and then read from a folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
