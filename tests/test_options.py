@@ -19,7 +19,12 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("WandB.project", "WandB.name", "WandB.group", "WandB.run_id", "WandB.tags"),
     "MedianPruning.metric",
     "WandB.mode",  # `train` checks it, as the logger is built after the run folder
-    *("WandB.choices", "Budget.solved"),  # filled in by the program
+    *(
+        "WandB.choices",
+        "Budget.solved",
+        "Tuning.chosen",
+        "Tuning.tried",
+    ),  # filled in by the program
     "ImageDataModule.source",  # an object of another file
 }
 

@@ -24,6 +24,7 @@ from diffusion_lab.runs.resuming import resumed
 from diffusion_lab.training import study, tuning
 from diffusion_lab.training.autoencoder_task import build_autoencoder_task
 from diffusion_lab.training.diffusion_task import build_diffusion_task
+from diffusion_lab.training.protocol import protocol_of
 from diffusion_lab.training.task import Task
 from diffusion_lab.training.train import Outcome, train
 
@@ -87,6 +88,7 @@ class TrainingJob:
         if cfg.resume:
             self.train(resumed(cfg.resume, overrides, self.command), overrides)
             return sweeps.DONE, None
+        protocol_of(cfg)  # refuses a wrong one
         tuning.apply(cfg, job)
         folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
         study.check_metric(cfg, folder)

@@ -172,7 +172,7 @@ def first_points(tuning: Tuning) -> list[Point]:
 
 
 def result_of(tuning: Tuning, network: Network, tried: list[Tried]) -> dict[str, object]:
-    """What was found for a network, as tuning.json keeps it; says it, too."""
+    """Says and returns the result for a network, as tuning.json keeps it."""
     best, name = tuning.best(tried), name_of(network)
     if best is None:
         say(f"{name}: every tuning run failed")

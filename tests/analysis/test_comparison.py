@@ -260,7 +260,7 @@ class TestVerdict:
         answer, _ = said(runs)
         assert answer.startswith("No difference is shown at this budget: ")
         assert "do not differ significantly in FID" in answer
-        assert "4 seeds with this spread have 80 % power for a gap of" in answer
+        assert "80 % power for" in answer
 
     def test_the_gap_of_80_percent_power_is_beside_one_that_is_not_shown(self, runs):
         # differences 1, 3: mean 2, standard deviation sqrt(2), standard error 1; a noncentral t of
@@ -268,9 +268,7 @@ class TestVerdict:
         fake_group(runs, "dit", [10.0, 20.0])
         fake_group(runs, "unet", [11.0, 23.0], config=UNET)
         answer, text = said(runs)
-        assert (
-            "their gap is 2, and 2 seeds with this spread have 80 % power for a gap of 16.3"
-        ) in answer
+        assert "gap 2, of 80 % power for 16.3" in answer
         assert f"p = {1 - 2 * math.atan(2) / math.pi:.2g}" in text
 
     def test_a_clear_difference_is_named_with_its_size(self, runs):
@@ -278,10 +276,8 @@ class TestVerdict:
         fake_group(runs, "dit", [100.0, 110.0, 90.0])
         fake_group(runs, "unet", [150.0, 162.0, 144.0], config=UNET)
         answer, text = said(runs)
-        assert answer == (
-            "DiT is better than UNet: FID lower by 52 (95 % confidence interval 47 to 57)"
-        )
-        assert "paired over seeds 0, 1, 2: p = 0.00049" in text
+        assert answer == "DiT is better than UNet: FID lower by 52 (95 % interval 47 to 57)"
+        assert "3 seeds, p = 0.00049" in text
 
     def test_seeds_are_paired_and_not_pooled(self, runs):
         """Seeds change FID by far more than compositions do, and by about the same in both."""
@@ -295,7 +291,7 @@ class TestVerdict:
         for seed, fid in ((1, 160.0), (2, 141.0), (7, 1.0)):
             fake_run(runs / f"unet_{seed}", fid, seed, config=UNET)
         _, text = said(runs)
-        assert "paired over seeds 1, 2:" in text
+        assert "2 seeds, p = " in text
 
     def test_higher_is_better_for_recall(self, runs):
         for seed in range(3):
@@ -311,7 +307,7 @@ class TestVerdict:
             fake_group(runs, f"w{width}", fids, config={"backbone": {"width": width}})
         answer, text = said(runs)
         assert answer == "width=1 is best by FID: better than each of the other 2"
-        assert "after Holm's correction for 3 pairs" in text
+        assert "p = 0.00013, Holm 0.00038" in text
         assert "width=2 and width=3 do not differ significantly" in text
 
     def test_one_seed_each_says_nothing_beyond_the_runs(self, runs):
@@ -319,9 +315,8 @@ class TestVerdict:
         fake_run(runs / "unet", 120.0, config=UNET)
         answer, text = said(runs)
         assert answer.startswith("Nothing can be said about FID beyond these runs")
-        assert (
-            "The gap between DiT and UNet is 20, with jackknife deviations of 3 and 3 over samples"
-        ) in text
+        assert "The gap between DiT and UNet is 20" in text
+        assert "Their jackknife deviations over samples are 3 and 3" in text
 
     def test_unequal_budgets_are_said(self, runs):
         fake_group(runs, "dit", [100.0, 110.0])
@@ -375,7 +370,7 @@ class TestVerdict:
                 )
         result, text = compared(tmp_path)
         assert len(result["compositions"]) == 4
-        assert "after Holm's correction for 2 pairs" in text
+        assert "Holm's correction covers all 4 tests of all metrics" in text
         page = (tmp_path / "comparison/index.html").read_text()
         assert (
             "By the means, DiT overtakes UNet in FID between 600 and 6,000 training images"
@@ -409,7 +404,9 @@ class TestTable:
         fid, recall, _ = rows
         assert (fid["ahead"], fid["behind"], fid["seeds"]) == ("DiT", "UNet", "0 1 2")
         assert (float(fid["gap"]), fid["significant"]) == (52, "True")
-        assert fid["p"] == fid["holm"]
+        # FID and test loss are corrected together
+        assert float(fid["holm"]) == pytest.approx(2 * float(fid["p"]))
+        assert fid["tests"] == "2"
         # recall differs by the same in every seed, so it is not tested
         assert (recall["ahead"], recall["significant"]) == ("UNet", "False")
         assert recall["p"] == recall["holm"] == recall["gap_at_80_power"] == ""

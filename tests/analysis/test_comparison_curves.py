@@ -10,6 +10,7 @@ from diffusion_lab.analysis.comparison.candidates import read
 from diffusion_lab.analysis.comparison.comparing import collect, judge, name_in_rows
 from diffusion_lab.analysis.comparison.curves import curve, training_flops
 from diffusion_lab.analysis.comparison.pictures import grid_noise, latest_grid, samples
+from diffusion_lab.analysis.comparison.verdict import verdicts
 from diffusion_lab.metrics.quantities import QUANTITIES
 
 FID = QUANTITIES[0]
@@ -134,7 +135,10 @@ def test_metrics_in_training_are_drawn_to_their_end(lab, tmp_path):
     assert [point.flops for point in found] == [
         pytest.approx(6 * group.mean("macs") * images) for images in (16, 32, 40)
     ]
-    assert [plot.name for plot in judge(collection, FID).along] == [
+    assert [
+        plot.name
+        for plot in judge(collection, FID, verdicts(collection.groups, [FID])["fid"]).along
+    ] == [
         "fid_against_images",
         "fid_against_minutes",
         "fid_against_flops",

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from diffusion_lab.analysis.comparison.groups import half_width
-from diffusion_lab.analysis.comparison.pairs import detectable, holm
+from diffusion_lab.analysis.comparison.significance import detectable, holm
 
 # Student's t, two-sided 95 %, by degrees of freedom, from a printed table
 TABLE = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 9: 2.26216, 30: 2.04227}
@@ -35,7 +35,7 @@ def spread_of_one(count: int) -> list[float]:
 
 @pytest.mark.parametrize(("seeds", "level"), [(2, 0.05), (3, 0.05 / 3), (5, 0.05), (10, 0.05 / 12)])
 def test_a_detectable_gap_is_found_in_four_of_five_draws(seeds, level):
-    gap = detectable(spread_of_one(seeds), level)
+    gap = detectable(1 / math.sqrt(seeds), seeds - 1, level)
     draws = np.random.default_rng(0).normal(size=(100_000, seeds))
     found = stats.ttest_1samp(draws + gap, 0, axis=1).pvalue < level
     assert found.mean() == pytest.approx(0.8, abs=0.005)

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.analysis.comparison.comparing import collect
-from diffusion_lab.analysis.comparison.verdict import verdict
+from diffusion_lab.analysis.comparison.verdict import verdicts
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.metrics.quantities import QUANTITIES
 from diffusion_lab.runs.folder import save_config
@@ -120,5 +120,5 @@ def fake_group(root: Path, name: str, fids: list[float], **more) -> list[Path]:
 def said(runs, kind="fid"):
     """The verdict on a metric, (answer, findings and reservations); None if not compared."""
     metric = next(metric for metric in QUANTITIES if metric.name == kind)
-    found = verdict(collect([runs]).groups, metric)
+    found = verdicts(collect([runs]).groups, [metric]).get(kind)
     return found and (found.answer, " ".join([*found.findings, *found.reservations]))

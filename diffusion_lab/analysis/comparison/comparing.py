@@ -8,14 +8,23 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.analysis.comparison import curves, drawings, fairness, measurements, page, pairs
+from diffusion_lab.analysis.comparison import (
+    agreed,
+    curves,
+    drawings,
+    fairness,
+    measurements,
+    page,
+    pairs,
+    tuned,
+)
 from diffusion_lab.analysis.comparison.candidates import read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.analysis.comparison.table import CompositionTable
-from diffusion_lab.analysis.comparison.verdict import verdict
+from diffusion_lab.analysis.comparison.verdict import Verdict, families, verdicts
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
@@ -70,17 +79,19 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         )
     collection = collect(paths)
     groups, left_out = collection.groups, collection.left_out
-    found = (judge(collection, metric) for metric in measurements.judged_by(runs_of(groups)))
-    judged = [each for each in found if each]
+    judged = judge_all(collection)
     if not judged:
         raise UserError("none of these runs has a finite value of any metric to compare")
-    notes = [*fairness.notes(groups), *collection.omitted]
+    primary = (agreed.protocol_of(runs_of(groups)) or {}).get("metric")
+    by_metric = {each.metric.name: each.verdict for each in judged}
+    notes = [*agreed.notes(groups), *families(by_metric, primary), *tuned.notes(groups)]
+    notes += [*fairness.notes(groups), *collection.omitted]
     if by_validation(collection):
         notes.append(
             "Samples are compared with validation images, by which these runs may have been "
             "chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`"
         )
-    facts = (setting(collection), collection.names, notes, left_out)
+    facts = (setting(collection), collection.names, notes, left_out, tuned.drawings(groups))
     write(folder, Report(groups, judged, samples(groups), *facts))
     first = judged[0]
     for sentence in (*left_out, f"{first.verdict.answer}."):
@@ -124,12 +135,19 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     return Collection(arranged(groups), names, protocol, sampling, omitted, left_out + repeated)
 
 
-def judge(collection: Collection, metric: Quantity) -> Judged | None:
-    """The verdict and the plots by one metric; None if no run has it."""
+def judge_all(collection: Collection) -> list[Judged]:
+    """The verdicts and plots by each metric that a run has; the protocol's metric comes first."""
+    runs = runs_of(collection.groups)
+    metrics, protocol = measurements.judged_by(runs), agreed.protocol_of(runs) or {}
+    primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
+    metrics.sort(key=lambda metric: metric.name != primary)
+    found = verdicts(collection.groups, metrics, primary, test)
+    return [judge(collection, m, found[m.name]) for m in metrics if m.name in found]
+
+
+def judge(collection: Collection, metric: Quantity, said: Verdict) -> Judged:
+    """The verdict and the plots by one metric."""
     groups = collection.groups
-    said = verdict(groups, metric)
-    if said is None:
-        return None
     # training measures the loss of validation images on the way, and of test images at its end
     measured = VALIDATION_LOSS if metric is TEST_LOSS else metric
     trained = [
@@ -197,9 +215,10 @@ def write(folder: Path, report: Report) -> None:
     said = [*first.sentences, *report.notes, *report.left_out]
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     tests = [pair for each in report.judged for pair in each.verdict.pairs]
-    plots = {f"{plot.name}.svg": plot.file for each in report.judged for plot in each.drawings}
+    drawn = [*report.tuning, *(plot for each in report.judged for plot in each.drawings)]
+    plots = {f"{plot.name}.svg": plot.file for plot in drawn}
     judged = measurements.judged_by(runs_of(report.groups))
-    kinds = tuple(metric.name for metric in (*judged, VALIDATION_LOSS))
+    kinds = ("tuning", *(metric.name for metric in (*judged, VALIDATION_LOSS)))
     for old in (folder / PLOTS).glob("*.svg"):
         if old.name not in plots and old.name.startswith(kinds):
             old.unlink()

@@ -10,6 +10,7 @@ from diffusion_lab.build.config_keys import SUBSET_SEED
 from diffusion_lab.common.formats import amount, duration
 
 EQUAL_IMAGES = 0.01  # relative difference, for a last batch more or less
+NAMED_MACHINES = 2
 EQUAL_COST = 0.05  # relative difference, above the 2 % that budget=macs allows each run
 
 
@@ -48,11 +49,13 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
                 f"Operations are unequal: compositions take {amount(min(macs))} to "
                 f"{amount(max(macs))} multiply-accumulates per image, at equal numbers of images"
             )
+    yield from unequal_networks(groups)
     machines = dict.fromkeys(map(machine, runs))
     if len(machines) > 1:
         unequal = "Time, speed and memory were measured on different machines"
         said = "The time is equal but the machines are not" if limit else unequal
-        yield f"{said}: {'; '.join(machines)}"
+        few = len(machines) <= NAMED_MACHINES
+        yield f"{said}: {'; '.join(machines)}" if few else f"{said}, {len(machines)} in all"
     choices = {run.settings.get(SUBSET_SEED) for run in runs}
     several_sizes = len({group.data_size for group in groups}) > 1
     if several_sizes and len(choices) == 1 and None not in choices:
@@ -60,6 +63,39 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
             f"All runs use the same choice of training images ({SUBSET_SEED}={choices.pop()}), so "
             "the intervals do not show how much another choice would change"
         )
+
+
+def unequal_networks(groups: Sequence[Group]) -> Iterator[str]:
+    """Yields sentences on parameters, output layers and precision that differ between groups."""
+    parameters = [group.mean("parameters") for group in groups if group.values("parameters")]
+    if parameters and max(parameters) > (1 + EQUAL_COST) * min(parameters):
+        yield (
+            f"Parameters are unequal: compositions have {amount(min(parameters))} to "
+            f"{amount(max(parameters))}"
+        )
+    patches = {writes_by(group.runs[0]) for group in groups}
+    if len(patches) > 1:
+        sides = sorted(patches, key=str)
+        said = " and ".join("single pixels" if s is None else f"{s} x {s} patches" for s in sides)
+        yield f"Output layers are unequal: compositions write {said}; compare their seams"
+    precisions = {
+        str(run.summary["precision"])
+        for g in groups
+        for run in g.runs
+        if "precision" in run.summary
+    }
+    if len(precisions) > 1:
+        yield f"Precision is unequal: {' and '.join(sorted(precisions))}"
+
+
+def writes_by(run: Run) -> int | None:
+    """The side of the patches that a network's last layer writes; None if it sees neighbours."""
+    patch = OmegaConf.select(run.config, "backbone.patch")
+    convolves = OmegaConf.select(run.config, "backbone.smooth")
+    network = str(OmegaConf.select(run.config, "backbone._target_"))
+    if patch in (None, 1) or convolves or network.endswith("UNet"):
+        return None
+    return patch
 
 
 def machine(run: Run) -> str:

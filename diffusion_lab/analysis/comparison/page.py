@@ -47,7 +47,8 @@ class Judged:
     def sentences(self) -> list[str]:
         """The sentences below the answer."""
         said = self.verdict
-        return [*said.by_size, *self.crossed, *said.findings[:SHOWN], *said.reservations]
+        joint = map(str, said.joint)
+        return [*said.by_size, *self.crossed, *said.findings[:SHOWN], *joint, *said.reservations]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Report:
     names: Mapping[str, str]  # the metrics' full names by short ones
     notes: Sequence[str]
     left_out: Sequence[str]
+    tuning: Sequence[Drawing] = ()
 
 
 def render(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""Paired t-tests of compositions over common seeds, with Holm's correction, and their wording."""
+"""Tests of pairs of compositions over their seeds, with Holm's correction, and their wording."""
 
 import math
 import statistics
@@ -6,69 +6,96 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from scipy import special, stats
+from scipy import stats
 
 from diffusion_lab.analysis.comparison.data_sizes import images_of, parts_of
-from diffusion_lab.analysis.comparison.groups import LEVEL, Group, half_width, without_data
+from diffusion_lab.analysis.comparison.groups import LEVEL, Group, without_data
+from diffusion_lab.analysis.comparison.significance import Tested, detectable, holm
 from diffusion_lab.build.config_keys import DATA_SIZE
 from diffusion_lab.common.formats import csv_text
 from diffusion_lab.metrics import Quantity
 
-ENOUGH = 2  # the fewest common seeds for a paired test
-POWER = 0.8  # the share of draws in which a detectable gap is significant
+ENOUGH = 2  # the fewest seeds for a test
 ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A p-value, its corrected value, and the level that the uncorrected one had to be below."""
-
-    p: float
-    corrected: float
-    level: float
+PAIRED, WELCH = "paired", "welch"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups compared over their common seeds; `ahead` has the better mean.
+    """Two groups compared by a t-test; `ahead` has the better mean.
 
-    Differences that are the same in every seed are not tested, because a t-test judges the mean by
-    the spread.
+    The test is paired over common seeds, or Welch's. Values that do not vary are not tested,
+    because a t-test judges the mean by the spread.
     """
 
     metric: Quantity
     size: str  # the label of its DataSize
     ahead: Group
     behind: Group
-    seeds: tuple[int, ...]
-    differences: tuple[float, ...]  # behind - ahead, one for each seed
+    seeds: tuple[int, ...]  # the common seeds of a paired test, all seeds of Welch's
+    test: str = PAIRED
     tested: Tested | None = None
 
     @property
+    def values(self) -> tuple[list[float], list[float]]:
+        """The values of both groups, in the order of the seeds."""
+        both = (group.by_seed(self.metric.name) for group in (self.ahead, self.behind))
+        ours, theirs = ([each[seed] for seed in self.seeds if seed in each] for each in both)
+        return ours, theirs
+
+    @property
+    def differences(self) -> list[float]:
+        """The values of `behind` minus those of `ahead`, one for each seed of a paired test."""
+        ours, theirs = self.values
+        return [b - a for a, b in zip(ours, theirs, strict=True)]
+
+    @property
     def gap(self) -> float:
-        """The mean of behind - ahead over the seeds."""
-        return statistics.mean(self.differences)
+        """The mean of `behind` minus that of `ahead`."""
+        ours, theirs = self.values
+        return statistics.mean(theirs) - statistics.mean(ours)
 
     @property
     def varied(self) -> bool:
-        """Whether the differences vary by more than rounding."""
-        values = (g.by_seed(self.metric.name) for g in (self.ahead, self.behind))
-        largest = max(abs(each[seed]) for each in values for seed in self.seeds)
-        return max(self.differences) - min(self.differences) > ROUNDING * largest
+        """Whether values, or their differences, vary by more than rounding."""
+        ours, theirs = self.values
+        largest = max(map(abs, (*ours, *theirs)))
+        rows = [self.differences] if self.test == PAIRED else [ours, theirs]
+        return max(max(row) - min(row) for row in rows) > ROUNDING * largest
+
+    @property
+    def error_and_degrees(self) -> tuple[float, float]:
+        """The standard error of the gap and its degrees of freedom, after Welch-Satterthwaite."""
+        if self.test == PAIRED:
+            return float(stats.sem(self.differences)), len(self.differences) - 1
+        parts = [(statistics.variance(row) / len(row), len(row)) for row in self.values]
+        total = sum(part for part, _ in parts)
+        return math.sqrt(total), total**2 / sum(part**2 / (n - 1) for part, n in parts)
+
+    @property
+    def p(self) -> float:
+        """The p-value of the t-test, of two sides and without correction."""
+        error, degrees = self.error_and_degrees
+        return float(2 * stats.t.sf(abs(self.gap) / error, degrees))
 
     @property
     def half_width(self) -> float:
         """Half the width of the gap's 95 % confidence interval, uncorrected."""
-        return half_width(self.differences) if self.tested else 0.0
+        if not self.tested:
+            return 0.0
+        error, degrees = self.error_and_degrees
+        return float(stats.t.isf(LEVEL / 2, degrees) * error)
 
     @property
     def detectable(self) -> float:
         """The true gap that a test of such seeds finds with 80 % power; nan without a test."""
-        return detectable(self.differences, self.tested.level) if self.tested else math.nan
+        if not self.tested:
+            return math.nan
+        return detectable(*self.error_and_degrees, self.tested.level)
 
     @property
     def significant(self) -> bool:
-        """Whether the difference is significant at 5 % over all pairs."""
+        """Whether the difference is significant at 5 % over all tests of its family."""
         return self.tested is not None and self.tested.corrected < LEVEL
 
     def __str__(self) -> str:
@@ -76,35 +103,32 @@ class Pair:
         ahead, behind, metric = self.ahead.name, self.behind.name, self.metric
         size = abs(self.gap)
         if self.tested is None:
+            gap = f"by {metric.gap(size)}" if size else "by nothing"
             return (
-                f"{ahead} and {behind} differ in {metric.title} by "
-                f"{metric.gap(size) if size else 'nothing'} in each of {len(self.seeds)} seeds; "
-                "differences without spread cannot be tested, and are a sign of copied runs or of "
-                "runs that do not depend on their seed"
+                f"{ahead} and {behind} differ in {metric.title} {gap} in each of "
+                f"{len(self.seeds)} seeds, which is not tested: are these copies, or blind to "
+                "the seed?"
             )
         if not self.significant:
             return (
-                f"{ahead} and {behind} do not differ significantly in {metric.title}: their gap is "
-                f"{metric.gap(size)}, and {len(self.seeds)} seeds with this spread have 80 % "
-                f"power for a gap of {metric.gap(self.detectable)}"
+                f"{ahead} and {behind} do not differ significantly in {metric.title}: gap "
+                f"{metric.gap(size)}, of 80 % power for {metric.gap(self.detectable)}"
             )
         interval = metric.gap(size - self.half_width, size + self.half_width)
-        corrected = self.tested.corrected > self.tested.p
+        better = "higher" if metric.higher_is_better else "lower"
+        alone = ", uncorrected" if self.tested.corrected > self.tested.p else ""
         return (
-            f"{ahead} is better than {behind}: {metric.title} "
-            f"{'higher' if metric.higher_is_better else 'lower'} by {metric.gap(size)} (95 % "
-            f"confidence interval{' of this pair alone, uncorrected:' * corrected} {interval})"
+            f"{ahead} is better than {behind}: {metric.title} {better} by {metric.gap(size)} "
+            f"(95 % interval {interval}{alone})"
         )
 
-    def finding(self, tests: int) -> str:
-        """The result in words with its p-value, as one of `tests` tested pairs."""
+    def finding(self) -> str:
+        """The result in words with its p-value."""
         said = f"At {self.size}: {self}" if self.size else str(self)
         if self.tested is None:
             return said
-        seeds = ", ".join(map(str, self.seeds))
-        said += f"; paired over seeds {seeds}: p = {self.tested.p:.2g}"
-        holm = f", {self.tested.corrected:.2g} after Holm's correction for {tests} pairs"
-        return said + holm if tests > 1 else said
+        said += f"; {len(self.seeds)} seeds, p = {self.tested.p:.2g}"
+        return said + f", Holm {self.tested.corrected:.2g}" if self.tested.tests > 1 else said
 
 
 @dataclass(frozen=True)
@@ -134,28 +158,41 @@ class DataSize:
         return next((g for g in groups if others and beaten.count(g.name) == others), None)
 
 
-def by_data_size(groups: Sequence[Group], metric: Quantity) -> list[DataSize]:
-    """The groups and their tests at each size of the data, from the smallest to the largest.
+def by_data_size(groups: Sequence[Group], metric: Quantity, test: str = PAIRED) -> list[DataSize]:
+    """The groups and their pairs at each size of the data, from the smallest to the largest.
 
-    Groups of different parts of the data, or with too few common seeds, are not paired.
+    Groups of different parts of the data, or with too few seeds, are not paired. Nothing is tested
+    yet: `tested` does that, for all pairs that are looked at.
     """
-    sizes, pairs = _sizes(groups), []
-    for size in sizes:
+    sizes = []
+    for size in _sizes(groups):
+        pairs = []
         for a, b in combinations(size.groups, 2):
             ours, theirs = a.by_seed(metric.name), b.by_seed(metric.name)
-            seeds = tuple(seed for seed in ours if seed in theirs)
-            if len(seeds) < ENOUGH:
+            common = [seed for seed in ours if seed in theirs]
+            seeds = common if test == PAIRED else sorted({*ours, *theirs})
+            if min(len(ours), len(theirs), len(seeds)) < ENOUGH:
                 continue
-            differences = tuple(theirs[seed] - ours[seed] for seed in seeds)
-            if metric.better(statistics.mean(differences), 0):
-                a, b, differences = b, a, tuple(-difference for difference in differences)
-            pairs.append(Pair(metric, size.label, a, b, seeds, differences))
-    # a paired t-test is a one-sample test of the differences
-    tests = [stats.ttest_1samp(pair.differences, 0) for pair in pairs if pair.varied]
-    tested = iter(holm([float(test.pvalue) for test in tests]))
-    pairs = [replace(pair, tested=next(tested)) if pair.varied else pair for pair in pairs]
-    pairs.sort(key=lambda pair: (not pair.significant, pair.tested.p if pair.tested else 1.0))
-    return [replace(s, pairs=tuple(pair for pair in pairs if pair.size == s.label)) for s in sizes]
+            pair = Pair(metric, size.label, a, b, tuple(seeds), test)
+            swapped = metric.better(pair.gap, 0)
+            pairs.append(replace(pair, ahead=b, behind=a) if swapped else pair)
+        sizes.append(replace(size, pairs=tuple(pairs)))
+    return sizes
+
+
+def tested(sizes: Sequence[DataSize], family: Sequence[DataSize]) -> list[DataSize]:
+    """The pairs of `sizes`, tested with Holm's correction over all pairs of `family`.
+
+    `family` contains `sizes`. Significant pairs come first, sorted by p-value.
+    """
+    looked_at = [pair for size in family for pair in size.pairs if pair.varied]
+    results = dict(zip(map(id, looked_at), holm([pair.p for pair in looked_at]), strict=True))
+    found = []
+    for size in sizes:
+        pairs = [replace(pair, tested=results.get(id(pair))) for pair in size.pairs]
+        pairs.sort(key=lambda pair: (not pair.significant, pair.tested.p if pair.tested else 1.0))
+        found.append(replace(size, pairs=tuple(pairs)))
+    return found
 
 
 def _sizes(groups: Sequence[Group]) -> list[DataSize]:
@@ -174,44 +211,16 @@ def _sizes(groups: Sequence[Group]) -> list[DataSize]:
     return found
 
 
-def detectable(differences: Sequence[float], level: float) -> float:
-    """The true mean that a t-test at `level` finds in 80 % of draws of such values.
-
-    The test statistic has a noncentral t distribution. A true mean as large as `half_width` would
-    be found in about half of the draws only.
-    """
-    degrees = len(differences) - 1
-    threshold = stats.t.isf(level / 2, degrees)
-    return float(special.nctdtrinc(degrees, 1 - POWER, threshold) * stats.sem(differences))
-
-
-def holm(p_values: Sequence[float]) -> list[Tested]:
-    """Applies Holm's step-down correction and returns the results in the order given.
-
-    The lowest p-value faces the strictest level; all after the first failure face its level.
-    """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    results: dict[int, Tested] = {}
-    corrected, level = 0.0, 0.0
-    for rank, index in enumerate(order):
-        left = len(order) - rank
-        if corrected < LEVEL:
-            level = LEVEL / left
-        corrected = max(corrected, min(1.0, left * p_values[index]))
-        results[index] = Tested(p_values[index], corrected, level)
-    return [results[index] for index in range(len(p_values))]
-
-
 def as_csv(pairs: Iterable[Pair]) -> str:
     """The pairs as CSV text, named by metric, without rounding; gaps are behind - ahead.
 
     Pairs that were not tested have no gap of 80 % power and no p-values.
     """
-    head = ("metric", "data", "ahead", "behind", "seeds", "gap", "half_width", "gap_at_80_power")
+    head = ("metric", "data", "test", "ahead", "behind", "seeds", "gap", "half_width")
     rows = []
     for pair in pairs:
-        names = (pair.metric.name, pair.size, pair.ahead.name, pair.behind.name)
+        names = (pair.metric.name, pair.size, pair.test, pair.ahead.name, pair.behind.name)
         seeds, tested = " ".join(map(str, pair.seeds)), pair.tested
-        p = (pair.detectable, tested.p, tested.corrected) if tested else (None,) * 3
+        p = (pair.detectable, tested.p, tested.corrected, tested.tests) if tested else (None,) * 4
         rows.append([*names, seeds, pair.gap, pair.half_width, *p, pair.significant])
-    return csv_text([*head, "p", "holm", "significant"], rows)
+    return csv_text([*head, "gap_at_80_power", "p", "holm", "tests", "significant"], rows)

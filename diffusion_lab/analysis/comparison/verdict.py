@@ -1,27 +1,38 @@
 """The conclusions that the seeds allow, in words, at each size of the training data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diffusion_lab.analysis.comparison.fairness import reservations
 from diffusion_lab.analysis.comparison.groups import Group
-from diffusion_lab.analysis.comparison.pairs import ENOUGH, DataSize, Pair, by_data_size
+from diffusion_lab.analysis.comparison.joint import Joint, joint_model
+from diffusion_lab.analysis.comparison.pairs import (
+    ENOUGH,
+    PAIRED,
+    DataSize,
+    Pair,
+    by_data_size,
+    tested,
+)
 from diffusion_lab.metrics import Quantity
 
 SHOWN = 50  # pairs that are listed one by one; pairs.csv has all
+NAMED = 3  # compositions that a sentence names; more are counted
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The verdict by one metric: the answer, the pairs, and reservations.
 
-    `by_size` has an answer for each size of the training data, if there are several.
+    `by_size` has an answer for each size of the training data, if there are several, and `joint`
+    a model of all compositions and seeds for each size where they are complete.
     """
 
     answer: str
     by_size: tuple[str, ...]
     reservations: tuple[str, ...]
     pairs: tuple[Pair, ...]
+    joint: tuple[Joint, ...] = ()
 
     @property
     def tests(self) -> int:
@@ -31,24 +42,46 @@ class Verdict:
     @property
     def findings(self) -> list[str]:
         """The sentences on all pairs."""
-        return [pair.finding(self.tests) for pair in self.pairs]
+        return [pair.finding() for pair in self.pairs]
 
     @property
     def significant(self) -> list[str]:
         """The sentences on pairs with a significant difference."""
-        return [pair.finding(self.tests) for pair in self.pairs if pair.significant]
+        return [pair.finding() for pair in self.pairs if pair.significant]
 
 
-def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
-    """Judges the groups by one metric; returns None if no group has it."""
+def verdicts(
+    groups: Sequence[Group],
+    metrics: Sequence[Quantity],
+    primary: str | None = None,
+    test: str = PAIRED,
+) -> dict[str, Verdict]:
+    """Judges the groups by each metric that a group has; returns the verdicts by its name.
+
+    Holm's correction covers all pairs of all metrics. If a metric was named as the `primary` one
+    before the runs, its own pairs are a family by themselves.
+    """
+    found = {}
+    for metric in metrics:
+        known = [group for group in groups if group.values(metric.name)]
+        if known:
+            found[metric] = by_data_size(known, metric, test)
+    everything = [size for sizes in found.values() for size in sizes]
+    judged = {}
+    for metric, sizes in found.items():
+        family = sizes if metric.name == primary else everything
+        judged[metric.name] = _verdict(groups, metric, tested(sizes, family), test)
+    return judged
+
+
+def _verdict(
+    groups: Sequence[Group], metric: Quantity, sizes: Sequence[DataSize], test: str
+) -> Verdict:
     known = [group for group in groups if group.values(metric.name)]
-    if not known:
-        return None
     missing = [group.name for group in groups if group not in known]
-    limits = [f"{metric.title} was not measured for {', '.join(missing)}"] if missing else []
+    limits = [f"{metric.title} was not measured for {listed(missing)}"] if missing else []
     if len(known) == 1:
         return Verdict(_alone(known[0], groups, metric), (), tuple(limits), ())
-    sizes = by_data_size(known, metric)
     several = len(sizes) > 1
     answers = {}
     for size in sizes:
@@ -59,12 +92,34 @@ def verdict(groups: Sequence[Group], metric: Quantity) -> Verdict | None:
             answers[size.label] = _answer(size, metric)
             at = f"At {size.label}: " if several else ""
             limits += [f"{at}{sentence}" for sentence in _untested(size, metric)]
+    models = (joint_model(size, metric) for size in sizes) if test == PAIRED else ()
     return Verdict(
         _headline(sizes, metric) if several else answers[""],
         tuple(f"At {label}: {answer}" for label, answer in answers.items()) if several else (),
         (*limits, *reservations(groups)),
         tuple(pair for size in sizes for pair in size.pairs),
+        tuple(filter(None, models)),
     )
+
+
+def families(judged: Mapping[str, Verdict], primary: str | None) -> list[str]:
+    """A sentence on the tests that Holm's correction covers; none for a single test."""
+    total = sum(verdict.tests for verdict in judged.values())
+    if total < 2:
+        return []
+    if primary is not None and primary in judged:
+        return [
+            f"Holm's correction covers the {_count(judged[primary].tests, 'test')} of the primary "
+            f"metric, and for any other metric all {total} tests of all metrics"
+        ]
+    return [f"Holm's correction covers all {total} tests of all metrics"]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Up to three names, or their number."""
+    if len(names) > NAMED:
+        return f"{len(names)} compositions"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _untested(size: DataSize, metric: Quantity) -> list[str]:
@@ -73,31 +128,26 @@ def _untested(size: DataSize, metric: Quantity) -> list[str]:
     others = [group for group in size.groups if group.name not in paired]
     if not others:
         return []
-    said = []
-    for group in others:
-        text = f"{group.name} {metric.title} {metric.number(group.mean(metric.name))}"
-        spread = group.jackknife if metric.name == "fid" else None
-        said.append(text if spread is None else f"{text} (jackknife ± {metric.number(spread)})")
-    alone = len(others) == 1
-    lines = [
-        f"{', '.join(group.name for group in others)} share{'s' if alone else ''} fewer than "
-        f"{ENOUGH} seeds with any other composition on the same data, so nothing can be said "
-        f"beyond {'its run' if alone else 'their runs'}: {'; '.join(said)}"
-    ]
-    return lines if size.pairs else [*lines, _nearest(size.groups, metric)]
+    names = listed([group.name for group in others])
+    share = "shares" if len(others) == 1 else "share"
+    lines = [f"{names} {share} fewer than {ENOUGH} seeds with any other, so it is not tested"]
+    if len(others) <= NAMED:
+        values = [f"{g.name} {metric.number(g.mean(metric.name))}" for g in others]
+        lines.append(f"{metric.title} of one run each: {', '.join(values)}")
+    return lines if size.pairs else [*lines, *_nearest(size.groups, metric)]
 
 
-def _nearest(groups: Sequence[Group], metric: Quantity) -> str:
-    """A sentence on the gap between the best group and the nearest one, if nothing was tested."""
+def _nearest(groups: Sequence[Group], metric: Quantity) -> list[str]:
+    """Sentences on the gap between the best group and the nearest one, if nothing was tested."""
     sign = -1 if metric.higher_is_better else 1
     best = min(groups, key=lambda group: sign * group.mean(metric.name))
     gaps = [(abs(g.mean(metric.name) - best.mean(metric.name)), g) for g in groups if g is not best]
     size, nearest = min(gaps, key=lambda found: found[0])
-    text = f"The gap between {best.name} and {nearest.name} is {metric.gap(size)}"
+    lines = [f"The gap between {best.name} and {nearest.name} is {metric.gap(size)}"]
     one, other = best.jackknife, nearest.jackknife
     if metric.name == "fid" and one is not None and other is not None:
-        text += f", with jackknife deviations of {one:.3g} and {other:.3g} over samples"
-    return f"{text}; another training seed may change a metric by more than other samples do"
+        lines.append(f"Their jackknife deviations over samples are {one:.3g} and {other:.3g}")
+    return [*lines, "Another training seed may change a metric by more than other samples do"]
 
 
 def _headline(sizes: Sequence[DataSize], metric: Quantity) -> str:
@@ -105,7 +155,7 @@ def _headline(sizes: Sequence[DataSize], metric: Quantity) -> str:
     if all(len(size.groups) == 1 for size in sizes):
         return (
             f"Nothing is tested by {metric.title}: there is only one composition at each of "
-            f"{len(sizes)} sizes of the data; the plot shows the means"
+            f"{len(sizes)} sizes of the data"
         )
     at: dict[str, list[str]] = {}  # name of the best composition -> sizes
     for size in sizes:
@@ -116,14 +166,14 @@ def _headline(sizes: Sequence[DataSize], metric: Quantity) -> str:
         return (
             f"{next(iter(at))} is best by {metric.title} at each of {len(sizes)} sizes of the data"
         )
-    tested = [pair for size in sizes for pair in size.tested]
-    if not tested:
+    pairs = [pair for size in sizes for pair in size.tested]
+    if not pairs:
         same = f"Nothing is tested by {metric.title}: differences are the same in every seed"
         return same if any(size.pairs for size in sizes) else _nothing(metric)
-    if not any(pair.significant for pair in tested):
+    if not any(pair.significant for pair in pairs):
         return (
-            f"No difference is shown at this budget: none of {len(tested)} pairs of compositions "
-            f"on the same data differs significantly in {metric.title}"
+            f"No difference is shown at this budget: none of {len(pairs)} pairs on the same data "
+            f"differs significantly in {metric.title}"
         )
     said = [f"{name} is best {_places(images)}" for name, images in at.items()]
     said += [f"none is shown to be best {_places(nowhere)}"] if nowhere else []
@@ -138,38 +188,37 @@ def _places(images: Sequence[str]) -> str:
 
 def _answer(size: DataSize, metric: Quantity) -> str:
     """The answer for the compositions of one size of the data."""
-    groups, tested = size.groups, size.tested
-    significant = [pair for pair in tested if pair.significant]
-    if not tested:
+    groups, pairs = size.groups, size.tested
+    significant = [pair for pair in pairs if pair.significant]
+    if not pairs:
         return f"Nothing is tested: {size.pairs[0]}" if size.pairs else _nothing(metric)
-    left = len(groups) * (len(groups) - 1) // 2 - len(tested)
-    rest = f"; {_count(left, 'other pair')} could not be tested" if left else ""
+    left = len(groups) * (len(groups) - 1) // 2 - len(pairs)
+    rest = f"; {_count(left, 'other pair')} untested" if left else ""
     if not significant:
-        if len(tested) == 1:
-            return f"No difference is shown at this budget: {tested[0]}{rest}"
-        gaps = [pair.detectable for pair in tested]
+        if len(pairs) == 1:
+            return f"No difference is shown at this budget: {pairs[0]}{rest}"
+        gaps = [pair.detectable for pair in pairs]
         return (
-            f"No difference is shown at this budget: none of {len(tested)} pairs of compositions "
-            f"differs significantly in {metric.title}; their seeds have 80 % power for gaps of "
-            f"{metric.gap(min(gaps), max(gaps))}, depending on the pair{rest}"
+            f"No difference is shown at this budget by {len(pairs)} pairs, which have 80 % power "
+            f"for {metric.title} gaps of {metric.gap(min(gaps), max(gaps))}{rest}"
         )
     if len(significant) == 1:
-        others = len(tested) - 1
-        equal = f"; no significant difference in {_count(others, 'other pair')}" if others else ""
+        others = len(pairs) - 1
+        equal = f"; no difference in {_count(others, 'other pair')}" if others else ""
         return f"{significant[0]}{equal}{rest}"
     if best := size.best(groups):
         beaten = len(groups) - 1
         return f"{best.name} is best by {metric.title}: better than each of the other {beaten}"
-    names = {group.name for pair in tested for group in (pair.ahead, pair.behind)}
+    names = {group.name for pair in pairs for group in (pair.ahead, pair.behind)}
     if best := size.best([group for group in groups if group.name in names]):
         unsaid = [group.name for group in groups if group.name not in names]
         return (
             f"{best.name} is better by {metric.title} than each of the other {len(names) - 1} that "
-            f"could be tested; nothing can be said about {', '.join(unsaid)}"
+            f"were tested, and nothing is said about {listed(unsaid)}"
         )
     return (
-        f"{len(significant)} of {len(tested)} pairs of compositions differ significantly in "
-        f"{metric.title}, but none is shown to be better than all the others{rest}"
+        f"{len(significant)} of {len(pairs)} pairs differ significantly in {metric.title}, but "
+        f"none is shown to be better than all others{rest}"
     )
 
 

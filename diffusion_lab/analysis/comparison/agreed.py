@@ -1,0 +1,57 @@
+"""The protocol that a study fixed before its runs, as the runs' configurations hold it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.analysis.comparison.groups import Group, runs_of
+from diffusion_lab.metrics.quantities import quantity_of
+
+
+def protocol_of(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The protocol of all runs; None if some have none, or another one."""
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        node = run.config.get("protocol")
+        plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
+        if not isinstance(plain, dict) or (found and plain != found[0]):
+            return None
+        found.append({str(key): value for key, value in plain.items()})
+    return found[0] if found else None
+
+
+def notes(groups: Sequence[Group]) -> Iterator[str]:
+    """Yields sentences on the protocol, the commit that held it, and seeds beside it."""
+    runs = runs_of(groups)
+    agreed = protocol_of(runs)
+    if agreed is None:
+        if any(run.config.get("protocol") for run in runs):
+            yield "The runs follow different protocols, so no metric is the primary one"
+        else:
+            yield "No protocol was fixed before the runs, so no metric is the primary one"
+        return
+    metric = quantity_of(agreed["metric"])
+    title = metric.title if metric else agreed["metric"]
+    seeds = ", ".join(map(str, agreed["seeds"]))
+    yield f"Question: {agreed['question']}"
+    yield f"Protocol: {title} decides, by a {agreed['test']} t-test over seeds {seeds}"
+    yield f"Stopping rule: {agreed['stop']}"
+    yield commit_of(min(runs, key=lambda run: run.finished_at))
+    for group in groups:
+        own = {run.seed for run in group.runs}
+        if missing := sorted(set(agreed["seeds"]) - own):
+            yield f"{group.name} has no run of seed {', '.join(map(str, missing))}"
+        if more := sorted(own - set(agreed["seeds"])):
+            yield f"{group.name} has seeds beyond the protocol: {', '.join(map(str, more))}"
+
+
+def commit_of(first: Run) -> str:
+    """A sentence on the commit that held the protocol when the first run was made."""
+    commit = first.summary.get("git_commit")
+    if commit is None:
+        return "No commit is known that held this protocol before the runs"
+    name, _, dirty = commit.partition("-")
+    changed = ", with changes that were not committed" if dirty else ""
+    return f"Commit {name[:9]} held this protocol when the first run was made{changed}"
