@@ -1,10 +1,10 @@
 """The command `evaluate`: FID and other metrics of a trained run, next to other runs."""
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.messages import console, say
-from diffusion_lab.common.ranges import whole
+from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
 from diffusion_lab.runs.opening import inherit, open_run
@@ -21,12 +21,14 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
 
     Sampler, guidance and metrics are the run's own, unless `overrides` say otherwise.
     """
-    check_keys(cfg, {"batch_size": whole(1), "seed": whole(0)})
+    check_keys(cfg, {"batch_size": whole(1), "seed": optional(whole(0))})
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
     # refuse a wrong path at once
     others = {str(run): require_evaluations(str(run)) for run in against}
     opened = open_run(cfg)
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    if cfg.seed is None:
+        cfg.seed = OmegaConf.select(opened.saved, "callbacks.evaluation.seed") or 0
     pipeline = opened.pipeline(cfg)
     metrics = opened.metrics(cfg)
     protocol = metrics.protocol_of(opened.datamodule)

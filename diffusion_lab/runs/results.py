@@ -4,6 +4,7 @@ import json
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,8 +32,10 @@ WORDS = {
 }
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # the result of `sampling_of`
-# "protocol", "sampling" and "metrics" of an evaluation, and what identifies its weights
-Record = dict[str, dict]
+OWN = "own"  # the sampling seed of runs that each sample with their training seed
+# "protocol", "sampling" and "metrics" of an evaluation, the run's "training_seed", and what
+# identifies its weights
+Record = dict[str, Any]
 
 
 def sampling_of(cfg: DictConfig) -> Sampling:
@@ -70,7 +73,7 @@ def save_evaluation(
 
 def evaluations_of(folder: str | Path, weights: CurrentWeights) -> list[Record]:
     """All evaluations of a run's current weights, the one at the end of training first."""
-    summary, found = load_summary(folder), []
+    summary, found, seed = load_summary(folder), [], load_config(folder).seed
     if summary.get("protocol") and summary.get("sampling"):  # else it measured no samples
         found.append({key: summary[key] for key in ("protocol", "sampling", "metrics")})
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):
@@ -80,7 +83,14 @@ def evaluations_of(folder: str | Path, weights: CurrentWeights) -> list[Record]:
             raise UserError(f"{path} is damaged; delete it, and evaluate the run again") from error
         if weights.match(record):
             found.append(record)
-    return found
+    return [record | {"training_seed": seed} for record in found]
+
+
+def samplings_of(record: Record) -> list[Sampling]:
+    """The sampling of an evaluation, and, if it has the run's training seed, with the seed OWN."""
+    sampling = record["sampling"]
+    own = sampling["seed"] == record["training_seed"]
+    return [sampling, sampling | {"seed": OWN}] if own else [sampling]
 
 
 def require_evaluations(folder: str | Path) -> list[Record]:
@@ -119,7 +129,11 @@ def comparable_metrics(
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
     ours = flat(sampling)
-    same = [each["metrics"] for each in alike if not _differing(ours, flat(each["sampling"]))]
+    same = [
+        each["metrics"]
+        for each in alike
+        if any(not _differing(ours, flat(way)) for way in samplings_of(each))
+    ]
     metrics = dict(ChainMap(*same))  # the first value of a metric counts
     if not metrics:
         theirs = flat(alike[-1]["sampling"])
@@ -175,11 +189,13 @@ def common_metrics(
     """Finds a protocol and sampling that all runs share; returns both, and the metrics by folder.
 
     If there are several, it takes the one with most samples. If there is none, it raises
-    UserError, which names a difference.
+    UserError, which names a difference. Sampling seeds are shared, too, if each is its run's
+    training seed.
     """
     having: dict[str, list[Path]] = {}  # the runs, by protocol and sampling
     for folder, found in records.items():
-        ways = (json.dumps([r["protocol"], r["sampling"]], sort_keys=True) for r in found)
+        pairs = ([r["protocol"], way] for r in found for way in samplings_of(r))
+        ways = (json.dumps(pair, sort_keys=True) for pair in pairs)
         for way in dict.fromkeys(ways):
             having.setdefault(way, []).append(folder)
     if not having:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run, said
+from helpers.refusals import refused
 from scipy import stats
 
 from diffusion_lab.analysis.comparison import compare
@@ -146,6 +147,24 @@ def test_the_joint_model_covers_the_true_gap_in_19_of_20_draws(tmp_path):
         gap = values[0].mean() - values[1].mean()
         held.append(abs(gap) < joint_model(size, FID).half_width)
     assert np.mean(held) == pytest.approx(0.95, abs=0.03)
+
+
+def sampled_with(seed: int) -> dict:
+    evaluation = "diffusion_lab.training.callbacks.SampleEvaluation"
+    return {"callbacks": {"evaluation": {"_target_": evaluation, "seed": seed}}}
+
+
+def test_runs_that_each_sample_with_their_training_seed_are_sampled_alike(tmp_path):
+    for name, config, fids in (("dit", {}, ONE), ("unet", UNET, TWO)):
+        for seed, fid in enumerate(fids):
+            fake_run(tmp_path / f"runs/{name}{seed}", fid, seed, config | sampled_with(seed))
+    _, text, rows = compared(tmp_path)
+    assert rows["fid"]["seeds"] == "0 1 2"
+    assert "each run sampled with its training seed" in text
+    assert (tmp_path / "out/plots/fid_against_images.svg").exists()
+    fake_run(tmp_path / "runs/other", 100.0, 3, sampled_with(1))
+    with refused("seed"):
+        compared(tmp_path)
 
 
 def tuned(best: float, results: dict[float, float | None], **facts: object) -> dict:

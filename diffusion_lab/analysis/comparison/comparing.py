@@ -18,7 +18,7 @@ from diffusion_lab.analysis.comparison import (
     pairs,
     tuned,
 )
-from diffusion_lab.analysis.comparison.candidates import read, run_folders
+from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of
 from diffusion_lab.analysis.comparison.page import Judged, Report
@@ -30,7 +30,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
-from diffusion_lab.runs.results import Sampling, common_metrics
+from diffusion_lab.runs.results import OWN, Sampling, common_metrics, samplings_of
 
 PLOTS = "plots"
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
@@ -175,9 +175,17 @@ def name_in_rows(collection: Collection, group: Group, metric: Quantity) -> str 
     """A metric's name in metrics.jsonl; None if training measured it in another way than here."""
     if metric.name == VALIDATION_LOSS.name:
         return "val/loss"
-    compared = (collection.protocol, collection.sampling)
-    ways = ((run.summary.get("protocol"), run.summary.get("sampling")) for run in group.runs)
-    return collection.names.get(metric.name) if all(way == compared for way in ways) else None
+    alike = all(measured_alike(run, collection) for run in group.runs)
+    return collection.names.get(metric.name) if alike else None
+
+
+def measured_alike(run: Run, collection: Collection) -> bool:
+    """Whether a run's training measured metrics in the way that is compared."""
+    summary = run.summary
+    if not summary.get("sampling") or summary.get("protocol") != collection.protocol:
+        return False
+    record = {"sampling": summary["sampling"], "training_seed": run.seed}
+    return collection.sampling in samplings_of(record)
 
 
 def by_validation(collection: Collection) -> bool:
@@ -195,6 +203,8 @@ def setting(collection: Collection) -> str:
     split = "validation" if by_validation(collection) else "training"
     if sampler.get("steps"):
         drawn += f" with {sampler['steps']} steps"
+    own = "each run sampled with its training seed"
+    seeds = own if sampling["seed"] == OWN else f"sampling seed {sampling['seed']}"
     accuracy = collection.names.get("accuracy")
     read_by = f", accuracy by {accuracy.split('/')[1]}" if accuracy else ""
     return (
@@ -202,7 +212,7 @@ def setting(collection: Collection) -> str:
         f"{protocol['num_samples']:,} samples each, compared with "
         f"{protocol['reference_images']:,} {split} images by features of "
         f"{protocol['extractor']}{read_by}; "
-        f"{drawn}, guidance scale {guidance.get('scale')}, sampling seed {sampling['seed']} "
+        f"{drawn}, guidance scale {guidance.get('scale')}, {seeds} "
         f"[protocol {protocol['fingerprint']}]"
     )
 
