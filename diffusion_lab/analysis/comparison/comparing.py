@@ -21,18 +21,17 @@ from diffusion_lab.analysis.comparison import (
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of
+from diffusion_lab.analysis.comparison.output import write
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
-from diffusion_lab.analysis.comparison.table import CompositionTable
+from diffusion_lab.analysis.comparison.scaling_section import scaling
 from diffusion_lab.analysis.comparison.verdict import Verdict, families, verdicts
-from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs.results import OWN, Sampling, common_metrics, samplings_of
 
-PLOTS = "plots"
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
 
 
@@ -91,8 +90,9 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
             "Samples are compared with validation images, by which these runs may have been "
             "chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`"
         )
-    facts = (setting(collection), collection.names, notes, left_out, tuned.drawings(groups))
-    write(folder, Report(groups, judged, samples(groups), *facts))
+    facts = (setting(collection), collection.names, notes, left_out)
+    drawn = (tuned.drawings(groups), scaling(groups))
+    write(folder, Report(groups, judged, samples(groups), *facts, *drawn))
     first = judged[0]
     for sentence in (*left_out, f"{first.verdict.answer}."):
         say(sentence)
@@ -215,31 +215,3 @@ def setting(collection: Collection) -> str:
         f"{drawn}, guidance scale {guidance.get('scale')}, {seeds} "
         f"[protocol {protocol['fingerprint']}]"
     )
-
-
-def write(folder: Path, report: Report) -> None:
-    """Writes every file, the page last, and deletes the plots of an earlier comparison."""
-    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    table, first = CompositionTable(report.groups, report.names), report.judged[0]
-    text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
-    said = [*first.sentences, *report.notes, *report.left_out]
-    text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
-    tests = [pair for each in report.judged for pair in each.verdict.pairs]
-    drawn = [*report.tuning, *(plot for each in report.judged for plot in each.drawings)]
-    plots = {f"{plot.name}.svg": plot.file for plot in drawn}
-    judged = measurements.judged_by(runs_of(report.groups))
-    kinds = ("tuning", *(metric.name for metric in (*judged, VALIDATION_LOSS)))
-    for old in (folder / PLOTS).glob("*.svg"):
-        if old.name not in plots and old.name.startswith(kinds):
-            old.unlink()
-    files = {
-        "table.md": text,
-        "table.csv": table.csv(),
-        "table.tex": table.latex(),
-        "runs.csv": table.runs_csv(),
-        "pairs.csv": pairs.as_csv(tests),
-        **{f"{PLOTS}/{name}": plot for name, plot in plots.items()},
-        "index.html": page.render(report),
-    }
-    for name, content in files.items():
-        write_atomically(folder / name, content)

@@ -14,6 +14,7 @@ from diffusion_lab.analysis.comparison.drawings import ON_THE_WAY
 from diffusion_lab.analysis.comparison.fairness import machine
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
+from diffusion_lab.analysis.comparison.scaling_section import Scaling
 from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
 from diffusion_lab.analysis.comparison.table import NONE, CompositionTable
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
@@ -63,6 +64,7 @@ class Report:
     notes: Sequence[str]
     left_out: Sequence[str]
     tuning: Sequence[Drawing] = ()
+    scaling: Scaling | None = None  # None without a family of sizes
 
 
 def render(report: Report) -> str:

@@ -1,0 +1,46 @@
+"""The folder that a comparison writes: tables, plots, and the page."""
+
+from pathlib import Path
+
+from diffusion_lab.analysis.comparison import measurements, page, pairs
+from diffusion_lab.analysis.comparison.groups import runs_of
+from diffusion_lab.analysis.comparison.page import Report
+from diffusion_lab.analysis.comparison.table import CompositionTable
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.metrics.quantities import VALIDATION_LOSS
+
+PLOTS = "plots"
+SCALING = "scaling.csv"
+
+
+def write(folder: Path, report: Report) -> None:
+    """Writes every file, the page last, and deletes the plots of an earlier comparison."""
+    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    table, first = CompositionTable(report.groups, report.names), report.judged[0]
+    text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
+    said = [*first.sentences, *report.notes, *report.left_out]
+    text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
+    tests = [pair for each in report.judged for pair in each.verdict.pairs]
+    drawn = [*report.tuning, *(plot for each in report.judged for plot in each.drawings)]
+    if report.scaling:
+        drawn += report.scaling.drawings
+    else:
+        (folder / SCALING).unlink(missing_ok=True)
+    plots = {f"{plot.name}.svg": plot.file for plot in drawn}
+    judged = measurements.judged_by(runs_of(report.groups))
+    kinds = ("tuning", *(metric.name for metric in (*judged, VALIDATION_LOSS)))
+    for old in (folder / PLOTS).glob("*.svg"):
+        if old.name not in plots and old.name.startswith(kinds):
+            old.unlink()
+    files = {
+        "table.md": text,
+        "table.csv": table.csv(),
+        "table.tex": table.latex(),
+        "runs.csv": table.runs_csv(),
+        "pairs.csv": pairs.as_csv(tests),
+        **({SCALING: report.scaling.csv()} if report.scaling else {}),
+        **{f"{PLOTS}/{name}": plot for name, plot in plots.items()},
+        "index.html": page.render(report),
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)

@@ -1,0 +1,163 @@
+"""The section on scaling laws: which laws are fitted, in words, as a table, as CSV and drawn."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from diffusion_lab.analysis.comparison.families import Family, distinct, families
+from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.scaling_drawing import draw_laws
+from diffusion_lab.analysis.comparison.scaling_laws import (
+    COMPUTE,
+    NUMBERS,
+    SIZE_AND_IMAGES,
+    VARIED,
+    NoLaw,
+    ScalingLaw,
+    law_of,
+    measured,
+)
+from diffusion_lab.analysis.comparison.svg import Drawing
+from diffusion_lab.common.formats import csv_text
+from diffusion_lab.metrics import Quantity
+from diffusion_lab.metrics.quantities import QUANTITIES, VALIDATION_LOSS
+
+SCALED = (QUANTITIES[0], VALIDATION_LOSS)  # FID and the loss that training minimises
+HEADS = ("E", "Compute", "Size", "Images", "Optimal size")  # E, then exponents
+SHOWN_NUMBERS = tuple(name for name in NUMBERS if not name.endswith("factor"))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A fit of a law to a family, which may have failed: then `law` is None, for `reason`."""
+
+    metric: Quantity
+    family: Family
+    form: str
+    law: ScalingLaw | None
+    reason: str = ""
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        """The numbers of the law and their intervals, as text, for the columns of `HEADS`."""
+        found = self.law.numbers if self.law else {}
+        return [_cell(found.get(name)) for name in SHOWN_NUMBERS]
+
+    @property
+    def sentences(self) -> list[str]:
+        """Sentences on the law, or on the reason why there is none."""
+        name, title = f"{self.family.name}, {self.form}", self.metric.title
+        if self.law is None:
+            return [f"{name}: no law of {title}, because {self.reason}"]
+        exponent, low, high = self.law.numbers["compute_exponent"]
+        bounds = "" if low is None else f", 95 % interval {low:.2g} to {high:.2g}"
+        least = self.metric.number(self.law.fitted.offset)
+        said = [f"{name}: {title} above E = {least} falls as C^-{exponent:.2g}{bounds}"]
+        if low is None:
+            said.append(f"{name}: there is no interval, because some points have a single seed")
+        held = self.law.held_out
+        if held.error is None:
+            said.append(f"{name}: {held.size} is not predicted from the others: {held.reason}")
+        else:
+            said.append(f"{name}: fitted without {held.size}, off by {_percent(held.error)} there")
+        return said
+
+
+@dataclass(frozen=True)
+class ScaledMetric:
+    """The laws of all families by one metric, and their drawing."""
+
+    metric: Quantity
+    attempts: tuple[Attempt, ...]
+    drawing: Drawing
+
+    @property
+    def laws(self) -> list[Attempt]:
+        """The attempts that found a law."""
+        return [attempt for attempt in self.attempts if attempt.law]
+
+    @property
+    def sentences(self) -> list[str]:
+        """Sentences on all attempts; the first one warns of laws that do not predict."""
+        said = [sentence for attempt in self.attempts for sentence in attempt.sentences]
+        worst: dict[str, float] = {}
+        for law in (attempt.law for attempt in self.attempts if attempt.law):
+            if law.held_out.failed and law.held_out.error is not None:
+                name = law.family.name
+                worst[name] = max(law.held_out.error, worst.get(name, 0.0))
+        if not worst:
+            return said
+        named = ", ".join(f"{name} {_percent(error)}" for name, error in worst.items())
+        title = self.metric.title
+        return [f"The law of {title} does not predict a held-out size: off by {named}", *said]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The section on scaling; `families` are the ones that any metric was measured for."""
+
+    families: tuple[Family, ...]
+    metrics: tuple[ScaledMetric, ...]
+    heads = HEADS
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        return [each.drawing for each in self.metrics]
+
+    def csv(self) -> str:
+        """A row for each attempt, without rounding, in MACs, images and FLOPs."""
+        head = ["metric", "family", "law", "points", "seeds"]
+        head += [f"{name}{end}" for name in NUMBERS for end in ("", "_low", "_high")]
+        head += ["fit_error", "held_out", "held_out_error", "reason"]
+        attempts = [attempt for each in self.metrics for attempt in each.attempts]
+        return csv_text(head, map(_row, attempts))
+
+
+def scaling(groups: Sequence[Group]) -> Scaling | None:
+    """Fits scaling laws to the families among groups; None if there is no family."""
+    found = families(groups)
+    metrics = [scaled for metric in SCALED if (scaled := _scaled(found, metric))]
+    return Scaling(tuple(found), tuple(metrics)) if metrics else None
+
+
+def _scaled(found: Sequence[Family], metric: Quantity) -> ScaledMetric | None:
+    known = [family for family in found if measured(family.members, metric)]
+    if not known:
+        return None
+    attempts = tuple(attempt for family in known for attempt in _attempts(family, metric))
+    # the later form says more, and replaces the simple one in the drawing
+    laws = {attempt.family.name: attempt.law for attempt in attempts if attempt.law}
+    return ScaledMetric(metric, attempts, draw_laws(known, laws, metric))
+
+
+def _attempts(family: Family, metric: Quantity) -> Iterator[Attempt]:
+    members = measured(family.members, metric)
+    amounts = ([each.macs for each in members], [each.images for each in members])
+    both = min(map(distinct, amounts)) >= VARIED
+    for form in (COMPUTE, SIZE_AND_IMAGES)[: 1 + both]:
+        try:
+            yield Attempt(metric, family, form, law_of(family, metric, form))
+        except NoLaw as reason:
+            yield Attempt(metric, family, form, None, str(reason))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+
+
+def _cell(number: tuple[float, float | None, float | None] | None) -> tuple[str, str]:
+    if number is None:
+        return "", ""
+    value, low, high = number
+    return f"{value:.3g}", "" if low is None else f"{low:.3g} to {high:.3g}"
+
+
+def _row(attempt: Attempt) -> list[object]:
+    law, metric = attempt.law, attempt.metric.name
+    start = [metric, attempt.family.name, attempt.form]
+    if law is None:
+        return [*start, *[None] * (5 + 3 * len(NUMBERS)), attempt.reason]
+    seeds = min(len(point.group.values(metric)) for point in law.points)
+    numbers = [number for name in NUMBERS for number in law.numbers.get(name, (None,) * 3)]
+    held = law.held_out
+    end = [law.error, held.size, held.error, held.reason]
+    return [*start, len(law.points), seeds, *numbers, *end]
