@@ -45,6 +45,19 @@ def laws(root, kind="fid"):
 
 
 class TestFamilies:
+    def test_a_value_that_was_tuned_for_each_size_may_differ(self, tmp_path):
+        tuning = {"values": {"optimizer.lr": [1e-3, 2e-3]}, "tried": None}
+        for width, lr in enumerate((1e-3, 2e-3), 1):
+            for count in STEPS[:2]:
+                backbone = {"_target_": "diffusion_lab.backbone.DiT", "width": width}
+                config = {"backbone": backbone, "trainer": {"max_steps": count}}
+                config |= {"optimizer": {"lr": lr}, "tuning": tuning}
+                summary = {"macs": SIZES[width - 1], "images_seen": 64 * count}
+                name = f"{width}_{count}"
+                fake_group(tmp_path, name, [100.0, 101.0], config=config, summary=summary)
+        (family,) = families.families(collect([tmp_path]).groups)
+        assert len(family.members) == 4
+
     def test_sizes_and_budgets_of_a_network_are_a_family(self, tmp_path):
         for name in LAWS:
             grid(tmp_path, name, SIZES[:2], STEPS[:2])

@@ -25,7 +25,7 @@ from diffusion_lab.analysis.comparison.output import write
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.analysis.comparison.scaling_section import scaling
-from diffusion_lab.analysis.comparison.verdict import Verdict, families, verdicts
+from diffusion_lab.analysis.comparison.verdict import Verdict, correction_notes, verdicts
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
@@ -83,7 +83,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         raise UserError("none of these runs has a finite value of any metric to compare")
     primary = (agreed.protocol_of(runs_of(groups)) or {}).get("metric")
     by_metric = {each.metric.name: each.verdict for each in judged}
-    notes = [*agreed.notes(groups), *families(by_metric, primary), *tuned.notes(groups)]
+    notes = [*agreed.notes(groups), *correction_notes(by_metric, primary), *tuned.notes(groups)]
     notes += [*fairness.notes(groups), *collection.omitted]
     if by_validation(collection):
         notes.append(

@@ -102,7 +102,7 @@ def _verdict(
     )
 
 
-def families(judged: Mapping[str, Verdict], primary: str | None) -> list[str]:
+def correction_notes(judged: Mapping[str, Verdict], primary: str | None) -> list[str]:
     """A sentence on the tests that Holm's correction covers; none for a single test."""
     total = sum(verdict.tests for verdict in judged.values())
     if total < 2:
