@@ -6,7 +6,7 @@ BIN := .venv/bin
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 LAB := $(BIN)/diffusion-lab
 ARGS ?=
-# where training runs: LAUNCHER=slurm submits it, as conf/hydra/launcher/slurm.yaml says
+# where training runs, studies too: LAUNCHER=slurm submits it, as conf/hydra/launcher/slurm.yaml says
 LAUNCHER ?=
 TRAIN := $(LAB) train $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 FIRST ?= outputs/fashion_mnist_kl/first
@@ -18,8 +18,9 @@ JOBS ?= $(if $(SIZE),1,2)
 IMAGES ?=
 TIME ?=
 SAMPLES ?= 1000
-THREAD := $(if $(SIZE),,OMP_NUM_THREADS=1)
-SWEEP := $(THREAD) $(LAB) train -m hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)
+THREAD := $(if $(or $(SIZE),$(LAUNCHER)),,OMP_NUM_THREADS=1)
+SWEEP := $(THREAD) $(LAB) train -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER),\
+	hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
 CLASSIFIER := $(or $(DIFFUSION_LAB_DATA),data)/extractors/fashion_mnist.safetensors
 ONE := outputs/one_model/seed-0
 MODEL ?= $(ONE)
@@ -105,7 +106,7 @@ test-slow: setup  ## run the tests that take minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
-test-slurm: setup  ## six tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
+test-slurm: setup  ## seven tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
 	@tests/compute/slurm/install.sh
 	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 

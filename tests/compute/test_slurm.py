@@ -154,6 +154,19 @@ def test_a_sweep_is_an_array_of_jobs_with_a_folder_each(submit):
     assert names == [f"{first}_0_0_log.out", f"{first}_1_0_log.out"]
 
 
+def test_a_study_that_is_tuned_sends_its_tuning_and_then_its_runs(submit):
+    tuned = ["tuning=learning_rate", "tuning.of=[backbone.depth]", "tuning.metric=val/loss"]
+    grid = ["tuning.values={optimizer.lr:[1e-3,2e-3]}", "tuning.grow=0", "tuning.images=null"]
+    study = ["-m", "study_name=x", "callbacks.sample_grid=null"]
+    finish(submit(*study, *tuned, *grid, "backbone.depth=1,2", "seed=0,1"))
+    found = json.loads(Path("outputs/x/tuning/tuning.json").read_text())
+    assert sorted(found) == ["backbone.depth=1", "backbone.depth=2"]
+    assert all(len(each["tried"]) == 2 and each["chosen"] for each in found.values())
+    assert [summary(run)["finished"] for run in runs()] == [True] * 4
+    arrays = {path.name.split("_")[0] for path in Path("outputs").rglob("*_log.out")}
+    assert len(arrays) == 2  # an array for each stage
+
+
 def test_a_job_whose_time_is_up_saves_requeues_itself_and_goes_on(submit):
     launcher = submit("hydra.launcher.nodes=2", "hydra.launcher.name=two", "trainer.max_steps=600")
     job, run = training("two", 15)
