@@ -1,5 +1,6 @@
 """The sampling call, from seeds and labels to uint8 images, and the evaluation of its samples."""
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -104,6 +105,13 @@ class Pipeline(Generator):
         if bad := len(x) - int(x.flatten(1).isfinite().all(1).sum()):
             say(f"{bad} of {len(x)} samples are not finite: the model or its sampler diverged")
         return self.first_stage.decode(x)
+
+
+def with_steps(sampler: Sampler, steps: int) -> Sampler:
+    """The sampler with another number of steps."""
+    other = copy.copy(sampler)
+    other.steps = steps
+    return other
 
 
 def draw(

@@ -76,6 +76,8 @@ def evaluations_of(folder: str | Path, weights: CurrentWeights) -> list[Record]:
     summary, found, seed = load_summary(folder), [], load_config(folder).seed
     if summary.get("protocol") and summary.get("sampling"):  # else it measured no samples
         found.append({key: summary[key] for key in ("protocol", "sampling", "metrics")})
+        others = summary.get("at_other_steps", [])
+        found += [{"protocol": summary["protocol"], **each} for each in others]
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):
         try:
             record = json.loads(path.read_text())

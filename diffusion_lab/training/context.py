@@ -29,6 +29,8 @@ class RunContext:
 
     results: dict[str, float] = field(default_factory=dict)  # metrics of the latest evaluation
     measured_by: Callback | None = None  # the callback that made `results`
+    # metrics of the final weights by other numbers of sampling steps
+    at_other_steps: dict[int, dict[str, float]] = field(default_factory=dict)
     latest_grid: Path | None = None
     summary: dict[str, object] = field(default_factory=dict)  # more entries of summary.json
 

@@ -1,5 +1,7 @@
 """The summary of a run that has ended, and the last lines that the run prints."""
 
+from typing import Any
+
 import lightning
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
@@ -10,6 +12,7 @@ from diffusion_lab.runs import SUMMARY
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.results import Sampling, sampling_of
 from diffusion_lab.training.callbacks import SampleEvaluation
+from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.task import Task
 
 
@@ -36,6 +39,7 @@ def summarise(
         "metrics": metrics_of(task),
         "protocol": prepared.protocol if prepared else None,
         "sampling": sampling_of_metrics(cfg, context.measured_by),
+        "at_other_steps": at_other_steps(cfg, context),
         "extra_quantities": prepared.metrics.extra_facts if prepared else [],
         "macs": task.macs(cfg) if finished else None,
         "peak_memory_bytes": peak_memory,
@@ -49,6 +53,16 @@ def sampling_of_metrics(cfg: DictConfig, measured_by: Callback | None) -> Sampli
     if not isinstance(measured_by, SampleEvaluation):
         return None
     return sampling_of(cfg) | {"seed": measured_by.seed}
+
+
+def at_other_steps(cfg: DictConfig, context: RunContext) -> list[dict[str, object]]:
+    """The sampling and the metrics of samples that were drawn in other numbers of steps."""
+    records = []
+    for steps, metrics in context.at_other_steps.items():
+        sampling: Any = sampling_of_metrics(cfg, context.measured_by)
+        sampling["sampler"]["steps"] = steps
+        records.append({"sampling": sampling, "metrics": metrics})
+    return records
 
 
 def metrics_of(task: Task) -> dict[str, float]:
@@ -65,6 +79,8 @@ def say_result(task: Task) -> None:
         results, measured = task.with_ceiling(context.results), context.measuring().metrics
         for line in report(results, task.datamodule.class_names, measured.extra_quantities):
             say(line)
+    for steps, metrics in context.at_other_steps.items():
+        say(f"In {steps} steps: {report(metrics)[0]}")
     if context.latest_grid:
         say(f"Samples: {context.latest_grid}")
     say(f"Summary: {context.folder / SUMMARY}")

@@ -238,7 +238,7 @@ def finish(prepared: Prepared) -> None:
             task.module.to(prepared.device)  # Lightning has moved it off the device
             for callback in task.callbacks:
                 if isinstance(callback, Periodic) and callback.at_end:
-                    callback.timed_run(trainer)
+                    callback.at_the_end(trainer)
             if trainer.is_global_zero:
                 folder = task.module.context.folder
                 task.finish(folder, metrics_of(task), prepared.device)

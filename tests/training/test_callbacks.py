@@ -28,3 +28,26 @@ def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_p
 
 def test_what_is_no_callback_is_refused_by_its_key(refusal):
     assert "callbacks.odd" in refusal("train", *TINY, "+callbacks.odd._target_=torch.nn.Identity")
+
+
+def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path):
+    also = ["callbacks.evaluation.also_steps=[5]", "logger=none"]
+    also += ["optimizer.lr=1e-2", "lr_schedule.warmup_images=0", "callbacks.weight_averaging=null"]
+    code, _, err = lab("train", *TINY, *also, "run_dir=run")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    (record,) = summary["at_other_steps"]
+    assert summary["sampling"]["sampler"]["steps"] == 3
+    assert record["sampling"]["sampler"]["steps"] == 5
+    assert record["sampling"] | {"sampler": summary["sampling"]["sampler"]} == summary["sampling"]
+    (fid,) = (name for name in record["metrics"] if name.startswith("fid/"))
+    assert record["metrics"][fid] != summary["metrics"][fid]
+    code, out, err = lab("evaluate", "run=run", "sampler.steps=5", "json=true")
+    assert code == 0, err
+    measured = json.loads(out.splitlines()[-1])
+    assert measured[fid] == pytest.approx(record["metrics"][fid])
+
+
+def test_other_numbers_of_steps_that_are_none_are_refused(refusal):
+    sentence = refusal("train", *TINY, "callbacks.evaluation.also_steps=[0]")
+    assert "callbacks.evaluation.also_steps" in sentence

@@ -21,6 +21,7 @@ from diffusion_lab.analysis.comparison import (
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of
+from diffusion_lab.analysis.comparison.other_samplings import other_samplings
 from diffusion_lab.analysis.comparison.output import write
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
@@ -81,7 +82,10 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     judged = judge_all(collection)
     if not judged:
         raise UserError("none of these runs has a finite value of any metric to compare")
-    primary = (agreed.protocol_of(runs_of(groups)) or {}).get("metric")
+    protocol = agreed.protocol_of(runs_of(groups)) or {}
+    primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
+    measured = (collection.protocol, collection.sampling)
+    others = other_samplings(groups, *measured, judged[0].metric, test)
     by_metric = {each.metric.name: each.verdict for each in judged}
     notes = [*agreed.notes(groups), *correction_notes(by_metric, primary), *tuned.notes(groups)]
     notes += [*fairness.notes(groups), *collection.omitted]
@@ -91,12 +95,12 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
             "chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`"
         )
     facts = (setting(collection), collection.names, notes, left_out)
-    drawn = (tuned.drawings(groups), scaling(groups))
+    drawn = (tuned.drawings(groups), scaling(groups), others)
     write(folder, Report(groups, judged, samples(groups), *facts, *drawn))
     first = judged[0]
     for sentence in (*left_out, f"{first.verdict.answer}."):
         say(sentence)
-    for sentence in first.sentences:
+    for sentence in (*first.sentences, *(other.sentence for other in others)):
         say(f"  {sentence}.")
     say(f"Table, plots and page: {folder / 'index.html'}")
     return {

@@ -7,6 +7,7 @@ from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.analysis.comparison.page import Report
 from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.metrics.quantities import VALIDATION_LOSS
 
 PLOTS = "plots"
@@ -18,7 +19,11 @@ def write(folder: Path, report: Report) -> None:
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     table, first = CompositionTable(report.groups, report.names), report.judged[0]
     text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
-    said = [*first.sentences, *report.notes, *report.left_out]
+    others = [other.sentence for other in report.others]
+    said = [*first.sentences, *others, *report.notes, *report.left_out]
+    if report.others:
+        head, *rows = page.sampled_otherwise(report)
+        text += f"\n{markdown_table(head, rows)}\n"
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     tests = [pair for each in report.judged for pair in each.verdict.pairs]
     drawn = [*report.tuning, *(plot for each in report.judged for plot in each.drawings)]

@@ -4,7 +4,8 @@ Both use the averaged weights.
 """
 
 from abc import abstractmethod
-from typing import ClassVar, cast
+from dataclasses import replace
+from typing import Annotated, ClassVar, cast
 
 import lightning
 import torch
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from diffusion_lab.common.images import as_pil, save_png, to_float, to_uint8
 from diffusion_lab.common.messages import track
-from diffusion_lab.common.ranges import Count, Seed, settings
+from diffusion_lab.common.ranges import Count, Seed, optional, settings, whole_list
 from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics import PreparedMetrics
-from diffusion_lab.pipeline import draw_rows, evaluate
+from diffusion_lab.pipeline import Pipeline, draw_rows, evaluate, with_steps
 from diffusion_lab.runs import SAMPLES
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
@@ -56,13 +57,30 @@ class Evaluation(Periodic):
 
 @settings
 class SampleEvaluation(Evaluation):
-    """Measures FID and the other configured metrics on samples drawn with `seed`."""
+    """Measures FID and the other configured metrics on samples drawn with `seed`.
+
+    At the end of a run it measures samples drawn in each of `also_steps` steps, too.
+    """
 
     seed: Seed = 0
+    also_steps: Annotated[list[int] | None, optional(whole_list(1))] = None
 
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
-        run, data = module_of(trainer).context, data_of(trainer)
-        return evaluate(run.sampling(), run.measuring(), data, self.batch_size, self.seed)
+        return self.measured_by(trainer, module_of(trainer).context.sampling())
+
+    def measured_by(self, trainer: lightning.Trainer, pipeline: Pipeline) -> dict[str, float]:
+        """The metrics of the samples of a pipeline."""
+        prepared = module_of(trainer).context.measuring()
+        return evaluate(pipeline, prepared, data_of(trainer), self.batch_size, self.seed)
+
+    def at_the_end(self, trainer: lightning.Trainer) -> None:
+        super().at_the_end(trainer)
+        context = module_of(trainer).context
+        for steps in self.also_steps or ():
+            pipeline = context.sampling()
+            pipeline = replace(pipeline, sampler=with_steps(pipeline.sampler, steps))
+            with averaged_weights(trainer):
+                context.at_other_steps[steps] = self.measured_by(trainer, pipeline)
 
 
 class ReconstructionEvaluation(Evaluation):

@@ -48,6 +48,10 @@ class Periodic(Callback, ABC):
             return False
         return step % self.every_n_steps == 0
 
+    def at_the_end(self, trainer: lightning.Trainer) -> None:
+        """Runs on the final weights."""
+        self.timed_run(trainer)
+
     def timed_run(self, trainer: lightning.Trainer) -> None:
         """Calls `run` without counting its time and memory as training."""
         context = module_of(trainer).context

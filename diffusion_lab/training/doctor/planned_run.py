@@ -205,7 +205,9 @@ class PlannedRun:
         (step, call, features), metrics = self.seconds, self.task.metrics
         measured = real = 0
         if metrics:
-            evaluations = times(steps, self.callback(Evaluation).every_n_steps)
+            evaluations = times(steps, (callback := self.callback(Evaluation)).every_n_steps)
+            if others := getattr(callback, "also_steps", None):
+                evaluations += round(sum(others) / self.task.pipeline.steps)  # as costly as these
             measured = evaluations * metrics.num_samples
             real = len(metrics.reference_ids(self.data)) + len(metrics.test_ids(self.data))
         validations = times(steps, self.cfg.validate_every_n_steps)

@@ -1,0 +1,76 @@
+"""The same runs sampled in other ways, to see whether the conclusion depends on the sampling."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from diffusion_lab.analysis.comparison.groups import Group, runs_of
+from diffusion_lab.analysis.comparison.measurements import full_names, values_of
+from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
+from diffusion_lab.build.config_keys import flat
+from diffusion_lab.metrics import Quantity
+from diffusion_lab.metrics.metric import Protocol
+from diffusion_lab.runs.results import Sampling, samplings_of
+
+
+@dataclass(frozen=True)
+class OtherSampling:
+    """The groups as measured with another sampling, named by what is different, and a verdict."""
+
+    label: str  # sampler.steps=50
+    groups: list[Group]
+    verdict: Verdict
+
+    @property
+    def sentence(self) -> str:
+        return f"With {self.label}: {self.verdict.answer}"
+
+
+def other_samplings(
+    groups: Sequence[Group],
+    protocol: Protocol,
+    sampling: Sampling,
+    metric: Quantity,
+    test: str,
+) -> list[OtherSampling]:
+    """Finds the samplings, beside `sampling`, by which all runs were measured with `protocol`.
+
+    Each has a verdict by `metric`, whose tests are corrected by themselves.
+    """
+    ways: dict[str, int] = {}
+    for run in runs_of(groups):
+        alike = [record for record in run.kept if record["protocol"] == protocol]
+        own = {json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)}
+        for way in own:
+            ways[way] = ways.get(way, 0) + 1
+    count = len(runs_of(groups))
+    shared = [json.loads(way) for way, runs in ways.items() if runs == count]
+    others = [way for way in shared if way != sampling and way["seed"] == sampling["seed"]]
+    found = []
+    for way in sorted(others, key=lambda way: label_of(way, sampling)):
+        measured = [_measured(group, protocol, way) for group in groups]
+        judged = verdicts(measured, [metric], metric.name, test)
+        if metric.name in judged:
+            found.append(OtherSampling(label_of(way, sampling), measured, judged[metric.name]))
+    return found
+
+
+def label_of(way: Sampling, sampling: Sampling) -> str:
+    """The settings of a sampling that differ from those of another one."""
+    ours, theirs = flat(way), flat(sampling)
+    return " ".join(
+        f"{k}={ours.get(k)}" for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)
+    )
+
+
+def _measured(group: Group, protocol: Protocol, way: Sampling) -> Group:
+    """The group with the metrics of another sampling in place of its own."""
+    runs = []
+    for run in group.runs:
+        metrics = next(
+            record["metrics"]
+            for record in run.kept
+            if record["protocol"] == protocol and way in samplings_of(record)
+        )
+        runs.append(replace(run, values=values_of(run, metrics, full_names([metrics]), {})))
+    return replace(group, runs=tuple(runs))
