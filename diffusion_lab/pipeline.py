@@ -16,6 +16,7 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.guidance import Guidance
+from diffusion_lab.diffusion.noise import NoiseLevel, add_noise
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.diffusion.schedule import NoiseSchedule
@@ -91,15 +92,45 @@ class Pipeline(Generator):
         `on_step` is called after each step of the sampler, and `constrain` wraps the function that
         the sampler calls to denoise, as inpainting does. The caller sets autocast.
         """
-        device = next(self.denoiser.parameters()).device
-        labels = self.labels(ids) if labels is None else labels
-        labels = None if labels is None else labels.to(device)
-        noise = SampleNoise(seed, ids, device)
-        weak = None if self.weak is None else self.weak.to(device)
-        denoise = constrain(self.guidance.bind(self.denoiser, labels, weak))
+        noise = SampleNoise(seed, ids, self.device)
+        denoise = constrain(self._bound(self.labels(ids) if labels is None else labels))
         start = noise(self.denoiser.image_shape)
+        return self._decoded(
+            lambda: self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
+        )
+
+    @torch.inference_mode()
+    def renew(
+        self, images: Tensor, labels: Tensor, level: NoiseLevel, ids: Sequence[int], seed: int = 0
+    ) -> Tensor:
+        """Noises images, uint8 (B, C, H, W), to a scalar level, and lets the sampler denoise them.
+
+        Returns uint8 (B, C, H, W). `labels` (B,) int64 are ignored by an unconditional model. The
+        noise of an image depends on `seed` and its id alone. The caller sets autocast.
+        """
+        noise = SampleNoise(seed, ids, self.device)
+        x0 = self.first_stage.encode(images.to(self.device))
+        denoise = self._bound(labels if self.conditional else None)
+        x = add_noise(x0, noise(x0.shape[1:]), level)
+        return self._decoded(
+            lambda: self.sampler.finish(denoise, x, level, self.schedule, noise.randn_like)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the denoiser."""
+        return next(self.denoiser.parameters()).device
+
+    def _bound(self, labels: Tensor | None) -> DenoiseFn:
+        """The function that the sampler calls, for these labels (B,) or none."""
+        labels = None if labels is None else labels.to(self.device)
+        weak = None if self.weak is None else self.weak.to(self.device)
+        return self.guidance.bind(self.denoiser, labels, weak)
+
+    def _decoded(self, walk: Callable[[], Tensor]) -> Tensor:
+        """The images, uint8 (B, C, H, W), at the end of a sampler's walk."""
         try:
-            x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
+            x = walk()
         except ToleranceError as error:  # known only while sampling
             raise UserError(str(error)) from error
         if bad := len(x) - int(x.flatten(1).isfinite().all(1).sum()):

@@ -105,6 +105,44 @@ def test_full_range_ends_on_the_exact_sample(sampler, error, schedule):
     assert (x - exact).square().mean().sqrt() < error
 
 
+@named(("schedule", SCHEDULES))
+@pytest.mark.parametrize(("sampler", "error"), [(Heun, 0.01), (DPMSolver, 0.02), (UniPC, 0.01)])
+def test_a_walk_may_begin_at_any_level_of_the_schedule(sampler, error, schedule):
+    for logsnr in (-1.0, 2.0, 4.0):
+        here = schedule.at_logsnr(torch.tensor(logsnr, dtype=torch.float64))
+        x0 = torch.linspace(-2, 2.5, 200, dtype=torch.float64)[:, None]
+        x = here.alpha * x0 + here.sigma * unit_noise(200, 1)
+        end = sampler(80, Karras(0.01)).finish(MIXTURE.denoise, x, here, schedule)
+        exact = MIXTURE.transport(x, here, CLEAN)
+        assert (end - exact).square().mean().sqrt() < error
+
+
+@every_sampler_on_a_schedule
+@pytest.mark.parametrize("shift", [-1e-12, 0, 1e-12])
+def test_a_walk_that_begins_beside_a_level_of_the_grid_takes_no_tiny_step(sampler, schedule, shift):
+    solver, image = sampler(8, UniformGrid()), torch.linspace(-1, 1, 9)
+    levels = solver.time_grid(schedule, 8)
+    asked = []
+
+    def denoise(x, level):
+        asked.append(level.logsnr)
+        return Estimate(image.expand_as(x) + 1e-4 * x.tanh())
+
+    end = solver.finish(
+        denoise, torch.randn(3, 9), schedule.at_logsnr(levels[4].logsnr + shift), schedule
+    )
+    assert (end - image).abs().max() < 0.1
+    gaps = torch.stack(asked).unique().diff()  # corrections ask again at a level
+    assert (gaps > 0.1).all()
+
+
+def test_a_walk_from_below_the_grid_is_one_estimate():
+    here = Rectified()(torch.tensor(0.01))
+    x = unit_noise(20, 1)
+    end = Heun(10, UniformGrid()).finish(MIXTURE.denoise, x, here, Rectified())
+    torch.testing.assert_close(end, MIXTURE.denoise(x, here).x0, atol=1e-12, rtol=0)
+
+
 @every_sampler_on_a_schedule
 def test_all_allowed_predictions_draw_the_same_sample(sampler, schedule):
     noise = unit_noise(20, 8)

@@ -15,6 +15,8 @@ from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
+CLOSEST = 0.1  # in logSNR: a smaller first step has a gap that multistep samplers cannot divide by
+
 
 @settings
 class Sampler(ABC):
@@ -42,6 +44,30 @@ class Sampler(ABC):
         for state in self.walk(denoise, x, levels, schedule, randn_like):
             x = state  # a loop, as unpacking would keep every state alive
             on_step()
+        return x
+
+    def finish(
+        self,
+        denoise: DenoiseFn,
+        x: Tensor,
+        here: NoiseLevel,
+        schedule: NoiseSchedule,
+        randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+    ) -> Tensor:
+        """Walks from noisy images x (B, C, H, W) at the level `here`, a scalar, to clean ones.
+
+        The levels on the way are those of the time grid that are cleaner than `here`. If there are
+        none, the result is one denoised estimate. `here` is neither pure noise nor clean data.
+        """
+        grid = self.time_grid(schedule, self.steps)
+        cleaner = grid[grid.logsnr > here.logsnr + CLOSEST]  # clean data at least
+        levels = NoiseLevel(
+            torch.cat([here.t[None], cleaner.t]),
+            torch.cat([here.alpha[None], cleaner.alpha]),
+            torch.cat([here.sigma[None], cleaner.sigma]),
+        )
+        for state in self.walk(denoise, x, levels, schedule, randn_like):
+            x = state
         return x
 
     @abstractmethod
