@@ -1,5 +1,6 @@
 """Memorisation of a trained run: neighbours, FID and loss on training and test images."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -8,24 +9,34 @@ from torch import Tensor
 
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
+from diffusion_lab.analysis.control_run import images_of
+from diffusion_lab.analysis.copy_controls import Controls, lines
+from diffusion_lab.analysis.copy_spaces import CopySpaces
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
-from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import whole
-from diffusion_lab.compute.cache import cached
-from diffusion_lab.data import Split
+from diffusion_lab.common.ranges import PATH, numbers, optional, whole
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
-from diffusion_lab.metrics.features import FEATURES
-from diffusion_lab.metrics.metric import with_fingerprint
+from diffusion_lab.metrics.metric import Protocol, with_fingerprint
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
-from diffusion_lab.metrics.observer import Observer
-from diffusion_lab.metrics.real_images import RealImages
-from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
+
+ABOVE_0 = numbers(
+    "a list of numbers above 0", lambda value: all(0 < each < math.inf for each in value)
+)
+KEYS = {
+    "num_samples": whole(2),
+    "batch_size": whole(1),
+    "pairs": whole(1),
+    "seed": whole(0),
+    "control": optional(PATH),
+    "control_images": whole(1),
+    "positive_at": optional(ABOVE_0.as_in([0.1, 0.3])),
+    "grain": optional(ABOVE_0.as_in([1, 5])),
+}
 
 
 def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -33,8 +44,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
     Sampler, guidance and extractor are the run's own, unless `overrides` say otherwise.
     """
-    least = {"num_samples": 2, "batch_size": 1, "pairs": 1, "seed": 0}
-    check_keys(cfg, {key: whole(number) for key, number in least.items()})
+    check_keys(cfg, KEYS)
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
@@ -42,39 +52,51 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     sides = equal_sides(data.train_labels(), data.test_labels())
     if len(sides[0]) < 2:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
+    controls = Controls.prepared(cfg, opened, pipeline)
     folder = made(Path(cfg.output or Path(cfg.run) / "memorization"))
-    with opened.autocast:
-        batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed)
-        samples = torch.cat([data.to_native(batch.cpu()) for batch in batches])
+    samples = images_of(opened, pipeline, cfg)
     mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
-    spaces, fid = compared(metrics, samples, test, training, sides, mirrored)
-    losses = loss_gap(opened, cfg.batch_size)
-    # everything but the training images that decides how copies are counted
-    protocol = {
-        "extractor": metrics.extractor.name,
-        "extractor_fingerprint": metrics.extractor.fingerprint,
-        "num_samples": cfg.num_samples,
-        "test": hashing.of_tensors([test]),
-        "mirrored": mirrored,
+    spaces = CopySpaces(metrics, training, mirrored)
+    drawn, beside = spaces.views(samples), spaces.views(test, "test")
+    neighbours = {
+        name: Neighbours.of(drawn[name], beside[name], known, sides)
+        for name, known in spaces.known.items()
     }
+    features, beside_them = (each[metrics.extractor.name][0] for each in (drawn, beside))
+    known = spaces.known[metrics.extractor.name]
+    losses = loss_gap(opened, cfg.batch_size)
     result = {
         "training_images": len(training),
         "test_images": len(test),
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
-        "protocol": with_fingerprint(protocol),
+        "protocol": protocol_of(metrics, cfg.num_samples, test, mirrored),
         **opened.weights,
-        "neighbours": {name: space.results() for name, space in spaces.items()},
-        "fid": fid,
+        "neighbours": {name: space.results() for name, space in neighbours.items()},
+        "fid": fid_gap(features, beside_them[sides[1]], known[sides[0]]),
         "loss_by_level": losses,
+        "controls": controls.counted(cfg, spaces, neighbours, drawn, beside),
     }
     write_json(folder / "report.json", result)
-    plots.pairs(samples, training, spaces, cfg.pairs, folder / "pairs.png")
+    plots.pairs(samples, training, neighbours, cfg.pairs, folder / "pairs.png")
     plots.losses_by_level(losses, folder / "losses.png")
-    show(result)
-    say(f"Most suspicious samples and their nearest training images: {folder / 'pairs.png'}")
-    say(f"Report and loss by noise level: {folder}")
+    show(result, folder)
     return result
+
+
+def protocol_of(
+    metrics: GenerativeMetrics, num_samples: int, test: Tensor, mirrored: bool
+) -> Protocol:
+    """Everything but the training images that decides how copies are counted; not the controls."""
+    return with_fingerprint(
+        {
+            "extractor": metrics.extractor.name,
+            "extractor_fingerprint": metrics.extractor.fingerprint,
+            "num_samples": num_samples,
+            "test": hashing.of_tensors([test]),
+            "mirrored": mirrored,
+        }
+    )
 
 
 def made(folder: Path) -> Path:
@@ -84,45 +106,6 @@ def made(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"output={folder} cannot be created ({error}); choose another") from error
     return folder
-
-
-def compared(
-    metrics: GenerativeMetrics,
-    samples: Tensor,
-    test: Tensor,
-    training: Tensor,
-    sides: tuple[Tensor, Tensor],
-    mirrored: bool,
-) -> tuple[dict[str, Neighbours], dict[str, float]]:
-    """The neighbours of samples by features and pixels, and FID to training and test images.
-
-    Images are uint8 (n, C, H, W). If `mirrored`, samples and test images are also compared as
-    mirror images. `sides`, from `equal_sides`, are equally many images of each.
-    """
-    views = [[images, images.flip(-1)] if mirrored else [images] for images in (samples, test)]
-    drawn = [metrics.extractor(view).cpu() for view in views[0]]
-    beside = [stored_features(metrics, view, "test") for view in views[1]]
-    known = stored_features(metrics, training, "training")
-    ours, theirs = ([to_float(view).flatten(1) for view in each] for each in views)
-    spaces = {
-        metrics.extractor.name: Neighbours.of(drawn, beside, known, sides),
-        "pixels": Neighbours.of(ours, theirs, to_float(training).flatten(1), sides),
-    }
-    return spaces, fid_gap(drawn[0], beside[0][sides[1]], known[sides[0]])
-
-
-def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
-    """The features (N, D) of images uint8 (N, C, H, W), computed once and then cached."""
-    extractor, everything = metrics.extractor, torch.arange(len(images))
-    key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
-    split = RealImages(Split(images, everything), everything, name, name, metrics.cache_dir)
-
-    def compute() -> dict[str, Tensor]:
-        return {FEATURES: split.observe(Observer(extractor))[FEATURES]}
-
-    return cached(metrics.cache_dir, f"{name}-{len(images)}-{extractor.name}", key, compute)[
-        FEATURES
-    ]
 
 
 def fid_gap(generated: Tensor, test: Tensor, training: Tensor) -> dict[str, float]:
@@ -161,8 +144,8 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
     }
 
 
-def show(result: dict) -> None:
-    """Prints the main results: neighbours in each space, and the gap of FID."""
+def show(result: dict, folder: Path) -> None:
+    """Prints the main results: neighbours in each space, the gap of FID, controls and files."""
     for space, results in result["neighbours"].items():
         for name, value in results.items():
             say(f"{name} {value:.3g} in {space}: {MEANINGS[name]}")
@@ -171,3 +154,7 @@ def show(result: dict) -> None:
         f"FID to {fid['reference_images']} training images {fid['to_training']:.4g}, to equally "
         f"many test images {fid['to_test']:.4g}: a gap of {fid['gap']:.3g}"
     )
+    for line in lines(result["controls"]):
+        say(line)
+    say(f"Most suspicious samples and their nearest training images: {folder / 'pairs.png'}")
+    say(f"Report and loss by noise level: {folder}")

@@ -55,7 +55,7 @@ TABLE = {
     ),
     "resumable path": "data.source.root",
     "resumable named loss path": "data.source.path data.source.test_path",
-    "path": "run_dir resume run output data_root first_stage.cache_dir metrics.cache_dir",
+    "path": "run_dir resume run control output data_root first_stage.cache_dir metrics.cache_dir",
     "named loss path": "first_stage.run first_stage.path",  # identified by checksums
     "identity named path": (
         "metrics.classifier metrics.extractor.path metrics.extractor.weights_path"

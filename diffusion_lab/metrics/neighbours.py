@@ -80,25 +80,48 @@ class Neighbours:
     @property
     def relative(self) -> Tensor:
         """The distance to the nearest training image over that to the second nearest, (n,)."""
-        return self.generated[:, 0] / self.generated[:, 1].clamp(min=1e-12)
+        return relative_distance(self.generated)
+
+    @property
+    def limit(self) -> float:
+        """The distance to a training image below which a sample counts as a copy."""
+        return self.test.quantile(UNUSUAL).item()
 
     def results(self) -> dict[str, float]:
         """The evidence of copying, under the names in `MEANINGS`."""
         training, test = self.pair
         nearer = (training < test).double() + 0.5 * (training == test).double()
-        limit = self.test.quantile(UNUSUAL)
-        copies = (self.generated[:, 0] < limit).double().mean().item()
-        count = len(self.test)
-        # the quantile lies between order statistics; below the i-th one expects i / (count + 1)
-        expected = (1 + UNUSUAL * (count - 1)) / (count + 1)
+        found = detected(self.generated, self.limit)
         return {
             "nearer_to_training": nearer.mean().item(),
             "nearer_to_training_std": self.chance_std,
             "distance_ratio": (training / test.clamp(min=1e-12)).median().item(),
-            "copies": copies,
-            "copy_ratio": copies / expected,
-            "near_duplicates": (self.relative < RELATIVE).double().mean().item(),
+            "copies": found["copies"],
+            "copy_ratio": found["copies"] / expected_share(len(self.test)),
+            "near_duplicates": found["near_duplicates"],
         }
+
+
+def relative_distance(distances: Tensor) -> Tensor:
+    """The first over the second of the distances (n, 2) to the two nearest images, (n,)."""
+    return distances[:, 0] / distances[:, 1].clamp(min=1e-12)
+
+
+def detected(distances: Tensor, limit: float) -> dict[str, float]:
+    """The shares of images that count as copies, under their names in `MEANINGS`.
+
+    `distances` (n, 2) are those to the two nearest training images; a copy is nearer than `limit`.
+    """
+    return {
+        "copies": (distances[:, 0] < limit).double().mean().item(),
+        "near_duplicates": (relative_distance(distances) < RELATIVE).double().mean().item(),
+    }
+
+
+def expected_share(count: int) -> float:
+    """The share of images below the limit by chance, if `count` images like them decide on it."""
+    # the quantile lies between order statistics; below the i-th one expects i / (count + 1)
+    return (1 + UNUSUAL * (count - 1)) / (count + 1)
 
 
 def equal_sides(training: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from diffusion_lab.analysis import plots
-from diffusion_lab.analysis.memorization import stored_features
+from diffusion_lab.analysis.copy_spaces import stored_features
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.data import ImageDataModule
