@@ -81,10 +81,17 @@ class ControlRun:
             "run": str(cfg.control),
             "weights": self.opened.weights,
             "other_settings": self.other_settings,
+            # by the run and by the control; another number means other grain
+            "images_seen": [seen_by(folder) for folder in (cfg.run, cfg.control)],
             "training_images": int(self.unseen.sum()),
             "shared_images": int((~self.unseen).sum()),
             "neighbours": found,
         }
+
+
+def seen_by(folder: str) -> int | None:
+    """The number of images that a run trained on, with repetition; None if it is not known."""
+    return runs.load_summary(folder).get("images_seen")
 
 
 def images_of(

@@ -237,10 +237,17 @@ def test_images_that_both_runs_saw_are_left_out(tmp_path):
     measured = neighbours_of(spaces, ours, drawn)
     assert all(space.results()["copies"] == 1 for space in measured.values())
     cfg = OmegaConf.create(
-        {"num_samples": len(shared), "batch_size": 4, "seed": 0, "control": "other"}
+        {
+            "num_samples": len(shared),
+            "batch_size": 4,
+            "seed": 0,
+            "run": str(tmp_path),
+            "control": str(tmp_path),
+        }
     )
     found = control.counted(cfg, spaces, measured, drawn, test)
     assert found["shared_images"] == len(shared)
+    assert found["images_seen"] == [None, None]  # these runs have no summary
     assert found["training_images"] == len(unseen) - len(shared)
     left = to_float(spaces.training[unseen]).flatten(1)
     nearest = torch.cdist(to_float(shared).flatten(1), left).min(1).values
@@ -317,6 +324,7 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
     assert negative["training_images"] + negative["shared_images"] == result["training_images"]
     assert negative["shared_images"] > 0
     assert negative["other_settings"] == []
+    assert negative["images_seen"][0] == negative["images_seen"][1] > 0
     assert set(negative["neighbours"]) == spaces
     assert_names(err, negative["run"], negative["shared_images"], "1 / 10", "0.1 / 0.3")
 
