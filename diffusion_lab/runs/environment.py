@@ -14,12 +14,11 @@ from diffusion_lab.compute.device import cpu_info
 def environment_of(device: torch.device) -> dict[str, object]:
     """The device, the versions and the commit that results depend on."""
     names = ("torch", "torchvision", "lightning", "hydra-core", "wandb")
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"cpu, {cpu_info('model name') or platform.processor()}"
+    processor = cpu_info("model name") or platform.processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {processor}"
     return {
         "device": name,
+        "processor": processor,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {"diffusion-lab": diffusion_lab.__version__}

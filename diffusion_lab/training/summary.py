@@ -1,14 +1,17 @@
 """The summary of a run that has ended, and the last lines that the run prints."""
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import lightning
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.metrics import report
-from diffusion_lab.runs import SUMMARY
+from diffusion_lab.runs import SUMMARY, load_summary
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.results import Sampling, sampling_of
 from diffusion_lab.training.callbacks import SampleEvaluation
@@ -44,8 +47,23 @@ def summarise(
         "macs": task.macs(cfg) if finished else None,
         "peak_memory_bytes": peak_memory,
         **environment_of(trainer.strategy.root_device),
+        "overrides": overrides_of(context.folder),
+        "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return summary | context.summary
+
+
+def overrides_of(folder: Path) -> list[str] | None:
+    """The overrides of the command that began a run; None if only those that resumed it are known.
+
+    A run that was stopped has them in its earlier summary.
+    """
+    if earlier := load_summary(folder).get("overrides"):
+        return earlier
+    if not HydraConfig.initialized():
+        return None
+    given = list(HydraConfig.get().overrides.task)
+    return None if any(each.startswith("resume=") for each in given) else given
 
 
 def sampling_of_metrics(cfg: DictConfig, measured_by: Callback | None) -> Sampling | None:
