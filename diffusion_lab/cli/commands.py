@@ -43,6 +43,11 @@ COMMANDS = {
         "analysis.comparison.comparing:compare_runs",
         takes_paths=True,
     ),
+    "publish": Command(
+        "write a small folder with everything that checks a comparison of runs",
+        "analysis.publishing.folder:publish_runs",
+        takes_paths=True,
+    ),
     "memorization": Command(
         "check whether a trained run copies its training images",
         "analysis.memorization:memorization",

@@ -2,6 +2,7 @@
 
 config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
 snapshots/*.safetensors  averages/*/  (with callbacks.posthoc_ema)
+published.json in place of checkpoints, samples and wandb, if the run is published
 """
 
 import itertools

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import averages, checkpoints
+from diffusion_lab.runs import averages, checkpoints, published
 from diffusion_lab.runs.averages import NO_AVERAGE
 from diffusion_lab.runs.checkpoints import AVERAGES, TRAINED
 
@@ -127,13 +127,21 @@ class CurrentWeights:
     def match(self, record: Mapping[str, object]) -> bool:
         """Whether `record` was measured on these weights: by file stamp, else by sha256.
 
-        False if the weights are gone.
+        False if the weights are unknown.
         """
-        if self.file_stamp is None:
+        if not self.known:
             return False
-        return record.get(STAMP) == self.file_stamp or record.get(CHECKPOINT) == self.sha256
+        stamped = self.file_stamp is not None and record.get(STAMP) == self.file_stamp
+        return stamped or record.get(CHECKPOINT) == self.sha256
+
+    @property
+    def known(self) -> bool:
+        """Whether the weights are there, or the run is published with their checksum."""
+        return self.file_stamp is not None or self.sha256 is not None
 
     @cached_property
-    def sha256(self) -> str:
-        """The sha256 of the weights' file."""
+    def sha256(self) -> str | None:
+        """The sha256 of the weights' file; that of a published run's, which has none; or None."""
+        if self.file_stamp is None:
+            return published.facts_of(self.folder).get(published.WEIGHTS)
         return sha256_of(self.folder)

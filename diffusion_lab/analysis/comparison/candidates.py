@@ -1,8 +1,10 @@
 """Reads the run folders below some paths, and says why some of them cannot be compared."""
 
 import os
+import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -11,12 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.build.config_keys import FRACTION, Means, Settings, flat, means
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import DiffusionRun, kind_of
+from diffusion_lab.runs import DiffusionRun, kind_of, published
 from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, load_summary
 from diffusion_lab.runs.results import EVALUATIONS, Record, evaluations_of
 from diffusion_lab.runs.weights import CurrentWeights
+from diffusion_lab.training.tuning import FOUND
 
+RATE = "train/images_per_second"
 OF_A_RUN = (SUMMARY, METRICS, LAST)  # a run folder has a configuration and one of these
 
 
@@ -54,7 +58,17 @@ class Run:
     @property
     def finished_at(self) -> tuple[float, str]:
         """The time when the summary was written, with the folder's name to break ties."""
+        if ended := self.summary.get("ended_at"):  # older summaries lack it
+            return datetime.fromisoformat(ended).timestamp(), str(self.folder)
         return (self.folder / SUMMARY).stat().st_mtime, str(self.folder)
+
+    @cached_property
+    def images_per_second(self) -> float | None:
+        """The median over the logged windows, before a published run left out some of its rows."""
+        if thinned := published.facts_of(self.folder).get(published.THINNED):
+            return thinned[published.RATE]
+        rates = [row[RATE] for row in self.rows if RATE in row]
+        return statistics.median(rates) if rates else None
 
 
 def _whole(value: object) -> object:
@@ -65,7 +79,10 @@ def _whole(value: object) -> object:
 
 
 def run_folders(paths: Iterable[str | Path]) -> list[Path]:
-    """Finds the run folders at or below the paths; raises UserError for a path without one."""
+    """Finds the run folders at or below the paths; raises UserError for a path without one.
+
+    The tuning runs of a study are found only if the path is their folder.
+    """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.is_dir():
@@ -90,16 +107,24 @@ def _search(path: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(folder.resolve())
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        folders[:] = sorted(
+            each
+            for each in folders
+            if not each.startswith(".") and not (folder / each / FOUND).is_file()
+        )
         if CONFIG in files and any((folder / part).exists() for part in OF_A_RUN):
             folders.clear()  # nothing inside a run, such as W&B's files, is another run
             yield folder
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Reads the finished runs; also returns a sentence on each folder or file that is left out."""
+    """Reads the finished runs; also returns a sentence on each folder or file that is left out.
+
+    Raises UserError if a published run was changed, because nothing else in it can be trusted then.
+    """
     runs, left_out = [], []
     for folder in folders:
+        published.require_unchanged_records(folder)
         try:
             config, summary = load_config(folder), load_summary(folder)
             if reason := unfit(folder, config, summary):
@@ -107,7 +132,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 continue
             rows, present = read_rows(folder / METRICS), CurrentWeights(folder)
             found = evaluations_of(folder, present)
-            if present.file_stamp is None and any((folder / EVALUATIONS).glob("*.json")):
+            if not present.known and any((folder / EVALUATIONS).glob("*.json")):
                 left_out.append(
                     f"Later evaluations of {folder} are left out: its checkpoints are gone, so it "
                     "is unknown whether the metrics belong to its weights"

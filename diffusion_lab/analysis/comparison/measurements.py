@@ -1,7 +1,6 @@
 """The measurements that are compared: metrics, losses, memorisation and costs."""
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 from diffusion_lab.metrics.quantities import QUANTITIES, TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs.results import Sampling, samplings_of
 
-RATE = "train/images_per_second"
 OF_SUMMARY = ("images_seen", "parameters", "macs", "training_seconds", "training_images")
 
 
@@ -55,12 +53,11 @@ def values_of(
     run: Run, measured: dict[str, float], names: dict[str, str], copies: dict[str, float]
 ) -> dict[str, float]:
     """All finite values of a run by short name: metrics, their spreads, real images, and costs."""
-    rates = [row[RATE] for row in run.rows if RATE in row]  # one for each logged window
     found = {kind: measured.get(name) for kind, name in names.items()}
     found |= {
         TEST_LOSS.name: run.summary["metrics"].get("test/loss"),
         VALIDATION_LOSS.name: run.summary["metrics"].get("val/loss"),
-        "images_per_second": statistics.median(rates) if rates else None,
+        "images_per_second": run.images_per_second,
         "peak_memory": run.summary["peak_memory_bytes"],
         **{name: run.summary[name] for name in OF_SUMMARY},
         **copies,
@@ -106,7 +103,7 @@ def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
         return (
             f"its report is for another sampler, guidance or seed; {again}, sampled like the rest"
         )
-    if run.weights.file_stamp is None:
+    if not run.weights.known:
         return "its checkpoints are gone, so it is unknown whether its report belongs to them"
     if not run.weights.match(report):
         return f"its report is for other weights than the current ones; {again}"

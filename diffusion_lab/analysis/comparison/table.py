@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, real_value, runs_of
@@ -188,12 +189,23 @@ class CompositionTable:
             rows.append(row | read_by)
         return formats.csv_text(rows[0], [row.values() for row in rows])
 
-    def runs_csv(self) -> str:
-        """A row for each run: costs by short names and metrics by full names, without rounding."""
+    def runs_csv(self, places: Mapping[Path, str] | None = None) -> str:
+        """A row for each run: costs by short names and metrics by full names, without rounding.
+
+        `places` are texts to write for the run folders.
+        """
         rows = [(group, run) for group in self.groups for run in group.runs]
         kinds = dict.fromkeys(kind for _, run in rows for kind in run.values)
         head = ["composition", "seed", "folder", *(self.names.get(kind, kind) for kind in kinds)]
         return formats.csv_text(
             head,
-            ([g.name, r.seed, r.folder, *(r.values.get(kind) for kind in kinds)] for g, r in rows),
+            (
+                [
+                    g.name,
+                    r.seed,
+                    (places or {}).get(r.folder, r.folder),
+                    *(r.values.get(kind) for kind in kinds),
+                ]
+                for g, r in rows
+            ),
         )

@@ -68,7 +68,7 @@ class Classifier(FeatureExtractor):
                 facts = json.loads(file.metadata()["facts"])
             self.shape, self.classes = tuple(facts["shape"]), facts["classes"]
             network = SmallClassifier(self.shape, len(self.classes))
-            network.load_state_dict(load(self.path.read_bytes()))
+            network.load_state_dict(load(self.path.read_bytes()))  # float16 becomes float32
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise ExtractorUnavailable(
                 f"{self.argument}={self.path} is damaged or is not a classifier; delete it and "
@@ -76,7 +76,7 @@ class Classifier(FeatureExtractor):
             ) from error
         checksum = hashing.of_file(self.path)
         self.channels = self.shape[0]
-        self.name = f"classifier-{checksum[:8]}"
+        self.name = name_of(checksum)
         return network, checksum
 
     def check(self, source: ImageDataModule) -> None:
@@ -98,6 +98,29 @@ class Classifier(FeatureExtractor):
     def guesses(self, images: Tensor) -> Tensor:
         """The likeliest class, (B,) int64, of images uint8 (B, C, H, W)."""
         return self.logits(self(images)).argmax(1)
+
+
+def name_of(checksum: str) -> str:
+    """The name of a classifier in names of metrics, by the sha256 of its file."""
+    return f"classifier-{checksum[:8]}"
+
+
+def halved(path: Path) -> bytes:
+    """The file of a classifier in half precision; its facts have the checksum of the file `path`.
+
+    Other weights have another checksum, so metrics measured with it have other names.
+    """
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    facts["sha256_of_original"] = hashing.of_file(path)
+    weights = {name: half(tensor) for name, tensor in load(path.read_bytes()).items()}
+    return save(weights, {"facts": json.dumps(facts)})
+
+
+def half(tensor: Tensor) -> Tensor:
+    """A tensor in float16, unless it has whole numbers or values that are too large for that."""
+    small = tensor.half()
+    return small if tensor.is_floating_point() and small.isfinite().all() else tensor
 
 
 def save_classifier(network: SmallClassifier, path: Path, facts: dict) -> None:

@@ -1,0 +1,182 @@
+"""The card of a published comparison: its commands, code, machines, hours, data and protocol."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+import diffusion_lab
+from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.analysis.comparison.comparing import Collection
+from diffusion_lab.analysis.comparison.groups import runs_of
+from diffusion_lab.common.files import read_json
+from diffusion_lab.runs import SUMMARY, load_summary, published
+from diffusion_lab.training.tuning import FOUND
+
+CARD, TEXT = "card.json", "card.md"
+WRITER = "diffusion-lab publish"  # marks a card that `publish` wrote
+Facts = dict[str, object]
+DIRTY = "-dirty"  # ends the commit of a checkout with changes
+MACHINE = ("device", "processor", "precision", "threads", "ranks", "python", "versions")
+
+
+def card_of(
+    collection: Collection,
+    places: Mapping[Path, str],
+    tunings: Mapping[Path, str],
+    tuning_runs: Mapping[Path, str],
+) -> Facts:
+    """The facts of a card, apart from the published files.
+
+    The mappings give the places of runs, of folders with tuning runs, and of the tuning runs.
+    """
+    runs = runs_of(collection.groups)
+    summaries = {place: load_summary(folder) for folder, place in places.items()}
+    tuned = {place: load_summary(folder) for folder, place in tuning_runs.items()}
+    everything = [*summaries.values(), *tuned.values()]
+    return {
+        "written_by": {"command": WRITER, "version": diffusion_lab.__version__},
+        "compositions": {
+            group.name: [places[run.folder] for run in group.runs] for group in collection.groups
+        },
+        "seeds": sorted({run.seed for run in runs}),
+        "studies": sorted({run.config.study_name for run in runs if run.config.get("study_name")}),
+        "commands": commands_of(summaries),
+        "protocol": collection.protocol,
+        "sampling": collection.sampling,
+        "data": fingerprints(runs),
+        "code": code_of(everything),
+        "machines": machines_of(everything),
+        "hours": {
+            "runs": hours_of(summaries.values()),
+            "tuning": hours_of(tuned.values()),
+            "total": hours_of(everything),
+        },
+        "dates": dates_of([*places, *tuning_runs]),
+        "tuning": tuning_of(runs, tunings),
+    }
+
+
+def commands_of(summaries: Mapping[str, dict]) -> Facts:
+    """The overrides of `train` that all runs have, and each run's others; null if not recorded."""
+    known = {place: summary.get("overrides") for place, summary in summaries.items()}
+    recorded = [each for each in known.values() if each is not None]
+    first = recorded[0] if recorded else []
+    common = [each for each in first if all(each in other for other in recorded)]
+    own = {
+        place: None if each is None else [word for word in each if word not in common]
+        for place, each in known.items()
+    }
+    return {"common": common, "runs": own}
+
+
+def fingerprints(runs: Iterable[Run]) -> list[str]:
+    """The checksums of the data that samples were compared with, in any evaluation."""
+    return sorted({str(record["protocol"].get("data")) for run in runs for record in run.kept})
+
+
+def code_of(summaries: Iterable[dict]) -> list[Facts]:
+    """The commits that runs were trained with, and whether there were changes; null if unknown."""
+    counts: dict[str | None, int] = {}
+    for summary in summaries:
+        commit = summary.get("git_commit")
+        counts[commit] = counts.get(commit, 0) + 1
+    return [
+        {
+            "commit": commit and commit.removesuffix(DIRTY),
+            "dirty": commit and commit.endswith(DIRTY),
+            "runs": count,
+        }
+        for commit, count in counts.items()
+    ]
+
+
+def machines_of(summaries: Iterable[dict]) -> list[Facts]:
+    """The distinct machines and versions, each with its number of runs; null where unknown."""
+    counts: dict[str, int] = {}
+    for summary in summaries:
+        text = json.dumps({key: summary.get(key) for key in MACHINE})
+        counts[text] = counts.get(text, 0) + 1
+    return [json.loads(text) | {"runs": count} for text, count in counts.items()]
+
+
+def hours_of(summaries: Iterable[dict]) -> Facts:
+    """The hours of some runs together; a sum is null if a run has not recorded its part.
+
+    Core-hours are training time x threads x processes. Wall-clock hours include the measurements
+    at the end, and are added up even if runs were trained at the same time.
+    """
+    wall: list[float | None] = []
+    core: list[float | None] = []
+    for summary in summaries:
+        factors: list[Any] = [
+            summary.get("training_seconds"),
+            summary.get("threads"),
+            summary.get("ranks", 1),
+        ]
+        wall.append(summary.get("wall_seconds"))
+        core.append(None if None in factors else math.prod(factors))
+    return {"runs": len(wall), "wall_clock_hours": hours(wall), "core_hours": hours(core)}
+
+
+def hours(seconds: Sequence[float | None]) -> float | None:
+    """The sum in hours; None if one is unknown."""
+    known = [each for each in seconds if each is not None]
+    return round(sum(known) / 3600, 4) if len(known) == len(seconds) else None
+
+
+def dates_of(folders: Iterable[Path]) -> Facts:
+    """When the first and the last of the runs ended: UTC, from summaries or the times of files."""
+    times, recorded = [], True
+    for folder in folders:
+        ended = load_summary(folder).get("ended_at")
+        recorded = recorded and ended is not None
+        times.append(ended or written_at(folder / SUMMARY))
+    return {
+        "first_run_ended": min(times),
+        "last_run_ended": max(times),
+        "from": "summaries" if recorded else "summaries or the times of files",
+    }
+
+
+def written_at(path: Path) -> str:
+    """The time of a file in UTC, 2026-01-31T12:00:00+00:00."""
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+
+
+def tuning_of(runs: Iterable[Run], tunings: Mapping[Path, str]) -> Facts | None:
+    """What was tuned, by what, and the values that were chosen; None if nothing was."""
+    settings = [OmegaConf.select(run.config, "tuning") for run in runs]
+    plain = [OmegaConf.to_container(each) for each in settings if each]
+    first = plain[0] if plain else None
+    if not isinstance(first, dict) and not tunings:
+        return None
+    asked = first if isinstance(first, dict) else {}
+    return {
+        **{key: asked.get(key) for key in ("of", "values", "metric", "seeds", "images", "study")},
+        "chosen": {
+            f"{place}/{FOUND}": {
+                name: found["chosen"] for name, found in read_json(folder / FOUND).items()
+            }
+            for folder, place in tunings.items()
+        },
+    }
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder was written by `publish`."""
+    written_by = read_json(folder / CARD).get("written_by")
+    return isinstance(written_by, dict) and written_by.get("command") == WRITER
+
+
+def thinned_in(folder: Path) -> dict[str, Facts]:
+    """The runs in a published folder whose metrics.jsonl lacks rows, with their numbers of rows."""
+    found = {}
+    for file in sorted(folder.rglob(published.PUBLISHED)):
+        if facts := published.facts_of(file.parent)[published.THINNED]:
+            found[file.parent.relative_to(folder).as_posix()] = facts
+    return found

@@ -1,0 +1,52 @@
+"""The classifiers that metrics were measured with, published in half precision."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.common import hashing
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.metrics.extractor.classifier import halved, name_of
+
+OF_CLASSIFIER = name_of("")  # begins the names of classifiers in names of metrics
+
+
+def publish_classifiers(runs: Sequence[Run], folder: Path) -> list[dict[str, object]]:
+    """Writes the classifiers that metrics of `runs` name; returns their facts for the card.
+
+    The file of one that is not where the runs' configurations say is null.
+    """
+    files = {name_of(hashing.of_file(path)): path for path in files_of(runs)}
+    found: list[dict[str, object]] = []
+    for name in sorted(named_by(runs)):
+        facts: dict[str, object] = {"name": name, "file": None, "sha256": None}
+        original = files.get(name)
+        if original:
+            facts["file"] = f"{name}.safetensors"
+            facts["sha256"] = write_half(original, folder / f"{name}.safetensors")
+        sha256 = hashing.of_file(original) if original else None
+        found.append(facts | {"sha256_of_original": sha256})
+    return found
+
+
+def write_half(original: Path, target: Path) -> str:
+    """Writes a classifier in half precision; returns the sha256 of the new file."""
+    content = halved(original)
+    write_atomically(target, content)
+    return hashing.of_bytes(content)
+
+
+def named_by(runs: Iterable[Run]) -> set[str]:
+    """The names of the classifiers in the full names of all metrics."""
+    metrics = {name for run in runs for record in run.kept for name in record["metrics"]}
+    parts = {part for name in metrics for part in name.split("/")[1:2]}
+    return {part for part in parts if part.startswith(OF_CLASSIFIER)}
+
+
+def files_of(runs: Iterable[Run]) -> set[Path]:
+    """The existing files that the runs' configurations use as classifiers."""
+    keys = ("metrics.classifier", "metrics.extractor.path")
+    paths = {OmegaConf.select(run.config, key) for run in runs for key in keys}
+    return {Path(path) for path in paths if path and Path(path).is_file()}

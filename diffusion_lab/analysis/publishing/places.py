@@ -1,0 +1,60 @@
+"""The place of each run in a published folder, by its place in the folders that are published."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.runs import CONFIG
+from diffusion_lab.training.tuning import FOLDER, FOUND
+
+RUNS = "runs"  # the folder of runs in a published folder; tuning is in FOLDER
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders that are published; `studies` are those that hold runs, without repetition."""
+
+    studies: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, paths: Sequence[str | Path]) -> "Places":
+        """The places of these run folders, or folders that contain some."""
+        holding = [path.parent if (path / CONFIG).is_file() else path for path in map(Path, paths)]
+        return cls(tuple({path.resolve(): path for path in holding}.values()))
+
+    def name(self, folder: Path) -> str:
+        """The place of a folder in its study; it begins with the study if there are several."""
+        study = next(each for each in self.studies if folder.is_relative_to(each))
+        several = len(self.studies) > 1
+        return (
+            Path(study.resolve().name if several else "") / folder.relative_to(study)
+        ).as_posix()
+
+    def of_runs(self, folders: Sequence[Path]) -> dict[Path, str]:
+        """The place of each run, such as runs/seed-0; raises UserError if two would have one."""
+        found: dict[str, Path] = {}
+        for folder in folders:
+            name = f"{RUNS}/{self.name(folder)}"
+            if name in found:
+                raise UserError(
+                    f"{found[name]} and {folder} would both be {name} in the published folder; "
+                    "rename one of their folders, or publish them separately"
+                )
+            found[name] = folder
+        return {folder: name for name, folder in found.items()}
+
+    def of_tunings(self) -> Iterator[tuple[Path, str]]:
+        """Yields each folder of tuning runs, and its place, such as tuning."""
+        for study in self.studies:
+            for file in sorted(study.rglob(FOUND)):
+                folder = file.parent
+                hidden = any(part.startswith(".") for part in folder.relative_to(study).parts)
+                if folder != study and not hidden:
+                    yield folder, (Path(FOLDER) / self.name(folder.parent)).as_posix()
+
+    def without_paths(self, sentence: str) -> str:
+        """A sentence on runs without the paths of the studies, which readers do not have."""
+        for study in self.studies:
+            sentence = sentence.replace(f"{study}/", "")
+        return sentence

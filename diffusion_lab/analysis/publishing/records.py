@@ -1,0 +1,68 @@
+"""The records of a run that are published: small files, sealed by their checksums."""
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+from diffusion_lab.analysis.comparison.candidates import RATE
+from diffusion_lab.common.files import read_json, read_rows, write_atomically
+from diffusion_lab.runs import CONFIG, METRICS, SUMMARY, published
+from diffusion_lab.runs.results import EVALUATIONS
+from diffusion_lab.runs.weights import CurrentWeights
+
+LARGEST = 200_000  # bytes of metrics.jsonl, above which rows of training losses are left out
+REPORT = "memorization/report.json"
+PLACE = ("step", "epoch", "images", "seconds")  # keys of a row that say where it belongs
+
+
+def copy_records(run: Path, target: Path) -> None:
+    """Copies the records of a run to the new folder `target`, and seals them there.
+
+    Evaluations of other weights than the run's current ones are not copied.
+    """
+    weights = CurrentWeights(run)
+    matching = [
+        path.relative_to(run).as_posix()
+        for path in sorted((run / EVALUATIONS).glob("*.json"))
+        if weights.match(read_json(path))
+    ]
+    for name in (CONFIG, METRICS, SUMMARY, REPORT, *matching):
+        if (run / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / name, target / name)
+    published.seal(target, weights.sha256, thin(target / METRICS))
+
+
+def thin(path: Path) -> dict[str, object] | None:
+    """Leaves out rows of training losses, evenly, if a file is too large; says how many, or None.
+
+    Rows with anything else stay, and so do the ones beside them, whose times plots use.
+    """
+    if not path.is_file() or path.stat().st_size <= LARGEST:
+        return None
+    rows = read_rows(path)
+    lines = [json.dumps(row) + "\n" for row in rows]
+    measured = {row.get("images") for row in rows if not of_training(row)}
+    droppable = [
+        place
+        for place, row in enumerate(rows)
+        if of_training(row) and row.get("images") not in measured
+    ]
+    losses = sum(len(lines[place]) for place in droppable)
+    # a quarter at least, even if the other rows alone are too many
+    room = max(LARGEST - (sum(map(len, lines)) - losses), LARGEST // 4)
+    dropped = set(droppable) - set(droppable[:: max(1, -(-losses // room))])
+    rates = [row[RATE] for row in rows if RATE in row]
+    kept = [line for place, line in enumerate(lines) if place not in dropped]
+    write_atomically(path, "".join(kept))
+    return {
+        "rows": len(rows),
+        "kept": len(kept),
+        published.RATE: statistics.median(rates) if rates else None,
+    }
+
+
+def of_training(row: dict) -> bool:
+    """Whether a row of metrics.jsonl has nothing but what training logs between evaluations."""
+    return all(key in PLACE or key.startswith("train/") for key in row)

@@ -1,0 +1,425 @@
+"""Published folders: what is in them, that they give the same comparison, and what is refused."""
+
+import csv
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.fake_runs import NAME, UNET, fake_group, fake_run
+from helpers.refusals import assert_names, refused
+from helpers.tiny_data import TinyData, tiny_data
+
+from diffusion_lab.analysis.comparison import compare
+from diffusion_lab.analysis.publishing import publish
+from diffusion_lab.analysis.publishing.records import LARGEST, thin
+from diffusion_lab.common import hashing
+from diffusion_lab.common.files import read_rows
+from diffusion_lab.metrics.extractor import Classifier
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.results import save_evaluation
+from diffusion_lab.runs.weights import CHECKPOINT, identify
+
+FACTS = {
+    "threads": 2,
+    "ranks": 1,
+    "precision": "32-true",
+    "python": "3.12.1",
+    "git_commit": "c0ffee-dirty",
+    "ended_at": "2026-01-02T03:04:05+00:00",
+    "versions": {"torch": "2", "lightning": "2.6", "diffusion-lab": "0.2"},
+}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of two compositions and two seeds in outputs/mine, compared by later evaluations."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("outputs/mine")
+    for name, config, fids in (("dit", {}, [100.0, 110.0]), ("unet", UNET, [150.0, 163.0])):
+        for seed, fid in enumerate(fids):
+            own = [f"backbone={name}", f"seed={seed}"]
+            facts = FACTS | {"overrides": ["study_name=mine", *own]}
+            run = fake_run(folder / f"{name}_{seed}", fid, seed, config, summary=facts)
+            evaluate(run, fid / 2)
+            memorised(run, fid)
+    return folder
+
+
+def evaluate(run: Path, fid: float) -> Path:
+    """Measures a run again, with more samples."""
+    protocol = load_summary(run)["protocol"] | {"num_samples": 5000}
+    metrics, cfg = {f"fid/{NAME}": fid, f"fid_std/{NAME}": 1.5}, load_config(run)
+    cfg.seed = 0  # of the samples
+    return save_evaluation(run, metrics, protocol, cfg, identify(run))
+
+
+def memorised(run: Path, fid: float) -> None:
+    """Writes a report on copies of the weights that a run has now."""
+    (run / "memorization").mkdir()
+    ratios = {name: {"copy_ratio": fid / 100} for name in ("efficientnet", "pixels")}
+    sampling = load_summary(run)["sampling"]
+    report = {"neighbours": ratios, "sampling": sampling, "protocol": {"num_samples": 10}}
+    (run / "memorization/report.json").write_text(json.dumps(report | identify(run)))
+
+
+def rows_of(folder: Path, name: str, *without: str) -> list[dict]:
+    rows = list(csv.DictReader((folder / name).open()))
+    return [{key: value for key, value in row.items() if key not in without} for row in rows]
+
+
+def same_comparison(original: Path, published: Path) -> None:
+    """Asserts that both folders give the same tables, tests and plots."""
+    for path, output in ((original, "before"), (published, "after")):
+        compare([str(path)], output)
+    before, after = Path("before"), Path("after")
+    for name in ("table.csv", "pairs.csv"):
+        assert rows_of(before, name) == rows_of(after, name)
+    assert rows_of(before, "runs.csv", "folder") == rows_of(after, "runs.csv", "folder")
+    plots = sorted(path.name for path in before.glob("plots/*"))
+    assert plots
+    assert plots == sorted(path.name for path in after.glob("plots/*"))
+    for name in plots:
+        assert (before / "plots" / name).read_text() == (after / "plots" / name).read_text()
+
+
+def card_of(folder: str | Path = "published") -> dict:
+    return json.loads((Path(folder) / "card.json").read_text())
+
+
+def test_the_published_folder_gives_the_same_comparison_without_the_original(study, tmp_path):
+    publish([str(study)], "published")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree("published", elsewhere)
+    shutil.copytree(study, "copy")
+    same_comparison(study, elsewhere)
+    (row, *_) = rows_of(Path("after"), "runs.csv")
+    assert float(row[f"fid/{NAME}"]) == 50  # of the later evaluation, though its weights are gone
+    assert "copy_ratio" in row
+    assert (Path("after") / "index.html").is_file()
+
+
+def test_the_folder_has_the_records_and_nothing_large(study):
+    publish([str(study)], "published")
+    run = Path("published/runs/dit_0")
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    (evaluation,) = (path.name for path in (study / "dit_0/evaluations").iterdir())
+    assert files == {
+        *("config.yaml", "metrics.jsonl", "summary.json", "published.json"),
+        *(f"evaluations/{evaluation}", "memorization/report.json"),
+    }
+    rows = rows_of(Path("published"), "runs.csv")
+    assert [row["folder"] for row in rows] == [
+        f"runs/{n}_{s}" for n in ("dit", "unet") for s in (0, 1)
+    ]
+    assert {float(row[f"fid_std/{NAME}"]) for row in rows} == {1.5}
+    assert {row["images_seen"] for row in rows} == {"6400"}
+    assert {float(row["training_seconds"]) for row in rows} == {120}
+
+
+def test_the_card_says_what_a_reader_asks(study):
+    publish([str(study)], "published")
+    card, folder = card_of(), Path("published")
+    listed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert card["sha256"].keys() == listed - {"card.json", "card.md"}
+    assert all(hashing.of_file(folder / name) == found for name, found in card["sha256"].items())
+    assert card["commands"]["common"] == ["study_name=mine"]
+    assert card["commands"]["runs"]["runs/unet_1"] == ["backbone=unet", "seed=1"]
+    assert card["code"] == [{"commit": "c0ffee", "dirty": True, "runs": 4}]
+    (machine,) = card["machines"]
+    assert (machine["threads"], machine["precision"], machine["runs"]) == (2, "32-true", 4)
+    assert card["hours"]["total"]["core_hours"] == pytest.approx(4 * 120 * 2 / 3600, abs=1e-4)
+    assert card["hours"]["total"]["wall_clock_hours"] == pytest.approx(600 / 3600, abs=1e-4)
+    assert card["hours"]["tuning"]["runs"] == 0
+    assert card["dates"]["last_run_ended"] == FACTS["ended_at"]
+    assert card["dates"]["from"] == "summaries"
+    assert card["data"] == ["0123"]
+    assert card["protocol"]["num_samples"] == 5000
+    assert card["sampling"]["sampler"]["steps"] == 10
+    assert card["seeds"] == [0, 1]
+    assert card["tuning"] is None
+    text = (folder / "card.md").read_text()
+    assert_names(text, "c0ffee", "3.12.1", "lightning", "0123", "| UNet", "study_name=mine")
+
+
+def test_older_summaries_lack_facts_and_are_published_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_group(Path("old"), "dit", [100.0, 110.0])
+    publish(["old"], "published")
+    card = card_of()
+    assert card["commands"]["runs"] == {"runs/dit_0": None, "runs/dit_1": None}
+    assert card["code"] == [{"commit": None, "dirty": None, "runs": 2}]
+    assert card["hours"]["runs"]["core_hours"] is None
+    assert card["hours"]["runs"]["wall_clock_hours"] is not None
+    assert card["dates"]["from"] != "summaries"
+
+
+def test_evaluations_of_other_weights_are_not_published(study):
+    run = study / "dit_0"
+    (path,) = (run / "evaluations").iterdir()
+    record = json.loads(path.read_text()) | {CHECKPOINT: "other", "weights_file": None}
+    (run / "evaluations/stale.json").write_text(json.dumps(record))
+    publish([str(study)], "published")
+    assert [p.name for p in Path("published/runs/dit_0/evaluations").iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "config.yaml"])
+def test_a_changed_record_is_refused_and_named(study, name):
+    publish([str(study)], "published")
+    record = Path("published/runs/unet_0") / name
+    record.write_text(record.read_text().replace("1", "2", 1))
+    with refused(record):
+        compare(["published"], "after")
+    record.unlink()
+    if name != "config.yaml":
+        with refused(record):
+            compare(["published"], "after")
+    assert not Path("after").exists()
+
+
+def test_an_added_evaluation_and_a_damaged_seal_are_refused(study):
+    publish([str(study)], "published")
+    run = Path("published/runs/unet_0")
+    (path,) = (run / "evaluations").iterdir()
+    added = path.with_name("added.json")
+    added.write_text(path.read_text())
+    with refused(added):
+        compare(["published"], "after")
+    added.unlink()
+    compare(["published"], "after")
+    (run / "published.json").write_text("{")
+    with refused(run / "published.json"):
+        compare(["published"], "after")
+
+
+def test_without_a_seal_later_evaluations_do_not_count(study):
+    publish([str(study)], "published")
+    for path in Path("published").rglob("published.json"):
+        path.unlink()
+    found = compare(["published"], "after")
+    assert len(found["left_out"]) == 4
+    assert float(rows_of(Path("after"), "runs.csv")[0][f"fid/{NAME}"]) == 100
+
+
+def test_unfinished_and_repeated_runs_are_left_out_and_named(study):
+    fake_run(study / "cut", 90.0, 2, summary={"finished": False, "steps": 40})
+    again = {"ended_at": "2025-01-01T00:00:00+00:00"}
+    evaluate(fake_run(study / "again", 101.0, 0, summary=again), 70.0)
+    found = publish([str(study)], "published")
+    assert found["runs"] == 4
+    assert_names(" ".join(found["left_out"]), study / "cut", study / "again")
+    said = card_of()["left_out"]
+    assert_names(" ".join(said), "cut is left out", "again is left out: dit_0")
+    names = {path.name for path in Path("published/runs").iterdir()}
+    assert names == {"dit_0", "dit_1", "unet_0", "unet_1"}
+
+
+def test_folders_without_finished_runs_are_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_run(Path("mine/cut"), 90.0, summary={"finished": False, "steps": 40})
+    (tmp_path / "empty").mkdir()
+    with refused("mine/cut"):
+        publish(["mine"], "published")
+    with refused("empty"):
+        publish(["empty"], "published")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "empty"}
+
+
+def test_publishing_again_replaces_what_it_wrote_and_nothing_else(study):
+    publish([str(study)], "published")
+    shutil.rmtree(study / "unet_1")
+    publish([str(study)], "published")
+    assert not Path("published/runs/unet_1").exists()
+    compare(["published"], "after")
+    (Path("published") / "notes.txt").write_text("mine")
+    with refused("published", "notes.txt"):
+        publish([str(study)], "published")
+    assert Path("published/notes.txt").read_text() == "mine"
+    assert [path.name for path in Path().glob(".published*")] == []
+
+
+def test_folders_of_others_are_not_written_to(study):
+    Path("other").mkdir()
+    Path("other/file").write_text("mine")
+    for output in ("other", "other/file"):
+        with refused(output):
+            publish([str(study)], output)
+    for output in (study / "published", study, study.parent):
+        with refused(output):
+            publish([str(study)], str(output))
+    publish([str(study)], "published")
+    with refused("published"):
+        publish(["published"], "twice")
+    assert not (study / "published").exists()
+
+
+def test_a_failure_leaves_the_old_folder_as_it_was(study, monkeypatch):
+    publish([str(study)], "published")
+    before = card_of()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diffusion_lab.analysis.publishing.folder.text_of", full)
+    with refused("published"):
+        publish([str(study)], "published")
+    assert card_of() == before
+    assert {path.name for path in Path().iterdir()} == {"outputs", "published"}
+
+
+def test_runs_of_several_studies_are_in_folders_of_their_own(study):
+    wide = {"backbone": {"width": 64}}
+    for seed in (0, 1):
+        evaluate(fake_run(Path(f"outputs/other/dit_{seed}"), 90.0 + seed, seed, wide), 44.0 + seed)
+    publish([str(study), "outputs/other"], "published")
+    assert Path("published/runs/mine/dit_0/summary.json").is_file()
+    assert Path("published/runs/other/dit_0/summary.json").is_file()
+    (study.parent / "deeper").mkdir()
+    shutil.copytree("outputs/other", "outputs/deeper/mine")
+    with refused("dit_0"):
+        publish([str(study), "outputs/deeper/mine"], "published")
+
+
+def test_single_runs_are_named_by_their_folders(study):
+    publish([str(study / "dit_0"), str(study / "unet_0")], "published")
+    assert {path.name for path in Path("published/runs").iterdir()} == {"dit_0", "unet_0"}
+
+
+class TestTuning:
+    @pytest.fixture
+    def tuned(self, study):
+        """The study with tuning runs, measured against validation images, one of which failed."""
+        asked = {"of": ["backbone"], "values": {"optimizer.lr": [1, 2]}, "metric": "fid"}
+        for rate in (1, 2):
+            fake_run(
+                study / f"tuning/lr-{rate}",
+                80.0,
+                100,
+                {"tuning": asked | {"running": True}},
+                FACTS,
+                protocol={"reference": "validation"},
+            )
+        fake_run(study / "tuning/lr-4", 80.0, 100, summary={"finished": False})
+        found = {"backbone=dit": {"chosen": {"optimizer.lr": 2}, "tried": []}}
+        (study / "tuning/tuning.json").write_text(json.dumps(found))
+        return study
+
+    def test_tuning_is_published_and_counted_but_not_compared(self, tuned):
+        found = publish([str(tuned)], "published")
+        assert_names(" ".join(found["left_out"]), tuned / "tuning/lr-4")
+        folder, card = Path("published/tuning"), card_of()
+        assert {path.name for path in folder.iterdir()} == {"lr-1", "lr-2", "tuning.json"}
+        assert (folder / "lr-1/metrics.jsonl").is_file()
+        assert (folder / "tuning.json").read_bytes() == (tuned / "tuning/tuning.json").read_bytes()
+        hours = card["hours"]
+        assert [hours[kind]["runs"] for kind in ("runs", "tuning", "total")] == [4, 2, 6]
+        assert card["tuning"]["chosen"]["tuning/tuning.json"] == {
+            "backbone=dit": {"optimizer.lr": 2}
+        }
+        same_comparison(tuned, Path("published"))
+        compare(["published/tuning"], "tuning_runs")  # is compared by itself if it is asked for
+
+    def test_tuning_of_several_studies_is_kept_apart(self, tuned):
+        fake_group(Path("outputs/other"), "wide", [9.0, 8.0], config={"backbone": {"width": 64}})
+        for run in Path("outputs/other").iterdir():
+            evaluate(run, 5.0)
+        publish([str(tuned), "outputs/other"], "published")
+        assert Path("published/tuning/mine/tuning.json").is_file()
+        compare(["published"], "after")
+
+
+class TestClassifier:
+    @pytest.fixture
+    def original(self, study):
+        """The classifier that a study's runs were measured with."""
+        torch.manual_seed(0)
+        network = SmallClassifier((1, 8, 8), 4).eval()
+        facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
+        save_classifier(network, Path("classifier.safetensors"), facts)
+        name = f"classifier-{hashing.of_file(Path('classifier.safetensors'))[:8]}"
+        for seed in (0, 1):
+            run = fake_run(
+                Path(f"judged/{seed}"),
+                100.0 + seed,
+                seed,
+                {"metrics": {"classifier": "classifier.safetensors"}},
+                metrics={f"accuracy/{name}/1k": 0.5 + seed / 8},
+            )
+            assert run.is_dir()
+        return name
+
+    def test_it_is_published_in_half_precision_with_both_checksums(self, original):
+        publish(["judged"], "published")
+        (facts,) = card_of()["classifiers"]
+        assert facts["name"] == original
+        assert facts["sha256_of_original"].startswith(original.removeprefix("classifier-"))
+        path = Path("published") / facts["file"]
+        assert hashing.of_file(path) == facts["sha256"] != facts["sha256_of_original"]
+        assert path.stat().st_size < 0.6 * Path("classifier.safetensors").stat().st_size
+        images, read = tiny_data().test_images(), []
+        for file in (Path("classifier.safetensors"), path):
+            classifier = Classifier(str(file))
+            classifier.load("cpu")
+            classifier.check(tiny_data())
+            read.append(classifier(images))
+        assert read[1].dtype == torch.float32
+        torch.testing.assert_close(read[1], read[0], atol=1e-2, rtol=1e-2)
+        text = (Path("published") / "card.md").read_text()
+        assert_names(text, facts["sha256"], facts["sha256_of_original"])
+
+    def test_one_that_is_gone_or_replaced_is_named(self, original):
+        for change in (lambda path: path.write_bytes(b"other"), Path.unlink):
+            change(Path("classifier.safetensors"))
+            found = publish(["judged"], "published")
+            assert found["missing_classifiers"] == [original]
+            assert card_of()["classifiers"][0]["file"] is None
+        same_comparison(Path("judged"), Path("published"))
+
+
+class TestThinning:
+    def test_rows_of_losses_are_thinned_evenly_and_the_comparison_stays(self, study):
+        path = study / "dit_0/metrics.jsonl"
+        measured = read_rows(path)
+        rows = [
+            {
+                "step": step,
+                "train/loss": 1 / step,
+                "train/images_per_second": 300.0 + (step * 7) % 101,
+                "images": 64 * step,
+                "seconds": step / 2,
+            }
+            for step in range(1, 4001)
+        ]
+        rows += [
+            row | {"step": 2000 * i, "images": 128000 * i} for i, row in enumerate(measured, 1)
+        ]
+        rows.sort(key=lambda row: row["step"])
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        publish([str(study)], "published")
+        kept_file = Path("published/runs/dit_0/metrics.jsonl")
+        kept = read_rows(kept_file)
+        assert path.stat().st_size > LARGEST > kept_file.stat().st_size > LARGEST / 2
+        assert [row for row in kept if f"fid/{NAME}" in row] == [
+            row for row in rows if f"fid/{NAME}" in row
+        ]
+        steps = [row["step"] for row in kept if "train/loss" in row and row["step"] % 2000]
+        gaps = [b - a for a, b in pairwise(steps)]
+        assert max(gaps) <= min(gaps) + 2
+        card = card_of()["thinned"]
+        assert card["runs/dit_0"]["rows"] == len(rows)
+        assert card["runs/dit_0"]["kept"] == len(kept)
+        assert "runs/dit_1" not in card
+        same_comparison(study, Path("published"))
+
+    def test_a_file_with_many_measurements_keeps_all_of_them(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        rows = [{"step": i, "images": i, "val/loss": i / 7} for i in range(8000)]
+        rows += [{"step": i, "images": 10**6 + i, "train/loss": i / 7} for i in range(8000)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert thin(path)["rows"] == 16_000
+        kept = read_rows(path)
+        assert kept[:8000] == rows[:8000]
+        assert 100 < len(kept) - 8000 < 4000
