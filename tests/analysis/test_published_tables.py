@@ -1,0 +1,114 @@
+"""Tables in README.md files are those of their published folders; a changed number is found."""
+
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.fake_runs import UNET, fake_group
+from helpers.paths import ROOT
+from helpers.refusals import assert_names
+
+from diffusion_lab.analysis.publishing import publish
+
+tables = runpy.run_path(str(ROOT / "experiments/tables.py"))["main"]
+END = "<!-- end of table -->"
+
+
+@pytest.fixture
+def readme(tmp_path) -> Path:
+    """A README beside a published comparison of two compositions."""
+    fake_group(tmp_path / "mine", "dit", [100.0, 110.0, 90.0])
+    fake_group(tmp_path / "mine", "unet", [150.0, 162.0, 144.0], config=UNET)
+    path = tmp_path / "experiments/question/README.md"
+    path.parent.mkdir(parents=True)
+    publish([str(tmp_path / "mine")], str(path.parent / "published"))
+    shutil.rmtree(tmp_path / "mine")
+    return path
+
+
+def write(readme: Path, *blocks: str) -> None:
+    readme.write_text(
+        "\n\n".join(["# A question", *(f"{b}\nold\n{END}" for b in blocks), "The end."])
+    )
+
+
+def run(readme: Path, *arguments: str) -> int:
+    return tables(arguments, readme.parents[1])
+
+
+def lines(readme: Path) -> list[str]:
+    return [line for line in readme.read_text().splitlines() if line.startswith("|")]
+
+
+def test_the_tables_of_this_repository_are_those_of_their_folders():
+    assert tables(["--check"]) == 0
+
+
+def test_a_table_is_written_once_and_a_changed_number_is_found(readme, capsys):
+    write(readme, "<!-- table published -->")
+    assert run(readme, "--check") == 1
+    assert readme.read_text().count("old") == 1  # a check changes nothing
+    assert run(readme) == 0
+    text = readme.read_text()
+    assert text.startswith("# A question\n\n<!-- table published -->\n| composition | seeds |")
+    assert text.endswith(f"{END}\n\nThe end.")
+    assert "| DiT | 3 | " in text
+    assert "100.0 ± 24.8" in text
+    assert run(readme, "--check") == 0
+    capsys.readouterr()
+    readme.write_text(text.replace("100.0 ± 24.8", "99.0 ± 24.8"))
+    assert run(readme, "--check") == 1
+    assert_names(capsys.readouterr().err, "question/README.md", "table published")
+    assert run(readme) == 0
+    assert readme.read_text() == text
+
+
+def test_columns_and_rows_are_chosen_in_their_order(readme):
+    write(
+        readme,
+        '<!-- table published columns=fid,images_seen rows="real images,UNet" -->',
+        "<!-- table published columns=fid_std -->",
+    )
+    assert run(readme) == 0
+    assert lines(readme)[:4] == [
+        "| composition | seeds | FID | Images |",
+        "| --- | ---: | ---: | ---: |",
+        "| real images |  | 96.3 |  |",
+        "| UNet | 3 | 152.0 ± 22.8 | 6.4k |",
+    ]
+    assert lines(readme)[4:6] == ["| composition | seeds | FID std |", "| --- | ---: | ---: |"]
+    assert run(readme, "--check") == 0
+
+
+@pytest.mark.parametrize(
+    ("block", "named"),
+    [
+        ("<!-- table nowhere -->", "nowhere"),
+        ("<!-- table published columns=fid,fod -->", "columns=fod"),
+        ("<!-- table published rows=Mamba -->", "rows=Mamba"),
+        ("<!-- table published colour=red -->", "colour"),
+    ],
+)
+def test_a_block_that_cannot_be_made_is_named(readme, capsys, block, named):
+    write(readme, block)
+    before = readme.read_text()
+    for arguments in ([], ["--check"]):
+        assert run(readme, *arguments) == 1
+        assert_names(capsys.readouterr().err, "question/README.md", named)
+    assert readme.read_text() == before
+
+
+def test_a_table_without_an_end_is_refused(readme, capsys):
+    readme.write_text("<!-- table published -->\n| a |\n")
+    assert run(readme, "--check") == 1
+    assert_names(capsys.readouterr().err, "question/README.md", END)
+
+
+def test_a_changed_record_is_found(readme, capsys):
+    write(readme, "<!-- table published -->")
+    assert run(readme) == 0
+    record = readme.parent / "published/runs/dit_0/summary.json"
+    record.write_text(record.read_text().replace("100.0", "90.0"))
+    assert run(readme, "--check") == 1
+    assert_names(capsys.readouterr().err, "dit_0/summary.json")
