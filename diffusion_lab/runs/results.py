@@ -13,6 +13,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
+from diffusion_lab.runs import published
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
@@ -96,8 +97,12 @@ def samplings_of(record: Record) -> list[Sampling]:
 
 
 def require_evaluations(folder: str | Path) -> list[Record]:
-    """All evaluations of a run's current weights; raises UserError if there are none, or no run."""
+    """All evaluations of a run's current weights.
+
+    Raises UserError if there are none, or no run, or if the run was changed after it was published.
+    """
     load_config(folder)  # raises UserError if this is no run
+    published.require_unchanged_records(Path(folder))
     found = evaluations_of(folder, CurrentWeights(folder))
     if not found:
         file_stamp(folder)  # without weights nothing can be measured

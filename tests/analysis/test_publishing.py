@@ -20,7 +20,7 @@ from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 from diffusion_lab.runs.folder import load_config, load_summary
-from diffusion_lab.runs.results import save_evaluation
+from diffusion_lab.runs.results import require_evaluations, save_evaluation
 from diffusion_lab.runs.weights import CHECKPOINT, identify
 
 FACTS = {
@@ -178,6 +178,16 @@ def test_a_changed_record_is_refused_and_named(study, name):
         with refused(record):
             compare(["published"], "after")
     assert not Path("after").exists()
+
+
+def test_a_published_run_can_be_compared_against_and_is_checked_then(study):
+    publish([str(study)], "published")
+    run = Path("published/runs/unet_0")
+    assert [r["metrics"][f"fid/{NAME}"] for r in require_evaluations(run)] == [150, 75]
+    (path,) = (run / "evaluations").iterdir()
+    path.write_text(path.read_text().replace("75.0", "7.0"))
+    with refused(path):
+        require_evaluations(run)
 
 
 def test_an_added_evaluation_and_a_damaged_seal_are_refused(study):

@@ -91,7 +91,7 @@ def report(
         say(f"{name} is not published: no file in metrics.classifier of these runs is this one")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     count = len(runs_of(collection.groups))
-    say(f"Published {count} runs, {size / 1e6:.1f} MB: {folder / cards.TEXT}")
+    say(f"Published {count} runs, {size / 1000:,.0f} kB: {folder / cards.TEXT}")
     return {
         "folder": str(folder),
         "runs": count,

@@ -52,7 +52,7 @@ def facts(known: Card) -> Iterator[list[str]]:
         if isinstance(value, dict):
             yield from ([f"{key}.{name}", text] for name, text in facts(value))
         else:
-            yield [key, words(value)]
+            yield [key, "null" if value is None else words(value)]
 
 
 def words(value: object) -> str:
@@ -135,8 +135,9 @@ def machine(known: Card) -> str:
     versions = known["versions"] or {}
     named = [f"{key} {words(known[key])}" for key in ("precision", "threads", "ranks", "python")]
     installed = [f"{name} {version}" for name, version in versions.items()]
-    processor = known["processor"]
-    parts = [words(known["device"]), *([f"processor {processor}"] if processor else [])]
+    device, processor = words(known["device"]), known["processor"]
+    named_twice = processor is None or processor in device  # as a CPU is
+    parts = [device] if named_twice else [device, f"processor {processor}"]
     return f"* {known['runs']} runs: {', '.join([*parts, *named, *installed])}."
 
 
