@@ -3,6 +3,7 @@
 That file has the checksum of each record, and of the weights that they belong to.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from diffusion_lab.common.messages import UserError
 
 PUBLISHED = "published.json"
 WEIGHTS, FILES, THINNED = "checkpoint", "files", "thinned"  # its keys
+MEASURED = ("evaluations", "memorization")  # folders in which any file is a record
+CARD, WRITER = "card.json", "diffusion-lab publish"  # lists all files of a published folder
+REMEDY = "get the published folder again"
 RATE = "images_per_second"  # of THINNED: the median before rows were left out
 
 
@@ -45,15 +49,31 @@ def require_unchanged_records(folder: Path) -> None:
     """Raises UserError, which names the file, if a published run's record is not as published."""
     if not is_published(folder):
         return
-    known, found = facts_of(folder).get(FILES), checksums(folder)
+    known = facts_of(folder).get(FILES)
     if not isinstance(known, dict):
-        raise UserError(f"{folder / PUBLISHED} is damaged; get the published folder again")
-    # other files, such as one that locks the run, are no records
-    added = {name for name in found if "/" in name and name not in known}
-    for name in sorted(known.keys() | added):
-        if known.get(name) == found.get(name):
-            continue
-        problem = "was added" if name in added else "was changed" if name in found else "is missing"
-        raise UserError(
-            f"{folder / name} {problem} after the run was published; get the published folder again"
-        )
+        raise UserError(f"{folder / PUBLISHED} is damaged; {REMEDY}")
+    require_same_files(folder, known)
+    for path in sorted(path for name in MEASURED for path in (folder / name).rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in known:
+            raise UserError(f"{path} was added after the run was published; {REMEDY}")
+
+
+def require_same_files(folder: Path, known: Mapping[str, str]) -> None:
+    """Raises UserError, which names a file, unless all files are there with their known sha256."""
+    for name, checksum in known.items():
+        path = folder / name
+        if not path.is_file() or hashing.of_file(path) != checksum:
+            problem = "was changed" if path.is_file() else "is missing"
+            raise UserError(f"{path} {problem} after it was published; {REMEDY}")
+
+
+def has_card(folder: Path) -> bool:
+    """Whether a folder is the whole folder that `publish` wrote."""
+    written_by = read_json(folder / CARD).get("written_by")
+    return isinstance(written_by, dict) and written_by.get("command") == WRITER
+
+
+def require_whole(folder: Path) -> None:
+    """Raises UserError, which names a file, if a file on a published folder's card has changed."""
+    if has_card(folder):
+        require_same_files(folder, read_json(folder / CARD).get("sha256", {}))

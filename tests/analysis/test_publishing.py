@@ -173,11 +173,19 @@ def test_a_changed_record_is_refused_and_named(study, name):
     record.write_text(record.read_text().replace("1", "2", 1))
     with refused(record):
         compare(["published"], "after")
+    with refused(record):
+        compare(["published/runs/dit_0", "published/runs/unet_0"], "after")
     record.unlink()
-    if name != "config.yaml":
-        with refused(record):
-            compare(["published"], "after")
+    with refused(record):
+        compare(["published"], "after")
     assert not Path("after").exists()
+
+
+def test_a_removed_run_is_noticed(study):
+    publish([str(study)], "published")
+    shutil.rmtree("published/runs/unet_0")
+    with refused("published/runs/unet_0"):
+        compare(["published"], "after")
 
 
 def test_a_published_run_can_be_compared_against_and_is_checked_then(study):
@@ -201,15 +209,16 @@ def test_an_added_evaluation_and_a_damaged_seal_are_refused(study):
     added.unlink()
     compare(["published"], "after")
     (run / "published.json").write_text("{")
-    with refused(run / "published.json"):
-        compare(["published"], "after")
+    for path in ("published", "published/runs"):
+        with refused(run / "published.json"):
+            compare([path], "after")
 
 
 def test_without_a_seal_later_evaluations_do_not_count(study):
     publish([str(study)], "published")
     for path in Path("published").rglob("published.json"):
         path.unlink()
-    found = compare(["published"], "after")
+    found = compare(["published/runs"], "after")
     assert len(found["left_out"]) == 4
     assert float(rows_of(Path("after"), "runs.csv")[0][f"fid/{NAME}"]) == 100
 
@@ -296,6 +305,14 @@ def test_runs_of_several_studies_are_in_folders_of_their_own(study):
 def test_single_runs_are_named_by_their_folders(study):
     publish([str(study / "dit_0"), str(study / "unet_0")], "published")
     assert {path.name for path in Path("published/runs").iterdir()} == {"dit_0", "unet_0"}
+
+
+def test_one_study_may_be_given_by_several_paths(study):
+    Path("link").symlink_to(study)
+    whole = [f"runs/{name}_{seed}" for name in ("dit", "unet") for seed in (0, 1)]
+    for paths in (["link/dit_0", str(study)], [str(study), str(study.resolve()), "link"]):
+        publish(paths, "published")
+        assert [row["folder"] for row in rows_of(Path("published"), "runs.csv")] == whole
 
 
 class TestTuning:
@@ -423,6 +440,15 @@ class TestThinning:
         assert card["runs/dit_0"]["kept"] == len(kept)
         assert "runs/dit_1" not in card
         same_comparison(study, Path("published"))
+        # restored elsewhere, with a run that was trained there, and published again
+        shutil.copytree("published/runs", "elsewhere/mine")
+        (Path("elsewhere/mine/dit_0") / ".lock").touch()
+        shutil.rmtree("elsewhere/mine/unet_1")
+        shutil.copytree(study / "unet_1", "elsewhere/mine/unet_1")
+        publish(["elsewhere/mine"], "again")
+        assert card_of("again")["thinned"] == card
+        assert not Path("again/runs/dit_0/.lock").exists()
+        same_comparison(study, Path("again"))
 
     def test_a_file_with_many_measurements_keeps_all_of_them(self, tmp_path):
         path = tmp_path / "metrics.jsonl"

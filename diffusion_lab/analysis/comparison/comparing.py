@@ -31,6 +31,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
+from diffusion_lab.runs import published
 from diffusion_lab.runs.results import OWN, Sampling, common_metrics, samplings_of
 
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
@@ -112,7 +113,13 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
 
 
 def collect(paths: Sequence[str | Path]) -> Collection:
-    """Collects the compositions at or below `paths`, sorted by size of the data, then by FID."""
+    """Collects the compositions at or below `paths`, sorted by size of the data, then by FID.
+
+    Raises UserError if there are none, if they were measured in different ways, or if one of the
+    paths is a published folder that was changed.
+    """
+    for path in map(Path, paths):
+        published.require_whole(path)
     folders = run_folders(paths)
     say(f"{len(folders)} run folders")
     runs, left_out = read(folders)

@@ -17,8 +17,7 @@ from diffusion_lab.common.files import read_json
 from diffusion_lab.runs import SUMMARY, load_summary, published
 from diffusion_lab.training.tuning import FOUND
 
-CARD, TEXT = "card.json", "card.md"
-WRITER = "diffusion-lab publish"  # marks a card that `publish` wrote
+TEXT = "card.md"
 Facts = dict[str, object]
 DIRTY = "-dirty"  # ends the commit of a checkout with changes
 MACHINE = ("device", "processor", "precision", "threads", "ranks", "python", "versions")
@@ -39,7 +38,7 @@ def card_of(
     tuned = {place: load_summary(folder) for folder, place in tuning_runs.items()}
     everything = [*summaries.values(), *tuned.values()]
     return {
-        "written_by": {"command": WRITER, "version": diffusion_lab.__version__},
+        "written_by": {"command": published.WRITER, "version": diffusion_lab.__version__},
         "compositions": {
             group.name: [places[run.folder] for run in group.runs] for group in collection.groups
         },
@@ -165,12 +164,6 @@ def tuning_of(runs: Iterable[Run], tunings: Mapping[Path, str]) -> Facts | None:
             for folder, place in tunings.items()
         },
     }
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether a folder was written by `publish`."""
-    written_by = read_json(folder / CARD).get("written_by")
-    return isinstance(written_by, dict) and written_by.get("command") == WRITER
 
 
 def thinned_in(folder: Path) -> dict[str, Facts]:

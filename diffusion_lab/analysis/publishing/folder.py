@@ -20,11 +20,11 @@ from diffusion_lab.analysis.publishing.text import text_of
 from diffusion_lab.common.files import read_json, write_atomically, write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs import CONFIG, load_summary
-from diffusion_lab.runs.published import checksums
+from diffusion_lab.runs.published import CARD, checksums, has_card
 from diffusion_lab.training.tuning import FOUND
 
 RUNS_CSV = "runs.csv"
-NOT_LISTED = (cards.CARD, cards.TEXT)  # files without a checksum in the card
+NOT_LISTED = (CARD, cards.TEXT)  # files without a checksum in the card
 
 
 def publish_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -73,7 +73,7 @@ def publish(paths: Sequence[str], output: str) -> dict[str, object]:
             "thinned": cards.thinned_in(new),
             "sha256": checksums(new, without=()),
         }
-        write_json(new / cards.CARD, card)
+        write_json(new / CARD, card)
         write_atomically(new / cards.TEXT, text_of(card, table.markdown()))
     return report(collection, folder, card, left_out)
 
@@ -105,7 +105,7 @@ def check_paths(paths: Sequence[str], output: Path) -> None:
     """Raises UserError if a path is published already, or lies in the output or around it."""
     place = output.resolve()
     for path in map(Path, paths):
-        if cards.is_ours(path):
+        if has_card(path):
             raise UserError(f"{path} was written by publish; copy the folder to publish it again")
         inside, around = place.is_relative_to(path.resolve()), path.resolve().is_relative_to(place)
         if inside or around:
@@ -121,11 +121,11 @@ def check_output(output: Path) -> None:
         raise UserError(f"output={output} is a file; choose a folder")
     if not output.is_dir() or not any(output.iterdir()):
         return
-    if not cards.is_ours(output):
+    if not has_card(output):
         raise UserError(
             f"output={output} contains other files; choose another folder with output=..."
         )
-    listed = read_json(output / cards.CARD).get("sha256", {})
+    listed = read_json(output / CARD).get("sha256", {})
     there = (path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
     if strange := sorted(set(there) - {*listed, *NOT_LISTED}):
         raise UserError(

@@ -1,5 +1,6 @@
 """The place of each run in a published folder, by its place in the folders that are published."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,23 @@ class Places:
     @classmethod
     def of(cls, paths: Sequence[str | Path]) -> "Places":
         """The places of these run folders, or folders that contain some."""
-        holding = [path.parent if (path / CONFIG).is_file() else path for path in map(Path, paths)]
-        return cls(tuple({path.resolve(): path for path in holding}.values()))
+        found: dict[Path, Path] = {}
+        for path in map(Path, paths):
+            holding = path.parent if (path / CONFIG).is_file() else path
+            found.setdefault(holding.resolve(), holding)
+        return cls(tuple(found.values()))
 
     def name(self, folder: Path) -> str:
         """The place of a folder in its study; it begins with the study if there are several."""
-        study = next(each for each in self.studies if folder.is_relative_to(each))
+        # a study and a run in it may be given by different paths, and a run may be a link
+        study, inside = next(
+            (study, Path(place(folder)).relative_to(place(study)))
+            for place in (os.path.abspath, os.path.realpath)
+            for study in self.studies
+            if Path(place(folder)).is_relative_to(place(study))
+        )
         several = len(self.studies) > 1
-        return (
-            Path(study.resolve().name if several else "") / folder.relative_to(study)
-        ).as_posix()
+        return (Path(study.resolve().name if several else "") / inside).as_posix()
 
     def of_runs(self, folders: Sequence[Path]) -> dict[Path, str]:
         """The place of each run, such as runs/seed-0; raises UserError if two would have one."""

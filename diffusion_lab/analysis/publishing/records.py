@@ -19,8 +19,12 @@ PLACE = ("step", "epoch", "images", "seconds")  # keys of a row that say where i
 def copy_records(run: Path, target: Path) -> None:
     """Copies the records of a run to the new folder `target`, and seals them there.
 
-    Evaluations of other weights than the run's current ones are not copied.
+    Evaluations of other weights than the run's current ones are not copied. A run that was
+    published before keeps its seal.
     """
+    if published.is_published(run):
+        shutil.copytree(run, target, ignore=lambda folder, names: unsealed(run, folder, names))
+        return
     weights = CurrentWeights(run)
     matching = [
         path.relative_to(run).as_posix()
@@ -32,6 +36,17 @@ def copy_records(run: Path, target: Path) -> None:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, target / name)
     published.seal(target, weights.sha256, thin(target / METRICS))
+
+
+def unsealed(run: Path, folder: str, names: list[str]) -> set[str]:
+    """The files in a folder of a published run that do not belong to its records, as a lock."""
+    sealed = {published.PUBLISHED, *published.facts_of(run)[published.FILES]}
+    paths = {name: Path(folder) / name for name in names}
+    return {
+        name
+        for name, path in paths.items()
+        if path.is_file() and path.relative_to(run).as_posix() not in sealed
+    }
 
 
 def thin(path: Path) -> dict[str, object] | None:
