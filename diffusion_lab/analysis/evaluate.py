@@ -1,6 +1,6 @@
 """The command `evaluate`: FID and other metrics of a trained run, next to other runs."""
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.messages import console, say
@@ -14,6 +14,7 @@ from diffusion_lab.runs.results import (
     sampling_of,
     save_evaluation,
 )
+from diffusion_lab.training.callbacks import sampling_seed
 
 
 def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
@@ -28,7 +29,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     opened = open_run(cfg)
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
-        cfg.seed = OmegaConf.select(opened.saved, "callbacks.evaluation.seed") or 0
+        cfg.seed = sampling_seed(opened.saved)
     pipeline = opened.pipeline(cfg)
     metrics = opened.metrics(cfg)
     protocol = metrics.protocol_of(opened.datamodule)

@@ -22,6 +22,7 @@ from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.metric import Protocol, with_fingerprint
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
 from diffusion_lab.runs.results import sampling_of
+from diffusion_lab.training.callbacks import sampling_seed
 from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
 
 ABOVE_0 = numbers(
@@ -31,7 +32,7 @@ KEYS = {
     "num_samples": whole(2),
     "batch_size": whole(1),
     "pairs": whole(1),
-    "seed": whole(0),
+    "seed": optional(whole(0)),
     "control": optional(PATH),
     "control_images": whole(1),
     "positive_at": optional(ABOVE_0.as_in([0.1, 0.3])),
@@ -47,6 +48,8 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     check_keys(cfg, KEYS)
     opened = runs.open_diffusion_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    if cfg.seed is None:
+        cfg.seed = sampling_seed(opened.saved)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
     training, test = data.train_images(), data.test_images()
     sides = equal_sides(data.train_labels(), data.test_labels())

@@ -137,7 +137,7 @@ def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, refusal, run_f
         code, _, err = lab("evaluate", *arguments, "metrics.per_class=true")
         assert code == 0, err
     table = [line for line in err.splitlines() if "│" in line]
-    assert sum("fid/" in line for line in table) == 1
+    assert sum(" fid/" in line for line in table) == 1
     assert sum("fid_class" in line for line in table) == 4
 
     def prepare(*_):

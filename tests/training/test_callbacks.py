@@ -21,7 +21,7 @@ def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_p
     assert list((tmp_path / "run0/samples").glob("step_*.png"))
     code, _, err = lab("compare", "run0", "run1")
     assert code == 0, err
-    code, out, err = lab("evaluate", "run=run0", "against=run1", "seed=5", "json=true")
+    code, out, err = lab("evaluate", "run=run0", "against=run1", "json=true")
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])[fid] == pytest.approx(summary["metrics"][fid])
 

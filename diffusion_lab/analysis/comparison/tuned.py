@@ -49,7 +49,7 @@ def tuned_in(groups: Sequence[Group]) -> list[Tuned]:
     for group in groups:
         node = OmegaConf.select(group.runs[0].config, "tuning")
         plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
-        if isinstance(plain, dict) and plain["tried"]:
+        if isinstance(plain, dict) and plain.get("tried"):
             found.append(Tuned(group, {str(key): value for key, value in plain.items()}))
     return found
 

@@ -148,7 +148,7 @@ def written_at(path: Path) -> str:
 
 
 def tuning_of(runs: Iterable[Run], tunings: Mapping[Path, str]) -> Facts | None:
-    """What was tuned, by what, and the values that were chosen; None if nothing was."""
+    """The tuned keys, the metric that decided, and the chosen values; None if nothing was tuned."""
     settings = [OmegaConf.select(run.config, "tuning") for run in runs]
     plain = [OmegaConf.to_container(each) for each in settings if each]
     first = plain[0] if plain else None

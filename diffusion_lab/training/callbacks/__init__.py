@@ -1,5 +1,5 @@
 from diffusion_lab.training.callbacks.checkpoint import Checkpoint
-from diffusion_lab.training.callbacks.configured import configured
+from diffusion_lab.training.callbacks.configured import configured, sampling_seed
 from diffusion_lab.training.callbacks.evaluation import (
     Evaluation,
     Grid,
