@@ -35,7 +35,7 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
     metric = quantity_of(agreed["metric"])
     title = metric.title if metric else agreed["metric"]
     seeds = ", ".join(map(str, agreed["seeds"]))
-    yield f"Question: {agreed['question']}"
+    yield f'Question: "{agreed["question"]}"'
     yield f"Protocol: {title} decides, by a {agreed['test']} t-test over seeds {seeds}"
     yield f"Stopping rule: {agreed['stop']}"
     yield commit_of(min(runs, key=lambda run: run.finished_at))

@@ -23,7 +23,7 @@ def write(folder: Path, report: Report) -> None:
     said = [*first.sentences, *others, *report.notes, *report.left_out]
     if report.others:
         head, *rows = page.sampled_otherwise(report)
-        text += f"\n{markdown_table(head, rows)}\n"
+        text += f"\n{markdown_table(head, rows)}"
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     tests = [pair for each in report.judged for pair in each.verdict.pairs]
     drawn = [*report.tuning, *(plot for each in report.judged for plot in each.drawings)]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.analysis.comparison.groups import Group
@@ -109,7 +108,7 @@ def _drawing(key: str, tuned: Sequence[Tuned]) -> Drawing:
             for value, results in each.curve(key):
                 axes.plot([value] * len(results), results, "_", color=colour(look), alpha=0.6)
         axes.set(xlabel=key, ylabel=metric, xscale="log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.set_xticks(sorted({value for each in tuned for value, _ in each.curve(key)}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
 
