@@ -17,7 +17,7 @@ from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.randomness import SampleNoise
-from diffusion_lab.data.source.two_moons import points_of
+from diffusion_lab.data.source.plane import points_of
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.sampler import Ancestral, AnnealedLangevin, Heun, Sampler
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid, UniformLogSNR

@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_lab.backbone import MLP
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.data.source import TwoMoons
-from diffusion_lab.data.source.two_moons import points_of
+from diffusion_lab.data.source.plane import points_of
 
 FIGURES = ROOT / "experiments/theory/figures.py"
 

@@ -2,6 +2,7 @@
 
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.cifar10_zip import CIFAR10Zip
+from diffusion_lab.data.source.gaussian_mixture import GaussianMixture
 from diffusion_lab.data.source.huggingface import HuggingFace
 from diffusion_lab.data.source.image_folder import ImageFolder
 from diffusion_lab.data.source.image_zip import ImageZip
