@@ -14,7 +14,7 @@ from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.cli.arguments import MULTIRUN, PLACES
-from diffusion_lab.common.files import write_json
+from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.training import study
@@ -93,7 +93,8 @@ def tune(name: str, flags: list[str], overrides: list[str], sweep: Sweep) -> Non
             if not new:
                 break
         found[name_of(network)] = result_of(tuning, network, tried)
-    write_json(file_of(stage.study), found)
+    file = file_of(stage.study)
+    write_json(file, read_json(file) | found)  # the command may train a part of the networks
 
 
 def planned(name: str, flags: list[str], overrides: list[str]) -> TuningStage | None:

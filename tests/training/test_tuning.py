@@ -133,6 +133,15 @@ def test_a_repeated_study_trains_nothing_again(lab):
     assert cfg.optimizer.lr == json.loads(content)["backbone.depth=2"]["chosen"]["optimizer.lr"]
 
 
+def test_a_part_of_the_study_keeps_what_was_found_for_the_rest(lab):
+    assert lab(*STUDY)[0] == 0
+    before = json.loads(FOUND.read_text())
+    part = ["backbone.depth=choice(2)" if a == "backbone.depth=1,2" else a for a in STUDY]
+    code, _, err = lab(*part)
+    assert code == 0, err
+    assert json.loads(FOUND.read_text()) == before
+
+
 def test_another_study_can_use_the_values(lab):
     assert lab(*STUDY)[0] == 0
     other = ["study_name=other" if a == "study_name=mine" else a for a in STUDY]
