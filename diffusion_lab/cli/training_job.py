@@ -89,8 +89,8 @@ class TrainingJob:
             self.train(resumed(cfg.resume, overrides, self.command), overrides)
             return sweeps.DONE, None
         protocol_of(cfg)  # refuses a wrong one
-        tuning.apply(cfg, job)
         folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
+        tuning.apply(cfg, job, folder)
         study.check_metric(cfg, folder)
         begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, self.command, overrides)
         if begun and (begun / CONFIG).is_file():

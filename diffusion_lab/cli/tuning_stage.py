@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from diffusion_lab.build.config_keys import Means, means
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import key_of, parse
@@ -18,6 +19,7 @@ from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.training import study
+from diffusion_lab.training.callbacks.non_finite import FOLDER as NON_FINITE
 from diffusion_lab.training.tuning import (
     FOLDER,
     Point,
@@ -46,21 +48,36 @@ class TuningStage:
     def try_all(
         self, networks: Sequence[Network], points: Sequence[Point], sweep: Sweep
     ) -> list[list[Tried]]:
-        """Trains the runs of all combinations; returns what each network reached at each point."""
+        """Trains the runs of all combinations; returns what each network reached at each point.
+
+        Raises UserError if a run failed for another reason than that its training diverged.
+        """
         swept = {key: [each[key] for each in networks] for key in networks[0]}
         swept |= {key: [str(each[key]) for each in points] for key in points[0]}
         swept[SEED] = list(map(str, self.tuning.seeds))
         choices = [f"{k}=choice({','.join(dict.fromkeys(v))})" for k, v in swept.items()]
-        reached = {}
+        reached, failed = {}, []
         for outcome in sweep([*self.overrides, *choices]):
             values = {key_of(each): elements(each)[0] for each in parse(outcome["overrides"])}
-            place = tuple(values[key] for key in swept)
-            reached[place] = self.result(Path(values["run_dir"])) if "run_dir" in values else None
+            folder = Path(values["run_dir"]) if "run_dir" in values else None
+            if "error" not in outcome and folder:
+                reached[tuple(values[key] for key in swept)] = self.result(folder)
+            elif folder and (folder / NON_FINITE).exists():
+                reached[tuple(values[key] for key in swept)] = None  # it diverged
+            else:
+                failed.append(outcome.get("error", "a job ended without a result"))
+        count = len(networks) * len(points) * len(self.tuning.seeds)
+        if len(reached) < count:
+            why = f", the first of them because {failed[0]}" if failed else ""
+            raise UserError(
+                f"{count - len(reached)} tuning runs of {self.study} failed{why}; mend that, and "
+                "repeat the command"
+            )
 
         def tried(network: Network, point: Point) -> Tried:
             words = [element(key, value) for key, value in point.items()]
             places = {s: (*network.values(), *words, s) for s in map(str, self.tuning.seeds)}
-            return {"values": point, "results": {s: reached.get(p) for s, p in places.items()}}
+            return {"values": point, "results": {s: reached[p] for s, p in places.items()}}
 
         return [[tried(network, point) for point in points] for network in networks]
 
@@ -113,7 +130,7 @@ def planned(name: str, flags: list[str], overrides: list[str]) -> TuningStage | 
     refuse_tuned(tuning, given)
     own = parse(tuning.overrides)
     varied = varied_in(cfg, given)
-    check(tuning, varied, set(map(key_of, own)))
+    check(tuning, varied, set(map(key_of, own)), cfg)
     replaced = {SEED, "study_name", *tuning.of, *map(key_of, own)}
     kept = [each for each in overrides if key_of(parse([each])[0]) not in replaced]
     runs = [*kept, *tuning.overrides_of_runs(), f"study_name={cfg.study_name}/{FOLDER}"]
@@ -145,8 +162,20 @@ def varied_in(cfg: DictConfig, given: dict[str, Override]) -> dict[str, Override
     return listed | named
 
 
-def check(tuning: Tuning, varied: dict[str, Override], fixed: set[str]) -> None:
-    """Raises UserError unless the tuning runs have one value of each key that the study varies."""
+def check(tuning: Tuning, varied: dict[str, Override], fixed: set[str], cfg: DictConfig) -> None:
+    """Raises UserError unless the tuning runs are complete, comparable, and not the study's own."""
+    budget = cfg.get("budget")
+    if tuning.images is not None and (not budget or budget.seconds is not None):
+        raise UserError(
+            f"tuning.images={tuning.images} needs a study with a budget of images; write "
+            "budget=images budget.images=..., or tuning.images=null"
+        )
+    changing = [key for key in tuning.values if Means.LOSS in means(key)]
+    if tuning.metric == "val/loss" and changing:
+        raise UserError(
+            f"val/loss is a different quantity for each {changing[0]}, so it cannot choose one; "
+            "write tuning.metric=fid"
+        )
     if missing := [key for key in tuning.of if key not in varied]:
         raise UserError(
             f"tuning.of contains {missing[0]}, which the study does not vary; remove it from "
@@ -158,7 +187,7 @@ def check(tuning: Tuning, varied: dict[str, Override], fixed: set[str]) -> None:
             f"{key} varies in the study, but tuning does not say how; add it to tuning.of, or its "
             f"value to tuning.overrides, as in tuning.overrides=[{key}=...]"
         )
-    seeds = elements(varied[SEED]) if SEED in varied else []
+    seeds = elements(varied[SEED]) if SEED in varied else [str(cfg.seed)]
     if both := [seed for seed in tuning.seeds if str(seed) in seeds]:
         raise UserError(
             f"tuning.seeds contains {both[0]}, a seed of the study itself; choose others, as in "

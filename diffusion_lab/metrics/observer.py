@@ -35,6 +35,11 @@ class Observer:
             network.check(source)
         if self.patch:
             drawn, native = source.image_shape[1:], source.native_shape[1:]
+            if self.patch >= min(native):
+                raise ValueError(
+                    f"patch={self.patch} must be smaller than the images, which have "
+                    f"{native[0]}x{native[1]} pixels"
+                )
             self.corner = ((drawn[0] - native[0]) // 2, (drawn[1] - native[1]) // 2)
 
     def __call__(self, images: Tensor) -> Observed:

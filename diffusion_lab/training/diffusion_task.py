@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 
 from diffusion_lab.build.model import advice, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
-from diffusion_lab.common.messages import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_weak
+from diffusion_lab.training.callbacks import SampleEvaluation
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.task import Task, build_callbacks, build_metrics
@@ -82,10 +83,31 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     module.check_optimizer()
     callbacks = build_callbacks(cfg)
     conditional, weak = model.denoiser.conditioning.conditional, cfg.guidance.get("weak_run")
+    pipeline = build_pipeline(cfg, model, classes, load_weak(weak, cfg))
+    for callback in callbacks:
+        if isinstance(callback, SampleEvaluation):
+            check_other_steps(callback.also_steps or [], pipeline)
     return DiffusionTask(
         datamodule=datamodule,
         module=module,
         callbacks=callbacks,
         metrics=build_metrics(cfg, callbacks, conditional, classes),
-        pipeline=build_pipeline(cfg, model, classes, load_weak(weak, cfg)),
+        pipeline=pipeline,
     )
+
+
+def check_other_steps(also_steps: list[int], pipeline: Pipeline) -> None:
+    """Raises UserError if the sampler cannot take one of these numbers of steps."""
+    sampler = pipeline.sampler
+    for steps in also_steps:
+        if sampler.adaptive:
+            raise UserError(
+                f"also_steps=[{steps}] has no meaning for {type(sampler).__name__}, which chooses "
+                "its own steps; leave also_steps out"
+            )
+        try:
+            sampler.time_grid(pipeline.schedule, steps)
+        except ValueError as error:
+            raise UserError(
+                f"also_steps=[{steps}] does not fit sampler.time_grid: {error}"
+            ) from error

@@ -7,9 +7,11 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.build.instantiate import naming_keys
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range, one_of, settings, whole_list
-from diffusion_lab.metrics.quantities import QUANTITIES
+from diffusion_lab.metrics.quantities import BUILT_IN, QUANTITIES
+from diffusion_lab.training.callbacks import SampleEvaluation, configured
 
 JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
+CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
 
 
@@ -29,7 +31,10 @@ class StudyProtocol:
 
 
 def protocol_of(cfg: DictConfig) -> StudyProtocol | None:
-    """The protocol in a configuration; None if it has none. Raises UserError for a wrong one."""
+    """The protocol in a configuration; None if it has none.
+
+    Raises UserError for a wrong one, and for a metric that the run would not measure.
+    """
     node = cfg.get("protocol")
     if node is None:
         return None
@@ -38,4 +43,22 @@ def protocol_of(cfg: DictConfig) -> StudyProtocol | None:
     if not isinstance(values, dict) or values.keys() != names.keys():
         raise UserError(f"protocol must have the keys {', '.join(names)} and no others")
     with naming_keys("protocol", {name: f"protocol.{name}" for name in names}):
-        return StudyProtocol(**{str(key): value for key, value in values.items()})
+        protocol = StudyProtocol(**{str(key): value for key, value in values.items()})
+    tuning = cfg.get("tuning")
+    if not (tuning and tuning.running):  # which may measure the loss alone
+        require_measured(protocol.metric, cfg)
+    return protocol
+
+
+def require_measured(metric: str, cfg: DictConfig) -> None:
+    """Raises UserError unless a run measures the metric, at its end or by `memorization`."""
+    if metric in CLASSIFIER_METRICS and not cfg.metrics.get("classifier"):
+        raise UserError(
+            f"protocol.metric={metric} needs a classifier; write metrics.classifier=..."
+        )
+    of_samples = [quantity.name for each in BUILT_IN for quantity in each.quantities]
+    if metric in of_samples and configured(cfg, SampleEvaluation) is None:
+        raise UserError(
+            f"protocol.metric={metric} is not measured without callbacks.evaluation; keep that "
+            "callback, or write protocol.metric=test_loss"
+        )

@@ -26,6 +26,7 @@ from diffusion_lab.common.ranges import (
     whole,
     whole_list,
 )
+from diffusion_lab.runs.folder import CONFIG, load_config
 
 FOLDER, FOUND = "tuning", "tuning.json"
 TEXTS = Range(
@@ -89,6 +90,7 @@ class Tuning:
         if self.metric == "fid":
             measured = ["metrics.reference=validation", f"metrics.num_samples={self.num_samples}"]
             measured += ["callbacks.evaluation.every_n_steps=null"]
+            measured += ["callbacks.evaluation.also_steps=null"]
         else:
             measured = ["callbacks.evaluation=null"]
         return ["tuning.running=true", *length, *measured, *self.overrides]
@@ -101,7 +103,8 @@ class Tuning:
     def beyond(self, tried: Sequence[Tried], grown: int) -> list[Point]:
         """The values to try next, because the best ones are at an end of a grid.
 
-        A new value continues its grid by the factor between the two values at that end.
+        A new value continues its grid by the factor between the two values at that end; a grid of
+        whole numbers stays one.
         """
         best = self.best(tried)
         if best is None or grown >= self.grow:
@@ -109,10 +112,14 @@ class Tuning:
         new = []
         for key, value in best["values"].items():
             grid = sorted({each["values"][key] for each in tried})
-            if value == grid[-1]:
-                new.append(best["values"] | {key: short(value * value / grid[-2])})
-            elif value == grid[0]:
-                new.append(best["values"] | {key: short(value * value / grid[1])})
+            neighbour = {grid[-1]: grid[-2], grid[0]: grid[1]}.get(value)
+            if neighbour is None:
+                continue
+            further = short(value * value / neighbour)
+            if all(isinstance(each, int) for each in grid):
+                further = round(further)
+            if further > 0 and further not in grid:
+                new.append(best["values"] | {key: further})
         return new
 
     def inside(self, tried: Sequence[Tried]) -> bool:
@@ -156,10 +163,11 @@ def refuse_tuned(tuning: Tuning, given: Container[str]) -> None:
             )
 
 
-def apply(cfg: DictConfig, job: HydraConf) -> None:
+def apply(cfg: DictConfig, job: HydraConf, folder: Path | None) -> None:
     """Sets the tuned keys of a study's run to the values that were found for it, in place.
 
-    Raises UserError if the command line sets one of them, or if they have not been found yet.
+    A run whose `folder` is there keeps its own values if none are found now. Raises UserError if
+    the command line sets a tuned key, or if no values have been found yet.
     """
     if not cfg.get("tuning") or cfg.tuning.running:
         return
@@ -171,8 +179,13 @@ def apply(cfg: DictConfig, job: HydraConf) -> None:
             f"this study is tuned for each {missing[0]}; write one, as in {missing[0]}=..."
         )
     study = tuning.study or cfg.study_name
+    if not study:
+        raise UserError("tuning belongs to a study; write study_name=... or tuning=none")
     name = name_of({key: given[key] for key in tuning.of})
     found = read_json(file_of(study)).get(name)
+    if not found and folder and (folder / CONFIG).is_file():
+        own = load_config(folder).get("tuning")
+        found = own and {"chosen": own.chosen, "tried": own.tried}
     if not found or not found["chosen"]:
         why = "every tuning run failed" if found else "its values have not been tuned yet"
         raise UserError(

@@ -82,7 +82,7 @@ def test_another_protocol_in_some_runs_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("commit", "words"),
     [
-        ("a" * 40, f"Commit {'a' * 9} held"),
+        ("a" * 40, f"Commit {'a' * 9} was checked out"),
         (f"{'a' * 40}-dirty", "not committed"),
         (None, "No commit"),
     ],
@@ -95,11 +95,23 @@ def test_the_commit_that_held_the_protocol_is_named(tmp_path, commit, words):
 
 
 def test_seeds_that_the_protocol_does_not_have_are_named(tmp_path):
-    for seed in (0, 1, 7):
-        fake_run(tmp_path / f"runs/{seed}", 100.0 + seed, seed, {"protocol": PROTOCOL})
-    text = compared(tmp_path)[1]
+    own = {"protocol": PROTOCOL | {"metric": "fid", "test": "paired"}}
+    for name, config, shift in (("dit", {}, 0.0), ("unet", UNET, 50.0)):
+        for seed in (0, 1, 7):
+            fid = 100.0 + shift + seed**2
+            fake_run(tmp_path / f"runs/{name}{seed}", fid, seed, config | own)
+    _, text, rows = compared(tmp_path)
     assert "no run of seed 2" in text
-    assert "seeds beyond the protocol: 7" in text
+    assert "seeds beyond the protocol" in text
+    assert rows["fid"]["seeds"] == "0 1"
+    assert rows["test_loss"]["seeds"] == "0 1 7"  # not the primary metric
+
+
+def test_a_metric_of_the_protocol_that_was_not_measured_is_named(tmp_path):
+    own = {"protocol": PROTOCOL | {"metric": "accuracy"}}
+    for seed in range(3):
+        fake_run(tmp_path / f"runs/{seed}", 100.0 + seed, seed, own)
+    assert "Accuracy was not measured, so the protocol decides nothing" in compared(tmp_path)[1]
 
 
 def test_welch_needs_no_common_seeds_and_differs_in_degrees(tmp_path):
@@ -220,7 +232,7 @@ def test_tuning_is_said_and_drawn(tmp_path):
     assert sorted(result["compositions"]) == ["DiT", "UNet"]  # named without the rate
     assert "optimizer.lr, at 3 to 4 values, each on 20,000 images, with seed 100" in text
     assert "The best optimizer.lr of UNet, 0.004, is at an end" in text
-    assert "The best optimizer.lr of DiT" not in text
+    assert "The best optimizer.lr of DiT" not in text  # a rate above it diverged
     assert "DiT" in (tmp_path / "out/plots/tuning_optimizer_lr.svg").read_text()
     assert 'id="tuning"' in (tmp_path / "out/index.html").read_text()
 

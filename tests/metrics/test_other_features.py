@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.refusals import refused
 from helpers.tiny_data import tiny_data
 
 from diffusion_lab.metrics import GenerativeMetrics
@@ -124,3 +125,9 @@ def test_the_spatial_fid_grows_when_things_move(prepared):
     name = f"spatial_fid/efficientnet_lite0-96/train{len(data.reference_images())}-{SAMPLES}"
     still, moved = (measured(prepared, each)[name] for each in (tests, tests.roll(3, dims=3)))
     assert moved > still
+
+
+def test_patches_as_large_as_the_images_are_refused(tmp_path):
+    metrics = GenerativeMetrics(EfficientNetLite0(), None, SAMPLES, str(tmp_path), patch=8)
+    with refused("patch", by=ValueError):
+        metrics.load(tiny_data(), "cpu")

@@ -48,6 +48,14 @@ def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path
     assert measured[fid] == pytest.approx(record["metrics"][fid])
 
 
-def test_other_numbers_of_steps_that_are_none_are_refused(refusal):
-    sentence = refusal("train", *TINY, "callbacks.evaluation.also_steps=[0]")
-    assert "callbacks.evaluation.also_steps" in sentence
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["callbacks.evaluation.also_steps=[0]"],
+        ["callbacks.evaluation.also_steps=[2000]", "schedule=ddpm_linear", "sampler=ddim",
+         "sampler/time_grid=leading"],
+        ["callbacks.evaluation.also_steps=[5]", "sampler=runge_kutta", "sampler.steps=50"],
+    ],
+)  # fmt: skip
+def test_other_numbers_of_steps_that_cannot_be_are_refused(refusal, more):
+    assert "also_steps" in refusal("train", *TINY, *more, "run_dir=run")

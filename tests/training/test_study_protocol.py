@@ -19,6 +19,8 @@ QUICK = ["train", *TINY, "callbacks.evaluation=null", "callbacks.sample_grid=nul
         (WHOLE.replace("paired", "anova"), "protocol.test"),
         (WHOLE.replace("[0,1]", "[0]"), "protocol.seeds"),
         ("fid", "protocol"),
+        (WHOLE.replace("fid", "accuracy"), "metrics.classifier"),
+        (WHOLE, "callbacks.evaluation"),
     ],
 )
 def test_a_wrong_protocol_is_refused_before_training(refusal, protocol, named):
@@ -27,8 +29,9 @@ def test_a_wrong_protocol_is_refused_before_training(refusal, protocol, named):
 
 
 def test_a_run_keeps_its_protocol(lab):
-    code, _, err = lab(*QUICK, "run_dir=outputs/one", f"protocol={WHOLE}")
+    by_loss = WHOLE.replace("fid", "test_loss")
+    code, _, err = lab(*QUICK, "run_dir=outputs/one", f"protocol={by_loss}")
     assert code == 0, err
     saved = OmegaConf.load("outputs/one/config.yaml")
-    assert saved.protocol.metric == "fid"
+    assert saved.protocol.metric == "test_loss"
     assert saved.protocol.seeds == [0, 1]

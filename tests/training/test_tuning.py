@@ -1,6 +1,7 @@
 """A study is tuned before its runs: which runs, which values win, and what its runs then have."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
+from diffusion_lab.cli.tuning_stage import TuningStage
 from diffusion_lab.training.tuning import Tuning
 
 QUICK = [a for a in TINY if a != "backbone.depth=1"]
@@ -73,6 +75,17 @@ def test_a_grid_grows_beyond_an_end_that_wins_and_only_so_often():
     assert tuning().beyond(tried(r1=None, r2=None), 0) == []
     assert not tuning().inside(high)
     assert tuning().inside(tried(r1=2.0, r2=1.0, r4=2.0))
+
+
+def test_a_grid_of_whole_numbers_stays_one():
+    def found(values: dict[int, float]) -> list[dict]:
+        return [{"values": {"batch_size": v}, "results": {"100": r}} for v, r in values.items()]
+
+    sizes = tuning(values={"batch_size": [64, 128]})
+    (grown,) = sizes.beyond(found({64: 2.0, 128: 1.0}), 0)
+    assert grown == {"batch_size": 256}
+    assert type(grown["batch_size"]) is int
+    assert sizes.beyond(found({1: 1.0, 2: 2.0}), 0) == []  # half a row is none
 
 
 @pytest.mark.parametrize(
@@ -142,6 +155,36 @@ def test_a_part_of_the_study_keeps_what_was_found_for_the_rest(lab):
     assert json.loads(FOUND.read_text()) == before
 
 
+def test_a_tuning_run_that_fails_for_another_reason_ends_the_command(lab):
+    assert lab(*STUDY)[0] == 0
+    before = FOUND.read_text()
+    # the folders hold runs of another name, so the tuning runs are refused
+    code, _, err = lab(*STUDY, "name=other")
+    assert code == 2
+    assert_names(err.splitlines()[-1], "tuning runs", "name=other")
+    assert FOUND.read_text() == before
+    assert len(list(Path("outputs/mine").glob("*/config.yaml"))) == 4
+
+
+def test_a_value_at_which_training_diverges_loses(lab, monkeypatch):
+    def result(stage, folder):
+        return None if "lr-0.002" in folder.name else 1.0
+
+    monkeypatch.setattr(TuningStage, "result", result)
+    assert lab(*STUDY)[0] == 0
+    for found in json.loads(FOUND.read_text()).values():
+        assert found["chosen"] == {"optimizer.lr": 1e-3}
+
+
+def test_a_run_that_is_there_goes_on_with_its_values_if_the_file_is_gone(lab):
+    assert lab(*STUDY)[0] == 0
+    shutil.rmtree("outputs/mine/tuning")
+    single = [a for a in STUDY if a != "-m" and not a.startswith(("backbone.depth", "seed="))]
+    code, _, err = lab(*single, "backbone.depth=1", "seed=0")
+    assert code == 0, err
+    assert "already finished" in err
+
+
 def test_another_study_can_use_the_values(lab):
     assert lab(*STUDY)[0] == 0
     other = ["study_name=other" if a == "study_name=mine" else a for a in STUDY]
@@ -158,12 +201,24 @@ def test_another_study_can_use_the_values(lab):
         (["batch_size=4,8"], ["batch_size", "tuning.of", "tuning.overrides"]),
         (["tuning.of=[backbone]"], ["tuning.of", "backbone"]),
         (["tuning.seeds=[1]"], ["tuning.seeds", "1"]),
+        (["seed=100"], ["tuning.seeds", "100"]),
+        (["tuning.images=64"], ["tuning.images", "budget=images"]),
         (["tuning.values={optimizer.lr:[2e-3,1e-3]}"], ["tuning.values"]),
     ],
 )
 def test_a_study_that_leaves_its_tuning_open_is_refused_before_any_run(refusal, more, named):
     assert_names(refusal(*STUDY, *more), *named)
     assert not list(Path("outputs").rglob("config.yaml"))
+
+
+def test_the_validation_loss_chooses_no_key_that_changes_its_meaning(refusal):
+    other = "tuning.values={objective.label_dropout:[0.1,0.2]}"
+    options = [a for a in STUDY if a not in (GRID, "tuning=learning_rate")]
+    assert_names(refusal(*options, "tuning=values", other), "val/loss", "tuning.metric=fid")
+
+
+def test_tuning_without_a_study_is_refused(refusal):
+    assert_names(refusal("train", *QUICK, "tuning=learning_rate", "backbone=dit"), "study_name")
 
 
 def test_a_run_of_a_study_that_was_not_tuned_is_refused(refusal):

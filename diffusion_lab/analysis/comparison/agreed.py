@@ -38,20 +38,25 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
     yield f'Question: "{agreed["question"]}"'
     yield f"Protocol: {title} decides, by a {agreed['test']} t-test over seeds {seeds}"
     yield f"Stopping rule: {agreed['stop']}"
+    if not any(group.values(agreed["metric"]) for group in groups):
+        yield f"{title} was not measured, so the protocol decides nothing"
     yield commit_of(min(runs, key=lambda run: run.finished_at))
     for group in groups:
         own = {run.seed for run in group.runs}
         if missing := sorted(set(agreed["seeds"]) - own):
             yield f"{group.name} has no run of seed {', '.join(map(str, missing))}"
         if more := sorted(own - set(agreed["seeds"])):
-            yield f"{group.name} has seeds beyond the protocol: {', '.join(map(str, more))}"
+            yield (
+                f"{group.name} has seeds beyond the protocol, which {title} does not count: "
+                f"{', '.join(map(str, more))}"
+            )
 
 
 def commit_of(first: Run) -> str:
-    """A sentence on the commit that held the protocol when the first run was made."""
+    """A sentence on the commit that was checked out when the first run ended."""
     commit = first.summary.get("git_commit")
     if commit is None:
-        return "No commit is known that held this protocol before the runs"
-    name, _, dirty = commit.partition("-")
-    changed = ", with changes that were not committed" if dirty else ""
-    return f"Commit {name[:9]} held this protocol when the first run was made{changed}"
+        return "No commit is known that held this protocol"
+    name = commit.removesuffix("-dirty")
+    changed = ", with changes that were not committed" if name != commit else ""
+    return f"Commit {name[-40:][:9]} was checked out when the first run ended{changed}"

@@ -85,7 +85,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         raise UserError("none of these runs has a finite value of any metric to compare")
     protocol = agreed.protocol_of(runs_of(groups)) or {}
     primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
-    measured = (collection.protocol, collection.sampling)
+    measured = (collection.protocol, collection.sampling, collection.names)
     others = other_samplings(groups, *measured, judged[0].metric, test)
     by_metric = {each.metric.name: each.verdict for each in judged}
     notes = [*agreed.notes(groups), *correction_notes(by_metric, primary), *tuned.notes(groups)]
@@ -152,7 +152,7 @@ def judge_all(collection: Collection) -> list[Judged]:
     metrics, protocol = measurements.judged_by(runs), agreed.protocol_of(runs) or {}
     primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
     metrics.sort(key=lambda metric: metric.name != primary)
-    found = verdicts(collection.groups, metrics, primary, test)
+    found = verdicts(collection.groups, metrics, primary, test, protocol.get("seeds"))
     return [judge(collection, m, found[m.name]) for m in metrics if m.name in found]
 
 

@@ -3,8 +3,8 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 from scipy import stats
 
@@ -34,6 +34,11 @@ class Group:
     def by_seed(self, kind: str) -> dict[int, float]:
         """The values of a metric or cost, by seed."""
         return {run.seed: run.values[kind] for run in self.runs if kind in run.values}
+
+    def of_seeds(self, seeds: Container[int]) -> "Group":
+        """The group with the runs of these seeds, or as it is if it has none of them."""
+        runs = tuple(run for run in self.runs if run.seed in seeds)
+        return replace(self, runs=runs or self.runs)
 
     def values(self, kind: str) -> list[float]:
         """The values of a metric or cost, one for each seed that has it."""

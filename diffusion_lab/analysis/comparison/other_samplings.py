@@ -1,11 +1,12 @@
 """The same runs sampled in other ways, to see whether the conclusion depends on the sampling."""
 
 import json
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
-from diffusion_lab.analysis.comparison.measurements import full_names, values_of
+from diffusion_lab.analysis.comparison.measurements import values_of
 from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.metrics import Quantity
@@ -30,12 +31,14 @@ def other_samplings(
     groups: Sequence[Group],
     protocol: Protocol,
     sampling: Sampling,
+    names: Mapping[str, str],
     metric: Quantity,
     test: str,
 ) -> list[OtherSampling]:
     """Finds the samplings, beside `sampling`, by which all runs were measured with `protocol`.
 
-    Each has a verdict by `metric`, whose tests are corrected by themselves.
+    Each has a verdict by `metric`, whose tests are corrected by themselves; `names` are the
+    metrics' full names by short ones.
     """
     ways: dict[str, int] = {}
     for run in runs_of(groups):
@@ -48,7 +51,7 @@ def other_samplings(
     others = [way for way in shared if way != sampling and way["seed"] == sampling["seed"]]
     found = []
     for way in sorted(others, key=lambda way: label_of(way, sampling)):
-        measured = [_measured(group, protocol, way) for group in groups]
+        measured = [_measured(group, protocol, way, names) for group in groups]
         judged = verdicts(measured, [metric], metric.name, test)
         if metric.name in judged:
             found.append(OtherSampling(label_of(way, sampling), measured, judged[metric.name]))
@@ -63,14 +66,11 @@ def label_of(way: Sampling, sampling: Sampling) -> str:
     )
 
 
-def _measured(group: Group, protocol: Protocol, way: Sampling) -> Group:
+def _measured(group: Group, protocol: Protocol, way: Sampling, names: Mapping[str, str]) -> Group:
     """The group with the metrics of another sampling in place of its own."""
     runs = []
     for run in group.runs:
-        metrics = next(
-            record["metrics"]
-            for record in run.kept
-            if record["protocol"] == protocol and way in samplings_of(record)
-        )
-        runs.append(replace(run, values=values_of(run, metrics, full_names([metrics]), {})))
+        alike = [record for record in run.kept if record["protocol"] == protocol]
+        metrics = ChainMap(*(r["metrics"] for r in alike if way in samplings_of(r)))
+        runs.append(replace(run, values=values_of(run, dict(metrics), dict(names), {})))
     return replace(group, runs=tuple(runs))

@@ -31,15 +31,19 @@ class Tuned:
     def curve(self, key: str) -> Points:
         """The results by value of a key, where the other keys have their chosen values.
 
-        Failed runs are left out.
+        Values at which a run diverged are left out.
         """
         chosen, points = self.facts["chosen"], []
         for each in self.facts["tried"]:
-            values = each["values"]
-            results = [value for value in each["results"].values() if value is not None]
-            if results and all(values[k] == chosen[k] for k in chosen if k != key):
+            values, results = each["values"], list(each["results"].values())
+            if None not in results and all(values[k] == chosen[k] for k in chosen if k != key):
                 points.append((values[key], results))
         return sorted(points)
+
+    def at_an_end(self, key: str) -> bool:
+        """Whether the chosen value is the first or the last that was tried."""
+        grid = [each["values"][key] for each in self.facts["tried"]]
+        return self.facts["chosen"][key] in (min(grid), max(grid))
 
 
 def tuned_in(groups: Sequence[Group]) -> list[Tuned]:
@@ -65,9 +69,8 @@ def distinct(tuned: Sequence[Tuned]) -> list[Tuned]:
 def notes(groups: Sequence[Group]) -> Iterator[str]:
     """Yields sentences on what was tuned, or on what should have been."""
     tuned = tuned_in(groups)
-    networks = {OmegaConf.select(group.runs[0].config, "backbone._target_") for group in groups}
     if not tuned:
-        if len(networks) > 1:
+        if any(key.startswith("backbone.") for group in groups for key in group.settings):
             yield "Nothing was tuned for each network: all have the values of one recipe"
         return
     if len(tuned) < len(groups):
@@ -84,8 +87,7 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
         yield "Networks were tuned with unequal budgets, or by different metrics"
     for each in found:
         for key, best in each.facts["chosen"].items():
-            grid = [value for value, _ in each.curve(key)]
-            if best in (grid[0], grid[-1]):
+            if each.at_an_end(key):
                 yield f"The best {key} of {each.group.name}, {best:g}, is at an end of its grid"
 
 

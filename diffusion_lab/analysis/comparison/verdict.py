@@ -55,15 +55,18 @@ def verdicts(
     metrics: Sequence[Quantity],
     primary: str | None = None,
     test: str = PAIRED,
+    seeds: Sequence[int] | None = None,
 ) -> dict[str, Verdict]:
     """Judges the groups by each metric that a group has; returns the verdicts by its name.
 
     Holm's correction covers all pairs of all metrics. If a metric was named as the `primary` one
-    before the runs, its own pairs are a family by themselves.
+    before the runs, its own pairs are a family by themselves, over `seeds` alone.
     """
     found = {}
     for metric in metrics:
         known = [group for group in groups if group.values(metric.name)]
+        if metric.name == primary and seeds is not None:
+            known = [group.of_seeds(seeds) for group in known]
         if known:
             found[metric] = by_data_size(known, metric, test)
     everything = [size for sizes in found.values() for size in sizes]

@@ -79,7 +79,7 @@ class SampleEvaluation(Evaluation):
         for steps in self.also_steps or ():
             pipeline = context.sampling()
             pipeline = replace(pipeline, sampler=with_steps(pipeline.sampler, steps))
-            with averaged_weights(trainer):
+            with context.clock.stopped(), context.memory.stopped(), averaged_weights(trainer):
                 context.at_other_steps[steps] = self.measured_by(trainer, pipeline)
 
 
