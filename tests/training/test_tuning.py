@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.commands import run_alone
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
@@ -19,6 +20,19 @@ TUNED = ["train", "-m", "study_name=mine", *QUICK, "tuning=learning_rate", *OPTI
 GRID = "tuning.values={optimizer.lr:[1e-3,2e-3]}"
 STUDY = [*TUNED, GRID, "tuning.grow=1", "backbone.depth=1,2", "seed=0,1"]
 FOUND = Path("outputs/mine/tuning/tuning.json")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The outputs of the whole study, trained once; no test writes into them."""
+    run_alone(folder := tmp_path_factory.mktemp("tuned"), *STUDY)
+    return folder / "outputs"
+
+
+@pytest.fixture
+def tuned(lab, tmp_path, trained) -> None:
+    """Copies the tuned study to the folder in which commands are run."""
+    shutil.copytree(trained, tmp_path / "outputs")
 
 
 def config_of(study: str, depth: int, seed: int):
@@ -104,9 +118,7 @@ def test_settings_that_cannot_be_are_refused(settings, named):
         tuning(**settings)
 
 
-def test_each_network_is_tuned_by_itself_and_its_runs_have_its_best_value(lab):
-    code, _, err = lab(*STUDY)
-    assert code == 0, err
+def test_each_network_is_tuned_by_itself_and_its_runs_have_its_best_value(lab, tuned):
     found = json.loads(FOUND.read_text())
     assert sorted(found) == ["backbone.depth=1", "backbone.depth=2"]
     for depth in (1, 2):
@@ -128,8 +140,7 @@ def test_each_network_is_tuned_by_itself_and_its_runs_have_its_best_value(lab):
     assert seeds == {100}
 
 
-def test_a_repeated_study_trains_nothing_again(lab):
-    assert lab(*STUDY)[0] == 0
+def test_a_repeated_study_trains_nothing_again(lab, tuned):
     files = [*Path("outputs/mine").rglob("last.ckpt"), FOUND]
     before = {path: path.stat().st_mtime_ns for path in files if path != FOUND}
     content = FOUND.read_text()
@@ -146,8 +157,7 @@ def test_a_repeated_study_trains_nothing_again(lab):
     assert cfg.optimizer.lr == json.loads(content)["backbone.depth=2"]["chosen"]["optimizer.lr"]
 
 
-def test_a_part_of_the_study_keeps_what_was_found_for_the_rest(lab):
-    assert lab(*STUDY)[0] == 0
+def test_a_part_of_the_study_keeps_what_was_found_for_the_rest(lab, tuned):
     before = json.loads(FOUND.read_text())
     part = ["backbone.depth=choice(2)" if a == "backbone.depth=1,2" else a for a in STUDY]
     code, _, err = lab(*part)
@@ -155,8 +165,7 @@ def test_a_part_of_the_study_keeps_what_was_found_for_the_rest(lab):
     assert json.loads(FOUND.read_text()) == before
 
 
-def test_a_tuning_run_that_fails_for_another_reason_ends_the_command(lab):
-    assert lab(*STUDY)[0] == 0
+def test_a_tuning_run_that_fails_for_another_reason_ends_the_command(lab, tuned):
     before = FOUND.read_text()
     # the folders hold runs of another name, so the tuning runs are refused
     code, _, err = lab(*STUDY, "name=other")
@@ -176,8 +185,7 @@ def test_a_value_at_which_training_diverges_loses(lab, monkeypatch):
         assert found["chosen"] == {"optimizer.lr": 1e-3}
 
 
-def test_a_run_that_is_there_goes_on_with_its_values_if_the_file_is_gone(lab):
-    assert lab(*STUDY)[0] == 0
+def test_a_run_that_is_there_goes_on_with_its_values_if_the_file_is_gone(lab, tuned):
     shutil.rmtree("outputs/mine/tuning")
     single = [a for a in STUDY if a != "-m" and not a.startswith(("backbone.depth", "seed="))]
     code, _, err = lab(*single, "backbone.depth=1", "seed=0")
@@ -185,8 +193,7 @@ def test_a_run_that_is_there_goes_on_with_its_values_if_the_file_is_gone(lab):
     assert "already finished" in err
 
 
-def test_another_study_can_use_the_values(lab):
-    assert lab(*STUDY)[0] == 0
+def test_another_study_can_use_the_values(lab, tuned):
     other = ["study_name=other" if a == "study_name=mine" else a for a in STUDY]
     assert lab(*other, "tuning.study=mine")[0] == 0
     assert not Path("outputs/other/tuning").exists()
