@@ -10,6 +10,8 @@ import torch
 import diffusion_lab
 from diffusion_lab.compute.device import cpu_info
 
+DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
+
 
 def environment_of(device: torch.device) -> dict[str, object]:
     """The device, the versions and the commit that results depend on."""
@@ -30,12 +32,12 @@ def environment_of(device: torch.device) -> dict[str, object]:
 def _git_commit() -> str | None:
     """The commit of the checkout that this package runs from, or None if it is installed.
 
-    The commit ends in -dirty if the checkout has uncommitted changes.
+    The commit ends in DIRTY if the checkout has uncommitted changes.
     """
     root = Path(__file__).parent.parent.parent
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(root), "describe", "--always", f"--dirty={DIRTY}", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -3,23 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.metrics.quantities import quantity_of
+from diffusion_lab.runs.environment import DIRTY
 
 
 def protocol_of(runs: Sequence[Run]) -> dict[str, Any] | None:
     """The protocol of all runs; None if some have none, or another one."""
-    found: list[dict[str, Any]] = []
-    for run in runs:
-        node = run.config.get("protocol")
-        plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
-        if not isinstance(plain, dict) or (found and plain != found[0]):
-            return None
-        found.append({str(key): value for key, value in plain.items()})
-    return found[0] if found else None
+    found = [run.part("protocol") for run in runs]
+    return found[0] if found and all(each == found[0] for each in found) else None
 
 
 def notes(groups: Sequence[Group]) -> Iterator[str]:
@@ -57,6 +50,6 @@ def commit_of(first: Run) -> str:
     commit = first.summary.get("git_commit")
     if commit is None:
         return "No commit is known that held this protocol"
-    name = commit.removesuffix("-dirty")
+    name = commit.removesuffix(DIRTY)
     changed = ", with changes that were not committed" if name != commit else ""
     return f"Commit {name[-40:][:9]} was checked out when the first run ended{changed}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,8 +68,19 @@ class Run:
         """The median over the logged windows, before a published run left out some of its rows."""
         if thinned := published.facts_of(self.folder).get(published.THINNED):
             return thinned[published.RATE]
-        rates = [row[RATE] for row in self.rows if RATE in row]
-        return statistics.median(rates) if rates else None
+        return median_rate(self.rows)
+
+    def part(self, key: str) -> dict[str, Any] | None:
+        """A part of the configuration as plain values; None if it is null or missing."""
+        node = self.config.get(key)
+        plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
+        return None if plain is None else cast(dict[str, Any], plain)
+
+
+def median_rate(rows: Iterable[dict]) -> float | None:
+    """The median of the images per second in rows of metrics.jsonl; None without any."""
+    rates = [row[RATE] for row in rows if RATE in row]
+    return statistics.median(rates) if rates else None
 
 
 def _whole(value: object) -> object:

@@ -80,11 +80,11 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         )
     collection = collect(paths)
     groups, left_out = collection.groups, collection.left_out
-    judged = judge_all(collection)
-    if not judged:
-        raise UserError("none of these runs has a finite value of any metric to compare")
     protocol = agreed.protocol_of(runs_of(groups)) or {}
     primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
+    judged = judge_all(collection, primary, test, protocol.get("seeds"))
+    if not judged:
+        raise UserError("none of these runs has a finite value of any metric to compare")
     measured = (collection.protocol, collection.sampling, collection.names)
     others = other_samplings(groups, *measured, judged[0].metric, test)
     by_metric = {each.metric.name: each.verdict for each in judged}
@@ -146,13 +146,13 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     return Collection(arranged(groups), names, protocol, sampling, omitted, left_out + repeated)
 
 
-def judge_all(collection: Collection) -> list[Judged]:
-    """The verdicts and plots by each metric that a run has; the protocol's metric comes first."""
-    runs = runs_of(collection.groups)
-    metrics, protocol = measurements.judged_by(runs), agreed.protocol_of(runs) or {}
-    primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
+def judge_all(
+    collection: Collection, primary: str | None, test: str, seeds: Sequence[int] | None
+) -> list[Judged]:
+    """The verdicts and plots by each metric that a run has; the primary one comes first."""
+    metrics = measurements.judged_by(runs_of(collection.groups))
     metrics.sort(key=lambda metric: metric.name != primary)
-    found = verdicts(collection.groups, metrics, primary, test, protocol.get("seeds"))
+    found = verdicts(collection.groups, metrics, primary, test, seeds)
     return [judge(collection, m, found[m.name]) for m in metrics if m.name in found]
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
-from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.svg import Drawing, colour, draw, look_of
@@ -50,10 +49,9 @@ def tuned_in(groups: Sequence[Group]) -> list[Tuned]:
     """The tuning of each group that was tuned."""
     found = []
     for group in groups:
-        node = OmegaConf.select(group.runs[0].config, "tuning")
-        plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
-        if isinstance(plain, dict) and plain.get("tried"):
-            found.append(Tuned(group, {str(key): value for key, value in plain.items()}))
+        facts = group.runs[0].part("tuning")
+        if facts and facts.get("tried"):
+            found.append(Tuned(group, facts))
     return found
 
 

@@ -7,19 +7,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 import diffusion_lab
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.comparing import Collection
 from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.common.files import read_json
 from diffusion_lab.runs import SUMMARY, load_summary, published
+from diffusion_lab.runs.environment import DIRTY
 from diffusion_lab.training.tuning import FOUND
 
 TEXT = "card.md"
 Facts = dict[str, object]
-DIRTY = "-dirty"  # ends the commit of a checkout with changes
 MACHINE = ("device", "processor", "precision", "threads", "ranks", "python", "versions")
 
 
@@ -149,12 +147,9 @@ def written_at(path: Path) -> str:
 
 def tuning_of(runs: Iterable[Run], tunings: Mapping[Path, str]) -> Facts | None:
     """The tuned keys, the metric that decided, and the chosen values; None if nothing was tuned."""
-    settings = [OmegaConf.select(run.config, "tuning") for run in runs]
-    plain = [OmegaConf.to_container(each) for each in settings if each]
-    first = plain[0] if plain else None
-    if not isinstance(first, dict) and not tunings:
+    asked = next((part for run in runs if (part := run.part("tuning"))), {})
+    if not asked and not tunings:
         return None
-    asked = first if isinstance(first, dict) else {}
     return {
         **{key: asked.get(key) for key in ("of", "values", "metric", "seeds", "images", "study")},
         "chosen": {

@@ -18,7 +18,8 @@ def publish_classifiers(runs: Sequence[Run], folder: Path) -> list[dict[str, obj
 
     The file of one that is not where the runs' configurations say is null.
     """
-    files = {name_of(hashing.of_file(path)): path for path in files_of(runs)}
+    checksums = {path: hashing.of_file(path) for path in files_of(runs)}
+    files = {name_of(checksum): path for path, checksum in checksums.items()}
     found: list[dict[str, object]] = []
     for name in sorted(named_by(runs)):
         facts: dict[str, object] = {"name": name, "file": None, "sha256": None}
@@ -26,8 +27,7 @@ def publish_classifiers(runs: Sequence[Run], folder: Path) -> list[dict[str, obj
         if original:
             facts["file"] = f"{name}.safetensors"
             facts["sha256"] = write_half(original, folder / f"{name}.safetensors")
-        sha256 = hashing.of_file(original) if original else None
-        found.append(facts | {"sha256_of_original": sha256})
+        found.append(facts | {"sha256_of_original": original and checksums[original]})
     return found
 
 

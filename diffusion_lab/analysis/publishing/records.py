@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import statistics
 from pathlib import Path
 
-from diffusion_lab.analysis.comparison.candidates import RATE
+from diffusion_lab.analysis.comparison.candidates import median_rate
 from diffusion_lab.common.files import read_json, read_rows, write_atomically
 from diffusion_lab.runs import CONFIG, METRICS, SUMMARY, published
 from diffusion_lab.runs.results import EVALUATIONS
@@ -68,13 +67,12 @@ def thin(path: Path) -> dict[str, object] | None:
     # a quarter at least, even if the other rows alone are too many
     room = max(LARGEST - (sum(map(len, lines)) - losses), LARGEST // 4)
     dropped = set(droppable) - set(droppable[:: max(1, -(-losses // room))])
-    rates = [row[RATE] for row in rows if RATE in row]
     kept = [line for place, line in enumerate(lines) if place not in dropped]
     write_atomically(path, "".join(kept))
     return {
         "rows": len(rows),
         "kept": len(kept),
-        published.RATE: statistics.median(rates) if rates else None,
+        published.RATE: median_rate(rows),
     }
 
 
