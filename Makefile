@@ -16,8 +16,9 @@ SIZE ?=
 NAME ?=
 JOBS ?= $(if $(SIZE),1,2)
 IMAGES ?=
+BUDGET = $(if $(IMAGES),budget.images=$(IMAGES))
 TIME ?=
-SAMPLES ?= 1000
+SAMPLES ?=
 THREAD := $(if $(or $(SIZE),$(LAUNCHER)),,OMP_NUM_THREADS=1)
 SWEEP := $(THREAD) $(LAB) train -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER),\
 	hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
@@ -26,11 +27,12 @@ ONE := outputs/one_model/seed-0
 MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent speedrun toy \
-	study-unet-vs-dit study-low-data study-samplers study-guidance one-model \
+	study-unet-vs-dit study-write-up study-cifar10-small study-scaling study-low-data study-conditioning \
+	study-latent study-samplers study-guidance one-model \
 	test test-slow test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ## list the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed  ## make .venv with everything the commands and the tests need
 
@@ -69,20 +71,59 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 $(CLASSIFIER): | setup
 	$(LAB) train-extractor data=fashion_mnist output=$@
 
+# $(1): file in conf/study, $(2): its folder, $(3): more overrides
+define train_study
+$(SWEEP) +study=$(1) study_name=$(2) $(3) $(ARGS)
+endef
+define compare_study
+$(LAB) compare outputs/$(1) output=outputs/$(1)/comparison
+endef
+
 study-unet-vs-dit: IN_IMAGES = $(or $(NAME),unet_vs_dit$(SIZE))
 study-unet-vs-dit: IN_TIME = $(if $(NAME),$(NAME)_seconds,unet_vs_dit_seconds$(SIZE))
-study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba at equal MACs and images, then in equal time: IMAGES=80_000 TIME=240 ARGS="seed=0,1"
-	$(SWEEP) +study=unet_vs_dit$(SIZE) study_name=$(IN_IMAGES) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
-	$(SWEEP) +study=unet_vs_dit_seconds$(SIZE) study_name=$(IN_TIME) $(if $(TIME),budget.seconds=$(TIME)) $(ARGS)
-	for study in $(IN_IMAGES) $(IN_TIME); do \
-		$(LAB) compare outputs/$$study output=outputs/$$study/comparison || exit 1; done
+study-unet-vs-dit: IN_SECONDS = tuning.study=$(IN_IMAGES) $(if $(TIME),budget.seconds=$(TIME))
+study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2 at equal MACs and images, then in equal time: IMAGES=300_000 TIME=600 ARGS="seed=0,1"
+	$(call train_study,unet_vs_dit$(SIZE),$(IN_IMAGES),$(BUDGET))
+	$(call train_study,unet_vs_dit_seconds$(SIZE),$(IN_TIME),$(IN_SECONDS))
+	$(call compare_study,$(IN_IMAGES))
+	$(call compare_study,$(IN_TIME))
+
+study-write-up: STUDY = $(or $(NAME),write_up)
+study-write-up: setup $(CLASSIFIER)  ## a U-Net and a DiT as DDPMs: steps of DDIM, ancestral sampling, guidance: IMAGES=200_000 SAMPLES=500
+	$(call train_study,write_up,$(STUDY),$(BUDGET))
+	ls -d outputs/$(STUDY)/*_seed-* | $(THREAD) xargs -P $(JOBS) -n 1 experiments/write_up/samplings.sh $(LAB) $(or $(SAMPLES),500)
+	$(call compare_study,$(STUDY))
+
+study-cifar10-small: STUDY = $(or $(NAME),cifar10_small)
+study-cifar10-small: setup  ## U-Net, DiT and Mamba-2 on CIFAR-10 in JPEG pixels, on two cores: IMAGES=250_000
+	$(call train_study,cifar10_small,$(STUDY),$(BUDGET))
+	$(call compare_study,$(STUDY))
+
+study-scaling: STUDY = $(or $(NAME),scaling)
+study-scaling: setup $(CLASSIFIER)  ## U-Net and DiT in four sizes and three budgets, and their scaling laws: ARGS="seed=0,1,2"
+	$(call train_study,scaling,$(STUDY))
+	$(call compare_study,$(STUDY))
 
 study-low-data: STUDY = $(or $(NAME),low_data$(SIZE))
-study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba on 0.1, 1, 10 and 100 % of the data, and what they copy: IMAGES=60_000 ARGS="seed=0,1"
-	$(SWEEP) +study=low_data$(SIZE) study_name=$(STUDY) $(if $(IMAGES),budget.images=$(IMAGES)) $(ARGS)
-	ls -d outputs/$(STUDY)/*_* | $(THREAD) xargs -P $(JOBS) -I RUN sh -c \
-		'test -f RUN/memorization/report.json || $(LAB) memorization run=RUN num_samples=$(SAMPLES)'
-	$(LAB) compare outputs/$(STUDY) output=outputs/$(STUDY)/comparison
+study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2 on 0.1, 1, 10 and 100 % of the data, and what they copy: IMAGES=60_000 ARGS="seed=0,1"
+	$(call train_study,low_data$(SIZE),$(STUDY),$(BUDGET))
+	ls -d outputs/$(STUDY)/*_seed-* | $(THREAD) xargs -P $(JOBS) -n 1 experiments/low_data/copies.sh $(LAB) $(or $(SAMPLES),1000)
+	$(call compare_study,$(STUDY))
+
+study-conditioning: STUDY = $(or $(NAME),conditioning)
+study-conditioning: setup $(CLASSIFIER)  ## four conditionings of DiT and Mamba-2 at equal parameters: IMAGES=120_000
+	$(call train_study,conditioning,$(STUDY),$(BUDGET))
+	$(call compare_study,$(STUDY))
+
+study-latent: STUDY = $(or $(NAME),latent)
+study-latent: STAGE = outputs/$(STUDY)_stages/kl
+study-latent: IN_LATENTS = first_stage=kl first_stage.run=$(STAGE) backbone.multipliers=[1,2] backbone.attention=[1]
+study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the time of the first stage counted
+	$(THREAD) $(LAB) train-autoencoder experiment=fashion_mnist/kl reconstruction=perceptual_adversarial \
+		study_name=$(STUDY)_stages run_dir=$(STAGE) trainer.max_time=00:00:06:40
+	$(call train_study,latent,$(STUDY))
+	$(call train_study,latent,$(STUDY),$(IN_LATENTS))
+	$(call compare_study,$(STUDY))
 
 # the model of the next two, if it is not one of yours
 one-model: setup

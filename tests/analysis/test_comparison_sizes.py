@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from helpers.fake_runs import NAME, fake_group, said
+from helpers.fake_runs import NAME, fake_group, fake_run, said
 
 from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.comparing import collect
@@ -132,6 +132,17 @@ def test_that_one_choice_of_the_images_stands_for_all_is_said(tmp_path, seeds):
         fake_group(tmp_path, f"dit_{fraction}", [100.0, 110.0], config=data)
     words = "All runs use the same choice of training images (data.subset_seed=5)"
     assert (words in said(tmp_path)[1]) == (seeds == [5, 5])
+
+
+@pytest.mark.parametrize(("chosen", "compositions"), [((0, 1), 2), ((0, 2), 4)])
+def test_runs_that_choose_their_images_by_their_own_seed_are_one_composition(
+    tmp_path, chosen, compositions
+):
+    for fraction in (0.1, 1.0):
+        for seed, subset in enumerate(chosen):
+            data = {"data": {"fraction": fraction, "subset_seed": subset}}
+            fake_run(tmp_path / f"{fraction}_{seed}", 100.0 + seed, seed, config=data)
+    assert len(collect([tmp_path]).groups) == compositions
 
 
 def test_one_size_of_the_data_needs_no_word_on_the_choice_of_images(tmp_path):

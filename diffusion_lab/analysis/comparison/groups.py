@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from scipy import stats
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.build.config_keys import CLASS, DATA_SIZE, Settings
+from diffusion_lab.build.config_keys import CLASS, DATA_SIZE, SUBSET_SEED, Settings
 from diffusion_lab.metrics.metric import REAL
+from diffusion_lab.runs.results import OWN
 
 LEVEL = 0.05  # significance level of every test and interval
 BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
@@ -82,12 +83,14 @@ def real_value(groups: Sequence[Group], kind: str) -> float | None:
 def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Groups runs by composition; also returns a sentence on each run that a later one repeats.
 
-    A group is named by the fewest settings that distinguish it from the others, classes first.
+    A group is named by the fewest settings that distinguish it from the others, classes first. If
+    every run chose its training images by its own seed, that choice is no setting.
     """
     by_composition: dict[str, dict[int, Run]] = {}
     left_out = []
+    chosen = {SUBSET_SEED: OWN} if choose_images_by_seed(runs) else {}
     for run in runs:
-        seeds = by_composition.setdefault(json.dumps(run.settings, sort_keys=True), {})
+        seeds = by_composition.setdefault(json.dumps(run.settings | chosen, sort_keys=True), {})
         pair = (seeds.get(run.seed, run), run)
         older, newer = sorted(pair, key=lambda each: each.finished_at)
         if older is not newer:
@@ -97,12 +100,18 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             )
         seeds[run.seed] = newer
     groups = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_composition.values()]
-    settings = [group[0].settings for group in groups]
+    settings = [group[0].settings | chosen for group in groups]
     keys = varying(settings)
     return [
         Group(name, {key: own.get(key) for key in keys}, group)
         for name, own, group in zip(names_of(settings, keys), settings, groups, strict=True)
     ], left_out
+
+
+def choose_images_by_seed(runs: Sequence[Run]) -> bool:
+    """Whether runs of several seeds each trained on the subset that its own seed chooses."""
+    own = all(run.settings.get(SUBSET_SEED) == run.seed for run in runs)
+    return own and len({run.seed for run in runs}) > 1
 
 
 def varying(settings: list[Settings]) -> list[str]:
