@@ -13,7 +13,7 @@ PAGES = ROOT / "docs/pages/options"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 RECIPES = ("debug", "experiment", "hparams_search", "study")  # shown as whole files
 WITH_PLUS = ("debug", "study")
-KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w@.]+):(?P<value>.*)$")
+KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w/@.]+):(?P<value>.*)$")
 
 
 @dataclass

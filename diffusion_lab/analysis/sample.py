@@ -63,7 +63,8 @@ def write(
 ) -> dict[str, object]:
     """Writes the grid, and on request every image or one array; returns their paths."""
     average = "" if cfg.average is None else f"_average{name_of(cfg.average)}"
-    name = f"{way(cfg)}{average}_seed{cfg.seed}_n{cfg.num_samples}"
+    step = "" if cfg.step is None else f"_step{cfg.step}"
+    name = f"{way(cfg)}{average}{step}_seed{cfg.seed}_n{cfg.num_samples}"
     output = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / name)
     grid = output.with_name(f"{output.name}.png")
     save_png(picture, grid)

@@ -29,9 +29,10 @@ from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
 # the keys that combinations may vary
-VARIABLE = ("sampler", "steps", "guidance", "seed", "average")
+VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")
 ROWS = "results.jsonl"
-PLOTTED = {"guidance.scale": "scale.png", "average": "average.png"}  # keys with a plot of their own
+# keys with a plot of their own
+PLOTTED = {"guidance.scale": "scale.png", "average": "average.png", "step": "step.png"}
 SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 
@@ -61,8 +62,8 @@ def sweep(
                 f"only {', '.join(VARIABLE)} and their values can"
             )
     check_keys(cfg, {"batch_size": whole(1)})
-    models = {name_of(each.cfg.average): runs.open_diffusion_run(each.cfg) for each in combinations}
-    opened = next(iter(models.values()))
+    models = opened_models(combinations)
+    opened = models[0]
     runs.inherit(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
     classifier = metrics.observer.classifier
@@ -73,7 +74,8 @@ def sweep(
         "extra": [quantity.name for quantity in metrics.extra_quantities],
     }
     settings = [
-        build_setting(each, models[name_of(each.cfg.average)], measured) for each in combinations
+        build_setting(each, model, measured)
+        for each, model in zip(combinations, models, strict=True)
     ]
     with errors_at(cfg, "metrics"):
         prepared = metrics.prepare(opened.datamodule)
@@ -94,6 +96,19 @@ def sweep(
     # saved rows hold results only: another sweep may choose a setting by other overrides
     rows = [setting.chosen | kept[setting.key] for setting in settings]
     return report(folder, rows, varied, metrics.extra_quantities)
+
+
+def opened_models(combinations: Sequence[Combination]) -> list[runs.DiffusionRun]:
+    """The run of each combination, opened once for each average and step of its weights."""
+    models: dict[tuple, tuple[runs.DiffusionRun, int | None]] = {}
+    found = []
+    for each in combinations:
+        asked = (name_of(each.cfg.average), each.cfg.step)
+        if asked not in models:
+            models[asked] = (runs.open_diffusion_run(each.cfg), each.cfg.step)
+        opened, each.cfg.step = models[asked]
+        found.append(opened)
+    return found
 
 
 def build_setting(

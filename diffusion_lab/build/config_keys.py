@@ -29,7 +29,7 @@ class Means(Flag):
 TABLE = {
     "": "hparams_search compile channels_last budget.solved tuning. protocol",
     "identity": "name study_name optimized_metric budget.",
-    "identity composition": "trainer",  # the option says where a run is trained
+    "identity composition": "trainer init_sha256",  # the option trainer says where a run is trained
     "identity named": "seed data.on_device first_stage.cache metrics.",
     "identity named composition": (
         "batch_size data.fraction data.per_class data.subset_seed data.flip lr_schedule. "
@@ -56,6 +56,7 @@ TABLE = {
     "resumable path": "data.source.root",
     "resumable named loss path": "data.source.path data.source.test_path",
     "path": "run_dir resume run control output data_root first_stage.cache_dir metrics.cache_dir",
+    "named path": "init_from",  # identified by init_sha256
     "named loss path": "first_stage.run first_stage.path",  # identified by checksums
     "identity named path": (
         "metrics.classifier metrics.extractor.path metrics.extractor.weights_path"

@@ -64,8 +64,18 @@ class AutoencoderRun(OpenRun):
 
     @classmethod
     def load(
-        cls, folder: Path, saved: DictConfig, device: torch.device, average: str | None
+        cls,
+        folder: Path,
+        saved: DictConfig,
+        device: torch.device,
+        average: str | None,
+        checkpoint: Path | None,
     ) -> dict[str, Any]:
+        if checkpoint is not None:
+            raise UserError(
+                f"{folder} is an autoencoder, which other commands open as it was at the end of "
+                "its training; leave step out"
+            )
         if average is not None:
             folder = averages.find(folder, average, checkpoints.step_of(folder))
         with errors_at(saved, ""):

@@ -32,9 +32,15 @@ class DiffusionRun(OpenRun):
 
     @classmethod
     def load(
-        cls, folder: Path, saved: DictConfig, device: torch.device, average: str | None
+        cls,
+        folder: Path,
+        saved: DictConfig,
+        device: torch.device,
+        average: str | None,
+        checkpoint: Path | None,
     ) -> dict[str, Any]:
-        datamodule, model = load(folder, saved, average)
+        state = load_weights(folder, average, checkpoint)
+        datamodule, model = with_weights(folder, saved, state)
         model.denoiser.to(device).requires_grad_(False)
         return {"datamodule": datamodule, "model": model}
 

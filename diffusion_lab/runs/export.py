@@ -18,6 +18,7 @@ from diffusion_lab.runs import weights
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.diffusion_run import DiffusionRun, with_weights
 from diffusion_lab.runs.folder import CONFIG, load_config
+from diffusion_lab.runs.open_run import checkpoint_of
 from diffusion_lab.runs.opening import kind_of
 
 
@@ -37,7 +38,7 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if kind_of(saved) is not DiffusionRun:
         raise UserError(f"{run} is an autoencoder; share its {saving.FIRST_STAGE_FILE} instead")
     average = None if cfg.average is None else name_of(cfg.average)
-    tensors, step = weights.load_of_run(run, average)
+    tensors, step = weights.load_of_run(run, average, checkpoint_of(cfg))
     _, model = with_weights(run, saved, tensors)  # refuses weights of another model
     facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
     try:

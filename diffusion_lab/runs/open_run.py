@@ -15,8 +15,9 @@ from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Generator
+from diffusion_lab.runs import kept_checkpoints
 from diffusion_lab.runs.averages import name_of
-from diffusion_lab.runs.weights import identify, require_unchanged
+from diffusion_lab.runs.weights import EXPORTED, identify, require_unchanged
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,35 @@ class OpenRun(ABC):
         """Opens the run `cfg.run`, whose configuration is `saved`, on the device of `cfg`.
 
         `cfg.average` names the average of the weights; None is the one that the run evaluates.
+        `cfg.step` is the step of a kept checkpoint, and is set to null if it is the newest one's.
         `cfg.data_root` is the new folder of the run's data, if they were moved. Raises
         UserError for anything that is missing, damaged or impossible on this machine.
         """
         if cfg.data_root:
             move_data(saved.data.source, cfg.data_root)
         device, precision = device_and_precision(cfg.device, cfg.precision)
-        weights = identify(cfg.run)
+        checkpoint = checkpoint_of(cfg)
+        weights = identify(cfg.run, checkpoint)
         average = cfg.get("average")
         name = None if average is None else name_of(average)
-        fields = cls.load(Path(cfg.run), saved, device, name)
-        require_unchanged(cfg.run, weights)
+        fields = cls.load(Path(cfg.run), saved, device, name, checkpoint)
+        require_unchanged(cfg.run, weights, checkpoint)
         return cls(saved, device, precision, weights, **fields)
 
     @classmethod
     @abstractmethod
     def load(
-        cls, folder: Path, saved: DictConfig, device: torch.device, average: str | None
+        cls,
+        folder: Path,
+        saved: DictConfig,
+        device: torch.device,
+        average: str | None,
+        checkpoint: Path | None,
     ) -> dict[str, Any]:
-        """Returns `datamodule` and the subclass's fields, networks on `device`; may raise."""
+        """Returns `datamodule` and the subclass's fields, networks on `device`; may raise.
+
+        `checkpoint` is None for the newest one.
+        """
 
     @property
     @abstractmethod
@@ -87,6 +98,22 @@ class OpenRun(ABC):
             metrics.reference_split(self.datamodule)  # raises if there are no such images
             metrics.load(self.datamodule, self.device)
         return metrics
+
+
+def checkpoint_of(cfg: DictConfig) -> Path | None:
+    """The checkpoint of `cfg.step`, which becomes a number; None, as the step, for the newest one.
+
+    Raises UserError if the run `cfg.run` does not keep it.
+    """
+    if cfg.get("step") is None:
+        return None
+    if (Path(cfg.run) / EXPORTED).is_file():
+        raise UserError(
+            f"step={cfg.step} cannot be chosen in {cfg.run}, an export, which has one set of "
+            "weights; leave step out"
+        )
+    cfg.step, path = kept_checkpoints.chosen(cfg.run, cfg.step) or (None, None)
+    return path
 
 
 def move_data(source: DictConfig, folder: str) -> None:

@@ -42,12 +42,14 @@ Record = dict[str, Any]
 def sampling_of(cfg: DictConfig) -> Sampling:
     """The settings by which samples are drawn: sampler, guidance and seed, as plain values.
 
-    The average of the weights is one of them, unless it is the one that the run evaluates.
+    The average of the weights is one of them, unless it is the one that the run evaluates, and so
+    is the step of a checkpoint other than the newest.
     """
     parts = [part for part in ("sampler", "guidance") if part in cfg]  # a VAE's has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
-    average = cfg.get("average")
-    return plain | {"seed": cfg.seed} | ({} if average is None else {"average": name_of(average)})
+    average, step = cfg.get("average"), cfg.get("step")
+    weights = {} if average is None else {"average": name_of(average)}
+    return plain | {"seed": cfg.seed} | weights | ({} if step is None else {"step": step})
 
 
 def save_evaluation(

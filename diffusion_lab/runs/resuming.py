@@ -28,6 +28,7 @@ REQUESTS = {
     "data.source.channels": None,
     "data.source.classes": None,
     "first_stage.sha256": None,
+    "init_sha256": None,
     "first_stage.scale": "measured",
 }
 

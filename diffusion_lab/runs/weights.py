@@ -30,14 +30,17 @@ def file_of(folder: str | Path) -> Path:
     return exported if exported.is_file() else checkpoints.newest_intact(folder)
 
 
-def load_weights(folder: str | Path, average: str | None = None) -> dict[str, Tensor]:
+def load_weights(
+    folder: str | Path, average: str | None = None, checkpoint: Path | None = None
+) -> dict[str, Tensor]:
     """Loads the denoiser's weights: the average of that name, or the one that a run evaluates.
 
-    Raises UserError if they are missing or damaged.
+    `checkpoint` is one of the run's, by default the newest. Raises UserError if the weights are
+    missing or damaged.
     """
-    path = file_of(folder)
+    path = checkpoint or file_of(folder)
     if path.name != EXPORTED:
-        return load_of_run(folder, average)[0]
+        return load_of_run(folder, average, checkpoint)[0]
     if average is not None:
         raise UserError(
             f"average={average} cannot be chosen in {folder}, an export, which has one set of "
@@ -46,20 +49,23 @@ def load_weights(folder: str | Path, average: str | None = None) -> dict[str, Te
     return _read(path, "export the run again")
 
 
-def load_of_run(folder: str | Path, average: str | None = None) -> tuple[dict[str, Tensor], int]:
-    """Loads the denoiser's weights at a run's newest intact checkpoint; returns them and the step.
+def load_of_run(
+    folder: str | Path, average: str | None = None, checkpoint: Path | None = None
+) -> tuple[dict[str, Tensor], int]:
+    """Loads the denoiser's weights at a run's checkpoint; returns them and the step.
 
-    `average` is NO_AVERAGE, the name of an average that the run kept or that was made of it, or
-    None for the one that it evaluates, which is NO_AVERAGE if it kept none. Raises UserError if
-    there is no such average, or if no checkpoint is intact.
+    `checkpoint` is an intact one, by default the newest. `average` is NO_AVERAGE, the name of an
+    average that the run kept or that was made of it, or None for the one that it evaluates, which
+    is NO_AVERAGE if it kept none. Raises UserError if there is no such average, or if no
+    checkpoint is intact.
     """
-    path = checkpoints.newest_intact(folder)
+    path = checkpoint or checkpoints.newest_intact(folder)
     checkpoints.say_if_older(folder, path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    state, kept = checkpoint["state_dict"], checkpoint.get(AVERAGES, {})
-    step = checkpoint["global_step"]
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state, kept = content["state_dict"], content.get(AVERAGES, {})
+    step = content["global_step"]
     if average == NO_AVERAGE:
-        state = checkpoint.get(TRAINED, state)
+        state = content.get(TRAINED, state)
     elif average in kept:
         state = state | kept[average]
     elif average is not None:
@@ -84,23 +90,33 @@ def sha256_of(folder: str | Path) -> str:
     return hashing.of_file(file_of(folder))
 
 
-def file_stamp(folder: str | Path) -> dict[str, object]:
-    """The name, size and time of the file with a run's weights; raises UserError if it is gone."""
+def file_stamp(folder: str | Path, checkpoint: Path | None = None) -> dict[str, object]:
+    """The name, size and time of the file with a run's weights, or of one of its checkpoints.
+
+    Raises UserError if it is gone.
+    """
     names = (EXPORTED, checkpoints.LAST, checkpoints.PREVIOUS)
-    there = [path for name in names if (path := Path(folder) / name).is_file()]
+    candidates = [Path(folder) / name for name in names] if checkpoint is None else [checkpoint]
+    there = [path for path in candidates if path.is_file()]
     path = there[0] if there else file_of(folder)  # raises, saying what is missing
     status = path.stat()
     return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def identify(folder: str | Path) -> dict[str, object]:
-    """The checksum and file stamp of a run's weights, as kept in records; may raise UserError."""
-    return {STAMP: file_stamp(folder), CHECKPOINT: sha256_of(folder)}
+def identify(folder: str | Path, checkpoint: Path | None = None) -> dict[str, object]:
+    """The checksum and file stamp of a run's weights, as kept in records; may raise UserError.
+
+    `checkpoint` is one of the run's, by default the newest.
+    """
+    sha256 = hashing.of_file(checkpoint or file_of(folder))
+    return {STAMP: file_stamp(folder, checkpoint), CHECKPOINT: sha256}
 
 
-def require_unchanged(folder: str | Path, known: Mapping[str, object]) -> None:
+def require_unchanged(
+    folder: str | Path, known: Mapping[str, object], checkpoint: Path | None = None
+) -> None:
     """Raises UserError if a run has saved other weights since `identify` returned `known`."""
-    if file_stamp(folder) != known[STAMP]:
+    if file_stamp(folder, checkpoint) != known[STAMP]:
         raise UserError(
             f"{folder} saved new weights while it was being read, because it is in training; "
             "repeat the command"

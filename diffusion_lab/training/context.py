@@ -28,6 +28,7 @@ class RunContext:
     pipeline: Pipeline | None = None  # None: the run trains no diffusion model
 
     results: dict[str, float] = field(default_factory=dict)  # metrics of the latest evaluation
+    measured_at: int | None = None  # the step of `results`
     measured_by: Callback | None = None  # the callback that made `results`
     # metrics of the final weights by other numbers of sampling steps
     at_other_steps: dict[int, dict[str, float]] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_weak
 from diffusion_lab.training.callbacks import SampleEvaluation
 from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.initial_weights import InitialWeights
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.task import Task, build_callbacks, build_metrics
 
@@ -29,6 +30,7 @@ class DiffusionTask(Task):
 
     module: DiffusionModule
     pipeline: Pipeline
+    initial: InitialWeights | None = None
 
     def compile(self) -> None:
         self.module.denoiser.backbone.compile()
@@ -47,8 +49,12 @@ class DiffusionTask(Task):
         return [*lines, rare] if rare else lines
 
     def prepare(self, device: torch.device) -> dict[str, object]:
+        facts: dict[str, object] = {}
+        if self.initial:
+            self.initial.load_into(self.module.denoiser)
+            facts["init_sha256"] = self.initial.sha256
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
-        return {"first_stage": self.module.first_stage.facts()}
+        return facts | {"first_stage": self.module.first_stage.facts()}
 
     def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
         return results | ceiling(
@@ -93,6 +99,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         callbacks=callbacks,
         metrics=build_metrics(cfg, callbacks, conditional, classes),
         pipeline=pipeline,
+        initial=InitialWeights.configured(cfg),
     )
 
 

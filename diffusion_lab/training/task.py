@@ -1,6 +1,7 @@
 """The parts that every training run is made of, whatever it trains."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -41,18 +42,39 @@ class Task(ABC):
         """Compiles the costly modules in place, so that checkpoints keep their keys."""
 
     def check_validation(self, cfg: DictConfig) -> None:
-        """Raises UserError if the run selects by validation images, and none are kept."""
+        """Raises UserError if the run selects by validation images, and none are used or kept."""
+        ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
+        self.check_ranking(ranked_by)
         if len(self.datamodule.validation_labels()):
             return
         metric = str(cfg.optimized_metric)
         selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
         if any(isinstance(callback, MedianPruning) for callback in self.callbacks):
             selecting.append("callbacks.pruning")
+        selecting += [f"callbacks.checkpoint.best={each}" for each in ranked_by]
         if selecting:
             raise UserError(
                 f"{selecting[0]} needs validation images, and no training images are kept for "
                 "validation; write data.validation_size=auto or a number"
             )
+
+    def check_ranking(self, ranked_by: Sequence[str]) -> None:
+        """Raises UserError if checkpoints are ranked by a metric that is not of validation images.
+
+        Every run measures one of its validations.
+        """
+        known = f"val/{self.module.shown}"
+        for metric in ranked_by:
+            if metric.startswith("val/") and metric != known:
+                raise UserError(
+                    f"callbacks.checkpoint.best={metric} is not measured by this run; write {known}"
+                )
+            of_validation = self.metrics is not None and self.metrics.reference == "validation"
+            if not metric.startswith("val/") and not of_validation:
+                raise UserError(
+                    f"callbacks.checkpoint.best={metric} would choose by images that reports "
+                    f"compare with; write metrics.reference=validation, or best={known}"
+                )
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         """Reads the data before a run folder is made; returns entries for its configuration."""

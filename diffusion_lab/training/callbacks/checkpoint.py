@@ -1,22 +1,25 @@
 """Saves checkpoints during training, and prepares a run to resume from one."""
 
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from diffusion_lab.common.messages import TrainingStopped, say
-from diffusion_lab.common.ranges import settings
+from diffusion_lab.common.ranges import Count, one_of, optional, settings
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.runs import checkpoints
+from diffusion_lab.metrics.quantities import BUILT_IN, VALIDATION, higher_is_better
+from diffusion_lab.runs import checkpoints, kept_checkpoints
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic, validates
 from diffusion_lab.training.callbacks.weight_averaging import restore_trained
 from diffusion_lab.training.module import module_of
 
 # checkpoint keys: number of logged rows; seconds of training, and seconds that do not count
 ROWS, TIMES = "rows_of_metrics", "seconds"
+# the metrics that can rank checkpoints: of validations, and of samples
+RANKING = [*VALIDATION, *(q.name for each in BUILT_IN for q in each.quantities if q.judged)]
 
 
 @settings
@@ -25,17 +28,25 @@ class Checkpoint(Periodic):
 
     The callback runs after all others of its step, so a resumed run has nothing to catch up on. A
     checkpoint that cannot be written is reported and skipped; only the last raises TrainingStopped.
+
+    Those of every `keep_every_n_steps` steps are kept, and the `top_k` that are best by the metric
+    `best` of validation images, whenever it is measured.
     """
 
+    at_end = True
     every_n_steps: Interval = 1000
+    keep_every_n_steps: Interval = None
+    best: Annotated[str | None, optional(one_of(*RANKING))] = None
+    top_k: Count = 1
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not validates(trainer):  # else on_validation_end saves, after this hook
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def due(self, trainer: lightning.Trainer) -> bool:
+        wanted = super().due(trainer) or self.keeps(trainer)
         # weights that give non-finite losses are useless to roll back to
-        return super().due(trainer) and not module_of(trainer).bad_steps.skipped
+        return wanted and not module_of(trainer).bad_steps.skipped
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
         if trainer.state.fn == "fit" and validates(trainer) and self.due(trainer):
@@ -50,6 +61,53 @@ class Checkpoint(Periodic):
                 "free disk space"
             )
 
+    def at_the_end(self, trainer: lightning.Trainer) -> None:
+        self.keep(trainer)  # its metrics are known only now
+
+    def keeps(self, trainer: lightning.Trainer) -> bool:
+        """Whether the checkpoint of this step is kept, unless it is the last step."""
+        step = trainer.global_step
+        if step == trainer.max_steps:
+            return False
+        return self.lasting(step) or on_rank_zero(lambda: step in self.ranking(trainer))
+
+    def lasting(self, step: int) -> bool:
+        """Whether a step's checkpoint is a milestone."""
+        every = self.keep_every_n_steps
+        return every is not None and step % every == 0
+
+    def ranking(self, trainer: lightning.Trainer) -> dict[int, float]:
+        """The values of `best` at the best steps, this one included if it is; the best one first.
+
+        Empty if `best` was not measured at this step.
+        """
+        value = measured_now(trainer, self.best)
+        if value is None or self.best is None:
+            return {}
+        folder = module_of(trainer).context.folder
+        values = kept_checkpoints.ranked(folder, self.best) | {trainer.global_step: value}
+        better_first = sorted(
+            values, key=values.__getitem__, reverse=bool(higher_is_better(self.best))
+        )
+        return {step: values[step] for step in better_first[: self.top_k]}
+
+    def keep(self, trainer: lightning.Trainer) -> None:
+        """Keeps the last checkpoint if it is a milestone or among the best, on rank 0."""
+        folder, step = module_of(trainer).context.folder, trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        ranking = self.ranking(trainer)
+        try:
+            if self.lasting(step) or step in ranking:
+                kept_checkpoints.keep(folder, step)
+            if step in ranking:
+                kept_checkpoints.rank(folder, str(self.best), ranking, self.lasting)
+        except OSError as error:
+            say(
+                f"The checkpoint of step {step} could not be kept ({error.strerror}); training "
+                "continues"
+            )
+
     @staticmethod
     def save(trainer: lightning.Trainer) -> str | None:
         """Writes `last.ckpt`; returns, on the rank that writes, why that failed, or None."""
@@ -62,6 +120,17 @@ class Checkpoint(Periodic):
                 f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
                 "training continues, and earlier checkpoints are kept"
             )
+        else:
+            self.keep(trainer)
+
+
+def measured_now(trainer: lightning.Trainer, name: str | None) -> float | None:
+    """The value of a metric for the weights of this step, on every rank; None if not measured."""
+    module, step = module_of(trainer), trainer.global_step
+    if name in VALIDATION:
+        return module.validation_metrics.get(name) if module.validated_step == step else None
+    results = module.context.results if module.context.measured_at == step else {}
+    return next((value for key, value in results.items() if key.split("/")[0] == name), None)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

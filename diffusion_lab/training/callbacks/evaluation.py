@@ -51,6 +51,7 @@ class Evaluation(Periodic):
             results = self.measure(trainer)
         context = module_of(trainer).context
         context.results, context.measured_by = results, self
+        context.measured_at = trainer.global_step
         for logger in trainer.loggers:
             logger.log_metrics(results, step=trainer.global_step)
 

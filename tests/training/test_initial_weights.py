@@ -1,0 +1,104 @@
+"""A run that starts from the weights of another one, of which it takes what fits."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from helpers.fake_runs import fake_group
+from helpers.refusals import assert_names
+from helpers.tiny_runs import TINY
+
+from diffusion_lab import runs
+from diffusion_lab.analysis.comparison.comparing import collect
+from diffusion_lab.runs import weights
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]
+# a rate so small that float32 weights do not change
+STILL = [*QUICK, "optimizer.lr=1e-30", "callbacks.weight_averaging=null", "run_dir=new"]
+
+
+@pytest.fixture
+def old(trained_once):
+    """The folder of a run that is trained."""
+    return trained_once("train", *RUN) / "run"
+
+
+def state_of(folder):
+    """The weights that a run evaluates."""
+    return weights.load_weights(folder)
+
+
+def started(lab, *overrides):
+    """Trains a run in the folder `new`, at a rate of 0; returns what it said."""
+    code, out, err = lab("train", *STILL, *overrides)
+    assert code == 0, err
+    return out + err
+
+
+def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path):
+    started(lab, f"init_from={old}")
+    first, second = state_of(old), state_of(tmp_path / "new")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    saved = runs.load_config(tmp_path / "new")
+    assert saved.init_sha256 == weights.sha256_of(old)
+
+
+def test_an_export_and_a_file_give_the_same(lab, old, tmp_path):
+    code, _, err = lab("export", f"run={old}", "output=mine")
+    assert code == 0, err
+    for source in ("mine", "mine/model.safetensors"):
+        started(lab, f"init_from={source}", f"run_dir={source.replace('/', '_')}_new")
+    first = state_of(tmp_path / "mine")
+    for name in ("mine_new", "mine_model.safetensors_new"):
+        second = state_of(tmp_path / name)
+        assert all(torch.equal(first[each], second[each]) for each in first)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ("data.source._target_=helpers.other_tiny.OtherTiny", "of another shape there"),
+        ("backbone.depth=2", "not there"),
+        ("conditioning=none", "only there"),
+    ],
+)
+def test_what_does_not_fit_begins_anew_and_is_said(lab, old, tmp_path, changed, reason):
+    said = started(lab, f"init_from={old}", changed)
+    first, second = state_of(old), state_of(tmp_path / "new")
+    shared = [n for n in first if n in second and first[n].shape == second[n].shape]
+    left = {n for n in first.keys() | second.keys() if n not in shared}
+    assert shared
+    assert all(torch.equal(first[name], second[name]) for name in shared)
+    assert_names(said, f"{len(shared)} of {len(second)}", reason, *sorted(left)[:1])
+
+
+def test_a_resumed_run_needs_the_other_one_no_longer(lab, old, tmp_path):
+    code, _, err = lab("export", f"run={old}", "output=mine")
+    assert code == 0, err
+    started(lab, "init_from=mine")
+    (tmp_path / "mine/model.safetensors").unlink()
+    code, _, err = lab("train", "resume=new", "trainer.max_steps=30")
+    assert code == 0, err
+    assert json.loads((tmp_path / "new/summary.json").read_text())["steps"] == 30
+    code, _, err = lab("sample", "run=new", "num_samples=2")
+    assert code == 0, err
+
+
+def test_other_weights_make_another_composition(tmp_path):
+    for name in ("a", "b"):
+        given = {"init_from": "moved", "init_sha256": name}
+        fake_group(tmp_path, name, [100.0, 101.0], config=given)
+    assert len(collect([tmp_path]).groups) == 2
+
+
+@pytest.mark.parametrize("source", ["nothing", "empty", "broken.safetensors", "other.safetensors"])
+def test_weights_that_cannot_be_used_are_refused_before_training(refusal, tmp_path, source):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    safetensors.torch.save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
+    sentence = refusal("train", *STILL, f"init_from={source}")
+    assert_names(sentence, f"init_from={source}")
+    assert not (tmp_path / "new").exists()

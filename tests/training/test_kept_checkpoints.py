@@ -1,0 +1,147 @@
+"""Checkpoints of single steps: milestones and the best by a metric, and commands that open them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.faults import Killed, at_step, die
+from helpers.refusals import assert_names
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.common.files import read_rows
+from diffusion_lab.runs import checkpoints, kept_checkpoints
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+KEPT = "callbacks.checkpoint"
+FAST = ["optimizer.lr=0.1", "lr_schedule.warmup_images=0", "callbacks.weight_averaging=null"]
+EVERY = [*QUICK, *FAST, "run_dir=run", "trainer.max_steps=6", "validate_every_n_steps=1"]
+BEST = [*EVERY, f"{KEPT}.every_n_steps=4", f"{KEPT}.best=val/loss", f"{KEPT}.top_k=2"]
+
+
+def steps_in(folder):
+    """The steps of the checkpoints that a run keeps, from what is inside their files."""
+    paths = sorted((folder / checkpoints.FOLDER).glob(kept_checkpoints.FILES))
+    return [torch.load(path, weights_only=True)["global_step"] for path in paths]
+
+
+def losses_of(folder):
+    """The validation loss by step."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return {row["step"]: row["val/loss"] for row in rows if "val/loss" in row}
+
+
+def test_milestones_are_kept_beside_the_last_two(trained_once):
+    folder = trained_once(
+        "train", *EVERY, f"{KEPT}.every_n_steps=4", f"{KEPT}.keep_every_n_steps=3"
+    )
+    run = folder / "run"
+    assert steps_in(run) == [3, 6]
+    newest = torch.load(run / checkpoints.LAST, weights_only=True)["global_step"]
+    before = torch.load(run / checkpoints.PREVIOUS, weights_only=True)["global_step"]
+    assert (newest, before) == (6, 4)
+
+
+def test_the_best_by_validation_loss_are_kept(trained_once):
+    run = trained_once("train", *BEST) / "run"
+    losses = losses_of(run)
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+    best = sorted(losses, key=losses.__getitem__)[:2]
+    assert steps_in(run) == sorted(best)
+    assert kept_checkpoints.ranked(run, "val/loss") == {step: losses[step] for step in best}
+
+
+def test_a_resumed_run_keeps_the_same(lab, trained_once, tmp_path, monkeypatch):
+    whole = trained_once("train", *BEST) / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, die)
+        with pytest.raises(Killed):
+            lab("train", *BEST)
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    assert steps_in(tmp_path / "run") == steps_in(whole)
+    assert kept_checkpoints.ranked(tmp_path / "run") == kept_checkpoints.ranked(whole)
+
+
+def test_a_step_that_is_best_no_longer_stays_if_it_is_a_milestone(tmp_path):
+    for step in (2, 3, 4):
+        checkpoints.save({"state_dict": {}, "global_step": step}, tmp_path / checkpoints.LAST)
+        kept_checkpoints.keep(tmp_path, step)
+    kept_checkpoints.rank(tmp_path, "val/loss", {2: 0.3, 3: 0.4}, lambda step: step == 2)
+    kept_checkpoints.rank(tmp_path, "val/loss", {4: 0.1}, lambda step: step == 2)
+    assert steps_in(tmp_path) == [2, 4]
+
+
+def test_a_kept_checkpoint_takes_no_space_while_it_is_the_last(tmp_path):
+    checkpoints.save({"state_dict": {}, "global_step": 1}, tmp_path / checkpoints.LAST)
+    kept_checkpoints.keep(tmp_path, 1)
+    assert kept_checkpoints.file_of(tmp_path, 1).samefile(tmp_path / checkpoints.LAST)
+
+
+def test_a_higher_accuracy_is_better(trained_once, monkeypatch):
+    # FID of samples at steps 2, 4 and 6 ranks as the smallest, recall as the largest
+    run = trained_once(
+        "train",
+        *(each for each in EVERY if each != "callbacks.evaluation=null"),
+        "callbacks.evaluation.every_n_steps=2",
+        "metrics.reference=validation",
+        f"{KEPT}.best=recall",
+        f"{KEPT}.top_k=3",
+    ) / "run"  # fmt: skip
+    rows = read_rows(run / "metrics.jsonl")
+    values = [v for row in rows for k, v in row.items() if k.startswith("recall/")]
+    found = list(kept_checkpoints.ranked(run, "recall").values())
+    assert found == sorted(values, reverse=True)[:3]
+
+
+def test_commands_open_the_checkpoint_that_is_asked_for(lab, refusal, trained_once, tmp_path):
+    run = trained_once("train", *BEST, f"{KEPT}.keep_every_n_steps=3") / "run"
+    best = next(iter(kept_checkpoints.ranked(run)))
+    images = {}
+    for step in {"null", "6", "3", "best", str(best)}:
+        draw = [f"run={run}", "save=npz", "num_samples=2", "json=true", f"output={tmp_path}/{step}"]
+        code, out, err = lab("sample", *draw, f"step={step}")
+        assert code == 0, err
+        images[step] = np.load(json.loads(out.splitlines()[-1])["array"])["images"]
+    assert np.array_equal(images["null"], images["6"])
+    assert not np.array_equal(images["null"], images["3"])
+    assert np.array_equal(images["best"], images[str(best)])
+    code, _, err = lab("export", f"run={run}", "output=mine", "step=3")
+    assert code == 0, err
+    code, out, err = lab("sample", "run=mine", *draw[1:])
+    assert code == 0, err
+    exported = np.load(json.loads(out.splitlines()[-1])["array"])["images"]
+    assert np.array_equal(exported, images["3"])
+    assert_names(refusal("sample", f"run={run}", "step=4"), "step=4", "3", "6")
+    assert_names(refusal("sample", "run=mine", "step=3"), "step=3", "mine")
+
+
+def test_an_evaluation_of_another_step_is_not_one_of_the_run(lab, refusal, trained_once):
+    run = trained_once("train", *BEST, f"{KEPT}.keep_every_n_steps=3") / "run"
+    code, _, err = lab("evaluate", f"run={run}", "step=3", "device=cpu", "metrics.num_samples=8")
+    assert code == 0, err
+    (record,) = (run / "evaluations").glob("*.json")
+    assert json.loads(record.read_text())["sampling"]["step"] == 3
+    assert_names(refusal("evaluate", f"run={run}", f"against={run}"), str(run))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (f"{KEPT}.best=fid", ["best=fid", "metrics.reference=validation"]),
+        (f"{KEPT}.best=val/psnr", ["best=val/psnr", "val/loss"]),
+        (f"{KEPT}.best=loss", ["best", "val/loss"]),
+        (f"{KEPT}.top_k=0", ["top_k"]),
+        (f"{KEPT}.keep_every_n_steps=0", ["keep_every_n_steps"]),
+    ],
+)
+def test_a_wrong_choice_is_refused_before_training(refusal, tmp_path, wrong, named):
+    assert_names(refusal("train", *TINY, "run_dir=run", wrong), *named)
+    assert not (tmp_path / "run").exists()
+
+
+def test_best_is_refused_without_ranked_checkpoints(refusal, trained_once):
+    folder = trained_once(
+        "train", *EVERY, f"{KEPT}.every_n_steps=4", f"{KEPT}.keep_every_n_steps=3"
+    )
+    assert_names(refusal("sample", f"run={folder / 'run'}", "step=best"), "step=best")
