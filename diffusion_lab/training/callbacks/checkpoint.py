@@ -69,7 +69,10 @@ class Checkpoint(Periodic):
         step = trainer.global_step
         if step == trainer.max_steps:
             return False
-        return self.lasting(step) or on_rank_zero(lambda: step in self.ranking(trainer))
+        if self.lasting(step):
+            return True
+        measured = measured_now(trainer, self.best) is not None  # on every rank
+        return measured and on_rank_zero(lambda: step in self.ranking(trainer))
 
     def lasting(self, step: int) -> bool:
         """Whether a step's checkpoint is a milestone."""
@@ -81,8 +84,7 @@ class Checkpoint(Periodic):
 
         Empty if `best` was not measured at this step.
         """
-        value = measured_now(trainer, self.best)
-        if value is None or self.best is None:
+        if self.best is None or (value := measured_now(trainer, self.best)) is None:
             return {}
         folder = module_of(trainer).context.folder
         values = kept_checkpoints.ranked(folder, self.best) | {trainer.global_step: value}
