@@ -28,7 +28,7 @@ MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent speedrun toy \
 	study-unet-vs-dit study-write-up study-cifar10-small study-scaling study-low-data study-conditioning \
-	study-latent study-samplers study-guidance one-model \
+	study-latent study-optimizers study-samplers study-guidance one-model \
 	test test-slow test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ## list the commands
@@ -113,6 +113,15 @@ study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2 on
 study-conditioning: STUDY = $(or $(NAME),conditioning)
 study-conditioning: setup $(CLASSIFIER)  ## four conditionings of DiT and Mamba-2 at equal parameters: IMAGES=120_000
 	$(call train_study,conditioning,$(STUDY),$(BUDGET))
+	$(call compare_study,$(STUDY))
+
+# Muon's images are those of AdamW over the ratio of their steps (experiments/optimizers)
+study-optimizers: STUDY = $(or $(NAME),optimizers)
+study-optimizers: setup  ## AdamW or Muon for U-Net, DiT and Mamba-2, in equal time, each at its best rate
+	printf '%s\n' "unet_small adamw 64_000 32_000" "unet_small muon 57_600 28_800" "dit adamw 64_000 32_000" \
+		"dit muon 51_200 25_600" "mamba2 adamw 64_000 32_000" "mamba2 muon 56_960 28_480" | \
+	$(THREAD) xargs -P $(JOBS) -L 1 sh -c '$(LAB) train -m +study=optimizers study_name=$(STUDY) backbone=$$0 \
+		optimizer=$$1 budget.images=$(or $(IMAGES),$$2) tuning.images=$(or $(IMAGES),$$3) $(ARGS)'
 	$(call compare_study,$(STUDY))
 
 study-latent: STUDY = $(or $(NAME),latent)

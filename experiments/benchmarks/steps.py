@@ -1,0 +1,83 @@
+"""How many images do two recipes train on in the same time? Their steps, timed in turns.
+
+    python experiments/benchmarks/steps.py "experiment=quickstart" "experiment=quickstart optimizer=adamw"
+        [--rounds 15] [--threads 1] [--sweep "+study=optimizers"]
+
+Each argument is a recipe: overrides of `diffusion-lab train`, behind those of --sweep. Its network is
+sized by its budget, and its step is forward, backward and optimiser, without clipping and averaging.
+Prints, for each recipe, the median seconds per image and their ratio to the first recipe's in the same
+round, with its range over the rounds. So the images that a recipe gets in equal time do not depend on
+how busy the machine is.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.objects import build_datamodule
+from diffusion_lab.common.formats import markdown_table
+from diffusion_lab.compute.device import device_and_precision
+from diffusion_lab.profiling import budget
+from diffusion_lab.profiling.costs import ImageFacts
+from diffusion_lab.profiling.timing import WARM_UP, Bench
+
+STEPS = 2  # of a recipe before the next one's turn
+
+
+def composed(words: list[str]) -> DictConfig:
+    """The configuration of a recipe, with a network of the size that its budget asks for."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", ["name=steps", "tuning=none", *words])
+        budget.apply(cfg, words)
+    return cfg
+
+
+def bench_of(words: list[str]) -> Bench:
+    cfg = composed(words)
+    data = build_datamodule(cfg)
+    device, precision = device_and_precision("auto", "auto")
+    return Bench(cfg, ImageFacts(data.image_shape, data.num_classes), device, precision)
+
+
+def seconds_per_image(bench: Bench) -> float:
+    begin = time.perf_counter()
+    for _ in range(STEPS):
+        bench.train()
+    return (time.perf_counter() - begin) / (STEPS * len(bench.images))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("recipes", nargs="+", help="overrides in quotes")
+    parser.add_argument("--sweep", default="", help="overrides of all recipes")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    benches = [bench_of([*chosen.sweep.split(), *recipe.split()]) for recipe in chosen.recipes]
+    for bench in benches:
+        for _ in range(WARM_UP):
+            bench.train()
+    rounds = [[seconds_per_image(bench) for bench in benches] for _ in range(chosen.rounds)]
+    lines = []
+    for recipe, times in zip(chosen.recipes, zip(*rounds, strict=True), strict=True):
+        ratios = sorted(own / first[0] for own, first in zip(times, rounds, strict=True))
+        middle = statistics.median(ratios)
+        lines.append(
+            [
+                f"`{recipe}`",
+                f"{1000 * statistics.median(times):.3g}",
+                f"{middle:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
+                f"{1 / middle:.3f}",
+            ]
+        )
+    print(markdown_table(["recipe", "ms per image", "time by the first", "images"], lines))
+
+
+if __name__ == "__main__":
+    main()
