@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from diffusion_lab.build.config_keys import Means, means
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.build.overrides import key_of, parse
+from diffusion_lab.build.overrides import key_of, parse, unquoted
 from diffusion_lab.cli.arguments import MULTIRUN, PLACES
 from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import UserError, say
@@ -58,7 +58,8 @@ class TuningStage:
         choices = [f"{k}=choice({','.join(dict.fromkeys(v))})" for k, v in swept.items()]
         reached, failed = {}, []
         for outcome in sweep([*self.overrides, *choices]):
-            values = {key_of(each): elements(each)[0] for each in parse(outcome["overrides"])}
+            given = parse(outcome["overrides"])
+            values = {key_of(each): unquoted(elements(each)[0]) for each in given}
             folder = Path(values["run_dir"]) if "run_dir" in values else None
             if "error" not in outcome and folder:
                 reached[tuple(values[key] for key in swept)] = self.result(folder)
@@ -76,7 +77,8 @@ class TuningStage:
 
         def tried(network: Network, point: Point) -> Tried:
             words = [element(key, value) for key, value in point.items()]
-            places = {s: (*network.values(), *words, s) for s in map(str, self.tuning.seeds)}
+            chosen = [unquoted(value) for value in network.values()]
+            places = {s: (*chosen, *words, s) for s in map(str, self.tuning.seeds)}
             return {"values": point, "results": {s: reached[p] for s, p in places.items()}}
 
         return [[tried(network, point) for point in points] for network in networks]
@@ -185,7 +187,7 @@ def check(tuning: Tuning, varied: dict[str, Override], fixed: set[str], cfg: Dic
         key = open_keys[0]
         raise UserError(
             f"{key} varies in the study, but tuning does not say how; add it to tuning.of, or its "
-            f"value to tuning.overrides, as in tuning.overrides=[{key}=...]"
+            f"value to tuning.overrides, as in 'tuning.overrides=[\"{key}=...\"]'"
         )
     seeds = elements(varied[SEED]) if SEED in varied else [str(cfg.seed)]
     if both := [seed for seed in tuning.seeds if str(seed) in seeds]:

@@ -14,7 +14,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.build.overrides import key_of, parse
+from diffusion_lab.build.overrides import key_of, parse, unquoted
 from diffusion_lab.common.files import OUTPUTS, read_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import (
@@ -145,7 +145,7 @@ def short(value: float) -> float:
 
 def name_of(values: Mapping[str, str]) -> str:
     """The name of a combination in tuning.json: backbone=dit."""
-    return " ".join(f"{key}={value}" for key, value in values.items())
+    return " ".join(f"{key}={unquoted(value)}" for key, value in values.items())
 
 
 def file_of(study: str) -> Path:

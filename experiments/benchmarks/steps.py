@@ -1,13 +1,13 @@
 """How many images do two recipes train on in the same time? Their steps, timed in turns.
 
-    python experiments/benchmarks/steps.py "experiment=quickstart" "experiment=quickstart optimizer=adamw"
-        [--rounds 15] [--threads 1] [--sweep "+study=optimizers"]
+    python experiments/benchmarks/steps.py "optimizer=adamw" "optimizer=muon"
+        [--rounds 15] [--threads 1] [--sweep "experiment=quickstart"]
 
-Each argument is a recipe: overrides of `diffusion-lab train`, behind those of --sweep. Its network is
-sized by its budget, and its step is forward, backward and optimiser, without clipping and averaging.
-Prints, for each recipe, the median seconds per image and their ratio to the first recipe's in the same
-round, with its range over the rounds. So the images that a recipe gets in equal time do not depend on
-how busy the machine is.
+Each argument is a recipe: overrides of `diffusion-lab train`, behind those of --sweep. Its network
+is sized by its budget, and its step is forward, backward and optimiser, without clipping and
+averaging. Prints, for each recipe, the median seconds per image and their ratio to the first
+recipe's in the same round, with its range over the rounds. So the images that a recipe gets in
+equal time do not depend on how busy the machine is.
 """
 
 import argparse

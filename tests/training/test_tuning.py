@@ -193,6 +193,27 @@ def test_a_run_that_is_there_goes_on_with_its_values_if_the_file_is_gone(lab, tu
     assert "already finished" in err
 
 
+def test_a_network_may_be_given_by_several_words(lab):
+    # Hydra quotes such a value in one place and escapes it in another
+    network = "backbone=mlp backbone.width=64"
+    given = [each for each in QUICK if not each.startswith("backbone")]
+    given += [
+        "backbone=mlp",
+        "tuning=learning_rate",
+        "tuning.metric=val/loss",
+        "tuning.images=null",
+    ]
+    given += ["tuning.of=[budget.reference]", "tuning.grow=0", GRID, "budget=macs", "seed=0"]
+    code, _, err = lab(
+        "train", "-m", "study_name=mine", *given, f'budget.reference=choice("{network}")'
+    )
+    assert code == 0, err
+    assert list(json.loads(FOUND.read_text())) == [f"budget.reference={network}"]
+    (run,) = Path("outputs/mine").glob("*/config.yaml")
+    saved = OmegaConf.load(run)
+    assert saved.optimizer.lr == saved.tuning.chosen["optimizer.lr"]
+
+
 def test_another_study_can_use_the_values(lab, tuned):
     other = ["study_name=other" if a == "study_name=mine" else a for a in STUDY]
     assert lab(*other, "tuning.study=mine")[0] == 0
