@@ -1,5 +1,6 @@
 """The one table of configuration keys, which says what it means to change the value of a key."""
 
+from collections.abc import Mapping
 from enum import Flag, auto
 from functools import reduce
 
@@ -7,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 CLASS = "_target_"
 FRACTION, SUBSET_SEED = "data.fraction", "data.subset_seed"
+CAN_BE_NONE = ("augmentation", "budget", "logger", "tuning")  # groups whose option none is null
 DATA_SIZE = (FRACTION, "data.per_class")
 Settings = dict[str, object]  # dotted key -> plain value
 
@@ -112,6 +114,16 @@ def as_path(key: str, value: object) -> object:
     """The value of a key, as text if it is a path: Hydra reads a folder 2024 as a number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if number and Means.PATH in means(key) else value
+
+
+def leave_out(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+    """Removes the values that a study or an experiment gives for groups of which none is chosen.
+
+    `choices` are Hydra's, by group; changes `cfg` in place.
+    """
+    for group in CAN_BE_NONE:
+        if choices.get(group) == "none" and group in cfg:
+            cfg[group] = None
 
 
 def paths_as_text(cfg: DictConfig) -> None:

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import paths_as_text
+from diffusion_lab.build.config_keys import leave_out, paths_as_text
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.overrides import Combination
 from diffusion_lab.build.sentences import MISTAKES, sentence
@@ -66,6 +66,7 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     """Calls a command's function with the configuration that Hydra has composed."""
     # imported late: torch and lightning take seconds, which --help and typing errors need not wait
     function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
+    leave_out(cfg, HydraConfig.get().runtime.choices)
     paths_as_text(cfg)
     overrides = list(HydraConfig.get().overrides.task)
     combined = [combinations(command, config, cfg, overrides)] if command.combines else []

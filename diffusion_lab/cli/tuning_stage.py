@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import Means, means
+from diffusion_lab.build.config_keys import Means, leave_out, means
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import key_of, parse, unquoted
@@ -153,7 +153,9 @@ def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
     if places:
         first.append(f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(name.replace("-", "_"), first, return_hydra_config=True)
+        cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)
+    leave_out(cfg, cfg.hydra.runtime.choices)
+    return cfg
 
 
 def varied_in(cfg: DictConfig, given: dict[str, Override]) -> dict[str, Override]:

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.runs.folder import save_config
+from diffusion_lab.runs.folder import load_config, save_config
 from diffusion_lab.runs.lock import locked
 from diffusion_lab.runs.resuming import differences
 from diffusion_lab.training import study
@@ -486,3 +486,13 @@ def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path, finished
     assert finished_runs() == 1
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
     assert not (tmp_path / "outputs/mine/.abandoned").exists()
+
+
+def test_a_study_is_trained_without_its_tuning_and_budget(lab, tmp_path):
+    alone = ["study_name=null", "protocol=null", "run_dir=run", "logger=none"]
+    quick = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "trainer.max_steps=2"]
+    given = [*TINY, *alone, *quick, "+study=unet_vs_dit", "tuning=none", "budget=none"]
+    code, _, err = lab("train", *given)
+    assert code == 0, err
+    saved = load_config(tmp_path / "run")
+    assert (saved.tuning, saved.budget, saved.trainer.max_steps) == (None, None, 2)
