@@ -82,9 +82,7 @@ def sweep(
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
     kept = {row["key"]: row for row in read_rows(folder / ROWS)}
-    say(
-        f"{len(settings)} settings, {sum(s.key in kept for s in settings)} of them already measured"
-    )
+    say(f"Settings: {len(settings)}, already measured: {sum(s.key in kept for s in settings)}")
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:
             kept[setting.key] = measure(setting, opened, prepared, cfg.batch_size)

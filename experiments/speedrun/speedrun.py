@@ -1,20 +1,26 @@
 """The speedrun: which recipe draws the best samples after five and a quarter minutes on two cores?
 
     python experiments/speedrun/speedrun.py NAME "what changed" [overrides ...]
-        [--against NAME] [--seeds 0 1 2] [--time DD:HH:MM:SS] [--out FOLDER] [--table FILE]
+        [--against NAME] [--seeds 0 1 2] [--time DD:HH:MM:SS | --images N] [--jobs 1]
+        [--out FOLDER] [--table FILE]
 
-trains `experiment=quickstart` with the overrides once for each seed, one run after another, and
+trains `experiment=quickstart` with the overrides once for each seed, --jobs runs at a time, and
 measures each run's samples against validation images. The trial becomes a row of the table, with
 its gap to the trial that --against names, else to the record so far. A finished run is not
 repeated and a stopped one is resumed, so the same command goes on where it was.
+
+On a machine that other work shares, equal time is better counted in images: --images, by the times
+of steps that experiments/benchmarks/steps.py measures in turns.
 """
 
 import argparse
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -30,17 +36,23 @@ COLUMNS = [
 Row = dict[str, str]
 
 
-def train(name: str, seed: int, overrides: list[str], time: str, out: Path) -> dict:
+def train(name: str, seed: int, overrides: list[str], chosen: argparse.Namespace) -> dict:
     """Trains, resumes or finds the run of a seed; returns its summary."""
+    out = chosen.out
     folder = out / name / f"seed-{seed}"
     summary = folder / "summary.json"
     if not (summary.exists() and json.loads(summary.read_text())["finished"]):
         arguments = [f"resume={folder}"]
         if not (folder / "checkpoints/last.ckpt").exists():
             arguments = ["experiment=quickstart", f"seed={seed}", f"run_dir={folder}"]
-            arguments += [f"trainer.max_time={time}", "logger=none", "metrics.reference=validation"]
+            limit = [f"trainer.max_time={chosen.time}"]
+            if chosen.images:
+                limit = ["budget=images", f"budget.images={chosen.images}"]
+            arguments += [*limit, "logger=none", "metrics.reference=validation"]
             arguments += ["study_name=speedrun", *overrides]
-        subprocess.run([sys.executable, "-m", "diffusion_lab", "train", *arguments], check=True)
+        one_thread = {"OMP_NUM_THREADS": "1"} if chosen.jobs > 1 else {}
+        command = [sys.executable, "-m", "diffusion_lab", "train", *arguments]
+        subprocess.run(command, check=True, env=os.environ | one_thread)
     return json.loads(summary.read_text())
 
 
@@ -135,17 +147,23 @@ def main() -> None:
     parser.add_argument("--against", help="trial to compare with; default: the record so far")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
     parser.add_argument("--time", default="00:00:05:15", help="of training, DD:HH:MM:SS")
+    parser.add_argument("--images", type=int, help="of training, in place of the time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     parser.add_argument("--out", type=Path, default=Path("outputs/speedrun"))
     parser.add_argument("--table", type=Path, default=HERE / "trials.csv")
     chosen = parser.parse_args()
     others = [row for row in read(chosen.table) if row["name"] != chosen.name]
     opponent(others, chosen.against)  # raises before anything is trained
 
-    runs = [
-        train(chosen.name, seed, chosen.overrides, chosen.time, chosen.out) for seed in chosen.seeds
-    ]
+    with ThreadPoolExecutor(chosen.jobs) as workers:
+        started = [
+            workers.submit(train, chosen.name, seed, chosen.overrides, chosen)
+            for seed in chosen.seeds
+        ]
+        runs = [each.result() for each in started]
     row = row_of(chosen.name, chosen.change, chosen.overrides, chosen.seeds, runs)
-    row |= {"time": chosen.time, "date": date.today().isoformat()}
+    time = f"{chosen.images} images" if chosen.images else chosen.time
+    row |= {"time": time, "date": date.today().isoformat()}
     rows = added(read(chosen.table), row, chosen.against)
     with chosen.table.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -1,0 +1,24 @@
+"""The benchmark of training steps, which says how many images equal time allows."""
+
+import runpy
+
+import pytest
+import torch
+from helpers.paths import ROOT
+
+
+def test_steps_of_recipes_are_timed_in_turns(monkeypatch, capsys):
+    recipes = ["optimizer=adamw", "optimizer=muon"]
+    size = "backbone=dit backbone.width=32 backbone.heads=2 backbone.depth=1 batch_size=2"
+    given = ["steps.py", *recipes, "--sweep", f"{size} budget=none", "--rounds", "2"]
+    monkeypatch.setattr("sys.argv", given)
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    first, second = (dict(enumerate(map(str.strip, row.split("|")))) for row in rows)
+    assert (first[1], second[1]) == ("`optimizer=adamw`", "`optimizer=muon`")
+    assert first[3] == "1.000 (1.000 to 1.000)"
+    assert float(second[4]) == pytest.approx(1 / float(second[3].split()[0]), abs=2e-3)
