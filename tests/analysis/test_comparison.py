@@ -110,6 +110,19 @@ class TestGrouping:
         ]
         assert names_of([{}], []) == ["all runs"]
 
+    def test_a_setting_that_follows_from_the_class_is_not_named(self):
+        def of(kind, **more):
+            return {"backbone._target_": f"a.{kind}"} | {
+                f"backbone.{k}": v for k, v in more.items()
+            }
+
+        settings = [of("UNet"), of("Mamba2", overlap=False)]
+        settings += [of("DiT", overlap=False), of("DiT", overlap=True)]
+        names = names_of(settings, varying(settings))
+        assert names == ["UNet", "Mamba2", "DiT · overlap=false", "DiT · overlap=true"]
+        rates = [each | {"optimizer.lr": lr} for each in settings[:2] for lr in (1, 2)]
+        assert names_of(rates, varying(rates))[0] == "UNet · lr=1"
+
     def test_each_has_a_name_without_its_part_of_the_data_where_more_differs(self):
         clipped = {"data.fraction": 0.1, "trainer.gradient_clip_val": 1.0}
         settings = [{"data.fraction": 0.1}, {"data.fraction": 1.0}, clipped]

@@ -132,7 +132,10 @@ def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
             chosen.append(key)
     last = Counter(_shortest(key) for key in chosen)
     names = [
-        BETWEEN.join(filter(None, (part(key, each, last) for key in chosen))) for each in settings
+        BETWEEN.join(
+            filter(None, (part(key, each, last) for key in _needed(each, settings, chosen)))
+        )
+        for each in settings
     ]
     # a name must say more than the size of the data, unless nothing else differs
     nameless = sum(not _apart_from_data(name) for name in names)
@@ -142,6 +145,17 @@ def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
         ]
         return long if chosen else [ALL]
     return names
+
+
+def _needed(own: Settings, settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:
+    """The keys without those of a part, such as backbone, that its class determines."""
+
+    def determined(key: str) -> bool:
+        kind = f"{key.partition('.')[0]}.{CLASS}"
+        alike = [each for each in settings if each.get(kind) == own.get(kind)]
+        return kind in keys and kind != key and len({_word(each.get(key)) for each in alike}) == 1
+
+    return [key for key in keys if not determined(key)]
 
 
 def part(key: str, settings: Settings, last: Counter) -> str | None:
