@@ -46,7 +46,7 @@ def load_weights(
             f"average={average} cannot be chosen in {folder}, an export, which has one set of "
             "weights; leave average out, or export the run again with it"
         )
-    return _read(path, "export the run again")
+    return read(path, "export the run again")
 
 
 def load_of_run(
@@ -70,14 +70,14 @@ def load_of_run(
         state = state | kept[average]
     elif average is not None:
         made = averages.find(folder, average, step, [NO_AVERAGE, *kept])
-        return _read(made / EXPORTED, "make the average again"), averages.step_of(made)
+        return read(made / EXPORTED, "make the average again"), averages.step_of(made)
     weights = {
         name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)
     }
     return weights, step
 
 
-def _read(path: Path, remedy: str) -> dict[str, Tensor]:
+def read(path: Path, remedy: str) -> dict[str, Tensor]:
     """Reads a file of weights; if it is damaged, raises UserError, which ends with `remedy`."""
     try:
         return safetensors.torch.load_file(path)

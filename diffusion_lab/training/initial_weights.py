@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from omegaconf import DictConfig
-from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion_lab.common import hashing
@@ -41,11 +39,8 @@ class InitialWeights:
         if (source / CONFIG).is_file():
             tensors, sha256 = weights.load_weights(source), weights.sha256_of(source)
         elif source.is_file() and source.suffix == ".safetensors":
-            try:
-                tensors = safetensors.torch.load_file(source)
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"init_from={source} is damaged ({error})") from error
-            tensors = {name.removeprefix(weights.PREFIX): v for name, v in tensors.items()}
+            found = weights.read(source, f"give another file than init_from={source}")
+            tensors = {name.removeprefix(weights.PREFIX): v for name, v in found.items()}
             sha256 = hashing.of_file(source)
         else:
             raise UserError(

@@ -36,10 +36,9 @@ COLUMNS = [
 Row = dict[str, str]
 
 
-def train(name: str, seed: int, overrides: list[str], chosen: argparse.Namespace) -> dict:
-    """Trains, resumes or finds the run of a seed; returns its summary."""
-    out = chosen.out
-    folder = out / name / f"seed-{seed}"
+def train(seed: int, chosen: argparse.Namespace) -> dict:
+    """Trains, resumes or finds the trial's run of a seed; returns its summary."""
+    folder = chosen.out / chosen.name / f"seed-{seed}"
     summary = folder / "summary.json"
     if not (summary.exists() and json.loads(summary.read_text())["finished"]):
         arguments = [f"resume={folder}"]
@@ -49,7 +48,7 @@ def train(name: str, seed: int, overrides: list[str], chosen: argparse.Namespace
             if chosen.images:
                 limit = ["budget=images", f"budget.images={chosen.images}"]
             arguments += [*limit, "logger=none", "metrics.reference=validation"]
-            arguments += ["study_name=speedrun", *overrides]
+            arguments += ["study_name=speedrun", *chosen.overrides]
         one_thread = {"OMP_NUM_THREADS": "1"} if chosen.jobs > 1 else {}
         command = [sys.executable, "-m", "diffusion_lab", "train", *arguments]
         subprocess.run(command, check=True, env=os.environ | one_thread)
@@ -156,11 +155,7 @@ def main() -> None:
     opponent(others, chosen.against)  # raises before anything is trained
 
     with ThreadPoolExecutor(chosen.jobs) as workers:
-        started = [
-            workers.submit(train, chosen.name, seed, chosen.overrides, chosen)
-            for seed in chosen.seeds
-        ]
-        runs = [each.result() for each in started]
+        runs = list(workers.map(lambda seed: train(seed, chosen), chosen.seeds))
     row = row_of(chosen.name, chosen.change, chosen.overrides, chosen.seeds, runs)
     time = f"{chosen.images} images" if chosen.images else chosen.time
     row |= {"time": time, "date": date.today().isoformat()}
