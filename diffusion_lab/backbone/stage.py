@@ -69,8 +69,9 @@ class PixelResidual(nn.Module):
 class PixelAttention(nn.Module):
     """Attention of all pixels, added to its input; the sum is multiplied by skip_scale.
 
-    It is over the pixels themselves, or over a context of `context_width` (arXiv:2112.10752). None
-    for `head_channels` is a single head; raises ValueError if they do not divide the channels.
+    It is over the pixels themselves, with queries and keys normalised for `qk_norm`, or over a
+    context of `context_width` (arXiv:2112.10752). None for `head_channels` is a single head; raises
+    ValueError if they do not divide the channels.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class PixelAttention(nn.Module):
         head_channels: int | None,
         skip_scale: float = 1.0,
         context_width: int | None = None,
+        qk_norm: bool = False,
     ):
         super().__init__()
         if head_channels is not None and channels % head_channels:
@@ -90,7 +92,7 @@ class PixelAttention(nn.Module):
         self.skip_scale = skip_scale
         self.norm = GroupNorm(channels)
         self.attention: SelfAttention | CrossAttention = (
-            SelfAttention(channels, heads)
+            SelfAttention(channels, heads, qk_norm)
             if context_width is None
             else CrossAttention(channels, heads, context_width)
         )
@@ -113,8 +115,9 @@ class Stage(nn.Module):
     `embedding_width` and whether it `attends`; `resample` and `project` make its residual block
     change the resolution. None for `head_channels` is a single head. With `scale_shift` the
     embedding scales and shifts the second norm, and is added to its input without. `skip_scale`
-    multiplies the output of each part. With `cross_attention` a stage that attends does so to the
-    context too: the embedded noise level and the condition's tokens.
+    multiplies the output of each part. `qk_norm` normalises queries and keys of self-attention.
+    With `cross_attention` a stage that attends does so to the context too: the embedded noise level
+    and the condition's tokens.
     """
 
     @ranges()
@@ -131,6 +134,7 @@ class Stage(nn.Module):
         scale_shift: Flag = False,
         skip_scale: Annotated[float, between(0, 1)] = 1.0,
         cross_attention: Flag = False,
+        qk_norm: Flag = False,
     ):
         super().__init__()
         self.residual = PixelResidual(
@@ -145,7 +149,7 @@ class Stage(nn.Module):
         )
         self.attention = self.cross = None
         if attends:
-            self.attention = PixelAttention(channels, head_channels, skip_scale)
+            self.attention = PixelAttention(channels, head_channels, skip_scale, qk_norm=qk_norm)
         if attends and cross_attention:
             self.cross = PixelAttention(channels, head_channels, skip_scale, embedding_width)
 

@@ -2,7 +2,7 @@
 
     python experiments/speedrun/speedrun.py NAME "what changed" [overrides ...]
         [--against NAME] [--seeds 0 1 2] [--time DD:HH:MM:SS | --images N] [--jobs 1]
-        [--out FOLDER] [--table FILE]
+        [--before "OVERRIDES"] [--out FOLDER] [--table FILE]
 
 trains `experiment=quickstart` with the overrides once for each seed, --jobs runs at a time, and
 measures each run's samples against validation images. The trial becomes a row of the table, with
@@ -10,13 +10,15 @@ its gap to the trial that --against names, else to the record so far. A finished
 repeated and a stopped one is resumed, so the same command goes on where it was.
 
 On a machine that other work shares, equal time is better counted in images: --images, by the times
-of steps that experiments/benchmarks/steps.py measures in turns.
+of steps that experiments/benchmarks/steps.py measures in turns. With --before, each seed first
+trains with those overrides, such as on smaller images, and the trial starts from the weights.
 """
 
 import argparse
 import csv
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -36,23 +38,32 @@ COLUMNS = [
 Row = dict[str, str]
 
 
-def train(seed: int, chosen: argparse.Namespace) -> dict:
-    """Trains, resumes or finds the trial's run of a seed; returns its summary."""
-    folder = chosen.out / chosen.name / f"seed-{seed}"
+def train(folder: Path, seed: int, chosen: argparse.Namespace, overrides: list[str]) -> dict:
+    """Trains, resumes or finds a run of the quickstart; returns its summary."""
     summary = folder / "summary.json"
     if not (summary.exists() and json.loads(summary.read_text())["finished"]):
         arguments = [f"resume={folder}"]
         if not (folder / "checkpoints/last.ckpt").exists():
             arguments = ["experiment=quickstart", f"seed={seed}", f"run_dir={folder}"]
-            limit = [f"trainer.max_time={chosen.time}"]
-            if chosen.images:
-                limit = ["budget=images", f"budget.images={chosen.images}"]
-            arguments += [*limit, "logger=none", "metrics.reference=validation"]
-            arguments += ["study_name=speedrun", *chosen.overrides]
+            arguments += ["logger=none", "metrics.reference=validation", "study_name=speedrun"]
+            arguments += overrides
         one_thread = {"OMP_NUM_THREADS": "1"} if chosen.jobs > 1 else {}
         command = [sys.executable, "-m", "diffusion_lab", "train", *arguments]
         subprocess.run(command, check=True, env=os.environ | one_thread)
     return json.loads(summary.read_text())
+
+
+def trial(seed: int, chosen: argparse.Namespace) -> dict:
+    """The summary of the trial's run of a seed, behind the training before it, if there is one."""
+    overrides = [f"trainer.max_time={chosen.time}"]
+    if chosen.images:
+        overrides = ["budget=images", f"budget.images={chosen.images}"]
+    if chosen.before:
+        before = chosen.out / chosen.name / f"before-seed-{seed}"
+        train(before, seed, chosen, [*shlex.split(chosen.before), "callbacks.evaluation=null"])
+        overrides += [f"init_from={before}"]
+    folder = chosen.out / chosen.name / f"seed-{seed}"
+    return train(folder, seed, chosen, [*overrides, *chosen.overrides])
 
 
 def metric(summary: dict, name: str) -> float:
@@ -148,6 +159,7 @@ def main() -> None:
     parser.add_argument("--time", default="00:00:05:15", help="of training, DD:HH:MM:SS")
     parser.add_argument("--images", type=int, help="of training, in place of the time")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
+    parser.add_argument("--before", help="overrides of a training before the trial's, in quotes")
     parser.add_argument("--out", type=Path, default=Path("outputs/speedrun"))
     parser.add_argument("--table", type=Path, default=HERE / "trials.csv")
     chosen = parser.parse_args()
@@ -155,8 +167,10 @@ def main() -> None:
     opponent(others, chosen.against)  # raises before anything is trained
 
     with ThreadPoolExecutor(chosen.jobs) as workers:
-        runs = list(workers.map(lambda seed: train(seed, chosen), chosen.seeds))
-    row = row_of(chosen.name, chosen.change, chosen.overrides, chosen.seeds, runs)
+        runs = list(workers.map(lambda seed: trial(seed, chosen), chosen.seeds))
+    overrides = [f"--before {chosen.before!r}"] if chosen.before else []
+    overrides += chosen.overrides
+    row = row_of(chosen.name, chosen.change, overrides, chosen.seeds, runs)
     time = f"{chosen.images} images" if chosen.images else chosen.time
     row |= {"time": time, "date": date.today().isoformat()}
     rows = added(read(chosen.table), row, chosen.against)

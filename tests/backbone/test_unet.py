@@ -54,12 +54,14 @@ OPTIONS = {
     "skip_scale": {"skip_scale": 0.5},
     "attend_once": {"attend_once": True},
     "cross_attention": {"cross_attention": True},
+    "qk_norm": {"qk_norm": True},
     "everything": {
         "resample": FilterResampling(projection=True),
         "scale_shift": True,
         "skip_scale": 0.5,
         "attend_once": True,
         "cross_attention": True,
+        "qk_norm": True,
     },
 }
 
@@ -261,6 +263,19 @@ def test_a_unet_gives_its_skip_scale_to_all_its_blocks():
     scales = [module.skip_scale for module in network.modules() if hasattr(module, "skip_scale")]
     assert set(scales) == {0.5}
     assert len(scales) == 3 + 2 + 6 + 4 + 8  # residual: down, middle, up, resampling; attention
+
+
+def test_normalised_queries_and_keys_of_a_unet_do_not_depend_on_their_scale():
+    network = randomised(small(qk_norm=True))
+    attention = [module for module in network.modules() if isinstance(module, PixelAttention)]
+    inputs = torch.randn(2, 1, 16, 16), torch.zeros(2), Condition()
+    before = network(*inputs)
+    with torch.no_grad():
+        for module in attention:
+            module.attention.qkv.weight[: 2 * module.attention.out.in_features] *= 50
+            module.attention.qkv.bias[: 2 * module.attention.out.in_features] *= 50
+    assert len(attention) == 4
+    torch.testing.assert_close(network(*inputs), before, rtol=1e-3, atol=1e-3)
 
 
 def test_cross_attention_is_softmax_over_the_tokens():
