@@ -7,14 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.common import forward_mode
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention of q (B, h, N, d) over k and v (B, h, L, d) -> (B, h, N, d).
 
     mask (N, L) is True where a query may look.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # the fused kernel's backward runs at float32 speed on CPUs, half the speed of matmuls
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if slow or forward_mode.is_taken():
+        # the fused kernel's backward runs at float32 speed on CPUs, half the speed of matmuls, and
+        # it has no forward-mode derivative
         batch = q.shape[:2]
         q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
         bias, beta = q.new_zeros(()), 0

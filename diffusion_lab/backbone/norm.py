@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.common import forward_mode
+
 
 def _pixel_mean(x: Tensor, groups: int) -> Tensor:
     """Mean of x (B, H, W, C) over the pixels, (B, G, c), float32 at least."""
@@ -84,10 +86,16 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), shift (B, C) -> (B, C, H, W)."""
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        fast = x.device.type == "cpu" and x.dtype == torch.bfloat16
+        if fast and not forward_mode.is_taken():
             # PyTorch's kernel takes 4 times as long on a channels_last image in this type
             x = x.permute(0, 2, 3, 1)
             settings = (self.num_groups, self.eps, self.silu)
             return _GroupNorm.apply(x, shift, self.weight, self.bias, *settings).permute(0, 3, 1, 2)
-        x = super().forward(x if shift is None else x + shift[:, :, None, None])
+        x = x if shift is None else x + shift[:, :, None, None]
+        if forward_mode.is_taken():  # the kernel has it for a contiguous float32 image alone
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = super().forward(wide.contiguous()).to(x.dtype)
+        else:
+            x = super().forward(x)
         return F.silu(x) if self.silu else x

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from diffusion_lab.common import forward_mode
+
 # numbers in the states of a block of channels: few stay in a CPU's cache, many keep a GPU busy
 BLOCK = {"cpu": 2**18}
 LARGE_BLOCK = 2**28
@@ -139,11 +141,23 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Te
 
     x and dt (B, L, E), a (E, S), b and c (B, L, S), float32 at least -> (B, L, E).
     """
-    # the kernel computes in float32
-    if x.device.type == "cuda" and x.dtype == torch.float32 and (kernel := _cuda_kernel()):
+    # the kernel computes in float32, and has no forward-mode derivative
+    fits = x.device.type == "cuda" and x.dtype == torch.float32 and not forward_mode.is_taken()
+    if fits and (kernel := _cuda_kernel()):
         return kernel(x.mT, dt.mT, a, b.mT, c.mT).mT
     x, dt, b, c = (tensor.transpose(0, 1) for tensor in (x, dt, b, c))
-    return _scan(x, dt, a, b, c).transpose(0, 1)
+    scan = _plain_scan if forward_mode.is_taken() else _scan
+    return scan(x, dt, a, b, c).transpose(0, 1)
+
+
+def _plain_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The scan one token after another, in operations that have every derivative."""
+    state, outputs = torch.zeros_like(x[0])[..., None] * a, []  # (B, E, S)
+    with exactly(x):
+        for x_t, dt_t, b_t, c_t in zip(x, dt, b, c, strict=True):
+            state = (dt_t[..., None] * a).exp() * state + (dt_t * x_t)[..., None] * b_t[:, None]
+            outputs.append((state @ c_t[..., None])[..., 0])
+    return torch.stack(outputs)
 
 
 def state_space_dual(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

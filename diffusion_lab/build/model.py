@@ -56,6 +56,33 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
         )
 
 
+def check_jumps(objective: Objective, clip: float | None, self_conditioning: bool) -> None:
+    """Raises UserError if the loss of jumps, where there is one, does not fit the other parts."""
+    loss = objective.jump_loss
+    if loss is None:
+        return
+    name = "objective/jump_loss takes the place of the denoising loss, so"
+    if objective.weighting is not None:
+        raise UserError(f"{name} a weighting has no effect; write objective/weighting=none")
+    if objective.variance_loss is not None:
+        raise UserError(f"{name} no variance is learned; write objective/variance_loss=none")
+    if self_conditioning:
+        raise UserError(
+            "denoiser.self_conditioning=true makes a step depend on the one before, and a model of "
+            "few steps has none; write denoiser.self_conditioning=false"
+        )
+    if clip is not None and loss.two_levels:
+        raise UserError(
+            f"denoiser.clip={clip} does not fit this objective/jump_loss: the network's answer for "
+            "a jump is no image, and may exceed any limit; write denoiser.clip=null"
+        )
+    if objective.schedule.discrete_steps is not None:
+        raise UserError(
+            "objective/jump_loss needs levels between those of a table; use a continuous schedule, "
+            "such as schedule=rectified or schedule=cosine"
+        )
+
+
 def check_first_stage(
     first_stage: FirstStage, augmentation: NonLeaky | None, clip: float | None
 ) -> None:
@@ -146,6 +173,16 @@ def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
         raise UserError(
             "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "
             "use sampler.variance=fixed_small with this model"
+        )
+    if sampler.jumps and not objective.jumps:
+        raise UserError(
+            f"sampler={type(sampler).__name__} needs a model that is told where a step goes, and "
+            "this one is not; train with objective=mean_flow or objective=shortcut"
+        )
+    if sampler.needs_consistency and objective.jump_loss is None:
+        raise UserError(
+            f"sampler={type(sampler).__name__} needs a model of few steps, whose every estimate is "
+            "a sample; train with objective=ect, mean_flow or shortcut"
         )
     if guidance.weak_run is not None:
         return  # the weak model replaces the unconditional one

@@ -5,7 +5,13 @@ from omegaconf import DictConfig
 
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.build.model import Model, check_first_stage, check_sampling, check_training
+from diffusion_lab.build.model import (
+    Model,
+    check_first_stage,
+    check_jumps,
+    check_sampling,
+    check_training,
+)
 from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -49,6 +55,7 @@ def build_model(
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
     check_training(schedule, objective, label)
+    check_jumps(objective, clip, cfg.denoiser.self_conditioning)
     check_first_stage(first_stage, augmentation, clip)
     with torch.device(device), errors_at(cfg, "denoiser"):
         denoiser = Denoiser(
@@ -63,6 +70,7 @@ def build_model(
             clip=clip,
             learned_variance=objective.variance_loss is not None,
             augmentation_labels=augmentation.values if augmentation else 0,
+            jumps=objective.jumps,
         )
     check_keys(cfg, {"activation_checkpointing": flag()})
     if cfg.activation_checkpointing:

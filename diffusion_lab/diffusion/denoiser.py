@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.common.ranges import Flag, above, one_of, optional, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
+from diffusion_lab.diffusion.level_features import level_features
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.diffusion.objective.prediction import Prediction
 
@@ -20,6 +21,33 @@ NOISE_LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {
     "index": lambda level: 1000 * level.t - 1,  # DDPM's and DiT's table index
     "log_sigma": lambda level: (level.sigma / level.alpha).log() / 4,  # EDM's c_noise
 }
+
+FEATURES = 64  # Fourier features of each level of a jump
+
+
+class TargetEmbedding(nn.Module):
+    """The level that a step comes from and the one it goes to, as a vector (B, width).
+
+    At the start of training it is 0, so a network that cannot jump yet is not disturbed.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Linear(2 * FEATURES, width)
+        self.last = nn.Linear(width, width)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, level: NoiseLevel, count: int) -> Tensor:
+        """A scalar level, or levels (B,), and their `there`, which is `level` itself if None."""
+        device = self.first.weight.device
+        there = level if level.there is None else level.there
+        both = [
+            level_features(each if each.t.ndim else each[None], FEATURES, device)
+            for each in (level, there)
+        ]
+        features = torch.cat([part.expand(count, -1) for part in both], 1)
+        return self.last(nn.functional.silu(self.first(features)))
 
 
 class Denoiser(nn.Module):
@@ -32,6 +60,8 @@ class Denoiser(nn.Module):
     `clip`, if given, is the largest magnitude of clean data: the estimate of x0 is clamped to
     [-clip, clip], and the objective counts no error beyond a limit that the data is at.
     `augmentation_labels` is the number of values that describe an image's augmentation, if any do.
+    With `jumps` the network is also told the level that a step goes to, and its answer is the x0
+    with which the step ends on the exact path; without one it is the denoised estimate.
     """
 
     @ranges(noise_label=one_of(*NOISE_LABELS))
@@ -48,6 +78,7 @@ class Denoiser(nn.Module):
         learned_variance: bool = False,
         clip: Annotated[float | None, optional(above(0))] = None,
         augmentation_labels: int = 0,
+        jumps: Flag = False,
     ):
         super().__init__()
         channels, height, width = image_shape
@@ -72,6 +103,7 @@ class Denoiser(nn.Module):
             # without a bias, so that an unchanged image adds nothing
             self.augmentation = nn.Linear(augmentation_labels, network.condition_width, bias=False)
             nn.init.normal_(self.augmentation.weight, std=0.02)
+        self.target = TargetEmbedding(network.condition_width) if jumps else None
 
     def forward(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Estimate:
         """The denoised estimate of x (B, C, H, W) at `level`."""
@@ -105,6 +137,8 @@ class Denoiser(nn.Module):
             if values is None:
                 values = weight.new_zeros(len(x), weight.shape[1])
             condition = condition.joined(self.augmentation(values.to(weight)))
+        if self.target is not None:
+            condition = condition.joined(self.target(level, len(x)))
         output = self.backbone(x, noise, condition)
         # at least float32 before to_x0, which may multiply its rounding by a hundred
         return output.to(torch.promote_types(x.dtype, torch.float32))

@@ -22,6 +22,11 @@ class Given:
     previous: Tensor | None = None
     augmentation: Tensor | None = None
 
+    def __getitem__(self, index: slice) -> "Given":
+        """The conditions of some of the samples."""
+        parts = (self.labels, self.previous, self.augmentation)
+        return Given(*(None if part is None else part[index] for part in parts))
+
 
 NOTHING = Given()
 

@@ -1,6 +1,6 @@
 """The algebra of x_t = alpha x0 + sigma eps; everything else is built from these formulas."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,12 +11,14 @@ class NoiseLevel:
     """A point, or a batch or path of points, on a noise schedule.
 
     `t` is in [0, 1], 0 = data and 1 = noise; all three have one shape: (), (B,) or (steps + 1,).
-    `alpha` and `sigma` are float64, because 1 - alpha^2 cancels in float32.
+    `alpha` and `sigma` are float64, because 1 - alpha^2 cancels in float32. `there`, if given, is
+    the level that the next step goes to, for denoisers that can jump.
     """
 
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+    there: "NoiseLevel | None" = None
 
     @property
     def logsnr(self) -> Tensor:
@@ -29,13 +31,19 @@ class NoiseLevel:
 
     def to(self, device: torch.device | str) -> "NoiseLevel":
         """The level on another device."""
-        return NoiseLevel(self.t.to(device), self.alpha.to(device), self.sigma.to(device))
+        there = None if self.there is None else self.there.to(device)
+        return NoiseLevel(self.t.to(device), self.alpha.to(device), self.sigma.to(device), there)
+
+    def towards(self, there: "NoiseLevel") -> "NoiseLevel":
+        """The level with the one that the next step goes to, of the same shape."""
+        return replace(self, there=there)
 
     def __len__(self) -> int:
         return len(self.t)
 
     def __getitem__(self, index: int | slice | Tensor) -> "NoiseLevel":
-        return NoiseLevel(self.t[index], self.alpha[index], self.sigma[index])
+        there = None if self.there is None else self.there[index]
+        return NoiseLevel(self.t[index], self.alpha[index], self.sigma[index], there)
 
 
 def broadcast(value: Tensor, x: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ class DiffusionModule(TrainedModule):
             images, augmentation = augment(self.augmentation, batch.images)
             moments = self.first_stage.moments(images)
         x0 = self.first_stage.draw(moments)
+        self.objective.images_seen = self.trainer.global_step * self.batch_size
         loss = self.objective(
             self.denoiser,
             x0,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffusion_lab.common.ranges import at_least, between, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise
+from diffusion_lab.diffusion.objective.jump_loss import JumpLoss
 from diffusion_lab.diffusion.objective.prediction import Prediction
 from diffusion_lab.diffusion.objective.time_sampler import WHOLE_BATCH, BatchShare, TimeSampler
 from diffusion_lab.diffusion.objective.uncertainty import LearnedUncertainty
@@ -27,7 +28,8 @@ class Objective(nn.Module):
 
     It is a module, so statistics of the losses are saved with the weights. label_dropout,
     in [0, 1], is the share of labels replaced by the null label for classifier-free guidance.
-    offset_noise is the std of noise that is constant over each channel and added to eps.
+    offset_noise is the std of noise that is constant over each channel and added to eps. A
+    `jump_loss` takes the place of the denoising loss in training, for models of few steps.
     """
 
     @ranges(label_dropout=between(0, 1), offset_noise=at_least(0))
@@ -41,6 +43,7 @@ class Objective(nn.Module):
         uncertainty: LearnedUncertainty | None = None,
         label_dropout: float = 0.0,
         offset_noise: float = 0.0,
+        jump_loss: JumpLoss | None = None,
     ):
         super().__init__()
         self.schedule = schedule
@@ -51,6 +54,13 @@ class Objective(nn.Module):
         self.uncertainty = uncertainty
         self.label_dropout = label_dropout
         self.offset_noise = offset_noise
+        self.jump_loss = jump_loss
+        self.images_seen = 0  # before this batch, for losses that change during training
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the denoiser must be told where a step goes."""
+        return self.jump_loss is not None and self.jump_loss.two_levels
 
     def forward(
         self,
@@ -79,7 +89,10 @@ class Objective(nn.Module):
             with torch.no_grad():
                 previous = denoiser(add_noise(x0, eps, level), level, given).x0
             given = replace(given, previous=previous)
-        losses = self.loss_at(denoiser, x0, eps, level, given)
+        if self.jump_loss is None:
+            losses = self.loss_at(denoiser, x0, eps, level, given)
+        else:
+            losses = self.jump_loss(self, denoiser, x0, eps, level, given, generator)
         self.time_sampler.observe(level.t, losses.detach(), share.gather)
         if self.uncertainty is not None:
             expected = self.uncertainty(level)

@@ -1,11 +1,10 @@
 """Learned uncertainty: how large a loss is to be expected at each noise level."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from diffusion_lab.common.ranges import ranges, whole
+from diffusion_lab.diffusion.level_features import level_features
 from diffusion_lab.diffusion.noise import NoiseLevel
 
 
@@ -23,13 +22,6 @@ class LearnedUncertainty(nn.Module):
 
     def forward(self, level: NoiseLevel) -> Tensor:
         """u, (B,) float32, on the weight's device."""
-        # pure noise is at infinity; levels beyond e^10 need not be distinguished
-        log_ratio = (-level.logsnr / 2).clamp(-10, 10)
-        position = (log_ratio / 4).to(self.weight.device, torch.float32)
-        # normal frequencies and uniform phases as in the paper, but evenly spaced and not drawn
-        count = torch.arange(len(self.weight), device=position.device, dtype=torch.float32)
-        frequency = torch.special.ndtri((count + 0.5) / len(count))
-        phase = count * (math.sqrt(5) - 1) / 2
-        features = (2 * math.pi * (position[:, None] * frequency + phase)).cos()  # (B, channels)
+        features = level_features(level, len(self.weight), self.weight.device)
         # a sum instead of a matrix product, which autocast would round to bf16
-        return math.sqrt(2) * (features * self.weight).sum(1)
+        return (features * self.weight).sum(1)

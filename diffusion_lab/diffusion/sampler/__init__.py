@@ -1,6 +1,7 @@
 """Samplers: from noise to data, one denoised estimate at a time."""
 
 from diffusion_lab.diffusion.sampler.base import Sampler
+from diffusion_lab.diffusion.sampler.jumps import FewStep, FlowMap
 from diffusion_lab.diffusion.sampler.multistep import IPNDM, DPMSolver, UniPC
 from diffusion_lab.diffusion.sampler.runge_kutta import AdaptiveRungeKutta
 from diffusion_lab.diffusion.sampler.single_step import Ancestral, Euler, Heun

@@ -25,6 +25,8 @@ class Sampler(ABC):
     steps: Count
     time_grid: TimeGrid
 
+    jumps = False  # whether the model must be told where a step goes
+    needs_consistency = False  # whether an estimate must be a sample, and not the mean of samples
     adaptive = False  # whether `steps` is only a limit, and the number depends on the network
 
     def __call__(

@@ -1,0 +1,69 @@
+"""Losses of jumps along the exact path, f(x, here, there) = jump(x, x0_hat, here, there).
+
+x0_hat is the denoiser's answer when it is told both levels. With `there` = `here` it is the
+denoised estimate, and with clean data as `there` it is the sample itself.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.diffusion.estimate import ConditionalDenoiser, Given
+from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.objective.prediction import Prediction
+from diffusion_lab.diffusion.objective.time_sampler import TimeSampler
+from diffusion_lab.diffusion.schedule import NoiseSchedule
+
+
+class Parts(Protocol):
+    """The parts of an objective that a loss of jumps needs."""
+
+    schedule: NoiseSchedule
+    prediction: Prediction
+    time_sampler: TimeSampler
+    images_seen: int
+
+    def loss_at(
+        self,
+        denoiser: ConditionalDenoiser,
+        x0: Tensor,
+        eps: Tensor,
+        level: NoiseLevel,
+        given: Given = ...,
+    ) -> Tensor:
+        """The loss of each sample, (B,)."""
+        ...
+
+
+class JumpLoss(ABC):
+    """The training loss of a model that jumps."""
+
+    two_levels = True  # whether the denoiser is told where a jump goes
+
+    @abstractmethod
+    def __call__(
+        self,
+        parts: Parts,
+        denoiser: ConditionalDenoiser,
+        x0: Tensor,
+        eps: Tensor,
+        level: NoiseLevel,
+        given: Given,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The loss (B,) of clean samples x0 (B, C, H, W) with noise eps at `level` (B,)."""
+
+
+def adaptive(squares: Tensor, power: float, floor: float) -> Tensor:
+    """Squares (B,) divided by themselves, without gradient, to a power (arXiv:2505.13447).
+
+    A power of 1/2 has the gradient of the pseudo-Huber loss. `floor` is added to the divisor.
+    """
+    return squares / (squares.detach() + floor) ** power
+
+
+def mean_square(error: Tensor) -> Tensor:
+    """The mean square of an error (B, ...) in each sample, (B,)."""
+    return error.square().flatten(1).mean(1)

@@ -1,0 +1,105 @@
+"""MeanFlow: jumps learned from the velocity alone, by a forward-mode derivative.
+
+The end of a jump, f(x, here, there), stays where it is while x and `here` move along the exact
+path: df/dt = 0. f is linear in the network's output, f = k(t) F + ..., and so df/dt is 0 if F is
+F* = F - (df/dt) / k'(t). On the straight path F* is the velocity less (t - s) dF/dt.
+"""
+
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.common.forward_mode import derivative
+from diffusion_lab.common.ranges import Fraction, Positive, at_least, settings
+from diffusion_lab.diffusion.estimate import ConditionalDenoiser, Given
+from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast, jump, noise_of
+from diffusion_lab.diffusion.objective.jump_loss.base import (
+    JumpLoss,
+    Parts,
+    adaptive,
+    mean_square,
+)
+
+
+@settings
+class MeanFlow(JumpLoss):
+    """|F - F*|^2 by `adaptive`, without gradient through F* (arXiv:2505.13447).
+
+    A share `instant` of the samples does not jump, and trains the denoised estimate. The others go
+    to a second draw of the time sampler; the noisier of the two levels is where they start. With
+    `guidance` above 1 the path is the one guided by that scale, so sampling needs no second call;
+    dropped labels train the plain path. `power` in [0, 1] is that of `adaptive`.
+    """
+
+    instant: Fraction = 0.25
+    guidance: Annotated[float, at_least(1)] = 1.0
+    power: Fraction = 0.75
+    floor: Positive = 1e-3
+
+    def __call__(self, parts, denoiser, x0, eps, level, given, generator):
+        here, there = self.ends(parts, level, generator)
+        x = add_noise(x0, eps, here)
+        if self.guidance != 1:
+            x0 = self.guided(denoiser, x, x0, here, given)
+        output, target = flow_target(parts, denoiser, x, x0, here, there, given)
+        return adaptive(mean_square(output - target), self.power, self.floor)
+
+    def ends(
+        self, parts: Parts, level: NoiseLevel, generator: torch.Generator | None
+    ) -> tuple[NoiseLevel, NoiseLevel]:
+        """The start and the end, both (B,), of each sample's jump."""
+        other = parts.time_sampler(len(level), parts.schedule, generator)[0].to(level.t.device)
+        device = generator.device if generator else "cpu"
+        stays = torch.rand(len(level), generator=generator, device=device) < self.instant
+        first, second = level.t, torch.where(stays.to(level.t.device), level.t, other.t)
+        return parts.schedule(first.maximum(second)), parts.schedule(first.minimum(second))
+
+    def guided(
+        self,
+        denoiser: ConditionalDenoiser,
+        x: Tensor,
+        x0: Tensor,
+        here: NoiseLevel,
+        given: Given,
+    ) -> Tensor:
+        """The clean samples (B, C, H, W) that the guided path at x heads for."""
+        with torch.no_grad():
+            weak = denoiser(x, here, replace(given, labels=None)).x0
+        if given.labels is None:
+            return x0
+        kept = (given.labels != denoiser.conditioning.null_label).to(x.device)
+        return torch.where(broadcast(kept, x).bool(), torch.lerp(weak, x0, self.guidance), x0)
+
+
+def flow_target(
+    parts: Parts,
+    denoiser: ConditionalDenoiser,
+    x: Tensor,
+    x0: Tensor,
+    here: NoiseLevel,
+    there: NoiseLevel,
+    given: Given,
+) -> tuple[Tensor, Tensor]:
+    """The output F and its target F*, of x's shape, where the path at x heads for x0."""
+    _, (d_alpha, d_sigma) = torch.func.jvp(
+        parts.schedule.coefficients, (here.t,), (torch.ones_like(here.t),)
+    )
+    eps = noise_of(x, x0, here)
+    velocity = broadcast(d_alpha, x) * x0 + broadcast(d_sigma, x) * eps
+
+    def end(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        level = parts.schedule(t)
+        estimate = denoiser(x, level.towards(there), given)
+        assert estimate.output is not None, "a denoiser answers with its output"
+        return jump(x, estimate.x0, level, there), estimate.output
+
+    def share_of_output(t: Tensor) -> Tensor:
+        level, zero = parts.schedule(t), torch.zeros_like(t)
+        return jump(zero, parts.prediction.to_x0(zero + 1, zero, level), level, there)
+
+    one = torch.ones_like(here.t)
+    (_, output), (drift, _) = derivative(end, (x, here.t), (velocity, one))
+    _, slope = derivative(share_of_output, (here.t,), (one,))
+    return output, (output - drift / broadcast(slope, x)).detach()

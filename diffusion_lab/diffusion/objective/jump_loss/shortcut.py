@@ -1,0 +1,76 @@
+"""Shortcut models: one jump should end where two jumps of half its length do."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.common.ranges import Count, Fraction, settings
+from diffusion_lab.diffusion.estimate import ConditionalDenoiser, Given
+from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast, jump, noise_of
+from diffusion_lab.diffusion.objective.jump_loss.base import JumpLoss, Parts, mean_square
+
+
+@settings
+class Shortcut(JumpLoss):
+    """The denoising loss, and for a share of the samples the error to two half jumps.
+
+    Jumps are 1, 1/2, 1/4, ... of [0, 1] long in t, and start at a multiple of their length
+    (arXiv:2410.12557). The shortest of them are 2 / `finest` long; their halves are Euler steps
+    with the denoised estimate. The half jumps have no gradient; unlike the paper's they are made
+    with the weights in training, not with their average.
+    """
+
+    share: Fraction = 0.25
+    finest: Count = 128
+
+    def __post_init__(self) -> None:
+        if self.finest < 2 or self.finest & (self.finest - 1):
+            raise ValueError(f"finest={self.finest} must be a power of 2, such as 128")
+
+    def __call__(self, parts, denoiser, x0, eps, level, given, generator):
+        count = round(self.share * len(x0))
+        jumps, rest = slice(0, count), slice(count, None)
+        losses = parts.loss_at(denoiser, x0[rest], eps[rest], level[rest], given[rest])
+        if not count:
+            return losses
+        here, middle, there = self.jumps(parts, count, level, generator)
+        x = add_noise(x0[jumps], eps[jumps], here)
+        given = given[jumps]
+        target = self.halves(parts, denoiser, x, (here, middle, there), given)
+        output = denoiser(x, here.towards(there), given).output
+        error = output - parts.prediction.target(target, noise_of(x, target, here), here)
+        return torch.cat([mean_square(error), losses])
+
+    def jumps(
+        self, parts: Parts, count: int, level: NoiseLevel, generator: torch.Generator | None
+    ) -> tuple[NoiseLevel, NoiseLevel, NoiseLevel]:
+        """Start, middle and end, each (count,), of random jumps."""
+        device = generator.device if generator else "cpu"
+        draw = torch.rand(2, count, generator=generator, device=device, dtype=torch.float64)
+        finest = self.finest.bit_length() - 1
+        pieces = 2.0 ** (draw[0] * finest).floor()  # 1, 2, 4, ..., finest / 2
+        start = ((draw[1] * pieces).floor() + 1) / pieces
+        times = (start, start - 0.5 / pieces, start - 1 / pieces)
+        here, middle, there = (parts.schedule(t.to(level.t.device)) for t in times)
+        return here, middle, there
+
+    @torch.no_grad()
+    def halves(
+        self,
+        parts: Parts,
+        denoiser: ConditionalDenoiser,
+        x: Tensor,
+        levels: tuple[NoiseLevel, NoiseLevel, NoiseLevel],
+        given: Given,
+    ) -> Tensor:
+        """The x0 (B, C, H, W) with which one jump ends where the two half jumps do."""
+        here, middle, there = levels
+        shortest = here.t - middle.t < 1.5 / self.finest
+        end = x
+        for a, b in pairwise(levels):
+            aim = parts.schedule(torch.where(shortest, a.t, b.t))
+            end = jump(end, denoiser(end, a.towards(aim), given).x0, a, b)
+        ratio = there.sigma / here.sigma
+        share = there.alpha - ratio * here.alpha
+        return (end - broadcast(ratio, x) * x) / broadcast(share, x)

@@ -1,0 +1,289 @@
+"""Jumps along the exact path of a Gaussian mixture in one dimension, where the path is known."""
+
+import pytest
+import torch
+from helpers.exact_denoiser import GaussianMixture
+from torch import Tensor
+
+from diffusion_lab.diffusion.estimate import NOTHING, Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, noise_of
+from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime, V
+from diffusion_lab.diffusion.objective.jump_loss import Consistency, MeanFlow, Shortcut
+from diffusion_lab.diffusion.objective.jump_loss.base import adaptive
+from diffusion_lab.diffusion.objective.jump_loss.mean_flow import flow_target
+from diffusion_lab.diffusion.sampler import FewStep, FlowMap, UniformGrid
+from diffusion_lab.diffusion.schedule import Cosine, Linear, Rectified
+
+MIXTURE = GaussianMixture([0.3, 0.7], [-1.0, 0.8], 0.4)
+SCHEDULES = {
+    "rectified": (Rectified(), Flow()),
+    "cosine": (Cosine(), V()),
+    "linear": (Linear(), V()),
+}
+
+
+class ExactMap:
+    """The denoiser of the mixture that jumps exactly, plus `error` times a function of its input.
+
+    x (B, 1) is float64 and differentiable once, by one step of Newton's method from the end that
+    bisection finds.
+    """
+
+    conditioning = None
+    self_conditioning = False
+    clip = None
+
+    def __init__(self, prediction, error=0.0):
+        self.prediction = prediction
+        self.error = error
+
+    def moments(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        """Means (B, K) and variances (B, 1) of the modes at levels (B,)."""
+        alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+        return alpha * MIXTURE.means[:, 0], alpha**2 * MIXTURE.std**2 + sigma**2
+
+    def cdf(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        means, variance = self.moments(level)
+        return (MIXTURE.weights * torch.special.ndtr((x - means) / variance.sqrt())).sum(1, True)
+
+    def density(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        means, variance = self.moments(level)
+        bells = (-(x - means).square() / (2 * variance)).exp() / (2 * torch.pi * variance).sqrt()
+        return (MIXTURE.weights * bells).sum(1, True)
+
+    def end(self, x: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
+        """The exact end (B, 1) of the path from x."""
+        rank = self.cdf(x, here)
+        low, high = torch.full_like(x, -30), torch.full_like(x, 30)
+        for _ in range(80):
+            middle = (low + high) / 2
+            below = self.cdf(middle, there) < rank
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        found = ((low + high) / 2).detach()
+        return found - (self.cdf(found, there) - rank) / self.density(found, there).detach()
+
+    def mean(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """E[x0 | x], (B, 1)."""
+        means, variance = self.moments(level)
+        logits = MIXTURE.weights.log() - (x - means).square() / (2 * variance)
+        gain = level.alpha[:, None] * MIXTURE.std**2 / variance
+        return (logits.softmax(1) * (MIXTURE.means[:, 0] + gain * (x - means))).sum(1, True)
+
+    def __call__(self, x: Tensor, level: NoiseLevel, given=NOTHING) -> Estimate:
+        there = level.there or level
+        ratio = there.sigma / level.sigma
+        share = (there.alpha - ratio * level.alpha)[:, None]
+        stays = share.abs() < 1e-9
+        jumped = (self.end(x, level, there) - ratio[:, None] * x) / torch.where(stays, 1.0, share)
+        x0 = torch.where(stays, self.mean(x, level), jumped)
+        x0 = x0 + self.error * (3 * x).sin()
+        return Estimate(x0, None, self.prediction.target(x0, noise_of(x, x0, level), level))
+
+
+def points(schedule, count=512):
+    """States x (count, 1) of the mixture, with a start and an end of a jump for each."""
+    generator = torch.Generator().manual_seed(1)  # not of the samples, which would depend on t
+    draw = torch.rand(2, count, generator=generator, dtype=torch.float64) * 0.96 + 0.02
+    here, there = schedule(draw.amax(0)), schedule(draw.amin(0))
+    torch.manual_seed(0)
+    x0, eps = MIXTURE.sample(count), torch.randn(count, 1, dtype=torch.float64)
+    return x0, eps, here, there
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_target_of_mean_flow_is_the_exact_jump_where_the_velocity_is_exact(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, here, there = points(schedule)
+    x = add_noise(x0, eps, here)
+    parts = Objective(schedule, prediction, UniformTime())
+
+    def loss(error):
+        denoiser = ExactMap(prediction, error)
+        mean = denoiser.mean(x, here)
+        output, target = flow_target(parts, denoiser, x, mean, here, there, NOTHING)
+        return (output - target).square().mean()
+
+    assert loss(0.0) < 1e-12
+    assert 1e-5 < loss(0.01) < 0.02 * loss(0.1)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_target_of_mean_flow_is_the_exact_jump_on_average_over_samples(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, here, there = points(schedule, count=200_000)
+    denoiser = ExactMap(prediction)
+    output, target = flow_target(
+        Objective(schedule, prediction, UniformTime()),
+        denoiser,
+        add_noise(x0, eps, here),
+        x0,
+        here,
+        there,
+        NOTHING,
+    )
+    error = output - target
+    for features in (
+        torch.ones_like(error),
+        add_noise(x0, eps, here),
+        here.t[:, None],
+        there.t[:, None],
+    ):
+        update = error * features
+        assert update.mean().abs() < 3.5 * update.std() / len(update) ** 0.5
+    assert error.std() > 0.1
+
+
+def test_without_a_jump_the_target_of_mean_flow_is_the_denoising_target():
+    schedule, prediction = SCHEDULES["cosine"]
+    x0, eps, here, _ = points(schedule)
+    denoiser = ExactMap(prediction, 0.1)
+    _, target = flow_target(
+        Objective(schedule, prediction, UniformTime()),
+        denoiser,
+        add_noise(x0, eps, here),
+        x0,
+        here,
+        here,
+        NOTHING,
+    )
+    torch.testing.assert_close(target, prediction.target(x0, eps, here))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_two_exact_half_jumps_end_where_the_exact_jump_does(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule)
+    loss = Shortcut(share=1.0, finest=8)
+    parts = Objective(schedule, prediction, UniformTime())
+    generator = torch.Generator().manual_seed(2)
+    here, middle, there = loss.jumps(parts, len(x0), level, generator)
+    lengths = here.t - there.t
+    assert {round(8 * float(length)) for length in lengths} == {2, 4, 8}
+    assert torch.allclose(here.t / lengths, (here.t / lengths).round())
+    x = add_noise(x0, eps, here)
+    long = lengths > 3 / 8  # the halves of shorter ones are Euler steps
+    exact = ExactMap(prediction)
+    target = loss.halves(parts, exact, x, (here, middle, there), NOTHING)
+    answer = exact(x, here.towards(there)).x0
+    torch.testing.assert_close(target[long], answer[long], rtol=1e-6, atol=1e-6)
+    assert (target[~long] - answer[~long]).abs().max() > 1e-3
+    wrong = ExactMap(prediction, 0.05)
+    target = loss.halves(parts, wrong, x, (here, middle, there), NOTHING)
+    assert (target - wrong(x, here.towards(there)).x0)[long].square().mean() > 1e-4
+
+
+def test_a_shortcut_s_share_of_the_batch_jumps_and_the_rest_denoises():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule, count=8)
+    exact = ExactMap(prediction, 0.1)
+    parts = Objective(schedule, prediction, UniformTime())
+    losses = Shortcut(share=0.25)(parts, exact, x0, eps, level, NOTHING, None)
+    plain = parts.loss_at(exact, x0, eps, level)
+    assert torch.equal(losses[2:], plain[2:])
+    assert not torch.isclose(losses[:2], plain[:2]).any()
+
+
+class ToClean(ExactMap):
+    """A consistency model: its estimate is the exact end of the path on clean data."""
+
+    def __call__(self, x: Tensor, level: NoiseLevel, given=NOTHING) -> Estimate:
+        clean = NoiseLevel(*(torch.full_like(level.t, value) for value in (0.0, 1.0, 0.0)))
+        return super().__call__(x, level.towards(clean), given)
+
+
+def test_the_loss_of_exact_consistency_models_falls_with_the_square_of_the_gap():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule)
+    level = schedule(level.t.clamp(0.2, 0.8))
+    exact = ToClean(prediction)
+    x = add_noise(x0, eps, level)
+    mean = exact.mean(x, level)
+    noise = noise_of(x, mean, level)
+    loss, sizes = Consistency(stage_images=1, steepness=0.0), []
+    for stage in (2, 3, 4, 5):
+        parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+        parts.images_seen = stage
+        cleaner, gap = loss.cleaner(parts, level)
+        assert torch.allclose(gap, torch.tensor(2.0**-stage / 2, dtype=torch.float64))
+        ratio = level.sigma / level.alpha
+        assert torch.allclose(cleaner.sigma / cleaner.alpha, (1 - gap) * ratio)
+        losses = loss(parts, exact, mean, noise, level, NOTHING, None)
+        sizes.append((losses * gap * ratio).mean())
+    orders = torch.stack(sizes).log2().diff().neg()
+    assert ((orders > 1.85) & (orders < 2.15)).all()
+
+
+def test_pairs_of_consistency_training_reach_clean_data_at_low_noise():
+    schedule = Rectified()
+    loss = Consistency(stage_images=100)
+    parts = Objective(schedule, Flow(), UniformTime(), jump_loss=loss)
+    level = schedule(torch.tensor([0.01, 0.5, 0.99]))
+    _, gap = loss.cleaner(parts, level)
+    u = level.sigma / level.alpha
+    expected = ((1 + 8 * torch.sigmoid(-u)) / 2).clamp(max=1)
+    torch.testing.assert_close(gap, expected)
+    parts.images_seen = 250  # the third stage
+    torch.testing.assert_close(loss.cleaner(parts, level)[1], (expected_at(u) / 8).clamp(max=1))
+
+
+def expected_at(u: Tensor) -> Tensor:
+    return 1 + 8 * torch.sigmoid(-u)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_exact_jumps_reach_the_exact_sample_in_any_number_of_calls(name, steps):
+    schedule, prediction = SCHEDULES[name]
+    exact, calls = ExactMap(prediction), []
+
+    def denoise(x, level):
+        calls.append(level)
+        return exact(x, spread(level, len(x)))
+
+    noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    samples = FlowMap(steps, UniformGrid(0.0))(denoise, noise, schedule)
+    start = schedule(torch.ones(()))
+    clean = NoiseLevel(*(torch.tensor(value, dtype=torch.float64) for value in (0.0, 1.0, 0.0)))
+    expected = MIXTURE.transport(start.sigma * noise, start, clean)
+    torch.testing.assert_close(samples, expected, rtol=1e-6, atol=1e-6)
+    assert len(calls) == steps
+
+
+def spread(level: NoiseLevel, count: int) -> NoiseLevel:
+    """A scalar level and the one it goes to, for each of `count` samples."""
+    there = None if level.there is None else spread(level.there, count)
+    values = (value.expand(count) for value in (level.t, level.alpha, level.sigma))
+    return NoiseLevel(*values, there)
+
+
+def test_few_steps_of_an_exact_model_draw_from_the_mixture():
+    schedule, prediction = SCHEDULES["rectified"]
+    exact = ToClean(prediction)
+    torch.manual_seed(3)
+    noise = torch.randn(4000, 1, dtype=torch.float64)
+    sampler = FewStep(3, UniformGrid(0.0))
+    samples = sampler(lambda x, level: exact(x, spread(level, len(x))), noise, schedule)
+    exactly = MIXTURE.transport(noise, schedule(torch.ones(())), schedule(torch.zeros(())))
+    assert not torch.allclose(samples, exactly, atol=0.1), "fresh noise"
+    assert abs((samples < 0).double().mean() - (exactly < 0).double().mean()) < 0.03
+    assert abs(samples.mean() - (MIXTURE.weights @ MIXTURE.means[:, 0])) < 0.05
+    assert abs(samples.std() - exactly.std()) < 0.04
+
+
+def test_mean_flow_starts_at_the_noisier_of_two_draws_and_stays_for_its_share():
+    schedule, prediction = SCHEDULES["rectified"]
+    parts = Objective(schedule, prediction, UniformTime())
+    generator = torch.Generator().manual_seed(4)
+    level, _ = UniformTime()(4000, schedule, generator)
+    here, there = MeanFlow(instant=0.25).ends(parts, level, generator)
+    stays = here.t == there.t
+    assert (here.t >= there.t).all()
+    assert abs(stays.double().mean() - 0.25) < 0.03
+    assert abs((here.t - there.t)[~stays].mean() - 1 / 3) < 0.02
+
+
+def test_adaptive_weights_keep_the_value_and_scale_the_gradient():
+    squares = torch.tensor([4.0, 9.0], requires_grad=True)
+    adaptive(squares, 0.5, 0.0).sum().backward()
+    assert squares.grad.tolist() == pytest.approx([0.5, 1 / 3])
+    assert adaptive(squares, 0.0, 1.0).tolist() == [4, 9]
