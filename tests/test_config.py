@@ -62,7 +62,10 @@ def hydra_conf():
 def node_of(path: Path):
     """The configuration of an option, with its own defaults, and its group as a list."""
     group, name = option(path)
-    cfg = compose(overrides=[f"+{group}={name}"])
+    chosen = re.findall(r"override /(\w+)@\S+: (\w+)", path.read_text())  # of other groups
+    cfg = compose(
+        overrides=[*(f"+{other}={option}" for other, option in chosen), f"+{group}={name}"]
+    )
     return OmegaConf.select(cfg, group.replace("/", ".")), group.split("/")
 
 

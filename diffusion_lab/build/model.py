@@ -7,6 +7,7 @@ import torch
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import NOTHING
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import Objective
 from diffusion_lab.diffusion.sampler import Sampler
@@ -81,6 +82,34 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
             "objective/jump_loss needs levels between those of a table; use a continuous schedule, "
             "such as schedule=rectified or schedule=cosine"
         )
+
+
+def check_derivative(objective: Objective, compiled: object, recomputed: bool) -> None:
+    """Raises UserError if the objective takes a derivative that these settings do not let it."""
+    if not objective.forward_mode:
+        return
+    name = "objective/jump_loss=mean_flow takes a forward-mode derivative of the network, which"
+    if compiled is True:
+        raise UserError(f"{name} a compiled one does not have; write compile=auto")
+    if recomputed:
+        raise UserError(
+            f"{name} layers that run again do not have; write activation_checkpointing=false"
+        )
+
+
+@torch.no_grad()
+def check_network(model: Model) -> None:
+    """Raises ValueError if the objective takes a derivative that the network does not have."""
+    denoiser, objective = model.denoiser, model.objective
+    if objective.jump_loss is None or not objective.forward_mode:
+        return
+    device = next(denoiser.parameters()).device
+    x = torch.zeros(1, *denoiser.image_shape, device=device)
+    level = objective.schedule(torch.full((1,), 0.5))
+    denoiser.eval()  # an image of zeros is no part of a network's statistics
+    generator = torch.Generator().manual_seed(0)  # training's draws do not depend on this one
+    objective.jump_loss(objective, denoiser, x, x, level, NOTHING, generator)
+    denoiser.train()
 
 
 def check_first_stage(
@@ -178,6 +207,11 @@ def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
         raise UserError(
             f"sampler={type(sampler).__name__} needs a model that is told where a step goes, and "
             "this one is not; train with objective=mean_flow or objective=shortcut"
+        )
+    if objective.of_samples and not sampler.needs_consistency:
+        raise UserError(
+            f"sampler={type(sampler).__name__} follows the mean of the samples that an image may "
+            "become, and this model's estimate is one of the samples; use sampler=few_step"
         )
     if sampler.needs_consistency and objective.jump_loss is None:
         raise UserError(

@@ -7,6 +7,7 @@ from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.model import (
     Model,
+    check_derivative,
     check_first_stage,
     check_jumps,
     check_sampling,
@@ -56,6 +57,7 @@ def build_model(
         std = first_stage.data_std if schedule.explodes else None
     check_training(schedule, objective, label)
     check_jumps(objective, clip, cfg.denoiser.self_conditioning)
+    check_derivative(objective, cfg.compile, cfg.activation_checkpointing)
     check_first_stage(first_stage, augmentation, clip)
     with torch.device(device), errors_at(cfg, "denoiser"):
         denoiser = Denoiser(

@@ -71,7 +71,7 @@ class Bench:
 
     def compile(self, choice: bool | str) -> None:
         """Compiles the backbone as training would."""
-        if pays(choice, self.device):
+        if pays(choice, self.device) and not self.model.objective.forward_mode:
             self.model.denoiser.backbone.compile()
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import lightning
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.build.model import advice, rarely_trained
+from diffusion_lab.build.instantiate import errors_at
+from diffusion_lab.build.model import advice, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import ceiling
@@ -33,6 +34,8 @@ class DiffusionTask(Task):
     initial: InitialWeights | None = None
 
     def compile(self) -> None:
+        if self.module.objective.forward_mode:
+            return  # compile=auto on a GPU: compiled networks have no forward-mode derivative
         self.module.denoiser.backbone.compile()
 
     def advice(self) -> list[str]:
@@ -87,6 +90,8 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         model.augmentation,
     )
     module.check_optimizer()
+    with errors_at(cfg, "backbone"):
+        check_network(model)
     callbacks = build_callbacks(cfg)
     conditional, weak = model.denoiser.conditioning.conditional, cfg.guidance.get("weak_run")
     pipeline = build_pipeline(cfg, model, classes, load_weak(weak, cfg))

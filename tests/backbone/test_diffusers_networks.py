@@ -15,10 +15,14 @@ from torch import nn
 
 from diffusion_lab.backbone import DiffusersDiT, DiffusersUNet
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
+from diffusion_lab.build.model import Model, check_network
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.diffusion.objective import Objective, UniformTime
+from diffusion_lab.diffusion.objective.jump_loss import MeanFlow, Shortcut
 from diffusion_lab.diffusion.objective.prediction import Flow
 from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.first_stage import Pixels
 
 NETWORKS = {
     "unet": partial(
@@ -337,3 +341,16 @@ def test_our_dit_is_theirs():
     expected = theirs(x, noise, labels).sample
     assert expected.std() > 0.1
     torch.testing.assert_close(ours(x, noise, condition), expected, rtol=0, atol=1e-5)
+
+
+@both
+def test_mean_flow_is_refused_before_training_and_shortcuts_are_not(build):
+    denoiser = Denoiser(build, ClassLabel, Flow(), (1, 8, 8), num_classes=3, jumps=True)
+
+    def check(loss):
+        objective = Objective(Rectified(), Flow(), UniformTime(), jump_loss=loss)
+        check_network(Model(denoiser, Rectified(), objective, Pixels((1, 8, 8)), None))
+
+    with refused("forward-mode", by=ValueError):
+        check(MeanFlow())
+    check(Shortcut())

@@ -1,10 +1,16 @@
 """Checks of a model before training: the refusals and the advice."""
 
+from functools import partial
+
 import pytest
+import torch
 from helpers.refusals import refused
 
-from diffusion_lab.build.model import advice, check_training
+from diffusion_lab.backbone import MLP
+from diffusion_lab.backbone.conditioning import ClassLabel
+from diffusion_lab.build.model import Model, advice, check_network, check_training
 from diffusion_lab.data.augmentation import NonLeaky
+from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import (
     Eps,
@@ -15,7 +21,9 @@ from diffusion_lab.diffusion.objective import (
     UniformTime,
     V,
 )
+from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.first_stage import Pixels
 
 
 def objective(schedule, prediction, variance_loss=None):
@@ -72,3 +80,16 @@ def test_mirroring_twice_is_advised_against():
         assert [line for line in lines if "write data.flip=false" in line] == lines
         assert bool(lines) == (flip_x and flipped)
     assert advice(*arguments, None, True) == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_trial_of_the_derivative_leaves_the_network_and_the_draws_as_they_were(device):
+    with torch.device(device):
+        network = partial(MLP, width=8, depth=1)
+        denoiser = Denoiser(network, ClassLabel, Flow(), (1, 2, 2), num_classes=3, jumps=True)
+    parts = Objective(Rectified(), Flow(), UniformTime(), jump_loss=MeanFlow())
+    before = torch.get_rng_state()
+    check_network(Model(denoiser, Rectified(), parts, Pixels((1, 2, 2)), None))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert denoiser.training
+    assert all(parameter.grad is None for parameter in denoiser.parameters())

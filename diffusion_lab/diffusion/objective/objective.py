@@ -62,6 +62,16 @@ class Objective(nn.Module):
         """Whether the denoiser must be told where a step goes."""
         return self.jump_loss is not None and self.jump_loss.two_levels
 
+    @property
+    def of_samples(self) -> bool:
+        """Whether the denoiser's only answer is a sample, and not the mean of samples."""
+        return self.jump_loss is not None and not self.jump_loss.two_levels
+
+    @property
+    def forward_mode(self) -> bool:
+        """Whether a forward-mode derivative of the denoiser is taken."""
+        return self.jump_loss is not None and self.jump_loss.forward_mode
+
     def forward(
         self,
         denoiser: ConditionalDenoiser,

@@ -41,6 +41,7 @@ class JumpLoss(ABC):
     """The training loss of a model that jumps."""
 
     two_levels = True  # whether the denoiser is told where a jump goes
+    forward_mode = False  # whether it takes a forward-mode derivative of the denoiser
 
     @abstractmethod
     def __call__(

@@ -38,6 +38,8 @@ class MeanFlow(JumpLoss):
     power: Fraction = 0.75
     floor: Positive = 1e-3
 
+    forward_mode = True
+
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         here, there = self.ends(parts, level, generator)
         x = add_noise(x0, eps, here)

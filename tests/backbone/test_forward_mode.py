@@ -1,0 +1,142 @@
+"""Forward-mode derivatives of every kind of backbone are those of finite differences."""
+
+from functools import cache
+
+import pytest
+import torch
+from helpers.paths import CONF
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from diffusion_lab.backbone.conditioning import ClassLabel
+from diffusion_lab.common.forward_mode import derivative, is_taken
+
+TOKENS = ["backbone.width=32", "backbone.depth=2"]
+DIT = ["backbone=dit", *TOKENS, "backbone.heads=2", "backbone.patch=2"]
+UNET = [
+    "backbone=unet",
+    "backbone.channels=16",
+    "backbone.blocks=1",
+    "backbone.multipliers=[1,2]",
+    "backbone.attention=[1]",
+    "backbone.stage.head_channels=16",
+]
+NETWORKS = {
+    "unet": UNET,
+    "unet_fir": [*UNET, "backbone/resample=fir"],
+    "unet_ldm": ["backbone/stage=ldm", *UNET[:-1], "backbone.stage.head_channels=16"],
+    "dit": DIT,
+    "dit_cross_attention": [*DIT, "backbone/block=cross_attention"],
+    "dit_in_context": [*DIT, "backbone/block=in_context", "backbone.window=2"],
+    "mamba": ["backbone=mamba", *TOKENS, "backbone.patch=2", "backbone.state_space.state=4"],
+    "mamba2": [
+        "backbone=mamba2",
+        *TOKENS,
+        "backbone.patch=2",
+        "backbone.state_space.state=4",
+        "backbone.state_space.head_channels=16",
+    ],
+    "mlp": ["backbone=mlp", *TOKENS],
+}
+each = pytest.mark.parametrize("name", NETWORKS)
+
+
+@cache
+def asked(name: str):
+    """A random network as a function of image and noise label, a point, and a direction from it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=NETWORKS[name])
+    generator = torch.Generator().manual_seed(0)
+    network = instantiate(cfg.backbone)(in_channels=1, out_channels=1, image_size=(8, 8))
+    conditioning = ClassLabel(num_classes=3, width=network.condition_width)
+    for parameter in [*network.parameters(), *conditioning.parameters()]:
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    with torch.no_grad():
+        condition = conditioning(torch.tensor([0, 1, 3]), 3)
+    shapes = ((3, 1, 8, 8), (3,), (3, network.condition_width))
+    at, along = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
+    at[1] = at[1].abs() * 300
+
+    def function(x, noise, vector):
+        return network(x, noise, condition.joined(vector))
+
+    return function, at, along
+
+
+def differences(function, at, along, h: float = 1e-2) -> torch.Tensor:
+    """The derivative by central differences; a noise label's sinusoid turns once in 6."""
+    ends = []
+    for sign in (1, -1):
+        moved = [a + sign * h * b for a, b in zip(at, along, strict=True)]
+        ends.append(function(*moved))
+    return (ends[0] - ends[1]) / (2 * h)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the error, as a share of the norm of what is expected."""
+    return ((found.float() - expected).norm() / expected.norm()).item()
+
+
+@each
+def test_the_derivative_is_that_of_finite_differences(name):
+    function, at, along = asked(name)
+    value, found = derivative(function, at, along)
+    expected = differences(function, at, along)
+    assert expected.norm() > 0.1 * value.norm(), "the derivative matters"
+    torch.testing.assert_close(value, function(*at), rtol=1e-4, atol=1e-5)
+    assert relative(found, expected) < 5e-3
+    assert not is_taken()
+
+
+@each
+def test_the_derivative_under_bf16_is_that_of_float32(name):
+    function, at, along = asked(name)
+    _, expected = derivative(function, at, along)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, found = derivative(function, at, along)
+    assert relative(found, expected) < 0.1
+
+
+@pytest.mark.parametrize("name", ["unet", "dit", "mamba2"])
+def test_the_derivative_keeps_the_graph_of_the_value(name):
+    function, at, along = asked(name)
+    value, _ = derivative(function, at, along)
+    plain = function(*at)
+    weights = [p for p in parameters_of(plain) if p.requires_grad]
+    found = torch.autograd.grad(value.square().sum(), weights)
+    expected = torch.autograd.grad(plain.square().sum(), weights)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def parameters_of(value: torch.Tensor) -> list[torch.Tensor]:
+    """The leaves of a value's graph."""
+    leaves, seen, nodes = [], set(), [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        nodes += [following for following, _ in node.next_functions]
+    return leaves
+
+
+def test_an_operation_without_the_derivative_is_named():
+    def cannot(x):
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    x = torch.randn(1, 1, 4, 8)
+    with pytest.raises(ValueError, match="scaled_dot_product"):
+        derivative(cannot, [x], [x])
+    assert not is_taken()
+
+
+def test_other_errors_pass():
+    def wrong(x):
+        raise RuntimeError("sizes differ")
+
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        derivative(wrong, [torch.ones(1)], [torch.ones(1)])
