@@ -1,0 +1,80 @@
+"""Models of few steps are trained from the command line, resumed exactly, and on several ranks."""
+
+import json
+
+import pytest
+import torch
+from helpers.tiny_runs import TINY, rows
+
+from diffusion_lab import runs
+
+PLAIN = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+PLAIN += ["optimizer.lr=0.01", "lr_schedule.warmup_images=0"]
+OBJECTIVES = {
+    "mean_flow": ["objective=mean_flow", "objective.jump_loss.guidance=1.5"],
+    "shortcut": ["objective=shortcut"],
+    "ect": ["objective=ect", "schedule=edm", "objective.jump_loss.stage_images=16"],
+}
+TARGET = "denoiser.target.last.weight"
+
+
+def checkpoint_of(folder) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_resumed_run_is_the_unbroken_one_and_is_sampled_by_its_own_sampler(lab, tmp_path, name):
+    common = [*PLAIN, *OBJECTIVES[name]]
+    for folder, steps in (("whole", 4), ("parts", 2)):
+        code, _, err = lab("train", *common, f"run_dir={folder}", f"trainer.max_steps={steps}")
+        assert code == 0, err
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=4")
+    assert code == 0, err
+    whole, parts = checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for weight, value in whole.items():
+        assert torch.equal(value, parts[weight]), weight
+    assert (TARGET in whole) == (name != "ect")
+    assert name == "ect" or whole[TARGET].abs().sum() > 0
+    sampler = runs.load_config(tmp_path / "whole").sampler._target_.rpartition(".")[2]
+    assert sampler == ("FewStep" if name == "ect" else "FlowMap")
+    code, _, err = lab("sample", "run=whole", "num_samples=4", "output=drawn", "sampler.steps=1")
+    assert code == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_train_the_model_of_one(lab, tmp_path, name, strategy):
+    exact = ["trainer.precision=32-true", "batch_size=8", "micro_batch_size=2"]
+    common = [*PLAIN, *OBJECTIVES[name], *exact]
+    code, _, err = lab("train", *common, "run_dir=one")
+    assert code == 0, err
+    several = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
+    code, _, err = lab("train", *common, *several, *exact, "run_dir=two")
+    assert code == 0, err
+    assert json.loads((tmp_path / "two/summary.json").read_text())["ranks"] == 2
+    losses = [
+        [row["train/loss"] for row in rows(tmp_path / run) if "train/loss" in row]
+        for run in ("one", "two")
+    ]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    one, two = checkpoint_of(tmp_path / "one"), checkpoint_of(tmp_path / "two")
+    for weight, value in one.items():
+        torch.testing.assert_close(two[weight], value, rtol=1e-3, atol=1e-4, msg=weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bf16_trains_close_to_float32(lab, tmp_path, name):
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        run = ["optimizer.lr=1e-3", f"trainer.precision={precision}", f"run_dir={precision}"]
+        common = [word for word in PLAIN if not word.startswith("optimizer.lr")]
+        code, _, err = lab("train", *common, *OBJECTIVES[name], *run)
+        assert code == 0, err
+        losses.append(
+            [row["train/loss"] for row in rows(tmp_path / precision) if "train/loss" in row]
+        )
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
