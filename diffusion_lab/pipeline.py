@@ -93,7 +93,7 @@ class Pipeline(Generator):
         the sampler calls to denoise, as inpainting does. The caller sets autocast.
         """
         noise = SampleNoise(seed, ids, self.device)
-        denoise = constrain(self._bound(self.labels(ids) if labels is None else labels))
+        denoise = constrain(self.bound(self.labels(ids) if labels is None else labels))
         start = noise(self.denoiser.image_shape)
         return self._decoded(
             lambda: self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
@@ -110,18 +110,38 @@ class Pipeline(Generator):
         """
         noise = SampleNoise(seed, ids, self.device)
         x0 = self.first_stage.encode(images.to(self.device))
-        denoise = self._bound(labels if self.conditional else None)
+        denoise = self.bound(labels if self.conditional else None)
         x = add_noise(x0, noise(x0.shape[1:]), level)
         return self._decoded(
             lambda: self.sampler.finish(denoise, x, level, self.schedule, noise.randn_like)
         )
+
+    @torch.inference_mode()
+    def pairs(
+        self, ids: Sequence[int], seed: int = 0, on_step: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Draws samples `ids` before they are decoded, and their noise: (B, 2c, h, w) float32.
+
+        Raises UserError for a sampler that adds noise on the way: its noise has no one sample.
+        """
+
+        def refuse(x: Tensor) -> Tensor:
+            raise UserError(
+                f"{type(self.sampler).__name__} adds fresh noise on its way, so its samples do not "
+                "follow from their noise; train the teacher with another sampler, such as unipc"
+            )
+
+        noise = SampleNoise(seed, ids, self.device)(self.denoiser.image_shape)
+        denoise = self.bound(self.labels(ids))
+        samples = self.sampler(denoise, noise, self.schedule, refuse, on_step)
+        return torch.cat([samples, noise], 1)
 
     @property
     def device(self) -> torch.device:
         """The device of the denoiser."""
         return next(self.denoiser.parameters()).device
 
-    def _bound(self, labels: Tensor | None) -> DenoiseFn:
+    def bound(self, labels: Tensor | None) -> DenoiseFn:
         """The function that the sampler calls, for these labels (B,) or none."""
         labels = None if labels is None else labels.to(self.device)
         weak = None if self.weak is None else self.weak.to(self.device)

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf, open_dict
 
 from diffusion_lab.build.objects import build_model, build_pipeline, with_data_std
 from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.diffusion.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
 from diffusion_lab.first_stage import Pixels
 
@@ -208,7 +209,10 @@ def test_each_preset_trains_on_its_own_schedule(configure, objective):
     cfg = configure(f"objective={objective}")
     continuous = objective == "flow_matching" or cfg.objective.jump_loss
     schedule = "rectified" if continuous else "ddpm_linear"
-    _, model = tiny(configure, f"objective={objective}", f"schedule={schedule}")
+    taught = ["objective.teacher.run=nowhere"] if cfg.objective.teacher else []
+    _, model = tiny(configure, f"objective={objective}", f"schedule={schedule}", *taught)
+    if isinstance(model.objective.teacher, TeacherModel):
+        model.objective.teacher.open(lambda labels: model.denoiser)
     assert losses(model).isfinite().all()
 
 
@@ -247,15 +251,19 @@ VARIANTS = ("fashion_mnist/latent_unet", "fashion_mnist/conditioning", "fashion_
         for name in EXPERIMENTS  # CIFAR-10 experiments have large networks
     ],
 )
-def test_every_experiment_runs(lab, tmp_path, experiment):
+def test_every_experiment_runs(lab, tmp_path, request, experiment):
     generated = experiment.startswith("toy/")  # needs no download
     text = (CONF / f"experiment/{experiment}.yaml").read_text()
     command = re.search(r"diffusion-lab (\S+) experiment", text)[1]
     latent = "first_stage.run=" in text
+    taught = "objective.teacher.run=" in text
+    teacher = [f"objective.teacher.run={request.getfixturevalue('finished_run')}"] if taught else []
+    teacher += ["objective.teacher.count=8", "objective.teacher.cache_dir=pairs"] if taught else []
     code, _, err = lab(
         command,
         f"experiment={experiment}",
         *([] if generated else ["data.source._target_=helpers.tiny_data.TinyData"]),
+        *teacher,
         *([f"first_stage.run={tiny_first_stage(tmp_path / 'first')}"] if latent else []),
         "+debug=fast",
         "trainer=cpu",

@@ -18,6 +18,7 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("DINOv2.weights_path", "Inception.weights_path", "Inception.sha256"),
     *("WandB.project", "WandB.name", "WandB.group", "WandB.run_id", "WandB.tags"),
     "MedianPruning.metric",
+    *("TeacherModel.sha256", "TeacherPairs.sha256"),
     "WandB.mode",  # `train` checks it, as the logger is built after the run folder
     *(
         "WandB.choices",

@@ -9,7 +9,7 @@ from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING
 from diffusion_lab.diffusion.guidance import Guidance
-from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.diffusion.objective import Objective, TeacherModel
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
@@ -60,6 +60,12 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
 def check_jumps(objective: Objective, clip: float | None, self_conditioning: bool) -> None:
     """Raises UserError if the loss of jumps, where there is one, does not fit the other parts."""
     loss = objective.jump_loss
+    asked = loss is not None and loss.teaches
+    if asked != isinstance(objective.teacher, TeacherModel):
+        raise UserError(
+            "objective/jump_loss=distillation and objective/teacher=model need each other; write "
+            "objective=consistency_distillation, which chooses both"
+        )
     if loss is None:
         return
     name = "objective/jump_loss takes the place of the denoising loss, so"

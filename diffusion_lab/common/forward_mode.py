@@ -28,7 +28,8 @@ def derivative(
     """
     token = _taken.set(True)
     try:
-        return torch.func.jvp(function, tuple(at), tuple(along))
+        value, tangent, *_ = torch.func.jvp(function, tuple(at), tuple(along))
+        return value, tangent
     except (NotImplementedError, RuntimeError) as error:
         if not any(sign in str(error) for sign in SIGNS):
             raise

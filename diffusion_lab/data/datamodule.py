@@ -14,7 +14,6 @@ from diffusion_lab.common.ranges import Flag, Range, optional, settings, share, 
 from diffusion_lab.data.loader import (
     EncodedImages,
     ImageBatch,
-    MomentBatch,
     PassLoader,
     TensorLoader,
     micro_batch,
@@ -192,7 +191,7 @@ class ImageDataModule(lightning.LightningDataModule):
         if self.encoded is not None:
             images, labels, mirrored = (
                 self.encoded.moments,
-                self.train_labels(),
+                self.train_labels() if self.encoded.labels is None else self.encoded.labels,
                 self.encoded.mirrored,
             )
         return TensorLoader(
@@ -200,7 +199,7 @@ class ImageDataModule(lightning.LightningDataModule):
             labels,
             self.micro_batch,
             module.seed,
-            flip=self.flip,
+            flip=self.flip and not (self.encoded and self.encoded.labels is not None),
             rank=trainer.global_rank,
             world=trainer.world_size,
             # a function, as a checkpoint may be restored, or a new epoch begin, in between
@@ -210,7 +209,7 @@ class ImageDataModule(lightning.LightningDataModule):
             mirrored=mirrored,
             # indices, as a copy of the images to train on would take as much memory again
             chosen=None if self.encoded else self._chosen,
-            batch_type=MomentBatch if self.encoded else ImageBatch,
+            batch_type=self.encoded.batch_type if self.encoded else ImageBatch,
         )
 
     def val_dataloader(self) -> PassLoader:

@@ -34,15 +34,29 @@ class MomentBatch(NamedTuple):
     labels: Tensor
 
 
+class PairBatch(NamedTuple):
+    """Samples of a teacher and their unit noise, float32 (B, 2c, h, w), and labels (B,)."""
+
+    pairs: Tensor
+    labels: Tensor
+
+
+Batch = ImageBatch | MomentBatch | PairBatch
+
+
 @dataclass(frozen=True)
 class EncodedImages:
-    """The training images, all encoded once by a first stage; training uses these moments instead.
+    """The tensors that training uses instead of the training images, made once before it.
 
-    Moments are (N, ., h, w) float32; `mirrored` belong to the images mirrored left to right.
+    These are (N, ., h, w) float32: moments of the images by a first stage, with `mirrored` for the
+    images mirrored left to right, or other tensors with `labels` (N,) of their own. A batch of them
+    is a `batch_type`.
     """
 
     moments: Tensor
     mirrored: Tensor | None = None
+    labels: Tensor | None = None
+    batch_type: type[MomentBatch] | type[PairBatch] = MomentBatch
 
 
 @dataclass(eq=False)
@@ -68,7 +82,7 @@ class TensorLoader:
     on_device: bool | str = "auto"
     mirrored: Tensor | None = None
     chosen: Tensor | None = None
-    batch_type: type[ImageBatch] | type[MomentBatch] = ImageBatch
+    batch_type: type[Batch] = ImageBatch
 
     def __post_init__(self) -> None:
         kept = [self.images] if self.mirrored is None else [self.images, self.mirrored]
@@ -83,14 +97,14 @@ class TensorLoader:
         """The number N of images in an epoch."""
         return len(self.images if self.chosen is None else self.chosen)
 
-    def __iter__(self) -> Iterator[ImageBatch | MomentBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         # a generator: nothing is read before the first batch is asked for
         start = self.samples_seen() + self.rank * self.batch_size
         while True:
             yield self.batch_at(start)
             start += self.world * self.batch_size
 
-    def batch_at(self, start: int) -> ImageBatch | MomentBatch:
+    def batch_at(self, start: int) -> Batch:
         """The batch at positions start, ..., start + batch_size - 1, on any rank."""
         count, stop = self.count, start + self.batch_size
         pieces = []

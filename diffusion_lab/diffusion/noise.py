@@ -27,7 +27,8 @@ class NoiseLevel:
 
     def like(self, x: Tensor) -> "NoiseLevel":
         """The level, ready to multiply `x` (B, ...) in `x`'s dtype."""
-        return NoiseLevel(*(broadcast(value, x) for value in (self.t, self.alpha, self.sigma)))
+        t, alpha, sigma = (broadcast(value, x) for value in (self.t, self.alpha, self.sigma))
+        return NoiseLevel(t, alpha, sigma)
 
     def to(self, device: torch.device | str) -> "NoiseLevel":
         """The level on another device."""
@@ -41,7 +42,7 @@ class NoiseLevel:
     def __len__(self) -> int:
         return len(self.t)
 
-    def __getitem__(self, index: int | slice | Tensor) -> "NoiseLevel":
+    def __getitem__(self, index: int | slice | Tensor | None) -> "NoiseLevel":
         there = None if self.there is None else self.there[index]
         return NoiseLevel(self.t[index], self.alpha[index], self.sigma[index], there)
 

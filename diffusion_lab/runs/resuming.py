@@ -29,6 +29,7 @@ REQUESTS = {
     "data.source.classes": None,
     "first_stage.sha256": None,
     "init_sha256": None,
+    "objective.teacher.sha256": None,
     "first_stage.scale": "measured",
 }
 

@@ -25,7 +25,7 @@ from diffusion_lab.backbone.base import ends_of, layers_of
 from diffusion_lab.build.parameter_groups import inner_matrices
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters
-from diffusion_lab.data import ImageBatch, MomentBatch
+from diffusion_lab.data import Batch, MomentBatch, PairBatch
 from diffusion_lab.data.augmentation import NonLeaky, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -80,21 +80,24 @@ class DiffusionModule(TrainedModule):
             shard_parameters(self.denoiser, mesh)
             shard_parameters(self.objective, mesh)
 
-    def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
-        """Returns the mean loss, (), of b images, or of moments encoded before training."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the mean loss, (), of b images, or of tensors made of images before training."""
         share, shares = self.seed_share(batch_idx)
-        if isinstance(batch, MomentBatch):
-            moments, augmentation = batch.moments, None
+        augmentation = eps = None
+        if isinstance(batch, PairBatch):
+            x0, eps = batch.pairs.chunk(2, 1)
+        elif isinstance(batch, MomentBatch):
+            x0 = self.first_stage.draw(batch.moments)
         else:
             images, augmentation = augment(self.augmentation, batch.images)
-            moments = self.first_stage.moments(images)
-        x0 = self.first_stage.draw(moments)
+            x0 = self.first_stage.draw(self.first_stage.moments(images))
         self.objective.images_seen = self.trainer.global_step * self.batch_size
         loss = self.objective(
             self.denoiser,
             x0,
             Given(batch.labels, augmentation=augmentation),
             share=BatchShare(share, shares, self.from_all_ranks),
+            eps=eps,
         ).mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         return loss

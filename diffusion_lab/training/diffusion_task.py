@@ -21,6 +21,7 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.initial_weights import InitialWeights
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.task import Task, build_callbacks, build_metrics
+from diffusion_lab.training.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class DiffusionTask(Task):
     module: DiffusionModule
     pipeline: Pipeline
     initial: InitialWeights | None = None
+    teacher: Teacher | None = None
 
     def compile(self) -> None:
         if self.module.objective.forward_mode:
@@ -57,6 +59,9 @@ class DiffusionTask(Task):
             self.initial.load_into(self.module.denoiser)
             facts["init_sha256"] = self.initial.sha256
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
+        if self.teacher:
+            self.datamodule.encoded = self.teacher.prepare(device) or self.datamodule.encoded
+            facts["objective.teacher.sha256"] = self.teacher.sha256
         return facts | {"first_stage": self.module.first_stage.facts()}
 
     def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
@@ -66,6 +71,11 @@ class DiffusionTask(Task):
 
     def save_dependencies(self, folder: Path) -> None:
         self.module.first_stage.copy_into(folder)
+
+    def costs(self) -> dict[str, object]:
+        if self.teacher is None:
+            return {}
+        return self.teacher.costs(self.datamodule, self.module.images_seen)
 
     def macs(self, cfg: DictConfig) -> int | None:
         data = self.datamodule
@@ -105,6 +115,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         metrics=build_metrics(cfg, callbacks, conditional, classes),
         pipeline=pipeline,
         initial=InitialWeights.configured(cfg),
+        teacher=Teacher.opened(model, datamodule, cfg),
     )
 
 

@@ -46,6 +46,7 @@ def summarise(
         "extra_quantities": prepared.metrics.extra_facts if prepared else [],
         "macs": task.macs(cfg) if finished else None,
         "peak_memory_bytes": peak_memory,
+        **task.costs(),
         **environment_of(trainer.strategy.root_device),
         "overrides": overrides_of(context.folder),
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -37,6 +37,10 @@ class Task(ABC):
         keeping = (each for each in self.callbacks if isinstance(each, EMA | PosthocEMA))
         return sum(len(each.lengths) for each in keeping)
 
+    def costs(self) -> dict[str, object]:
+        """More entries of the summary: what was spent before the run, as on a teacher."""
+        return {}
+
     @abstractmethod
     def compile(self) -> None:
         """Compiles the costly modules in place, so that checkpoints keep their keys."""

@@ -1,5 +1,8 @@
 """Jumps along the exact path of a Gaussian mixture in one dimension, where the path is known."""
 
+import copy
+import math
+
 import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture
@@ -7,9 +10,15 @@ from torch import Tensor
 
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, noise_of
-from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime, V
-from diffusion_lab.diffusion.objective.jump_loss import Consistency, MeanFlow, Shortcut
+from diffusion_lab.diffusion.objective import Flow, Objective, TeacherModel, UniformTime, V
+from diffusion_lab.diffusion.objective.jump_loss import (
+    Consistency,
+    Distillation,
+    MeanFlow,
+    Shortcut,
+)
 from diffusion_lab.diffusion.objective.jump_loss.base import adaptive
+from diffusion_lab.diffusion.objective.jump_loss.distillation import heun
 from diffusion_lab.diffusion.objective.jump_loss.mean_flow import flow_target
 from diffusion_lab.diffusion.sampler import FewStep, FlowMap, UniformGrid
 from diffusion_lab.diffusion.schedule import Cosine, Linear, Rectified
@@ -287,3 +296,59 @@ def test_adaptive_weights_keep_the_value_and_scale_the_gradient():
     adaptive(squares, 0.5, 0.0).sum().backward()
     assert squares.grad.tolist() == pytest.approx([0.5, 1 / 3])
     assert adaptive(squares, 0.0, 1.0).tolist() == [4, 9]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_denoising_part_of_a_shortcut_is_exact_on_average_over_samples(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule, count=200_000)
+    x = add_noise(x0, eps, level)
+    error = ExactMap(prediction)(x, level).output - prediction.target(x0, eps, level)
+    for features in (torch.ones_like(error), x, level.t[:, None]):
+        update = error * features
+        assert update.mean().abs() < 3.5 * update.std() / len(update) ** 0.5
+    assert error.std() > 0.1
+
+
+def test_paths_between_the_pairs_of_a_teacher_are_straighter():
+    schedule = Rectified()
+    torch.manual_seed(5)
+    eps = torch.randn(20_000, 1, dtype=torch.float64)
+    ends = [schedule(torch.tensor(t, dtype=torch.float64)) for t in (1.0, 0.0)]
+    pairs = {"drawn": MIXTURE.sample(len(eps)), "teacher": MIXTURE.transport(eps, *ends)}
+    for t in (0.2, 0.5, 0.8):
+        level = schedule(torch.tensor(t, dtype=torch.float64))
+        # paths that cross have different velocities at one place; the straight one has one
+        spread = {}
+        for name, x0 in pairs.items():
+            order = add_noise(x0, eps, level)[:, 0].argsort()
+            spread[name] = (eps - x0)[order].diff(dim=0).square().mean() / 2
+        assert spread["drawn"] > 0.1
+        assert spread["teacher"] < 1e-3
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_error_of_a_teacher_s_step_falls_with_the_cube_of_the_gap(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, _, _ = points(schedule)
+    here = schedule(torch.linspace(0.3, 0.7, len(x0), dtype=torch.float64))
+    x, exact, errors = add_noise(x0, eps, here), ExactMap(prediction), []
+    for gap in (0.1, 0.05, 0.025):
+        there = schedule.at_logsnr(here.logsnr - 2 * math.log(1 - gap))
+        moved = heun(exact, x, here, there)
+        errors.append((moved - exact.end(x, here, there)).abs().mean())
+    orders = torch.stack(errors).log2().diff().neg()
+    assert ((orders > 2.8) & (orders < 3.3)).all()
+
+
+def test_an_exact_consistency_model_has_hardly_any_error_to_its_teacher():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule)
+    teacher = TeacherModel("nowhere", None, None)
+    teacher.open(lambda labels: ExactMap(prediction))
+    loss = Distillation(gap=0.02)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss, teacher=teacher)
+    right, wrong = ToClean(prediction), ToClean(prediction, 0.01)
+    sizes = [loss(parts, each, x0, eps, level, NOTHING, None).mean() for each in (right, wrong)]
+    assert sizes[0] < 0.1 * sizes[1]
+    assert copy.deepcopy(parts).teacher is teacher

@@ -42,6 +42,18 @@ def test_a_resumed_run_is_the_unbroken_one_and_is_sampled_by_its_own_sampler(lab
     assert code == 0, err
 
 
+def test_jumps_and_solvers_are_swept_on_one_axis_of_calls(lab):
+    code, _, err = lab("train", *PLAIN, *OBJECTIVES["mean_flow"], "run_dir=run")
+    assert code == 0, err
+    sweep = ["sampler=few_step,flow_map,unipc", "steps=1,2", "batch_size=16", "json=true"]
+    code, out, err = lab("sample-sweep", "run=run", *sweep)
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])["rows"]
+    calls = {(row["sampler"], row["steps"]): row["calls"] for row in found}
+    samplers = ("few_step", "flow_map", "unipc")
+    assert calls == {(name, str(n)): n for name in samplers for n in (1, 2)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

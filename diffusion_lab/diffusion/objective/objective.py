@@ -16,6 +16,7 @@ from diffusion_lab.diffusion.estimate import NOTHING, ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise
 from diffusion_lab.diffusion.objective.jump_loss import JumpLoss
 from diffusion_lab.diffusion.objective.prediction import Prediction
+from diffusion_lab.diffusion.objective.teacher import TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.objective.time_sampler import WHOLE_BATCH, BatchShare, TimeSampler
 from diffusion_lab.diffusion.objective.uncertainty import LearnedUncertainty
 from diffusion_lab.diffusion.objective.variance_loss import Hybrid
@@ -29,7 +30,9 @@ class Objective(nn.Module):
     It is a module, so statistics of the losses are saved with the weights. label_dropout,
     in [0, 1], is the share of labels replaced by the null label for classifier-free guidance.
     offset_noise is the std of noise that is constant over each channel and added to eps. A
-    `jump_loss` takes the place of the denoising loss in training, for models of few steps.
+    `jump_loss` takes the place of the denoising loss in training, for models of few steps. A
+    `teacher` is a trained model that is asked for pairs of samples and noise before training, or
+    for steps during it.
     """
 
     @ranges(label_dropout=between(0, 1), offset_noise=at_least(0))
@@ -44,6 +47,7 @@ class Objective(nn.Module):
         label_dropout: float = 0.0,
         offset_noise: float = 0.0,
         jump_loss: JumpLoss | None = None,
+        teacher: TeacherModel | TeacherPairs | None = None,
     ):
         super().__init__()
         self.schedule = schedule
@@ -55,6 +59,7 @@ class Objective(nn.Module):
         self.label_dropout = label_dropout
         self.offset_noise = offset_noise
         self.jump_loss = jump_loss
+        self.teacher = teacher
         self.images_seen = 0  # before this batch, for losses that change during training
 
     @property
@@ -79,17 +84,19 @@ class Objective(nn.Module):
         given: Given = NOTHING,
         generator: torch.Generator | None = None,
         share: BatchShare = WHOLE_BATCH,
+        eps: Tensor | None = None,
     ) -> Tensor:
         """The loss of each clean sample x0 (B, C, H, W), at levels drawn here: (B,) float32.
 
-        The generator, if there is one, is on x0's device. Labels are dropped here; an augmentation
-        never is.
+        `eps` is the unit noise of each sample; without it, it is drawn. The generator, if there is
+        one, is on x0's device. Labels are dropped here; an augmentation never is.
         """
         level, importance = self.time_sampler(len(x0), self.schedule, generator, share)
         level = level.to(x0.device)
         # float32 whatever the default dtype: bf16-true would make bf16 noise
         draw = partial(torch.randn, generator=generator, device=x0.device, dtype=torch.float32)
-        eps = draw(x0.shape)
+        if eps is None:
+            eps = draw(x0.shape)
         if self.offset_noise:
             eps = eps + self.offset_noise * draw((*x0.shape[:2], 1, 1))
         if given.labels is not None:

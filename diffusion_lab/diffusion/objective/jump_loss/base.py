@@ -5,7 +5,7 @@ denoised estimate, and with clean data as `there` it is the sample itself.
 """
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from diffusion_lab.diffusion.objective.prediction import Prediction
 from diffusion_lab.diffusion.objective.time_sampler import TimeSampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
+TINY = 1e-12  # of a squared distance: there is nothing to divide by
+
 
 class Parts(Protocol):
     """The parts of an objective that a loss of jumps needs."""
@@ -24,6 +26,7 @@ class Parts(Protocol):
     prediction: Prediction
     time_sampler: TimeSampler
     images_seen: int
+    teacher: Any
 
     def loss_at(
         self,
@@ -41,6 +44,7 @@ class JumpLoss(ABC):
     """The training loss of a model that jumps."""
 
     two_levels = True  # whether the denoiser is told where a jump goes
+    teaches = False  # whether a trained model is asked during training
     forward_mode = False  # whether it takes a forward-mode derivative of the denoiser
 
     @abstractmethod

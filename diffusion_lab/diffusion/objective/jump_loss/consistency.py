@@ -8,13 +8,12 @@ from torch import Tensor
 from diffusion_lab.common.ranges import Count, Positive, above, at_least, settings
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast
 from diffusion_lab.diffusion.objective.jump_loss.base import (
+    TINY,
     JumpLoss,
     Parts,
     adaptive,
     mean_square,
 )
-
-TINY = 1e-12  # of a squared distance: there is nothing to divide by
 
 
 @settings

@@ -85,9 +85,8 @@ def flow_target(
     given: Given,
 ) -> tuple[Tensor, Tensor]:
     """The output F and its target F*, of x's shape, where the path at x heads for x0."""
-    _, (d_alpha, d_sigma) = torch.func.jvp(
-        parts.schedule.coefficients, (here.t,), (torch.ones_like(here.t),)
-    )
+    one = torch.ones_like(here.t)
+    _, (d_alpha, d_sigma) = derivative(parts.schedule.coefficients, (here.t,), (one,))
     eps = noise_of(x, x0, here)
     velocity = broadcast(d_alpha, x) * x0 + broadcast(d_sigma, x) * eps
 
@@ -101,7 +100,6 @@ def flow_target(
         level, zero = parts.schedule(t), torch.zeros_like(t)
         return jump(zero, parts.prediction.to_x0(zero + 1, zero, level), level, there)
 
-    one = torch.ones_like(here.t)
     (_, output), (drift, _) = derivative(end, (x, here.t), (velocity, one))
     _, slope = derivative(share_of_output, (here.t,), (one,))
     return output, (output - drift / broadcast(slope, x)).detach()

@@ -1,0 +1,55 @@
+"""Trained models from which other models learn."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from torch import Tensor
+
+from diffusion_lab.common.ranges import PATH, Count, Seed, at_least, optional, settings, whole
+from diffusion_lab.diffusion.estimate import DenoiseFn
+
+
+@settings
+class TeacherPairs:
+    """Pairs of unit noise and the sample that the run in `run` draws from it (arXiv:2209.03003).
+
+    A model that is trained on them instead of images with fresh noise has straighter paths. The
+    run's own sampler and guidance draw them, with `steps` and `scale` in place of theirs if given.
+    `sha256` is of the run's weights. A model that has been trained needs no pairs and no teacher.
+    """
+
+    run: Annotated[str, PATH]
+    sha256: str | None
+    count: Count
+    steps: Annotated[int | None, optional(whole(1))]
+    scale: Annotated[float | None, optional(at_least(0))]
+    seed: Seed
+    cache_dir: Annotated[str, PATH]
+
+
+@settings
+class TeacherModel:
+    """The model of the run in `run`, which is asked during training.
+
+    `scale` replaces its guidance's, and `sha256` is of its weights. It is no part of what is saved
+    or averaged, and a model that has been trained does not need it.
+    """
+
+    run: Annotated[str, PATH]
+    sha256: str | None
+    scale: Annotated[float | None, optional(at_least(0))]
+
+    def __post_init__(self) -> None:
+        self._bind: Callable[[Tensor | None], DenoiseFn] | None = None
+
+    def __deepcopy__(self, memo: dict) -> "TeacherModel":
+        return self  # frozen, so that copies of the student, such as averaged weights, can share it
+
+    def open(self, bind: Callable[[Tensor | None], DenoiseFn]) -> None:
+        """Sets the function that binds the model to labels (B,) or None."""
+        self._bind = bind
+
+    def bound(self, labels: Tensor | None) -> DenoiseFn:
+        """The function that denoises images with these labels (B,) or None."""
+        assert self._bind is not None, "a run opens its teacher before it trains"
+        return self._bind(labels)

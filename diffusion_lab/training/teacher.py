@@ -1,0 +1,142 @@
+"""Trained runs from which another run learns: they draw its pairs, or are asked as it trains."""
+
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+
+from diffusion_lab.build.model import Model
+from diffusion_lab.build.objects import build_pipeline
+from diffusion_lab.common.messages import UserError, progress_bar, say
+from diffusion_lab.compute.cache import cached
+from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.data import EncodedImages, ImageDataModule, PairBatch
+from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
+from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
+from diffusion_lab.runs import load_summary
+from diffusion_lab.runs.diffusion_run import load, load_weak
+from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.weights import sha256_of
+
+BATCH = 250  # samples that are drawn at once
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """An opened teacher, and what is asked of it."""
+
+    settings: TeacherPairs | TeacherModel
+    sha256: str
+    cfg: DictConfig  # the teacher's, with the sampler and guidance that are used
+    pipeline: Pipeline
+
+    @classmethod
+    def opened(cls, student: Model, data: ImageDataModule, cfg: DictConfig) -> "Teacher | None":
+        """Opens the teacher of a run with the configuration `cfg`; None if it has none.
+
+        Raises UserError if it is missing, is not the one of a resumed run, or does not fit.
+        """
+        settings = student.objective.teacher
+        if settings is None:
+            return None
+        name = f"objective.teacher.run={settings.run}"
+        theirs, sha256 = load_config(settings.run), sha256_of(settings.run)
+        if settings.sha256 is not None and settings.sha256 != sha256:
+            raise UserError(
+                f"{name} has other weights than this run was trained with: their sha256 begins "
+                f"with {sha256[:12]}, not with {settings.sha256[:12]}; restore them"
+            )
+        if cfg.augmentation is not None:
+            raise UserError(
+                f"{name} draws the images, so none are changed; write augmentation=none"
+            )
+        own, model = load(settings.run, theirs)
+        check_same(name, (own, data), (model, student))
+        if isinstance(settings, TeacherModel) and theirs.schedule != cfg.schedule:
+            raise UserError(
+                f"{name} knows other noise levels than this run's; train with its schedule"
+            )
+        with open_dict(theirs):
+            if isinstance(settings, TeacherPairs) and settings.steps is not None:
+                theirs.sampler.steps = settings.steps
+            if settings.scale is not None:
+                theirs.guidance.scale = settings.scale
+        weak = load_weak(theirs.guidance.get("weak_run"), theirs)
+        pipeline = build_pipeline(theirs, model, own.num_classes, weak)
+        return cls(settings, sha256, theirs, pipeline)
+
+    def prepare(self, device: torch.device) -> EncodedImages | None:
+        """Returns the pairs that are trained on, if any, and lets the student ask the model."""
+        self.pipeline.denoiser.to(device).requires_grad_(False)
+        if isinstance(self.settings, TeacherPairs):
+            return self.pairs(self.settings)
+        self.settings.open(self.pipeline.bound)
+        return None
+
+    def pairs(self, chosen: TeacherPairs) -> EncodedImages:
+        """Draws the pairs, or takes them from the cache: sample and noise along the channels."""
+        key = {
+            "teacher": self.sha256,
+            "sampler": OmegaConf.to_container(self.cfg.sampler),
+            "guidance": OmegaConf.to_container(self.cfg.guidance),
+            "weak": sha256_of(weak) if (weak := self.cfg.guidance.get("weak_run")) else None,
+            "pairs": [chosen.count, chosen.seed],
+        }
+        found = cached(chosen.cache_dir, f"pairs-{chosen.count}", key, lambda: self.drawn(chosen))
+        return EncodedImages(found["pairs"], labels=found["labels"], batch_type=PairBatch)
+
+    def drawn(self, chosen: TeacherPairs) -> dict[str, Tensor]:
+        """Draws all pairs (N, 2c, h, w), and their labels (N,)."""
+        count = chosen.count
+        say(f"Drawing {count:,} pairs from {chosen.run} once, to be cached in {chosen.cache_dir}")
+        own = shard(count, *rank_and_world())
+        parts = [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
+        pairs = []
+        with progress_bar("Drawing pairs", len(parts) * self.pipeline.steps) as advance:
+            for ids in parts:
+                pairs.append(self.pipeline.pairs(ids, chosen.seed, advance).cpu())
+        labels = self.pipeline.labels(range(count))
+        unlabelled = torch.zeros(count, dtype=torch.int64)
+        drawn = gather_by_id(torch.cat(pairs), own)
+        return {"pairs": drawn, "labels": unlabelled if labels is None else labels}
+
+    def costs(self, data: ImageDataModule, images_seen: int) -> dict[str, object]:
+        """Entries of the summary of a student that has seen so many images."""
+        summary = load_summary(self.settings.run)
+        facts, calls, macs = ImageFacts(data.image_shape, data.num_classes), None, None
+        try:
+            macs = cost_of(self.cfg, facts).macs
+            if isinstance(self.settings, TeacherModel):
+                # Heun's two calls, each perhaps with labels and without
+                calls = images_seen * (2 if self.pipeline.guidance.scale in (0, 1) else 4)
+            elif each := sampling_calls(self.cfg, facts):
+                calls = each * self.settings.count
+        except Exception as error:  # a custom network's, or two networks: the run is not lost
+            say(f"The calls of {self.settings.run} could not be counted: {error}")
+        images = [summary.get(key) or 0 for key in ("images_seen", "teacher_images")]
+        return {
+            "teacher_images": sum(images) or None,
+            "teacher_calls": calls,
+            "teacher_macs": macs,
+        }
+
+
+def check_same(
+    name: str, data: tuple[ImageDataModule, ImageDataModule], models: tuple[Model, Model]
+) -> None:
+    """Raises UserError unless a teacher and its student, in this order, draw in one space."""
+    shapes, classes = [each.image_shape for each in data], [each.num_classes for each in data]
+    if shapes[0] != shapes[1] or classes[0] != classes[1]:
+        raise UserError(
+            f"{name} was trained on images of shape {shapes[0]} in {classes[0]} classes, but this "
+            f"run has {shapes[1]} in {classes[1]}; give a run on the same data"
+        )
+    conditionings = [type(each.denoiser.conditioning) for each in models]
+    spaces = [
+        (type(each), getattr(each, "sha256", None)) for each in (m.first_stage for m in models)
+    ]
+    for part, pair in (("conditioning", conditionings), ("first_stage", spaces)):
+        if pair[0] != pair[1]:
+            raise UserError(f"{name} was trained with another {part}; give a run with the same one")

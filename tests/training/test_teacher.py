@@ -1,0 +1,153 @@
+"""Runs that learn from another run: by its pairs of noise and sample, or by asking it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers.refusals import assert_names, sentence_of
+from helpers.tiny_runs import TINY
+
+from diffusion_lab import runs
+from diffusion_lab.common.randomness import SampleNoise
+from diffusion_lab.runs.weights import sha256_of
+from diffusion_lab.training.teacher import Teacher
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+TEACHER = [*QUICK, "optimizer.lr=0.01", "sampler=heun", "run_dir=teacher"]
+COUNT = 12
+STUDENT = [
+    *QUICK,
+    "objective=reflow",
+    "objective.teacher.run=teacher",
+    f"objective.teacher.count={COUNT}",
+    "objective.teacher.steps=2",
+    "objective.teacher.cache_dir=pairs",
+    "run_dir=student",
+]
+
+
+@pytest.fixture
+def teacher(trained_once, tmp_path):
+    """A copy of a trained run."""
+    folder = trained_once("train", *TEACHER) / "teacher"
+    return shutil.copytree(folder, tmp_path / "teacher")
+
+
+def train(lab, *arguments: str) -> str:
+    code, out, err = lab("train", *arguments)
+    assert code == 0, err
+    return out + err
+
+
+def refused(lab, *arguments: str) -> str:
+    code, _, err = lab("train", *arguments)
+    assert code == 2, err
+    return sentence_of(err)
+
+
+def test_a_student_trains_on_its_teacher_s_pairs_and_reopens_without_it(lab, teacher, tmp_path):
+    train(lab, *STUDENT)
+    (path,) = (tmp_path / "pairs").iterdir()
+    kept = torch.load(path, weights_only=True)["tensors"]
+    assert kept["pairs"].shape == (COUNT, 2, 8, 8)
+    assert kept["labels"].tolist() == [i % 4 for i in range(COUNT)]
+    noise = SampleNoise(0, range(COUNT))((1, 8, 8))
+    assert torch.equal(kept["pairs"][:, 1:], noise)
+    written = path.stat().st_mtime_ns
+    saved = runs.load_config(tmp_path / "student")
+    assert saved.objective.teacher.sha256 == sha256_of(teacher)
+    summary = json.loads((tmp_path / "student/summary.json").read_text())
+    assert summary["teacher_images"] == 4 * 8
+    assert summary["teacher_calls"] == COUNT * 3  # Heun's last step is one call
+    assert summary["teacher_macs"] == summary["macs"]
+    checkpoint = torch.load(tmp_path / "student/checkpoints/last.ckpt", weights_only=True)
+    assert not [name for name in checkpoint["current_model_state"] if "teacher" in name]
+
+    train(lab, *STUDENT[:-1], "run_dir=again", "seed=1")
+    assert path.stat().st_mtime_ns == written, "the pairs are drawn once"
+
+    shutil.rmtree(teacher)
+    code, _, err = lab("sample", "run=student", "num_samples=4", "output=drawn")
+    assert code == 0, err
+    longer = ["resume=student", "trainer.max_steps=6"]
+    assert_names(refused(lab, *longer), "teacher")
+
+
+def test_a_changed_teacher_is_refused(lab, teacher, tmp_path):
+    train(lab, *STUDENT)
+    train(lab, f"resume={teacher}", "trainer.max_steps=5")
+    longer = refused(lab, "resume=student", "trainer.max_steps=6")
+    assert_names(longer, "objective.teacher.run=teacher", "sha256")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("objective.teacher.run=nowhere", "nowhere"),
+        ("augmentation=non_leaky", "augmentation=none"),
+        ("conditioning=none", "conditioning"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(lab, teacher, tmp_path, change, named):
+    key = change.split("=")[0]
+    changed = [word for word in STUDENT if not word.startswith(f"{key}=")]
+    assert_names(refused(lab, *changed, change), named)
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_sampler_with_fresh_noise_gives_no_pairs(lab, teacher):
+    data, model = runs.load(teacher)
+    assert Teacher.opened(model, data, runs.load_config(teacher)) is None
+    text = (teacher / "config.yaml").read_text()
+    (teacher / "config.yaml").write_text(text.replace("churn: 0.0", "churn: 40.0"))
+    assert_names(refused(lab, *STUDENT), "Heun", "unipc")
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_the_same_pairs_and_train_the_same_student(lab, teacher, tmp_path):
+    exact = ["trainer.precision=32-true", "micro_batch_size=2"]
+    train(lab, *STUDENT, *exact)
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "run_dir=two"]
+    changed = [word for word in STUDENT if "cache_dir" not in word and "run_dir" not in word]
+    train(lab, *changed, *several, *exact, "objective.teacher.cache_dir=others")
+    first, second = (
+        torch.load(next((tmp_path / name).iterdir()), weights_only=True)["tensors"]
+        for name in ("pairs", "others")
+    )
+    torch.testing.assert_close(first, second)
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("student", "two")
+    )
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+DISTILLED = [
+    *QUICK,
+    "objective=consistency_distillation",
+    "objective.teacher.run=teacher",
+    "objective.teacher.scale=2",
+    "run_dir=student",
+]
+
+
+def test_a_distilled_model_resumes_exactly_and_reopens_without_its_teacher(lab, teacher, tmp_path):
+    train(lab, *DISTILLED, "trainer.max_steps=2")
+    train(lab, "resume=student", "trainer.max_steps=4")
+    train(lab, *DISTILLED[:-1], "run_dir=whole")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "student")
+    )
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert not [name for name in whole if "teacher" in name]
+    summary = json.loads((tmp_path / "student/summary.json").read_text())
+    assert summary["teacher_calls"] == 4 * 8 * 2 * 2  # two of Heun, each with labels and without
+    assert_names(refused(lab, *DISTILLED[:-1], "run_dir=new", "schedule=cosine"), "schedule")
+    train(lab, f"resume={teacher}", "trainer.max_steps=5")
+    assert_names(refused(lab, "resume=student", "trainer.max_steps=6"), "sha256")
+    shutil.rmtree(teacher)
+    code, _, err = lab("sample", "run=student", "num_samples=4", "output=drawn")
+    assert code == 0, err
