@@ -28,7 +28,7 @@ MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent speedrun toy \
 	study-unet-vs-dit study-write-up study-cifar10-small study-scaling study-low-data study-conditioning \
-	study-latent study-optimizers study-samplers study-guidance one-model \
+	study-latent study-few-steps study-optimizers study-samplers study-guidance one-model \
 	test test-slow test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ## list the commands
@@ -132,6 +132,37 @@ study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the
 		study_name=$(STUDY)_stages run_dir=$(STAGE) trainer.max_time=00:00:06:40
 	$(call train_study,latent,$(STUDY))
 	$(call train_study,latent,$(STUDY),$(IN_LATENTS))
+	$(call compare_study,$(STUDY))
+
+# a step of training is a forward and, as two, a backward pass: 3 forward passes. MeanFlow's is 4 with
+# its derivative, a shortcut's 3.5 on average, ECT's 4, and that of distillation 6. The models that
+# the last three start from are trained for half of the FLOPs; reflow draws 10 calls for each pair.
+of_all = $(shell echo $$(($(ALL) $(1))))
+study-few-steps: STUDY = $(or $(NAME),few_steps)
+study-few-steps: CALLS = [1,2,4,8]
+study-few-steps: ALL = $(or $(IMAGES),240000)
+study-few-steps: HALF = $(call of_all,/ 2)
+study-few-steps: PAIRS = $(call of_all,/ 24)
+study-few-steps: NETWORK = $${hydra:runtime.choices.backbone}-$${seed}
+study-few-steps: STAGE = protocol=null callbacks.evaluation=null budget.images=$(HALF)
+study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFlow, shortcuts, consistency and reflow: IMAGES=240000
+	$(call train_study,few_steps,$(STUDY),sampler=unipc sampler.steps=10 \
+		callbacks.evaluation.also_steps=$(CALLS) budget.images=$(ALL))
+	$(call train_study,few_steps,$(STUDY),objective=mean_flow budget.images=$(call of_all,* 3 / 4))
+	$(call train_study,few_steps,$(STUDY),objective=shortcut budget.images=$(call of_all,* 6 / 7))
+	$(call train_study,few_steps,$(STUDY)_stages,$(STAGE) 'run_dir=outputs/$(STUDY)_stages/flow-$(NETWORK)')
+	$(call train_study,few_steps,$(STUDY)_stages,$(STAGE) objective=edm schedule=edm \
+		'run_dir=outputs/$(STUDY)_stages/edm-$(NETWORK)')
+	$(call train_study,few_steps,$(STUDY),objective=reflow budget.images=$(call of_all,* 26 / 72) \
+		objective.teacher.count=$(PAIRS) objective.teacher.steps=10 \
+		'objective.teacher.run=outputs/$(STUDY)_stages/flow-$(NETWORK)' \
+		'init_from=outputs/$(STUDY)_stages/flow-$(NETWORK)')
+	$(call train_study,few_steps,$(STUDY),objective=ect schedule=edm budget.images=$(call of_all,* 3 / 8) \
+		objective.jump_loss.stage_images=$(call of_all,/ 16) \
+		'init_from=outputs/$(STUDY)_stages/edm-$(NETWORK)')
+	$(call train_study,few_steps,$(STUDY),objective=consistency_distillation schedule=edm budget.images=$(call of_all,/ 4) \
+		'objective.teacher.run=outputs/$(STUDY)_stages/edm-$(NETWORK)' \
+		'init_from=outputs/$(STUDY)_stages/edm-$(NETWORK)')
 	$(call compare_study,$(STUDY))
 
 # the model of the next two, if it is not one of yours

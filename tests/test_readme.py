@@ -29,7 +29,14 @@ def test_every_command_composes(line):
 
 
 SIZED = {"unet-vs-dit": 4, "low-data": 2, "samplers": 2, "guidance": 2}  # commands of each study
-ONE_SIZE = {"write-up": 2, "cifar10-small": 2, "scaling": 2, "conditioning": 2, "latent": 4}
+ONE_SIZE = {
+    "write-up": 2,
+    "cifar10-small": 2,
+    "scaling": 2,
+    "conditioning": 2,
+    "latent": 4,
+    "few-steps": 9,
+}
 
 
 @pytest.mark.parametrize(
