@@ -35,7 +35,7 @@ ONE_SIZE = {
     "scaling": 2,
     "conditioning": 2,
     "latent": 4,
-    "few-steps": 9,
+    "few-steps": 8,
 }
 
 
