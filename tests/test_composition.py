@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 from diffusion_lab.build.objects import build_model, build_pipeline, with_data_std
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.diffusion.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
@@ -162,7 +163,13 @@ def test_some_pairs_are_refused_and_most_are_not(configure):
 
 @pytest.mark.parametrize(("sampler", "schedule"), pairs("sampler", "schedule"))
 def test_each_sampler_draws_under_each_schedule(configure, sampler, schedule):
-    cfg = assembled(schedule=schedule, objective="v_prediction", sampler=sampler)
+    jumps = sampler in ("few_step", "flow_map")
+    loss = {"objective__jump_loss": "mean_flow"} if jumps else {}
+    cfg = assembled(schedule=schedule, objective="v_prediction", sampler=sampler, **loss)
+    if jumps and instantiate(cfg.schedule).discrete_steps:
+        with pytest.raises(UserError, match="continuous schedule"):
+            model_of(cfg)
+        return
     model = model_of(cfg)
     drawn = draw(cfg, model)
     assert drawn.shape == (4, *SHAPE)
