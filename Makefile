@@ -8,7 +8,9 @@ LAB := $(BIN)/diffusion-lab
 ARGS ?=
 # where training runs, studies too: LAUNCHER=slurm submits it, as conf/hydra/launcher/slurm.yaml says
 LAUNCHER ?=
-TRAIN := $(LAB) train $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
+export LAUNCHER  # for the scripts of studies
+ELSEWHERE := $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
+TRAIN := $(LAB) train $(ELSEWHERE)
 FIRST ?= outputs/fashion_mnist_kl/first
 # the studies: runs at once, each on one thread; SIZE=_cifar10 are those for GPUs, one run on all;
 # NAME is of folders in outputs/, for one with other budgets
@@ -20,8 +22,9 @@ BUDGET = $(if $(IMAGES),budget.images=$(IMAGES))
 TIME ?=
 SAMPLES ?=
 THREAD := $(if $(or $(SIZE),$(LAUNCHER)),,OMP_NUM_THREADS=1)
-SWEEP := $(THREAD) $(LAB) train -m $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER),\
-	hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+SWEEP := $(THREAD) $(LAB) train -m $(or $(ELSEWHERE),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+# the commands of a loop, several at once: if they only wait for SLURM, they take memory but no core
+EACH := $(THREAD) xargs -P $(if $(filter slurm,$(LAUNCHER)),8,$(JOBS))
 CLASSIFIER := $(or $(DIFFUSION_LAB_DATA),data)/extractors/fashion_mnist.safetensors
 ONE := outputs/one_model/seed-0
 MODEL ?= $(ONE)
@@ -53,10 +56,10 @@ train-dit: setup  ## train the FashionMNIST DiT on all GPUs, or the CPU; on a cl
 	$(TRAIN) experiment=fashion_mnist/dit $(ARGS)
 
 train-latent: setup  ## train a KL autoencoder of FashionMNIST, then a DiT in its latents: ARGS="seed=1 ..."
-	test -f $(FIRST)/first_stage.safetensors || $(LAB) train-autoencoder \
+	test -f $(FIRST)/first_stage.safetensors || $(LAB) train-autoencoder $(ELSEWHERE) \
 		$$(if test -f $(FIRST)/checkpoints/last.ckpt; then echo resume=$(FIRST); \
 		else echo experiment=fashion_mnist/kl run_dir=$(FIRST); fi)
-	$(LAB) train experiment=fashion_mnist/latent_dit first_stage.run=$(FIRST) $(ARGS)
+	$(TRAIN) experiment=fashion_mnist/latent_dit first_stage.run=$(FIRST) $(ARGS)
 
 # a trial of the quickstart: NAME and CHANGE describe it, ARGS are its overrides
 speedrun: setup  ## train the quickstart for three seeds and add it to experiments/speedrun: NAME=... CHANGE="..." ARGS="..."
@@ -69,7 +72,7 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 	$(BIN)/python experiments/theory/figures.py $$run
 
 $(CLASSIFIER): | setup
-	$(LAB) train-extractor data=fashion_mnist output=$@
+	$(LAB) train-extractor $(ELSEWHERE) data=fashion_mnist output=$@
 
 # $(1): file in conf/study, $(2): its folder, $(3): more overrides
 define train_study
@@ -91,7 +94,7 @@ study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2
 study-write-up: STUDY = $(or $(NAME),write_up)
 study-write-up: setup $(CLASSIFIER)  ## a U-Net and a DiT as DDPMs: steps of DDIM, ancestral sampling, guidance: IMAGES=200_000 SAMPLES=500
 	$(call train_study,write_up,$(STUDY),$(BUDGET))
-	ls -d outputs/$(STUDY)/*_seed-* | $(THREAD) xargs -P $(JOBS) -n 1 experiments/write_up/samplings.sh $(LAB) $(or $(SAMPLES),500)
+	ls -d outputs/$(STUDY)/*_seed-* | $(EACH) -n 1 experiments/write_up/samplings.sh $(LAB) $(or $(SAMPLES),500)
 	$(call compare_study,$(STUDY))
 
 study-cifar10-small: STUDY = $(or $(NAME),cifar10_small)
@@ -107,7 +110,7 @@ study-scaling: setup $(CLASSIFIER)  ## U-Net and DiT in four sizes and three bud
 study-low-data: STUDY = $(or $(NAME),low_data$(SIZE))
 study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2 on 0.1, 1, 10 and 100 % of the data, and what they copy: IMAGES=60_000 ARGS="seed=0,1"
 	$(call train_study,low_data$(SIZE),$(STUDY),$(BUDGET))
-	ls -d outputs/$(STUDY)/*_seed-* | $(THREAD) xargs -P $(JOBS) -n 1 experiments/low_data/copies.sh $(LAB) $(or $(SAMPLES),1000)
+	ls -d outputs/$(STUDY)/*_seed-* | $(EACH) -n 1 experiments/low_data/copies.sh $(LAB) $(or $(SAMPLES),1000)
 	$(call compare_study,$(STUDY))
 
 study-conditioning: STUDY = $(or $(NAME),conditioning)
@@ -120,15 +123,15 @@ study-optimizers: STUDY = $(or $(NAME),optimizers)
 study-optimizers: setup  ## AdamW or Muon for U-Net, DiT and Mamba-2, in equal time, each at its best rate
 	printf '%s\n' "unet_small adamw 64_000 32_000" "unet_small muon 57_600 28_800" "dit adamw 64_000 32_000" \
 		"dit muon 51_200 25_600" "mamba2 adamw 64_000 32_000" "mamba2 muon 56_960 28_480" | \
-	$(THREAD) xargs -P $(JOBS) -L 1 sh -c '$(LAB) train -m +study=optimizers study_name=$(STUDY) backbone=$$0 \
-		optimizer=$$1 budget.images=$(or $(IMAGES),$$2) tuning.images=$(or $(IMAGES),$$3) $(ARGS)'
+	$(EACH) -L 1 sh -c '$(LAB) train -m $(ELSEWHERE) +study=optimizers study_name=$(STUDY) \
+		backbone=$$0 optimizer=$$1 budget.images=$(or $(IMAGES),$$2) tuning.images=$(or $(IMAGES),$$3) $(ARGS)'
 	$(call compare_study,$(STUDY))
 
 study-latent: STUDY = $(or $(NAME),latent)
 study-latent: STAGE = outputs/$(STUDY)_stages/kl
 study-latent: IN_LATENTS = first_stage=kl first_stage.run=$(STAGE) backbone.multipliers=[1,2] backbone.attention=[1]
 study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the time of the first stage counted
-	$(THREAD) $(LAB) train-autoencoder experiment=fashion_mnist/kl reconstruction=perceptual_adversarial \
+	$(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/kl reconstruction=perceptual_adversarial \
 		study_name=$(STUDY)_stages run_dir=$(STAGE) trainer.max_time=00:00:06:40
 	$(call train_study,latent,$(STUDY))
 	$(call train_study,latent,$(STUDY),$(IN_LATENTS))
@@ -166,16 +169,16 @@ study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFl
 
 # the model of the next two, if it is not one of yours
 one-model: setup
-	$(if $(filter $(ONE),$(MODEL)),$(LAB) train experiment=quickstart study_name=one_model run_dir=$(ONE) \
+	$(if $(filter $(ONE),$(MODEL)),$(TRAIN) experiment=quickstart study_name=one_model run_dir=$(ONE) \
 		guidance=none budget=images budget.images=192_000)
 
 study-samplers: one-model  ## one model, every sampler at 5 to 50 steps: MODEL=outputs/... for one of yours
-	$(LAB) sample-sweep run=$(MODEL) output=outputs/$(or $(NAME),samplers) guidance=none steps=5,10,20,50 \
+	$(LAB) sample-sweep $(ELSEWHERE) run=$(MODEL) output=outputs/$(or $(NAME),samplers) guidance=none steps=5,10,20,50 \
 		sampler=ddim,ddpm,euler,heun,dpm_solver,dpm_solver_3m,sde_dpm_solver,unipc,ipndm,reverse_sde,predictor_corrector $(ARGS)
 
 # a model of yours may be of other data: ARGS="metrics.classifier=..." names its classifier
 study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## one model: FID and conditional accuracy against the scale of guidance
-	$(LAB) sample-sweep run=$(MODEL) output=outputs/$(or $(NAME),guidance) guidance=classifier_free steps=10,20 \
+	$(LAB) sample-sweep $(ELSEWHERE) run=$(MODEL) output=outputs/$(or $(NAME),guidance) guidance=classifier_free steps=10,20 \
 		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
 		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
 
@@ -186,7 +189,7 @@ test-slow: setup  ## run the tests that take minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
-test-slurm: setup  ## seven tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
+test-slurm: setup  ## ten tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
 	@tests/compute/slurm/install.sh
 	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 

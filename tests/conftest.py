@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import command_line, prepare_for_commands, run_alone
+from helpers.fake_slurm import FakeSlurm
 from helpers.faults import no_file_above
 from helpers.processes import SRUN, TORCHRUN
 from helpers.quick_hydra import compose_quickly
@@ -97,6 +98,11 @@ def joblib() -> Iterator[list[str]]:
 
     yield ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch) -> FakeSlurm:
+    return FakeSlurm(tmp_path / "slurm", monkeypatch)
 
 
 @pytest.fixture

@@ -54,6 +54,29 @@ def test_every_command_of_a_study_composes(study, commands, size):
         check_composes(line)
 
 
+@pytest.mark.parametrize(
+    "target", ["train-latent", "study-optimizers", *(f"study-{each}" for each in SIZED | ONE_SIZE)]
+)
+def test_a_launcher_gets_all_work_of_a_target_but_the_comparison(target):
+    make = ["make", "-n", "-B", "-o", "setup", target, "LAUNCHER=slurm"]
+    printed = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = re.findall(r"diffusion-lab [a-z-]+ [^\n]+", printed.replace("\\\n", " "))
+    assert commands
+    for command in commands:
+        assert "hydra/launcher=slurm" in command or " compare " in command, command
+
+
+@pytest.mark.parametrize("script", ["write_up/samplings.sh", "low_data/copies.sh"])
+def test_the_scripts_of_studies_pass_the_launcher_on(script, monkeypatch, tmp_path):
+    for launcher in ("slurm", ""):
+        monkeypatch.setenv("LAUNCHER", launcher)
+        called = [ROOT / "experiments" / script, "echo", "10", tmp_path / "fraction-1.0_seed-3"]
+        lines = subprocess.run(called, capture_output=True, text=True, check=True).stdout
+        assert lines
+        for line in lines.splitlines():
+            assert ("hydra/launcher=slurm" in line) == bool(launcher)
+
+
 def test_every_make_target_named_exists():
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"(?:^    |`)make ([a-z0-9-]+)", README, re.MULTILINE)

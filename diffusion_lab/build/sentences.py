@@ -12,7 +12,7 @@ from diffusion_lab.common.messages import UserError
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # users' errors, shown without trace
 # option of a Hydra plugin -> the extra of this package that installs the plugin
 EXTRAS = {
-    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/diffusion_lab_slurm": "slurm",
     "hydra/launcher/joblib": "joblib",
     "hydra/launcher/ray": "ray",
     "hydra/sweeper/optuna": "optuna",

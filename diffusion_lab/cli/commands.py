@@ -48,6 +48,11 @@ COMMANDS = {
         "analysis.publishing.folder:publish_runs",
         takes_paths=True,
     ),
+    "status": Command(
+        "show which runs wait, train, have ended or failed",
+        "analysis.status:status",
+        takes_paths=True,
+    ),
     "memorization": Command(
         "check whether a trained run copies its training images",
         "analysis.memorization:memorization",

@@ -3,54 +3,160 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import NoReturn
 
-from diffusion_lab.build.overrides import key_of, parse
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
 from diffusion_lab.cli.arguments import MULTIRUN, apart
 from diffusion_lab.cli.job import run, say
+from diffusion_lab.cli.sweep_plan import (
+    Left,
+    composed,
+    is_search,
+    jobs_of,
+    sweep_overrides,
+    trains,
+)
 from diffusion_lab.cli.tuning_stage import tune
-from diffusion_lab.common.files import OUTPUTS, read_json, write_json
+from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
-
-DONE, SKIPPED, FAILED = "trained", "already finished", "failed"
+from diffusion_lab.compute import slurm
+from diffusion_lab.runs import sweep_record
+from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.progress import failure_of
+from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
+from diffusion_lab.training import study, tuning
+from diffusion_lab.training.callbacks.non_finite import FOLDER as NON_FINITE
 
 
 def sweep(name: str, arguments: list[str]) -> None:
     """Runs a sweep, after its tuning if it has one; exits with code 1 if one of its jobs failed."""
     flags, overrides = apart(arguments)
     check_params(overrides)
-    tune(name, flags, overrides, lambda chosen: multirun(name, flags, chosen))
-    outcomes = multirun(name, flags, overrides)
+    if not trains(flags):
+        run(name, arguments)
+        return
+    try:
+        tune(name, flags, overrides, lambda chosen: multirun(name, flags, chosen))
+        outcomes = multirun(name, flags, overrides)
+    except Left:
+        return
     if any(outcome["status"] == FAILED for outcome in outcomes):
         sys.exit(1)
 
 
 def multirun(name: str, flags: list[str], overrides: list[str]) -> list[dict]:
-    """Runs one sweep, reports the outcomes of its jobs, and returns them."""
+    """Runs one sweep, reports the outcomes of its jobs, and returns them.
+
+    Raises Left once SLURM has the jobs, if the command does not wait for them.
+    """
     folder = new_folder()
-    if any(override.startswith("hparams_search=") for override in overrides):
+    own = sweep_overrides(folder, overrides)
+    cfg = composed(name, flags, [*overrides, *own])
+    jobs, on_slurm = jobs_of(cfg, overrides), "wait" in cfg.hydra.launcher
+    waits = not on_slurm or cfg.hydra.launcher.wait
+    if is_search(cfg):
+        if not waits:
+            raise UserError(
+                "hydra.launcher.wait=false is not possible for a search, whose jobs depend on "
+                "earlier ones; leave it out"
+            )
         # the search writes its database there
-        names = [o.partition("=")[2] for o in overrides if o.startswith("study_name=")]
-        (OUTPUTS / (names or ["search"])[-1]).parent.mkdir(parents=True, exist_ok=True)
+        (OUTPUTS / (cfg.study_name or "search")).parent.mkdir(parents=True, exist_ok=True)
+    elif cfg.study_name or on_slurm:
+        if not waits and (known := ended(jobs, name, flags, tunes(cfg))):
+            say(f"All {len(known)} runs have ended")
+            return known
+        if on_slurm:
+            refuse_queued(jobs)
+        sweep_record.write(folder, cfg.study_name, jobs)
     try:
-        run(name, [*flags, *overrides, *sweep_overrides(folder, overrides)])
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):  # so that `status` knows that this command runs
+            run(name, [*flags, *overrides, *own])
     except ValueError:
-        outcomes = read(folder)
+        outcomes = sweep_record.outcomes(folder)
         if not outcomes or any(outcome["status"] != FAILED for outcome in outcomes):
             raise  # if all jobs failed, the error is only that Optuna finds no best trial
     finally:
         alone = [name, *(flag for flag in flags if flag not in MULTIRUN)]
         report(folder, alone)
-    return read(folder)
+    if not waits:
+        leave(cfg)
+    return sweep_record.outcomes(folder)
 
 
-def new_folder() -> str:
+def leave(cfg: DictConfig) -> NoReturn:
+    """Says how to see what becomes of the jobs of a sweep that was submitted, and raises Left."""
+    say("To see how they are:")
+    say(f"  diffusion-lab status {OUTPUTS / (cfg.study_name or '')}")
+    if tunes(cfg):
+        say("When they have ended, repeat this command for the runs that depend on them.")
+    raise Left
+
+
+def tunes(cfg: DictConfig) -> bool:
+    """Whether a sweep is a study's tuning."""
+    return bool(cfg.get("tuning") and cfg.tuning.running)
+
+
+def ended(jobs: Sequence[Job], name: str, flags: list[str], tuned: bool) -> list[dict]:
+    """The outcomes of a study's jobs, as their run folders show them; none if one is still to do.
+
+    A tuning run that has diverged is not repeated. Raises UserError if a run was trained with
+    another configuration than its job now has.
+    """
+    folders = [job.folder for job in jobs if job.folder]
+    if len(folders) < len(jobs):
+        return []
+    outcomes = []
+    for job, folder in zip(jobs, folders, strict=True):
+        reason = failure_of(folder)
+        outcome = {"status": SKIPPED, "overrides": [*job.overrides, f"run_dir={folder}"]}
+        if tuned and reason and (folder / NON_FINITE).exists():
+            outcome |= {"status": FAILED, "error": reason}
+        elif not load_summary(folder).get("finished"):
+            return []
+        outcomes.append(outcome)
+    for job, folder in zip(jobs, folders, strict=True):
+        whole = composed(name, flags, job.overrides)
+        HydraConfig.instance().set_config(whole)  # for ${hydra:...} in names
+        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        tuning.apply(cfg, whole.hydra, folder)
+        study.state_of(folder, cfg)
+    return outcomes
+
+
+def refuse_queued(jobs: Sequence[Job]) -> None:
+    """Raises UserError if SLURM already has jobs for some of the runs."""
+    folders = {job.folder for job in jobs if job.folder}
+    earlier = [
+        job.slurm
+        for study in {folder.parent for folder in folders}
+        for record in sweep_record.of_study(study)
+        for job in record.jobs
+        if job.slurm and job.folder in folders
+    ]
+    known = slurm.queue(earlier)
+    held = [each for each in earlier if each in known and (known[each].waits or known[each].runs)]
+    if held:
+        raise UserError(
+            f"SLURM already has jobs for {len(held)} of these {len(jobs)} runs; wait until they "
+            f"end, or cancel them with `scancel {' '.join(held)}`"
+        )
+
+
+def new_folder() -> Path:
     """The folder of a sweep that starts now; a study that is tuned has several sweeps."""
     begun = f"{OUTPUTS}/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
     names = (f"{begun}{'' if number == 1 else f'_{number}'}" for number in count(1))
-    return next(name for name in names if not Path(name).exists())
+    return next(folder for folder in map(Path, names) if not folder.exists())
 
 
 def check_params(overrides: list[str]) -> None:
@@ -63,39 +169,12 @@ def check_params(overrides: list[str]) -> None:
         )
 
 
-def sweep_overrides(sweep: str, overrides: list[str]) -> list[str]:
-    """Hydra's own overrides for a sweep by `overrides`: its folder, and the keys that are fixed.
-
-    Jobs may run in other processes or on other machines, where only these describe the sweep.
-    """
-    parsed = parse(each for each in overrides if "=" in each and not each.startswith("hydra"))
-    varies = {key_of(override): override.is_sweep_override() for override in parsed}
-    names = ",".join(f"'{key}'" for key, several in varies.items() if not several)
-    return [
-        f"hydra.sweep.dir={sweep}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{names}]",
-    ]
-
-
-def note(sweep: str, number: int, status: str, overrides: list[str], **more: str) -> None:
-    """Saves the outcome of a job, and the overrides that run it alone."""
-    folder = Path(sweep) / "jobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{number}.json", {"status": status, "overrides": overrides} | more)
-
-
-def read(sweep: str) -> list[dict]:
-    """Reads the outcomes of the jobs, in order of their numbers."""
-    files = sorted((Path(sweep) / "jobs").glob("*.json"), key=lambda path: int(path.stem))
-    return list(map(read_json, files))
-
-
-def report(sweep: str, command: list[str]) -> None:
+def report(sweep: Path, command: list[str]) -> None:
     """Prints the outcomes of a sweep, and how to run each failed job.
 
     `command` is the command line without overrides: train, and Hydra's flags with their values.
     """
-    outcomes = read(sweep)
+    outcomes = sweep_record.outcomes(sweep)
     counts = {s: sum(o["status"] == s for o in outcomes) for s in (DONE, SKIPPED, FAILED)}
     if outcomes:
         say("Runs: " + ", ".join(f"{count} {s}" for s, count in counts.items() if count))

@@ -13,13 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.sentences import MISTAKES, sentence
-from diffusion_lab.cli import sweeps
+from diffusion_lab.build.sentences import MISTAKES
 from diffusion_lab.cli.job import fail
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
+from diffusion_lab.runs import sweep_record
 from diffusion_lab.runs.folder import CONFIG, load_config, load_summary
+from diffusion_lab.runs.progress import reason_of
 from diffusion_lab.runs.resuming import resumed
 from diffusion_lab.training import study, tuning
 from diffusion_lab.training.autoencoder_task import build_autoencoder_task
@@ -58,19 +59,17 @@ class TrainingJob:
             if folder and not cfg.run_dir:
                 alone.append(f"run_dir={folder}")
             status, value = self.run(cfg, job, overrides)
-            sweeps.note(job.sweep.dir, job.job.num, status, alone)
+            sweep_record.note(job.sweep.dir, job.job.num, status, alone)
             return value
         except (KeyboardInterrupt, SystemExit) as end:
             if folder and getattr(end, "code", STOPPED) == STOPPED:
                 say("Repeat the command of the sweep to resume this run and start the rest.")
             raise
         except Exception as error:
-            if isinstance(error, MISTAKES):
-                text = sentence(error)
-            else:
+            if not isinstance(error, MISTAKES):
                 traceback.print_exc()
-                text = f"{type(error).__name__}: {error}"
-            sweeps.note(job.sweep.dir, job.job.num, sweeps.FAILED, alone, error=text)
+            text = reason_of(error)
+            sweep_record.note(job.sweep.dir, job.job.num, sweep_record.FAILED, alone, error=text)
             say(f"Failed: {text}")
             if slurm.tasks() > 1:
                 raise  # or the other processes would wait for this one
@@ -87,7 +86,7 @@ class TrainingJob:
         """
         if cfg.resume:
             self.train(resumed(cfg.resume, overrides, self.command), overrides)
-            return sweeps.DONE, None
+            return sweep_record.DONE, None
         protocol_of(cfg)  # refuses a wrong one
         folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
         tuning.apply(cfg, job, folder)
@@ -96,11 +95,11 @@ class TrainingJob:
         if begun and (begun / CONFIG).is_file():
             if load_summary(begun).get("finished"):
                 say(f"{begun} is already finished")
-                return sweeps.SKIPPED, None
+                return sweep_record.SKIPPED, None
             cfg = load_config(begun)
             cfg.resume = str(begun)
             self.train(cfg, overrides)
-            return sweeps.DONE, None
+            return sweep_record.DONE, None
         state = study.state_of(folder, cfg) if folder else study.NEW
         if folder and state == study.EMPTY:
             study.move_aside(folder)
@@ -113,7 +112,7 @@ class TrainingJob:
             budget.apply(cfg, overrides)
             self.train(cfg, overrides + join(cfg, job, folder))
         value = study.final_metric(folder, metric) if folder and metric else None
-        return sweeps.SKIPPED if state == study.FINISHED else sweeps.DONE, value
+        return sweep_record.SKIPPED if state == study.FINISHED else sweep_record.DONE, value
 
     def train(self, cfg: DictConfig, overrides: list[str]) -> None:
         """Trains a run, and exits if it was stopped before its end."""

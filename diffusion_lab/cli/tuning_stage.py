@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import Means, leave_out, means
-from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.config_keys import Means, means
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import key_of, parse, unquoted
-from diffusion_lab.cli.arguments import MULTIRUN, PLACES
-from diffusion_lab.common.files import read_json, write_json
+from diffusion_lab.cli.sweep_plan import Left, composed, elements
+from diffusion_lab.common.files import add_to_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.training import study
@@ -83,6 +81,34 @@ class TuningStage:
 
         return [[tried(network, point) for point in points] for network in networks]
 
+    def grow(self, tried: list[list[Tried]], sweep: Sweep) -> None:
+        """Tries values beyond the ends that win, and adds them to what each network has tried."""
+        for grown in range(self.tuning.grow):
+            left = None
+            for point, numbers in self.beyond(tried, grown):
+                networks = [self.networks[number] for number in numbers]
+                for name in map(name_of, networks):
+                    say(f"{name}: the best value is at an end, trying {written(point)}")
+                try:
+                    results = self.try_all(networks, [point], sweep)
+                except Left as error:  # the other values can be submitted, too
+                    left = error
+                    continue
+                for number, result in zip(numbers, results, strict=True):
+                    tried[number] += result
+            if left:
+                raise left
+
+    def beyond(self, tried: list[list[Tried]], grown: int) -> list[tuple[Point, list[int]]]:
+        """The values to try next, each with the networks, by their numbers, that need it."""
+        found: dict[tuple, tuple[Point, list[int]]] = {}
+        for number, each in enumerate(tried):
+            for point in self.tuning.beyond(each, grown):
+                # a sweep takes all combinations: of two keys, also those that need other values
+                alone = number if len(self.tuning.of) > 1 else None
+                found.setdefault((written(point), alone), (point, []))[1].append(number)
+        return list(found.values())
+
     def result(self, folder: Path) -> float | None:
         """The metric of a finished run; None for another run, or if it is not finite."""
         if not load_summary(folder).get("finished"):
@@ -100,26 +126,18 @@ def tune(name: str, flags: list[str], overrides: list[str], sweep: Sweep) -> Non
     stage = planned(name, flags, overrides)
     if stage is None:
         return
-    tuning, points, found = stage.tuning, first_points(stage.tuning), {}
+    tuning, points = stage.tuning, first_points(stage.tuning)
     count = len(stage.networks) * len(points) * len(tuning.seeds)
     say(f"Tuning {', '.join(tuning.values)} for {stage.study} by {tuning.metric}: {count} runs")
-    first = stage.try_all(stage.networks, points, sweep)
-    for network, tried in zip(stage.networks, first, strict=True):
-        for grown in range(tuning.grow):
-            for point in (new := tuning.beyond(tried, grown)):
-                say(f"{name_of(network)}: the best value is at an end, trying {written(point)}")
-                tried += stage.try_all([network], [point], sweep)[0]
-            if not new:
-                break
-        found[name_of(network)] = result_of(tuning, network, tried)
-    file = file_of(stage.study)
-    write_json(file, read_json(file) | found)  # the command may train a part of the networks
+    tried = stage.try_all(stage.networks, points, sweep)
+    stage.grow(tried, sweep)
+    pairs = zip(stage.networks, tried, strict=True)
+    found = {name_of(network): result_of(tuning, network, each) for network, each in pairs}
+    add_to_json(file_of(stage.study), found)  # other commands may tune other networks of the study
 
 
 def planned(name: str, flags: list[str], overrides: list[str]) -> TuningStage | None:
     """The tuning that a sweep needs before its runs; None if it needs none of its own."""
-    if not {flag for flag in flags if flag.startswith("-")} <= {*MULTIRUN, *PLACES}:
-        return None  # as --cfg, which trains nothing
     cfg = composed(name, flags, overrides)
     if not cfg.get("tuning") or cfg.tuning.running:
         return None
@@ -139,23 +157,6 @@ def planned(name: str, flags: list[str], overrides: list[str]) -> TuningStage | 
     values = [elements(varied[key]) for key in tuning.of]
     networks = [dict(zip(tuning.of, chosen, strict=True)) for chosen in product(*values)]
     return TuningStage(tuning, cfg.study_name, runs, networks)
-
-
-def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
-    """The configuration of a sweep's first job, with Hydra's own."""
-    first = []
-    for text, each in zip(overrides, parse(overrides), strict=True):
-        if not each.is_sweep_override():
-            first.append(text)
-        elif not each.is_interval_sweep():
-            first.append(f"{text.partition('=')[0]}={elements(each)[0]}")
-    places = [flags[i + 1] for i, flag in enumerate(flags) if flag in ("--config-dir", "-cd")]
-    if places:
-        first.append(f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]")
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)
-    leave_out(cfg, cfg.hydra.runtime.choices)
-    return cfg
 
 
 def varied_in(cfg: DictConfig, given: dict[str, Override]) -> dict[str, Override]:
@@ -221,13 +222,6 @@ def result_of(tuning: Tuning, network: Network, tried: list[Tried]) -> dict[str,
 
 def written(point: Point) -> str:
     return " ".join(f"{key}={value:g}" for key, value in point.items())
-
-
-def elements(override: Override) -> list[str]:
-    """The values of an override as text: those of a sweep, or the one."""
-    if override.is_sweep_override():
-        return list(override.sweep_string_iterator())
-    return [override.get_value_element_as_str()]
 
 
 def element(key: str, value: object) -> str:

@@ -1,5 +1,7 @@
 """Writes files atomically, and reads rows whose last one may be cut off."""
 
+import errno
+import fcntl
 import json
 import os
 import uuid
@@ -10,6 +12,8 @@ from typing import Any, BinaryIO
 
 OUTPUTS = Path("outputs")  # where runs go by default
 UNFINISHED = ".part"  # the end of a file's name while it is written
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
+TAIL = 2**16  # bytes at the end of a JSON lines file that hold its last rows
 
 
 @contextmanager
@@ -63,6 +67,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def add_to_json(path: Path, entries: dict[str, Any]) -> None:
+    """Adds entries to the dictionary in a JSON file.
+
+    Processes that add at the same time wait for one another, so none loses what another has added.
+    """
+    with path.with_name(f".{path.name}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        write_json(path, read_json(path) | entries)
+
+
 def remove_unfinished(folder: Path, names: str = "*") -> None:
     """Removes the partial files of killed processes; no process may be writing now.
 
@@ -74,8 +92,21 @@ def remove_unfinished(folder: Path, names: str = "*") -> None:
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a JSON lines file, none if it is missing; lines cut off by a kill are skipped."""
+    return _rows(path.read_text(errors="replace")) if path.is_file() else []
+
+
+def last_rows(path: Path) -> list[dict]:
+    """The last rows of a JSON lines file, read from its end; none if it is missing."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        return _rows(file.read().decode(errors="replace"))
+
+
+def _rows(text: str) -> list[dict]:
     rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for line in text.splitlines():
         with suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]

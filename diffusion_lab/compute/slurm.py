@@ -1,17 +1,39 @@
-"""SLURM jobs: whether one started this process, which run it belongs to, and how to requeue it.
+"""SLURM jobs: what started this process, which run is a job's, how jobs wait and are requeued.
 
 A requeued job keeps its id, by which it finds the run that it started.
 """
 
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusion_lab.common.files import OUTPUTS, read_json, write_json
+from diffusion_lab.common.messages import UserError
 
 RECORD = "slurm_job"  # file in a run folder that names the SLURM job of the run
 SECONDS = 60  # how long a command of SLURM may take
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
+ENDED = {  # all other states are those of a job that has nodes
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "COMPLETING", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+}
+
+
+class Queued(NamedTuple):
+    """A job that SLURM knows: its state, and the reason why it waits or ended."""
+
+    state: str
+    reason: str
+
+    @property
+    def waits(self) -> bool:
+        return self.state in WAITING
+
+    @property
+    def runs(self) -> bool:
+        return self.state not in WAITING | ENDED
 
 
 def started_by_srun() -> bool:
@@ -46,6 +68,31 @@ def step() -> str | None:
     return f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
 
 
+def job() -> str:
+    """The id of this process's job as squeue prints it: 17, or 17_3 for a job of an array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def queue(jobs: Iterable[str]) -> dict[str, Queued]:
+    """Those of the jobs that SLURM still knows; it forgets a job minutes after its end.
+
+    Raises UserError if squeue does not answer.
+    """
+    ids = sorted({each.split("_")[0] for each in jobs})
+    if not ids:
+        return {}
+    # each id twice: squeue calls a single one that it has forgotten an error
+    asked = ("--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join([*ids, *ids])}")
+    try:
+        lines = _called("squeue", "--noheader", *asked).splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise UserError(f"squeue does not answer: {said[0] if said else error}") from error
+    found = (line.split("|") for line in lines)
+    return {each: Queued(state, reason) for each, state, reason in found}
+
+
 def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) -> Path | None:
     """The folder of the run that this step began before its job was requeued, or None.
 
@@ -74,6 +121,7 @@ def sign(folder: Path, command: str, overrides: list[str]) -> None:
 
 def _record(command: str, overrides: list[str]) -> dict[str, Any]:
     return {
+        "job": job(),
         "step": step(),
         "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "command": command,

@@ -1,6 +1,7 @@
 """Run folders: their content, the place of a new one, and the saved configuration of each.
 
 config.yaml  checkpoints/*.ckpt  metrics.jsonl  samples/*.png  summary.json  wandb/
+error.txt  (if it failed)
 snapshots/*.safetensors  averages/*/  (with callbacks.posthoc_ema)
 published.json in place of checkpoints, samples and wandb, if the run is published
 """

@@ -1,6 +1,5 @@
 """The lock of a run folder, so that only one process at a time trains in it."""
 
-import errno
 import fcntl
 import os
 import socket
@@ -8,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from diffusion_lab.common.files import WITHOUT_LOCKS
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.distributed import rank_and_world
 
 FILE = ".lock"  # in the run folder; the system releases the lock whenever its process ends
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager

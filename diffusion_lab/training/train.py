@@ -26,6 +26,7 @@ from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.lock import locked, require_unlocked
+from diffusion_lab.runs.progress import ERROR, failure_noted
 from diffusion_lab.training.callbacks import Interruption, Periodic
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
@@ -145,7 +146,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
         say(f"{before} is unfinished. To resume it instead of starting a new run, write:")
         say(f"  {resume_command(task.command, before)}")
     folder = Path(cfg.resume) if cfg.resume else runs.create(cfg, task.command, overrides)
-    with locked(folder), explaining_failures(task.command, folder):
+    with locked(folder), failure_noted(folder), explaining_failures(task.command, folder):
         checkpoint = on_rank_zero(lambda: open_folder(cfg, task, folder))
         runs.save_config(folder, cfg)
         say(f"Run folder: {folder}")
@@ -169,6 +170,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
 
 def open_folder(cfg: DictConfig, task: Task, folder: Path) -> Path | None:
     """Returns the checkpoint to resume; saves a new run's dependencies and returns None."""
+    (folder / ERROR).unlink(missing_ok=True)
     if cfg.resume:
         # a job that is requeued may have been ended before its first checkpoint
         checkpoint = checkpoints.resume_from(folder) if checkpoints.exists(folder) else None

@@ -9,4 +9,5 @@ case $run in
 *fraction-1.0*) ;; # all images: no run has others
 *) control=$(ls -d "${run%seed-*}"seed-* | grep -vx "$run" | head -1) ;;
 esac
-"$lab" memorization run="$run" num_samples="$samples" ${control:+"control=$control"}
+"$lab" memorization ${LAUNCHER:+"hydra/launcher=$LAUNCHER"} run="$run" \
+	num_samples="$samples" ${control:+"control=$control"}

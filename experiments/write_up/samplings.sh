@@ -6,7 +6,8 @@ lab=$1 samples=$2 run=$3
 sweep() {
 	folder=$1
 	shift
-	"$lab" sample-sweep run="$run" output="$run/sweeps/$folder" seed="${run##*-}" guidance.clip=1 \
+	"$lab" sample-sweep ${LAUNCHER:+"hydra/launcher=$LAUNCHER"} run="$run" \
+		output="$run/sweeps/$folder" seed="${run##*-}" guidance.clip=1 \
 		metrics.reference_size=10_000 metrics.num_samples="$samples" "$@"
 }
 sweep steps sampler=ddim steps=10,20,50,100,250

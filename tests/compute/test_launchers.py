@@ -1,4 +1,4 @@
-"""Launchers of sweeps: joblib runs jobs at once, and launchers that are missing are named."""
+"""Launchers of sweeps: joblib runs jobs at once, SLURM's may leave them, a missing one is named."""
 
 import json
 import os
@@ -7,7 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
+
+from diffusion_lab.runs import sweep_record
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+STUDY = ["train", "-m", *QUICK, "study_name=mine", "seed=0,1"]
+LEAVE = ["hydra/launcher=slurm", "hydra.launcher.wait=false"]
 
 
 @pytest.mark.slow
@@ -68,3 +75,47 @@ def test_ray_trains_two_jobs(lab):
     assert [(each["finished"], each["steps"]) for each in summaries] == [(True, 4), (True, 4)]
     configs = [(run / "config.yaml").read_text() for run in runs]
     assert sorted("seed: 1\n" in config for config in configs) == [False, True]
+
+
+def test_jobs_are_submitted_left_and_not_submitted_twice(lab, refusal, fake_slurm):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    code, _, err = lab(*STUDY, *LEAVE)
+    assert code == 0, err
+    assert "diffusion-lab status outputs/mine" in err
+    assert fake_slurm.submissions == 1  # an array
+    (record,) = sweep_record.of_study(Path("outputs/mine"))
+    assert [job.slurm for job in record.jobs] == ["17_0", "17_1"]
+    assert not list(Path("outputs/mine").glob("*/config.yaml"))
+
+    fake_slurm.says("17_1|RUNNING|None")
+    for again in (["seed=0,1"], ["seed=1,2"]):
+        said = refusal(*STUDY[:-1], *again, *LEAVE)
+        assert_names(said, "1 of these 2", "scancel 17_1")
+    lab(*STUDY[:-1], "seed=2,3", *LEAVE)
+    assert fake_slurm.submissions == 2
+
+    fake_slurm.says()
+    code, _, err = lab(*STUDY)  # here, in place of SLURM's nodes
+    assert code == 0, err
+    for record, trained in zip(sweep_record.of_study(Path("outputs/mine")), (2, 0, 2), strict=True):
+        assert sum((job.folder / "config.yaml").is_file() for job in record.jobs) == trained
+    assert lab(*STUDY, *LEAVE)[0] == 0
+    assert fake_slurm.submissions == 2
+
+
+def test_a_single_job_and_jobs_without_a_study_are_left_as_well(lab, fake_slurm):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    code, _, err = lab("train", *QUICK, "name=x", *LEAVE)
+    assert code == 0, err
+    (sweep,) = Path("outputs/multirun").iterdir()
+    record = sweep_record.read(sweep / "sweep.json")
+    assert [(job.slurm, job.folder) for job in record.jobs] == [("17", None)]
+
+
+def test_a_search_cannot_be_left(refusal, fake_slurm):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hparams_search=optuna", "study_name=mine", "lr_schedule=constant,cosine"]
+    assert "hydra.launcher.wait" in refusal("train", "-m", *QUICK, *search, *LEAVE)
+    assert fake_slurm.submissions == 0
+    assert not Path("outputs").exists()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT, TESTS
 from helpers.tiny_runs import TINY, rows, wandb_runs
 
 pytestmark = [
@@ -21,7 +22,7 @@ pytestmark = [
     ),
 ]
 SCRIPTS = Path(__file__).parent / "slurm"
-PATIENCE = 180.0  # seconds to wait for slow steps on a busy machine
+PATIENCE = 600.0  # seconds to wait for slow steps on a busy machine
 TRAIN = [
     "train",
     "hydra/launcher=slurm",
@@ -30,6 +31,7 @@ TRAIN = [
     "name=x",
     "callbacks.evaluation=null",
 ]
+LEFT = ["hydra.launcher.wait=false", "callbacks.sample_grid=null"]
 
 
 def called(*command: str) -> str:
@@ -47,12 +49,13 @@ def wait_for(what: Callable[[], object], log: Callable[[], str] = lambda: "") ->
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[None]:
+def cluster(tmp_path_factory) -> Iterator[Path]:
+    """The folder of a cluster with two nodes."""
     folder = tmp_path_factory.mktemp("slurm")
     subprocess.run([SCRIPTS / "start.sh", folder], check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-        yield
+        yield folder
         called("scancel", "--full", "--state=RUNNING", "--user=root")
         called("scancel", "--user=root")
         subprocess.run([SCRIPTS / "stop.sh", folder], check=True)
@@ -65,7 +68,7 @@ def submit(cluster, tmp_path, monkeypatch) -> Callable[..., subprocess.Popen]:
     for name, value in {
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
-        "PYTHONPATH": f"{SCRIPTS.parent}:{SCRIPTS.parent.parent}",
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}",
         # no name server knows the names of these nodes, and they are on no other network
         "MASTER_ADDR": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
@@ -78,6 +81,31 @@ def submit(cluster, tmp_path, monkeypatch) -> Callable[..., subprocess.Popen]:
         return subprocess.Popen(command, text=True, **pipe)
 
     return start
+
+
+@pytest.fixture
+def kill_node(cluster) -> Iterator[Callable[[str, str], None]]:
+    """kill_node("node1", job) ends the node's daemon and all of the job's processes there."""
+    killed = []
+
+    def kill(node: str, job: str) -> None:
+        listed = called("scontrol", "listpids", job, node).splitlines()[1:]
+        tasks = [line.split()[0] for line in listed]
+        parents = {called("ps", "-o", "ppid=", "-p", task) for task in tasks}
+        steps = [p for p in parents if called("ps", "-o", "args=", "-p", p)[:10] == "slurmstepd"]
+        daemon = (cluster / f"slurmd.{node}.pid").read_text().strip()
+        called("kill", "-KILL", daemon, *steps, *tasks)
+        killed.append(node)
+        # SLURM itself notices after SlurmdTimeout, five minutes
+        called("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=dead")
+
+    yield kill
+    for node in killed:
+        called("slurmd", "-N", node)
+        called("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    wait_for(
+        lambda: called("sinfo", "--noheader", "--partition=normal", "--format=%D %t") == "2 idle"
+    )
 
 
 def logs() -> str:
@@ -101,6 +129,12 @@ def summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
 
+def status(path: str) -> list[dict]:
+    """The rows that `diffusion-lab status` shows."""
+    shown = called(sys.executable, "-m", "diffusion_lab", "status", path, "json=true")
+    return json.loads(shown.splitlines()[-1])["runs"]
+
+
 def losses(run: Path) -> list[int]:
     return [row["step"] for row in rows(run) if "train/loss" in row]
 
@@ -116,7 +150,7 @@ def training(name: str, steps: int) -> tuple[str, Path]:
         return any(len(losses(run)) >= steps for run in runs() if (run / "metrics.jsonl").exists())
 
     wait_for(far_enough, logs)
-    (job,) = called("squeue", "--noheader", f"--name={name}", "--format=%A").split()
+    (job,) = set(called("squeue", "--noheader", f"--name={name}", "--format=%F").split())
     (run,) = runs()
     return job, run
 
@@ -202,8 +236,63 @@ def test_a_task_that_fails_ends_its_job_and_says_why(submit):
         launcher.kill()  # else it asks an accounting database, which this cluster lacks
 
 
+def test_jobs_that_are_left_are_seen_by_status_until_they_end(submit):
+    one_by_one = ["-m", "study_name=x", "seed=0,1,2", "hydra.launcher.array_parallelism=1"]
+    finish(submit(*one_by_one, *LEFT, "hydra.launcher.name=left", "trainer.max_steps=600"))
+    assert called("squeue", "--noheader", "--name=left")
+    job, _ = training("left", 1)
+    rows = status("outputs/x")
+    assert [row["state"] for row in rows] == ["running", "queued", "queued"]
+    assert [row["job"] for row in rows] == [f"{job}_{number}" for number in range(3)]
+    assert (rows[0]["max_steps"], rows[1]["reason"]) == (600, "JobArrayTaskLimit")
+    assert rows[0]["step"] >= 1
+    assert rows[0]["images_per_second"] > 0
+    assert rows[0]["seconds_left"] > 0
+    assert status(rows[0]["run"])[0]["state"] in ("running", "finished")
+    wait_for(lambda: not called("squeue", "--noheader", "--name=left"), logs)
+    assert [row["state"] for row in status("outputs")] == ["finished"] * 3
+
+
+def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(submit):
+    study = ["-m", "study_name=x", "callbacks.sample_grid=null", "trainer.max_steps=600"]
+    study += ["seed=0,1", "hydra.launcher.array_parallelism=1", "hydra.launcher.name=dropped"]
+    finish(submit(*study, "hydra.launcher.wait=false"))
+    job, run = training("dropped", 15)
+    called("scancel", job)
+    wait_for(lambda: not called("squeue", "--noheader", "--name=dropped"), logs)
+    assert "The job could not be requeued" in logs()
+    steps = summary(run)["steps"]
+    assert (summary(run)["finished"], steps >= 15) == (False, True)
+    rows = status("outputs/x")
+    assert [(row["state"], row["step"]) for row in rows] == [("stopped", steps), ("not started", 0)]
+    finish(submit(*study))
+    assert [row["state"] for row in status("outputs/x")] == ["finished", "finished"]
+    assert losses(run) == list(range(1, 601))
+
+
+def test_a_job_whose_node_dies_goes_on_elsewhere_from_its_last_checkpoint(submit, kill_node):
+    often = "callbacks.checkpoint.every_n_steps=10"
+    finish(submit(*LEFT, "hydra.launcher.name=moves", "trainer.max_steps=600", often))
+    job, run = training("moves", 25)
+    node = called("squeue", "--noheader", f"--jobs={job}", "--format=%N")
+    kill_node(node, job)
+    wait_for(lambda: state(job) == "PENDING", logs)
+    called("scontrol", "update", f"JobId={job}", "StartTime=now+1hour")
+    (row,) = status("outputs")
+    assert (row["state"], row["reason"]) == ("queued", "BeginTime")
+    assert 25 <= row["step"] < 600
+    restart_now(job)
+    wait_for(lambda: state(job) not in ("PENDING", "RUNNING"), logs)
+    assert_whole(run, 600)
+    shown = called("scontrol", "show", "job", job)
+    assert "Restarts=1" in shown
+    assert f"BatchHost={node}\n" not in shown
+    (row,) = status("outputs")
+    assert (row["state"], row["step"]) == ("finished", 600)
+
+
 def test_a_shell_that_srun_gives_to_a_person_is_no_task(cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     asked = (
         "import sys; from diffusion_lab.compute import slurm; sys.exit(3 + slurm.started_by_srun())"
     )

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError, Thread
 
 import pytest
 from helpers.commands import run_alone
@@ -11,6 +13,9 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
 from diffusion_lab.cli.tuning_stage import TuningStage
+from diffusion_lab.common import files
+from diffusion_lab.common.files import read_json
+from diffusion_lab.runs import sweep_record
 from diffusion_lab.training.tuning import Tuning
 
 QUICK = [a for a in TINY if a != "backbone.depth=1"]
@@ -253,3 +258,62 @@ def test_a_run_of_a_study_that_was_not_tuned_is_refused(refusal):
     single = [a for a in STUDY if a != "-m" and not a.startswith(("backbone.depth", "seed="))]
     assert_names(refusal(*single, "backbone.depth=1", "seed=0"), "backbone.depth=1", "train -m")
     assert_names(refusal(*single, "seed=0"), "backbone.depth")
+
+
+def test_the_record_of_each_stage_has_the_folders_of_its_runs(lab, tuned):
+    for study, sweeps in (("outputs/mine/tuning", 2), ("outputs/mine", 1)):
+        records = list(sweep_record.of_study(Path(study)))
+        assert sweeps <= len(records) <= sweeps + 1  # the grids of two networks may grow apart
+        planned = {job.folder for record in records for job in record.jobs}
+        assert planned == {path.parent for path in Path(study).glob("*/config.yaml")}
+
+
+def test_a_tuned_study_is_left_stage_by_stage(lab, tuned, tmp_path, fake_slurm):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    left = [*STUDY, "hydra/launcher=slurm", "hydra.launcher.wait=false"]
+    Path("outputs").rename("trained")
+    code, _, err = lab(*left)
+    assert code == 0, err
+    assert fake_slurm.submissions == 1
+    assert not Path("outputs/mine/sweeps").exists()
+    (record,) = sweep_record.of_study(Path("outputs/mine/tuning"))
+    assert len(record.jobs) == 4
+    shutil.rmtree("outputs")
+    shutil.copytree("trained/mine/tuning", "outputs/mine/tuning")
+    FOUND.unlink()
+    code, _, err = lab(*left)
+    assert code == 0, err
+    assert FOUND.read_text() == Path("trained", *FOUND.parts[1:]).read_text()
+    assert fake_slurm.submissions == 2
+    (record,) = sweep_record.of_study(Path("outputs/mine"))
+    assert [job.slurm for job in record.jobs] == [f"17_{number}" for number in range(4)]
+
+
+def test_networks_that_need_the_same_value_try_it_together():
+    def stage(*keys: str) -> TuningStage:
+        networks = [dict.fromkeys(keys, name) for name in ("a", "b", "c")]
+        return TuningStage(tuning(of=list(keys)), "mine", [], networks)
+
+    low, high = tried(r1=1.0, r2=2.0), tried(r1=2.0, r2=1.0)
+    four, half = {"optimizer.lr": 4e-3}, {"optimizer.lr": 5e-4}
+    assert stage("backbone").beyond([high, low, high], 0) == [(four, [0, 2]), (half, [1])]
+    apart = stage("backbone", "optimizer").beyond([high, low, high], 0)
+    assert apart == [(four, [0]), (half, [1]), (four, [2])]
+
+
+def test_commands_that_end_together_keep_what_each_has_found(tmp_path, monkeypatch):
+    file, both = tmp_path / "tuning.json", Barrier(2)
+
+    def read_slowly(path):
+        found = read_json(path)
+        with suppress(BrokenBarrierError):
+            both.wait(timeout=0.5)  # without a lock both read before one of them writes
+        return found
+
+    monkeypatch.setattr(files, "read_json", read_slowly)
+    adding = [Thread(target=files.add_to_json, args=(file, {name: 1})) for name in ("a", "b")]
+    for each in adding:
+        each.start()
+    for each in adding:
+        each.join()
+    assert read_json(file) == {"a": 1, "b": 1}

@@ -1,6 +1,5 @@
 """Reads the run folders below some paths, and says why some of them cannot be compared."""
 
-import os
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from diffusion_lab.runs import DiffusionRun, kind_of, published
 from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, load_summary
 from diffusion_lab.runs.results import EVALUATIONS, Record, evaluations_of
+from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.weights import CurrentWeights
 from diffusion_lab.training.tuning import FOUND
 
@@ -112,18 +112,8 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _search(path: Path) -> Iterator[Path]:
-    seen = set()
-    for name, folders, files in os.walk(path, followlinks=True):
-        folder = Path(name)
-        if folder.resolve() in seen:  # reached before, by a symbolic link
-            folders.clear()
-            continue
-        seen.add(folder.resolve())
-        folders[:] = sorted(
-            each
-            for each in folders
-            if not each.startswith(".") and not (folder / each / FOUND).is_file()
-        )
+    for folder, folders, files in walk(path):
+        folders[:] = [each for each in folders if not (folder / each / FOUND).is_file()]
         if CONFIG in files and any((folder / part).exists() for part in OF_A_RUN):
             folders.clear()  # nothing inside a run, such as W&B's files, is another run
             yield folder

@@ -1,0 +1,87 @@
+"""A sweep before it begins: the configuration of its first job, and all of its jobs."""
+
+from itertools import product
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.build.config_keys import leave_out
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.overrides import key_of, parse, values_of
+from diffusion_lab.cli.arguments import MULTIRUN, PLACES
+from diffusion_lab.runs.sweep_record import Job
+from diffusion_lab.training import study
+
+
+class Left(Exception):
+    """The end of a command that has submitted a sweep and does not wait for it."""
+
+
+def trains(flags: list[str]) -> bool:
+    """Whether Hydra's flags let a sweep train, unlike --cfg."""
+    return {flag for flag in flags if flag.startswith("-")} <= {*MULTIRUN, *PLACES}
+
+
+def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
+    """The configuration of a sweep's first job, with Hydra's own."""
+    first = []
+    for text, each in zip(overrides, parse(overrides), strict=True):
+        if not each.is_sweep_override():
+            first.append(text)
+        elif not each.is_interval_sweep():
+            first.append(f"{text.partition('=')[0]}={elements(each)[0]}")
+    places = [flags[i + 1] for i, flag in enumerate(flags) if flag in ("--config-dir", "-cd")]
+    if places:
+        first.append(f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)
+    leave_out(cfg, cfg.hydra.runtime.choices)
+    return cfg
+
+
+def elements(override: Override) -> list[str]:
+    """The values of an override as text: those of a sweep, or the one."""
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.get_value_element_as_str()]
+
+
+def sweep_overrides(sweep: Path, overrides: list[str]) -> list[str]:
+    """Hydra's own overrides for a sweep by `overrides`: its folder, and the keys that are fixed.
+
+    Jobs may run in other processes or on other machines, where only these describe the sweep.
+    """
+    parsed = parse(each for each in overrides if "=" in each and not each.startswith("hydra"))
+    varies = {key_of(override): override.is_sweep_override() for override in parsed}
+    names = ",".join(f"'{key}'" for key, several in varies.items() if not several)
+    return [
+        f"hydra.sweep.dir={sweep}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{names}]",
+    ]
+
+
+def jobs_of(cfg: DictConfig, overrides: list[str]) -> list[Job]:
+    """The jobs of a sweep in Hydra's order, `cfg` being composed for it; none of a search."""
+    if is_search(cfg):
+        return []
+    params = [f"{key}={values}" for key, values in (cfg.hydra.sweeper.params or {}).items()]
+    values: dict[str, list[str]] = {}
+    for each in parse([*params, *(o for o in overrides if not o.startswith("hydra"))]):
+        key = each.get_key_element()
+        values[key] = [f"{key}={value}" for value in elements(each)]
+    jobs, hydra = [], cfg.hydra.copy()
+    OmegaConf.update(hydra, "mode", RunMode.MULTIRUN)
+    for chosen in map(list, product(*values.values())):
+        OmegaConf.update(hydra, "overrides.task", chosen)
+        given = values_of(chosen)
+        place = given.get("resume") or given.get("run_dir")
+        jobs.append(Job(chosen, Path(str(place)) if place else study.folder_of(cfg, hydra)))
+    return jobs
+
+
+def is_search(cfg: DictConfig) -> bool:
+    """Whether the jobs of a sweep depend on the results of earlier ones."""
+    return "n_trials" in cfg.hydra.sweeper

@@ -1,0 +1,117 @@
+"""The state of a run as its folder shows it, the reason why it failed, and how far it has come."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Timer
+from omegaconf import OmegaConf
+
+from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.common.files import last_rows, write_atomically
+from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_summary
+from diffusion_lab.runs.lock import has_locks, is_locked
+
+ERROR = "error.txt"  # file in the folder of a run that failed
+
+
+class State(StrEnum):
+    """The state of a run."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"  # in order, with everything saved
+    KILLED = "killed"
+    NOT_STARTED = "not started"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The steps of a run so far and in the end, its speed, and the training that is left."""
+
+    step: int = 0
+    max_steps: int | None = None  # None if the time limit comes first
+    images_per_second: float | None = None
+    seconds_left: float | None = None  # without evaluation
+
+
+@contextmanager
+def failure_noted(folder: Path) -> Iterator[None]:
+    """Writes the first error that ends a run, on any rank, into the run's folder."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full
+            if not (folder / ERROR).exists():
+                write_atomically(folder / ERROR, reason_of(error) + "\n")
+        raise
+
+
+def reason_of(error: Exception) -> str:
+    """The sentence of an error that users can mend, or the name and first line of another."""
+    if isinstance(error, MISTAKES):
+        return sentence(error)
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+def failure_of(folder: Path) -> str | None:
+    """The reason why a run failed; None if it did not, or was started again since."""
+    try:
+        return (folder / ERROR).read_text().strip()
+    except OSError:
+        return None
+
+
+def state_of(folder: Path) -> State:
+    """The state of a run that has begun."""
+    if load_summary(folder).get("finished"):
+        return State.FINISHED
+    if is_locked(folder):
+        return State.RUNNING
+    if failure_of(folder):
+        return State.FAILED
+    if not has_locks(folder):
+        return State.UNKNOWN
+    return State.STOPPED if _changed(folder / SUMMARY) > _changed(folder / CONFIG) else State.KILLED
+
+
+def started_since(folder: Path, seconds: float) -> bool:
+    """Whether the run was started or resumed after a time in seconds since 1970."""
+    return _changed(folder / CONFIG) > seconds
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def progress_of(folder: Path, state: State) -> Progress:
+    """How far a run in this state has come."""
+    steps = load_summary(folder).get("steps", 0)
+    if state == State.FINISHED:
+        return Progress(steps, steps)
+    row: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    for each in last_rows(folder / METRICS):
+        row |= each
+    step, rate = max(steps, row["step"]), row.get("train/images_per_second")
+    try:
+        cfg: Any = OmegaConf.load(folder / CONFIG)
+        limit = Timer(cfg.trainer.max_time).time_remaining() if cfg.trainer.max_time else math.inf
+        by_steps = (cfg.trainer.max_steps - step) * cfg.batch_size / rate if rate else math.inf
+        by_time = limit - row["seconds"]
+        end = None if by_time < by_steps else cfg.trainer.max_steps
+    except Exception:  # of YAML and OmegaConf: the file is damaged, or of an old format
+        return Progress(step)
+    if state != State.RUNNING:
+        return Progress(step, end)
+    left = min(by_steps, by_time)
+    return Progress(step, end, rate, max(0.0, left) if math.isfinite(left) else None)
