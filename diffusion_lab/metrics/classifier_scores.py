@@ -29,6 +29,7 @@ class InceptionScore(Metric):
 
     meaning = "how confident a classifier is on each sample, and how varied samples are"
     quantities = (Quantity("inception_score", "Inception Score", meaning, HIGHER, judged=False),)
+    needs_images = False
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         logits = generated.extractor.logits(generated.features)
@@ -43,7 +44,7 @@ class Accuracy(Metric):
 
     meaning = "share of samples that a classifier assigns to the requested class"
     quantities = (Quantity("accuracy", "Accuracy", meaning, HIGHER, percent=True),)
-    needs_labels = True
+    needs_labels, needs_images = True, False
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier

@@ -5,16 +5,19 @@ With roots S1 = A^T A and S2 = B^T B, tr sqrt(S1 S2) is the sum of the singular 
 exact also where a covariance is singular, and never complex. n images, D features.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from diffusion_lab.common.messages import UserError
 
 BLOCK = 2048  # rows that are held in float64 at a time
 SPLIT_SEED = 0  # seed of the random halves
+MMD_WIDTH, MMD_SCALE = 10, 1000  # as published
 
 
 def covariance_root(covariance: Tensor) -> Tensor:
@@ -29,6 +32,7 @@ class Moments:
 
     mean: Tensor  # (D,) float64
     root: Tensor  # (., D) float64
+    name: str = ""  # in the names of values, if they are from a file
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ class FeatureSet:
             return (self.features.double() - self.mean) / (count - 1) ** 0.5
         centred = (block.double() - self.mean for block in self.features.split(BLOCK))
         return covariance_root(sum(block.T @ block for block in centred) / (count - 1))
+
+    @cached_property
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """The mean (D,) and the second moment (D, D), float64, of the features at length 1."""
+        mean, second = torch.zeros(2, dtype=torch.float64)
+        for block in self.features.split(BLOCK):
+            units = functional.normalize(block.double())
+            mean, second = mean + units.sum(0), second + units.T @ units
+        return mean / len(self.features), second / len(self.features)
 
     @cached_property
     def self_kernel(self) -> Tensor:
@@ -121,6 +134,20 @@ def kid(a: FeatureSet, b: FeatureSet) -> float:
     )
     between = total / (len(a.features) * len(b.features))
     return (a.self_kernel + b.self_kernel - 2 * between).item()
+
+
+def mmd(a: FeatureSet, b: FeatureSet) -> float:
+    """The distance of CMMD (arXiv:2401.09603): a thousandfold squared MMD, biased, of directions.
+
+    Features have length 1, and the kernel is exp(-|x - y|^2 / (2 s^2)) with s = 10. It is expanded
+    in x.y / s^2, which is at most 0.01, to the second order: the relative error is below 1e-4, and
+    neither time nor memory grows with the number of pairs. With so wide a kernel the distance of
+    the mean directions is 99 % of the value.
+    """
+    (mean, second), (other_mean, other_second) = a.directions, b.directions
+    first = (mean - other_mean).square().sum() / MMD_WIDTH**2
+    rest = (second - other_second).square().sum() / (2 * MMD_WIDTH**4)
+    return MMD_SCALE * math.exp(-1 / MMD_WIDTH**2) * (first + rest).item()
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

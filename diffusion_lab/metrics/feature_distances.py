@@ -1,7 +1,7 @@
 """Distances between features: FID and KID of all images, FID on other features, and by class."""
 
 from diffusion_lab.common.ranges import ranges, whole
-from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid
+from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid, mmd
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import SPATIAL
 from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Values, short_count
@@ -21,18 +21,24 @@ class FID(Metric):
         Quantity("fid", "FID", meaning, LOWER),
         Quantity("fid_infinity", "FID-infinity", infinity, LOWER, judged=False),
     )
+    needs_images = False
 
     @ranges(half_splits=whole(0))
     def __init__(self, half_splits: int = 5):
         self.half_splits = half_splits
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
-        fid = frechet(generated.statistics, reference.statistics)
+        others = reference.given or reference.statistics
+        fid = frechet(generated.statistics, others)
         if not self.half_splits or len(generated) < 4:
             return {"fid": fid}
-        halves = frechet_of_halves(generated.features, reference.statistics, self.half_splits)
+        halves = frechet_of_halves(generated.features, others, self.half_splits)
         deviation = halves.std(correction=0).item()
         return {"fid": fid, "fid_std": deviation, "fid_infinity": 2 * fid - halves.mean().item()}
+
+    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
+        name = reference.given.name if reference.given else reference.name
+        return f"{generated.extractor.name}/{name}-{short_count(len(generated))}"
 
 
 class KID(Metric):
@@ -42,6 +48,16 @@ class KID(Metric):
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         return {"kid": kid(generated.statistics, reference.statistics)}
+
+
+class MMD(Metric):
+    """The estimator of CMMD (arXiv:2401.09603) on any features; on CLIP's it is CMMD."""
+
+    meaning = "CMMD's distance of the directions of features to training images"
+    quantities = (Quantity("mmd", "MMD", meaning, LOWER),)
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        return {"mmd": mmd(generated.statistics, reference.statistics)}
 
 
 class SpatialFID(Metric):

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import PATH, Flag, one_of, optional, settings, whole
+from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.feature_distances import FID, ClassFID, ClassifierFID, SpatialFID
+from diffusion_lab.metrics.feature_distances import FID, MMD, ClassFID, ClassifierFID, SpatialFID
 from diffusion_lab.metrics.features import FEATURES, FeatureExtractor
+from diffusion_lab.metrics.likelihood_divergence import FLD
 from diffusion_lab.metrics.metric import (
     REAL,
     ImageSet,
@@ -31,24 +32,25 @@ from diffusion_lab.metrics.metric import (
 from diffusion_lab.metrics.observer import Observed, Observer
 from diffusion_lab.metrics.quantities import BUILT_IN
 from diffusion_lab.metrics.real_images import RealImages
+from diffusion_lab.metrics.reference import REFERENCE, reference_of
 from diffusion_lab.metrics.seams import Seams
 
 REFERENCE_SEED = 0  # the seed in `random_places`
-REFERENCES = {"train": ("train", "training"), "validation": ("val", "validation")}
 
 
 @settings
 class GenerativeMetrics:
     """The metrics of `num_samples` generated images: FID, KID, precision, recall, coverage, ...
 
-    The reference is `reference_size` images, or all, of the training split ("train") or of the
-    validation images, against which models are chosen. A value's name says what it depends on, as
-    in `fid/<extractor>/train60k-5k` or `.../val5k-1k`: reference and number of samples.
+    The reference is `reference_size` images, or all, of the training split ("train"), of the
+    validation images, against which models are chosen, or of an .npz, which may have statistics
+    instead. A value's name says what it depends on, as in `fid/<extractor>/train60k-5k` or
+    `.../val5k-1k`: reference and number of samples.
     Each value has a reference value, `fid_real/...`: the same metric of equally many test images,
     or of all of them. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
     `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy and the FID on
-    its features; `patch` adds the seams between patches of that many pixels a side; `extra` holds
-    metrics from outside the package.
+    its features; `patch` adds the seams between patches of that many pixels a side; `mmd` and `fld`
+    add the metrics of these names; `extra` holds metrics from outside the package.
     """
 
     extractor: FeatureExtractor
@@ -60,17 +62,22 @@ class GenerativeMetrics:
     classifier: Annotated[str | None, optional(PATH)] = None
     patch: Annotated[int | None, optional(whole(2).as_in(4))] = None
     extra: Mapping[str, Metric] | None = None
-    reference: Annotated[str, one_of(*REFERENCES)] = "train"
+    reference: Annotated[str, REFERENCE] = "train"
+    mmd: Flag = False
+    fld: Flag = False
 
     def __post_init__(self) -> None:
         reader = Classifier(self.classifier) if self.classifier else None
         if reader:
             reader.argument = "classifier"
+        self.compared_with = reference_of(self.reference, self.per_class, self.fld)
         self.observer = Observer(self.extractor, reader, self.patch)
         self.extra_metrics = list((self.extra or {}).values())
         of_classifier = (reader,) if reader else None
         arguments: dict[type[Metric], tuple | None] = {  # None: not measured
             FID: (self.half_splits,),
+            MMD: () if self.mmd else None,
+            FLD: () if self.fld else None,
             SpatialFID: () if self.extractor.spatial_dim else None,
             Seams: (self.patch,) if self.patch else None,
             ClassifierFID: of_classifier,
@@ -111,15 +118,8 @@ class GenerativeMetrics:
             )
 
     def reference_split(self, source: ImageDataModule) -> Split:
-        """The split that the reference is taken from; raises ValueError if it has no images."""
-        if self.reference == "train":
-            return Split(source.reference_images(), source.reference_labels())
-        if not len(source.validation_labels()):
-            raise ValueError(
-                "reference=validation needs validation images, and no training images are kept for "
-                "validation; write data.validation_size=auto or a number"
-            )
-        return Split(source.validation_images(), source.validation_labels())
+        """The images that the reference is taken from; raises ValueError if there are none."""
+        return self.compared_with.split(source)
 
     def test_ids(self, source: ImageDataModule) -> Tensor:
         """The indices of the test images to measure: `num_samples`, or all if there are fewer."""
@@ -128,23 +128,22 @@ class GenerativeMetrics:
     def load(self, source: ImageDataModule, device: torch.device | str) -> None:
         """Loads the networks; raises ExtractorUnavailable, also if one does not fit the data."""
         self.observer.load(source, device)
+        self.compared_with.check(self.extractor)
 
     def protocol_of(self, source: ImageDataModule) -> Protocol:
         """The protocol of the measurement, known once the networks are loaded."""
-        facts = self._reference_facts(source) | {"reference": self.reference}
+        facts = self._reference_facts(source) | {"reference": self.compared_with.kind}
         return with_fingerprint(facts | {"num_samples": self.num_samples, "rounding": "uint8"})
 
     def _reference_facts(self, source: ImageDataModule) -> Protocol:
-        facts: Protocol = {
+        return {
             "extractor": self.extractor.name,
             "extractor_fingerprint": self.extractor.fingerprint,
             "data": source.fingerprint,
             "reference_images": len(self.reference_ids(source)),
             "reference_seed": REFERENCE_SEED,
+            **self.compared_with.facts(source),
         }
-        if self.reference == "validation":  # their number decides which images they are
-            facts["validation_images"] = len(source.validation_labels())
-        return facts
 
     def reference_ids(self, source: ImageDataModule) -> Tensor:
         """The places in `reference_split` of the images that samples are compared with."""
@@ -153,56 +152,56 @@ class GenerativeMetrics:
     def results(
         self, images: ImageSet, reference: ImageSet, suffix: str = "", by_class: bool = False
     ) -> Values:
-        """The values, by full names, of the metrics whose `by_class` equals the argument."""
-        chosen = [metric for metric in self.metrics if metric.by_class == by_class]
+        """The values, by full names, of the metrics whose `by_class` equals the argument.
+
+        Metrics are left out if labels of the images, or images of the reference, are missing.
+        """
+        chosen = [m for m in self.metrics if m.by_class == by_class and m.fits(images, reference)]
         with self.extractor.in_float32():
             results = [metric.results(images, reference, suffix) for metric in chosen]
         return {name: value for each in results for name, value in each.items()}
 
     def prepare(self, source: ImageDataModule) -> "PreparedMetrics":
         """Computes or reads what samples are compared with; call it on all ranks after `load`."""
-        reference = self._reference(source)
+        facts, chosen = self._reference_facts(source), self.reference_ids(source)
+        kept = (self.observer, facts, self.cache_dir)
+        reference = self.compared_with.image_set(source, chosen, *kept)
         real, test = self._real(source, reference)
         return PreparedMetrics(self, self.protocol_of(source), reference, real, test)
-
-    def _reference(self, source: ImageDataModule) -> ImageSet:
-        chosen, names = self.reference_ids(source), REFERENCES[self.reference]
-        images = RealImages(self.reference_split(source), chosen, *names, self.cache_dir)
-        return images.reference(self.observer, self._reference_facts(source))
 
     def _real(self, source: ImageDataModule, reference: ImageSet) -> tuple[Values, ImageSet | None]:
         """The values of test images, and the test images for metrics by class, if there are any."""
         count, chosen = len(self.test_ids(source)), self._observed_tests(source)
+        keep = self.by_class or self.fld  # features of test images, not only their values
         split = Split(source.test_images(), source.test_labels())
-        tests, labels = (
-            RealImages(split, chosen, "test", "test", self.cache_dir),
-            split.labels[chosen],
-        )
+        tests = RealImages(split, chosen, "test", "test", self.cache_dir)
+        labels = split.labels[chosen]
 
         def compute() -> dict[str, Tensor]:
             observed = tests.observe(self.observer)
             first = self.observer.image_set(observed, labels).select(slice(count))
             values = on_rank_zero(lambda: self.results(first, reference, REAL))
             tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
-            return tensors | ({FEATURES: observed[FEATURES]} if self.by_class else {})
+            return tensors | ({FEATURES: observed[FEATURES]} if keep else {})
 
         reader = self.observer.classifier
         facts: dict[str, Any] = self._reference_facts(source) | {
             "test": count,
             "half_splits": self.half_splits,
-            "per_class": self.by_class and len(chosen),
+            "per_class": keep and len(chosen),
             "classifier": reader.fingerprint if reader else None,
             "spatial_dim": self.extractor.spatial_dim,
             "patch": self.patch and [self.patch, *self.observer.corner],
+            **({"mmd": True} if self.mmd else {}),
         }
-        if self.extra_metrics:  # code outside the package may change, and its values with it
-            facts["extra"] = [
-                [inspect.getsource(type(m)), str(vars(m))] for m in self.extra_metrics
-            ]
+        if own := self.extra_metrics:  # code outside the package may change, and its values with it
+            facts["extra"] = [[inspect.getsource(type(m)), str(vars(m))] for m in own]
         name = f"real-{reference.name}-{self.extractor.name}-{short_count(count)}"
         stored = cached(self.cache_dir, name, facts, compute)
         features = stored.pop(FEATURES, None)
         test = None if features is None else ImageSet(self.extractor, features, labels)
+        if test is not None:
+            vars(reference)["unseen"] = test.features[:count]
         return {name: value.item() for name, value in stored.items()}, test
 
     def _observed_tests(self, source: ImageDataModule) -> Tensor:
@@ -242,7 +241,7 @@ class PreparedMetrics:
     def _compute(self, images: ImageSet) -> Values:
         results = self.metrics.results
         values = results(images, self.reference) | self.real
-        if self.test is None:
+        if self.test is None or images.labels is None:
             return values
         beside = results(
             self.test.matching(images.required_labels), self.reference, REAL, by_class=True

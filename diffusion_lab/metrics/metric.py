@@ -85,7 +85,9 @@ class ImageSet:
     features: Tensor  # (n, D) float32
     labels: Tensor | None = None  # (n,) int64; of samples, the requested classes
     guesses: Tensor | None = None  # (n,) int64; the classes that a classifier predicts
-    split: str = "train"  # of a reference: train or val
+    split: str = "train"  # of a reference: train, val, or the beginning of a file's name
+    given: Moments | None = None  # of a reference: statistics from a file, for FID to use
+    unseen: Tensor | None = None  # (m, D), of a reference: features of test images, for FLD
     others: Mapping[str, Tensor] = field(default_factory=dict)  # (n, .) each: more outputs, by name
 
     def __len__(self) -> int:
@@ -145,6 +147,7 @@ class Metric(ABC):
 
     quantities: ClassVar[tuple[Quantity, ...]]
     needs_labels: ClassVar[bool] = False  # whether the samples must be of known classes
+    needs_images: ClassVar[bool] = True  # whether statistics are too little of a reference
     # whether real images are also measured class by class, with the samples' number of each
     by_class: ClassVar[bool] = False
 
@@ -155,6 +158,11 @@ class Metric(ABC):
     def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
         """The part of a value's name that says what it depends on: extractor, numbers of images."""
         return f"{generated.extractor.name}/{reference.name}-{short_count(len(generated))}"
+
+    def fits(self, generated: ImageSet, reference: ImageSet) -> bool:
+        """Whether the samples have the labels, and the reference the images, that are needed."""
+        unlabelled = self.needs_labels and generated.labels is None
+        return not unlabelled and not (self.needs_images and not len(reference))
 
     def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
         """The values by full names, such as fid/inception/train60k-5k."""

@@ -6,7 +6,15 @@ from rich.table import Table
 
 from diffusion_lab.metrics.classifier_scores import Accuracy, InceptionScore
 from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
-from diffusion_lab.metrics.feature_distances import FID, KID, ClassFID, ClassifierFID, SpatialFID
+from diffusion_lab.metrics.feature_distances import (
+    FID,
+    KID,
+    MMD,
+    ClassFID,
+    ClassifierFID,
+    SpatialFID,
+)
+from diffusion_lab.metrics.likelihood_divergence import FLD
 from diffusion_lab.metrics.metric import LOWER, REAL, Metric, Quantity
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 from diffusion_lab.metrics.seams import Seams
@@ -21,6 +29,8 @@ VALIDATION = {"val/loss": False, "val/psnr": True, "val/ssim": True}  # whether 
 BUILT_IN: tuple[type[Metric], ...] = (
     FID,
     KID,
+    MMD,
+    FLD,
     PrecisionRecall,
     DensityCoverage,
     SpatialFID,

@@ -38,6 +38,7 @@ class Seams(Metric):
 
     meaning = "change across the edges of patches over the change inside, compared with real images"
     quantities = (Quantity("seams", "Seams", meaning, LOWER, judged=False, tabled=True),)
+    needs_images = False
 
     @ranges(patch=whole(2))
     def __init__(self, patch: int):

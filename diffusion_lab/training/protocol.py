@@ -12,6 +12,7 @@ from diffusion_lab.training.callbacks import SampleEvaluation, configured
 
 JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
+ON_REQUEST = ("mmd", "fld")  # measured if metrics.mmd, or metrics.fld, is true
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
 
 
@@ -56,6 +57,8 @@ def require_measured(metric: str, cfg: DictConfig) -> None:
         raise UserError(
             f"protocol.metric={metric} needs a classifier; write metrics.classifier=..."
         )
+    if metric in ON_REQUEST and not cfg.metrics.get(metric):
+        raise UserError(f"protocol.metric={metric} is not measured; write metrics.{metric}=true")
     of_samples = [quantity.name for each in BUILT_IN for quantity in each.quantities]
     if metric in of_samples and configured(cfg, SampleEvaluation) is None:
         raise UserError(

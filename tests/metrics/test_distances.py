@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.refusals import refused
+from torch_fidelity.metric_kid import kernel_rbf
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from diffusion_lab.metrics import FeatureSet, frechet, kid
 from diffusion_lab.metrics import distances as module
-from diffusion_lab.metrics.distances import covariance_root, frechet_of_halves
+from diffusion_lab.metrics.distances import covariance_root, frechet_of_halves, mmd
 
 torch_fidelity = pytest.importorskip("torch_fidelity.metric_fid")
 
@@ -93,6 +94,21 @@ def test_kid_agrees_with_torchmetrics_on_one_subset_of_all(monkeypatch, block):
     a, b = draw(90, 1), draw(90, 2, shift=0.1)  # torchmetrics needs equal sizes
     expected = poly_mmd(a.double(), b.double()).item()
     assert kid(FeatureSet(a), FeatureSet(b)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 3.0])
+def test_mmd_is_that_of_cmmd(shift):
+    """CMMD's estimator with all pairs of directions, diagonals included; sizes may be unequal."""
+    a, b = (draw(n, seed, by) for n, seed, by in ((90, 1, 0.0), (70, 2, shift)))
+
+    def kernel(x, y):
+        x, y = (each.double() / each.double().norm(dim=1, keepdim=True) for each in (x, y))
+        return kernel_rbf(x.numpy(), y.numpy(), kid_kernel_rbf_sigma=10).mean()
+
+    expected = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+    assert mmd(FeatureSet(a), FeatureSet(b)) == pytest.approx(expected, rel=1e-4)
+    assert mmd(FeatureSet(5 * a), FeatureSet(b)) == pytest.approx(expected, rel=1e-4)
+    assert mmd(FeatureSet(a), FeatureSet(a)) == pytest.approx(0, abs=1e-12)
 
 
 def test_kid_of_unequal_sizes_is_the_definition():

@@ -16,6 +16,7 @@ QUICK = ["train", *TINY, "callbacks.evaluation=null", "callbacks.sample_grid=nul
     [
         (WHOLE.replace("metric:fid,", ""), "protocol"),
         (WHOLE.replace("fid", "fidd"), "protocol.metric"),
+        (WHOLE.replace("fid", "fld"), "metrics.fld=true"),
         (WHOLE.replace("paired", "anova"), "protocol.test"),
         (WHOLE.replace("[0,1]", "[0]"), "protocol.seeds"),
         ("fid", "protocol"),

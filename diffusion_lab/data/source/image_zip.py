@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from diffusion_lab.data.source import listing
@@ -24,25 +25,12 @@ class ImageZip(FilesAtPaths):
     def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
         """Lists the images in the order of dataset.json, or sorted by name."""
         named = self.named(path)
-        file = listing.existing(path, named, "file", "ImageFolder")
-        try:
-            archive = zipfile.ZipFile(file)  # can be read by several threads
-        except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"{named} is not a readable zip ({error}); create it again") from error
-        # appending may leave two members of one name, of which a zip reads the last
-        members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
-        for name in members:
-            first, *rest = re.split(r"[/\\]", name)
-            if first == "" or ".." in (first, *rest):
-                raise DataError(
-                    f"{named} has a member outside of the archive ({name}); create it again"
-                )
-        names = listing.images_among((name for name in members if name != LABELS), named)
-        if LABELS not in members:
+        archive, names = opened_zip(listing.existing(path, named, "file", "ImageFolder"), named)
+        if LABELS not in archive.namelist():
             classes, labels = listing.by_folder(names, classes, named)
             return ImageFiles(path, names, classes, labels, archive.open)
         where = f"{LABELS} of {path}"
-        labelled = _labels(_read(archive, where), where)
+        labelled = labels_of(archive, where)
         if labelled is None or classes == ():
             if classes:
                 raise DataError(f"{where} has no labels for the classes {some(classes)}; add them")
@@ -58,17 +46,37 @@ class ImageZip(FilesAtPaths):
         return ImageFiles(path, list(labelled), classes, labels, archive.open)
 
 
-def _read(archive: zipfile.ZipFile, where: str) -> object:
+def opened_zip(file: Path, named: str) -> tuple[zipfile.ZipFile, list[str]]:
+    """Opens a zip, which several threads can read; also returns the sorted names of its images.
+
+    `named` is the path with its argument's name, with which the errors begin (DataError).
+    """
     try:
-        return json.loads(archive.read(LABELS))
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{named} is not a readable zip ({error}); create it again") from error
+    # appending may leave two members of one name, of which a zip reads the last
+    members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
+    for name in members:
+        first, *rest = re.split(r"[/\\]", name)
+        if first == "" or ".." in (first, *rest):
+            raise DataError(
+                f"{named} has a member outside of the archive ({name}); create it again"
+            )
+    return archive, listing.images_among((name for name in members if name != LABELS), named)
+
+
+def labels_of(archive: zipfile.ZipFile, where: str) -> dict[str, Any] | None:
+    """The label of each image in a dataset.json, in its order; None if it says that there are none.
+
+    `where` names the dataset.json in errors (DataError).
+    """
+    try:
+        content = json.loads(archive.read(LABELS))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON ({error}); fix it") from error
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
         raise DataError(f"{where} cannot be read ({error}); create the zip again") from error
-
-
-def _labels(content: object, where: str) -> dict[str, Any] | None:
-    """Returns the label of each name, in order, or None; raises DataError for any other content."""
     pairs = content.get("labels") if isinstance(content, dict) else content
     if pairs is None and isinstance(content, dict):
         return None

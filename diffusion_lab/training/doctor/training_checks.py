@@ -155,7 +155,7 @@ def sample_counts(run: PlannedRun) -> Iterator[Remark]:
         return
     samples, width = metrics.num_samples, metrics.extractor.dim
     reference, test = len(metrics.reference_ids(data)), len(data.test_labels())
-    if reference < width:
+    if 0 < reference < width:
         yield warning(
             f"the reference has {reference} images for {width} features, so its covariance is "
             "singular; write metrics.reference_size=null, or use KID if the data have no more"

@@ -1,0 +1,211 @@
+"""The reference that samples are compared with: a split of the data, or an .npz.
+
+An .npz has images, the mean and the covariance of their features, or both, as the reference batches
+of ADM do (arXiv:2105.05233).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_lab.common import hashing
+from diffusion_lab.common.messages import say
+from diffusion_lab.common.ranges import Range
+from diffusion_lab.data import ImageDataModule, Split
+from diffusion_lab.data.source.drawn_images import ARRAYS, array_in, images_in, opened_npz
+from diffusion_lab.metrics.distances import Moments, covariance_root
+from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.metrics.metric import ImageSet, Protocol
+from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.metrics.real_images import RealImages
+
+STATISTICS = ("mu", "sigma")  # arrays of the mean (D,) and the covariance (D, D)
+REFERENCE = Range("train, validation or the path of an .npz", lambda value: isinstance(value, str))
+ASYMMETRY = 1e-4  # largest asymmetry of a covariance, relative to its largest entry
+
+
+class Reference(ABC):
+    """The images that samples are compared with, or the statistics of their features."""
+
+    kind: str  # in protocols
+    name: str  # in the names of values, before the number of images
+    word: str  # in messages
+
+    @abstractmethod
+    def split(self, source: ImageDataModule) -> Split:
+        """The images; raises ValueError if there are none."""
+
+    def facts(self, source: ImageDataModule) -> Protocol:
+        """Entries of a protocol that say which images these are."""
+        return {}
+
+    def moments(self, extractor: FeatureExtractor) -> Moments | None:
+        """The statistics of an extractor's features that were computed elsewhere."""
+        return None
+
+    def check(self, extractor: FeatureExtractor) -> None:
+        """Raises ExtractorUnavailable if the reference is of another extractor alone."""
+        return None
+
+    def image_set(
+        self,
+        source: ImageDataModule,
+        chosen: Tensor,
+        observer: Observer,
+        facts: Protocol,
+        folder: str,
+    ) -> ImageSet:
+        """Observes the chosen images, or reads what was observed, on all ranks.
+
+        The results depend on `facts`, and are cached in `folder`.
+        """
+        extractor = observer.extractor
+        found = ImageSet(extractor, torch.empty(0, extractor.dim), split=self.name)
+        if len(chosen):  # else there are statistics alone
+            images = RealImages(self.split(source), chosen, self.name, self.word, folder)
+            found = images.reference(observer, facts)
+        vars(found)["given"] = self.moments(extractor)
+        return found
+
+
+class Training(Reference):
+    """The training split."""
+
+    kind, name, word = "train", "train", "training"
+
+    def split(self, source: ImageDataModule) -> Split:
+        return Split(source.reference_images(), source.reference_labels())
+
+
+class Validation(Reference):
+    """The validation images, against which models are chosen."""
+
+    kind, name, word = "validation", "val", "validation"
+
+    def split(self, source: ImageDataModule) -> Split:
+        if not len(source.validation_labels()):
+            raise ValueError(
+                "reference=validation needs validation images, and no training images are kept for "
+                "validation; write data.validation_size=auto or a number"
+            )
+        return Split(source.validation_images(), source.validation_labels())
+
+    def facts(self, source: ImageDataModule) -> Protocol:
+        return {"validation_images": len(source.validation_labels())}  # decides which they are
+
+
+@dataclass(frozen=True)
+class FileReference(Reference):
+    """The images, the statistics, or both in an .npz; code in the file is never run."""
+
+    path: Path
+    kind = "FILE"  # not the path, which may differ between machines
+    word = "reference"
+
+    def __post_init__(self) -> None:
+        if not self.path.is_file() or self.path.suffix != ".npz":
+            problem = "is no .npz" if self.path.exists() else "does not exist"
+            raise ValueError(
+                f"{self._where} {problem}; write train, validation, or the path of an .npz with "
+                "images or statistics"
+            )
+        if not self.names & set(ARRAYS) and not self.names >= set(STATISTICS):
+            raise ValueError(
+                f"{self._where} has no array {' or '.join(ARRAYS)} of images, and no statistics "
+                f"{' and '.join(STATISTICS)}; give a file that has"
+            )
+
+    @property
+    def _where(self) -> str:
+        return f"reference={self.path}"
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The names of the arrays in the file."""
+        with opened_npz(self.path, self._where) as file:
+            return set(file.files)
+
+    @cached_property
+    def checksum(self) -> str:
+        """The first 8 digits of the file's sha256, in the names of values."""
+        return hashing.of_file(self.path)[:8]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"file-{self.checksum}-"
+
+    def split(self, source: ImageDataModule) -> Split:
+        """The images, which are of no class; none if the file has statistics alone."""
+        images = self._images(source.native_shape)
+        return Split(images, torch.full((len(images),), -1))
+
+    def facts(self, source: ImageDataModule) -> Protocol:
+        return {"reference_file": self.checksum}
+
+    def check(self, extractor: FeatureExtractor) -> None:
+        if self._statistics is None or self.moments(extractor):
+            return
+        unfit = (
+            f"{self._where} has statistics of {len(self._statistics.mean):,} features, and "
+            f"{extractor.name} has {extractor.dim:,}"
+        )
+        if not self.names & set(ARRAYS):
+            raise ExtractorUnavailable(f"{unfit}; choose the extractor that they belong to")
+        say(f"{unfit}, so FID compares with the images in the file instead")
+
+    def moments(self, extractor: FeatureExtractor) -> Moments | None:
+        known = self._statistics
+        return known if known and len(known.mean) == extractor.dim else None
+
+    @cached_property
+    def _statistics(self) -> Moments | None:
+        if not self.names >= set(STATISTICS):
+            return None
+        with opened_npz(self.path, self._where) as file:
+            mean, covariance = (array_in(file, name, self._where) for name in STATISTICS)
+        return moments_of(mean, covariance, self._where, f"stats-{self.checksum}")
+
+    def _images(self, shape: tuple[int, int, int]) -> Tensor:
+        if not self.names & set(ARRAYS):
+            return torch.empty(0, *shape, dtype=torch.uint8)
+        if "images" not in vars(self):
+            with opened_npz(self.path, self._where) as file:
+                vars(self)["images"] = images_in(file, self._where, shape)
+        return vars(self)["images"]
+
+
+SPLITS = {"train": Training(), "validation": Validation()}
+
+
+def reference_of(text: str, per_class: bool, fld: bool) -> Reference:
+    """The reference that a setting names; raises ValueError if other settings do not allow it."""
+    allowed = {"per_class": (per_class, tuple(SPLITS)), "fld": (fld, ("train",))}
+    for key, (asked, references) in allowed.items():
+        if asked and text not in references:
+            raise ValueError(
+                f"reference={text} does not go with {key}=true; write "
+                f"reference={' or '.join(references)}, or {key}=false"
+            )
+    return SPLITS[text] if text in SPLITS else FileReference(Path(text))
+
+
+def moments_of(mean: np.ndarray, covariance: np.ndarray, where: str, name: str) -> Moments:
+    """The moments of features by their mean (D,) and covariance (D, D).
+
+    Raises ValueError, which begins with `where`, if these are no mean and covariance.
+    """
+    numeric = all(each.dtype.kind == "f" and np.isfinite(each).all() for each in (mean, covariance))
+    if not numeric or mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{where} has {' and '.join(STATISTICS)} of shapes {mean.shape} and "
+            f"{covariance.shape}, which must be finite numbers of shapes (D,) and (D, D)"
+        )
+    if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
+        raise ValueError(f"{where} has a sigma that is not symmetric, so it is no covariance")
+    root = covariance_root(torch.from_numpy(covariance.astype(np.float64)))
+    return Moments(torch.from_numpy(mean.astype(np.float64)), root, name)

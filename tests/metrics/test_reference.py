@@ -1,0 +1,224 @@
+"""A reference in a file: images or statistics in an .npz, of which nothing is run."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.refusals import refused
+from helpers.tiny_data import TinyData, tiny_data
+from torch import nn
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from diffusion_lab.common.randomness import random_places
+from diffusion_lab.metrics import FeatureExtractor, FeatureSet, GenerativeMetrics
+from diffusion_lab.metrics.distances import mmd
+from diffusion_lab.metrics.likelihood_divergence import fld
+
+DIM = 10
+
+
+class Projection(nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(64, DIM, generator=generator) / 8)
+
+    def forward(self, images):
+        return (images.float().flatten(1) / 255 @ self.weight).tanh()
+
+
+class Projected(FeatureExtractor):
+    name, dim, channels, preprocessing = "fake", DIM, 1, "x / 255"
+
+    def build(self):
+        return Projection(), "a"
+
+    def logits(self, features):
+        return 5 * features  # as if the features were classes
+
+
+@pytest.fixture
+def data():
+    found = tiny_data()
+    found.setup("fit")
+    return found
+
+
+@pytest.fixture
+def measured(data, tmp_path):
+    """A function: measured(images, reference=...) -> the values and the protocol."""
+
+    def measure(images, labels=None, **options):
+        metrics = GenerativeMetrics(Projected(), None, len(images), str(tmp_path), **options)
+        metrics.load(data, "cpu")
+        prepared = metrics.prepare(data)
+        return prepared.compute(metrics.observer(images), labels), prepared.protocol
+
+    return measure
+
+
+@pytest.fixture
+def features():
+    """A function: the features of images, (n, D)."""
+    extractor = Projected()
+    extractor.load("cpu")
+    return extractor
+
+
+def samples(count: int = 40) -> torch.Tensor:
+    images = TinyData().load()[0].images[:count].clone()
+    return images // 2 + 40
+
+
+def channels_last(images: torch.Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
+    rows = features.double().numpy()
+    return {"mu": rows.mean(0), "sigma": np.cov(rows, rowvar=False)}
+
+
+def kinds(values: dict[str, float]) -> set[str]:
+    return {name.partition("/")[0] for name in values}
+
+
+def test_statistics_of_the_training_images_give_their_fid_and_no_other_distance(
+    data, measured, features, tmp_path
+):
+    np.savez(tmp_path / "stats.npz", **statistics(features(data.reference_images())))
+    usual, _ = measured(samples())
+    found, protocol = measured(samples(), reference=str(tmp_path / "stats.npz"))
+    checksum = protocol["reference_file"]
+    for kind in ("fid", "fid_real", "fid_std", "fid_infinity"):
+        name = f"{kind}/fake/stats-{checksum}-{40 if kind != 'fid_real' else 32}"
+        before = next(value for key, value in usual.items() if key.startswith(f"{kind}/"))
+        assert found[name] == pytest.approx(before, rel=1e-6)
+    # a score without a reference stays
+    assert kinds(found) == {
+        *("fid", "fid_std", "fid_infinity", "fid_real", "fid_infinity_real", "fid_std_real"),
+        *("inception_score", "inception_score_real"),
+    }
+
+
+@pytest.mark.parametrize("name", ["arr_0", "images"])
+def test_images_in_a_file_are_a_reference_like_the_training_images(data, measured, tmp_path, name):
+    np.savez(tmp_path / "images.npz", **{name: channels_last(data.reference_images())})
+    usual, protocol = measured(samples())
+    found, other = measured(samples(), reference=str(tmp_path / "images.npz"))
+    assert list(found.values()) == pytest.approx(list(usual.values()), rel=1e-6)
+    assert other["reference_images"] == protocol["reference_images"] == 84
+    assert f"fid/fake/file-{other['reference_file']}-84-40" in found
+    assert other["fingerprint"] != protocol["fingerprint"]
+
+
+def test_of_a_batch_with_both_fid_takes_the_statistics_and_the_rest_the_images(
+    data, measured, features, tmp_path
+):
+    half = channels_last(data.reference_images()[:50])
+    known = statistics(features(data.reference_images()))
+    np.savez(tmp_path / "batch.npz", arr_0=half, mu_s=np.zeros(3), sigma_s=np.eye(3), **known)
+    np.savez(tmp_path / "half.npz", arr_0=half)
+    usual, _ = measured(samples())
+    of_half, _ = measured(samples(), reference=str(tmp_path / "half.npz"))
+    found, protocol = measured(samples(), reference=str(tmp_path / "batch.npz"))
+    checksum = protocol["reference_file"]
+    assert found[f"fid/fake/stats-{checksum}-40"] == pytest.approx(
+        usual["fid/fake/train84-40"], rel=1e-6
+    )
+    halves = {name.partition("/")[0]: value for name, value in of_half.items()}
+    for kind, count in (("kid", 50), ("precision", 40), ("coverage", 40)):
+        assert found[f"{kind}/fake/file-{checksum}-{count}-40"] == pytest.approx(halves[kind])
+
+
+def test_statistics_of_other_features_are_refused_and_images_beside_them_used(
+    data, measured, tmp_path, capsys
+):
+    other = {"mu": np.zeros(DIM + 1), "sigma": np.eye(DIM + 1)}
+    np.savez(tmp_path / "other.npz", **other)
+    with refused("reference=", "other.npz", DIM + 1, DIM, by=ValueError):
+        measured(samples(), reference=str(tmp_path / "other.npz"))
+    images = channels_last(data.reference_images())
+    np.savez(tmp_path / "both.npz", arr_0=images, **other)
+    found, _ = measured(samples(), reference=str(tmp_path / "both.npz"))
+    assert str(DIM + 1) in capsys.readouterr().err
+    assert "kid" in kinds(found)
+    assert any(name.startswith("fid/fake/file-") for name in found)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"mu": np.array([Bomb()], dtype=object), "sigma": np.eye(1)},
+        {"arr_0": np.array([Bomb()], dtype=object)},
+        {"mu": np.zeros(DIM)},
+        {"features": np.zeros((5, DIM))},
+        {"mu": np.zeros(DIM), "sigma": np.eye(DIM - 1)},
+        {"mu": np.zeros(DIM), "sigma": np.zeros(DIM)},
+        {"mu": np.full(DIM, np.nan), "sigma": np.eye(DIM)},
+        {"mu": np.zeros(DIM), "sigma": np.triu(np.ones((DIM, DIM)))},
+        {"arr_0": np.zeros((9, 8, 8, 3), np.uint8)},
+        {"arr_0": np.zeros((9, 8, 8, 1))},
+    ],
+    ids=lambda arrays: " ".join(f"{k}{v.shape}" for k, v in arrays.items()),
+)
+def test_other_files_are_refused_and_no_code_in_them_is_run(
+    measured, tmp_path, monkeypatch, arrays
+):
+    monkeypatch.chdir(tmp_path)
+    np.savez("file.npz", allow_pickle=True, **arrays)
+    with refused("reference=file.npz", by=ValueError):
+        measured(samples(), reference="file.npz")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_what_is_no_npz_is_refused(measured, tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"nothing")
+    (tmp_path / "a.pkl").write_bytes(b"nothing")
+    for name in ("a.npz", "a.pkl", "nowhere.npz", "trian"):
+        with refused(name, by=ValueError):
+            measured(samples(), reference=str(tmp_path / name))
+    with refused("per_class", "reference=", by=ValueError):
+        measured(samples(), torch.arange(40) % 4, reference="trian", per_class=True)
+
+
+def test_values_from_files_are_torch_fidelitys(data, measured, features, tmp_path):
+    real, ours = features(data.reference_images()).double(), features(samples()).double()
+    known = statistics(real)
+    np.savez(tmp_path / "batch.npz", arr_0=channels_last(data.reference_images()), **known)
+    found, _ = measured(samples(), reference=str(tmp_path / "batch.npz"))
+    by_kind = {name.partition("/")[0]: value for name, value in found.items()}
+    sides = [known, statistics(ours)]
+    fid = fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"]
+    assert by_kind["fid"] == pytest.approx(fid, rel=1e-6)
+    isc = isc_features_to_metric(features.logits(ours), splits=10, shuffle=False)
+    assert by_kind["inception_score"] == pytest.approx(isc["inception_score_mean"], rel=1e-6)
+    # theirs takes subsets of equal size of both sides: here of all samples, many times
+    subsets = {"kid_subsets": 2000, "kid_subset_size": 40, "verbose": False}
+    theirs = kid_features_to_metric(ours, real, **subsets)
+    spread = theirs["kernel_inception_distance_std"] / 2000**0.5
+    assert by_kind["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5 * spread)
+
+
+def test_mmd_and_fld_are_measured_on_request(data, measured, features):
+    usual, protocol = measured(samples())
+    found, same = measured(samples(), mmd=True, fld=True)
+    again, _ = measured(samples(), mmd=True, fld=True)  # read from the cache
+    assert found == pytest.approx(again)
+    assert same == protocol
+    assert set(found) - set(usual) == {
+        *("mmd/fake/train84-40", "mmd_real/fake/train84-32"),
+        "fld/fake/train84-40",  # of real images it is 0 by definition
+    }
+    train, test = (features(images) for images in (data.reference_images(), data.test_images()))
+    real, ours = FeatureSet(train), FeatureSet(features(samples()))
+    assert found["mmd/fake/train84-40"] == pytest.approx(mmd(ours, real), rel=1e-5)
+    train, test = (rows[random_places(len(rows), None)] for rows in (train, test))
+    expected = fld(ours.features, train, test)
+    assert found["fld/fake/train84-40"] == pytest.approx(expected, rel=1e-3)
