@@ -15,10 +15,10 @@ from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.ranges import either, number, numbers, optional, whole
 from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_of
-from diffusion_lab.runs import averages, load_config, snapshots
+from diffusion_lab.runs import averages, snapshots
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.diffusion_run import DiffusionRun
-from diffusion_lab.runs.opening import kind_of
+from diffusion_lab.runs.opening import kind_of, load_trained_config
 from diffusion_lab.runs.weights import EXPORTED
 
 LIMITS = f"above 0 and at most {LONGEST:.3f}"
@@ -39,7 +39,7 @@ def average(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     check_keys(cfg, KEYS)
     lengths = [*cfg.length] if isinstance(cfg.length, ListConfig) else [cfg.length]
-    run, saved = Path(cfg.run), load_config(cfg.run)
+    run, saved = Path(cfg.run), load_trained_config(cfg.run)
     first_stages = None if kind_of(saved) is DiffusionRun else AveragedFirstStages(cfg, saved)
     step, last, found = chosen(run, cfg.step)
     made = []

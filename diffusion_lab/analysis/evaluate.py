@@ -3,30 +3,35 @@
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.common.messages import console, say
+from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
+from diffusion_lab.runs.images_run import open_images
 from diffusion_lab.runs.opening import inherit, open_run
-from diffusion_lab.runs.results import (
-    comparable_metrics,
-    require_evaluations,
-    sampling_of,
-    save_evaluation,
-)
+from diffusion_lab.runs.results import comparable_metrics, require_evaluations, sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
 
 def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     """Measures `cfg.run`, prints its metrics and their values for real images, and saves them.
 
-    Sampler, guidance and metrics are the run's own, unless `overrides` say otherwise.
+    Sampler, guidance and metrics are the run's own, unless `overrides` say otherwise. With
+    `cfg.images` it measures images that another program drew, against `cfg.data`.
     """
     check_keys(cfg, {"batch_size": whole(1), "seed": optional(whole(0))})
     against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
     # refuse a wrong path at once
     others = {str(run): require_evaluations(str(run)) for run in against}
-    opened = open_run(cfg)
+    if cfg.images is None and "data" in cfg:
+        raise UserError(
+            "data=... is for images=...; a run is measured against its own data, so leave it out"
+        )
+    opened = open_run(cfg) if cfg.images is None else open_images(cfg)
+    if cfg.images and others:
+        raise UserError(
+            f"against={against[0]} is for runs; put images beside runs by `diffusion-lab compare`"
+        )
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
         cfg.seed = sampling_seed(opened.saved)
@@ -43,8 +48,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     results |= ceiling(results, opened.reconstruction_metrics)
     for line in report(results, opened.datamodule.class_names, metrics.extra_quantities):
         say(line)
-    extra = metrics.extra_facts
-    path = save_evaluation(cfg.run, results, protocol, cfg, opened.weights, extra)
+    path = opened.record(cfg, results, protocol, metrics.extra_facts)
     say(f"Saved in {path}")
     if compared:
         console.print(side_by_side({cfg.run: results} | compared))

@@ -58,8 +58,8 @@ TABLE = {
     "resumable path": "data.source.root",
     "resumable named loss path": "data.source.path data.source.test_path",
     "path": (
-        "run_dir resume run control output data_root first_stage.cache_dir metrics.cache_dir "
-        "objective.teacher.cache_dir"
+        "run_dir resume run images control output data_root first_stage.cache_dir "
+        "metrics.cache_dir objective.teacher.cache_dir"
     ),
     "named path": "init_from objective.teacher.run",  # identified by checksums
     "named loss path": "first_stage.run first_stage.path",  # identified by checksums

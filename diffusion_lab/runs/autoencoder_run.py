@@ -57,6 +57,7 @@ class AutoencoderRun(OpenRun):
     command: ClassVar[str] = "train-autoencoder"
     results: ClassVar[tuple[str, ...]] = (saving.FIRST_STAGE_FILE,)
     groups_without_choice: ClassVar[tuple[str, ...]] = ("sampler", "guidance")
+    limits: ClassVar[str] = "an autoencoder, which only `sample` and `evaluate` accept"
 
     prior: Prior
     facts: saving.AutoencoderFacts

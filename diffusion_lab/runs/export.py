@@ -17,9 +17,9 @@ from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.diffusion_run import DiffusionRun, with_weights
-from diffusion_lab.runs.folder import CONFIG, load_config
+from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.open_run import checkpoint_of
-from diffusion_lab.runs.opening import kind_of
+from diffusion_lab.runs.opening import kind_of, load_trained_config
 
 
 def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -32,7 +32,7 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if output.exists():
         raise UserError(f"output={output} already exists; choose a new folder")
     run = Path(cfg.run)
-    saved = load_config(run)
+    saved = load_trained_config(run)
     if (run / weights.EXPORTED).is_file():
         raise UserError(f"{run} is already an export; copy the folder")
     if kind_of(saved) is not DiffusionRun:

@@ -1,6 +1,7 @@
 """The base class of trained runs that are opened, to sample from them and measure them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,9 +15,11 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import kept_checkpoints
 from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.results import save_evaluation
 from diffusion_lab.runs.weights import EXPORTED, identify, require_unchanged
 
 
@@ -27,6 +30,7 @@ class OpenRun(ABC):
     command: ClassVar[str]  # the name of the command that trains runs of this kind
     results: ClassVar[tuple[str, ...]] = ()  # files of a finished run, besides the summary
     groups_without_choice: ClassVar[tuple[str, ...]] = ()  # groups that this kind does not have
+    limits: ClassVar[str] = ""  # what else than a diffusion model it is, and who accepts it
 
     saved: DictConfig  # the run's configuration
     device: torch.device
@@ -82,6 +86,16 @@ class OpenRun(ABC):
     @abstractmethod
     def pipeline(self, cfg: DictConfig) -> Generator:
         """Builds the sampling call with the sampler and guidance of `cfg`; may raise UserError."""
+
+    def record(
+        self,
+        cfg: DictConfig,
+        results: dict[str, float],
+        protocol: Protocol,
+        extra: Sequence[dict[str, object]],
+    ) -> Path:
+        """Writes an evaluation into the folder `cfg.run`; returns its file."""
+        return save_evaluation(cfg.run, results, protocol, cfg, self.weights, extra)
 
     @property
     def autocast(self) -> torch.autocast:

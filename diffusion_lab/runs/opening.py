@@ -1,5 +1,7 @@
 """Opens trained runs of each kind, and gives a command the settings of the run it works on."""
 
+from pathlib import Path
+
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -8,11 +10,15 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.images_run import ImagesRun
 from diffusion_lab.runs.open_run import OpenRun
+from diffusion_lab.runs.results import IMAGES
 
 
 def kind_of(saved: DictConfig) -> type[OpenRun]:
     """The kind of the run with the configuration `saved`."""
+    if IMAGES in saved:
+        return ImagesRun
     return AutoencoderRun if "autoencoder" in saved else DiffusionRun
 
 
@@ -30,11 +36,16 @@ def open_diffusion_run(cfg: DictConfig) -> DiffusionRun:
 def load_diffusion_config(folder: str) -> DictConfig:
     """Reads the configuration of a diffusion model's run; raises UserError for another kind."""
     saved = load_config(folder)
-    if kind_of(saved) is not DiffusionRun:
-        raise UserError(
-            f"{folder} is an autoencoder, which only `sample` and `evaluate` accept; give the run "
-            "of a diffusion model"
-        )
+    if (kind := kind_of(saved)) is not DiffusionRun:
+        raise UserError(f"{folder} is {kind.limits}; give the run of a diffusion model")
+    return saved
+
+
+def load_trained_config(folder: str | Path) -> DictConfig:
+    """Reads the configuration of a run that was trained; raises UserError for images alone."""
+    saved = load_config(folder)
+    if kind_of(saved) is ImagesRun:
+        raise UserError(f"{folder} is {ImagesRun.limits}; give a trained run")
     return saved
 
 

@@ -28,11 +28,13 @@ WORDS = {
         "with data.validation_size=",
         "train both with the same one",
     ),
+    "reference_file": ("against a file with the checksum ", "give both the same metrics.reference"),
     "reference_images": ("with metrics.reference_size=", "metrics.reference_size="),
     "num_samples": ("with metrics.num_samples=", "metrics.num_samples="),
 }
 EVALUATIONS = "evaluations"
 Sampling = dict[str, object]  # the result of `sampling_of`
+IMAGES = "images"  # the key of images that another program drew, in configurations
 OWN = "own"  # the sampling seed of runs that each sample with their training seed
 # "protocol", "sampling" and "metrics" of an evaluation, the run's "training_seed", and what
 # identifies its weights
@@ -43,8 +45,11 @@ def sampling_of(cfg: DictConfig) -> Sampling:
     """The settings by which samples are drawn: sampler, guidance and seed, as plain values.
 
     The average of the weights is one of them, unless it is the one that the run evaluates, and so
-    is the step of a checkpoint other than the newest.
+    is the step of a checkpoint other than the newest. Those of another program's images are not
+    known: {}.
     """
+    if cfg.get(IMAGES):
+        return {}
     parts = [part for part in ("sampler", "guidance") if part in cfg]  # a VAE's has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
     average, step = cfg.get("average"), cfg.get("step")
@@ -92,10 +97,26 @@ def evaluations_of(folder: str | Path, weights: CurrentWeights) -> list[Record]:
 
 
 def samplings_of(record: Record) -> list[Sampling]:
-    """The sampling of an evaluation, and, if it has the run's training seed, with the seed OWN."""
+    """The sampling of an evaluation, and, if it has the run's training seed, with the seed OWN.
+
+    Another program's images have none.
+    """
     sampling = record["sampling"]
+    if not sampling:
+        return []
     own = sampling["seed"] == record["training_seed"]
     return [sampling, sampling | {"seed": OWN}] if own else [sampling]
+
+
+def sampled_by(record: Record, sampling: Sampling) -> bool:
+    """Whether an evaluation is of this sampling; one of another program's images is of any."""
+    ways = [flat(way) for way in samplings_of(record)]
+    return not ways or any(not _differing(flat(sampling), way) for way in ways)
+
+
+def measured_by(found: Sequence[Record], protocol: Protocol, sampling: Sampling) -> bool:
+    """Whether one of the evaluations is of this protocol and sampling."""
+    return any(each["protocol"] == protocol and sampled_by(each, sampling) for each in found)
 
 
 def require_evaluations(folder: str | Path) -> list[Record]:
@@ -137,15 +158,10 @@ def comparable_metrics(
     alike = [each for each in found if each["protocol"] == protocol]
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
-    ours = flat(sampling)
-    same = [
-        each["metrics"]
-        for each in alike
-        if any(not _differing(ours, flat(way)) for way in samplings_of(each))
-    ]
+    same = [each["metrics"] for each in alike if sampled_by(each, sampling)]
     metrics = dict(ChainMap(*same))  # the first value of a metric counts
     if not metrics:
-        theirs = flat(alike[-1]["sampling"])
+        ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
         key = min(_differing(ours, theirs))
         raise UserError(
             f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
@@ -201,12 +217,14 @@ def common_metrics(
     UserError, which names a difference. Sampling seeds are shared, too, if each is its run's
     training seed.
     """
-    having: dict[str, list[Path]] = {}  # the runs, by protocol and sampling
-    for folder, found in records.items():
-        pairs = ([r["protocol"], way] for r in found for way in samplings_of(r))
-        ways = (json.dumps(pair, sort_keys=True) for pair in pairs)
-        for way in dict.fromkeys(ways):
-            having.setdefault(way, []).append(folder)
+    everything = [record for found in records.values() for record in found]
+    pairs = [[record["protocol"], way] for record in everything for way in samplings_of(record)]
+    # if no sampling is known, all are images of other programs
+    pairs = pairs or [[record["protocol"], record["sampling"]] for record in everything]
+    having = {  # the runs, by protocol and sampling
+        text: [folder for folder, found in records.items() if measured_by(found, *json.loads(text))]
+        for text in dict.fromkeys(json.dumps(pair, sort_keys=True) for pair in pairs)
+    }
     if not having:
         raise never_evaluated(next(iter(records)), len(records) - 1)
     # the most common pair, so that the error names the odd run out; of those, most samples

@@ -12,6 +12,7 @@ from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.verdict import verdicts
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.metrics.quantities import QUANTITIES
+from diffusion_lab.runs import published
 from diffusion_lab.runs.folder import save_config
 from diffusion_lab.runs.results import sampling_of
 
@@ -122,3 +123,21 @@ def said(runs, kind="fid"):
     metric = next(metric for metric in QUANTITIES if metric.name == kind)
     found = verdicts(collect([runs]).groups, [metric]).get(kind)
     return found and (found.answer, " ".join([*found.findings, *found.reservations]))
+
+
+def fake_images(folder: Path, fid: float, seed: int = 0, name: str = "theirs") -> Path:
+    """Writes the folder that `evaluate images=...` writes, with the FID `fid`."""
+    data = {"source": {"_target_": "diffusion_lab.data.source.FashionMNIST", "root": "data"}}
+    config = {"name": name, "seed": seed, "images": "theirs.npz", "data": data, "callbacks": {}}
+    (folder / "evaluations").mkdir(parents=True)
+    save_config(folder, OmegaConf.create(config))
+    (folder / "summary.json").write_text(json.dumps({"finished": True, "metrics": {}}))
+    record = {
+        "protocol": with_fingerprint(PROTOCOL),
+        "sampling": {},
+        "metrics": {f"fid/{NAME}": fid, f"fid_real/{NAME}": 96.3},
+        "checkpoint": "abc",
+    }
+    (folder / "evaluations/one.json").write_text(json.dumps(record))
+    published.seal(folder, "abc", None)
+    return folder

@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.build.config_keys import FRACTION, Means, Settings, flat, means
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import DiffusionRun, kind_of, published
+from diffusion_lab.runs import kind_of, published
+from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, load_summary
-from diffusion_lab.runs.results import EVALUATIONS, Record, evaluations_of
+from diffusion_lab.runs.results import EVALUATIONS, IMAGES, Record, evaluations_of
 from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.weights import CurrentWeights
 from diffusion_lab.training.tuning import FOUND
@@ -42,6 +43,11 @@ class Run:
     def seed(self) -> int:
         return self.config.seed
 
+    @property
+    def drawn_elsewhere(self) -> bool:
+        """Whether these are images that another program drew."""
+        return IMAGES in self.config
+
     @cached_property
     def known(self) -> Settings:
         """The settings that are not null; equal numbers are written in the same way (1.0 as 1)."""
@@ -50,11 +56,12 @@ class Run:
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings that define the run's composition."""
+        """The settings that define the run's composition; of another program's images, the name."""
         known = {FRACTION: 1} | self.known  # null means all of the data, too
         if OmegaConf.select(self.config, "budget.seconds") is not None:
             known.pop("trainer.max_steps", None)  # unlimited: the run ends at trainer.max_time
-        return {key: value for key, value in known.items() if Means.COMPOSITION in means(key)}
+        named = {IMAGES: self.config.name} if self.drawn_elsewhere else {}
+        return named | {k: v for k, v in known.items() if Means.COMPOSITION in means(k)}
 
     @property
     def finished_at(self) -> tuple[float, str]:
@@ -147,7 +154,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
     """The reason why a run cannot be compared; None if it can."""
-    if kind_of(config) is not DiffusionRun:
+    if kind_of(config) is AutoencoderRun:
         return "it is an autoencoder, not a diffusion model"
     if not summary and (folder / SUMMARY).exists():
         return f"its {SUMMARY} is damaged and cannot be read"

@@ -20,7 +20,7 @@ from diffusion_lab.analysis.comparison import (
 )
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
-from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of
+from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of, trained
 from diffusion_lab.analysis.comparison.other_samplings import other_samplings
 from diffusion_lab.analysis.comparison.output import write
 from diffusion_lab.analysis.comparison.page import Judged, Report
@@ -80,7 +80,8 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         )
     collection = collect(paths)
     groups, left_out = collection.groups, collection.left_out
-    protocol = agreed.protocol_of(runs_of(groups)) or {}
+    ours = trained(groups)
+    protocol = agreed.protocol_of(runs_of(ours)) or {}
     primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
     judged = judge_all(collection, primary, test, protocol.get("seeds"))
     if not judged:
@@ -88,7 +89,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     measured = (collection.protocol, collection.sampling, collection.names)
     others = other_samplings(groups, *measured, judged[0].metric, test)
     by_metric = {each.metric.name: each.verdict for each in judged}
-    notes = [*agreed.notes(groups), *correction_notes(by_metric, primary), *tuned.notes(groups)]
+    notes = [*agreed.notes(ours), *correction_notes(by_metric, primary), *tuned.notes(ours)]
     notes += [*fairness.notes(groups), *collection.omitted]
     if by_validation(collection):
         notes.append(
@@ -206,23 +207,41 @@ def by_validation(collection: Collection) -> bool:
 
 def setting(collection: Collection) -> str:
     """A line on the data, the protocol, and the sampler and guidance of all runs."""
-    runs, protocol, sampling = runs_of(collection.groups), collection.protocol, collection.sampling
+    runs, protocol = runs_of(collection.groups), collection.protocol
+    others = " and sets of images" if any(run.drawn_elsewhere for run in runs) else ""
     data = sorted({run.config.data.source["_target_"].rpartition(".")[2] for run in runs})
+    accuracy = collection.names.get("accuracy")
+    read_by = f", accuracy by {accuracy.split('/')[1]}" if accuracy else ""
+    return (
+        f"{len(runs)} runs{others} on {', '.join(data)}; "
+        f"{protocol['num_samples']:,} samples each, compared with "
+        f"{reference_in(protocol)} by features of "
+        f"{protocol['extractor']}{read_by}; "
+        f"{drawing_in(collection.sampling)} "
+        f"[protocol {protocol['fingerprint']}]"
+    )
+
+
+def reference_in(protocol: Protocol) -> str:
+    """The reference of a protocol in words."""
+    words = {
+        "validation": "validation images",
+        "FILE": f"images of file {protocol.get('reference_file')}",
+    }
+    kind = words.get(str(protocol.get("reference")), "training images")
+    count = protocol["reference_images"]
+    return f"{count:,} {kind}" if count else kind.replace("images of", "the statistics in")
+
+
+def drawing_in(sampling: Sampling) -> str:
+    """The sampler, guidance and seed in words."""
+    if not sampling:
+        return "drawn by other programs"
     sampler: Any = sampling["sampler"]
     guidance: Any = sampling["guidance"]
     drawn = sampler["_target_"].rpartition(".")[2]
-    split = "validation" if by_validation(collection) else "training"
     if sampler.get("steps"):
         drawn += f" with {sampler['steps']} steps"
     own = "each run sampled with its training seed"
     seeds = own if sampling["seed"] == OWN else f"sampling seed {sampling['seed']}"
-    accuracy = collection.names.get("accuracy")
-    read_by = f", accuracy by {accuracy.split('/')[1]}" if accuracy else ""
-    return (
-        f"{len(runs)} runs on {', '.join(data)}; "
-        f"{protocol['num_samples']:,} samples each, compared with "
-        f"{protocol['reference_images']:,} {split} images by features of "
-        f"{protocol['extractor']}{read_by}; "
-        f"{drawn}, guidance scale {guidance.get('scale')}, {seeds} "
-        f"[protocol {protocol['fingerprint']}]"
-    )
+    return f"{drawn}, guidance scale {guidance.get('scale')}, {seeds}"

@@ -79,7 +79,7 @@ def _points(run: Run, kind: str, name: str | None) -> dict[int, tuple[float, flo
         for row in rows
         if name in row and math.isfinite(row[name])
     }
-    if not found and kind in run.values:
+    if not found and kind in run.values and not run.drawn_elsewhere:
         final = (run.summary["training_seconds"], run.values[kind])
         return {run.summary["images_seen"]: final}
     return found

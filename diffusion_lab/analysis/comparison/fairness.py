@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.analysis.comparison.groups import Group, runs_of
+from diffusion_lab.analysis.comparison.groups import Group, runs_of, trained
 from diffusion_lab.build.config_keys import SUBSET_SEED
 from diffusion_lab.common.formats import amount, duration
 
@@ -15,14 +15,22 @@ EQUAL_COST = 0.05  # relative difference, above the 2 % that budget=macs allows 
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """Sentences on the images seen and the training time of all runs."""
-    runs = runs_of(groups)
+    """Sentences on the images seen and the training time of all runs, and on other images."""
+    said = [
+        f"{group.name} was drawn by another program, of whose training nothing is known"
+        for group in groups
+        if group.drawn_elsewhere
+    ]
+    runs = runs_of(trained(groups))
+    if not runs:
+        return said
     least, most = span(runs, "images_seen")
     seen = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
     if seconds := budgeted_seconds(runs):
-        return [f"Every run had a time limit of {seconds:,} seconds and saw {seen}"]
+        return [*said, f"Every run had a time limit of {seconds:,} seconds and saw {seen}"]
     times = dict.fromkeys(map(duration, span(runs, "training_seconds")))
     return [
+        *said,
         f"Every run saw {seen}" if least == most else f"Runs saw {seen}",
         f"Training took {' to '.join(times)} of wall-clock time",
     ]
@@ -30,6 +38,9 @@ def notes(groups: Sequence[Group]) -> list[str]:
 
 def reservations(groups: Sequence[Group]) -> Iterator[str]:
     """Yields a sentence on each condition that should have been equal and was not."""
+    groups = trained(groups)
+    if not groups:
+        return
     runs = runs_of(groups)
     if limit := budgeted_seconds(runs):
         least, most = span(runs, "training_seconds")

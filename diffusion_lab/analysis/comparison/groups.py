@@ -11,7 +11,7 @@ from scipy import stats
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.build.config_keys import CLASS, DATA_SIZE, SUBSET_SEED, Settings
 from diffusion_lab.metrics.metric import REAL
-from diffusion_lab.runs.results import OWN
+from diffusion_lab.runs.results import IMAGES, OWN
 
 LEVEL = 0.05  # significance level of every test and interval
 BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
@@ -55,6 +55,11 @@ class Group:
         return half_width(values) if len(values) > 1 else None
 
     @property
+    def drawn_elsewhere(self) -> bool:
+        """Whether the group has images that another program drew."""
+        return self.runs[0].drawn_elsewhere
+
+    @property
     def jackknife(self) -> float | None:
         """The jackknife standard deviation of FID over samples; None if there are several seeds."""
         return self.runs[0].values.get("fid_std") if len(self.runs) == 1 else None
@@ -75,6 +80,11 @@ def runs_of(groups: Sequence[Group]) -> list[Run]:
     return [run for group in groups for run in group.runs]
 
 
+def trained(groups: Sequence[Group]) -> list[Group]:
+    """The groups of trained runs, without images that another program drew."""
+    return [group for group in groups if not group.drawn_elsewhere]
+
+
 def real_value(groups: Sequence[Group], kind: str) -> float | None:
     """The value of a metric for real images in place of samples; None if it was not measured."""
     return next((value for group in groups for value in group.values(f"{kind}{REAL}")), None)
@@ -83,12 +93,14 @@ def real_value(groups: Sequence[Group], kind: str) -> float | None:
 def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Groups runs by composition; also returns a sentence on each run that a later one repeats.
 
-    A group is named by the fewest settings that distinguish it from the others, classes first. If
-    every run chose its training images by its own seed, that choice is no setting.
+    A group is named by the fewest settings that distinguish it from the others, classes first;
+    images that another program drew have their own name. If every run chose its training images by
+    its own seed, that choice is no setting.
     """
     by_composition: dict[str, dict[int, Run]] = {}
     left_out = []
-    chosen = {SUBSET_SEED: OWN} if choose_images_by_seed(runs) else {}
+    by_seed = choose_images_by_seed([run for run in runs if not run.drawn_elsewhere])
+    chosen = {SUBSET_SEED: OWN} if by_seed else {}
     for run in runs:
         seeds = by_composition.setdefault(json.dumps(run.settings | chosen, sort_keys=True), {})
         pair = (seeds.get(run.seed, run), run)
@@ -101,11 +113,22 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         seeds[run.seed] = newer
     groups = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_composition.values()]
     settings = [group[0].settings | chosen for group in groups]
-    keys = varying(settings)
+    ours = [own for own in settings if IMAGES not in own]
+    keys = varying(ours) + [IMAGES] * (len(ours) < len(settings))
+    names = names_of(ours, keys)
+    if keys == [IMAGES] and ours:
+        names = [str(ours[0].get("backbone._target_")).rpartition(".")[2]]
+    left = iter(names)
     return [
-        Group(name, {key: own.get(key) for key in keys}, group)
-        for name, own, group in zip(names_of(settings, keys), settings, groups, strict=True)
+        Group(_given(own, names) or next(left), {key: own.get(key) for key in keys}, group)
+        for own, group in zip(settings, groups, strict=True)
     ], left_out
+
+
+def _given(own: Settings, names: Container[str]) -> str:
+    """The name of another program's images, unlike those of runs; empty for a run's settings."""
+    name = str(own.get(IMAGES, ""))
+    return f"{name} (images)" if name in names else name
 
 
 def choose_images_by_seed(runs: Sequence[Run]) -> bool:

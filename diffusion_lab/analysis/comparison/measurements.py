@@ -33,7 +33,11 @@ def tabled(runs: Iterable[Run]) -> list[Quantity]:
 def losses_compare(runs: Iterable[Run]) -> bool:
     """Whether the denoising losses of all runs measure the same quantity."""
     decisive = Means.LOSS | Means.IDENTITY  # paths do not count: the same images may lie elsewhere
-    known = [{k: v for k, v in run.known.items() if decisive in means(k)} for run in runs]
+    known = [
+        {key: value for key, value in run.known.items() if decisive in means(key)}
+        for run in runs
+        if not run.drawn_elsewhere
+    ]
     return all(each == known[0] for each in known)
 
 
@@ -58,8 +62,8 @@ def values_of(
         TEST_LOSS.name: run.summary["metrics"].get("test/loss"),
         VALIDATION_LOSS.name: run.summary["metrics"].get("val/loss"),
         "images_per_second": run.images_per_second,
-        "peak_memory": run.summary["peak_memory_bytes"],
-        **{name: run.summary[name] for name in OF_SUMMARY},
+        "peak_memory": run.summary.get("peak_memory_bytes"),
+        **{name: run.summary.get(name) for name in OF_SUMMARY},
         **copies,
     }
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}

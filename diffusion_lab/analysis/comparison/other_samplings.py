@@ -11,7 +11,7 @@ from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
-from diffusion_lab.runs.results import Sampling, samplings_of
+from diffusion_lab.runs.results import Sampling, measured_by, sampled_by, samplings_of
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ def other_samplings(
     Each has a verdict by `metric`, whose tests are corrected by themselves; `names` are the
     metrics' full names by short ones.
     """
-    ways: dict[str, int] = {}
+    ways: set[str] = set()
     for run in runs_of(groups):
         alike = [record for record in run.kept if record["protocol"] == protocol]
-        own = {json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)}
-        for way in own:
-            ways[way] = ways.get(way, 0) + 1
-    count = len(runs_of(groups))
-    shared = [json.loads(way) for way, runs in ways.items() if runs == count]
+        ways |= {
+            json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)
+        }
+    shared = [
+        way
+        for way in map(json.loads, ways)
+        if all(measured_by(run.kept, protocol, way) for run in runs_of(groups))
+    ]
     others = [way for way in shared if way != sampling and way["seed"] == sampling["seed"]]
     found = []
     for way in sorted(others, key=lambda way: label_of(way, sampling)):
@@ -71,6 +74,6 @@ def _measured(group: Group, protocol: Protocol, way: Sampling, names: Mapping[st
     runs = []
     for run in group.runs:
         alike = [record for record in run.kept if record["protocol"] == protocol]
-        metrics = ChainMap(*(r["metrics"] for r in alike if way in samplings_of(r)))
+        metrics = ChainMap(*(r["metrics"] for r in alike if sampled_by(r, way)))
         runs.append(replace(run, values=values_of(run, dict(metrics), dict(names), {})))
     return replace(group, runs=tuple(runs))

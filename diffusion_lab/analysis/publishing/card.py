@@ -32,7 +32,8 @@ def card_of(
     The mappings give the places of runs, of folders with tuning runs, and of the tuning runs.
     """
     runs = runs_of(collection.groups)
-    summaries = {place: load_summary(folder) for folder, place in places.items()}
+    trained = [run for run in runs if not run.drawn_elsewhere]
+    summaries = {places[run.folder]: run.summary for run in trained}
     tuned = {place: load_summary(folder) for folder, place in tuning_runs.items()}
     everything = [*summaries.values(), *tuned.values()]
     return {

@@ -1,0 +1,218 @@
+"""Images that another program drew: measured as runs are, and compared beside them."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_data import TinyData
+from PIL import Image
+
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+
+DATA = ["data=fashion_mnist", "data.source._target_=helpers.tiny_data.TinyData"]
+DATA += ["data.validation_size=20", "metrics.reference_size=64", "metrics.num_samples=16"]
+MEASURE = ["evaluate", *DATA, "json=true"]
+
+
+@pytest.fixture
+def run_folder(finished_run, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[np.ndarray, np.ndarray]:
+    """Twenty images, (n, H, W, C) uint8, that look like those of the tiny data, and labels."""
+    images, labels = TinyData().load()[1]
+    images = images[:20].permute(0, 2, 3, 1).numpy() // 2 + 30
+    return images, labels[:20].numpy()
+
+
+def as_png(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image[:, :, 0]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_folder(root: Path, images: np.ndarray, folders: list[str]) -> Path:
+    for number, (image, folder) in enumerate(zip(images, folders, strict=True)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / f"{number:03}.png").write_bytes(as_png(image))
+    return root
+
+
+def write_zip(path: Path, images: np.ndarray, labels: list | None) -> Path:
+    names = [f"00/{number:03}.png" for number in range(len(images))]
+    with zipfile.ZipFile(path, "w") as file:
+        for name, image in zip(names, images, strict=True):
+            file.writestr(name, as_png(image))
+        listed = None if labels is None else list(map(list, zip(names, labels, strict=True)))
+        file.writestr("dataset.json", json.dumps({"labels": listed}))
+    return path
+
+
+def classifier(path: Path) -> Path:
+    facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
+    torch.manual_seed(0)
+    save_classifier(SmallClassifier((1, 8, 8), 4).eval(), path, facts)
+    return path
+
+
+def results(lab, *arguments: str) -> tuple[dict, str]:
+    code, out, err = lab(*arguments)
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1]), err
+
+
+def test_the_samples_of_a_run_have_its_figures(lab, run_folder):
+    own, _ = results(lab, "evaluate", "run=run", "json=true", "seed=3")
+    file = results(lab, "sample", "run=run", "num_samples=16", "seed=3", "save=npz", "json=true")[
+        0
+    ]["array"]
+    found, _ = results(lab, *MEASURE, f"images={file}", "name=ours")
+    assert found.keys() == own.keys()
+    for name, value in own.items():
+        # the halves of FID's standard deviation are of other images, as images are shuffled
+        if not name.startswith(("fid_std", "fid_infinity")):
+            assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+
+
+def test_a_folder_a_zip_and_an_array_of_the_same_images_are_alike(lab, drawn, tmp_path):
+    images, labels = drawn
+    names = [TinyData.class_names[label] for label in labels]
+    places = {
+        "named": write_folder(tmp_path / "named", images, names),
+        "numbered": write_folder(tmp_path / "numbered", images, [str(label) for label in labels]),
+        "zip": write_zip(tmp_path / "zip.zip", images, labels.tolist()),
+    }
+    np.savez(tmp_path / "adm.npz", images, labels)  # arr_0 and arr_1
+    np.savez(tmp_path / "ours.npz", images=images, labels=labels)
+    places |= {name: tmp_path / f"{name}.npz" for name in ("adm", "ours")}
+    reader = f"metrics.classifier={classifier(tmp_path / 'reader.safetensors')}"
+    found = {
+        name: results(lab, *MEASURE, "metrics.num_samples=20", reader, f"images={path}")[0]
+        for name, path in places.items()
+    }
+    kinds = ("fid", "kid", "precision", "accuracy", "classifier_fid")
+    short = {
+        name: [value for kind in kinds for key, value in each.items() if key.startswith(f"{kind}/")]
+        for name, each in found.items()
+    }
+    assert len(short["named"]) == len(kinds)
+    for name, values in short.items():
+        assert values == pytest.approx(short["named"], rel=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["flat", "parts", "null", "array"])
+def test_without_labels_metrics_of_classes_are_left_out(lab, drawn, tmp_path, kind):
+    images, _ = drawn
+    place = {
+        "flat": lambda: write_folder(tmp_path / "drawn", images, ["."] * 20),
+        "parts": lambda: write_folder(
+            tmp_path / "drawn", images, ["000000"] * 10 + ["001000"] * 10
+        ),
+        "null": lambda: write_zip(tmp_path / "drawn.zip", images, None),
+        "array": lambda: np.savez(tmp_path / "drawn.npz", images) or tmp_path / "drawn.npz",
+    }[kind]()
+    reader = f"metrics.classifier={classifier(tmp_path / 'reader.safetensors')}"
+    found, err = results(lab, *MEASURE, reader, "metrics.per_class=true", f"images={place}")
+    assert "Accuracy" in err
+    assert "FID of class" in err
+    kinds = {name.partition("/")[0] for name in found}
+    assert {"fid", "kid", "classifier_fid"} <= kinds
+    assert not {"accuracy", "fid_class0"} & kinds
+
+
+def test_figures_of_the_same_images_gather_in_one_folder(lab, refusal, drawn, tmp_path):
+    images, labels = drawn
+    np.savez(tmp_path / "drawn.npz", images, labels)
+    first, err = results(lab, *MEASURE, "images=drawn.npz", "seed=2")
+    assert "16 of 20" in err
+    folder = tmp_path / "outputs/drawn/seed2"  # named by the file
+    other, _ = results(lab, *MEASURE, "images=drawn.npz", "seed=2", "metrics.num_samples=18")
+    again, _ = results(lab, "evaluate", f"run={folder}", "json=true", "metrics.num_samples=16")
+    assert again == first
+    kept = [json.loads(path.read_text()) for path in (folder / "evaluations").iterdir()]
+    assert sorted(each["protocol"]["num_samples"] for each in kept) == [16, 18]
+    assert {json.dumps(each["metrics"]) for each in kept} == {
+        json.dumps(each) for each in (first, other)
+    }
+    with Image.open(folder / "samples/step_0000000.png") as picture:
+        assert picture.size == (2 * (10 * 10 + 2), 2 * (2 * 10 + 2))  # all 20 images
+
+    np.savez(tmp_path / "drawn.npz", images[::-1], labels)
+    assert "drawn.npz" in refusal(*MEASURE, "images=drawn.npz", "seed=2")
+    assert "drawn.npz" in refusal("evaluate", f"run={folder}")
+    results(lab, *MEASURE, "images=drawn.npz", "seed=3")
+    np.savez(tmp_path / "drawn.npz", images, labels)
+    path = next((folder / "evaluations").iterdir())
+    path.write_text(path.read_text().replace("fid", "fud"))
+    assert path.name in refusal(*MEASURE, "images=drawn.npz", "seed=2")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sample",),
+        ("memorization",),
+        ("likelihood",),
+        ("export", "output=new"),
+        ("average", "length=0.1"),
+        ("train", "resume"),
+        ("evaluate", "average=trained"),
+        ("evaluate", "seed=7"),
+        ("evaluate", "sampler=ddim"),
+        ("evaluate", "against=outputs/drawn/seed0"),
+    ],
+    ids=" ".join,
+)
+def test_other_commands_and_settings_of_sampling_refuse_images(
+    lab, refusal, drawn, tmp_path, arguments
+):
+    np.savez(tmp_path / "drawn.npz", *drawn)
+    results(lab, *MEASURE, "images=drawn.npz")
+    command, *rest = arguments
+    if rest == ["resume"]:
+        assert "outputs/drawn/seed0" in refusal("train", "resume=outputs/drawn/seed0")
+    else:
+        said = refusal(command, "run=outputs/drawn/seed0", *rest)
+        assert "outputs/drawn/seed0" in said or rest[0].partition("=")[0] in said
+
+
+def test_wrong_images_are_refused_and_nothing_is_written(lab, refusal, drawn, tmp_path):
+    images, labels = drawn
+    np.savez(tmp_path / "large.npz", np.zeros((20, 9, 8, 1), np.uint8))
+    np.savez(tmp_path / "colour.npz", np.zeros((20, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "floats.npz", images / 255)
+    np.savez(tmp_path / "other.npz", pictures=images)
+    np.savez(tmp_path / "classes.npz", images, labels + 4)
+    np.savez(tmp_path / "short.npz", images, labels[:7])
+    np.savez(tmp_path / "objects.npz", arr_0=np.array([print], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "single.npy", images)
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    (tmp_path / "damaged.npz").write_bytes(b"PK nothing")
+    (tmp_path / "damaged.zip").write_bytes(b"PK nothing")
+    (tmp_path / "empty").mkdir()
+    write_folder(tmp_path / "wide", np.zeros((20, 8, 9, 1), np.uint8), ["."] * 20)
+    (write_folder(tmp_path / "bad", images, ["."] * 20) / "001.png").write_bytes(b"no image")
+    write_zip(tmp_path / "labels.zip", images, (labels + 4).tolist())
+    for name in (
+        *("large.npz", "colour.npz", "floats.npz", "other.npz", "classes.npz", "short.npz"),
+        *("objects.npz", "single.npz", "damaged.npz", "damaged.zip", "empty", "wide", "bad"),
+        *("labels.zip", "nowhere", "nowhere.npz", "large.npy"),
+    ):
+        assert f"images={name}" in refusal(*MEASURE, f"images={name}")
+    np.savez(tmp_path / "few.npz", images)
+    said = refusal(*MEASURE, "images=few.npz", "metrics.num_samples=21")
+    assert "metrics.num_samples=20" in said
+    assert "data=" in refusal("evaluate", "images=few.npz")
+    assert "run=x" in refusal(*MEASURE, "images=few.npz", "run=x")
+    assert "data=" in refusal(*MEASURE, "run=x")
+    assert not (tmp_path / "outputs").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").touch()
+    assert "mine" in refusal(*MEASURE, "images=few.npz", "run_dir=mine")
