@@ -75,7 +75,7 @@ def job() -> str:
 
 
 def queue(jobs: Iterable[str]) -> dict[str, Queued]:
-    """Those of the jobs that SLURM still knows; it forgets a job minutes after its end.
+    """Asks SLURM for jobs; returns those it knows, as it forgets a job minutes after its end.
 
     Raises UserError if squeue does not answer.
     """

@@ -38,7 +38,7 @@ class Row:
 
 
 def rows_of(found: Found) -> tuple[list[Row], str | None]:
-    """The rows of all runs, and the reason why SLURM did not answer, if it did not."""
+    """The rows of all runs, and why SLURM did not answer, or None."""
     signed = {key: read_json(folder / slurm.RECORD) for key, folder in found.runs.items()}
     own = {key: record.get("job") for key, record in signed.items()}  # SLURM jobs that began runs
     queue, silent = asked([*own.values(), *(job.slurm for job in found.jobs)])
@@ -51,7 +51,7 @@ def rows_of(found: Found) -> tuple[list[Row], str | None]:
 
 
 def asked(jobs: list[str | None]) -> tuple[Queue, str | None]:
-    """Those of the jobs that SLURM knows, and the reason why it did not answer, if it did not."""
+    """Asks SLURM for jobs; returns those it knows, and why it did not answer, or None."""
     try:
         return slurm.queue(filter(None, jobs)), None
     except UserError as error:
