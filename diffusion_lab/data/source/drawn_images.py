@@ -84,9 +84,7 @@ def images_in(file: np.lib.npyio.NpzFile, where: str, shape: Shape) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def labels_in(
-    file: np.lib.npyio.NpzFile, where: str, classes: Sequence[str]
-) -> Tensor | None:
+def labels_in(file: np.lib.npyio.NpzFile, where: str, classes: Sequence[str]) -> Tensor | None:
     """The labels in an .npz, int64 (n,); None without any. Raises DataError for wrong ones."""
     name = next((label for label in ARRAYS.values() if label in file.files), None)
     if name is None or not classes:
@@ -100,9 +98,7 @@ def labels_in(
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _listed(
-    place: Path, where: str, classes: Sequence[str]
-) -> tuple[ImageFiles, Tensor | None]:
+def _listed(place: Path, where: str, classes: Sequence[str]) -> tuple[ImageFiles, Tensor | None]:
     """The images in a folder or a zip, sorted by name, and their labels."""
     numbered = None
     if place.is_dir():
