@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -77,8 +78,9 @@ def multirun(name: str, flags: list[str], overrides: list[str]) -> list[dict]:
             refuse_queued(jobs)
         sweep_record.write(folder, cfg.study_name, jobs)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):  # so that `status` knows that this command runs
+        with ExitStack() as stack:
+            if folder.exists():  # with the record of a study's jobs
+                stack.enter_context(locked(folder))  # so that `status` knows that this runs
             run(name, [*flags, *overrides, *own])
     except ValueError:
         outcomes = sweep_record.outcomes(folder)
