@@ -27,6 +27,7 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
         "Tuning.tried",
     ),  # filled in by the program
     "ImageDataModule.source",  # an object of another file
+    "GPU.name",
 }
 
 

@@ -51,7 +51,8 @@ def _advance(a: Tensor, b: Tensor, order: slice) -> None:
 
 def exactly(x: Tensor) -> torch.autocast:
     """A context in which products keep the tensors' own type, whatever autocast says."""
-    return torch.autocast(x.device.type, enabled=False)
+    # autocast does not know "meta", where tensors have only shapes
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _inputs(x: Tensor, dt: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,6 +94,12 @@ COMMANDS = {
         "profiling.profile:profile",
         combines=True,
     ),
+    "plan": Command(
+        "compute memory, time and disk of a training run on GPUs that are not here",
+        "training.planning.plan:plan",
+        combines=True,
+        fails=lambda result: result.get("fits") is False,
+    ),
     "match": Command(
         "find the size at which one backbone costs as much as another", "profiling.match:match"
     ),

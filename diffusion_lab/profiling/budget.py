@@ -16,7 +16,11 @@ from diffusion_lab.profiling.match import find_match
 ENDLESS = 1_000_000_000  # steps; the clock ends the run
 # a folder 2024 is a number to Hydra
 REFERENCE = Range("a backbone, overrides, a run", lambda v: isinstance(v, str | int | float))
-NOT_OF_MATCH = ("speed", "depth", "combinations")  # keys of doctor and profile that match lacks
+# keys of doctor, profile and plan that match lacks
+NOT_OF_MATCH = (
+    *("speed", "depth", "combinations", "gpu", "nodes", "devices", "latents", "num_images"),
+    *("mfu", "link_share", "reserve"),
+)
 
 
 @settings

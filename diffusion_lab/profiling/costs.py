@@ -134,6 +134,7 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
     cfg = cfg.copy()
     counting = {"_target_": f"{__name__}.{CountingBackbone.__name__}", "_partial_": True}
     OmegaConf.update(cfg, "backbone", counting, merge=False)
+    cfg.activation_checkpointing = False  # of layers, which this one lacks
     model = build_model(cfg, *facts)
     backbone = model.denoiser.backbone
     assert isinstance(backbone, CountingBackbone)

@@ -109,20 +109,30 @@ class Bench:
         return (four - two) // 2
 
 
-def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes that autograd keeps for the backward pass of `forward`, parameters aside."""
-    saved = {}
+class KeptTensors(saved_tensors_hooks):
+    """Counts what autograd keeps for the backward pass of the block, on any device."""
 
-    def pack(tensor: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        self.storages: dict[int, torch.UntypedStorage] = {}
+        super().__init__(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage  # kept alive, or its address might be reused
+        # by the storage's own address: on "meta" its data have none; kept alive, or it might recur
+        self.storages[storage._cdata] = storage
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    def bytes(self, apart_from: Iterable[Tensor] = ()) -> int:
+        """Bytes kept so far, some tensors aside."""
+        aside = {tensor.untyped_storage()._cdata for tensor in apart_from}
+        return sum(each.nbytes() for key, each in self.storages.items() if key not in aside)
+
+
+def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward`, parameters aside."""
+    with (kept := KeptTensors()):
         forward()
-    for parameter in parameters:
-        saved.pop(parameter.untyped_storage().data_ptr(), None)
-    return sum(storage.nbytes() for storage in saved.values())
+    return kept.bytes(parameters)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_weak
-from diffusion_lab.training.callbacks import SampleEvaluation
+from diffusion_lab.training.callbacks import Evaluation, Grid, SampleEvaluation
+from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.initial_weights import InitialWeights
 from diffusion_lab.training.module import Optimization
@@ -84,6 +85,24 @@ class DiffusionTask(Task):
         except Exception as error:  # a custom network's: no reason to lose a trained run
             say(f"MACs could not be counted: {error}")
             return None
+
+    def measured_images(self, steps: int) -> int:
+        """The number of samples in all evaluations of a run of `steps` steps."""
+        evaluation = self.callback(Evaluation)
+        if not self.metrics:
+            return 0
+        evaluations = times(steps, evaluation.every_n_steps)
+        if others := getattr(evaluation, "also_steps", None):
+            evaluations += round(sum(others) / self.pipeline.steps)  # as costly as these
+        return evaluations * self.metrics.num_samples
+
+    def grid_images(self, steps: int) -> int:
+        """The number of images in all grids of a run of `steps` steps."""
+        grid = self.callback(Grid)
+        if not grid:
+            return 0
+        rows = self.datamodule.num_classes if self.pipeline.conditional else grid.columns
+        return times(steps, grid.every_n_steps) * grid.columns * rows
 
 
 def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -36,6 +36,10 @@ class Task(ABC):
         """The number of averages of the weights that are kept during training."""
         keeping = (each for each in self.callbacks if isinstance(each, EMA | PosthocEMA))
         return sum(len(each.lengths) for each in keeping)
+
+    def callback(self, kind: type[Callback]) -> Any:
+        """The first callback of a class, or None if the run has no such callback."""
+        return next((each for each in self.callbacks if isinstance(each, kind)), None)
 
     def costs(self) -> dict[str, object]:
         """More entries of the summary: what was spent before the run, as on a teacher."""

@@ -169,6 +169,8 @@ def test_a_run_is_profiled_without_its_weights(lab, run_folder):
     assert result["params"] == summary["parameters"]
     assert result["image_shape"] == [1, 8, 8]
     assert result["sampling_calls"] == 3
+    # layers that are computed again in training are called once
+    assert profiled(lab, "run=run", *META, "activation_checkpointing=true") == result
     # another backbone instead of the run's
     assert profiled(lab, "run=run", "backbone=mlp", *META)["params"] > 10 * result["params"]
 

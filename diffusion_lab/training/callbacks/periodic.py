@@ -24,6 +24,11 @@ def validates(trainer: lightning.Trainer) -> bool:
     return every is not None and micro_batches % every == 0 and trainer.enable_validation
 
 
+def times(steps: int, every: int | None) -> int:
+    """How often a run does what it does every `every` steps and once more at its end."""
+    return 1 + ((steps - 1) // every if every else 0)
+
+
 class Periodic(Callback, ABC):
     """Calls `run` every `every_n_steps` optimiser steps (null: never), except after the last one.
 

@@ -67,7 +67,7 @@ def disk(run: PlannedRun) -> Iterator[Remark]:
     each = (CHECKPOINT_BYTES + 4 * run.task.averages) * run.cost.params
     checkpoints, snapshots = COPIES * each, snapshot_bytes(run)
     # an upper bound, as PNG compresses
-    grids = run.grid_images(run.steps) * math.prod(run.datamodule.image_shape) * GRID_SCALE**2
+    grids = run.task.grid_images(run.steps) * math.prod(run.datamodule.image_shape) * GRID_SCALE**2
     needed, free = checkpoints + snapshots + grids, shutil.disk_usage(place).free
     if needed > free:
         yield error(
@@ -79,7 +79,7 @@ def disk(run: PlannedRun) -> Iterator[Remark]:
 
 def snapshot_bytes(run: PlannedRun) -> int:
     """The disk that the snapshots of averages take."""
-    posthoc = run.callback(PosthocEMA)
+    posthoc = run.task.callback(PosthocEMA)
     return posthoc.bytes_of(run.cost.params) if posthoc else 0
 
 

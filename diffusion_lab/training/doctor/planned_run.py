@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from diffusion_lab.data.source import decoding
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.profiling.timing import Bench, median_seconds
-from diffusion_lab.training.callbacks import Evaluation, Grid
+from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.diffusion_task import DiffusionTask, build_diffusion_task
 from diffusion_lab.training.doctor.finding import Missing, part
 from diffusion_lab.training.train import check_settings
@@ -203,34 +203,18 @@ class PlannedRun:
     def plan_of(self, steps: int) -> Plan:
         """Returns the plan of a run of `steps` steps."""
         (step, call, features), metrics = self.seconds, self.task.metrics
-        measured = real = 0
+        measured, real = self.task.measured_images(steps), 0
         if metrics:
-            evaluations = times(steps, (callback := self.callback(Evaluation)).every_n_steps)
-            if others := getattr(callback, "also_steps", None):
-                evaluations += round(sum(others) / self.task.pipeline.steps)  # as costly as these
-            measured = evaluations * metrics.num_samples
             real = len(metrics.reference_ids(self.data)) + len(metrics.test_ids(self.data))
         validations = times(steps, self.cfg.validate_every_n_steps)
         validated = validations * len(self.data.validated_on().labels)
-        drawn = measured + self.grid_images(steps)
+        drawn = measured + self.task.grid_images(steps)
         return Plan(
             steps,
             steps * self.batch.accumulate * step + validated * call,
             None if self.calls is None else drawn * self.calls * call,
             (measured + real) * features,
         )
-
-    def callback(self, kind: type[Callback]) -> Any:
-        """The first callback of a class, or None if the run has no such callback."""
-        return next((each for each in self.task.callbacks if isinstance(each, kind)), None)
-
-    def grid_images(self, steps: int) -> int:
-        """The number of images in all grids of a run of `steps` steps."""
-        grid = self.callback(Grid)
-        if not grid:
-            return 0
-        rows = self.datamodule.num_classes if self.task.pipeline.conditional else grid.columns
-        return times(steps, grid.every_n_steps) * grid.columns * rows
 
     @cached_property
     def steps(self) -> int:
@@ -243,8 +227,3 @@ class PlannedRun:
     def images_seen(self) -> int:
         """The number of training images that the run sees."""
         return self.steps * self.batch.batch_size
-
-
-def times(steps: int, every: int | None) -> int:
-    """How often a run does what it does every `every` steps and once more at its end."""
-    return 1 + ((steps - 1) // every if every else 0)

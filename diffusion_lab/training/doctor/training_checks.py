@@ -62,7 +62,7 @@ def memorization(run: PlannedRun) -> Iterator[Remark]:
 
 def weight_averaging(run: PlannedRun) -> Iterator[Remark]:
     """Checks that the average of the weights forgets the initial ones."""
-    average = run.callback(EMA)
+    average = run.task.callback(EMA)
     if average is None:
         yield advice(
             "weights are not averaged, which makes samples much worse; remove "

@@ -1,0 +1,57 @@
+"""The disk that a run takes: checkpoints, snapshots of averages, and caches."""
+
+from dataclasses import dataclass
+
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.training.callbacks import Checkpoint, PosthocEMA
+from diffusion_lab.training.planning.memory import averages_bytes, optimizer_bytes, shares
+from diffusion_lab.training.planning.run_elsewhere import RunElsewhere
+
+IN_PLACE = 3  # checkpoints at once: the last, the one before it, and a new one being written
+STATISTICS = 8  # bytes of a number of a mean or covariance
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes on disk; caches are None if the number of training images is not known."""
+
+    checkpoint: int
+    checkpoints: int  # the most that are there at once
+    kept: int  # of these, checkpoints of single steps
+    snapshots: int
+    latents: int | None
+    features: int | None
+
+
+def disk_of(run: RunElsewhere, steps: int) -> Disk:
+    """The disk that a run of `steps` steps takes."""
+    task, module = run.task, run.task.module
+    weights = shares(module.state_dict().values(), 1)
+    each = weights + averages_bytes(task, 1) + optimizer_bytes(module, 1)
+    saving, posthoc = task.callback(Checkpoint), task.callback(PosthocEMA)
+    kept = kept_steps(saving, steps) if saving else 0
+    parameters = sum(p.numel() for p in module.network.parameters())
+    return Disk(
+        checkpoint=each,
+        checkpoints=(IN_PLACE + kept) * each if saving else 0,
+        kept=kept,
+        snapshots=posthoc.bytes_of(parameters) if posthoc else 0,
+        latents=run.stored_bytes if module.first_stage.cache else 0,
+        features=features_bytes(task.metrics, run.cfg.num_images) if task.metrics else 0,
+    )
+
+
+def kept_steps(saving: Checkpoint, steps: int) -> int:
+    """The number of checkpoints of single steps that a run keeps beside the last."""
+    every = saving.keep_every_n_steps
+    return ((steps - 1) // every if every else 0) + (saving.top_k if saving.best else 0)
+
+
+def features_bytes(metrics: GenerativeMetrics, images: int | None) -> int | None:
+    """The bytes of the reference's features, of their mean and of a root of their covariance."""
+    if images is None:
+        return None
+    count, dim = min(images, metrics.reference_size or images), metrics.extractor.dim
+    mapped = metrics.extractor.spatial_dim
+    moments = sum(each * (1 + min(each, count)) for each in (dim, mapped))
+    return 4 * count * dim + STATISTICS * moments

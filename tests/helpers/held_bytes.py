@@ -1,0 +1,56 @@
+"""A callback that counts the bytes which a rank of a real run holds, by what they are for."""
+
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from diffusion_lab.common.files import write_json
+from diffusion_lab.compute.sharding import local
+from diffusion_lab.profiling.timing import KeptTensors
+from diffusion_lab.training.callbacks import EMA, PosthocEMA
+
+
+def held(tensors) -> int:
+    return sum(local(tensor).nbytes for tensor in tensors)
+
+
+class HeldBytes(Callback):
+    """Writes rank<n>.json into `folder` after each step."""
+
+    def __init__(self, folder: str):
+        self.folder, self.bytes = Path(folder), {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.kept = KeptTensors()
+        self.kept.__enter__()
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        self.kept.__exit__(None, None, None)
+        self.bytes["activations"] = self.kept.bytes(map(local, pl_module.parameters()))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.bytes["gradients"] = held(grads)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        state = [v for each in trainer.optimizers[0].state.values() for v in each.values()]
+        averages = [
+            share
+            for callback in trainer.callbacks
+            if isinstance(callback, EMA | PosthocEMA)
+            for average in callback._averages.values()
+            for share in average._shares
+        ]
+        wrapped, buckets = trainer.strategy.model, ""
+        if isinstance(wrapped, DistributedDataParallel):
+            buckets = wrapped._get_ddp_logging_data()["bucket_sizes"]
+        self.bytes |= {
+            "parameters": held([*pl_module.parameters(), *pl_module.buffers()]),
+            "buckets": sum(int(size) for size in buckets.split(",") if size.strip()),
+            "optimizer": held(value for value in state if isinstance(value, Tensor)),
+            "averages": held(averages),
+        }
+        self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / f"rank{trainer.global_rank}.json", self.bytes)

@@ -1,0 +1,144 @@
+"""A forward pass on "meta" keeps the bytes that a real one keeps, in the types of a GPU."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.compositions import composed
+
+from diffusion_lab.backbone.base import layers_of
+from diffusion_lab.build.objects import build_model
+from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.profiling.on_meta import GPUTypes, activations, kept_bytes
+from diffusion_lab.profiling.timing import saved_bytes
+
+SHAPE, CLASSES = (1, 8, 8), 4
+SMALL = {
+    "dit": ["width=32", "heads=2", "depth=3", "patch=2"],
+    "mamba": ["width=32", "depth=2"],
+    "mamba2": ["width=32", "depth=2"],
+    "unet": ["channels=16", "multipliers=[1,2]", "attention=[1]", "stage.head_channels=8"],
+    "mlp": ["width=32", "depth=2"],
+}
+PAIRS = torch.randn(4, 4, device="meta"), torch.randn(4, 4, device="meta")
+LEARNED = ["schedule=ddpm_linear", "objective=improved_ddpm", "sampler=ddpm"]
+
+
+def model_on(device: str, backbone: str, *overrides: str):
+    sizes = [f"backbone.{each}" for each in SMALL[backbone]]
+    cfg = composed("train", "name=x", f"backbone={backbone}", *sizes, *overrides)
+    return build_model(cfg, SHAPE, CLASSES, device)
+
+
+def really_kept(model, images: int) -> int:
+    x0, labels = torch.randn(images, *SHAPE), torch.zeros(images, dtype=torch.int64)
+    parameters = [*model.denoiser.parameters(), *model.objective.parameters()]
+    return saved_bytes(
+        lambda: model.objective(model.denoiser, x0, Given(labels)).mean(), parameters
+    )
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    ("backbone", "overrides"),
+    [
+        *((name, []) for name in SMALL),
+        ("dit", LEARNED),
+        ("dit", ["backbone.window=1", "backbone.qk_norm=true", "denoiser.clip=1"]),
+        ("unet", ["objective=shortcut"]),
+        ("dit", ["objective=ect", "schedule=edm"]),
+    ],
+)
+def test_a_real_forward_pass_keeps_what_was_planned(backbone, overrides, again):
+    overrides = [*overrides, f"activation_checkpointing={again}"]
+    planned = kept_bytes(model_on("meta", backbone, *overrides), 4, "32-true").all
+    assert planned == pytest.approx(really_kept(model_on("cpu", backbone, *overrides), 4), rel=0.1)
+
+
+def test_a_forward_mode_derivative_keeps_what_was_planned():
+    planned = kept_bytes(model_on("meta", "unet", "objective=mean_flow"), 4, "32-true").all
+    really = really_kept(model_on("cpu", "unet", "objective=mean_flow"), 4)
+    assert planned == pytest.approx(really, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [
+        ([], 3),
+        (["activation_checkpointing=true"], 4),
+        (["objective=mean_flow"], 4),  # the derivative is a pass more
+        (["objective=shortcut"], 3 + 2 / 4),  # two half jumps for a quarter of the images
+        (["objective=ect", "schedule=edm"], 4),
+    ],
+)
+def test_passes_are_counted(overrides, passes):
+    model, plain = (
+        model_on("meta", "dit", *overrides, *more)
+        for more in ([], ["activation_checkpointing=false"])
+    )
+    again = plain if "activation_checkpointing=true" in overrides else None
+    layers = layers_of(plain.denoiser.backbone)
+    assert activations(model, again, layers, "32-true").passes == pytest.approx(passes)
+
+
+def test_activations_grow_with_the_images_and_checkpointing_adds_one_layer():
+    plain, again = (
+        model_on("meta", "dit", f"activation_checkpointing={each}") for each in (False, True)
+    )
+    whole = activations(plain, None, [], "32-true")
+    assert [whole.of(n) for n in (3, 7)] == [kept_bytes(plain, n, "32-true").all for n in (3, 7)]
+    layers = layers_of(plain.denoiser.backbone)
+    less = activations(again, plain, layers, "32-true")
+    inside = kept_bytes(plain, 6, "32-true", layers).layers
+    assert len(inside) == len(layers) == 3
+    assert less.of(6) == kept_bytes(again, 6, "32-true").all + max(inside)
+    # a layer's input is counted twice
+    inputs = kept_bytes(again, 6, "32-true").all
+    assert sum(inside) < whole.of(6) < inputs + sum(inside)
+    assert less.of(6) < whole.of(6)
+
+
+def test_attention_keeps_no_scores():
+    q = torch.randn(1, 2, 1000, 8, device="meta", requires_grad=True)
+    scores = 4 * 2 * 1000**2
+    attend = partial(F.scaled_dot_product_attention, q, q, q)
+    assert saved_bytes(attend, []) > scores
+    with GPUTypes():
+        assert saved_bytes(attend, []) < scores / 20
+
+
+def test_parameters_are_cast_once_and_kept():
+    model = model_on("meta", "mlp")
+    kept = kept_bytes(model, 3, "bf16-mixed")
+    matrices = [each for each in model.denoiser.modules() if isinstance(each, torch.nn.Linear)]
+    assert kept.casts == 2 * sum(p.numel() for each in matrices for p in each.parameters())
+    assert kept_bytes(model, 3, "32-true").casts == 0
+    assert kept.all < kept_bytes(model, 3, "32-true").all + kept.casts
+
+
+@pytest.mark.parametrize(
+    ("operation", "dtype"),
+    [
+        (F.linear, torch.bfloat16),
+        (torch.matmul, torch.bfloat16),
+        (lambda a, b: a @ b, torch.bfloat16),
+        (lambda a, b: torch.einsum("ij,jk->ik", a, b), torch.bfloat16),
+        (lambda a, b: F.conv2d(a[None, None], b[None, None]), torch.bfloat16),
+        (lambda a, b: F.scaled_dot_product_attention(*[a[None, None]] * 3), torch.bfloat16),
+        (lambda a, b: F.layer_norm(a.bfloat16(), (4,)), torch.float32),
+        (lambda a, b: F.group_norm(a.bfloat16(), 2), torch.float32),
+        (lambda a, b: a.bfloat16().softmax(1), torch.float32),
+        (lambda a, b: a.bfloat16().exp(), torch.float32),
+        (lambda a, b: a.bfloat16() ** 2, torch.float32),
+        (lambda a, b: F.softplus(a.bfloat16()), torch.float32),
+        (lambda a, b: F.silu(a.bfloat16()), torch.bfloat16),
+        (lambda a, b: a + b.bfloat16(), torch.float32),
+        (lambda a, b: a.double() @ b.double(), torch.float64),
+    ],
+)
+def test_types_are_those_of_autocast_on_a_gpu(operation, dtype):
+    with GPUTypes():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert operation(*PAIRS).dtype == dtype
+        assert F.linear(*PAIRS).dtype == torch.float32

@@ -1,0 +1,235 @@
+"""A plan has the bytes of real runs, a roofline's times, and says what does not fit."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from helpers.held_bytes import HeldBytes
+from helpers.tiny_runs import TINY, tiny_first_stage
+
+PARTS = [
+    *(*TINY, "name=x", "backbone.depth=3", "batch_size=16", "micro_batch_size=4"),
+    *("callbacks.weight_averaging.also=[40]", "callbacks.posthoc_ema.snapshots=2"),
+    *("callbacks.evaluation=null", "callbacks.sample_grid=null", "trainer.precision=32-true"),
+]
+HELD = f"+callbacks.held={{_target_:{HeldBytes.__module__}.HeldBytes,folder:held}}"
+DIT = ["backbone=dit_xl_2", "image_shape=[4,32,32]", "num_classes=1000", "latents=true"]
+SMALL = ["backbone=mlp", "backbone.width=64", "image_shape=[1,8,8]", "num_classes=4"]
+
+
+@pytest.fixture
+def planned(lab):
+    """A function: planned("gpu=a100", ...) -> the plan, with exit code `code`."""
+
+    def run(*arguments: str, code: int = 0) -> dict:
+        ended, out, err = lab("plan", *arguments, "json=true")
+        assert ended == code, err
+        return json.loads(out.splitlines()[-1])
+
+    return run
+
+
+def held_by(rank: int) -> dict[str, int]:
+    return json.loads(Path(f"held/rank{rank}.json").read_text())
+
+
+def assert_held(lab, planned, ranks: int, *overrides: str) -> None:
+    """Trains, and compares what each rank holds with the plan of the same command line."""
+    code, _, err = lab("train", *PARTS, *overrides, HELD, "logger=none", "run_dir=run")
+    assert code == 0, err
+    plan = planned(*PARTS, *overrides)
+    for rank in range(ranks):
+        for name, size in held_by(rank).items():
+            assert plan["memory"][name] == pytest.approx(size, rel=0.1), name
+    written = Path("run/checkpoints/last.ckpt").stat().st_size
+    assert plan["disk"]["checkpoint"] == pytest.approx(written, rel=0.3)  # names and zip are more
+    snapshots = sum(path.stat().st_size for path in Path("run/snapshots").iterdir())
+    assert plan["disk"]["snapshots"] == pytest.approx(snapshots, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["activation_checkpointing=false"],
+        ["optimizer=muon", "schedule=ddpm_linear", "objective=improved_ddpm", "sampler=ddpm"],
+        ["objective/uncertainty=learned", "optimizer=any", "optimizer._target_=torch.optim.SGD"],
+    ],
+)
+def test_one_process_holds_what_was_planned(lab, planned, overrides):
+    if "optimizer=any" in overrides:
+        overrides = [*overrides, "optimizer.lr=0.1", "+optimizer.momentum=0.9"]
+    assert_held(lab, planned, 1, "trainer.devices=1", *overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_hold_what_was_planned(lab, planned, strategy):
+    several = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
+    assert_held(lab, planned, 2, *several)
+    assert (held_by(0)["buckets"] > 0) == (strategy == "ddp")
+
+
+def test_shares_are_of_rows_and_one_rank_shares_nothing(planned):
+    one, eight, sharded = (
+        planned(*SMALL, *each)["memory"]
+        for each in (["devices=1"], ["devices=8"], ["devices=8", "trainer=fsdp"])
+    )
+    assert one["buckets"] == one["gathered"] == eight["gathered"] == sharded["buckets"] == 0
+    assert eight["buckets"] == eight["gradients"] == one["gradients"]
+    assert one["optimizer"] == pytest.approx(2 * one["parameters"], rel=0.01)
+    for name in ("gradients", "optimizer", "averages"):
+        assert one[name] / 8 <= sharded[name] < 1.5 * one[name] / 8
+    assert sharded["activations"] == eight["activations"]
+
+
+@pytest.mark.slow
+def test_dit_xl_stands_beside_its_published_speed_and_memory(planned):
+    """fast-DiT's README: one A100, batch 128, fp16, activation checkpointing, cached latents."""
+    published = 0.84, 27_485 * 2**20  # steps/s; bytes as the driver counts them
+    run = ["gpu=a100", "devices=1", "batch_size=128", "trainer.precision=16-mixed"]
+    plan = planned(*DIT, *run, "activation_checkpointing=true", "mfu=0.33")
+    assert plan["parameters"] == pytest.approx(674.8e6, rel=0.001)
+    assert 1 / plan["step"]["seconds"] == pytest.approx(published[0], rel=0.02)
+    assert 0.6 < plan["memory"]["total"] / published[1] < 1
+    # without checkpointing it was out of memory, of 40 GB or 80 GB
+    plan = planned(*DIT, *run, "gpu=a100_40gb", code=1)
+    assert not plan["fits"]
+    assert 0 < plan["largest_micro_batch"] < 128
+
+
+def test_times_are_those_of_a_roofline_by_hand(planned):
+    network = ["backbone=dit_s_2", "image_shape=[3,32,32]", "num_classes=10"]
+    plan = planned(*network, "gpu=h100", "nodes=2", "devices=4", "batch_size=512", "mfu=0.5")
+    macs, step, gpu = plan["macs"], plan["step"], plan["gpu"]
+    assert macs == pytest.approx(6.05e9, rel=0.002)
+    assert step["compute"] == pytest.approx(64 * 3 * 2 * macs / (0.5 * 989e12))
+    weights = 4 * plan["parameters"]
+    # four 50 GB/s adapters a node are slower than NVLink; an all-reduce sends 2 (n - 1) / n
+    assert step["communication"] == pytest.approx(2 * 7 / 8 * weights / (0.8 * 200e9))
+    assert step["waiting"] == 0
+    # parameters, two moments, an average: read and written; gradients thrice; the average's source
+    assert step["update"] == pytest.approx((2 * 4 + 3 + 1) * weights / gpu["bandwidth"], rel=0.01)
+    assert step["seconds"] == pytest.approx(step["compute"] + step["update"])
+    assert plan["images_per_second"] == pytest.approx(512 / step["seconds"])
+    used = 3 * 2 * macs * plan["images_per_second"] / (8 * 989e12)
+    assert plan["share_of_peak"] == pytest.approx(used)
+    assert plan["duration"]["training"] == pytest.approx(
+        plan["duration"]["steps"] * step["seconds"]
+    )
+
+
+def test_guesses_and_the_gpu_are_overridden_on_the_command_line(planned):
+    plan = planned(*SMALL, "devices=2")
+    assert plan["guesses"] == {"mfu": 0.35, "link_share": 0.8, "reserve": 0.1}
+    other = planned(
+        *(*SMALL, "devices=2", "mfu=0.7", "link_share=0.4", "reserve=0.5"),
+        *("gpu.bandwidth=1e12", "gpu.name=mine"),
+    )
+    assert other["step"]["compute"] == pytest.approx(plan["step"]["compute"] / 2)
+    assert other["step"]["communication"] == pytest.approx(2 * plan["step"]["communication"])
+    assert other["step"]["update"] == pytest.approx(3.35 * plan["step"]["update"])
+    assert other["memory"]["usable"] == pytest.approx(plan["memory"]["usable"] * 5 / 9)
+    assert other["gpu"]["name"] == "mine"
+
+
+def test_slow_links_are_waited_for_and_accumulation_hides_them(planned):
+    slow = [*SMALL, "devices=2", "batch_size=64", "gpu.link=1e6"]
+    ddp = planned(*slow)["step"]
+    assert ddp["waiting"] == pytest.approx(ddp["communication"], rel=0.01)
+    assert planned(*slow, "micro_batch_size=8")["step"]["communication"] == ddp["communication"]
+    fsdp = planned(*slow, "micro_batch_size=8", "trainer=fsdp")["step"]
+    assert fsdp["communication"] == pytest.approx(4 * 1.5 * ddp["communication"])
+
+
+def test_recomputed_and_doubled_passes_take_time(planned):
+    once = planned(*SMALL)["step"]["compute"]
+    again = planned(*SMALL, "activation_checkpointing=true")
+    assert again["step"]["compute"] == pytest.approx(4 / 3 * once)
+    assert again["share_of_peak"] < 0.35 * 3 / 4
+    twice = planned(*SMALL, "denoiser.self_conditioning=true")
+    passes = twice["step"]["compute"] * 0.35 * 989e12 / (2 * twice["macs"] * 128 / 8)
+    assert passes == pytest.approx(3.5)
+
+
+def test_the_run_ends_by_steps_or_by_its_time_limit(planned):
+    whole = planned(*SMALL, "trainer.max_steps=1000", "callbacks.evaluation.every_n_steps=100")
+    drawn = whole["duration"]["sampling"]
+    assert whole["duration"]["steps"] == 1000
+    fewer = planned(*SMALL, "trainer.max_steps=1000")["duration"]["sampling"]
+    assert drawn > 5 * fewer
+    lasting = planned(*SMALL, "budget=seconds", "budget.seconds=3600")
+    training = lasting["duration"]["training"] + lasting["duration"]["validation"]
+    assert training == pytest.approx(3600, rel=0.01)
+    assert planned(*SMALL, "sampler=runge_kutta")["duration"]["sampling"] is None
+
+
+def test_caches_have_the_sizes_of_real_ones(lab, planned, run_folder):
+    (features,) = Path("data/reference").glob("train*-efficientnet*.pt")
+    plan = planned(*TINY, "name=x", "devices=1", "num_images=64", "metrics.reference_size=64")
+    assert plan["disk"]["features"] == pytest.approx(features.stat().st_size, rel=0.1)
+    assert plan["disk"]["latents"] == 0
+    stage = ["first_stage=kl", f"first_stage.run={tiny_first_stage(Path('stage'))}"]
+    code, _, err = lab("train", *TINY, *stage, "run_dir=latent", "data.flip=true")
+    assert code == 0, err
+    written = sum(path.stat().st_size for path in Path("data/latents").iterdir())
+    plan = planned(*TINY, "name=x", "devices=1", *stage, "num_images=64", "data.flip=true")
+    assert plan["disk"]["latents"] == pytest.approx(written, rel=0.3)
+    cached = plan["memory"]["images"]
+    assert cached == plan["disk"]["latents"]
+    later = planned(*TINY, "name=x", "devices=1", *stage, "first_stage.cache=false")
+    assert later["step"]["encoding"] > 0 == plan["step"]["encoding"]
+    assert later["disk"]["latents"] == 0 < later["memory"]["first_stage"]
+
+
+def test_latents_of_a_first_stage_that_is_not_here(planned):
+    latents = ["image_shape=[4,8,8]", "num_classes=4", "latents=true"]
+    plan = planned("backbone=mlp", *latents, "num_images=1000", "data.flip=true", "devices=1")
+    assert plan["disk"]["latents"] == 1000 * 2 * 4 * math.prod((8, 8, 8))
+    assert plan["disk"]["checkpoint"] == pytest.approx(16 * plan["parameters"], rel=0.01)
+
+
+def test_what_does_not_fit_is_said_with_what_to_write(lab):
+    run = [*SMALL, "devices=2", "trainer.precision=32-true"]
+    memory = json.loads(lab("plan", *run, "json=true")[1])["memory"]
+    state, half = (memory["total"] - part * memory["activations"] for part in (1, 0.4))
+    for remedy, room in (
+        ("micro_batch_size=32", half),  # of 64
+        ("activation_checkpointing=true or trainer=fsdp", state / 2),
+    ):
+        code, _, err = lab("plan", *run, f"gpu.memory={room / 0.9}")
+        assert code == 1
+        assert remedy in err
+    assert lab("plan", *run, f"gpu.memory={half / 0.9}", "micro_batch_size=32")[0] == 0
+
+
+def test_compositions_stand_side_by_side(lab):
+    gpus = ["gpu=a100,h100", "trainer=ddp,fsdp"]
+    code, out, err = lab("plan", *SMALL, *gpus, "json=true")
+    assert code == 0, err
+    plans = json.loads(out.splitlines()[-1])["plans"]
+    assert [(each["gpu"]["name"][:4], each["strategy"]) for each in plans] == [
+        ("A100", "ddp"),
+        ("A100", "fsdp"),
+        ("H100", "ddp"),
+        ("H100", "fsdp"),
+    ]
+    assert all(f"trainer={each}" in err for each in ("ddp", "fsdp"))
+
+
+def test_an_equal_cost_is_planned(planned):
+    reference = "budget.reference='backbone=mlp backbone.width=100'"
+    plan = planned("backbone=mlp", *SMALL[2:], "budget=macs", reference, "mfu=0.4")
+    assert plan["macs"] == pytest.approx(planned(*SMALL, "backbone.width=100")["macs"], rel=0.02)
+
+
+def test_numbers_of_devices_are_the_trainers_if_none_are_given(planned):
+    for given, expected in (
+        (["trainer.devices=2", "trainer.num_nodes=2"], (2, 2)),
+        (["trainer.devices=[0,1,2,3]"], (4, 1)),
+        (["trainer.devices=2", "devices=4", "nodes=2"], (4, 2)),
+        ([], (8, 1)),
+    ):
+        plan = planned(*SMALL, *given)
+        assert (plan["devices"], plan["nodes"]) == expected
+        assert plan["micro_batch"] == 128 // math.prod(expected)
