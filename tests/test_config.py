@@ -17,6 +17,8 @@ FACTS = {
     "autoencoder": {"image_shape"},
     "backbone": {"in_channels", "out_channels", "image_size"},
     "backbone/block": {"width", "mixer"},
+    "backbone/embedding": {"channels"},
+    "backbone/norm": {"channels", "silu"},
     "backbone/stage": {
         "in_channels",
         "channels",
@@ -24,6 +26,7 @@ FACTS = {
         "attends",
         "resample",
         "project",
+        "norm",
     },
     "backbone/state_space": {"channels"},
     "conditioning": {"num_classes", "width"},

@@ -1,7 +1,17 @@
 from diffusion_lab.backbone.base import Backbone
 from diffusion_lab.backbone.block import AdaLN, AdaLNZero, Block, CrossAttentionBlock, InContext
-from diffusion_lab.backbone.conditioning import Attributes, ClassLabel, Condition, Unconditional
-from diffusion_lab.backbone.diffusers_networks import DiffusersDiT, DiffusersUNet
+from diffusion_lab.backbone.conditioning import (
+    Attributes,
+    ClassLabel,
+    Condition,
+    RawLabels,
+    Unconditional,
+)
+from diffusion_lab.backbone.diffusers_networks import (
+    DiffusersDiT,
+    DiffusersModel,
+    DiffusersUNet,
+)
 from diffusion_lab.backbone.dit import DiT
 from diffusion_lab.backbone.mamba import Mamba, Mamba2
 from diffusion_lab.backbone.mlp import MLP

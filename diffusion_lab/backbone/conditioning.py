@@ -54,24 +54,51 @@ class Unconditional(nn.Module):
         return None
 
 
-class Attributes(nn.Module):
-    """Several attributes in one label: a learned vector and a token for each attribute's value.
-
-    Labels are 0, ..., num_classes - 1, and the null label `num_classes` (arXiv:2207.12598). `sizes`
-    are the numbers of values; with sizes (m, n), label i has the values i // n and i % n. None
-    means one attribute. Raises ValueError if the product of the sizes is not num_classes.
-    """
+class Labelled(nn.Module):
+    """The labels 0, ..., num_classes - 1 of images, and the null label `num_classes`."""
 
     conditional = True
 
-    @ranges(sizes=optional(whole_list(1)))
-    def __init__(self, num_classes: int, width: int, sizes: Sequence[int] | None):
+    def __init__(self, num_classes: int):
         super().__init__()
         if num_classes < 1:
             raise ValueError(
                 "a condition needs labelled data, but this data set has no classes; use none"
             )
         self.null_label = num_classes
+
+    def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
+        """Replaces each label by the null label with probability `rate`, sample by sample."""
+        dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < rate
+        return torch.where(dropped, self.null_label, labels)
+
+
+class RawLabels(Labelled):
+    """The label itself, for a network that embeds it."""
+
+    null: Tensor
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__(num_classes)
+        # a buffer, as without weights nothing else says on which device this is
+        self.register_buffer("null", torch.tensor(num_classes), persistent=False)
+
+    def forward(self, labels: Tensor | None, count: int) -> Condition:
+        """labels (B,) int64, or None for `count` null labels."""
+        return Condition(labels=self.null.repeat(count) if labels is None else labels)
+
+
+class Attributes(Labelled):
+    """Several attributes in one label: a learned vector and a token for each attribute's value.
+
+    The null label is for guidance (arXiv:2207.12598). `sizes` are the numbers of values; with sizes
+    (m, n), label i has the values i // n and i % n. None means one attribute. Raises ValueError if
+    the product of the sizes is not num_classes.
+    """
+
+    @ranges(sizes=optional(whole_list(1)))
+    def __init__(self, num_classes: int, width: int, sizes: Sequence[int] | None):
+        super().__init__(num_classes)
         self.sizes = [num_classes] if sizes is None else list(sizes)
         if math.prod(self.sizes) != num_classes:
             raise ValueError(
@@ -81,11 +108,6 @@ class Attributes(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in self.sizes)
         for embedding in self.embeddings:
             nn.init.normal_(embedding.get_parameter("weight"), std=0.02)
-
-    def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
-        """Replaces each label by the null label with probability `rate`, sample by sample."""
-        dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < rate
-        return torch.where(dropped, self.null_label, labels)
 
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """labels (B,) int64, or None for `count` unconditional samples -> (B, D), (B, L, D)."""

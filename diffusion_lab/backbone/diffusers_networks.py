@@ -4,7 +4,8 @@ A wrapper makes the network from the three facts and its own settings, says how 
 takes, starts at an output of zero, and passes on what it is called with. B batch, D width.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import Tensor, nn
@@ -15,12 +16,31 @@ from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
 from diffusion_lab.backbone.unet import check_levels
 from diffusion_lab.common.extras import package
-from diffusion_lab.common.ranges import Count, between, optional, ranges, whole, whole_list
+from diffusion_lab.common.ranges import (
+    Count,
+    Range,
+    between,
+    one_of,
+    optional,
+    ranges,
+    whole,
+    whole_list,
+)
+
+PUBLISHED = ("UNet2DModel", "DiTTransformer2DModel")  # classes of published networks
+OF_THE_DATA = ("in_channels", "out_channels", "sample_size")  # their settings that data decide
+MAPPING = Range("a mapping", lambda value: isinstance(value, Mapping))
 
 
 def network_class(name: str) -> Any:
     """Imports a class of diffusers only when needed; raises ValueError if it is not installed."""
     return getattr(package("diffusers", "diffusers", name), name)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of a class of diffusers and their defaults, except those that data decide."""
+    parameters = inspect.signature(network_class(name)).parameters
+    return {key: each.default for key, each in parameters.items() if key not in OF_THE_DATA}
 
 
 def zero(layer: nn.Module) -> None:
@@ -153,3 +173,54 @@ class DiffusersDiT(nn.Module):
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector, _ = condition.after(self.noise(noise))  # (B, D)
         return self.network(x, class_labels=vector, return_dict=False)[0]
+
+
+class DiffusersModel(nn.Module):
+    """A U-Net or DiT of diffusers with any of its own settings, which embeds labels itself.
+
+    `name` is its class. It takes raw labels. Raises ValueError for a setting that the class does
+    not have, or that follows from the data.
+    """
+
+    condition_width = 1  # of a vector that is not used
+
+    @ranges()
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        name: Annotated[str, one_of(*PUBLISHED)],
+        settings: Annotated[Mapping[str, Any], MAPPING],
+    ):
+        super().__init__()
+        if wrong := sorted(set(settings) - set(settings_of(name))):
+            raise ValueError(f"settings has {wrong[0]}, which is not a setting of {name}")
+        side = image_size[0] if image_size[0] == image_size[1] else tuple(image_size)
+        facts = {"in_channels": in_channels, "out_channels": out_channels, "sample_size": side}
+        self.network: Any = network_class(name)(**settings, **facts)
+        for module in self.network.modules():
+            if hasattr(module, "dropout_prob"):
+                module.dropout_prob = 0.0  # of labels, which the conditioning drops
+        zero(self.ends[1])
+
+    @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the image and write the output."""
+        network = self.network
+        if hasattr(network, "conv_in"):
+            return network.conv_in, network.conv_out
+        return network.pos_embed.proj, network.proj_out_2
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The modules that are called one after another."""
+        network = self.network
+        if hasattr(network, "transformer_blocks"):
+            return [*network.transformer_blocks]
+        middle = [network.mid_block] if network.mid_block is not None else []
+        return [*network.down_blocks, *middle, *network.up_blocks]
+
+    def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
+        return self.network(x, noise, class_labels=condition.labels, return_dict=False)[0]

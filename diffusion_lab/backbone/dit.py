@@ -22,10 +22,10 @@ def window_mask(rows: int, columns: int, window: int) -> Tensor:
 class DiT(PatchNetwork):
     """Patches through `depth` blocks of self-attention.
 
-    `positions` is sincos, learned or rotary; `qk_norm` normalises queries and keys; `window`, if
-    given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's skips;
-    `overlap` and `smooth` are explained at `PatchNetwork`. Raises ValueError for sizes that do not
-    divide.
+    `positions` is sincos, sines_first, learned or rotary; `qk_norm` normalises queries and keys;
+    `window`, if given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's
+    skips; `overlap` and `smooth` are explained at `PatchNetwork`. Raises ValueError for sizes that
+    do not divide.
     """
 
     @ranges()
@@ -38,7 +38,7 @@ class DiT(PatchNetwork):
         width: Count,
         depth: Count,
         heads: Count,
-        positions: Annotated[str, one_of("sincos", "learned", "rotary")],
+        positions: Annotated[str, one_of("sincos", "sines_first", "learned", "rotary")],
         qk_norm: Flag,
         window: Annotated[int | None, optional(whole(1))],
         long_skips: Flag,

@@ -4,12 +4,14 @@ B batch, H W height and width, C channels, G groups, c = C / G.
 """
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.common import forward_mode
+from diffusion_lab.common.ranges import Count, Positive, optional, ranges, whole
 
 
 def _pixel_mean(x: Tensor, groups: int) -> Tensor:
@@ -78,10 +80,31 @@ class _GroupNorm(torch.autograd.Function):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm of x + shift, with at most 32 groups of at least 4 channels, then SiLU if asked."""
+    """GroupNorm of x + shift, then SiLU if asked.
 
-    def __init__(self, channels: int, silu: bool = False):
-        super().__init__(math.gcd(32, channels // 4), channels, eps=1e-6)
+    It has as many groups as divide the channels, at most 32 and of at least 4 channels, or
+    `groups`, fewer where they would have less than `least` channels. Raises ValueError if those do
+    not divide the channels.
+    """
+
+    @ranges()
+    def __init__(
+        self,
+        channels: int,
+        silu: bool = False,
+        groups: Annotated[int | None, optional(whole(1))] = None,
+        least: Count = 4,
+        eps: Positive = 1e-6,
+    ):
+        count = math.gcd(32, channels // 4)
+        if groups is not None:
+            count = max(1, min(groups, channels // least))
+            if channels % count:
+                raise ValueError(
+                    f"groups={groups} makes {count} groups of {channels} channels, which do not "
+                    "divide; write another number, or null"
+                )
+        super().__init__(count, channels, eps)
         self.silu = silu
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:

@@ -63,10 +63,10 @@ class LongSkips(nn.ModuleList):
 class PatchNetwork(nn.Module):
     """Patches through conditioned blocks; DiT and Mamba choose the blocks.
 
-    `positions` is sincos (fixed), learned, or none. With `overlap` a convolution embeds each patch
-    together with the pixels around it, half a patch on each side (as in PVTv2, arXiv:2106.13797);
-    `smooth` adds U-ViT's last layer, a 3x3 convolution of the output, which is the identity at
-    first (arXiv:2209.12152).
+    `positions` is sincos (fixed), sines_first (the same in the order of DiT's code), learned, or
+    none. With `overlap` a convolution embeds each patch together with the pixels around it, half a
+    patch on each side (as in PVTv2, arXiv:2106.13797); `smooth` adds U-ViT's last layer, a 3x3
+    convolution of the output, which is the identity at first (arXiv:2209.12152).
     """
 
     def __init__(
@@ -101,13 +101,12 @@ class PatchNetwork(nn.Module):
             else nn.Linear(in_channels * patch**2, width)
         )
         self.noise = NoiseEmbedding(FREQUENCIES, width)
-        grid = grid_positions(self.rows, columns, width)
+        grid = grid_positions(self.rows, columns, width, sines_first=positions == "sines_first")
         if positions == "learned":
             self.positions = nn.Parameter(torch.empty_like(grid))
         else:
-            self.register_buffer(
-                "positions", grid if positions == "sincos" else None, persistent=False
-            )
+            fixed = None if positions == "none" else grid
+            self.register_buffer("positions", fixed, persistent=False)
         self.blocks = nn.ModuleList(blocks)
         self.skips = LongSkips(width, len(self.blocks) if long_skips else 0)
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)

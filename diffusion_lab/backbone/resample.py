@@ -19,6 +19,12 @@ def downsample(channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
 
+def downsample_filtered(in_channels: int, channels: int) -> nn.Sequential:
+    """Halves both sides: a 3x3 convolution, then the filter [1, 3, 3, 1] (arXiv:2011.13456)."""
+    # a pixel of the padding is the convolution's, and one the filter's
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=2), FilterHalve(padding=0))
+
+
 class Upsample(nn.Conv2d):
     """Doubles both sides: nearest neighbours, then a 3x3 convolution (arXiv:2006.11239)."""
 
@@ -42,16 +48,24 @@ class _Filter(nn.Module):
 
 
 class FilterHalve(_Filter):
-    """Halves both sides with the filter [1, 3, 3, 1] (arXiv:2011.13456)."""
+    """Halves both sides with the filter [1, 3, 3, 1] (arXiv:2011.13456).
+
+    Without `padding` the sides are one pixel shorter.
+    """
+
+    def __init__(self, padding: int = 1):
+        super().__init__()
+        self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H / 2, W / 2)."""
         kernel = self.kernel.expand(x.shape[1], 1, 4, 4)
-        return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+        return F.conv2d(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
     def mixing_macs(self, x: Tensor) -> int:
         """Multiply-accumulates of the filter."""
-        return x.numel() // 4 * self.kernel.numel()
+        rows, columns = (side // 2 - 1 + self.padding for side in x.shape[2:])
+        return x.shape[0] * x.shape[1] * rows * columns * self.kernel.numel()
 
 
 class FilterDouble(_Filter):

@@ -3,6 +3,8 @@
 B batch, C channels, H W height and width, E width of the noise embedding, L tokens of the context.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.norm import GroupNorm
-from diffusion_lab.common.ranges import Flag, between, optional, ranges, whole
+from diffusion_lab.common.ranges import Count, Flag, between, optional, ranges, whole
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
@@ -36,15 +38,16 @@ class PixelResidual(nn.Module):
         skip_scale: float = 1.0,
         resample: nn.Module | None = None,
         project: bool = False,
+        norm: Callable[..., GroupNorm] = GroupNorm,
     ):
         super().__init__()
         self.scale_shift = scale_shift
         self.skip_scale = skip_scale
         self.resample = nn.Identity() if resample is None else resample
-        self.norm1 = GroupNorm(in_channels, silu=True)
+        self.norm1 = norm(in_channels, silu=True)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.embedding = nn.Linear(embedding_width, channels * (1 + scale_shift))
-        self.norm2 = GroupNorm(channels, silu=not scale_shift)
+        self.norm2 = norm(channels, silu=not scale_shift)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         project = project or in_channels != channels
@@ -70,7 +73,7 @@ class PixelAttention(nn.Module):
     """Attention of all pixels, added to its input; the sum is multiplied by skip_scale.
 
     It is over the pixels themselves, with queries and keys normalised for `qk_norm`, or over a
-    context of `context_width` (arXiv:2112.10752). None for `head_channels` is a single head; raises
+    context of `context_width` (arXiv:2112.10752). None for `head_channels` is `heads` heads; raises
     ValueError if they do not divide the channels.
     """
 
@@ -81,6 +84,8 @@ class PixelAttention(nn.Module):
         skip_scale: float = 1.0,
         context_width: int | None = None,
         qk_norm: bool = False,
+        heads: int = 1,
+        norm: Callable[..., GroupNorm] = GroupNorm,
     ):
         super().__init__()
         if head_channels is not None and channels % head_channels:
@@ -88,9 +93,10 @@ class PixelAttention(nn.Module):
                 f"head_channels={head_channels} must divide the {channels} channels of a level, or "
                 "be null for a single head"
             )
-        heads = channels // (head_channels or channels)
+        if head_channels is not None:
+            heads = channels // head_channels
         self.skip_scale = skip_scale
-        self.norm = GroupNorm(channels)
+        self.norm = norm(channels)
         self.attention: SelfAttention | CrossAttention = (
             SelfAttention(channels, heads, qk_norm)
             if context_width is None
@@ -112,8 +118,8 @@ class Stage(nn.Module):
     """A residual block, then self-attention and, if configured, cross-attention.
 
     A stage is configured as a factory: the U-Net calls it with the facts `in_channels`, `channels`,
-    `embedding_width` and whether it `attends`; `resample` and `project` make its residual block
-    change the resolution. None for `head_channels` is a single head. With `scale_shift` the
+    `embedding_width`, `norm` and whether it `attends`; `resample` and `project` make its residual
+    block change the resolution. None for `head_channels` is `heads` heads. With `scale_shift` the
     embedding scales and shifts the second norm, and is added to its input without. `skip_scale`
     multiplies the output of each part. `qk_norm` normalises queries and keys of self-attention.
     With `cross_attention` a stage that attends does so to the context too: the embedded noise level
@@ -135,6 +141,8 @@ class Stage(nn.Module):
         skip_scale: Annotated[float, between(0, 1)] = 1.0,
         cross_attention: Flag = False,
         qk_norm: Flag = False,
+        heads: Count = 1,
+        norm: Callable[..., GroupNorm] = GroupNorm,
     ):
         super().__init__()
         self.residual = PixelResidual(
@@ -146,12 +154,16 @@ class Stage(nn.Module):
             skip_scale,
             resample,
             project,
+            norm,
         )
         self.attention = self.cross = None
+        attention = partial(
+            PixelAttention, channels, head_channels, skip_scale, heads=heads, norm=norm
+        )
         if attends:
-            self.attention = PixelAttention(channels, head_channels, skip_scale, qk_norm=qk_norm)
+            self.attention = attention(qk_norm=qk_norm)
         if attends and cross_attention:
-            self.cross = PixelAttention(channels, head_channels, skip_scale, embedding_width)
+            self.cross = attention(context_width=embedding_width)
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
         """x (B, C, H, W), embedding (B, E), context (B, L, E) -> (B, C', H', W')."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.base import initialise
 from diffusion_lab.backbone.conditioning import Condition
-from diffusion_lab.backbone.embedding import NoiseEmbedding
+from diffusion_lab.backbone.embedding import UNetEmbedding
 from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.patches import patch_grid
-from diffusion_lab.backbone.resample import Resampling
+from diffusion_lab.backbone.resample import Resampling, downsample_filtered
 from diffusion_lab.backbone.stage import Stage
 from diffusion_lab.common.ranges import Count, Flag, ranges, whole_list
 
@@ -48,7 +48,9 @@ class UNet(nn.Module):
     `multipliers` times `channels` is the width of each level, finest first, which has `blocks`
     stages; `attention` lists the levels, from 0, that attend; with `attend_once` the decoder
     attends in a level's last stage only. With `patch` p the network works on blocks of p x p
-    pixels. `resample` changes the resolution. Raises ValueError for sizes that do not divide.
+    pixels. `resample` changes the resolution. With `pyramid` each level but the finest also gets
+    the image itself, halved by convolutions (arXiv:2011.13456). Raises ValueError for sizes that do
+    not divide.
     """
 
     @ranges()
@@ -65,6 +67,9 @@ class UNet(nn.Module):
         patch: Count,
         stage: Callable[..., Stage],
         resample: Resampling,
+        pyramid: Flag = False,
+        embedding: Callable[..., UNetEmbedding] = UNetEmbedding,
+        norm: Callable[..., GroupNorm] = GroupNorm,
     ):
         super().__init__()
         levels = len(multipliers)
@@ -72,10 +77,10 @@ class UNet(nn.Module):
         if channels % 4:
             raise ValueError(f"channels={channels} must be a multiple of 4")
         widths = [channels * multiplier for multiplier in multipliers]
-        self.condition_width = 4 * channels
         self.patch = patch
-        self.noise = NoiseEmbedding(channels, self.condition_width)
-        stage = partial(stage, embedding_width=self.condition_width)
+        self.noise = embedding(channels)
+        self.condition_width = self.noise.condition_width
+        stage = partial(stage, embedding_width=self.noise.width, norm=norm)
         self.entry = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
         self.down = nn.ModuleList()
         skips = [width := channels]
@@ -95,7 +100,8 @@ class UNet(nn.Module):
                 stages.append(stage(width + skips.pop(), widths[level], attends=attends))
                 width = widths[level]
             self.up.append(UpLevel(stages, resample.double(width, stage) if level else None))
-        self.norm = GroupNorm(width, silu=True)
+        self.pyramid = image_pyramid(self.entry.in_channels, widths[:-1] if pyramid else [], blocks)
+        self.norm = norm(width, silu=True)
         self.out = nn.Conv2d(width, out_channels * patch**2, 3, padding=1)
         initialise(self)
 
@@ -116,19 +122,39 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
-        embedding, context = condition.after(self.noise(noise))  # (B, E), (B, L, E)
+        if self.noise.condition_first:
+            embedding = self.noise(noise, condition.vector)  # (B, E)
+            context = embedding[:, None]
+        else:
+            embedding, context = condition.after(self.noise(noise))  # (B, E), (B, L, E)
         embedding = F.silu(embedding)  # (B, E)
-        x = self.entry(F.pixel_unshuffle(x, self.patch))
+        image = F.pixel_unshuffle(x, self.patch)
+        x = self.entry(image)
         if x.device.type == "cpu":  # faster convolutions; elsewhere the layout is the caller's
             x = x.contiguous(memory_format=torch.channels_last)
         skips = [x]
-        for stage in self.down:
-            skips.append(x := stage(x, embedding, context))
+        for i, stage in enumerate(self.down):
+            x = stage(x, embedding, context)
+            if str(i) in self.pyramid:
+                x = image = (x + self.pyramid[str(i)](image)) * math.sqrt(0.5)
+            skips.append(x)
         for stage in self.middle:
             x = stage(x, embedding, context)
         for level in self.up:
             x = level(x, skips, embedding, context)
         return F.pixel_shuffle(self.out(self.norm(x)), self.patch)
+
+
+def image_pyramid(channels: int, widths: Sequence[int], blocks: int) -> nn.ModuleDict:
+    """The modules that halve the image, for levels of these widths with `blocks` stages.
+
+    Each has the index of the module in the encoder that halves at the same place.
+    """
+    pyramid = nn.ModuleDict()
+    for level, width in enumerate(widths, 1):
+        pyramid[str(level * (blocks + 1) - 1)] = downsample_filtered(channels, width)
+        channels = width
+    return pyramid
 
 
 def check_levels(

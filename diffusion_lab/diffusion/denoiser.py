@@ -19,6 +19,7 @@ from diffusion_lab.diffusion.objective.prediction import Prediction
 NOISE_LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {
     "time": lambda level: 1000 * level.t,
     "index": lambda level: 1000 * level.t - 1,  # DDPM's and DiT's table index
+    "data_time": lambda level: 1 - level.t,  # SiT's time, 1 on clean data
     "log_sigma": lambda level: (level.sigma / level.alpha).log() / 4,  # EDM's c_noise
 }
 

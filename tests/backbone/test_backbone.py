@@ -6,13 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.paths import CONF
+from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
 from diffusion_lab.backbone.attention import SelfAttention, attend
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
-from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions, sinusoid
+from diffusion_lab.backbone.embedding import (
+    FourierEmbedding,
+    NoiseEmbedding,
+    grid_positions,
+    sinusoid,
+)
 from diffusion_lab.backbone.norm import GroupNorm, _GroupNorm
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -228,6 +234,31 @@ def test_the_sinusoid_is_the_published_one():
     torch.testing.assert_close(vector, torch.tensor(expected), rtol=0, atol=1e-6)
 
 
+def test_a_closed_sinusoid_ends_at_the_lowest_frequency():
+    value = torch.tensor([1.0])
+    frequencies = sinusoid(value, 8, closed=True)[0, 4:].asin()
+    expected = torch.tensor([1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3), 1 / 10000])
+    torch.testing.assert_close(frequencies, expected)
+
+
+def test_sines_first_are_the_same_positions_in_another_order():
+    cosines, sines = (grid_positions(3, 5, 16, sines_first) for sines_first in (False, True))
+    assert torch.equal(sines.unflatten(1, (2, 2, 4)).flip(2).flatten(1), cosines)
+    assert torch.equal(sines[0], torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1]).repeat(2))
+
+
+def test_fourier_features_are_cosines_and_sines_of_saved_frequencies():
+    embedding = FourierEmbedding(channels=8, std=2.0)
+    cycles = embedding.state_dict()["cycles"]
+    noise = torch.tensor([0.25, 3.0])
+    waves = embedding.waves(noise)
+    for i, frequency in enumerate(cycles):
+        angle = 2 * torch.pi * noise * frequency
+        torch.testing.assert_close(waves[:, i], angle.cos(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(waves[:, i + 4], angle.sin(), rtol=0, atol=1e-5)
+    assert FourierEmbedding(channels=4000, std=2.0).cycles.std() == pytest.approx(2, rel=0.1)
+
+
 def test_positions_tell_rows_from_columns():
     positions = grid_positions(3, 5, 16).unflatten(0, (3, 5))
     assert len(positions.flatten(0, 1).unique(dim=0)) == 15
@@ -312,3 +343,15 @@ def test_group_norm_in_bfloat16_takes_a_constant_image():
 @pytest.mark.parametrize(("channels", "groups"), [(16, 4), (64, 16), (96, 8), (128, 32), (256, 32)])
 def test_groups_have_at_least_four_channels_and_number_at_most_32(channels, groups):
     assert GroupNorm(channels).num_groups == groups
+
+
+@pytest.mark.parametrize(
+    ("channels", "least", "groups"), [(48, 4, 12), (256, 4, 32), (96, 1, 32), (8, 16, 1)]
+)
+def test_groups_that_are_given_are_fewer_only_where_they_would_be_too_small(
+    channels, least, groups
+):
+    norm = GroupNorm(channels, groups=32, least=least, eps=1e-3)
+    assert (norm.num_groups, norm.eps) == (groups, 1e-3)
+    with refused("groups=5", "32", by=ValueError):
+        GroupNorm(32, groups=5)

@@ -118,3 +118,12 @@ def test_the_network_hands_noise_and_condition_to_the_block(block_class):
         assert tokens.shape[1] == 16 + (4 if block_class is InContext else 0)
     if block_class is InContext:
         torch.testing.assert_close(seen[0][0][:, :4], context)
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+@pytest.mark.parametrize(("activation", "approximate"), [("gelu", "none"), ("gelu_tanh", "tanh")])
+def test_the_mlp_has_the_activation_that_is_asked_for(block_class, activation, approximate):
+    block = block_class(WIDTH, mixer, 2.0, activation)
+    x = torch.randn(2, 5, WIDTH)
+    hidden = nn.functional.gelu(block.mlp[0](x), approximate=approximate)
+    torch.testing.assert_close(block.mlp(x), block.mlp[2](hidden), rtol=0, atol=1e-7)

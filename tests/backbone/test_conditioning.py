@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from diffusion_lab.backbone.conditioning import Attributes, ClassLabel, Unconditional
+from diffusion_lab.backbone.conditioning import (
+    Attributes,
+    ClassLabel,
+    RawLabels,
+    Unconditional,
+)
 
 LABELLED = {
     "class_label": lambda: ClassLabel(6, 8),
@@ -71,3 +76,15 @@ def test_without_labels_there_is_nothing():
     condition = module(torch.arange(6), 6)
     assert condition.vector is condition.tokens is condition.labels is None
     assert not module.conditional
+
+
+def test_raw_labels_are_passed_on_and_missing_ones_are_the_null_label():
+    module = RawLabels(num_classes=6, width=8)
+    labels = torch.tensor([0, 5, 6])
+    assert torch.equal(module(labels, 3).labels, labels)
+    condition = module(None, 2)
+    assert condition.labels.tolist() == [6, 6]
+    assert condition.vector is None
+    assert condition.tokens is None
+    assert module.drop(labels, 1.0).tolist() == [6, 6, 6]
+    assert not module.state_dict()

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from diffusion_lab.backbone import DiffusersDiT, DiffusersUNet
-from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
+from diffusion_lab.backbone import DiffusersDiT, DiffusersModel, DiffusersUNet
+from diffusion_lab.backbone.conditioning import ClassLabel, Condition, RawLabels, Unconditional
 from diffusion_lab.build.model import Model, check_network
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -354,3 +354,43 @@ def test_mean_flow_is_refused_before_training_and_shortcuts_are_not(build):
     with refused("forward-mode", by=ValueError):
         check(MeanFlow())
     check(Shortcut())
+
+
+OWN_SETTINGS = {
+    "UNet2DModel": {
+        "block_out_channels": [16, 32],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "num_class_embeds": 4,
+    },
+    "DiTTransformer2DModel": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": 1,
+        "num_embeds_ada_norm": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OWN_SETTINGS)
+def test_a_network_with_its_own_settings_hears_labels_that_only_the_conditioning_drops(name):
+    build = partial(DiffusersModel, name=name, settings=OWN_SETTINGS[name])
+    model = Denoiser(build, RawLabels, Flow(), (1, 8, 8), num_classes=3)
+    x, level = inputs(3)
+    labels = torch.tensor([0, 2, 3])
+    assert not model(x, level, Given(labels)).output.any(), "it starts at 0"
+    randomised(model).train()
+    outputs = [model(x, level, Given(labels)).output for _ in range(8)]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    unlabelled = model(x, level).output
+    assert (outputs[0] - unlabelled).abs().amax((1, 2, 3)).gt(1e-5).tolist() == [True, True, False]
+    assert len(model.backbone.layers) == (5 if name == "UNet2DModel" else 1)
+    assert model.backbone.ends[0].weight.shape[1] == 1
+
+
+@pytest.mark.parametrize("setting", ["layers", "in_channels", "sample_size"])
+def test_a_setting_that_a_network_does_not_have_is_refused(setting):
+    with refused(setting, by=ValueError):
+        DiffusersModel(1, 1, (8, 8), "UNet2DModel", {setting: 3})

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_lab.backbone import UNet
 from diffusion_lab.backbone.attention import CrossAttention
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
+from diffusion_lab.backbone.embedding import FourierEmbedding, UNetEmbedding
+from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.resample import (
     BlockResampling,
     ConvResampling,
@@ -39,6 +41,9 @@ def small(resample=None, attend_once=False, **settings) -> UNet:
         "blocks": 1,
         "attention": [1],
         "patch": 1,
+        "pyramid": False,
+        "embedding": UNetEmbedding,
+        "norm": GroupNorm,
     }
     own = {key: settings.pop(key) for key in sizes if key in settings}
     stage = partial(Stage, **{"head_channels": 16, **settings})
@@ -55,6 +60,11 @@ OPTIONS = {
     "attend_once": {"attend_once": True},
     "cross_attention": {"cross_attention": True},
     "qk_norm": {"qk_norm": True},
+    "pyramid": {"pyramid": True},
+    "heads": {"head_channels": None, "heads": 2},
+    "condition_first": {"embedding": partial(UNetEmbedding, closed=True, condition_first=True)},
+    "fourier": {"embedding": partial(FourierEmbedding, frequencies=24, width=40)},
+    "norm": {"norm": partial(GroupNorm, groups=16, least=1, eps=1e-5)},
     "everything": {
         "resample": FilterResampling(projection=True),
         "scale_shift": True,
@@ -62,6 +72,9 @@ OPTIONS = {
         "attend_once": True,
         "cross_attention": True,
         "qk_norm": True,
+        "pyramid": True,
+        "embedding": partial(FourierEmbedding, condition_first=True),
+        "norm": partial(GroupNorm, groups=16, least=1),
     },
 }
 
@@ -98,7 +111,11 @@ def conditions(width: int, batch: int = 2) -> Condition:
 
 @pytest.mark.parametrize(
     ("name", "parameters", "macs"),
-    [("unet_ddpm", 35.7e6, 6.22e9), ("unet_ddpmpp", 55.73e6, 21.19e9)],
+    [
+        ("unet_ddpm", 35.7e6, 6.22e9),
+        ("unet_ddpmpp", 55.73e6, 21.19e9),
+        ("unet_ncsnpp", 56.40e6, 21.40e9),
+    ],
 )
 def test_published_networks_for_cifar_have_their_parameters_and_macs(name, parameters, macs):
     with torch.device("meta"):
@@ -328,6 +345,53 @@ def test_cross_attention_looks_at_the_noise_level_and_then_the_tokens():
         torch.testing.assert_close(context, torch.cat([embedded, condition.tokens], dim=1))
     for context in seen[len(seen) // 2 :]:
         torch.testing.assert_close(context, embedded)
+
+
+@pytest.mark.parametrize(
+    ("settings", "heads"),
+    [
+        ({"head_channels": None}, [1, 1]),
+        ({"head_channels": None, "heads": 2}, [2, 2]),
+        ({"head_channels": 16, "heads": 2}, [1, 2]),
+    ],
+)
+def test_heads_are_given_by_their_number_or_by_their_channels(settings, heads):
+    network = small(multipliers=[1, 2], attention=[0, 1], attend_once=True, **settings)
+    found = {m.attention.out.in_features: m.attention.heads for m in attentions(network)}
+    assert found == dict(zip([16, 32], heads, strict=True))
+
+
+def test_the_condition_is_added_before_or_after_the_mlp_of_the_embedding():
+    condition, noise = conditions(16), torch.tensor([3.0, 700.0])
+    network = randomised(small(embedding=partial(UNetEmbedding, condition_first=True)))
+    seen = []
+    network.down[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[1:]))
+    network(torch.randn(2, 1, 28, 28), noise, condition)
+    first, _, second = network.noise
+    expected = second(F.silu(first(network.noise.waves(noise) + condition.vector)))
+    torch.testing.assert_close(seen[0][0], F.silu(expected))
+    torch.testing.assert_close(seen[0][1], expected[:, None])
+    assert network.condition_width == 16
+
+
+def test_a_pyramid_adds_the_halved_image_at_each_level():
+    network = randomised(small(pyramid=True, image_size=(16, 16)))
+    seen = {}
+
+    def see(name: str, _, inputs: tuple, output: torch.Tensor) -> None:
+        seen[name] = inputs[0], output
+
+    parts = [*network.pyramid.items(), *((f"down {i}", m) for i, m in enumerate(network.down))]
+    for name, part in parts:
+        part.register_forward_hook(partial(see, name))
+    x = torch.randn(2, 1, 16, 16)
+    network(x, torch.zeros(2), Condition())
+    assert [*network.pyramid] == ["1", "3"]
+    assert torch.equal(seen["1"][0], x)
+    joined = (seen["down 1"][1] + seen["1"][1]) * 0.5**0.5
+    torch.testing.assert_close(seen["down 2"][0], joined)
+    torch.testing.assert_close(seen["3"][0], joined)  # it is halved again a level further down
+    assert seen["3"][1].shape[2:] == (4, 4)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -205,3 +205,12 @@ def test_learned_variance_and_self_conditioning_go_together():
     assert all(one.shape == (5,) and one.isfinite().all() for one in losses)
     sum(one.mean() for one in losses).backward()
     assert model.backbone.conv.weight.grad[2:].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("time", [250, 1000]), ("index", [249, 999]), ("data_time", [0.75, 0])],
+)
+def test_a_noise_level_has_several_labels(name, expected):
+    level = DDPMLinear()(torch.tensor([0.25, 1.0]))
+    assert denoiser(noise_label=name).noise_label(level).tolist() == pytest.approx(expected)
