@@ -22,6 +22,7 @@ ROOMS = [  # each may import those above it
     "pipeline",
     "build",
     "runs",
+    "importing",
     "profiling",
     "training",
     "analysis",

@@ -222,5 +222,13 @@ class DiffusersModel(nn.Module):
         return [*network.down_blocks, *middle, *network.up_blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
+        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W).
+
+        Raises ValueError for a condition that is a vector, which this network cannot hear.
+        """
+        if condition.vector is not None:
+            raise ValueError(
+                "a network of diffusers with its own settings hears raw labels alone: no embedded "
+                "condition, augmentation or jumps"
+            )
         return self.network(x, noise, class_labels=condition.labels, return_dict=False)[0]

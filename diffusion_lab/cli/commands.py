@@ -26,6 +26,8 @@ class Command:
 
 SAMPLING = ("sampler", "guidance")
 MEASURING = (*SAMPLING, "metrics")
+# groups of which each kind of an import chooses the option
+KINDS_CHOOSE = ("backbone", "first_stage", "schedule", "objective", "sampler")
 COMMANDS = {
     "train": Command(
         "train a diffusion model, or several in a sweep (-m)",
@@ -82,6 +84,12 @@ COMMANDS = {
     ),
     "average": Command(
         "averages of a run's weights of any length, after training", "analysis.average:average"
+    ),
+    "import": Command(
+        "open published weights of DiT, SiT, EDM, ADM or diffusers like a run",
+        "importing.command:import_network",
+        KINDS_CHOOSE,
+        takes_paths=True,
     ),
     "export": Command("save a trained model as a folder to share", "runs.export:export"),
     "doctor": Command(

@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -29,34 +31,55 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     written atomically. Raises UserError if the run cannot be exported.
     """
     output = Path(cfg.output)
-    if output.exists():
-        raise UserError(f"output={output} already exists; choose a new folder")
+    require_new(output)
     run = Path(cfg.run)
     saved = load_trained_config(run)
-    if (run / weights.EXPORTED).is_file():
-        raise UserError(f"{run} is already an export; copy the folder")
     if kind_of(saved) is not DiffusionRun:
         raise UserError(f"{run} is an autoencoder; share its {saving.FIRST_STAGE_FILE} instead")
     average = None if cfg.average is None else name_of(cfg.average)
-    tensors, step = weights.load_of_run(run, average, checkpoint_of(cfg))
+    checkpoint = checkpoint_of(cfg)
+    if (run / weights.EXPORTED).is_file():  # an export or an import
+        tensors, facts = weights.load_weights(run, average, checkpoint), weights.facts_of(run)
+    else:
+        tensors, step = weights.load_of_run(run, average, checkpoint)
+        facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
     _, model = with_weights(run, saved, tensors)  # refuses weights of another model
-    facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
+    write(output, tensors, facts, model.first_stage, partial(shutil.copy, run / CONFIG))
+    return {"output": str(output), "tensors": len(tensors)} | facts
+
+
+def require_new(output: Path) -> None:
+    """Raises UserError if there already is something at `output`."""
+    if output.exists():
+        raise UserError(f"output={output} already exists; choose a new folder")
+
+
+def write(
+    output: Path,
+    tensors: dict[str, Tensor],
+    facts: dict[str, str],
+    first_stage: FirstStage,
+    write_config: Callable[[Path], object],
+) -> None:
+    """Writes the new folder `output` atomically; raises UserError if that fails.
+
+    `facts` are kept beside the tensors, and `write_config` writes the configuration into a folder.
+    """
     try:
-        _write(output, run, tensors, facts, model.first_stage)
+        _write(output, tensors, facts, first_stage, write_config)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"output={output} cannot be written ({reason}); free space, or choose another folder"
         ) from error
-    return {"output": str(output), "tensors": len(tensors)} | facts
 
 
 def _write(
     output: Path,
-    run: Path,
     tensors: dict[str, Tensor],
     facts: dict[str, str],
     first_stage: FirstStage,
+    write_config: Callable[[Path], object],
 ) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
@@ -68,6 +91,6 @@ def _write(
             for name, value in tensors.items()
         }
         safetensors.torch.save_file(tensors, folder / weights.EXPORTED, {"format": "pt"} | facts)
-        shutil.copyfile(run / CONFIG, folder / CONFIG)
+        write_config(folder)
         first_stage.copy_into(folder)
         os.rename(folder, output)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffusion_lab.common import hashing
@@ -83,6 +83,12 @@ def read(path: Path, remedy: str) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def facts_of(folder: str | Path) -> dict[str, str]:
+    """The facts that an export or an import keeps beside its weights."""
+    with safe_open(Path(folder) / EXPORTED, "pt") as file:
+        return {key: value for key, value in file.metadata().items() if key != "format"}
 
 
 def sha256_of(folder: str | Path) -> str:

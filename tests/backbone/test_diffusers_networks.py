@@ -388,6 +388,8 @@ def test_a_network_with_its_own_settings_hears_labels_that_only_the_conditioning
     assert (outputs[0] - unlabelled).abs().amax((1, 2, 3)).gt(1e-5).tolist() == [True, True, False]
     assert len(model.backbone.layers) == (5 if name == "UNet2DModel" else 1)
     assert model.backbone.ends[0].weight.shape[1] == 1
+    with refused("raw labels", by=ValueError):
+        Denoiser(build, ClassLabel, Flow(), (1, 8, 8), num_classes=3)(x, level, Given(labels))
 
 
 @pytest.mark.parametrize("setting", ["layers", "in_channels", "sample_size"])

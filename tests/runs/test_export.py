@@ -66,11 +66,21 @@ def test_trained_weights_are_an_option(lab, tmp_path, trained):
     assert all(torch.equal(value, raw[f"denoiser.{name}"]) for name, value in exported.items())
 
 
+def test_an_export_of_an_export_is_the_same(lab, tmp_path, trained):
+    assert lab("export", "run=run", "output=mine")[0] == 0
+    code, _, err = lab("export", "run=mine", "output=again")
+    assert code == 0, err
+    mine, again = (tmp_path / name / "model.safetensors" for name in ("mine", "again"))
+    with safe_open(mine, "pt") as first, safe_open(again, "pt") as second:
+        assert first.metadata() == second.metadata()
+    assert np.array_equal(samples(lab, "mine"), samples(lab, "again"))
+
+
 def test_nothing_is_written_over_and_an_export_is_no_run(lab, refusal, tmp_path, trained):
     assert lab("export", "run=run", "output=mine")[0] == 0
     before = (tmp_path / "mine/model.safetensors").read_bytes()
     assert "output=mine" in refusal("export", "run=run", "output=mine")
-    assert "mine" in refusal("export", "run=mine", "output=new")
+    assert "average=trained" in refusal("export", "run=mine", "output=new", "average=trained")
     assert "average=trained" in refusal("sample", "run=mine", "average=trained")
     for arguments in (["resume=mine", "trainer.max_steps=9"], [*QUICK, "run_dir=mine"]):
         sentence = refusal("train", *arguments)

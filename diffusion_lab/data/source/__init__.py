@@ -1,5 +1,6 @@
 """Sources of images: one class for each kind of files."""
 
+from diffusion_lab.data.source.absent import Absent
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.cifar10_zip import CIFAR10Zip
 from diffusion_lab.data.source.gaussian_mixture import GaussianMixture

@@ -1,7 +1,6 @@
 """A run on GPUs that are not here: the parts that follow from its configuration alone."""
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -15,7 +14,7 @@ from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag, inside, optional, share, whole
 from diffusion_lab.compute.batch import solve_batch
-from diffusion_lab.data.source import DataSource
+from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.objective.teacher import TeacherModel
 from diffusion_lab.first_stage.base import FirstStage, Shape
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, image_facts, sampling_calls
@@ -34,18 +33,6 @@ PLANNED = ALLOWED | {
     "reserve": inside(0, 1),
 }
 A_NODE = 8  # devices of a node, where nothing else is said
-
-
-class ImagesElsewhere(DataSource):
-    """Images of which only the shape and the number of classes are known."""
-
-    def __init__(self, shape: Sequence[int], classes: int):
-        channels, height, width = shape
-        self.native_shape = (channels, height, width)
-        self.class_names = tuple(map(str, range(classes)))
-
-    def load(self):
-        raise NotImplementedError("a plan reads no images")
 
 
 class LatentsElsewhere(FirstStage):
@@ -167,8 +154,8 @@ def with_facts(cfg: DictConfig, facts: ImageFacts) -> DictConfig:
     """A copy of a configuration, for images or latents of these facts where they are given."""
     cfg = cfg.copy()
     if cfg.image_shape is not None or cfg.num_classes is not None:
-        source = {"shape": list(facts.shape), "classes": facts.num_classes}
-        source["_target_"] = f"{__name__}.{ImagesElsewhere.__name__}"
+        source = {"image_shape": list(facts.shape), "num_classes": facts.num_classes}
+        source["_target_"] = f"{Absent.__module__}.{Absent.__name__}"
         OmegaConf.update(cfg, "data.source", source, merge=False)
         cfg.data.pad = None
     if cfg.latents:

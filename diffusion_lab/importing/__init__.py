@@ -1,0 +1,1 @@
+"""Networks of other programs: reading their files, and renaming their weights to ours."""

@@ -1,0 +1,121 @@
+"""Folders of diffusers: U-Nets and DiTs, alone or in a pipeline with scheduler and autoencoder."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.backbone.diffusers_networks import PUBLISHED, network_class, settings_of
+from diffusion_lab.common.files import read_json
+from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.common.ranges import settings
+from diffusion_lab.importing.kind.base import Imported, Kind, assigned
+from diffusion_lab.importing.names import BACKBONE, with_null_row
+from diffusion_lab.importing.scheduler import schedule_overrides
+
+PARTS = ("unet", "transformer", "")  # folders of the network: in a pipeline, or itself
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+OLD_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
+CLASSES = {  # the setting of their number, and whether the network knows a null label
+    "UNet2DModel": ("num_class_embeds", False),
+    "DiTTransformer2DModel": ("num_embeds_ada_norm", True),
+}
+TABLE = "class_embedding.weight"  # of a U-Net
+VAE = "vae"  # the folder of the autoencoder in a pipeline
+LEARNED = ("objective/variance_loss=hybrid", "sampler=ddpm", "sampler.variance=learned")
+
+
+@settings
+class DiffusersFolders(Kind):
+    """UNet2DModel and DiTTransformer2DModel of diffusers, which are opened as they are.
+
+    A pipeline's scheduler becomes the schedule and the prediction, its autoencoder the first stage.
+    """
+
+    recipe = ("backbone=diffusers_model", "conditioning=raw_labels", "objective=ddpm")
+
+    def read(self, path: Path) -> Imported:
+        folder, name, given = network_of(path)
+        check_plain(folder, {key: given[key] for key in settings_of(name) if key in given})
+        file = next((folder / each for each in WEIGHTS if (folder / each).is_file()), None)
+        if file is None:
+            raise UserError(f"{folder} has no {WEIGHTS[0]}; save the network with diffusers again")
+        say(f"Reading {file}")
+        network = loaded(folder, name)
+        config, tensors = network.config, network.state_dict()
+        own = {key: config[key] for key in settings_of(name)}
+        overrides = schedule_overrides(path)
+        key, has_null = CLASSES[name]
+        classes = own[key] or 0
+        if not classes:
+            overrides.append("conditioning=none")
+        elif not has_null:
+            tensors[TABLE], own[key] = with_null_row(tensors[TABLE]), classes + 1
+        if not has_null:
+            overrides.append("objective.label_dropout=0.0")
+        channels, size = config["in_channels"], config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        if config["out_channels"] == 2 * channels:
+            overrides += LEARNED
+        overrides += assigned("backbone", {"name": name, "settings": own})
+        shape = image_shape = (channels, height, width)
+        if (path / VAE).is_dir():
+            overrides += [
+                "first_stage=hub_vae",
+                *assigned("first_stage", {"path": str(path / VAE)}),
+            ]
+            factor = factor_of(path / VAE)
+            image_shape = (3, factor * height, factor * width)
+        ours = {f"{BACKBONE}network.{key}": tensor for key, tensor in tensors.items()}
+        return Imported(file, ours, shape, image_shape, classes, overrides)
+
+
+def network_of(path: Path) -> tuple[Path, str, dict[str, Any]]:
+    """The folder of the network, the name of its class, and its config.json."""
+    found = [path / part for part in PARTS if (path / part / "config.json").is_file()]
+    if not found:
+        raise UserError(f"{path} has no config.json of a network; give a folder of diffusers")
+    config = read_json(found[0] / "config.json")
+    name = str(config.get("_class_name", "network of another library"))
+    name = OLD_NAMES.get(name, name)
+    if name not in PUBLISHED:
+        raise UserError(f"{found[0]} is a {name}; only {' and '.join(PUBLISHED)} can be imported")
+    return found[0], name, config
+
+
+def loaded(folder: Path, name: str) -> Any:
+    """The network in a folder; raises UserError if that is damaged or does not have all weights."""
+    try:
+        network, info = network_class(name).from_pretrained(
+            folder, output_loading_info=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # the settings of a folder may be anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder} cannot be read by diffusers ({reason})") from error
+    if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
+        raise UserError(f"{folder} does not fit its own config.json: see {wrong[0]}")
+    return network.float()
+
+
+def check_plain(folder: Path, given: dict[str, Any]) -> None:
+    """Raises UserError unless all settings consist of numbers, words and lists.
+
+    Other values could be read as configurations, which name classes to build.
+    """
+
+    def is_plain(value: object) -> bool:
+        if isinstance(value, list):
+            return all(map(is_plain, value))
+        if isinstance(value, str):
+            return re.fullmatch(r"[\w.-]*", value) is not None
+        return value is None or isinstance(value, bool | int | float)
+
+    if wrong := [key for key, value in given.items() if not is_plain(value)]:
+        raise UserError(
+            f"{folder}/config.json has a {wrong[0]} that is no number, word or list of them"
+        )
+
+
+def factor_of(autoencoder: Path) -> int:
+    """The number of pixels along a side for each of a latent."""
+    config = read_json(autoencoder / "config.json")
+    return 2 ** (len(config.get("block_out_channels", [1])) - 1)

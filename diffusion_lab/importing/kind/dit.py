@@ -1,0 +1,101 @@
+"""DiT, as in facebookresearch/DiT (arXiv:2212.09748)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from torch import Tensor
+
+from diffusion_lab.backbone.embedding import grid_positions
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.ranges import optional, settings, whole
+from diffusion_lab.importing.kind.base import FIXED_VARIANCE, Imported, Kind, assigned
+from diffusion_lab.importing.names import BACKBONE, LABELS, count, joined, renamed
+from diffusion_lab.importing.reading import read
+
+NAMES = {
+    "x_embedder.proj": "embed",
+    "t_embedder.mlp.0": "noise.0",
+    "t_embedder.mlp.2": "noise.2",
+    "final_layer.adaLN_modulation.1": "modulation.1",
+    "final_layer.linear": "out",
+}
+IN_A_BLOCK = {
+    "attn.qkv": "mixer.qkv",
+    "attn.proj": "mixer.out",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.2",
+    "adaLN_modulation.1": "modulation.1",
+}
+TABLE = "y_embedder.embedding_table.weight"
+POSITIONS = "pos_embed"
+NETWORK = (
+    "first_stage=hub_vae",
+    "backbone=dit",
+    "backbone.positions=sines_first",
+    "backbone.block.activation=gelu_tanh",
+)
+HEADS = {1152: 16}  # heads of DiT-XL; those of other widths have 64 channels
+SIDE = 8  # pixels of an image to a number of its latent, in the VAE of Stable Diffusion
+
+
+@settings
+class DiTFiles(Kind):
+    """DiT in the latents of Stable Diffusion's VAE, with a learned variance.
+
+    None for `heads` is 16 for DiT-XL, and heads of 64 channels for other widths.
+    """
+
+    recipe: ClassVar[Sequence[str]] = (
+        *NETWORK,
+        "schedule=ddpm_linear",
+        "objective=improved_ddpm",
+        "sampler=ddpm",
+        "sampler/time_grid=linspace",
+        "sampler.variance=learned",
+    )
+    unlearned: ClassVar[Sequence[str]] = FIXED_VARIANCE  # overrides without a learned variance
+
+    heads: Annotated[int | None, optional(whole(1))] = None
+
+    def read(self, path: Path) -> Imported:
+        tensors = read(path).tensors
+        if missing := {POSITIONS, TABLE, "x_embedder.proj.weight"} - tensors.keys():
+            raise UserError(f"{path} has no {min(missing)}, so it is no DiT; write another kind")
+        table, positions = tensors.pop(TABLE), tensors.pop(POSITIONS)[0]  # (K + 1, D), (N, D)
+        width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
+        rows = round(len(positions) ** 0.5)
+        check_positions(path, positions, grid_positions(rows, rows, width, sines_first=True))
+        depth = count(tensors, r"blocks\.(\d+)\.")
+        blocks = joined({f"blocks.{i}": f"blocks.{i}" for i in range(depth)}, IN_A_BLOCK)
+        ours = renamed(tensors, NAMES | blocks)
+        ours[LABELS] = table
+        ours[f"{BACKBONE}embed.weight"] = ours[f"{BACKBONE}embed.weight"].flatten(1)
+        for name in (f"{BACKBONE}out.weight", f"{BACKBONE}out.bias"):
+            outputs = ours[name].unflatten(0, (patch, patch, -1)).movedim(2, 0)  # (c, p, p, ...)
+            ours[name] = self.used(outputs, channels).flatten(0, 2)
+        learned = len(ours[f"{BACKBONE}out.bias"]) > channels * patch**2
+        side = rows * patch
+        heads = self.heads or HEADS.get(width, max(1, width // 64))
+        sizes = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+        return Imported(
+            path,
+            ours,
+            (channels, side, side),
+            (3, SIDE * side, SIDE * side),
+            len(table) - 1,
+            [*assigned("backbone", sizes), *([] if learned else self.unlearned)],
+        )
+
+    def used(self, outputs: Tensor, channels: int) -> Tensor:
+        """The last layer's outputs (c, p, p, ...) that our network has, for so many channels."""
+        return outputs
+
+
+def check_positions(path: Path, given: Tensor, fixed: Tensor) -> None:
+    """Raises UserError unless the positions in a file are the fixed ones, both (N, D)."""
+    if given.shape != fixed.shape or (given - fixed).abs().max() > 1e-4:
+        raise UserError(
+            f"{path} has a {POSITIONS} that is not the fixed one of DiT for square images, so it "
+            "cannot be imported"
+        )

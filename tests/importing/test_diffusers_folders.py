@@ -1,0 +1,205 @@
+"""Folders of diffusers are opened with their own network, and their scheduler as a schedule."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers.refusals import assert_names, refused
+from helpers.tiny_vae import save_vae
+
+from diffusion_lab import runs
+from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.diffusion.objective import prediction
+from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.importing.scheduler import schedule_overrides
+
+diffusers = pytest.importorskip("diffusers")
+UNET = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 8,
+    # as in google/ddpm-cifar10-32
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "downsample_padding": 0,
+    "norm_eps": 1e-6,
+}
+DIT = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "sample_size": 8,
+    "num_embeds_ada_norm": 5,
+}
+
+
+def randomised(network):
+    """A network of diffusers in which no weight is 0."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        centre = float(parameter.ndim == 1 and name.endswith("norm.weight"))
+        torch.nn.init.normal_(parameter, centre, 0.05, generator=generator)
+    return network.eval()
+
+
+def imported(lab, path, *overrides):
+    code, _, err = lab("import", str(path), "kind=diffusers", *overrides, "output=net")
+    assert code == 0, err
+    return runs.load("net")[1]
+
+
+@torch.no_grad()
+def answers(model, labels):
+    """The outputs of an imported model at the first, a middle and the last level, and its input."""
+    x, index = torch.randn(3, *model.denoiser.image_shape), torch.tensor([0, 500, 999])
+    estimate = model.denoiser(x, model.schedule((index.double() + 1) / 1000), Given(labels))
+    if estimate.log_variance_weight is None:
+        return x, index, estimate.output
+    return x, index, torch.cat([estimate.output, 2 * estimate.log_variance_weight - 1], 1)
+
+
+@pytest.mark.parametrize("classes", [None, 5])
+def test_a_unet_answers_like_itself(lab, tmp_path, classes):
+    network = randomised(diffusers.UNet2DModel(**UNET, num_class_embeds=classes))
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
+    diffusers.DDPMPipeline(network, scheduler).save_pretrained("pipeline")
+    model = imported(lab, "pipeline")
+    labels = None if classes is None else torch.tensor([0, 2, 4])
+    x, index, output = answers(model, labels)
+    with torch.no_grad():
+        expected = network(x, index, class_labels=labels).sample
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+    assert isinstance(model.objective.prediction, prediction.X0)
+    scheduled = model.schedule((index.double() + 1) / 1000).alpha ** 2
+    torch.testing.assert_close(scheduled.float(), scheduler.alphas_cumprod[index])
+    assert model.denoiser.conditioning.conditional == (classes is not None)
+    answers(model, None)  # the null label has a row
+
+
+def test_a_dit_of_a_pipeline_comes_with_its_autoencoder(lab, tmp_path):
+    network = randomised(diffusers.DiTTransformer2DModel(**DIT))
+    for block in network.transformer_blocks:  # each block has an embedding of its own
+        torch.nn.init.normal_(block.norm1.emb.timestep_embedder.linear_1.weight, std=0.05)
+    vae = diffusers.AutoencoderKL.from_pretrained(save_vae(tmp_path / "vae"))
+    diffusers.DiTPipeline(network, vae, diffusers.DDIMScheduler()).save_pretrained("pipeline")
+    model = imported(lab, "pipeline")
+    shutil.rmtree("pipeline")
+    assert runs.load("net")[0].image_shape == (3, 64, 64)
+    for labels, taken in (([0, 2, 4], [0, 2, 4]), (None, [5, 5, 5])):
+        given = None if labels is None else torch.tensor(labels)
+        x, index, output = answers(model, given)
+        with torch.no_grad():
+            expected = network(x, index, class_labels=torch.tensor(taken)).sample
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+    model.denoiser.train()
+    outputs = [answers(model, torch.arange(3)) for _ in range(2)]
+    outputs = [
+        model.denoiser(
+            outputs[0][0], model.schedule(torch.tensor(0.5)), Given(torch.arange(3))
+        ).output
+        for _ in range(8)
+    ]
+    assert all(torch.equal(each, outputs[0]) for each in outputs), "labels are dropped elsewhere"
+    code, _, err = lab("sample", "run=net", "num_samples=2", "sampler.steps=2")
+    assert code == 0, err
+
+
+def test_a_network_alone_is_taken_as_ddpm(lab, tmp_path):
+    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("network")
+    model = imported(lab, "network", "sampler=ddim")
+    assert isinstance(model.objective.prediction, prediction.Eps)
+    assert model.schedule.discrete_steps == 1000
+
+
+SCHEDULERS = {
+    "linear": {"beta_schedule": "linear", "beta_start": 0.0002, "beta_end": 0.03},
+    "scaled": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "zero": {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True},
+}
+
+
+@pytest.mark.parametrize("settings", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_a_scheduler_becomes_its_schedule(lab, settings):
+    network = randomised(diffusers.UNet2DModel(**UNET))
+    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", **settings)
+    diffusers.DDIMPipeline(network, scheduler).save_pretrained("pipeline")
+    model = imported(lab, "pipeline")
+    levels = model.schedule(torch.arange(1, 1001) / 1000)
+    expected = scheduler.alphas_cumprod
+    torch.testing.assert_close(levels.alpha.float() ** 2, expected, rtol=1e-4, atol=1e-7)
+    assert isinstance(model.objective.prediction, prediction.V)
+
+
+def test_flow_matching_becomes_the_straight_path(lab):
+    network = randomised(diffusers.UNet2DModel(**UNET))
+    network.save_pretrained("pipeline/unet")
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained("pipeline/scheduler")
+    model = imported(lab, "pipeline")
+    assert isinstance(model.schedule, Rectified)
+    assert isinstance(model.objective.prediction, prediction.Flow)
+    x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.25, 1.0])
+    with torch.no_grad():
+        output = model.denoiser(x, model.schedule(sigma)).output
+        torch.testing.assert_close(output, network(x, 1000 * sigma).sample, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beta_schedule": "sigmoid"},
+        {"num_train_timesteps": 4000},
+        {"trained_betas": [0.1, 0.2]},
+        {"prediction_type": "other"},
+    ],
+    ids=str,
+)
+def test_a_scheduler_without_a_counterpart_is_refused(tmp_path, settings):
+    known = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(known | settings))
+    with refused(tmp_path, "DDPMScheduler"):
+        schedule_overrides(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"_target_": "os.mkdir", "path": "executed"},
+        ["silu", {"_target_": "os.mkdir", "path": "executed"}],
+        "${oc.env:HOME}",
+        "{_target_:os.mkdir,path:executed}",
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("key", ["act_fn", "attn_norm_num_groups", "beta_start"])
+def test_settings_that_name_code_are_refused(refusal, tmp_path, key, value):
+    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("pipeline/unet")
+    diffusers.DDPMScheduler().save_pretrained("pipeline/scheduler")
+    name = "scheduler/scheduler_config.json" if key == "beta_start" else "unet/config.json"
+    path = tmp_path / "pipeline" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    refusal("import", "pipeline", "kind=diffusers", "output=net")
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "net").exists()
+
+
+def test_other_folders_are_refused(refusal, tmp_path):
+    for name in ("empty", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "other/config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    (tmp_path / "lacking").mkdir()
+    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("lacking")
+    (tmp_path / "lacking/diffusion_pytorch_model.safetensors").unlink()
+    for name in ("empty", "other", "lacking"):
+        assert_names(refusal("import", name, "kind=diffusers", "output=net"), name)
+    save = randomised(diffusers.UNet2DModel(**UNET)).save_pretrained
+    save("wider")
+    config = json.loads((tmp_path / "wider/config.json").read_text())
+    config["block_out_channels"] = [16, 48]
+    (tmp_path / "wider/config.json").write_text(json.dumps(config))
+    assert_names(refusal("import", "wider", "kind=diffusers", "output=net"), "wider")

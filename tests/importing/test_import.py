@@ -1,0 +1,177 @@
+"""The command `import`: its folder opens like a run, and wrong requests are refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import run_alone
+from helpers.reference_networks import Reference
+from helpers.refusals import assert_names
+from helpers.tiny_runs import TINY
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from diffusion_lab import runs
+from diffusion_lab.diffusion.estimate import Given
+
+TRAINED = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+
+
+@pytest.fixture(scope="module")
+def adm(tmp_path_factory):
+    """The folder of an imported U-Net of ADM, which no test may change; its file is beside it."""
+    folder = tmp_path_factory.mktemp("adm")
+    save_file(Reference.stored("adm").state, folder / "adm.safetensors")
+    settings = ["kind=adm", "kind.head_channels=16", "sampler.steps=2"]
+    run_alone(folder, "import", "adm.safetensors", *settings, "output=net")
+    return folder / "net"
+
+
+@pytest.fixture
+def edm(lab, tmp_path):
+    """The file of a network of EDM in 5 classes, in the folder of `lab`."""
+    save_file(Reference.stored("edm_ddpmpp").state, tmp_path / "edm.safetensors")
+    return "edm.safetensors"
+
+
+def result(answer: tuple[int, str, str]) -> dict:
+    """The JSON object that a command has printed."""
+    code, out, err = answer
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def test_a_folder_has_weights_configuration_and_where_they_are_from(adm):
+    assert {path.name for path in adm.iterdir()} == {"config.yaml", "model.safetensors"}
+    with safe_open(adm / "model.safetensors", "pt") as file:
+        facts = file.metadata()
+    assert (facts["imported"], facts["file"]) == ("adm", "adm.safetensors")
+    assert len(facts["sha256"]) == 64
+    saved = runs.load_config(adm)
+    assert not {"kind", "paths", "output", "json"} & {*saved}
+    assert saved.backbone.multipliers == [1, 3]
+    assert saved.sampler.variance == "learned"
+    assert saved.sampler.steps == 2
+    assert saved.logger is None
+
+
+def test_samples_of_the_class_are_drawn_with_its_own_sampler(lab, adm):
+    drawn = {}
+    for label in (0, 3):
+        arguments = ["num_samples=2", f"labels={label}", "save=npz", f"output={label}"]
+        array = result(lab("sample", f"run={adm}", *arguments, "json=true"))["array"]
+        with np.load(array) as arrays:
+            drawn[label] = arrays["images"]
+    assert drawn[0].shape == (2, 16, 16, 3)
+    assert not np.array_equal(drawn[0], drawn[3])
+
+
+def test_it_is_profiled_and_exported_like_a_run(lab, tmp_path, adm):
+    counts = result(lab("profile", f"run={adm}", "speed=false", "json=true"))
+    tensors = load_file(adm / "model.safetensors")
+    assert counts["params"] == sum(tensor.numel() for tensor in tensors.values())
+    assert counts["image_shape"] == [3, 16, 16]
+    exported = result(lab("export", f"run={adm}", "output=mine", "json=true"))
+    assert exported["imported"] == "adm"
+    same = load_file(tmp_path / "mine/model.safetensors")
+    assert all(torch.equal(same[name], tensor) for name, tensor in tensors.items())
+
+
+def test_without_data_a_model_is_not_measured_and_with_data_it_is(lab, refusal, adm, edm):
+    assert_names(refusal("evaluate", f"run={adm}"), "data.source", "data=...")
+    data = ["data=images", "data.source={_target_:helpers.coloured_data.Coloured}"]
+    result(lab("import", edm, "kind=edm", *data, "output=net", "json=true"))
+    arguments = ["metrics.num_samples=8", "metrics.reference_size=16", "sampler.steps=2"]
+    found = result(lab("evaluate", "run=net", *arguments, "batch_size=8", "json=true"))
+    assert any(name.startswith("fid/") for name in found)
+
+
+def test_a_run_starts_from_its_weights(lab, tmp_path, adm):
+    composition = [
+        f"backbone.{key}={json.dumps(value)}"
+        for key, value in {
+            "channels": 32,
+            "multipliers": [1, 3],
+            "blocks": 2,
+            "attention": [1],
+            "stage.head_channels": 16,
+        }.items()
+    ]
+    shared = ["backbone=unet", "backbone/stage=adm", "backbone/norm=adm", "backbone/resample=block"]
+    source = "data.source={_target_:helpers.coloured_data.Coloured}"
+    code, _, err = lab(
+        "train",
+        *[each for each in TRAINED if not each.startswith(("backbone", "data.source"))],
+        *["data=images", source, "data.validation_size=20", *shared, *composition],
+        *["schedule=ddpm_linear", "objective=improved_ddpm", "trainer.max_steps=1"],
+        *[f"init_from={adm}", "run_dir=run", "optimizer.lr=1e-30"],
+    )
+    assert code == 0, err
+    trained, imported = (runs.load(folder)[1].denoiser for folder in (tmp_path / "run", adm))
+    x, given = torch.randn(2, 3, 16, 16), Given(torch.tensor([0, 4]))
+    level = runs.load(adm)[1].schedule(torch.tensor([0.2, 0.9]))
+    with torch.no_grad():
+        outputs = [each(x, level, given).output for each in (trained, imported)]
+    torch.testing.assert_close(*outputs)
+
+
+def test_what_is_overridden_replaces_the_recipe(lab, tmp_path, edm):
+    chosen = ["sampler=euler", "sampler.steps=7", "schedule=ve", "guidance.clip=1"]
+    result(lab("import", edm, "kind=edm", *chosen, "output=net", "json=true"))
+    saved = runs.load_config(tmp_path / "net")
+    assert saved.sampler._target_.endswith("Euler")
+    assert saved.sampler.steps == 7
+    assert saved.schedule.sigma_max == 100
+    assert saved.guidance.clip == 1
+    assert saved.objective.label_dropout == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["kind=adm"], ["edm.safetensors"]),
+        (["kind=dit"], ["edm.safetensors"]),
+        (["kind=diffusers"], ["edm.safetensors"]),
+        (["kind=edm", "data=cifar10"], ["(3, 32, 32)"]),
+        (
+            [
+                "kind=edm",
+                "data=images",
+                "data.source={_target_:helpers.coloured_data.Coloured,classes:6}",
+            ],
+            ["6"],
+        ),
+        (["kind=edm", "backbone.blocks=2"], ["missing"]),
+        (["kind=edm", "backbone.multipliers=[1,4]"], ["backbone"]),
+        (["kind=edm", "second.pt"], ["FILE"]),
+        (["kind=edm", "kind.heads=2"], ["kind.heads"]),
+        (["kind=x"], ["kind=x", "dit"]),
+        ([], ["kind"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_request_is_refused_and_leaves_nothing(refusal, tmp_path, edm, arguments, named):
+    assert_names(refusal("import", edm, *arguments, "output=net"), *named)
+    assert {path.name for path in tmp_path.iterdir()} <= {edm, "data"}
+
+
+def test_nothing_is_written_over(refusal, tmp_path, edm):
+    (tmp_path / "net").mkdir()
+    assert_names(refusal("import", edm, "kind=edm", "output=net"), "output=net")
+    assert_names(refusal("import", "missing.pt", "kind=edm", "output=new"), "missing.pt")
+
+
+def test_weights_of_another_shape_or_name_are_refused(refusal, tmp_path, lab):
+    state = Reference.stored("edm_ddpmpp").state
+    name = "model.dec.8x8_in1.conv1.weight"
+    wrong = {
+        "lacking": {key: value for key, value in state.items() if key != name},
+        "more": state | {"model.dec.8x8_in2.conv1.weight": torch.zeros(1)},
+        "reshaped": state | {name: torch.zeros(3, 3)},
+        "preconditioned": state | {"model.map_layer0.weight": torch.zeros(7)},
+    }
+    for which, tensors in wrong.items():
+        save_file(tensors, tmp_path / f"{which}.safetensors")
+        refusal("import", f"{which}.safetensors", "kind=edm", "output=net")
+    assert not (tmp_path / "net").exists()

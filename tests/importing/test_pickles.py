@@ -1,0 +1,197 @@
+"""Files of others are read without executing anything: tensors and plain data, or a refusal."""
+
+import io
+import os
+import pickle
+import sys
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from helpers.reference_networks import Reference
+from helpers.refusals import assert_names, refused
+from torch import nn
+
+from diffusion_lab.importing.kind import EDMFiles
+from diffusion_lab.importing.reading import read
+
+SOURCE = "raise SystemExit('the source code in a pickle was executed')"
+
+
+class Reduced:
+    """An object that a pickle makes by calling a function."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """A function that describes a module as NVIDIA's `torch_utils.persistence` does."""
+    persistence, util = ModuleType("torch_utils.persistence"), ModuleType("dnnlib.util")
+
+    def _reconstruct_persistent_obj(meta):
+        raise AssertionError("only its name may be used")
+
+    class EasyDict(dict):
+        pass
+
+    for module, each in ((persistence, _reconstruct_persistent_obj), (util, EasyDict)):
+        each.__module__, each.__qualname__ = module.__name__, each.__name__
+        setattr(module, each.__name__, each)
+        monkeypatch.setitem(sys.modules, module.__name__.split(".")[0], ModuleType("package"))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def described(name: str, **state: object) -> Reduced:
+        meta = {"type": "class", "version": 6, "module_src": SOURCE, "class_name": name}
+        return Reduced(_reconstruct_persistent_obj, EasyDict(meta | {"state": state}))
+
+    return described
+
+
+def written(path: Path, content: object) -> Path:
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+def module_state(module: nn.Module, **others: object) -> dict:
+    """The state of a module as its pickle holds it, with other attributes and children."""
+    return module.__dict__ | others
+
+
+def test_weights_of_a_network_of_nvidia_are_read_and_its_code_is_not_run(tmp_path, nvidia):
+    linear, norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
+    layers = nn.ModuleDict({"first": nn.Identity()})
+    layers._modules["first"] = nvidia("Linear", **module_state(linear))
+    outer = module_state(nn.Module(), sigma_data=0.5, skip_scale=np.sqrt(0.5), size=np.ones(2))
+    outer["_modules"] = {"layers": layers, "norm": nvidia("Norm", **norm.__dict__), "none": None}
+    network = nvidia("EDMPrecond", **outer)
+    path = written(tmp_path / "net.pkl", {"ema": network, "loss_fn": nvidia("Loss", p=1)})
+    found = read(path)
+    assert (found.name, found.settings["sigma_data"]) == ("EDMPrecond", 0.5)
+    expected = {f"layers.first.{k}": v for k, v in linear.state_dict().items()}
+    expected |= {f"norm.{k}": v for k, v in norm.state_dict().items()}
+    assert found.tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found.tensors[name], tensor), name
+
+
+def test_settings_in_a_pickle_are_numbers(tmp_path, nvidia):
+    path = tmp_path / "net.pkl"
+    state = Reference.stored("edm_ddpmpp").state
+    whole = {"_parameters": state, "_buffers": {}, "_modules": {}}
+    for std in ("{_target_:os.mkdir,path:executed}", "${oc.env:HOME}", [0.5]):
+        written(path, {"ema": nvidia("EDMPrecond", **whole, sigma_data=std)})
+        with pytest.raises((ValueError, TypeError)):
+            EDMFiles().read(path)
+    written(path, {"ema": nvidia("EDMPrecond", **whole, sigma_data=0.25)})
+    assert "denoiser.input_std=0.25" in EDMFiles().read(path).overrides
+    written(path, {"ema": nvidia("VPPrecond", **whole)})
+    with refused("VPPrecond"):
+        EDMFiles().read(path)
+
+
+def test_views_of_one_storage_keep_their_place(tmp_path):
+    whole = torch.arange(12.0).view(3, 4)
+    parts = {"column": whole[:, 1], "transposed": whole.T, "whole": whole}
+    found = read(written(tmp_path / "net.pkl", parts)).tensors
+    assert all(torch.equal(found[name], part) for name, part in parts.items())
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pt"])
+@pytest.mark.parametrize("inside", [False, True], ids=["at the top", "in a network"])
+@pytest.mark.parametrize(
+    "function",
+    [os.mkdir, os.system, eval, exec, __import__, getattr, open, pickle.loads, torch.load],
+    ids=lambda function: function.__name__,
+)
+def test_a_file_that_would_run_code_is_refused(tmp_path, nvidia, function, inside, suffix):
+    bait = str(tmp_path / "executed")
+    argument = {
+        os.mkdir: bait,
+        os.system: f"mkdir {bait}",
+        eval: f"__import__('os').mkdir({bait!r})",
+        exec: f"import os; os.mkdir({bait!r})",
+        __import__: "this",
+        open: bait,
+    }.get(function, b"")
+    more = {open: ("w",), getattr: ("mro",)}.get(function, ())
+    content: object = Reduced(function, argument, *more)
+    if inside:
+        content = nvidia("EDMPrecond", _parameters={}, _modules={}, _buffers={}, x=content)
+    path = tmp_path / f"net.{suffix}"
+    if suffix == "pkl":
+        written(path, {"ema": content})
+    else:
+        torch.save({"ema": content, "w": torch.zeros(2)}, path)
+    with refused(path):
+        read(path)
+    assert not (tmp_path / "executed").exists()
+    assert "this" not in sys.modules
+
+
+def test_a_tensor_whose_numbers_are_a_program_is_refused(tmp_path):
+    bait = tmp_path / "executed"
+    inner = io.BytesIO()
+    torch.save(Reduced(os.mkdir, str(bait)), inner, _use_new_zipfile_serialization=False)
+    for content in (inner.getvalue(), pickle.dumps(Reduced(os.mkdir, str(bait)))):
+        hostile = Reduced(torch.storage._load_from_bytes, content)
+        path = written(tmp_path / "net.pkl", {"w": hostile})
+        with refused(path):
+            read(path)
+    assert not bait.exists()
+
+
+def test_an_object_outside_of_the_file_is_refused(tmp_path):
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            return "elsewhere" if obj == "outside" else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer).dump({"w": "outside"})
+    (tmp_path / "net.pkl").write_bytes(buffer.getvalue())
+    with refused(tmp_path / "net.pkl"):
+        read(tmp_path / "net.pkl")
+
+
+def test_averaged_weights_of_a_training_script_are_taken(tmp_path, capfd):
+    weights = {"w": torch.ones(2, dtype=torch.float16), "steps": torch.tensor(3)}
+    checkpoint = {"model": {"w": torch.zeros(2)}, "ema": OrderedDict(weights), "opt": {"lr": 1.0}}
+    path = tmp_path / "0400000.pt"
+    torch.save(checkpoint | {"args": Namespace(model="DiT-S/2", seed=0)}, path)
+    found = read(path).tensors
+    assert_names(capfd.readouterr().err, "ema", path)
+    assert found["w"].dtype == torch.float32
+    assert found["w"].tolist() == [1, 1]
+    assert found["steps"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", ["net.pkl", "net.pt", "net.safetensors"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    whole = pickle.dumps({"w": torch.zeros(100)}, protocol=2)  # torch warns of another one
+    for content in (b"", b"no weights", whole[: len(whole) // 2]):
+        (tmp_path / name).write_bytes(content)
+        with refused(tmp_path / name):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"w": "text"}, {"w": torch.zeros(1), "n": 3}])
+def test_a_file_without_weights_alone_is_refused(tmp_path, content):
+    path = tmp_path / "net.pt"
+    torch.save(content, path)
+    with refused(path):
+        read(path)
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"")
+    for path in (tmp_path / "net.onnx", tmp_path / "missing.pt", tmp_path):
+        with refused(path):
+            read(path)
