@@ -4,13 +4,14 @@ from itertools import product
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import leave_out
 from diffusion_lab.build.configuration import conf_dir
-from diffusion_lab.build.overrides import key_of, parse, values_of
+from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.cli.arguments import MULTIRUN, PLACES
 from diffusion_lab.runs.sweep_record import Job
 from diffusion_lab.training import study
@@ -63,7 +64,7 @@ def sweep_overrides(sweep: Path, overrides: list[str]) -> list[str]:
     ]
 
 
-def jobs_of(cfg: DictConfig, overrides: list[str]) -> list[Job]:
+def jobs_of(name: str, flags: list[str], overrides: list[str], cfg: DictConfig) -> list[Job]:
     """The jobs of a sweep in Hydra's order, `cfg` being composed for it; none of a search."""
     if is_search(cfg):
         return []
@@ -72,14 +73,24 @@ def jobs_of(cfg: DictConfig, overrides: list[str]) -> list[Job]:
     for each in parse([*params, *(o for o in overrides if not o.startswith("hydra"))]):
         key = each.get_key_element()
         values[key] = [f"{key}={value}" for value in elements(each)]
+    given = any(OmegaConf.is_interpolation(cfg, key) or cfg[key] for key in ("resume", "run_dir"))
     jobs, hydra = [], cfg.hydra.copy()
     OmegaConf.update(hydra, "mode", RunMode.MULTIRUN)
     for chosen in map(list, product(*values.values())):
         OmegaConf.update(hydra, "overrides.task", chosen)
-        given = values_of(chosen)
-        place = given.get("resume") or given.get("run_dir")
-        jobs.append(Job(chosen, Path(str(place)) if place else study.folder_of(cfg, hydra)))
+        if given:  # and perhaps another one for each job
+            own = composed_job(name, flags, chosen)
+            jobs.append(Job(chosen, Path(str(own.resume or own.run_dir))))
+        else:
+            jobs.append(Job(chosen, study.folder_of(cfg, hydra)))
     return jobs
+
+
+def composed_job(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
+    """The configuration of a job, with Hydra's own, which ${hydra:...} in it takes from now on."""
+    cfg = composed(name, flags, overrides)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
 
 
 def is_search(cfg: DictConfig) -> bool:

@@ -10,7 +10,6 @@ from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.cli.arguments import MULTIRUN, apart
@@ -18,6 +17,7 @@ from diffusion_lab.cli.job import run, say
 from diffusion_lab.cli.sweep_plan import (
     Left,
     composed,
+    composed_job,
     is_search,
     jobs_of,
     sweep_overrides,
@@ -60,7 +60,7 @@ def multirun(name: str, flags: list[str], overrides: list[str]) -> list[dict]:
     folder = new_folder()
     own = sweep_overrides(folder, overrides)
     cfg = composed(name, flags, [*overrides, *own])
-    jobs, on_slurm = jobs_of(cfg, overrides), "wait" in cfg.hydra.launcher
+    jobs, on_slurm = jobs_of(name, flags, overrides, cfg), "wait" in cfg.hydra.launcher
     waits = not on_slurm or cfg.hydra.launcher.wait
     if is_search(cfg):
         if not waits:
@@ -127,8 +127,7 @@ def ended(jobs: Sequence[Job], name: str, flags: list[str], tuned: bool) -> list
             return []
         outcomes.append(outcome)
     for job, folder in zip(jobs, folders, strict=True):
-        whole = composed(name, flags, job.overrides)
-        HydraConfig.instance().set_config(whole)  # for ${hydra:...} in names
+        whole = composed_job(name, flags, job.overrides)
         cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
         tuning.apply(cfg, whole.hydra, folder)
         study.state_of(folder, cfg)

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.cli.sweep_plan import composed, jobs_of, sweep_overrides
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs.folder import load_config, save_config
 from diffusion_lab.runs.lock import locked
@@ -145,6 +146,26 @@ def test_a_study_that_says_what_it_varies_names_its_runs_by_that():
     more = place("+study=backbones", swept=["backbone=dit", "seed=0", "batch_size=8"])
     assert more == "outputs/backbones/backbone-dit_batch_size-8_seed-0"
     assert place("+study=backbones", "backbone=dit") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "folders"),
+    [
+        (["seed=0,1"], ["mine/backbone-dit_seed-0", "mine/backbone-dit_seed-1"]),
+        (
+            ["seed=0,1", "run_dir='outputs/a/${hydra:runtime.choices.backbone}-${seed}'"],
+            ["a/dit-0", "a/dit-1"],
+        ),
+        (["run_dir=outputs/a,outputs/b"], ["a", "b"]),
+        (["resume=outputs/a,outputs/b"], ["a", "b"]),
+    ],
+)
+def test_the_folders_of_a_sweep_are_known_before_its_runs(given, folders):
+    overrides, flags = ["study_name=mine", "backbone=dit", *given], ["-m"]
+    GlobalHydra.instance().clear()
+    cfg = composed("train", flags, [*overrides, *sweep_overrides(Path("x"), overrides)])
+    jobs = jobs_of("train", flags, overrides, cfg)
+    assert [job.folder for job in jobs] == [Path("outputs", folder) for folder in folders]
 
 
 def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path, finished):
