@@ -22,6 +22,7 @@ from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.metrics.extractor import Classifier
 
 
 class Generator(ABC):
@@ -63,10 +64,11 @@ class Pipeline(Generator):
     first_stage: FirstStage
     num_classes: int
     weak: Denoiser | None = None  # the denoiser of guidance.weak_run
+    classifier: Classifier | None = None  # the one that guides
 
     @property
     def conditional(self) -> bool:
-        return bool(self.denoiser.conditioning.conditional)
+        return bool(self.denoiser.conditioning.conditional or self.guidance.by_classifier)
 
     @property
     def steps(self) -> int:
@@ -145,7 +147,8 @@ class Pipeline(Generator):
         """The function that the sampler calls, for these labels (B,) or none."""
         labels = None if labels is None else labels.to(self.device)
         weak = None if self.weak is None else self.weak.to(self.device)
-        return self.guidance.bind(self.denoiser, labels, weak)
+        classify = self.classifier.log_probability if self.classifier else None
+        return self.guidance.bind(self.denoiser, labels, weak, classify)
 
     def _decoded(self, walk: Callable[[], Tensor]) -> Tensor:
         """The images, uint8 (B, C, H, W), at the end of a sampler's walk."""

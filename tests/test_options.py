@@ -13,6 +13,7 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("CIFAR10Zip.path", "CIFAR10Zip.test_path"),
     *("HuggingFace.path", "HuggingFace.config", "HuggingFace.split", "HuggingFace.test_split"),
     *("HuggingFace.image_column", "HuggingFace.label_column", "Guidance.weak_run"),
+    "ClassifierGuidance.classifier",
     *("HubVAE.path", "HubVAE.sha256", "TrainedKL.run", "TrainedKL.sha256"),
     *("TrainedVQ.run", "TrainedVQ.sha256", "Classifier.path", "DINOv2.model"),
     *("DINOv2.weights_path", "Inception.weights_path", "Inception.sha256"),

@@ -124,7 +124,7 @@ def open_pixels(cfg: DictConfig, reason: str) -> runs.DiffusionRun:
     return opened
 
 
-def function_of_state(denoiser: Denoiser, labels: Tensor | None) -> DenoiseFn:
+def function_of_state(denoiser: Denoiser, labels: Tensor) -> DenoiseFn:
     """The conditional model as a function of x and level alone, because an ODE has no memory."""
     return lambda x, level: denoiser(x, level, Given(labels))
 
@@ -138,13 +138,15 @@ def missing(region: str, height: int, width: int) -> Tensor:
 
 def image_batches(
     cfg: DictConfig, opened: runs.DiffusionRun, description: str = "Test images"
-) -> Iterator[tuple[list[int], Tensor, Tensor | None, Tensor]]:
-    """Yields ids, images (b, C, H, W) uint8, labels and x0 of the first test images."""
+) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+    """Yields ids, images (b, C, H, W) uint8, labels and x0 of the first test images.
+
+    A model without labels ignores them.
+    """
     read_data(opened.saved, opened.datamodule)
     with errors_at(cfg, ""):
         opened.datamodule.require_test_images(cfg.num_images, "num_images")
     images, labels = opened.datamodule.first_tests(cfg.num_images)
     for ids in track(torch.arange(cfg.num_images).split(cfg.batch_size), description):
         part, classes = images[ids].to(opened.device), labels[ids].to(opened.device)
-        wanted = classes if opened.model.denoiser.conditioning.conditional else None
-        yield ids.tolist(), part, wanted, opened.model.first_stage.encode(part)
+        yield ids.tolist(), part, classes, opened.model.first_stage.encode(part)

@@ -78,6 +78,8 @@ def sweep(
         for each, model in zip(combinations, models, strict=True)
     ]
     with errors_at(cfg, "metrics"):
+        labelled = all(setting.pipeline.conditional for setting in settings)
+        metrics.check(labelled, opened.datamodule.num_classes)
         prepared = metrics.prepare(opened.datamodule)
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
@@ -115,7 +117,7 @@ def build_setting(
     """Builds the pipeline of a combination; raises UserError if it cannot be sampled."""
     cfg = combination.cfg
     check_keys(cfg, {"seed": whole(0)})
-    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), combination.overrides)
+    runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), combination.overrides)
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps
     facts = {
@@ -125,8 +127,11 @@ def build_setting(
         "precision": opened.precision,
         "weak": sha256_of(weak) if (weak := cfg.guidance.get("weak_run")) else None,
     }
+    pipeline = opened.pipeline(cfg)
+    if pipeline.classifier:
+        facts["guiding"] = pipeline.classifier.fingerprint
     key = hashing.of_text(json.dumps(facts, sort_keys=True))[:16]
-    return Setting(combination.chosen, opened.pipeline(cfg), cfg.seed, key)
+    return Setting(combination.chosen, pipeline, cfg.seed, key)
 
 
 def measure(

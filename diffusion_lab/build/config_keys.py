@@ -66,7 +66,7 @@ TABLE = {
     "identity named path": (
         "metrics.classifier metrics.extractor.path metrics.extractor.weights_path"
     ),
-    "identity named cost path": "guidance.weak_run",
+    "identity named cost path": "guidance.weak_run guidance.classifier",
 }
 KEYS = {
     key: reduce(Means.__or__, (Means[word.upper()] for word in words.split()), Means.NOTHING)

@@ -8,7 +8,6 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING
-from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import Objective, TeacherModel
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
@@ -194,45 +193,3 @@ def rarely_trained(objective: Objective, sampler: Sampler) -> str | None:
 def option(objective: Objective) -> str:
     """The name of the prediction among the options of objective/prediction."""
     return type(objective.prediction).__name__.lower()
-
-
-def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
-    """Raises UserError if the sampler or guidance does not fit the model, before any training."""
-    objective, conditional = model.objective, model.denoiser.conditioning.conditional
-    if sampler.time_grid.needs_table and model.schedule.discrete_steps is None:
-        raise UserError(
-            "this sampler.time_grid needs a schedule with a table, and this one has none; use "
-            "sampler/time_grid=uniform, or a discrete schedule such as schedule=ddpm_linear"
-        )
-    if getattr(sampler, "variance", None) == "learned" and objective.variance_loss is None:
-        raise UserError(
-            "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "
-            "use sampler.variance=fixed_small with this model"
-        )
-    if sampler.jumps and not objective.jumps:
-        raise UserError(
-            f"sampler={type(sampler).__name__} needs a model that is told where a step goes, and "
-            "this one is not; train with objective=mean_flow or objective=shortcut"
-        )
-    if objective.of_samples and not sampler.needs_consistency:
-        raise UserError(
-            f"sampler={type(sampler).__name__} follows the mean of the samples that an image may "
-            "become, and this model's estimate is one of the samples; use sampler=few_step"
-        )
-    if sampler.needs_consistency and objective.jump_loss is None:
-        raise UserError(
-            f"sampler={type(sampler).__name__} needs a model of few steps, whose every estimate is "
-            "a sample; train with objective=ect, mean_flow or shortcut"
-        )
-    if guidance.weak_run is not None:
-        return  # the weak model replaces the unconditional one
-    if guidance.scale not in (0, 1) and not conditional:
-        raise UserError(
-            f"guidance.scale={guidance.scale} needs a model trained on labels; use guidance=none, "
-            "or train with conditioning=class_label"
-        )
-    if guidance.scale != 1 and conditional and objective.label_dropout == 0:
-        raise UserError(
-            f"guidance.scale={guidance.scale} uses the unconditional model, which "
-            "objective.label_dropout=0 does not train; train with objective.label_dropout=0.1"
-        )

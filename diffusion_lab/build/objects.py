@@ -10,12 +10,13 @@ from diffusion_lab.build.model import (
     check_derivative,
     check_first_stage,
     check_jumps,
-    check_sampling,
     check_training,
 )
+from diffusion_lab.build.sampling import check_sampling
 from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 
 
@@ -91,13 +92,27 @@ def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
 
 
 def build_pipeline(
-    cfg: DictConfig, model: Model, num_classes: int, weak: Denoiser | None = None
+    cfg: DictConfig,
+    model: Model,
+    num_classes: int,
+    weak: Denoiser | None = None,
+    classifier: Classifier | None = None,
 ) -> Pipeline:
-    """Builds the sampling call of `cfg`; `weak` is the denoiser of `cfg.guidance.weak_run`."""
+    """Builds the sampling call of `cfg`.
+
+    `weak` is the denoiser of `cfg.guidance.weak_run`, `classifier` that of `cfg.guidance`.
+    """
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
     check_sampling(model, sampler, guidance)
     with errors_at(cfg, "sampler"):
-        sampler.time_grid(model.schedule, sampler.steps)  # raises if it does not fit
+        sampler.levels(model.schedule)  # raises if they do not fit
     return Pipeline(
-        model.denoiser, model.schedule, sampler, guidance, model.first_stage, num_classes, weak
+        model.denoiser,
+        model.schedule,
+        sampler,
+        guidance,
+        model.first_stage,
+        num_classes,
+        weak,
+        classifier,
     )

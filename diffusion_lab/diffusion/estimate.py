@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,24 @@ class Estimate(NamedTuple):
 
     `log_variance_weight` is a position from 0 to 1 between the logs of `posterior`'s small variance
     and of its large one, if the network learns it (arXiv:2102.09672); a network may overshoot.
-    `output` is the network's own, in its prediction space, float32 at least.
+    `output` is the network's own, in its prediction space, float32 at least. `noise_x0` is the x0
+    whose noise a step keeps, if that is not x0 itself (CFG++).
     """
 
     x0: Tensor
     log_variance_weight: Tensor | None = None
     output: Tensor | None = None
+    noise_x0: Tensor | None = None
+
+    def jump(self, x: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
+        """Moves x (B, ...) from `here` to `there`: there.alpha x0 + there.sigma eps."""
+        moved = jump(x, self.x0, here, there)
+        if self.noise_x0 is None:
+            return moved
+        # the noise of another x0 is (x - alpha noise_x0) / sigma
+        return moved + broadcast(here.alpha * there.sigma / here.sigma, x) * (
+            self.x0 - self.noise_x0
+        )
 
 
 DenoiseFn = Callable[[Tensor, NoiseLevel], Estimate]  # the condition is already bound

@@ -80,12 +80,13 @@ def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor) -> Te
     return broadcast(ratio, x) * x + broadcast(added, x) * noise
 
 
-def posterior(
-    x: Tensor, x0: Tensor, here: NoiseLevel, there: NoiseLevel, eta: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, small variance and large variance of the step to the cleaner level `there`, given x0.
+def lowered(
+    here: NoiseLevel, there: NoiseLevel, eta: float = 1.0
+) -> tuple[NoiseLevel, Tensor, Tensor]:
+    """Splits a step from `here` to the cleaner level `there`: a jump, then fresh noise.
 
-    eta = 1 is q(x_there | x_here, x0) (arXiv:2006.11239), eta = 0 keeps the noise in x, and between
+    Returns the level to jump to, with there's alpha, and the small and the large variance of the
+    noise. eta = 1 is q(x_there | x_here, x0) (arXiv:2006.11239), eta = 0 adds none, and between
     them lies DDIM's family with the same marginals (arXiv:2010.02502, equation 16). The variances
     have the level's shape and are float64: the small one is the posterior's own, the large one that
     of the forward step from `there` to `here`; both are times eta^2.
@@ -95,4 +96,12 @@ def posterior(
     large = eta**2 * (here.sigma**2 - (ratio * there.sigma) ** 2).clamp(min=0)
     small = large * (there.sigma / here.sigma) ** 2
     kept = (there.sigma**2 - small).clamp(min=0).sqrt()
-    return jump(x, x0, here, NoiseLevel(there.t, there.alpha, kept)), small, large
+    return NoiseLevel(there.t, there.alpha, kept), small, large
+
+
+def posterior(
+    x: Tensor, x0: Tensor, here: NoiseLevel, there: NoiseLevel, eta: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, small variance and large variance of the step to `there`, given x0; see `lowered`."""
+    left, small, large = lowered(here, there, eta)
+    return jump(x, x0, here, left), small, large

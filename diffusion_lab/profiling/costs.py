@@ -131,6 +131,11 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
             "guidance.weak_run is a second network, which profile does not measure; write "
             "guidance=none, and profile the weak model with run=..."
         )
+    if cfg.guidance.get("classifier"):
+        raise UserError(
+            "guidance.classifier is a second network, which profile does not measure; write "
+            "guidance=none"
+        )
     cfg = cfg.copy()
     counting = {"_target_": f"{__name__}.{CountingBackbone.__name__}", "_partial_": True}
     OmegaConf.update(cfg, "backbone", counting, merge=False)

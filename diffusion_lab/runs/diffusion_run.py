@@ -5,20 +5,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.model import Model
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs.folder import CONFIG, load_config
 from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.weights import load_weights
 
 PLACES = ("run", "path", "cache", "cache_dir")  # settings of a group that only say where files are
+JUDGES = ("metrics.classifier", "metrics.extractor.path")  # keys of classifiers that metrics use
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class DiffusionRun(OpenRun):
         folder = cfg.guidance.weak_run
         if folder not in self.weak:
             self.weak[folder] = load_weak(folder, self.saved)
-        return build_pipeline(cfg, self.model, self.datamodule.num_classes, self.weak[folder])
+        classes, classifier = self.datamodule.num_classes, load_classifier(cfg, self.datamodule)
+        return build_pipeline(cfg, self.model, classes, self.weak[folder], classifier)
 
 
 def load(
@@ -117,3 +122,27 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
             f"{own.num_classes}; give a run on the same data"
         )
     return model.denoiser.requires_grad_(False)
+
+
+def load_classifier(cfg: DictConfig, datamodule: ImageDataModule) -> Classifier | None:
+    """Loads the classifier of `cfg.guidance`, on the CPU, if one guides.
+
+    Raises UserError if it does not fit the data, or if the metrics of `cfg` use it, too.
+    """
+    path = cfg.guidance.get("classifier")
+    if path is None:
+        return None
+    classifier = Classifier(str(path))
+    classifier.argument = "classifier"
+    with errors_at(cfg, "guidance"):
+        classifier.load("cpu")
+        classifier.check(datamodule)
+    checksum = hashing.of_file(Path(path))
+    for key in JUDGES:
+        judge = OmegaConf.select(cfg, key)
+        if judge and Path(judge).is_file() and hashing.of_file(Path(judge)) == checksum:
+            raise UserError(
+                f"{key}={judge} is the classifier that guides the samples, so it would find its "
+                "own classes in them; measure with another one, trained with another seed"
+            )
+    return classifier

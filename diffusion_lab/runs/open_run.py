@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import read_data
@@ -105,8 +105,9 @@ class OpenRun(ABC):
     def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
         """Builds the metrics of `cfg.metrics`, loaded but not prepared; reads the data."""
         metrics = instantiate(cfg, "metrics")
+        guided = OmegaConf.select(cfg, "guidance.classifier") is not None
         with errors_at(cfg, "metrics"):
-            metrics.check(self.conditional, self.datamodule.num_classes)
+            metrics.check(self.conditional or guided, self.datamodule.num_classes)
         read_data(self.saved, self.datamodule)
         with errors_at(cfg, "metrics"):
             metrics.reference_split(self.datamodule)  # raises if there are no such images

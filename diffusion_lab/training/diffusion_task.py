@@ -13,9 +13,9 @@ from diffusion_lab.build.model import advice, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics import ceiling
-from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.pipeline import Pipeline, with_steps
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
-from diffusion_lab.runs.diffusion_run import load_weak
+from diffusion_lab.runs.diffusion_run import load_classifier, load_weak
 from diffusion_lab.training.callbacks import Evaluation, Grid, SampleEvaluation
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.diffusion_module import DiffusionModule
@@ -122,8 +122,8 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     with errors_at(cfg, "backbone"):
         check_network(model)
     callbacks = build_callbacks(cfg)
-    conditional, weak = model.denoiser.conditioning.conditional, cfg.guidance.get("weak_run")
-    pipeline = build_pipeline(cfg, model, classes, load_weak(weak, cfg))
+    weak = load_weak(cfg.guidance.get("weak_run"), cfg)
+    pipeline = build_pipeline(cfg, model, classes, weak, load_classifier(cfg, datamodule))
     for callback in callbacks:
         if isinstance(callback, SampleEvaluation):
             check_other_steps(callback.also_steps or [], pipeline)
@@ -131,7 +131,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         datamodule=datamodule,
         module=module,
         callbacks=callbacks,
-        metrics=build_metrics(cfg, callbacks, conditional, classes),
+        metrics=build_metrics(cfg, callbacks, pipeline.conditional, classes),
         pipeline=pipeline,
         initial=InitialWeights.configured(cfg),
         teacher=Teacher.opened(model, datamodule, cfg),
@@ -148,7 +148,7 @@ def check_other_steps(also_steps: list[int], pipeline: Pipeline) -> None:
                 "its own steps; leave also_steps out"
             )
         try:
-            sampler.time_grid(pipeline.schedule, steps)
+            with_steps(sampler, steps).levels(pipeline.schedule)
         except ValueError as error:
             raise UserError(
                 f"also_steps=[{steps}] does not fit sampler.time_grid: {error}"

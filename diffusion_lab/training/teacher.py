@@ -52,6 +52,11 @@ class Teacher:
             raise UserError(
                 f"{name} draws the images, so none are changed; write augmentation=none"
             )
+        if theirs.guidance.get("classifier"):
+            raise UserError(
+                f"{name} is guided by a classifier, which no student can ask; give a run that "
+                "samples with another guidance"
+            )
         own, model = load(settings.run, theirs)
         check_same(name, (own, data), (model, student))
         if isinstance(settings, TeacherModel) and theirs.schedule != cfg.schedule:
@@ -65,6 +70,11 @@ class Teacher:
                 theirs.guidance.scale = settings.scale
         weak = load_weak(theirs.guidance.get("weak_run"), theirs)
         pipeline = build_pipeline(theirs, model, own.num_classes, weak)
+        if isinstance(settings, TeacherModel) and pipeline.guidance.keeps_weak_noise:
+            raise UserError(
+                f"{name} is guided by CFG++, which Heun's steps of a student cannot follow; give a "
+                "run that samples with another guidance"
+            )
         return cls(settings, sha256, theirs, pipeline)
 
     def prepare(self, device: torch.device) -> EncodedImages | None:
@@ -110,7 +120,8 @@ class Teacher:
             macs = cost_of(self.cfg, facts).macs
             if isinstance(self.settings, TeacherModel):
                 # Heun's two calls, each perhaps with labels and without
-                calls = images_seen * (2 if self.pipeline.guidance.scale in (0, 1) else 4)
+                guidance = self.pipeline.guidance
+                calls = images_seen * (4 if guidance.uses_strong and guidance.uses_weak else 2)
             elif each := sampling_calls(self.cfg, facts):
                 calls = each * self.settings.count
         except Exception as error:  # a custom network's, or two networks: the run is not lost

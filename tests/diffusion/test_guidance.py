@@ -7,7 +7,12 @@ from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
-from diffusion_lab.diffusion.guidance import Guidance, ProjectedGuidance, keep_known
+from diffusion_lab.diffusion.guidance import (
+    Guidance,
+    ProjectedGuidance,
+    ZeroStarGuidance,
+    keep_known,
+)
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.sampler import Ancestral, DPMSolver, Euler
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
@@ -91,6 +96,7 @@ EVERY = {  # every kind of guidance, at a scale
     "interval": lambda scale: Guidance(scale, interval=(0.9, 1.1)),
     "rescaled": lambda scale: Guidance(scale, rescale=0.7),
     "projected": lambda scale: ProjectedGuidance(scale, norm_limit=0.1, momentum=-0.5),
+    "zero_star": lambda scale: ZeroStarGuidance(scale, zero_above=None),
 }
 
 

@@ -8,7 +8,15 @@ import torch
 from helpers.exact_denoiser import GaussianMixture
 
 from diffusion_lab.diffusion.estimate import Estimate
-from diffusion_lab.diffusion.sampler import IPNDM, DPMSolver, Euler, Heun, UniPC
+from diffusion_lab.diffusion.sampler import (
+    DEIS,
+    IPNDM,
+    AncestralDPMSolver,
+    DPMSolver,
+    Euler,
+    Heun,
+    UniPC,
+)
 from diffusion_lab.diffusion.sampler.multistep import ADAMS, moments, order_at
 from diffusion_lab.diffusion.sampler.time_grid import Karras, UniformGrid
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
@@ -18,8 +26,8 @@ MIXTURE = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 
 
-def walk_of(sampler, denoise, x, levels):
-    return list(sampler(len(levels) - 1, UniformGrid()).walk(denoise, x, levels, None, None))
+def walk_of(sampler, denoise, x, levels, schedule):
+    return list(sampler(len(levels) - 1, UniformGrid()).walk(denoise, x, levels, schedule, None))
 
 
 def errors_of(sampler, schedule, counts, first_steps=()):
@@ -33,7 +41,7 @@ def errors_of(sampler, schedule, counts, first_steps=()):
     for steps in counts:
         t = torch.linspace(0.95, 0.05, steps + 1, dtype=torch.float64)
         t = torch.cat([t[:1], 0.95 - 0.9 * t.new_tensor(first_steps), t[1:]])
-        state = walk_of(sampler, MIXTURE.denoise, x, schedule(t))[-1]
+        state = walk_of(sampler, MIXTURE.denoise, x, schedule(t), schedule)[-1]
         errors.append((state - exact).square().mean().sqrt().item())
     return errors
 
@@ -56,8 +64,14 @@ def slope(counts, errors):
         (partial(UniPC, order=1), 2, [20, 40, 80, 160]),
         (UniPC, 3, [80, 160, 320]),
         (partial(IPNDM, order=2), 2, [40, 80, 160]),
+        (partial(DEIS, order=1), 1, [20, 40, 80, 160]),
+        (partial(DEIS, order=2), 2, [80, 160, 320]),
+        (partial(AncestralDPMSolver, eta=0.0), 2, [20, 40, 80, 160]),
     ],
-    ids=["euler", "dpm_1", "heun", "dpm_2m", "unipc_1", "unipc_2", "ipndm_2"],
+    ids=[
+        *("euler", "dpm_1", "heun", "dpm_2m", "unipc_1", "unipc_2", "ipndm_2"),
+        *("deis_1", "deis_2", "dpm_2s"),
+    ],
 )
 def test_order_of_convergence(sampler, order, counts, schedule):
     assert slope(counts, errors_of(sampler, schedule, counts)) == pytest.approx(order, abs=0.15)
@@ -80,6 +94,14 @@ def test_3m_with_the_whole_quadratic_converges_with_three(schedule):
     third = partial(DPMSolver, order=3, curvature=1.0)
     errors = errors_of(third, schedule, counts, FIRST_STEPS)
     assert slope(counts, errors) == pytest.approx(3, abs=0.15)
+
+
+@every_schedule
+def test_deis_of_order_three_converges_with_three(schedule):
+    counts = [160, 320, 640]
+    assert slope(counts, errors_of(DEIS, schedule, counts, FIRST_STEPS)) == pytest.approx(
+        3, abs=0.15
+    )
 
 
 @every_schedule

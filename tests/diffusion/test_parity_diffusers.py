@@ -15,9 +15,11 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -30,13 +32,16 @@ from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, noise_of
 from diffusion_lab.diffusion.objective import EDM, Eps, Flow, V
 from diffusion_lab.diffusion.sampler import (
+    DEIS,
     IPNDM,
     Ancestral,
+    AncestralDPMSolver,
     AnnealedLangevin,
     DPMSolver,
     Euler,
     Heun,
     PredictorCorrector,
+    Restart,
     UniPC,
 )
 from diffusion_lab.diffusion.sampler.time_grid import (
@@ -280,6 +285,53 @@ def test_unipc_on_the_table(steps, order):
     )
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [5, 10, 20])
+def test_deis(steps, order):
+    """Compares with DEISMultistepScheduler: logrho, trailing, without lower orders at the end.
+
+    Its walk ends on the table's cleanest level, and ours on any level keeps its order there.
+    """
+    scheduler = DEISMultistepScheduler(
+        **DDPM_TABLE, timestep_spacing="trailing", solver_order=order, lower_order_final=False
+    )
+    _, levels = on_table(scheduler, UniformGrid(), steps)
+    sigmas = torch.cat([levels.sigma / levels.alpha, scheduler.sigmas[-1:].double()])
+    np.testing.assert_allclose(scheduler.sigmas, sigmas, rtol=1e-4)
+    scheduler.sigmas = sigmas  # the same numbers in float64
+    alphas = (1 + sigmas**2) ** -0.5
+    levels = NoiseLevel(torch.cat([levels.t, levels.t[-1:]]), alphas, alphas * sigmas)
+    x = levels[0].sigma * NOISE
+    expected = theirs(scheduler, outputs(Eps()), x, levels[:-1])
+    for state in DEIS(steps, UniformGrid(), order).walk(MIXTURE.denoise, x, levels, None, None):
+        x = state
+    assert_same(x, expected, 1e-9)
+
+
+def test_euler_ancestral():
+    """Compares with EulerAncestralDiscreteScheduler: eps prediction, the same noise, alpha = 1."""
+    steps = 20
+    scheduler = EulerAncestralDiscreteScheduler(**DDPM_TABLE)
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas.double()
+    levels = NoiseLevel(sigmas, torch.ones_like(sigmas), sigmas)
+    generator = torch.Generator().manual_seed(1)
+    expected = theirs(
+        scheduler, outputs(Eps()), sigmas[0] * NOISE, levels[:-1], generator=generator
+    )
+    generator, x = torch.Generator().manual_seed(1), sigmas[0] * NOISE
+    walk = Ancestral(steps, UniformGrid()).walk(
+        MIXTURE.denoise,
+        x,
+        levels,
+        None,
+        lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator),
+    )
+    for state in walk:
+        x = state
+    assert_same(x, expected)
+
+
 @pytest.mark.parametrize("steps", [3, 10, 30])
 def test_ipndm(steps):
     """Compares with IPNDMScheduler: v prediction, its levels sigma = sin^2(pi s / 2).
@@ -388,9 +440,81 @@ def test_edm_with_churn():
     assert_same(ours, x, 1e-9)
 
 
+def x0_of(x, sigma):
+    """Returns the denoised x at noise sigma, alpha = 1."""
+    return MIXTURE.denoise(x, NoiseLevel(sigma, torch.ones_like(sigma), sigma)).x0
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_dpm_solver_2s_ancestral(eta):
+    """Compares with k-diffusion's rule, in t = -log sigma and with alpha = 1."""
+    steps, schedule = 12, VarianceExploding(0.02, 50.0)
+    sigmas = Karras(0.02, 50.0)(schedule, steps).sigma
+    draws = torch.randn(steps, 64, 2, dtype=torch.float64)
+    x, fresh = sigmas[0] * NOISE, iter(draws)
+    for sigma, after in pairwise(sigmas):
+        up = eta * (after**2 * (sigma**2 - after**2) / sigma**2).sqrt()
+        down = (after**2 - up**2).sqrt()
+        x0 = x0_of(x, sigma)
+        if after == 0:
+            x = x0
+            continue
+        h = sigma.log() - down.log()
+        middle = (sigma * down).sqrt()
+        half = middle / sigma * x - torch.expm1(-h / 2) * x0
+        x = down / sigma * x - torch.expm1(-h) * x0_of(half, middle)
+        x = x + up * next(fresh)
+
+    fresh = iter(draws)
+    sampler = AncestralDPMSolver(steps, Karras(0.02, 50.0), eta)
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(fresh)), x, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "restarts", [[(0.06, 0.3, 2, 2)], [(19.35, 40.79, 2, 1), (1.09, 1.92, 3, 1), (0.06, 0.3, 3, 4)]]
+)
+def test_restart(restarts):
+    """Compares with algorithm 1 of arXiv:2306.14878 and its settings for CIFAR-10 and ImageNet-64.
+
+    Low ends are moved to the nearest level of EDM's grid; the way back has EDM's spacing; a noise
+    scale of 1.003 is applied to the noise of restarts.
+    """
+
+    def edm_grid(high, low, points):
+        i = torch.arange(points, dtype=torch.float64) / (points - 1)
+        return (high ** (1 / 7) + i * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+
+    def heun(x, sigma, after):
+        slope = (x - x0_of(x, sigma)) / sigma
+        guess = x + (after - sigma) * slope
+        if after == 0:
+            return guess
+        return x + (after - sigma) * (slope + (guess - x0_of(guess, after)) / after) / 2
+
+    steps = 18
+    sigmas = torch.cat([edm_grid(80, 0.002, steps), torch.zeros(1, dtype=torch.float64)])
+    begins = {int((sigmas - low).abs().argmin()): rest for low, *rest in restarts}
+    draws = torch.randn(20, 64, 2, dtype=torch.float64)
+    x, fresh = 80 * NOISE, iter(draws)
+    for i, (sigma, after) in enumerate(pairwise(sigmas)):
+        x = heun(x, sigma, after)
+        if i + 1 in begins:
+            high, back, times = begins[i + 1]
+            for _ in range(times):
+                way = edm_grid(high, after, back + 1)
+                x = x + 1.003 * (high**2 - after**2).sqrt() * next(fresh)
+                for a, b in pairwise(way):
+                    x = heun(x, a, b)
+
+    fresh = iter(draws)
+    sampler = Restart(steps, Karras(), restarts, noise_scale=1.003)
+    ours = sampler(MIXTURE.denoise, NOISE, VarianceExploding(), lambda x: next(fresh))
+    assert_same(ours, x, 1e-9)
+
+
 def score(x, sigma):
     """Returns the gradient of log p of x at noise sigma, alpha = 1."""
-    return (MIXTURE.denoise(x, NoiseLevel(sigma, torch.ones_like(sigma), sigma)).x0 - x) / sigma**2
+    return (x0_of(x, sigma) - x) / sigma**2
 
 
 def test_annealed_langevin():

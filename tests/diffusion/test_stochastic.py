@@ -13,12 +13,15 @@ from helpers.refusals import refused
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import noise_of, posterior
 from diffusion_lab.diffusion.sampler import (
+    DEIS,
     Ancestral,
+    AncestralDPMSolver,
     AnnealedLangevin,
     DPMSolver,
     Euler,
     Heun,
     PredictorCorrector,
+    Restart,
     ReverseSDE,
 )
 from diffusion_lab.diffusion.sampler.time_grid import Karras, UniformGrid, UniformLogSNR
@@ -53,6 +56,9 @@ SAMPLERS = {
     "reverse_sde": ReverseSDE(250, UniformLogSNR()),
     "reverse_half": ReverseSDE(250, UniformLogSNR(), eta=0.5),
     "churn": Heun(100, Karras(), churn=40.0, churn_min=0.05, churn_max=50.0, noise_scale=1.003),
+    "dpm_2s_ancestral": AncestralDPMSolver(100, UniformLogSNR()),
+    "dpm_2s_half": AncestralDPMSolver(100, UniformLogSNR(), eta=0.5),
+    "restart": Restart(40, Karras(), [(1.0, 3.0, 4, 3), (0.06, 0.3, 3, 3)]),
     "annealed_langevin": SLOW(),
     "predictor_corrector": PredictorCorrector(200, UniformLogSNR(), corrector="annealed"),
     "predictor_corrector_small": PredictorCorrector(
@@ -63,7 +69,7 @@ SAMPLERS = {
 
 # others of their kind are fast tests
 VARIANTS = {"ddpm_large", "ddpm_learned", "dpm_half", "reverse_half"}
-VARIANTS |= {"predictor_corrector_small", "annealed_langevin"}
+VARIANTS |= {"predictor_corrector_small", "annealed_langevin", "dpm_2s_half"}
 PAIRS = [
     pytest.param(*pair.values, id=pair.id, marks=pytest.mark.slow)
     if pair.id.split("-")[0] in VARIANTS
@@ -253,6 +259,9 @@ def test_no_noise_is_drawn_where_none_is_wanted():
         Heun(5, UniformGrid(), churn=9.0, churn_max=1e-4),
         Ancestral(5, UniformGrid(), eta=0.0, variance="fixed_large"),
         DPMSolver(5, UniformGrid()),
+        DEIS(5, UniformGrid()),
+        AncestralDPMSolver(5, UniformGrid(), eta=0.0),
+        Restart(5, UniformGrid(), []),
         ReverseSDE(5, UniformGrid(), eta=0.0),
     ):
         assert sampler(denoise, noise, Cosine(), randn_like=None).isfinite().all()

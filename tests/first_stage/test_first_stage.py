@@ -193,6 +193,7 @@ def test_other_data_are_said_and_other_stages_refused(lab, refusal, tmp_path):
         ("data.pad=12", "(1, 12, 12)"),
         ("augmentation=non_leaky", "first_stage.cache=false"),
         ("denoiser.clip=1", "denoiser.clip=null"),
+        ("guidance=dynamic_thresholding", "guidance.percentile=null"),
     ]
     for argument, named in wrong:
         assert named in refusal(*TRAIN, "run_dir=other", argument)

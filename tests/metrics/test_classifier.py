@@ -54,6 +54,20 @@ def test_logits_and_guesses_are_float32_within_autocast(saved):
     assert logits.dtype == torch.float32
 
 
+def test_log_probabilities_are_those_of_the_logits_and_have_gradients(saved):
+    classifier, images = loaded(saved), tiny_data().test_images()[:5]
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    expected = classifier.logits(classifier(images)).log_softmax(1)[range(5), labels]
+    x0 = (images / 127.5 - 1).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = classifier.log_probability(x0, labels)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    (slope,) = torch.autograd.grad(found.sum(), x0)
+    assert slope.abs().sum() > 0
+    wide = torch.nn.functional.pad(x0.detach(), [2] * 4)  # a padded image is cropped
+    torch.testing.assert_close(classifier.log_probability(wide, labels), found.detach())
+
+
 def test_samples_measured_within_autocast_have_the_reference_values_of_the_same_images(
     saved, tmp_path
 ):

@@ -55,6 +55,7 @@ def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path
         ["callbacks.evaluation.also_steps=[2000]", "schedule=ddpm_linear", "sampler=ddim",
          "sampler/time_grid=leading"],
         ["callbacks.evaluation.also_steps=[5]", "sampler=runge_kutta", "sampler.steps=50"],
+        ["callbacks.evaluation.also_steps=[1]", "sampler=restart", "sampler.steps=8"],
     ],
 )  # fmt: skip
 def test_other_numbers_of_steps_that_cannot_be_are_refused(refusal, more):

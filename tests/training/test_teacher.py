@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.refusals import assert_names, sentence_of
 from helpers.tiny_runs import TINY
+from omegaconf import OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.common.randomness import SampleNoise
@@ -151,3 +152,18 @@ def test_a_distilled_model_resumes_exactly_and_reopens_without_its_teacher(lab, 
     shutil.rmtree(teacher)
     code, _, err = lab("sample", "run=student", "num_samples=4", "output=drawn")
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("PlusPlusGuidance", "CFG++"), ("ClassifierGuidance", "classifier")]
+)
+def test_guidance_that_no_student_can_follow_is_refused(lab, teacher, kind, named):
+    cfg = OmegaConf.load(teacher / "config.yaml")
+    cfg.guidance._target_ = f"diffusion_lab.diffusion.guidance.{kind}"
+    if kind == "ClassifierGuidance":
+        cfg.guidance.classifier = "guide.safetensors"
+    grid = cfg.sampler.time_grid
+    cfg.sampler = {"_target_": "diffusion_lab.diffusion.sampler.Euler", "steps": 3}
+    cfg.sampler.time_grid = grid
+    OmegaConf.save(cfg, teacher / "config.yaml")
+    assert_names(refused(lab, *DISTILLED, "objective.teacher.scale=0.6"), named)

@@ -2,9 +2,10 @@
 
 from diffusion_lab.diffusion.sampler.base import Sampler
 from diffusion_lab.diffusion.sampler.jumps import FewStep, FlowMap
-from diffusion_lab.diffusion.sampler.multistep import IPNDM, DPMSolver, UniPC
+from diffusion_lab.diffusion.sampler.multistep import DEIS, IPNDM, DPMSolver, UniPC
+from diffusion_lab.diffusion.sampler.restart import Restart
 from diffusion_lab.diffusion.sampler.runge_kutta import AdaptiveRungeKutta
-from diffusion_lab.diffusion.sampler.single_step import Ancestral, Euler, Heun
+from diffusion_lab.diffusion.sampler.single_step import Ancestral, AncestralDPMSolver, Euler, Heun
 from diffusion_lab.diffusion.sampler.stochastic import (
     AnnealedLangevin,
     PredictorCorrector,

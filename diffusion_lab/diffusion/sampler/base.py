@@ -28,6 +28,7 @@ class Sampler(ABC):
     jumps = False  # whether the model must be told where a step goes
     needs_consistency = False  # whether an estimate must be a sample, and not the mean of samples
     adaptive = False  # whether `steps` is only a limit, and the number depends on the network
+    one_jump = False  # whether a step is one estimate's jump, which may keep the noise of another
 
     def __call__(
         self,
@@ -41,12 +42,16 @@ class Sampler(ABC):
 
         `on_step` is called after each step.
         """
-        levels = self.time_grid(schedule, self.steps)
+        levels = self.levels(schedule)
         x = levels[0].sigma * noise
         for state in self.walk(denoise, x, levels, schedule, randn_like):
             x = state  # a loop, as unpacking would keep every state alive
             on_step()
         return x
+
+    def levels(self, schedule: NoiseSchedule) -> NoiseLevel:
+        """The levels (steps + 1,) of a call; raises ValueError if they do not suit the sampler."""
+        return self.time_grid(schedule, self.steps)
 
     def finish(
         self,

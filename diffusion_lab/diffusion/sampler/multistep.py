@@ -33,6 +33,19 @@ def moments(h: float, n: int) -> list[float]:
     return found[1:]
 
 
+def shares(gaps: list[float], h: float) -> list[float]:
+    """The shares of estimates in the mean of the polynomial through them and the newest one.
+
+    `gaps` are their distances to the newest in units of the step, of h in half logSNR, and below 0
+    for earlier ones. The mean is newest + the sum of share / gap (estimate - newest).
+    """
+    powers = [[gap**k for gap in gaps] for k in range(len(gaps))]
+    return torch.linalg.solve(
+        torch.tensor(powers, dtype=torch.float64),
+        torch.tensor(moments(h, len(gaps)), dtype=torch.float64),
+    ).tolist()
+
+
 def order_at(i: int, levels: NoiseLevel, order: int) -> int:
     """The order of the step from levels[i]: the number of known estimates, and 1 to clean data.
 
@@ -128,18 +141,41 @@ class UniPC(Sampler):
         ]
         if end is not None:
             others.append((1.0, end))
-        if len(others) < 2:
-            shares = [0.5]  # the paper's choice, which the moment tends to; h may be infinite
-        else:
-            powers = [[r**k for r, _ in others] for k in range(len(others))]
-            shares = torch.linalg.solve(
-                torch.tensor(powers, dtype=torch.float64),
-                torch.tensor(moments(h, len(others)), dtype=torch.float64),
-            ).tolist()
+        # for one, 0.5 is the paper's choice, which the moment tends to; h may be infinite
+        weights = [0.5] if len(others) < 2 else shares([r for r, _ in others], h)
         x0 = known[0]
-        for share, (r, other) in zip(shares, others, strict=False):
-            x0 = x0 + share / r * (other - known[0])
+        for weight, (r, other) in zip(weights, others, strict=False):
+            x0 = x0 + weight / r * (other - known[0])
         return x0
+
+
+@settings
+class DEIS(Sampler):
+    """Exponential integrator with eps extrapolated in log(sigma / alpha) (arXiv:2204.13902).
+
+    With x / alpha a function of sigma / alpha, the ODE is d(x / alpha) = eps d(sigma / alpha), so a
+    step takes the mean of eps's polynomial: of order 1 it is `Euler`, and of order k it converges
+    with k. The polynomial is in the logarithm, as in diffusers; the paper's tAB is one in t.
+    """
+
+    order: Annotated[int, whole(1, 3)] = 3
+
+    def walk(self, denoise, x, levels, schedule, randn_like):
+        places = (levels.logsnr / 2).tolist()
+        known: list[Tensor] = []  # eps, newest first
+        for i, (here, there) in enumerate(pairwise(levels)):
+            x0 = denoise(x, here).x0
+            known = [noise_of(x, x0, here), *known][: self.order]
+            x = jump(x, x0, here, there)
+            earlier = known[1 : order_at(i, levels, self.order)]
+            if earlier:  # so here.alpha > 0
+                h = places[i + 1] - places[i]
+                gaps = [(places[i - k] - places[i]) / h for k in range(1, len(earlier) + 1)]
+                rise = there.sigma - there.alpha / here.alpha * here.sigma
+                # sigma / alpha is exp(-half logSNR), so its weight is that of -h
+                for share, gap, eps in zip(shares(gaps, -h), gaps, earlier, strict=True):
+                    x = x + broadcast(share / gap * rise, x) * (eps - known[0])
+            yield x
 
 
 @settings

@@ -1,4 +1,4 @@
-"""Single-step samplers: the left-point and the trapezoid rule, and ancestral sampling."""
+"""Single-step samplers: left-point, midpoint and trapezoid rules, and ancestral sampling."""
 
 import math
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Annotated
 from torch import Tensor
 
 from diffusion_lab.common.ranges import Fraction, Positive, Range, at_least, one_of, settings
-from diffusion_lab.diffusion.estimate import Estimate
-from diffusion_lab.diffusion.noise import NoiseLevel, jump, posterior, renoise
+from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel, jump, lowered, renoise
 from diffusion_lab.diffusion.sampler.base import Sampler
 
 Variance = Annotated[str, one_of("fixed_small", "fixed_large", "learned")]
@@ -23,10 +23,26 @@ class Euler(Sampler):
     With alpha = 1 - t it is Euler's method for rectified flow, and with alpha = 1 EDM's.
     """
 
+    one_jump = True
+
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):
-            x = jump(x, denoise(x, here).x0, here, there)
+            x = denoise(x, here).jump(x, here, there)
             yield x
+
+
+def trapezoid(denoise: DenoiseFn, x: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
+    """Moves x (B, ...) from `here` to `there` by the trapezoid rule, in two network calls.
+
+    To clean data it is the left-point rule, in one call.
+    """
+    x0 = denoise(x, here).x0
+    if there.sigma > 0:  # eps is 0/0 on clean data
+        end = denoise(jump(x, x0, here, there), there).x0
+        # Averaging x0 and eps over both ends, with eps = (x - alpha x0) / sigma, leaves x
+        # with the coefficient that it has in jump, and the two x0 with these shares of it.
+        x0 = x0 + here.sigma / (2 * there.sigma) * (end - x0)
+    return jump(x, x0, here, there)
 
 
 @settings
@@ -58,13 +74,7 @@ class Heun(Sampler):
                 raised = schedule.at_logsnr(here.logsnr - 2 * math.log1p(gamma))
                 x = renoise(x, here, raised, self.noise_scale * randn_like(x))
                 here = raised
-            x0 = denoise(x, here).x0
-            if there.sigma > 0:  # eps is 0/0 on clean data: there the last step stays an Euler step
-                end = denoise(jump(x, x0, here, there), there).x0
-                # Averaging x0 and eps over both ends, with eps = (x - alpha x0) / sigma, leaves x
-                # with the coefficient that it has in jump, and the two x0 with these shares of it.
-                x0 = x0 + here.sigma / (2 * there.sigma) * (end - x0)
-            x = jump(x, x0, here, there)
+            x = trapezoid(denoise, x, here, there)
             yield x
 
 
@@ -85,7 +95,8 @@ def ancestral_step(
     weight = estimate.log_variance_weight if variance == "learned" else None
     if variance == "learned" and weight is None:
         raise ValueError("variance=learned needs a model that learned its reverse variance")
-    x, small, large = posterior(x, estimate.x0, here, there, eta)
+    left, small, large = lowered(here, there, eta)
+    x = estimate.jump(x, here, left)
     if eta == 0 or there.sigma == 0:
         return x
     if weight is not None:
@@ -104,6 +115,8 @@ class Ancestral(Sampler):
     network's, which lies between the two (improved DDPM).
     """
 
+    one_jump = True
+
     eta: Fraction = 1.0
     variance: Variance = "fixed_small"
 
@@ -111,4 +124,30 @@ class Ancestral(Sampler):
         for here, there in pairwise(levels):
             estimate = denoise(x, here)
             x = ancestral_step(x, estimate, here, there, randn_like, self.eta, self.variance)
+            yield x
+
+
+@settings
+class AncestralDPMSolver(Sampler):
+    """DPM-Solver++(2S) to a lower level, then fresh noise: k-diffusion's DPM++ 2S ancestral.
+
+    A step jumps with the x0 of its middle in logSNR (arXiv:2211.01095), a second network call, and
+    is of second order at eta = 0; eta is that of `Ancestral`. The middle of a step from pure noise,
+    whose logSNR is infinite, is where alpha / sigma is half of its end's. A step to no noise of its
+    own, as every one to clean data is, takes the first x0, and one network call.
+    """
+
+    eta: Fraction = 1.0
+
+    def walk(self, denoise, x, levels, schedule, randn_like):
+        for here, there in pairwise(levels):
+            left, variance, _ = lowered(here, there, self.eta)
+            x0 = denoise(x, here).x0
+            if left.sigma > 0:
+                low = here.logsnr if here.alpha > 0 else left.logsnr - 4 * math.log(2)
+                middle = schedule.at_logsnr((low + left.logsnr) / 2)
+                x0 = denoise(jump(x, x0, here, middle), middle).x0
+            x = jump(x, x0, here, left)
+            if self.eta > 0 and there.sigma > 0:
+                x = x + variance.sqrt() * randn_like(x)
             yield x

@@ -27,6 +27,8 @@ class ReverseSDE(Sampler):
     small variance, which is SDE-DPM-Solver++ of order 1 (arXiv:2211.01095).
     """
 
+    one_jump = True
+
     eta: Annotated[float, at_least(0)] = 1.0
 
     def walk(self, denoise, x, levels, schedule, randn_like):
@@ -35,7 +37,7 @@ class ReverseSDE(Sampler):
             decay = here.alpha * there.sigma / (here.sigma * there.alpha)
             kept = decay**self.eta**2
             left = NoiseLevel(there.t, there.alpha, kept * there.sigma)
-            x = jump(x, denoise(x, here).x0, here, left)
+            x = denoise(x, here).jump(x, here, left)
             if kept < 1 and there.sigma > 0:
                 x = x + there.sigma * (1 - kept**2).sqrt() * randn_like(x)
             yield x

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.images import crop_to
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
 
@@ -98,6 +100,17 @@ class Classifier(FeatureExtractor):
     def guesses(self, images: Tensor) -> Tensor:
         """The likeliest class, (B,) int64, of images uint8 (B, C, H, W)."""
         return self.logits(self(images)).argmax(1)
+
+    def log_probability(self, x0: Tensor, labels: Tensor) -> Tensor:
+        """log p(label | x0), (B,), of images x0 (B, C, H, W) in [-1, 1]; differentiable in x0.
+
+        Padded images are cropped to the size that the network was trained on.
+        """
+        network: Any = self.network.to(x0.device)
+        images = (crop_to(x0, *self.shape[1:]) + 1) * 127.5
+        with self.in_float32():
+            logits = network.head(network(images))
+        return F.log_softmax(logits, 1).gather(1, labels[:, None]).squeeze(1)
 
 
 def name_of(checksum: str) -> str:

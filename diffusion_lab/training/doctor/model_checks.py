@@ -121,7 +121,7 @@ def labels(run: PlannedRun) -> Iterator[Remark]:
         yield advice(
             "all images have the same label, which carries no information; write conditioning=none"
         )
-    elif objective.label_dropout > 0 and guidance.scale == 1 and guidance.weak_run is None:
+    elif objective.label_dropout > 0 and not guidance.uses_weak and guidance.weak_run is None:
         yield advice(
             f"objective.label_dropout={objective.label_dropout} trains an unconditional model for "
             "guidance, but this run is evaluated without guidance; write guidance=classifier_free, "
@@ -143,7 +143,7 @@ def sampling(run: PlannedRun) -> Iterator[Remark]:
             f"sampler.steps={sampler.steps} makes every grid and evaluation slow, and "
             "sampler=dpm_solver sampler.steps=20 comes close; keep it to reproduce DDPM"
         )
-    if guidance.scale > LARGE_SCALE:
+    if guidance.uses_weak and guidance.scale > LARGE_SCALE:
         yield warning(
             f"guidance.scale={guidance.scale} saturates pixels and reduces variety; write "
             "guidance.scale=2, and try others afterwards with `diffusion-lab sample-sweep`"

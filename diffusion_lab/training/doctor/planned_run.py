@@ -196,9 +196,9 @@ class PlannedRun:
     @cached_property
     def calls(self) -> int | None:
         """The number of network calls per sampled image; None if it is not known."""
-        # a weak run is a second network
-        weak = self.cfg.guidance.get("weak_run")
-        return None if weak else sampling_calls(self.cfg, self.image_facts)
+        # a weak run or a classifier is a second network
+        second = self.cfg.guidance.get("weak_run") or self.cfg.guidance.get("classifier")
+        return None if second else sampling_calls(self.cfg, self.image_facts)
 
     def plan_of(self, steps: int) -> Plan:
         """Returns the plan of a run of `steps` steps."""

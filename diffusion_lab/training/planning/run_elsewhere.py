@@ -97,8 +97,9 @@ class RunElsewhere:
     @cached_property
     def calls(self) -> int | None:
         """The network calls of a sample; None if they depend on the trained network."""
-        weak = self.cfg.guidance.get("weak_run")  # a second network
-        return None if weak else sampling_calls(self.cfg, self.facts)
+        # a weak run or a classifier is a second network
+        second = self.cfg.guidance.get("weak_run") or self.cfg.guidance.get("classifier")
+        return None if second else sampling_calls(self.cfg, self.facts)
 
     @cached_property
     def activations(self) -> Activations:

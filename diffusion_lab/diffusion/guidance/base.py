@@ -15,6 +15,7 @@ from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 # x, its level and the last x0 -> the estimate, or a strong estimate and a weak x0
 Ask = Callable[[Tensor, NoiseLevel, Tensor | None], Estimate]
 AskBoth = Callable[[Tensor, NoiseLevel, Tensor | None], tuple[Estimate, Tensor]]
+LabelLikelihood = Callable[[Tensor, Tensor], Tensor]  # x0, labels (B,) -> log p(label | x0), (B,)
 INTERVAL = numbers(
     "two values of sigma / alpha, the lower one first",
     lambda value: len(value) == 2 and 0 <= value[0] < value[1],
@@ -32,17 +33,44 @@ class Guidance:
     scale takes both inside `interval`, a range of sigma / alpha (arXiv:2404.07724), and the model
     itself outside. `rescale` in [0, 1] moves the result's standard deviation to the model's own
     (arXiv:2305.08891). `clip`, if given, clamps x0 to [-clip, clip]: 1 for images in [-1, 1] is
-    DDPM's clip_denoised.
+    DDPM's clip_denoised. With a `percentile`, the limit of a sample is this share of its own |x0|
+    where that is larger, and x0 is then scaled back to clip: dynamic thresholding
+    (arXiv:2205.11487).
     """
+
+    keeps_weak_noise = False  # whether a step keeps the noise of the weak estimate
+    by_classifier = False  # whether a classifier guides, for which every sample needs a label
 
     scale: Number = 1.0
     interval: Annotated[Sequence[float], INTERVAL] = (0.0, math.inf)
     rescale: Fraction = 0.0
     clip: Annotated[float | None, optional(above(0))] = None
+    percentile: Annotated[float | None, optional(inside(0, 1).as_in(0.995))] = None
     weak_run: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.percentile is not None and self.clip is None:
+            raise ValueError(
+                f"percentile={self.percentile} needs clip, the limit of clean data; write clip=1 "
+                "for images"
+            )
+
+    @property
+    def uses_strong(self) -> bool:
+        """Whether the strong estimate counts."""
+        return self.scale != 0
+
+    @property
+    def uses_weak(self) -> bool:
+        """Whether the weak estimate counts."""
+        return self.scale != 1
+
+    def against(self, x: Tensor, level: NoiseLevel, strong: Tensor, weak: Tensor) -> Tensor:
+        """The x0 (B, ...) to push away from, given both estimates for x at `level`."""
+        return weak
+
     def direction(self, difference: Tensor, last: Tensor | None) -> Tensor:
-        """Returns where to push, from strong - weak (B, ...) and the last call's direction."""
+        """Returns where to push, from the difference (B, ...) and the last call's direction."""
         return difference
 
     def push(self, strong: Tensor, direction: Tensor) -> Tensor:
@@ -60,28 +88,63 @@ class Guidance:
         (low, high), ratio = self.interval, level.sigma / level.alpha
         return (low <= ratio) & (ratio <= high)
 
+    def clamped(self, x0: Tensor) -> Tensor:
+        """x0 (B, ...) within the limit of clean data, if there is one."""
+        if self.clip is None:
+            return x0
+        if self.percentile is None:
+            return x0.clamp(-self.clip, self.clip)
+        # sample by sample, as torch's quantile is limited to 16 million numbers
+        share = self.percentile
+        reach = torch.stack([each.abs().flatten().quantile(share) for each in x0])
+        reach = broadcast(reach.clamp(min=self.clip), x0)
+        return x0.clamp(-reach, reach) * (self.clip / reach)
+
     def bind(
-        self, denoiser: Denoiser, labels: Tensor | None, weak: Denoiser | None = None
+        self,
+        denoiser: Denoiser,
+        labels: Tensor | None,
+        weak: Denoiser | None = None,
+        classifier: LabelLikelihood | None = None,
     ) -> DenoiseFn:
         """The function that one walk of a sampler calls, for these labels (B,) int64 or None.
 
-        `weak` is the denoiser of `weak_run`. What a walk remembers (self-conditioning's last
-        estimate, a direction's momentum) lives in this function, so each walk binds anew.
+        `weak` is the denoiser of `weak_run`, and `classifier` the one that guides, if any does.
+        What a walk remembers (self-conditioning's last estimate, a direction's momentum) lives in
+        this function, so each walk binds anew.
         """
         if weak is None and self.weak_run is not None:
             raise ValueError("weak_run needs its denoiser: bind(denoiser, labels, weak)")
-        ask = asking(denoiser, labels)
-        if self.scale == 0:
-            ask = asking(denoiser, None) if weak is None else asking(weak, labels)
-        elif self.scale != 1 and weak is not None:
-            ask = guided(self, ask, with_weak(ask, weak, labels))
-        elif self.scale != 1:
-            if labels is None or not denoiser.conditioning.conditional:
-                raise ValueError(
-                    f"scale={self.scale} needs a model trained on labels; use 1 for no guidance"
-                )
-            ask = guided(self, ask, with_unlabelled(denoiser, labels))
-        return self_conditioned(ask if self.clip is None else clipped(ask, self.clip))
+        ask = self.ask(denoiser, labels, weak, classifier)
+        return self_conditioned(ask if self.clip is None else clamped(self, ask))
+
+    def ask(
+        self,
+        denoiser: Denoiser,
+        labels: Tensor | None,
+        weak: Denoiser | None,
+        classifier: LabelLikelihood | None,
+    ) -> Ask:
+        """The guided estimate, not yet clamped."""
+        strong = asking(denoiser, labels)
+        if not self.uses_strong:
+            return asking(denoiser, None) if weak is None else asking(weak, labels)
+        if not self.uses_weak:
+            return strong
+        if weak is not None:
+            return guided(self, strong, with_weak(strong, weak, labels))
+        if labels is None or not denoiser.conditioning.conditional:
+            raise ValueError(
+                f"scale={self.scale} needs a model trained on labels; use 1 for no guidance"
+            )
+        return guided(self, strong, with_unlabelled(denoiser, labels))
+
+    def settled(self, x0: Tensor, strong: Tensor, inside: Tensor) -> Tensor:
+        """The guided x0 (B, ...), rescaled, and only inside the interval."""
+        if self.rescale:
+            x0 = self.rescaled(x0, strong)
+        # each sample may have its own level
+        return torch.where(broadcast(inside, x0).bool(), x0, strong) if inside.ndim else x0
 
 
 def asking(denoiser: Denoiser, labels: Tensor | None) -> Ask:
@@ -102,42 +165,42 @@ def with_unlabelled(denoiser: Denoiser, labels: Tensor) -> AskBoth:
     def ask_both(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> tuple[Estimate, Tensor]:
         twice = level if level.t.ndim == 0 else level[torch.arange(len(x)).repeat(2)]
         before = None if previous is None else torch.cat([previous, previous])
-        x0, weight, _ = denoiser(torch.cat([x, x]), twice, Given(both, before))
-        strong, other = x0.chunk(2)
+        estimate = denoiser(torch.cat([x, x]), twice, Given(both, before))
+        weight, (strong, other) = estimate.log_variance_weight, estimate.x0.chunk(2)
         return Estimate(strong, None if weight is None else weight.chunk(2)[0]), other
 
     return ask_both
 
 
-def guided(guidance: Guidance, strong: Ask, both: AskBoth) -> Ask:
-    """Guides the estimate inside the guidance's interval; outside it is the strong one itself."""
+def guided(guidance: Guidance, alone: Ask, both: AskBoth) -> Ask:
+    """Guides the strong estimate inside the guidance's interval; outside it is `alone`."""
     last: Tensor | None = None
 
     def ask(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
         nonlocal last
         inside = guidance.inside(level)
         if not inside.any():
-            return strong(x, level, previous)
+            return alone(x, level, previous)
         estimate, weak = both(x, level, previous)
-        last = guidance.direction(estimate.x0 - weak, last)
-        x0 = guidance.push(estimate.x0, last)
-        if guidance.rescale:
-            x0 = guidance.rescaled(x0, estimate.x0)
-        if inside.ndim:  # each sample has its own level
-            x0 = torch.where(broadcast(inside, x).bool(), x0, estimate.x0)
-        return estimate._replace(x0=x0)
+        strong = estimate.x0
+        last = guidance.direction(strong - guidance.against(x, level, strong, weak), last)
+        x0 = guidance.settled(guidance.push(strong, last), strong, inside)
+        if not guidance.keeps_weak_noise:
+            return estimate._replace(x0=x0)
+        kept = torch.where(broadcast(inside, x).bool(), weak, strong) if inside.ndim else weak
+        return estimate._replace(x0=x0, noise_x0=kept)
 
     return ask
 
 
-def clipped(ask: Ask, limit: float) -> Ask:
-    """Clamps the estimated x0 to [-limit, limit]."""
+def clamped(guidance: Guidance, ask: Ask) -> Ask:
+    """Clamps the estimated x0 as the guidance says."""
 
-    def ask_clipped(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
+    def ask_clamped(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
         estimate = ask(x, level, previous)
-        return estimate._replace(x0=estimate.x0.clamp(-limit, limit))
+        return estimate._replace(x0=guidance.clamped(estimate.x0))
 
-    return ask_clipped
+    return ask_clamped
 
 
 def self_conditioned(ask: Ask) -> DenoiseFn:
@@ -151,46 +214,3 @@ def self_conditioned(ask: Ask) -> DenoiseFn:
         return estimate
 
     return denoise
-
-
-@settings
-class ProjectedGuidance(Guidance):
-    """Adaptive projected guidance (arXiv:2410.02416): a direction that saturates less.
-
-    `parallel` multiplies the part of strong - weak along the strong estimate; `norm_limit`, if
-    given, bounds the difference's length; `momentum`, negative for the paper's reverse momentum,
-    adds that share of the previous direction. parallel = 1 without limit and momentum is
-    classifier-free guidance.
-    """
-
-    parallel: Number = 0.0
-    norm_limit: Annotated[float | None, optional(above(0))] = None
-    momentum: Annotated[float, inside(-1, 1)] = 0.0
-
-    def direction(self, difference: Tensor, last: Tensor | None) -> Tensor:
-        return difference if last is None else difference + self.momentum * last
-
-    def push(self, strong: Tensor, direction: Tensor) -> Tensor:
-        flat, along = direction.flatten(1), strong.flatten(1)
-        if self.norm_limit is not None:
-            length = flat.norm(dim=1, keepdim=True)
-            flat = flat * (self.norm_limit / length).clamp(max=1)
-        size = along.square().sum(1, keepdim=True).clamp(min=TINY)
-        share = (flat * along).sum(1, keepdim=True) / size
-        flat = flat - (1 - self.parallel) * share * along
-        return super().push(strong, flat.view_as(strong))
-
-
-def keep_known(denoise: DenoiseFn, known: Tensor, mask: Tensor) -> DenoiseFn:
-    """Inpainting by replacement at sampling time (arXiv:2011.13456, section I.2).
-
-    Where `mask`, broadcast to x, is true, the estimate is the clean image `known` (B, ...): a
-    sampler then carries alpha known + sigma eps there, with its own noise, and ends on `known`. The
-    paper replaces the state x with fresh noise instead; neither is an exact conditional.
-    """
-
-    def inpainted(x: Tensor, level: NoiseLevel) -> Estimate:
-        estimate = denoise(x, level)
-        return estimate._replace(x0=torch.where(mask, known, estimate.x0))
-
-    return inpainted

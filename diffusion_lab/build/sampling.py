@@ -1,0 +1,84 @@
+"""Checks, before training and before sampling, that sampler and guidance fit a model."""
+
+from diffusion_lab.build.model import Model
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.diffusion.guidance import Guidance
+from diffusion_lab.diffusion.sampler import Sampler
+from diffusion_lab.first_stage import FirstStage
+
+
+def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
+    """Raises UserError if the sampler or guidance does not fit the model, before any training."""
+    objective, conditional = model.objective, model.denoiser.conditioning.conditional
+    if sampler.time_grid.needs_table and model.schedule.discrete_steps is None:
+        raise UserError(
+            "this sampler.time_grid needs a schedule with a table, and this one has none; use "
+            "sampler/time_grid=uniform, or a discrete schedule such as schedule=ddpm_linear"
+        )
+    if getattr(sampler, "variance", None) == "learned" and objective.variance_loss is None:
+        raise UserError(
+            "sampler.variance=learned needs a model trained with objective/variance_loss=hybrid; "
+            "use sampler.variance=fixed_small with this model"
+        )
+    if sampler.jumps and not objective.jumps:
+        raise UserError(
+            f"sampler={type(sampler).__name__} needs a model that is told where a step goes, and "
+            "this one is not; train with objective=mean_flow or objective=shortcut"
+        )
+    if objective.of_samples and not sampler.needs_consistency:
+        raise UserError(
+            f"sampler={type(sampler).__name__} follows the mean of the samples that an image may "
+            "become, and this model's estimate is one of the samples; use sampler=few_step"
+        )
+    if sampler.needs_consistency and objective.jump_loss is None:
+        raise UserError(
+            f"sampler={type(sampler).__name__} needs a model of few steps, whose every estimate is "
+            "a sample; train with objective=ect, mean_flow or shortcut"
+        )
+    check_guidance(model.first_stage, sampler, guidance)
+    if guidance.weak_run is not None:
+        return  # the weak model replaces the unconditional one
+    if guidance.uses_weak and guidance.uses_strong and not conditional:
+        raise UserError(
+            f"guidance.scale={guidance.scale} needs a model trained on labels; use guidance=none, "
+            "or train with conditioning=class_label"
+        )
+    if guidance.uses_weak and conditional and objective.label_dropout == 0:
+        raise UserError(
+            f"guidance.scale={guidance.scale} uses the unconditional model, which "
+            "objective.label_dropout=0 does not train; train with objective.label_dropout=0.1"
+        )
+
+
+def check_guidance(first_stage: FirstStage, sampler: Sampler, guidance: Guidance) -> None:
+    """Raises UserError if a kind of guidance does not suit the sampler, or latents."""
+    if guidance.keeps_weak_noise and not sampler.one_jump:
+        raise UserError(
+            "guidance=cfg_plus_plus takes x0 from one estimate and the noise from another, which "
+            "only samplers of one jump per step can; use sampler=ddim, euler, ddpm, "
+            "euler_ancestral or reverse_sde"
+        )
+    if sampler.jumps or sampler.needs_consistency:
+        if guidance.by_classifier:
+            raise UserError(
+                "guidance=classifier moves the mean of the samples that an image may become, and "
+                f"sampler={type(sampler).__name__} asks for another answer; use "
+                "guidance=classifier_free"
+            )
+        if getattr(guidance, "zero_above", None) is not None:
+            raise UserError(
+                "guidance=cfg_zero_star leaves out steps on pure noise, and a model of few steps "
+                "has none to spare; write guidance.zero_above=null"
+            )
+    if first_stage.of_pixels:
+        return
+    if guidance.percentile is not None:
+        raise UserError(
+            f"guidance.percentile={guidance.percentile} is for pixels in [-1, 1], and latents have "
+            "no limit; write guidance.percentile=null guidance.clip=null"
+        )
+    if guidance.by_classifier:
+        raise UserError(
+            "guidance=classifier classifies the estimate of an image, and this run diffuses the "
+            "latents of an encoder; use guidance=classifier_free"
+        )

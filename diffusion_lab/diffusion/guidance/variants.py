@@ -1,0 +1,112 @@
+"""Guidance that pushes elsewhere than straight from the weak estimate to the strong one."""
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.common.ranges import Fraction, Number, Range, above, inside, optional, settings
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
+from diffusion_lab.diffusion.guidance.base import TINY, Guidance, LabelLikelihood
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
+
+ABOVE = Range("above 0, inf or null", lambda v: v in (None, math.inf) or above(0).allows(v))
+
+
+@settings
+class ProjectedGuidance(Guidance):
+    """Adaptive projected guidance (arXiv:2410.02416): a direction that saturates less.
+
+    `parallel` multiplies the part of strong - weak along the strong estimate; `norm_limit`, if
+    given, bounds the difference's length; `momentum`, negative for the paper's reverse momentum,
+    adds that share of the previous direction. parallel = 1 without limit and momentum is
+    classifier-free guidance.
+    """
+
+    parallel: Number = 0.0
+    norm_limit: Annotated[float | None, optional(above(0))] = None
+    momentum: Annotated[float, inside(-1, 1)] = 0.0
+
+    def direction(self, difference: Tensor, last: Tensor | None) -> Tensor:
+        return difference if last is None else difference + self.momentum * last
+
+    def push(self, strong: Tensor, direction: Tensor) -> Tensor:
+        flat, along = direction.flatten(1), strong.flatten(1)
+        if self.norm_limit is not None:
+            length = flat.norm(dim=1, keepdim=True)
+            flat = flat * (self.norm_limit / length).clamp(max=1)
+        size = along.square().sum(1, keepdim=True).clamp(min=TINY)
+        share = (flat * along).sum(1, keepdim=True) / size
+        flat = flat - (1 - self.parallel) * share * along
+        return super().push(strong, flat.view_as(strong))
+
+
+def at_rest(x: Tensor, level: NoiseLevel) -> Tensor:
+    """The x0 whose velocity eps - x0 at x (B, ...) is 0: x / (alpha + sigma)."""
+    return x / broadcast(level.alpha + level.sigma, x)
+
+
+@settings
+class ZeroStarGuidance(Guidance):
+    """CFG-Zero* (arXiv:2503.18886): the weak velocity is first scaled to fit the strong one.
+
+    The velocity is eps - x0, rectified flow's. Its factor is <strong, weak> / |weak|^2, sample by
+    sample. At sigma / alpha of `zero_above` or more the velocity is 0, at every scale and without a
+    network call: a first step from pure noise (inf) is left out. null never does so.
+    """
+
+    zero_above: Annotated[float | None, ABOVE] = math.inf
+
+    def against(self, x: Tensor, level: NoiseLevel, strong: Tensor, weak: Tensor) -> Tensor:
+        rest = at_rest(x, level)
+        ahead, behind = (rest - strong).flatten(1), (rest - weak).flatten(1)  # both velocities
+        size = behind.square().sum(1, keepdim=True).clamp(min=TINY)
+        share = (ahead * behind).sum(1, keepdim=True) / size
+        return rest - (share * behind).view_as(rest)
+
+    def bind(
+        self,
+        denoiser: Denoiser,
+        labels: Tensor | None,
+        weak: Denoiser | None = None,
+        classifier: LabelLikelihood | None = None,
+    ) -> DenoiseFn:
+        denoise, limit = super().bind(denoiser, labels, weak, classifier), self.zero_above
+        return denoise if limit is None else starting_at_rest(denoise, limit)
+
+
+def starting_at_rest(denoise: DenoiseFn, limit: float) -> DenoiseFn:
+    """Answers with `at_rest` where sigma / alpha is at least `limit`."""
+
+    def rested(x: Tensor, level: NoiseLevel) -> Estimate:
+        noisy = level.sigma / level.alpha >= limit
+        if noisy.all():
+            return Estimate(at_rest(x, level))
+        estimate = denoise(x, level)
+        if noisy.any():  # each sample has its own level
+            x0 = torch.where(broadcast(noisy, x).bool(), at_rest(x, level), estimate.x0)
+            estimate = estimate._replace(x0=x0)
+        return estimate
+
+    return rested
+
+
+@settings
+class PlusPlusGuidance(Guidance):
+    """CFG++ (arXiv:2406.08070): x0 between the estimates, and the noise of the weak one.
+
+    A step leads to alpha x0 + sigma eps with x0 = weak + scale (strong - weak) and the weak eps. In
+    terms of usual guidance, its scale is divided by the share of noise that the step removes: it is
+    stronger in smaller steps, and no limit of many steps exists. scale is in [0, 1], and at 1 not
+    the model itself. It needs a sampler whose step is a jump with one estimate.
+    """
+
+    keeps_weak_noise = True
+
+    scale: Fraction = 0.6
+
+    @property
+    def uses_weak(self) -> bool:
+        return True

@@ -1,0 +1,114 @@
+"""Guidance by a classifier, from the command line: also of runs without labels."""
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from helpers.tiny_data import TinyData, tiny_data
+from helpers.tiny_runs import TINY, tiny_first_stage
+
+from diffusion_lab.common.files import read_rows
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+
+UNLABELLED = [*TINY, "conditioning=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
+CLASSIFIER = ["guidance=classifier", "guidance.classifier=guide.safetensors"]
+
+
+@pytest.fixture
+def write(lab, tmp_path):
+    """A function: write(name, seed) writes a classifier of the tiny data, of a few steps."""
+
+    def save(name: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        network, data = SmallClassifier((1, 8, 8), 4), tiny_data()
+        data.setup("fit")
+        optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+        for _ in range(20):
+            logits = network.head(network(data.train_images()))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, data.train_labels()).backward()
+            optimizer.step()
+        facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
+        save_classifier(network.eval(), tmp_path / f"{name}.safetensors", facts)
+
+    return save
+
+
+def drawn(lab, *arguments: str) -> dict:
+    code, _, err = lab("sample", "run=run", "num_samples=8", "output=x", "save=npz", *arguments)
+    assert code == 0, err
+    return dict(numpy.load("x.npz"))
+
+
+def test_a_run_without_labels_draws_a_class_that_a_classifier_asks_for(lab, write):
+    write("guide", 0)
+    assert lab("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")[0] == 0
+    free = drawn(lab)
+    assert "labels" not in free
+    off = drawn(lab, *CLASSIFIER, "guidance.scale=0")
+    assert (off["images"] == free["images"]).all()
+    assert off["labels"].tolist() == [0, 1, 2, 3] * 2
+    # a network of four steps has a nearly constant estimate, so the scale is large
+    strong = [*CLASSIFIER, "guidance.scale=1e4"]
+    first, last = (drawn(lab, *strong, f"labels={label}") for label in (0, 3))
+    assert first["labels"].tolist() == [0] * 8
+    assert (first["images"] != last["images"]).any()
+    assert (first["images"] != free["images"]).any()
+
+
+def test_a_sweep_measures_by_another_classifier_and_tells_files_apart(lab, refusal, write):
+    write("guide", 0)
+    write("judge", 1)
+    assert lab("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")[0] == 0
+    asked = ["sample-sweep", "run=run", "steps=2", "batch_size=16", *CLASSIFIER]
+    judged = [*asked, "metrics.classifier=judge.safetensors", "guidance.scale=0,1"]
+    code, out, err = lab(*judged, "json=true")
+    assert code == 0, err
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert [row["calls"] for row in rows] == [2, 2]  # and a backward pass, which is not counted
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert "guide.safetensors" in refusal(*asked, "metrics.classifier=guide.safetensors")
+    assert "of known classes" in refusal(
+        "sample-sweep",
+        "run=run",
+        "steps=2",
+        "metrics.classifier=judge.safetensors",
+        "guidance=none",
+    )
+    (kept,) = Path("run").glob("sweeps/*/results.jsonl")
+    assert len(read_rows(kept)) == 2
+    write("guide", 2)  # another file at the same path
+    assert lab(*judged)[0] == 0
+    assert len(read_rows(kept)) == 4
+
+
+def test_a_run_is_evaluated_with_the_guidance_of_a_classifier_while_it_trains(lab, write, tmp_path):
+    write("guide", 0)
+    write("judge", 1)
+    code, _, err = lab(
+        "train",
+        *TINY,
+        *CLASSIFIER,
+        "conditioning=none",
+        "metrics.classifier=judge.safetensors",
+        "logger=none",
+        "run_dir=run",
+    )
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert any(name.startswith("accuracy/") for name in summary["metrics"])
+
+
+def test_a_classifier_of_other_classes_is_refused(refusal, write, tmp_path):
+    facts = {"shape": [1, 8, 8], "classes": ["a", "b"]}
+    save_classifier(SmallClassifier((1, 8, 8), 2), tmp_path / "guide.safetensors", facts)
+    assert "guidance.classifier=guide.safetensors" in refusal("train", *TINY, *CLASSIFIER)
+
+
+def test_latents_are_not_classified(refusal, write, tmp_path):
+    write("guide", 0)
+    tiny_first_stage(tmp_path / "first")
+    latent = ["first_stage=kl", "first_stage.run=first", "backbone.patch=2"]
+    assert "latents" in refusal("train", *TINY, *latent, *CLASSIFIER)
