@@ -31,7 +31,7 @@ FACTS = {
     "backbone/state_space": {"channels"},
     "conditioning": {"num_classes", "width"},
     "first_stage": {"image_shape"},
-    "objective": {"schedule"},
+    "objective": {"schedule", "coupling"},
     "optimizer": {"parameters"},
     "reconstruction": {"image_channels"},
     "reconstruction/discriminator": {"image_channels"},

@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 CLASS = "_target_"
 FRACTION, SUBSET_SEED = "data.fraction", "data.subset_seed"
-CAN_BE_NONE = ("augmentation", "budget", "logger", "tuning")  # groups whose option none is null
+# groups whose option none is null
+CAN_BE_NONE = ("augmentation", "budget", "coupling", "logger", "tuning")
 DATA_SIZE = (FRACTION, "data.per_class")
 Settings = dict[str, object]  # dotted key -> plain value
 
@@ -39,7 +40,7 @@ TABLE = {
     ),
     "identity named loss": "data.validate_on",
     # an experiment may choose any of the other keys
-    "identity named loss composition": "experiment data. reconstruction.",
+    "identity named loss composition": "experiment data. coupling. reconstruction.",
     "identity named loss composition cost": "first_stage. schedule. objective.",
     "identity named composition cost": (
         "augmentation. backbone. conditioning. denoiser. optimizer. parameter_groups"

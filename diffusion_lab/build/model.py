@@ -65,6 +65,11 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
             "objective/jump_loss=distillation and objective/teacher=model need each other; write "
             "objective=consistency_distillation, which chooses both"
         )
+    if objective.teacher is not None and objective.coupling is not None:
+        raise UserError(
+            "objective/teacher chooses the noise of each sample, which a coupling would exchange; "
+            "write coupling=none"
+        )
     if loss is None:
         return
     name = "objective/jump_loss takes the place of the denoising loss, so"
@@ -72,6 +77,8 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
         raise UserError(f"{name} a weighting has no effect; write objective/weighting=none")
     if objective.variance_loss is not None:
         raise UserError(f"{name} no variance is learned; write objective/variance_loss=none")
+    if objective.huber is not None:
+        raise UserError(f"{name} objective.huber has no effect; write objective.huber=null")
     if self_conditioning:
         raise UserError(
             "denoiser.self_conditioning=true makes a step depend on the one before, and a model of "
@@ -140,11 +147,12 @@ def advice(
     augmentation: NonLeaky | None = None,
     flipped: bool = False,
     latents: bool = False,
+    conditional: bool = False,
 ) -> list[str]:
     """Warnings about a model that can be trained but may disappoint; `flipped` is `data.flip`.
 
     `clipped` says whether the denoiser or the guidance clips its estimate. With `latents`, which
-    are unbounded, clipping is not recommended.
+    are unbounded, clipping is not recommended. `conditional` is whether the network sees labels.
     """
     lines = []
     end, prediction = schedule(torch.ones(())), objective.prediction
@@ -160,6 +168,11 @@ def advice(
         lines.append(
             "data.flip=true mirrors images without telling the network, so half of the samples "
             "will be mirrored; write data.flip=false, because augmentation.flip_x=true does tell it"
+        )
+    if conditional and getattr(objective.coupling, "per_class", None) is False:
+        lines.append(
+            "coupling.per_class=false gives the images of a label noise of their own, but samples "
+            "of a label start from any noise; write coupling.per_class=true, or conditioning=none"
         )
     return lines
 

@@ -12,7 +12,7 @@ from diffusion_lab.build.model import (
     check_jumps,
     check_training,
 )
-from diffusion_lab.build.sampling import check_sampling
+from diffusion_lab.build.sampling import check_noise, check_sampling
 from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -47,7 +47,8 @@ def build_model(
     schedule = instantiate(cfg, "schedule")
     first_stage = instantiate(cfg, "first_stage")(image_shape=image_shape)
     cfg = with_data_std(cfg, first_stage.data_std)
-    objective = instantiate(cfg, "objective")(schedule=schedule)
+    coupling = instantiate(cfg, "coupling")
+    objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
     augmentation = instantiate(cfg, "augmentation")
     discrete = schedule.discrete_steps is not None
     label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
@@ -106,6 +107,7 @@ def build_pipeline(
     check_sampling(model, sampler, guidance)
     with errors_at(cfg, "sampler"):
         sampler.levels(model.schedule)  # raises if they do not fit
+    check_noise(model, sampler)
     return Pipeline(
         model.denoiser,
         model.schedule,

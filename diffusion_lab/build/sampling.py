@@ -1,7 +1,11 @@
 """Checks, before training and before sampling, that sampler and guidance fit a model."""
 
+import torch
+from torch import Tensor
+
 from diffusion_lab.build.model import Model
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.first_stage import FirstStage
@@ -47,6 +51,26 @@ def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
         raise UserError(
             f"guidance.scale={guidance.scale} uses the unconditional model, which "
             "objective.label_dropout=0 does not train; train with objective.label_dropout=0.1"
+        )
+
+
+def check_noise(model: Model, sampler: Sampler) -> None:
+    """Raises UserError if the sampler adds noise, and the model learned from coupled pairs."""
+    if model.objective.coupling is None:
+        return
+    drawn = []
+
+    def randn_like(x: Tensor) -> Tensor:
+        drawn.append(x)
+        return torch.zeros_like(x)
+
+    x = torch.ones(1, 1, 1, 1)
+    sampler(lambda *_: Estimate(x, 0 * x), x, model.schedule, randn_like)  # all of its steps
+    if drawn:
+        raise UserError(
+            "this sampler adds noise on its way, for which it needs the score, and a model of "
+            "coupled pairs does not give it; use one without noise, such as sampler=dpm_solver, "
+            "unipc or heun, or train with coupling=none"
         )
 
 

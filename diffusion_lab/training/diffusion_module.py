@@ -11,10 +11,11 @@ The stages of a training step in order, with the file of each:
     diffusion/denoiser.py                  output = network(x, level, labels)
     diffusion/objective/prediction.py      target = a x0 + b eps, with which output is compared
 
-Some steps have more: an augmentation changes the images first (data/augmentation.py), a bad step is
-skipped (training/bad_steps.py), and a schedule sets the learning rate (training/lr_schedule.py).
-After the step, callbacks average the weights (callbacks/weight_averaging.py) and write
-`train/loss` to the loggers (callbacks/throughput.py alone does that).
+Some steps have more: an augmentation changes the images first (data/augmentation.py), a coupling
+orders the noise (data/coupling.py), a bad step is skipped (training/bad_steps.py), and a schedule
+sets the learning rate (training/lr_schedule.py). After the step, callbacks average the weights
+(callbacks/weight_averaging.py) and write `train/loss` to the loggers (callbacks/throughput.py alone
+does that).
 """
 
 import torch

@@ -50,6 +50,7 @@ class DiffusionTask(Task):
             self.module.augmentation,
             self.datamodule.flip,
             latents=not self.module.first_stage.of_pixels,
+            conditional=self.module.denoiser.conditioning.conditional,
         )
         rare = rarely_trained(self.module.objective, self.pipeline.sampler)
         return [*lines, rare] if rare else lines

@@ -23,6 +23,7 @@ from diffusion_lab.diffusion.objective import (
     UniformTime,
     V,
 )
+from diffusion_lab.diffusion.objective.objective import pseudo_huber
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 PRESETS = {
@@ -125,6 +126,50 @@ def test_min_snr_weights_the_error_of_x0_for_every_prediction(prediction):
     snr = (level.alpha / level.sigma) ** 2
     losses = objective.loss_at(denoiser, x0, eps, level)
     torch.testing.assert_close(losses, snr.clamp(max=5) * error)
+
+
+@pytest.mark.parametrize("c", [0.00054, 0.03, 10.0])
+def test_pseudo_huber_is_the_papers(c):
+    """Compares with section 3.3 of arXiv:2310.14189, where the norm is that of a whole sample."""
+    objective = PRESETS["flow_matching"](huber=c)
+    level, eps = level_and_noise(objective.schedule)
+    x0, denoiser = batch().double(), Linear(Flow())
+    eps = eps.double()
+    output = denoiser(add_noise(x0, eps, level), level).output
+    square, whole = (output - (eps - x0)).square().sum((1, 2, 3)), c * 4**0.5
+    expected = ((square + whole**2).sqrt() - whole) / 4**0.5
+    losses = objective.loss_at(denoiser, x0, eps, level)
+    torch.testing.assert_close(losses, expected)
+
+
+@pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow(), EDM()])
+def test_pseudo_huber_of_a_weighted_loss_is_of_the_error_of_x0(prediction):
+    objective = Objective(Cosine(), prediction, UniformTime(), MinSNR(5.0), huber=0.1)
+    level, eps = level_and_noise(objective.schedule)
+    denoiser, x0 = Linear(prediction), batch().double()
+    eps = eps.double()
+    error = (denoiser(add_noise(x0, eps, level), level).x0 - x0).square().mean((1, 2, 3))
+    snr = (level.alpha / level.sigma) ** 2
+    losses = objective.loss_at(denoiser, x0, eps, level)
+    torch.testing.assert_close(losses, snr.clamp(max=5) * ((error + 0.01).sqrt() - 0.1))
+
+
+def test_pseudo_huber_is_exact_for_tiny_errors_and_moves_the_best_estimate_to_the_median():
+    assert pseudo_huber(torch.tensor(1e-12), 1.0).item() == pytest.approx(5e-13)
+    x0 = torch.tensor([-1.0] * 7 + [0.6] * 3).reshape(10, 1, 1, 1)
+    level, eps = Rectified()(torch.ones(10)), torch.zeros(10, 1, 1, 1)
+    best = {}
+    for c in (0.001, 100.0):
+        objective = Objective(Rectified(), X0(), UniformTime(), huber=c)
+
+        def loss(value, objective=objective):
+            output = torch.full_like(x0, value)
+            answer = Answer(Estimate(output, None, output))
+            return objective.loss_at(answer, x0, eps, level).mean().item()
+
+        best[c] = min(torch.linspace(-1.5, 1, 251).tolist(), key=loss)
+    assert best[0.001] == pytest.approx(-1, abs=0.02)  # the median
+    assert best[100.0] == pytest.approx(-0.52, abs=0.02)  # the mean
 
 
 def test_a_perfect_network_has_no_loss():

@@ -2,16 +2,18 @@
 
 x0_hat is linear in the output, so the two differ by the factor (d x0 / d output)^2. A denoiser that
 clips x0_hat has no error where it is clipped to x0 itself. The best estimate stays the mean of x0
-given x, since an estimate of bounded data that is within the bounds loses nothing by this.
+given x, since an estimate of bounded data that is within the bounds loses nothing by this. With a
+pseudo-Huber loss it is between the mean and the median.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.ranges import at_least, between, ranges
+from diffusion_lab.common.ranges import above, at_least, between, optional, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise
 from diffusion_lab.diffusion.objective.jump_loss import JumpLoss
@@ -23,19 +25,24 @@ from diffusion_lab.diffusion.objective.variance_loss import Hybrid
 from diffusion_lab.diffusion.objective.weighting import Weighting
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
+# x0, eps (B, ...), labels (B,) or None -> the order (B,) of eps in which it is paired with x0
+Coupling = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
 
 class Objective(nn.Module):
     """The training objective; the denoiser must be built with the same `prediction`.
 
     It is a module, so statistics of the losses are saved with the weights. label_dropout,
     in [0, 1], is the share of labels replaced by the null label for classifier-free guidance.
-    offset_noise is the std of noise that is constant over each channel and added to eps. A
+    offset_noise is the std of noise that is constant over each channel and added to eps. `huber`
+    is the c of a loss sqrt(error + c^2) - c in place of the mean squared error (arXiv:2310.14189,
+    whose c is that of a sum and sqrt(D) larger). `coupling` pairs noise and images of a batch. A
     `jump_loss` takes the place of the denoising loss in training, for models of few steps. A
     `teacher` is a trained model that is asked for pairs of samples and noise before training, or
     for steps during it.
     """
 
-    @ranges(label_dropout=between(0, 1), offset_noise=at_least(0))
+    @ranges(label_dropout=between(0, 1), offset_noise=at_least(0), huber=optional(above(0)))
     def __init__(
         self,
         schedule: NoiseSchedule,
@@ -48,6 +55,8 @@ class Objective(nn.Module):
         offset_noise: float = 0.0,
         jump_loss: JumpLoss | None = None,
         teacher: TeacherModel | TeacherPairs | None = None,
+        huber: float | None = None,
+        coupling: Coupling | None = None,
     ):
         super().__init__()
         self.schedule = schedule
@@ -60,6 +69,8 @@ class Objective(nn.Module):
         self.offset_noise = offset_noise
         self.jump_loss = jump_loss
         self.teacher = teacher
+        self.huber = huber
+        self.coupling = coupling
         self.images_seen = 0  # before this batch, for losses that change during training
 
     @property
@@ -99,6 +110,8 @@ class Objective(nn.Module):
             eps = draw(x0.shape)
         if self.offset_noise:
             eps = eps + self.offset_noise * draw((*x0.shape[:2], 1, 1))
+        if self.coupling is not None:
+            eps = eps[self.coupling(x0, eps, given.labels)]
         if given.labels is not None:
             dropped = denoiser.conditioning.drop(given.labels, self.label_dropout, generator)
             given = replace(given, labels=dropped)
@@ -138,12 +151,21 @@ class Objective(nn.Module):
             exact = (estimate.x0 == x0) & (x0.abs() == denoiser.clip)
             error = error.masked_fill(exact, 0)
         losses = error.square().flatten(1).mean(1)  # (B,)
+        gain = self.prediction.x0_gain(level) ** 2  # from errors of the output to those of x0
+        if self.huber is not None:
+            # of the error that is weighted, so that a prediction type makes no difference
+            scale = 1 if self.weighting is None else gain.to(losses.dtype)
+            losses = pseudo_huber(losses * scale, self.huber) / scale
         if self.weighting is not None:
-            weight = self.weighting(level.logsnr) * self.prediction.x0_gain(level) ** 2
-            losses = losses * weight.to(losses.dtype)
+            losses = losses * (self.weighting(level.logsnr) * gain).to(losses.dtype)
         if self.variance_loss is not None:
             losses = losses + self.variance_loss(x, x0, estimate, level, self.schedule)
         return losses
+
+
+def pseudo_huber(square: Tensor, c: float) -> Tensor:
+    """sqrt(square + c^2) - c, without its cancellation where the squared error is small."""
+    return square / ((square + c**2).sqrt() + c)
 
 
 def coin(generator: torch.Generator | None) -> bool:
