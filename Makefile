@@ -32,7 +32,7 @@ MODEL ?= $(ONE)
 .PHONY: help setup train train-unet train-dit train-latent speedrun toy \
 	study-unet-vs-dit study-write-up study-cifar10-small study-scaling study-low-data study-conditioning \
 	study-latent study-few-steps study-optimizers study-samplers study-guidance one-model \
-	test test-slow test-slurm lint format pages docs docs-serve tutorial build clean
+	dashboard dashboard-mlflow test test-slow test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -182,10 +182,24 @@ study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## one 
 		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
 		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
 
+dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localhost:6006
+	$(BIN)/tensorboard --logdir outputs $(ARGS)
+
+# MLflow's server wants SQLAlchemy 2, and Optuna's sweeper 1
+.venv/mlflow/installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[mlflow]'
+	$(PYTHON) -m venv .venv/mlflow
+	.venv/mlflow/bin/pip install --quiet --disable-pip-version-check \
+		"mlflow==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("mlflow"))')"
+	@touch $@
+
+dashboard-mlflow: .venv/mlflow/installed  ## show the runs logged to MLflow, at http://localhost:5000
+	.venv/mlflow/bin/mlflow server --backend-store-uri sqlite:///outputs/mlflow/mlflow.db --workers 1 $(ARGS)
+
 test: setup  ## run the default tests, under three minutes on two idle cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
-test-slow: setup  ## run the tests that take minutes
+test-slow: .venv/mlflow/installed  ## run the tests that take minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 

@@ -127,7 +127,8 @@ def section_of(group: str, name: str) -> list[str]:
         lines += [made, ""]
     keys = keys_of(text)
     lines += [f"Class: {class_link(key.default)}\n" for key in keys if key.name == "_target_"]
-    prefix = f"callbacks.{name}." if group == "callbacks" else f"{group.replace('/', '.')}."
+    named = group in ("callbacks", "logger") and name != "none"
+    prefix = f"{group}.{name}." if named else f"{group.replace('/', '.')}."
     return [*lines, *table_of([key for key in keys if key.name != "_target_"], prefix)]
 
 

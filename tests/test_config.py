@@ -35,7 +35,7 @@ FACTS = {
     "optimizer": {"parameters"},
     "reconstruction": {"image_channels"},
     "reconstruction/discriminator": {"image_channels"},
-    "logger": {"run_dir", "clock", "config"},
+    "logger": {"run_dir", "clock", "config", "resumed_from"},
 }
 OURS = "diffusion_lab."
 # whole recipes, which configure parts of other groups
@@ -69,12 +69,13 @@ def node_of(path: Path):
     cfg = compose(
         overrides=[*(f"+{other}={option}" for other, option in chosen), f"+{group}={name}"]
     )
-    return OmegaConf.select(cfg, group.replace("/", ".")), group.split("/")
+    key = f"{group}.{name}" if group == "logger" else group.replace("/", ".")
+    return OmegaConf.select(cfg, key), group.split("/")
 
 
 def replaces_by_null(path: Path) -> bool:
     """Whether an option switches its group off, by null in the place of the group."""
-    return path.read_text().startswith("# @package")
+    return bool(re.match(r"# @package (?!logger\.)", path.read_text()))
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda p: "/".join(option(p)))

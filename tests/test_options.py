@@ -18,11 +18,13 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("TrainedVQ.run", "TrainedVQ.sha256", "Classifier.path", "DINOv2.model"),
     *("DINOv2.weights_path", "Inception.weights_path", "Inception.sha256"),
     *("WandB.project", "WandB.name", "WandB.group", "WandB.run_id", "WandB.tags"),
+    *("MLflow.tracking_uri", "MLflow.experiment", "MLflow.name", "MLflow.group", "MLflow.run_id"),
+    "MLflow.tags",
     "MedianPruning.metric",
     *("TeacherModel.sha256", "TeacherPairs.sha256"),
-    "WandB.mode",  # `train` checks it, as the logger is built after the run folder
+    # `train` checks them, as loggers are built after the run folder
+    *("WandB.mode", "WandB.checkpoints"),
     *(
-        "WandB.choices",
         "Budget.solved",
         "Tuning.chosen",
         "Tuning.tried",

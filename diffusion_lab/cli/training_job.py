@@ -78,7 +78,7 @@ class TrainingJob:
     def run(
         self, cfg: DictConfig, job: HydraConf, overrides: list[str]
     ) -> tuple[str, float | None]:
-        """Trains a new run, resumes one, or finds it finished; a study's run joins its W&B group.
+        """Trains a new run, resumes one, or finds it finished; loggers group the runs of a study.
 
         A requeued SLURM job resumes the run that it began with the same overrides; if that ended
         before its first checkpoint, it starts again in the same folder. Returns the outcome, DONE
@@ -122,18 +122,22 @@ class TrainingJob:
 
 
 def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
-    """Gives a new run of a sweep its folder, W&B group, name and tags; returns the overrides."""
+    """Gives a new run of a sweep its folder, and its place in loggers; returns the overrides."""
     joined: dict[str, object] = {}
     if folder and not cfg.run_dir:
         joined["run_dir"] = str(folder)
-    if cfg.logger and cfg.study_name:
-        joined["logger.group"] = cfg.logger.group or cfg.study_name
-        joined["logger.name"] = cfg.logger.name or (folder.name if folder else cfg.name)
-        budgets = [f"budget-{unit}" for unit in budget.units(cfg)]
-        tags = [*cfg.logger.tags, cfg.study_name, *budgets]
-        joined["logger.tags"] = list(dict.fromkeys(tags))  # each device's process repeats this
-    elif cfg.logger and job.mode == RunMode.MULTIRUN and not cfg.logger.group:
-        joined["logger.group"] = job.sweep.dir.rsplit("/", 1)[-1]
+    for key, logger in (cfg.get("logger") or {}).items():
+        if "group" not in logger:  # it has no place but the run folder
+            continue
+        if cfg.study_name:
+            joined[f"logger.{key}.group"] = logger.group or cfg.study_name
+            joined[f"logger.{key}.name"] = logger.name or (folder.name if folder else cfg.name)
+            budgets = [f"budget-{unit}" for unit in budget.units(cfg)]
+            tags = [*logger.tags, cfg.study_name, *budgets]
+            # each device's process repeats this
+            joined[f"logger.{key}.tags"] = list(dict.fromkeys(tags))
+        elif job.mode == RunMode.MULTIRUN and not logger.group:
+            joined[f"logger.{key}.group"] = job.sweep.dir.rsplit("/", 1)[-1]
     for key, value in joined.items():
         OmegaConf.update(cfg, key, value)
     return [f"{key}={json.dumps(value)}" for key, value in joined.items()]

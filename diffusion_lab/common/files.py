@@ -72,13 +72,20 @@ def add_to_json(path: Path, entries: dict[str, Any]) -> None:
 
     Processes that add at the same time wait for one another, so none loses what another has added.
     """
-    with path.with_name(f".{path.name}.lock").open("ab") as lock:
+    with one_at_a_time(path.with_name(f".{path.name}.lock")):
+        write_json(path, read_json(path) | entries)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Waits until no other process is in a block with this lock file, if the system has locks."""
+    with path.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-        write_json(path, read_json(path) | entries)
+        yield
 
 
 def remove_unfinished(folder: Path, names: str = "*") -> None:

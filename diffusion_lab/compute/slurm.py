@@ -4,6 +4,7 @@ A requeued job keeps its id, by which it finds the run that it started.
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffusion_lab.common.files import OUTPUTS, read_json, write_json
 from diffusion_lab.common.messages import UserError
 
 RECORD = "slurm_job"  # file in a run folder that names the SLURM job of the run
+GROUP = re.compile(r"logger\.\w+\.group=")  # overrides that a sweep adds
 SECONDS = 60  # how long a command of SLURM may take
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 ENDED = {  # all other states are those of a job that has nodes
@@ -126,7 +128,7 @@ def _record(command: str, overrides: list[str]) -> dict[str, Any]:
         "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "command": command,
         # without a sweep's group, whose name changes when the sweep is started again
-        "overrides": [each for each in overrides if not each.startswith("logger.group=")],
+        "overrides": [each for each in overrides if not GROUP.match(each)],
     }
 
 

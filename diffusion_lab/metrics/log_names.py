@@ -9,10 +9,11 @@ IMAGES, SECONDS = "images", "seconds"
 AXES = {IMAGES: "training images seen", SECONDS: "seconds of training"}
 GRIDS = "grids"  # starts the names of image grids; what they show follows
 SAMPLES = "samples"  # the table of samples
+SUMMARY = "summary"  # starts the names of numbers of summary.json
 
 
 def grouped(choices: Mapping[str, str | None]) -> dict[str, str]:
-    """Hydra's choices as W&B can group runs by them: strings, under names without slashes."""
+    """Hydra's choices as loggers can group runs by them: strings, under names without slashes."""
     ours = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
     return {
         group.replace("/", "_"): option

@@ -68,7 +68,12 @@ def newest_intact(run: str | Path) -> Path:
 
 def step_of(run: str | Path) -> int:
     """The step of a run's newest intact checkpoint; raises UserError if there is none."""
-    return torch.load(newest_intact(run), weights_only=True, mmap=True)["global_step"]
+    return step_in(newest_intact(run))
+
+
+def step_in(checkpoint: Path) -> int:
+    """The step of an intact checkpoint."""
+    return torch.load(checkpoint, weights_only=True, mmap=True)["global_step"]
 
 
 def say_if_older(run: str | Path, used: Path) -> None:

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import diffusion_lab
+from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.common.files import OUTPUTS, read_json, write_atomically, write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
@@ -63,12 +64,14 @@ def create(cfg: DictConfig, command: str, overrides: list[str]) -> Path:
     """
 
     def make() -> Path:
-        if cfg.logger and not cfg.logger.run_id:
-            # set before W&B starts, so that resuming finds it; a sweep agent may have set one
-            chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-            cfg.logger.run_id = chosen or uuid.uuid4().hex[:8]
-        if cfg.logger and HydraConfig.initialized():
-            cfg.logger.choices = grouped(HydraConfig.get().runtime.choices)
+        for name, logger in (cfg.get("logger") or {}).items():
+            if "run_id" in logger and not logger.run_id:
+                # set before a logger starts, so that resuming finds it; W&B's agent may have one
+                sweeping = name == "wandb" and "WANDB_SWEEP_ID" in os.environ
+                chosen = os.environ.get("WANDB_RUN_ID") if sweeping else None
+                logger.run_id = chosen or uuid.uuid4().hex[:8]
+        if HydraConfig.initialized():
+            cfg.choices = grouped(HydraConfig.get().runtime.choices)
         try:
             folder = _make_folder(cfg)
             slurm.sign(folder, command, overrides)
@@ -161,6 +164,9 @@ def load_config(folder: str | Path) -> DictConfig:
             f"{diffusion_lab.__version__}, reads format {FORMAT}; open it with the version that "
             "wrote it, or train the model again"
         )
+    if CLASS in (cfg.get("logger") or {}):  # of when a run had one logger, without a name
+        cfg.choices = cfg.logger.pop("choices", None)
+        cfg.logger = {"wandb": cfg.logger}
     OmegaConf.set_struct(cfg, True)
     first_stage = cfg.get("first_stage", {})  # an autoencoder's run has none
     if "run" in first_stage:

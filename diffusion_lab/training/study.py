@@ -30,7 +30,7 @@ from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
 from diffusion_lab.training.callbacks import Evaluation, MedianPruning, configured
 
 NEW, EMPTY, UNFINISHED, FINISHED = "new", "without a checkpoint", "unfinished", "finished"
-PLACE_IN_WANDB = ("logger.group", "logger.name", "logger.tags")
+PLACE_IN_LOGGER = re.compile(r"logger\.\w+\.(group|name|tags)")
 LONGEST = 128  # bytes of a run's name, W&B's limit
 
 
@@ -138,13 +138,13 @@ def overrides_to_resume(folder: Path, overrides: list[str]) -> list[str]:
     """The overrides of a repeated command that replace the saved values when a run is resumed.
 
     They set where the run is trained and how it is monitored. The run keeps its options of groups,
-    such as logger=none, and its place in W&B.
+    such as logger=none, and its place in loggers.
     """
     saved = flat(OmegaConf.to_container(load_config(folder)))
     replacing = []
     for override in (INSTEAD_OF_OPTIONS.get(each, each) for each in overrides):
         key = parse([override])[0].key_or_group
-        elsewhere = Means.IDENTITY not in means(key) and key not in PLACE_IN_WANDB
+        elsewhere = Means.IDENTITY not in means(key) and not PLACE_IN_LOGGER.fullmatch(key)
         if is_resumable(key) and elsewhere and key in saved:
             replacing.append(override)
     return replacing

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import runs
-from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, optional, whole
@@ -31,8 +31,7 @@ from diffusion_lab.training.callbacks import Interruption, Periodic
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.failures import explaining_failures, resume_command
-from diffusion_lab.training.logger import JSONLines, WandB
-from diffusion_lab.training.logger.reachability import MODES
+from diffusion_lab.training.logger import JSONLines, build_loggers, check_loggers
 from diffusion_lab.training.summary import metrics_of, say_result, summarise
 from diffusion_lab.training.task import Task
 from diffusion_lab.training.trainer import build_trainer, check_trainer, quiet_lightning
@@ -86,7 +85,8 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
 
 def check_settings(cfg: DictConfig) -> None:
     """Raises UserError for a value that no part of the run checks itself."""
-    check_keys(cfg, ALLOWED | ({"logger.mode": one_of(*MODES)} if cfg.logger else {}))
+    check_keys(cfg, ALLOWED)
+    check_loggers(cfg)
     if not cfg.resume:
         runs.check_new(cfg)
 
@@ -194,11 +194,14 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
         task.module.to(memory_format=torch.channels_last)
     if pays(cfg.compile, device):
         task.compile()
-    wandb, summary = None, None
+    steps = checkpoints.step_in(checkpoint) if checkpoint else 0
+    loggers, summary = build_loggers(cfg, folder, clock, steps), None
     try:
-        if cfg.logger:
-            wandb = open_wandb(cfg, context)
-        trainer.loggers = [rows, wandb] if wandb else [rows]
+        for logger in loggers:
+            with clock.stopped():  # reaching a server takes time
+                say(logger.start() or "")
+        # Lightning would open a broken one again
+        trainer.loggers = [rows, *(logger for logger in loggers if not logger.broken)]
         with quiet_lightning():
             trainer.fit(
                 task.module, datamodule=task.datamodule, ckpt_path=checkpoint, weights_only=True
@@ -211,17 +214,8 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
             summary = summarise(cfg, task, trainer, finished, peak)
             runs.write_summary(folder, summary)
     finally:
-        if wandb:
-            wandb.finish(summary)
-
-
-def open_wandb(cfg: DictConfig, context: RunContext) -> WandB:
-    """Returns the W&B logger of a run, opened on W&B's server or offline."""
-    config = OmegaConf.to_container(cfg, resolve=True)
-    wandb = instantiate(cfg, "logger")(run_dir=context.folder, clock=context.clock, config=config)
-    with context.clock.stopped():  # reaching the server takes time
-        say(wandb.start() or "")
-    return wandb
+        for logger in loggers:
+            logger.finish(summary)
 
 
 def finish(prepared: Prepared) -> None:

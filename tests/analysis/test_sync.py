@@ -11,7 +11,7 @@ from helpers.tiny_runs import TINY
 from diffusion_lab.analysis import wandb_sync
 from diffusion_lab.runs.lock import locked
 
-QUICK = ["callbacks.evaluation=null", "logger.mode=offline"]
+QUICK = ["callbacks.evaluation=null", "logger.wandb.mode=offline"]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def no_key(monkeypatch, tmp_path):
 
 
 def test_a_run_and_what_it_was_resumed_to_become_one_on_the_server(lab, tmp_path, monkeypatch):
-    code, _, err = lab("train", *TINY, *QUICK, "run_dir=run", "logger.run_id=tiny")
+    code, _, err = lab("train", *TINY, *QUICK, "run_dir=run", "logger.wandb.run_id=tiny")
     assert code == 0, err
     code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
     assert code == 0, err

@@ -56,7 +56,7 @@ def test_a_run_keeps_the_id_that_the_agent_gave_it(lab, tmp_path, monkeypatch):
     command = [sys.executable, "-m", "diffusion_lab", "train", *TINY, "callbacks.evaluation=null"]
     subprocess.run([*command, "run_dir=run"], check=True, cwd=tmp_path)
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert config["logger"]["run_id"] == "chosen"
+    assert config["logger"]["wandb"]["run_id"] == "chosen"
     assert list((tmp_path / "run/wandb").glob("offline-run-*-chosen"))
 
 

@@ -153,14 +153,14 @@ def test_a_step_finds_the_run_that_it_signed_before_it_was_requeued(
     environment(requeued)
     assert slurm.own_run("dit", None, "train", SEED) is None
     environment(SRUN)
-    slurm.sign(tmp_path / "outputs/dit/2", "train", [*SEED, "logger.group=first"])
+    slurm.sign(tmp_path / "outputs/dit/2", "train", [*SEED, "logger.wandb.group=first"])
     environment(SRUN | {"SLURM_STEP_ID": "1"})
     slurm.sign(tmp_path / "outputs/dit/3", "train", SEED)
     environment(SRUN)
     assert slurm.own_run("dit", None, "train", SEED) is None  # a second run of the same step
     environment(requeued)
     assert str(slurm.own_run("dit", None, "train", SEED)) == "outputs/dit/2"
-    other_group = [*SEED, "logger.group=second"]
+    other_group = [*SEED, "logger.wandb.group=second"]
     assert str(slurm.own_run("dit", None, "train", other_group)) == "outputs/dit/2"
     assert slurm.own_run("dit", None, "train", ["name=dit", "seed=2"]) is None
     assert slurm.own_run("dit", None, "train-autoencoder", SEED) is None

@@ -1,22 +1,26 @@
 """Reads an offline W&B run back from its file by W&B's own reader."""
 
+import base64
+import hashlib
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-PICTURE, TABLE = "image-file", "table-file"
+PICTURE, TABLE, PAGE = "image-file", "table-file", "html-file"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run's configuration, and its rows by step: numbers, pictures and tables by name."""
+    """A run's configuration, its rows by step (numbers, pictures and tables), and what it kept."""
 
     folder: Path
     run: dict
     axes: dict[str, str | None]  # x-axis of each defined name; "*" is any other
     rows: dict[int, dict[str, object]]
+    summary: dict[str, object]
+    artifacts: dict[str, dict[str, Path]]  # their files by name, where they wait for the upload
 
     @property
     def config(self) -> dict:
@@ -54,7 +58,26 @@ def read(folder: Path) -> Record:
             step = record["history"]["step"]["num"]
             assert step not in rows
             rows[step] = nested(record["history"]["item"])
-    return Record(folder, run, axes, rows)
+    artifacts = [record["artifact"] for record in records if record["type"] == "artifact"]
+    summaries = [record["summary"]["update"] for record in records if record["type"] == "summary"]
+    return Record(
+        folder,
+        run,
+        axes,
+        rows,
+        {name: value for summary in summaries for name, value in summary.items()},
+        {each["name"]: staged(each) for each in artifacts},
+    )
+
+
+def staged(artifact: dict) -> dict[str, Path]:
+    """The files of an artifact by their names in it; asserts that they have its checksums."""
+    found = {}
+    for entry in artifact["manifest"]["contents"]:
+        found[entry["path"]] = path = Path(entry["local_path"])
+        digest = hashlib.md5(path.read_bytes()).digest()
+        assert base64.b64encode(digest).decode() == entry["digest"]
+    return found
 
 
 def nested(item: dict[str, object]) -> dict[str, object]:

@@ -254,7 +254,7 @@ SPOILT = [
     (["objective.label_dropout=0"], "composition", "error", ["objective.label_dropout=0.1"]),
     (["backbone.patch=3"], "composition", "error", ["backbone.patch"]),
     (["trainer.accelerator=gpu"], "device", "error", ["no GPU"]),
-    (["logger.mode=foo"], "settings", "error", ["auto, online, offline"]),
+    (["logger.wandb.mode=foo"], "settings", "error", ["auto, online, offline"]),
 ]
 
 

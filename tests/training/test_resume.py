@@ -177,7 +177,7 @@ def test_w_and_b_goes_on_with_the_same_run(lab, tmp_path, killed_at_step):
     code, _, err = lab("train", "resume=run")
     assert code == 0, err
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert wandb_runs(tmp_path / "run") == {saved["logger"]["run_id"]}
+    assert wandb_runs(tmp_path / "run") == {saved["logger"]["wandb"]["run_id"]}
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 2
 
 

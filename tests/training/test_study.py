@@ -280,15 +280,15 @@ def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
     asked = [a for a in QUICK if a.split("=")[0] not in own]
     code, _, err = lab(
         "train", "-m", "+study=backbones", *asked, "backbone=mlp", "seed=3", "budget=images",
-        "budget.reference=null", "budget.images=24", "logger.tags=[own]",
+        "budget.reference=null", "budget.images=24", "logger.wandb.tags=[own]",
     )  # fmt: skip
     assert code == 0, err
     folder = tmp_path / "outputs/backbones/backbone-mlp_seed-3"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["study_name"] == "backbones"
-    assert config["logger"]["group"] == "backbones"
-    assert config["logger"]["name"] == "backbone-mlp_seed-3"
-    assert config["logger"]["tags"] == ["own", "backbones", "budget-images"]
+    assert config["logger"]["wandb"]["group"] == "backbones"
+    assert config["logger"]["wandb"]["name"] == "backbone-mlp_seed-3"
+    assert config["logger"]["wandb"]["tags"] == ["own", "backbones", "budget-images"]
     assert config["budget"]["solved"] == ["trainer.max_steps=3", "trainer.max_time=null"]
     assert config["trainer"]["max_steps"] == 3
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
@@ -455,7 +455,7 @@ def test_a_run_is_resumed_with_the_new_logging_and_machine(lab, tmp_path, monkey
         assert lab(*SWEEP)[0] == 130
     folder = run_of("mine", seed=0)
     new = ["data.source.root=elsewhere", "callbacks.checkpoint.every_n_steps=7", "trainer=cpu"]
-    new += ["logger=wandb", "logger.mode=offline"]  # the run was trained without W&B
+    new += ["logger=wandb", "logger.wandb.mode=offline"]  # the run was trained without W&B
     code, _, err = lab(*SWEEP[:-1], "seed=0", *new)
     assert code == 0, err
     assert finished_runs() == 1
@@ -466,16 +466,16 @@ def test_a_run_is_resumed_with_the_new_logging_and_machine(lab, tmp_path, monkey
 def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_path):
     saved = {"data": {"source": {"root": "/a"}}, "trainer": {"devices": 1, "strategy": "auto"}}
     saved |= {"micro_batch_size": None, "callbacks": {"sample_grid": None}}
-    saved["logger"] = {"mode": "auto", "tags": ["mine", "budget-images"]}
+    saved["logger"] = {"wandb": {"mode": "auto", "tags": ["mine", "budget-images"]}}
     save_config(tmp_path, OmegaConf.create(saved))
     places = [
         "data.source.root=/b",
         "trainer.devices=2",
         "micro_batch_size=4",
-        "logger.mode=offline",
+        "logger.wandb.mode=offline",
     ]
     others = ["+study=backbones", "backbone=dit", "logger=none", "trainer.max_steps=9", "seed=1"]
-    others += ["logger.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
+    others += ["logger.wandb.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
     assert study.overrides_to_resume(tmp_path, [*others, *places]) == places
     assert study.overrides_to_resume(tmp_path, ["trainer=ddp"]) == ["trainer.strategy=ddp"]
 

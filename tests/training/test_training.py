@@ -28,7 +28,7 @@ def test_a_run_leaves_everything_it_promises(run_folder):
 
     config = yaml.safe_load((run_folder / "config.yaml").read_text())
     assert config["backbone"]["width"] == 32
-    assert config["logger"]["run_id"]
+    assert config["logger"]["wandb"]["run_id"]
 
     with Image.open(run_folder / "samples/step_0000004.png") as picture:
         # 4 classes x 2 columns of 8 px, gaps of 2, doubled: one row per class

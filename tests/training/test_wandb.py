@@ -2,9 +2,8 @@
 
 import json
 import re
-import sys
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -67,9 +66,7 @@ def test_a_training_run(finished_run):
     saved = runs.load_config(finished_run)
     logged = {key: value for key, value in record.config.items() if key != "_wandb"}
     saved.guidance.interval[1] = "Infinity"  # as W&B keeps it
-    assert logged == OmegaConf.to_container(saved, resolve=True) | {
-        "choices": dict(saved.logger.choices)
-    }
+    assert logged == OmegaConf.to_container(saved, resolve=True)
     assert record.config["backbone"]["width"] == 32
     choices = record.config["choices"]
     assert choices["data"] == "fashion_mnist"
@@ -141,8 +138,34 @@ def test_a_run_on_two_devices_is_one_run(lab, tmp_path):
     assert len(table_rows(record, 4)) == 8
 
 
+def test_checkpoints_become_an_artifact_that_opens_as_a_run(lab, tmp_path):
+    keeping = ["callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.keep_every_n_steps=2"]
+    asked = [*keeping, "logger.wandb.checkpoints=true", "callbacks.evaluation=null"]
+    record = trained(lab, tmp_path, "train", *TINY, *asked)
+    files = record.artifacts[f"checkpoints-{run_id(tmp_path)}"]
+    kept = [f"checkpoints/step_000000{step}.ckpt" for step in (2, 4)]
+    assert files.keys() == {
+        *("config.yaml", "summary.json", "metrics.jsonl", "checkpoints/last.ckpt", *kept)
+    }
+    for name, file in files.items():
+        (tmp_path / "again" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "again" / name)
+    shutil.rmtree(tmp_path / "run")
+    for step in ([], ["step=2"]):
+        code, _, err = lab("sample", "run=again", "num_samples=2", *step)
+        assert code == 0, err
+
+
+def test_a_run_has_no_artifact_of_checkpoints_unless_it_is_asked_for(finished_run):
+    assert not [name for name in record_of(finished_run).artifacts if "checkpoints" in name]
+
+
+def test_the_name_is_that_of_the_run_and_its_folder(finished_run):
+    assert record_of(finished_run).run["display_name"] == "fashion_mnist_dit/run"
+
+
 def run_id(tmp_path: Path) -> str:
-    return yaml.safe_load((tmp_path / "run/config.yaml").read_text())["logger"]["run_id"]
+    return yaml.safe_load((tmp_path / "run/config.yaml").read_text())["logger"]["wandb"]["run_id"]
 
 
 def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path, run_folder):
@@ -156,36 +179,6 @@ def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path, run_folder):
     assert list(record.rows) == [5, 6]
     assert record.run["run_id"] == run_id(tmp_path)
     assert record.config["choices"] == wandb_record.read(first).config["choices"]
-
-
-def test_the_pages_lines_for_tensorboard_take_all_that_a_run_logs(run_folder, monkeypatch):
-    Path("outputs/a").mkdir(parents=True)
-    run_folder.rename("outputs/a/b")
-    taken = []
-
-    class SummaryWriter:
-        def __init__(self, folder):
-            self.folder = folder
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *trouble):
-            pass
-
-        def add_scalar(self, name, value, step):
-            taken.append((str(self.folder), name, float(value), step))
-
-    fake = SimpleNamespace(SummaryWriter=SummaryWriter)  # tensorboard need not be installed
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    exec(re.search(r"```python\n([^`]*SummaryWriter.+?)```", PAGE, re.DOTALL)[1], {})
-    rows = [json.loads(line) for line in Path("outputs/a/b/metrics.jsonl").read_text().splitlines()]
-    assert taken == [
-        ("outputs/a/b/tensorboard", name, value, row["step"])
-        for row in rows
-        for name, value in row.items()
-        if name != "step"
-    ]
 
 
 def test_of_many_samples_the_first_of_each_class_are_in_the_table():

@@ -22,7 +22,7 @@ from diffusion_lab.pipeline import Pipeline, draw_rows, evaluate, with_steps
 from diffusion_lab.runs import SAMPLES
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
-from diffusion_lab.training.logger import WandB, chosen
+from diffusion_lab.training.logger import RunLogger, WandB, chosen
 from diffusion_lab.training.module import data_of, module_of
 
 KEPT = (
@@ -115,7 +115,7 @@ class Grid(Periodic):
     """Draws a picture, `columns` images per row, every `every_n_steps` steps and at a run's end."""
 
     at_end = True
-    name: ClassVar[str]  # name of the picture in W&B
+    name: ClassVar[str]  # name of the picture in loggers
     every_n_steps: Interval = 1000
     columns: Count = 10
 
@@ -132,10 +132,11 @@ class Grid(Periodic):
         if not trainer.is_global_zero:
             return
         save_png(data_of(trainer).source.picture(images, self.columns), path)
+        seen = f"step {step}, {module.images_seen:,} images seen"
         for logger in trainer.loggers:
-            if isinstance(logger, WandB):
-                seen = f"step {step}, {module.images_seen:,} images seen"
+            if isinstance(logger, RunLogger):
                 logger.log_grid(self.name, path, f"{seen}: {caption}", step)
+            if isinstance(logger, WandB):
                 self.log_images(logger, images, trainer)
 
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:

@@ -19,12 +19,13 @@ COLOURS = {Status.ERROR: "bold red", Status.WARNING: "yellow", Status.ADVICE: "c
 NOUNS = {"error": "error{}", "warning": "warning{}", "advice": "piece{} of advice"}
 
 
-def wandb(run: PlannedRun) -> str:
-    """Says whether W&B records the run online, offline (and why) or not at all."""
-    if not run.cfg.logger:
-        return "none"
-    reason = why_offline(run.cfg.logger.mode)
-    return f"offline, {reason}" if reason else "online"
+def loggers(run: PlannedRun) -> str:
+    """Names the loggers of the run, and says whether W&B is online or offline, and why."""
+    names = list(run.cfg.get("logger") or {})
+    if "wandb" in names:
+        reason = why_offline(run.cfg.logger.wandb.mode)
+        names[names.index("wandb")] = f"wandb ({f'offline, {reason}' if reason else 'online'})"
+    return ", ".join(names) or "none"
 
 
 FACTS: dict[str, Callable[[PlannedRun], object]] = {
@@ -48,7 +49,7 @@ FACTS: dict[str, Callable[[PlannedRun], object]] = {
         torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
     ),
     "precision": lambda run: run.precision,
-    "wandb": wandb,
+    "loggers": loggers,
     "training_seconds": lambda run: run.plan.training,
     "drawing_seconds": lambda run: run.plan.drawing,
     "features_seconds": lambda run: run.plan.features,
@@ -118,7 +119,7 @@ def lines_of(facts: Facts) -> list[str]:
         if "memory_bytes" in facts:
             needed, free = facts["memory_bytes"] / 1e9, facts["free_memory_bytes"] / 1e9
             lines[-1] += f", about {needed:.2g} of {free:.2g} GB of memory"
-        lines.append(f"W&B: {facts['wandb']}")
+        lines.append(f"Loggers: {facts['loggers']}")
     if "training_seconds" in facts:
         drawing = facts["drawing_seconds"]
         drawn = "an unknown time" if drawing is None else duration(drawing)

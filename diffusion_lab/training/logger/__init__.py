@@ -1,8 +1,13 @@
-"""Loggers of metrics: a plain JSON-lines file, always, and Weights & Biases.
+"""Loggers of metrics: a plain JSON-lines file, always, and those that are chosen.
 
 Every row carries `images` (training images seen) and `seconds` (of training), so that curves of
 different batch sizes, machines and numbers of pictures share an x-axis.
 """
 
+from diffusion_lab.training.logger.csv_logger import CSV
 from diffusion_lab.training.logger.json_lines import JSONLines
+from diffusion_lab.training.logger.mlflow_logger import MLflow
+from diffusion_lab.training.logger.opening import build_loggers, check_loggers
+from diffusion_lab.training.logger.run_logger import RunLogger
+from diffusion_lab.training.logger.tensorboard_logger import TensorBoard
 from diffusion_lab.training.logger.wandb_logger import WandB, chosen

@@ -1,4 +1,4 @@
-"""Whether W&B's server can be reached from here."""
+"""Whether W&B's server, or another one, can be reached from here."""
 
 import netrc
 import os
@@ -24,7 +24,13 @@ def why_unreachable() -> str | None:
     host = address.hostname or ""
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
         return "no API key; `wandb login` stores one"
-    port = address.port or (443 if address.scheme == "https" else 80)
+    return no_connection(address.geturl())
+
+
+def no_connection(url: str) -> str | None:
+    """Returns that nothing answers at the host and port of a URL, or None if something does."""
+    address = urlparse(url)
+    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((host, port), timeout=REACH_SECONDS).close()
     except OSError:

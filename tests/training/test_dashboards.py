@@ -1,0 +1,213 @@
+"""MLflow's runs are read back through its client; TensorBoard and MLflow serve their dashboards.
+
+MLflow takes seconds to create its tables, so these tests are slow.
+"""
+
+import importlib.metadata
+import json
+import re
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers.faults import Killed, at_step, die
+from helpers.logged_rows import by_step, without_times
+from helpers.paths import ROOT
+from helpers.tiny_runs import TINY
+from omegaconf import OmegaConf
+from PIL import Image
+
+from diffusion_lab.training.logger.mlflow_logger import local_store
+
+RESUMED = ["trainer.max_steps=8", "trainer.log_every_n_steps=3", "validate_every_n_steps=4"]
+RESUMED += ["callbacks.checkpoint.every_n_steps=2", "callbacks.sample_grid.every_n_steps=2"]
+COMMAND = ["train", *TINY, *RESUMED, "callbacks.evaluation=null", "logger=[mlflow,tensorboard]"]
+
+
+@pytest.fixture(scope="module")
+def mlflow():
+    return pytest.importorskip("mlflow")
+
+
+@pytest.fixture
+def killed_and_resumed(lab, tmp_path, monkeypatch, mlflow) -> Path:
+    """The folder of a run of outputs/ that was killed in its sixth step, and then resumed."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "outputs/net/run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, die)
+        with pytest.raises(Killed):
+            lab(*COMMAND, "run_dir=outputs/net/run", "logger.mlflow.tags=[first,cpu]")
+    code, _, err = lab("train", "resume=outputs/net/run", "trainer.max_steps=10")
+    assert code == 0, err
+    return folder
+
+
+@contextmanager
+def serving(*command: str, folder: Path, ready: str, python: str = sys.executable) -> Iterator[str]:
+    """Runs a dashboard's own command in a folder; yields its address once it is printed."""
+    process = subprocess.Popen(
+        [python, "-m", *command],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        found = (re.search(ready, line) for line in process.stdout)
+        yield next(match[1] for match in found if match).rstrip("/")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def python_of_server() -> str:
+    """The Python of the environment that `make dashboard-mlflow` uses, or else this one."""
+    own = ROOT / ".venv/mlflow/bin/python"
+    if own.exists():
+        return str(own)
+    if importlib.metadata.version("sqlalchemy").startswith("1."):
+        pytest.skip("MLflow's server needs SQLAlchemy 2: make .venv/mlflow/installed")
+    return sys.executable
+
+
+def answer(url: str, **body: object) -> dict:
+    """The JSON that a dashboard answers, to a POST if there is a body."""
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.load(reply)
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    """The training losses of metrics.jsonl by step."""
+    rows = by_step(folder)
+    return {step: row["train/loss"] for step, row in rows.items() if "train/loss" in row}
+
+
+@pytest.mark.slow
+def test_an_mlflow_run_continues_when_it_is_resumed(killed_and_resumed, mlflow):
+    client = mlflow.MlflowClient(local_store())
+    (experiment,) = client.search_experiments(filter_string="name = 'diffusion-lab'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    saved = OmegaConf.load(killed_and_resumed / "config.yaml")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "fashion_mnist_dit/run"
+    assert run.data.tags["diffusion_lab.run_id"] == saved.logger.mlflow.run_id
+    assert run.data.tags["tags"] == "first, cpu"
+    steps: dict[int, dict[str, float]] = {}
+    for name in run.data.metrics:
+        for metric in client.get_metric_history(run.info.run_id, name):
+            row = steps.setdefault(metric.step, {})
+            assert name not in row, f"{name} is there twice at step {metric.step}"
+            row[name] = metric.value
+    summary = json.loads((killed_and_resumed / "summary.json").read_text())
+    assert steps[10]["summary/parameters"] == summary["parameters"]
+    expected = by_step(killed_and_resumed)
+    for step, row in steps.items():
+        own = {name: v for name, v in row.items() if not name.startswith("summary/")}
+        # the last step of the first half was logged, but is not in a checkpoint
+        assert without_times(own) == pytest.approx(expected[step], rel=1e-6)
+    assert steps.keys() == expected.keys()
+    parameters = run.data.params
+    assert parameters["backbone.width"] == "32"
+    assert parameters["choices.backbone"] == "dit"
+    assert parameters["trainer.max_steps"] == "8"  # MLflow's parameters cannot change
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_pictures_of_a_run(killed_and_resumed, mlflow, tmp_path):
+    client = mlflow.MlflowClient(local_store())
+    (run,) = client.search_runs(["1"])
+    paths = [each.path for each in client.list_artifacts(run.info.run_id, "images")]
+    steps = sorted(
+        int(re.search(r"samples\+step\+(\d+)\+.+\.png", p)[1]) for p in paths if ".png" in p
+    )
+    assert steps == [2, 4, 6, 8, 10]
+    (path,) = [path for path in paths if "step+6+" in path and path.endswith(".png")]
+    local = client.download_artifacts(run.info.run_id, path, str(tmp_path))
+    with (
+        Image.open(local) as logged,
+        Image.open(killed_and_resumed / "samples/step_0000006.png") as kept,
+    ):
+        assert logged.convert("RGB").tobytes() == kept.convert("RGB").tobytes()
+
+
+@pytest.mark.slow
+def test_tensorboard_serves_what_was_logged(killed_and_resumed, tmp_path):
+    board = ["tensorboard.main", "--logdir", "outputs", "--port", "0"]
+    with serving(*board, folder=tmp_path, ready=r"(http://\S+)") as url:
+        name = "run=net/run/tensorboard&tag="
+        points = answer(f"{url}/data/plugin/scalars/scalars?{name}train/loss")
+        assert {step: value for _, step, value in points} == pytest.approx(
+            losses_of(killed_and_resumed)
+        )
+        pictures = answer(f"{url}/data/plugin/images/images?{name}grids/samples&sample=0")
+        assert [each["step"] for each in pictures] == [2, 4, 6, 8, 10]
+        statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+        query = {"experimentName": "", "allowedStatuses": statuses, "sliceSize": 9}
+        (group,) = answer(f"{url}/data/plugin/hparams/session_groups", **query)["sessionGroups"]
+        assert group["hparams"]["choices.backbone"] == "dit"
+
+
+@pytest.mark.slow
+def test_mlflows_server_serves_what_was_logged(killed_and_resumed, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = ["mlflow", "server", "--backend-store-uri", local_store(Path()), "--workers", "1"]
+    running = r"running on (http://127.0.0.1:\d+)"
+    python = python_of_server()
+    with serving(*command, "--port", port, folder=tmp_path, ready=running, python=python) as url:
+        (run,) = answer(f"{url}/api/2.0/mlflow/runs/search", experiment_ids=["1"])["runs"]
+        found = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+        losses = losses_of(killed_and_resumed)
+        assert found["train/loss"] == pytest.approx(losses[max(losses)])
+        query = f"run_id={run['info']['run_id']}&path=images"
+        pictures = answer(f"{url}/api/2.0/mlflow/artifacts/list?{query}")["files"]
+        assert len([each for each in pictures if each["path"].endswith(".png")]) == 5
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_does_not_hold_training_up(lab, tmp_path, mlflow):
+    nowhere = ["logger.mlflow.tracking_uri=http://127.0.0.1:1", "run_dir=run"]
+    code, _, err = lab("train", *TINY, "callbacks.evaluation=null", "logger=mlflow", *nowhere)
+    assert code == 0, err
+    assert err.count("no connection to 127.0.0.1") == 1
+    assert (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.slow
+def test_several_runs_may_open_a_new_database_at_once(tmp_path, mlflow):
+    code = (
+        "from pathlib import Path\n"
+        "from diffusion_lab.training.clock import Clock\n"
+        "from diffusion_lab.training.logger import MLflow\n"
+        "import sys\n"
+        "logger = MLflow(Path(sys.argv[1]), Clock(8), {'name': 'x'}, 0, run_id=sys.argv[1])\n"
+        "print(logger.start())\n"
+        "logger.log_metrics({'train/loss': 1.0}, 1)\n"
+        "logger.finish({'steps': 1, 'finished': True})\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, name],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+        for name in ("a", "b", "c")
+    ]
+    for run in runs:
+        assert "mlflow server" in run.communicate()[0]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow/mlflow.db")
+    found = client.search_runs(["1"])
+    assert {run.data.tags["diffusion_lab.run_id"] for run in found} == {"a", "b", "c"}
+    assert {run.info.status for run in found} == {"FINISHED"}

@@ -1,0 +1,295 @@
+"""Loggers beside W&B: what they have is what metrics.jsonl has, also after a resume."""
+
+import csv
+import importlib
+import io
+import json
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers.faults import Killed, at_step, die, killed_within
+from helpers.logged_names import is_known
+from helpers.logged_rows import by_step, without_times
+from helpers.refusals import assert_names
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows, wandb_runs
+from omegaconf import OmegaConf
+from PIL import Image
+
+from diffusion_lab.build.config_keys import flat
+from diffusion_lab.cli.training_job import join
+from diffusion_lab.common import extras
+from diffusion_lab.training import train
+from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.logger import CSV, TensorBoard
+
+SHORT = [*TINY, "callbacks.evaluation=null", "run_dir=run"]
+PICTURES = ["callbacks.sample_grid.every_n_steps=2"]
+# a row covers three steps; checkpoints are written inside a row and at a validation
+RESUMED = [*SHORT, "trainer.max_steps=8", "trainer.log_every_n_steps=3", *PICTURES]
+RESUMED += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
+SUMMARY = "summary/"
+
+
+class Events:
+    """TensorBoard's files of a run, as TensorBoard itself reads them."""
+
+    def __init__(self, folder: Path):
+        events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        everything = {"scalars": 0, "images": 0}
+        self.found = events.EventAccumulator(str(folder / "tensorboard"), everything)
+        self.found.Reload()
+
+    def scalars(self) -> dict[int, dict[str, float]]:
+        """The values by step, float32; asserts that there is one of each name."""
+        steps: dict[int, dict[str, float]] = {}
+        for name in self.found.Tags()["scalars"]:
+            for event in self.found.Scalars(name):
+                row = steps.setdefault(event.step, {})
+                assert name not in row, f"{name} is there twice at step {event.step}"
+                row[name] = event.value
+        return steps
+
+    def pictures(self, name: str) -> dict[int, bytes]:
+        found = [(event.step, event.encoded_image_string) for event in self.found.Images(name)]
+        assert len(dict(found)) == len(found)
+        return dict(found)
+
+    def settings(self) -> dict[str, object]:
+        """The hyperparameters of the run's HParams page."""
+        plugin = importlib.import_module("tensorboard.plugins.hparams.metadata")
+        (content,) = self.found.PluginTagToContent("hparams").values()
+        values = plugin.parse_session_start_info_plugin_data(content).hparams
+        return {key: getattr(v, v.WhichOneof("kind")) for key, v in values.items()}
+
+
+def assert_same_rows(found: dict[int, dict[str, float]], folder: Path) -> None:
+    """Checks that a logger has the names, steps and values of metrics.jsonl, as float32."""
+    metrics = {}
+    for step, row in found.items():
+        own = {name: value for name, value in row.items() if not name.startswith(SUMMARY)}
+        assert [name for name in own if not is_known(name)] == []
+        metrics[step] = own
+    assert metrics.keys() == by_step(folder).keys()
+    for step, expected in by_step(folder).items():
+        assert without_times(metrics[step]) == pytest.approx(expected, rel=1e-6)
+        assert metrics[step]["seconds"] > 0
+
+
+def assert_same_picture(content: bytes | Path, path: Path) -> None:
+    given = io.BytesIO(content) if isinstance(content, bytes) else content
+    with Image.open(given) as ours, Image.open(path) as kept:
+        assert (np.asarray(ours.convert("RGB")) == np.asarray(kept.convert("RGB"))).all()
+
+
+def table(folder: Path) -> list[dict[str, float]]:
+    """The rows of the CSV file, without empty cells."""
+    with (folder / "csv/metrics.csv").open(newline="") as file:
+        return [
+            {name: float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.fixture(scope="module")
+def logged(trained_once) -> Path:
+    """A run with three loggers at once."""
+    pytest.importorskip("tensorboard")
+    several = ["logger=[wandb,tensorboard,csv]", "run_dir=run", *PICTURES]
+    return trained_once("train", *TINY, *several) / "run"
+
+
+def test_several_loggers_are_chosen_by_a_list(logged):
+    saved = OmegaConf.load(logged / "config.yaml")
+    assert list(saved.logger) == ["wandb", "tensorboard", "csv"]
+    assert wandb_runs(logged) == {saved.logger.wandb.run_id}
+
+
+def test_tensorboard_has_the_rows_and_pictures_of_a_run(logged):
+    events = Events(logged)
+    assert_same_rows(events.scalars(), logged)
+    grids = events.pictures("grids/samples")
+    assert list(grids) == [2, 4]
+    for step, content in grids.items():
+        assert_same_picture(content, logged / f"samples/step_{step:07d}.png")
+    summary = json.loads((logged / "summary.json").read_text())
+    last = events.scalars()[4]
+    assert last["summary/parameters"] == summary["parameters"]
+    assert last["summary/macs"] == summary["macs"]
+
+
+def test_tensorboard_has_the_settings_of_a_run(logged):
+    settings = Events(logged).settings()
+    saved = flat(yaml.safe_load((logged / "config.yaml").read_text()))
+    saved = {key: value for key, value in saved.items() if not key.startswith("written_by.")}
+    assert settings.keys() == saved.keys()
+    assert settings["backbone.width"] == 32
+    assert settings["choices.backbone"] == "dit"
+    assert settings["data.flip"] == 0
+    assert settings["data.fraction"] == "None"
+
+
+def test_csv_has_the_rows_and_settings_of_a_run(logged):
+    expected = [pytest.approx(without_times(row)) for row in rows(logged)]
+    assert [without_times(row) for row in table(logged)] == expected
+    assert all(row["seconds"] > 0 for row in table(logged))
+    settings = yaml.safe_load((logged / "csv/hparams.yaml").read_text())
+    assert settings["backbone"]["width"] == 32
+    assert settings["choices"]["backbone"] == "dit"
+
+
+@pytest.mark.parametrize("step", [4, 5, 6])
+def test_a_resumed_run_is_as_an_unbroken_one(lab, tmp_path, monkeypatch, trained_once, step):
+    pytest.importorskip("tensorboard")
+    command = ["train", *RESUMED, "logger=[tensorboard,csv]"]
+    whole = trained_once(*command) / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, step, die)
+        with pytest.raises(Killed):
+            lab(*command)
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    events, folder = Events(tmp_path / "run"), tmp_path / "run"
+    assert by_step(folder) == by_step(whole)
+    assert_same_rows(events.scalars(), folder)
+    assert list(events.pictures("grids/samples")) == [2, 4, 6, 8]
+    assert [without_times(row) for row in table(folder)] == [
+        without_times(row) for row in table(whole)
+    ]
+
+
+def test_a_run_that_is_killed_in_its_last_evaluation_has_nothing_twice(lab, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    finish = train.finish
+
+    def killed(prepared):
+        finish(prepared)
+        raise Killed
+
+    command = ["train", *RESUMED, "logger=[tensorboard,csv]"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish", killed)
+        with pytest.raises(Killed):
+            lab(*command)
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    found = Events(tmp_path / "run").scalars()
+    assert_same_rows(found, tmp_path / "run")
+    assert "test/loss" in found[8]
+    names = [set(row) - {"step", "images", "seconds"} for row in table(tmp_path / "run")]
+    assert sum("test/loss" in each for each in names) == 1
+
+
+def test_a_job_that_died_before_its_first_checkpoint_leaves_nothing(tmp_path):
+    pytest.importorskip("tensorboard")
+    for value in (1.0, 2.0):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 3, "train/loss": 1.0}\n')
+        for kind in (TensorBoard, CSV):
+            logger = kind(tmp_path, Clock(8), {"name": "x"}, resumed_from=0)
+            logger.start()
+            logger.log_metrics({"train/loss": value}, 3)
+            logger.finish(None)
+    assert Events(tmp_path).scalars()[3]["train/loss"] == 2.0
+    assert [row["train/loss"] for row in table(tmp_path)] == [2.0]
+
+
+def test_rows_survive_a_kill(tmp_path):
+    pytest.importorskip("tensorboard")
+
+    def write_and_die():
+        for kind in (TensorBoard, CSV):
+            logger = kind(tmp_path, Clock(8), {"name": "x"}, resumed_from=0)
+            logger.start()
+            logger.log_metrics({"train/loss": 1.5, "val/loss": math.nan}, 3)
+        signal.raise_signal(signal.SIGKILL)
+
+    killed_within(write_and_die)
+    assert Events(tmp_path).scalars()[3]["train/loss"] == 1.5
+    assert [row["images"] for row in table(tmp_path)] == [24]
+
+
+def test_a_logger_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    def add_scalar(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
+    code, _, err = lab("train", *SHORT, "logger=[tensorboard,csv]")
+    assert code == 0, err
+    assert err.count("no space left") == 1
+    assert len(table(tmp_path / "run")) == len(rows(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_package_that_is_missing_is_named_before_anything_is_written(
+    refusal, tmp_path, monkeypatch, name
+):
+    def missing(package):
+        raise ImportError(package)
+
+    monkeypatch.setattr(extras, "import_module", missing)
+    sentence = refusal("train", *SHORT, f"logger=[csv,{name}]")
+    assert_names(sentence, f"logger.{name}", f"pip install 'diffusion-lab[{name}]'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_logger_is_refused_by_its_key(refusal):
+    strange = "+logger.mine={_target_:lightning.pytorch.loggers.CSVLogger,save_dir:x}"
+    assert "logger.mine._target_" in refusal("train", *SHORT, strange)
+
+
+def test_an_empty_list_is_no_logger(lab, tmp_path):
+    code, _, err = lab("train", *SHORT, "logger=[]", "callbacks.sample_grid=null")
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"metrics.jsonl"}
+    assert not list((tmp_path / "run").glob("*/*.csv"))
+
+
+def test_an_autoencoder_logs_its_reconstructions(lab, tmp_path):
+    pytest.importorskip("tensorboard")
+    quick = [each for each in TINY_AUTOENCODER if each != "logger=none"]
+    command = ["logger=tensorboard", "callbacks.evaluation=null", "run_dir=run", *PICTURES]
+    code, _, err = lab("train-autoencoder", *quick, *command)
+    assert code == 0, err
+    assert list(Events(tmp_path / "run").pictures("grids/reconstructions")) == [2, 4]
+
+
+def test_a_run_of_one_unnamed_logger_is_resumed(lab, run_folder):
+    """Run folders were written so before a run could have several loggers."""
+    config = OmegaConf.load(run_folder / "config.yaml")
+    wandb, choices = config.logger.wandb, config.pop("choices")
+    del wandb["checkpoints"]
+    config.logger = {**wandb, "choices": choices}
+    OmegaConf.save(config, run_folder / "config.yaml")
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=6", "callbacks.evaluation=null")
+    assert code == 0, err
+    saved = OmegaConf.load(run_folder / "config.yaml")
+    assert wandb_runs(run_folder) == {wandb.run_id} == {saved.logger.wandb.run_id}
+    assert saved.choices == choices
+
+
+def test_runs_of_a_study_share_a_group_in_every_logger_that_has_groups():
+    place = {"group": None, "name": None, "tags": ["own"]}
+    cfg = OmegaConf.create({"study_name": "mine", "run_dir": "run", "name": "x", "budget": None})
+    cfg.logger = {"wandb": place, "mlflow": place | {"name": "chosen"}, "csv": {}}
+    overrides = join(cfg, OmegaConf.create({}), Path("run"))
+    assert cfg.logger.wandb == {"group": "mine", "name": "run", "tags": ["own", "mine"]}
+    assert cfg.logger.mlflow == {"group": "mine", "name": "chosen", "tags": ["own", "mine"]}
+    assert cfg.logger.csv == {}
+    assert len(overrides) == 6
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices_is_logged_once(lab, tmp_path):
+    pytest.importorskip("tensorboard")
+    two = ["trainer.devices=2", "logger=[tensorboard,csv]", *PICTURES]
+    code, _, err = lab("train", *SHORT, *two)
+    assert code == 0, err
+    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
+    assert_same_rows(Events(tmp_path / "run").scalars(), tmp_path / "run")
+    assert len(table(tmp_path / "run")) == len(rows(tmp_path / "run"))
