@@ -1,17 +1,15 @@
 """A W&B workspace and a report that compare the runs of a project."""
 
 import importlib.util
-import re
 
 import wandb
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
+from diffusion_lab.analysis.wandb_runs import PROTOCOL, key_of, logged_runs, protocol_of
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import Range, one_of
+from diffusion_lab.common.ranges import optional
 from diffusion_lab.training.logger.reachability import why_unreachable
-
-PROTOCOL = re.compile(r"[\w.-]+/train\w+-\w+")
 
 
 def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
@@ -21,18 +19,20 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
             "wandb-report needs the package wandb-workspaces; "
             "write pip install 'diffusion-lab[report]'"
         )
-    from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
+    from diffusion_lab.analysis.wandb_workspace import Dashboard
 
-    protocol = Range(
-        "the part of a metric's name after fid/",
-        lambda value: bool(PROTOCOL.fullmatch(str(value))),
-        "efficientnet_lite0-96/train60k-5k",
-    )
-    check_keys(cfg, {"group_by": one_of(*GROUPS), "protocol": protocol})
+    check_keys(cfg, {"protocol": optional(PROTOCOL)})
+    project, group = str(cfg.project), None if cfg.group is None else str(cfg.group)
+    runs = list(logged_runs(listed(cfg.paths), project, group))
+    protocol = cfg.protocol or protocol_of(runs, project)
+    names = listed(cfg.group_by)
+    if not names:
+        raise UserError("group_by=[] is empty; write one or more keys, as in group_by=backbone")
+    keys = {name: key_of(name, runs) for name in names}
+    dashboard = Dashboard(project, protocol, keys, group)
     if not cfg.dry_run and (reason := why_unreachable()):
         raise UserError(f"nothing was created: {reason}; dry_run=true shows what would be")
-    group = None if cfg.group is None else str(cfg.group)
-    dashboard = Dashboard(str(cfg.project), cfg.protocol, cfg.group_by, group)
+    say(f"{dashboard.title}, FID by {protocol}")
     if cfg.dry_run:
         for title, panels in dashboard.sections().items():
             titles = (getattr(panel, "title", None) or type(panel).__name__ for panel in panels)
@@ -50,3 +50,8 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
     for what, url in made.items():
         say(f"{what.capitalize()}: {url}")
     return made
+
+
+def listed(value: object) -> list[str]:
+    """One or several values as a list of texts."""
+    return [str(each) for each in (value if isinstance(value, ListConfig) else [value])]

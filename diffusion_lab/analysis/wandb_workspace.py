@@ -3,16 +3,17 @@
 Both are built without a server; saving them needs one. Needs the package wandb-workspaces.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
+from diffusion_lab.analysis.wandb_runs import GROUPS
 from diffusion_lab.metrics import REAL, log_names
 from diffusion_lab.metrics.quantities import QUANTITIES
 
-GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
 DISTANCES = [q for q in QUANTITIES if q.name in ("fid", "kid")]
 # measured on their own number of images
 COVERAGE = [q for q in QUANTITIES if q.name in ("precision", "recall", "density", "coverage")]
@@ -21,22 +22,23 @@ TITLE = "Diffusion models compared"
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A comparison of the runs of a project, or of one W&B group of it, grouped by an option.
+    """A comparison of the runs of a project, or of one W&B group of it.
 
     `protocol` is the protocol in the metrics' names: efficientnet_lite0-96/train60k-5k.
-    `group_by` is a key of `choices` in a run's configuration. Bars and curves are means over the
-    runs with the same option, with the range from the lowest to the highest.
+    `group_by` has the keys of a run's configuration by which runs are grouped, by their names in
+    titles. Bars and curves are means over the runs with the same values, with the range from the
+    lowest to the highest.
     """
 
     project: str
     protocol: str
-    group_by: str
+    group_by: Mapping[str, str]
     group: str | None
 
     @property
-    def key(self) -> str:
-        """The key of a run's configuration by which runs are grouped."""
-        return f"choices.{self.group_by}"
+    def title(self) -> str:
+        """The title of the workspace and of the report."""
+        return f"{TITLE} by {' and '.join(self.group_by)}"
 
     @property
     def fid(self) -> str:
@@ -45,14 +47,18 @@ class Dashboard:
 
     @property
     def grouped(self) -> dict[str, Any]:
-        """The arguments that average the curves and bars of runs with the same option."""
-        key = wr.Config(self.key)
-        return {"groupby": key, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+        """The arguments that average the curves and bars of runs with the same values."""
+        averaged: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+        if len(self.group_by) > 1:  # a panel takes one key; without it, those of the table of runs
+            return averaged
+        (key,) = self.group_by.values()
+        return averaged | {"groupby": wr.Config(key)}
 
     def sections(self) -> dict[str, list]:
         """The panels of each section, by the section's title."""
         column = wr.ParallelCoordinatesPlotColumn
-        columns = [column(wr.Config(f"choices.{group}"), group) for group in GROUPS]
+        shown = {group: f"choices.{group}" for group in GROUPS} | dict(self.group_by)
+        columns = [column(wr.Config(key), name) for name, key in shown.items()]
         columns.append(column(wr.SummaryMetric(self.fid), "FID"))
         return {
             "Generated images": self._generated(),
@@ -108,10 +114,12 @@ class Dashboard:
         return ws.Workspace(
             entity=entity,
             project=self.project,
-            name=f"{TITLE} by {self.group_by}",
+            name=self.title,
             sections=sections,
             settings=ws.WorkspaceSettings(x_axis=log_names.IMAGES),
-            runset_settings=ws.RunsetSettings(groupby=[ws.Config(self.key)], filters=self.filters),
+            runset_settings=ws.RunsetSettings(
+                groupby=[ws.Config(key) for key in self.group_by.values()], filters=self.filters
+            ),
         )
 
     def report(self, entity: str) -> wr.Report:
@@ -119,8 +127,8 @@ class Dashboard:
         runs = wr.Runset(
             entity=entity,
             project=self.project,
-            name=f"by {self.group_by}",
-            groupby=[f"config.{self.key}"],
+            name=f"by {' and '.join(self.group_by)}",
+            groupby=[f"config.{key}" for key in self.group_by.values()],
             filters=self.filters,
         )
         blocks: list[Any] = [wr.TableOfContents()]
@@ -129,7 +137,7 @@ class Dashboard:
         return wr.Report(
             entity=entity,
             project=self.project,
-            title=f"{TITLE} by {self.group_by}",
+            title=self.title,
             description=f"Metrics by protocol {self.protocol}; lower is better for FID and KID.",
             blocks=blocks,
             width="fluid",

@@ -47,7 +47,7 @@ def _missing(name: str, options: list[str]) -> str:
     group, _, option = name.rpartition("/")
     if not options:
         return f"{name} does not exist in the configuration folder; see --help for the groups"
-    near = _near(option, options)
+    near = did_you_mean(option, options)
     return f"{group}={option} does not exist; {near}the options are {', '.join(options)}"
 
 
@@ -57,11 +57,12 @@ def _unknown(key: str) -> str:
         return f"{key} is not part of this command; see --help for its groups"
     texts = (path.read_text() for path in conf_dir().rglob("*.yaml"))
     known = {name for text in texts for name in re.findall(r"^\s*(\w+):", text, re.MULTILINE)}
-    near = _near(key.rpartition(".")[2], sorted(known))
+    near = did_you_mean(key.rpartition(".")[2], sorted(known))
     return f"there is no key {key} to override; {near}--cfg job lists all keys"
 
 
-def _near(word: str, words: list[str]) -> str:
+def did_you_mean(word: str, words: list[str]) -> str:
+    """Asks whether another of the words was meant, if one is close; the start of a sentence."""
     close = difflib.get_close_matches(word, words, n=1)
     # the word itself may be a key elsewhere in the configuration
     return f"did you mean {close[0]}? " if close and close[0] != word else ""

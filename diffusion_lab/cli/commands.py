@@ -115,6 +115,7 @@ COMMANDS = {
     "wandb-report": Command(
         "create a W&B workspace and a report that compare runs",
         "analysis.wandb_report:wandb_report",
+        takes_paths=True,
     ),
 }
 

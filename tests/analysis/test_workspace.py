@@ -1,26 +1,30 @@
 """The workspace and the report are built offline; their panels show names that runs log."""
 
 import re
+from itertools import product
 
 import pytest
 
 pytest.importorskip("wandb_workspaces")
 
 import wandb_workspaces.reports.v2 as wr
+from helpers.fake_runs import NAME, fake_run
 from helpers.logged_names import is_known
 from helpers.refusals import assert_names
 from wandb_workspaces import workspaces as ws
 
 from diffusion_lab.analysis import wandb_report
-from diffusion_lab.analysis.wandb_workspace import GROUPS, Dashboard
+from diffusion_lab.analysis.wandb_runs import GROUPS
+from diffusion_lab.analysis.wandb_workspace import Dashboard
 from diffusion_lab.metrics import log_names
 
 PROTOCOL = "efficientnet_lite0-96/train64-16"  # the protocol of tiny runs
+SEVERAL = {"backbone": "choices.backbone", "seed": "seed", "data.fraction": "data.fraction"}
 
 
 @pytest.fixture
 def dashboard():
-    return Dashboard("tiny", PROTOCOL, "backbone", "study")
+    return Dashboard("tiny", PROTOCOL, {"backbone": "choices.backbone"}, "study")
 
 
 def named(panel) -> list:
@@ -35,7 +39,7 @@ def named(panel) -> list:
         wr.RunComparer: lambda: [],
     }[type(panel)]()
     of_config = [key.name for key in of_panel if isinstance(key, wr.Config)]
-    assert set(of_config) <= {f"choices.{group}" for group in GROUPS}
+    assert set(of_config) <= {f"choices.{group}" for group in GROUPS} | {*SEVERAL.values()}
     return [getattr(name, "name", name) for name in of_panel if not isinstance(name, wr.Config)]
 
 
@@ -93,8 +97,30 @@ def test_the_report_has_a_grid_under_each_heading(dashboard):
         assert runs.filters == "Metric(\"Group\") == 'study'"
 
 
+def test_several_keys_group_the_runs_of_every_panel():
+    dashboard = Dashboard("tiny", PROTOCOL, SEVERAL, None)
+    workspace = dashboard.workspace("me")
+    view = workspace._to_model().spec.section
+    (runs,) = view.run_sets
+    assert [key.name for key in runs.grouping] == [
+        "choices.value.backbone",
+        "seed.value",
+        "data.value.fraction",
+    ]
+    # panels group runs as their table does, unless they have a key of their own
+    assert view.settings.use_runs_table_grouping_in_panels
+    (first, *_) = dashboard.sections()["Generated images"]
+    assert first.groupby is None
+    assert (first.groupby_aggfunc, first.groupby_rangefunc) == ("mean", "minmax")
+    (options, _) = dashboard.sections()["Configurations"]
+    assert {column.metric.name for column in options.columns} > {"seed", "data.fraction"}
+    grids = [b for b in dashboard.report("me").blocks if isinstance(b, wr.PanelGrid)]
+    keys = ["config.choices.backbone", "config.seed", "config.data.fraction"]
+    assert [runs.groupby for grid in grids for runs in grid.runsets] == [keys] * len(grids)
+
+
 def test_without_a_group_all_runs_are_shown():
-    dashboard = Dashboard("tiny", PROTOCOL, "schedule", None)
+    dashboard = Dashboard("tiny", PROTOCOL, {"schedule": "choices.schedule"}, None)
     assert dashboard.workspace("me").runset_settings.filters == ""
     assert dashboard.workspace("me").runset_settings.groupby[0].name == "choices.schedule"
 
@@ -105,7 +131,8 @@ def test_the_command_saves_both_and_says_where(lab, monkeypatch):
         monkeypatch.setattr(kind, "save", lambda self: saved.append(self) or self)
         monkeypatch.setattr(kind, "url", property(lambda self: f"https://{type(self).__name__}"))
     monkeypatch.setattr(wandb_report, "why_unreachable", lambda: None)
-    code, _, err = lab("wandb-report", "entity=me", "group=study", "group_by=objective")
+    shown = ["group_by=objective", f"protocol={PROTOCOL}"]
+    code, _, err = lab("wandb-report", "entity=me", "group=study", *shown)
     assert code == 0, err
     assert_names(err, "https://Workspace", "https://Report")
     assert [type(each) for each in saved] == [ws.Workspace, wr.Report]
@@ -114,25 +141,80 @@ def test_the_command_saves_both_and_says_where(lab, monkeypatch):
 
 
 def test_a_dry_run_lists_the_panels(lab, dashboard):
-    code, _, err = lab("wandb-report", "dry_run=true")
+    code, _, err = lab("wandb-report", "dry_run=true", f"protocol={PROTOCOL}")
     assert code == 0, err
     for title, panels in dashboard.sections().items():
         assert_names(err, title, *(getattr(panel, "title", None) or "" for panel in panels))
 
 
+LOGGER = {"_target_": "diffusion_lab.training.logger.WandB", "project": "diffusion-lab"}
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """Four runs of two groups in W&B, measured by one protocol, and one that was not logged."""
+    for seed, (group, fraction) in enumerate(product(("a", "b"), (0.1, 0.5))):
+        config = {"logger": {"wandb": LOGGER | {"group": group}}, "data": {"fraction": fraction}}
+        config["choices"] = {"backbone": "dit", "objective_prediction": "v"}
+        fake_run(tmp_path / f"outputs/{group}/{fraction}", 20.0, seed, config)
+    other = {f"fid/{PROTOCOL}": 1.0}
+    fake_run(tmp_path / "outputs/c/run", 9.0, config={"logger": None}, metrics=other)
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def titled(lab):
+    """titled(...) -> the title and the protocol of what wandb-report would save."""
+
+    def run(*arguments: str) -> str:
+        code, _, err = lab("wandb-report", *arguments, "dry_run=true")
+        assert code == 0, err
+        return next(line for line in err.splitlines() if ", FID by " in line)
+
+    return run
+
+
+def test_the_protocol_is_that_of_the_runs(titled, outputs):
+    assert titled().endswith(f"FID by {NAME}")
+    assert titled("outputs/b", "group=b").endswith(f"FID by {NAME}")
+    assert titled(f"protocol={PROTOCOL}").endswith(f"FID by {PROTOCOL}")
+
+
+def test_keys_of_the_runs_group_them(titled, outputs):
+    assert "by backbone and data.fraction and seed" in titled(
+        "group_by=[backbone,data.fraction,seed]"
+    )
+    assert "by objective/prediction" in titled("group_by=objective/prediction")
+
+
+def test_the_runs_decide_what_can_be_shown(refusal, outputs):
+    sentence = refusal("wandb-report", "dry_run=true", "group_by=[backbone,data.fractoin]")
+    assert_names(sentence, "group_by=data.fractoin")
+    assert "project=other" in refusal("wandb-report", "dry_run=true", "project=other")
+    fake_run(
+        outputs / "d/run",
+        9.0,
+        config={"logger": {"wandb": LOGGER}},
+        metrics={f"fid/{PROTOCOL}": 1.0},
+    )
+    assert_names(refusal("wandb-report", "dry_run=true"), NAME, PROTOCOL, "protocol=")
+
+
 def test_what_is_wrong_is_said(refusal, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert "dry_run=true" in refusal("wandb-report")
-    assert "group_by='colour'" in refusal("wandb-report", "group_by=colour")
+    protocol = f"protocol={PROTOCOL}"
+    assert "dry_run=true" in refusal("wandb-report", protocol)
+    assert "group_by=[]" in refusal("wandb-report", protocol, "group_by=[]")
     assert "protocol='fid'" in refusal("wandb-report", "protocol=fid")
+    assert "protocol=" in refusal("wandb-report")
 
     def refuse(_):
         raise ValueError("permission denied\nand more")
 
     monkeypatch.setattr(wandb_report, "why_unreachable", lambda: None)
     monkeypatch.setattr(ws.Workspace, "save", refuse)
-    sentence = refusal("wandb-report", "entity=me")
+    sentence = refusal("wandb-report", "entity=me", protocol)
     assert "permission denied" in sentence
     assert "and more" not in sentence
     monkeypatch.setattr(wandb_report.importlib.util, "find_spec", lambda _: None)

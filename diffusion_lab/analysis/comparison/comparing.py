@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
@@ -21,18 +20,22 @@ from diffusion_lab.analysis.comparison import (
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of, trained
+from diffusion_lab.analysis.comparison.in_words import drawing_in, reference_in
 from diffusion_lab.analysis.comparison.other_samplings import other_samplings
 from diffusion_lab.analysis.comparison.output import write
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.analysis.comparison.scaling_section import scaling
+from diffusion_lab.analysis.comparison.to_wandb import PROJECT, log_comparison
 from diffusion_lab.analysis.comparison.verdict import Verdict, correction_notes, verdicts
+from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.common.ranges import optional
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs import published
-from diffusion_lab.runs.results import OWN, Sampling, common_metrics, samplings_of
+from diffusion_lab.runs.results import Sampling, common_metrics, samplings_of
 
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
 
@@ -53,7 +56,10 @@ class Collection:
 
 
 def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Compares the runs at or below `cfg.paths`, and writes the folder `cfg.output`."""
+    """Compares the runs at or below `cfg.paths`, and writes the folder `cfg.output`.
+
+    With `cfg.wandb` it logs the comparison to that W&B project, too.
+    """
     if not isinstance(cfg.paths, ListConfig):
         raise UserError(
             f"paths={cfg.paths} is not a list of folders; write diffusion-lab compare {cfg.paths}"
@@ -62,7 +68,11 @@ def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError(
             "give run folders, or folders that contain some: diffusion-lab compare outputs"
         )
-    return compare([str(path) for path in cfg.paths], str(cfg.output))
+    check_keys(cfg, {"wandb": optional(PROJECT)})
+    result = compare([str(path) for path in cfg.paths], str(cfg.output))
+    if cfg.wandb is not None:
+        log_comparison(Path(str(cfg.output)), cfg.wandb, result)
+    return result
 
 
 def compare(paths: Sequence[str], output: str) -> dict[str, object]:
@@ -220,28 +230,3 @@ def setting(collection: Collection) -> str:
         f"{drawing_in(collection.sampling)} "
         f"[protocol {protocol['fingerprint']}]"
     )
-
-
-def reference_in(protocol: Protocol) -> str:
-    """The reference of a protocol in words."""
-    words = {
-        "validation": "validation images",
-        "FILE": f"images of file {protocol.get('reference_file')}",
-    }
-    kind = words.get(str(protocol.get("reference")), "training images")
-    count = protocol["reference_images"]
-    return f"{count:,} {kind}" if count else kind.replace("images of", "the statistics in")
-
-
-def drawing_in(sampling: Sampling) -> str:
-    """The sampler, guidance and seed in words."""
-    if not sampling:
-        return "drawn by other programs"
-    sampler: Any = sampling["sampler"]
-    guidance: Any = sampling["guidance"]
-    drawn = sampler["_target_"].rpartition(".")[2]
-    if sampler.get("steps"):
-        drawn += f" with {sampler['steps']} steps"
-    own = "each run sampled with its training seed"
-    seeds = own if sampling["seed"] == OWN else f"sampling seed {sampling['seed']}"
-    return f"{drawn}, guidance scale {guidance.get('scale')}, {seeds}"
