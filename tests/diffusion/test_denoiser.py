@@ -95,12 +95,10 @@ def test_learned_variance_doubles_the_output_and_halves_the_second_half():
     assert model.backbone.conv.weight.shape[:2] == (4, 2)
     x, level, _ = inputs()
     raw = model.backbone.conv(x)
-    _, variance, value = model(x, level)
-    assert torch.equal(value, raw[:, :2])
-    assert torch.equal(variance, (raw[:, 2:] + 1) / 2)
     estimate = model(x, level)
-    assert torch.equal(estimate.x0, model.prediction.to_x0(value, x, level))
-    assert torch.equal(estimate.log_variance_weight, variance)
+    assert torch.equal(estimate.output, raw[:, :2])
+    assert torch.equal(estimate.log_variance_weight, (raw[:, 2:] + 1) / 2)
+    assert torch.equal(estimate.x0, model.prediction.to_x0(estimate.output, x, level))
     nn.init.zeros_(model.backbone.conv.weight)
     nn.init.zeros_(model.backbone.conv.bias)
     assert (model(x, level).log_variance_weight == 0.5).all()
@@ -110,10 +108,10 @@ def test_both_halves_are_float32_at_least():
     model = denoiser(learned_variance=True)
     x, level, _ = inputs()
     with torch.autocast("cpu", torch.bfloat16):
-        _, variance, value = model(x, level)
-    assert value.dtype == variance.dtype == torch.float32
-    _, variance, value = model.double()(x.double(), level)
-    assert value.dtype == variance.dtype == torch.float64
+        estimate = model(x, level)
+    assert estimate.output.dtype == estimate.log_variance_weight.dtype == torch.float32
+    estimate = model.double()(x.double(), level)
+    assert estimate.output.dtype == estimate.log_variance_weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), DDPMLinear(), VarianceExploding()])
