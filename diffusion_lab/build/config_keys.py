@@ -30,7 +30,7 @@ class Means(Flag):
 # The keys of each set of properties. A key that ends in a dot stands for all keys below it, and for
 # the option of that group unless the group is listed itself. The longest match counts.
 TABLE = {
-    "": "hparams_search compile channels_last budget.solved tuning. protocol choices. gpu.",
+    "": "hparams_search compile channels_last budget.solved tuning. protocol choices. gpu. kind.",
     "identity": "name study_name optimized_metric budget.",
     "identity composition": "trainer init_sha256",  # the option trainer says where a run is trained
     "identity named": "seed data.on_device first_stage.cache metrics.",
