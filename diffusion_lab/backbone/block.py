@@ -57,6 +57,11 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
             if hidden
             else None
         )
+        self.add_parts(width)
+
+    def add_parts(self, width: int) -> None:
+        """Adds the modules that a kind of block has beside its mixer and MLP; none by default."""
+        return None
 
     @property
     def branches(self) -> list[nn.Module]:
@@ -77,14 +82,7 @@ class AdaLN(Block):
 
     coefficients = 2  # per branch: shift, scale
 
-    def __init__(
-        self,
-        width: int,
-        mixer: Callable[[], nn.Module],
-        mlp_ratio: float,
-        activation: Activation = "gelu",
-    ):
-        super().__init__(width, mixer, mlp_ratio, activation)
+    def add_parts(self, width: int) -> None:
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         outputs = len(self.branches) * self.coefficients * width
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, outputs))
@@ -123,14 +121,7 @@ class AdaLNZero(AdaLN):
 class CrossAttentionBlock(Block):
     """x + mixer(LayerNorm(x)), then the same with attention over the condition, then the MLP."""
 
-    def __init__(
-        self,
-        width: int,
-        mixer: Callable[[], nn.Module],
-        mlp_ratio: float,
-        activation: Activation = "gelu",
-    ):
-        super().__init__(width, mixer, mlp_ratio, activation)
+    def add_parts(self, width: int) -> None:
         most = max(width // HEAD_WIDTH, 1)
         heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
         self.cross = CrossAttention(width, heads, context_width=width)
@@ -150,14 +141,7 @@ class InContext(Block):
 
     prepends = True
 
-    def __init__(
-        self,
-        width: int,
-        mixer: Callable[[], nn.Module],
-        mlp_ratio: float,
-        activation: Activation = "gelu",
-    ):
-        super().__init__(width, mixer, mlp_ratio, activation)
+    def add_parts(self, width: int) -> None:
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in self.branches)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:

@@ -49,7 +49,30 @@ def zero(layer: nn.Module) -> None:
     nn.init.zeros_(layer.get_parameter("bias"))
 
 
-class DiffusersUNet(nn.Module):
+class DiffusersNetwork(nn.Module):
+    """A U-Net or a DiT of diffusers, `network`, and its parts."""
+
+    network: Any
+
+    @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the image and write the output."""
+        network = self.network
+        if hasattr(network, "conv_in"):
+            return network.conv_in, network.conv_out
+        return network.pos_embed.proj, network.proj_out_2
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The modules that are called one after another."""
+        network = self.network
+        if hasattr(network, "transformer_blocks"):
+            return [*network.transformer_blocks]
+        middle = [network.mid_block] if network.mid_block is not None else []
+        return [*network.down_blocks, *middle, *network.up_blocks]
+
+
+class DiffusersUNet(DiffusersNetwork):
     """UNet2DModel of diffusers, with the condition's vector added to its embedding of the noise."""
 
     @ranges()
@@ -70,7 +93,7 @@ class DiffusersUNet(nn.Module):
         check_levels(image_size, len(multipliers), attention)
         attends = [level in attention for level in range(len(multipliers))]
         self.condition_width = 4 * channels
-        self.network: Any = network_class("UNet2DModel")(
+        self.network = network_class("UNet2DModel")(
             sample_size=tuple(image_size),
             in_channels=in_channels,
             out_channels=out_channels,
@@ -85,16 +108,6 @@ class DiffusersUNet(nn.Module):
             class_embed_type="identity",  # class_labels take a vector, which is added
         )
         zero(self.network.conv_out)
-
-    @property
-    def ends(self) -> tuple[nn.Module, nn.Module]:
-        """The layers that read the image and write the output."""
-        return self.network.conv_in, self.network.conv_out
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
-        return [*self.network.down_blocks, self.network.mid_block, *self.network.up_blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
@@ -112,7 +125,7 @@ class GivenVector(nn.Module):
         return label
 
 
-class DiffusersDiT(nn.Module):
+class DiffusersDiT(DiffusersNetwork):
     """DiTTransformer2DModel of diffusers, with its noise embeddings, one a block, replaced by ours.
 
     diffusers' own would embed and drop class labels; now all blocks take the same vector, the sum
@@ -142,7 +155,7 @@ class DiffusersDiT(nn.Module):
         check_heads(width, heads)
         self.condition_width = width
         self.noise = NoiseEmbedding(FREQUENCIES, width)
-        self.network: Any = network_class("DiTTransformer2DModel")(
+        self.network = network_class("DiTTransformer2DModel")(
             num_attention_heads=heads,
             attention_head_dim=width // heads,
             in_channels=in_channels,
@@ -159,23 +172,13 @@ class DiffusersDiT(nn.Module):
         zero(self.network.proj_out_1)
         zero(self.network.proj_out_2)
 
-    @property
-    def ends(self) -> tuple[nn.Module, nn.Module]:
-        """The layers that read the image and write the output."""
-        return self.network.pos_embed.proj, self.network.proj_out_2
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
-        return [*self.network.transformer_blocks]
-
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector, _ = condition.after(self.noise(noise))  # (B, D)
         return self.network(x, class_labels=vector, return_dict=False)[0]
 
 
-class DiffusersModel(nn.Module):
+class DiffusersModel(DiffusersNetwork):
     """A U-Net or DiT of diffusers with any of its own settings, which embeds labels itself.
 
     `name` is its class. It takes raw labels. Raises ValueError for a setting that the class does
@@ -198,28 +201,11 @@ class DiffusersModel(nn.Module):
             raise ValueError(f"settings has {wrong[0]}, which is not a setting of {name}")
         side = image_size[0] if image_size[0] == image_size[1] else tuple(image_size)
         facts = {"in_channels": in_channels, "out_channels": out_channels, "sample_size": side}
-        self.network: Any = network_class(name)(**settings, **facts)
+        self.network = network_class(name)(**settings, **facts)
         for module in self.network.modules():
             if hasattr(module, "dropout_prob"):
                 module.dropout_prob = 0.0  # of labels, which the conditioning drops
         zero(self.ends[1])
-
-    @property
-    def ends(self) -> tuple[nn.Module, nn.Module]:
-        """The layers that read the image and write the output."""
-        network = self.network
-        if hasattr(network, "conv_in"):
-            return network.conv_in, network.conv_out
-        return network.pos_embed.proj, network.proj_out_2
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
-        network = self.network
-        if hasattr(network, "transformer_blocks"):
-            return [*network.transformer_blocks]
-        middle = [network.mid_block] if network.mid_block is not None else []
-        return [*network.down_blocks, *middle, *network.up_blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W).

@@ -121,6 +121,12 @@ def count(cfg: DictConfig, facts: ImageFacts) -> Counts:
     )
 
 
+def calls_of_one_network(cfg: DictConfig, facts: ImageFacts) -> int | None:
+    """The sampling calls, or None where they are not known or a second network is asked, too."""
+    second = cfg.guidance.get("weak_run") or cfg.guidance.get("classifier")
+    return None if second else sampling_calls(cfg, facts)
+
+
 def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
     """Network calls for one image, with the configured sampler and guidance.
 

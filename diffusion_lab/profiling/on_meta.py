@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_map_only
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.model import Model
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.profiling.timing import KeptTensors
 
 IMAGES = 4, 8  # numbers of images to measure with; some objectives treat a quarter differently
@@ -175,14 +174,6 @@ def kept_bytes(model: Model, images: int, precision: str, layers: Sequence[nn.Mo
             ]
         for hook in hooks:
             stack.callback(hook.remove)
-        training_loss(model, x0, level, Given(labels))
+        model.objective.training_loss_at(model.denoiser, x0, x0, level, Given(labels))
     with_gradients = asked[True] * (1 + model.objective.forward_mode / TRAINING_PASSES)
     return Kept(kept(), own, types.bytes(), with_gradients / images, asked[False] / images)
-
-
-def training_loss(model: Model, x0: Tensor, level: NoiseLevel, given: Given) -> Tensor:
-    """The loss (B,) that an objective trains by, at given levels, and without its uncertainty."""
-    objective, denoiser = model.objective, model.denoiser
-    if objective.jump_loss is None:
-        return objective.loss_at(denoiser, x0, x0, level, given)
-    return objective.jump_loss(objective, denoiser, x0, x0, level, given, None)

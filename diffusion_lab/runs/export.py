@@ -66,31 +66,21 @@ def write(
     `facts` are kept beside the tensors, and `write_config` writes the configuration into a folder.
     """
     try:
-        _write(output, tensors, facts, first_stage, write_config)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            folder = Path(scratch) / "export"
+            folder.mkdir()
+            # safetensors refuses tensors that share memory
+            copies = {
+                name: value.clone(memory_format=torch.contiguous_format)
+                for name, value in tensors.items()
+            }
+            safetensors.torch.save_file(copies, folder / weights.EXPORTED, {"format": "pt"} | facts)
+            write_config(folder)
+            first_stage.copy_into(folder)
+            os.rename(folder, output)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"output={output} cannot be written ({reason}); free space, or choose another folder"
         ) from error
-
-
-def _write(
-    output: Path,
-    tensors: dict[str, Tensor],
-    facts: dict[str, str],
-    first_stage: FirstStage,
-    write_config: Callable[[Path], object],
-) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        folder = Path(scratch) / "export"
-        folder.mkdir()
-        # safetensors refuses tensors that share memory
-        tensors = {
-            name: value.clone(memory_format=torch.contiguous_format)
-            for name, value in tensors.items()
-        }
-        safetensors.torch.save_file(tensors, folder / weights.EXPORTED, {"format": "pt"} | facts)
-        write_config(folder)
-        first_stage.copy_into(folder)
-        os.rename(folder, output)

@@ -4,11 +4,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.build.instantiate import instantiate
@@ -52,6 +53,14 @@ def build_trainer(
             return instantiate(cfg, "trainer", **(defaults | instead))
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+
+
+def steps_in_time(max_time: Any, steps: int, seconds: float) -> int:
+    """The steps that `trainer.max_time` allows of a run whose `steps` would take `seconds`."""
+    limit = Timer(max_time).time_remaining() if max_time else None
+    if limit is None or seconds <= limit:
+        return steps
+    return max(1, int(steps * limit / seconds))
 
 
 def check_trainer(cfg: DictConfig, layout: BatchLayout) -> None:

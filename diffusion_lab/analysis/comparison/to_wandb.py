@@ -13,7 +13,7 @@ from diffusion_lab.common.ranges import Range
 from diffusion_lab.runs import load_config
 from diffusion_lab.training.logger.reachability import why_offline
 from diffusion_lab.training.logger.run_logger import first_line
-from diffusion_lab.training.logger.wandb_logger import offline, opened, staged_in
+from diffusion_lab.training.logger.wandb_logger import artifact_of, offline, opened, staged_in
 
 PROJECT = Range(
     "the name of a W&B project",
@@ -38,10 +38,8 @@ def log_comparison(folder: Path, project: str, result: dict[str, Any]) -> None:
             shown: dict[str, Any] = {name: table(folder / file) for name, file in TABLES.items()}
             shown["page"] = wandb.Html((folder / "index.html").read_text(), inject=False)
             run.log({f"{COMPARISON}/{name}": each for name, each in shown.items()})
-            artifact = wandb.Artifact(f"{COMPARISON}-{run.id}", type=COMPARISON)
-            for path in files_of(folder):
-                artifact.add_file(str(path), name=str(path.relative_to(folder)))
-            run.log_artifact(artifact)
+            name = f"{COMPARISON}-{run.id}"
+            run.log_artifact(artifact_of(name, COMPARISON, folder, files_of(folder)))
         answers = {f"{VERDICT}/{metric}": said for metric, said in result["verdict"].items()}
         run.summary.update(answers)
         line = offline(reason, folder) if reason else f"W&B: {run.url}"

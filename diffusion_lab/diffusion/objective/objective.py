@@ -119,15 +119,26 @@ class Objective(nn.Module):
             with torch.no_grad():
                 previous = denoiser(add_noise(x0, eps, level), level, given).x0
             given = replace(given, previous=previous)
-        if self.jump_loss is None:
-            losses = self.loss_at(denoiser, x0, eps, level, given)
-        else:
-            losses = self.jump_loss(self, denoiser, x0, eps, level, given, generator)
+        losses = self.training_loss_at(denoiser, x0, eps, level, given, generator)
         self.time_sampler.observe(level.t, losses.detach(), share.gather)
         if self.uncertainty is not None:
             expected = self.uncertainty(level)
             losses = losses * (-expected).exp() + expected
         return losses * importance.to(x0.device)
+
+    def training_loss_at(
+        self,
+        denoiser: ConditionalDenoiser,
+        x0: Tensor,
+        eps: Tensor,
+        level: NoiseLevel,
+        given: Given,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss (B,) that training minimises, with this noise and level: `loss_at` or jumps'."""
+        if self.jump_loss is None:
+            return self.loss_at(denoiser, x0, eps, level, given)
+        return self.jump_loss(self, denoiser, x0, eps, level, given, generator)
 
     def loss_at(
         self,

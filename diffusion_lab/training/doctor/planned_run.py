@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,13 +19,13 @@ from diffusion_lab.compute.device import pick_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source import decoding
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
+from diffusion_lab.profiling.costs import ImageFacts, calls_of_one_network, cost_of
 from diffusion_lab.profiling.timing import Bench, median_seconds
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.diffusion_task import DiffusionTask, build_diffusion_task
 from diffusion_lab.training.doctor.finding import Missing, part
 from diffusion_lab.training.train import check_settings
-from diffusion_lab.training.trainer import check_trainer
+from diffusion_lab.training.trainer import check_trainer, steps_in_time
 
 SAMPLE = 1000  # images, enough to know a standard deviation to about 1 %
 TIMED_STEPS = 3
@@ -188,17 +187,13 @@ class PlannedRun:
         steps, limit = self.cfg.trainer.max_steps, self.cfg.trainer.max_time
         whole = self.plan_of(steps)
         # grids and validation losses count against the limit; the final metrics come after it
-        seconds = limit and Timer(limit).time_remaining()
-        if seconds is None or whole.training <= seconds:
-            return whole
-        return self.plan_of(max(1, int(steps * seconds / whole.training)))
+        allowed = steps_in_time(limit, steps, whole.training)
+        return whole if allowed == steps else self.plan_of(allowed)
 
     @cached_property
     def calls(self) -> int | None:
         """The number of network calls per sampled image; None if it is not known."""
-        # a weak run or a classifier is a second network
-        second = self.cfg.guidance.get("weak_run") or self.cfg.guidance.get("classifier")
-        return None if second else sampling_calls(self.cfg, self.image_facts)
+        return calls_of_one_network(self.cfg, self.image_facts)
 
     def plan_of(self, steps: int) -> Plan:
         """Returns the plan of a run of `steps` steps."""

@@ -97,10 +97,9 @@ class WandB(RunLogger, WandbLogger):
     def close(self, summary: Row | None) -> None:
         self.experiment.summary.update(summary or {})
         if self.checkpoints and summary and summary["finished"]:
-            artifact = wandb.Artifact(f"checkpoints-{self.experiment.id}", type="model")
+            name = f"checkpoints-{self.experiment.id}"
             with staged_in(self.run_dir / "wandb"):
-                for path in files_to_open(self.run_dir):
-                    artifact.add_file(str(path), name=str(path.relative_to(self.run_dir)))
+                artifact = artifact_of(name, "model", self.run_dir, files_to_open(self.run_dir))
                 self.experiment.log_artifact(artifact, aliases=[f"step-{summary['steps']}"])
         self.experiment.finish(exit_code=0 if summary else 1)
 
@@ -131,6 +130,14 @@ def offline(reason: str, folder: Path) -> str:
     """The line on an offline run of W&B: why it is offline, and how to upload it later."""
     upload = f"diffusion-lab sync {os.path.relpath(folder)}"
     return f"W&B: offline ({reason}); upload later with: {upload}"
+
+
+def artifact_of(name: str, kind: str, folder: Path, files: Sequence[Path]) -> wandb.Artifact:
+    """An artifact of files in a folder, under their names there."""
+    artifact = wandb.Artifact(name, type=kind)
+    for path in files:
+        artifact.add_file(str(path), name=str(path.relative_to(folder)))
+    return artifact
 
 
 def files_to_open(run: Path) -> list[Path]:

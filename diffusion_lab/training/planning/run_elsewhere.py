@@ -17,7 +17,7 @@ from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.objective.teacher import TeacherModel
 from diffusion_lab.first_stage.base import FirstStage, Shape
-from diffusion_lab.profiling.costs import ImageFacts, cost_of, image_facts, sampling_calls
+from diffusion_lab.profiling.costs import ImageFacts, calls_of_one_network, cost_of, image_facts
 from diffusion_lab.profiling.gpu import GPU
 from diffusion_lab.profiling.on_meta import Activations, activations
 from diffusion_lab.training.diffusion_task import build_diffusion_task
@@ -97,9 +97,7 @@ class RunElsewhere:
     @cached_property
     def calls(self) -> int | None:
         """The network calls of a sample; None if they depend on the trained network."""
-        # a weak run or a classifier is a second network
-        second = self.cfg.guidance.get("weak_run") or self.cfg.guidance.get("classifier")
-        return None if second else sampling_calls(self.cfg, self.facts)
+        return calls_of_one_network(self.cfg, self.facts)
 
     @cached_property
     def activations(self) -> Activations:

@@ -7,11 +7,10 @@ gathers and sends during both passes: only what takes longer than that is waited
 
 from dataclasses import dataclass
 
-from lightning.pytorch.callbacks import Timer
-
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.planning.memory import RankMemory
 from diffusion_lab.training.planning.run_elsewhere import RunElsewhere
+from diffusion_lab.training.trainer import steps_in_time
 
 BACKWARD = 2 / 3  # of the time of both passes
 SELF_CONDITIONING = 0.5  # forward passes more, in the mean: one in every other step
@@ -98,11 +97,9 @@ def sent_bytes(run: RunElsewhere) -> float:
 def duration_of(run: RunElsewhere, step: Step) -> Duration:
     """The time of a whole run, or of what its time limit allows."""
     whole = duration(run, step, run.steps)
-    limit = run.cfg.trainer.max_time and Timer(run.cfg.trainer.max_time).time_remaining()
     counted = whole.training + whole.validation  # metrics and grids stop the clock
-    if limit is None or counted <= limit:
-        return whole
-    return duration(run, step, max(1, int(run.steps * limit / counted)))
+    allowed = steps_in_time(run.cfg.trainer.max_time, run.steps, counted)
+    return whole if allowed == run.steps else duration(run, step, allowed)
 
 
 def duration(run: RunElsewhere, step: Step, steps: int) -> Duration:
