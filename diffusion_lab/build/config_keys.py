@@ -123,10 +123,12 @@ def as_path(key: str, value: object) -> object:
 def leave_out(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     """Removes the values that a study or an experiment gives for groups of which none is chosen.
 
-    `choices` are Hydra's, by group; changes `cfg` in place.
+    What names a class stays: it is not of a group. `choices` are Hydra's, by group; changes `cfg`
+    in place.
     """
     for group in CAN_BE_NONE:
-        if choices.get(group) == "none" and group in cfg:
+        named = "_target_" in (cfg.get(group) or {})
+        if choices.get(group) == "none" and group in cfg and not named:
             cfg[group] = None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.data.augmentation import NonLeaky
+from diffusion_lab.data.augmentation import Augmentation, NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING
 from diffusion_lab.diffusion.objective import Objective, TeacherModel
@@ -26,7 +26,7 @@ class Model:
     schedule: NoiseSchedule
     objective: Objective
     first_stage: FirstStage
-    augmentation: NonLeaky | None
+    augmentation: Augmentation | None
 
 
 def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: str) -> None:
@@ -125,7 +125,7 @@ def check_network(model: Model) -> None:
 
 
 def check_first_stage(
-    first_stage: FirstStage, augmentation: NonLeaky | None, clip: float | None
+    first_stage: FirstStage, augmentation: Augmentation | None, clip: float | None
 ) -> None:
     """Raises UserError if latents would be clipped, or cached while augmentation changes images."""
     if clip is not None and not first_stage.of_pixels:
@@ -135,7 +135,7 @@ def check_first_stage(
         )
     if augmentation is not None and first_stage.cache:
         raise UserError(
-            "augmentation=non_leaky changes the images at every step, so their latents cannot be "
+            "augmentation changes the images at every step, so their latents cannot be "
             "cached; write first_stage.cache=false, or augmentation=none with data.flip=true"
         )
 
@@ -144,7 +144,7 @@ def advice(
     schedule: NoiseSchedule,
     objective: Objective,
     clipped: bool,
-    augmentation: NonLeaky | None = None,
+    augmentation: Augmentation | None = None,
     flipped: bool = False,
     latents: bool = False,
     conditional: bool = False,
@@ -164,7 +164,7 @@ def advice(
             f"objective/prediction={option(objective)} multiplies the network's error by "
             f"{gain:.0f} at the noisiest level; {remedy}use objective/prediction=v"
         )
-    if flipped and augmentation is not None and augmentation.flip_x:
+    if flipped and isinstance(augmentation, NonLeaky) and augmentation.flip_x:
         lines.append(
             "data.flip=true mirrors images without telling the network, so half of the samples "
             "will be mirrored; write data.flip=false, because augmentation.flip_x=true does tell it"

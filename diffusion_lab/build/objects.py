@@ -15,6 +15,7 @@ from diffusion_lab.build.model import (
 from diffusion_lab.build.sampling import check_noise, check_sampling
 from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
@@ -60,6 +61,7 @@ def build_model(
     check_training(schedule, objective, label)
     check_jumps(objective, clip, cfg.denoiser.self_conditioning)
     check_derivative(objective, cfg.compile, cfg.activation_checkpointing)
+    check_augmentation(augmentation, image_shape)
     check_first_stage(first_stage, augmentation, clip)
     with torch.device(device), errors_at(cfg, "denoiser"):
         denoiser = Denoiser(
@@ -73,7 +75,7 @@ def build_model(
             self_conditioning=cfg.denoiser.self_conditioning,
             clip=clip,
             learned_variance=objective.variance_loss is not None,
-            augmentation_labels=augmentation.values if augmentation else 0,
+            augmentation_labels=augmentation.values if isinstance(augmentation, NonLeaky) else 0,
             jumps=objective.jumps,
         )
     check_keys(cfg, {"activation_checkpointing": flag()})

@@ -1,7 +1,9 @@
-"""Augmentation of training images that does not leak into samples (arXiv:2206.00364, F.2).
+"""Augmentation of training images.
 
-Nine values tell the network what was done to its image; all zeros, as in sampling, stand for an
-unchanged image. B batch, C channels, H height, W width in pixels.
+One does not leak into samples (arXiv:2206.00364, F.2): nine values tell the network what was done
+to its image; all zeros, as in sampling, stand for an unchanged image. Any other is a transform of
+images, such as one of torchvision's v2, of which the network is not told. B batch, C channels,
+H height, W width in pixels.
 """
 
 import math
@@ -11,9 +13,10 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Flag, Fraction, at_least, between, settings
 
 # number of label values of each step: flip_x, flip_y, scale, rotation, anisotropy, translation
@@ -145,12 +148,37 @@ def resample(images: Tensor, way_back: Tensor) -> Tensor:
     return resampled.clamp(-1, 1)  # bicubic overshoots at edges
 
 
-def augment(augmentation: NonLeaky | None, images: Tensor) -> tuple[Tensor, Tensor | None]:
+Augmentation = NonLeaky | nn.Module  # a module maps one image, uint8 (C, H, W), to its like
+
+
+def augment(augmentation: Augmentation | None, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Augments images (B, C, H, W) uint8; returns images of that type and labels (B, 9) or None.
 
-    Images whose labels are 0 stay exactly the same.
+    Images whose labels are 0 stay exactly the same. A module changes each image by itself.
     """
     if augmentation is None:
         return images, None
+    if not isinstance(augmentation, NonLeaky):
+        return torch.stack([augmentation(image) for image in images]), None
     images, labels = augmentation(to_float(images))
     return to_uint8(images), labels  # uint8 as the data, so that any first stage can take them
+
+
+def check_augmentation(augmentation: Augmentation | None, shape: tuple[int, int, int]) -> None:
+    """Raises UserError if a module does not map images of `shape` to uint8 images of that shape."""
+    if augmentation is None or isinstance(augmentation, NonLeaky):
+        return
+    name = type(augmentation).__name__
+    with torch.random.fork_rng(devices=()):
+        try:
+            changed = augmentation(torch.randint(256, shape, dtype=torch.uint8))
+        except Exception as error:  # of code outside the package, whatever it is
+            raise UserError(f"augmentation: {name} fails on an image ({error})") from error
+    if not isinstance(changed, Tensor) or (changed.dtype, changed.shape) != (torch.uint8, shape):
+        found = (
+            f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else changed
+        )
+        raise UserError(
+            f"augmentation: {name} makes {found} of a uint8 image {tuple(shape)}; it must keep "
+            "type and size, so leave out what resizes, normalises or converts images"
+        )

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity, Values, short_count
+from diffusion_lab.metrics.image_set import ImageSet, short_count
+from diffusion_lab.metrics.metric import HIGHER, Metric, Quantity, Values
 
 PARTS = 10  # as published; the score depends on the size of the parts
 
@@ -47,6 +48,7 @@ class Accuracy(Metric):
     needs_labels, needs_images = True, False
 
     def __init__(self, classifier: Classifier):
+        super().__init__()
         self.classifier = classifier
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:

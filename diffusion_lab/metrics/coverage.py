@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion_lab.metrics.metric import HIGHER, ImageSet, Metric, Quantity, Values
+from diffusion_lab.metrics.image_set import ImageSet
+from diffusion_lab.metrics.metric import HIGHER, Metric, Quantity, Values
 
 PAIRS = 2**25  # pairs whose distances are held at a time, 256 MiB
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # k, as published

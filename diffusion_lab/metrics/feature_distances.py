@@ -4,7 +4,8 @@ from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid, mmd
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import SPATIAL
-from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Values, short_count
+from diffusion_lab.metrics.image_set import ImageSet, short_count
+from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
 from diffusion_lab.metrics.observer import CLASSIFIED
 
 
@@ -25,6 +26,7 @@ class FID(Metric):
 
     @ranges(half_splits=whole(0))
     def __init__(self, half_splits: int = 5):
+        super().__init__()
         self.half_splits = half_splits
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
@@ -89,6 +91,7 @@ class ClassifierFID(Metric):
     quantities = (Quantity("classifier_fid", "Classifier FID", meaning, LOWER),)
 
     def __init__(self, classifier: Classifier):
+        super().__init__()
         self.classifier = classifier
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:

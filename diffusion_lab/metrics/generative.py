@@ -1,11 +1,11 @@
 """Compares generated images with training images, and test images too, as reference values."""
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import torch
+import torchmetrics
 from torch import Tensor
 
 from diffusion_lab.common.randomness import random_places
@@ -17,19 +17,12 @@ from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.feature_distances import FID, MMD, ClassFID, ClassifierFID, SpatialFID
 from diffusion_lab.metrics.features import FEATURES, FeatureExtractor
+from diffusion_lab.metrics.from_torchmetrics import FromTorchmetrics
+from diffusion_lab.metrics.image_set import ImageSet, place_in_class, short_count
 from diffusion_lab.metrics.likelihood_divergence import FLD
-from diffusion_lab.metrics.metric import (
-    REAL,
-    ImageSet,
-    Metric,
-    Protocol,
-    Quantity,
-    Values,
-    place_in_class,
-    short_count,
-    with_fingerprint,
-)
-from diffusion_lab.metrics.observer import Observed, Observer
+from diffusion_lab.metrics.metric import REAL, Metric, Protocol, Quantity, Values, with_fingerprint
+from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.metrics.quantities import BUILT_IN
 from diffusion_lab.metrics.real_images import RealImages
 from diffusion_lab.metrics.reference import REFERENCE, reference_of
@@ -50,7 +43,8 @@ class GenerativeMetrics:
     or of all of them. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
     `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy and the FID on
     its features; `patch` adds the seams between patches of that many pixels a side; `mmd` and `fld`
-    add the metrics of these names; `extra` holds metrics from outside the package.
+    add the metrics of these names; `extra` holds metrics from outside the package, ours by kind or
+    any of torchmetrics that look at images.
     """
 
     extractor: FeatureExtractor
@@ -61,7 +55,7 @@ class GenerativeMetrics:
     per_class: Flag = False
     classifier: Annotated[str | None, optional(PATH)] = None
     patch: Annotated[int | None, optional(whole(2).as_in(4))] = None
-    extra: Mapping[str, Metric] | None = None
+    extra: Mapping[str, torchmetrics.Metric] | None = None
     reference: Annotated[str, REFERENCE] = "train"
     mmd: Flag = False
     fld: Flag = False
@@ -71,8 +65,11 @@ class GenerativeMetrics:
         if reader:
             reader.argument = "classifier"
         self.compared_with = reference_of(self.reference, self.per_class, self.fld)
-        self.observer = Observer(self.extractor, reader, self.patch)
-        self.extra_metrics = list((self.extra or {}).values())
+        self.extra_metrics = [
+            each if isinstance(each, Metric) else FromTorchmetrics(name, each)
+            for name, each in (self.extra or {}).items()
+        ]
+        self.observer = Observer(self.extractor, reader, self.patch, keep=self.keep_images)
         of_classifier = (reader,) if reader else None
         arguments: dict[type[Metric], tuple | None] = {  # None: not measured
             FID: (self.half_splits,),
@@ -92,6 +89,11 @@ class GenerativeMetrics:
     def by_class(self) -> bool:
         """Whether any metric measures both samples and real images class by class."""
         return any(metric.by_class for metric in self.metrics)
+
+    @property
+    def keep_images(self) -> bool:
+        """Whether any metric looks at the images themselves."""
+        return any(isinstance(metric, FromTorchmetrics) for metric in self.extra_metrics)
 
     @property
     def extra_quantities(self) -> list[Quantity]:
@@ -161,11 +163,13 @@ class GenerativeMetrics:
             results = [metric.results(images, reference, suffix) for metric in chosen]
         return {name: value for each in results for name, value in each.items()}
 
-    def prepare(self, source: ImageDataModule) -> "PreparedMetrics":
+    def prepare(self, source: ImageDataModule) -> PreparedMetrics:
         """Computes or reads what samples are compared with; call it on all ranks after `load`."""
         facts, chosen = self._reference_facts(source), self.reference_ids(source)
         kept = (self.observer, facts, self.cache_dir)
         reference = self.compared_with.image_set(source, chosen, *kept)
+        if self.keep_images and len(reference):
+            vars(reference)["images"] = self.reference_split(source).images[chosen]
         real, test = self._real(source, reference)
         return PreparedMetrics(self, self.protocol_of(source), reference, real, test)
 
@@ -195,7 +199,7 @@ class GenerativeMetrics:
             **({"mmd": True} if self.mmd else {}),
         }
         if own := self.extra_metrics:  # code outside the package may change, and its values with it
-            facts["extra"] = [[inspect.getsource(type(m)), str(vars(m))] for m in own]
+            facts["extra"] = [m.identity() for m in own]
         name = f"real-{reference.name}-{self.extractor.name}-{short_count(count)}"
         stored = cached(self.cache_dir, name, facts, compute)
         features = stored.pop(FEATURES, None)
@@ -212,38 +216,3 @@ class GenerativeMetrics:
             most = -(-self.num_samples // len(source.class_names))  # most samples of one class
             observe |= place_in_class(source.test_labels()[order]) < most
         return order[observe]
-
-
-@dataclass(frozen=True)
-class PreparedMetrics:
-    """The metrics with everything that samples are compared with."""
-
-    metrics: GenerativeMetrics
-    protocol: Protocol
-    reference: ImageSet
-    real: Values  # the values of test images, by full names
-    test: ImageSet | None  # for metrics by class: the test images in random order
-
-    def compute(self, observed: Observed, labels: Tensor | None) -> Values:
-        """The values of the observed samples, with labels (n,), and of test images.
-
-        All ranks call this with the same arguments, rank 0 computes, and all get its result.
-        """
-        count = len(observed[FEATURES])
-        if count != self.metrics.num_samples:
-            raise ValueError(
-                f"num_samples={self.metrics.num_samples}, but {count} images were given"
-            )
-        return on_rank_zero(
-            lambda: self._compute(self.metrics.observer.image_set(observed, labels))
-        )
-
-    def _compute(self, images: ImageSet) -> Values:
-        results = self.metrics.results
-        values = results(images, self.reference) | self.real
-        if self.test is None or images.labels is None:
-            return values
-        beside = results(
-            self.test.matching(images.required_labels), self.reference, REAL, by_class=True
-        )
-        return values | results(images, self.reference, by_class=True) | beside

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import track
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Values
+from diffusion_lab.metrics.image_set import ImageSet
+from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
 
 MOST = 10_000  # samples, as published
 PAIRS = 6 * 10**8  # of a sample and a training image, 2.4 GB

@@ -3,22 +3,30 @@
 n images, D features.
 """
 
+import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
+import torchmetrics
 from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
 
 from diffusion_lab.common import hashing
-from diffusion_lab.metrics.distances import FeatureSet, Moments
-from diffusion_lab.metrics.features import FeatureExtractor
+from diffusion_lab.compute.distributed import rank_and_world
+from diffusion_lab.metrics.image_set import ImageSet, short_count
+
+if TYPE_CHECKING:
+    from diffusion_lab.metrics.observer import Observer
 
 HIGHER, LOWER = True, False  # which values of a quantity are better
 REAL = "_real"  # ends the name of a value that is measured on test images instead of samples
 FINGERPRINT = "fingerprint"
+LABELS, PLACES = "labels", "places"  # states of metrics, beside the outputs of networks
+PLAIN = (str, int, float, tuple, list, type(None))  # types of settings
+UNKNOWN = -1  # the label of a sample of no known class
 Protocol = dict[str, str | int]  # how values were measured; comparable if and only if equal
 Values = dict[str, float]  # values by the names of quantities, or by full names
 
@@ -72,77 +80,13 @@ def with_fingerprint(protocol: Protocol) -> Protocol:
     return protocol | {FINGERPRINT: hashing.of_text(content)[:12]}
 
 
-def short_count(count: int) -> str:
-    """A number of images as written in names: 60000 -> 60k, 1234 -> 1234."""
-    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """A set of images, represented by the outputs of networks for each of them."""
-
-    extractor: FeatureExtractor
-    features: Tensor  # (n, D) float32
-    labels: Tensor | None = None  # (n,) int64; of samples, the requested classes
-    guesses: Tensor | None = None  # (n,) int64; the classes that a classifier predicts
-    split: str = "train"  # of a reference: train, val, or the beginning of a file's name
-    given: Moments | None = None  # of a reference: statistics from a file, for FID to use
-    unseen: Tensor | None = None  # (m, D), of a reference: features of test images, for FLD
-    others: Mapping[str, Tensor] = field(default_factory=dict)  # (n, .) each: more outputs, by name
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    @property
-    def name(self) -> str:
-        """The split and the number of images, as in the names of values: train60k."""
-        return f"{self.split}{short_count(len(self))}"
-
-    @cached_property
-    def statistics(self) -> FeatureSet:
-        """The features with their mean, covariance and kernel mean."""
-        return FeatureSet(self.features)
-
-    @cached_property
-    def moments(self) -> dict[str, FeatureSet | Moments]:
-        """The other outputs with their moments, by name; of a reference only the moments."""
-        return {name: FeatureSet(rows) for name, rows in self.others.items()}
-
-    @property
-    def required_labels(self) -> Tensor:
-        """The labels, for metrics that need them."""
-        if self.labels is None:
-            raise ValueError("the images have no labels")
-        return self.labels
-
-    def select(self, chosen: Tensor | slice) -> "ImageSet":
-        """The set of the chosen images."""
-        labels, guesses = (
-            None if rows is None else rows[chosen] for rows in (self.labels, self.guesses)
-        )
-        others = {name: rows[chosen] for name, rows in self.others.items()}
-        chosen_features = self.features[chosen]
-        return replace(
-            self, features=chosen_features, labels=labels, guesses=guesses, others=others
-        )
-
-    def matching(self, labels: Tensor) -> "ImageSet":
-        """The first images of each class: the number of it in `labels` (m,), or all if fewer."""
-        own = self.required_labels
-        return self.select(place_in_class(own) < labels.bincount(minlength=int(own.max()) + 1)[own])
-
-
-def place_in_class(labels: Tensor) -> Tensor:
-    """The number of earlier images of the same class for each image, (n,), from labels (n,)."""
-    of_class = labels[:, None] == labels.unique()  # (n, K)
-    return (of_class.cumsum(0) * of_class).sum(1) - 1
-
-
-class Metric(ABC):
+class Metric(torchmetrics.Metric, ABC):
     """A comparison of generated images with reference images.
 
     A subclass sets `quantities` and returns their values from `measure`. The option `extra` of
-    `GenerativeMetrics` adds metrics to an evaluation.
+    `GenerativeMetrics` adds metrics to an evaluation. After `compare_with`, it serves any loop as
+    torchmetrics do: each rank updates with its own samples, and `compute` takes those of all ranks,
+    in the order in which torch's DistributedSampler deals them out.
     """
 
     quantities: ClassVar[tuple[Quantity, ...]]
@@ -150,6 +94,59 @@ class Metric(ABC):
     needs_images: ClassVar[bool] = True  # whether statistics are too little of a reference
     # whether real images are also measured class by class, with the samples' number of each
     by_class: ClassVar[bool] = False
+    full_state_update = False
+    observer: "Observer | None" = None
+    reference: ImageSet
+
+    def compare_with(self, reference: ImageSet, observer: "Observer") -> None:
+        """Sets what samples are compared with, and the networks that see them, which are loaded."""
+        self.reference, self.observer = reference, observer
+        whole = torch.empty(0, dtype=torch.int64)
+        self.states = {**observer.no_rows(), LABELS: whole, PLACES: whole}
+        for name in self.states:
+            self.add_state(name, [], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all samples."""
+        super().reset()
+        if self.observer:  # a rank without samples gathers tensors of the others' dimensions
+            for name, no_rows in self.states.items():
+                getattr(self, name).append(no_rows.to(self.device))
+
+    def update(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Observes samples, uint8 (B, C, H, W), of the requested classes `labels` (B,), if any.
+
+        Raises ValueError before `compare_with`.
+        """
+        if self.observer is None:
+            raise ValueError(f"{type(self).__name__}: call compare_with before update")
+        rank, world = rank_and_world()
+        first = sum(map(len, getattr(self, PLACES)))
+        places = torch.arange(first, first + len(images)) * world + rank
+        if labels is None:
+            labels = torch.full((len(images),), UNKNOWN)
+        for name, rows in {**self.observer(images), LABELS: labels, PLACES: places}.items():
+            getattr(self, name).append(rows.to(self.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The values by full names, such as fid/inception/train60k-5k, () float64 each.
+
+        Empty if labels or images are missing that the metric needs. Raises ValueError before
+        `compare_with`.
+        """
+        if self.observer is None:
+            raise ValueError(f"{type(self).__name__}: call compare_with before compute")
+        found = {name: dim_zero_cat(getattr(self, name)).cpu() for name in self.states}
+        order = found.pop(PLACES).argsort()
+        rows = {name: each[order] for name, each in found.items()}
+        labels = rows.pop(LABELS)
+        images = self.observer.image_set(rows, None if (labels == UNKNOWN).any() else labels)
+        if not self.fits(images, self.reference):
+            return {}
+        with images.extractor.in_float32():
+            values = self.results(images, self.reference)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     @abstractmethod
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
@@ -169,3 +166,18 @@ class Metric(ABC):
         values = self.measure(generated, reference)
         protocol = self.protocol(generated, reference)
         return {f"{name}{suffix}/{protocol}": value for name, value in values.items()}
+
+    def identity(self) -> list[str]:
+        """The code and the settings, by which values of test images are cached."""
+        return identity_of(self)
+
+
+def identity_of(metric: torchmetrics.Metric) -> list[str]:
+    """The source of a metric's class and its settings as text: its plain public attributes."""
+    common = vars(torchmetrics.SumMetric())
+    own = {
+        name: value
+        for name, value in vars(metric).items()
+        if name not in common and isinstance(value, PLAIN)
+    }
+    return [inspect.getsource(type(metric)), str(own)]

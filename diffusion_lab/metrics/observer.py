@@ -11,21 +11,26 @@ from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shar
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import FEATURES, SPATIAL, FeatureExtractor
-from diffusion_lab.metrics.metric import ImageSet
+from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.seams import EDGES, edge_gradients
 
 CLASSIFIED, GUESSES = "classified", "guesses"  # the classifier's features and its classes
+IMAGES = "images"
 BATCH = 64  # images per step of the progress bar
 Observed = dict[str, Tensor]  # outputs of the networks, one row per image, on the CPU
 
 
 @dataclass
 class Observer:
-    """The networks that observe images, and the side of the patches between which seams are."""
+    """The networks that observe images, and the side of the patches between which seams are.
+
+    With `keep` the images themselves are kept, too.
+    """
 
     extractor: FeatureExtractor
     classifier: Classifier | None = None
     patch: int | None = None
+    keep: bool = False
     corner: tuple[int, int] = (0, 0)  # of the images in those that a model draws, which are padded
 
     def load(self, source: ImageDataModule, device: torch.device | str) -> None:
@@ -33,6 +38,7 @@ class Observer:
         for network in filter(None, (self.extractor, self.classifier)):
             network.load(device)
             network.check(source)
+        self.shape = source.native_shape
         if self.patch:
             drawn, native = source.image_shape[1:], source.native_shape[1:]
             if self.patch >= min(native):
@@ -51,11 +57,13 @@ class Observer:
             observed |= {CLASSIFIED: features, GUESSES: guesses}
         if self.patch:
             observed[EDGES] = edge_gradients(images, self.patch, self.corner)
+        if self.keep:
+            observed[IMAGES] = images
         return {name: rows.cpu() for name, rows in observed.items()}
 
-    def gather(self, observed: list[Observed], ids: Sequence[int]) -> Observed:
-        """Gathers what each rank observed of its `ids`, in the order of the ids, on every rank."""
-        rows = {FEATURES: torch.empty(0, self.extractor.dim)}  # for a rank without images
+    def no_rows(self) -> Observed:
+        """The outputs for no images."""
+        rows = {FEATURES: torch.empty(0, self.extractor.dim)}
         if self.extractor.spatial_dim:
             rows[SPATIAL] = torch.empty(0, self.extractor.spatial_dim)
         if self.classifier:
@@ -63,9 +71,15 @@ class Observer:
             rows[GUESSES] = torch.empty(0, dtype=torch.int64)
         if self.patch:
             rows[EDGES] = torch.empty(0, 2, dtype=torch.float64)
+        if self.keep:
+            rows[IMAGES] = torch.empty(0, *self.shape, dtype=torch.uint8)
+        return rows
+
+    def gather(self, observed: list[Observed], ids: Sequence[int]) -> Observed:
+        """Gathers what each rank observed of its `ids`, in the order of the ids, on every rank."""
         return {
             name: gather_by_id(torch.cat([empty, *(part[name] for part in observed)]), ids)
-            for name, empty in rows.items()
+            for name, empty in self.no_rows().items()
         }
 
     def all_of(self, images: Tensor, chosen: Tensor, description: str) -> Observed:
@@ -78,4 +92,5 @@ class Observer:
         """Makes the set of the observed images for the metrics."""
         others = dict(observed)
         features, guesses = others.pop(FEATURES), others.pop(GUESSES, None)
-        return ImageSet(self.extractor, features, labels, guesses, others=others)
+        images = others.pop(IMAGES, None)
+        return ImageSet(self.extractor, features, labels, guesses, others=others, images=images)

@@ -20,7 +20,8 @@ from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.data.source.drawn_images import ARRAYS, array_in, images_in, opened_npz
 from diffusion_lab.metrics.distances import Moments, covariance_root
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
-from diffusion_lab.metrics.metric import ImageSet, Protocol
+from diffusion_lab.metrics.image_set import ImageSet
+from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.observer import Observer
 from diffusion_lab.metrics.real_images import RealImages
 

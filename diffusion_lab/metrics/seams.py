@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.ranges import ranges, whole
-from diffusion_lab.metrics.metric import LOWER, ImageSet, Metric, Quantity, Values, short_count
+from diffusion_lab.metrics.image_set import ImageSet, short_count
+from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
 
 EDGES = "edges"
 
@@ -42,6 +43,7 @@ class Seams(Metric):
 
     @ranges(patch=whole(2))
     def __init__(self, patch: int):
+        super().__init__()
         self.patch = patch
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:

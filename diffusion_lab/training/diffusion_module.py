@@ -27,7 +27,7 @@ from diffusion_lab.build.parameter_groups import inner_matrices
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters
 from diffusion_lab.data import Batch, MomentBatch, PairBatch
-from diffusion_lab.data.augmentation import NonLeaky, augment
+from diffusion_lab.data.augmentation import Augmentation, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import BatchShare, Objective
@@ -49,7 +49,7 @@ class DiffusionModule(TrainedModule):
         objective: Objective,
         first_stage: FirstStage,
         optimization: Optimization,
-        augmentation: NonLeaky | None = None,
+        augmentation: Augmentation | None = None,
     ):
         super().__init__(optimization)
         self.denoiser = denoiser

@@ -11,6 +11,7 @@ from helpers.tiny_runs import TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
+from torchvision.transforms import v2
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.ranges import RangeError
@@ -431,3 +432,50 @@ def test_a_run_augments_training_alone_and_resumes_exactly(lab, tmp_path, monkey
     assert code == 0, err
     modules = {module["name"]: module for module in json.loads(out.splitlines()[-1])["modules"]}
     assert modules["augmentation"]["params"] == modules["augmentation"]["macs"] == 9 * 32
+
+
+def test_a_transform_of_torchvision_changes_each_image_by_itself_and_is_not_told():
+    images = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).repeat(50, 1, 1, 1)
+    torch.manual_seed(0)
+    flipped, told = augment(v2.RandomHorizontalFlip(), images)
+    assert told is None
+    mirrored = (flipped == images.flip(3)).all(dim=(1, 2, 3))
+    assert ((flipped == images).all(dim=(1, 2, 3)) ^ mirrored).all()
+    assert 10 < mirrored.sum() < 40
+
+
+TORCHVISION = "torchvision.transforms.v2"
+
+
+def test_a_run_takes_a_transform_of_torchvision_and_resumes_exactly(lab, tmp_path):
+    rotation = f"augmentation={{_target_: {TORCHVISION}.RandomRotation, degrees: 90}}"
+    common = [*TINY, *QUIET, "micro_batch_size=4", rotation]
+    for folder, steps in (("whole", 3), ("parts", 2)):
+        code, _, err = lab("train", *common, f"run_dir={folder}", f"trainer.max_steps={steps}")
+        assert code == 0, err
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=3")
+    assert code == 0, err
+    code, _, err = lab("train", *common[:-1], "run_dir=plain", "trainer.max_steps=3")
+    assert code == 0, err
+    whole, parts, plain = (
+        torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in ("whole", "parts", "plain")
+    )
+    assert whole.keys() == plain.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert not all(torch.equal(value, plain[name]) for name, value in whole.items())
+    code, _, err = lab("sample", "run=parts", "num_samples=2", "sampler.steps=2")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("transform", "words"),
+    [
+        ("{_target_: %s.Resize, size: 4}", ("Resize", "size")),
+        ("{_target_: %s.CenterCrop, size: 4}", ("CenterCrop", "size")),
+        ("{_target_: %s.Normalize, mean: [0.5, 0.5], std: [1, 1]}", ("Normalize",)),
+    ],
+)
+def test_a_transform_that_changes_the_kind_of_image_is_refused(refusal, transform, words):
+    said = refusal("train", *TINY, *QUIET, f"augmentation={transform % TORCHVISION}")
+    assert all(word in said for word in words), said

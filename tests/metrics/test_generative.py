@@ -4,18 +4,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.fake_metrics import FakeExtractor, FakeSource, generated, prepared
 from helpers.paths import ROOT
 from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from torch import nn
 
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import RangeError
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world, shard
 from diffusion_lab.metrics import (
     ExtractorUnavailable,
-    FeatureExtractor,
     FeatureSet,
     GenerativeMetrics,
     Metric,
@@ -27,83 +26,15 @@ from diffusion_lab.metrics import (
     side_by_side,
 )
 from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
-from diffusion_lab.metrics.metric import short_count
+from diffusion_lab.metrics.image_set import short_count
 
 REFERENCE, REAL_VALUE = "fid/fake/train2k-100", "fid_real/fake/train2k-100"
 COVERAGE = ("precision", "recall", "density", "coverage")
 
 
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(3 * 4 * 4, 12, generator=generator) / 7)
-
-    def forward(self, images):
-        return (images.float().flatten(1) / 255 @ self.weight).tanh()
-
-
-class FakeExtractor(FeatureExtractor):
-    name, dim, preprocessing = "fake", 12, "x / 255"
-
-    def __init__(self, weights="a"):
-        self.weights = weights
-        self.images_seen = 0
-
-    def build(self):
-        return Network(), self.weights
-
-    def outputs(self, images):
-        self.images_seen += len(images)
-        return super().outputs(images)
-
-
-class FakeSource:
-    fingerprint = "data"
-    native_shape = (1, 4, 4)
-    class_names = ("even", "odd")
-
-    def __init__(self, train=2000, test=300, validation=150):
-        self.validation = validation
-        generator = torch.Generator().manual_seed(1)
-        images = torch.randint(0, 256, (train + test, 1, 4, 4), generator=generator)
-        self.train, self.test = images.to(torch.uint8).split([train, test])
-
-    def reference_images(self):
-        return self.train
-
-    def reference_labels(self):
-        return torch.arange(len(self.train)) % 2
-
-    def validation_images(self):
-        return self.train[: self.validation]
-
-    def validation_labels(self):
-        return self.reference_labels()[: self.validation]
-
-    def test_images(self):
-        return self.test
-
-    def test_labels(self):
-        return torch.arange(len(self.test)) % 2
-
-
-def prepared(folder, source=None, reference_size=None, num_samples=100, weights="a", **options):
-    extractor = FakeExtractor(weights)
-    metrics = GenerativeMetrics(extractor, reference_size, num_samples, str(folder), **options)
-    source = source or FakeSource()
-    metrics.load(source, "cpu")
-    return metrics.prepare(source)
-
-
 def values_of(metrics, images):
     labels = torch.arange(len(images)) % 2
     return metrics.compute(metrics.metrics.observer(images), labels)
-
-
-def generated(count=100):
-    generator = torch.Generator().manual_seed(2)
-    return torch.randint(50, 256, (count, 1, 4, 4), generator=generator).to(torch.uint8)
 
 
 def test_a_reference_of_validation_images_has_another_name_and_protocol(tmp_path):

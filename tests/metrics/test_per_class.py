@@ -7,7 +7,7 @@ import torch
 
 from diffusion_lab.metrics import FeatureSet, frechet
 from diffusion_lab.metrics.feature_distances import ClassFID
-from diffusion_lab.metrics.metric import ImageSet, place_in_class
+from diffusion_lab.metrics.image_set import ImageSet, place_in_class
 
 
 def test_the_place_in_the_class():

@@ -1,0 +1,88 @@
+"""Metrics of torchmetrics, or of anybody, among ours."""
+
+import inspect
+
+import torchmetrics
+from torch import Tensor
+
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.metrics.image_set import ImageSet, short_count
+from diffusion_lab.metrics.metric import Metric, Quantity, Values, identity_of
+
+BATCH = 64  # images per update
+REAL = "real"  # the argument of `update` that tells real images from samples
+CHANNELS = 3  # which networks of torchmetrics take
+
+
+class FromTorchmetrics(Metric):
+    """A torchmetrics.Metric as a metric of ours, under the name that it has in `extra`.
+
+    Its `update` takes samples (B, C, H, W) alone, or with real=False, and then images of the
+    reference with real=True. They are float in [0, 1], or uint8 for a metric that has the option
+    `normalize` and leaves it false; a single channel is tiled to three. Its value is a number, or a
+    mean and a standard deviation. Raises UserError for a metric that takes anything else.
+    """
+
+    def __init__(self, name: str, metric: torchmetrics.Metric):
+        super().__init__()
+        required = [
+            argument.name
+            for argument in inspect.signature(metric.update).parameters.values()
+            if argument.default is argument.empty and argument.kind != argument.VAR_KEYWORD
+        ]
+        self.needs_images = REAL in required
+        if len(required) != 1 + self.needs_images:
+            raise UserError(
+                f"metrics.extra.{name}: {type(metric).__name__}.update takes "
+                f"{', '.join(required)}, but there are only generated images, and real ones "
+                f"(`{REAL}=True`); write a metric whose update takes images alone or (images, real)"
+            )
+        metric.sync_on_compute = False  # the first rank has the samples of all
+        self.name, self.metric = name, metric
+        self.kept: Tensor | None = None  # real images whose features the metric keeps
+        better = metric.higher_is_better
+        self.quantities = (
+            Quantity(
+                name,
+                name,
+                f"{type(metric).__name__} of torchmetrics",
+                bool(better),
+                judged=better is not None,
+                tabled=True,
+            ),
+        )
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        """The value under the metric's name and, if it has one, its standard deviation."""
+        real = reference.images if self.needs_images else None
+        if real is not None and real is not self.kept:
+            self._update(real, True)
+        if not getattr(self.metric, "reset_real_features", True):
+            self.kept = real
+        self._update(generated.images, False)
+        value = self.metric.compute()
+        self.metric.reset()
+        mean, *deviation = value if isinstance(value, tuple | list) else (value,)
+        return {self.name: float(mean)} | {f"{self.name}_std": float(std) for std in deviation}
+
+    def _update(self, images: Tensor | None, real: bool) -> None:
+        if images is None:
+            raise ValueError(f"metrics.extra.{self.name} needs images, not only their features")
+        for batch in images.split(BATCH):
+            batch = batch.to(self.metric.device)
+            if getattr(self.metric, "normalize", True):
+                batch = batch / 255
+            if batch.shape[1] == 1:
+                batch = batch.expand(-1, CHANNELS, -1, -1)
+            if self.needs_images:
+                self.metric.update(batch, real=real)
+            else:
+                self.metric.update(batch)
+
+    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
+        """The metric's class, and the numbers of images."""
+        pair = f"{reference.name}-" if self.needs_images else ""
+        return f"{type(self.metric).__name__}/{pair}{short_count(len(generated))}"
+
+    def identity(self) -> list[str]:
+        return [self.name, *identity_of(self.metric)]

@@ -1,0 +1,146 @@
+"""Our metrics in any loop, as torchmetrics, and torchmetrics among ours."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torchmetrics
+from helpers.fake_metrics import Network, generated, prepared
+from helpers.refusals import refused
+from test_generative import join
+from torchmetrics.image import StructuralSimilarityIndexMeasure
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.metrics.feature_distances import FID
+
+LABELS = torch.arange(101) % 2
+
+
+def expected_of(metrics, images, labels=LABELS):
+    """The values of samples, by the way that evaluations take."""
+    values = metrics.compute(metrics.metrics.observer(images), labels)
+    return {name: value for name, value in values.items() if "_real/" not in name}
+
+
+def fid_of_torchmetrics(keep=False):
+    """Their FID on the network of the fake extractor, which may keep features of real images."""
+    return FrechetInceptionDistance(
+        Network(), normalize=False, reset_real_features=not keep, input_img_size=(3, 4, 4)
+    )
+
+
+def test_a_loop_gives_the_values_of_an_evaluation_and_forgets_them(tmp_path):
+    metrics = prepared(tmp_path, num_samples=101, per_class=True)
+    expected = expected_of(metrics, generated(101))
+    assert "fid_class1/fake/train1k-50" in expected
+    collection, extractor = metrics.collection(), metrics.metrics.extractor
+    for _ in range(2):
+        before = extractor.images_seen
+        for images, labels in zip(generated(101).split(40), LABELS.split(40), strict=True):
+            collection.update(images, labels)
+        found = collection.compute()
+        assert extractor.images_seen - before == 101  # once for all metrics
+        assert {name: value.item() for name, value in found.items()} == pytest.approx(expected)
+        collection.reset()
+    collection.update(generated(10))
+    assert "fid_class1/fake/train1k-5" not in collection.compute()
+    assert "fid/fake/train2k-10" in collection.compute()
+
+
+def test_one_metric_serves_alone_and_wants_a_reference(tmp_path):
+    metrics = prepared(tmp_path, num_samples=101)
+    fid = FID(half_splits=0)
+    assert isinstance(fid, torchmetrics.Metric)
+    with refused("FID", "compare_with", by=ValueError):
+        fid.update(generated(2))
+    fid.compare_with(metrics.reference, metrics.metrics.observer)
+    fid.update(generated(101))
+    value = expected_of(metrics, generated(101))["fid/fake/train2k-101"]
+    assert fid.compute() == {"fid/fake/train2k-101": pytest.approx(value)}
+
+
+def compute_on_rank(rank, world, folder):
+    """Writes the values of samples dealt out as by DistributedSampler, and of rank 0's alone."""
+    join(rank, world, folder)
+    collection = prepared(Path(folder) / "cache", num_samples=101, per_class=True).collection()
+    found = []
+    for mine in (slice(rank, 101, world), slice(0, 50 * (1 - rank))):
+        images, labels = generated(101)[mine], LABELS[mine]
+        if len(images):
+            for batch, classes in zip(images.split(20), labels.split(20), strict=True):
+                collection.update(batch, classes)
+        found.append({name: value.item() for name, value in collection.compute().items()})
+        collection.reset()
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_gives_even_if_one_has_no_samples(tmp_path):
+    torch.multiprocessing.spawn(compute_on_rank, (2, str(tmp_path)), nprocs=2)
+    metrics = [prepared(tmp_path, num_samples=count, per_class=True) for count in (101, 50)]
+    expected = [
+        expected_of(each, generated(101)[:count], LABELS[:count])
+        for each, count in zip(metrics, (101, 50), strict=True)
+    ]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt")
+        assert [pytest.approx(each, rel=1e-6) for each in expected] == found
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_metric_of_torchmetrics_stands_among_ours_beside_its_value_of_real_images(tmp_path, keep):
+    theirs = fid_of_torchmetrics(keep)
+    metrics = prepared(tmp_path, num_samples=101, extra={"theirs": theirs})
+    for _ in range(2):
+        values = metrics.compute(metrics.metrics.observer(generated(101)), LABELS)
+    assert theirs.real_features_num_samples == (2000 if keep else 0)
+    ours = {name: values[f"{name}/fake/train2k-101"] for name in ("fid", "fid_real")}
+    for name, value in ours.items():
+        theirs = values[f"{name.replace('fid', 'theirs')}/FrechetInceptionDistance/train2k-101"]
+        assert theirs == pytest.approx(value, rel=1e-4)
+    quantity = metrics.metrics.extra_quantities[0]
+    assert (quantity.name, quantity.higher_is_better) == ("theirs", False)
+    assert quantity.judged
+
+
+def test_other_settings_of_a_metric_are_measured_anew(tmp_path):
+    first = prepared(tmp_path, extra={"theirs": Brightness()})
+    prepared(tmp_path, extra={"theirs": Brightness()})
+    assert len(list(tmp_path.iterdir())) == 2
+    other = prepared(tmp_path, extra={"theirs": Brightness(scale=2)})
+    assert len(list(tmp_path.iterdir())) == 3
+    name = "theirs_real/Brightness/100"
+    assert other.real[name] == pytest.approx(2 * first.real[name])
+
+
+class Brightness(torchmetrics.Metric):
+    """The mean and the standard deviation of the images' mean values."""
+
+    def __init__(self, scale=1):
+        super().__init__()
+        self.scale = scale
+        self.add_state("means", [], dist_reduce_fx="cat")
+
+    def update(self, imgs):
+        self.means.append(imgs.mean((1, 2, 3)))
+
+    def compute(self):
+        means = self.scale * torch.cat(self.means)
+        return means.mean(), means.std()
+
+
+def test_a_metric_of_samples_alone_may_have_a_deviation(tmp_path):
+    metrics = prepared(tmp_path, extra={"bright": Brightness()})
+    values = metrics.compute(metrics.metrics.observer(generated()), None)
+    means = (generated() / 255).mean((1, 2, 3))
+    assert values["bright/Brightness/100"] == pytest.approx(means.mean().item())
+    assert values["bright_std/Brightness/100"] == pytest.approx(means.std().item())
+    assert not metrics.metrics.extra_quantities[0].judged
+
+
+def test_a_metric_of_pairs_of_images_is_refused(tmp_path):
+    with refused("metrics.extra.ssim", "preds", "target", by=UserError):
+        prepared(tmp_path, extra={"ssim": StructuralSimilarityIndexMeasure()})
