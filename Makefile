@@ -32,7 +32,7 @@ MODEL ?= $(ONE)
 .PHONY: help setup train train-unet train-dit train-latent speedrun toy \
 	study-unet-vs-dit study-write-up study-cifar10-small study-scaling study-low-data study-conditioning \
 	study-latent study-few-steps study-optimizers study-samplers study-guidance one-model \
-	dashboard dashboard-mlflow test test-slow test-slurm lint format pages docs docs-serve tutorial build clean
+	dashboard dashboard-mlflow test test-slow test-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -202,6 +202,14 @@ test: setup  ## run the default tests, under three minutes on two idle cores
 test-slow: .venv/mlflow/installed  ## run the tests that take minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
+
+# GPU_TESTS_ON=cpu tries the tests themselves where there is no GPU
+test-gpu: setup  ## run the tests that need a GPU, or two; on other machines they skip
+	DIFFUSION_LAB_GPU_TESTS_ON=$(or $(GPU_TESTS_ON),cuda) $(BIN)/python -m pytest -q -rs -m gpu $(ARGS)
+
+bench-gpu: setup  ## speed of U-Net and DiT on a GPU beside diffusers, images/s and share of peak, in outputs/bench-gpu
+	$(BIN)/python experiments/benchmarks/backbones.py --device cuda --batch 256 --precision bf16 \
+		--layout channels_last --only unet_2m unet_ddpm dit_small_32 dit_s_2 --out outputs/bench-gpu $(ARGS)
 
 test-slurm: setup  ## ten tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
 	@tests/compute/slurm/install.sh

@@ -12,6 +12,7 @@ import torch
 from helpers.commands import command_line, prepare_for_commands, run_alone
 from helpers.fake_slurm import FakeSlurm
 from helpers.faults import no_file_above
+from helpers.gpu import DEVICE
 from helpers.processes import SRUN, TORCHRUN
 from helpers.quick_hydra import compose_quickly
 from helpers.refusals import sentence_of
@@ -29,6 +30,15 @@ def pytest_collection_finish() -> None:
     """Excludes all imported objects from garbage collection, which saves 0.2 s each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests that need more GPUs than there are."""
+    for item in items:
+        mark = item.get_closest_marker("gpu")
+        needed = mark.kwargs.get("devices", 1) if mark else 0
+        if needed > torch.cuda.device_count() and DEVICE == "cuda":
+            item.add_marker(pytest.mark.skip(reason=f"{needed} CUDA device(s) needed"))
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """Speed of our U-Net and DiT against other libraries' at equal multiply-accumulates.
 
     python experiments/benchmarks/backbones.py [--threads 1 2] [--wall] [--rounds 5]
-        [--layout channels_first channels_last] [--only dit_s_2]
+        [--layout channels_first channels_last] [--only dit_s_2] [--device cuda --batch 256]
 
 Trains (forward, backward, AdamW) and samples (forward) with both sides in turn, round after round
 in one process, so that other load on the machine affects both; ratios are taken within a round.
-Time is CPU time divided by the number of threads, or wall-clock time with --wall. The layout is
+Time is CPU time divided by the number of threads, or wall-clock time with --wall and on a GPU,
+whose batches must be larger to keep it busy. The layout is
 that of the images and kernels given to both sides; our U-Net changes it inside. FLOPs are two per
 multiply-accumulate, and a backward pass counts as two forward ones. Against diffusers the networks
 are the same, save that our DiT has the exact GELU and diffusers' the tanh form; against
@@ -168,21 +169,25 @@ CASES = {
 class Runner:
     """One network, its optimiser and one batch."""
 
-    def __init__(self, build: Callable[[], nn.Module], case: Case, layout: str, compiled: bool):
+    def __init__(
+        self, build: Callable[[], nn.Module], case: Case, layout: str, chosen: argparse.Namespace
+    ):
         torch.manual_seed(0)
-        memory_format = LAYOUTS[layout]
-        self.network = build().to(memory_format=memory_format)
+        memory_format, self.device = LAYOUTS[layout], chosen.device
+        self.network = build().to(self.device, memory_format=memory_format)
         self.flops = count_flops(build, case)
         self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
-        self.x = torch.randn(case.batch, *case.shape).contiguous(memory_format=memory_format)
-        self.noise = torch.randint(1000, (case.batch,)).float()
-        self.labels = torch.randint(CLASSES, (case.batch,))
-        self.forward = torch.compile(self.network) if compiled else self.network
+        batch = chosen.batch or case.batch
+        x = torch.randn(batch, *case.shape, device=self.device)
+        self.x = x.contiguous(memory_format=memory_format)
+        self.noise = torch.randint(1000, (batch,), device=self.device).float()
+        self.labels = torch.randint(CLASSES, (batch,), device=self.device)
+        self.forward = torch.compile(self.network) if chosen.compile else self.network
 
     def train(self, dtype: torch.dtype) -> None:
         """Takes one optimiser step."""
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(self.device, dtype, enabled=dtype != torch.float32):
             output = self.forward(self.x, self.noise, self.labels)
         (output.float() - self.x).square().mean().backward()
         self.optimizer.step()
@@ -190,7 +195,7 @@ class Runner:
 
     def infer(self, dtype: torch.dtype) -> None:
         """Evaluates the network once, as a sampler would."""
-        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.no_grad(), torch.autocast(self.device, dtype, enabled=dtype != torch.float32):
             self.forward(self.x, self.noise, self.labels)
 
 
@@ -206,25 +211,39 @@ def count_flops(build: Callable[[], nn.Module], case: Case) -> int:
 
 
 def rate(step: Callable[[], None], count: int, seconds: float, clock: Callable[[], float]) -> float:
-    """Measures items per second of `step`, which handles `count`, over at least `seconds`."""
-    done, start = 0, clock()
+    """Measures items per second of `step`, which handles `count`, over at least `seconds`.
+
+    A GPU, if one is used, is waited for after 1, 2, 4, ... steps.
+    """
+    on_gpu = torch.cuda.is_initialized()
+    if on_gpu:
+        torch.cuda.synchronize()
+    done, start, steps = 0, clock(), 1
     while (elapsed := clock() - start) < seconds:
-        step()
-        done += count
+        for _ in range(steps):
+            step()
+        done += steps * count
+        if on_gpu:
+            torch.cuda.synchronize()
+            steps *= 2
     return done / elapsed
 
 
-def product_peak(dtype: torch.dtype, seconds: float, clock: Callable[[], float]) -> float:
+def product_peak(
+    dtype: torch.dtype, device: str, seconds: float, clock: Callable[[], float]
+) -> float:
     """Measures the highest FLOP/s of a square and a layer's matrix product and a convolution."""
-    images = torch.randn(8, 256, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
-    step = partial(F.conv2d, images, torch.randn(256, 256, 3, 3, dtype=dtype), padding=1)
+    randn = partial(torch.randn, dtype=dtype, device=device)
+    many = 1 if device == "cpu" else 8  # times larger on a GPU
+    images = randn(8 * many, 256, 32, 32).to(memory_format=torch.channels_last)
+    step = partial(F.conv2d, images, randn(256, 256, 3, 3), padding=1)
     step()
-    rates = [rate(step, 18 * 8 * (32 * 256) ** 2, seconds, clock)]
+    rates = [rate(step, 18 * 8 * many * (32 * 256) ** 2, seconds, clock)]
     for m, k, n in [(2048, 2048, 2048), (4096, 384, 1536)]:
-        a, b = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
+        a, b = randn(m * many, k), randn(k, n)
         step = partial(torch.mm, a, b)
         step()
-        rates.append(rate(step, 2 * m * k * n, seconds, clock))
+        rates.append(rate(step, 2 * m * many * k * n, seconds, clock))
     return max(rates)
 
 
@@ -232,12 +251,13 @@ def measure(name: str, threads: int, layout: str, arguments: argparse.Namespace)
     """Measures one row for each precision and mode of a case."""
     torch.set_num_threads(threads)
     case = CASES[name]
+    batch = arguments.batch or case.batch
     clock = time.perf_counter
-    if not arguments.wall:
+    if not arguments.wall and arguments.device == "cpu":
         clock = lambda: time.process_time() / threads  # noqa: E731
     sides = {
-        "ours": Runner(case.ours, case, layout, arguments.compile),
-        "theirs": Runner(case.theirs, case, layout, arguments.compile),
+        "ours": Runner(case.ours, case, layout, arguments),
+        "theirs": Runner(case.theirs, case, layout, arguments),
     }
     rows = []
     for precision in arguments.precision:
@@ -253,9 +273,9 @@ def measure(name: str, threads: int, layout: str, arguments: argparse.Namespace)
             rates = {side: [] for side in sides}
             peaks = []
             for _ in range(arguments.rounds):
-                peaks.append(product_peak(dtype, arguments.seconds / 10, clock))
+                peaks.append(product_peak(dtype, arguments.device, arguments.seconds / 10, clock))
                 for side, step in steps.items():
-                    rates[side].append(rate(step, case.batch, arguments.seconds, clock))
+                    rates[side].append(rate(step, batch, arguments.seconds, clock))
             ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
             row = {
                 "case": name,
@@ -264,7 +284,7 @@ def measure(name: str, threads: int, layout: str, arguments: argparse.Namespace)
                 "layout": layout,
                 "mode": mode,
                 "precision": precision,
-                "batch": case.batch,
+                "batch": batch,
             }
             for side, runner in sides.items():
                 speed = statistics.median(rates[side])
@@ -319,6 +339,8 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--wall", action="store_true", help="wall-clock time: a quiet machine only")
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--batch", type=int, help="images, instead of the case's own number")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     rows = [
@@ -329,7 +351,7 @@ def main() -> None:
         for row in measure(name, threads, layout, arguments)
     ]
     machine = {
-        "processor": processor(),
+        "processor": processor() if arguments.device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         **{key: value for key, value in vars(arguments).items() if key != "out"},

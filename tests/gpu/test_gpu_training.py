@@ -1,0 +1,146 @@
+"""Training on GPUs: precisions, layouts, compilation, resuming, several devices, and waiting."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.gpu import DEVICE, TRAINER
+from helpers.logged_rows import by_step
+from helpers.tiny_runs import TINY
+
+from diffusion_lab.training.diffusion_module import DiffusionModule
+
+pytestmark = pytest.mark.gpu
+# steps that change what networks say, so that losses depend on their arithmetic
+LEARNS = ["optimizer.lr=1e-2", "lr_schedule.warmup_images=0", "trainer.max_steps=8"]
+QUIET = ["logger=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
+UNET = [
+    *("backbone=unet_small", "backbone.channels=16", "backbone.multipliers=[1,2]"),
+    "backbone.attention=[1]",
+    *("data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"),
+    *("+debug=fast", TRAINER, *LEARNS),
+]
+ON = [*TINY, TRAINER, *LEARNS]
+
+
+def losses(folder: Path, name: str = "train/loss") -> list[float]:
+    """The logged losses, by step."""
+    return [row[name] for row in by_step(folder).values() if name in row]
+
+
+def checkpoint(folder: Path) -> dict:
+    """The last checkpoint of a run."""
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True, map_location="cpu")
+
+
+def trained(lab, folder: str, *arguments: str) -> Path:
+    """The folder of a run, trained on the device."""
+    code, _, err = lab("train", *arguments, f"run_dir={folder}")
+    assert code == 0, err
+    return Path(folder)
+
+
+@pytest.mark.parametrize("network", [ON, UNET])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16-mixed", 0.05), ("16-mixed", 0.05)])
+def test_half_precisions_train_as_float32_does(lab, network, precision, tolerance):
+    whole = trained(lab, "whole", *network, *QUIET, "trainer.precision=32-true")
+    half = trained(lab, "half", *network, *QUIET, f"trainer.precision={precision}")
+    assert losses(whole) == pytest.approx(losses(half), rel=tolerance)
+    assert losses(whole) != losses(half)
+    dtypes = {weight.dtype for weight in checkpoint(half)["state_dict"].values()}
+    assert torch.float32 in dtypes
+    assert not dtypes & {torch.float16, torch.bfloat16}
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU fp16 has no scaler")
+def test_the_scaler_of_fp16_is_saved_and_goes_on(lab):
+    common = [*ON, *QUIET, "trainer.precision=16-mixed"]
+    whole = trained(lab, "whole", *common, "trainer.max_steps=6")
+    trained(lab, "parts", *common, "trainer.max_steps=3")
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=6")
+    assert code == 0, err
+    scalers = [checkpoint(Path(each))["MixedPrecision"] for each in ("whole", "parts")]
+    assert scalers[0] == scalers[1]
+    assert scalers[0]["scale"] > 1
+    assert losses(whole) == losses(Path("parts"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(lab, precision):
+    common = [*UNET, *QUIET, f"trainer.precision={precision}", "trainer.deterministic=true"]
+    whole = checkpoint(trained(lab, "whole", *common, "trainer.max_steps=6"))
+    trained(lab, "parts", *common, "trainer.max_steps=3")
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=6")
+    assert code == 0, err
+    parts = checkpoint(Path("parts"))
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, parts["state_dict"][name]), name
+
+
+@pytest.mark.parametrize("network", [ON, UNET])
+def test_compiled_networks_train_as_others(lab, network):
+    common = [*network, *QUIET, "trainer.precision=32-true"]
+    runs = [
+        trained(lab, f"compile-{choice}", *common, f"compile={choice}")
+        for choice in ("false", "true")
+    ]
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-3)
+
+
+def test_layouts_train_alike(lab):
+    common = [*UNET, *QUIET, "trainer.precision=32-true"]
+    runs = [
+        trained(lab, f"last-{choice}", *common, f"channels_last={choice}")
+        for choice in ("false", "true")
+    ]
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-3)
+
+
+def test_samples_and_figures_are_those_of_a_cpu(lab, tmp_path):
+    trained(lab, "run", *UNET, "logger=none", "trainer.precision=32-true")
+    drawn, figures = [], []
+    for device in ("cpu", DEVICE):
+        common = ["run=run", f"device={device}", "precision=32-true", "json=true"]
+        asked = ["num_samples=4", "save=npz", f"output={tmp_path / device}"]
+        for command in (["sample", *common, *asked], ["evaluate", *common]):
+            code, out, err = lab(*command)
+            assert code == 0, err
+            result = json.loads(out.splitlines()[-1])
+            if command[0] == "sample":
+                drawn.append(np.load(result["array"])["images"].astype(float))
+            else:
+                figures.append(result)
+    assert abs(drawn[0] - drawn[1]).mean() < 0.5  # grey levels
+    assert figures[0] == pytest.approx(figures[1], rel=0.01)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has nothing to wait for")
+def test_a_step_waits_for_the_gpu_only_to_read_the_gradients_norm(lab, monkeypatch):
+    step, found = DiffusionModule.optimizer_step, []
+
+    def watched(self, *arguments, **named):
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                return step(self, *arguments, **named)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            found.append([str(each.message) for each in seen if "synchroniz" in str(each.message)])
+
+    monkeypatch.setattr(DiffusionModule, "optimizer_step", watched)
+    trained(lab, "run", *UNET, *QUIET, "trainer.precision=bf16-mixed", "trainer.max_steps=6")
+    assert [len(each) for each in found[2:]] == [1] * len(found[2:])  # the first steps allocate
+
+
+@pytest.mark.gpu(devices=2)
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_devices_train_as_one(lab, trainer):
+    common = [*TINY, *LEARNS, *QUIET, "trainer.precision=32-true"]
+    one = trained(lab, "one", *common, TRAINER, "trainer.devices=1", "micro_batch_size=4")
+    two = trained(lab, "two", *common, f"trainer={trainer}", TRAINER, "trainer.devices=2")
+    assert losses(one) == pytest.approx(losses(two), rel=1e-4)
+    assert losses(one, "val/loss") == pytest.approx(losses(two, "val/loss"), rel=1e-4)
