@@ -211,7 +211,7 @@ bench-gpu: setup  ## speed of U-Net and DiT on a GPU beside diffusers, images/s 
 	$(BIN)/python experiments/benchmarks/backbones.py --device cuda --batch 256 --precision bf16 \
 		--layout channels_last --only unet_2m unet_ddpm dit_small_32 dit_s_2 --out outputs/bench-gpu $(ARGS)
 
-test-slurm: setup  ## ten tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
+test-slurm: setup  ## eleven tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
 	@tests/compute/slurm/install.sh
 	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 

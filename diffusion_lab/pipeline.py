@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.common.randomness import SampleNoise
-from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn
@@ -194,8 +194,8 @@ def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100
     rows = pipeline.num_classes if conditional else columns
     ids = shard(rows * columns, *rank_and_world())
     labels = torch.tensor([i // columns for i in ids]) if conditional else None
-    images = torch.cat(list(draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")))
-    return gather_by_id(images, ids)
+    images = draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")
+    return gather_shards(list(images))
 
 
 def evaluate(
@@ -220,7 +220,7 @@ def evaluate(
         observed.append(observe(datamodule.to_native(images)))
         clock.lap("features")
     labels = pipeline.labels(range(count))
-    results = prepared.compute(observe.gather(observed, ids), labels)
+    results = prepared.compute(observe.gather(observed), labels)
     clock.lap("metrics")
     say(f"Evaluated {count:,} samples: {clock}")
     return results

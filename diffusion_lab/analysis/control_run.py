@@ -24,7 +24,7 @@ from diffusion_lab.metrics.neighbours import (
     expected_share,
     nearest_view,
 )
-from diffusion_lab.pipeline import Pipeline, draw
+from diffusion_lab.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class ControlRun:
         `test` the views of those samples and of the test images.
         """
         found, complete = {}, bool(self.unseen.all())
-        samples = images_of(self.opened, self.pipeline, cfg, "Drawing the control's samples")
+        told = "Drawing the control's samples"
+        samples = self.opened.draw_all(self.pipeline, cfg, description=told)
         for name, views in spaces.views(samples).items():
             known = spaces.known[name][self.unseen]
             ours, beside = measured[name].generated, measured[name].test
@@ -92,19 +93,6 @@ class ControlRun:
 def seen_by(folder: str) -> int | None:
     """The number of images that a run trained on, with repetition; None if it is not known."""
     return runs.load_summary(folder).get("images_seen")
-
-
-def images_of(
-    opened: runs.DiffusionRun,
-    pipeline: Pipeline,
-    cfg: DictConfig,
-    description: str = "Drawing samples",
-) -> Tensor:
-    """Draws `cfg.num_samples` samples of a run, uint8 (n, C, H, W) of native size."""
-    wanted = (range(cfg.num_samples), cfg.batch_size, cfg.seed)
-    with opened.autocast:
-        batches = draw(pipeline, *wanted, description=description)
-        return torch.cat([opened.datamodule.to_native(batch.cpu()) for batch in batches])
 
 
 def against_control(ours: Tensor, test: Tensor, theirs: Tensor) -> dict[str, float]:

@@ -17,6 +17,7 @@ from diffusion_lab.analysis.control_run import ControlRun
 from diffusion_lab.analysis.copy_spaces import CopySpaces, Detector, Rates, Views
 from diffusion_lab.common.messages import UserError, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed, random_places
+from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.metrics.neighbours import Neighbours
@@ -74,13 +75,12 @@ class Controls:
         """
         data, seed = self.opened.datamodule, mix_seed(seed, POSITIVE)
         images, labels = data.padded(data.train_images()[chosen]), data.train_labels()[chosen]
-        batches = track(torch.arange(len(chosen)).split(batch_size), "Denoising training images")
+        batches = track(own_batches(len(chosen), batch_size), "Denoising training images")
         with self.opened.autocast:
             parts = [
-                self.pipeline.renew(images[ids], labels[ids], level, ids.tolist(), seed).cpu()
-                for ids in batches
+                self.pipeline.renew(images[ids], labels[ids], level, ids, seed) for ids in batches
             ]
-        return data.to_native(torch.cat(parts))
+        return data.to_native(gather_shards(parts))
 
 
 def levels_at(schedule: NoiseSchedule, ratios: Sequence[float]) -> dict[str, NoiseLevel]:

@@ -14,7 +14,7 @@ from diffusion_lab.common.images import to_float
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.data import Split
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.metrics.features import FEATURES
+from diffusion_lab.metrics.features import FEATURES, FeatureExtractor
 from diffusion_lab.metrics.neighbours import detected, nearest_view
 from diffusion_lab.metrics.observer import Observer
 from diffusion_lab.metrics.real_images import RealImages
@@ -49,7 +49,7 @@ class CopySpaces:
         """
         sides = [images, images.flip(-1)] if self.mirrored else [images]
         if stored_as is None:
-            features = [self.metrics.extractor(side).cpu() for side in sides]
+            features = [features_of(self.metrics.extractor, side) for side in sides]
         else:
             features = [stored_features(self.metrics, side, stored_as) for side in sides]
         pixels = [to_float(side).flatten(1) for side in sides]
@@ -76,6 +76,12 @@ class Detector:
             shares = detected(distances, self.limits[name])
             found[name] = shares | {"source_found": equal.double().mean().item()}
         return found
+
+
+def features_of(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    """The features (n, D) of images uint8 (n, C, H, W), of which each rank computes a share."""
+    everything = torch.arange(len(images))
+    return Observer(extractor).all_of(images, everything, f"{extractor.name} features")[FEATURES]
 
 
 def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:

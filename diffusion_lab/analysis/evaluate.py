@@ -5,6 +5,7 @@ from omegaconf import DictConfig, ListConfig
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
+from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.metrics import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
 from diffusion_lab.runs.images_run import open_images
@@ -48,7 +49,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     results |= ceiling(results, opened.reconstruction_metrics)
     for line in report(results, opened.datamodule.class_names, metrics.extra_quantities):
         say(line)
-    path = opened.record(cfg, results, protocol, metrics.extra_facts)
+    path = on_rank_zero(lambda: opened.record(cfg, results, protocol, metrics.extra_facts))
     say(f"Saved in {path}")
     if compared:
         console.print(side_by_side({cfg.run: results} | compared))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
-from diffusion_lab.analysis.control_run import images_of
 from diffusion_lab.analysis.copy_controls import Controls, lines
 from diffusion_lab.analysis.copy_spaces import CopySpaces
 from diffusion_lab.build.instantiate import check_keys
@@ -17,6 +16,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import PATH, numbers, optional, whole
+from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero, own_batches
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.metric import Protocol, with_fingerprint
@@ -56,8 +56,9 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if len(sides[0]) < 2:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
     controls = Controls.prepared(cfg, opened, pipeline)
-    folder = made(Path(cfg.output or Path(cfg.run) / "memorization"))
-    samples = images_of(opened, pipeline, cfg)
+    folder = Path(cfg.output or Path(cfg.run) / "memorization")
+    on_rank_zero(lambda: make(folder))
+    samples = opened.draw_all(pipeline, cfg)
     mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
     spaces = CopySpaces(metrics, training, mirrored)
     drawn, beside = spaces.views(samples), spaces.views(test, "test")
@@ -80,9 +81,13 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "loss_by_level": losses,
         "controls": controls.counted(cfg, spaces, neighbours, drawn, beside),
     }
-    write_json(folder / "report.json", result)
-    plots.pairs(samples, training, neighbours, cfg.pairs, folder / "pairs.png")
-    plots.losses_by_level(losses, folder / "losses.png")
+
+    def write() -> None:
+        write_json(folder / "report.json", result)
+        plots.pairs(samples, training, neighbours, cfg.pairs, folder / "pairs.png")
+        plots.losses_by_level(losses, folder / "losses.png")
+
+    on_rank_zero(write)
     show(result, folder)
     return result
 
@@ -102,13 +107,12 @@ def protocol_of(
     )
 
 
-def made(folder: Path) -> Path:
+def make(folder: Path) -> None:
     """Creates the report's folder; raises UserError if it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)  # fail before an hour of sampling
     except OSError as error:
         raise UserError(f"output={folder} cannot be created ({error}); choose another") from error
-    return folder
 
 
 def fid_gap(generated: Tensor, test: Tensor, training: Tensor) -> dict[str, float]:
@@ -133,12 +137,12 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
     means = {}
     for side, (images, labels) in sides.items():
         sums = torch.zeros(VALIDATION_LEVELS, 2)
-        for ids in torch.arange(count).split(batch_size):
+        for ids in own_batches(count, batch_size):
             x0 = model.first_stage.encode(images[ids].to(device))
-            facts = (x0, labels[ids].to(device), ids.to(device))
+            facts = (x0, labels[ids].to(device), torch.tensor(ids, device=device))
             with opened.autocast:
                 sums += losses_by_level(model.objective, model.denoiser, *facts).cpu()
-        means[side] = sums[:, 0] / sums[:, 1]
+        means[side] = torch.div(*torch.stack(of_all_ranks(sums)).sum(0).unbind(1))
     return {
         f"t{(index + 0.5) / VALIDATION_LEVELS:.2f}": {
             side: mean[index].item() for side, mean in means.items()

@@ -17,6 +17,7 @@ from diffusion_lab.common.images import save_png, to_uint8
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.common.ranges import above, one_of, whole
+from diffusion_lab.compute.distributed import gather_shards, on_rank_zero, own_batches
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn, Given
 from diffusion_lab.diffusion.guidance import keep_known
@@ -52,7 +53,7 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
         with opened.autocast, errors_at(cfg, ""):
             nats = log_likelihood(denoise, x0, model.schedule, probe, cfg.tolerance, cfg.steps)
         bits.append(bits_per_dim(nats, x0[0].numel()))
-    each = torch.cat(bits)
+    each = gather_shards(bits)
     result = {"bits_per_dim": each.mean().item(), "num_images": len(each)}
     error = ""
     if len(each) > 1:
@@ -77,13 +78,14 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         errors.append((back - x0).square().flatten(1).mean(1))
         # two standard deviations of noise span the grey scale
         shown = to_uint8(noise / 2)[:, : images.shape[1]]
-        rows.append([images, shown, model.first_stage.decode(back)])
-    parts = torch.stack([torch.cat(column).cpu() for column in zip(*rows, strict=True)])
+        rows.append(torch.stack([images, shown, model.first_stage.decode(back)], 1))
+    parts = gather_shards(rows).transpose(0, 1)
     white = functional.pad(parts, [0] * 7 + [-parts.shape[1] % cfg.columns], value=255)
     lines = white.unflatten(1, (-1, cfg.columns)).transpose(0, 1).flatten(0, 2)
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / "encode.png")
-    save_png(opened.datamodule.source.picture(lines, cfg.columns), path)
-    mean_error = torch.cat(errors).mean().item()
+    picture = opened.datamodule.source.picture(lines, cfg.columns)
+    on_rank_zero(lambda: save_png(picture, path))
+    mean_error = gather_shards(errors).mean().item()
     # 4 is the squared range of images in [-1, 1]
     result = {"psnr": 10 * math.log10(4 / max(mean_error, 1e-12)), "picture": str(path)}
     say(f"images, noise and reconstructions: {path}")
@@ -108,9 +110,11 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
             with opened.autocast:
                 seed = mix_seed(cfg.seed, variant)
                 columns.append(pipeline(ids, seed, labels, constrain=constrain))
-        pictures.append(torch.stack(columns, 1).flatten(0, 1).cpu())
+        pictures.append(torch.stack(columns, 1))
+    tiles = gather_shards(pictures).flatten(0, 1)
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / f"inpaint_{cfg.region}.png")
-    save_png(opened.datamodule.source.picture(torch.cat(pictures), 2 + cfg.variants), path)
+    picture = opened.datamodule.source.picture(tiles, 2 + cfg.variants)
+    on_rank_zero(lambda: save_png(picture, path))
     say(f"image, known part, and {cfg.variants} variants: {path}")
     return {"picture": str(path)}
 
@@ -139,7 +143,7 @@ def missing(region: str, height: int, width: int) -> Tensor:
 def image_batches(
     cfg: DictConfig, opened: runs.DiffusionRun, description: str = "Test images"
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-    """Yields ids, images (b, C, H, W) uint8, labels and x0 of the first test images.
+    """Yields ids, images (b, C, H, W) uint8, labels and x0 of this rank's first test images.
 
     A model without labels ignores them.
     """
@@ -147,6 +151,6 @@ def image_batches(
     with errors_at(cfg, ""):
         opened.datamodule.require_test_images(cfg.num_images, "num_images")
     images, labels = opened.datamodule.first_tests(cfg.num_images)
-    for ids in track(torch.arange(cfg.num_images).split(cfg.batch_size), description):
+    for ids in track(own_batches(cfg.num_images, cfg.batch_size), description):
         part, classes = images[ids].to(opened.device), labels[ids].to(opened.device)
-        yield ids.tolist(), part, classes, opened.model.first_stage.encode(part)
+        yield ids, part, classes, opened.model.first_stage.encode(part)

@@ -13,7 +13,8 @@ from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
-from diffusion_lab.pipeline import Generator, draw
+from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 
 
@@ -29,10 +30,9 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
     labels = wanted_labels(cfg, pipeline, datamodule.num_classes)
-    with opened.autocast:
-        batches = draw(pipeline, range(cfg.num_samples), cfg.batch_size, cfg.seed, labels)
-        images = torch.cat([datamodule.to_native(batch.cpu()) for batch in batches])
-    return write(cfg, images, labels, datamodule.source.picture(images, cfg.columns))
+    images = opened.draw_all(pipeline, cfg, labels)
+    picture = datamodule.source.picture(images, cfg.columns)
+    return on_rank_zero(lambda: write(cfg, images, labels, picture))
 
 
 def wanted_labels(cfg: DictConfig, pipeline: Generator, num_classes: int) -> Tensor | None:

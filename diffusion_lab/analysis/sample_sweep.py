@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -21,6 +22,7 @@ from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.formats import csv_text, markdown_table
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
+from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.metrics import REAL, PreparedMetrics, Quantity
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
@@ -83,19 +85,25 @@ def sweep(
         prepared = metrics.prepare(opened.datamodule)
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
-    kept = {row["key"]: row for row in read_rows(folder / ROWS)}
+    kept = {row["key"]: row for row in on_rank_zero(lambda: read_rows(folder / ROWS))}
     say(f"Settings: {len(settings)}, already measured: {sum(s.key in kept for s in settings)}")
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:
-            kept[setting.key] = measure(setting, opened, prepared, cfg.batch_size)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ROWS).open("a") as file:  # a new line first: the last may be cut off
-                file.write(f"\n{json.dumps(kept[setting.key])}")
-            row = setting.chosen | kept[setting.key]
+            measured_now = measure(setting, opened, prepared, cfg.batch_size)
+            on_rank_zero(partial(append, folder, measured_now))
+            kept[setting.key] = measured_now
+            row = setting.chosen | measured_now
             say(f"{number}/{len(settings)}  {describe(row, list(setting.chosen))}")
     # saved rows hold results only: another sweep may choose a setting by other overrides
     rows = [setting.chosen | kept[setting.key] for setting in settings]
-    return report(folder, rows, varied, metrics.extra_quantities)
+    return on_rank_zero(lambda: report(folder, rows, varied, metrics.extra_quantities))
+
+
+def append(folder: Path, row: dict[str, object]) -> None:
+    """Adds a row to the results in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ROWS).open("a") as file:  # a new line first: the last may be cut off
+        file.write(f"\n{json.dumps(row)}")
 
 
 def opened_models(combinations: Sequence[Combination]) -> list[runs.DiffusionRun]:
@@ -152,7 +160,7 @@ def measure(
     classifier = prepared.metrics.observer.classifier
     return {
         "key": setting.key,
-        "calls": round(sum(asked) / prepared.metrics.num_samples, 2),
+        "calls": round(sum(of_all_ranks(sum(asked))) / prepared.metrics.num_samples, 2),
         **values,
         "protocol": next(iter(results)).partition("/")[2],
         "classifier": classifier.name if classifier else None,

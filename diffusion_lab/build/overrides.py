@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
@@ -36,3 +37,9 @@ def unquoted(text: str) -> str:
 def key_of(override: Override) -> str:
     """The key or group that an override sets, with its package if it has one."""
     return override.get_key_element().lstrip("+~")
+
+
+def own_places() -> list[str]:
+    """The flag --config-dir of this command, if it has one, for processes that compose it again."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    return [f"--config-dir={each.path}" for each in sources if each.provider == "command-line"]

@@ -19,6 +19,7 @@ class Command:
     function: str
     run_groups: tuple[str, ...] = ()  # groups whose default is the run's option
     takes_paths: bool = False  # arguments that are not overrides fill the key `paths`
+    on_all_devices: bool = False  # in a process per device, by the keys device and devices
     combines: bool = False  # f has a third argument, all Combinations of comma-separated values
     trains: bool = False
     fails: Callable[[Any], bool] = lambda result: False  # whether a result makes the exit code 1
@@ -34,11 +35,17 @@ COMMANDS = {
         "cli.training_job:train_model",
         trains=True,
     ),
-    "sample": Command("generate images with a trained run", "analysis.sample:sample", SAMPLING),
+    "sample": Command(
+        "generate images with a trained run",
+        "analysis.sample:sample",
+        SAMPLING,
+        on_all_devices=True,
+    ),
     "evaluate": Command(
         "measure FID and other metrics of a trained run",
         "analysis.evaluate:evaluate_run",
         MEASURING,
+        on_all_devices=True,
     ),
     "compare": Command(
         "compare runs in a table, plots, and a web page with a verdict",
@@ -59,6 +66,7 @@ COMMANDS = {
         "check whether a trained run copies its training images",
         "analysis.memorization:memorization",
         MEASURING,
+        on_all_devices=True,
     ),
     "train-autoencoder": Command(
         "train an autoencoder, for diffusion in its latents",
@@ -73,14 +81,24 @@ COMMANDS = {
         "compare samplers, steps and guidance scales for a trained run",
         "analysis.sample_sweep:sweep",
         MEASURING,
+        on_all_devices=True,
         combines=True,
     ),
     "likelihood": Command(
-        "measure bits per dimension of test images", "analysis.on_test_images:likelihood"
+        "measure bits per dimension of test images",
+        "analysis.on_test_images:likelihood",
+        on_all_devices=True,
     ),
-    "encode": Command("turn images into noise and back", "analysis.on_test_images:encode_images"),
+    "encode": Command(
+        "turn images into noise and back",
+        "analysis.on_test_images:encode_images",
+        on_all_devices=True,
+    ),
     "inpaint": Command(
-        "fill in the missing part of images", "analysis.on_test_images:inpaint", SAMPLING
+        "fill in the missing part of images",
+        "analysis.on_test_images:inpaint",
+        SAMPLING,
+        on_all_devices=True,
     ),
     "average": Command(
         "averages of a run's weights of any length, after training", "analysis.average:average"

@@ -10,10 +10,9 @@ from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.cli.arguments import prepare
 from diffusion_lab.cli.commands import command_named
+from diffusion_lab.cli.ending import STOPPED
 from diffusion_lab.cli.job import result_of
 from diffusion_lab.common.messages import UserError
-
-STOPPED = 130  # the exit code of training that Ctrl-C has ended
 
 
 def command(name: str, *arguments: str) -> Any:

@@ -3,7 +3,7 @@
 import json
 import pkgutil
 import sys
-import traceback
+from functools import partial
 from typing import Any
 
 import hydra
@@ -18,8 +18,9 @@ from diffusion_lab.build.overrides import Combination
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
+from diffusion_lab.cli.ending import STOPPED, fail, leave_group, reply, say
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.compute import slurm
+from diffusion_lab.compute import slurm, started
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -30,19 +31,18 @@ def run(name: str, arguments: list[str]) -> None:
         try:
             return call(command, config, cfg)
         except KeyboardInterrupt:
-            sys.exit(130)
-        except MISTAKES as error:
-            if HydraConfig.get().mode == RunMode.RUN or slurm.tasks() > 1:
+            sys.exit(STOPPED)
+        except Exception as error:
+            if started.in_a_group():
+                # Hydra would only store the error, and the other processes would wait for this one
+                leave_group(error)
+            if not isinstance(error, MISTAKES):
+                raise
+            if HydraConfig.get().mode == RunMode.RUN:
                 fail(sentence(error))
             if slurm.started_by_srun():
                 say(f"diffusion-lab: {sentence(error)}")  # into the job's log
             raise  # Hydra raises it at the sweep's end, after the other jobs
-        except Exception:
-            if slurm.tasks() > 1:
-                # Hydra would only store the error, and the other processes would wait for this one
-                traceback.print_exc()
-                sys.exit(1)
-            raise
 
     sys.argv = [f"diffusion-lab {name}", *arguments]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config)(job)()
@@ -53,7 +53,7 @@ def call(command: Command, config: str, cfg: DictConfig) -> float | None:
     result = result_of(command, config, cfg)
     if command.trains:
         return result
-    if cfg.get("json"):
+    if started.rank() == 0 and not reply(result=result) and cfg.get("json"):
         print(json.dumps(result))
     if command.fails(result):
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # an exit would end the other jobs
@@ -70,7 +70,11 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     paths_as_text(cfg)
     overrides = list(HydraConfig.get().overrides.task)
     combined = [combinations(command, config, cfg, overrides)] if command.combines else []
-    return function(cfg, overrides, *combined)
+    work = partial(function, cfg, overrides, *combined)
+    if not command.on_all_devices:
+        return work()
+    run_work = pkgutil.resolve_name("diffusion_lab.cli.all_devices:on_all_devices")
+    return run_work(config.replace("_", "-"), cfg, overrides, work)
 
 
 def combinations(
@@ -84,14 +88,3 @@ def combinations(
         overrides = [*single, *own]
         composed.append(Combination(chosen, compose(config, overrides=overrides), overrides))
     return composed
-
-
-def say(line: str) -> None:
-    """Prints one line on standard error, on any rank."""
-    print(line, file=sys.stderr)
-
-
-def fail(message: str) -> None:
-    """Prints one sentence on standard error, and exits with code 2."""
-    say(f"diffusion-lab: {message}")
-    sys.exit(2)

@@ -8,7 +8,8 @@ from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.cli import sweeps
 from diffusion_lab.cli.arguments import MULTIRUN, prepare
 from diffusion_lab.cli.commands import COMMANDS, command_named
-from diffusion_lab.cli.job import fail, run
+from diffusion_lab.cli.ending import STOPPED, fail
+from diffusion_lab.cli.job import run
 from diffusion_lab.compute.started import let_rank_zero_speak
 
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
@@ -65,7 +66,7 @@ def execute(arguments: list[str]) -> None:
     except MISTAKES as error:
         fail(sentence(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(STOPPED)
     except Exception as error:
         if not type(error).__module__.startswith("submitit"):
             raise

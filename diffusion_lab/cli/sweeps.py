@@ -13,7 +13,8 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.cli.arguments import MULTIRUN, apart
-from diffusion_lab.cli.job import run, say
+from diffusion_lab.cli.ending import say
+from diffusion_lab.cli.job import run
 from diffusion_lab.cli.sweep_plan import (
     Left,
     composed,

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.sentences import MISTAKES
-from diffusion_lab.cli.job import fail
+from diffusion_lab.cli.ending import STOPPED, fail
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
@@ -29,7 +29,6 @@ from diffusion_lab.training.protocol import protocol_of
 from diffusion_lab.training.task import Task
 from diffusion_lab.training.train import Outcome, train
 
-STOPPED = 130  # the exit code of a command that Ctrl-C has ended
 EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # exit codes of unfinished runs
 
 

@@ -9,6 +9,7 @@ import torch
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range
+from diffusion_lab.compute.started import in_launched_process, local_rank
 
 AUTO = Range("auto, true or false", lambda value: value in (True, False, "auto"))
 CHOICES = {"compile": AUTO, "channels_last": AUTO}  # the keys of `pays`
@@ -16,9 +17,12 @@ OWN_MEMORY = Path("/proc/self/status")
 
 
 def pick_device(name: str) -> torch.device:
-    """Picks a device by name; `auto` is the first GPU if any. Raises UserError for a bad name."""
+    """Picks a device by name; `auto` is a GPU if there is any. Raises UserError for a bad name.
+
+    If torchrun or srun has started a process for each device, `auto` and `cuda` are its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -27,6 +31,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device={name} is not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name} was requested, but no GPU is visible; use device=cpu")
+    if device.type == "cuda" and device.index is None and in_launched_process():
+        return torch.device("cuda", local_rank())
     return device
 
 

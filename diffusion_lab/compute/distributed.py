@@ -1,5 +1,6 @@
 """Shares work over ranks by sample id, and collects the results."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -8,8 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.compute import started
 
 Value = TypeVar("Value")
+SECONDS_TO_BE_ENDED_IN = 10  # in which a launcher ends the other processes after one has failed
+
+
+class FirstStopped(UserError):
+    """The error of the other ranks if rank 0 cannot go on; it is of one line."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -24,22 +31,36 @@ def shard(count: int, rank: int, world: int) -> list[int]:
     return list(range(rank, count, world))
 
 
-def gather_by_id(rows: Tensor, ids: Sequence[int]) -> Tensor:
-    """The rows (n, ...) of all ranks in the order of their ids, on the CPU, on every rank."""
-    world = rank_and_world()[1]
-    rows = rows.cpu()
+def own_batches(count: int, size: int) -> list[list[int]]:
+    """This rank's ids below `count`, in batches of at most `size`; none is empty."""
+    ids = shard(count, *rank_and_world())
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def gather_shards(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all ranks in the order of their ids, (n, ...) on the CPU, on every rank.
+
+    `parts` are the rows (b, ...) of this rank's shard in batches; a rank without ids may have none.
+    """
+    rank, world = rank_and_world()
     if world == 1:
-        return rows
-    shards: list[Any] = [None] * world  # (rows, ids) of each rank
-    dist.all_gather_object(shards, (rows, list(ids)))
-    order = torch.tensor([i for _, shard_ids in shards for i in shard_ids]).argsort()
-    return torch.cat([rows for rows, _ in shards])[order]
+        return torch.cat(list(parts)).cpu()
+    shards: list[Any] = []
+    for source in range(world):  # in turn: all at once would take several times the memory
+        sent = [torch.cat(list(parts)).cpu() if parts and rank == source else None]
+        dist.broadcast_object_list(sent, src=source)
+        shards += sent
+    found = [rows for rows in shards if rows is not None]
+    everything = torch.empty(sum(map(len, found)), *found[0].shape[1:], dtype=found[0].dtype)
+    for first, rows in enumerate(found):  # ranks without rows are the last
+        everything[first::world] = rows
+    return everything
 
 
 def on_rank_zero(compute: Callable[[], Value]) -> Value:
     """Calls `compute` on rank 0 alone, and returns its result on every rank.
 
-    An error ends every rank, so none is left waiting: the others raise a UserError of one line.
+    An error ends every rank, so none is left waiting: the others raise FirstStopped.
     """
     rank, world = rank_and_world()
     if world == 1:
@@ -59,13 +80,33 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
         raise failure
     result, reason = sent
     if reason is not None:
-        raise UserError(f"the first process stopped: {reason}")
+        raise FirstStopped(f"the first process stopped: {reason}")
     return result
 
 
-def of_all_ranks(value: object) -> list[object]:
+def of_all_ranks(value: Value) -> list[Value]:
     """The value of each rank, in order, on every rank."""
     values = [value] * rank_and_world()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def another_ended(error: BaseException) -> bool:
+    """Whether an error says only that another rank has ended, or does not answer."""
+    broken = isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, RuntimeError) and broken
+
+
+def first_to_fail() -> bool:
+    """Whether this process is the first to ask of all that were started; it then says why.
+
+    Before they are connected, all will fail alike, so the others leave it to rank 0.
+    """
+    if rank_and_world()[1] == 1:
+        time.sleep(SECONDS_TO_BE_ENDED_IN if started.rank() else 0)
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
+    except RuntimeError:  # the store has ended with the rank that kept it
+        return False

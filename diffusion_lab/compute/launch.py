@@ -24,8 +24,14 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from diffusion_lab.common.messages import TrainingStopped, UserError, say
 from diffusion_lab.compute import slurm
+from diffusion_lab.compute.device import pick_device
 from diffusion_lab.compute.distributed import rank_and_world
-from diffusion_lab.compute.started import by_torchrun, in_launched_process, let_rank_zero_speak
+from diffusion_lab.compute.started import (
+    by_torchrun,
+    in_launched_process,
+    let_rank_zero_speak,
+    local_rank,
+)
 
 SECONDS_TO_STOP_IN = 3600  # a second Ctrl-C stops at once
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
@@ -62,12 +68,46 @@ def processes(trainer: DictConfig) -> tuple[int, int]:
             f"started, {devices} on each of {there} nodes; leave both out, or start that many "
             "(with hydra/launcher=slurm: hydra.launcher.tasks_per_node and nodes)"
         )
-    if accelerator_of(trainer) == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(
-            f"{devices} processes were started on this node, but {torch.cuda.device_count()} GPUs "
-            "are visible to this one; request gpus_per_node instead of gpus_per_task"
-        )
+    if accelerator_of(trainer) == "cuda":
+        require_gpus()
     return devices, there
+
+
+def processes_of_command(device: str, devices: int | str) -> int:
+    """The number of processes per node of a command on a trained run, one per device.
+
+    If srun or torchrun has started the processes, `auto` stands for their number. Raises UserError
+    if another number was asked for, or more than there are GPUs.
+    """
+    on_gpus, single = pick_device(device).type == "cuda", ":" in device
+    if in_launched_process():
+        count, _ = processes_started()
+        if devices not in ("auto", count):
+            raise UserError(
+                f"devices={devices} differs from what was started, {count} on each node; leave it "
+                "out, or start that many"
+            )
+    elif devices != "auto":
+        count = int(devices)
+        if on_gpus and count > (there := torch.cuda.device_count()):
+            raise UserError(f"devices={count} is more than the {there} GPUs; leave it out for all")
+    else:
+        count = torch.cuda.device_count() if on_gpus and not single else 1
+    if single and count > 1:
+        raise UserError(
+            f"device={device} is one device, not {count}; write device={device.split(':')[0]}"
+        )
+    return count
+
+
+def require_gpus() -> None:
+    """Raises UserError unless a GPU is visible for each of the processes started on this node."""
+    processes, _ = processes_started()
+    if processes > torch.cuda.device_count():
+        raise UserError(
+            f"{processes} processes were started on this node, but {torch.cuda.device_count()} "
+            "GPUs are visible to this one; request gpus_per_node instead of gpus_per_task"
+        )
 
 
 def processes_started() -> tuple[int, int]:
@@ -102,13 +142,12 @@ def device_of_process(trainer: DictConfig) -> torch.device:
     """The device of this process, assigned as Lightning does: by the rank in the node."""
     if accelerator_of(trainer) == "cpu":
         return torch.device("cpu")
-    rank = cluster().local_rank() if in_launched_process() else 0
-    devices = trainer.devices
+    rank, devices = local_rank(), trainer.devices
     return torch.device("cuda", devices[rank] if isinstance(devices, ListConfig) else rank)
 
 
-def run_on_all_devices(command: str, overrides: list[str], processes: int) -> bool:
-    """Runs `diffusion-lab <command> <overrides>` in one process per device and waits for them.
+def run_on_all_devices(command: str, arguments: list[str], processes: int) -> bool:
+    """Runs `diffusion-lab <command> <arguments>` in one process per device and waits for them.
 
     Each job of a sweep thus has its own group of processes, and if one of them dies, the rest of
     the group is stopped. Returns False if a signal stopped them, after they had saved. Raises
@@ -131,7 +170,7 @@ def run_on_all_devices(command: str, overrides: list[str], processes: int) -> bo
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "diffusion_lab", command, *overrides)
+        elastic_launch(config, sys.executable)("-m", "diffusion_lab", command, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -161,9 +200,11 @@ def cluster() -> ClusterEnvironment:
 
 
 def join_process_group(device: torch.device) -> None:
-    """Connects a launched run's processes before Lightning does, for decisions they must share."""
+    """Connects launched processes; those of training before Lightning does, to decide together."""
     let_rank_zero_speak()
     if device.type == "cuda":
+        if in_launched_process():
+            require_gpus()
         torch.cuda.set_device(device)  # NCCL sends objects through the current device
     if not in_launched_process() or dist.is_initialized():
         return

@@ -23,6 +23,18 @@ def rank() -> int:
     return int(os.environ["SLURM_PROCID"]) if slurm.started_by_srun() else 0
 
 
+def local_rank() -> int:
+    """The rank of this process on its node, 0 if it is alone."""
+    if by_torchrun():
+        return int(os.environ["LOCAL_RANK"])
+    return int(os.environ["SLURM_LOCALID"]) if slurm.started_by_srun() else 0
+
+
+def in_a_group() -> bool:
+    """Whether torchrun or srun has started several processes, this one among them."""
+    return (int(os.environ["WORLD_SIZE"]) if by_torchrun() else slurm.tasks()) > 1
+
+
 def let_rank_zero_speak() -> None:
     """Silences all ranks but 0, from the start, as this needs no process group."""
     messages.speak(rank() == 0)

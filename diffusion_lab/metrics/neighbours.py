@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
 from diffusion_lab.metrics.coverage import nearest
 from diffusion_lab.metrics.metric import LOWER, Quantity
 
@@ -141,9 +142,13 @@ def equal_sides(training: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_view(views: Sequence[Tensor], others: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Calls `nearest` for views (n, D) of the same images; keeps each image's nearest view."""
-    found = [nearest(view, others, count) for view in views]
+    """Calls `nearest` for views (n, D) of the same images; keeps each image's nearest view.
+
+    All ranks call it together; each takes its share of the images, and returns all.
+    """
+    mine = shard(len(views[0]), *rank_and_world())
+    found = [nearest(view[mine], others, count) for view in views]
     values, index = (torch.stack(part) for part in zip(*found, strict=True))  # (views, n, count)
     best = values[:, :, 0].argmin(0)
     images = torch.arange(len(best))
-    return values[best, images], index[best, images]
+    return gather_shards([values[best, images]]), gather_shards([index[best, images]])

@@ -1,13 +1,12 @@
 """Runs networks on images, batch by batch and on all ranks, for the metrics to compare."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.common.messages import track
-from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import FEATURES, SPATIAL, FeatureExtractor
@@ -75,18 +74,15 @@ class Observer:
             rows[IMAGES] = torch.empty(0, *self.shape, dtype=torch.uint8)
         return rows
 
-    def gather(self, observed: list[Observed], ids: Sequence[int]) -> Observed:
-        """Gathers what each rank observed of its `ids`, in the order of the ids, on every rank."""
-        return {
-            name: gather_by_id(torch.cat([empty, *(part[name] for part in observed)]), ids)
-            for name, empty in self.no_rows().items()
-        }
+    def gather(self, observed: list[Observed]) -> Observed:
+        """Gathers what each rank observed of its shard, in the order of the ids, on every rank."""
+        names = self.no_rows()  # not those in `observed`, which is empty on a rank without images
+        return {name: gather_shards([part[name] for part in observed]) for name in names}
 
     def all_of(self, images: Tensor, chosen: Tensor, description: str) -> Observed:
         """Observes the chosen images, each rank its share of them, and gathers the results."""
-        mine = shard(len(chosen), *rank_and_world())
-        batches = track(chosen[mine].split(BATCH), description)
-        return self.gather([self(images[batch.to(images.device)]) for batch in batches], mine)
+        mine = track(own_batches(len(chosen), BATCH), description)
+        return self.gather([self(images[chosen[ids].to(images.device)]) for ids in mine])
 
     def image_set(self, observed: Observed, labels: Tensor | None) -> ImageSet:
         """Makes the set of the observed images for the metrics."""

@@ -8,15 +8,17 @@ from typing import Any, ClassVar, Self
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.device import autocast, device_and_precision
+from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.metric import Protocol
-from diffusion_lab.pipeline import Generator
+from diffusion_lab.pipeline import Generator, draw
 from diffusion_lab.runs import kept_checkpoints
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.results import save_evaluation
@@ -86,6 +88,24 @@ class OpenRun(ABC):
     @abstractmethod
     def pipeline(self, cfg: DictConfig) -> Generator:
         """Builds the sampling call with the sampler and guidance of `cfg`; may raise UserError."""
+
+    def draw_all(
+        self,
+        pipeline: Generator,
+        cfg: DictConfig,
+        labels: Tensor | None = None,
+        description: str = "Drawing samples",
+    ) -> Tensor:
+        """Draws `cfg.num_samples` samples, uint8 (n, C, H, W) of native size.
+
+        Each rank draws a share and returns all; `labels` (n,) replace the cycling classes.
+        """
+        ids = shard(cfg.num_samples, *rank_and_world())
+        labels = None if labels is None else labels[ids]
+        with self.autocast:
+            batches = draw(pipeline, ids, cfg.batch_size, cfg.seed, labels, description)
+            parts = [self.datamodule.to_native(batch.cpu()) for batch in batches]
+        return gather_shards(parts)
 
     def record(
         self,

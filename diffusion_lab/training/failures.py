@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch.distributed as dist
-
 from diffusion_lab.common.messages import TrainingStopped, UserError
-from diffusion_lab.compute.distributed import rank_and_world
+from diffusion_lab.compute.distributed import (
+    SECONDS_TO_BE_ENDED_IN,
+    another_ended,
+    rank_and_world,
+)
 from diffusion_lab.runs import checkpoints
 
-SECONDS_TO_BE_ENDED_IN = 10
 # errors in reading or writing a file that the program did not cause
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 NO_SUCH_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError)
@@ -49,9 +50,7 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
         died = [str(each) for each in chain_of(error) if "DataLoader worker" in str(each)]
         if died:
             reason = f"a process that loads data died: {died[0].splitlines()[0]}"
-        elif isinstance(error, RuntimeError) and (
-            isinstance(error, dist.DistError) or "gloo" in str(error)
-        ):
+        elif another_ended(error):
             # the launcher ends this process too, and reports which one failed first
             time.sleep(SECONDS_TO_BE_ENDED_IN)
             reason = "another process of this run ended, or did not answer"

@@ -10,7 +10,7 @@ from diffusion_lab.build.model import Model
 from diffusion_lab.build.objects import build_pipeline
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.compute.cache import cached
-from diffusion_lab.compute.distributed import gather_by_id, rank_and_world, shard
+from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import EncodedImages, ImageDataModule, PairBatch
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.pipeline import Pipeline
@@ -101,15 +101,14 @@ class Teacher:
         """Draws all pairs (N, 2c, h, w), and their labels (N,)."""
         count = chosen.count
         say(f"Drawing {count:,} pairs from {chosen.run} once, to be cached in {chosen.cache_dir}")
-        own = shard(count, *rank_and_world())
-        parts = [own[i : i + BATCH] for i in range(0, len(own), BATCH)]
+        parts = own_batches(count, BATCH)
         pairs = []
         with progress_bar("Drawing pairs", len(parts) * self.pipeline.steps) as advance:
             for ids in parts:
                 pairs.append(self.pipeline.pairs(ids, chosen.seed, advance).cpu())
         labels = self.pipeline.labels(range(count))
         unlabelled = torch.zeros(count, dtype=torch.int64)
-        drawn = gather_by_id(torch.cat(pairs), own)
+        drawn = gather_shards(pairs)
         return {"pairs": drawn, "labels": unlabelled if labels is None else labels}
 
     def costs(self, data: ImageDataModule, images_seen: int) -> dict[str, object]:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import read_data
+from diffusion_lab.build.overrides import own_places
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, optional, whole
 from diffusion_lab.compute import launch
@@ -112,7 +113,7 @@ def launch_ranks(
         require_unlocked(Path(cfg.resume))
     folder = cfg.resume or cfg.run_dir
     with explaining_failures(task.command, Path(folder) if folder else None):
-        ended = launch.run_on_all_devices(task.command, overrides, devices)
+        ended = launch.run_on_all_devices(task.command, [*own_places(), *overrides], devices)
     return Outcome.FINISHED if ended else Outcome.STOPPED
 
 

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,7 @@ from diffusion_lab.first_stage.base import Pixels
 from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.pipeline import Generator, Pipeline
+from diffusion_lab.runs import OpenRun
 
 SHAPE = TinyData.native_shape
 SPACES = {"halves", "pixels"}
@@ -232,6 +234,7 @@ def test_images_that_both_runs_saw_are_left_out(tmp_path):
     assert torch.equal(unseen, ~equal.any(1))
 
     opened = SimpleNamespace(datamodule=theirs, autocast=nullcontext(), weights={"checkpoint": "a"})
+    opened.draw_all = partial(OpenRun.draw_all, opened)
     control = ControlRun(opened, Planted(shared), unseen, [])
     drawn, test = spaces.views(shared), views_of_tests(spaces, ours)
     measured = neighbours_of(spaces, ours, drawn)

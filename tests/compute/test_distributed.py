@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
-from diffusion_lab.compute.distributed import gather_by_id, shard
+from diffusion_lab.compute import distributed
+from diffusion_lab.compute.distributed import gather_shards, own_batches, shard
 from diffusion_lab.first_stage.autoencoder import saving
 
 
@@ -17,30 +18,44 @@ def test_shards_cover_every_id_once_and_may_be_uneven():
     assert shard(2, 3, 4) == []
 
 
+@pytest.mark.parametrize(
+    ("count", "batches"),
+    [(7, [[[0, 3], [6]], [[1, 4]], [[2, 5]]]), (2, [[[0]], [[1]], []])],
+)
+def test_rows_are_gathered_in_the_order_of_their_ids(monkeypatch, count, batches):
+    def broadcast(sent, src):
+        parts = [torch.tensor(ids) for ids in batches[src]]
+        sent[0] = torch.cat(parts) if parts else None
+
+    monkeypatch.setattr(distributed.dist, "broadcast_object_list", broadcast)
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 3))
+        assert own_batches(count, 2) == batches[rank]
+        gathered = gather_shards([torch.tensor(ids) for ids in batches[rank]])
+        assert gathered.tolist() == list(range(count))
+
+
 def test_one_process_gathers_its_own_rows():
-    rows = torch.arange(3.0)
-    assert torch.equal(gather_by_id(rows, [0, 1, 2]), rows)
+    assert gather_shards([torch.tensor([0, 1]), torch.tensor([2])]).tolist() == [0, 1, 2]
 
 
 @pytest.mark.slow
-def test_two_ranks_train_sample_and_measure_as_one(lab, tmp_path):
-    exact = ["trainer.precision=32-true", "callbacks.evaluation.batch_size=8"]
-    code, _, err = lab("train", *TINY, *exact, "run_dir=two", "trainer.devices=2")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_train_sample_and_measure_as_one(lab, tmp_path, strategy):
+    exact = ["trainer.accelerator=cpu", "trainer.precision=32-true", f"trainer={strategy}"]
+    two = ["callbacks.evaluation.batch_size=8", "run_dir=two", "trainer.devices=2"]
+    code, _, err = lab("train", *TINY, *exact, *two)
     assert code == 0, err
     summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert (summary["steps"], summary["ranks"]) == (4, 2)
-    code, out, err = lab(
-        "evaluate",
-        "run=two",
-        "batch_size=8",
-        "precision=32-true",
-        "device=cpu",
-        "json=true",
-    )
-    assert code == 0, err
-    alone = json.loads(out.splitlines()[-1])
-    for name, value in alone.items():
-        assert value == pytest.approx(summary["metrics"][name], rel=1e-6), name
+    evaluate = ["evaluate", "run=two", "batch_size=8", "precision=32-true", "device=cpu"]
+    for devices in (1, 2):
+        code, out, err = lab(*evaluate, f"devices={devices}", "json=true")
+        assert code == 0, err
+        measured = json.loads(out.splitlines()[-1])
+        assert measured
+        for name, value in measured.items():
+            assert value == pytest.approx(summary["metrics"][name], rel=1e-6), name
 
 
 @pytest.mark.slow

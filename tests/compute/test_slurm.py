@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers.paths import ROOT, TESTS
+from helpers.refusals import sentence_of
 from helpers.tiny_runs import TINY, rows, wandb_runs
 
 pytestmark = [
@@ -31,6 +32,7 @@ TRAIN = [
     "name=x",
     "callbacks.evaluation=null",
 ]
+TWO_TASKS = ("tasks_per_node=2", "cpus_per_task=1")
 LEFT = ["hydra.launcher.wait=false", "callbacks.sample_grid=null"]
 
 
@@ -174,6 +176,30 @@ def test_a_job_of_two_tasks_trains_one_model(submit):
     assert_whole(run, 4)
     assert summary(run)["ranks"] == 2
     assert "micro-batch 4 x 1 accumulated x 2 ranks" in logs()
+
+
+def test_tasks_of_srun_measure_as_one_process(submit, lab, refusal, run_folder):
+    line = ["evaluate", "run=run", "device=cpu", "precision=32-true", "batch_size=4", "json=true"]
+    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, "-m", "diffusion_lab"]
+    (found,) = called(*srun, *line).splitlines()
+    alone = json.loads(lab(*line)[1])
+    assert json.loads(found) == pytest.approx(alone, rel=3e-6, abs=1e-6)
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+    job = [
+        sys.executable,
+        "-m",
+        "diffusion_lab",
+        *line,
+        *launcher,
+        "hydra.launcher.tasks_per_node=2",
+    ]
+    finish(subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    (found,) = (each for each in logs().splitlines() if each.startswith("{"))
+    assert json.loads(found) == pytest.approx(alone, rel=3e-6, abs=1e-6)
+    wrong = [*line, "seed=-1"]
+    done = subprocess.run([*srun, *wrong], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert sentence_of(done.stderr) == refusal(*wrong)
 
 
 def test_a_sweep_is_an_array_of_jobs_with_a_folder_each(submit):

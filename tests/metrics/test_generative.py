@@ -348,7 +348,7 @@ def evaluate_on_rank(rank, world, folder):
     observer = metrics.metrics.observer
     observed = observer(generated(101)[mine])
     seen = observer.extractor.images_seen
-    values = metrics.compute(observer.gather([observed], mine), torch.arange(101) % 2)
+    values = metrics.compute(observer.gather([observed]), torch.arange(101) % 2)
     again = prepared(Path(folder) / f"cache{world}", num_samples=101, per_class=True)
     images = again.metrics.extractor.images_seen
     torch.save((values, seen, images), Path(folder) / f"rank{rank}of{world}.pt")
@@ -424,7 +424,7 @@ def test_what_stops_the_first_rank_is_heard_by_all(tmp_path):
     for (kind, words), reason in zip(
         second[1:], ["here: no", "MemoryError", bad, beside], strict=True
     ):
-        assert kind == "UserError"
+        assert kind == "FirstStopped"
         assert words.startswith(f"the first process stopped: {reason}")
         assert "\n" not in words
 

@@ -106,7 +106,7 @@ def reconstruction_metrics(
         observe(data.to_native(reconstruct(autoencoder, images)))
         for images in track(batches, "Reconstructing test images")
     ]
-    results = prepared.compute(observe.gather(observed, ids), data.test_labels()[chosen])
+    results = prepared.compute(observe.gather(observed), data.test_labels()[chosen])
     return {f"r{name}": value for name, value in results.items() if name.startswith(KEPT)}
 
 
