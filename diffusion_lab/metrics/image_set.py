@@ -64,8 +64,14 @@ class ImageSet:
             for rows in (self.labels, self.guesses, self.images)
         )
         others = {name: rows[chosen] for name, rows in self.others.items()}
-        rows = {"labels": labels, "guesses": guesses, "images": images, "others": others}
-        return replace(self, features=self.features[chosen], **rows)
+        return replace(
+            self,
+            features=self.features[chosen],
+            labels=labels,
+            guesses=guesses,
+            images=images,
+            others=others,
+        )
 
     def matching(self, labels: Tensor) -> "ImageSet":
         """The first images of each class: the number of it in `labels` (m,), or all if fewer."""

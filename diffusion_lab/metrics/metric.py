@@ -89,9 +89,9 @@ class Metric(torchmetrics.Metric, ABC):
     in the order in which torch's DistributedSampler deals them out.
     """
 
-    quantities: ClassVar[tuple[Quantity, ...]]
+    quantities: tuple[Quantity, ...]
     needs_labels: ClassVar[bool] = False  # whether the samples must be of known classes
-    needs_images: ClassVar[bool] = True  # whether statistics are too little of a reference
+    needs_images: bool = True  # whether statistics are too little of a reference
     # whether real images are also measured class by class, with the samples' number of each
     by_class: ClassVar[bool] = False
     full_state_update = False

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.metrics.features import FEATURES
@@ -31,9 +31,10 @@ class PreparedMetrics:
 
         The networks see each image once for all of them. The values of test images are in `real`.
         """
-        named = {metric.quantities[0].name: metric for metric in self.metrics.metrics}
-        for metric in named.values():
+        named: dict[str, Metric | MetricCollection] = {}
+        for metric in self.metrics.metrics:
             metric.compare_with(self.reference, self.metrics.observer)
+            named[metric.quantities[0].name] = metric
         return MetricCollection(named, compute_groups=[list(named)])
 
     def compute(self, observed: Observed, labels: Tensor | None) -> Values:
