@@ -23,7 +23,7 @@ from diffusion_lab.metrics.metric import Protocol, with_fingerprint
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
-from diffusion_lab.training.diffusion_module import VALIDATION_LEVELS, losses_by_level
+from diffusion_lab.training.diffusion_module import LEVELS, losses_by_level
 
 ABOVE_0 = numbers(
     "a list of numbers above 0", lambda value: all(0 < each < math.inf for each in value)
@@ -136,7 +136,7 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
     sides = {"training": data.trained_on(count), "test": tested}
     means = {}
     for side, (images, labels) in sides.items():
-        sums = torch.zeros(VALIDATION_LEVELS, 2)
+        sums = torch.zeros(LEVELS, 2)
         for ids in own_batches(count, batch_size):
             x0 = model.first_stage.encode(images[ids].to(device))
             facts = (x0, labels[ids].to(device), torch.tensor(ids, device=device))
@@ -144,10 +144,8 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
                 sums += losses_by_level(model.objective, model.denoiser, *facts).cpu()
         means[side] = torch.div(*torch.stack(of_all_ranks(sums)).sum(0).unbind(1))
     return {
-        f"t{(index + 0.5) / VALIDATION_LEVELS:.2f}": {
-            side: mean[index].item() for side, mean in means.items()
-        }
-        for index in range(min(VALIDATION_LEVELS, count))
+        f"t{(index + 0.5) / LEVELS:.2f}": {side: mean[index].item() for side, mean in means.items()}
+        for index in range(min(LEVELS, count))
     }
 
 

@@ -64,6 +64,7 @@ class Dashboard:
             "Generated images": self._generated(),
             "Samples": [
                 self._pictures("The same samples in training", "samples"),
+                self._pictures("Samples out of noise", "denoising"),
                 wr.WeavePanelSummaryTable(table_name=log_names.SAMPLES),
             ],
             "Validation and test images": [
@@ -74,6 +75,8 @@ class Dashboard:
             ],
             "Training": [
                 self._curve("Loss", "train/loss"),
+                self._curve("Loss by noise level", regex="^train_by_level/"),
+                self._curve("Gradient norm", "train/grad_norm", "train/grad_norm_max"),
                 self._curve("Learning rate", "train/lr"),
                 self._curve("Images per second", "train/images_per_second"),
             ],

@@ -46,14 +46,15 @@ TABLE = {
         "augmentation. backbone. conditioning. denoiser. optimizer. parameter_groups"
     ),
     "identity named cost": "sampler. guidance.",
-    "resumable identity named composition": "trainer. callbacks.",
+    "resumable identity named composition": "trainer. callbacks. matmul_precision",
     "resumable identity named": (
         "activation_checkpointing trainer.deterministic callbacks.evaluation. callbacks.pruning."
     ),
     "resumable": (
         "logger. micro_batch_size validate_every_n_steps trainer.accelerator trainer.devices "
         "trainer.num_nodes trainer.strategy. trainer.log_every_n_steps callbacks.checkpoint. "
-        "callbacks.sample_grid. callbacks.throughput. callbacks.evaluation.every_n_steps "
+        "callbacks.sample_grid. callbacks.denoising. callbacks.throughput. callbacks.level_losses. "
+        "callbacks.statistics. callbacks.operator_profile. callbacks.evaluation.every_n_steps "
         "callbacks.weight_averaging.also callbacks.posthoc_ema. callbacks.evaluation.batch_size"
     ),
     "resumable path": "data.source.root",

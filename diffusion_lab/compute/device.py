@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import Range
+from diffusion_lab.common.ranges import Range, one_of, optional
 from diffusion_lab.compute.started import in_launched_process, local_rank
 
 AUTO = Range("auto, true or false", lambda value: value in (True, False, "auto"))
 CHOICES = {"compile": AUTO, "channels_last": AUTO}  # the keys of `pays`
+PRODUCTS = optional(one_of("highest", "high", "medium"))  # the argument of `float32_products`
 OWN_MEMORY = Path("/proc/self/status")
 
 
@@ -76,6 +77,32 @@ def device_and_precision(device: str, precision: str) -> tuple[torch.device, str
     precision = pick_precision(precision, picked)
     autocast(precision, picked)  # raises UserError for an unknown precision
     return picked, precision
+
+
+@contextlib.contextmanager
+def float32_products(precision: str | None) -> Iterator[None]:
+    """Sets how exact products of float32 matrices and convolutions are in this block.
+
+    `highest` is float32, `high` is TF32 on a GPU and `medium` bfloat16 inside of matrix products.
+    None is as it was: PyTorch's own default is float32 for matrices and TF32 for convolutions.
+    """
+    before = float32_precision()
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision != "highest"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(str(before["matmul_precision"]))
+        torch.backends.cudnn.allow_tf32 = bool(before["convolutions_in_tf32"])
+
+
+def float32_precision() -> dict[str, str | bool]:
+    """The facts that `float32_products` sets."""
+    return {
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "convolutions_in_tf32": torch.backends.cudnn.allow_tf32,
+    }
 
 
 def pays(choice: bool | str, device: torch.device) -> bool:

@@ -57,6 +57,7 @@ class ImageDataModule(lightning.LightningDataModule):
                 f"pad={self.pad} is smaller than the images; use {side} or more, or null"
             )
         self.encoded: EncodedImages | None = None  # replaces the images in training, if set
+        self.repeats_batch = False  # whether every training step has the images of the first
 
     @property
     def native_shape(self) -> tuple[int, int, int]:
@@ -210,6 +211,7 @@ class ImageDataModule(lightning.LightningDataModule):
             # indices, as a copy of the images to train on would take as much memory again
             chosen=None if self.encoded else self._chosen,
             batch_type=self.encoded.batch_type if self.encoded else ImageBatch,
+            period=module.batch_size if self.repeats_batch else None,
         )
 
     def val_dataloader(self) -> PassLoader:

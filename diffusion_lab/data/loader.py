@@ -67,7 +67,8 @@ class TensorLoader:
     `samples_seen` is called whenever an iteration starts. With `flip`, half of the images, chosen
     by seed and position, are mirrored left to right, or taken from `mirrored`. `chosen` (N,) are
     indices of the images to use; without it, all are used. `on_device` says whether all images are
-    kept on `device`; "auto" keeps them there if a GPU has memory for them.
+    kept on `device`; "auto" keeps them there if a GPU has memory for them. With a `period`, the
+    stream has the images of its first `period` positions again and again.
     """
 
     images: Tensor
@@ -83,6 +84,7 @@ class TensorLoader:
     mirrored: Tensor | None = None
     chosen: Tensor | None = None
     batch_type: type[Batch] = ImageBatch
+    period: int | None = None
 
     def __post_init__(self) -> None:
         kept = [self.images] if self.mirrored is None else [self.images, self.mirrored]
@@ -106,6 +108,8 @@ class TensorLoader:
 
     def batch_at(self, start: int) -> Batch:
         """The batch at positions start, ..., start + batch_size - 1, on any rank."""
+        if self.period:
+            start %= self.period  # batches divide it
         count, stop = self.count, start + self.batch_size
         pieces = []
         while start < stop:

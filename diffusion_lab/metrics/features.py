@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
+from diffusion_lab.compute.device import float32_products
 from diffusion_lab.data import ImageDataModule
 
 FEATURES, SPATIAL = "features", "spatial"  # the names of an extractor's outputs
@@ -81,14 +82,14 @@ class FeatureExtractor(ABC):
 
     @contextlib.contextmanager
     def in_float32(self) -> Iterator[None]:
-        """A context in which networks compute in float32, whatever autocast says around it.
+        """A context in which networks compute in float32, whatever a run around it has set.
 
         Samples are measured under autocast and real images outside of it.
         """
         # in bf16 1000 images have a distance of 3.9 to themselves, and TF32 rounds too
         with (
             torch.autocast(self.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+            float32_products("highest"),
         ):
             yield
 

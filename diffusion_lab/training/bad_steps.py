@@ -7,13 +7,16 @@
 | the step ends | weights and optimiser are as before; the step counts, as does its batch | |
 | | the average of the weights leaves it out | callbacks/weight_averaging.py |
 | | snapshots' averages count it as one without change | callbacks/posthoc_ema.py |
-| | the mean of the losses leaves it out | callbacks/throughput.py |
+| | the means of losses and gradient norms leave it out | callbacks/throughput.py, \
+callbacks/level_losses.py |
 | | no checkpoint is written | callbacks/checkpoint.py |
 | | it is counted; `patience` in a row are investigated, and end the run or roll it back \
 | callbacks/non_finite.py |
 
 Callbacks ask `trainer.lightning_module.bad_steps.skipped` whether the last step was bad.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +38,9 @@ class BadSteps:
         """Returns the loss (), with a gradient of NaN if the loss is not finite."""
         return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
-    def settle(self, module: nn.Module, norm: Tensor, has_scaler: bool) -> None:
-        """Tells by the gradient's norm () whether a step is bad, and undoes a bad step."""
-        self.skipped = not norm.isfinite()  # waits for a GPU, once per step
+    def settle(self, module: nn.Module, norm: float, has_scaler: bool) -> None:
+        """Tells by the gradient's norm whether a step is bad, and undoes a bad step."""
+        self.skipped = not math.isfinite(norm)
         if not self.skipped:
             return
         if not has_scaler:  # a scaler skips the step itself

@@ -33,6 +33,7 @@ class RunContext:
     # metrics of the final weights by other numbers of sampling steps
     at_other_steps: dict[int, dict[str, float]] = field(default_factory=dict)
     latest_grid: Path | None = None
+    row: dict[str, float] = field(default_factory=dict)  # more values of Throughput's next row
     summary: dict[str, object] = field(default_factory=dict)  # more entries of summary.json
 
     def measuring(self) -> PreparedMetrics:

@@ -15,7 +15,7 @@ Some steps have more: an augmentation changes the images first (data/augmentatio
 orders the noise (data/coupling.py), a bad step is skipped (training/bad_steps.py), and a schedule
 sets the learning rate (training/lr_schedule.py). After the step, callbacks average the weights
 (callbacks/weight_averaging.py) and write `train/loss` to the loggers (callbacks/throughput.py alone
-does that).
+does that; callbacks/level_losses.py adds the loss by noise level).
 """
 
 import torch
@@ -34,7 +34,7 @@ from diffusion_lab.diffusion.objective import BatchShare, Objective
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.training.module import Optimization, TrainedModule
 
-VALIDATION_LEVELS = 10  # the validation loss is reported at t = 0.05, 0.15, ..., 0.95
+LEVELS = 10  # losses are reported by level: at t = 0.05, 0.15, ..., 0.95
 VALIDATION_SEED = 0  # an image has the same noise in every run, whatever its seed
 
 
@@ -113,7 +113,7 @@ class DiffusionModule(TrainedModule):
 
     def on_validation_epoch_start(self) -> None:
         # sum and count of the losses at each level
-        self.level_sums = torch.zeros(VALIDATION_LEVELS, 2, device=self.device)
+        self.level_sums = torch.zeros(LEVELS, 2, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Adds up the losses of validation or test images by level."""
@@ -123,25 +123,36 @@ class DiffusionModule(TrainedModule):
 
     def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
         # reduced once and by hand: a rank whose share lacks a level must not wait for the others
-        total, count = self.trainer.strategy.reduce(self.level_sums, reduce_op="sum").unbind(1)
-        losses: dict[str, Tensor | float] = {f"{split}/loss": total.sum() / count.sum()}
-        for index in count.nonzero().flatten().tolist():
-            name = f"{split}_by_level/t{(index + 0.5) / VALIDATION_LEVELS:.2f}"
-            losses[name] = total[index] / count[index]
-        return losses
+        sums = self.trainer.strategy.reduce(self.level_sums, reduce_op="sum")
+        total, count = sums.unbind(1)
+        return {f"{split}/loss": total.sum() / count.sum(), **means_by_level(split, sums)}
 
 
 def losses_by_level(
     objective: Objective, denoiser: Denoiser, x0: Tensor, labels: Tensor, ids: Tensor
 ) -> Tensor:
-    """The sum and the number of losses at each of VALIDATION_LEVELS levels, (levels, 2).
+    """The sum and the number of losses at each of LEVELS levels, (levels, 2).
 
     x0 (B, C, H, W) is clean, labels and ids are (B,). Image i is measured at level i mod 10, with
     its own noise, which is the same at every call.
     """
     eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
-    bins = ids % VALIDATION_LEVELS
-    level = objective.schedule((bins + 0.5) / VALIDATION_LEVELS)
+    bins = ids % LEVELS
+    level = objective.schedule((bins + 0.5) / LEVELS)
     losses = objective.loss_at(denoiser, x0, eps, level, Given(labels))
-    sums = torch.zeros(VALIDATION_LEVELS, 2, device=losses.device)
+    return sums_by_level(bins, losses)
+
+
+def sums_by_level(bins: Tensor, losses: Tensor) -> Tensor:
+    """The sum and the number of losses (B,) in each of the LEVELS bins (B,), (LEVELS, 2)."""
+    sums = torch.zeros(LEVELS, 2, device=losses.device)
     return sums.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))
+
+
+def means_by_level(split: str, sums: Tensor) -> dict[str, Tensor | float]:
+    """The mean loss at each level that has any, by name, from `sums_by_level` (LEVELS, 2)."""
+    total, count = sums.unbind(1)
+    return {
+        f"{split}_by_level/t{(index + 0.5) / LEVELS:.2f}": total[index] / count[index]
+        for index in count.nonzero().flatten().tolist()
+    }

@@ -16,7 +16,7 @@ from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Pipeline, with_steps
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_classifier, load_weak
-from diffusion_lab.training.callbacks import Evaluation, Grid, SampleEvaluation
+from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid, SampleEvaluation
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.initial_weights import InitialWeights
@@ -99,11 +99,12 @@ class DiffusionTask(Task):
 
     def grid_images(self, steps: int) -> int:
         """The number of images in all grids of a run of `steps` steps."""
-        grid = self.callback(Grid)
-        if not grid:
-            return 0
-        rows = self.datamodule.num_classes if self.pipeline.conditional else grid.columns
-        return times(steps, grid.every_n_steps) * grid.columns * rows
+        images = 0
+        for grid in (each for each in self.callbacks if isinstance(each, Grid)):
+            rows = self.datamodule.num_classes if self.pipeline.conditional else grid.columns
+            each = grid.samples if isinstance(grid, DenoisingGrid) else grid.columns * rows
+            images += times(steps, grid.every_n_steps) * each
+        return images
 
 
 def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:

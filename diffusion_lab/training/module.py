@@ -63,6 +63,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.test_metrics: dict[str, float] = {}
         self.validated_step = -1
         self.bad_steps = BadSteps()
+        self.gradient_norm = 0.0  # of the last step, before clipping
 
     @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -180,8 +181,9 @@ class TrainedModule(lightning.LightningModule, ABC):
             # refuses fused optimisers, which undo the scaling too late; bf16 has no scaler
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             largest = math.inf
-        norm = whole(self.clip_norms(largest))  # over all shards
-        self.bad_steps.settle(self, norm, has_scaler=scaler is not None)
+        # over all shards; waits for a GPU, once per step
+        self.gradient_norm = whole(self.clip_norms(largest)).item()
+        self.bad_steps.settle(self, self.gradient_norm, has_scaler=scaler is not None)
 
     def clip_norms(self, largest: float) -> Tensor:
         """Clips the gradient norm of the trained parameters; returns the norm before, ()."""

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from diffusion_lab.common.messages import say
+from diffusion_lab.compute.device import float32_precision
 from diffusion_lab.metrics import report
 from diffusion_lab.runs import SUMMARY, load_summary
 from diffusion_lab.runs.environment import environment_of
@@ -36,6 +37,7 @@ def summarise(
         "training_seconds": round(clock.seconds(), 1),
         "parameters": sum(p.numel() for p in task.module.network.parameters()),
         "precision": trainer.precision,
+        **float32_precision(),
         "ranks": trainer.world_size,
         "training_images": len(task.datamodule.train_labels()),
         "validation_images": len(task.datamodule.validation_labels()),

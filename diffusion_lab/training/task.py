@@ -12,10 +12,19 @@ from omegaconf import DictConfig
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.training.callbacks import EMA, Checkpoint, Evaluation, MedianPruning, PosthocEMA
+from diffusion_lab.training.callbacks import (
+    EMA,
+    Checked,
+    Checkpoint,
+    Evaluation,
+    MedianPruning,
+    PosthocEMA,
+    Throughput,
+)
 from diffusion_lab.training.module import TrainedModule
 
 
@@ -84,6 +93,12 @@ class Task(ABC):
                     f"compare with; write metrics.reference=validation, or best={known}"
                 )
 
+    def check_callbacks(self, layout: BatchLayout, trainer: DictConfig) -> None:
+        """Raises UserError if a callback does not fit what is trained, or how it is."""
+        for callback in self.callbacks:
+            if isinstance(callback, Checked):
+                callback.check(self.module, layout, trainer)
+
     def prepare(self, device: torch.device) -> dict[str, object]:
         """Reads the data before a run folder is made; returns entries for its configuration."""
         return {}
@@ -116,6 +131,8 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
         callbacks.append(instantiate(cfg, key))
         if not isinstance(callbacks[-1], Callback):
             raise UserError(f"{key}._target_ must be a Lightning callback")
+    # a row is written once others have put their values into it
+    callbacks.sort(key=lambda callback: isinstance(callback, Throughput))
     # a checkpoint, grid or metric of a step must use the average after that step
     callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
     # and a checkpoint must come last, as a resumed run does not repeat its step

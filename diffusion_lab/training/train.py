@@ -21,7 +21,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
-from diffusion_lab.compute.device import CHOICES, PeakMemory, pays
+from diffusion_lab.compute.device import CHOICES, PRODUCTS, PeakMemory, float32_products, pays
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics import PreparedMetrics
@@ -38,6 +38,7 @@ from diffusion_lab.training.task import Task
 from diffusion_lab.training.trainer import build_trainer, check_trainer, quiet_lightning
 
 ALLOWED = CHOICES | {
+    "matmul_precision": PRODUCTS,
     "batch_size": whole(1),
     "micro_batch_size": optional(whole(1)),
     "seed": whole(0),
@@ -81,7 +82,8 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     layout = solve_batch(cfg.batch_size, devices * nodes, cfg.micro_batch_size)
     if layout.world > 1 and not in_launched_process():
         return launch_ranks(cfg, layout, overrides, build)
-    return fit(prepare(cfg, layout, build), overrides)
+    with float32_products(cfg.get("matmul_precision")):  # earlier runs have no such key
+        return fit(prepare(cfg, layout, build), overrides)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -104,6 +106,7 @@ def launch_ranks(
         )
     task = build(cfg, device="meta")
     check_trainer(cfg, layout)
+    task.check_callbacks(layout, cfg.trainer)
     with errors_at(cfg, "data.source"):
         task.datamodule.prepare_data()
     if task.metrics is not None:
@@ -124,6 +127,7 @@ def prepare(cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task]) ->
     task, interruption = build(cfg), Interruption()
     data, cfg = task.datamodule, cfg.copy()
     trainer = build_trainer(cfg, layout, device, [*task.callbacks, interruption])
+    task.check_callbacks(layout, cfg.trainer)
     read_data(cfg, data)
     task.check_validation(cfg)
     trainer.limit_val_batches = 1.0 if len(data.validation_labels()) else 0

@@ -53,7 +53,7 @@ def test_panels_are_of_the_naming_scheme(dashboard):
 def test_panels_are_of_what_runs_log(dashboard, finished_run):
     logged = set(re.findall(r'"([^"]+)":', (finished_run / "metrics.jsonl").read_text()))
     logged |= set(re.findall(r'"([^"]+)":', (finished_run / "summary.json").read_text()))
-    logged |= {"grids/samples", log_names.SAMPLES}
+    logged |= {"grids/samples", "grids/denoising", log_names.SAMPLES}
     for title, panels in dashboard.sections().items():
         for panel in panels:
             if title != "Autoencoders":

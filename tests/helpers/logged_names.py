@@ -9,6 +9,11 @@ from diffusion_lab.metrics.quantities import BUILT_IN
 KINDS = ("fid_std", *(q.name for each in BUILT_IN if each is not ClassFID for q in each.quantities))
 SCALARS = (
     "train/*",
+    "train_by_level/t*",
+    "train_weight_norm/*",
+    "train_grad_norm/*",
+    "train_update_norm/*",
+    "train_activation_max/*",
     "val/*",
     "val_by_level/t*",
     "val_latent/*",

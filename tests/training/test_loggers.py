@@ -115,6 +115,8 @@ def test_tensorboard_has_the_rows_and_pictures_of_a_run(logged):
     assert list(grids) == [2, 4]
     for step, content in grids.items():
         assert_same_picture(content, logged / f"samples/step_{step:07d}.png")
+    (strip,) = events.pictures("grids/denoising").values()
+    assert_same_picture(strip, logged / "samples/denoising_0000004.png")
     summary = json.loads((logged / "summary.json").read_text())
     last = events.scalars()[4]
     assert last["summary/parameters"] == summary["parameters"]

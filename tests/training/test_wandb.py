@@ -94,6 +94,7 @@ def test_a_training_run(finished_run):
             Image.open(finished_run / f"samples/step_{step:07d}.png") as kept,
         ):
             assert logged.tobytes() == kept.tobytes()
+    assert list(record.media("grids/denoising", wandb_record.PICTURE)) == [4]
     rows = table_rows(record, 4)
     assert [row["class"] for row in rows] == [
         name for name in ("first", "second", "third", "fourth") for _ in range(2)
@@ -219,5 +220,6 @@ def test_the_page_lists_the_naming_scheme():
         *log_names.AXES,
         log_names.SAMPLES,
         f"{log_names.GRIDS}/samples",
+        f"{log_names.GRIDS}/denoising",
         f"{log_names.GRIDS}/reconstructions",
     }

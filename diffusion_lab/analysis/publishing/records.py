@@ -78,4 +78,4 @@ def thin(path: Path) -> dict[str, object] | None:
 
 def of_training(row: dict) -> bool:
     """Whether a row of metrics.jsonl has nothing but what training logs between evaluations."""
-    return all(key in PLACE or key.startswith("train/") for key in row)
+    return all(key in PLACE or key.startswith(("train/", "train_")) for key in row)

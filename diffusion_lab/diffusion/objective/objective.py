@@ -72,6 +72,8 @@ class Objective(nn.Module):
         self.huber = huber
         self.coupling = coupling
         self.images_seen = 0  # before this batch, for losses that change during training
+        # t and the losses before their importance, (B,) each, of the last call, to watch training
+        self.observed: tuple[Tensor, Tensor] | None = None
 
     @property
     def jumps(self) -> bool:
@@ -120,7 +122,8 @@ class Objective(nn.Module):
                 previous = denoiser(add_noise(x0, eps, level), level, given).x0
             given = replace(given, previous=previous)
         losses = self.training_loss_at(denoiser, x0, eps, level, given, generator)
-        self.time_sampler.observe(level.t, losses.detach(), share.gather)
+        self.observed = level.t, losses.detach()
+        self.time_sampler.observe(*self.observed, share.gather)
         if self.uncertainty is not None:
             expected = self.uncertainty(level)
             losses = losses * (-expected).exp() + expected

@@ -116,22 +116,25 @@ class Grid(Periodic):
 
     at_end = True
     name: ClassVar[str]  # name of the picture in loggers
+    file: ClassVar[str] = "step"  # starts the names of files in `samples/`
     every_n_steps: Interval = 1000
     columns: Count = 10
 
     @abstractmethod
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
-        """Returns images (N, C, H, W) in reading order, on every rank, and their caption."""
+        """Returns images (rows, columns, C, H, W) uint8, on every rank, and their caption."""
 
     def run(self, trainer: lightning.Trainer) -> None:
         module, step = module_of(trainer), trainer.global_step
         with averaged_weights(trainer):
             images, caption = self.draw(trainer)
-        path = module.context.folder / SAMPLES / f"step_{step:07d}.png"
-        module.context.latest_grid = path
+        path = module.context.folder / SAMPLES / f"{self.file}_{step:07d}.png"
+        if self.file == Grid.file:
+            module.context.latest_grid = path
         if not trainer.is_global_zero:
             return
-        save_png(data_of(trainer).source.picture(images, self.columns), path)
+        columns, images = images.shape[1], images.flatten(0, 1)
+        save_png(data_of(trainer).source.picture(images, columns), path)
         seen = f"step {step}, {module.images_seen:,} images seen"
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
@@ -140,7 +143,7 @@ class Grid(Periodic):
                 self.log_images(logger, images, trainer)
 
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
-        """Logs single images in addition to the picture, on rank 0."""
+        """Logs some of the images (N, C, H, W) in addition to the picture, on rank 0."""
         return None
 
 
@@ -154,7 +157,7 @@ class SampleGrid(Grid):
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
         pipeline = module_of(trainer).context.sampling()
         rows = "one row per class" if pipeline.conditional else "without classes"
-        images = draw_rows(pipeline, self.columns, self.seed)
+        images = draw_rows(pipeline, self.columns, self.seed).unflatten(0, (-1, self.columns))
         return images, f"samples of seed {self.seed}, {rows}"
 
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
@@ -184,7 +187,7 @@ class ReconstructionGrid(Grid):
         back = reconstruct(trained_autoencoder(trainer), images).cpu()
         white = images.new_full((-len(images) % self.columns, *images.shape[1:]), 255)
         rows = [torch.cat([each, white]).split(self.columns) for each in (images, back)]
-        picture = torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
+        picture = torch.stack([row for pair in zip(*rows, strict=True) for row in pair])
         return picture, "rows of test images, each above its reconstructions"
 
 

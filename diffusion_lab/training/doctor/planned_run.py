@@ -15,7 +15,7 @@ from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule, read_data
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
-from diffusion_lab.compute.device import pick_precision
+from diffusion_lab.compute.device import float32_products, pick_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source import decoding
 from diffusion_lab.metrics import GenerativeMetrics
@@ -107,7 +107,9 @@ class PlannedRun:
     def task(self) -> DiffusionTask:
         """Everything that is built from the configuration, with the network on device "meta"."""
         _ = self.trained_batch, self.datamodule  # first, so their refusals are not reported twice
-        return build_diffusion_task(self.cfg, device="meta")
+        task = build_diffusion_task(self.cfg, device="meta")
+        task.check_callbacks(self.batch, self.cfg.trainer)
+        return task
 
     @cached_property
     def clean(self) -> Tensor:
@@ -178,7 +180,8 @@ class PlannedRun:
         if self.metrics is not None:
             images = bench.images[torch.arange(FEATURE_IMAGES, device=self.device) % micro]
             works.append(partial(self.metrics.observer, images))
-        step, call, *features = median_seconds(works, self.device, TIMED_STEPS)
+        with float32_products(self.cfg.get("matmul_precision")):
+            step, call, *features = median_seconds(works, self.device, TIMED_STEPS)
         return step, call / micro / world, sum(features) / FEATURE_IMAGES / world
 
     @cached_property

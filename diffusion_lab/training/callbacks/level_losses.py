@@ -1,0 +1,66 @@
+"""Logs the training loss by noise level."""
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.training.callbacks.checked import Checked, require_diffusion
+from diffusion_lab.training.callbacks.periodic import stepped
+from diffusion_lab.training.diffusion_module import LEVELS, means_by_level, sums_by_level
+from diffusion_lab.training.module import TrainedModule
+
+OPEN_WINDOW = "losses_by_level_since_the_last_row"  # checkpoint key
+
+
+class LevelLosses(Callback, Checked):
+    """Adds `train_by_level/*` to each row of Throughput: the mean loss in each tenth of t.
+
+    It covers what `train/loss` does: all ranks, and the steps since the last row that were not
+    skipped. Losses are those of `val_by_level/*`, without importance weights and learned
+    uncertainty, but of the trained weights and not of their average.
+    """
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(LEVELS, 2)  # sum and number of the losses since the last row
+        self._step = torch.zeros(LEVELS, 2)  # those of this step's micro-batches
+
+    def check(self, module: TrainedModule, layout: BatchLayout, trainer: DictConfig) -> None:
+        require_diffusion(module, "callbacks.level_losses")
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        # only now is the module on its training device
+        self._sums = self._sums.to(pl_module.device)
+        self._step = torch.zeros_like(self._sums)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        t, losses = pl_module.objective.observed
+        self._step += sums_by_level(bins_of(t).to(losses.device), losses)
+        if not stepped(trainer, batch_idx):
+            return
+        if not pl_module.bad_steps.skipped:
+            self._sums += self._step
+        self._step = torch.zeros_like(self._sums)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            means = means_by_level("train", self._reduced(trainer))
+            pl_module.context.row |= {name: float(mean) for name, mean in means.items()}
+            self._sums = torch.zeros_like(self._sums)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        # the sums of all ranks, so one rank takes them; older checkpoints have none
+        if trainer.is_global_zero and OPEN_WINDOW in checkpoint:
+            self._sums = checkpoint[OPEN_WINDOW].clone()
+
+    def _reduced(self, trainer: lightning.Trainer) -> Tensor:
+        """The sums over all ranks, (LEVELS, 2)."""
+        return trainer.strategy.reduce(self._sums.clone(), reduce_op="sum")
+
+
+def bins_of(t: Tensor) -> Tensor:
+    """The tenth of (0, 1] that each t (B,) is in: 0 for t in (0, 0.1], and so on, (B,) int64."""
+    return (t * LEVELS).ceil().long().sub(1).clamp(0, LEVELS - 1)

@@ -1,0 +1,219 @@
+"""Logs norms of weights, gradients and updates by module, and the extremes of activations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.ranges import Count, Flag, settings
+from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.compute.sharding import whole
+from diffusion_lab.training.callbacks.checked import Checked
+from diffusion_lab.training.callbacks.gradient_noise import GradientNoise, PartNorms
+from diffusion_lab.training.callbacks.non_finite import tensors
+from diffusion_lab.training.callbacks.periodic import Interval, stepped
+from diffusion_lab.training.module import TrainedModule
+
+MODEL = "denoiser."  # left out at the start of names
+
+
+@settings
+class Statistics(Callback, Checked):
+    """Looks at one step in `every_n_steps` (null: never), and changes nothing in it.
+
+    A module is named by at most `depth` parts of its path, and has all weights below it.
+
+    | name | of the step, over all ranks and micro-batches |
+    |---|---|
+    | `train_weight_norm/<module>`, `train/weight_norm` | the weights after it |
+    | `train_update_norm/<module>`, `train/update_norm` | how far they moved |
+    | `train_grad_norm/<module>` | the gradient, before clipping |
+    | `train_activation_max/<module>` | the largest magnitude in the module's outputs |
+    | `train/noise_scale` | with `noise_scale`: the gradient noise scale (arXiv:1812.06162) |
+
+    Skipped steps have none. It needs memory for a copy of the weights.
+    """
+
+    every_n_steps: Interval = None
+    depth: Count = 3
+    noise_scale: Flag = False
+
+    def __post_init__(self) -> None:
+        self._noise = GradientNoise()
+        self._look: Look | None = None  # at the current step
+
+    def check(self, module: TrainedModule, layout: BatchLayout, trainer: DictConfig) -> None:
+        if not self.noise_scale or not self.every_n_steps:
+            return
+        key = "callbacks.statistics.noise_scale=true"
+        if isinstance(trainer.strategy, DictConfig):
+            raise UserError(
+                f"{key} needs the gradients of parts of a batch, which trainer=fsdp shards; use "
+                "trainer=ddp, or leave it out"
+            )
+        if layout.accumulate * layout.world == 1:
+            size = layout.batch_size
+            half = next((n for n in range(size // 2, 0, -1) if size % n == 0), 1)
+            raise UserError(
+                f"{key} compares parts of a batch, and this run takes all {size} "
+                f"images at once; write micro_batch_size={half}, or leave it out"
+            )
+
+    def state_dict(self) -> dict[str, float]:
+        return vars(self._noise).copy() if self.noise_scale else {}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        vars(self._noise).update(state_dict)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module, batch, batch_idx) -> None:
+        begins = batch_idx % trainer.accumulate_grad_batches == 0
+        if begins and self.every_n_steps and not (trainer.global_step + 1) % self.every_n_steps:
+            self._look = Look(pl_module, self.depth, self.noise_scale)
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        if self._look and self._look.parts:
+            self._look.parts.active = True
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if self._look and self._look.parts:
+            self._look.parts.active = False
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if self._look:
+            self._look.at_gradients()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if not self._look or not stepped(trainer, batch_idx):
+            return
+        look, self._look = self._look, None
+        look.close()
+        if pl_module.bad_steps.skipped:
+            return
+        row = look.row(trainer)
+        if look.parts:
+            self._observe(trainer, look, look.parts)
+            if self._noise.scale:
+                row["train/noise_scale"] = self._noise.scale
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step)
+
+    def _observe(self, trainer: lightning.Trainer, look: "Look", parts: PartNorms) -> None:
+        """Adds the step to the averages of the noise scale."""
+        accumulated = trainer.accumulate_grad_batches
+        scale = trainer.scaler.get_scale() if trainer.scaler else 1.0
+        # a micro-batch's gradient is divided by their number, and multiplied by the scale
+        part = accumulated * trainer.strategy.reduce(parts.total, reduce_op="mean") / scale**2
+        batch_size = look.module.batch_size
+        self._noise.observe(
+            float(part),
+            look.squared_norm,
+            batch_size // (accumulated * trainer.world_size),
+            batch_size,
+        )
+
+
+class Look:
+    """A look at one step of a module, from its first micro-batch on."""
+
+    def __init__(self, module: TrainedModule, depth: int, in_parts: bool):
+        self.module = module
+        self.weights = weights_of_parts(module, depth)
+        self.gradients: dict[str, float] = {}  # norms by part of the module
+        self.parts = PartNorms(self._parameters()) if in_parts else None
+        self._before: dict[str, list[Tensor]] = {}  # copies of the weights
+        self._extremes: dict[str, Tensor] = {}
+        self._hooks = [
+            module.get_submodule(path).register_forward_hook(partial(self._see, path))
+            for path in self.weights
+        ]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for part in self.weights.values() for parameter in part]
+
+    @property
+    def squared_norm(self) -> float:
+        """The squared norm of the whole gradient."""
+        return sum(norm**2 for norm in self.gradients.values())
+
+    def _see(self, path: str, layer: nn.Module, inputs: tuple, output: Any) -> None:
+        for tensor in tensors(output):
+            if layer.training and tensor.is_floating_point() and tensor.numel():
+                largest = tensor.detach().abs().amax().float()
+                known = self._extremes.get(path, largest)
+                self._extremes[path] = torch.maximum(known, largest)
+
+    def at_gradients(self) -> None:
+        """Measures the gradients before they are clipped, and copies the weights."""
+        present = {
+            path: [parameter.grad for parameter in part if parameter.grad is not None]
+            for path, part in self.weights.items()
+        }
+        self.gradients = norms_of(present)
+        self._before = {path: [p.detach().clone() for p in w] for path, w in self.weights.items()}
+
+    def close(self) -> None:
+        """Removes all hooks."""
+        for hook in self._hooks:
+            hook.remove()
+        if self.parts:
+            self.parts.close()
+
+    def row(self, trainer: lightning.Trainer) -> dict[str, float]:
+        """The statistics at the end of the step, by name, on every rank."""
+        now = {path: [p.detach() for p in part] for path, part in self.weights.items()}
+        moved = {
+            path: [new - old for new, old in zip(now[path], before, strict=True)]
+            for path, before in self._before.items()
+        }
+        weights, updates = norms_of(now), norms_of(moved)
+        row = {"train/weight_norm": total(weights), "train/update_norm": total(updates)}
+        row |= named("weight_norm", weights)
+        row |= named("grad_norm", self.gradients) | named("update_norm", updates)
+        if self._extremes:
+            largest = torch.stack([*self._extremes.values()])
+            largest = trainer.strategy.reduce(largest, reduce_op="max")
+            row |= named("activation_max", dict(zip(self._extremes, largest.tolist(), strict=True)))
+        return row
+
+
+def weights_of_parts(module: TrainedModule, depth: int) -> dict[str, list[nn.Parameter]]:
+    """The trained parameters by the path of the part of the module that holds them.
+
+    A path has at most `depth` names below the module's own parts, such as its denoiser.
+    """
+    trained = {id(parameter) for parameter in module.trained_parameters()}
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in trained:
+            path = ".".join(name.split(".")[:-1][: depth + 1])
+            parts.setdefault(path, []).append(parameter)
+    return parts
+
+
+def norms_of(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+    """The norm of all tensors of each part that has any; sharded ones are taken together."""
+    norms = {
+        path: whole(nn.utils.get_total_norm(tensors)).float()
+        for path, tensors in parts.items()
+        if tensors
+    }
+    # stacked, so as to wait for a GPU once
+    values = torch.stack([*norms.values()]).tolist() if norms else []
+    return dict(zip(norms, values, strict=True))
+
+
+def total(norms: Mapping[str, float]) -> float:
+    """The norm of a vector from those of its parts."""
+    return math.sqrt(sum(norm**2 for norm in norms.values()))
+
+
+def named(kind: str, values: Mapping[str, float]) -> dict[str, float]:
+    """The values of parts under the names that are logged."""
+    return {f"train_{kind}/{path.removeprefix(MODEL)}": value for path, value in values.items()}

@@ -1,0 +1,223 @@
+"""Looks at training: statistics of steps, losses by level, the gradient noise scale."""
+
+import math
+
+import pytest
+import torch
+from helpers.faults import Killed, at_step, die
+from helpers.tiny_runs import TINY, rows
+from torch import nn
+
+from diffusion_lab.training.callbacks.gradient_noise import GradientNoise, PartNorms
+from diffusion_lab.training.callbacks.level_losses import bins_of
+from diffusion_lab.training.diffusion_module import DiffusionModule
+
+ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "callbacks.denoising=null"]
+ALONE += ["logger=none", "trainer.precision=32-true", "optimizer.lr=1e-2"]
+ALONE += ["lr_schedule.warmup_images=0", "callbacks.checkpoint.every_n_steps=1"]
+LOOKS = ["callbacks.statistics.every_n_steps=1", "micro_batch_size=2"]
+LOOKS.append("callbacks.statistics.noise_scale=true")
+KINDS = ("weight_norm", "grad_norm", "update_norm", "activation_max")
+
+
+def checkpoint_of(folder, name="last"):
+    return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+def values(folder, start: str) -> dict[int, dict[str, float]]:
+    """The values of names that start so, by step."""
+    found: dict[int, dict[str, float]] = {}
+    for row in rows(folder):
+        named = {name: value for name, value in row.items() if name.startswith(start)}
+        if named:
+            found.setdefault(row["step"], {}).update(named)
+    return found
+
+
+def norm(tensors) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+@pytest.fixture(scope="module")
+def looked(trained_once):
+    """A run of four steps with a look at each."""
+    return trained_once("train", *TINY, *ALONE, *LOOKS, "run_dir=run") / "run"
+
+
+def test_looking_at_steps_changes_nothing_in_them(looked, trained_once):
+    plain = trained_once("train", *TINY, *ALONE, "micro_batch_size=2", "run_dir=run") / "run"
+    first, second = checkpoint_of(plain), checkpoint_of(looked)
+    assert str(first["optimizer_states"]) == str(second["optimizer_states"])
+    for part in ("state_dict", "current_model_state"):
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), name
+    for name in ("train/loss", "train/grad_norm", "val/loss"):
+        assert values(plain, name) == values(looked, name)
+    assert values(plain, "train_weight_norm/") == {}
+
+
+def test_norms_are_those_of_the_weights_their_update_and_the_gradient(looked):
+    last, before = (
+        checkpoint_of(looked, name)["current_model_state"] for name in ("last", "previous")
+    )
+    blocks = [name for name in last if name.startswith("denoiser.backbone.blocks.0.")]
+    row = {
+        name: value for kind in KINDS for name, value in values(looked, f"train_{kind}/")[4].items()
+    }
+    place = "backbone.blocks.0"
+    assert row[f"train_weight_norm/{place}"] == pytest.approx(norm(last[n] for n in blocks))
+    moved = norm(last[name] - before[name] for name in blocks)
+    assert row[f"train_update_norm/{place}"] == pytest.approx(moved, rel=1e-4)
+    assert values(looked, "train/weight_norm")[4] == {
+        "train/weight_norm": pytest.approx(norm(last.values()))
+    }
+    for step, parts in values(looked, "train_grad_norm/").items():
+        whole = values(looked, "train/grad_norm")[step]["train/grad_norm"]  # before clipping
+        assert math.sqrt(sum(v**2 for v in parts.values())) == pytest.approx(whole, rel=1e-5)
+    assert row["train_activation_max/backbone.out"] > 0
+    # AdamW moves each weight by about its learning rate
+    count = sum(last[name].numel() for name in blocks)
+    assert row[f"train_update_norm/{place}"] < 1e-2 * math.sqrt(count) * 1.1
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_resumed_run_has_the_same_statistics(lab, tmp_path, monkeypatch, trained_once, step):
+    several = ["trainer.max_steps=6", "trainer.log_every_n_steps=3", "run_dir=run"]
+    command = ["train", *TINY, *ALONE, *LOOKS, *several]
+    whole = trained_once(*command) / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, step, die)
+        with pytest.raises(Killed):
+            lab(*command)
+    code, _, err = lab("train", "resume=run")
+    assert code == 0, err
+    for start in ("train_", "train/noise", "train/grad", "train/loss", "train/update"):
+        assert values(tmp_path / "run", start) == values(whole, start)
+    assert list(values(whole, "train_by_level/")) == [3, 6]
+    assert list(values(whole, "train_update_norm/")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_skipped_steps_leave_no_statistics(lab, tmp_path, monkeypatch):
+    original = DiffusionModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        return loss * torch.nan if self.trainer.global_step == 1 else loss
+
+    monkeypatch.setattr(DiffusionModule, "training_step", training_step)
+    code, _, err = lab("train", *TINY, *ALONE, *LOOKS, "run_dir=run")
+    assert code == 0, err
+    for start in ("train_grad_norm/", "train_by_level/", "train/grad_norm", "train/noise_scale"):
+        found = values(tmp_path / "run", start)
+        assert 2 not in found
+        assert all(math.isfinite(value) for row in found.values() for value in row.values())
+        if start != "train/noise_scale":  # which is not known at every step
+            assert set(found) == {1, 3, 4}
+
+
+def test_the_losses_by_level_have_the_mean_of_the_loss(looked):
+    def row(step: int) -> dict[str, float]:
+        return values(looked, "train_by_level/")[step]
+
+    for step, loss in values(looked, "train/loss").items():
+        assert min(row(step).values()) <= loss["train/loss"] <= max(row(step).values())
+        assert set(row(step)) <= {f"train_by_level/t{0.05 + 0.1 * i:.2f}" for i in range(10)}
+
+
+def test_a_level_is_counted_in_its_tenth():
+    t = torch.tensor([1e-6, 0.1, 0.1001, 0.55, 0.9999, 1.0], dtype=torch.float64)
+    assert bins_of(t).tolist() == [0, 0, 1, 5, 9, 9]
+
+
+def test_rates_of_groups_are_logged(lab, tmp_path):
+    groups = "parameter_groups=[{pattern:'*bias',lr:5e-3},{pattern:'*.embeddings.*',lr:0}]"
+    code, _, err = lab("train", *TINY, *ALONE, groups, "run_dir=run", "trainer.max_steps=1")
+    assert code == 0, err
+    rates = values(tmp_path / "run", "train/lr")[1]
+    assert sorted(rates) == ["train/lr", "train/lr_group1", "train/lr_group2"]
+    assert rates["train/lr"] == pytest.approx(1e-2)
+    assert sorted(rates.values()) == pytest.approx([0, 5e-3, 1e-2])
+
+
+def test_the_largest_gradient_of_a_row_is_kept_beside_the_mean(lab, tmp_path, looked):
+    one_row = ["trainer.log_every_n_steps=4", "micro_batch_size=2", "run_dir=run"]
+    code, _, err = lab("train", *TINY, *ALONE, *one_row)
+    assert code == 0, err
+    norms = [row["train/grad_norm"] for row in values(looked, "train/grad_norm").values()]
+    (row,) = values(tmp_path / "run", "train/grad_norm").values()
+    assert row["train/grad_norm"] == pytest.approx(sum(norms) / 4)
+    assert row["train/grad_norm_max"] == max(norms)
+
+
+# ----------------------------------------------------------------------------------------------
+# the gradient noise scale
+
+
+def test_expected_squared_norms_give_the_noise_scale():
+    signal, noise, estimate = 0.5, 40.0, GradientNoise()
+    for _ in range(3):
+        estimate.observe(signal + noise / 4, signal + noise / 32, 4, 32)
+    assert estimate.scale == pytest.approx(noise / signal)
+    hidden = GradientNoise()
+    hidden.observe(1.0, 0.1, 4, 32)  # |G|^2 is below 0
+    assert hidden.scale is None
+
+
+def test_noisy_gradients_give_about_the_noise_scale():
+    generator, estimate = torch.Generator().manual_seed(0), GradientNoise()
+    mean = torch.ones(100)
+    for _ in range(400):
+        gradients = mean + 3 * torch.randn(8, 4, 100, generator=generator)  # parts of four
+        parts = gradients.mean(1)
+        estimate.observe(
+            float(parts.square().sum(1).mean()), float(parts.mean(0).square().sum()), 4, 32
+        )
+    assert estimate.scale == pytest.approx(9, rel=0.2)  # tr(S) / |G|^2 = 900 / 100
+
+
+def test_norms_of_parts_are_of_single_micro_batches():
+    torch.manual_seed(0)
+    layer, norms = nn.Linear(3, 2), []
+    parts = PartNorms(list(layer.parameters()))
+    torch.autograd.grad(layer(torch.ones(3)).sum(), list(layer.parameters()))  # does not count
+    for batch in torch.randn(3, 5, 3):
+        alone = torch.autograd.grad(layer(batch).square().mean(), list(layer.parameters()))
+        norms.append(norm(alone) ** 2)
+        parts.active = True
+        layer(batch).square().mean().backward()
+        parts.active = False
+    assert float(parts.total) == pytest.approx(sum(norms))
+    parts.close()
+    parts.active = True
+    layer(torch.ones(3)).sum().backward()
+    assert float(parts.total) == pytest.approx(sum(norms))
+
+
+def test_the_noise_scale_of_a_run_is_of_its_micro_batches(looked):
+    scales = [row["train/noise_scale"] for row in values(looked, "train/noise_scale").values()]
+    assert scales
+    assert all(0 < scale < 1e6 for scale in scales)
+
+
+# ----------------------------------------------------------------------------------------------
+# several processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_have_the_statistics_of_one(lab, tmp_path, strategy):
+    common = [*TINY, *ALONE, "name=x", "callbacks.statistics.every_n_steps=2"]
+    scale = "callbacks.statistics.noise_scale=true" if strategy == "ddp" else "seed=0"
+    code, _, err = lab("train", *common, scale, "micro_batch_size=4", "run_dir=one")
+    assert code == 0, err
+    several = [f"trainer={strategy}", "trainer.devices=2", "trainer.accelerator=cpu"]
+    code, _, err = lab(
+        "train", *common, *several, "trainer.precision=32-true", scale, "run_dir=two"
+    )
+    assert code == 0, err
+    for start in ("train_", "train/grad", "train/update", "train/weight", "train/noise"):
+        one, two = values(tmp_path / "one", start), values(tmp_path / "two", start)
+        assert one.keys() == two.keys()
+        for step, row in one.items():
+            assert two[step] == pytest.approx(row, rel=2e-3, abs=1e-6)
+    assert list(values(tmp_path / "two", "train_grad_norm/")) == [2, 4]
