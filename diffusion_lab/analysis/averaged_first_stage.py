@@ -50,7 +50,7 @@ class AveragedFirstStages:
         metrics = instantiate(self.saved, "metrics")
         with errors_at(self.saved, "metrics"):
             metrics.load(self.data, self.device)
-            return metrics.prepare(self.data)
+            return PreparedMetrics.of(metrics, self.data)
 
     def save(self, tensors: dict[str, Tensor], folder: Path) -> dict[str, float]:
         """Writes a first stage with these weights to a folder; returns the metrics measured."""

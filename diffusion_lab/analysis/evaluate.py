@@ -6,7 +6,7 @@ from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.metrics import ceiling, report, side_by_side
+from diffusion_lab.metrics import PreparedMetrics, ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
 from diffusion_lab.runs.images_run import open_images
 from diffusion_lab.runs.opening import inherit, open_run
@@ -43,7 +43,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     way = (protocol, sampling_of(cfg), cfg.run)
     compared = {run: comparable_metrics(run, found, *way) for run, found in others.items()}
     with errors_at(cfg, "metrics"):
-        prepared = metrics.prepare(opened.datamodule)
+        prepared = PreparedMetrics.of(metrics, opened.datamodule)
     with opened.autocast:
         results = evaluate(pipeline, prepared, opened.datamodule, cfg.batch_size, cfg.seed)
     results |= ceiling(results, opened.reconstruction_metrics)

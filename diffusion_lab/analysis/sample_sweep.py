@@ -82,7 +82,7 @@ def sweep(
     with errors_at(cfg, "metrics"):
         labelled = all(setting.pipeline.conditional for setting in settings)
         metrics.check(labelled, opened.datamodule.num_classes)
-        prepared = metrics.prepare(opened.datamodule)
+        prepared = PreparedMetrics.of(metrics, opened.datamodule)
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
     kept = {row["key"]: row for row in on_rank_zero(lambda: read_rows(folder / ROWS))}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torchmetrics
@@ -10,21 +10,17 @@ from torch import Tensor
 
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
-from diffusion_lab.compute.cache import cached
-from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.feature_distances import FID, MMD, ClassFID, ClassifierFID, SpatialFID
-from diffusion_lab.metrics.features import FEATURES, FeatureExtractor
+from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.from_torchmetrics import FromTorchmetrics
-from diffusion_lab.metrics.image_set import ImageSet, place_in_class, short_count
+from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.likelihood_divergence import FLD
-from diffusion_lab.metrics.metric import REAL, Metric, Protocol, Quantity, Values, with_fingerprint
+from diffusion_lab.metrics.metric import Metric, Protocol, Quantity, Values, with_fingerprint
 from diffusion_lab.metrics.observer import Observer
-from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.metrics.quantities import BUILT_IN
-from diffusion_lab.metrics.real_images import RealImages
 from diffusion_lab.metrics.reference import REFERENCE, reference_of
 from diffusion_lab.metrics.seams import Seams
 
@@ -134,10 +130,11 @@ class GenerativeMetrics:
 
     def protocol_of(self, source: ImageDataModule) -> Protocol:
         """The protocol of the measurement, known once the networks are loaded."""
-        facts = self._reference_facts(source) | {"reference": self.compared_with.kind}
+        facts = self.reference_facts(source) | {"reference": self.compared_with.kind}
         return with_fingerprint(facts | {"num_samples": self.num_samples, "rounding": "uint8"})
 
-    def _reference_facts(self, source: ImageDataModule) -> Protocol:
+    def reference_facts(self, source: ImageDataModule) -> Protocol:
+        """The part of the protocol that says what samples are compared with."""
         return {
             "extractor": self.extractor.name,
             "extractor_fingerprint": self.extractor.fingerprint,
@@ -162,57 +159,3 @@ class GenerativeMetrics:
         with self.extractor.in_float32():
             results = [metric.results(images, reference, suffix) for metric in chosen]
         return {name: value for each in results for name, value in each.items()}
-
-    def prepare(self, source: ImageDataModule) -> PreparedMetrics:
-        """Computes or reads what samples are compared with; call it on all ranks after `load`."""
-        facts, chosen = self._reference_facts(source), self.reference_ids(source)
-        kept = (self.observer, facts, self.cache_dir)
-        reference = self.compared_with.image_set(source, chosen, *kept)
-        if self.keep_images and len(reference):
-            vars(reference)["images"] = self.reference_split(source).images[chosen]
-        real, test = self._real(source, reference)
-        return PreparedMetrics(self, self.protocol_of(source), reference, real, test)
-
-    def _real(self, source: ImageDataModule, reference: ImageSet) -> tuple[Values, ImageSet | None]:
-        """The values of test images, and the test images for metrics by class, if there are any."""
-        count, chosen = len(self.test_ids(source)), self._observed_tests(source)
-        keep = self.by_class or self.fld  # features of test images, not only their values
-        split = Split(source.test_images(), source.test_labels())
-        tests = RealImages(split, chosen, "test", "test", self.cache_dir)
-        labels = split.labels[chosen]
-
-        def compute() -> dict[str, Tensor]:
-            observed = tests.observe(self.observer)
-            first = self.observer.image_set(observed, labels).select(slice(count))
-            values = on_rank_zero(lambda: self.results(first, reference, REAL))
-            tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
-            return tensors | ({FEATURES: observed[FEATURES]} if keep else {})
-
-        reader = self.observer.classifier
-        facts: dict[str, Any] = self._reference_facts(source) | {
-            "test": count,
-            "half_splits": self.half_splits,
-            "per_class": keep and len(chosen),
-            "classifier": reader.fingerprint if reader else None,
-            "spatial_dim": self.extractor.spatial_dim,
-            "patch": self.patch and [self.patch, *self.observer.corner],
-            **({"mmd": True} if self.mmd else {}),
-        }
-        if own := self.extra_metrics:  # code outside the package may change, and its values with it
-            facts["extra"] = [m.identity() for m in own]
-        name = f"real-{reference.name}-{self.extractor.name}-{short_count(count)}"
-        stored = cached(self.cache_dir, name, facts, compute)
-        features = stored.pop(FEATURES, None)
-        test = None if features is None else ImageSet(self.extractor, features, labels)
-        if test is not None:
-            vars(reference)["unseen"] = test.features[:count]
-        return {name: value.item() for name, value in stored.items()}, test
-
-    def _observed_tests(self, source: ImageDataModule) -> Tensor:
-        """The indices of the test images to observe; those of `test_ids` come first."""
-        order = random_places(len(source.test_images()), None)
-        observe = torch.arange(len(order)) < self.num_samples
-        if self.by_class:
-            most = -(-self.num_samples // len(source.class_names))  # most samples of one class
-            observe |= place_in_class(source.test_labels()[order]) < most
-        return order[observe]

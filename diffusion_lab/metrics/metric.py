@@ -7,7 +7,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torchmetrics
@@ -17,9 +17,7 @@ from torchmetrics.utilities import dim_zero_cat
 from diffusion_lab.common import hashing
 from diffusion_lab.compute.distributed import rank_and_world
 from diffusion_lab.metrics.image_set import ImageSet, short_count
-
-if TYPE_CHECKING:
-    from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.metrics.observer import Observer
 
 HIGHER, LOWER = True, False  # which values of a quantity are better
 REAL = "_real"  # ends the name of a value that is measured on test images instead of samples
@@ -95,10 +93,10 @@ class Metric(torchmetrics.Metric, ABC):
     # whether real images are also measured class by class, with the samples' number of each
     by_class: ClassVar[bool] = False
     full_state_update = False
-    observer: "Observer | None" = None
+    observer: Observer | None = None
     reference: ImageSet
 
-    def compare_with(self, reference: ImageSet, observer: "Observer") -> None:
+    def compare_with(self, reference: ImageSet, observer: Observer) -> None:
         """Sets what samples are compared with, and the networks that see them, which are loaded."""
         self.reference, self.observer = reference, observer
         whole = torch.empty(0, dtype=torch.int64)

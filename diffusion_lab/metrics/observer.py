@@ -8,10 +8,10 @@ from torch import Tensor
 from diffusion_lab.common.messages import track
 from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.metrics.edges import EDGES, edge_gradients
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import FEATURES, SPATIAL, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet
-from diffusion_lab.metrics.seams import EDGES, edge_gradients
 
 CLASSIFIED, GUESSES = "classified", "guesses"  # the classifier's features and its classes
 IMAGES = "images"

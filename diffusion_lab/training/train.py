@@ -138,7 +138,7 @@ def prepare(cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task]) ->
         with errors_at(cfg, "metrics"):
             task.metrics.reference_split(data)  # raises if there are no such images
             task.metrics.load(data, device)
-            metrics = task.metrics.prepare(data)
+            metrics = PreparedMetrics.of(task.metrics, data)
     for key, value in found.items():
         OmegaConf.update(cfg, key, value)
     return Prepared(cfg, task, layout, device, metrics, trainer, interruption)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from diffusion_lab.metrics import FeatureExtractor, GenerativeMetrics
+from diffusion_lab.metrics import FeatureExtractor, GenerativeMetrics, PreparedMetrics
 
 
 class Network(nn.Module):
@@ -66,7 +66,7 @@ def prepared(folder, source=None, reference_size=None, num_samples=100, weights=
     metrics = GenerativeMetrics(extractor, reference_size, num_samples, str(folder), **options)
     source = source or FakeSource()
     metrics.load(source, "cpu")
-    return metrics.prepare(source)
+    return PreparedMetrics.of(metrics, source)
 
 
 def generated(count=100):

@@ -9,7 +9,7 @@ from helpers.tiny_data import TinyData, tiny_data
 from safetensors.torch import save_file
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from diffusion_lab.metrics import ExtractorUnavailable, GenerativeMetrics
+from diffusion_lab.metrics import ExtractorUnavailable, GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.classifier_scores import inception_score
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
@@ -76,7 +76,7 @@ def test_samples_measured_within_autocast_have_the_reference_values_of_the_same_
         loaded(saved), None, 32, str(tmp_path / "cache"), per_class=True, classifier=str(saved)
     )
     metrics.load(tiny_data(), "cpu")
-    prepared, chosen = metrics.prepare(tiny_data()), metrics.test_ids(tiny_data())
+    prepared, chosen = PreparedMetrics.of(metrics, tiny_data()), metrics.test_ids(tiny_data())
     images, labels = tiny_data().test_images()[chosen], tiny_data().test_labels()[chosen]
     with torch.autocast("cpu", torch.bfloat16):
         values = prepared.compute(metrics.observer(images), labels)
@@ -144,7 +144,7 @@ def test_the_command_trains_one_that_metrics_use(lab, refusal, tmp_path):
         loaded("c/x"), None, 32, str(tmp_path / "cache"), per_class=True, classifier="c/x"
     )
     metrics.load(tiny_data(), "cpu")
-    metrics, observe = metrics.prepare(tiny_data()), metrics.observer
+    metrics, observe = PreparedMetrics.of(metrics, tiny_data()), metrics.observer
     labels = tiny_data().test_labels()
     observed = observe(tiny_data().test_images())
     values = metrics.compute(observed, labels)

@@ -18,6 +18,7 @@ from diffusion_lab.metrics import (
     FeatureSet,
     GenerativeMetrics,
     Metric,
+    PreparedMetrics,
     Quantity,
     ceiling,
     frechet,
@@ -404,7 +405,7 @@ def stop_on_rank(rank, world, folder):
     metrics.num_samples = 99  # needs other real values, whose features are not finite
     metrics.extractor.network.weight.fill_(math.nan)
     metrics.load = lambda *_: None
-    listen(lambda: metrics.prepare(FakeSource()))
+    listen(lambda: PreparedMetrics.of(metrics, FakeSource()))
     torch.save(heard, Path(folder) / f"heard{rank}.pt")
     dist.destroy_process_group()
 

@@ -5,12 +5,12 @@ import torch
 from helpers.refusals import refused
 from helpers.tiny_data import tiny_data
 
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
+from diffusion_lab.metrics.edges import edge_gradients
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 from diffusion_lab.metrics.features import FEATURES, SPATIAL
 from diffusion_lab.metrics.real_images import RealImages
-from diffusion_lab.metrics.seams import edge_gradients
 
 SAMPLES = 24
 
@@ -60,7 +60,7 @@ def prepared(tmp_path):
         EfficientNetLite0(), None, SAMPLES, str(tmp_path), 0, classifier=str(path), patch=4
     )
     metrics.load(data, "cpu")
-    return metrics.prepare(data), data, Classifier(str(path))
+    return PreparedMetrics.of(metrics, data), data, Classifier(str(path))
 
 
 def measured(prepared, samples: torch.Tensor) -> dict[str, float]:
@@ -108,7 +108,7 @@ def test_a_second_measurement_reads_the_moments_from_the_cache(prepared, tmp_pat
     )
     metrics.load(data, "cpu")
     monkeypatch.setattr(RealImages, "observe", None)
-    assert measured(metrics.prepare(data), images()) == expected
+    assert measured(PreparedMetrics.of(metrics, data), images()) == expected
 
 
 def test_features_are_those_without_the_map(prepared):

@@ -11,7 +11,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.metrics import FeatureExtractor, FeatureSet, GenerativeMetrics
+from diffusion_lab.metrics import FeatureExtractor, FeatureSet, GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.distances import mmd
 from diffusion_lab.metrics.likelihood_divergence import fld
 
@@ -52,7 +52,7 @@ def measured(data, tmp_path):
     def measure(images, labels=None, **options):
         metrics = GenerativeMetrics(Projected(), None, len(images), str(tmp_path), **options)
         metrics.load(data, "cpu")
-        prepared = metrics.prepare(data)
+        prepared = PreparedMetrics.of(metrics, data)
         return prepared.compute(metrics.observer(images), labels), prepared.protocol
 
     return measure
