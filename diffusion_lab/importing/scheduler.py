@@ -4,6 +4,7 @@ from pathlib import Path
 
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.runs.to_diffusers.scheduler import PREDICTIONS, STEPS
 
 FILES = ("scheduler/scheduler_config.json", "scheduler_config.json")
 TABLES = {  # the option of `schedule` by beta_schedule
@@ -11,8 +12,7 @@ TABLES = {  # the option of `schedule` by beta_schedule
     "scaled_linear": "ddpm_scaled_linear",
     "squaredcos_cap_v2": "ddpm_cosine",
 }
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}  # options by prediction_type
-STEPS = 1000  # of a table; networks are told the place of a noise level among them
+OPTIONS = {kind: option for option, kind in PREDICTIONS.items()}  # of predictions
 
 
 def schedule_overrides(pipeline: Path) -> list[str]:
@@ -27,14 +27,14 @@ def schedule_overrides(pipeline: Path) -> list[str]:
     if "FlowMatch" in config.get("_class_name", ""):
         return ["schedule=rectified", "objective/prediction=flow"]
     table = TABLES.get(config.get("beta_schedule", ""))
-    prediction = PREDICTIONS.get(config.get("prediction_type", "epsilon"))
+    prediction = OPTIONS.get(config.get("prediction_type", "epsilon"))
     steps = config.get("num_train_timesteps", STEPS)
     if table is None or prediction is None or config.get("trained_betas") or steps != STEPS:
         raise UserError(
             f"{pipeline} has a {config.get('_class_name')} with beta_schedule="
             f"{config.get('beta_schedule')}, prediction_type={config.get('prediction_type')} and "
             f"num_train_timesteps={steps}, which has no counterpart here; there are "
-            f"{', '.join(TABLES)} and {', '.join(PREDICTIONS)}, of {STEPS} steps"
+            f"{', '.join(TABLES)} and {', '.join(OPTIONS)}, of {STEPS} steps"
         )
     rescaled = config.get("rescale_betas_zero_snr", False)
     found, key = [f"schedule={table}"], "schedule"

@@ -1,9 +1,13 @@
-"""Exports a trained model as a folder to share: weights, configuration, first stage; no pickle."""
+"""Exports a trained model as a folder to share: weights, configuration, first stage; no pickle.
+
+Or, with format=diffusers, as parts of diffusers.
+"""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +17,8 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffusion_lab.build.instantiate import errors_at
+from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
@@ -22,15 +28,22 @@ from diffusion_lab.runs.diffusion_run import DiffusionRun, with_weights
 from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.open_run import checkpoint_of
 from diffusion_lab.runs.opening import kind_of, load_trained_config
+from diffusion_lab.runs.to_diffusers.card import CARD, card_of
+from diffusion_lab.runs.to_diffusers.folder import convert
+
+FORMATS = ("run", "diffusers")
 
 
 def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Writes the model of the run `cfg.run` to the new folder `cfg.output`; returns a summary.
 
-    `sample`, `evaluate` and all other commands except `train` accept the folder as a run. It is
-    written atomically. Raises UserError if the run cannot be exported.
+    `sample`, `evaluate` and all other commands except `train` accept the folder as a run, unless
+    `cfg.format` is diffusers. It is written atomically. Raises UserError if the run cannot be
+    exported.
     """
     output = Path(cfg.output)
+    if cfg.format not in FORMATS:
+        raise UserError(f"format={cfg.format} must be one of {', '.join(FORMATS)}")
     require_new(output)
     run = Path(cfg.run)
     saved = load_trained_config(run)
@@ -43,8 +56,16 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     else:
         tensors, step = weights.load_of_run(run, average, checkpoint)
         facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
-    _, model = with_weights(run, saved, tensors)  # refuses weights of another model
-    write(output, tensors, facts, model.first_stage, partial(shutil.copy, run / CONFIG))
+    data, model = with_weights(run, saved, tensors)  # refuses weights of another model
+    if cfg.format == "diffusers":
+        with errors_at(cfg, ""):
+            parts = convert(model, saved, data.num_classes)
+        card = card_of(run, saved, facts, parts)
+        with new_folder(output) as folder:
+            parts.save(folder)
+            write_atomically(folder / CARD, card)
+    else:
+        write(output, tensors, facts, model.first_stage, partial(shutil.copy, run / CONFIG))
     return {"output": str(output), "tensors": len(tensors)} | facts
 
 
@@ -65,19 +86,29 @@ def write(
 
     `facts` are kept beside the tensors, and `write_config` writes the configuration into a folder.
     """
+    with new_folder(output) as folder:
+        # safetensors refuses tensors that share memory
+        copies = {
+            name: value.clone(memory_format=torch.contiguous_format)
+            for name, value in tensors.items()
+        }
+        safetensors.torch.save_file(copies, folder / weights.EXPORTED, {"format": "pt"} | facts)
+        write_config(folder)
+        first_stage.copy_into(folder)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yields a folder that becomes `output` at the end of the block, if nothing in it fails.
+
+    Raises UserError for files that cannot be written.
+    """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
             folder = Path(scratch) / "export"
             folder.mkdir()
-            # safetensors refuses tensors that share memory
-            copies = {
-                name: value.clone(memory_format=torch.contiguous_format)
-                for name, value in tensors.items()
-            }
-            safetensors.torch.save_file(copies, folder / weights.EXPORTED, {"format": "pt"} | facts)
-            write_config(folder)
-            first_stage.copy_into(folder)
+            yield folder
             os.rename(folder, output)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

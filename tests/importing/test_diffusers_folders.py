@@ -1,6 +1,7 @@
 """Folders of diffusers are opened with their own network, and their scheduler as a schedule."""
 
 import json
+import runpy
 import shutil
 
 import pytest
@@ -115,6 +116,67 @@ def test_a_network_alone_is_taken_as_ddpm(lab, tmp_path):
     model = imported(lab, "network", "sampler=ddim")
     assert isinstance(model.objective.prediction, prediction.Eps)
     assert model.schedule.discrete_steps == 1000
+
+
+def exported(lab, tmp_path, part):
+    """Exports the import in net/ to back/; its network and its scheduler's config.json."""
+    code, _, err = lab("export", "run=net", "format=diffusers", "output=back")
+    assert code == 0, err
+    network = diffusers.AutoModel.from_pretrained("back", subfolder=part)
+    return network, json.loads((tmp_path / "back/scheduler/scheduler_config.json").read_text())
+
+
+def assert_same(network, other):
+    """Asserts that two networks have the same class, settings and weights."""
+    assert type(network) is type(other)
+    settings, given = (
+        {key: value for key, value in each.config.items() if key[0] != "_"}
+        for each in (network, other)
+    )
+    # tuples are read back as lists
+    assert json.dumps(settings, sort_keys=True) == json.dumps(given, sort_keys=True)
+    weights, own = network.state_dict(), other.state_dict()
+    assert weights.keys() == own.keys()
+    assert all(torch.equal(weights[name], own[name]) for name in weights)
+
+
+@pytest.mark.parametrize("classes", [None, 5])
+def test_an_imported_unet_is_exported_as_it_came(lab, tmp_path, classes):
+    network = randomised(diffusers.UNet2DModel(**UNET, num_class_embeds=classes))
+    scheduler = diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.0015,
+        beta_end=0.0195,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    diffusers.DDIMPipeline(network, scheduler).save_pretrained("pipeline")
+    imported(lab, "pipeline")
+    back, config = exported(lab, tmp_path, "unet")
+    assert_same(back, network)
+    decides = ("beta_schedule", "beta_start", "beta_end", "prediction_type")
+    for key in (*decides, "rescale_betas_zero_snr", "num_train_timesteps"):
+        assert config[key] == scheduler.config[key]
+
+
+def test_an_imported_dit_is_exported_with_its_autoencoder(lab, tmp_path):
+    network = randomised(diffusers.DiTTransformer2DModel(**DIT))
+    vae = diffusers.AutoencoderKL.from_pretrained(save_vae(tmp_path / "vae"))
+    diffusers.DiTPipeline(network, vae, diffusers.DDIMScheduler()).save_pretrained("pipeline")
+    model = imported(lab, "pipeline", "first_stage.scale=0.5")
+    back, config = exported(lab, tmp_path, "transformer")
+    assert_same(back, network)
+    assert config["beta_schedule"] == "linear"
+    autoencoder = diffusers.AutoencoderKL.from_pretrained(tmp_path / "back", subfolder="vae")
+    latents, weights = torch.randn(2, 4, 8, 8), autoencoder.state_dict()
+    assert all(torch.equal(each, weights[name]) for name, each in vae.state_dict().items())
+    with torch.no_grad():
+        decoded = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
+    ours = model.first_stage.decode(latents)  # uint8
+    assert ((decoded.clamp(-1, 1) + 1) * 127.5 - ours).abs().max() < 0.51
+    loop = runpy.run_path(str(tmp_path / "back/sample.py"))
+    images = loop["sample"](torch.randn(2, 4, 8, 8), torch.tensor([0, 4]), steps=2)
+    assert images.shape == (2, 3, 64, 64)
 
 
 SCHEDULERS = {

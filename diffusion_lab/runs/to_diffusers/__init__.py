@@ -1,0 +1,1 @@
+"""Exports to diffusers: networks, schedulers, a loop that samples, and a model card."""

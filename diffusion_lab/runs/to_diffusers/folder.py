@@ -1,0 +1,143 @@
+"""The folder for diffusers: network, scheduler, autoencoder, a loop that samples, a model card."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from omegaconf import DictConfig
+
+from diffusion_lab.build.model import Model
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.first_stage import FirstStage, HubVAE, Pixels
+from diffusion_lab.runs.to_diffusers.network import network_of
+from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
+from diffusion_lab.runs.to_diffusers.scheduler import scheduler_of
+
+FOLDERS = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
+LOOP = "sample.py"
+CALLS = {  # what the loop of each scheduler calls
+    "DDIMScheduler": {
+        "times": "steps",
+        "start": "(1 - scheduler.alphas_cumprod[-1]).sqrt() * noise  # its noisiest level",
+        "step": "output, t, x, use_clipped_model_output=True",
+        "limit": " `steps` must divide 1000.",
+    },
+    "FlowMatchEulerDiscreteScheduler": {
+        "times": "sigmas=[1 - i / steps for i in range(steps)]",
+        "start": "noise",
+        "step": "output, t, x",
+        "limit": "",
+    },
+}
+TEXT = Template('''\
+"""Draws samples with diffusers: python sample.py"""
+
+from pathlib import Path
+
+import torch
+from diffusers import $imports
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import make_image_grid
+
+FOLDER = Path(__file__).parent
+model = $network.from_pretrained(FOLDER, subfolder="$folder")
+scheduler = $scheduler.from_pretrained(FOLDER, subfolder="scheduler")
+$vae
+
+@torch.no_grad()
+def sample(noise, labels=None, steps=50):
+    """Turns unit noise (B, $shape) into images in [-1, 1].
+
+    $labels.$limit
+    """
+    scheduler.set_timesteps($times)
+    x = $start
+    for t in scheduler.timesteps:
+        output = model(x, t.expand(len(x)), class_labels=labels).sample[:, :$channels]
+        x = scheduler.step($step).prev_sample
+    return $decoded
+
+
+if __name__ == "__main__":
+    images = sample(torch.randn(20, $shape), $chosen)
+    make_image_grid(VaeImageProcessor().postprocess(images), rows=2, cols=10).save("samples.png")
+''')
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """A model as parts of diffusers; `vae` is the autoencoder of its latents, if it has any."""
+
+    network: Any
+    scheduler: Any
+    vae: Any | None
+    num_classes: int
+
+    def save(self, folder: Path) -> None:
+        """Writes the parts, each to a folder of its own, and the loop."""
+        self.network.save_pretrained(folder / FOLDERS[type(self.network).__name__])
+        self.scheduler.save_pretrained(folder / "scheduler")
+        if self.vae is not None:
+            self.vae.save_pretrained(folder / "vae")
+        write_atomically(folder / LOOP, loop_of(self))
+
+
+def convert(model: Model, cfg: DictConfig, num_classes: int) -> Diffusers:
+    """The parts of a model with the configuration `cfg`.
+
+    Raises UserError, which names an option of `cfg`, for what diffusers does not have.
+    """
+    vae = autoencoder_of(model.first_stage)
+    scheduler, network = scheduler_of(model, cfg), network_of(model, cfg)
+    if not model.denoiser.conditioning.conditional:
+        num_classes = 0
+    return Diffusers(network, scheduler, vae, num_classes)
+
+
+def autoencoder_of(first_stage: FirstStage) -> Any | None:
+    """The autoencoder whose config.json scales latents as this first stage; None for pixels."""
+    if isinstance(first_stage, Pixels):
+        return None
+    if not isinstance(first_stage, HubVAE):
+        raise without_counterpart(
+            f"the first stage {type(first_stage).__name__}",
+            "diffusers has no autoencoder with these layers",
+        )
+    channels, *sides = first_stage.image_shape
+    if channels != 3 or any(side % first_stage.factor for side in sides):
+        raise without_counterpart(
+            "first_stage=hub_vae",
+            f"its autoencoder would decode to other shapes than {first_stage.image_shape}",
+        )
+    vae = first_stage.network
+    shift = first_stage.shift or None
+    vae.register_to_config(scaling_factor=1 / first_stage.scale, shift_factor=shift)
+    return vae
+
+
+def loop_of(parts: Diffusers) -> str:
+    """The text of sample.py."""
+    network, vae, classes = parts.network, parts.vae, parts.num_classes
+    names = [type(part).__name__ for part in (network, parts.scheduler, vae) if part is not None]
+    size, channels = network.config.sample_size, network.config.in_channels
+    height, width = (size, size) if isinstance(size, int) else size
+    load, decoded = "", "x"
+    if vae is not None:
+        load = f'vae = {names[2]}.from_pretrained(FOLDER, subfolder="vae")\n'
+        decoded = (
+            "vae.decode(x / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample"
+        )
+    return TEXT.substitute(
+        imports=", ".join(sorted(names)),
+        network=names[0],
+        folder=FOLDERS[names[0]],
+        scheduler=names[1],
+        vae=load,
+        shape=f"{channels}, {height}, {width}",
+        labels=f"Labels (B,) are 0 to {classes - 1}" if classes else "There are no labels",
+        channels=channels,
+        **CALLS[names[1]],
+        decoded=decoded,
+        chosen=f"torch.arange(20) % {classes}" if classes else "None",
+    )
