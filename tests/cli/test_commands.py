@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.cli.commands import COMMANDS
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics import PreparedMetrics
 
 FAST = ["sampler.steps=3", "device=cpu"]
 
@@ -143,7 +143,7 @@ def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, refusal, run_f
     def prepare(*_):
         raise AssertionError("features are computed before the comparison is known to be possible")
 
-    monkeypatch.setattr(GenerativeMetrics, "prepare", prepare)
+    monkeypatch.setattr(PreparedMetrics, "of", prepare)
     sentence = refusal("evaluate", "run=2024", "against=run", "metrics.num_samples=7")
     assert_names(sentence, "2024", "7", "run", "16")
     sentence = refusal("evaluate", "run=run", "against=2024", "sampler.steps=4")
