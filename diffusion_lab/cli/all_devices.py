@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from diffusion_lab.build.instantiate import check_keys
@@ -57,6 +59,8 @@ def started_here(name: str, overrides: list[str], count: int) -> Any:
         except TrainingStopped as error:
             left = read_json(path)
             if "code" in left:  # after a trace
+                if HydraConfig.get().mode == RunMode.MULTIRUN:  # an exit would end the other jobs
+                    raise RuntimeError("a process of this job failed, as it said above") from error
                 sys.exit(left["code"])
             raise UserError(left.get("error", str(error))) from error
         finally:

@@ -33,7 +33,11 @@ class NoiseLevel:
     def to(self, device: torch.device | str) -> "NoiseLevel":
         """The level on another device."""
         there = None if self.there is None else self.there.to(device)
-        return NoiseLevel(self.t.to(device), self.alpha.to(device), self.sigma.to(device), there)
+        # a CPU's numbers are copied at once, so nothing has to wait for a GPU
+        t, alpha, sigma = (
+            each.to(device, non_blocking=True) for each in (self.t, self.alpha, self.sigma)
+        )
+        return NoiseLevel(t, alpha, sigma, there)
 
     def towards(self, there: "NoiseLevel") -> "NoiseLevel":
         """The level with the one that the next step goes to, of the same shape."""

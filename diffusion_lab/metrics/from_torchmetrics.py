@@ -2,15 +2,18 @@
 
 import inspect
 
+import torch
 import torchmetrics
 from torch import Tensor
 
+from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.metrics.features import GPU_BATCH
 from diffusion_lab.metrics.image_set import ImageSet, short_count
 from diffusion_lab.metrics.metric import Metric, Quantity, Values, identity_of
 
-BATCH = 64  # images per update
-REAL = "real"  # the argument of `update` that tells real images from samples
+SEED = 0  # of what a metric draws
+REAL_ARGUMENT = "real"  # the argument of `update` that tells real images from samples
 CHANNELS = 3  # which networks of torchmetrics take
 
 
@@ -30,16 +33,18 @@ class FromTorchmetrics(Metric):
             for argument in inspect.signature(metric.update).parameters.values()
             if argument.default is argument.empty and argument.kind != argument.VAR_KEYWORD
         ]
-        self.needs_images = REAL in required
+        self.needs_images = REAL_ARGUMENT in required
         if len(required) != 1 + self.needs_images:
             raise UserError(
                 f"metrics.extra.{name}: {type(metric).__name__}.update takes "
                 f"{', '.join(required)}, but there are only generated images, and real ones "
-                f"(`{REAL}=True`); write a metric whose update takes images alone or (images, real)"
+                f"(`{REAL_ARGUMENT}=True`); write a metric whose update takes images alone or "
+                "(images, real)"
             )
         metric.sync_on_compute = False  # the first rank has the samples of all
         self.name, self.metric = name, metric
         self.kept: Tensor | None = None  # real images whose features the metric keeps
+        self.checksum = hashing.of_text(str(self.identity()))[:8]
         better = metric.higher_is_better
         self.quantities = (
             Quantity(
@@ -55,20 +60,34 @@ class FromTorchmetrics(Metric):
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         """The value under the metric's name and, if it has one, its standard deviation."""
         real = reference.images if self.needs_images else None
-        if real is not None and real is not self.kept:
-            self._update(real, True)
-        if not getattr(self.metric, "reset_real_features", True):
-            self.kept = real
-        self._update(generated.images, False)
-        value = self.metric.compute()
+        keeps = not getattr(self.metric, "reset_real_features", True)
+        with torch.random.fork_rng():  # KID and IS draw subsets
+            torch.manual_seed(SEED)
+            if keeps and real is not None and real is self.kept:
+                self.metric.reset()
+            else:
+                self._forget(keeps)
+                if real is not None:
+                    self._update(real, True)
+                self.kept = real
+            self._update(generated.images, False)
+            value = self.metric.compute()
         self.metric.reset()
         mean, *deviation = value if isinstance(value, tuple | list) else (value,)
         return {self.name: float(mean)} | {f"{self.name}_std": float(std) for std in deviation}
 
+    def _forget(self, keeps: bool) -> None:
+        """Forgets all images, also real ones whose features the metric keeps."""
+        if keeps:
+            self.metric.reset_real_features = True
+        self.metric.reset()
+        if keeps:
+            self.metric.reset_real_features = False
+
     def _update(self, images: Tensor | None, real: bool) -> None:
         if images is None:
             raise ValueError(f"metrics.extra.{self.name} needs images, not only their features")
-        for batch in images.split(BATCH):
+        for batch in images.split(GPU_BATCH):
             batch = batch.to(self.metric.device)
             if getattr(self.metric, "normalize", True):
                 batch = batch / 255
@@ -80,9 +99,9 @@ class FromTorchmetrics(Metric):
                 self.metric.update(batch)
 
     def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
-        """The metric's class, and the numbers of images."""
+        """The metric's class with a checksum of its settings, and the numbers of images."""
         pair = f"{reference.name}-" if self.needs_images else ""
-        return f"{type(self.metric).__name__}/{pair}{short_count(len(generated))}"
+        return f"{type(self.metric).__name__}-{self.checksum}/{pair}{short_count(len(generated))}"
 
     def identity(self) -> list[str]:
         return [self.name, *identity_of(self.metric)]

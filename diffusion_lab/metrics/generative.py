@@ -126,6 +126,8 @@ class GenerativeMetrics:
     def load(self, source: ImageDataModule, device: torch.device | str) -> None:
         """Loads the networks; raises ExtractorUnavailable, also if one does not fit the data."""
         self.observer.load(source, device)
+        for metric in self.extra_metrics:
+            metric.to(device)
         self.compared_with.check(self.extractor)
 
     def protocol_of(self, source: ImageDataModule) -> Protocol:

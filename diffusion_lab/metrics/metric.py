@@ -92,7 +92,7 @@ class Metric(torchmetrics.Metric, ABC):
     needs_images: bool = True  # whether statistics are too little of a reference
     # whether real images are also measured class by class, with the samples' number of each
     by_class: ClassVar[bool] = False
-    full_state_update = False
+    full_state_update = True  # forward, too, counts samples before it forgets them
     observer: Observer | None = None
     reference: ImageSet
 
@@ -171,11 +171,17 @@ class Metric(torchmetrics.Metric, ABC):
 
 
 def identity_of(metric: torchmetrics.Metric) -> list[str]:
-    """The source of a metric's class and its settings as text: its plain public attributes."""
-    common = vars(torchmetrics.SumMetric())
-    own = {
+    """The source of a metric's class, the plain attributes of all its parts, and its weights."""
+    settings = [settings_of(part) for part in metric.modules()]
+    weights = hashing.of_tensors(dict(metric.named_parameters()))
+    return [inspect.getsource(type(metric)), str(settings), weights]
+
+
+def settings_of(part: torch.nn.Module) -> dict[str, object]:
+    """The plain attributes of a metric or a network in it, without states and what all have."""
+    common = {*vars(torchmetrics.SumMetric()), *getattr(part, "_defaults", ())}
+    return {
         name: value
-        for name, value in vars(metric).items()
+        for name, value in vars(part).items()
         if name not in common and isinstance(value, PLAIN)
     }
-    return [inspect.getsource(type(metric)), str(own)]

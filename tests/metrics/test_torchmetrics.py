@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torchmetrics
-from helpers.fake_metrics import Network, generated, prepared
+from helpers.fake_metrics import FakeSource, Network, generated, prepared
 from helpers.refusals import refused
 from test_generative import join
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.feature_distances import FID
@@ -24,10 +25,19 @@ def expected_of(metrics, images, labels=LABELS):
     return {name: value for name, value in values.items() if "_real/" not in name}
 
 
-def fid_of_torchmetrics(keep=False):
+def of_kind(values, kind):
+    """The only value whose name begins with this kind."""
+    (value,) = (value for name, value in values.items() if name.split("/")[0] == kind)
+    return value
+
+
+def fid_of_torchmetrics(keep=False, network=None):
     """Their FID on the network of the fake extractor, which may keep features of real images."""
     return FrechetInceptionDistance(
-        Network(), normalize=False, reset_real_features=not keep, input_img_size=(3, 4, 4)
+        network or Network(),
+        normalize=False,
+        reset_real_features=not keep,
+        input_img_size=(3, 4, 4),
     )
 
 
@@ -99,8 +109,7 @@ def test_a_metric_of_torchmetrics_stands_among_ours_beside_its_value_of_real_ima
     assert theirs.real_features_num_samples == (2000 if keep else 0)
     ours = {name: values[f"{name}/fake/train2k-101"] for name in ("fid", "fid_real")}
     for name, value in ours.items():
-        theirs = values[f"{name.replace('fid', 'theirs')}/FrechetInceptionDistance/train2k-101"]
-        assert theirs == pytest.approx(value, rel=1e-4)
+        assert of_kind(values, name.replace("fid", "theirs")) == pytest.approx(value, rel=1e-4)
     quantity = metrics.metrics.extra_quantities[0]
     assert (quantity.name, quantity.higher_is_better) == ("theirs", False)
     assert quantity.judged
@@ -112,8 +121,8 @@ def test_other_settings_of_a_metric_are_measured_anew(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     other = prepared(tmp_path, extra={"theirs": Brightness(scale=2)})
     assert len(list(tmp_path.iterdir())) == 3
-    name = "theirs_real/Brightness/100"
-    assert other.real[name] == pytest.approx(2 * first.real[name])
+    known, found = (of_kind(each.real, "theirs_real") for each in (first, other))
+    assert found == pytest.approx(2 * known)
 
 
 class Brightness(torchmetrics.Metric):
@@ -136,9 +145,53 @@ def test_a_metric_of_samples_alone_may_have_a_deviation(tmp_path):
     metrics = prepared(tmp_path, extra={"bright": Brightness()})
     values = metrics.compute(metrics.metrics.observer(generated()), None)
     means = (generated() / 255).mean((1, 2, 3))
-    assert values["bright/Brightness/100"] == pytest.approx(means.mean().item())
-    assert values["bright_std/Brightness/100"] == pytest.approx(means.std().item())
+    assert of_kind(values, "bright") == pytest.approx(means.mean().item())
+    assert of_kind(values, "bright_std") == pytest.approx(means.std().item())
     assert not metrics.metrics.extra_quantities[0].judged
+
+
+def test_another_network_gives_another_name_and_another_value_of_real_images(tmp_path):
+    other = Network()
+    with torch.no_grad():
+        other.weight.mul_(2)
+    found = [
+        prepared(tmp_path, extra={"theirs": fid_of_torchmetrics(network=each)}).real
+        for each in (Network(), other)
+    ]
+    names = [{name for name in real if name.startswith("theirs")} for real in found]
+    assert len(names[0]) == 1
+    assert names[0] != names[1]
+    assert of_kind(found[0], "theirs_real") != of_kind(found[1], "theirs_real")
+
+
+def test_kept_features_are_of_the_reference_that_is_compared_with(tmp_path):
+    theirs = fid_of_torchmetrics(keep=True)
+    for train in (2000, 1500):
+        metrics = prepared(tmp_path, FakeSource(train=train), extra={"theirs": theirs})
+        values = metrics.compute(metrics.metrics.observer(generated()), None)
+        assert theirs.real_features_num_samples == train
+        fid = of_kind(values, "fid")
+        assert of_kind(values, "theirs") == pytest.approx(fid, rel=1e-4)
+
+
+def test_metrics_that_draw_subsets_give_the_same_value_again(tmp_path):
+    drawing = KernelInceptionDistance(Network(), subsets=3, subset_size=50, normalize=False)
+    metrics = prepared(tmp_path, extra={"theirs": drawing})
+    observed = metrics.metrics.observer(generated())
+    first = metrics.compute(observed, None)
+    state = torch.get_rng_state()
+    assert metrics.compute(observed, None) == first
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_batches_that_are_passed_forward_are_all_kept_in_order(tmp_path):
+    metrics = prepared(tmp_path, num_samples=101)
+    expected, fid = expected_of(metrics, generated(101)), FID()
+    fid.compare_with(metrics.reference, metrics.metrics.observer)
+    for images in generated(101).split(40):
+        fid(images)
+    for name, value in fid.compute().items():
+        assert value == pytest.approx(expected[name])
 
 
 def test_a_metric_of_pairs_of_images_is_refused(tmp_path):

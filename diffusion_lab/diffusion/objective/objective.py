@@ -127,7 +127,7 @@ class Objective(nn.Module):
         if self.uncertainty is not None:
             expected = self.uncertainty(level)
             losses = losses * (-expected).exp() + expected
-        return losses * importance.to(x0.device)
+        return losses * importance.to(x0.device, non_blocking=True)
 
     def training_loss_at(
         self,

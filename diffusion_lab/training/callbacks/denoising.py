@@ -16,6 +16,8 @@ from diffusion_lab.training.callbacks.checked import Checked, require_diffusion
 from diffusion_lab.training.callbacks.evaluation import Grid
 from diffusion_lab.training.module import TrainedModule, data_of, module_of
 
+MOST_KEPT = 8  # calls for each column
+
 
 @settings
 class DenoisingGrid(Grid, Checked):
@@ -46,14 +48,24 @@ class DenoisingGrid(Grid, Checked):
 
 
 def denoising(pipeline: Pipeline, ids: range, seed: int, columns: int) -> Tensor:
-    """The strips of samples `ids`, uint8 (2 x samples, columns, C, H, W); fewer for few calls."""
+    """The strips of samples `ids`, uint8 (2 x samples, columns, C, H, W); fewer for few calls.
+
+    Of many calls every second, fourth, ... is kept, so that memory does not grow with them.
+    """
     calls: list[tuple[Tensor, Tensor]] = []  # of the model: x of unit scale and x0, (B, c, h, w)
+    count, every = 0, 1
 
     def watched(denoise: DenoiseFn) -> DenoiseFn:
         def ask(x: Tensor, level: NoiseLevel) -> Estimate:
+            nonlocal count, every
             estimate = denoise(x, level)
-            scale = (level.alpha**2 + level.sigma**2).sqrt()
-            calls.append((x / broadcast(scale, x), estimate.x0))
+            if count % every == 0:
+                scale = (level.alpha**2 + level.sigma**2).sqrt()
+                calls.append((x / broadcast(scale, x), estimate.x0))
+            count += 1
+            if len(calls) == MOST_KEPT * columns:
+                del calls[1::2]
+                every *= 2
             return estimate
 
         return ask

@@ -19,8 +19,7 @@ class LevelLosses(Callback, Checked):
     """Adds `train_by_level/*` to each row of Throughput: the mean loss in each tenth of t.
 
     It covers what `train/loss` does: all ranks, and the steps since the last row that were not
-    skipped. Losses are those of `val_by_level/*`, without importance weights and learned
-    uncertainty, but of the trained weights and not of their average.
+    skipped. Losses are those of training, without importance weights and learned uncertainty.
     """
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class LevelLosses(Callback, Checked):
             self._sums += self._step
         self._step = torch.zeros_like(self._sums)
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            means = means_by_level("train", self._reduced(trainer))
+            means = means_by_level("train", self._reduced(trainer).cpu())  # waits for a GPU once
             pl_module.context.row |= {name: float(mean) for name, mean in means.items()}
             self._sums = torch.zeros_like(self._sums)
 

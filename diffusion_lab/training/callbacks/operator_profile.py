@@ -6,6 +6,7 @@ from typing import Annotated
 import lightning
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
+from torch.autograd import DeviceType
 from torch.profiler import profile, schedule
 
 from diffusion_lab.common.files import write_atomically
@@ -91,6 +92,8 @@ def operators(recorded: profile, on_gpu: bool, steps: int) -> list[list[str]]:
         (each.self_device_time_total if on_gpu else each.self_cpu_time_total, each)
         for each in recorded.key_averages()
         if not each.key.startswith("ProfilerStep")  # the whole step
+        # a GPU's kernels, and not also the operators that started them
+        and (not on_gpu or (each.device_type == DeviceType.CUDA and not each.is_user_annotation))
     ]
     events.sort(key=lambda pair: -pair[0])
     total = sum(microseconds for microseconds, _ in events) or 1.0

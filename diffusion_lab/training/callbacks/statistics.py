@@ -28,7 +28,8 @@ MODEL = "denoiser."  # left out at the start of names
 class Statistics(Callback, Checked):
     """Looks at one step in `every_n_steps` (null: never), and changes nothing in it.
 
-    A module is named by at most `depth` parts of its path, and has all weights below it.
+    A module is named by at most `depth` parts of its path, with the weights below it
+    that no deeper named module has.
 
     | name | of the step, over all ranks and micro-batches |
     |---|---|
@@ -88,6 +89,8 @@ class Statistics(Callback, Checked):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if self._look:
             self._look.at_gradients()
+            # of these gradients: after the step it may be another one
+            self._look.scale = trainer.scaler.get_scale() if trainer.scaler else 1.0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not self._look or not stepped(trainer, batch_idx):
@@ -107,9 +110,8 @@ class Statistics(Callback, Checked):
     def _observe(self, trainer: lightning.Trainer, look: "Look", parts: PartNorms) -> None:
         """Adds the step to the averages of the noise scale."""
         accumulated = trainer.accumulate_grad_batches
-        scale = trainer.scaler.get_scale() if trainer.scaler else 1.0
         # a micro-batch's gradient is divided by their number, and multiplied by the scale
-        part = accumulated * trainer.strategy.reduce(parts.total, reduce_op="mean") / scale**2
+        part = accumulated * trainer.strategy.reduce(parts.total, reduce_op="mean") / look.scale**2
         batch_size = look.module.batch_size
         self._noise.observe(
             float(part),
@@ -129,6 +131,7 @@ class Look:
         self.parts = PartNorms(self._parameters()) if in_parts else None
         self._before: dict[str, list[Tensor]] = {}  # copies of the weights
         self._extremes: dict[str, Tensor] = {}
+        self.scale = 1.0  # by which fp16's scaler has multiplied the gradients
         self._hooks = [
             module.get_submodule(path).register_forward_hook(partial(self._see, path))
             for path in self.weights
@@ -176,11 +179,12 @@ class Look:
         row = {"train/weight_norm": total(weights), "train/update_norm": total(updates)}
         row |= named("weight_norm", weights)
         row |= named("grad_norm", self.gradients) | named("update_norm", updates)
-        if self._extremes:
-            largest = torch.stack([*self._extremes.values()])
-            largest = trainer.strategy.reduce(largest, reduce_op="max")
-            row |= named("activation_max", dict(zip(self._extremes, largest.tolist(), strict=True)))
-        return row
+        # of all modules, as another rank may have called others
+        unseen = torch.zeros((), device=self.module.device)
+        largest = torch.stack([self._extremes.get(path, unseen) for path in self.weights])
+        extremes = trainer.strategy.reduce(largest, reduce_op="max").tolist()
+        seen = {path: value for path, value in zip(self.weights, extremes, strict=True) if value}
+        return row | named("activation_max", seen)
 
 
 def weights_of_parts(module: TrainedModule, depth: int) -> dict[str, list[nn.Parameter]]:
