@@ -44,7 +44,8 @@ class FromTorchmetrics(Metric):
         metric.sync_on_compute = False  # the first rank has the samples of all
         self.name, self.metric = name, metric
         self.kept: Tensor | None = None  # real images whose features the metric keeps
-        self.checksum = hashing.of_text(str(self.identity()))[:8]
+        self._identity = [name, *identity_of(metric)]  # once, as it reads all weights
+        self.checksum = hashing.of_text(str(self._identity))[:8]
         better = metric.higher_is_better
         self.quantities = (
             Quantity(
@@ -104,4 +105,4 @@ class FromTorchmetrics(Metric):
         return f"{type(self.metric).__name__}-{self.checksum}/{pair}{short_count(len(generated))}"
 
     def identity(self) -> list[str]:
-        return [self.name, *identity_of(self.metric)]
+        return self._identity

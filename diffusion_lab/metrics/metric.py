@@ -172,16 +172,17 @@ class Metric(torchmetrics.Metric, ABC):
 
 def identity_of(metric: torchmetrics.Metric) -> list[str]:
     """The source of a metric's class, the plain attributes of all its parts, and its weights."""
-    settings = [settings_of(part) for part in metric.modules()]
+    common = set(vars(torchmetrics.SumMetric()))
+    settings = [settings_of(part, common) for part in metric.modules()]
     weights = hashing.of_tensors(dict(metric.named_parameters()))
     return [inspect.getsource(type(metric)), str(settings), weights]
 
 
-def settings_of(part: torch.nn.Module) -> dict[str, object]:
-    """The plain attributes of a metric or a network in it, without states and what all have."""
-    common = {*vars(torchmetrics.SumMetric()), *getattr(part, "_defaults", ())}
+def settings_of(part: torch.nn.Module, common: set[str]) -> dict[str, object]:
+    """The plain attributes of a metric or a network in it, without states and what is `common`."""
+    others = common.union(getattr(part, "_defaults", ()))
     return {
         name: value
         for name, value in vars(part).items()
-        if name not in common and isinstance(value, PLAIN)
+        if name not in others and isinstance(value, PLAIN)
     }
