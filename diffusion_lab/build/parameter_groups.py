@@ -119,13 +119,3 @@ def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
         named = {str(name): value for name, value in node.items()}
         overrides.append(Factory(partial(GroupSettings), key, named)())
     return OptimizerFactory(instantiate(cfg, "optimizer"), overrides)
-
-
-def check_sharding(cfg: DictConfig) -> None:
-    """Raises UserError if parameters are sharded and the optimiser needs unsharded matrices."""
-    sharded = isinstance(cfg.trainer.strategy, DictConfig)
-    if sharded and cfg.optimizer._target_.rpartition(".")[2] == "Muon":
-        raise UserError(
-            "optimizer=muon needs full matrices, but trainer=fsdp shards them; use trainer=ddp or "
-            "optimizer=adamw"
-        )

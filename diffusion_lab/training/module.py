@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.build.parameter_groups import OptimizerFactory, build_optimizer, check_sharding
+from diffusion_lab.build.parameter_groups import OptimizerFactory, build_optimizer
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed
 from diffusion_lab.compute.sharding import whole
@@ -39,7 +39,6 @@ class Optimization:
     @classmethod
     def configured(cls, cfg: DictConfig) -> "Optimization":
         """The optimisation that a configuration describes."""
-        check_sharding(cfg)
         lr_schedule = instantiate(cfg, "lr_schedule")
         return cls(build_optimizer(cfg), lr_schedule, cfg.batch_size, cfg.seed)
 

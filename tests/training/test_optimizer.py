@@ -1,16 +1,20 @@
 """Optimisers: Muon's update, what it trains, weight decay, rates by name, and exact resume."""
 
 import re
+from copy import deepcopy
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers.pages import PAGES, blocks_of
 from helpers.paths import CONF
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 from hydra import compose, initialize_config_dir
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from diffusion_lab.build.parameter_groups import GroupSettings, OptimizerFactory, matrices
+from diffusion_lab.compute.sharding import shared_as, whole
 from diffusion_lab.training.autoencoder_task import build_autoencoder_task
 from diffusion_lab.training.diffusion_task import build_diffusion_task
 from diffusion_lab.training.optimizer import Muon
@@ -103,6 +107,39 @@ def test_muon_trains_by_adamw_what_is_no_hidden_matrix():
     for name, p in module.named_parameters():
         alike = torch.allclose(p, others[name], atol=1e-6)
         assert alike == (name not in ("kernel.weight", "inner.weight")), name
+
+
+def by_muon(module: nn.Module, sharded: bool) -> dict[str, torch.Tensor]:
+    """The weights after three steps, with gradients that any rank makes alike."""
+    torch.manual_seed(0)
+    if sharded:
+        fully_shard(module)
+    optimizer = muon(module)
+    for _ in range(3):
+        for p in module.parameters():
+            p.grad = shared_as(torch.randn(p.shape), p)
+        optimizer.step()
+    assert all((p.grad is None) == sharded for p in optimizer.param_groups[0]["params"])
+    return {name: whole(p.detach()) for name, p in module.named_parameters()}
+
+
+def compare_on_rank(rank: int, world: int, module: nn.Module, folder: str) -> None:
+    """Raises an error unless sharded weights are those of one process, to the last bits."""
+    store = dist.FileStore(f"{folder}/store", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    torch.testing.assert_close(
+        by_muon(deepcopy(module), sharded=True), by_muon(module, sharded=False), rtol=0, atol=1e-7
+    )
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_sharded_matrices_move_as_whole_ones_do(tmp_path, world):
+    module = Small()  # with fewer rows than ranks, too
+    arguments = (world, module, str(tmp_path))
+    torch.multiprocessing.start_processes(
+        compare_on_rank, arguments, nprocs=world, start_method="fork"
+    )
 
 
 @pytest.mark.parametrize("make", [muon, None])
@@ -333,7 +370,6 @@ def test_an_autoencoder_and_its_adversary_train_by_muon(lab, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["optimizer=muon", "trainer=fsdp"], ["optimizer=muon", "trainer=ddp"]),
         (["optimizer=muon", "optimizer.momentum=1"], ["optimizer.momentum=1"]),
         (["optimizer=muon", "optimizer.vector_lr=-1"], ["optimizer.vector_lr=-1"]),
         (

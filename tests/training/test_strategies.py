@@ -43,6 +43,7 @@ def assert_alike(one, other) -> None:
         ("ddp", []),
         ("fsdp", []),
         ("ddp", ["optimizer=muon", "optimizer.weight_decay=0.1"]),
+        ("fsdp", ["optimizer=muon", "optimizer.weight_decay=0.1"]),
         ("fsdp", ["optimizer.weight_decay=0.1", "parameter_groups=[{pattern:'*bias',lr:1e-4}]"]),
     ],
 )
@@ -87,14 +88,16 @@ def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab
 
 
 @pytest.mark.slow
-def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path):
-    code, _, err = lab("train", *PLAIN, *EXACT, "run_dir=whole", "trainer.max_steps=6")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path, optimizer):
+    common = [*PLAIN, f"optimizer={optimizer}"]
+    code, _, err = lab("train", *common, *EXACT, "run_dir=whole", "trainer.max_steps=6")
     assert code == 0, err
     sharded = [
         "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
         "trainer.devices=2",
     ]
-    start = [*PLAIN, "trainer=fsdp", *EXACT, "trainer.devices=2", "run_dir=parts"]
+    start = [*common, "trainer=fsdp", *EXACT, "trainer.devices=2", "run_dir=parts"]
     code, _, err = lab("train", *start, "trainer.max_steps=2")
     assert code == 0, err
     alone = ["trainer.strategy=auto", "trainer.devices=1"]
