@@ -1,5 +1,12 @@
 from diffusion_lab.backbone.base import Backbone
-from diffusion_lab.backbone.block import AdaLN, AdaLNZero, Block, CrossAttentionBlock, InContext
+from diffusion_lab.backbone.block import (
+    AdaLN,
+    AdaLNSingle,
+    AdaLNZero,
+    Block,
+    CrossAttentionBlock,
+    InContext,
+)
 from diffusion_lab.backbone.conditioning import (
     Attributes,
     ClassLabel,

@@ -1,7 +1,7 @@
 """Blocks: tokens and a condition -> tokens, for any mixer and each way to condition.
 
-The four ways to condition are from arXiv:2212.09748. B batch, N tokens, L condition tokens, D
-width.
+Four ways to condition are from arXiv:2212.09748, adaLN-single is from arXiv:2310.00426. B batch, N
+tokens, L condition tokens, D width.
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import CrossAttention
@@ -20,12 +22,36 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
 }
-Activation = Annotated[str, one_of(*ACTIVATIONS)]
+Activation = Annotated[str, one_of(*ACTIVATIONS, "swiglu")]
+NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+Norm = Annotated[str, one_of(*NORMS)]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Scales x (B, N, D) by 1 + scale and shifts it, both (B, D)."""
     return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class SwiGLU(nn.Module):
+    """W2 (silu(a) b), where (a, b) = W1 x (arXiv:2002.05202)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.inner = nn.Linear(width, 2 * hidden)
+        self.outer = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        gate, value = self.inner(x).chunk(2, dim=-1)
+        return self.outer(F.silu(gate) * value)
+
+
+def mlp(width: int, hidden: int, activation: str) -> nn.Module:
+    """The MLP of a block; SwiGLU, with three matrices, has two thirds of the hidden width."""
+    if activation == "swiglu":
+        return SwiGLU(width, max(1, 2 * hidden // 3))
+    bend = ACTIVATIONS[activation]()
+    return nn.Sequential(nn.Linear(width, hidden), bend, nn.Linear(hidden, width))
 
 
 class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
@@ -34,9 +60,12 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
     A block is configured as a factory: the network calls it with the facts `width` and `mixer`, a
     constructor of the module that mixes tokens, (B, N, D) -> (B, N, D). A method `initialise` of a
     block or of its modules makes exceptions to the network's initialisation, after it.
-    `activation` is the MLP's.
+    `activation` is the MLP's: gelu, gelu_tanh or swiglu, which is a gate with as many parameters.
+    `norm` is layer, or rms for root mean squares (arXiv:1910.07467), also before the network's
+    last layer.
     """
 
+    shared = 0  # numbers of a modulation that the network computes once for all blocks
     prepends = False  # whether the condition's tokens go through the blocks, before the patches'
 
     @ranges(mlp_ratio=between(0, 100))
@@ -47,16 +76,13 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
         mlp_ratio: float,
         # the exact GELU: the tanh form of the paper, 5e-4 away, takes 3 times as long on a CPU
         activation: Activation = "gelu",
+        norm: Norm = "layer",
     ):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.mixer = mixer()
-        bend = ACTIVATIONS[activation]()
-        self.mlp = (
-            nn.Sequential(nn.Linear(width, hidden), bend, nn.Linear(hidden, width))
-            if hidden
-            else None
-        )
+        self.mlp = mlp(width, hidden, activation) if hidden else None
+        self.make_norm = partial(NORMS[norm], width, eps=1e-6)
         self.add_parts(width)
 
     def add_parts(self, width: int) -> None:
@@ -83,7 +109,7 @@ class AdaLN(Block):
     coefficients = 2  # per branch: shift, scale
 
     def add_parts(self, width: int) -> None:
-        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm = self.make_norm(elementwise_affine=False)
         outputs = len(self.branches) * self.coefficients * width
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, outputs))
 
@@ -96,9 +122,13 @@ class AdaLN(Block):
         shift, scale = coefficients
         return x + branch(modulate(self.norm(x), shift, scale))
 
+    def modulated_by(self, condition: Condition) -> Tensor:
+        """The coefficients of all branches, (B, K D)."""
+        return self.modulation(condition.vector)
+
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
-        coefficients = self.modulation(condition.vector).chunk(len(self.branches), dim=1)
+        coefficients = self.modulated_by(condition).chunk(len(self.branches), dim=1)
         for branch, own in zip(self.branches, coefficients, strict=True):
             x = self.add(x, branch, *own.chunk(self.coefficients, dim=1))
         return x
@@ -118,6 +148,27 @@ class AdaLNZero(AdaLN):
         return x + gate[:, None] * branch(modulate(self.norm(x), shift, scale))
 
 
+class AdaLNSingle(AdaLNZero):
+    """adaLN-Zero with coefficients that one layer computes for all blocks, plus a table of its own.
+
+    That layer and the tables start at zero (arXiv:2310.00426 starts tables at random).
+    """
+
+    def add_parts(self, width: int) -> None:
+        self.norm = self.make_norm(elementwise_affine=False)
+        self.shared = len(self.branches) * self.coefficients * width
+        self.table = nn.Parameter(torch.zeros(self.shared))
+
+    def initialise(self) -> None:
+        """Starts with closed gates."""
+        nn.init.zeros_(self.table)
+
+    def modulated_by(self, condition: Condition) -> Tensor:
+        """The coefficients of all branches, (B, K D)."""
+        assert condition.modulation is not None, "the network has set it"
+        return condition.modulation + self.table.to(condition.modulation.dtype)
+
+
 class CrossAttentionBlock(Block):
     """x + mixer(LayerNorm(x)), then the same with attention over the condition, then the MLP."""
 
@@ -125,9 +176,7 @@ class CrossAttentionBlock(Block):
         most = max(width // HEAD_WIDTH, 1)
         heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
         self.cross = CrossAttention(width, heads, context_width=width)
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(width, eps=1e-6) for _ in range(len(self.branches) + 1)
-        )
+        self.norms = nn.ModuleList(self.make_norm() for _ in range(len(self.branches) + 1))
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
@@ -142,7 +191,7 @@ class InContext(Block):
     prepends = True
 
     def add_parts(self, width: int) -> None:
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in self.branches)
+        self.norms = nn.ModuleList(self.make_norm() for _ in self.branches)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""

@@ -20,6 +20,7 @@ class Condition:
     vector: Tensor | None = None  # (B, D)     added to the noise embedding
     tokens: Tensor | None = None  # (B, L, D)  attended to, or prepended
     labels: Tensor | None = None  # (B,)       raw, for third-party networks
+    modulation: Tensor | None = None  # (B, K D)  shared by blocks; a network sets it
 
     def joined(self, vector: Tensor) -> "Condition":
         """Adds one more condition (B, D): to the vector, and as a further token."""

@@ -24,8 +24,8 @@ class DiT(PatchNetwork):
 
     `positions` is sincos, sines_first, learned or rotary; `qk_norm` normalises queries and keys;
     `window`, if given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's
-    skips; `overlap` and `smooth` are explained at `PatchNetwork`. Raises ValueError for sizes that
-    do not divide.
+    skips; `overlap`, `smooth` and `registers` are explained at `PatchNetwork`. Raises ValueError
+    for sizes that do not divide.
     """
 
     @ranges()
@@ -45,6 +45,7 @@ class DiT(PatchNetwork):
         block: Callable[..., Block],
         overlap: Flag = False,
         smooth: Flag = False,
+        registers: Annotated[int, whole(0)] = 0,
     ):
         rows, columns = patch_grid(image_size, patch)
         check_heads(width, heads)
@@ -70,4 +71,5 @@ class DiT(PatchNetwork):
             blocks,
             overlap,
             smooth,
+            registers,
         )

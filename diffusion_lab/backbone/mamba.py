@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.block import Block
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
-from diffusion_lab.common.ranges import Count, Flag, one_of, ranges
+from diffusion_lab.common.ranges import Count, Flag, one_of, ranges, whole
 
 
 def zigzag_paths(rows: int, columns: int) -> list[Tensor]:
@@ -111,8 +111,8 @@ class Mamba(PatchNetwork):
     """Patches through `depth` blocks of a selective state space (arXiv:2312.00752, 2405.21060).
 
     `path` is zigzag (a layer follows one of eight), bidirectional or raster; `positions` is sincos,
-    learned or none; `state_space` makes the state space of some channels; `overlap` and `smooth`
-    are explained at `PatchNetwork`. Raises ValueError for sizes that do not divide.
+    learned or none; `state_space` makes the state space of some channels; `overlap`, `smooth` and
+    `registers` are explained at `PatchNetwork`. Raises ValueError for sizes that do not divide.
     """
 
     @ranges()
@@ -133,6 +133,7 @@ class Mamba(PatchNetwork):
         block: Callable[..., Block],
         overlap: Flag = False,
         smooth: Flag = False,
+        registers: Annotated[int, whole(0)] = 0,
     ):
         paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
         mixer = partial(
@@ -153,6 +154,7 @@ class Mamba(PatchNetwork):
             blocks,
             overlap,
             smooth,
+            registers,
         )
 
 

@@ -38,6 +38,14 @@ def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
+def embedding(in_channels: int, width: int, patch: int, overlap: bool) -> nn.Module:
+    """The layer that embeds patches, with `overlap` together with half a patch on each side."""
+    if not overlap:
+        return nn.Linear(in_channels * patch**2, width)
+    around = max(1, patch // 2)  # pixels
+    return nn.Conv2d(in_channels, width, patch + 2 * around, stride=patch, padding=around)
+
+
 class LongSkips(nn.ModuleList):
     """U-ViT's skips: each block of the second half also gets its twin's tokens (arXiv:2209.12152).
 
@@ -66,7 +74,8 @@ class PatchNetwork(nn.Module):
     `positions` is sincos (fixed), sines_first (the same in the order of DiT's code), learned, or
     none. With `overlap` a convolution embeds each patch together with the pixels around it, half a
     patch on each side (as in PVTv2, arXiv:2106.13797); `smooth` adds U-ViT's last layer, a 3x3
-    convolution of the output, which is the identity at first (arXiv:2209.12152).
+    convolution of the output, which is the identity at first (arXiv:2209.12152). `registers` is a
+    number of learned tokens that go through the blocks before all others (arXiv:2309.16588).
     """
 
     def __init__(
@@ -81,6 +90,7 @@ class PatchNetwork(nn.Module):
         blocks: Sequence[Block],
         overlap: bool = False,
         smooth: bool = False,
+        registers: int = 0,
     ):
         super().__init__()
         self.rows, columns = patch_grid(image_size, patch)
@@ -94,12 +104,7 @@ class PatchNetwork(nn.Module):
             )
         self.condition_width = width
         self.patch = patch
-        around = max(1, patch // 2)  # pixels
-        self.embed = (
-            nn.Conv2d(in_channels, width, patch + 2 * around, stride=patch, padding=around)
-            if overlap
-            else nn.Linear(in_channels * patch**2, width)
-        )
+        self.embed = embedding(in_channels, width, patch, overlap)
         self.noise = NoiseEmbedding(FREQUENCIES, width)
         grid = grid_positions(self.rows, columns, width, sines_first=positions == "sines_first")
         if positions == "learned":
@@ -107,9 +112,14 @@ class PatchNetwork(nn.Module):
         else:
             fixed = None if positions == "none" else grid
             self.register_buffer("positions", fixed, persistent=False)
+        self.registers = nn.Parameter(torch.empty(registers, width)) if registers else None
         self.blocks = nn.ModuleList(blocks)
         self.skips = LongSkips(width, len(self.blocks) if long_skips else 0)
-        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        shared = blocks[0].shared
+        self.shared_modulation = (
+            nn.Sequential(nn.SiLU(), nn.Linear(width, shared)) if shared else None
+        )
+        self.norm = blocks[0].make_norm(elementwise_affine=False)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.out = nn.Linear(width, out_channels * patch**2)
         self.smooth = nn.Conv2d(out_channels, out_channels, 3, padding=1) if smooth else None
@@ -119,10 +129,12 @@ class PatchNetwork(nn.Module):
         """Starts with small embeddings and an output of 0."""
         for layer in (self.noise[0], self.noise[2]):
             nn.init.normal_(layer.get_parameter("weight"), std=0.02)
-        if isinstance(self.positions, nn.Parameter):
-            nn.init.normal_(self.positions, std=0.02)
-        for layer in (self.modulation[1], self.out):
-            nn.init.zeros_(layer.get_parameter("weight"))
+        for learned in (self.positions, self.registers):
+            if isinstance(learned, nn.Parameter):
+                nn.init.normal_(learned, std=0.02)
+        for modulation in filter(None, [self.modulation, self.shared_modulation]):
+            nn.init.zeros_(modulation[1].get_parameter("weight"))
+        nn.init.zeros_(self.out.weight)
         if self.smooth is not None:
             nn.init.dirac_(self.smooth.weight)
 
@@ -139,7 +151,8 @@ class PatchNetwork(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector, context = condition.after(self.noise(noise))  # (B, D), (B, L, D)
-        condition = replace(condition, vector=vector, tokens=context)
+        shared = None if self.shared_modulation is None else self.shared_modulation(vector)
+        condition = replace(condition, vector=vector, tokens=context, modulation=shared)
         if isinstance(self.embed, nn.Linear):
             tokens = self.embed(patchify(x, self.patch))  # (B, N, D)
         else:
@@ -149,6 +162,9 @@ class PatchNetwork(nn.Module):
         patches = tokens.shape[1]
         if self.blocks[0].prepends:
             tokens = torch.cat([context.to(tokens.dtype), tokens], dim=1)  # (B, L + N, D)
+        if self.registers is not None:
+            registers = self.registers.to(tokens.dtype).expand(len(tokens), -1, -1)
+            tokens = torch.cat([registers, tokens], dim=1)
         earlier: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if (join := self.skips.before(i, len(self.blocks))) is not None:

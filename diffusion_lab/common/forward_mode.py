@@ -1,7 +1,6 @@
 """Forward-mode derivatives, for which fused operations without them make way for plain ones."""
 
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -9,12 +8,12 @@ from torch import Tensor
 
 # the words of PyTorch's errors about such operations
 SIGNS = ("forward AD", "forward-mode", "jvp", "functorch")
-_taken: ContextVar[bool] = ContextVar("forward_mode", default=False)
+_taken = False  # a plain value, which torch.compile can read
 
 
 def is_taken() -> bool:
     """Whether a forward-mode derivative is being taken, for which only plain operations do."""
-    return _taken.get()
+    return _taken
 
 
 def derivative(
@@ -26,7 +25,8 @@ def derivative(
     graph for the parameters. Raises ValueError if an operation of the function has no forward-mode
     derivative.
     """
-    token = _taken.set(True)
+    global _taken
+    before, _taken = _taken, True
     try:
         value, tangent, *_ = torch.func.jvp(function, tuple(at), tuple(along))
         return value, tangent
@@ -38,4 +38,4 @@ def derivative(
             f"needs: {str(error).splitlines()[0]}"
         ) from error
     finally:
-        _taken.reset(token)
+        _taken = before

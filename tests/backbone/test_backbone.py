@@ -29,7 +29,7 @@ TOKENS = ["backbone.patch=2", "backbone.width=32", "backbone.depth=2"]
 DIT = ["backbone=dit", *TOKENS, "backbone.heads=2"]
 MAMBA = ["backbone=mamba", *TOKENS, "backbone.state_space.state=4"]
 UNET = ["backbone=unet", "backbone.channels=16", "backbone.blocks=1"]
-BLOCKS = ["adaln_zero", "adaln", "in_context", "cross_attention"]
+BLOCKS = ["adaln_zero", "adaln", "adaln_single", "in_context", "cross_attention"]
 CONFIGURED = {
     "unet": [
         *UNET,
@@ -57,6 +57,8 @@ CONFIGURED = {
         "backbone.positions=rotary",
         "backbone.window=2",
     ],
+    "dit_modern": [*DIT, "backbone=dit_modern", "backbone.window=1"],
+    "mamba2_modern": [*MAMBA, "backbone=mamba2_modern", "backbone.state_space.head_channels=16"],
     "mamba_mlp": [*MAMBA, "backbone.block.mlp_ratio=2"],
     "mamba_bidirectional": [*MAMBA, "backbone.path=bidirectional"],
     "mamba_raster": [*MAMBA, "backbone.path=raster", "backbone.positions=none"],

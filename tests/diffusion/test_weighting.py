@@ -11,14 +11,16 @@ from diffusion_lab.diffusion.objective import (
     SNR,
     EDMWeight,
     Eps,
+    Flow,
     MinSNR,
     Score,
     SigmoidWeight,
     SoftMinSNR,
     TruncatedSNR,
     V,
+    VelocityWeight,
 )
-from diffusion_lab.diffusion.schedule import Cosine, VarianceExploding
+from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding
 
 
 def on_output(weighting, prediction, level):
@@ -108,9 +110,22 @@ def test_sigmoid_on_eps_is_the_published_weight(bias):
     assert SigmoidWeight().bias == -1
 
 
-@pytest.mark.parametrize(
-    "weighting", [MinSNR(), SoftMinSNR(), SNR(), TruncatedSNR(), P2(), EDMWeight(), SigmoidWeight()]
-)
+def test_velocity_weight_is_the_plain_loss_of_flow_matching_down_to_its_smallest_sigma():
+    level = levels(Rectified())
+    one = torch.ones(19, dtype=torch.float64)
+    torch.testing.assert_close(on_output(VelocityWeight(0.01), Flow(), level), one)
+    level = Rectified()(torch.tensor([0.001, 0.04, 0.05, 0.06]))
+    weight = VelocityWeight()(level.logsnr)  # of JiT's clipped denominators
+    torch.testing.assert_close(weight, level.sigma.clamp(min=0.05) ** -2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        on_output(VelocityWeight(0.01), Flow(), levels(Cosine())), one
+    )  # on any schedule
+
+
+WEIGHTS = [MinSNR(), SoftMinSNR(), SNR(), TruncatedSNR(), P2(), EDMWeight(), SigmoidWeight()]
+
+
+@pytest.mark.parametrize("weighting", [*WEIGHTS, VelocityWeight()])
 def test_weights_are_finite_and_not_negative_down_to_pure_noise(weighting):
     logsnr = torch.tensor([-math.inf, -20.0, 0.0, 20.0], dtype=torch.float64)
     weight = weighting(logsnr)

@@ -22,5 +22,6 @@ from diffusion_lab.diffusion.objective.weighting import (
     SigmoidWeight,
     SoftMinSNR,
     TruncatedSNR,
+    VelocityWeight,
     Weighting,
 )

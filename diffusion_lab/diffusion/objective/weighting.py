@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Positive, at_least, number, settings
+from diffusion_lab.common.ranges import Positive, at_least, inside, number, settings
 
 Weighting = Callable[[Tensor], Tensor]  # logSNR (B,) -> weight of the x0 error (B,), both float64
 
@@ -67,6 +67,21 @@ class P2:
     def __call__(self, logsnr: Tensor) -> Tensor:
         snr = logsnr.exp()
         return snr / (self.k + snr) ** self.gamma
+
+
+@settings
+class VelocityWeight:
+    """(1 + sqrt(snr))^2, at alpha = 1 - sigma 1 / sigma^2: the error of the velocity eps - x0.
+
+    An x0-prediction with this loss is arXiv:2511.13720's, where sigma counts as sigma_min if it is
+    less.
+    """
+
+    sigma_min: Annotated[float, inside(0, 1)] = 0.05
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        sigma = torch.sigmoid(-logsnr / 2)  # where alpha = 1 - sigma
+        return sigma.clamp(min=self.sigma_min) ** -2
 
 
 @settings
