@@ -17,6 +17,7 @@ FACTS = {
     "autoencoder": {"image_shape"},
     "backbone": {"in_channels", "out_channels", "image_size"},
     "backbone/block": {"width", "mixer"},
+    "alignment": {"denoiser", "schedule"},
     "backbone/embedding": {"channels"},
     "backbone/norm": {"channels", "silu"},
     "backbone/stage": {

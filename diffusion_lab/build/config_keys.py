@@ -6,10 +6,12 @@ from functools import reduce
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.common.messages import UserError
+
 CLASS = "_target_"
 FRACTION, SUBSET_SEED = "data.fraction", "data.subset_seed"
 # groups whose option none is null
-CAN_BE_NONE = ("augmentation", "budget", "coupling", "logger", "tuning")
+CAN_BE_NONE = ("alignment", "augmentation", "budget", "coupling", "logger", "tuning")
 DATA_SIZE = (FRACTION, "data.per_class")
 Settings = dict[str, object]  # dotted key -> plain value
 
@@ -35,8 +37,8 @@ TABLE = {
     "identity composition": "trainer init_sha256",  # the option trainer says where a run is trained
     "identity named": "seed data.on_device first_stage.cache metrics.",
     "identity named composition": (
-        "batch_size data.fraction data.per_class data.subset_seed data.flip lr_schedule. "
-        "autoencoder."
+        "alignment. batch_size data.fraction data.per_class data.subset_seed data.flip "
+        "lr_schedule. autoencoder."
     ),
     "identity named loss": "data.validate_on",
     # an experiment may choose any of the other keys
@@ -66,7 +68,8 @@ TABLE = {
     "named path": "init_from objective.teacher.run",  # identified by checksums
     "named loss path": "first_stage.run first_stage.path",  # identified by checksums
     "identity named path": (
-        "metrics.classifier metrics.extractor.path metrics.extractor.weights_path"
+        "metrics.classifier metrics.extractor.path metrics.extractor.weights_path "
+        "alignment.extractor.weights_path"
     ),
     "identity named cost path": "guidance.weak_run guidance.classifier",
 }
@@ -116,9 +119,16 @@ def flat(plain: object, name: str = "") -> Settings:
 
 
 def as_path(key: str, value: object) -> object:
-    """The value of a key, as text if it is a path: Hydra reads a folder 2024 as a number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if number and Means.PATH in means(key) else value
+    """The value of a key, as text if it is a path: Hydra reads a folder 2024 as a number.
+
+    Raises UserError for true and false, which are no paths.
+    """
+    if not isinstance(value, int | float) or Means.PATH not in means(key):
+        return value
+    if isinstance(value, bool):
+        word = str(value).lower()
+        raise UserError(f"{key}={word} is no path; write {key}=./{word}")
+    return str(value)
 
 
 def leave_out(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:

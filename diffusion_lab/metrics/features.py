@@ -31,6 +31,7 @@ class FeatureExtractor(ABC):
     dim: int  # D
     spatial_dim = 0  # numbers of a map of the image; the network returns them after the features
     channels: int = 3  # channels of the network's input
+    map_channels = 0  # E of `feature_map`, known once loaded; 0: it has none
     preprocessing: str  # transform of the pixels, in words; part of the fingerprint
     fingerprint: str  # checksum of weights and preprocessing, known once loaded
 
@@ -79,6 +80,17 @@ class FeatureExtractor(ABC):
             rows = torch.cat([self.network(part).float() for part in images.split(chunk)])
         features, spatial = rows.split([self.dim, rows.shape[1] - self.dim], dim=1)
         return {FEATURES: features} | ({SPATIAL: spatial} if self.spatial_dim else {})
+
+    @torch.no_grad()
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Computes features by place, (B, E, h, w), of images (B, C, H, W) float in [-1, 1]."""
+        pixels = ((images.to(self.device) + 1) * 127.5).expand(-1, self.channels, -1, -1)
+        with self.in_float32():
+            return self.map_of(pixels)
+
+    def map_of(self, pixels: Tensor) -> Tensor:
+        """The features (B, E, h, w) of pixels (B, channels, H, W) float in [0, 255]."""
+        raise NotImplementedError(f"{self.name} has no features by place")
 
     @contextlib.contextmanager
     def in_float32(self) -> Iterator[None]:

@@ -12,10 +12,11 @@ The stages of a training step in order, with the file of each:
     diffusion/objective/prediction.py      target = a x0 + b eps, with which output is compared
 
 Some steps have more: an augmentation changes the images first (data/augmentation.py), a coupling
-orders the noise (data/coupling.py), a bad step is skipped (training/bad_steps.py), and a schedule
-sets the learning rate (training/lr_schedule.py). After the step, callbacks average the weights
-(callbacks/weight_averaging.py) and write `train/loss` to the loggers (callbacks/throughput.py alone
-does that; callbacks/level_losses.py adds the loss by noise level).
+orders the noise (data/coupling.py), a layer is aligned (training/alignment.py), a bad step is
+skipped (training/bad_steps.py), and a schedule sets the learning rate (training/lr_schedule.py).
+After the step, callbacks average the weights (callbacks/weight_averaging.py) and write `train/loss`
+to the loggers (callbacks/throughput.py alone does that; callbacks/level_losses.py adds the loss by
+noise level).
 """
 
 import torch
@@ -32,6 +33,7 @@ from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import BatchShare, Objective
 from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.training.alignment import ALIGNED, Alignment
 from diffusion_lab.training.module import Optimization, TrainedModule
 
 LEVELS = 10  # losses are reported by level: at t = 0.05, 0.15, ..., 0.95
@@ -50,16 +52,20 @@ class DiffusionModule(TrainedModule):
         first_stage: FirstStage,
         optimization: Optimization,
         augmentation: Augmentation | None = None,
+        alignment: Alignment | None = None,
     ):
         super().__init__(optimization)
         self.denoiser = denoiser
         self.objective = objective
         self.first_stage = first_stage
         self.augmentation = augmentation
+        self.alignment = alignment
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters of the denoiser and of the objective."""
+        """The trainable parameters of the denoiser, of the objective and of the alignment."""
         parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
+        if self.alignment is not None:
+            parameters += self.alignment.parameters()
         return [parameter for parameter in parameters if parameter.requires_grad]
 
     @property
@@ -80,11 +86,13 @@ class DiffusionModule(TrainedModule):
                 shard_parameters(layer, mesh)
             shard_parameters(self.denoiser, mesh)
             shard_parameters(self.objective, mesh)
+            if self.alignment is not None:
+                shard_parameters(self.alignment, mesh)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns the mean loss, (), of b images, or of tensors made of images before training."""
         share, shares = self.seed_share(batch_idx)
-        augmentation = eps = None
+        augmentation = eps = images = None
         if isinstance(batch, PairBatch):
             x0, eps = batch.pairs.chunk(2, 1)
         elif isinstance(batch, MomentBatch):
@@ -101,7 +109,18 @@ class DiffusionModule(TrainedModule):
             eps=eps,
         ).mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
-        return loss
+        if self.alignment is None:
+            return {"loss": loss}
+        return self.aligned(loss, x0 if images is None else images)
+
+    def aligned(self, loss: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """The loss with that of the alignment to clean images, and both without it."""
+        assert self.alignment is not None
+        if not self.alignment.active(self.objective.images_seen):
+            return {"loss": loss + self.alignment(None)}
+        similarity = self.alignment(images)
+        parts = {"train/denoising_loss": loss.detach(), ALIGNED: similarity.detach()}
+        return {"loss": loss + self.alignment.weight * (1 - similarity), **parts}
 
     def from_all_ranks(self, values: Tensor) -> Tensor:
         """Gathers values (n,) from every rank, in rank order, (ranks x n,)."""

@@ -8,14 +8,16 @@ import lightning
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.build.model import advice, check_network, rarely_trained
+from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.build.model import Model, advice, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.metrics import ceiling
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.metrics import GenerativeMetrics, ceiling
 from diffusion_lab.pipeline import Pipeline, with_steps
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_classifier, load_weak
+from diffusion_lab.training.alignment import Alignment
 from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid, SampleEvaluation
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.diffusion_module import DiffusionModule
@@ -53,10 +55,13 @@ class DiffusionTask(Task):
             conditional=self.module.denoiser.conditioning.conditional,
         )
         rare = rarely_trained(self.module.objective, self.pipeline.sampler)
-        return [*lines, rare] if rare else lines
+        flattered = flatters(self.module.alignment, self.metrics)
+        return [*lines, *(line for line in (rare, flattered) if line)]
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         facts: dict[str, object] = {}
+        if self.module.alignment:
+            self.module.alignment.extractor.load(device)
         if self.initial:
             self.initial.load_into(self.module.denoiser)
             facts["init_sha256"] = self.initial.sha256
@@ -119,6 +124,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         model.first_stage,
         Optimization.configured(cfg),
         model.augmentation,
+        build_alignment(cfg, model, datamodule),
     )
     module.check_optimizer()
     with errors_at(cfg, "backbone"):
@@ -138,6 +144,36 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         initial=InitialWeights.configured(cfg),
         teacher=Teacher.opened(model, datamodule, cfg),
     )
+
+
+def flatters(alignment: Alignment | None, metrics: GenerativeMetrics | None) -> str | None:
+    """The warning that samples are judged by the network that training was aligned to, if so."""
+    if alignment is None or metrics is None or alignment.extractor.name != metrics.extractor.name:
+        return None
+    return (
+        f"FID on features of {metrics.extractor.name} flatters a model that was aligned to them; "
+        "judge it by metrics.classifier, or by another metrics/extractor"
+    )
+
+
+def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageDataModule) -> Alignment | None:
+    """The alignment that a configuration describes; UserError if the model cannot have it."""
+    if not cfg.get("alignment"):  # older runs have none
+        return None
+    if model.objective.jump_loss is not None:
+        raise UserError(
+            "alignment compares a layer at one noise level with the image, and objective/jump_loss "
+            "asks for two; write alignment=none"
+        )
+    if not model.first_stage.of_pixels and model.first_stage.cache:
+        raise UserError(
+            "alignment looks at images, and training on cached latents has none; write "
+            "first_stage.cache=false"
+        )
+    alignment = instantiate(cfg, "alignment")(denoiser=model.denoiser, schedule=model.schedule)
+    with errors_at(cfg, "alignment"):
+        alignment.extractor.check(datamodule)
+    return alignment
 
 
 def check_other_steps(also_steps: list[int], pipeline: Pipeline) -> None:

@@ -1,6 +1,7 @@
 """The table of configuration keys knows every key of a training run."""
 
 import pytest
+from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -16,6 +17,7 @@ from diffusion_lab.build.config_keys import (
     row_of,
 )
 from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.common.messages import UserError
 
 COMMANDS = {
     "train": [
@@ -71,6 +73,9 @@ def test_groups_are_those_at_the_top():
 def test_a_folder_of_digits_is_a_path():
     assert as_path("data.source.root", 2024) == "2024"
     assert as_path("seed", 2024) == 2024
+    with refused("run_dir=true", by=UserError):
+        as_path("run_dir", True)
+    assert as_path("objective.time_sampler.stratified", True) is True
     cfg = OmegaConf.create({"run": 2024, "seed": 1, "first_stage": {"path": 7, CLASS: "x"}})
     paths_as_text(cfg)
     assert cfg == {"run": "2024", "seed": 1, "first_stage": {"path": "7", CLASS: "x"}}

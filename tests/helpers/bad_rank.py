@@ -21,7 +21,8 @@ class BadRank(Callback):
 
         def training_step(batch, batch_idx):
             bad = trainer.global_rank == 1 and trainer.global_step + 1 in self.steps
-            return original(batch, batch_idx) + (torch.inf if bad else 0.0)
+            result = original(batch, batch_idx)
+            return result | {"loss": result["loss"] + (torch.inf if bad else 0.0)}
 
         pl_module.training_step = training_step
 

@@ -38,8 +38,13 @@ def test_the_class_token_at_224_pixels(weights):
         torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std")
     )
     with torch.no_grad():
-        expected = network.forward_features((x / 255 - mean) / std)[:, 0]
-    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+        tokens = network.forward_features((x / 255 - mean) / std)
+    torch.testing.assert_close(features, tokens[:, 0], rtol=1e-4, atol=1e-4)
+    places = extractor.feature_map(images / 127.5 - 1)
+    assert places.shape == (2, extractor.map_channels, 16, 16)
+    for row, column in ((0, 0), (3, 5), (15, 15)):
+        expected = tokens[:, 1 + 16 * row + column]
+        torch.testing.assert_close(places[..., row, column], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_missing_or_damaged_is_one_sentence(tmp_path):

@@ -40,15 +40,13 @@ def bad_at(monkeypatch):
             result = original(self, batch, batch_idx)
             here = batch_idx % self.trainer.accumulate_grad_batches == part
             if self.trainer.global_step + 1 in steps and here:
-                loss = result if isinstance(result, torch.Tensor) else result["loss"]
+                loss = result["loss"]
                 if kind == "loss":
                     spoilt = loss + torch.inf  # the loss is infinite, its gradient finite
                 elif kind == "nan":
                     spoilt = loss * torch.nan
                 else:  # the loss is finite, its gradient infinite
                     spoilt = loss + (loss - loss.detach()).sqrt()
-                if isinstance(result, torch.Tensor):
-                    return spoilt
                 return result | {"loss": spoilt}
             return result
 

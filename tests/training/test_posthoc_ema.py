@@ -50,8 +50,9 @@ def bad_at(monkeypatch):
         original = DiffusionModule.training_step
 
         def training_step(self, batch, batch_idx):
-            loss = original(self, batch, batch_idx)
-            return loss + torch.inf if self.trainer.global_step + 1 in steps else loss
+            result = original(self, batch, batch_idx)
+            spoilt = result | {"loss": result["loss"] + torch.inf}
+            return spoilt if self.trainer.global_step + 1 in steps else result
 
         monkeypatch.setattr(DiffusionModule, "training_step", training_step)
 

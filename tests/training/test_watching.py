@@ -101,8 +101,9 @@ def test_skipped_steps_leave_no_statistics(lab, tmp_path, monkeypatch):
     original = DiffusionModule.training_step
 
     def training_step(self, batch, batch_idx):
-        loss = original(self, batch, batch_idx)
-        return loss * torch.nan if self.trainer.global_step == 1 else loss
+        result = original(self, batch, batch_idx)
+        spoilt = result | {"loss": result["loss"] * torch.nan}
+        return spoilt if self.trainer.global_step == 1 else result
 
     monkeypatch.setattr(DiffusionModule, "training_step", training_step)
     code, _, err = lab("train", *TINY, *ALONE, *LOOKS, "run_dir=run")

@@ -58,9 +58,15 @@ class DINOv2(FeatureExtractor):
             ) from error
         # the checksum of the numbers alone: the file format and the type do not matter
         checksum = hashing.of_tensors({k: v.float() for k, v in network.state_dict().items()})
-        self.dim = network.num_features
+        self.dim = self.map_channels = network.num_features
         self.name = f"dinov2-{self.model}-{checksum[:8]}"
         return nn.Sequential(ImageNetNormalised(), network), checksum
+
+    def map_of(self, pixels: Tensor) -> Tensor:
+        parts: Any = self.network
+        network = parts[1]
+        tokens = network.forward_features(parts[0](pixels))[:, network.num_prefix_tokens :]
+        return tokens.mT.unflatten(2, network.patch_embed.grid_size)
 
 
 def refuse_code(path: Path) -> None:

@@ -14,6 +14,7 @@ from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtracto
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 MAP_STAGE, MAP_CHANNELS = 3, 7  # the map is the output of the first three stages
+DEEP_STAGE = 5  # whose output, at a sixteenth of the size, is the feature map
 SIZE = 96  # pixels: 2-3 ms per image on one thread, against 24 ms at its training size of 224
 
 
@@ -27,12 +28,17 @@ class EfficientNetLite0(FeatureExtractor):
     name = f"efficientnet_lite0-{SIZE}"
     dim = 1280
     spatial_dim = MAP_CHANNELS * (SIZE // 8) ** 2
+    map_channels = 112
     preprocessing = f"antialiased bilinear {SIZE}x{SIZE}, (x / 255 - 0.5) / 0.5"
 
     def build(self) -> tuple[nn.Module, str]:
         """Returns the network with folded norms, and the checksum of the package's weights."""
         network = fold_batch_norm(pretrained(weights_file()))
         return nn.Sequential(ShrunkPixels(), FeaturesAndMap(network)), WEIGHTS_SHA256
+
+    def map_of(self, pixels: Tensor) -> Tensor:
+        parts: Any = self.network
+        return parts[1].stages(parts[0](pixels), DEEP_STAGE)
 
 
 class FeaturesAndMap(nn.Module):
@@ -42,10 +48,13 @@ class FeaturesAndMap(nn.Module):
         super().__init__()
         self.network = network
 
+    def stages(self, x: Tensor, count: int) -> Tensor:
+        """The output of the first `count` stages."""
+        return self.network.blocks[:count](self.network.bn1(self.network.conv_stem(x)))
+
     def forward(self, x: Tensor) -> Tensor:
         network = self.network
-        x = network.bn1(network.conv_stem(x))
-        x = network.blocks[:MAP_STAGE](x)
+        x = self.stages(x, MAP_STAGE)
         spatial = x[:, :MAP_CHANNELS].flatten(1)
         x = network.bn2(network.conv_head(network.blocks[MAP_STAGE:](x)))
         return torch.cat([network.forward_head(x), spatial], dim=1)

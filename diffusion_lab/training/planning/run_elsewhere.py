@@ -82,6 +82,11 @@ class RunElsewhere:
                 "objective/teacher=model is a second network that every step asks, which plan "
                 "does not count; plan the run with objective=ect"
             )
+        if self.task.module.alignment is not None:
+            raise UserError(
+                "alignment is a second network that every step asks, which plan does not count; "
+                "plan the run with alignment=none"
+            )
         self.steps = cfg.trainer.max_steps
 
     @property

@@ -1,0 +1,282 @@
+"""Representation alignment: its formula, what it trains, and its runs."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.paths import CONF
+from helpers.refusals import refused
+from helpers.tiny_runs import TINY, rows, tiny_first_stage
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from diffusion_lab.backbone import AdaLNZero, ClassLabel, DiT, InContext
+from diffusion_lab.backbone.base import layers_of
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.diffusion.objective.prediction import Flow
+from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.metrics.extractor import EfficientNetLite0
+from diffusion_lab.training.alignment import Alignment, chosen_layer
+from diffusion_lab.training.diffusion_task import flatters
+
+QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+REPA = [*QUICK, "backbone.depth=3", "alignment=efficientnet_lite0", "alignment.width=16"]
+
+
+class Corners:
+    """Features by place of the frozen network: the image's means in 2 x 2 cells, and ones."""
+
+    name, map_channels = "corners", 2
+
+    def load(self, device):
+        self.device = device
+
+    def feature_map(self, images):
+        cells = F.adaptive_avg_pool2d(images, 2)[:, :1]
+        return torch.cat([cells, torch.ones_like(cells)], 1)
+
+
+def denoiser(backbone) -> Denoiser:
+    torch.manual_seed(0)
+    model = Denoiser(backbone, ClassLabel, Flow(), (1, 8, 8), num_classes=3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def dit(block=AdaLNZero, **settings):
+    settings = {"patch": 2, "width": 16, "depth": 3, "heads": 2} | settings
+    fixed = {"positions": "sincos", "qk_norm": False, "window": None, "long_skips": False}
+    return partial(DiT, **settings, **fixed, block=partial(block, mlp_ratio=2.0))
+
+
+def aligned(model: Denoiser, **settings) -> Alignment:
+    settings = {"layer": None, "weight": 0.5, "width": 8, "stop_images": None} | settings
+    return Alignment(model, Rectified(), Corners(), **settings)
+
+
+def call(model: Denoiser):
+    torch.manual_seed(1)
+    x = torch.randn(2, 1, 8, 8)
+    return model(x, Rectified()(torch.tensor([0.3, 0.8])), Given(torch.tensor([0, 2]))).output
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("block", [AdaLNZero, InContext])
+def test_similarity_is_the_mean_cosine_of_projected_patches_and_interpolated_features(
+    block, registers
+):
+    model = denoiser(dit(block, registers=registers))
+    alignment = aligned(model)
+    seen = []
+    model.backbone.blocks[1].register_forward_hook(lambda *found: seen.append(found[-1]))
+    images = torch.rand(2, 1, 8, 8)
+    call(model)
+    patches = seen[0][:, -16:]
+    features = F.interpolate(alignment.extractor.feature_map(images), (4, 4), mode="bilinear")
+    total = 0.0
+    projected = alignment.projector(patches)
+    for image in range(2):
+        for row in range(4):
+            for column in range(4):
+                ours, theirs = projected[image, 4 * row + column], features[image, :, row, column]
+                total += ours @ theirs / (ours.norm() * theirs.norm()) / 32
+    torch.testing.assert_close(alignment(images), total)
+
+
+def test_an_image_shaped_layer_is_aligned_pixel_by_pixel():
+    conf = ["channels=16", "multipliers=[1,2]", "blocks=1", "attention=[]"]
+    model = denoiser(unet(*conf))
+    alignment = aligned(model, layer=0)
+    seen = []
+    layers_of(model.backbone)[0].register_forward_hook(lambda *found: seen.append(found[-1]))
+    call(model)
+    images = torch.rand(2, 1, 8, 8)
+    features = F.interpolate(alignment.extractor.feature_map(images), (8, 8), mode="bilinear")
+    projected = alignment.projector(seen[0].movedim(1, -1)).movedim(-1, 1)
+    torch.testing.assert_close(
+        alignment(images), F.cosine_similarity(projected, features, dim=1).mean()
+    )
+
+
+def unet(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["backbone=unet", *(f"backbone.{each}" for each in overrides)])
+    return instantiate(cfg.backbone)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, None])
+def test_gradients_reach_the_layers_up_to_the_chosen_one(layer):
+    model = denoiser(dit())
+    alignment = aligned(model, layer=layer)
+    call(model)
+    alignment(torch.rand(2, 1, 8, 8)).backward()
+    reached = [block.mixer.qkv.weight.grad is not None for block in model.backbone.blocks]
+    chosen = 1 if layer is None else layer
+    assert reached == [number <= chosen for number in range(3)]
+    assert all(parameter.grad is not None for parameter in alignment.parameters())
+    assert not any(name.startswith("backbone") for name in alignment.state_dict())
+
+
+def test_without_images_all_gradients_are_zero():
+    model = denoiser(dit())
+    alignment = aligned(model)
+    call(model)
+    nothing = alignment(None)
+    assert nothing == 0
+    nothing.backward()
+    assert not any(parameter.grad.any() for parameter in alignment.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_calls_without_gradients_are_not_looked_at():
+    model = denoiser(dit())
+    alignment = aligned(model)
+    images = torch.rand(2, 1, 8, 8)
+    call(model)
+    expected = alignment(images)
+    call(model)
+    with torch.no_grad():
+        model(torch.zeros(5, 1, 8, 8), Rectified()(torch.tensor(0.5)))
+    torch.testing.assert_close(alignment(images), expected)
+
+
+def test_the_feature_map_is_the_fifth_stage_of_the_network():
+    extractor = EfficientNetLite0()
+    extractor.load("cpu")
+    images = torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)
+    found = extractor.feature_map(images / 127.5 - 1)
+    assert found.shape == (2, extractor.map_channels, 6, 6)
+    x = F.interpolate(
+        images.expand(-1, 3, -1, -1).float(), (96, 96), mode="bilinear", antialias=True
+    )
+    network = extractor.network[1].network
+    (expected,) = network.forward_intermediates(
+        (x / 255 - 0.5) / 0.5, indices=[3], intermediates_only=True
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def values(folder, name: str) -> list[float]:
+    return [row[name] for row in rows(folder) if name in row]
+
+
+NETWORKS = {
+    "dit": [each for each in REPA if each.startswith("backbone")],
+    "mamba2": ["backbone=mamba2", "backbone.width=32", "backbone.state_space.head_channels=16"],
+    "unet": ["backbone=unet_small", "backbone.channels=16", "backbone.attention=[]"],
+}
+ALIGNED_ALONE = [each for each in REPA if not each.startswith("backbone")]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_run_becomes_more_similar(lab, tmp_path, name):
+    training = ["optimizer.lr=3e-3", "lr_schedule.warmup_images=0", "trainer.max_steps=30"]
+    code, _, err = lab("train", *ALIGNED_ALONE, *NETWORKS[name], *training, "run_dir=run")
+    assert code == 0, err
+    similarity = values(tmp_path / "run", "train/alignment")
+    assert -0.5 < similarity[0] < 0.5
+    assert similarity[-1] > similarity[0] + 0.2
+    losses = values(tmp_path / "run", "train/loss")
+    parts = values(tmp_path / "run", "train/denoising_loss")
+    for loss, part, cosine in zip(losses, parts, similarity, strict=True):
+        assert loss == pytest.approx(part + 0.5 * (1 - cosine), rel=1e-5)
+    code, _, err = lab("sample", "run=run", "num_samples=4", "output=grid")
+    assert code == 0, err
+
+
+def test_an_aligned_run_is_resumed_bit_for_bit_and_stops_to_be_aligned(lab, tmp_path):
+    settings = [*REPA, "alignment.stop_images=32", "denoiser.self_conditioning=true"]
+    for folder, steps in (("whole", 6), ("parts", 3)):  # of 8 images
+        code, _, err = lab("train", *settings, f"run_dir={folder}", f"trainer.max_steps={steps}")
+        assert code == 0, err
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=6")
+    assert code == 0, err
+    whole, parts = (
+        torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
+        for folder in ("whole", "parts")
+    )
+    assert "alignment.projector.0.weight" in whole["state_dict"]
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
+    assert len(values(tmp_path / "whole", "train/loss")) == 6
+    assert len(values(tmp_path / "whole", "train/alignment")) == 4
+    code, _, err = lab("train", "resume=parts", "alignment.weight=1")
+    assert code == 2
+    assert "alignment.weight" in err
+
+
+def test_latents_that_are_not_cached_are_aligned_to_their_images(lab, tmp_path):
+    tiny_first_stage(tmp_path / "stage")
+    latents = ["first_stage=kl", "first_stage.run=stage", "backbone.patch=1"]
+    sentence = lab("train", *REPA, *latents, "run_dir=run")[2]
+    assert "first_stage.cache=false" in sentence
+    code, _, err = lab("train", *REPA, *latents, "first_stage.cache=false", "run_dir=run")
+    assert code == 0, err
+    assert values(tmp_path / "run", "train/alignment")
+
+
+@pytest.mark.parametrize("network", ["efficientnet_lite0", "classifier"])
+def test_who_judges_by_the_same_features_is_told(network):
+    metrics = SimpleNamespace(extractor=SimpleNamespace(name=network))
+    alignment = SimpleNamespace(extractor=SimpleNamespace(name="efficientnet_lite0"))
+    said = flatters(alignment, metrics)
+    assert (said is not None) == (network == "efficientnet_lite0")
+    assert flatters(None, metrics) is flatters(alignment, None) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["alignment.layer=3"], "alignment.layer=3"),
+        (["alignment.weight=0"], "alignment.weight=0"),
+        (["alignment.width=0"], "alignment.width=0"),
+        (["alignment.stop_images=0"], "alignment.stop_images=0"),
+        (["objective=mean_flow"], "alignment=none"),
+        (["alignment=dinov2", "alignment.extractor.weights_path=none"], "weights_path=none"),
+    ],
+)
+def test_what_cannot_be_aligned_is_refused_by_its_key(refusal, tmp_path, overrides, said):
+    assert said in refusal("train", *REPA, *overrides, "run_dir=run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_without_layers_is_refused():
+    with refused("alignment=none", by=ValueError):
+        chosen_layer(torch.nn.Linear(1, 1), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_align_as_one_does(lab, tmp_path, strategy):
+    exact = ["trainer.precision=32-true", "micro_batch_size=4", "trainer.max_steps=4"]
+    settings = [*REPA, *exact, "alignment.stop_images=16"]
+    code, _, err = lab("train", *settings, "run_dir=one")
+    assert code == 0, err
+    two = [f"trainer={strategy}", "trainer.devices=2", "trainer.accelerator=cpu"]
+    code, _, err = lab("train", *settings, *two, exact[0], "run_dir=two")
+    assert code == 0, err
+    for name in ("train/loss", "train/grad_norm"):
+        one, other = (values(tmp_path / folder, name) for folder in ("one", "two"))
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_compiled_network_is_aligned(lab, tmp_path, name):
+    for compiled in ("true", "false"):
+        run = f"run_dir=compile-{compiled}"
+        settings = [
+            *ALIGNED_ALONE,
+            *NETWORKS[name],
+            "trainer.precision=32-true",
+            f"compile={compiled}",
+        ]
+        code, _, err = lab("train", *settings, run)
+        assert code == 0, err
+    folders = tmp_path / "compile-true", tmp_path / "compile-false"
+    one, other = (values(folder, "train/alignment") for folder in folders)
+    assert one == pytest.approx(other, rel=1e-3)
