@@ -14,7 +14,8 @@ _taken: ContextVar[bool] = ContextVar("forward_mode", default=False)
 
 def is_taken() -> bool:
     """Whether a forward-mode derivative is being taken, for which only plain operations do."""
-    return _taken.get()
+    # the compiler cannot trace the variable, and a compiled network has no such derivative
+    return not torch.compiler.is_compiling() and _taken.get()
 
 
 def derivative(
