@@ -20,6 +20,7 @@ from diffusion_lab.backbone.diffusers_networks import (
     DiffusersUNet,
 )
 from diffusion_lab.backbone.dit import DiT
+from diffusion_lab.backbone.edm2 import EDM2UNet
 from diffusion_lab.backbone.mamba import Mamba, Mamba2
 from diffusion_lab.backbone.mlp import MLP
 from diffusion_lab.backbone.resample import (

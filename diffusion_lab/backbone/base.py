@@ -23,6 +23,8 @@ class Backbone(Protocol):
     # gathers one of them at a time, and activation_checkpointing computes them again.
     # It may have a property `ends`, the layers that read the image and write the output, which
     # Muon leaves to AdamW.
+    # It may have a method `adapt`, which is called with the conditioning and may change it, and its
+    # modules may have a method `renormalise`.
 
     def __call__(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
@@ -42,6 +44,16 @@ def initialise(network: nn.Module) -> None:
     for module in network.modules():
         if exceptions := getattr(module, "initialise", None):
             exceptions()
+
+
+def renormalise(network: nn.Module) -> None:
+    """Puts weights back to the magnitude that a network's modules keep, after they were changed.
+
+    A module that keeps one does this in a method of the same name.
+    """
+    for module in network.modules():
+        if own := getattr(module, "renormalise", None):
+            own()
 
 
 def layers_of(backbone: nn.Module) -> list[nn.Module]:

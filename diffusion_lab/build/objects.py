@@ -20,6 +20,9 @@ from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 
+# deviation of Fourier frequencies, in cycles per unit of a noise label: EDM2's, or 2.5 per range
+BANDWIDTHS = {"log_sigma": 1.0, "data_time": 2.5, "time": 0.0025, "index": 0.0025}
+
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     """Builds the data module of a configuration; no image is read yet."""
@@ -58,6 +61,8 @@ def build_model(
         label = "log_sigma" if schedule.explodes else "index" if discrete else "time"
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
+    if cfg.backbone.get("bandwidth") == "auto":
+        cfg.backbone.bandwidth = BANDWIDTHS.get(label, 1.0)
     check_training(schedule, objective, label)
     check_jumps(objective, clip, cfg.denoiser.self_conditioning)
     check_derivative(objective, cfg.compile, cfg.activation_checkpointing)

@@ -99,6 +99,8 @@ class Denoiser(nn.Module):
         self.conditioning: Any = conditioning(
             num_classes=num_classes, width=network.condition_width
         )
+        if adapt := getattr(network, "adapt", None):
+            adapt(self.conditioning)
         self.augmentation = None
         if augmentation_labels:
             # without a bias, so that an unchanged image adds nothing

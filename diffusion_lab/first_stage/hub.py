@@ -1,7 +1,8 @@
 """Pretrained first stages: the autoencoders of `diffusers`."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusion_lab.common import extras, hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import Range, above, ranges
+from diffusion_lab.common.ranges import Range, above, either, numbers, optional, ranges
 from diffusion_lab.data import EncodedImages, ImageDataModule
 from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
 from diffusion_lab.first_stage.base import Shape
@@ -26,30 +27,32 @@ MOMENTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 COPY_FOLDER = "first_stage"  # name of the copy in a run folder
 PROBE = 64  # side of a probe image that shows the downsampling factor
 MEASURED = 5000  # most training images whose latents are measured
-SCALE = Range(
-    "config, measured or a number above 0",
-    lambda value: value in ("config", "measured") or above(0).allows(value),
-)
+WORDS = Range("config, measured", lambda value: value in ("config", "measured"))
+SCALES = numbers("a list of numbers above 0", lambda value: all(0 < n < math.inf for n in value))
+SCALE = either(WORDS, either(above(0), SCALES))
+SHIFT = numbers("a list of numbers", lambda value: all(map(math.isfinite, value)))
 
 
 class HubVAE(Latents):
     """A pretrained autoencoder; `path` is on the Hugging Face hub, or a `save_pretrained` folder.
 
-    `scale` multiplies the latents: config takes the network's own factor and shift, a number is
-    used as given, and measured is one over the standard deviation over training images. A run saves
+    `scale` multiplies the latents: config takes the network's own factor and shift, a number, or a
+    list with one for each channel, is used as given, and measured is one over the standard
+    deviation over training images. `shift`, if given, is subtracted before. A run saves
     the scale, the `sha256` of weights and settings, and a copy of both. Images of one channel are
     repeated to three, and decoded ones averaged. Raises ValueError if the network is not available.
     """
 
-    @ranges(scale=SCALE)
+    @ranges(scale=SCALE, shift=optional(SHIFT))
     def __init__(
         self,
         image_shape: Shape,
         path: str,
-        scale: str | float,
+        scale: str | float | Sequence[float],
         sha256: str | None,
         cache: bool,
         cache_dir: str,
+        shift: Sequence[float] | None = None,
     ):
         if image_shape[0] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels, not {image_shape[0]}")
@@ -66,8 +69,12 @@ class HubVAE(Latents):
         if scale == "config":
             self.scale = 1 / network.config.scaling_factor
             self.shift = getattr(network.config, "shift_factor", None) or 0.0
+        elif isinstance(scale, Sequence) and not isinstance(scale, str):
+            self.scale = 1 / per_channel("scale", scale, network.config.latent_channels)
         elif not isinstance(scale, str):
             self.scale = 1 / scale
+        if shift is not None:
+            self.shift = per_channel("shift", shift, network.config.latent_channels)
         with torch.no_grad():
             probe = self.moments_of(network, torch.zeros(1, 3, PROBE, PROBE))
         self.factor = PROBE // probe.shape[-1]
@@ -120,6 +127,15 @@ class HubVAE(Latents):
         # as it was read: a newer diffusers would add settings, which change the sha256
         settings = json.dumps(self.settings, indent=2)
         write_atomically(folder / COPY_FOLDER / "config.json", settings)
+
+
+def per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
+    """The values of channels, (c, 1, 1); raises ValueError for another number of them."""
+    if len(values) != channels:
+        raise ValueError(
+            f"{name}={[*values]} must have a number for each of the {channels} channels of latents"
+        )
+    return torch.tensor([*values]).view(-1, 1, 1)
 
 
 def pretrained(path: str) -> tuple[Any, dict[str, Any]]:

@@ -19,11 +19,16 @@ to the loggers (callbacks/throughput.py alone does that; callbacks/level_losses.
 noise level).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from diffusion_lab.backbone.base import ends_of, layers_of
+from diffusion_lab.backbone.base import ends_of, layers_of, renormalise
 from diffusion_lab.build.parameter_groups import inner_matrices
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters
@@ -121,6 +126,18 @@ class DiffusionModule(TrainedModule):
         similarity = self.alignment(images)
         parts = {"train/denoising_loss": loss.detach(), ALIGNED: similarity.detach()}
         return {"loss": loss + self.alignment.weight * (1 - similarity), **parts}
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Takes a step, and puts weights back to the magnitude that the network keeps."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if not self.bad_steps.skipped:  # which must not change weights
+            renormalise(self.denoiser)
 
     def from_all_ranks(self, values: Tensor) -> Tensor:
         """Gathers values (n,) from every rank, in rank order, (ranks x n,)."""

@@ -8,6 +8,7 @@ import lightning
 import torch
 from omegaconf import DictConfig
 
+from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.model import Model, advice, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
@@ -64,6 +65,7 @@ class DiffusionTask(Task):
             self.module.alignment.extractor.load(device)
         if self.initial:
             self.initial.load_into(self.module.denoiser)
+            renormalise(self.module.denoiser)
             facts["init_sha256"] = self.initial.sha256
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         if self.teacher:

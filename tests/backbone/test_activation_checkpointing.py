@@ -23,6 +23,13 @@ BACKBONES = {
         "stage.head_channels=8",
         "stage.dropout=0.3",
     ],
+    "edm2": [
+        "channels=16",
+        "multipliers=[1,2]",
+        "attention=[1]",
+        "head_channels=16",
+        "dropout=0.3",
+    ],
     "mlp": ["width=32", "depth=4"],
 }
 

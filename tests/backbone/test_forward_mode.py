@@ -37,6 +37,14 @@ NETWORKS = {
         "backbone.state_space.state=4",
         "backbone.state_space.head_channels=16",
     ],
+    "edm2": [
+        "backbone=edm2",
+        "backbone.channels=16",
+        "backbone.multipliers=[1,2]",
+        "backbone.attention=[1]",
+        "backbone.head_channels=16",
+        "backbone.bandwidth=0.0025",
+    ],
     "mlp": ["backbone=mlp", *TOKENS],
 }
 each = pytest.mark.parametrize("name", NETWORKS)

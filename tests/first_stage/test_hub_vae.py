@@ -38,8 +38,8 @@ def save(folder, name="AutoencoderKL"):
     return network.eval()
 
 
-def open_stage(folder, scale="config", sha256=None, shape=(1, 8, 8)):
-    return HubVAE(shape, str(folder), scale, sha256, True, str(folder / "latents"))
+def open_stage(folder, scale="config", sha256=None, shape=(1, 8, 8), shift=None):
+    return HubVAE(shape, str(folder), scale, sha256, True, str(folder / "latents"), shift)
 
 
 @pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderTiny"])
@@ -67,6 +67,29 @@ def test_images_go_there_and_back(tmp_path, name, channels):
     else:
         torch.testing.assert_close(x0, encoded.latents)
         assert torch.equal(stage.draw(moments), x0)
+
+
+def test_each_channel_may_have_a_scale_and_a_shift_of_its_own(tmp_path):
+    network = save(tmp_path)
+    scale, shift = [0.5, 1.0, 2, 0.25], [1.0, -1, 0, 3.5]
+    stage = open_stage(tmp_path, scale, shift=shift)
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        raw = network.encode(images.expand(-1, 3, -1, -1) / 127.5 - 1).latent_dist.mean
+    x0 = stage.encode(images)
+    for channel in range(4):
+        expected = (raw[:, channel] - shift[channel]) * scale[channel]
+        torch.testing.assert_close(x0[:, channel], expected)
+    torch.testing.assert_close(stage.restored(x0), raw)
+    assert stage.facts()["scale"] == scale
+    plain = open_stage(tmp_path).encode(images)
+    torch.testing.assert_close(open_stage(tmp_path, shift=[0.5] * 4).encode(images), plain)
+    with refused("scale=[1.0]", "4", by=ValueError):
+        open_stage(tmp_path, [1.0])
+    with refused("shift=[1.0, 2.0]", "4", by=ValueError):
+        open_stage(tmp_path, shift=[1.0, 2.0])
+    with refused("scale", by=ValueError):
+        open_stage(tmp_path, [1.0, 1.0, 0.0, 1.0])
 
 
 def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkeypatch):

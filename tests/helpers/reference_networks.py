@@ -16,11 +16,11 @@ FOLDER = TESTS / "golden/networks"
 
 
 def drawn(shapes: Mapping[str, list[int]], std: float = 0.05) -> dict[str, Tensor]:
-    """Random tensors that are the same everywhere; weights of norms are around 1."""
+    """Random tensors that are the same everywhere; weights of norms, and gains, are around 1."""
     found = {}
     for seed, (name, shape) in enumerate(shapes.items()):
         values = np.random.RandomState(seed).standard_normal(shape)  # a stream that numpy froze
-        centre = float(len(shape) == 1 and name.endswith("weight"))
+        centre = float(not shape or (len(shape) == 1 and name.endswith("weight")))
         found[name] = torch.tensor(centre + std * values, dtype=torch.float32)
     return found
 

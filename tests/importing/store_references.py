@@ -65,6 +65,22 @@ NETWORKS = {  # repository, commit, module, class, arguments
             "label_dim": 5,
         },
     ),
+    "edm2": (
+        "edm2",
+        "4bf8162",
+        "training.networks_edm2",
+        "Precond",
+        {
+            **EDM,
+            "model_channels": 16,
+            "channel_mult": [1, 2, 3],
+            "num_blocks": 1,
+            "attn_resolutions": [8],
+            "channels_per_head": 16,
+            "label_dim": 5,
+            "use_fp16": False,
+        },
+    ),
     "adm": (
         "guided-diffusion",
         "22e0df8",
@@ -119,6 +135,7 @@ LEVELS = {  # noise levels as the code of each takes them
     "dit": ("t", [0.0, 10.0, 500.0, 999.0]),
     "sit": ("t", [0.01, 0.3, 0.7, 1.0]),
     "edm": ("sigma", [0.002, 0.5, 3.0, 80.0]),
+    "edm2": ("sigma", [0.002, 0.5, 3.0, 80.0]),
     "adm": ("t", [0.0, 10.0, 500.0, 999.0]),
 }
 
@@ -129,7 +146,7 @@ def store(name: str, network: torch.nn.Module, commit: str, arguments: dict) -> 
     fixed = {
         key: value
         for key, value in network.state_dict().items()
-        if key == "pos_embed" or key.endswith("resample_filter")
+        if key == "pos_embed" or key.endswith(("resample_filter", "freqs", "phases"))
     }
     shapes = {k: list(v.shape) for k, v in network.state_dict().items() if k not in fixed}
     network.load_state_dict(drawn(shapes) | fixed)

@@ -16,7 +16,7 @@ from helpers.reference_networks import Reference
 from helpers.refusals import assert_names, refused
 from torch import nn
 
-from diffusion_lab.importing.kind import EDMFiles
+from diffusion_lab.importing.kind import EDM2Files, EDMFiles
 from diffusion_lab.importing.reading import read
 
 SOURCE = "raise SystemExit('the source code in a pickle was executed')"
@@ -96,6 +96,20 @@ def test_settings_in_a_pickle_are_numbers(tmp_path, nvidia):
     written(path, {"ema": nvidia("VPPrecond", **whole)})
     with refused("VPPrecond"):
         EDMFiles().read(path)
+
+
+def test_networks_of_edm2_are_read_from_their_pickles(tmp_path, nvidia):
+    path = tmp_path / "net.pkl"
+    whole = {"_parameters": Reference.stored("edm2").state, "_buffers": {}, "_modules": {}}
+    encoder = nvidia("StandardRGBEncoder", scale=np.float32(0.5) / np.ones(4, np.float32))
+    network = nvidia("Precond", **whole, sigma_data=0.25)
+    written(path, {"ema": network, "encoder": encoder, "dataset_kwargs": {"path": "x"}})
+    found = EDM2Files(head_channels=16).read(path)
+    assert "denoiser.input_std=0.25" in found.overrides
+    assert (found.shape, found.num_classes) == ((3, 16, 16), 5)
+    written(path, {"ema": nvidia("EDMPrecond", **whole)})
+    with refused("EDMPrecond"):
+        EDM2Files().read(path)
 
 
 def test_views_of_one_storage_keep_their_place(tmp_path):

@@ -23,6 +23,7 @@ KINDS = {
     "edm_ddpmpp": ["kind=edm"],
     "edm_ncsnpp": ["kind=edm"],
     "edm_adm": ["kind=edm"],
+    "edm2": ["kind=edm2", "kind.head_channels=16"],
     "adm": ["kind=adm", "kind.head_channels=16"],
     "adm_convolutions": ["kind=adm", "kind.heads=4", "kind.new_attention_order=true"],
     "adm_half": ["kind=adm", "kind.head_channels=16"],
@@ -31,6 +32,7 @@ LARGER_KINDS = {
     "dit": ["kind=dit", "kind.heads=4"],
     "sit": ["kind=sit", "kind.heads=4"],
     "edm": ["kind=edm"],
+    "edm2": ["kind=edm2", "kind.head_channels=16"],
     "adm": ["kind=adm", "kind.head_channels=16"],
 }
 
@@ -64,7 +66,7 @@ def largest_difference(folder: Path, reference: Reference) -> float:
 def imported(lab, folder: Path, reference: Reference, settings: list[str]) -> None:
     """Imports a network to `folder`, whose name says which one it is."""
     save_file(reference.state, "network.safetensors")
-    if settings[0] in ("kind=dit", "kind=sit"):
+    if reference.io["x"].shape[1] == 4:  # latents
         settings = [*settings, f"first_stage.path={save_vae(Path('vae'))}"]
     code, _, err = lab("import", "network.safetensors", *settings, f"output={folder}")
     assert code == 0, err

@@ -1,0 +1,178 @@
+"""EDM2's U-Net, whose layers all preserve the magnitude of activations (arXiv:2312.02696).
+
+There are no biases and no group norms, and no learned gains but those of the noise embedding and
+of the output. B batch, C channels, H W height and width, E width of the embedding.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.conditioning import Attributes, Condition
+from diffusion_lab.backbone.magnitude import (
+    CosineAttention,
+    MPConv,
+    MPEmbedding,
+    MPFourier,
+    MPLinear,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    normalised,
+)
+from diffusion_lab.backbone.resample import BlockResampling
+from diffusion_lab.backbone.unet import check_levels
+from diffusion_lab.common.ranges import Count, Positive, between, ranges, whole_list
+
+RESIDUAL_BALANCE = 0.3  # share of the residual branch in its sum with the skip
+ATTENTION_BALANCE = 0.3  # share of attention in its sum with its input
+LABEL_BALANCE = 0.5  # share of the condition in its sum with the noise level
+CLIP = 256.0  # largest activation, far above 1, so that float16 cannot overflow
+
+
+class EDM2Stage(nn.Module):
+    """A residual block, then attention if it `attends`.
+
+    An encoder's block normalises each pixel of its input, and a decoder's does not. `resample`
+    changes the resolution first. A decoder's block joins a skip of `skip_channels` to its input
+    unless that is 0.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        embedding_width: int,
+        head_channels: int,
+        dropout: float,
+        attends: bool = False,
+        resample: nn.Module | None = None,
+        decodes: bool = False,
+        skip_channels: int = 0,
+    ):
+        super().__init__()
+        self.decodes = decodes
+        self.joins = skip_channels > 0
+        self.resample = nn.Identity() if resample is None else resample
+        total = in_channels + skip_channels
+        self.skip = MPConv(total, channels, 1) if total != channels else nn.Identity()
+        self.conv1 = MPConv(total if decodes else channels, channels, 3)
+        self.embedding = MPLinear(embedding_width, channels)
+        self.gain = nn.Parameter(torch.zeros(1))  # of the embedding
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = MPConv(channels, channels, 3)
+        self.attention = CosineAttention(channels, head_channels) if attends else None
+
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), embedding (B, E), skip (B, C', H, W) -> (B, C'', H', W')."""
+        x = self.resample(x if skip is None else mp_cat(x, skip))
+        if not self.decodes:
+            x = normalised(self.skip(x), 1)
+        h = self.conv1(mp_silu(x))
+        scale = 1 + self.gain * self.embedding(embedding)  # (B, C)
+        h = mp_silu(h * scale[:, :, None, None].to(h.dtype))
+        h = self.conv2(self.dropout(h))
+        if self.decodes:
+            x = self.skip(x)
+        x = mp_sum(x, h, RESIDUAL_BALANCE)
+        if self.attention is not None:
+            x = mp_sum(x, self.attention(x), ATTENTION_BALANCE)
+        return x.clamp(-CLIP, CLIP)
+
+
+class EDM2UNet(nn.Module):
+    """Encoder, middle and decoder of blocks, joined by skip connections.
+
+    `multipliers` times `channels` is the width of each level, finest first, which has `blocks`
+    blocks; `attention` lists the levels, from 0, that attend, with heads of `head_channels`. The
+    embedding is as wide as the widest level. `bandwidth` is that of its Fourier features: 1 for a
+    noise label of log(sigma) / 4. The condition's vector should have unit magnitude, and its tokens
+    are not used. Raises ValueError for sizes that do not divide.
+    """
+
+    @ranges()
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        channels: Count,
+        multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)],
+        blocks: Count,
+        attention: Annotated[Sequence[int], whole_list(0)],
+        head_channels: Count = 64,
+        dropout: Annotated[float, between(0, 1)] = 0.0,
+        bandwidth: Positive = 1.0,
+    ):
+        super().__init__()
+        levels = range(len(multipliers))
+        check_levels(image_size, len(levels), attention)
+        widths = [channels * multiplier for multiplier in multipliers]
+        self.condition_width = max(widths)
+        self.features = MPFourier(channels, bandwidth)
+        self.noise = MPLinear(channels, max(widths))
+        resampling = BlockResampling
+        encode = partial(
+            EDM2Stage, embedding_width=max(widths), head_channels=head_channels, dropout=dropout
+        )
+        decode = partial(encode, decodes=True)
+        self.entry = MPConv(in_channels + 1, width := channels, 3)
+        self.down, skips = nn.ModuleList(), [width]
+        for level in levels:
+            if level:
+                self.down.append(encode(width, width, resample=resampling.halving()))
+                skips.append(width)
+            for _ in range(blocks):
+                self.down.append(encode(width, widths[level], attends=level in attention))
+                skips.append(width := widths[level])
+        self.middle = nn.ModuleList([decode(width, width, attends=True), decode(width, width)])
+        self.up = nn.ModuleList()
+        for level in reversed(levels):
+            for _ in range(blocks + 1):
+                attends, skip = level in attention, skips.pop()
+                self.up.append(decode(width, widths[level], attends=attends, skip_channels=skip))
+                width = widths[level]
+            if level:
+                self.up.append(decode(width, width, resample=resampling.doubling()))
+        self.out = MPConv(width, out_channels, 3)
+        self.gain = nn.Parameter(torch.zeros(1))  # of the output
+
+    def adapt(self, conditioning: nn.Module) -> None:
+        """Gives the vectors of labels unit magnitude: their sum, where there are several."""
+        if isinstance(conditioning, Attributes):
+            part = len(conditioning.sizes) ** -0.5
+            conditioning.embeddings = nn.ModuleList(
+                MPEmbedding(size + 1, self.condition_width, part) for size in conditioning.sizes
+            )
+
+    @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the image and write the output."""
+        return self.entry, self.out
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The modules that are called one after another."""
+        return [*self.down, *self.middle, *self.up]
+
+    def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
+        embedding = self.noise(self.features(noise))  # (B, E)
+        if condition.vector is not None:
+            embedding = mp_sum(embedding, condition.vector, LABEL_BALANCE)
+        embedding = mp_silu(embedding)
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # in place of biases
+        x = self.entry(x)
+        if x.device.type == "cpu":  # faster convolutions; elsewhere the layout is the caller's
+            x = x.contiguous(memory_format=torch.channels_last)
+        skips = [x]
+        for stage in self.down:
+            skips.append(x := stage(x, embedding))
+        for stage in self.middle:
+            x = stage(x, embedding)
+        for stage in self.up:
+            x = stage(x, embedding, skips.pop() if stage.joins else None)
+        return self.gain * self.out(x)

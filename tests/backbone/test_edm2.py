@@ -1,0 +1,331 @@
+"""EDM2's U-Net: magnitudes that it preserves, weights that are normalised, and its sizes."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from helpers.paths import CONF
+from helpers.refusals import refused
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from diffusion_lab.backbone import Attributes, ClassLabel, Condition, EDM2UNet, RawLabels
+from diffusion_lab.backbone.base import ends_of, renormalise
+from diffusion_lab.backbone.edm2 import EDM2Stage
+from diffusion_lab.backbone.macs import count, total
+from diffusion_lab.backbone.magnitude import (
+    CosineAttention,
+    MPConv,
+    MPEmbedding,
+    MPFourier,
+    MPLinear,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    normalised,
+)
+from diffusion_lab.build.objects import build_model
+from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.compute.sharding import whole
+from diffusion_lab.diffusion.estimate import Given
+
+LAYERS = (MPConv, MPLinear, MPFourier, MPEmbedding, CosineAttention, EDM2Stage)
+WEIGHTS = (MPConv, MPLinear, MPEmbedding)
+
+
+def small(**settings) -> EDM2UNet:
+    sizes = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "image_size": (16, 16),
+        "channels": 16,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention": [1],
+        "head_channels": 16,
+    }
+    return EDM2UNet(**sizes | settings)
+
+
+def magnitude(x: torch.Tensor, *dims: int) -> torch.Tensor:
+    return x.detach().square().mean(dims or None).sqrt()
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_silu_is_divided_by_its_magnitude_on_a_normal_distribution():
+    x = torch.linspace(-10, 10, 20_001, dtype=torch.float64)
+    density = (-x.square() / 2).exp() / math.sqrt(2 * math.pi)
+    expected = torch.trapezoid(F.silu(x).square() * density, x).sqrt()
+    torch.testing.assert_close(F.silu(x) / mp_silu(x), expected.expand_as(x), rtol=1e-3, atol=0)
+    assert magnitude(mp_silu(drawn(100_000))) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.3, 0.5, 1.0])
+def test_a_sum_keeps_its_balance_and_unit_magnitude(balance):
+    a, b = drawn(2, 100_000)
+    found = mp_sum(a, b, balance)
+    scale = math.sqrt((1 - balance) ** 2 + balance**2)
+    torch.testing.assert_close(found * scale, (1 - balance) * a + balance * b)
+    assert magnitude(found) == pytest.approx(1, abs=0.01)
+    same = mp_sum(a, a, balance)  # parts that are the same add up to more
+    torch.testing.assert_close(same, a / scale)
+
+
+@pytest.mark.parametrize(("first", "second"), [(8, 8), (4, 64), (96, 16)])
+def test_a_join_hears_both_parts_equally_however_many_channels_they_have(first, second):
+    a, b = drawn(64, first, 20, 5), drawn(64, second, 20, 5)
+    joined = mp_cat(a, b)
+    assert joined.shape[1] == first + second
+    assert magnitude(joined) == pytest.approx(1, abs=0.01)
+    of_a, of_b = joined.split([first, second], dim=1)
+    torch.testing.assert_close(of_a / a, torch.full_like(a, ((first + second) / 2 / first) ** 0.5))
+    energies = [part.square().sum().item() for part in (of_a, of_b)]
+    assert energies[0] == pytest.approx(energies[1], rel=0.02)
+
+
+def test_normalised_has_unit_magnitude_over_its_dimensions_and_zero_stays():
+    x = 7 * drawn(3, 50, 4)
+    found = normalised(x, 1)
+    torch.testing.assert_close(magnitude(found, 1), torch.ones(3, 4), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found / x, (found / x)[:, :1].expand_as(x))
+    assert torch.equal(normalised(torch.zeros(2, 3), 1), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_a_convolution_preserves_magnitude_except_for_zeros_beyond_the_border(side):
+    x = drawn(64, 32, 12, 12)
+    found = MPConv(32, 256, side)(x)
+    inside = 1 - (side // 2) * 2 / (3 * 12)  # of a convolution's taps along a side
+    assert magnitude(found) == pytest.approx(inside, abs=0.01)
+
+
+def test_features_of_noise_levels_have_unit_magnitude_and_the_given_bandwidth():
+    torch.manual_seed(0)
+    noise = torch.linspace(-1.5, 1.1, 100)
+    features = MPFourier(5000, 2.0)
+    assert magnitude(features(noise)) == pytest.approx(1, abs=0.01)
+    assert features.frequencies.std() / 2 / math.pi == pytest.approx(2, rel=0.05)
+    assert {"frequencies", "phases"} == {*features.state_dict()}
+
+
+def magnitudes(ideal: bool, draws: int = 10, batch: int = 20) -> dict[str, float]:
+    """The magnitude of every layer's output at the start, over weights, levels and labels.
+
+    In an `ideal` network images have no borders, and attention gives what has unit magnitude.
+    """
+    squares: dict[str, list[torch.Tensor]] = {}
+
+    def see(name: str, module: nn.Module, _, output: torch.Tensor) -> None:
+        squares.setdefault(name, []).append(output.square().mean())
+
+    for seed in range(draws):
+        torch.manual_seed(seed)
+        network = small(channels=64, head_channels=64)
+        labels = ClassLabel(10, network.condition_width)
+        network.adapt(labels)
+        for name, module in [*network.named_modules(), *labels.named_modules()]:
+            if isinstance(module, CosineAttention) and ideal:
+                module.forward = torch.randn_like
+            if isinstance(module, MPConv) and ideal:
+                module.padding_mode = "circular"
+            if isinstance(module, LAYERS):
+                module.register_forward_hook(partial(see, name))
+        condition = labels(torch.arange(batch) % 10, batch)
+        with torch.no_grad():
+            network(torch.randn(batch, 3, 16, 16), torch.linspace(-1.5, 1.1, batch), condition)
+    return {name: torch.stack(each).mean().sqrt().item() for name, each in squares.items()}
+
+
+def test_activations_have_unit_magnitude_at_every_layer_at_the_start():
+    found = magnitudes(ideal=True)
+    modules = dict(small(channels=64, head_channels=64).named_modules())
+    stages = {name for name, module in modules.items() if isinstance(module, EDM2Stage)}
+    assert len(found) > 30
+    assert stages < {*found}
+    for name, value in found.items():
+        assert value == pytest.approx(1, abs=0.03 if name in stages else 0.07), name
+
+
+def test_borders_and_averages_of_attention_make_activations_somewhat_smaller():
+    found = magnitudes(ideal=False)
+    assert all(0.65 < value < 1.05 for value in found.values()), found
+    averaging = [value for name, value in found.items() if name.endswith(".attention")]
+    assert max(averaging) < 0.9
+
+
+def shares_of(network: nn.Module) -> list[torch.Tensor]:
+    """The magnitude of the stored weights of each output of each layer."""
+    found = []
+    for module in network.modules():
+        if isinstance(module, MPEmbedding):
+            found += [magnitude(module.weight[:-1], 0), magnitude(module.weight[-1:], 1)]
+        elif isinstance(module, WEIGHTS):
+            found.append(magnitude(module.weight.flatten(1), 1))
+    return found
+
+
+def conditioned(conditioning=ClassLabel) -> tuple[EDM2UNet, nn.Module]:
+    torch.manual_seed(0)
+    network = small()
+    labels = conditioning(6, network.condition_width)
+    network.adapt(labels)
+    for name, parameter in network.named_parameters():
+        if name.endswith("gain"):
+            nn.init.constant_(parameter, 0.7)
+    return network, labels
+
+
+def test_the_scale_of_a_stored_weight_does_not_matter():
+    network, labels = conditioned()
+    inputs = drawn(4, 3, 16, 16), torch.linspace(-1, 1, 4)
+    before = network(*inputs, labels(torch.arange(4), 4))
+    with torch.no_grad():
+        for module in [*network.modules(), *labels.modules()]:
+            if isinstance(module, WEIGHTS):
+                module.weight *= 5
+    torch.testing.assert_close(
+        network(*inputs, labels(torch.arange(4), 4)), before, rtol=0, atol=2e-3
+    )
+    assert all(each.min() > 4 for each in shares_of(network))
+    for part in (network, labels):
+        renormalise(part)
+        for each in shares_of(part):
+            torch.testing.assert_close(each, torch.ones_like(each), rtol=2e-3, atol=0)
+
+
+def test_gradients_have_no_part_along_the_weights():
+    network, labels = conditioned()
+    output = network(drawn(4, 3, 16, 16), torch.linspace(-1, 1, 4), labels(torch.arange(4), 4))
+    output.square().mean().backward()
+    for module in network.modules():
+        if isinstance(module, MPConv | MPLinear):
+            weight, grad = module.weight.flatten(1), module.weight.grad.flatten(1)
+            along = (weight * grad).sum(1) / weight.norm(dim=1) / grad.norm(dim=1)
+            assert along.abs().max() < 0.01
+
+
+def test_vectors_of_labels_have_unit_magnitude_together_and_the_null_label_alone():
+    network, labels = conditioned()
+    vectors = labels(torch.arange(7), 7).vector
+    torch.testing.assert_close(magnitude(vectors[:6], 0), torch.ones(32), rtol=1e-3, atol=0)
+    assert magnitude(vectors[6]) == pytest.approx(1, abs=1e-3)
+    _, attributes = conditioned(partial(Attributes, sizes=[3, 2]))
+    vectors = attributes(torch.arange(6), 6).vector
+    assert magnitude(vectors) == pytest.approx(1, abs=0.15)
+    network.adapt(RawLabels(6, 32))  # without a table
+
+
+@pytest.mark.parametrize(
+    ("channels", "parameters", "macs"), [(64, 29.7e6, 3.0e9), (128, 118.7e6, 11.75e9)]
+)
+def test_sizes_have_the_parameters_and_macs_of_the_authors_code(channels, parameters, macs):
+    check_size(channels, parameters, macs)
+
+
+def test_the_largest_size_for_32_pixels_does_too():
+    check_size(192, 267e6, 26.25e9)
+
+
+def check_size(channels: int, parameters: float, macs: float) -> None:
+    with torch.device("meta"):
+        network = configured("edm2_xs", (3, 32, 32), channels=channels, attention=[1, 2])
+        x, noise = torch.zeros(1, 3, 32, 32), torch.zeros(1)
+        cost = total(count(network, lambda: network(x, noise, Condition())))
+    assert cost.params == pytest.approx(parameters, rel=0.005)
+    assert cost.macs == pytest.approx(macs, rel=0.005)
+
+
+def configured(name: str, shape: tuple[int, int, int], **overrides) -> EDM2UNet:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        changes = [
+            f"backbone.{key}={value}" for key, value in {"bandwidth": 1, **overrides}.items()
+        ]
+        cfg = compose(overrides=[f"+backbone={name}", *changes])
+    return instantiate(cfg.backbone)(shape[0], shape[0], shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("xs", 125), ("s", 280), ("m", 498), ("l", 777), ("xl", 1119), ("xxl", 1523)],
+)
+def test_published_sizes_have_their_parameters(name, millions):
+    with torch.device("meta"):
+        network = configured(f"edm2_{name}", (4, 64, 64))
+        labels = nn.Linear(1000, network.condition_width, bias=False)
+    size = sum(p.numel() for part in (network, labels) for p in part.parameters())
+    assert size == pytest.approx(millions * 1e6, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cycles"), [("edm", 1.0), ("rectified", 0.0025), ("ddpm_linear", 0.0025)]
+)
+def test_the_bandwidth_fits_the_noise_label(schedule, cycles):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["name=x", "backbone=edm2", f"schedule={schedule}"])
+    features = build_model(cfg, (1, 8, 8), 4).denoiser.backbone.features
+    assert features.frequencies.std().item() / 2 / math.pi == pytest.approx(cycles, rel=0.5)
+    assert cfg.backbone.bandwidth == "auto"
+
+
+def test_a_network_of_two_levels_and_channels_is_asked_with_labels():
+    overrides = ["name=x", "backbone=edm2", "denoiser.self_conditioning=true"]
+    overrides += ["objective=improved_ddpm", "schedule=ddpm_linear", "augmentation=non_leaky"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=overrides)
+    model = build_model(cfg, (3, 8, 12), 4)
+    loss = model.objective(model.denoiser, drawn(2, 3, 8, 12), Given(torch.tensor([0, 4])))
+    assert loss.isfinite().all()
+    assert isinstance(model.denoiser.conditioning.embeddings[0], MPEmbedding)
+
+
+def test_hidden_matrices_are_all_but_those_at_the_ends():
+    network, _ = conditioned()
+    hidden = inner_matrices(network, ends_of(network))
+    weights = {m.weight for m in network.modules() if isinstance(m, MPConv | MPLinear)}
+    assert weights - {*hidden} == {network.entry.weight, network.out.weight}
+    assert {*hidden} < weights
+
+
+def renormalised(sharded: bool) -> dict[str, torch.Tensor]:
+    network, labels = conditioned()
+    module = nn.ModuleList([network, labels])
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters()):
+            parameter.mul_(1 + number)
+    if sharded:
+        for part in [*network.layers, network, labels]:
+            fully_shard(part)
+    renormalise(module)
+    return {name: whole(p.detach()) for name, p in module.named_parameters()}
+
+
+def compare_on_rank(rank: int, world: int, folder: str) -> None:
+    store = dist.FileStore(f"{folder}/store", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    torch.testing.assert_close(renormalised(True), renormalised(False), rtol=0, atol=1e-6)
+    dist.destroy_process_group()
+
+
+def test_sharded_weights_are_renormalised_as_whole_ones_are(tmp_path):
+    torch.multiprocessing.start_processes(
+        compare_on_rank, (2, str(tmp_path)), nprocs=2, start_method="fork"
+    )
+
+
+def test_sizes_that_do_not_divide_are_refused():
+    with refused("head_channels=24", "32", by=ValueError):
+        small(head_channels=24)
+    with refused("multipliers", "16x16", by=ValueError):
+        small(multipliers=[1] * 6)
+    with refused("attention=[2]", by=ValueError):
+        small(attention=[2])
+    with refused("bandwidth", by=ValueError):
+        small(bandwidth=0)
