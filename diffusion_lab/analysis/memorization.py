@@ -17,6 +17,8 @@ from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import PATH, numbers, optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero, own_batches
+from diffusion_lab.data import Split
+from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.metric import Protocol, with_fingerprint
@@ -133,7 +135,7 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
     data, model, device = opened.datamodule, opened.model, opened.device
     tested = data.tested_on()
     count = min(len(tested.labels), len(data.train_labels()))
-    sides = {"training": data.trained_on(count), "test": tested}
+    sides: dict[str, Split | LabelledRows] = {"training": data.trained_on(count), "test": tested}
     means = {}
     for side, (images, labels) in sides.items():
         sums = torch.zeros(LEVELS, 2)

@@ -1,6 +1,6 @@
-"""Image data that fit into memory: facts, the uint8 tensors themselves, and loaders over them."""
+"""Image data: facts, the uint8 tensors themselves, in memory or mapped, and loaders over them."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 import lightning
@@ -13,11 +13,11 @@ from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import Flag, Range, optional, settings, share, whole
 from diffusion_lab.data.loader import (
     EncodedImages,
-    ImageBatch,
     PassLoader,
     TensorLoader,
     micro_batch,
 )
+from diffusion_lab.data.rows import LabelledRows, Rows
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.subsets import VALIDATION_SIZE, stratified, subset, validation_and_rest
 
@@ -89,19 +89,23 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def train_images(self) -> Tensor:
         """A copy of the images to train on, (N, C, H, W): not for validation, and in the subset."""
-        return self._splits[0].images[self._chosen]
+        return self.train_rows()[:]
+
+    def train_rows(self, padded: bool = False) -> Rows:
+        """The images of `train_images`, of which only those in use are copied."""
+        return Rows(self._splits[0].images, self._chosen, self.pad if padded else None)
 
     def train_labels(self) -> Tensor:
         """The labels of `train_images`, int64 (N,)."""
         return self._splits[0].labels[self._chosen]
 
-    def validation_images(self) -> Tensor:
-        """The validation images in their stratified order, uint8 (V, C, H, W), native size."""
-        return self._validation.images
+    def validation_rows(self) -> Rows:
+        """The validation images in their stratified order, of native size."""
+        return Rows(self._splits[0].images, self._divided[0])
 
     def validation_labels(self) -> Tensor:
-        """The labels of `validation_images`, int64 (V,)."""
-        return self._validation.labels
+        """The labels of `validation_rows`, int64 (V,)."""
+        return self._splits[0].labels[self._divided[0]]
 
     def test_images(self) -> Tensor:
         """The test images, uint8 (N, C, H, W), native size."""
@@ -147,15 +151,17 @@ class ImageDataModule(lightning.LightningDataModule):
         index = self._chosen[random_places(len(self._chosen), count)]
         return Split(self.padded(self._splits[0].images[index]), self._splits[0].labels[index])
 
-    def validated_on(self) -> Split:
+    def validated_on(self) -> LabelledRows:
         """The validation images of the validation loss, stratified and padded, and their labels."""
-        images, labels = self._validation
-        return Split(self.padded(images[: self.validate_on]), labels[: self.validate_on])
+        return self._rows_of(self._splits[0], self._divided[0][: self.validate_on])
 
-    def tested_on(self) -> Split:
+    def tested_on(self) -> LabelledRows:
         """The test images of the test loss, stratified and padded, and their labels."""
         index = stratified(self.test_labels(), "test")[: self.validate_on]
-        return Split(self.padded(self.test_images()[index]), self.test_labels()[index])
+        return self._rows_of(self._splits[1], index)
+
+    def _rows_of(self, split: Split, places: Tensor) -> LabelledRows:
+        return LabelledRows(Rows(split.images, places, self.pad), split.labels[places])
 
     def prepare_data(self) -> None:
         """Fetches or finds the files of the source; raises DataError."""
@@ -188,31 +194,22 @@ class ImageDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> TensorLoader:
         """Returns the endless training stream, starting after the samples of earlier steps."""
         trainer, module = self.attached_trainer, self.trained_module
-        images, labels, mirrored = *self._splits[0], None
-        if self.encoded is not None:
-            images, labels, mirrored = (
-                self.encoded.moments,
-                self.train_labels() if self.encoded.labels is None else self.encoded.labels,
-                self.encoded.mirrored,
-            )
-        return TensorLoader(
-            images if self.encoded else self.padded(images),
-            labels,
-            self.micro_batch,
-            module.seed,
-            flip=self.flip and not (self.encoded and self.encoded.labels is not None),
+        stream = partial(
+            TensorLoader,
+            batch_size=self.micro_batch,
+            seed=module.seed,
             rank=trainer.global_rank,
             world=trainer.world_size,
             # a function, as a checkpoint may be restored, or a new epoch begin, in between
             samples_seen=lambda: trainer.global_step * module.batch_size,
             device=trainer.strategy.root_device,
             on_device=self.on_device,
-            mirrored=mirrored,
-            # indices, as a copy of the images to train on would take as much memory again
-            chosen=None if self.encoded else self._chosen,
-            batch_type=self.encoded.batch_type if self.encoded else ImageBatch,
             period=module.batch_size if self.repeats_batch else None,
         )
+        if self.encoded is not None:
+            return self.encoded.stream(stream, self.train_labels(), self.flip)
+        # indices, as a copy of the images to train on would take as much memory again
+        return stream(*self._splits[0], flip=self.flip, chosen=self._chosen, pad=self.pad)
 
     def val_dataloader(self) -> PassLoader:
         """Loads (images, labels, ids) of `validated_on`; an id is a place among its images."""
@@ -222,7 +219,7 @@ class ImageDataModule(lightning.LightningDataModule):
         """Loads (images, labels, ids) of `tested_on`; an id is a place among its images."""
         return self._pass(self.tested_on())
 
-    def _pass(self, split: Split) -> PassLoader:
+    def _pass(self, split: LabelledRows) -> PassLoader:
         rank, world = self.attached_trainer.global_rank, self.attached_trainer.world_size
         return PassLoader(*split, self.micro_batch, rank, world)
 
@@ -234,10 +231,6 @@ class ImageDataModule(lightning.LightningDataModule):
     def _divided(self) -> tuple[Tensor, Tensor]:
         """The places of the validation images and, sorted, of the others in the training split."""
         return validation_and_rest(self._splits[0].labels, self.validation_size)
-
-    @cached_property
-    def _validation(self) -> Split:
-        return Split(*(part[self._divided[0]] for part in self._splits[0]))
 
     @cached_property
     def _chosen(self) -> Tensor:

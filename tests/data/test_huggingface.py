@@ -134,3 +134,17 @@ def test_a_run_trains_on_it(lab, tmp_path, saved):
     )
     assert code == 0, err
     assert json.loads((tmp_path / "run/summary.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("parquet", [True, False])
+def test_images_in_a_file_are_those_of_the_present_rows(tmp_path, parquet):
+    def read(start: int) -> list[int]:
+        rows = split(9, [0, 1], hub.ClassLabel(names=["a", "b"]), start)
+        path = tmp_path / ("rows.parquet" if parquet else f"rows{start}")
+        rows.to_parquet(path) if parquet else rows.save_to_disk(path)
+        where = {"store": True, "store_dir": str(tmp_path / "decoded"), "test_share": 0.5}
+        data = data_of(HuggingFace, str(path), **where)
+        return sorted(values(data.train_images()) + values(data.test_images()))
+
+    assert read(0) == read(0) == list(range(9))
+    assert read(100) == list(range(100, 109))

@@ -142,8 +142,8 @@ class TestSplits:
     def test_a_tenth_of_a_small_folder_is_for_validation(self, tmp_path):
         test = folder(tmp_path / "test", numbered(7))
         data = of_folder(tmp_path / "x", numbered(30), test_path=test, validation_size="auto")
-        assert (len(data.train_images()), len(data.validation_images())) == (27, 3)
-        kept = values(data.train_images()) + values(data.validation_images())
+        assert (len(data.train_images()), len(data.validation_rows()[:])) == (27, 3)
+        kept = values(data.train_images()) + values(data.validation_rows()[:])
         assert sorted(kept) == list(range(30))
 
 

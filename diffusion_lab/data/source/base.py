@@ -1,4 +1,4 @@
-"""A data source: a training and a test split of images that fit into memory."""
+"""A data source: a training and a test split of images, each one tensor."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple

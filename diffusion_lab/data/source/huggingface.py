@@ -62,7 +62,8 @@ class HuggingFace(FileSource):
             return Path(image["path"]).open("rb") if content is None else io.BytesIO(content)
 
         names = [f"{split}/{index}" for index in range(len(rows))]
-        return ImageFiles(f"{self.path} ({split})", names, classes, labels, stream)
+        where, state = f"{self.path} ({split})", rows._fingerprint
+        return ImageFiles(where, names, classes, labels, stream, lambda name: state)
 
     def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[list[int], tuple[str, ...]]:
         """Returns the labels of a split and the names of the classes."""

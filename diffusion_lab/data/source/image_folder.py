@@ -41,7 +41,19 @@ class ImageFolder(FilesAtPaths):
         root = listing.existing(path, where, "folder", "ImageZip")
         names = listing.images_among(files_under(root), where)
         classes, labels = listing.by_folder(names, classes, where)
-        return ImageFiles(path, names, classes, labels, lambda name: opened(root / name))
+        return in_folder(path, root, names, classes, labels)
+
+
+def in_folder(
+    where: str, root: Path, names: list[str], classes: tuple[str, ...], labels: list[int]
+) -> ImageFiles:
+    """The named images under `root`, stamped by their sizes and times."""
+
+    def stamp(name: str) -> object:
+        path = root / name
+        return None if leads_nowhere(path) else [(s := path.stat()).st_size, s.st_mtime_ns]
+
+    return ImageFiles(where, names, classes, labels, lambda name: opened(root / name), stamp)
 
 
 def opened(path: Path) -> BinaryIO:

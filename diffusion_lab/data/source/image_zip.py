@@ -28,13 +28,13 @@ class ImageZip(FilesAtPaths):
         archive, names = opened_zip(listing.existing(path, named, "file", "ImageFolder"), named)
         if LABELS not in archive.namelist():
             classes, labels = listing.by_folder(names, classes, named)
-            return ImageFiles(path, names, classes, labels, archive.open)
+            return in_zip(path, archive, names, classes, labels)
         where = f"{LABELS} of {path}"
         labelled = labels_of(archive, where)
         if labelled is None or classes == ():
             if classes:
                 raise DataError(f"{where} has no labels for the classes {some(classes)}; add them")
-            return ImageFiles(path, names, (), [0] * len(names), archive.open)
+            return in_zip(path, archive, names, (), [0] * len(names))
         if absent := sorted(set(labelled) - set(names)):
             raise DataError(f"{where} has labels for missing images, {some(absent)}; remove them")
         if unlabelled := sorted(set(names) - set(labelled)):
@@ -43,7 +43,20 @@ class ImageZip(FilesAtPaths):
             )
         labels = list(labelled.values())
         classes = listing.by_number(list(labelled), labels, classes, where)
-        return ImageFiles(path, list(labelled), classes, labels, archive.open)
+        return in_zip(path, archive, list(labelled), classes, labels)
+
+
+def in_zip(
+    where: str,
+    archive: zipfile.ZipFile,
+    names: list[str],
+    classes: tuple[str, ...],
+    labels: list[int],
+) -> ImageFiles:
+    """The named images in a zip, stamped by the checksums that it keeps."""
+    return ImageFiles(
+        where, names, classes, labels, archive.open, lambda name: archive.getinfo(name).CRC
+    )
 
 
 def opened_zip(file: Path, named: str) -> tuple[zipfile.ZipFile, list[str]]:
