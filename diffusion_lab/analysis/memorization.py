@@ -54,7 +54,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         cfg.seed = sampling_seed(opened.saved)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
     training, test = data.train_images(), data.test_images()
-    sides = equal_sides(data.train_labels(), data.test_labels())
+    sides = equal_sides(*map(data.classes_of, (data.train_labels(), data.test_labels())))
     if len(sides[0]) < 2:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
     controls = Controls.prepared(cfg, opened, pipeline)

@@ -4,6 +4,7 @@ from functools import cached_property, partial
 from typing import Annotated, Any
 
 import lightning
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -79,12 +80,21 @@ class ImageDataModule(lightning.LightningDataModule):
         """The number of classes; labels are 0, ..., num_classes - 1."""
         return len(self.class_names)
 
+    @property
+    def label_size(self) -> int:
+        """The number of values in a label; 0 if labels are classes."""
+        return self.source.values_per_label
+
+    def classes_of(self, labels: Tensor) -> Tensor:
+        """The classes (N,) int64 of labels; vectors of numbers are all of class 0."""
+        return labels.new_zeros(len(labels), dtype=torch.int64) if self.label_size else labels
+
     def reference_images(self) -> Tensor:
         """The whole training split, which metrics compare with: uint8 (M, C, H, W), native size."""
         return self._splits[0].images
 
     def reference_labels(self) -> Tensor:
-        """The labels of `reference_images`, int64 (M,)."""
+        """The labels of `reference_images`."""
         return self._splits[0].labels
 
     def train_images(self) -> Tensor:
@@ -96,7 +106,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return Rows(self._splits[0].images, self._chosen, self.pad if padded else None)
 
     def train_labels(self) -> Tensor:
-        """The labels of `train_images`, int64 (N,)."""
+        """The labels of `train_images`."""
         return self._splits[0].labels[self._chosen]
 
     def validation_rows(self) -> Rows:
@@ -104,7 +114,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return Rows(self._splits[0].images, self._divided[0])
 
     def validation_labels(self) -> Tensor:
-        """The labels of `validation_rows`, int64 (V,)."""
+        """The labels of `validation_rows`."""
         return self._splits[0].labels[self._divided[0]]
 
     def test_images(self) -> Tensor:
@@ -112,7 +122,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return self._splits[1].images
 
     def test_labels(self) -> Tensor:
-        """The labels of `test_images`, int64 (N,)."""
+        """The labels of `test_images`."""
         return self._splits[1].labels
 
     @cached_property
@@ -135,11 +145,9 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def require_test_images(self, count: int, argument: str) -> None:
         """Raises ValueError, naming `argument`, if there are fewer than `count` test images."""
-        if count > len(self.test_images()):
-            raise ValueError(
-                f"{argument}={count} is more than the {len(self.test_images())} test images; use a "
-                "smaller number"
-            )
+        if count > (known := len(self.test_images())):
+            few = f"{argument}={count} is more than the {known} test images"
+            raise ValueError(f"{few}; use a smaller number")
 
     def first_tests(self, count: int) -> Split:
         """The first `count` test images, padded, and their labels."""
@@ -153,15 +161,16 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def validated_on(self) -> LabelledRows:
         """The validation images of the validation loss, stratified and padded, and their labels."""
-        return self._rows_of(self._splits[0], self._divided[0][: self.validate_on])
+        return self._rows_of(0, self._divided[0][: self.validate_on])
 
     def tested_on(self) -> LabelledRows:
         """The test images of the test loss, stratified and padded, and their labels."""
-        index = stratified(self.test_labels(), "test")[: self.validate_on]
-        return self._rows_of(self._splits[1], index)
+        order = stratified(self.classes_of(self.test_labels()), "test")
+        return self._rows_of(1, order[: self.validate_on])
 
-    def _rows_of(self, split: Split, places: Tensor) -> LabelledRows:
-        return LabelledRows(Rows(split.images, places, self.pad), split.labels[places])
+    def _rows_of(self, split: int, places: Tensor) -> LabelledRows:
+        images, labels = self._splits[split]
+        return LabelledRows(Rows(images, places, self.pad), labels[places])
 
     def prepare_data(self) -> None:
         """Fetches or finds the files of the source; raises DataError."""
@@ -208,7 +217,6 @@ class ImageDataModule(lightning.LightningDataModule):
         )
         if self.encoded is not None:
             return self.encoded.stream(stream, self.train_labels(), self.flip)
-        # indices, as a copy of the images to train on would take as much memory again
         return stream(*self._splits[0], flip=self.flip, chosen=self._chosen, pad=self.pad)
 
     def val_dataloader(self) -> PassLoader:
@@ -230,12 +238,13 @@ class ImageDataModule(lightning.LightningDataModule):
     @cached_property
     def _divided(self) -> tuple[Tensor, Tensor]:
         """The places of the validation images and, sorted, of the others in the training split."""
-        return validation_and_rest(self._splits[0].labels, self.validation_size)
+        labels = self.classes_of(self._splits[0].labels)
+        return validation_and_rest(labels, self.validation_size)
 
     @cached_property
     def _chosen(self) -> Tensor:
-        """The places of the images to train on in the training split, sorted, int64 (N,)."""
+        """The places of the images to train on in the training split, sorted."""
         rest = self._divided[1]
-        labels = self._splits[0].labels[rest]
-        index = subset(labels, self.fraction, self.per_class, self.subset_seed)
+        classes = self.classes_of(self._splits[0].labels[rest])
+        index = subset(classes, self.fraction, self.per_class, self.subset_seed)
         return rest if index is None else rest[index]

@@ -23,7 +23,7 @@ ORDER = 0x6F72646572  # separates these draws from others with the same seed
 
 
 class ImageBatch(NamedTuple):
-    """Images uint8 (B, C, H, W) to train on, and labels int64 (B,)."""
+    """Images uint8 (B, C, H, W) to train on, and labels int64 (B,), or float32 (B, K)."""
 
     images: Tensor
     labels: Tensor

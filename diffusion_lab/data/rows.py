@@ -32,7 +32,7 @@ class Rows:
 
 
 class LabelledRows(NamedTuple):
-    """Images, and labels int64 (n,) of them."""
+    """Images, and their n labels, as in a `Split`."""
 
     images: Rows
     labels: Tensor

@@ -8,6 +8,7 @@ import lightning
 import torch
 from omegaconf import DictConfig
 
+from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.model import advice, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
@@ -60,6 +61,8 @@ class DiffusionTask(Task):
         if self.initial:
             self.initial.load_into(self.module.denoiser)
             facts["init_sha256"] = self.initial.sha256
+        if isinstance(conditioning := self.module.denoiser.conditioning, NumericLabel):
+            conditioning.learn(self.datamodule.train_labels())
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         if self.teacher:
             self.datamodule.encoded = self.teacher.prepare(device) or self.datamodule.encoded
@@ -101,7 +104,8 @@ class DiffusionTask(Task):
         """The number of images in all grids of a run of `steps` steps."""
         images = 0
         for grid in (each for each in self.callbacks if isinstance(each, Grid)):
-            rows = self.datamodule.num_classes if self.pipeline.conditional else grid.columns
+            by_class = self.pipeline.conditional and self.datamodule.num_classes
+            rows = self.datamodule.num_classes if by_class else grid.columns
             each = grid.samples if isinstance(grid, DenoisingGrid) else grid.columns * rows
             images += times(steps, grid.every_n_steps) * each
         return images
@@ -133,7 +137,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         datamodule=datamodule,
         module=module,
         callbacks=callbacks,
-        metrics=build_metrics(cfg, callbacks, pipeline.conditional, classes),
+        metrics=build_metrics(cfg, callbacks, pipeline.conditional and classes > 0, classes),
         pipeline=pipeline,
         initial=InitialWeights.configured(cfg),
         teacher=Teacher.opened(model, datamodule, cfg),

@@ -148,3 +148,23 @@ def test_images_in_a_file_are_those_of_the_present_rows(tmp_path, parquet):
 
     assert read(0) == read(0) == list(range(9))
     assert read(100) == list(range(100, 109))
+
+
+def test_a_column_of_numbers_or_lists_is_a_vector(tmp_path):
+    number, pair = hub.Value("float64"), hub.List(hub.Value("float32"), length=2)
+    for kind, labels, size in ((number, [0.5, 2.0], 1), (pair, [[0.5, 1], [2, 3]], 2)):
+        rows = split(9, labels, kind)
+        rows.save_to_disk(tmp_path / f"rows{size}")
+        data = data_of(HuggingFace, str(tmp_path / f"rows{size}"), test_share=0.5)
+        assert (data.label_size, data.num_classes, data.class_names) == (size, 0, ())
+        both = torch.cat([data.train_labels(), data.test_labels()])
+        assert both.dtype == torch.float32
+        assert torch.equal(both.unique(dim=0), torch.tensor(labels).view(2, size))
+    whole = split(9, [3, 4, 7], hub.Value("int64"))
+    whole.save_to_disk(tmp_path / "whole")
+    data = data_of(HuggingFace, str(tmp_path / "whole"), test_share=0.5, label_size=1)
+    assert set(data.train_labels().flatten().tolist()) <= {3.0, 4.0, 7.0}
+    with refused("0.5", by=DataError):
+        data_of(HuggingFace, str(tmp_path / "rows1"), label_size=0).prepare_data()
+    with refused("0.5", "2", by=DataError):
+        data_of(HuggingFace, str(tmp_path / "rows1"), label_size=2).prepare_data()

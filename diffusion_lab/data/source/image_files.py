@@ -57,7 +57,7 @@ class FileSource(DataSource):
 
     Names and headers are read only when an inferred value is needed, so not at all if all three are
     given, as in a run's saved configuration. Without a test split, `test_share` of the images is
-    taken as one. Images have no labels if `classes` is empty.
+    taken as one. Images have no labels if `classes` is empty, or vectors of `label_size` numbers.
 
     Decoded images are kept in memory, or with `store` in files in `store_dir` that are mapped into
     memory; "auto" does so for more than 1 GB.
@@ -68,6 +68,7 @@ class FileSource(DataSource):
     image_size: Annotated[int | Sequence[int] | None, SIZE] = None
     channels: Annotated[int | None, CHANNELS] = None
     classes: Annotated[Sequence[str] | None, CLASSES] = None
+    label_size: Annotated[int | None, optional(whole(0))] = None
     resize: Annotated[str, one_of(*RESIZE)] = "crop"
     on_bad: Annotated[str, one_of("refuse", "skip")] = "refuse"
     store: Annotated[bool | str, STORE] = "auto"
@@ -105,6 +106,13 @@ class FileSource(DataSource):
         """The class names of the training split; empty for images without labels."""
         return self._files[0].classes if self._classes is None else self._classes
 
+    @property
+    def values_per_label(self) -> int:  # type: ignore[override]
+        """The length of labels that are vectors of numbers; 0 for classes, or no labels."""
+        if self.label_size is None and self._classes is None:
+            _ = self._files
+        return self.label_size or 0
+
     def facts(self) -> dict[str, object]:
         """Settings that a run saves: what was inferred, and `resize`, refuse if the size was."""
         channels, *size = self.native_shape
@@ -112,6 +120,7 @@ class FileSource(DataSource):
             "image_size": size,
             "channels": channels,
             "classes": list(self.class_names),
+            "label_size": self.values_per_label,
             "resize": self.resize,
         }
 
@@ -141,6 +150,8 @@ class FileSource(DataSource):
     def _files(self) -> tuple[ImageFiles, ImageFiles]:
         first, second = self.splits
         train, remedy = self.find(first, self._classes), "add images"
+        if isinstance(vector := train.labels[0] if len(train) else 0, list):
+            self.label_size = len(vector)  # of test images, too
         if second is None:
             train, test = train.divided(self.test_share)
             remedy += f", or change test_share={self.test_share}"

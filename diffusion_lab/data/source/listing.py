@@ -20,7 +20,8 @@ SHOWN = 5  # most names in a message
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Encoded images, not yet read; `labels` are indices into `classes`, or 0 if there are none.
+    """Encoded images, not yet read; `labels` are indices into `classes`, or 0 if there are none,
+    or vectors.
 
     `where` names the images in messages, and `open` opens one by name, in any thread. `stamp`
     gives, by name, a plain value that changes when the image does.
@@ -29,7 +30,7 @@ class ImageFiles:
     where: str
     names: list[str]
     classes: tuple[str, ...]
-    labels: list[int]
+    labels: Sequence[int | list[float]]
     open: Callable[[str], IO[bytes]]
     stamp: Callable[[str], object]
 
