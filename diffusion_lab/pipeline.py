@@ -53,8 +53,8 @@ class Generator(ABC):
 class Pipeline(Generator):
     """A denoiser with everything else that sampling needs.
 
-    Sample i is fixed by `seed` and i alone: labels cycle through the classes, and the noise of a
-    sample does not depend on the batch size or on the rank that draws it.
+    Sample i is fixed by `seed` and i alone: its label comes in turn, and its noise does not depend
+    on the batch size or on the rank that draws it.
     """
 
     denoiser: Denoiser
@@ -75,10 +75,18 @@ class Pipeline(Generator):
         return self.sampler.steps
 
     def labels(self, ids: Sequence[int]) -> Tensor | None:
-        """The class of each sample, (B,) int64, balanced; None for an unconditional model."""
+        """The classes in turn, (B,) int64, numbers of training images, (B, K), or None."""
         if not self.conditional:
             return None
-        return torch.tensor([i % self.num_classes for i in ids])
+        if self.num_classes:
+            return torch.tensor([i % self.num_classes for i in ids])
+        return self.denoiser.conditioning.typical(ids)
+
+    def row_labels(self, rows: int) -> Tensor | None:
+        """The labels of a grid's rows: all classes, or `rows` labels that are numbers, or None."""
+        if self.conditional and not self.num_classes:
+            return self.denoiser.conditioning.spread(rows)
+        return self.labels(range(self.num_classes))
 
     @torch.inference_mode()
     def __call__(
@@ -188,12 +196,12 @@ def draw(
 def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100) -> Tensor:
     """Draws samples for a grid, uint8 (N, C, H, W): one row per class, or a square without classes.
 
-    A row has `columns` samples. Every rank draws its share and returns all samples.
+    A row has `columns` samples of one label. Every rank draws its share and returns all samples.
     """
-    conditional = pipeline.conditional
-    rows = pipeline.num_classes if conditional else columns
+    of_rows = pipeline.row_labels(columns)
+    rows = columns if of_rows is None else len(of_rows)
     ids = shard(rows * columns, *rank_and_world())
-    labels = torch.tensor([i // columns for i in ids]) if conditional else None
+    labels = None if of_rows is None else of_rows[[i // columns for i in ids]]
     images = draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")
     return gather_shards(list(images))
 
@@ -219,8 +227,7 @@ def evaluate(
         clock.lap("samples")
         observed.append(observe(datamodule.to_native(images)))
         clock.lap("features")
-    labels = pipeline.labels(range(count))
-    results = prepared.compute(observe.gather(observed), labels)
+    results = prepared.compute(observe.gather(observed), pipeline.labels(range(count)))
     clock.lap("metrics")
     say(f"Evaluated {count:,} samples: {clock}")
     return results

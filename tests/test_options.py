@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 FREE = {  # texts, and paths and names that are looked up before anything is written
     *("CIFAR10.root", "FashionMNIST.root", "ImageFolder.path", "ImageFolder.test_path"),
+    "ImageFolder.label_file",
     *("CIFAR10Zip.path", "CIFAR10Zip.test_path"),
     *("HuggingFace.path", "HuggingFace.config", "HuggingFace.split", "HuggingFace.test_split"),
     *("HuggingFace.image_column", "HuggingFace.label_column", "Guidance.weak_run"),

@@ -17,6 +17,8 @@ from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import PATH, numbers, optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero, own_batches
+from diffusion_lab.data import Split
+from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.metric import Protocol, with_fingerprint
@@ -52,7 +54,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         cfg.seed = sampling_seed(opened.saved)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
     training, test = data.train_images(), data.test_images()
-    sides = equal_sides(data.train_labels(), data.test_labels())
+    sides = equal_sides(*map(data.classes_of, (data.train_labels(), data.test_labels())))
     if len(sides[0]) < 2:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
     controls = Controls.prepared(cfg, opened, pipeline)
@@ -133,7 +135,7 @@ def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, 
     data, model, device = opened.datamodule, opened.model, opened.device
     tested = data.tested_on()
     count = min(len(tested.labels), len(data.train_labels()))
-    sides = {"training": data.trained_on(count), "test": tested}
+    sides: dict[str, Split | LabelledRows] = {"training": data.trained_on(count), "test": tested}
     means = {}
     for side, (images, labels) in sides.items():
         sums = torch.zeros(LEVELS, 2)

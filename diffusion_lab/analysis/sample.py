@@ -1,5 +1,6 @@
 """The command `sample`: draws images from a trained run into files."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 
@@ -29,24 +31,42 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     opened = runs.open_run(cfg)
     runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
-    labels = wanted_labels(cfg, pipeline, datamodule.num_classes)
+    labels = wanted_labels(cfg, pipeline, datamodule)
     images = opened.draw_all(pipeline, cfg, labels)
     picture = datamodule.source.picture(images, cfg.columns)
     return on_rank_zero(lambda: write(cfg, images, labels, picture))
 
 
-def wanted_labels(cfg: DictConfig, pipeline: Generator, num_classes: int) -> Tensor | None:
-    """The labels (n,): one class, a repeated list, or all in turn; None without classes."""
+def wanted_labels(
+    cfg: DictConfig, pipeline: Generator, datamodule: ImageDataModule
+) -> Tensor | None:
+    """The labels (n,), or numbers (n, K): one, a repeated list, or all in turn; None without."""
     asked, ids = cfg.labels, range(cfg.num_samples)
     if asked is None:
         return pipeline.labels(ids)
     if not pipeline.conditional:
         raise UserError("labels were given, but this run is unconditional; leave labels out")
-    classes = list(asked) if isinstance(asked, ListConfig) else [asked]
-    wrong = [c for c in classes if not isinstance(c, int) or not 0 <= c < num_classes]
-    if wrong or not classes:
-        raise UserError(f"labels={asked} must be classes between 0 and {num_classes - 1}")
-    return torch.tensor([classes[i % len(classes)] for i in ids])
+    given = list(asked) if isinstance(asked, ListConfig) else [asked]
+    if size := datamodule.label_size:
+        known = vectors(given, size, asked)
+        return known[[i % len(known) for i in ids]]
+    last = datamodule.num_classes - 1
+    wrong = [c for c in given if not isinstance(c, int) or not 0 <= c <= last]
+    if wrong or not given:
+        raise UserError(f"labels={asked} must be classes between 0 and {last}")
+    return torch.tensor([given[i % len(given)] for i in ids])
+
+
+def vectors(given: list[Any], size: int, asked: object) -> Tensor:
+    """Labels (m, size): numbers, or lists of `size` numbers, of which one may stand alone."""
+    if size > 1 and not any(isinstance(label, ListConfig) for label in given):
+        given = [given]
+    rows = [list(label) if isinstance(label, list | ListConfig) else [label] for label in given]
+    numeric = all(type(v) in (int, float) and math.isfinite(v) for row in rows for v in row)
+    if not rows or not numeric or any(len(row) != size for row in rows):
+        wanted = "a number or a list of them" if size == 1 else f"{size} numbers or lists of them"
+        raise UserError(f"labels={asked} must be {wanted}, as the labels of the data are")
+    return torch.tensor(rows, dtype=torch.float32)
 
 
 def way(cfg: DictConfig) -> str:

@@ -80,8 +80,9 @@ def sweep(
         for each, model in zip(combinations, models, strict=True)
     ]
     with errors_at(cfg, "metrics"):
-        labelled = all(setting.pipeline.conditional for setting in settings)
-        metrics.check(labelled, opened.datamodule.num_classes)
+        data = opened.datamodule
+        by_class = all(each.pipeline.conditional for each in settings) and not data.label_size
+        metrics.check(by_class, data.num_classes)
         prepared = PreparedMetrics.of(metrics, opened.datamodule)
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name

@@ -11,6 +11,7 @@ from diffusion_lab.backbone.conditioning import (
     Attributes,
     ClassLabel,
     Condition,
+    NumericLabel,
     RawLabels,
     Unconditional,
 )

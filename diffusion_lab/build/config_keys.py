@@ -57,9 +57,10 @@ TABLE = {
         "trainer.num_nodes trainer.strategy. trainer.log_every_n_steps callbacks.checkpoint. "
         "callbacks.sample_grid. callbacks.denoising. callbacks.throughput. callbacks.level_losses. "
         "callbacks.statistics. callbacks.operator_profile. callbacks.evaluation.every_n_steps "
-        "callbacks.weight_averaging.also callbacks.posthoc_ema. callbacks.evaluation.batch_size"
+        "callbacks.weight_averaging.also callbacks.posthoc_ema. callbacks.evaluation.batch_size "
+        "data.source.store"
     ),
-    "resumable path": "data.source.root",
+    "resumable path": "data.source.root data.source.store_dir",
     "resumable named loss path": "data.source.path data.source.test_path",
     "path": (
         "run_dir resume run images control output data_root first_stage.cache_dir "

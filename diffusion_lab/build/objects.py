@@ -4,6 +4,7 @@ import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.backbone.base import checkpoint_activations
+from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.model import (
     Model,
@@ -13,9 +14,11 @@ from diffusion_lab.build.model import (
     check_training,
 )
 from diffusion_lab.build.sampling import check_noise, check_sampling
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
+from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
@@ -25,10 +28,22 @@ BANDWIDTHS = {"log_sigma": 1.0, "data_time": 2.5, "time": 0.0025, "index": 0.002
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """Builds the data module of a configuration; no image is read yet."""
+    """Builds the data module of a configuration; no image is read yet.
+
+    Completes `cfg`: a conditioning that takes numbers is told how many a label of the data has.
+    """
     datamodule = instantiate(cfg, "data")
     with errors_at(cfg, "data.source"):
         _ = datamodule.image_shape, datamodule.num_classes  # inferred here: errors name keys
+        size = datamodule.label_size
+    conditioning = cfg.get("conditioning") or DictConfig({})
+    if "size" in conditioning and not isinstance(datamodule.source, Absent):
+        if conditioning.size not in (None, size):
+            raise UserError(
+                f"conditioning.size={conditioning.size} is not how many numbers a label of these "
+                f"data has, {size}; leave it out"
+            )
+        conditioning.size = size or None
     return datamodule
 
 
@@ -82,6 +97,11 @@ def build_model(
             learned_variance=objective.variance_loss is not None,
             augmentation_labels=augmentation.values if isinstance(augmentation, NonLeaky) else 0,
             jumps=objective.jumps,
+        )
+    if isinstance(denoiser.conditioning, NumericLabel) and coupling is not None:
+        raise UserError(
+            "a coupling would give the images of a label noise of their own, and only classes keep "
+            "theirs apart; write coupling=none, or conditioning=none"
         )
     check_keys(cfg, {"activation_checkpointing": flag()})
     if cfg.activation_checkpointing:

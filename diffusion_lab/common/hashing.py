@@ -31,5 +31,5 @@ def of_tensors(tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> str:
     for name, tensor in named:
         header = f"{tensor.dtype} {tuple(tensor.shape)}"
         digest.update((header if name is None else f"{name} {header}").encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

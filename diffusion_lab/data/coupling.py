@@ -25,7 +25,9 @@ class OptimalTransport:
         """The order (B,) int64 of eps (B, ...) that pairs it with x0 (B, ...)."""
         # |x0 - eps|^2 without its squares, which all pairings share; autocast leaves float64 alone
         cost = -(x0.flatten(1).double() @ eps.flatten(1).double().T).cpu()  # (B, B)
-        parts = torch.zeros(len(x0)) if labels is None or not self.per_class else labels.cpu()
+        if labels is None or labels.is_floating_point() or not self.per_class:
+            labels = torch.zeros(len(x0))
+        parts = labels.cpu()
         order = torch.empty(len(x0), dtype=torch.int64)
         for part in parts.unique():
             (own,) = (parts == part).nonzero(as_tuple=True)

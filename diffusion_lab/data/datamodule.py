@@ -1,9 +1,10 @@
-"""Image data that fit into memory: facts, the uint8 tensors themselves, and loaders over them."""
+"""Image data: facts, the uint8 tensors themselves, in memory or mapped, and loaders over them."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 import lightning
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -13,11 +14,11 @@ from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import Flag, Range, optional, settings, share, whole
 from diffusion_lab.data.loader import (
     EncodedImages,
-    ImageBatch,
     PassLoader,
     TensorLoader,
     micro_batch,
 )
+from diffusion_lab.data.rows import LabelledRows, Rows
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.subsets import VALIDATION_SIZE, stratified, subset, validation_and_rest
 
@@ -79,36 +80,49 @@ class ImageDataModule(lightning.LightningDataModule):
         """The number of classes; labels are 0, ..., num_classes - 1."""
         return len(self.class_names)
 
+    @property
+    def label_size(self) -> int:
+        """The number of values in a label; 0 if labels are classes."""
+        return self.source.values_per_label
+
+    def classes_of(self, labels: Tensor) -> Tensor:
+        """The classes (N,) int64 of labels; vectors of numbers are all of class 0."""
+        return labels.new_zeros(len(labels), dtype=torch.int64) if self.label_size else labels
+
     def reference_images(self) -> Tensor:
         """The whole training split, which metrics compare with: uint8 (M, C, H, W), native size."""
         return self._splits[0].images
 
     def reference_labels(self) -> Tensor:
-        """The labels of `reference_images`, int64 (M,)."""
+        """The labels of `reference_images`."""
         return self._splits[0].labels
 
     def train_images(self) -> Tensor:
         """A copy of the images to train on, (N, C, H, W): not for validation, and in the subset."""
-        return self._splits[0].images[self._chosen]
+        return self.train_rows()[:]
+
+    def train_rows(self, padded: bool = False) -> Rows:
+        """The images of `train_images`, of which only those in use are copied."""
+        return Rows(self._splits[0].images, self._chosen, self.pad if padded else None)
 
     def train_labels(self) -> Tensor:
-        """The labels of `train_images`, int64 (N,)."""
+        """The labels of `train_images`."""
         return self._splits[0].labels[self._chosen]
 
-    def validation_images(self) -> Tensor:
-        """The validation images in their stratified order, uint8 (V, C, H, W), native size."""
-        return self._validation.images
+    def validation_rows(self) -> Rows:
+        """The validation images in their stratified order, of native size."""
+        return Rows(self._splits[0].images, self._divided[0])
 
     def validation_labels(self) -> Tensor:
-        """The labels of `validation_images`, int64 (V,)."""
-        return self._validation.labels
+        """The labels of `validation_rows`."""
+        return self._splits[0].labels[self._divided[0]]
 
     def test_images(self) -> Tensor:
         """The test images, uint8 (N, C, H, W), native size."""
         return self._splits[1].images
 
     def test_labels(self) -> Tensor:
-        """The labels of `test_images`, int64 (N,)."""
+        """The labels of `test_images`."""
         return self._splits[1].labels
 
     @cached_property
@@ -131,11 +145,9 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def require_test_images(self, count: int, argument: str) -> None:
         """Raises ValueError, naming `argument`, if there are fewer than `count` test images."""
-        if count > len(self.test_images()):
-            raise ValueError(
-                f"{argument}={count} is more than the {len(self.test_images())} test images; use a "
-                "smaller number"
-            )
+        if count > (known := len(self.test_images())):
+            few = f"{argument}={count} is more than the {known} test images"
+            raise ValueError(f"{few}; use a smaller number")
 
     def first_tests(self, count: int) -> Split:
         """The first `count` test images, padded, and their labels."""
@@ -147,15 +159,18 @@ class ImageDataModule(lightning.LightningDataModule):
         index = self._chosen[random_places(len(self._chosen), count)]
         return Split(self.padded(self._splits[0].images[index]), self._splits[0].labels[index])
 
-    def validated_on(self) -> Split:
+    def validated_on(self) -> LabelledRows:
         """The validation images of the validation loss, stratified and padded, and their labels."""
-        images, labels = self._validation
-        return Split(self.padded(images[: self.validate_on]), labels[: self.validate_on])
+        return self._rows_of(0, self._divided[0][: self.validate_on])
 
-    def tested_on(self) -> Split:
+    def tested_on(self) -> LabelledRows:
         """The test images of the test loss, stratified and padded, and their labels."""
-        index = stratified(self.test_labels(), "test")[: self.validate_on]
-        return Split(self.padded(self.test_images()[index]), self.test_labels()[index])
+        order = stratified(self.classes_of(self.test_labels()), "test")
+        return self._rows_of(1, order[: self.validate_on])
+
+    def _rows_of(self, split: int, places: Tensor) -> LabelledRows:
+        images, labels = self._splits[split]
+        return LabelledRows(Rows(images, places, self.pad), labels[places])
 
     def prepare_data(self) -> None:
         """Fetches or finds the files of the source; raises DataError."""
@@ -188,31 +203,21 @@ class ImageDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> TensorLoader:
         """Returns the endless training stream, starting after the samples of earlier steps."""
         trainer, module = self.attached_trainer, self.trained_module
-        images, labels, mirrored = *self._splits[0], None
-        if self.encoded is not None:
-            images, labels, mirrored = (
-                self.encoded.moments,
-                self.train_labels() if self.encoded.labels is None else self.encoded.labels,
-                self.encoded.mirrored,
-            )
-        return TensorLoader(
-            images if self.encoded else self.padded(images),
-            labels,
-            self.micro_batch,
-            module.seed,
-            flip=self.flip and not (self.encoded and self.encoded.labels is not None),
+        stream = partial(
+            TensorLoader,
+            batch_size=self.micro_batch,
+            seed=module.seed,
             rank=trainer.global_rank,
             world=trainer.world_size,
             # a function, as a checkpoint may be restored, or a new epoch begin, in between
             samples_seen=lambda: trainer.global_step * module.batch_size,
             device=trainer.strategy.root_device,
             on_device=self.on_device,
-            mirrored=mirrored,
-            # indices, as a copy of the images to train on would take as much memory again
-            chosen=None if self.encoded else self._chosen,
-            batch_type=self.encoded.batch_type if self.encoded else ImageBatch,
             period=module.batch_size if self.repeats_batch else None,
         )
+        if self.encoded is not None:
+            return self.encoded.stream(stream, self.train_labels(), self.flip)
+        return stream(*self._splits[0], flip=self.flip, chosen=self._chosen, pad=self.pad)
 
     def val_dataloader(self) -> PassLoader:
         """Loads (images, labels, ids) of `validated_on`; an id is a place among its images."""
@@ -222,7 +227,7 @@ class ImageDataModule(lightning.LightningDataModule):
         """Loads (images, labels, ids) of `tested_on`; an id is a place among its images."""
         return self._pass(self.tested_on())
 
-    def _pass(self, split: Split) -> PassLoader:
+    def _pass(self, split: LabelledRows) -> PassLoader:
         rank, world = self.attached_trainer.global_rank, self.attached_trainer.world_size
         return PassLoader(*split, self.micro_batch, rank, world)
 
@@ -233,16 +238,13 @@ class ImageDataModule(lightning.LightningDataModule):
     @cached_property
     def _divided(self) -> tuple[Tensor, Tensor]:
         """The places of the validation images and, sorted, of the others in the training split."""
-        return validation_and_rest(self._splits[0].labels, self.validation_size)
-
-    @cached_property
-    def _validation(self) -> Split:
-        return Split(*(part[self._divided[0]] for part in self._splits[0]))
+        labels = self.classes_of(self._splits[0].labels)
+        return validation_and_rest(labels, self.validation_size)
 
     @cached_property
     def _chosen(self) -> Tensor:
-        """The places of the images to train on in the training split, sorted, int64 (N,)."""
+        """The places of the images to train on in the training split, sorted."""
         rest = self._divided[1]
-        labels = self._splits[0].labels[rest]
-        index = subset(labels, self.fraction, self.per_class, self.subset_seed)
+        classes = self.classes_of(self._splits[0].labels[rest])
+        index = subset(classes, self.fraction, self.per_class, self.subset_seed)
         return rest if index is None else rest[index]

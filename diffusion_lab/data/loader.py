@@ -1,4 +1,4 @@
-"""Loaders over one tensor: for data that fit into memory, indexing beats any worker pool.
+"""Loaders over one tensor, in memory or mapped: indexing it beats any worker pool.
 
 The training stream is a pure function: its position p = 0, 1, ... holds image order(p // N)[p % N]
 of N, where order(e) is the permutation of epoch e, drawn from (seed, e). So a run resumes exactly
@@ -13,15 +13,17 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from diffusion_lab.common.images import pad_to
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed
+from diffusion_lab.data.rows import Rows
 
 FREE_MEMORY_SHARE = 0.1  # of a GPU's free memory, the most that images take if on_device is auto
 ORDER = 0x6F72646572  # separates these draws from others with the same seed
 
 
 class ImageBatch(NamedTuple):
-    """Images uint8 (B, C, H, W) to train on, and labels int64 (B,)."""
+    """Images uint8 (B, C, H, W) to train on, and labels int64 (B,), or float32 (B, K)."""
 
     images: Tensor
     labels: Tensor
@@ -58,6 +60,19 @@ class EncodedImages:
     labels: Tensor | None = None
     batch_type: type[MomentBatch] | type[PairBatch] = MomentBatch
 
+    def stream(
+        self, make: Callable[..., "TensorLoader"], labels: Tensor, flip: bool
+    ) -> "TensorLoader":
+        """Makes a stream of these tensors; labels (N,) and `flip` are those of encoded images."""
+        encoded = self.labels is None
+        return make(
+            self.moments,
+            labels if self.labels is None else self.labels,
+            flip=flip and encoded,
+            mirrored=self.mirrored,
+            batch_type=self.batch_type,
+        )
+
 
 @dataclass(eq=False)
 class TensorLoader:
@@ -66,7 +81,8 @@ class TensorLoader:
     Batch i of a rank holds the `batch_size` positions from samples_seen() + (i world + rank) B on;
     `samples_seen` is called whenever an iteration starts. With `flip`, half of the images, chosen
     by seed and position, are mirrored left to right, or taken from `mirrored`. `chosen` (N,) are
-    indices of the images to use; without it, all are used. `on_device` says whether all images are
+    indices of the images to use; without it, all are used. Images are padded to `pad` pixels if
+    given. `on_device` says whether all images are
     kept on `device`; "auto" keeps them there if a GPU has memory for them. With a `period`, the
     stream has the images of its first `period` positions again and again.
     """
@@ -83,6 +99,7 @@ class TensorLoader:
     on_device: bool | str = "auto"
     mirrored: Tensor | None = None
     chosen: Tensor | None = None
+    pad: int | None = None
     batch_type: type[Batch] = ImageBatch
     period: int | None = None
 
@@ -118,6 +135,8 @@ class TensorLoader:
             start += pieces[-1].shape[1]
         index, mirrored = torch.cat(pieces, dim=1)  # (B,) each
         images = self.images[index].to(self.device)
+        if self.pad:  # not all at once, which would take as much memory again
+            images = pad_to(images, self.pad)
         if self.flip:
             flipped = images.flip(-1) if self.mirrored is None else self.mirrored[index]
             mirrored = mirrored.bool().to(self.device)[:, None, None, None]
@@ -166,7 +185,12 @@ class PassLoader:
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, batch_size: int, rank: int = 0, world: int = 1
+        self,
+        images: Tensor | Rows,
+        labels: Tensor,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
     ):
         count = len(images)
         if count < world:

@@ -13,9 +13,10 @@ from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump
 class Given:
     """Everything that an estimate of x0 is conditioned on, besides x and its level.
 
-    `labels` (B,) int64; None is unconditional. `previous` (B, C, H, W) is the last estimate of x0,
-    for self-conditioning; None is zeros. `augmentation` (B, values) says what was done to x0; None
-    is nothing, zeros. A denoiser ignores what it was not built for.
+    `labels` are classes (B,) int64, or numbers (B, K) float; None is unconditional. `previous`
+    (B, C, H, W) is the last estimate of x0, for self-conditioning; None is zeros. `augmentation`
+    (B, values) says what was done to x0; None is nothing, zeros. A denoiser ignores what it was not
+    built for.
     """
 
     labels: Tensor | None = None

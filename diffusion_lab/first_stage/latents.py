@@ -14,8 +14,8 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.common.messages import say, track
 from diffusion_lab.common.ranges import PATH, flag, ranges
-from diffusion_lab.compute.cache import cached
 from diffusion_lab.data import EncodedImages, ImageDataModule
+from diffusion_lab.data.store import Allocate, StoredValues, in_memory, stored
 from diffusion_lab.first_stage.base import FirstStage, Shape
 
 BATCH = 256  # images that are encoded at once for the cache
@@ -108,24 +108,32 @@ class Latents(FirstStage):
 
     def cached_moments(self, data: ImageDataModule, device: torch.device, mirrored: bool) -> Tensor:
         """Moments (N, ., h, w) of the training images, mirrored or not, computed once."""
-        images = data.padded(data.train_images())
+        images = data.train_rows(padded=True)
         key = {
-            "images": hashing.of_tensors([images]),
+            "images": hashing.of_tensors(images.batches(BATCH)),
             "first_stage": self.sha256,
             "mirrored": mirrored,
         }
 
-        def compute() -> dict[str, Tensor]:
+        def compute(allocate: Allocate) -> StoredValues:
             what = f"latents of {len(images):,} {'mirrored ' if mirrored else ''}training images"
             say(f"Computing {what} once, to be cached in {self.cache_dir}")
-            moments = [
-                self.moments((part.flip(-1) if mirrored else part).to(device)).cpu()
-                for part in track(images.split(BATCH), what)
-            ]
-            return {"moments": torch.cat(moments)}
+            moments = None
+            for ids in track(torch.arange(len(images)).split(BATCH), what):
+                part = images[ids].flip(-1) if mirrored else images[ids]
+                encoded = self.moments(part.to(device)).cpu()
+                if moments is None:
+                    moments = allocate((len(images), *encoded.shape[1:]), encoded.dtype)
+                moments[ids] = encoded
+            assert moments is not None, "there are images to train on"
+            return StoredValues(moments, {})
 
         name = f"moments-{len(images)}{'-mirrored' if mirrored else ''}"
-        return cached(self.cache_dir, name, key, compute)["moments"]
+        try:
+            return stored(self.cache_dir, name, key, compute).values
+        except OSError as error:
+            say(f"Latents could not be written, so they are kept in memory: {error}")
+            return compute(in_memory).values
 
     def __deepcopy__(self, memo: dict) -> "Latents":
         return self  # frozen, so that copies of the model, such as averaged weights, can share it

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
 from diffusion_lab.data import ImageDataModule, Split
+from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.feature_distances import FID, MMD, ClassFID, ClassifierFID, SpatialFID
@@ -115,7 +116,7 @@ class GenerativeMetrics:
                 f"{self.num_samples} in total"
             )
 
-    def reference_split(self, source: ImageDataModule) -> Split:
+    def reference_split(self, source: ImageDataModule) -> Split | LabelledRows:
         """The images that the reference is taken from; raises ValueError if there are none."""
         return self.compared_with.split(source)
 

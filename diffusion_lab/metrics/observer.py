@@ -8,6 +8,7 @@ from torch import Tensor
 from diffusion_lab.common.messages import track
 from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.rows import Rows
 from diffusion_lab.metrics.edges import EDGES, edge_gradients
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.features import FEATURES, SPATIAL, FeatureExtractor
@@ -79,10 +80,10 @@ class Observer:
         names = self.no_rows()  # not those in `observed`, which is empty on a rank without images
         return {name: gather_shards([part[name] for part in observed]) for name in names}
 
-    def all_of(self, images: Tensor, chosen: Tensor, description: str) -> Observed:
+    def all_of(self, images: Tensor | Rows, chosen: Tensor, description: str) -> Observed:
         """Observes the chosen images, each rank its share of them, and gathers the results."""
         mine = track(own_batches(len(chosen), BATCH), description)
-        return self.gather([self(images[chosen[ids].to(images.device)]) for ids in mine])
+        return self.gather([self(images[chosen[ids]]) for ids in mine])
 
     def image_set(self, observed: Observed, labels: Tensor | None) -> ImageSet:
         """Makes the set of the observed images for the metrics."""

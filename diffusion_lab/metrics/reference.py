@@ -17,6 +17,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import Range
 from diffusion_lab.data import ImageDataModule, Split
+from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.data.source.drawn_images import ARRAYS, array_in, images_in, opened_npz
 from diffusion_lab.metrics.distances import Moments, covariance_root
 from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
@@ -38,7 +39,7 @@ class Reference(ABC):
     word: str  # in messages
 
     @abstractmethod
-    def split(self, source: ImageDataModule) -> Split:
+    def split(self, source: ImageDataModule) -> Split | LabelledRows:
         """The images; raises ValueError if there are none."""
 
     def facts(self, source: ImageDataModule) -> Protocol:
@@ -88,13 +89,13 @@ class Validation(Reference):
 
     kind, name, word = "validation", "val", "validation"
 
-    def split(self, source: ImageDataModule) -> Split:
+    def split(self, source: ImageDataModule) -> LabelledRows:
         if not len(source.validation_labels()):
             raise ValueError(
                 "reference=validation needs validation images, and no training images are kept for "
                 "validation; write data.validation_size=auto or a number"
             )
-        return Split(source.validation_images(), source.validation_labels())
+        return LabelledRows(source.validation_rows(), source.validation_labels())
 
     def facts(self, source: ImageDataModule) -> Protocol:
         return {"validation_images": len(source.validation_labels())}  # decides which they are

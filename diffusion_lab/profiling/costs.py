@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffusion_lab.backbone import macs
-from diffusion_lab.backbone.conditioning import Condition
+from diffusion_lab.backbone.conditioning import Condition, blank_labels
 from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.model import Model
@@ -76,7 +76,7 @@ def model_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, Ca
     """A model and a call of its network on one image; on "meta" neither takes memory or time."""
     model = build_model(cfg, *facts, device=device)
     x = torch.zeros(1, *model.denoiser.image_shape, device=device)
-    labels = torch.zeros(1, dtype=torch.int64, device=device)
+    labels = blank_labels(model.denoiser.conditioning, 1, device)
     level = model.schedule(torch.tensor([0.5]))
     return model, lambda: model.denoiser(x, level, Given(labels))
 

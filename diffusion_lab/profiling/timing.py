@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.benchmark import Timer
 
 from diffusion_lab.backbone.base import ends_of
+from diffusion_lab.backbone.conditioning import NumericLabel, blank_labels
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.build.parameter_groups import build_optimizer, inner_matrices
@@ -62,6 +63,8 @@ class Bench:
         size = (cfg.batch_size, *facts.shape)
         self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
         self.labels = torch.randint(max(facts.num_classes, 1), size[:1], device=device)
+        if isinstance(conditioning := self.model.denoiser.conditioning, NumericLabel):
+            self.labels = blank_labels(conditioning, len(self.labels), device)
         self.noise = torch.randn(cfg.batch_size, *self.model.denoiser.image_shape, device=device)
         self.level = self.model.schedule(torch.tensor(0.5))
 

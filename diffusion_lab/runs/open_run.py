@@ -127,7 +127,8 @@ class OpenRun(ABC):
         metrics = instantiate(cfg, "metrics")
         guided = OmegaConf.select(cfg, "guidance.classifier") is not None
         with errors_at(cfg, "metrics"):
-            metrics.check(self.conditional or guided, self.datamodule.num_classes)
+            by_class = (self.conditional or guided) and not self.datamodule.label_size
+            metrics.check(by_class, self.datamodule.num_classes)
         read_data(self.saved, self.datamodule)
         with errors_at(cfg, "metrics"):
             metrics.reference_split(self.datamodule)  # raises if there are no such images

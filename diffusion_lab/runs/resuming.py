@@ -27,6 +27,8 @@ REQUESTS = {
     "data.source.image_size": None,
     "data.source.channels": None,
     "data.source.classes": None,
+    "data.source.label_size": None,
+    "conditioning.size": None,
     "first_stage.sha256": None,
     "init_sha256": None,
     "objective.teacher.sha256": None,

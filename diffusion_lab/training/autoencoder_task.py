@@ -104,10 +104,10 @@ def latent_moments(
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, by channel, of latents sampled for the training images."""
     autoencoder.to(device).eval()
-    images = data.padded(data.train_images())
+    images = data.train_rows(padded=True)
     first = second = torch.zeros(())
-    for batch in track(images.split(BATCH), "Measuring the latents"):
-        moments = autoencoder.moments(to_float(batch.to(device)))
+    for ids in track(torch.arange(len(images)).split(BATCH), "Measuring the latents"):
+        moments = autoencoder.moments(to_float(images[ids].to(device)))
         latents = autoencoder.mean(moments).double()
         first = first + latents.sum((0, 2, 3))
         second = second + (latents.square() + autoencoder.variance(moments)).sum((0, 2, 3))

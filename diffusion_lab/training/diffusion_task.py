@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.backbone.base import renormalise
+from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.model import Model, advice, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
@@ -67,6 +68,8 @@ class DiffusionTask(Task):
             self.initial.load_into(self.module.denoiser)
             renormalise(self.module.denoiser)
             facts["init_sha256"] = self.initial.sha256
+        if isinstance(conditioning := self.module.denoiser.conditioning, NumericLabel):
+            conditioning.learn(self.datamodule.train_labels())
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         if self.teacher:
             self.datamodule.encoded = self.teacher.prepare(device) or self.datamodule.encoded
@@ -108,7 +111,8 @@ class DiffusionTask(Task):
         """The number of images in all grids of a run of `steps` steps."""
         images = 0
         for grid in (each for each in self.callbacks if isinstance(each, Grid)):
-            rows = self.datamodule.num_classes if self.pipeline.conditional else grid.columns
+            by_class = self.pipeline.conditional and self.datamodule.num_classes
+            rows = self.datamodule.num_classes if by_class else grid.columns
             each = grid.samples if isinstance(grid, DenoisingGrid) else grid.columns * rows
             images += times(steps, grid.every_n_steps) * each
         return images
@@ -141,7 +145,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         datamodule=datamodule,
         module=module,
         callbacks=callbacks,
-        metrics=build_metrics(cfg, callbacks, pipeline.conditional, classes),
+        metrics=build_metrics(cfg, callbacks, pipeline.conditional and classes > 0, classes),
         pipeline=pipeline,
         initial=InitialWeights.configured(cfg),
         teacher=Teacher.opened(model, datamodule, cfg),

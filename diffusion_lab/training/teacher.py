@@ -143,7 +143,8 @@ def check_same(
             f"{name} was trained on images of shape {shapes[0]} in {classes[0]} classes, but this "
             f"run has {shapes[1]} in {classes[1]}; give a run on the same data"
         )
-    conditionings = [type(each.denoiser.conditioning) for each in models]
+    heard = [each.denoiser.conditioning for each in models]
+    conditionings = [(type(each), getattr(each, "size", None)) for each in heard]
     spaces = [
         (type(each), getattr(each, "sha256", None)) for each in (m.first_stage for m in models)
     ]

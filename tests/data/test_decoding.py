@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def files(contents: dict[str, bytes]) -> ImageFiles:
         (),
         [0] * len(contents),
         lambda name: io.BytesIO(contents[name]),
+        lambda name: len(contents[name]),
     )
 
 
@@ -238,7 +240,7 @@ class TestBadImages:
         def missing(name):
             raise FileNotFoundError(2, "No such file or directory", name)
 
-        _, bad = decode(ImageFiles("x", ["a.png"], (), [0], missing), (1, 4, 6), "refuse")
+        _, bad = decode(ImageFiles("x", ["a.png"], (), [0], missing, hash), (1, 4, 6), "refuse")
         assert "No such file" in bad[0]
 
 
@@ -259,9 +261,7 @@ class TestInference:
         monkeypatch.setattr(decoding, "HEADERS", 3)
         opened = []
         many = files({f"{i:02}": encoded(filled("L", 0)) for i in range(10)})
-        counted = ImageFiles(
-            "x", many.names, (), many.labels, lambda name: opened.append(name) or many.open(name)
-        )
+        counted = replace(many, open=lambda name: opened.append(name) or many.open(name))
         infer(counted)
         assert opened == ["00", "04", "08"]
 

@@ -134,3 +134,37 @@ def test_a_run_trains_on_it(lab, tmp_path, saved):
     )
     assert code == 0, err
     assert json.loads((tmp_path / "run/summary.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("parquet", [True, False])
+def test_images_in_a_file_are_those_of_the_present_rows(tmp_path, parquet):
+    def read(start: int) -> list[int]:
+        rows = split(9, [0, 1], hub.ClassLabel(names=["a", "b"]), start)
+        path = tmp_path / ("rows.parquet" if parquet else f"rows{start}")
+        rows.to_parquet(path) if parquet else rows.save_to_disk(path)
+        where = {"store": True, "store_dir": str(tmp_path / "decoded"), "test_share": 0.5}
+        data = data_of(HuggingFace, str(path), **where)
+        return sorted(values(data.train_images()) + values(data.test_images()))
+
+    assert read(0) == read(0) == list(range(9))
+    assert read(100) == list(range(100, 109))
+
+
+def test_a_column_of_numbers_or_lists_is_a_vector(tmp_path):
+    number, pair = hub.Value("float64"), hub.List(hub.Value("float32"), length=2)
+    for kind, labels, size in ((number, [0.5, 2.0], 1), (pair, [[0.5, 1], [2, 3]], 2)):
+        rows = split(9, labels, kind)
+        rows.save_to_disk(tmp_path / f"rows{size}")
+        data = data_of(HuggingFace, str(tmp_path / f"rows{size}"), test_share=0.5)
+        assert (data.label_size, data.num_classes, data.class_names) == (size, 0, ())
+        both = torch.cat([data.train_labels(), data.test_labels()])
+        assert both.dtype == torch.float32
+        assert torch.equal(both.unique(dim=0), torch.tensor(labels).view(2, size))
+    whole = split(9, [3, 4, 7], hub.Value("int64"))
+    whole.save_to_disk(tmp_path / "whole")
+    data = data_of(HuggingFace, str(tmp_path / "whole"), test_share=0.5, label_size=1)
+    assert set(data.train_labels().flatten().tolist()) <= {3.0, 4.0, 7.0}
+    with refused("0.5", by=DataError):
+        data_of(HuggingFace, str(tmp_path / "rows1"), label_size=0).prepare_data()
+    with refused("0.5", "2", by=DataError):
+        data_of(HuggingFace, str(tmp_path / "rows1"), label_size=2).prepare_data()

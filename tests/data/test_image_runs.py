@@ -18,6 +18,7 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import features
 
+from diffusion_lab import runs
 from diffusion_lab.common import hashing
 from diffusion_lab.data.source import ImageZip, cifar10_zip
 from diffusion_lab.data.source.decoding import decode
@@ -70,6 +71,25 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, refusal, tmp_path):
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
 
 
+def test_images_in_a_file_train_and_resume_bit_for_bit_as_in_memory(lab, tmp_path):
+    photos(tmp_path)
+    where = ["data=image_folder", "data.source.path=photos", "data.flip=true", "data.pad=8"]
+    resume = ["train", "resume=file", "trainer.max_steps=6"]
+    for command in (
+        ["train", *where, *QUICK, "run_dir=memory", "trainer.max_steps=6"],
+        ["train", *where, *QUICK, "run_dir=file", "data.source.store=true"],
+        resume,
+    ):
+        code, _, err = lab(*command)
+        assert code == 0, err
+    assert len(list((tmp_path / "data/decoded").glob("photos-1x4x4-*.bin"))) == 2
+    ours, theirs = (
+        runs.load(tmp_path / name)[1].denoiser.state_dict() for name in ("memory", "file")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_a_resumed_run_refuses_another_folder(lab, refusal, tmp_path):
     photos(tmp_path)
     code, _, err = lab("train", "data=image_folder", "data.source.path=photos", *QUICK)
@@ -97,6 +117,8 @@ COMMANDS = re.findall(r"^    diffusion-lab (train data=image_.+)$", PAGE, re.MUL
 def test_the_commands_of_the_page_train(lab, tmp_path, line):
     photos(tmp_path)
     folder(tmp_path / "faces", numbered(40))
+    rows = [f"{name},{value / 4}" for name, value in numbered(40).items()]
+    folder(tmp_path / "greys", numbered(40) | {"labels.csv": "\n".join(["name,x", *rows]).encode()})
     for name in ("train", "test"):
         contents = numbered(10)
         archive(tmp_path / f"{name}.zip", contents, [[file, i % 2] for file, i in contents.items()])

@@ -91,14 +91,25 @@ def test_cached_latents_are_fresh_ones_bit_for_bit(tmp_path, data, kind, name):
 def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeypatch):
     stage = open_stage(tiny_first_stage(tmp_path / "first"))
     first = stage.prepare(data, torch.device("cpu"))
-    assert len(list((tmp_path / "first/latents").glob("moments-*.pt"))) == 2
+    assert len(list((tmp_path / "first/latents").glob("moments-*.bin"))) == 2
     assert not torch.equal(first.moments, first.mirrored)
     monkeypatch.setattr(TrainedKL, "encoder", None)
     assert torch.equal(stage.prepare(data, torch.device("cpu")).moments, first.moments)
     monkeypatch.undo()
     stage.sha256 = "another"
     stage.prepare(data, torch.device("cpu"))
-    assert len(list((tmp_path / "first/latents").glob("moments-*.pt"))) == 4
+    assert len(list((tmp_path / "first/latents").glob("moments-*.bin"))) == 4
+
+
+def test_latents_that_cannot_be_written_are_kept_in_memory(tmp_path, data, capfd):
+    stage = open_stage(tiny_first_stage(tmp_path / "first"))
+    written = stage.prepare(data, torch.device("cpu"))
+    stage.cache_dir = tmp_path / "first/config.yaml"
+    stage.cache_dir.touch()
+    kept = stage.prepare(data, torch.device("cpu"))
+    assert torch.equal(kept.moments, written.moments)
+    assert torch.equal(kept.mirrored, written.mirrored)
+    assert "config.yaml" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("free", "device"), [(200_000, "meta"), (120_000, "cpu")])

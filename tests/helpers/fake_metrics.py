@@ -48,7 +48,7 @@ class FakeSource:
     def reference_labels(self):
         return torch.arange(len(self.train)) % 2
 
-    def validation_images(self):
+    def validation_rows(self):
         return self.train[: self.validation]
 
     def validation_labels(self):

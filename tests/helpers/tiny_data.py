@@ -26,6 +26,27 @@ class TinyData(DataSource):
         return split(84, 0), split(32, 1)
 
 
+class TinyShades(DataSource):
+    """A source of 200 training and 40 test images, 1 x 4 x 4, whose label is a tenth of their grey.
+
+    With `size` 2 the label has the grey's distance to white, too.
+    """
+
+    native_shape = (1, 4, 4)
+    class_names = ()
+
+    def __init__(self, root: str = "data", size: int = 1):
+        self.values_per_label = size
+
+    def load(self) -> tuple[Split, Split]:
+        def split(count: int) -> Split:
+            greys = torch.linspace(40, 215, count).round()
+            labels = torch.stack([greys / 10, 255 - greys], 1)[:, : self.values_per_label]
+            return Split(greys.to(torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4), labels)
+
+        return split(200), split(40)
+
+
 def tiny_data(**settings: object) -> ImageDataModule:
     """The data module of the tiny data: 64 images to train on and 20 validation images."""
     return ImageDataModule(TinyData(), **{"validation_size": 20} | settings)

@@ -42,7 +42,7 @@ def test_a_reference_of_validation_images_has_another_name_and_protocol(tmp_path
     source, train = FakeSource(), prepared(tmp_path)
     validation = prepared(tmp_path, reference="validation")
     values, extractor = values_of(validation, generated()), validation.metrics.extractor
-    real = FeatureSet(extractor(source.validation_images()))
+    real = FeatureSet(extractor(source.validation_rows()[:]))
     distance = frechet(FeatureSet(extractor(generated())), real)
     assert values["fid/fake/val150-100"] == pytest.approx(distance, rel=1e-6)
     tests = source.test[random_places(300, 100)]

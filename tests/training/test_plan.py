@@ -233,3 +233,9 @@ def test_numbers_of_devices_are_the_trainers_if_none_are_given(planned):
         plan = planned(*SMALL, *given)
         assert (plan["devices"], plan["nodes"]) == expected
         assert plan["micro_batch"] == 128 // math.prod(expected)
+
+
+def test_labels_that_are_numbers_are_planned(planned):
+    facts = ["image_shape=[1,8,8]", "num_classes=0", "conditioning=numeric_label"]
+    one, many = (planned(*facts, f"conditioning.size={size}") for size in (1, 20))
+    assert one["memory"]["parameters"] < many["memory"]["parameters"]

@@ -27,7 +27,7 @@ def test_an_epoch_holds_every_training_image_and_no_validation_image(lab, tmp_pa
     first = [image for step in range(8) for image in steps[step]]
     assert sorted(first) == sorted(hashes(data.train_images()))
     everything = {image for images in steps.values() for image in images}
-    assert not everything & hashes(data.validation_images())
+    assert not everything & hashes(data.validation_rows()[:])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["training_images"], summary["validation_images"]) == (64, 20)
 

@@ -1,4 +1,4 @@
-"""A data source: a training and a test split of images that fit into memory."""
+"""A data source: a training and a test split of images, each one tensor."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -10,7 +10,10 @@ from diffusion_lab.common.images import grid
 
 
 class Split(NamedTuple):
-    """Images uint8 (N, C, H, W) at their native size, and labels int64 (N,)."""
+    """Images uint8 (N, C, H, W) at their native size, and labels.
+
+    Labels are classes, int64 (N,), or K numbers each, float32 (N, K).
+    """
 
     images: Tensor
     labels: Tensor
@@ -21,6 +24,7 @@ class DataSource(ABC):
 
     native_shape: tuple[int, int, int]  # (C, H, W), known before the images are read
     class_names: tuple[str, ...]  # in the order of the labels; empty for images without labels
+    values_per_label: int = 0  # K, if labels are vectors of numbers
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
@@ -42,7 +46,14 @@ class DataSource(ABC):
                 )
             if len(images) == 0:
                 raise ValueError(f"{name} has no {split} images; `load` must return both splits")
-            if labels.dtype != torch.int64 or len(labels) != len(images):
+            if size := self.values_per_label:
+                if labels.dtype != torch.float32 or labels.shape != (len(images), size):
+                    raise ValueError(
+                        f"the {split} labels of {name} are {labels.dtype} {tuple(labels.shape)}; "
+                        f"`load` must return float32 ({len(images)}, {size}), as values_per_label "
+                        "says"
+                    )
+            elif labels.dtype != torch.int64 or labels.shape != (len(images),):
                 raise ValueError(
                     f"the {split} labels of {name} are {labels.dtype} {tuple(labels.shape)}; "
                     f"`load` must return int64 ({len(images)},), one label per image"

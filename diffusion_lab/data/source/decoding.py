@@ -25,6 +25,7 @@ from diffusion_lab.data.source.verified_files import DataError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's others are never used
 LANCZOS = Image.Resampling.LANCZOS
 HEADERS = 1000  # most headers read to infer size and channels
+QUEUED = 4096  # images that wait for a thread; each takes a kB of memory
 MEMORY_SHARE = 0.8  # share of the free memory that images may take
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
@@ -86,8 +87,8 @@ def check_memory(count: int, shape: tuple[int, int, int]) -> None:
         fit = _size_text(*(max(1, int(scale * side)) for side in (height, width)))
         raise DataError(
             f"{count:,} images of {channels} x {height} x {width} need {needed / 1e9:.3g} GB, but "
-            f"only {allowed / 1e9:.3g} GB of memory are available; use fewer images, or write "
-            f"image_size={fit} or less"
+            f"only {allowed / 1e9:.3g} GB of memory are available; write "
+            f"store=true to keep them in a file, or image_size={fit} or less"
         )
 
 
@@ -105,7 +106,12 @@ def decode(
 ) -> tuple[Tensor, dict[int, str]]:
     """Decodes to uint8 (N, C, H, W); also returns, by index, why some images could not be used."""
     images = torch.zeros(len(files), *shape, dtype=torch.uint8)
-    array = images.numpy()
+    return images, decode_into(images.numpy(), files, resize)
+
+
+def decode_into(array: np.ndarray, files: ImageFiles, resize: str) -> dict[int, str]:
+    """Decodes into uint8 (N, C, H, W); returns, by index, why some images could not be used."""
+    shape = array.shape[1:]
 
     def fill(index: int) -> str | None:
         try:
@@ -121,13 +127,15 @@ def decode(
     with bar as advance, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # harmless, or refused anyway
         try:
-            for index, reason in enumerate(pool.map(fill, range(len(files)))):
-                if reason is not None:
-                    bad[index] = reason
-                advance()
+            for start in range(0, len(files), QUEUED):
+                part = range(len(files))[start : start + QUEUED]
+                for index, reason in zip(part, pool.map(fill, part), strict=True):
+                    if reason is not None:
+                        bad[index] = reason
+                    advance()
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all images
-    return images, bad
+    return bad
 
 
 def pixels(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarray:

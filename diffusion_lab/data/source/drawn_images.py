@@ -13,8 +13,9 @@ from torch import Tensor
 
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import check_memory, decode, infer
-from diffusion_lab.data.source.image_folder import files_under, opened
-from diffusion_lab.data.source.image_zip import LABELS, labels_of, opened_zip
+from diffusion_lab.data.source.image_folder import files_under, in_folder
+from diffusion_lab.data.source.image_zip import in_zip, member_of, opened_zip
+from diffusion_lab.data.source.labelling import LABELS, labels_of
 from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
 
@@ -103,12 +104,12 @@ def _listed(place: Path, where: str, classes: Sequence[str]) -> tuple[ImageFiles
     numbered = None
     if place.is_dir():
         names = listing.images_among(files_under(place), where)
-        files = ImageFiles(where, names, (), [0] * len(names), lambda name: opened(place / name))
+        files = in_folder(where, place, names, (), [0] * len(names))
     else:
         archive, names = opened_zip(place, where)
-        files = ImageFiles(where, names, (), [0] * len(names), archive.open)
-        if LABELS in archive.namelist():
-            numbered = labels_of(archive, f"{where}: {LABELS}")
+        files = in_zip(where, archive, names, (), [0] * len(names))
+        if content := member_of(archive, LABELS, where):
+            numbered = labels_of(content, f"{where}: {LABELS}")
     labels = _by_folder(names, classes)
     if numbered is not None and classes:
         if missing := sorted(set(names) - set(numbered)):

@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 from diffusion_lab.common import extras
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source.image_files import FileSource
-from diffusion_lab.data.source.listing import ImageFiles, by_number, some
+from diffusion_lab.data.source.labelling import Labels, labelled
+from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
 
 SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes one of these
@@ -19,7 +20,7 @@ class HuggingFace(FileSource):
     """Images in a column of a data set, named `<split>/<index>`.
 
     `path` is a name on the hub, a folder, a folder of save_to_disk, or a parquet file. Labels are
-    class labels, texts or whole numbers; they are not read if `label_column` is None.
+    class labels, texts, numbers or lists of them; they are not read if `label_column` is None.
     """
 
     config: str | None = None
@@ -62,15 +63,16 @@ class HuggingFace(FileSource):
             return Path(image["path"]).open("rb") if content is None else io.BytesIO(content)
 
         names = [f"{split}/{index}" for index in range(len(rows))]
-        return ImageFiles(f"{self.path} ({split})", names, classes, labels, stream)
+        where, state = f"{self.path} ({split})", rows._fingerprint
+        return ImageFiles(where, names, classes, labels, stream, lambda name: state)
 
-    def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[list[int], tuple[str, ...]]:
+    def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[Labels, tuple[str, ...]]:
         """Returns the labels of a split and the names of the classes."""
-        if self.label_column is None or classes == ():
+        if self.label_column is None or (classes == () and not self.label_size):
             return [0] * len(rows), ()
         where = f"the column {self.label_column} of {self.path}"
         labels = list(rows[self.label_column])
-        if all(isinstance(label, str) for label in labels):
+        if not self.label_size and all(isinstance(label, str) for label in labels):
             classes = tuple(sorted(set(labels))) if classes is None else classes
             if strange := sorted(set(labels) - set(classes)):
                 raise DataError(
@@ -82,7 +84,11 @@ class HuggingFace(FileSource):
         if classes is None:  # a ClassLabel column has its names
             names = getattr(rows.features[self.label_column], "names", None)
             classes = None if names is None else tuple(names)
-        return labels, by_number(range(len(labels)), labels, classes, where)
+        names = map(str, range(len(labels)))
+        classes, found = labelled(
+            dict(zip(names, labels, strict=True)), classes, self.label_size, where
+        )
+        return found, classes
 
     @cached_property
     def _splits_found(self) -> dict:

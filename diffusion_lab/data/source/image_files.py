@@ -1,14 +1,17 @@
 """The user's own image files: what is inferred from them, and how they are read and split."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import (
+    PATH,
     Range,
     inside,
     one_of,
@@ -18,9 +21,12 @@ from diffusion_lab.common.ranges import (
     whole_list,
 )
 from diffusion_lab.data.source.base import DataSource, Split
-from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode, infer
+from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode_into, infer
 from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
+from diffusion_lab.data.store import Allocate, StoredValues, in_memory, stored
+
+LARGE = 10**9  # bytes of both splits, from which on store=auto keeps images in files
 
 
 def _are_names(value: Any) -> bool:
@@ -41,16 +47,20 @@ SIZE = Range(
     64,
 )
 CHANNELS = Range("1, 3 or null", lambda v: v is None or (type(v) is int and v in (1, 3)))
+STORE = Range("auto, true or false", lambda v: isinstance(v, bool) or v == "auto")
 CLASSES = Range("a list of different names, or null", _are_names, ["cat", "dog"])
 
 
 @settings
 class FileSource(DataSource):
-    """Images that are decoded into memory once; size, channels and classes may be inferred.
+    """Images that are decoded once; size, channels and classes may be inferred.
 
     Names and headers are read only when an inferred value is needed, so not at all if all three are
     given, as in a run's saved configuration. Without a test split, `test_share` of the images is
-    taken as one. Images have no labels if `classes` is empty.
+    taken as one. Images have no labels if `classes` is empty, or vectors of `label_size` numbers.
+
+    Decoded images are kept in memory, or with `store` in files in `store_dir` that are mapped into
+    memory; "auto" does so for more than 1 GB.
     """
 
     path: str
@@ -58,8 +68,11 @@ class FileSource(DataSource):
     image_size: Annotated[int | Sequence[int] | None, SIZE] = None
     channels: Annotated[int | None, CHANNELS] = None
     classes: Annotated[Sequence[str] | None, CLASSES] = None
+    label_size: Annotated[int | None, optional(whole(0))] = None
     resize: Annotated[str, one_of(*RESIZE)] = "crop"
     on_bad: Annotated[str, one_of("refuse", "skip")] = "refuse"
+    store: Annotated[bool | str, STORE] = "auto"
+    store_dir: Annotated[str, PATH] = "data/decoded"
 
     def __post_init__(self) -> None:
         if self.image_size is None:
@@ -93,6 +106,13 @@ class FileSource(DataSource):
         """The class names of the training split; empty for images without labels."""
         return self._files[0].classes if self._classes is None else self._classes
 
+    @property
+    def values_per_label(self) -> int:  # type: ignore[override]
+        """The length of labels that are vectors of numbers; 0 for classes, or no labels."""
+        if self.label_size is None and self._classes is None:
+            _ = self._files
+        return self.label_size or 0
+
     def facts(self) -> dict[str, object]:
         """Settings that a run saves: what was inferred, and `resize`, refuse if the size was."""
         channels, *size = self.native_shape
@@ -100,23 +120,38 @@ class FileSource(DataSource):
             "image_size": size,
             "channels": channels,
             "classes": list(self.class_names),
+            "label_size": self.values_per_label,
             "resize": self.resize,
         }
 
     def prepare(self) -> None:
-        """Finds the files; raises DataError."""
-        _ = self._files
+        """Finds the files, and decodes them if they are to be stored; raises DataError."""
+        if self.stores:
+            self.load()
 
     def load(self) -> tuple[Split, Split]:
-        """Decodes all images; raises DataError if memory is too small for them."""
+        """Decodes all images, or opens the files that hold them; raises DataError.
+
+        The error may be of too little memory or disk.
+        """
         train, test = self._files
-        check_memory(len(train) + len(test), self.native_shape)
+        if not self.stores:
+            check_memory(len(train) + len(test), self.native_shape)
         return self._decoded(train), self._decoded(test)
+
+    @property
+    def stores(self) -> bool:
+        """Whether decoded images are kept in files."""
+        count = sum(map(len, self._files))
+        large = count * math.prod(self.native_shape) > LARGE
+        return large if self.store == "auto" else bool(self.store)
 
     @cached_property
     def _files(self) -> tuple[ImageFiles, ImageFiles]:
         first, second = self.splits
         train, remedy = self.find(first, self._classes), "add images"
+        if isinstance(vector := train.labels[0] if len(train) else 0, list):
+            self.label_size = len(vector)  # of test images, too
         if second is None:
             train, test = train.divided(self.test_share)
             remedy += f", or change test_share={self.test_share}"
@@ -128,20 +163,55 @@ class FileSource(DataSource):
         return train, test.scattered()
 
     def _decoded(self, files: ImageFiles) -> Split:
-        images, bad = decode(files, self.native_shape, self.resize)
-        labels = torch.tensor(files.labels)
-        if not bad:
-            return Split(images, labels)
-        named = some([f"{files.names[index]} ({reason})" for index, reason in bad.items()])
-        which = f"{len(bad):,} of {len(files):,} images of {files.where}"
-        if self.on_bad == "refuse":
+        images, facts = self._stored(files) if self.stores else self._computed(files, in_memory)
+        if bad := dict(facts["bad"]):
+            say(f"Skipped {_counted(files, bad)}: {_named(files, bad)}")
+        labels = [label for index, label in enumerate(files.labels) if index not in bad]
+        return Split(images, torch.tensor(labels))
+
+    def _stored(self, files: ImageFiles) -> StoredValues:
+        """Opens the file that holds the decoded images, or decodes them into it."""
+        key = {
+            "files": files.checksum(),
+            "shape": list(self.native_shape),
+            "resize": self.resize,
+            "on_bad": self.on_bad,
+        }
+        name = f"{Path(files.where).stem}-{'x'.join(map(str, self.native_shape))}"
+        try:
+            return stored(self.store_dir, name, key, partial(self._computed, files))
+        except OSError as error:
+            size = len(files) * math.prod(self.native_shape)
             raise DataError(
-                f"{which} cannot be used: {named}; fix or remove them, or write on_bad=skip"
+                f"store_dir={self.store_dir} cannot take the {size:,} bytes of "
+                f"{files.where} ({error}); choose another folder, or write store=false to keep "
+                "the images in memory"
+            ) from error
+
+    def _computed(self, files: ImageFiles, allocate: Allocate) -> StoredValues:
+        """Decodes to uint8 (N, C, H, W) without the bad images; raises DataError."""
+        images = allocate((len(files), *self.native_shape), torch.uint8)
+        array = images.numpy()
+        bad = decode_into(array, files, self.resize)
+        if bad and self.on_bad == "refuse":
+            raise DataError(
+                f"{_counted(files, bad)} cannot be used: {_named(files, bad)}; fix or remove them, "
+                "or write on_bad=skip"
             )
-        _check_count(len(files) - len(bad), f"of {files.where} can be used", f"fix {named}")
-        say(f"Skipped {which}: {named}")
-        good = torch.tensor([index for index in range(len(files)) if index not in bad])
-        return Split(images[good], labels[good])
+        good = [index for index in range(len(files)) if index not in bad]
+        if bad:
+            _check_count(len(good), f"of {files.where} can be used", f"fix {_named(files, bad)}")
+            for place, index in enumerate(good):  # one by one: a copy may not fit into memory
+                array[place] = array[index]
+        return StoredValues(images[: len(good)], {"bad": list(bad.items())})
+
+
+def _counted(files: ImageFiles, bad: Mapping[int, str]) -> str:
+    return f"{len(bad):,} of {len(files):,} images of {files.where}"
+
+
+def _named(files: ImageFiles, bad: Mapping[int, str]) -> str:
+    return some([f"{files.names[index]} ({reason})" for index, reason in bad.items()])
 
 
 def _check_count(count: int, which: str, remedy: str) -> None:

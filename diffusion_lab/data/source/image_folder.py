@@ -1,6 +1,7 @@
 """A folder of images: one subfolder per class, or the images themselves."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,15 +10,28 @@ from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import BadImage
 from diffusion_lab.data.source.image_files import FileSource
-from diffusion_lab.data.source.listing import ImageFiles
+from diffusion_lab.data.source.labelling import (
+    LABELS,
+    Labels,
+    check_all,
+    labelled,
+    labels_in_csv,
+    labels_of,
+)
+from diffusion_lab.data.source.listing import ImageFiles, some
 from diffusion_lab.data.source.verified_files import DataError
 
 
 @settings
 class FilesAtPaths(FileSource):
-    """Images whose test split, if there is one, is at a separate path."""
+    """Images whose test split, if there is one, is at a separate path.
+
+    A file dataset.json beside the images, or the CSV `label_file`, gives their labels and order.
+    Without it there is one folder per class, or there are no labels.
+    """
 
     test_path: str | None = None
+    label_file: str | None = None
 
     @property
     def splits(self) -> tuple[str, str | None]:
@@ -27,12 +41,38 @@ class FilesAtPaths(FileSource):
         """Returns one of the paths with its argument's name, with which errors begin."""
         return f"{'path' if path == self.path else 'test_path'}={path}"
 
+    def labelled(
+        self,
+        path: str,
+        names: list[str],
+        classes: tuple[str, ...] | None,
+        read: Callable[[str], bytes | None],
+    ) -> tuple[list[str], tuple[str, ...], Labels]:
+        """The names of images in order, classes and labels; `read` reads a file beside images."""
+        file = self.label_file or LABELS
+        content, where = read(file), f"{file} of {path}"
+        if content is None:
+            if self.label_file or self.label_size:
+                raise DataError(
+                    f"{self.named(path)} has no {file} with labels; set label_file to a CSV there, "
+                    "or write label_file=null label_size=null"
+                )
+            return names, *listing.by_folder(names, classes, self.named(path))
+        named = labels_in_csv(content, where) if self.label_file else labels_of(content, where)
+        if named is None or (classes == () and not self.label_size):
+            if classes or self.label_size:
+                wanted = f"the classes {some(classes)}" if classes else "label_size"
+                raise DataError(f"{where} has no labels for {wanted}; add them")
+            return names, (), [0] * len(names)
+        check_all(list(named), names, where)
+        return list(named), *labelled(named, classes, self.label_size, where)
+
 
 class ImageFolder(FilesAtPaths):
     """Image files in one folder per class; a label is an index into the sorted folder names.
 
-    Images in no class folder have no labels. Hidden files are ignored. Links are followed, but
-    never twice to the same folder.
+    Images in no class folder have no labels, unless a dataset.json gives them. Hidden files are
+    ignored. Links are followed, but never twice to the same folder.
     """
 
     def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
@@ -40,8 +80,30 @@ class ImageFolder(FilesAtPaths):
         where = self.named(path)
         root = listing.existing(path, where, "folder", "ImageZip")
         names = listing.images_among(files_under(root), where)
-        classes, labels = listing.by_folder(names, classes, where)
-        return ImageFiles(path, names, classes, labels, lambda name: opened(root / name))
+        names, classes, labels = self.labelled(
+            path, names, classes, lambda name: content_of(root / name)
+        )
+        return in_folder(path, root, names, classes, labels)
+
+
+def in_folder(
+    where: str, root: Path, names: list[str], classes: tuple[str, ...], labels: Labels
+) -> ImageFiles:
+    """The named images under `root`, stamped by their sizes and times."""
+
+    def stamp(name: str) -> object:
+        path = root / name
+        return None if leads_nowhere(path) else [(s := path.stat()).st_size, s.st_mtime_ns]
+
+    return ImageFiles(where, names, classes, labels, lambda name: opened(root / name), stamp)
+
+
+def content_of(path: Path) -> bytes | None:
+    """The content of a file; None if there is none. Raises DataError if it cannot be read."""
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); make it readable") from error
 
 
 def opened(path: Path) -> BinaryIO:

@@ -1,18 +1,14 @@
 """A zip of images, with the labels of its dataset.json: the layout of StyleGAN's and EDM's data."""
 
-import json
 import re
 import zipfile
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.image_folder import FilesAtPaths
-from diffusion_lab.data.source.listing import ImageFiles, some
+from diffusion_lab.data.source.labelling import LABELS, Labels
+from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
-
-LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or null for none
 
 
 class ImageZip(FilesAtPaths):
@@ -23,27 +19,38 @@ class ImageZip(FilesAtPaths):
     """
 
     def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
-        """Lists the images in the order of dataset.json, or sorted by name."""
+        """Lists the images in the order of their labels' file, or sorted by name."""
         named = self.named(path)
         archive, names = opened_zip(listing.existing(path, named, "file", "ImageFolder"), named)
-        if LABELS not in archive.namelist():
-            classes, labels = listing.by_folder(names, classes, named)
-            return ImageFiles(path, names, classes, labels, archive.open)
-        where = f"{LABELS} of {path}"
-        labelled = labels_of(archive, where)
-        if labelled is None or classes == ():
-            if classes:
-                raise DataError(f"{where} has no labels for the classes {some(classes)}; add them")
-            return ImageFiles(path, names, (), [0] * len(names), archive.open)
-        if absent := sorted(set(labelled) - set(names)):
-            raise DataError(f"{where} has labels for missing images, {some(absent)}; remove them")
-        if unlabelled := sorted(set(names) - set(labelled)):
-            raise DataError(
-                f"{where} has no label for {some(unlabelled)}; label all images or none"
-            )
-        labels = list(labelled.values())
-        classes = listing.by_number(list(labelled), labels, classes, where)
-        return ImageFiles(path, list(labelled), classes, labels, archive.open)
+        names, classes, labels = self.labelled(
+            path, names, classes, lambda name: member_of(archive, name, path)
+        )
+        return in_zip(path, archive, names, classes, labels)
+
+
+def member_of(archive: zipfile.ZipFile, name: str, path: str) -> bytes | None:
+    """The content of a member of the zip at `path`; None if there is none. Raises DataError."""
+    if name not in archive.namelist():
+        return None
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
+        raise DataError(
+            f"{name} of {path} cannot be read ({error}); create the zip again"
+        ) from error
+
+
+def in_zip(
+    where: str,
+    archive: zipfile.ZipFile,
+    names: list[str],
+    classes: tuple[str, ...],
+    labels: Labels,
+) -> ImageFiles:
+    """The named images in a zip, stamped by the checksums that it keeps."""
+    return ImageFiles(
+        where, names, classes, labels, archive.open, lambda name: archive.getinfo(name).CRC
+    )
 
 
 def opened_zip(file: Path, named: str) -> tuple[zipfile.ZipFile, list[str]]:
@@ -64,31 +71,3 @@ def opened_zip(file: Path, named: str) -> tuple[zipfile.ZipFile, list[str]]:
                 f"{named} has a member outside of the archive ({name}); create it again"
             )
     return archive, listing.images_among((name for name in members if name != LABELS), named)
-
-
-def labels_of(archive: zipfile.ZipFile, where: str) -> dict[str, Any] | None:
-    """The label of each image in a dataset.json, in its order; None if it says that there are none.
-
-    `where` names the dataset.json in errors (DataError).
-    """
-    try:
-        content = json.loads(archive.read(LABELS))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not valid JSON ({error}); fix it") from error
-    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
-        raise DataError(f"{where} cannot be read ({error}); create the zip again") from error
-    pairs = content.get("labels") if isinstance(content, dict) else content
-    if pairs is None and isinstance(content, dict):
-        return None
-    form = (
-        f'{where} must be {{"labels": [["name.png", 0], ...]}}, or have null in place of the list'
-    )
-    if not isinstance(content, dict) or not isinstance(pairs, list) or not pairs:
-        raise DataError(form)
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise DataError(f"{form}, but it has {json.dumps(pair)[:60]}")
-    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-    if twice:
-        raise DataError(f"{where} labels {some(twice)} more than once; keep one label for each")
-    return dict(pairs)

@@ -1,12 +1,14 @@
 """Lists of image files: their names, in an order that never changes, and their classes."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from diffusion_lab.common import hashing
 from diffusion_lab.data.source.verified_files import DataError
 
 EXTENSIONS = (
@@ -18,16 +20,19 @@ SHOWN = 5  # most names in a message
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Encoded images, not yet read; `labels` are indices into `classes`, or 0 if there are none.
+    """Encoded images, not yet read; `labels` are indices into `classes`, or 0 if there are none,
+    or vectors.
 
-    `where` names the images in messages, and `open` opens one by name, in any thread.
+    `where` names the images in messages, and `open` opens one by name, in any thread. `stamp`
+    gives, by name, a plain value that changes when the image does.
     """
 
     where: str
     names: list[str]
     classes: tuple[str, ...]
-    labels: list[int]
+    labels: Sequence[int | list[float]]
     open: Callable[[str], IO[bytes]]
+    stamp: Callable[[str], object]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -37,6 +42,10 @@ class ImageFiles:
         index = list(index)
         names, labels = [self.names[i] for i in index], [self.labels[i] for i in index]
         return replace(self, names=names, labels=labels)
+
+    def checksum(self) -> str:
+        """The checksum of all names and stamps, in order."""
+        return hashing.of_text(json.dumps([(name, self.stamp(name)) for name in self.names]))
 
     def scattered(self) -> "ImageFiles":
         """Returns all images in a fixed order that has nothing to do with their classes."""

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from diffusion_lab.backbone import DiffusersModel, DiffusersUNet
-from diffusion_lab.backbone.conditioning import Attributes
+from diffusion_lab.backbone.conditioning import Attributes, NumericLabel
 from diffusion_lab.backbone.diffusers_networks import network_class, settings_of
 from diffusion_lab.backbone.unet import UNet
 from diffusion_lab.build.model import Model
@@ -113,6 +113,10 @@ def check_same(model: Model, network: Any) -> None:
 def check_denoiser(denoiser: Denoiser) -> None:
     """Raises UserError if the network hears or is fed more than diffusers' schedulers provide."""
     wrong = {
+        "conditioning=numeric_label": (
+            isinstance(denoiser.conditioning, NumericLabel),
+            "networks of diffusers hear classes, not numbers",
+        ),
         "denoiser.self_conditioning=true": (
             denoiser.self_conditioning,
             "no pipeline of diffusers feeds an estimate back to the network",

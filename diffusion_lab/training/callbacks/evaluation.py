@@ -156,7 +156,11 @@ class SampleGrid(Grid):
 
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
         pipeline = module_of(trainer).context.sampling()
-        rows = "one row per class" if pipeline.conditional else "without classes"
+        labels = pipeline.row_labels(self.columns)
+        rows = "without classes" if labels is None else "one row per class"
+        if labels is not None and labels.is_floating_point():
+            texts = [",".join(f"{number:.3g}" for number in label) for label in labels.tolist()]
+            rows = f"one row per label: {'; '.join(texts)}"
         images = draw_rows(pipeline, self.columns, self.seed).unflatten(0, (-1, self.columns))
         return images, f"samples of seed {self.seed}, {rows}"
 

@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Iterator
 
-from torch import Tensor
+import torch
 
+from diffusion_lab.data.rows import Rows
 from diffusion_lab.data.source.listing import some
 from diffusion_lab.training.doctor.finding import Remark, advice, error, warning
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 
 NARROW = 128  # grey values: images that span fewer have lost a bit, or were scaled twice
+BATCH = 256  # images that are looked at together
 MANY = 0.01  # share of a split: fewer blank images or copies change no metric
 UNEVEN = 3  # ratio of class sizes from which the larger class is learned visibly better
 
@@ -36,10 +38,11 @@ def grey_values(run: PlannedRun) -> Iterator[Remark]:
 
 def blank_images(run: PlannedRun) -> Iterator[Remark]:
     """Looks for images without any contrast."""
-    images = run.data.train_images()
-    low, high = images.flatten(1).aminmax(dim=1)
-    blank = int((low == high).sum())
-    if blank > MANY * len(images) and images.shape[2:] != (1, 1):  # one pixel has none
+    images, blank = run.data.train_rows(), 0
+    for batch in images.batches(BATCH):
+        low, high = batch.flatten(1).aminmax(dim=1)
+        blank += int((low == high).sum())
+    if blank > MANY * len(images) and run.data.native_shape[1:] != (1, 1):  # one pixel has none
         yield warning(
             f"{blank} of {len(images)} training images have a single grey value, and the model "
             "will generate such images; remove them from the data"
@@ -95,7 +98,7 @@ def classes(run: PlannedRun) -> Iterator[Remark]:
 
 def duplicates(run: PlannedRun) -> Iterator[Remark]:
     """Looks for training images that occur more than once."""
-    images = digests(run.data.train_images())
+    images = digests(run.data.train_rows())
     copies = len(images) - len(set(images))
     if copies > MANY * len(images):
         yield warning(
@@ -106,8 +109,11 @@ def duplicates(run: PlannedRun) -> Iterator[Remark]:
 
 def overlap(run: PlannedRun) -> Iterator[Remark]:
     """Looks for validation and test images that are also trained on."""
-    known = set(digests(run.data.train_images()))
-    sides = {"validation": run.data.validation_images(), "test": run.data.test_images()}
+    known, tests = set(digests(run.data.train_rows())), run.data.test_images()
+    sides = {
+        "validation": run.data.validation_rows(),
+        "test": Rows(tests, torch.arange(len(tests))),
+    }
     for side, images in sides.items():
         shared = sum(digest in known for digest in digests(images))
         if shared > MANY * len(images):
@@ -118,15 +124,18 @@ def overlap(run: PlannedRun) -> Iterator[Remark]:
             )
 
 
-def digests(images: Tensor) -> list[bytes]:
-    """Returns a checksum of each image, uint8 (N, C, H, W): equal only if the images are.
+def digests(images: Rows) -> list[bytes]:
+    """Returns a checksum of each image, uint8 (C, H, W): equal only if the images are.
 
     Images of one pixel (C, 1, 1) get none: there are only 256^C, so some are bound to be equal.
     """
-    if images.shape[2:] == (1, 1):
+    if images.images.shape[2:] == (1, 1):
         return []
-    rows = images.flatten(1).contiguous().numpy()
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+    return [
+        hashlib.blake2b(row, digest_size=16).digest()
+        for batch in images.batches(BATCH)
+        for row in batch.flatten(1).numpy()
+    ]
 
 
 CHECKS = (grey_values, blank_images, channels, classes, duplicates, overlap)

@@ -71,7 +71,7 @@ class MeanFlow(JumpLoss):
             weak = denoiser(x, here, replace(given, labels=None)).x0
         if given.labels is None:
             return x0
-        kept = (given.labels != denoiser.conditioning.null_label).to(x.device)
+        kept = ~denoiser.conditioning.is_null(given.labels).to(x.device)
         return torch.where(broadcast(kept, x).bool(), torch.lerp(weak, x0, self.guidance), x0)
 
 

@@ -1,0 +1,115 @@
+"""Labels of image files: of a dataset.json or a CSV beside them, as classes or as numbers.
+
+A label is a class if it is a whole number, and a vector if it is another number or a list of them.
+"""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from diffusion_lab.data.source.listing import by_number, some
+from diffusion_lab.data.source.verified_files import DataError
+
+LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or null for none
+Labels = Sequence[int | list[float]]  # classes, or vectors of equal lengths
+
+
+def labels_of(content: bytes, where: str) -> dict[str, Any] | None:
+    """The label of each image in a dataset.json, in its order; None if it says that there are none.
+
+    `where` names the dataset.json in errors (DataError).
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not valid JSON ({error}); fix it") from error
+    pairs = found.get("labels") if isinstance(found, dict) else found
+    if pairs is None and isinstance(found, dict):
+        return None
+    form = (
+        f'{where} must be {{"labels": [["name.png", 0], ...]}}, or have null in place of the list'
+    )
+    if not isinstance(found, dict) or not isinstance(pairs, list) or not pairs:
+        raise DataError(form)
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise DataError(f"{form}, but it has {json.dumps(pair)[:60]}")
+    return _once([(name, label) for name, label in pairs], where)
+
+
+def labels_in_csv(content: bytes, where: str) -> dict[str, Any]:
+    """The numbers of each image in a CSV: a line of titles, then the image's name and its numbers.
+
+    `where` names the CSV in errors (DataError).
+    """
+    try:
+        lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{where} is not a readable CSV ({error}); fix it") from error
+    titles, *rows = [line for line in lines if line] or [[]]
+    if len(titles) < 2 or not rows:
+        raise DataError(
+            f"{where} must have a line of titles, and for each image its name and its numbers"
+        )
+    pairs = []
+    for row in rows:
+        try:
+            numbers = [float(cell) for cell in row[1:]]
+        except ValueError:
+            numbers = []
+        if len(row) != len(titles) or not numbers:
+            raise DataError(
+                f"{where} has the line {','.join(row)[:60]}; it must have a name and "
+                f"{len(titles) - 1} numbers, as many as there are titles"
+            )
+        pairs.append((row[0], numbers))
+    return _once(pairs, where)
+
+
+def labelled(
+    named: dict[str, Any], classes: tuple[str, ...] | None, size: int | None, where: str
+) -> tuple[tuple[str, ...], Labels]:
+    """The classes and the labels of images by their names; there are no classes of vectors.
+
+    `size` is the length of vectors, 0 for classes; None infers it, unless `classes` are given.
+    Raises DataError.
+    """
+    given = list(named.values())
+    if size is None:
+        size = 0 if classes is not None else _size_of(given)
+    if size == 0:
+        return by_number(list(named), given, classes, where), given
+    vectors = [label if isinstance(label, list) else [label] for label in given]
+    for name, vector in zip(named, vectors, strict=True):
+        numeric = all(type(v) in (int, float) and math.isfinite(v) for v in vector)
+        if not numeric or len(vector) != size:
+            raise DataError(
+                f"{where} labels {name} with {str(named[name])[:60]}; a label must be "
+                f"{'a finite number' if size == 1 else f'{size} finite numbers'}, like the others"
+            )
+    return (), [[float(v) for v in vector] for vector in vectors]
+
+
+def check_all(labelled: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Raises DataError unless all images, and no others, are labelled."""
+    if absent := sorted(set(labelled) - set(names)):
+        raise DataError(f"{where} has labels for missing images, {some(absent)}; remove them")
+    if unlabelled := sorted(set(names) - set(labelled)):
+        raise DataError(f"{where} has no label for {some(unlabelled)}; label all images or none")
+
+
+def _size_of(labels: Sequence[Any]) -> int:
+    """The length of vectors; 0 if all labels are whole numbers, or anything but numbers."""
+    first = next((label for label in labels if isinstance(label, float | list)), None)
+    return len(first) if isinstance(first, list) else int(first is not None)
+
+
+def _once(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise DataError(f"{where} labels {some(twice)} more than once; keep one label for each")
+    return dict(pairs)

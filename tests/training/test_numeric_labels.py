@@ -1,0 +1,126 @@
+"""Runs on labels that are numbers: heard by each backbone, guided by, and saved with the run."""
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.picture_files import archive, folder, numbered
+from helpers.tiny_runs import TINY
+
+from diffusion_lab import runs
+from diffusion_lab.diffusion.estimate import Given
+
+NETWORK = [*(a for a in TINY if not a.startswith("data.")), "callbacks.evaluation=null"]
+QUICK = ["train", *NETWORK, "logger=none", "conditioning=numeric_label", "run_dir=run"]
+SHADES = [
+    "train",
+    *(a for a in TINY if not a.startswith(("backbone", "data.source"))),
+    "data.source._target_=helpers.tiny_data.TinyShades",
+    *("logger=none", "conditioning=numeric_label", "run_dir=run"),
+]
+GREYS = numbered(120, "{:03}.png")
+
+
+def labelled(root) -> str:
+    folder(root, GREYS)
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "grey"), *((n, v / 10) for n, v in GREYS.items())])
+    return str(root)
+
+
+def sampled(lab, *arguments) -> np.ndarray:
+    code, out, err = lab("sample", "num_samples=4", "save=npz", "json=true", *arguments)
+    assert code == 0, err
+    with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
+        return arrays["labels"]
+
+
+def test_a_run_on_a_csv_is_sampled_and_resumed_from_its_folder(lab, refusal, tmp_path):
+    labelled(tmp_path / "photos")
+    data = ["data=image_folder", "data.source.path=photos", "data.source.label_file=labels.csv"]
+    code, _, err = lab(*QUICK, *data, "guidance=classifier_free")
+    assert code == 0, err
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (saved["data"]["source"]["label_size"], saved["conditioning"]["size"]) == (1, 1)
+    assert saved["data"]["source"]["classes"] == []
+    shutil.move(tmp_path / "photos", tmp_path / "gone")
+    assert sampled(lab, "run=run", "labels=0.3").tolist() == [pytest.approx([0.3])] * 4
+    given = sampled(lab, "run=run", "labels=[1,2.5,7]")
+    assert given.flatten().tolist() == [1, 2.5, 7, 1]
+    drawn = sampled(lab, "run=run")
+    assert len(set(drawn.flatten().tolist())) == 4
+    assert all(round(10 * v) in GREYS.values() for v in drawn.flatten())
+    for wrong in ("[[1,2]]", "[]", "x", ".nan"):
+        assert f"labels={wrong}"[:7] in refusal("sample", "run=run", f"labels={wrong}")
+    kept = runs.load(tmp_path / "run")[1].denoiser.conditioning
+    assert kept.std > 1
+    shutil.move(tmp_path / "gone", tmp_path / "photos")
+    code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
+    assert code == 0, err
+    again = runs.load(tmp_path / "run")[1].denoiser.conditioning
+    assert torch.equal(again.examples, kept.examples)
+
+
+def test_vectors_of_a_dataset_json(lab, refusal, tmp_path):
+    pairs = [[name, [value / 10, -value]] for name, value in GREYS.items()]
+    archive(tmp_path / "a.zip", GREYS, pairs)
+    code, _, err = lab(*QUICK, "data=image_zip", "data.source.path=a.zip")
+    assert code == 0, err
+    assert sampled(lab, "run=run", "labels=[1,-10]").tolist() == [[1, -10]] * 4
+    two = sampled(lab, "run=run", "labels=[[1,-10],[2,-20]]")
+    assert two.tolist() == [[1, -10], [2, -20]] * 2
+    assert "labels=1" in refusal("sample", "run=run", "labels=1")
+    drawn = sampled(lab, "run=run")
+    assert drawn[:, 1].tolist() == pytest.approx((-10 * drawn[:, 0]).tolist())
+
+
+BACKBONES = {
+    "mlp": ["backbone.width=32"],
+    "unet": ["backbone.channels=32", "backbone.blocks=1"],
+    "mamba": ["backbone.width=32", "backbone.depth=1", "backbone.patch=2"],
+    "dit": ["backbone.width=32", "backbone.depth=1", "backbone.heads=2", "backbone.patch=2"],
+    "dit in context": ["backbone/block=in_context"],
+    "dit cross": ["backbone/block=cross_attention"],
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_hears_them(lab, tmp_path, name):
+    backbone = name.split()[0]
+    sizes = BACKBONES[backbone] + (BACKBONES[name] if name != backbone else [])
+    code, _, err = lab(*SHADES, f"backbone={backbone}", *sizes, "callbacks.evaluation=null")
+    assert code == 0, err
+    model = runs.load(tmp_path / "run")[1]
+    torch.manual_seed(0)
+    for weight in model.denoiser.parameters():  # outputs of new networks are 0
+        torch.nn.init.normal_(weight, std=0.1)
+    x, level = torch.randn(1, 1, 4, 4).expand(3, -1, -1, -1), model.schedule(torch.tensor(0.7))
+    labels = torch.tensor([[5.0], [20.0], [math.nan]])
+    low, high, null = model.denoiser(x, level, Given(labels)).x0
+    assert not torch.allclose(low, high)
+    assert not torch.allclose(low, null)
+    torch.testing.assert_close(null, model.denoiser(x[:1], level).x0[0])
+
+
+@pytest.mark.slow
+def test_samples_follow_the_number_that_is_asked_for(lab, tmp_path):
+    settings = [a for a in SHADES if not a.startswith("+debug")]
+    network = ["backbone=mlp", "backbone.width=128", "backbone.depth=2", "batch_size=64"]
+    quiet = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]
+    steps = ["trainer.max_steps=1500", "optimizer.lr=1e-3"]
+    code, _, err = lab(*settings, *network, *quiet, *steps, "callbacks.denoising=null")
+    assert code == 0, err
+    for scale in (1, 1.5):
+        guided = "guidance=classifier_free" if scale > 1 else "guidance=none"
+        command = ["sample", "run=run", "num_samples=150", "labels=[6,12,20]", guided]
+        code, out, err = lab(*command, f"guidance.scale={scale}", "save=npz", "json=true")
+        assert code == 0, err
+        with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
+            greys = arrays["images"].mean((1, 2, 3)).reshape(-1, 3)
+        assert greys.mean(0).tolist() == pytest.approx([60, 120, 200], abs=12)
+        assert (greys.std(0) < 25).all()
