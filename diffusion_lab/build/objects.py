@@ -20,6 +20,7 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
 from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective import Objective
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 
@@ -98,16 +99,21 @@ def build_model(
             augmentation_labels=augmentation.values if isinstance(augmentation, NonLeaky) else 0,
             jumps=objective.jumps,
         )
-    if isinstance(denoiser.conditioning, NumericLabel) and coupling is not None:
-        raise UserError(
-            "a coupling would give the images of a label noise of their own, and only classes keep "
-            "theirs apart; write coupling=none, or conditioning=none"
-        )
+    check_coupling(objective, denoiser)
     check_keys(cfg, {"activation_checkpointing": flag()})
     if cfg.activation_checkpointing:
         with errors_at(cfg, ""):
             checkpoint_activations(denoiser.backbone)
     return Model(denoiser, schedule, objective, first_stage, augmentation)
+
+
+def check_coupling(objective: Objective, denoiser: Denoiser) -> None:
+    """Raises UserError if images with labels that are numbers would be paired with noise."""
+    if isinstance(denoiser.conditioning, NumericLabel) and objective.coupling is not None:
+        raise UserError(
+            "a coupling would give the images of a label noise of their own, and only classes keep "
+            "theirs apart; write coupling=none, or conditioning=none"
+        )
 
 
 def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
