@@ -63,8 +63,9 @@ def test_a_skipped_step_leaves_the_weights_bit_for_bit(lab, tmp_path, monkeypatc
     original = DiffusionModule.training_step
 
     def training_step(self, batch, batch_idx):
-        loss = original(self, batch, batch_idx)
-        return loss * torch.nan if self.trainer.global_step == 2 else loss
+        result = original(self, batch, batch_idx)
+        spoilt = result | {"loss": result["loss"] * torch.nan}
+        return spoilt if self.trainer.global_step == 2 else result
 
     monkeypatch.setattr(DiffusionModule, "training_step", training_step)
     every = "callbacks.checkpoint.every_n_steps=1"
