@@ -6,7 +6,9 @@ method `mixing_macs(*forward_inputs) -> int`. Norms, activations and sums are no
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +64,17 @@ def own_macs(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -
     return macs
 
 
+class Untracked(nullcontext):
+    """No tracking of modules: PyTorch's fails where a network takes a gradient itself."""
+
+    parents = frozenset({"Global"})
+
+
 def seen_flops(forward: Callable[[], object]) -> int:
     """FLOPs of the convolutions and matrix products that PyTorch sees in a call of `forward`."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter: Any = FlopCounterMode(display=False)
+    counter.mod_tracker = Untracked()
+    with torch.no_grad(), counter:
         forward()
     return counter.get_total_flops()
 

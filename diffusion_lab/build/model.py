@@ -1,5 +1,6 @@
 """The parts of a model, and checks before training that they fit one another."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -96,11 +97,38 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
         )
 
 
+def check_score_loss(objective: Objective, clip: float | None, shape: tuple[int, ...]) -> None:
+    """Raises UserError if a score matching loss does not fit the other parts, or the images."""
+    loss = objective.score_loss
+    if loss is None:
+        return
+    others = {"jump_loss": objective.jump_loss, "variance_loss": objective.variance_loss}
+    for name, other in {**others, "uncertainty": objective.uncertainty}.items():
+        if other is not None:
+            raise UserError(
+                f"objective/score_loss takes the place of the denoising loss, and may be negative, "
+                f"which objective/{name} does not expect; write objective/{name}=none"
+            )
+    if objective.huber is not None:
+        raise UserError("objective/score_loss is no error to bound; write objective.huber=null")
+    if clip is not None:
+        raise UserError(
+            "objective/score_loss needs a derivative of the estimate, which is 0 beyond "
+            f"denoiser.clip={clip}; write denoiser.clip=null"
+        )
+    if loss.most is not None and math.prod(shape) > loss.most:
+        raise UserError(
+            f"objective/score_loss=exact takes one derivative for each of {math.prod(shape)} "
+            f"numbers, more than {loss.most}; write objective/score_loss=sliced"
+        )
+
+
 def check_derivative(objective: Objective, compiled: object, recomputed: bool) -> None:
     """Raises UserError if the objective takes a derivative that these settings do not let it."""
     if not objective.forward_mode:
         return
-    name = "objective/jump_loss=mean_flow takes a forward-mode derivative of the network, which"
+    part = "jump_loss=mean_flow" if objective.score_loss is None else "score_loss"
+    name = f"objective/{part} takes a forward-mode derivative of the network, which"
     if compiled is True:
         raise UserError(f"{name} a compiled one does not have; write compile=auto")
     if recomputed:
@@ -113,14 +141,14 @@ def check_derivative(objective: Objective, compiled: object, recomputed: bool) -
 def check_network(model: Model) -> None:
     """Raises ValueError if the objective takes a derivative that the network does not have."""
     denoiser, objective = model.denoiser, model.objective
-    if objective.jump_loss is None or not objective.forward_mode:
+    if not objective.forward_mode:
         return
     device = next(denoiser.parameters()).device
     x = torch.zeros(1, *denoiser.image_shape, device=device)
     level = objective.schedule(torch.full((1,), 0.5))
     denoiser.eval()  # an image of zeros is no part of a network's statistics
     generator = torch.Generator().manual_seed(0)  # training's draws do not depend on this one
-    objective.jump_loss(objective, denoiser, x, x, level, NOTHING, generator)
+    objective.training_loss_at(denoiser, x, x, level, NOTHING, generator)
     denoiser.train()
 
 

@@ -166,10 +166,10 @@ def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageDataModule) 
     """The alignment that a configuration describes; UserError if the model cannot have it."""
     if not cfg.get("alignment"):  # older runs have none
         return None
-    if model.objective.jump_loss is not None:
+    if model.objective.jump_loss is not None or model.objective.score_loss is not None:
         raise UserError(
-            "alignment compares a layer at one noise level with the image, and objective/jump_loss "
-            "asks for two; write alignment=none"
+            "alignment compares a layer with the image in a plain step of denoising, which "
+            "objective/jump_loss and score_loss do not take; write alignment=none"
         )
     if not model.first_stage.of_pixels and model.first_stage.cache:
         raise UserError(

@@ -4,13 +4,14 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel
-from diffusion_lab.common.forward_mode import derivative, is_taken
+from diffusion_lab.common.forward_mode import derivative, is_taken, plain_operations
 
 TOKENS = ["backbone.width=32", "backbone.depth=2"]
 DIT = ["backbone=dit", *TOKENS, "backbone.heads=2", "backbone.patch=2"]
@@ -148,3 +149,33 @@ def test_other_errors_pass():
 
     with pytest.raises(RuntimeError, match="sizes differ"):
         derivative(wrong, [torch.ones(1)], [torch.ones(1)])
+
+
+NORMS = {
+    "layer_norm": lambda x: F.layer_norm(x, (6,)),
+    "affine": lambda x: F.layer_norm(
+        x, (2, 6), torch.arange(12.0).double().view(2, 6), torch.ones(2, 6).double()
+    ),
+    "module": nn.LayerNorm(6, elementwise_affine=False, eps=0.1),
+    "group_norm": lambda x: F.group_norm(x, 2),
+    "rms_norm": lambda x: F.rms_norm(x, (6,)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_derivative_of_a_norm_has_the_right_gradient(name):
+    function = NORMS[name]
+    torch.manual_seed(0)
+    x, along, weights, step = torch.randn(4, 3, 2, 6, dtype=torch.float64)
+
+    def slope(x):
+        return (derivative(lambda y: function(y).double(), (x,), (along,))[1] * weights).sum()
+
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(slope(x), x)
+    with torch.no_grad():
+        expected = (slope(x + 1e-6 * step) - slope(x - 1e-6 * step)) / 2e-6
+    assert (gradient * step).sum().item() == pytest.approx(expected.item(), rel=1e-5)
+    with plain_operations():
+        plain = function(x)
+    torch.testing.assert_close(plain, function(x))

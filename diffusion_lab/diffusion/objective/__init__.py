@@ -2,6 +2,11 @@
 
 from diffusion_lab.diffusion.objective.objective import Coupling, Objective
 from diffusion_lab.diffusion.objective.prediction import EDM, X0, Eps, Flow, Prediction, Score, V
+from diffusion_lab.diffusion.objective.score_loss import (
+    ExactScoreMatching,
+    ScoreLoss,
+    SlicedScoreMatching,
+)
 from diffusion_lab.diffusion.objective.teacher import TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.objective.time_sampler import (
     BatchShare,

@@ -18,6 +18,7 @@ from diffusion_lab.diffusion.estimate import NOTHING, ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise
 from diffusion_lab.diffusion.objective.jump_loss import JumpLoss
 from diffusion_lab.diffusion.objective.prediction import Prediction
+from diffusion_lab.diffusion.objective.score_loss import ScoreLoss
 from diffusion_lab.diffusion.objective.teacher import TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.objective.time_sampler import WHOLE_BATCH, BatchShare, TimeSampler
 from diffusion_lab.diffusion.objective.uncertainty import LearnedUncertainty
@@ -39,7 +40,7 @@ class Objective(nn.Module):
     whose c is that of a sum and sqrt(D) larger). `coupling` pairs noise and images of a batch. A
     `jump_loss` takes the place of the denoising loss in training, for models of few steps. A
     `teacher` is a trained model that is asked for pairs of samples and noise before training, or
-    for steps during it.
+    for steps during it. A `score_loss` is a score matching loss that does without the noise.
     """
 
     @ranges(label_dropout=between(0, 1), offset_noise=at_least(0), huber=optional(above(0)))
@@ -57,6 +58,7 @@ class Objective(nn.Module):
         teacher: TeacherModel | TeacherPairs | None = None,
         huber: float | None = None,
         coupling: Coupling | None = None,
+        score_loss: ScoreLoss | None = None,
     ):
         super().__init__()
         self.schedule = schedule
@@ -71,6 +73,7 @@ class Objective(nn.Module):
         self.teacher = teacher
         self.huber = huber
         self.coupling = coupling
+        self.score_loss = score_loss
         self.images_seen = 0  # before this batch, for losses that change during training
         # t and the losses before their importance, (B,) each, of the last call, to watch training
         self.observed: tuple[Tensor, Tensor] | None = None
@@ -88,6 +91,8 @@ class Objective(nn.Module):
     @property
     def forward_mode(self) -> bool:
         """Whether a forward-mode derivative of the denoiser is taken."""
+        if self.score_loss is not None:
+            return True
         return self.jump_loss is not None and self.jump_loss.forward_mode
 
     def forward(
@@ -138,7 +143,11 @@ class Objective(nn.Module):
         given: Given,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The loss (B,) that training minimises, with this noise and level: `loss_at` or jumps'."""
+        """The loss (B,) that training minimises: `loss_at`, jumps', or of score matching."""
+        if self.score_loss is not None:
+            x = add_noise(x0, eps, level)
+            losses = self.score_loss(denoiser, x, level, given, generator)
+            return losses * self._weight_of_score(level).to(losses)
         if self.jump_loss is None:
             return self.loss_at(denoiser, x0, eps, level, given)
         return self.jump_loss(self, denoiser, x0, eps, level, given, generator)
@@ -175,6 +184,13 @@ class Objective(nn.Module):
         if self.variance_loss is not None:
             losses = losses + self.variance_loss(x, x0, estimate, level, self.schedule)
         return losses
+
+    def _weight_of_score(self, level: NoiseLevel) -> Tensor:
+        """The weight (B,) of the score's squared error in `loss_at`, float64."""
+        weight = self.prediction.x0_gain(level) ** -2
+        if self.weighting is not None:
+            weight = self.weighting(level.logsnr)
+        return weight * (level.sigma**2 / level.alpha) ** 2  # x0 moves by so much with the score
 
 
 def pseudo_huber(square: Tensor, c: float) -> Tensor:

@@ -1,0 +1,48 @@
+"""An energy: the gradient of a scalar network, so that a score is the gradient of a density."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.base import ends_of
+from diffusion_lab.backbone.conditioning import Condition
+from diffusion_lab.common import forward_mode
+
+
+class Energy(nn.Module):
+    """d/dx of the scalar sum(x f(x)), where f is another backbone (as in arXiv:2302.11552).
+
+    `network` makes f. Raises ValueError unless f has as many output as input channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        network: Callable[..., nn.Module],
+    ):
+        super().__init__()
+        if in_channels != out_channels:
+            raise ValueError(
+                "an energy has a gradient of its input's shape, so self_conditioning, which adds "
+                "channels, must be false, and no variance can be learned"
+            )
+        self.network: Any = network(
+            in_channels=in_channels, out_channels=out_channels, image_size=image_size
+        )
+        self.condition_width = self.network.condition_width
+
+    @property
+    def ends(self) -> list[nn.Module]:
+        """The layers of f that read the image and write the output."""
+        return ends_of(self.network)
+
+    def potential(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """The scalar of each sample x (B, C, H, W), (B,): large where the density is."""
+        return (x * self.network(x, noise, condition)).flatten(1).sum(1)
+
+    def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """x (B, C, H, W), noise (B,) float32 -> (B, C, H, W)."""
+        return forward_mode.gradient(lambda y: self.potential(y, noise, condition).sum(), x)

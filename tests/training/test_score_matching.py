@@ -1,0 +1,96 @@
+"""Runs trained by score matching without the noise, and of energies."""
+
+import pytest
+import torch
+from helpers.tiny_runs import TINY, rows
+
+from diffusion_lab import runs
+
+PLANE = ["experiment=toy/score_matching", "logger=none", "trainer.accelerator=cpu"]
+PLANE += ["backbone.width=16", "callbacks.sample_grid=null", "batch_size=32"]
+IMAGES = [*TINY, "logger=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
+ENERGY = [each for each in PLANE if not each.startswith("backbone")]
+ENERGY += ["backbone=energy", "backbone.network.width=16"]
+
+
+def state(folder):
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [PLANE, [*PLANE, "objective/score_loss=exact"], [*ENERGY, "objective/score_loss=exact"]],
+    ids=["sliced", "exact", "energy"],
+)
+def test_a_run_is_resumed_bit_for_bit_and_opened(lab, tmp_path, parts):
+    parts = [*parts, "lr_schedule=constant"]  # which does not depend on the number of steps
+    for folder, steps in (("whole", 4), ("parts", 2)):
+        code, _, err = lab("train", *parts, f"run_dir={folder}", f"trainer.max_steps={steps}")
+        assert code == 0, err
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=4")
+    assert code == 0, err
+    whole, other = (
+        state(tmp_path / folder)["current_model_state"] for folder in ("whole", "parts")
+    )
+    assert whole.keys() == other.keys()
+    assert all(torch.equal(whole[name], other[name]) for name in whole)
+    code, _, err = lab("sample", "run=whole", "num_samples=3", "sampler.steps=2", "output=points")
+    assert code == 0, err
+    _, model = runs.load(tmp_path / "whole")
+    assert model.objective.score_loss is not None
+
+
+def test_training_learns_the_score_that_denoising_learns(lab, tmp_path):
+    learning = ["optimizer.lr=5e-3", "lr_schedule.warmup_images=0", "trainer.max_steps=60"]
+    learning += ["schedule.sigma_min=0.3", "batch_size=256", "callbacks.weight_averaging=null"]
+    last = {}
+    for loss in ("none", "sliced", "exact"):
+        chosen = [f"objective/score_loss={loss}", f"run_dir={loss}"]
+        code, _, err = lab("train", *PLANE, *learning, *chosen)
+        assert code == 0, err
+        losses = [row["test/loss"] for row in rows(tmp_path / loss) if "test/loss" in row]
+        last[loss] = losses[-1]
+    assert last["none"] < 0.75  # 1 without training
+    assert last["exact"] == pytest.approx(last["none"], abs=0.06)
+    assert last["sliced"] == pytest.approx(last["none"], abs=0.08)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_images_are_trained_by_sliced_score_matching(lab, tmp_path, precision):
+    code, _, err = lab(
+        "train", *IMAGES, "objective/score_loss=sliced", f"trainer.precision={precision}"
+    )
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["objective/score_loss=exact", "denoiser.clip=1"], "denoiser.clip=1"),
+        (["objective/score_loss=exact"], "objective/score_loss=sliced"),  # 128 numbers
+        (["objective/score_loss=sliced", "objective.huber=0.1"], "objective.huber=null"),
+        (
+            ["objective/score_loss=sliced", "objective/uncertainty=learned"],
+            "objective/uncertainty=none",
+        ),
+        (["objective=mean_flow", "objective/score_loss=sliced"], "objective/jump_loss=none"),
+        (["objective/score_loss=sliced", "activation_checkpointing=true"], "score_loss"),
+        (["objective/score_loss=sliced", "compile=true"], "compile=auto"),
+        (["objective/score_loss=sliced", "objective.score_loss.projections=0"], "projections=0"),
+        (
+            ["objective/score_loss=sliced", "alignment=efficientnet_lite0"],
+            "alignment=none",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(refusal, tmp_path, overrides, said):
+    images = ["data.pad=16"] if "objective/score_loss=exact" in overrides else []
+    assert said in refusal("train", *IMAGES, *images, *overrides, "run_dir=run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_energy_has_no_second_channel_or_layers_to_run_again(refusal):
+    energy = [each for each in IMAGES if not each.startswith("backbone")]
+    for override in ("denoiser.self_conditioning=true", "activation_checkpointing=true"):
+        sentence = refusal("train", *energy, "backbone=energy", override)
+        assert override.removeprefix("denoiser.").removesuffix("=true") in sentence
