@@ -52,8 +52,9 @@ def renormalise(network: nn.Module) -> None:
     A module that keeps one does this in a method of the same name.
     """
     for module in network.modules():
-        if own := getattr(module, "renormalise", None):
-            own()
+        # of the class: a module without one raises and catches an error to say so, at every step
+        if own := getattr(type(module), "renormalise", None):
+            own(module)
 
 
 def layers_of(backbone: nn.Module) -> list[nn.Module]:

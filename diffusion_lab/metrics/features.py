@@ -47,10 +47,15 @@ class FeatureExtractor(ABC):
     def load(self, device: torch.device | str) -> None:
         """Builds the network on `device`; raises ExtractorUnavailable."""
         network, weights = self.build()
-        self.device = torch.device(device)
-        self.network = network.requires_grad_(False).eval().to(self.device)
+        self.network = network.requires_grad_(False).eval()
+        self.to(device)
         content = f"{type(self).__name__}\n{weights}\n{self.preprocessing}"
         self.fingerprint = hashing.of_text(content)
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the network, once it is loaded."""
+        self.device = torch.device(device)
+        self.network.to(self.device)
 
     def check(self, source: ImageDataModule) -> None:
         """Raises ExtractorUnavailable if the network cannot take this source's images."""

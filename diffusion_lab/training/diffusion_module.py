@@ -95,7 +95,10 @@ class DiffusionModule(TrainedModule):
                 shard_parameters(self.alignment, mesh)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the mean loss, (), of b images, or of tensors made of images before training."""
+        """Returns the mean loss, (), of b images, or of tensors made of images before training.
+
+        With an alignment, its parts come with it, by the names that are logged.
+        """
         share, shares = self.seed_share(batch_idx)
         augmentation = eps = images = None
         if isinstance(batch, PairBatch):

@@ -63,7 +63,7 @@ class DiffusionTask(Task):
     def prepare(self, device: torch.device) -> dict[str, object]:
         facts: dict[str, object] = {}
         if self.module.alignment:
-            self.module.alignment.extractor.load(device)
+            self.module.alignment.extractor.to(device)
         if self.initial:
             self.initial.load_into(self.module.denoiser)
             renormalise(self.module.denoiser)

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.small_networks import small_dit
 from torch import nn
 
 from diffusion_lab.backbone import (
@@ -49,21 +50,7 @@ def inputs():
 
 def network(block_class, **settings) -> DiT:
     torch.manual_seed(0)
-    return DiT(
-        in_channels=1,
-        out_channels=1,
-        image_size=(8, 8),
-        patch=2,
-        width=WIDTH,
-        depth=2,
-        heads=2,
-        positions="sincos",
-        qk_norm=False,
-        window=None,
-        long_skips=False,
-        block=partial(block_class, mlp_ratio=2.0),
-        **settings,
-    )
+    return small_dit(block_class, depth=2)(1, 1, (8, 8), **settings)
 
 
 NORMS = pytest.mark.parametrize(("norm", "formula"), [("layer", layer_norm), ("rms", rms_norm)])

@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 from helpers.paths import CONF
+from helpers.small_networks import small_dit
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_lab.backbone import DiT
 from diffusion_lab.backbone.attention import SelfAttention, rotate
 from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
@@ -18,19 +18,12 @@ from diffusion_lab.backbone.dit import window_mask
 from diffusion_lab.backbone.embedding import rotary_angles
 from diffusion_lab.backbone.patches import patchify, unpatchify
 
-small = partial(
-    DiT,
+small = small_dit(
     in_channels=1,
     out_channels=1,
     image_size=(8, 12),
-    patch=2,
     width=32,
     depth=2,
-    heads=2,
-    positions="sincos",
-    qk_norm=False,
-    window=None,
-    long_skips=False,
     block=partial(AdaLNZero, mlp_ratio=4.0),
 )
 

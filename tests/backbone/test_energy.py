@@ -4,23 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.small_networks import small_dit
 
-from diffusion_lab.backbone import MLP, AdaLNZero, Condition, DiT, Energy
+from diffusion_lab.backbone import MLP, Condition, Energy
 from diffusion_lab.common.forward_mode import derivative, is_taken
 
-DIT = partial(
-    DiT,
-    patch=2,
-    width=16,
-    depth=1,
-    heads=2,
-    positions="sincos",
-    qk_norm=False,
-    window=None,
-    long_skips=False,
-    block=partial(AdaLNZero, mlp_ratio=2.0),
-)
-NETWORKS = pytest.mark.parametrize("network", [partial(MLP, width=16, depth=2), DIT])
+NETWORKS = pytest.mark.parametrize("network", [partial(MLP, width=16, depth=2), small_dit()])
 
 
 def energy(network) -> Energy:

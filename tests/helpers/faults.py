@@ -18,6 +18,18 @@ def die() -> None:
     raise Killed
 
 
+def spoil_loss(patch, steps, spoil):
+    """Replaces the loss of these training steps, counted from 1, by `spoil` of it."""
+    original = DiffusionModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        result = original(self, batch, batch_idx)
+        here = self.trainer.global_step + 1 in steps
+        return result | {"loss": spoil(result["loss"])} if here else result
+
+    patch.setattr(DiffusionModule, "training_step", training_step)
+
+
 def at_step(patch, step, act):
     """Calls `act` when training step `step`, counted from 1, begins."""
     original = DiffusionModule.training_step

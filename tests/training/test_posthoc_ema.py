@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers.faults import Killed, at_step, die
+from helpers.faults import Killed, at_step, die, spoil_loss
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
@@ -17,7 +17,6 @@ from diffusion_lab.diffusion.power_average import gamma_of
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import snapshots
 from diffusion_lab.training.callbacks import PosthocEMA, posthoc_ema
-from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.module import TrainedModule
 
 QUIET = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -46,17 +45,7 @@ def seen(monkeypatch) -> dict[int, dict[str, torch.Tensor]]:
 def bad_at(monkeypatch):
     """bad_at(3, 4) makes the losses of these steps, counted from 1, infinite."""
 
-    def spoil(*steps):
-        original = DiffusionModule.training_step
-
-        def training_step(self, batch, batch_idx):
-            result = original(self, batch, batch_idx)
-            spoilt = result | {"loss": result["loss"] + torch.inf}
-            return spoilt if self.trainer.global_step + 1 in steps else result
-
-        monkeypatch.setattr(DiffusionModule, "training_step", training_step)
-
-    return spoil
+    return lambda *steps: spoil_loss(monkeypatch, steps, lambda loss: loss + torch.inf)
 
 
 def checkpoint_of(folder):

@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
+from helpers.faults import spoil_loss
 from helpers.tiny_runs import TINY
 from safetensors.torch import load_file, save_file
-
-from diffusion_lab.training.diffusion_module import DiffusionModule
 
 NETWORK = ["backbone=edm2", "backbone.channels=8", "backbone.multipliers=[1,2]"]
 NETWORK += ["backbone.attention=[1]", "backbone.head_channels=8"]
@@ -60,14 +59,7 @@ def test_weights_have_unit_magnitude_after_steps_and_a_run_is_resumed_bit_for_bi
 
 
 def test_a_skipped_step_leaves_the_weights_bit_for_bit(lab, tmp_path, monkeypatch):
-    original = DiffusionModule.training_step
-
-    def training_step(self, batch, batch_idx):
-        result = original(self, batch, batch_idx)
-        spoilt = result | {"loss": result["loss"] * torch.nan}
-        return spoilt if self.trainer.global_step == 2 else result
-
-    monkeypatch.setattr(DiffusionModule, "training_step", training_step)
+    spoil_loss(monkeypatch, [3], lambda loss: loss * torch.nan)
     every = "callbacks.checkpoint.every_n_steps=1"
     train(lab, *QUICK, *EDM2, every, "run_dir=run", "trainer.max_steps=3")
     after, before = (checkpoint(tmp_path / "run", name) for name in ("last", "previous"))

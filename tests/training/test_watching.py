@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from helpers.faults import Killed, at_step, die
+from helpers.faults import Killed, at_step, die, spoil_loss
 from helpers.tiny_runs import TINY, rows
 from torch import nn
 
 from diffusion_lab.training.callbacks.gradient_noise import GradientNoise, PartNorms
 from diffusion_lab.training.callbacks.level_losses import bins_of
-from diffusion_lab.training.diffusion_module import DiffusionModule
 
 ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "callbacks.denoising=null"]
 ALONE += ["logger=none", "trainer.precision=32-true", "optimizer.lr=1e-2"]
@@ -98,14 +97,7 @@ def test_a_resumed_run_has_the_same_statistics(lab, tmp_path, monkeypatch, train
 
 
 def test_skipped_steps_leave_no_statistics(lab, tmp_path, monkeypatch):
-    original = DiffusionModule.training_step
-
-    def training_step(self, batch, batch_idx):
-        result = original(self, batch, batch_idx)
-        spoilt = result | {"loss": result["loss"] * torch.nan}
-        return spoilt if self.trainer.global_step == 1 else result
-
-    monkeypatch.setattr(DiffusionModule, "training_step", training_step)
+    spoil_loss(monkeypatch, [2], lambda loss: loss * torch.nan)
     code, _, err = lab("train", *TINY, *ALONE, *LOOKS, "run_dir=run")
     assert code == 0, err
     for start in ("train_grad_norm/", "train_by_level/", "train/grad_norm", "train/noise_scale"):
