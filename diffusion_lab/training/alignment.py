@@ -24,7 +24,8 @@ class Alignment(nn.Module):
     An MLP of `width` maps the layer's output to the features' channels, and features are
     interpolated to the layer's places. The loss is `weight` (1 - cosine), until `stop_images`
     images were seen, as arXiv:2505.16792 advises. `layer` counts the layers from 0; None is the one
-    in the middle. Raises ValueError if there is no such layer.
+    in the middle. Raises ValueError if there is no such layer, or if the network has no
+    features by place.
     """
 
     @ranges()
@@ -47,6 +48,11 @@ class Alignment(nn.Module):
         chosen_layer(denoiser.backbone, layer).register_forward_hook(self._look)
         with torch.random.fork_rng(devices=[]):  # loading draws weights that it replaces
             extractor.load("cpu")
+        if not extractor.map_channels:
+            raise ValueError(
+                f"{extractor.name} has no features by place to align with; write "
+                "alignment=efficientnet_lite0 or dinov2"
+            )
         channels = self._tried(denoiser, schedule)
         self.projector = nn.Sequential(
             nn.Linear(channels, width),

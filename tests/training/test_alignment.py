@@ -1,6 +1,5 @@
 """Representation alignment: its formula, what it trains, and its runs."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from helpers.paths import CONF
 from helpers.refusals import refused
+from helpers.small_networks import small_dit
 from helpers.tiny_runs import TINY, rows, tiny_first_stage
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from diffusion_lab.backbone import AdaLNZero, ClassLabel, DiT, InContext
+from diffusion_lab.backbone import AdaLNZero, ClassLabel, InContext
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -48,9 +48,7 @@ def denoiser(backbone) -> Denoiser:
 
 
 def dit(block=AdaLNZero, **settings):
-    settings = {"patch": 2, "width": 16, "depth": 3, "heads": 2} | settings
-    fixed = {"positions": "sincos", "qk_norm": False, "window": None, "long_skips": False}
-    return partial(DiT, **settings, **fixed, block=partial(block, mlp_ratio=2.0))
+    return small_dit(block, depth=3, **settings)
 
 
 def aligned(model: Denoiser, **settings) -> Alignment:
@@ -242,6 +240,12 @@ def test_who_judges_by_the_same_features_is_told(network):
 def test_what_cannot_be_aligned_is_refused_by_its_key(refusal, tmp_path, overrides, said):
     assert said in refusal("train", *REPA, *overrides, "run_dir=run")
     assert not (tmp_path / "run").exists()
+
+
+def test_features_without_places_are_refused(monkeypatch):
+    monkeypatch.setattr(Corners, "map_channels", 0)
+    with refused("alignment=efficientnet_lite0", by=ValueError):
+        aligned(denoiser(dit()))
 
 
 def test_a_network_without_layers_is_refused():
