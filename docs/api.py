@@ -80,7 +80,7 @@ def index_page() -> str:
         "| --- | --- |",
     ]
     lines += [f"| [`{name}`][{home}.{name}] | `{home}` |" for name, home in public_names().items()]
-    lines += ["", "`diffusion_lab.pipeline` joins the parts:", "", "::: diffusion_lab.pipeline", ""]
+    lines += [""]
     for room in ROOMS:
         lines += [f"## {room}", "", docstring_of(PACKAGE / room / "__init__.py"), ""]
         lines += [f"All modules and functions: [diffusion_lab.{room}]({room}.md)", ""]

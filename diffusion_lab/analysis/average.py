@@ -16,8 +16,8 @@ from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.ranges import either, number, numbers, optional, whole
 from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_of
 from diffusion_lab.runs import averages, snapshots
+from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.averages import name_of
-from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.opening import kind_of, load_trained_config
 from diffusion_lab.runs.weights import EXPORTED
 
@@ -40,7 +40,7 @@ def average(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     check_keys(cfg, KEYS)
     lengths = [*cfg.length] if isinstance(cfg.length, ListConfig) else [cfg.length]
     run, saved = Path(cfg.run), load_trained_config(cfg.run)
-    first_stages = None if kind_of(saved) is DiffusionRun else AveragedFirstStages(cfg, saved)
+    first_stages = AveragedFirstStages(cfg, saved) if kind_of(saved) is AutoencoderRun else None
     step, last, found = chosen(run, cfg.step)
     made = []
     for length, (tensors, error) in reconstruct(found, step, lengths).items():

@@ -10,7 +10,8 @@ from diffusion_lab.metrics import PreparedMetrics, ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
 from diffusion_lab.runs.images_run import open_images
 from diffusion_lab.runs.opening import inherit, open_run
-from diffusion_lab.runs.results import comparable_metrics, require_evaluations, sampling_of
+from diffusion_lab.runs.results import comparable_metrics, require_evaluations
+from diffusion_lab.runs.samplings import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
 

@@ -23,7 +23,7 @@ from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.metric import Protocol, with_fingerprint
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
-from diffusion_lab.runs.results import sampling_of
+from diffusion_lab.runs.samplings import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 from diffusion_lab.training.diffusion_module import LEVELS, losses_by_level
 

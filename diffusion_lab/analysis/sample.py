@@ -19,6 +19,8 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 
+NAMED = ("eta", "temperature", "top_k", "top_p")  # settings of samplers that file names have
+
 
 def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Draws `cfg.num_samples` images of `cfg.run`; returns where they were written.
@@ -70,12 +72,14 @@ def vectors(given: list[Any], size: int, asked: object) -> Tensor:
 
 
 def way(cfg: DictConfig) -> str:
-    """The sampler, its steps and the guidance scale, as text for file names."""
+    """The sampler, how it draws, and the guidance scale, as text for file names."""
     if "sampler" not in cfg:
         return "prior"
     sampler = str(cfg.sampler._target_).rsplit(".", 1)[-1].lower()
-    eta = f"_eta{cfg.sampler.eta:g}" if "eta" in cfg.sampler else ""
-    return f"{sampler}{eta}_{cfg.sampler.steps}_scale{cfg.guidance.scale:g}"
+    named = [key for key in NAMED if cfg.sampler.get(key) is not None]
+    given = "".join(f"_{key}{cfg.sampler[key]:g}" for key in named)
+    steps = f"_{cfg.sampler.steps}" if "steps" in cfg.sampler else ""
+    return f"{sampler}{given}{steps}_scale{cfg.guidance.scale:g}"
 
 
 def write(

@@ -27,7 +27,7 @@ from diffusion_lab.metrics import REAL, PreparedMetrics, Quantity
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.averages import name_of
-from diffusion_lab.runs.results import sampling_of
+from diffusion_lab.runs.samplings import sampling_of
 from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
 # the keys that combinations may vary

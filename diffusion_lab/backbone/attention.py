@@ -80,10 +80,14 @@ class SelfAttention(nn.Module):
         self.register_buffer("angles", angles, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
 
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (B, N, D), (B, h, N, d) each."""
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        return self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v
+
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
-        q, k, v = split_heads(self.qkv(x), 3, self.heads)  # (B, h, N, d) each
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        q, k, v = self.projected(x)
         if self.angles is not None:
             q, k = rotate(q, self.angles), rotate(k, self.angles)
         mask = self.mask
@@ -95,6 +99,36 @@ class SelfAttention(nn.Module):
     def mixing_macs(self, x: Tensor) -> int:
         """Multiply-accumulates between tokens: the scores, and the sum of values by them."""
         return 2 * x.numel() * x.shape[1]
+
+
+class CausalAttention(SelfAttention):
+    """Self-attention of at most `tokens` tokens to themselves and those before them.
+
+    While `remembers` is set, each input continues the inputs before it, whose keys and values are
+    kept in `past`; so tokens that come one by one cost one each.
+    """
+
+    def __init__(self, width: int, heads: int, tokens: int, qk_norm: bool = False):
+        seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        super().__init__(width, heads, qk_norm, mask=seen)
+        self.remembers = False
+        self.past: tuple[Tensor, Tensor] | None = None
+
+    def remember(self, remembers: bool) -> None:
+        """Begins to remember inputs, or ends it; forgets what is kept."""
+        self.remembers, self.past = remembers, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        assert self.mask is not None
+        q, k, v = self.projected(x)
+        if self.past is not None:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(self.past, (k, v), strict=True))
+        if self.remembers:
+            self.past = k, v
+        known = k.shape[2]
+        mask = self.mask[known - x.shape[1] : known, :known]
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):

@@ -1,10 +1,10 @@
 """The one table of configuration keys, which says what it means to change the value of a key."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Flag, auto
 from functools import reduce
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.common.messages import UserError
 
@@ -43,7 +43,7 @@ TABLE = {
     "identity named loss": "data.validate_on",
     # an experiment may choose any of the other keys
     "identity named loss composition": "experiment data. coupling. reconstruction.",
-    "identity named loss composition cost": "first_stage. schedule. objective.",
+    "identity named loss composition cost": "family first_stage. schedule. objective.",
     "identity named composition cost": (
         "augmentation. backbone. conditioning. denoiser. optimizer. parameter_groups"
     ),
@@ -132,16 +132,24 @@ def as_path(key: str, value: object) -> object:
     return str(value)
 
 
-def leave_out(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+def leave_out(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:
     """Removes the values that a study or an experiment gives for groups of which none is chosen.
 
-    What names a class stays: it is not of a group. `choices` are Hydra's, by group; changes `cfg`
-    in place.
+    What names a class stays: it is not of a group. Steps of a sampler that has none go, too, unless
+    they are among the command line's `overrides`. `choices` are Hydra's, by group; changes `cfg` in
+    place.
     """
-    for group in CAN_BE_NONE:
-        named = "_target_" in (cfg.get(group) or {})
-        if choices.get(group) == "none" and group in cfg and not named:
-            cfg[group] = None
+    given = any(override.lstrip("+").startswith("sampler.steps=") for override in overrides)
+    with open_dict(cfg):
+        for group, option in choices.items():
+            if group not in cfg or CLASS in (cfg[group] or {}):
+                continue
+            if option == "none" and group in CAN_BE_NONE:
+                cfg[group] = None
+            elif option is None:
+                del cfg[group]
+        if choices.get("sampler") == "codes" and not given:
+            cfg.sampler.pop("steps", None)
 
 
 def paths_as_text(cfg: DictConfig) -> None:

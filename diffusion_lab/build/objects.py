@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import NumericLabel
+from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.model import (
     Model,
@@ -65,6 +66,7 @@ def build_model(
 
     On the device "meta" the denoiser takes neither time nor memory.
     """
+    require_diffusion(cfg)
     schedule = instantiate(cfg, "schedule")
     first_stage = instantiate(cfg, "first_stage")(image_shape=image_shape)
     cfg = with_data_std(cfg, first_stage.data_std)
@@ -138,6 +140,7 @@ def build_pipeline(
 
     `weak` is the denoiser of `cfg.guidance.weak_run`, `classifier` that of `cfg.guidance`.
     """
+    require_diffusion(cfg)
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
     check_sampling(model, sampler, guidance)
     with errors_at(cfg, "sampler"):

@@ -66,9 +66,9 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     """Calls a command's function with the configuration that Hydra has composed."""
     # imported late: torch and lightning take seconds, which --help and typing errors need not wait
     function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
-    leave_out(cfg, HydraConfig.get().runtime.choices)
-    paths_as_text(cfg)
     overrides = list(HydraConfig.get().overrides.task)
+    leave_out(cfg, HydraConfig.get().runtime.choices, overrides)
+    paths_as_text(cfg)
     combined = [combinations(command, config, cfg, overrides)] if command.combines else []
     work = partial(function, cfg, overrides, *combined)
     if not command.on_all_devices:

@@ -39,7 +39,7 @@ def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
         first.append(f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)
-    leave_out(cfg, cfg.hydra.runtime.choices)
+    leave_out(cfg, cfg.hydra.runtime.choices, first)
     return cfg
 
 

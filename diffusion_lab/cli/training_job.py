@@ -24,7 +24,7 @@ from diffusion_lab.runs.progress import reason_of
 from diffusion_lab.runs.resuming import resumed
 from diffusion_lab.training import study, tuning
 from diffusion_lab.training.autoencoder_task import build_autoencoder_task
-from diffusion_lab.training.diffusion_task import build_diffusion_task
+from diffusion_lab.training.family_tasks import build_task
 from diffusion_lab.training.protocol import protocol_of
 from diffusion_lab.training.task import Task
 from diffusion_lab.training.train import Outcome, train
@@ -142,5 +142,5 @@ def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in joined.items()]
 
 
-train_model = TrainingJob("train", build_diffusion_task)
+train_model = TrainingJob("train", build_task)
 train_first_stage = TrainingJob("train-autoencoder", build_autoencoder_task)

@@ -175,6 +175,9 @@ def optional(allowed: Range) -> Range:
     return either(allowed, Range("null", lambda value: value is None))
 
 
+MULTIPLE_OF_4 = Range(
+    "a multiple of 4 above 0", lambda value: whole(4).allows(value) and value % 4 == 0, 32
+)
 Count = Annotated[int, whole(1)]
 Flag = Annotated[bool, flag()]
 Fraction = Annotated[float, between(0, 1)]

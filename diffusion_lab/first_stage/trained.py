@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.images import to_uint8
 from diffusion_lab.common.messages import say
 from diffusion_lab.data import EncodedImages, ImageDataModule
 from diffusion_lab.first_stage.autoencoder import saving
@@ -79,6 +81,26 @@ class TrainedKL(TrainedAutoencoder):
 
 
 class TrainedVQ(TrainedAutoencoder):
-    """Latents of `train-autoencoder autoencoder=vq` or `fsq`, before they are quantised."""
+    """Latents of `train-autoencoder autoencoder=vq` or `fsq`, before they are quantised.
+
+    Its codes, (B, h, w) whole numbers below `num_codes`, are for models of sequences.
+    """
 
     kinds = ("vq", "fsq")
+
+    @property
+    def num_codes(self) -> int:
+        """The number of values that a code has."""
+        return self.network.codes
+
+    @torch.no_grad()
+    def codes(self, moments: Tensor) -> Tensor:
+        """Moments (B, c, h, w) -> codes (B, h, w) int64."""
+        self.network.to(moments.device)
+        return self.network.assign(self.mean(moments))[1].long()
+
+    @torch.no_grad()
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) int64 -> images uint8 (B, C, H, W), in the caller's precision."""
+        self.network.to(codes.device)
+        return to_uint8(self.network.decode_quantised(self.network.vectors(codes)))

@@ -25,6 +25,7 @@ from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.diffusion_run import DiffusionRun, with_weights
+from diffusion_lab.runs.family_runs import FamilyRun
 from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.open_run import checkpoint_of
 from diffusion_lab.runs.opening import kind_of, load_trained_config
@@ -47,8 +48,14 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     require_new(output)
     run = Path(cfg.run)
     saved = load_trained_config(run)
-    if kind_of(saved) is not DiffusionRun:
+    kind = kind_of(saved)
+    if not issubclass(kind, DiffusionRun | FamilyRun):
         raise UserError(f"{run} is an autoencoder; share its {saving.FIRST_STAGE_FILE} instead")
+    if cfg.format == "diffusers" and kind is not DiffusionRun:
+        raise UserError(
+            f"format=diffusers is for diffusion models, and {run} is {kind.limits}; write "
+            "format=run"
+        )
     average = None if cfg.average is None else name_of(cfg.average)
     checkpoint = checkpoint_of(cfg)
     if (run / weights.EXPORTED).is_file():  # an export or an import
@@ -56,6 +63,10 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     else:
         tensors, step = weights.load_of_run(run, average, checkpoint)
         facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
+    if issubclass(kind, FamilyRun):
+        _, _, first_stage = kind.with_weights(run, saved, tensors)
+        write(output, tensors, facts, first_stage, partial(shutil.copy, run / CONFIG))
+        return {"output": str(output), "tensors": len(tensors)} | facts
     data, model = with_weights(run, saved, tensors)  # refuses weights of another model
     if cfg.format == "diffusers":
         with errors_at(cfg, ""):
@@ -79,7 +90,7 @@ def write(
     output: Path,
     tensors: dict[str, Tensor],
     facts: dict[str, str],
-    first_stage: FirstStage,
+    first_stage: FirstStage | None,
     write_config: Callable[[Path], object],
 ) -> None:
     """Writes the new folder `output` atomically; raises UserError if that fails.
@@ -94,7 +105,8 @@ def write(
         }
         safetensors.torch.save_file(copies, folder / weights.EXPORTED, {"format": "pt"} | facts)
         write_config(folder)
-        first_stage.copy_into(folder)
+        if first_stage is not None:
+            first_stage.copy_into(folder)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from diffusion_lab.runs import published
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.folder import CONFIG, SAMPLES, load_config, save_config, write_summary
 from diffusion_lab.runs.open_run import OpenRun, move_data
-from diffusion_lab.runs.results import IMAGES
+from diffusion_lab.runs.samplings import IMAGES
 from diffusion_lab.runs.weights import CHECKPOINT
 
 COLUMNS = 10  # of the picture, a square

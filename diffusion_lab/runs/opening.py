@@ -5,21 +5,31 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from diffusion_lab.build import families
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.diffusion_run import DiffusionRun
+from diffusion_lab.runs.family_runs import AutoregressiveRun, GANRun
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.images_run import ImagesRun
 from diffusion_lab.runs.open_run import OpenRun
-from diffusion_lab.runs.results import IMAGES
+from diffusion_lab.runs.samplings import IMAGES
+
+FAMILIES: dict[str, type[OpenRun]] = {
+    families.DIFFUSION: DiffusionRun,
+    families.AUTOREGRESSIVE: AutoregressiveRun,
+    families.GAN: GANRun,
+}
 
 
 def kind_of(saved: DictConfig) -> type[OpenRun]:
     """The kind of the run with the configuration `saved`."""
     if IMAGES in saved:
         return ImagesRun
-    return AutoencoderRun if "autoencoder" in saved else DiffusionRun
+    if "autoencoder" in saved:
+        return AutoencoderRun
+    return FAMILIES[families.family_of(saved)]
 
 
 def open_run(cfg: DictConfig) -> OpenRun:

@@ -2,11 +2,10 @@
 
 import json
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common import hashing
@@ -14,8 +13,15 @@ from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.runs import published
-from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.samplings import (
+    Record,
+    Sampling,
+    differing,
+    sampled_by,
+    sampling_of,
+    samplings_of,
+)
 from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 
 # how an error describes each entry of a protocol, and what makes it equal: an override or advice
@@ -33,28 +39,6 @@ WORDS = {
     "num_samples": ("with metrics.num_samples=", "metrics.num_samples="),
 }
 EVALUATIONS = "evaluations"
-Sampling = dict[str, object]  # the result of `sampling_of`
-IMAGES = "images"  # the key of images that another program drew, in configurations
-OWN = "own"  # the sampling seed of runs that each sample with their training seed
-# "protocol", "sampling" and "metrics" of an evaluation, the run's "training_seed", and what
-# identifies its weights
-Record = dict[str, Any]
-
-
-def sampling_of(cfg: DictConfig) -> Sampling:
-    """The settings by which samples are drawn: sampler, guidance and seed, as plain values.
-
-    The average of the weights is one of them, unless it is the one that the run evaluates, and so
-    is the step of a checkpoint other than the newest. Those of another program's images are not
-    known: {}.
-    """
-    if cfg.get(IMAGES):
-        return {}
-    parts = [part for part in ("sampler", "guidance") if part in cfg]  # a VAE's has neither
-    plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
-    average, step = cfg.get("average"), cfg.get("step")
-    weights = {} if average is None else {"average": name_of(average)}
-    return plain | {"seed": cfg.seed} | weights | ({} if step is None else {"step": step})
 
 
 def save_evaluation(
@@ -94,24 +78,6 @@ def evaluations_of(folder: str | Path, weights: CurrentWeights) -> list[Record]:
         if weights.match(record):
             found.append(record)
     return [record | {"training_seed": seed} for record in found]
-
-
-def samplings_of(record: Record) -> list[Sampling]:
-    """The sampling of an evaluation, and, if it has the run's training seed, with the seed OWN.
-
-    Another program's images have none.
-    """
-    sampling = record["sampling"]
-    if not sampling:
-        return []
-    own = sampling["seed"] == record["training_seed"]
-    return [sampling, sampling | {"seed": OWN}] if own else [sampling]
-
-
-def sampled_by(record: Record, sampling: Sampling) -> bool:
-    """Whether an evaluation is of this sampling; one of another program's images is of any."""
-    ways = [flat(way) for way in samplings_of(record)]
-    return not ways or any(not _differing(flat(sampling), way) for way in ways)
 
 
 def measured_by(found: Sequence[Record], protocol: Protocol, sampling: Sampling) -> bool:
@@ -162,7 +128,7 @@ def comparable_metrics(
     metrics = dict(ChainMap(*same))  # the first value of a metric counts
     if not metrics:
         ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
-        key = min(_differing(ours, theirs))
+        key = min(differing(ours, theirs))
         raise UserError(
             f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
             f"{key}={ours.get(key)}, so their metrics cannot be compared; "
@@ -174,7 +140,7 @@ def comparable_metrics(
 def require_same(protocols: dict[str, Protocol]) -> None:
     """Raises UserError, which names the first difference, if two runs' protocols are not equal."""
     (first, expected), (name, protocol) = protocols.items()
-    for key in sorted(_differing(expected, protocol), key=lambda key: (key not in WORDS, key)):
+    for key in sorted(differing(expected, protocol), key=lambda key: (key not in WORDS, key)):
         if key == FINGERPRINT:
             continue
         a, b = expected.get(key), protocol.get(key)
@@ -189,21 +155,16 @@ def require_same(protocols: dict[str, Protocol]) -> None:
         )
 
 
-def _differing(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
-    """The keys whose values differ; a missing value counts as null."""
-    return [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-
-
 def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, object]) -> str:
     """The advice to evaluate a run, sampled with settings `theirs`, again with settings `ours`."""
-    differing = _differing(ours, theirs)
+    keys = differing(ours, theirs)
     command = f"diffusion-lab evaluate run={folder}"
-    for key in differing:
+    for key in keys:
         group = key.partition(".")[0]
         if key.endswith("_target_") or key not in ours or key not in theirs:
             return f"measure both with the same {group}, as in `{command} {group}=...`"
     # Hydra's syntax for values: no blanks, and inf for infinity
-    words = {key: json.dumps(ours[key], separators=(",", ":")) for key in differing}
+    words = {key: json.dumps(ours[key], separators=(",", ":")) for key in keys}
     chosen = " ".join(f"{key}={word.replace('Infinity', 'inf')}" for key, word in words.items())
     return f"measure {folder} with `{command} {chosen}`"
 

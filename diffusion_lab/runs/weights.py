@@ -17,7 +17,9 @@ from diffusion_lab.runs.averages import NO_AVERAGE
 from diffusion_lab.runs.checkpoints import AVERAGES, TRAINED
 
 EXPORTED = "model.safetensors"  # in the folder of an export
-PREFIX = "denoiser."  # starts the names of the denoiser's weights in a checkpoint
+# start the names of the weights of the network that draws, in a checkpoint: of a denoiser, or of a
+# model of another family
+PREFIX, OTHER = "denoiser.", "model."
 CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and file stamp
 
 
@@ -72,7 +74,10 @@ def load_of_run(
         made = averages.find(folder, average, step, [NO_AVERAGE, *kept])
         return read(made / EXPORTED, "make the average again"), averages.step_of(made)
     weights = {
-        name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)
+        name.removeprefix(prefix): value
+        for prefix in (PREFIX, OTHER)
+        for name, value in state.items()
+        if name.startswith(prefix)
     }
     return weights, step
 

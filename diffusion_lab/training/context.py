@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.metrics import PreparedMetrics
-from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger.json_lines import JSONLines
 
@@ -25,7 +25,7 @@ class RunContext:
     memory: PeakMemory
     rows: JSONLines
     prepared_metrics: PreparedMetrics | None = None  # None: nothing is evaluated
-    pipeline: Pipeline | None = None  # None: the run trains no diffusion model
+    pipeline: Generator | None = None  # None: the run draws no samples
 
     results: dict[str, float] = field(default_factory=dict)  # metrics of the latest evaluation
     measured_at: int | None = None  # the step of `results`
@@ -42,8 +42,15 @@ class RunContext:
             raise UserError("this run has no metrics to evaluate with")
         return self.prepared_metrics
 
-    def sampling(self) -> Pipeline:
+    def sampling(self) -> Generator:
         """The pipeline, for a callback that draws samples."""
         if self.pipeline is None:
-            raise UserError("this run trains no diffusion model, so its callbacks draw no samples")
+            raise UserError("this run trains an autoencoder, so its callbacks draw no samples")
         return self.pipeline
+
+    def denoising(self) -> Pipeline:
+        """The pipeline, for a callback that looks at denoising."""
+        pipeline = self.sampling()
+        if not isinstance(pipeline, Pipeline):
+            raise UserError("this run trains no diffusion model, so there is no denoising to see")
+        return pipeline

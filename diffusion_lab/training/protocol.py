@@ -13,6 +13,7 @@ from diffusion_lab.training.callbacks import SampleEvaluation, configured
 JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
 ON_REQUEST = ("mmd", "fld")  # measured if metrics.mmd, or metrics.fld, is true
+OPTIONAL = "sampling"  # the key of a protocol that has a default
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
 
 
@@ -21,7 +22,8 @@ class StudyProtocol:
     """The question of a study, the one `metric` that decides, its test, the seeds, and its end.
 
     `metric` is the name of a metric that compositions are judged by, such as fid. `stop` says when
-    no more runs are made.
+    no more runs are made. `sampling` own lets each composition be drawn by its own sampler and
+    guidance; else they have to be equal.
     """
 
     question: Annotated[str, TEXT]
@@ -29,6 +31,7 @@ class StudyProtocol:
     test: Annotated[str, one_of("paired", "welch")]
     seeds: Annotated[list[int], whole_list(0, shortest=2)]
     stop: Annotated[str, TEXT]
+    sampling: Annotated[str, one_of("equal", "own")] = "equal"
 
 
 def protocol_of(cfg: DictConfig) -> StudyProtocol | None:
@@ -40,9 +43,12 @@ def protocol_of(cfg: DictConfig) -> StudyProtocol | None:
     if node is None:
         return None
     values = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
-    names = StudyProtocol.__annotations__
-    if not isinstance(values, dict) or values.keys() != names.keys():
-        raise UserError(f"protocol must have the keys {', '.join(names)} and no others")
+    names = list(StudyProtocol.__annotations__)
+    if not isinstance(values, dict) or values.keys() | {OPTIONAL} != set(names):
+        raise UserError(
+            f"protocol must have the keys {', '.join(names)} and no others; {OPTIONAL} may be left "
+            "out"
+        )
     with naming_keys("protocol", {name: f"protocol.{name}" for name in names}):
         protocol = StudyProtocol(**{str(key): value for key, value in values.items()})
     tuning = cfg.get("tuning")

@@ -14,7 +14,7 @@ from diffusion_lab.compute.device import float32_precision
 from diffusion_lab.metrics import report
 from diffusion_lab.runs import SUMMARY, load_summary
 from diffusion_lab.runs.environment import environment_of
-from diffusion_lab.runs.results import Sampling, sampling_of
+from diffusion_lab.runs.samplings import Sampling, sampling_of
 from diffusion_lab.training.callbacks import SampleEvaluation
 from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.task import Task

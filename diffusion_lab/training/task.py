@@ -15,7 +15,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.callbacks import (
     EMA,
     Checked,
@@ -38,7 +38,7 @@ class Task(ABC):
     module: TrainedModule
     callbacks: list[Callback]
     metrics: GenerativeMetrics | None
-    pipeline: Pipeline | None = None  # None: the trained network makes no samples
+    pipeline: Generator | None = None  # None: the trained network makes no samples
 
     @property
     def averages(self) -> int:

@@ -14,7 +14,7 @@ from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.metrics.quantities import QUANTITIES
 from diffusion_lab.runs import published
 from diffusion_lab.runs.folder import save_config
-from diffusion_lab.runs.results import sampling_of
+from diffusion_lab.runs.samplings import sampling_of
 
 NAME = "efficientnet_lite0-96/train10k-1k"
 PROTOCOL = {

@@ -7,12 +7,24 @@ from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.runs.environment import DIRTY
+from diffusion_lab.runs.samplings import OWN
 
 
 def protocol_of(runs: Sequence[Run]) -> dict[str, Any] | None:
     """The protocol of all runs; None if some have none, or another one."""
     found = [run.part("protocol") for run in runs]
     return found[0] if found and all(each == found[0] for each in found) else None
+
+
+def own_ways(runs: Sequence[Run]) -> bool:
+    """Whether runs are each drawn by their own sampler and guidance: by protocol, or of need.
+
+    Models of different families have no sampler in common.
+    """
+    trained = [run for run in runs if not run.drawn_elsewhere]
+    if len({run.family for run in trained}) > 1:
+        return True
+    return (protocol_of(trained) or {}).get("sampling") == OWN
 
 
 def notes(groups: Sequence[Group]) -> Iterator[str]:

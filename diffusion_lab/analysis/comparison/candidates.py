@@ -11,13 +11,15 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import FRACTION, Means, Settings, flat, means
+from diffusion_lab.build.families import family_of
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import kind_of, published
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, load_summary
-from diffusion_lab.runs.results import EVALUATIONS, IMAGES, Record, evaluations_of
+from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
+from diffusion_lab.runs.samplings import IMAGES, OWN_WAY, Record, Sampling, samplings_of, way_of
 from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.weights import CurrentWeights
 from diffusion_lab.training.tuning import FOUND
@@ -62,6 +64,21 @@ class Run:
             known.pop("trainer.max_steps", None)  # unlimited: the run ends at trainer.max_time
         named = {IMAGES: self.config.name} if self.drawn_elsewhere else {}
         return named | {k: v for k, v in known.items() if Means.COMPOSITION in means(k)}
+
+    @property
+    def family(self) -> str:
+        """The family of generative models that the run belongs to."""
+        return "autoencoder" if "autoencoder" in self.config else family_of(self.config)
+
+    @cached_property
+    def own_way(self) -> dict[str, Any]:
+        """The sampler and guidance of the run's configuration, in the form of records."""
+        return way_of(cast(dict, OmegaConf.to_container(self.config, resolve=True)))
+
+    def ways(self, sampling: Sampling) -> list[Sampling]:
+        """The samplings that one with these settings counts as (`samplings_of`)."""
+        shared = {OWN_WAY: self.own_way} if any(OWN_WAY in record for record in self.kept) else {}
+        return samplings_of({"sampling": sampling, "training_seed": self.seed, **shared})
 
     @property
     def finished_at(self) -> tuple[float, str]:
@@ -154,8 +171,11 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
     """The reason why a run cannot be compared; None if it can."""
-    if kind_of(config) is AutoencoderRun:
-        return "it is an autoencoder, not a diffusion model"
+    if kind_of(config) is AutoencoderRun and not any((folder / EVALUATIONS).glob("*.json")):
+        return (
+            "it is an autoencoder; samples of a VAE are measured by "
+            f"`diffusion-lab evaluate run={folder}`"
+        )
     if not summary and (folder / SUMMARY).exists():
         return f"its {SUMMARY} is damaged and cannot be read"
     if not summary.get("finished"):

@@ -20,7 +20,7 @@ from diffusion_lab.analysis.comparison import (
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of, trained
-from diffusion_lab.analysis.comparison.in_words import drawing_in, reference_in
+from diffusion_lab.analysis.comparison.in_words import drawing_in, reference_in, ways_note
 from diffusion_lab.analysis.comparison.other_samplings import other_samplings
 from diffusion_lab.analysis.comparison.output import write
 from diffusion_lab.analysis.comparison.page import Judged, Report
@@ -35,7 +35,8 @@ from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs import published
-from diffusion_lab.runs.results import Sampling, common_metrics, samplings_of
+from diffusion_lab.runs.results import common_metrics
+from diffusion_lab.runs.samplings import OWN_WAY, Sampling
 
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
 
@@ -100,7 +101,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     others = other_samplings(groups, *measured, judged[0].metric, test)
     by_metric = {each.metric.name: each.verdict for each in judged}
     notes = [*agreed.notes(ours), *correction_notes(by_metric, primary), *tuned.notes(ours)]
-    notes += [*fairness.notes(groups), *collection.omitted]
+    notes += [*fairness.notes(groups), *ways_note(groups, collection.sampling), *collection.omitted]
     if by_validation(collection):
         notes.append(
             "Samples are compared with validation images, by which these runs may have been "
@@ -136,6 +137,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     runs, left_out = read(folders)
     if not runs:
         raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
+    if agreed.own_ways(runs):
+        runs = [replace(run, kept=[r | {OWN_WAY: run.own_way} for r in run.kept]) for run in runs]
     protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
     names = measurements.full_names(list(measured.values()))
     copies, omitted = measurements.copy_ratios(runs, sampling)
@@ -206,8 +209,7 @@ def measured_alike(run: Run, collection: Collection) -> bool:
     summary = run.summary
     if not summary.get("sampling") or summary.get("protocol") != collection.protocol:
         return False
-    record = {"sampling": summary["sampling"], "training_seed": run.seed}
-    return collection.sampling in samplings_of(record)
+    return collection.sampling in run.ways(summary["sampling"])
 
 
 def by_validation(collection: Collection) -> bool:

@@ -11,7 +11,7 @@ from scipy import stats
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.build.config_keys import CLASS, DATA_SIZE, SUBSET_SEED, Settings
 from diffusion_lab.metrics.metric import REAL
-from diffusion_lab.runs.results import IMAGES, OWN
+from diffusion_lab.runs.samplings import IMAGES, OWN
 
 LEVEL = 0.05  # significance level of every test and interval
 BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name

@@ -12,7 +12,7 @@ from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
 from diffusion_lab.metrics.quantities import QUANTITIES, TEST_LOSS, VALIDATION_LOSS
-from diffusion_lab.runs.results import Sampling, samplings_of
+from diffusion_lab.runs.samplings import Sampling
 
 OF_SUMMARY = ("images_seen", "parameters", "macs", "training_seconds", "training_images")
 
@@ -102,8 +102,7 @@ def copy_ratios(
 def unfit(run: Run, report: dict, sampling: Sampling) -> str | None:
     """The reason why a memorisation report cannot be compared; None if it can."""
     again = f"measure them again with `diffusion-lab memorization run={run.folder}`"
-    record = {"sampling": report["sampling"], "training_seed": run.seed}
-    if sampling not in samplings_of(record):
+    if sampling not in run.ways(report["sampling"]):
         return (
             f"its report is for another sampler, guidance or seed; {again}, sampled like the rest"
         )

@@ -11,7 +11,8 @@ from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
-from diffusion_lab.runs.results import Sampling, measured_by, sampled_by, samplings_of
+from diffusion_lab.runs.results import measured_by
+from diffusion_lab.runs.samplings import Sampling, sampled_by, samplings_of
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,10 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.ranges import Count, Flag, Range, whole, whole_list
+from diffusion_lab.common.ranges import MULTIPLE_OF_4, Count, Flag, Range, whole_list
 from diffusion_lab.first_stage.autoencoder.network import Decoder, Encoder, pad_to_multiple
 
 MOST_LEVELS = 6  # downsampling by 32
-MULTIPLE_OF_4 = Range(
-    "a multiple of 4 above 0", lambda value: whole(4).allows(value) and value % 4 == 0, 32
-)
 MULTIPLIERS = Range(
     f"1 to {MOST_LEVELS} whole numbers above 0, one per level; all but the first halve the image",
     lambda value: whole_list(1, shortest=1).allows(value) and len(value) <= MOST_LEVELS,

@@ -4,6 +4,7 @@ The vectors before quantisation are diffused, as in latent diffusion; decoding q
 B batch, c channels, h w height and width of the latents, K codes.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Any
@@ -31,6 +32,10 @@ class Quantised(Autoencoder):
 
     def quantise(self, latents: Tensor) -> Tensor:
         return self.assign(latents)[0]
+
+    @abstractmethod
+    def vectors(self, codes: Tensor) -> Tensor:
+        """The latents (B, c, h, w) of codes (B, h, w) int64."""
 
     def statistics(self, moments: Tensor) -> Tensor:
         return torch.bincount(self.assign(moments)[1].flatten().long(), minlength=self.codes)
@@ -83,6 +88,9 @@ class VQAutoencoder(Quantised):
             accept_image_fmap=True,
         )
 
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.quantiser.get_output_from_indices(codes)
+
 
 @settings
 class FSQAutoencoder(Quantised):
@@ -97,3 +105,6 @@ class FSQAutoencoder(Quantised):
         self.build(len(self.levels), moments=len(self.levels))
         self.codes = prod(self.levels)
         self.quantiser = extras.package(*PACKAGE).FSQ(list(self.levels))
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.quantiser.indices_to_codes(codes)

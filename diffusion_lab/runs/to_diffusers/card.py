@@ -10,7 +10,8 @@ from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common.formats import amount, markdown_table, plain
 from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.runs.folder import load_summary
-from diffusion_lab.runs.results import Record, evaluations_of
+from diffusion_lab.runs.results import evaluations_of
+from diffusion_lab.runs.samplings import Record
 from diffusion_lab.runs.to_diffusers.folder import FOLDERS, LOOP, Diffusers
 from diffusion_lab.runs.weights import CurrentWeights
 

@@ -1,5 +1,6 @@
 from diffusion_lab.training.callbacks.checked import Checked
 from diffusion_lab.training.callbacks.checkpoint import Checkpoint
+from diffusion_lab.training.callbacks.collapse import Collapse
 from diffusion_lab.training.callbacks.configured import configured, sampling_seed
 from diffusion_lab.training.callbacks.denoising import DenoisingGrid
 from diffusion_lab.training.callbacks.evaluation import (

@@ -18,7 +18,7 @@ from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics import PreparedMetrics
-from diffusion_lab.pipeline import Pipeline, draw_rows, evaluate, with_steps
+from diffusion_lab.pipeline import Generator, draw_rows, evaluate, with_steps
 from diffusion_lab.runs import SAMPLES
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
@@ -69,7 +69,7 @@ class SampleEvaluation(Evaluation):
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
         return self.measured_by(trainer, module_of(trainer).context.sampling())
 
-    def measured_by(self, trainer: lightning.Trainer, pipeline: Pipeline) -> dict[str, float]:
+    def measured_by(self, trainer: lightning.Trainer, pipeline: Generator) -> dict[str, float]:
         """The metrics of the samples of a pipeline."""
         prepared = module_of(trainer).context.measuring()
         return evaluate(pipeline, prepared, data_of(trainer), self.batch_size, self.seed)
@@ -78,7 +78,7 @@ class SampleEvaluation(Evaluation):
         super().at_the_end(trainer)
         context = module_of(trainer).context
         for steps in self.also_steps or ():
-            pipeline = context.sampling()
+            pipeline = context.denoising()
             pipeline = replace(pipeline, sampler=with_steps(pipeline.sampler, steps))
             with context.clock.stopped(), context.memory.stopped(), averaged_weights(trainer):
                 context.at_other_steps[steps] = self.measured_by(trainer, pipeline)

@@ -1,18 +1,15 @@
-"""The sampling call, from seeds and labels to uint8 images, and the evaluation of its samples."""
+"""The sampling call of a diffusion model, from seeds and labels to uint8 images."""
 
 import copy
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.messages import UserError, progress_bar, say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.randomness import SampleNoise
-from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
-from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.guidance import Guidance
@@ -21,36 +18,12 @@ from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.metrics.extractor import Classifier
-
-
-class Generator(ABC):
-    """Draws samples by ids and a seed; by default in one step and without classes."""
-
-    @property
-    def conditional(self) -> bool:
-        """Whether samples are drawn by class."""
-        return False
-
-    @property
-    def steps(self) -> int:
-        """The number of steps in which samples are drawn."""
-        return 1
-
-    def labels(self, ids: Sequence[int]) -> Tensor | None:
-        """The class of each sample, (B,) int64; None for an unconditional model."""
-        return None
-
-    @abstractmethod
-    def __call__(
-        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
-    ) -> Tensor:
-        """Draws samples `ids`, uint8 (B, C, H, W); `on_step` is called after each step."""
+from diffusion_lab.pipeline.generator import LabelledGenerator
 
 
 @dataclass(frozen=True)
-class Pipeline(Generator):
+class Pipeline(LabelledGenerator):
     """A denoiser with everything else that sampling needs.
 
     Sample i is fixed by `seed` and i alone: its label comes in turn, and its noise does not depend
@@ -67,26 +40,16 @@ class Pipeline(Generator):
     classifier: Classifier | None = None  # the one that guides
 
     @property
+    def conditioning(self) -> Any:
+        return self.denoiser.conditioning
+
+    @property
     def conditional(self) -> bool:
-        return bool(self.denoiser.conditioning.conditional or self.guidance.by_classifier)
+        return super().conditional or self.guidance.by_classifier
 
     @property
     def steps(self) -> int:
         return self.sampler.steps
-
-    def labels(self, ids: Sequence[int]) -> Tensor | None:
-        """The classes in turn, (B,) int64, numbers of training images, (B, K), or None."""
-        if not self.conditional:
-            return None
-        if self.num_classes:
-            return torch.tensor([i % self.num_classes for i in ids])
-        return self.denoiser.conditioning.typical(ids)
-
-    def row_labels(self, rows: int) -> Tensor | None:
-        """The labels of a grid's rows: all classes, or `rows` labels that are numbers, or None."""
-        if self.conditional and not self.num_classes:
-            return self.denoiser.conditioning.spread(rows)
-        return self.labels(range(self.num_classes))
 
     @torch.inference_mode()
     def __call__(
@@ -174,77 +137,3 @@ def with_steps(sampler: Sampler, steps: int) -> Sampler:
     other = copy.copy(sampler)
     other.steps = steps
     return other
-
-
-def draw(
-    pipeline: Generator,
-    ids: Sequence[int],
-    batch_size: int,
-    seed: int,
-    labels: Tensor | None = None,
-    description: str = "Drawing samples",
-) -> Iterator[Tensor]:
-    """Yields samples `ids` in batches, uint8 (b, C, H, W), with a progress bar over all steps."""
-    starts = range(0, len(ids), batch_size)
-    with progress_bar(description, len(starts) * pipeline.steps) as advance:
-        for start in starts:
-            chosen = slice(start, start + batch_size)
-            wanted = None if labels is None else labels[chosen]
-            yield pipeline(ids[chosen], seed, wanted, advance)
-
-
-def draw_rows(pipeline: Pipeline, columns: int, seed: int, batch_size: int = 100) -> Tensor:
-    """Draws samples for a grid, uint8 (N, C, H, W): one row per class, or a square without classes.
-
-    A row has `columns` samples of one label. Every rank draws its share and returns all samples.
-    """
-    of_rows = pipeline.row_labels(columns)
-    rows = columns if of_rows is None else len(of_rows)
-    ids = shard(rows * columns, *rank_and_world())
-    labels = None if of_rows is None else of_rows[[i // columns for i in ids]]
-    images = draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")
-    return gather_shards(list(images))
-
-
-def evaluate(
-    pipeline: Generator,
-    prepared: PreparedMetrics,
-    datamodule: ImageDataModule,
-    batch_size: int,
-    seed: int,
-) -> dict[str, float]:
-    """Draws the samples that the metrics need, a share on each rank, and returns the metrics.
-
-    The caller sets autocast. Samples depend on `seed` and id alone, so any number of ranks and any
-    batch size gives the same results, up to the network's rounding.
-    """
-    observe, count = prepared.metrics.observer, prepared.metrics.num_samples
-    ids = shard(count, *rank_and_world())
-    observed, clock = [], Stopwatch()
-    for images in draw(pipeline, ids, batch_size, seed):
-        if images.is_cuda:  # else the time of samples counts as features
-            torch.cuda.synchronize(images.device)
-        clock.lap("samples")
-        observed.append(observe(datamodule.to_native(images)))
-        clock.lap("features")
-    results = prepared.compute(observe.gather(observed), pipeline.labels(range(count)))
-    clock.lap("metrics")
-    say(f"Evaluated {count:,} samples: {clock}")
-    return results
-
-
-class Stopwatch:
-    """A stopwatch that adds up the wall-clock seconds spent on each activity."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, what: str) -> None:
-        """Adds the time since the previous lap to the seconds of `what`."""
-        now = time.perf_counter()
-        self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
-        self.last = now
-
-    def __str__(self) -> str:
-        return ", ".join(f"{value:.1f} s for {what}" for what, value in self.seconds.items())

@@ -1,0 +1,1 @@
+"""Families of generative models other than diffusion: autoregressive ones, and GANs."""

@@ -1,0 +1,78 @@
+"""Draws images code by code, from seeds and labels to uint8 images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.common.randomness import SampleNoise
+from diffusion_lab.families.autoregressive.sampling import CodeSampler, LogitGuidance
+from diffusion_lab.families.autoregressive.transformer import CodeTransformer
+from diffusion_lab.first_stage import TrainedVQ
+from diffusion_lab.pipeline import LabelledGenerator
+
+
+@dataclass(frozen=True)
+class CodePipeline(LabelledGenerator):
+    """A model of codes, the way to draw from it, and the first stage that decodes them.
+
+    Sample i is fixed by `seed` and i alone, up to the network's rounding.
+    """
+
+    model: CodeTransformer
+    sampler: CodeSampler
+    guidance: LogitGuidance
+    first_stage: TrainedVQ
+    num_classes: int
+
+    @property
+    def conditioning(self) -> Any:
+        return self.model.conditioning
+
+    @property
+    def steps(self) -> int:
+        return self.model.tokens
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        ids: Sequence[int],
+        seed: int = 0,
+        labels: Tensor | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Draws samples `ids`, uint8 (B, C, H, W); `labels` (B,) replaces the cycling classes."""
+        codes = self.codes(ids, seed, self.labels(ids) if labels is None else labels, on_step)
+        return self.first_stage.from_codes(codes.unflatten(1, self.first_stage.latent_shape[1:]))
+
+    def codes(
+        self,
+        ids: Sequence[int],
+        seed: int,
+        labels: Tensor | None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Draws the codes of samples `ids`, (B, N) int64."""
+        model = self.model
+        device = model.start.device
+        labels = None if labels is None else labels.to(device)
+        guided = labels is not None and self.guidance.scale != 1
+        if guided:
+            nothing = labels.new_full(labels.shape, model.conditioning.null_label)
+            labels = torch.cat([labels, nothing])
+        # normal numbers, each a uniform one by its distribution function
+        noise = SampleNoise(seed, ids, device)((model.tokens,))
+        uniform = torch.special.ndtr(noise.double())
+        codes = torch.empty(len(ids), 0, dtype=torch.int64, device=device)
+        with model.remembering():
+            for place in range(model.tokens):
+                known = codes[:, -1:].repeat(2, 1) if guided else codes[:, -1:]
+                logits = model(known, labels, begun=place)[:, -1]
+                if guided:
+                    logits = self.guidance(*logits.chunk(2))
+                drawn = self.sampler(logits, uniform[:, place])
+                codes = torch.cat([codes, drawn[:, None]], dim=1)
+                on_step()
+        return codes

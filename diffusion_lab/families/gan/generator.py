@@ -1,0 +1,80 @@
+"""A generator of the U-Net's blocks: unit noise to an image in one call.
+
+B batch, Z numbers of noise, E width of the embedding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.backbone.base import initialise
+from diffusion_lab.backbone.norm import GroupNorm
+from diffusion_lab.backbone.resample import Upsample
+from diffusion_lab.backbone.stage import PixelResidual
+from diffusion_lab.backbone.unet import check_levels
+from diffusion_lab.common.ranges import MULTIPLE_OF_4, Count, ranges, whole_list
+
+
+class ConvGenerator(nn.Module):
+    """The decoder of a U-Net, from noise instead of skips.
+
+    `multipliers` times `channels` is the width of each level, finest first, which has `blocks`
+    residual blocks; noise and label modulate each of them. Raises ValueError for an image that is
+    too small for the levels.
+    """
+
+    @ranges()
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        conditioning: Callable[..., nn.Module],
+        channels: Annotated[int, MULTIPLE_OF_4],
+        multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)],
+        blocks: Count,
+        latent_size: Count,
+    ):
+        super().__init__()
+        image_channels, *sides = image_shape
+        check_levels((sides[0], sides[1]), len(multipliers), ())
+        self.latent_size = latent_size
+        embedding = 4 * channels
+        self.conditioning: Any = conditioning(num_classes=num_classes, width=embedding)
+        self.embed = nn.Sequential(
+            nn.Linear(latent_size, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        width = channels * multipliers[-1]
+        factor = 2 ** (len(multipliers) - 1)
+        self.coarsest = (width, sides[0] // factor, sides[1] // factor)
+        self.start = nn.Linear(embedding, width * self.coarsest[1] * self.coarsest[2])
+        self.blocks = nn.ModuleList()
+        for level in reversed(range(len(multipliers))):
+            for _ in range(blocks):
+                wider = channels * multipliers[level]
+                self.blocks.append(PixelResidual(width, wider, embedding, 0.0, scale_shift=True))
+                width = wider
+            if level:
+                self.blocks.append(Upsample(width))
+        self.norm = GroupNorm(width, silu=True)
+        self.out = nn.Conv2d(width, image_channels, 3, padding=1)
+        initialise(self)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The modules that are called one after another."""
+        return [*self.blocks]
+
+    def forward(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Unit noise (B, Z), and labels (B,) -> images (B, C, H, W) float32, about in [-1, 1]."""
+        vector = self.embed(noise)
+        own = self.conditioning(labels, len(noise)).vector
+        embedding = F.silu(vector if own is None else vector + own)
+        x = self.start(embedding).unflatten(1, self.coarsest)
+        if x.device.type == "cpu":  # faster convolutions; elsewhere the layout is the caller's
+            x = x.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            x = block(x, embedding) if isinstance(block, PixelResidual) else block(x)
+        return self.out(self.norm(x)).float()

@@ -1,0 +1,98 @@
+"""Anything that draws images by ids and a seed, and the drawing of batches and grids."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.common.messages import progress_bar
+from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
+
+
+class Generator(ABC):
+    """Draws samples by ids and a seed; by default in one step and without classes."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether samples are drawn by class."""
+        return False
+
+    @property
+    def steps(self) -> int:
+        """The number of steps in which samples are drawn."""
+        return 1
+
+    def labels(self, ids: Sequence[int]) -> Tensor | None:
+        """The class of each sample, (B,) int64; None for an unconditional model."""
+        return None
+
+    def row_labels(self, rows: int) -> Tensor | None:
+        """The labels of a grid's rows, or None for a square of `rows` rows without classes."""
+        return None
+
+    @abstractmethod
+    def __call__(
+        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
+    ) -> Tensor:
+        """Draws samples `ids`, uint8 (B, C, H, W); `on_step` is called after each step."""
+
+
+class LabelledGenerator(Generator):
+    """Draws samples of the labels that a conditioning knows: classes in turn, or numbers."""
+
+    num_classes: int
+
+    @property
+    @abstractmethod
+    def conditioning(self) -> Any:
+        """The module that embeds labels (`backbone.conditioning`)."""
+
+    @property
+    def conditional(self) -> bool:
+        return bool(self.conditioning.conditional)
+
+    def labels(self, ids: Sequence[int]) -> Tensor | None:
+        """The classes in turn, (B,) int64, numbers of training images, (B, K), or None."""
+        if not self.conditional:
+            return None
+        if self.num_classes:
+            return torch.tensor([i % self.num_classes for i in ids])
+        return self.conditioning.typical(ids)
+
+    def row_labels(self, rows: int) -> Tensor | None:
+        """The labels of a grid's rows: all classes, or `rows` labels that are numbers, or None."""
+        if self.conditional and not self.num_classes:
+            return self.conditioning.spread(rows)
+        return self.labels(range(self.num_classes))
+
+
+def draw(
+    pipeline: Generator,
+    ids: Sequence[int],
+    batch_size: int,
+    seed: int,
+    labels: Tensor | None = None,
+    description: str = "Drawing samples",
+) -> Iterator[Tensor]:
+    """Yields samples `ids` in batches, uint8 (b, C, H, W), with a progress bar over all steps."""
+    starts = range(0, len(ids), batch_size)
+    with progress_bar(description, len(starts) * pipeline.steps) as advance:
+        for start in starts:
+            chosen = slice(start, start + batch_size)
+            wanted = None if labels is None else labels[chosen]
+            yield pipeline(ids[chosen], seed, wanted, advance)
+
+
+def draw_rows(pipeline: Generator, columns: int, seed: int, batch_size: int = 100) -> Tensor:
+    """Draws samples for a grid, uint8 (N, C, H, W): one row per class, or a square without classes.
+
+    A row has `columns` samples of one label. Every rank draws its share and returns all samples.
+    """
+    of_rows = pipeline.row_labels(columns)
+    rows = columns if of_rows is None else len(of_rows)
+    ids = shard(rows * columns, *rank_and_world())
+    labels = None if of_rows is None else of_rows[[i // columns for i in ids]]
+    images = draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")
+    return gather_shards(list(images))

@@ -1,0 +1,80 @@
+"""The LightningModule of an autoregressive model of a first stage's codes."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.compute.sharding import shard_parameters
+from diffusion_lab.data import ImageBatch, MomentBatch
+from diffusion_lab.families.autoregressive import CodeTransformer, NextCode
+from diffusion_lab.families.autoregressive.next_code import nats
+from diffusion_lab.first_stage import TrainedVQ
+from diffusion_lab.training.module import Optimization, TrainedModule
+
+
+class AutoregressiveModule(TrainedModule):
+    """Encodes images to codes, and trains `model` to predict each from those before it."""
+
+    shown = "bits_per_code"
+
+    def __init__(
+        self,
+        model: CodeTransformer,
+        objective: NextCode,
+        first_stage: TrainedVQ,
+        optimization: Optimization,
+    ):
+        super().__init__(optimization)
+        self.model = model
+        self.objective = objective
+        self.first_stage = first_stage
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the transformer."""
+        return list(self.model.parameters())
+
+    @property
+    def network(self) -> CodeTransformer:
+        """The transformer."""
+        return self.model
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of the blocks."""
+        return inner_matrices(self.model.blocks, ())
+
+    def configure_model(self) -> None:
+        """Shards the parameters over the ranks if the trainer's strategy is FSDP."""
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.model.layers:
+                shard_parameters(layer, mesh)
+            shard_parameters(self.model, mesh)
+
+    def codes(self, moments: Tensor) -> Tensor:
+        """Moments (B, c, h, w) -> codes row by row, (B, N) int64."""
+        return self.first_stage.codes(moments).flatten(1)
+
+    def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
+        """Returns the mean loss of a code, (), for b images, or for their moments."""
+        self.seed_share(batch_idx)
+        cached = isinstance(batch, MomentBatch)
+        moments = batch.moments if cached else self.first_stage.moments(batch.images)
+        loss = self.objective(self.model, self.codes(moments), batch.labels)
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        # sum and count of the negative log-likelihoods of codes
+        self.sums = torch.zeros(2, device=self.device)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Adds up the negative log-likelihoods of the codes of validation or test images."""
+        images, labels, _ = batch
+        found = nats(self.model, self.codes(self.first_stage.moments(images)), labels)
+        self.sums += torch.stack([found.sum(), found.new_tensor(found.numel())])
+
+    def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
+        total, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
+        return {f"{split}/{self.shown}": total / count / math.log(2)}

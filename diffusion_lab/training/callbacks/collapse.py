@@ -1,0 +1,54 @@
+"""Ends the training of a GAN whose samples have become alike, from which it does not recover."""
+
+from typing import Annotated
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+
+from diffusion_lab.common.messages import TrainingStopped, UserError
+from diffusion_lab.common.ranges import Count, inside, settings
+from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.compute.distributed import of_all_ranks
+from diffusion_lab.training.callbacks.checked import Checked
+from diffusion_lab.training.callbacks.periodic import stepped
+from diffusion_lab.training.gan_module import DIVERSITY, GANModule
+from diffusion_lab.training.module import TrainedModule
+
+
+@settings
+class Collapse(Callback, Checked):
+    """Ends a run whose samples vary less than `least` times as much as images, from pixel to pixel.
+
+    It looks whenever losses are logged, and ends the run after `patience` such looks in a row.
+    """
+
+    least: Annotated[float, inside(0, 1)] = 0.05
+    patience: Count = 20
+
+    def __post_init__(self) -> None:
+        self.row = 0  # looks in a row at samples that are alike
+
+    def check(self, module: TrainedModule, layout: BatchLayout, trainer: DictConfig) -> None:
+        if not isinstance(module, GANModule):
+            raise UserError("callbacks.collapse watches a GAN, and this run is none; leave it out")
+
+    def state_dict(self) -> dict[str, int]:
+        return {"row": self.row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.row = state["row"]
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx):
+        due = trainer.global_step % trainer.log_every_n_steps == 0
+        if not (due and stepped(trainer, batch_idx)) or pl_module.bad_steps.skipped:
+            return
+        found = of_all_ranks(outputs[DIVERSITY].item())
+        mean = sum(found) / len(found)
+        self.row = self.row + 1 if mean < self.least else 0
+        if self.row >= self.patience:
+            raise TrainingStopped(
+                f"the generator's samples are alike: up to step {trainer.global_step} they vary "
+                f"{mean:.1%} as much as images; try a larger objective.gamma, or a lower "
+                "optimizer.lr, in a new run"
+            )

@@ -1,0 +1,143 @@
+"""The tasks of training models that are no diffusion models, built from a configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import lightning
+import torch
+from omegaconf import DictConfig
+
+from diffusion_lab.backbone.conditioning import NumericLabel
+from diffusion_lab.build import families
+from diffusion_lab.build.objects import build_datamodule
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.metrics import ceiling
+from diffusion_lab.pipeline import Generator
+from diffusion_lab.training.autoregressive_module import AutoregressiveModule
+from diffusion_lab.training.callbacks import SampleEvaluation
+from diffusion_lab.training.diffusion_task import build_diffusion_task
+from diffusion_lab.training.gan_module import GANModule
+from diffusion_lab.training.module import Optimization
+from diffusion_lab.training.task import Task, build_callbacks, build_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveTask(Task):
+    """Trains a transformer on a first stage's codes, and draws samples with it during training."""
+
+    command: ClassVar[str] = "train"
+
+    module: AutoregressiveModule
+    pipeline: Generator
+
+    def compile(self) -> None:
+        for block in self.module.model.layers:
+            block.compile()
+
+    def prepare(self, device: torch.device) -> dict[str, object]:
+        learn_labels(self.module.model.conditioning, self)
+        stage = self.module.first_stage
+        self.datamodule.encoded = stage.prepare(self.datamodule, device)
+        return {"first_stage": stage.facts()}
+
+    def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
+        stage = self.module.first_stage
+        return results | ceiling(results, stage.reconstruction_metrics(self.datamodule))
+
+    def save_dependencies(self, folder: Path) -> None:
+        self.module.first_stage.copy_into(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GANTask(Task):
+    """Trains a generator against a discriminator, and draws samples with it during training."""
+
+    command: ClassVar[str] = "train"
+
+    module: GANModule
+    pipeline: Generator
+
+    def compile(self) -> None:
+        self.module.model.compile()  # the discriminator's gradients have gradients of their own
+
+    def prepare(self, device: torch.device) -> dict[str, object]:
+        for network in (self.module.model, self.module.objective.discriminator):
+            learn_labels(network.conditioning, self)
+        return {}
+
+
+def learn_labels(conditioning: torch.nn.Module, task: Task) -> None:
+    """Tells a conditioning on numbers about the training labels."""
+    if isinstance(conditioning, NumericLabel):
+        conditioning.learn(task.datamodule.train_labels())
+
+
+def build_task(cfg: DictConfig, device: str = "cpu") -> Task:
+    """Builds the task of `train` that a configuration describes; UserError for what cannot work."""
+    family = families.family_of(cfg)
+    builders = {
+        families.DIFFUSION: build_diffusion_task,
+        families.AUTOREGRESSIVE: build_autoregressive_task,
+        families.GAN: build_gan_task,
+    }
+    if family not in builders:
+        raise UserError(f"family={family} must be one of {', '.join(builders)}")
+    return builders[family](cfg, device)
+
+
+def build_autoregressive_task(cfg: DictConfig, device: str = "cpu") -> AutoregressiveTask:
+    """Builds the task of an autoregressive model; raises UserError for what cannot work."""
+    lightning.seed_everything(cfg.seed, verbose=False)
+    data = build_datamodule(cfg)
+    classes = data.num_classes
+    model, first_stage = families.build_code_model(cfg, data, device)
+    module = AutoregressiveModule(
+        model, families.build_code_loss(cfg), first_stage, Optimization.configured(cfg)
+    )
+    module.check_optimizer()
+    pipeline = families.build_code_pipeline(cfg, cfg, model, first_stage, classes)
+    callbacks = family_callbacks(cfg)
+    return AutoregressiveTask(
+        datamodule=data,
+        module=module,
+        callbacks=callbacks,
+        metrics=build_metrics(cfg, callbacks, pipeline.conditional and classes > 0, classes),
+        pipeline=pipeline,
+    )
+
+
+def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
+    """Builds the task of a GAN; raises UserError for what cannot work."""
+    if isinstance(cfg.trainer.strategy, DictConfig):
+        raise UserError(
+            "trainer=fsdp cannot shard a GAN, whose penalty needs gradients of gradients; use "
+            "trainer=ddp"
+        )
+    lightning.seed_everything(cfg.seed, verbose=False)
+    data = build_datamodule(cfg)
+    model = families.build_generator(cfg, data, device)
+    module = GANModule(model, families.build_gan_loss(cfg, data), Optimization.configured(cfg))
+    module.check_optimizer()
+    pipeline = families.build_gan_pipeline(model, data.num_classes)
+    callbacks = family_callbacks(cfg)
+    conditional = pipeline.conditional and data.num_classes > 0
+    return GANTask(
+        datamodule=data,
+        module=module,
+        callbacks=callbacks,
+        metrics=build_metrics(cfg, callbacks, conditional, data.num_classes),
+        pipeline=pipeline,
+    )
+
+
+def family_callbacks(cfg: DictConfig) -> list[lightning.pytorch.callbacks.Callback]:
+    """The configured callbacks; raises UserError for a choice of the sampler's steps."""
+    callbacks = build_callbacks(cfg)
+    for callback in callbacks:
+        if isinstance(callback, SampleEvaluation) and callback.also_steps:
+            raise UserError(
+                f"callbacks.evaluation.also_steps={callback.also_steps} is for samplers with a "
+                f"choice of steps, and family={cfg.family} has none; leave it out"
+            )
+    return callbacks

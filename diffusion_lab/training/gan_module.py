@@ -1,0 +1,87 @@
+"""The LightningModule of a GAN: generator and discriminator, in one step of one optimiser."""
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.common.images import to_float
+from diffusion_lab.common.randomness import SampleNoise
+from diffusion_lab.data import ImageBatch
+from diffusion_lab.families.gan import ConvGenerator, RelativisticLoss
+from diffusion_lab.training.module import Optimization, TrainedModule
+
+DIVERSITY = "train/diversity"  # how much a batch of samples varies, relative to its images
+VALIDATION_SEED = 0  # an image is compared with the same noise in every run, whatever its seed
+
+
+class GANModule(TrainedModule):
+    """Trains `model`, the generator, and the discriminator of `objective` on one sum of losses.
+
+    Every image of a batch is paired with a sample of its label.
+    """
+
+    shown = "discriminator_loss"
+
+    def __init__(
+        self, model: ConvGenerator, objective: RelativisticLoss, optimization: Optimization
+    ):
+        super().__init__(optimization)
+        self.model = model
+        self.objective = objective
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters of generator and discriminator."""
+        return [*self.model.parameters(), *self.objective.parameters()]
+
+    @property
+    def network(self) -> ConvGenerator:
+        """The generator."""
+        return self.model
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of both networks without their first and last layers."""
+        layers = self.objective.discriminator.layers
+        return [
+            *inner_matrices(self.model.blocks, ()),
+            *inner_matrices(layers, (layers[0], layers[-1])),
+        ]
+
+    def clip_norms(self, largest: float) -> Tensor:
+        """Clips generator and discriminator separately, so neither changes the other's step."""
+        players = [list(player.parameters()) for player in (self.model, self.objective)]
+        return torch.stack([nn.utils.clip_grad_norm_(each, largest) for each in players]).norm()
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the loss, (), and its parts, for images (b, C, H, W) uint8 and labels."""
+        self.seed_share(batch_idx)
+        real = to_float(batch.images)
+        noise = torch.randn(len(real), self.model.latent_size, device=self.device)
+        fake = self.model(noise, batch.labels)
+        loss, parts = self.objective(real, fake, batch.labels)
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
+        logged = {f"train/{name}": value.detach() for name, value in parts.items()}
+        return {"loss": loss, DIVERSITY: diversity(fake.detach(), real), **logged}
+
+    def on_validation_epoch_start(self) -> None:
+        # sum and count of the discriminator's losses
+        self.sums = torch.zeros(2, device=self.device)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Adds up the discriminator's losses of validation or test images."""
+        images, labels, ids = batch
+        noise = SampleNoise(VALIDATION_SEED, ids.tolist(), self.device)((self.model.latent_size,))
+        losses = self.objective.found(to_float(images), self.model(noise, labels), labels)
+        self.sums += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
+
+    def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
+        total, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
+        return {f"{split}/{self.shown}": total / count}
+
+
+def diversity(fake: Tensor, real: Tensor) -> Tensor:
+    """The standard deviation of samples (B, C, H, W) over that of images, from pixel to pixel, ().
+
+    It falls to 0 where all samples are alike.
+    """
+    fakes, reals = (each.float().var(0).mean().sqrt() for each in (fake, real))
+    return fakes / reals.clamp(min=1e-6)

@@ -1,0 +1,199 @@
+"""Autoregressive models and GANs from the command line: trained, resumed, opened and refused."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.tiny_runs import rows, tiny_first_stage
+
+from diffusion_lab.common.messages import TrainingStopped
+from diffusion_lab.training.callbacks import Collapse
+from diffusion_lab.training.gan_module import DIVERSITY, diversity
+
+DATA = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"]
+PLAIN = [*DATA, "trainer.accelerator=cpu", "logger=none", "+debug=fast"]
+PLAIN += ["optimizer.lr=0.01", "lr_schedule.warmup_images=0"]
+QUIET = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]
+FAMILIES = {
+    "autoregressive": [
+        *("family=autoregressive", "first_stage.run=stage", "first_stage.cache_dir=latents"),
+        *("backbone.width=16", "backbone.heads=2", "backbone.depth=1"),
+    ],
+    "gan": [
+        *("family=gan", "backbone.channels=8", "backbone.multipliers=[1,2]"),
+        *("objective.discriminator.channels=8", "objective.discriminator.layers=2"),
+    ],
+}
+SHOWN = {"autoregressive": "bits_per_code", "gan": "discriminator_loss"}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, tmp_path):
+    tiny_first_stage(tmp_path / "stage", "vq")
+    return request.param
+
+
+@pytest.fixture
+def trained(family, lab, tmp_path):
+    code, _, err = lab("train", *PLAIN, *FAMILIES[family], "run_dir=run")
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def state_of(folder) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
+
+
+def require_equal(one: dict, two: dict) -> None:
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+
+
+def test_a_run_is_measured_sampled_exported_and_compared(
+    family, trained, lab, tmp_path, finished_run
+):
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["finished"]
+    assert f"test/{SHOWN[family]}" in summary["metrics"]
+    assert any(name.startswith("fid/") for name in summary["metrics"])
+    logged = set().union(*rows(trained))
+    assert f"val/{SHOWN[family]}" in logged
+    if family == "gan":
+        assert {"train/generator", "train/real_gradient", DIVERSITY} <= logged
+    code, out, err = lab("evaluate", "run=run", "seed=3", "json=true")
+    assert code == 0, err
+    again = json.loads(out.splitlines()[-1])
+    code, _, err = lab("export", "run=run", "output=shared")
+    assert code == 0, err
+    code, out, err = lab("evaluate", "run=shared", "seed=3", "json=true")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1]) == again
+    code, _, err = lab("sample", "run=shared", "num_samples=4", "labels=1", "output=drawn")
+    assert code == 0, err
+    assert (tmp_path / "drawn.png").is_file()
+    code, out, err = lab("compare", "run", str(finished_run), "json=true")
+    assert code == 0, err
+    assert len(json.loads(out.splitlines()[-1])["compositions"]) == 2
+
+
+def test_resuming_equals_never_having_stopped(family, lab, tmp_path):
+    common = [*PLAIN, *FAMILIES[family], *QUIET, "micro_batch_size=4"]
+    for folder, steps in (("whole", 4), ("parts", 2)):
+        code, _, err = lab("train", *common, f"run_dir={folder}", f"trainer.max_steps={steps}")
+        assert code == 0, err
+    code, _, err = lab("train", "resume=parts", "trainer.max_steps=4")
+    assert code == 0, err
+    whole = state_of(tmp_path / "whole")
+    require_equal(whole, state_of(tmp_path / "parts"))
+    assert len(whole) > 10
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_train_the_model_of_one(family, lab, refusal, tmp_path, strategy):
+    exact = ["trainer.precision=32-true", "micro_batch_size=4", "data.flip=false"]
+    common = [*PLAIN, *FAMILIES[family], *QUIET]
+    several = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", *exact]
+    if (family, strategy) == ("gan", "fsdp"):
+        assert "trainer=ddp" in refusal("train", *common, *several)
+        return
+    code, _, err = lab("train", *common, *exact, "run_dir=one")
+    assert code == 0, err
+    code, _, err = lab("train", *common, *several, "run_dir=two")
+    assert code == 0, err
+    one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong", "named"),
+    [
+        ("gan", "sampler=heun", "sampler"),
+        ("gan", "guidance=classifier_free", "guidance"),
+        ("gan", "schedule=cosine", "schedule"),
+        ("gan", "backbone=unet", "backbone"),
+        ("gan", "objective=next_code", "objective"),
+        ("gan", "denoiser.clip=1", "denoiser.clip"),
+        ("gan", "objective.discriminator.layers=6", "layers"),
+        ("gan", "callbacks.evaluation.also_steps=[2]", "also_steps"),
+        ("gan", "+callbacks@callbacks.level_losses=level_losses", "level_losses"),
+        ("autoregressive", "sampler=heun", "sampler"),
+        ("autoregressive", "sampler.steps=5", "sampler.steps"),
+        ("autoregressive", "guidance=interval", "guidance"),
+        ("autoregressive", "first_stage=pixels", "first_stage=vq"),
+        ("autoregressive", "backbone=generator", "backbone"),
+        ("autoregressive", "objective=ddpm", "objective"),
+        ("autoregressive", "init_from=run", "init_from"),
+        ("diffusion", "backbone=generator", "backbone"),
+        ("diffusion", "objective=r3gan", "objective"),
+        ("diffusion", "sampler=codes", "sampler"),
+        ("diffusion", "callbacks@callbacks.collapse=collapse", "callbacks.collapse"),
+    ],
+)
+def test_what_does_not_belong_to_a_family_is_refused(refusal, tmp_path, family, wrong, named):
+    tiny_first_stage(tmp_path / "stage", "vq")
+    own = [*FAMILIES.get(family, []), wrong]
+    if wrong.startswith("backbone="):
+        own = [each for each in own if not each.startswith("backbone.")]
+    if wrong == "first_stage=pixels":
+        own = [each for each in own if not each.startswith("first_stage.")]
+    assert named in refusal("train", *PLAIN, *own, "run_dir=run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["sample", "sampler=heun"], "sampler"),
+        (["likelihood"], "diffusion model"),
+        (["memorization"], "diffusion model"),
+        (["sample-sweep"], "diffusion model"),
+        (["export", "output=new", "format=diffusers"], "format=run"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_run_is_refused(family, trained, refusal, command, named):
+    assert named in refusal(command[0], "run=run", *command[1:])
+
+
+@pytest.mark.parametrize("command", ["doctor", "plan"])
+def test_commands_of_noise_levels_refuse_another_family(lab, command):
+    code, out, err = lab(command, *DATA, "family=gan")
+    assert code != 0
+    assert "family=diffusion" in out + err
+    assert "Traceback" not in out + err
+
+
+def test_guidance_needs_labels_in_training(refusal, tmp_path):
+    tiny_first_stage(tmp_path / "stage", "vq")
+    common = [*PLAIN, *FAMILIES["autoregressive"], "guidance.scale=2"]
+    assert "guidance.scale" in refusal("train", *common, "conditioning=none")
+    assert "label_dropout" in refusal("train", *common, "objective.label_dropout=0")
+
+
+def test_an_unconditional_model_of_either_family_trains(family, lab):
+    code, _, err = lab("train", *PLAIN, *FAMILIES[family], *QUIET, "conditioning=none")
+    assert code == 0, err
+
+
+def test_a_collapsed_gan_is_ended_with_a_sentence():
+    images = torch.randn(8, 1, 4, 4)
+    assert diversity(images, images).item() == pytest.approx(1)
+    assert diversity(images[:1].expand(8, -1, -1, -1), images).item() == 0
+    trainer = SimpleNamespace(global_step=0, log_every_n_steps=2, accumulate_grad_batches=1)
+    module = SimpleNamespace(bad_steps=SimpleNamespace(skipped=False))
+    watch = Collapse(least=0.1, patience=2)
+
+    def step(value: float) -> None:
+        trainer.global_step += 1
+        watch.on_train_batch_end(trainer, module, {DIVERSITY: torch.tensor(value)}, None, 0)
+
+    for value in (0.0, 0.05, 0.0, 0.5, 0.0, 0.05):  # it looks at every second
+        step(value)
+    restored = Collapse(least=0.1, patience=2)
+    restored.load_state_dict(watch.state_dict())
+    assert restored.row == 1
+    step(0.0)
+    with pytest.raises(TrainingStopped, match=r"objective\.gamma"):
+        step(0.0)
