@@ -30,7 +30,10 @@ class Discriminator(nn.Module):
         conditioning: Callable[..., nn.Module] | None = None,
     ):
         super().__init__()
-        parts = [nn.Conv2d(image_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        parts: list[nn.Module] = [
+            nn.Conv2d(image_channels, channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
         for layer in range(layers):
             width, stride = channels * 2**layer, 1 if layer == layers - 1 else 2
             parts += [
@@ -44,7 +47,7 @@ class Discriminator(nn.Module):
         if conditioning is not None:
             self.conditioning = conditioning(num_classes=num_classes, width=self.features)
         if not normalised:  # nothing else keeps the size of features from layer to layer
-            for part in self.layers[:-1]:
+            for part in parts:
                 if isinstance(part, nn.Conv2d):
                     nn.init.kaiming_normal_(part.weight, a=0.2)
 

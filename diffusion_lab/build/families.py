@@ -1,6 +1,7 @@
 """Builds the models that are no diffusion models, and refuses what does not fit them."""
 
 from math import prod
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -106,7 +107,7 @@ def built(cfg: DictConfig, kind: type, device: str, **facts: object):
 
 def require(cfg: DictConfig, group: str, chosen: object, kind: type) -> None:
     """Raises UserError if the object, or factory, that a group chose is not the family's."""
-    found = chosen.target.func if isinstance(chosen, Factory) else type(chosen)
+    found: Any = chosen.target.func if isinstance(chosen, Factory) else type(chosen)
     if not issubclass(found, kind):
         raise UserError(
             f"{group}={found.__name__} does not fit family={cfg.family}; leave {group}=... out"
@@ -114,7 +115,7 @@ def require(cfg: DictConfig, group: str, chosen: object, kind: type) -> None:
 
 
 def build_code_pipeline(
-    cfg: DictConfig, saved: DictConfig, model: CodeTransformer, first_stage: TrainedVQ, classes: int
+    cfg: DictConfig, saved: DictConfig, model: CodeTransformer, stage: TrainedVQ, classes: int
 ) -> CodePipeline:
     """Builds the drawing of codes with the sampler and guidance of `cfg`; raises UserError.
 
@@ -134,7 +135,7 @@ def build_code_pipeline(
                 f"guidance.scale={guidance.scale} uses the model without labels, which "
                 "objective.label_dropout=0 does not train; train with objective.label_dropout=0.1"
             )
-    return CodePipeline(model, sampler, guidance, first_stage, classes)
+    return CodePipeline(model, sampler, guidance, stage, classes)
 
 
 def build_gan_pipeline(model: ConvGenerator, classes: int) -> GANPipeline:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from omegaconf import DictConfig
@@ -15,7 +15,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.families.autoregressive import CodePipeline
 from diffusion_lab.families.gan import GANPipeline
-from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.first_stage import FirstStage, TrainedVQ
 from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.weights import load_weights
@@ -92,8 +92,10 @@ class AutoregressiveRun(FamilyRun):
         return families.build_code_model(saved, datamodule)
 
     def pipeline(self, cfg: DictConfig) -> CodePipeline:
-        stage, classes = self.first_stage, self.datamodule.num_classes
-        return families.build_code_pipeline(cfg, self.saved, self.model, stage, classes)
+        stage = cast(TrainedVQ, self.first_stage)
+        return families.build_code_pipeline(
+            cfg, self.saved, self.model, stage, self.datamodule.num_classes
+        )
 
 
 class GANRun(FamilyRun):

@@ -58,8 +58,8 @@ class CodePipeline(LabelledGenerator):
         model = self.model
         device = model.start.device
         labels = None if labels is None else labels.to(device)
-        guided = labels is not None and self.guidance.scale != 1
-        if guided:
+        guided = self.guidance.scale != 1
+        if guided and labels is not None:
             nothing = labels.new_full(labels.shape, model.conditioning.null_label)
             labels = torch.cat([labels, nothing])
         # normal numbers, each a uniform one by its distribution function

@@ -91,7 +91,7 @@ class CodeTransformer(nn.Module):
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """Keeps keys and values of the tokens that are given in this block."""
-        mixers = [block.mixer for block in self.blocks if isinstance(block, Block)]
+        mixers = [module for module in self.modules() if isinstance(module, CausalAttention)]
         try:
             for mixer in mixers:
                 mixer.remember(True)

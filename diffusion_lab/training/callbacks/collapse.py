@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import lightning
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
@@ -39,7 +38,7 @@ class Collapse(Callback, Checked):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.row = state["row"]
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         due = trainer.global_step % trainer.log_every_n_steps == 0
         if not (due and stepped(trainer, batch_idx)) or pl_module.bad_steps.skipped:
             return

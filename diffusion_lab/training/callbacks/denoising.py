@@ -42,7 +42,7 @@ class DenoisingGrid(Grid, Checked):
             super().run(trainer)
 
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
-        pipeline = module_of(trainer).context.sampling()
+        pipeline = module_of(trainer).context.denoising()
         strips = denoising(pipeline, range(self.samples), self.seed, self.columns)
         return strips, f"samples of seed {self.seed} out of noise, each above estimates of them"
 
