@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.backbone.base import checkpoint_activations
+from diffusion_lab.backbone.conditioning import blank_labels
 from diffusion_lab.build.instantiate import Factory, errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
@@ -17,7 +18,7 @@ from diffusion_lab.families.autoregressive import (
     LogitGuidance,
     NextCode,
 )
-from diffusion_lab.families.gan import ConvGenerator, GANPipeline, RelativisticLoss
+from diffusion_lab.families.gan import ConvGenerator, RelativisticLoss
 from diffusion_lab.first_stage import TrainedVQ
 
 DIFFUSION, AUTOREGRESSIVE, GAN = "diffusion", "autoregressive", "gan"
@@ -138,11 +139,6 @@ def build_code_pipeline(
     return CodePipeline(model, sampler, guidance, stage, classes)
 
 
-def build_gan_pipeline(model: ConvGenerator, classes: int) -> GANPipeline:
-    """Builds the drawing of a GAN's images."""
-    return GANPipeline(model, classes)
-
-
 def build_gan_loss(cfg: DictConfig, datamodule: ImageDataModule) -> RelativisticLoss:
     """Builds the loss of a GAN with its discriminator; raises UserError if it does not fit."""
     shape, classes = datamodule.image_shape, datamodule.num_classes
@@ -150,9 +146,10 @@ def build_gan_loss(cfg: DictConfig, datamodule: ImageDataModule) -> Relativistic
         factory, conditioning = instantiate(cfg, "objective"), instantiate(cfg, "conditioning")
         require(cfg, "objective", factory, RelativisticLoss)
         loss = factory(image_channels=shape[0], num_classes=classes, conditioning=conditioning)
+        judge = loss.discriminator
         try:
             with torch.no_grad():
-                loss.discriminator(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64))
+                judge(torch.zeros(1, *shape), blank_labels(judge.conditioning, 1, "cpu"))
         except RuntimeError as error:
             raise ValueError(
                 f"discriminator has too many layers for images of shape {shape}; use fewer"

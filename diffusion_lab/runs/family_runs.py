@@ -111,4 +111,4 @@ class GANRun(FamilyRun):
         return families.build_generator(saved, datamodule), None
 
     def pipeline(self, cfg: DictConfig) -> GANPipeline:
-        return families.build_gan_pipeline(self.model, self.datamodule.num_classes)
+        return GANPipeline(self.model, self.datamodule.num_classes)

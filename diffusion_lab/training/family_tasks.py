@@ -12,6 +12,7 @@ from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build import families
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.families.gan import GANPipeline
 from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.autoregressive_module import AutoregressiveModule
@@ -119,7 +120,7 @@ def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
     model = families.build_generator(cfg, data, device)
     module = GANModule(model, families.build_gan_loss(cfg, data), Optimization.configured(cfg))
     module.check_optimizer()
-    pipeline = families.build_gan_pipeline(model, data.num_classes)
+    pipeline = GANPipeline(model, data.num_classes)
     callbacks = family_callbacks(cfg)
     conditional = pipeline.conditional and data.num_classes > 0
     return GANTask(

@@ -10,7 +10,7 @@ from helpers.refusals import refused
 from torch import nn
 
 from diffusion_lab.backbone import ClassLabel
-from diffusion_lab.backbone.conditioning import Unconditional
+from diffusion_lab.backbone.conditioning import NumericLabel, Unconditional
 from diffusion_lab.backbone.discriminator import Discriminator
 from diffusion_lab.families.gan import ConvGenerator, GANPipeline, RelativisticLoss
 from diffusion_lab.first_stage.reconstruction.discriminator import PatchDiscriminator
@@ -94,6 +94,21 @@ def test_a_label_changes_the_judgement_only_of_a_conditional_discriminator():
     assert torch.equal(deaf(real, torch.zeros(4, dtype=int)), deaf(real, torch.ones(4, dtype=int)))
 
 
+def test_labels_may_be_numbers():
+    conditioning = partial(NumericLabel, size=2)
+    judge = Discriminator(1, 4, 2, normalised=False, conditioning=conditioning)
+    model = generator(conditioning=conditioning)
+    model.conditioning.learn(torch.randn(20, 2))
+    pipeline = GANPipeline(model, 0)
+    labels = pipeline.labels(range(4))
+    assert labels.shape == (4, 2)
+    made = pipeline(range(4), 0, labels)
+    other = pipeline(range(4), 0, labels + 1)
+    assert not torch.equal(made, other)
+    judged = [judge(made.float(), each) for each in (labels, labels + 1)]
+    assert not torch.equal(*judged)
+
+
 def test_the_adversary_of_a_first_stage_is_the_same_network():
     torch.manual_seed(0)
     ours = Discriminator(1, 8, 2)
@@ -107,7 +122,8 @@ def test_the_adversary_of_a_first_stage_is_the_same_network():
 def generator(shape=(1, 8, 8), **more) -> ConvGenerator:
     torch.manual_seed(0)
     sizes = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "latent_size": 6}
-    return ConvGenerator(shape, CLASSES, ClassLabel, **(sizes | more))
+    facts = {"image_shape": shape, "num_classes": CLASSES, "conditioning": ClassLabel}
+    return ConvGenerator(**(facts | sizes | more))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 8), (1, 28, 28)])
