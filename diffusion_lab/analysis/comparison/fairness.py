@@ -61,6 +61,7 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
                 f"{amount(max(macs))} multiply-accumulates per image, at equal numbers of images"
             )
     yield from unequal_networks(groups)
+    yield from taught(groups)
     machines = dict.fromkeys(map(machine, runs))
     if len(machines) > 1:
         unequal = "Time, speed and memory were measured on different machines"
@@ -97,6 +98,19 @@ def unequal_networks(groups: Sequence[Group]) -> Iterator[str]:
     }
     if len(precisions) > 1:
         yield f"Precision is unequal: {' and '.join(sorted(precisions))}"
+
+
+def taught(groups: Sequence[Group]) -> Iterator[str]:
+    """Yields a sentence on what the teacher of a group's runs cost, for each that has one."""
+    for group in groups:
+        known = group.runs[0].summary
+        images, calls = known.get("teacher_images"), known.get("teacher_calls")
+        if not (images or calls):
+            continue
+        spent = f"saw {amount(images)} images" if images else "was trained elsewhere"
+        if calls:
+            spent += f" and answered {amount(calls)} calls"
+        yield f"{group.name} has a teacher that {spent}, which its own images and time leave out"
 
 
 def writes_by(run: Run) -> int | None:

@@ -1,0 +1,89 @@
+"""Compositions that are each drawn in their own way, and students whose teachers cost something."""
+
+import pytest
+from helpers.fake_runs import GUIDANCE, NAME, SAMPLER, UNET, fake_run
+from helpers.fake_runs import PROTOCOL as MEASURED
+from helpers.refusals import refused
+from omegaconf import OmegaConf
+
+from diffusion_lab.analysis.comparison.comparing import compare
+from diffusion_lab.metrics.metric import with_fingerprint
+from diffusion_lab.runs.results import save_evaluation
+from diffusion_lab.runs.weights import identify
+
+PROTOCOL = {
+    "question": "How many calls?",
+    "metric": "fid",
+    "test": "paired",
+    "seeds": [0, 1],
+    "stop": "two seeds",
+}
+FEW = {"sampler": {"_target_": "diffusion_lab.diffusion.sampler.FewStep", "steps": 2}}
+CODES = {
+    "family": "autoregressive",
+    "sampler": {"_target_": "diffusion_lab.families.autoregressive.CodeSampler", "top_k": 5},
+    "guidance": {"_target_": "diffusion_lab.families.autoregressive.LogitGuidance", "scale": 2},
+    "backbone": {"_target_": "diffusion_lab.families.autoregressive.CodeTransformer"},
+}
+
+
+def two_seeds(folder, name: str, fid: float, config: dict) -> None:
+    for seed in (0, 1):
+        fake_run(folder / f"{name}{seed}", fid * (1 + seed / 20), seed, config)
+
+
+def page(folder) -> tuple[str, dict]:
+    result = compare([str(folder)], str(folder / "out"))
+    return (folder / "out/index.html").read_text(), result
+
+
+@pytest.mark.parametrize("sampling", [None, "equal"])
+def test_other_samplers_are_refused_unless_the_protocol_asks_for_them(tmp_path, sampling):
+    protocol = PROTOCOL | ({} if sampling is None else {"sampling": sampling})
+    two_seeds(tmp_path, "dit", 20.0, {"protocol": protocol})
+    two_seeds(tmp_path, "unet", 10.0, UNET | FEW | {"protocol": protocol})
+    with refused("sampler"):
+        compare([str(tmp_path)], str(tmp_path / "out"))
+
+
+def test_a_protocol_lets_each_composition_be_drawn_in_its_own_way(tmp_path):
+    protocol = PROTOCOL | {"sampling": "own"}
+    two_seeds(tmp_path, "dit", 20.0, {"protocol": protocol})
+    two_seeds(tmp_path, "unet", 10.0, UNET | FEW | {"protocol": protocol})
+    text, result = page(tmp_path)
+    assert result["verdict"]["fid"].startswith("UNet")
+    assert "UNet by FewStep with 2 steps" in text
+    assert "DiT by DPMSolver with 10 steps" in text
+
+
+def test_an_evaluation_in_another_way_does_not_count_as_a_runs_own(tmp_path):
+    """Only the figure of the configured sampler is taken, although a better one was measured."""
+    protocol = PROTOCOL | {"sampling": "own"}
+    two_seeds(tmp_path, "dit", 20.0, {"protocol": protocol})
+    two_seeds(tmp_path, "unet", 30.0, UNET | FEW | {"protocol": protocol})
+    for seed in (0, 1):
+        folder = tmp_path / f"unet{seed}"
+        other = {"sampler": SAMPLER | {"steps": 50}, "guidance": GUIDANCE, "seed": 0}
+        measured = {f"fid/{NAME}": 1.0}
+        way = with_fingerprint(MEASURED)
+        save_evaluation(folder, measured, way, OmegaConf.create(other), identify(folder))
+    _, result = page(tmp_path)
+    assert result["verdict"]["fid"].startswith("DiT")
+
+
+def test_families_have_no_sampler_in_common(tmp_path):
+    two_seeds(tmp_path, "dit", 20.0, {})
+    two_seeds(tmp_path, "codes", 10.0, CODES)
+    text, result = page(tmp_path)
+    assert set(result["compositions"]) == {"DiT", "CodeTransformer"}
+    assert "CodeTransformer by CodeSampler" in text
+
+
+def test_what_a_teacher_cost_is_said(tmp_path):
+    two_seeds(tmp_path, "dit", 20.0, {})
+    for seed in (0, 1):
+        costs = {"teacher_images": 120_000, "teacher_calls": 4_000_000}
+        fake_run(tmp_path / f"unet{seed}", 10.0 + seed, seed, UNET, costs)
+    text, _ = page(tmp_path)
+    assert "UNet has a teacher that saw 120k images and answered 4M calls" in text
+    assert "DiT has a teacher" not in text
