@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.tiny_runs import rows, tiny_first_stage
+from safetensors.torch import load_file
 
 from diffusion_lab.common.messages import TrainingStopped
 from diffusion_lab.training.callbacks import Collapse
@@ -88,6 +89,23 @@ def test_resuming_equals_never_having_stopped(family, lab, tmp_path):
     whole = state_of(tmp_path / "whole")
     require_equal(whole, state_of(tmp_path / "parts"))
     assert len(whole) > 10
+
+
+def test_averages_are_made_after_training(family, lab, tmp_path):
+    snapshots = ["callbacks.posthoc_ema.snapshots=2", "callbacks.sample_grid=null"]
+    code, _, err = lab("train", *PLAIN, *FAMILIES[family], *snapshots, "run_dir=run")
+    assert code == 0, err
+    code, _, err = lab("average", "run=run", "length=0.2")
+    assert code == 0, err
+    code, _, err = lab("sample", "run=run", "average=0.2", "num_samples=4")
+    assert code == 0, err
+    found = []
+    for place, average in enumerate(("0.2", "trained")):
+        code, _, err = lab("export", "run=run", f"average={average}", f"output=shared{place}")
+        assert code == 0, err
+        found.append(load_file(tmp_path / f"shared{place}/model.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
