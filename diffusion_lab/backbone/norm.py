@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from diffusion_lab.common import forward_mode
 from diffusion_lab.common.ranges import Count, Positive, optional, ranges, whole
@@ -60,6 +61,7 @@ class _GroupNorm(torch.autograd.Function):
         return F.silu(y) if silu else y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, y, weight, mean, centre, inverse = ctx.saved_tensors
         pixels = x.shape[1] * x.shape[2]

@@ -147,6 +147,9 @@ def leave_out(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Seq
             if option == "none" and group in CAN_BE_NONE:
                 cfg[group] = None
             elif option is None:
+                for override in overrides:
+                    if override.lstrip("+").startswith(f"{group}."):
+                        raise UserError(f"{override}: no {group} is chosen; leave it out")
                 del cfg[group]
         if choices.get("sampler") == "codes" and not given:
             cfg.sampler.pop("steps", None)

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.backbone.conditioning import blank_labels
+from diffusion_lab.backbone.conditioning import RawLabels, blank_labels
 from diffusion_lab.build.instantiate import Factory, errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
@@ -27,8 +27,16 @@ OF_DIFFUSION = ("schedule", "augmentation", "coupling", "alignment", "init_from"
 
 
 def family_of(cfg: DictConfig) -> str:
-    """The family of generative models that a configuration of `train` belongs to."""
-    return cfg.get("family") or DIFFUSION  # as in runs of earlier versions, which have no such key
+    """The family of generative models that a configuration of `train` belongs to.
+
+    Raises UserError for one that is not known.
+    """
+    family = cfg.get("family") or DIFFUSION  # as in runs of earlier versions, without such a key
+    if family not in (DIFFUSION, AUTOREGRESSIVE, GAN):
+        raise UserError(
+            f"family={family} is not known; it must be {DIFFUSION}, {AUTOREGRESSIVE} or {GAN}"
+        )
+    return family
 
 
 def require_diffusion(cfg: DictConfig) -> None:
@@ -100,6 +108,11 @@ def built(cfg: DictConfig, kind: type, device: str, **facts: object):
         factory, conditioning = instantiate(cfg, "backbone"), instantiate(cfg, "conditioning")
         require(cfg, "backbone", factory, kind)
         model = factory(conditioning=conditioning, **facts)
+    if isinstance(model.conditioning, RawLabels):
+        raise UserError(
+            f"conditioning=raw_labels is for networks that embed labels themselves, and those of "
+            f"family={cfg.family} do not; write conditioning=class_label"
+        )
     if cfg.activation_checkpointing:
         with errors_at(cfg, ""):
             checkpoint_activations(model)

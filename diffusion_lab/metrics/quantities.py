@@ -24,7 +24,8 @@ TEST_LOSS = Quantity("test_loss", "Test loss", "denoising loss of test images", 
 VALIDATION_LOSS = Quantity(
     "validation_loss", "Validation loss", "denoising loss of validation images", LOWER, judged=False
 )
-VALIDATION = {"val/loss": False, "val/psnr": True, "val/ssim": True}  # whether higher is better
+# whether higher is better
+VALIDATION = {"val/loss": False, "val/bits_per_code": False, "val/psnr": True, "val/ssim": True}
 # all metrics of the package, in the order in which they are measured and reported
 BUILT_IN: tuple[type[Metric], ...] = (
     FID,

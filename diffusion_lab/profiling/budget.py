@@ -7,6 +7,7 @@ from typing import Annotated
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.families import DIFFUSION, family_of
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.common.messages import UserError, say
@@ -73,6 +74,11 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
         return
     budget = instantiate(cfg, "budget")
     solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size).items()]
+    if budget.reference is not None and family_of(cfg) != DIFFUSION:
+        raise UserError(
+            f"budget.reference={budget.reference} asks for a size, which is found for diffusion "
+            f"models alone; set that of family={cfg.family} by hand, with budget=images or seconds"
+        )
     if budget.reference is not None:
         with errors_at(cfg, "budget"):
             solved += size_of(budget, overrides)

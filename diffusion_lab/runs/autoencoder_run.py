@@ -57,7 +57,7 @@ class AutoencoderRun(OpenRun):
     command: ClassVar[str] = "train-autoencoder"
     results: ClassVar[tuple[str, ...]] = (saving.FIRST_STAGE_FILE,)
     groups_without_choice: ClassVar[tuple[str, ...]] = ("sampler", "guidance")
-    limits: ClassVar[str] = "an autoencoder, which only `sample` and `evaluate` accept"
+    limits: ClassVar[str] = "an autoencoder"
 
     prior: Prior
     facts: saving.AutoencoderFacts

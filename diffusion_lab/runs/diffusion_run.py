@@ -17,9 +17,9 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs.folder import CONFIG, load_config
+from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.open_run import OpenRun
-from diffusion_lab.runs.weights import load_weights
+from diffusion_lab.runs.weights import load_into, load_weights
 
 PLACES = ("run", "path", "cache", "cache_dir")  # settings of a group that only say where files are
 JUDGES = ("metrics.classifier", "metrics.extractor.path")  # keys of classifiers that metrics use
@@ -85,12 +85,7 @@ def with_weights(
     """
     datamodule = build_datamodule(saved)
     model = build_model(saved, datamodule.image_shape, datamodule.num_classes)
-    try:
-        model.denoiser.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights in {folder} do not fit its {CONFIG}: they are of another model"
-        ) from error
+    load_into(model.denoiser, state, folder)
     model.denoiser.eval()
     return datamodule, model
 

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from diffusion_lab.build import families
 from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.families.autoregressive import CodePipeline
 from diffusion_lab.families.gan import GANPipeline
 from diffusion_lab.first_stage import FirstStage, TrainedVQ
-from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.open_run import OpenRun
-from diffusion_lab.runs.weights import load_weights
+from diffusion_lab.runs.weights import load_into, load_weights
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,7 @@ class FamilyRun(OpenRun):
         """
         datamodule = build_datamodule(saved)
         model, first_stage = cls.built(saved, datamodule)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(
-                f"the weights in {folder} do not fit its {CONFIG}: they are of another model"
-            ) from error
+        load_into(model, state, folder)
         return datamodule, model.eval(), first_stage
 
     @property

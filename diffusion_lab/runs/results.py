@@ -15,6 +15,8 @@ from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.runs import published
 from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.samplings import (
+    OWN,
+    WAY,
     Record,
     Sampling,
     differing,
@@ -127,7 +129,7 @@ def comparable_metrics(
     same = [each["metrics"] for each in alike if sampled_by(each, sampling)]
     metrics = dict(ChainMap(*same))  # the first value of a metric counts
     if not metrics:
-        ours, theirs = flat(sampling), flat(alike[-1]["sampling"])
+        ours, theirs = flat(sampling), flat(samplings_of(alike[-1])[0])
         key = min(differing(ours, theirs))
         raise UserError(
             f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
@@ -161,6 +163,8 @@ def _remedy(folder: str | Path, ours: dict[str, object], theirs: dict[str, objec
     command = f"diffusion-lab evaluate run={folder}"
     for key in keys:
         group = key.partition(".")[0]
+        if group in WAY and ours.get(group) == OWN:
+            return f"measure {folder} in its own way with `{command}`"
         if key.endswith("_target_") or key not in ours or key not in theirs:
             return f"measure both with the same {group}, as in `{command} {group}=...`"
     # Hydra's syntax for values: no blanks, and inf for infinity

@@ -29,7 +29,7 @@ def sampling_of(cfg: DictConfig) -> Sampling:
     """
     if cfg.get(IMAGES):
         return {}
-    parts = [part for part in WAY if part in cfg]  # a VAE's has neither
+    parts = [part for part in WAY if cfg.get(part)]  # a VAE's has neither
     plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
     average, step = cfg.get("average"), cfg.get("step")
     weights = {} if average is None else {"average": name_of(average)}

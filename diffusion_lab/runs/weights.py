@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
@@ -80,6 +80,16 @@ def load_of_run(
         if name.startswith(prefix)
     }
     return weights, step
+
+
+def load_into(network: nn.Module, state: dict[str, Tensor], folder: str | Path) -> None:
+    """Gives a network the weights of the run `folder`; raises UserError if they do not fit."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {folder} do not fit its configuration: they are of another model"
+        ) from error
 
 
 def read(path: Path, remedy: str) -> dict[str, Tensor]:

@@ -60,7 +60,9 @@ class GANTask(Task):
     pipeline: Generator
 
     def compile(self) -> None:
-        self.module.model.compile()  # the discriminator's gradients have gradients of their own
+        # the discriminator's gradients have gradients of their own, which compiled code has not;
+        # Inductor fails on channels last with dynamic sizes
+        self.module.model.compile(dynamic=False)
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         for network in (self.module.model, self.module.objective.discriminator):
@@ -76,15 +78,12 @@ def learn_labels(conditioning: torch.nn.Module, task: Task) -> None:
 
 def build_task(cfg: DictConfig, device: str = "cpu") -> Task:
     """Builds the task of `train` that a configuration describes; UserError for what cannot work."""
-    family = families.family_of(cfg)
     builders = {
         families.DIFFUSION: build_diffusion_task,
         families.AUTOREGRESSIVE: build_autoregressive_task,
         families.GAN: build_gan_task,
     }
-    if family not in builders:
-        raise UserError(f"family={family} must be one of {', '.join(builders)}")
-    return builders[family](cfg, device)
+    return builders[families.family_of(cfg)](cfg, device)
 
 
 def build_autoregressive_task(cfg: DictConfig, device: str = "cpu") -> AutoregressiveTask:
@@ -110,6 +109,11 @@ def build_autoregressive_task(cfg: DictConfig, device: str = "cpu") -> Autoregre
 
 def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
     """Builds the task of a GAN; raises UserError for what cannot work."""
+    if cfg.trainer.precision == "16-mixed":
+        raise UserError(
+            "trainer.precision=16-mixed loses the small gradients that a GAN's penalty squares; "
+            "write trainer.precision=bf16-mixed or 32-true"
+        )
     if isinstance(cfg.trainer.strategy, DictConfig):
         raise UserError(
             "trainer=fsdp cannot shard a GAN, whose penalty needs gradients of gradients; use "

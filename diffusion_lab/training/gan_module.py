@@ -10,7 +10,7 @@ from diffusion_lab.data import ImageBatch
 from diffusion_lab.families.gan import ConvGenerator, RelativisticLoss
 from diffusion_lab.training.module import Optimization, TrainedModule
 
-DIVERSITY = "train/diversity"  # how much a batch of samples varies, relative to its images
+DIVERSITY = "train/diversity"  # how much samples of a label vary, relative to its images
 VALIDATION_SEED = 0  # an image is compared with the same noise in every run, whatever its seed
 
 
@@ -60,7 +60,7 @@ class GANModule(TrainedModule):
         loss, parts = self.objective(real, fake, batch.labels)
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         logged = {f"train/{name}": value.detach() for name, value in parts.items()}
-        return {"loss": loss, DIVERSITY: diversity(fake.detach(), real), **logged}
+        return {"loss": loss, DIVERSITY: diversity(fake.detach(), real, batch.labels), **logged}
 
     def on_validation_epoch_start(self) -> None:
         # sum and count of the discriminator's losses
@@ -78,10 +78,15 @@ class GANModule(TrainedModule):
         return {f"{split}/{self.shown}": total / count}
 
 
-def diversity(fake: Tensor, real: Tensor) -> Tensor:
-    """The standard deviation of samples (B, C, H, W) over that of images, from pixel to pixel, ().
+def diversity(fake: Tensor, real: Tensor, labels: Tensor) -> Tensor:
+    """How far samples (B, C, H, W) are from the mean of their label, relative to images, ().
 
-    It falls to 0 where all samples are alike.
+    It falls to 0 where all samples of a label are alike. Labels (B,) are classes; numbers (B, K) do
+    not divide the batch. NaN if no two images of the batch have one label.
     """
-    fakes, reals = (each.float().var(0).mean().sqrt() for each in (fake, real))
-    return fakes / reals.clamp(min=1e-6)
+    places = labels if labels.ndim == 1 else torch.zeros_like(labels[:, 0])
+    alike = (places[:, None] == places).to(torch.float32)
+    mean_of = alike / alike.sum(1, keepdim=True)
+    values = (each.float().flatten(1) for each in (fake, real))
+    spreads = [(each - mean_of @ each).square().mean().sqrt() for each in values]
+    return spreads[0] / spreads[1]

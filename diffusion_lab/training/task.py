@@ -15,6 +15,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.quantities import VALIDATION
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.callbacks import (
     EMA,
@@ -83,8 +84,10 @@ class Task(ABC):
         known = f"val/{self.module.shown}"
         for metric in ranked_by:
             if metric.startswith("val/") and metric != known:
+                remedy = known if known in VALIDATION else "fid with metrics.reference=validation"
                 raise UserError(
-                    f"callbacks.checkpoint.best={metric} is not measured by this run; write {known}"
+                    f"callbacks.checkpoint.best={metric} is not measured by this run; write "
+                    f"{remedy}"
                 )
             of_validation = self.metrics is not None and self.metrics.reference == "validation"
             if not metric.startswith("val/") and not of_validation:

@@ -1,5 +1,7 @@
 """Compositions that are each drawn in their own way, and students whose teachers cost something."""
 
+import json
+
 import pytest
 from helpers.fake_runs import GUIDANCE, NAME, SAMPLER, UNET, fake_run
 from helpers.fake_runs import PROTOCOL as MEASURED
@@ -77,6 +79,41 @@ def test_families_have_no_sampler_in_common(tmp_path):
     text, result = page(tmp_path)
     assert set(result["compositions"]) == {"DiT", "CodeTransformer"}
     assert "CodeTransformer by CodeSampler" in text
+
+
+def test_a_family_has_one_way_even_beside_another(tmp_path):
+    two_seeds(tmp_path, "codes", 10.0, CODES)
+    two_seeds(tmp_path, "dit", 20.0, {})
+    two_seeds(tmp_path, "unet", 15.0, UNET | FEW)
+    with refused("sampler"):
+        compare([str(tmp_path)], str(tmp_path / "out"))
+
+
+def vae(folder, fid: float, seed: int, measured: dict) -> None:
+    """Writes the finished run of a VAE, whose samples were measured after training."""
+    kind = "diffusion_lab.first_stage.autoencoder.KLAutoencoder"
+    none = dict.fromkeys(("backbone", "objective", "sampler", "guidance"))
+    fake_run(folder, fid, seed, none | {"autoencoder": {"_target_": kind}})
+    summary = json.loads((folder / "summary.json").read_text())
+    for key in ("protocol", "sampling"):  # training measures reconstructions
+        del summary[key]
+    summary["metrics"] = {"rfid": 1.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    way = OmegaConf.create({"seed": 0})
+    metrics = {f"fid/{NAME}": fid}
+    save_evaluation(folder, metrics, with_fingerprint(measured), way, identify(folder))
+
+
+def test_a_vae_joins_if_its_samples_were_measured_alike(tmp_path):
+    two_seeds(tmp_path, "dit", 20.0, {})
+    for seed in (0, 1):
+        vae(tmp_path / f"vae{seed}", 40.0 + 3 * seed, seed, MEASURED)
+    vae(tmp_path / "other", 40.0, 2, MEASURED | {"num_samples": 50})
+    _, result = page(tmp_path)
+    assert set(result["compositions"]) == {"DiT", "KLAutoencoder"}
+    (reason,) = result["left_out"]
+    assert "other" in reason
+    assert result["verdict"]["fid"].startswith("DiT is better")
 
 
 def test_what_a_teacher_cost_is_said(tmp_path):

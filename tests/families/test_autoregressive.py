@@ -46,6 +46,17 @@ def test_all_codes_are_equally_likely_at_the_start():
     torch.testing.assert_close(found, torch.full((2, TOKENS), math.log(CODES)))
 
 
+@pytest.mark.parametrize("block", [AdaLNZero, AdaLNSingle])
+def test_gates_are_closed_at_the_start(block):
+    """So that without positions a code is predicted from the one before it alone."""
+    model = transformer(block)
+    torch.nn.init.normal_(model.out.weight)
+    codes = torch.randint(CODES, (2, TOKENS - 1))
+    codes[:, -1] = 3
+    last = model(codes, torch.tensor([0, 1]))[:, -1]
+    torch.testing.assert_close(last[0], last[1])
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_code_is_predicted_from_those_before_it_and_the_label_alone(block):
     model = shaken(transformer(block))

@@ -50,6 +50,17 @@ def test_any_size_goes_there_and_back(make, channels, height, width):
     assert model(images)[0].shape == images.shape
 
 
+@pytest.mark.parametrize("make", [vq, fsq])
+def test_codes_stand_for_the_latents_that_are_decoded(make):
+    model = make().eval()
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    model(images)  # initialises a codebook by k-means
+    latents = model.moments(images)
+    quantised, codes, _ = model.assign(latents)
+    assert codes.shape == (3, *model.latent_shape[1:])
+    torch.testing.assert_close(model.vectors(codes.long()), quantised)
+
+
 def test_padding_repeats_the_border():
     images = torch.arange(6.0).view(1, 1, 2, 3)
     padded = pad_to_multiple(images, 4)

@@ -129,6 +129,13 @@ def test_two_ranks_train_the_model_of_one(family, lab, refusal, tmp_path, strate
     ("family", "wrong", "named"),
     [
         ("gan", "sampler=heun", "sampler"),
+        ("gan", "sampler.steps=5", "sampler.steps"),
+        ("gan", "objective.discriminator.normalised=true", "discriminator.normalised"),
+        ("gan", "conditioning=raw_labels", "conditioning=class_label"),
+        ("gan", "trainer.precision=16-mixed", "bf16-mixed"),
+        ("gan", "budget.reference=unet", "budget.reference"),
+        ("gan", "callbacks.checkpoint.best=val/loss", "metrics.reference=validation"),
+        ("autoregressive", "callbacks.checkpoint.best=val/loss", "val/bits_per_code"),
         ("gan", "guidance=classifier_free", "guidance"),
         ("gan", "schedule=cosine", "schedule"),
         ("gan", "backbone=unet", "backbone"),
@@ -155,6 +162,8 @@ def test_what_does_not_belong_to_a_family_is_refused(refusal, tmp_path, family, 
     own = [*FAMILIES.get(family, []), wrong]
     if wrong.startswith("backbone="):
         own = [each for each in own if not each.startswith("backbone.")]
+    if wrong.startswith("budget."):
+        own.append("budget=params")
     if wrong == "first_stage=pixels":
         own = [each for each in own if not each.startswith("first_stage.")]
     assert named in refusal("train", *PLAIN, *own, "run_dir=run")
@@ -196,9 +205,14 @@ def test_an_unconditional_model_of_either_family_trains(family, lab):
 
 
 def test_a_collapsed_gan_is_ended_with_a_sentence():
-    images = torch.randn(8, 1, 4, 4)
-    assert diversity(images, images).item() == pytest.approx(1)
-    assert diversity(images[:1].expand(8, -1, -1, -1), images).item() == 0
+    images, labels = torch.randn(8, 1, 4, 4), torch.tensor([0, 1] * 4)
+    assert diversity(images, images, labels).item() == pytest.approx(1)
+    assert diversity(images / 2, images, labels).item() == pytest.approx(0.5)
+    one_of_each = images[:2].repeat(4, 1, 1, 1)
+    assert diversity(one_of_each, images, labels).item() == pytest.approx(0, abs=1e-6)
+    numbers = torch.randn(8, 2)  # which do not divide the batch
+    assert diversity(one_of_each, images, numbers).item() > 0.1
+    assert diversity(images, images, torch.arange(8)).isnan()
     trainer = SimpleNamespace(global_step=0, log_every_n_steps=2, accumulate_grad_batches=1)
     module = SimpleNamespace(bad_steps=SimpleNamespace(skipped=False))
     watch = Collapse(least=0.1, patience=2)
@@ -212,6 +226,8 @@ def test_a_collapsed_gan_is_ended_with_a_sentence():
     restored = Collapse(least=0.1, patience=2)
     restored.load_state_dict(watch.state_dict())
     assert restored.row == 1
+    step(0.0)
+    step(float("nan"))
     step(0.0)
     with pytest.raises(TrainingStopped, match=r"objective\.gamma"):
         step(0.0)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.analysis.comparison.candidates import AUTOENCODER, Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.runs.environment import DIRTY
-from diffusion_lab.runs.samplings import OWN
+from diffusion_lab.runs.results import common_metrics
+from diffusion_lab.runs.samplings import OWN, way_of
 
 
 def protocol_of(runs: Sequence[Run]) -> dict[str, Any] | None:
@@ -16,15 +17,50 @@ def protocol_of(runs: Sequence[Run]) -> dict[str, Any] | None:
     return found[0] if found and all(each == found[0] for each in found) else None
 
 
-def own_ways(runs: Sequence[Run]) -> bool:
-    """Whether runs are each drawn by their own sampler and guidance: by protocol, or of need.
+def with_own_ways(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with records that say in which way each is drawn, if ways may differ.
 
-    Models of different families have no sampler in common.
+    They may if the runs' protocol says so, each then by its own configuration. They must if the
+    runs are of several families, which have no sampler in common: each family then has one way.
+    Raises UserError for a family that has none.
     """
     trained = [run for run in runs if not run.drawn_elsewhere]
-    if len({run.family for run in trained}) > 1:
-        return True
-    return (protocol_of(trained) or {}).get("sampling") == OWN
+    by_protocol = (protocol_of(trained) or {}).get("sampling") == OWN
+    families: dict[str, list[Run]] = {}
+    for run in trained:
+        families.setdefault(run.family, []).append(run)
+    if not by_protocol and len(families) < 2:
+        return list(runs)
+    ways = {}
+    for family, members in families.items():
+        if not by_protocol:
+            _, sampling, _ = common_metrics({run.folder: run.kept for run in members})
+            ways[family] = way_of(sampling)
+    return [
+        run
+        if run.drawn_elsewhere
+        else run.drawn_in(run.own_way if by_protocol else ways[run.family])
+        for run in runs
+    ]
+
+
+def of_one_protocol(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs without autoencoders whose samples were measured as no other run's, and sentences.
+
+    Runs of one family alone are all kept.
+    """
+    others = [run.kept for run in runs if run.family != AUTOENCODER]
+    known = [record["protocol"] for kept in others for record in kept]
+    kept, said = [], []
+    for run in runs:
+        if run.family != AUTOENCODER or not known or any(r["protocol"] in known for r in run.kept):
+            kept.append(run)
+        else:
+            said.append(
+                f"{run.folder} is left out: its samples were measured in another way; measure them "
+                f"like the others with `diffusion-lab evaluate run={run.folder} metrics...=`"
+            )
+    return kept, said
 
 
 def notes(groups: Sequence[Group]) -> Iterator[str]:

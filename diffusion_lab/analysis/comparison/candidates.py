@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from diffusion_lab.runs.weights import CurrentWeights
 from diffusion_lab.training.tuning import FOUND
 
 RATE = "train/images_per_second"
+AUTOENCODER = "autoencoder"  # the family of a VAE, and the key of its settings
 OF_A_RUN = (SUMMARY, METRICS, LAST)  # a run folder has a configuration and one of these
 
 
@@ -68,16 +69,20 @@ class Run:
     @property
     def family(self) -> str:
         """The family of generative models that the run belongs to."""
-        return "autoencoder" if "autoencoder" in self.config else family_of(self.config)
+        return AUTOENCODER if AUTOENCODER in self.config else family_of(self.config)
 
     @cached_property
     def own_way(self) -> dict[str, Any]:
         """The sampler and guidance of the run's configuration, in the form of records."""
         return way_of(cast(dict, OmegaConf.to_container(self.config, resolve=True)))
 
+    def drawn_in(self, way: Sampling) -> "Run":
+        """The run, with records that may be compared with those of other ways (`samplings_of`)."""
+        return replace(self, kept=[record | {OWN_WAY: way} for record in self.kept])
+
     def ways(self, sampling: Sampling) -> list[Sampling]:
         """The samplings that one with these settings counts as (`samplings_of`)."""
-        shared = {OWN_WAY: self.own_way} if any(OWN_WAY in record for record in self.kept) else {}
+        shared = {key: record[key] for record in self.kept for key in (OWN_WAY,) if key in record}
         return samplings_of({"sampling": sampling, "training_seed": self.seed, **shared})
 
     @property

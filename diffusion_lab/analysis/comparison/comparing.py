@@ -36,7 +36,7 @@ from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs import published
 from diffusion_lab.runs.results import common_metrics
-from diffusion_lab.runs.samplings import OWN_WAY, Sampling
+from diffusion_lab.runs.samplings import Sampling
 
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
 
@@ -137,8 +137,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     runs, left_out = read(folders)
     if not runs:
         raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
-    if agreed.own_ways(runs):
-        runs = [replace(run, kept=[r | {OWN_WAY: run.own_way} for r in run.kept]) for run in runs]
+    runs, measured_else = agreed.of_one_protocol(runs)
+    runs = agreed.with_own_ways(runs)
     protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
     names = measurements.full_names(list(measured.values()))
     copies, omitted = measurements.copy_ratios(runs, sampling)
@@ -157,7 +157,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         compared.append(replace(run, values=values))
     groups, repeated = grouped(compared)
     groups.sort(key=lambda group: group.mean("fid") if group.values("fid") else math.inf)
-    return Collection(arranged(groups), names, protocol, sampling, omitted, left_out + repeated)
+    left_out += measured_else + repeated
+    return Collection(arranged(groups), names, protocol, sampling, omitted, left_out)
 
 
 def judge_all(

@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusion_lab.analysis.comparison.groups import Group, trained
 from diffusion_lab.metrics.metric import Protocol
-from diffusion_lab.runs.samplings import OWN, Sampling
+from diffusion_lab.runs.samplings import OWN, OWN_WAY, Sampling
 
 
 def reference_in(protocol: Protocol) -> str:
@@ -32,7 +32,7 @@ def ways_note(groups: Sequence[Group], sampling: Sampling) -> list[str]:
     """A sentence on how each composition is drawn, if each is in its own way."""
     if sampling.get("sampler") != OWN:
         return []
-    ways = [f"{group.name} by {way_in(group.runs[0].own_way)}" for group in trained(groups)]
+    ways = [f"{g.name} by {way_in(g.runs[0].kept[0][OWN_WAY])}" for g in trained(groups)]
     return [f"Each composition is drawn in its own way: {'; '.join(ways)}"]
 
 

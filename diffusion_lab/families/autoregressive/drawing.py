@@ -63,16 +63,17 @@ class CodePipeline(LabelledGenerator):
             nothing = labels.new_full(labels.shape, model.conditioning.null_label)
             labels = torch.cat([labels, nothing])
         # normal numbers, each a uniform one by its distribution function
-        noise = SampleNoise(seed, ids, device)((model.tokens,))
-        uniform = torch.special.ndtr(noise.double())
+        uniform = torch.special.ndtr(SampleNoise(seed, ids)((model.tokens,)).double())
         codes = torch.empty(len(ids), 0, dtype=torch.int64, device=device)
-        with model.remembering():
+        # the cache grows from call to call, and a compiled block would be compiled for each
+        with torch.compiler.set_stance("force_eager"), model.remembering():
             for place in range(model.tokens):
                 known = codes[:, -1:].repeat(2, 1) if guided else codes[:, -1:]
                 logits = model(known, labels, begun=place)[:, -1]
                 if guided:
                     logits = self.guidance(*logits.chunk(2))
-                drawn = self.sampler(logits, uniform[:, place])
+                # on the CPU, as a GPU's sums along an axis depend on its kind
+                drawn = self.sampler(logits.cpu(), uniform[:, place]).to(device)
                 codes = torch.cat([codes, drawn[:, None]], dim=1)
                 on_step()
         return codes

@@ -40,7 +40,6 @@ class CodeTransformer(nn.Module):
     ):
         super().__init__()
         self.codes, self.tokens = codes, tokens
-        self.conditioning: Any = conditioning(num_classes=num_classes, width=width)
         self.start = nn.Parameter(torch.empty(width))
         self.embedding = nn.Embedding(codes, width)
         self.positions = nn.Parameter(torch.empty(tokens, width))
@@ -53,15 +52,15 @@ class CodeTransformer(nn.Module):
         )
         self.norm = blocks[0].make_norm()
         self.out = nn.Linear(width, codes)
-        initialise(self.blocks)
-        self.initialise()
+        initialise(self)
+        # after the others, as it initialises itself
+        self.conditioning: Any = conditioning(num_classes=num_classes, width=width)
 
     def initialise(self) -> None:
         """Starts with small embeddings, and with all codes equally likely."""
         for table in (self.start, self.embedding.weight, self.positions):
             nn.init.normal_(table, std=0.02)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
         if self.shared_modulation is not None:
             nn.init.zeros_(self.shared_modulation[1].get_parameter("weight"))
 

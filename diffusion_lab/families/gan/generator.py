@@ -42,7 +42,6 @@ class ConvGenerator(nn.Module):
         check_levels((sides[0], sides[1]), len(multipliers), ())
         self.latent_size = latent_size
         embedding = 4 * channels
-        self.conditioning: Any = conditioning(num_classes=num_classes, width=embedding)
         self.embed = nn.Sequential(
             nn.Linear(latent_size, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
@@ -61,6 +60,8 @@ class ConvGenerator(nn.Module):
         self.norm = GroupNorm(width, silu=True)
         self.out = nn.Conv2d(width, image_channels, 3, padding=1)
         initialise(self)
+        # after the others, as it initialises itself
+        self.conditioning: Any = conditioning(num_classes=num_classes, width=embedding)
 
     @property
     def layers(self) -> list[nn.Module]:

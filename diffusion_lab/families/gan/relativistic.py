@@ -18,7 +18,8 @@ class RelativisticLoss(nn.Module):
     With f(a, b) = softplus(D(b) - D(a)), averaged over pairs of one label, the generator minimises
     f(fake, real) and the discriminator f(real, fake) + gamma / 2 times the squared gradients of D
     in real and in fake images (R1 and R2), summed over pixels and averaged over images. Both are
-    minimised in one step, each in its own parameters.
+    minimised in one step, each in its own parameters. Raises ValueError for a discriminator with
+    group norms.
     """
 
     @ranges()
@@ -35,6 +36,11 @@ class RelativisticLoss(nn.Module):
         self.discriminator = discriminator(
             image_channels=image_channels, num_classes=num_classes, conditioning=conditioning
         )
+        if any(isinstance(module, nn.GroupNorm) for module in self.discriminator.modules()):
+            raise ValueError(
+                "normalised=true gives gradients that cannot be differentiated in bfloat16, as the "
+                "penalty needs; write normalised=false"
+            )
 
     def forward(
         self, real: Tensor, fake: Tensor, labels: Tensor | None

@@ -1,7 +1,9 @@
 """The adversary of a first stage."""
 
+from typing import Annotated
+
 from diffusion_lab.backbone.discriminator import Discriminator
-from diffusion_lab.common.ranges import Positive, Seed, ranges
+from diffusion_lab.common.ranges import above, ranges, whole
 
 
 class PatchDiscriminator(Discriminator):
@@ -12,7 +14,12 @@ class PatchDiscriminator(Discriminator):
 
     @ranges()
     def __init__(
-        self, image_channels: int, channels: int, layers: int, weight: Positive, start: Seed
+        self,
+        image_channels: int,
+        channels: int,
+        layers: int,
+        weight: Annotated[float, above(0).as_in(0.5)],
+        start: Annotated[int, whole(0).as_in(2000)],
     ):
         super().__init__(image_channels, channels, layers)
         self.weight = weight

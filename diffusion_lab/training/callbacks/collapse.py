@@ -1,5 +1,6 @@
 """Ends the training of a GAN whose samples have become alike, from which it does not recover."""
 
+import math
 from typing import Annotated
 
 from lightning.pytorch.callbacks import Callback
@@ -17,9 +18,10 @@ from diffusion_lab.training.module import TrainedModule
 
 @settings
 class Collapse(Callback, Checked):
-    """Ends a run whose samples vary less than `least` times as much as images, from pixel to pixel.
+    """Ends a run whose samples of a label vary less than `least` times as much as its images.
 
-    It looks whenever losses are logged, and ends the run after `patience` such looks in a row.
+    It looks whenever losses are logged, and ends the run after `patience` such looks in a row. A
+    batch in which no two images have one label shows nothing, and is passed over.
     """
 
     least: Annotated[float, inside(0, 1)] = 0.05
@@ -42,12 +44,15 @@ class Collapse(Callback, Checked):
         due = trainer.global_step % trainer.log_every_n_steps == 0
         if not (due and stepped(trainer, batch_idx)) or pl_module.bad_steps.skipped:
             return
-        found = of_all_ranks(outputs[DIVERSITY].item())
+        every = of_all_ranks(outputs[DIVERSITY].item())
+        found = [each for each in every if math.isfinite(each)]
+        if not found:
+            return
         mean = sum(found) / len(found)
         self.row = self.row + 1 if mean < self.least else 0
         if self.row >= self.patience:
             raise TrainingStopped(
-                f"the generator's samples are alike: up to step {trainer.global_step} they vary "
-                f"{mean:.1%} as much as images; try a larger objective.gamma, or a lower "
+                f"the generator's samples of a label are alike: up to step {trainer.global_step} "
+                f"they vary {mean:.1%} as much as images; try a larger objective.gamma, or a lower "
                 "optimizer.lr, in a new run"
             )
