@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import FRACTION, Means, Settings, flat, means
+from diffusion_lab.build.config_keys import CLASS, FRACTION, Means, Settings, flat, means
 from diffusion_lab.build.families import family_of
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
@@ -63,6 +63,8 @@ class Run:
         known = {FRACTION: 1} | self.known  # null means all of the data, too
         if OmegaConf.select(self.config, "budget.seconds") is not None:
             known.pop("trainer.max_steps", None)  # unlimited: the run ends at trainer.max_time
+        if kind := known.pop(f"{AUTOENCODER}.{CLASS}", None):  # named as other networks are
+            known[f"backbone.{CLASS}"] = kind
         named = {IMAGES: self.config.name} if self.drawn_elsewhere else {}
         return named | {k: v for k, v in known.items() if Means.COMPOSITION in means(k)}
 
