@@ -31,7 +31,7 @@ MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent speedrun toy \
 	study-unet-vs-dit study-write-up study-cifar10-small study-scaling study-low-data study-conditioning \
-	study-latent study-few-steps study-optimizers study-samplers study-guidance one-model \
+	study-latent study-families study-few-steps study-optimizers study-samplers study-guidance one-model \
 	dashboard dashboard-mlflow test test-slow test-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ## list the commands
@@ -135,6 +135,31 @@ study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the
 		study_name=$(STUDY)_stages run_dir=$(STAGE) trainer.max_time=00:00:06:40
 	$(call train_study,latent,$(STUDY))
 	$(call train_study,latent,$(STUDY),$(IN_LATENTS))
+	$(call compare_study,$(STUDY))
+
+# the first stages take 200 of the 600 seconds
+define train_stage
+$(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/$(1) study_name=$(STUDY)_stages \
+	run_dir=$(STAGES)/$(1) trainer.max_time=00:00:$(if $(TIME),00:$(TIME),03:20)
+endef
+study-families: STUDY = $(or $(NAME),families)
+study-families: STAGES = outputs/$(STUDY)_stages
+study-families: AFTER = budget.seconds=$(or $(TIME),400) tuning.overrides=[budget.seconds=$(or $(TIME),80)]
+study-families: DENOISE = optimizer=muon objective=flow_matching_short sampler=unipc sampler.steps=10 backbone.blocks=1
+study-families: IN_LATENTS = backbone=unet backbone.channels=48 backbone.multipliers=[1,2] backbone.attention=[1] \
+	first_stage=kl first_stage.run=$(STAGES)/kl
+study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregressive model, a GAN and a VAE in equal time
+	$(call train_stage,kl)
+	$(call train_stage,vq)
+	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 $(if $(TIME),budget.seconds=$(TIME)))
+	$(call train_study,families,$(STUDY),$(DENOISE) $(IN_LATENTS) $(AFTER))
+	$(call train_study,families,$(STUDY),family=autoregressive backbone=code_transformer optimizer=muon \
+		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq $(AFTER))
+	$(call train_study,families,$(STUDY),family=gan backbone=generator $(if $(TIME),budget.seconds=$(TIME)))
+	$(THREAD) $(LAB) train-autoencoder -m $(or $(ELSEWHERE),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)) \
+		experiment=fashion_mnist/vae study_name=$(STUDY) 'run_dir=outputs/$(STUDY)/vae_seed-$${seed}' seed=0,1,2 \
+		trainer.max_steps=1_000_000 trainer.max_time=00:00:$(if $(TIME),00:$(TIME),10:00)
+	ls -d outputs/$(STUDY)/vae_seed-* | $(EACH) -n 1 experiments/families/measure.sh $(CLASSIFIER) $(LAB)
 	$(call compare_study,$(STUDY))
 
 # a step of training is a forward and, as two, a backward pass: 3 forward passes. MeanFlow's is 4 with

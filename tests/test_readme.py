@@ -35,6 +35,7 @@ ONE_SIZE = {
     "scaling": 2,
     "conditioning": 2,
     "latent": 4,
+    "families": 8,
     "few-steps": 8,
 }
 
