@@ -144,7 +144,7 @@ $(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/$(1) st
 endef
 study-families: STUDY = $(or $(NAME),families)
 study-families: STAGES = outputs/$(STUDY)_stages
-study-families: AFTER = budget.seconds=$(or $(TIME),400) tuning.overrides=[budget.seconds=$(or $(TIME),80)]
+study-families: AFTER = budget.seconds=$(or $(TIME),400)
 study-families: DENOISE = optimizer=muon objective=flow_matching_short sampler=unipc sampler.steps=10 backbone.blocks=1
 study-families: IN_LATENTS = backbone=unet backbone.channels=48 backbone.multipliers=[1,2] backbone.attention=[1] \
 	first_stage=kl first_stage.run=$(STAGES)/kl
