@@ -130,7 +130,7 @@ def test_two_ranks_train_the_model_of_one(family, lab, refusal, tmp_path, strate
     [
         ("gan", "sampler=heun", "sampler"),
         ("gan", "sampler.steps=5", "sampler.steps"),
-        ("gan", "objective.discriminator.normalised=true", "discriminator.normalised"),
+        ("gan", "objective.discriminator.normalised=true", "objective.discriminator"),
         ("gan", "conditioning=raw_labels", "conditioning=class_label"),
         ("gan", "trainer.precision=16-mixed", "bf16-mixed"),
         ("gan", "budget.reference=unet", "budget.reference"),

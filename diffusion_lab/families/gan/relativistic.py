@@ -38,8 +38,8 @@ class RelativisticLoss(nn.Module):
         )
         if any(isinstance(module, nn.GroupNorm) for module in self.discriminator.modules()):
             raise ValueError(
-                "normalised=true gives gradients that cannot be differentiated in bfloat16, as the "
-                "penalty needs; write normalised=false"
+                "discriminator has group norms, whose gradients cannot be differentiated in "
+                "bfloat16, as the penalty needs; write normalised=false for it"
             )
 
     def forward(
