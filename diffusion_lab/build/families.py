@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import RawLabels, blank_labels
 from diffusion_lab.build.instantiate import Factory, errors_at, instantiate
+from diffusion_lab.build.sampling import needs_dropped_labels, needs_labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.families.autoregressive import (
@@ -138,17 +139,10 @@ def build_code_pipeline(
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
     require(saved, "sampler", sampler, CodeSampler)
     require(saved, "guidance", guidance, LogitGuidance)
-    if guidance.scale != 1:
-        if not model.conditioning.conditional:
-            raise UserError(
-                f"guidance.scale={guidance.scale} needs a model trained on labels; write "
-                "guidance.scale=1, or train with conditioning=class_label"
-            )
-        if not saved.objective.label_dropout:
-            raise UserError(
-                f"guidance.scale={guidance.scale} uses the model without labels, which "
-                "objective.label_dropout=0 does not train; train with objective.label_dropout=0.1"
-            )
+    if guidance.scale != 1 and not model.conditioning.conditional:
+        raise needs_labels(guidance.scale, "guidance.scale=1")
+    if guidance.scale != 1 and not saved.objective.label_dropout:
+        raise needs_dropped_labels(guidance.scale)
     return CodePipeline(model, sampler, guidance, stage, classes)
 
 

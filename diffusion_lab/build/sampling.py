@@ -43,15 +43,25 @@ def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
     if guidance.weak_run is not None:
         return  # the weak model replaces the unconditional one
     if guidance.uses_weak and guidance.uses_strong and not conditional:
-        raise UserError(
-            f"guidance.scale={guidance.scale} needs a model trained on labels; use guidance=none, "
-            "or train with conditioning=class_label"
-        )
+        raise needs_labels(guidance.scale, "guidance=none")
     if guidance.uses_weak and conditional and objective.label_dropout == 0:
-        raise UserError(
-            f"guidance.scale={guidance.scale} uses the unconditional model, which "
-            "objective.label_dropout=0 does not train; train with objective.label_dropout=0.1"
-        )
+        raise needs_dropped_labels(guidance.scale)
+
+
+def needs_labels(scale: float, without: str) -> UserError:
+    """The error for guidance of an unconditional model; `without` is the override for none."""
+    return UserError(
+        f"guidance.scale={scale} needs a model trained on labels; use {without}, or train with "
+        "conditioning=class_label"
+    )
+
+
+def needs_dropped_labels(scale: float) -> UserError:
+    """The error for guidance by an unconditional model that was not trained."""
+    return UserError(
+        f"guidance.scale={scale} uses the unconditional model, which objective.label_dropout=0 "
+        "does not train; train with objective.label_dropout=0.1"
+    )
 
 
 def check_noise(model: Model, sampler: Sampler) -> None:

@@ -63,11 +63,12 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     else:
         tensors, step = weights.load_of_run(run, average, checkpoint)
         facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
-    if issubclass(kind, FamilyRun):
+    first_stage: FirstStage | None
+    if issubclass(kind, FamilyRun):  # weights of another model are refused here
         _, _, first_stage = kind.with_weights(run, saved, tensors)
-        write(output, tensors, facts, first_stage, partial(shutil.copy, run / CONFIG))
-        return {"output": str(output), "tensors": len(tensors)} | facts
-    data, model = with_weights(run, saved, tensors)  # refuses weights of another model
+    else:
+        data, model = with_weights(run, saved, tensors)
+        first_stage = model.first_stage
     if cfg.format == "diffusers":
         with errors_at(cfg, ""):
             parts = convert(model, saved, data.num_classes)
@@ -76,7 +77,7 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
             parts.save(folder)
             write_atomically(folder / CARD, card)
     else:
-        write(output, tensors, facts, model.first_stage, partial(shutil.copy, run / CONFIG))
+        write(output, tensors, facts, first_stage, partial(shutil.copy, run / CONFIG))
     return {"output": str(output), "tensors": len(tensors)} | facts
 
 

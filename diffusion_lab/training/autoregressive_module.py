@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from diffusion_lab.build.parameter_groups import inner_matrices
@@ -11,10 +10,10 @@ from diffusion_lab.data import ImageBatch, MomentBatch
 from diffusion_lab.families.autoregressive import CodeTransformer, NextCode
 from diffusion_lab.families.autoregressive.next_code import nats
 from diffusion_lab.first_stage import TrainedVQ
-from diffusion_lab.training.module import Optimization, TrainedModule
+from diffusion_lab.training.module import OneNumberModule, Optimization
 
 
-class AutoregressiveModule(TrainedModule):
+class AutoregressiveModule(OneNumberModule):
     """Encodes images to codes, and trains `model` to predict each from those before it."""
 
     shown = "bits_per_code"
@@ -67,16 +66,8 @@ class AutoregressiveModule(TrainedModule):
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        # sum and count of the negative log-likelihoods of codes
-        self.sums = torch.zeros(2, device=self.device)
-
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Adds up the negative log-likelihoods of the codes of validation or test images."""
         images, labels, _ = batch
-        found = nats(self.model, self.codes(self.first_stage.moments(images)), labels)
-        self.sums += torch.stack([found.sum(), found.new_tensor(found.numel())])
-
-    def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
-        total, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
-        return {f"{split}/{self.shown}": total / count / math.log(2)}
+        codes = self.codes(self.first_stage.moments(images))
+        self.add(nats(self.model, codes, labels) / math.log(2))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning
 import torch
@@ -12,6 +12,7 @@ from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build import families
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.data import ImageDataModule
 from diffusion_lab.families.gan import GANPipeline
 from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Generator
@@ -19,7 +20,7 @@ from diffusion_lab.training.autoregressive_module import AutoregressiveModule
 from diffusion_lab.training.callbacks import SampleEvaluation
 from diffusion_lab.training.diffusion_task import build_diffusion_task
 from diffusion_lab.training.gan_module import GANModule
-from diffusion_lab.training.module import Optimization
+from diffusion_lab.training.module import Optimization, TrainedModule
 from diffusion_lab.training.task import Task, build_callbacks, build_metrics
 
 
@@ -90,21 +91,13 @@ def build_autoregressive_task(cfg: DictConfig, device: str = "cpu") -> Autoregre
     """Builds the task of an autoregressive model; raises UserError for what cannot work."""
     lightning.seed_everything(cfg.seed, verbose=False)
     data = build_datamodule(cfg)
-    classes = data.num_classes
     model, first_stage = families.build_code_model(cfg, data, device)
     module = AutoregressiveModule(
         model, families.build_code_loss(cfg), first_stage, Optimization.configured(cfg)
     )
-    module.check_optimizer()
-    pipeline = families.build_code_pipeline(cfg, cfg, model, first_stage, classes)
-    callbacks = family_callbacks(cfg)
-    return AutoregressiveTask(
-        datamodule=data,
-        module=module,
-        callbacks=callbacks,
-        metrics=build_metrics(cfg, callbacks, pipeline.conditional and classes > 0, classes),
-        pipeline=pipeline,
-    )
+    pipeline = families.build_code_pipeline(cfg, cfg, model, first_stage, data.num_classes)
+    parts = checked_parts(cfg, data, module, pipeline)
+    return AutoregressiveTask(datamodule=data, module=module, pipeline=pipeline, **parts)
 
 
 def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
@@ -123,26 +116,22 @@ def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
     data = build_datamodule(cfg)
     model = families.build_generator(cfg, data, device)
     module = GANModule(model, families.build_gan_loss(cfg, data), Optimization.configured(cfg))
-    module.check_optimizer()
     pipeline = GANPipeline(model, data.num_classes)
-    callbacks = family_callbacks(cfg)
-    conditional = pipeline.conditional and data.num_classes > 0
-    return GANTask(
-        datamodule=data,
-        module=module,
-        callbacks=callbacks,
-        metrics=build_metrics(cfg, callbacks, conditional, data.num_classes),
-        pipeline=pipeline,
-    )
+    parts = checked_parts(cfg, data, module, pipeline)
+    return GANTask(datamodule=data, module=module, pipeline=pipeline, **parts)
 
 
-def family_callbacks(cfg: DictConfig) -> list[lightning.pytorch.callbacks.Callback]:
-    """The configured callbacks; raises UserError for a choice of the sampler's steps."""
-    callbacks = build_callbacks(cfg)
+def checked_parts(
+    cfg: DictConfig, data: ImageDataModule, module: TrainedModule, pipeline: Generator
+) -> dict[str, Any]:
+    """The callbacks and metrics of a task; checks the optimiser, and raises UserError."""
+    module.check_optimizer()
+    callbacks, classes = build_callbacks(cfg), data.num_classes
     for callback in callbacks:
         if isinstance(callback, SampleEvaluation) and callback.also_steps:
             raise UserError(
                 f"callbacks.evaluation.also_steps={callback.also_steps} is for samplers with a "
                 f"choice of steps, and family={cfg.family} has none; leave it out"
             )
-    return callbacks
+    metrics = build_metrics(cfg, callbacks, pipeline.conditional and classes > 0, classes)
+    return {"callbacks": callbacks, "metrics": metrics}

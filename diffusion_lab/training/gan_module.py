@@ -8,13 +8,13 @@ from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.data import ImageBatch
 from diffusion_lab.families.gan import ConvGenerator, RelativisticLoss
-from diffusion_lab.training.module import Optimization, TrainedModule
+from diffusion_lab.training.module import OneNumberModule, Optimization
 
 DIVERSITY = "train/diversity"  # how much samples of a label vary, relative to its images
 VALIDATION_SEED = 0  # an image is compared with the same noise in every run, whatever its seed
 
 
-class GANModule(TrainedModule):
+class GANModule(OneNumberModule):
     """Trains `model`, the generator, and the discriminator of `objective` on one sum of losses.
 
     Every image of a batch is paired with a sample of its label.
@@ -62,20 +62,11 @@ class GANModule(TrainedModule):
         logged = {f"train/{name}": value.detach() for name, value in parts.items()}
         return {"loss": loss, DIVERSITY: diversity(fake.detach(), real, batch.labels), **logged}
 
-    def on_validation_epoch_start(self) -> None:
-        # sum and count of the discriminator's losses
-        self.sums = torch.zeros(2, device=self.device)
-
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Adds up the discriminator's losses of validation or test images."""
         images, labels, ids = batch
         noise = SampleNoise(VALIDATION_SEED, ids.tolist(), self.device)((self.model.latent_size,))
-        losses = self.objective.found(to_float(images), self.model(noise, labels), labels)
-        self.sums += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
-
-    def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
-        total, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
-        return {f"{split}/{self.shown}": total / count}
+        self.add(self.objective.found(to_float(images), self.model(noise, labels), labels))
 
 
 def diversity(fake: Tensor, real: Tensor, labels: Tensor) -> Tensor:

@@ -209,6 +209,22 @@ class TrainedModule(lightning.LightningModule, ABC):
         }
 
 
+class OneNumberModule(TrainedModule):
+    """Validates by the mean of the one number `shown`, over images or parts of them."""
+
+    def on_validation_epoch_start(self) -> None:
+        # sum and count of the numbers
+        self.sums = torch.zeros(2, device=self.device)
+
+    def add(self, values: Tensor) -> None:
+        """Counts the numbers of a batch, of any shape."""
+        self.sums += torch.stack([values.sum(), values.new_tensor(values.numel())])
+
+    def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
+        total, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
+        return {f"{split}/{self.shown}": total / count}
+
+
 def module_of(trainer: lightning.Trainer) -> TrainedModule:
     """The module that a trainer trains."""
     return cast(TrainedModule, trainer.lightning_module)

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diffusion_lab.analysis.comparison.candidates import AUTOENCODER, Run
+from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.metrics.quantities import quantity_of
+from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.environment import DIRTY
 from diffusion_lab.runs.results import common_metrics
 from diffusion_lab.runs.samplings import OWN, way_of
@@ -25,23 +26,17 @@ def with_own_ways(runs: Sequence[Run]) -> list[Run]:
     Raises UserError for a family that has none.
     """
     trained = [run for run in runs if not run.drawn_elsewhere]
-    by_protocol = (protocol_of(trained) or {}).get("sampling") == OWN
-    families: dict[str, list[Run]] = {}
-    for run in trained:
-        families.setdefault(run.family, []).append(run)
-    if not by_protocol and len(families) < 2:
+    if (protocol_of(trained) or {}).get("sampling") == OWN:
+        return [run if run.drawn_elsewhere else run.drawn_in(run.own_way) for run in runs]
+    families = dict.fromkeys(run.kind for run in trained)
+    if len(families) < 2:
         return list(runs)
     ways = {}
-    for family, members in families.items():
-        if not by_protocol:
-            _, sampling, _ = common_metrics({run.folder: run.kept for run in members})
-            ways[family] = way_of(sampling)
-    return [
-        run
-        if run.drawn_elsewhere
-        else run.drawn_in(run.own_way if by_protocol else ways[run.family])
-        for run in runs
-    ]
+    for family in families:
+        kept = {run.folder: run.kept for run in trained if run.kind is family}
+        _, sampling, _ = common_metrics(kept)
+        ways[family] = way_of(sampling)
+    return [run.drawn_in(ways[run.kind]) if run.kind in ways else run for run in runs]
 
 
 def of_one_protocol(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -49,11 +44,12 @@ def of_one_protocol(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
     Runs of one family alone are all kept.
     """
-    others = [run.kept for run in runs if run.family != AUTOENCODER]
-    known = [record["protocol"] for kept in others for record in kept]
+    others = [run.kept for run in runs if run.kind is not AutoencoderRun]
+    known = [record["protocol"] for records in others for record in records]
     kept, said = [], []
     for run in runs:
-        if run.family != AUTOENCODER or not known or any(r["protocol"] in known for r in run.kept):
+        alike = not known or any(record["protocol"] in known for record in run.kept)
+        if alike or run.kind is not AutoencoderRun:
             kept.append(run)
         else:
             said.append(

@@ -11,13 +11,13 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import CLASS, FRACTION, Means, Settings, flat, means
-from diffusion_lab.build.families import family_of
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import kind_of, published
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, load_summary
+from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
 from diffusion_lab.runs.samplings import IMAGES, OWN_WAY, Record, Sampling, samplings_of, way_of
 from diffusion_lab.runs.search import walk
@@ -25,7 +25,6 @@ from diffusion_lab.runs.weights import CurrentWeights
 from diffusion_lab.training.tuning import FOUND
 
 RATE = "train/images_per_second"
-AUTOENCODER = "autoencoder"  # the family of a VAE, and the key of its settings
 OF_A_RUN = (SUMMARY, METRICS, LAST)  # a run folder has a configuration and one of these
 
 
@@ -63,15 +62,15 @@ class Run:
         known = {FRACTION: 1} | self.known  # null means all of the data, too
         if OmegaConf.select(self.config, "budget.seconds") is not None:
             known.pop("trainer.max_steps", None)  # unlimited: the run ends at trainer.max_time
-        if kind := known.pop(f"{AUTOENCODER}.{CLASS}", None):  # named as other networks are
-            known[f"backbone.{CLASS}"] = kind
+        if network := known.pop(f"autoencoder.{CLASS}", None):  # named as other networks are
+            known[f"backbone.{CLASS}"] = network
         named = {IMAGES: self.config.name} if self.drawn_elsewhere else {}
         return named | {k: v for k, v in known.items() if Means.COMPOSITION in means(k)}
 
     @property
-    def family(self) -> str:
-        """The family of generative models that the run belongs to."""
-        return AUTOENCODER if AUTOENCODER in self.config else family_of(self.config)
+    def kind(self) -> type[OpenRun]:
+        """The kind of run: of a diffusion model, or of another family."""
+        return kind_of(self.config)
 
     @cached_property
     def own_way(self) -> dict[str, Any]:
@@ -84,8 +83,10 @@ class Run:
 
     def ways(self, sampling: Sampling) -> list[Sampling]:
         """The samplings that one with these settings counts as (`samplings_of`)."""
-        shared = {key: record[key] for record in self.kept for key in (OWN_WAY,) if key in record}
-        return samplings_of({"sampling": sampling, "training_seed": self.seed, **shared})
+        known = {"sampling": sampling, "training_seed": self.seed}
+        if self.kept and OWN_WAY in self.kept[0]:
+            known[OWN_WAY] = self.kept[0][OWN_WAY]
+        return samplings_of(known)
 
     @property
     def finished_at(self) -> tuple[float, str]:
