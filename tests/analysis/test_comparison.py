@@ -119,9 +119,14 @@ class TestGrouping:
         settings = [of("UNet"), of("Mamba2", overlap=False)]
         settings += [of("DiT", overlap=False), of("DiT", overlap=True)]
         names = names_of(settings, varying(settings))
-        assert names == ["UNet", "Mamba2", "DiT · overlap=false", "DiT · overlap=true"]
+        assert names == ["UNet", "Mamba2", "DiT", "DiT · overlap"]
         rates = [each | {"optimizer.lr": lr} for each in settings[:2] for lr in (1, 2)]
         assert names_of(rates, varying(rates))[0] == "UNet · lr=1"
+
+    def test_what_is_switched_off_is_named_only_where_a_name_would_be_empty(self):
+        settings = [{"backbone.overlap": False}, {"backbone.overlap": True}]
+        names = names_of(settings, varying(settings))
+        assert names == ["backbone.overlap=false", "backbone.overlap=true"]
 
     def test_each_has_a_name_without_its_part_of_the_data_where_more_differs(self):
         clipped = {"data.fraction": 0.1, "trainer.gradient_clip_val": 1.0}

@@ -182,14 +182,20 @@ def _needed(own: Settings, settings: Sequence[Settings], keys: Sequence[str]) ->
 
 
 def part(key: str, settings: Settings, last: Counter) -> str | None:
-    """The part of a name for a key: the class, or the last part of the key and its value."""
+    """The part of a name for a key: the class, or the last part of the key and its value.
+
+    A setting that is true is named by its key, and left out where it is false.
+    """
     value = settings.get(key)
     if value is None:
         return f"{_shortest(key)}=null" if key in DATA_SIZE else None
     if key.endswith(CLASS):
         return str(value).rpartition(".")[2]
     short = _shortest(key)
-    return f"{key if last[short] > 1 else short}={_word(value)}"
+    name = key if last[short] > 1 else short
+    if isinstance(value, bool):
+        return name if value else None
+    return f"{name}={_word(value)}"
 
 
 def _shortest(key: str) -> str:
