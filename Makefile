@@ -25,6 +25,7 @@ THREAD := $(if $(or $(SIZE),$(LAUNCHER)),,OMP_NUM_THREADS=1)
 SWEEP := $(THREAD) $(LAB) train -m $(or $(ELSEWHERE),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
 # the commands of a loop, several at once: if they only wait for SLURM, they take memory but no core
 EACH := $(THREAD) xargs -P $(if $(filter slurm,$(LAUNCHER)),8,$(JOBS))
+comma := ,
 CLASSIFIER := $(or $(DIFFUSION_LAB_DATA),data)/extractors/fashion_mnist.safetensors
 ONE := outputs/one_model/seed-0
 MODEL ?= $(ONE)
@@ -130,17 +131,19 @@ study-optimizers: setup  ## AdamW or Muon for U-Net, DiT and Mamba-2, in equal t
 study-latent: STUDY = $(or $(NAME),latent)
 study-latent: STAGE = outputs/$(STUDY)_stages/kl
 study-latent: IN_LATENTS = first_stage=kl first_stage.run=$(STAGE) backbone.multipliers=[1,2] backbone.attention=[1]
-study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the time of the first stage counted
+study-latent: IN_SECONDS = $(if $(TIME),budget.seconds=$(TIME))
+study-latent: STAGE_SECONDS = $(or $(firstword $(subst $(comma), ,$(TIME))),400)
+study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the time of the first stage counted: TIME=400,800
 	$(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/kl reconstruction=perceptual_adversarial \
-		study_name=$(STUDY)_stages run_dir=$(STAGE) trainer.max_time=00:00:06:40
-	$(call train_study,latent,$(STUDY))
-	$(call train_study,latent,$(STUDY),$(IN_LATENTS))
+		study_name=$(STUDY)_stages run_dir=$(STAGE) trainer.max_time=00:00:00:$(STAGE_SECONDS)
+	$(call train_study,latent,$(STUDY),$(IN_SECONDS))
+	$(call train_study,latent,$(STUDY),$(IN_LATENTS) $(IN_SECONDS))
 	$(call compare_study,$(STUDY))
 
 # the first stages take 200 of the 600 seconds
 define train_stage
 $(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/$(1) study_name=$(STUDY)_stages \
-	run_dir=$(STAGES)/$(1) trainer.max_time=00:00:$(if $(TIME),00:$(TIME),03:20)
+	run_dir=$(STAGES)/$(1) trainer.max_time=00:00:00:$(or $(TIME),200)
 endef
 study-families: STUDY = $(or $(NAME),families)
 study-families: STAGES = outputs/$(STUDY)_stages
@@ -158,7 +161,7 @@ study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregr
 	$(call train_study,families,$(STUDY),family=gan backbone=generator $(if $(TIME),budget.seconds=$(TIME)))
 	$(THREAD) $(LAB) train-autoencoder -m $(or $(ELSEWHERE),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)) \
 		experiment=fashion_mnist/vae study_name=$(STUDY) 'run_dir=outputs/$(STUDY)/vae_seed-$${seed}' seed=0,1,2 \
-		trainer.max_steps=1_000_000 trainer.max_time=00:00:$(if $(TIME),00:$(TIME),10:00)
+		trainer.max_steps=1_000_000 trainer.max_time=00:00:00:$(or $(TIME),600)
 	ls -d outputs/$(STUDY)/vae_seed-* | $(EACH) -n 1 experiments/families/measure.sh $(CLASSIFIER) $(LAB)
 	$(call compare_study,$(STUDY))
 
