@@ -10,6 +10,8 @@ from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # users' errors, shown without trace
+IN_FOLDERS = "experiment/"  # the group whose options are in folders, too
+MANY = 30  # options that a sentence lists
 # option of a Hydra plugin -> the extra of this package that installs the plugin
 EXTRAS = {
     "hydra/launcher/diffusion_lab_slurm": "slurm",
@@ -45,10 +47,28 @@ def _missing(name: str, options: list[str]) -> str:
     if extra := EXTRAS.get(name):
         return f"{name} needs a plugin; write pip install 'diffusion-lab[{extra}]'"
     group, _, option = name.rpartition("/")
+    if name.startswith(IN_FOLDERS):
+        group, option = IN_FOLDERS.rstrip("/"), name.removeprefix(IN_FOLDERS)
+        options = _in_folders(group)
     if not options:
         return f"{name} does not exist in the configuration folder; see --help for the groups"
     near = did_you_mean(option, options)
-    return f"{group}={option} does not exist; {near}the options are {', '.join(options)}"
+    return f"{group}={option} does not exist; {near}the options are {_listed(options)}"
+
+
+def _in_folders(group: str) -> list[str]:
+    """The options of a group and of its folders, such as fashion_mnist/dit."""
+    folder = conf_dir() / group
+    files = folder.rglob("*.yaml")
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+
+
+def _listed(options: list[str]) -> str:
+    """The options; of many those alone that are no variant of another, as dit_s_2 is of dit."""
+    if len(options) <= MANY:
+        return ", ".join(options)
+    first = [one for one in options if not any(one.startswith(f"{other}_") for other in options)]
+    return f"{', '.join(first)}, and variants of them, which --help lists"
 
 
 def _unknown(key: str) -> str:
