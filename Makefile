@@ -194,6 +194,7 @@ study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFl
 	$(call train_study,few_steps,$(STUDY),objective=consistency_distillation schedule=edm budget.images=$(call of_all,/ 4) \
 		'objective.teacher.run=outputs/$(STUDY)_stages/edm-$(NETWORK)' \
 		'init_from=outputs/$(STUDY)_stages/edm-$(NETWORK)')
+	$(call compare_study,$(STUDY))
 
 # the model of the next two, if it is not one of yours
 one-model: setup

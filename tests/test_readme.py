@@ -36,7 +36,7 @@ ONE_SIZE = {
     "conditioning": 2,
     "latent": 4,
     "families": 8,
-    "few-steps": 8,
+    "few-steps": 9,
 }
 
 

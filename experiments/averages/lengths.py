@@ -3,8 +3,8 @@
     python experiments/averages/lengths.py SWEEPS
 
 SWEEPS has a folder for each seed, named seed-<seed>, as `diffusion-lab sample-sweep average=...`
-writes it. Collects them in results.csv beside this file, and prints the table of README.md. Without
-SWEEPS it prints the table of the results that are there.
+writes it. Collects them in results.csv beside this file, and prints the tables of README.md.
+Without SWEEPS it prints those of the results that are there.
 """
 
 import csv
@@ -35,26 +35,33 @@ def collect(sweeps: Path) -> list[Row]:
 
 
 def interval(values: list[float]) -> str:
-    """The mean of some seeds with half of its 95 % interval (Student's t), if there are several."""
-    mean = f"{statistics.mean(values):+.1f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {stats.t.ppf(0.975, len(values) - 1) * stats.sem(values):.1f}"
+    """The mean of several seeds with half of its 95 % interval (Student's t)."""
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{statistics.mean(values):+.1f} ± {half:.1f}"
 
 
-def table(rows: list[Row]) -> str:
-    """The Markdown table: FID of each average, and its paired difference to the default one."""
+def tables(rows: list[Row]) -> str:
+    """Two tables: FID and its paired difference to the default, of all seeds and of one."""
     fids: dict[str, dict[str, float]] = {}
     for row in rows:
         fids.setdefault(row["average"], {})[row["seed"]] = float(row["fid"])
-    lines = []
-    for average, by_seed in sorted(fids.items(), key=lambda pair: -len(pair[1])):
+    several = {average: by_seed for average, by_seed in fids.items() if len(by_seed) > 1}
+    (seed,) = {seed for average in fids.keys() - several.keys() for seed in fids[average]}
+    lines, alone = [], [[DEFAULT, f"{fids[DEFAULT][seed]:.1f}", ""]]
+    for average, by_seed in fids.items():
         gaps = [fid - fids[DEFAULT][seed] for seed, fid in by_seed.items()]
-        each = ", ".join(f"{gap:+.1f}" for gap in gaps)
-        gap = f"{interval(gaps)} ({each})"
         mean = f"{statistics.mean(by_seed.values()):.1f}"
-        lines.append([average, mean, "" if average == DEFAULT else gap])
-    return markdown_table(["average", "FID", "against the default (each seed)"], lines)
+        if average in several:
+            each = f"{interval(gaps)} ({', '.join(f'{gap:+.1f}' for gap in gaps)})"
+            lines.append([average, mean, "" if average == DEFAULT else each])
+        else:
+            alone.append([average, mean, f"{gaps[0]:+.1f}"])
+    return "\n\n".join(
+        [
+            markdown_table(["average", "FID", "against the default (each seed)"], lines),
+            markdown_table(["average", "FID", "against the default"], alone),
+        ]
+    )
 
 
 if __name__ == "__main__":
@@ -62,4 +69,4 @@ if __name__ == "__main__":
         found = collect(Path(sys.argv[1]))
         RESULTS.write_text(csv_text(COLUMNS, [row.values() for row in found]))
     with RESULTS.open(newline="") as file:
-        print(table(list(csv.DictReader(file))))
+        print(tables(list(csv.DictReader(file))))
