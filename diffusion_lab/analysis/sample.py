@@ -53,7 +53,7 @@ def wanted_labels(
         known = vectors(given, size, asked)
         return known[[i % len(known) for i in ids]]
     last = datamodule.num_classes - 1
-    wrong = [c for c in given if not isinstance(c, int) or not 0 <= c <= last]
+    wrong = [c for c in given if type(c) is not int or not 0 <= c <= last]
     if wrong or not given:
         raise UserError(f"labels={asked} must be classes between 0 and {last}")
     return torch.tensor([given[i % len(given)] for i in ids])

@@ -171,7 +171,8 @@ def measure(
 def describe(row: dict, keys: list[str]) -> str:
     """A line on one row of results; `keys` are the ones that were varied."""
     chosen = " ".join(f"{key}={row[key]}" for key in keys) or "the run's sampling"
-    return f"{chosen}: FID {row['fid']:.4g}, KID {row['kid']:.4g} in {row['calls']:g} calls"
+    kid = f", KID {row['kid']:.4g}" if "kid" in row else ""  # statistics of a file give no KID
+    return f"{chosen}: FID {row['fid']:.4g}{kid} in {row['calls']:g} calls"
 
 
 def report(

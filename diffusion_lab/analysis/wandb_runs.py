@@ -18,7 +18,7 @@ from diffusion_lab.runs import CONFIG, load_config, load_summary
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
 PROTOCOL = Range(
     "the part of a metric's name after fid/",
-    lambda value: bool(re.fullmatch(r"[\w.-]+/train\w+-\w+", str(value))),
+    lambda value: bool(re.fullmatch(r"[\w.-]+/[\w.-]+-\w+", str(value))),
     "efficientnet_lite0-96/train60k-5k",
 )
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.backbone.conditioning import NumericLabel
+from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.model import Model, advice, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
@@ -85,9 +86,11 @@ class DiffusionTask(Task):
         self.module.first_stage.copy_into(folder)
 
     def costs(self) -> dict[str, object]:
+        extra = self.module.objective.extra_passes(self.module.denoiser)
+        passes = {"forward_passes": None if extra is None else TRAINING_PASSES + extra}
         if self.teacher is None:
-            return {}
-        return self.teacher.costs(self.datamodule, self.module.images_seen)
+            return passes
+        return passes | self.teacher.costs(self.datamodule, self.module.images_seen)
 
     def macs(self, cfg: DictConfig) -> int | None:
         data = self.datamodule

@@ -68,6 +68,16 @@ def test_self_conditioning_asks_the_network_once_more_in_half_of_the_steps(
     assert training_flops(group, 10) == 2 * passes * 2_000_000 * 10
 
 
+def test_the_passes_that_a_run_noted_count(tmp_path):
+    summary = {"forward_passes": 4.0}
+    fake_group(tmp_path / "few", "dit", [100.0, 110.0], summary=summary)
+    (group,) = collect([tmp_path / "few"]).groups
+    assert training_flops(group, 10) == 2 * 4 * 2_000_000 * 10
+    fake_group(tmp_path / "none", "dit", [100.0, 110.0], summary={"forward_passes": None})
+    (group,) = collect([tmp_path / "none"]).groups
+    assert training_flops(group, 10) is None
+
+
 def test_seeds_of_one_first_stage_from_the_hub_are_one_composition(tmp_path):
     """Each run has its own copy of the first stage, at its own path; the sha256 identifies it."""
     for seed, sha256 in ((0, "a"), (1, "a"), (2, "b")):

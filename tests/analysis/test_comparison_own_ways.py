@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from helpers.fake_runs import GUIDANCE, NAME, SAMPLER, UNET, fake_run
+from helpers.fake_runs import CALLBACKS, GUIDANCE, NAME, SAMPLER, UNET, fake_run
 from helpers.fake_runs import PROTOCOL as MEASURED
 from helpers.refusals import refused
 from omegaconf import OmegaConf
 
-from diffusion_lab.analysis.comparison.comparing import compare
+from diffusion_lab.analysis.comparison.comparing import collect, compare
+from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.runs.results import save_evaluation
 from diffusion_lab.runs.weights import identify
@@ -94,6 +95,9 @@ def vae(folder, fid: float, seed: int, measured: dict) -> None:
     kind = "diffusion_lab.first_stage.autoencoder.KLAutoencoder"
     none = dict.fromkeys(("backbone", "objective", "sampler", "guidance"))
     fake_run(folder, fid, seed, none | {"autoencoder": {"_target_": kind}})
+    config = OmegaConf.load(folder / "config.yaml")
+    config.callbacks.sample_grid = {"_target_": f"{CALLBACKS}.ReconstructionGrid", "columns": 3}
+    OmegaConf.save(config, folder / "config.yaml")
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("protocol", "sampling"):  # training measures reconstructions
         del summary[key]
@@ -114,6 +118,8 @@ def test_a_vae_joins_if_its_samples_were_measured_alike(tmp_path):
     (reason,) = result["left_out"]
     assert "other" in reason
     assert result["verdict"]["fid"].startswith("DiT is better")
+    drawn = samples(collect([tmp_path]).groups)
+    assert [each.group.name for each in drawn] == ["DiT"]  # a VAE's pictures are reconstructions
 
 
 def test_what_a_teacher_cost_is_said(tmp_path):

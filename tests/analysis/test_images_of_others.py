@@ -107,7 +107,7 @@ def test_a_folder_a_zip_and_an_array_of_the_same_images_are_alike(lab, drawn, tm
         assert values == pytest.approx(short["named"], rel=1e-5), name
 
 
-@pytest.mark.parametrize("kind", ["flat", "parts", "null", "array"])
+@pytest.mark.parametrize("kind", ["flat", "parts", "null", "array", "pair"])
 def test_without_labels_metrics_of_classes_are_left_out(lab, drawn, tmp_path, kind):
     images, _ = drawn
     place = {
@@ -117,6 +117,11 @@ def test_without_labels_metrics_of_classes_are_left_out(lab, drawn, tmp_path, ki
         ),
         "null": lambda: write_zip(tmp_path / "drawn.zip", images, None),
         "array": lambda: np.savez(tmp_path / "drawn.npz", images) or tmp_path / "drawn.npz",
+        # arr_1 has the labels of arr_0, and is none of the images here
+        "pair": lambda: (
+            np.savez(tmp_path / "drawn.npz", images=images, arr_1=np.zeros(20, int))
+            or tmp_path / "drawn.npz"
+        ),
     }[kind]()
     reader = f"metrics.classifier={classifier(tmp_path / 'reader.safetensors')}"
     found, err = results(lab, *MEASURE, reader, "metrics.per_class=true", f"images={place}")

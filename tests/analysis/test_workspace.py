@@ -177,7 +177,8 @@ def titled(lab):
 def test_the_protocol_is_that_of_the_runs(titled, outputs):
     assert titled().endswith(f"FID by {NAME}")
     assert titled("outputs/b", "group=b").endswith(f"FID by {NAME}")
-    assert titled(f"protocol={PROTOCOL}").endswith(f"FID by {PROTOCOL}")
+    for protocol in (PROTOCOL, "efficientnet_lite0-96/val5k-1k", "inception/stats-1a2b-50k"):
+        assert titled(f"protocol={protocol}").endswith(f"FID by {protocol}")
 
 
 def test_keys_of_the_runs_group_them(titled, outputs):

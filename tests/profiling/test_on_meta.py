@@ -68,6 +68,7 @@ def test_a_forward_mode_derivative_keeps_what_was_planned():
         ([], 3),
         (["activation_checkpointing=true"], 4),
         (["objective=mean_flow"], 4),  # the derivative is a pass more
+        (["objective=mean_flow", "objective.jump_loss.guidance=2"], 5),
         (["objective=shortcut"], 3 + 2 / 4),  # two half jumps for a quarter of the images
         (["objective=ect", "schedule=edm"], 4),
     ],
@@ -80,6 +81,8 @@ def test_passes_are_counted(overrides, passes):
     again = plain if "activation_checkpointing=true" in overrides else None
     layers = layers_of(plain.denoiser.backbone)
     assert activations(model, again, layers, "32-true").passes == pytest.approx(passes)
+    told = model.objective.extra_passes(model.denoiser) + (again is not None)
+    assert 3 + told == pytest.approx(passes)
 
 
 def test_activations_grow_with_the_images_and_checkpointing_adds_one_layer():

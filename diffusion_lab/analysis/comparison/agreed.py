@@ -54,7 +54,7 @@ def of_one_protocol(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         else:
             said.append(
                 f"{run.folder} is left out: its samples were measured in another way; measure them "
-                f"like the others with `diffusion-lab evaluate run={run.folder} metrics...=`"
+                f"like the others with `diffusion-lab evaluate run={run.folder} metrics...=...`"
             )
     return kept, said
 

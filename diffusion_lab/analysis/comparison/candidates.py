@@ -188,7 +188,8 @@ def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
         return f"its {SUMMARY} is damaged and cannot be read"
     if not summary.get("finished"):
         step = f" at step {summary['steps']:,}" if summary.get("steps") else ""
-        return f"it is unfinished{step}; resume it with `diffusion-lab train resume={folder}`"
+        command = kind_of(config).command
+        return f"it is unfinished{step}; resume it with `diffusion-lab {command} resume={folder}`"
     if summary.get("pruned"):
         return f"a search ended it early, at step {summary['steps']:,}"
     return None

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.backbone.macs import TRAINING_PASSES
+from diffusion_lab.diffusion.objective.objective import SELF_CONDITIONED
 
 AXES = {
     "images": "images seen",
@@ -54,14 +55,16 @@ def curve(group: Group, kind: str, name: str | None) -> list[Point]:
 
 
 def training_flops(group: Group, images: float) -> float | None:
-    """FLOPs of training on `images` images, forward and backward; None if the MACs are unknown.
+    """FLOPs of training on `images` images, forward and backward; None if they are not known.
 
-    Self-conditioning calls the network once more in half of the steps.
+    Runs of earlier versions did not note their passes; then only self-conditioning is known, which
+    calls the network once more in half of the steps.
     """
-    if not group.values("macs"):
+    first = group.runs[0]
+    twice = OmegaConf.select(first.config, "denoiser.self_conditioning") or False
+    passes = first.summary.get("forward_passes", TRAINING_PASSES + SELF_CONDITIONED * twice)
+    if passes is None or not group.values("macs"):
         return None
-    twice = OmegaConf.select(group.runs[0].config, "denoiser.self_conditioning")
-    passes = TRAINING_PASSES + (0.5 if twice else 0)
     return 2 * passes * group.mean("macs") * images
 
 

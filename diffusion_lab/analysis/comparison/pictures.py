@@ -16,7 +16,8 @@ from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.common.images import ENLARGED, GAP
 from diffusion_lab.runs import SAMPLES
-from diffusion_lab.training.callbacks import Grid, configured
+from diffusion_lab.runs.autoencoder_run import AutoencoderRun
+from diffusion_lab.training.callbacks import SampleGrid, configured
 
 ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the page
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
@@ -36,13 +37,16 @@ class Samples:
 
 
 def samples(groups: Sequence[Group]) -> list[Samples]:
-    """The grid of one run per group that has one, of the same training seed where possible."""
+    """The grid of one run per group that has one, of the same training seed where possible.
+
+    A VAE has none: its grids are of reconstructions.
+    """
     counts = Counter(run.seed for run in runs_of(groups))
     chosen = [min(g.runs, key=lambda run: (-counts[run.seed], run.seed)) for g in groups]
     found = [
         (group, run, path)
         for group, run in zip(groups, chosen, strict=True)
-        if (path := latest_grid(run.folder))
+        if run.kind is not AutoencoderRun and (path := latest_grid(run.folder))
     ]
     share = ALL_BYTES // max(1, 2 * len(found))
     shown = []
@@ -50,7 +54,7 @@ def samples(groups: Sequence[Group]) -> list[Samples]:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
         pixels, strip = pixels[::ENLARGED, ::ENLARGED], None
-        settings = configured(run.config, Grid)
+        settings = configured(run.config, SampleGrid)
         if settings and (cells := cells_of(pixels, settings.columns)) is not None:
             line = [cell for row in cells[:ROWS] for cell in row[:OF_EACH]]
             strip = data_uri(side_by_side(line), share)
@@ -64,7 +68,7 @@ def grid_noise(run: Run) -> str | None:
     Besides seed and columns these are the sampler, which may draw more noise, and the space that is
     diffused. None if the run draws no grids.
     """
-    settings = configured(run.config, Grid)
+    settings = configured(run.config, SampleGrid)
     if not settings:
         return None
     parts = ("sampler", "first_stage", "data.source._target_")

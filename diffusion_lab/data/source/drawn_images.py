@@ -34,7 +34,9 @@ def read_drawn(path: str, shape: Shape, classes: Sequence[str]) -> tuple[Tensor,
     where, place = f"images={path}", Path(path)
     if place.suffix == ".npz":
         with opened_npz(place, where) as file:
-            images, labels = images_in(file, where, shape), labels_in(file, where, classes)
+            name = images_name(file, where)
+            images = images_in(file, name, where, shape)
+            labels = labels_in(file, ARRAYS[name], where, classes)
     elif place.is_dir() or place.suffix == ".zip":
         files, labels = _listed(place, where, classes)
         images = _decoded(files, where, shape)
@@ -68,14 +70,19 @@ def array_in(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
         ) from error
 
 
-def images_in(file: np.lib.npyio.NpzFile, where: str, shape: Shape) -> Tensor:
-    """The images in an .npz, uint8 (n, *shape); raises DataError, also for another shape."""
+def images_name(file: np.lib.npyio.NpzFile, where: str) -> str:
+    """The name of the array of images in an .npz; raises DataError if it has none."""
     name = next((name for name in ARRAYS if name in file.files), None)
     if name is None:
         raise DataError(
             f"{where} has no array {' or '.join(ARRAYS)}, only {some(file.files)}; write the "
             "images into one of these"
         )
+    return name
+
+
+def images_in(file: np.lib.npyio.NpzFile, name: str, where: str, shape: Shape) -> Tensor:
+    """The images in an .npz, uint8 (n, *shape); raises DataError, also for another shape."""
     pixels, (channels, height, width) = array_in(file, name, where), shape
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (height, width, channels):
         raise DataError(
@@ -85,10 +92,11 @@ def images_in(file: np.lib.npyio.NpzFile, where: str, shape: Shape) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def labels_in(file: np.lib.npyio.NpzFile, where: str, classes: Sequence[str]) -> Tensor | None:
+def labels_in(
+    file: np.lib.npyio.NpzFile, name: str, where: str, classes: Sequence[str]
+) -> Tensor | None:
     """The labels in an .npz, int64 (n,); None without any. Raises DataError for wrong ones."""
-    name = next((label for label in ARRAYS.values() if label in file.files), None)
-    if name is None or not classes:
+    if name not in file.files or not classes:
         return None
     labels, known = array_in(file, name, where), range(len(classes))
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not set(labels.tolist()) <= set(known):

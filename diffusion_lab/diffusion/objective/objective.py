@@ -26,6 +26,8 @@ from diffusion_lab.diffusion.objective.variance_loss import Hybrid
 from diffusion_lab.diffusion.objective.weighting import Weighting
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
+SELF_CONDITIONED = 0.5  # share of the steps that ask a self-conditioned network once more
+
 # x0, eps (B, ...), labels (B,) or None -> the order (B,) of eps in which it is paired with x0
 Coupling = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -94,6 +96,16 @@ class Objective(nn.Module):
         if self.score_loss is not None:
             return True
         return self.jump_loss is not None and self.jump_loss.forward_mode
+
+    def extra_passes(self, denoiser: ConditionalDenoiser) -> float | None:
+        """The network's forward passes on a sample, in the mean, beside the one with a gradient.
+
+        None for score matching, whose derivatives are not counted.
+        """
+        if self.score_loss is not None:
+            return None
+        of_jumps = 0.0 if self.jump_loss is None else self.jump_loss.extra_passes
+        return of_jumps + SELF_CONDITIONED * denoiser.self_conditioning
 
     def forward(
         self,
@@ -199,7 +211,7 @@ def pseudo_huber(square: Tensor, c: float) -> Tensor:
 
 
 def coin(generator: torch.Generator | None) -> bool:
-    """Returns True half of the time."""
+    """Whether a step asks a self-conditioned network once more."""
     # without a generator it is the CPU's, so as not to wait for a GPU
     device = generator.device if generator else "cpu"
-    return torch.rand((), generator=generator, device=device).item() < 0.5
+    return torch.rand((), generator=generator, device=device).item() < SELF_CONDITIONED

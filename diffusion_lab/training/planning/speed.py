@@ -7,13 +7,13 @@ gathers and sends during both passes: only what takes longer than that is waited
 
 from dataclasses import dataclass
 
+from diffusion_lab.diffusion.objective.objective import SELF_CONDITIONED
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.planning.memory import RankMemory
 from diffusion_lab.training.planning.run_elsewhere import RunElsewhere
 from diffusion_lab.training.trainer import steps_in_time
 
 BACKWARD = 2 / 3  # of the time of both passes
-SELF_CONDITIONING = 0.5  # forward passes more, in the mean: one in every other step
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Duration:
 
 def passes(run: RunElsewhere) -> float:
     """The forward passes that cost as much as a training step."""
-    return run.activations.passes + SELF_CONDITIONING * run.cfg.denoiser.self_conditioning
+    return run.activations.passes + SELF_CONDITIONED * run.cfg.denoiser.self_conditioning
 
 
 def flops_per_second(run: RunElsewhere) -> float:

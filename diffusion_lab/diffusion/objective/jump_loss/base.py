@@ -47,6 +47,11 @@ class JumpLoss(ABC):
     teaches = False  # whether a trained model is asked during training
     forward_mode = False  # whether it takes a forward-mode derivative of the denoiser
 
+    @property
+    def extra_passes(self) -> float:
+        """The network's forward passes on a sample, in the mean, beside the one with a gradient."""
+        return 0.0
+
     @abstractmethod
     def __call__(
         self,

@@ -33,6 +33,8 @@ class Consistency(JumpLoss):
     steepness: Annotated[float, at_least(0)] = 8.0
     slope: Positive = 1.0
 
+    extra_passes = 1.0  # at the cleaner level
+
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         cleaner, gap = self.cleaner(parts, level)
         with torch.no_grad():  # first, so that its memory is free before the graph is built

@@ -33,6 +33,8 @@ class Distillation(JumpLoss):
 
     gap: Annotated[float, GAP] = 0.15
 
+    extra_passes = 1.0  # after the step; the teacher's calls are not the network's
+
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         x, ratio = add_noise(x0, eps, level), level.sigma / level.alpha
         cleaner = parts.schedule.at_logsnr(level.logsnr - 2 * math.log(1 - self.gap))

@@ -40,6 +40,11 @@ class MeanFlow(JumpLoss):
 
     forward_mode = True
 
+    @property
+    def extra_passes(self) -> float:
+        """The derivative, which costs a pass, and a call without labels for a guided path."""
+        return 1.0 + (self.guidance != 1)
+
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         here, there = self.ends(parts, level, generator)
         x = add_noise(x0, eps, here)

@@ -28,6 +28,11 @@ class Shortcut(JumpLoss):
         if self.finest < 2 or self.finest & (self.finest - 1):
             raise ValueError(f"finest={self.finest} must be a power of 2, such as 128")
 
+    @property
+    def extra_passes(self) -> float:
+        """The two half jumps of a share of the samples."""
+        return 2 * self.share
+
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         count = round(self.share * len(x0))
         jumps, rest = slice(0, count), slice(count, None)
