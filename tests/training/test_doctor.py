@@ -286,6 +286,14 @@ def test_the_disk_of_snapshots_is_said(examine):
     assert "callbacks.posthoc_ema.snapshots" in said["error"]["disk"]
 
 
+def test_checkpoints_that_are_kept_take_disk(examine, monkeypatch):
+    """Otherwise three are there at once: the last, the one before it, and one being written."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000_000))
+    assert "disk" not in examine(*QUICK)[0]["error"]
+    said, _ = examine(*QUICK, "trainer.max_steps=500", "callbacks.checkpoint.keep_every_n_steps=1")
+    assert "disk" in said["error"]
+
+
 METRICS = [
     (["metrics.reference_size=100"], "sample_counts", "warning", "reference_size=null"),
     (["metrics.num_samples=100"], "sample_counts", "advice", "use KID"),

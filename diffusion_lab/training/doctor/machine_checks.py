@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_lab.common.files import OUTPUTS
-from diffusion_lab.training.callbacks import PosthocEMA
+from diffusion_lab.common.images import ENLARGED
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.training.doctor.finding import Remark, advice, error, warning
 from diffusion_lab.training.doctor.planned_run import PlannedRun
+from diffusion_lab.training.planning.disk import (
+    checkpoint_bytes,
+    checkpoints_at_once,
+    snapshot_bytes,
+)
 
 DAY = 24 * 3600.0
 LONG_DAYS, VERY_LONG_DAYS = 1, 7
 # evaluation above this share of a run's time is reported, unless it takes only a few minutes
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.5, 300.0
 FULL = 0.8  # share of free memory; the backward pass needs some beyond the estimate
-CHECKPOINT_BYTES = 3 * 4  # per parameter: weight and Adam's two moments, in float32
-COPIES = 3  # checkpoints at once: the last, the one before it, and a new one being written
-GRID_SCALE = 2  # factor by which a grid enlarges its images
 
 
 def time(run: PlannedRun) -> Iterator[Remark]:
@@ -64,10 +67,13 @@ def disk(run: PlannedRun) -> Iterator[Remark]:
             f"{run_dir} cannot be created, as {place} cannot be written to; write run_dir=..."
         )
         return
-    each = (CHECKPOINT_BYTES + 4 * run.task.averages) * run.cost.params
-    checkpoints, snapshots = COPIES * each, snapshot_bytes(run)
+    try:
+        checkpoints = checkpoints_at_once(run.task, run.steps) * checkpoint_bytes(run.task)
+    except UserError:  # an optimiser whose state cannot be counted without its numbers
+        return
+    snapshots = snapshot_bytes(run.task)
     # an upper bound, as PNG compresses
-    grids = run.task.grid_images(run.steps) * math.prod(run.datamodule.image_shape) * GRID_SCALE**2
+    grids = run.task.grid_images(run.steps) * math.prod(run.datamodule.image_shape) * ENLARGED**2
     needed, free = checkpoints + snapshots + grids, shutil.disk_usage(place).free
     if needed > free:
         yield error(
@@ -75,12 +81,6 @@ def disk(run: PlannedRun) -> Iterator[Remark]:
             f"checkpoints and {snapshots / 1e9:.1f} for callbacks.posthoc_ema.snapshots, but "
             f"{free / 1e9:.1f} GB are free at {place}; write run_dir=... for another disk"
         )
-
-
-def snapshot_bytes(run: PlannedRun) -> int:
-    """The disk that the snapshots of averages take."""
-    posthoc = run.task.callback(PosthocEMA)
-    return posthoc.bytes_of(run.cost.params) if posthoc else 0
 
 
 def cache(run: PlannedRun) -> Iterator[Remark]:

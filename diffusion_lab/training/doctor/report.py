@@ -10,9 +10,9 @@ from rich.markup import escape
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import console, say
 from diffusion_lab.training.doctor.finding import Finding, Missing, Status
-from diffusion_lab.training.doctor.machine_checks import snapshot_bytes
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 from diffusion_lab.training.logger.reachability import why_offline
+from diffusion_lab.training.planning.disk import snapshot_bytes
 
 Facts = dict[str, Any]
 COLOURS = {Status.ERROR: "bold red", Status.WARNING: "yellow", Status.ADVICE: "cyan"}
@@ -55,7 +55,7 @@ FACTS: dict[str, Callable[[PlannedRun], object]] = {
     "features_seconds": lambda run: run.plan.features,
     "memory_bytes": lambda run: run.memory.needed,
     "free_memory_bytes": lambda run: run.memory.free,
-    "snapshot_bytes": snapshot_bytes,
+    "snapshot_bytes": lambda run: snapshot_bytes(run.task),
 }
 
 

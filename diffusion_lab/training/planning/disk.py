@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.training.callbacks import Checkpoint, PosthocEMA
+from diffusion_lab.training.diffusion_task import DiffusionTask
 from diffusion_lab.training.planning.memory import averages_bytes, optimizer_bytes, shares
 from diffusion_lab.training.planning.run_elsewhere import RunElsewhere
 
@@ -26,19 +27,34 @@ class Disk:
 def disk_of(run: RunElsewhere, steps: int) -> Disk:
     """The disk that a run of `steps` steps takes."""
     task, module = run.task, run.task.module
-    weights = shares(module.state_dict().values(), 1)
-    each = weights + averages_bytes(task, 1) + optimizer_bytes(module, 1)
-    saving, posthoc = task.callback(Checkpoint), task.callback(PosthocEMA)
-    kept = kept_steps(saving, steps) if saving else 0
-    parameters = sum(p.numel() for p in module.network.parameters())
+    each, saving = checkpoint_bytes(task), task.callback(Checkpoint)
     return Disk(
         checkpoint=each,
-        checkpoints=(IN_PLACE + kept) * each if saving else 0,
-        kept=kept,
-        snapshots=posthoc.bytes_of(parameters) if posthoc else 0,
+        checkpoints=checkpoints_at_once(task, steps) * each,
+        kept=kept_steps(saving, steps) if saving else 0,
+        snapshots=snapshot_bytes(task),
         latents=run.stored_bytes if module.first_stage.cache else 0,
         features=features_bytes(task.metrics, run.cfg.num_images) if task.metrics else 0,
     )
+
+
+def checkpoint_bytes(task: DiffusionTask) -> int:
+    """The bytes of a checkpoint: weights, their averages, and the optimiser's state."""
+    weights = shares(task.module.state_dict().values(), 1)
+    return weights + averages_bytes(task, 1) + optimizer_bytes(task.module, 1)
+
+
+def checkpoints_at_once(task: DiffusionTask, steps: int) -> int:
+    """The most checkpoints that are on disk at once in a run of `steps` steps."""
+    saving = task.callback(Checkpoint)
+    return IN_PLACE + kept_steps(saving, steps) if saving else 0
+
+
+def snapshot_bytes(task: DiffusionTask) -> int:
+    """The bytes that the snapshots of averages take."""
+    posthoc = task.callback(PosthocEMA)
+    parameters = sum(p.numel() for p in task.module.network.parameters())
+    return posthoc.bytes_of(parameters) if posthoc else 0
 
 
 def kept_steps(saving: Checkpoint, steps: int) -> int:
