@@ -1,10 +1,10 @@
 """Pictures of score-based models: why the data need noise, and how Langevin dynamics use it.
 
-    python experiments/write_up/score_figures.py ONE_LEVEL ALL_LEVELS [--output FOLDER]
+    python experiments/write_up/score_figures.py ONE_LEVEL ALL_LEVELS ENERGY [--output FOLDER]
 
 The runs are of experiment=toy/score: ONE_LEVEL with hardly any noise (schedule.sigma_max=0.011),
-and ALL_LEVELS with its own schedule. Writes score_one_level.png and score_levels.png, and prints
-how far the learned scores are from the exact ones.
+ALL_LEVELS with its own schedule, and ENERGY with backbone=energy. Writes score_one_level.png,
+score_levels.png and energy.png, and prints how far what was learned is from what is exact.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 ARROWS, CELLS, REACH = 15, 200, 1.2  # arrows and cells of a side, and the plane's half width
 SHOWN = (0.1, 0.3, 1.0)  # levels of noise, as sigma
 PATHS, POINTS = 8, 300
+DEEP = 6  # contours of the log density: from this much below its maximum, one apart
 
 
 class Learned:
@@ -38,6 +39,7 @@ class Learned:
         datamodule, model = runs.load(run)
         self.source: GaussianMixture = datamodule.source
         self.schedule: NoiseSchedule = model.schedule
+        self.backbone = model.denoiser.backbone
         self.denoise: DenoiseFn = Guidance().bind(model.denoiser.eval(), None)
 
     @torch.inference_mode()
@@ -47,6 +49,22 @@ class Learned:
         x = points[:, :, None, None].float()
         estimate = self.denoise(x, level[0]).x0
         return ((estimate - x) / sigma**2)[:, :, 0, 0]
+
+    @torch.inference_mode()
+    def log_density(self, points: Tensor, sigma: float) -> Tensor:
+        """The learned log density (N,), less its mean, of the network Energy at points (N, 2).
+
+        The network's output is sigma times the score, and the gradient of its potential by its own
+        input, which is x over a number.
+        """
+        asked: list[tuple] = []
+        hook = self.backbone.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
+        self.score(points, sigma)
+        hook.remove()
+        (inputs,) = asked
+        over = points[0, 0] / inputs[0][0, 0, 0, 0]
+        potential = self.backbone.potential(*inputs) * over / sigma
+        return potential - potential.mean()
 
 
 def grid(side: int) -> Tensor:
@@ -125,26 +143,54 @@ def all_levels(learned: Learned, path: Path) -> None:
         cells = grid(CELLS)
         found = cosine(learned.score(cells, sigma), source.score(cells, sigma))
         print(f"all levels, sigma {sigma:g}, whole plane: mean cosine {found.mean():.3f}")
-    states = paths_of(learned)
-    ends = states[-1]
-    last.scatter(*ends.T, s=4, color="#0b5fa5")
-    for index in range(PATHS):
-        last.plot(*states[:, index].T, linewidth=0.8, alpha=0.7, color="#b8430a")
-    last.scatter(*states[0, :PATHS].T, s=18, facecolors="white", edgecolors="black", zorder=3)
-    last.set(title="annealed Langevin paths", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
+    langevin(last, learned)
     plots.save(figure, path)
+
+
+def langevin(axes: Axes, learned: Learned) -> None:
+    """Draws where annealed Langevin dynamics end, and the ways of a few points there."""
+    states = paths_of(learned)
+    ends, share = states[-1], learned.source.share
+    axes.scatter(*ends.T, s=4, color="#0b5fa5")
+    for index in range(PATHS):
+        axes.plot(*states[:, index].T, linewidth=0.8, alpha=0.7, color="#b8430a")
+    axes.scatter(*states[0, :PATHS].T, s=18, facecolors="white", edgecolors="black", zorder=3)
+    axes.set(title="annealed Langevin paths", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
     lower = (ends.sum(1) < 0).double().mean()
-    print(f"annealed Langevin: {lower:.3f} of the points at the first centre, data {source.share}")
+    print(f"annealed Langevin: {lower:.3f} of the points at the first centre, data {share}")
+
+
+def energy(learned: Learned, path: Path) -> None:
+    """Draws the log density that a scalar network learned beside the exact one, and its paths."""
+    figure = Figure((4 * (len(SHOWN) + 1), 4.2), dpi=100, layout="constrained")
+    *panels, last = figure.subplots(1, len(SHOWN) + 1)
+    cells = grid(CELLS)
+    places = cells.T.reshape(2, CELLS, CELLS)
+    for axes, sigma in zip(panels, reversed(SHOWN), strict=True):
+        exact = learned.source.log_density(cells, sigma)
+        near = exact > exact.max() - DEEP
+        ours = learned.log_density(cells, sigma)
+        ours = ours + (exact - ours)[near].mean()
+        error = (exact - ours)[near].square().mean().sqrt()
+        print(f"energy, sigma {sigma:g}: error of the log density {error:.3f}")
+        levels = exact.max().item() + torch.arange(-DEEP, 0.5).numpy()
+        for values, look in ((exact, "dotted"), (ours, "solid")):
+            axes.contour(*places, values.view(CELLS, CELLS), levels, linestyles=look)
+        axes.set(title=f"log density, sigma = {sigma:g}", aspect="equal")
+    langevin(last, learned)
+    plots.save(figure, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("one_level", type=Path, help="run of one level of noise")
     parser.add_argument("all_levels", type=Path, help="run of all levels of noise")
+    parser.add_argument("energy", type=Path, help="run of a scalar network")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     chosen = parser.parse_args()
     one_level(Learned(chosen.one_level), chosen.output / "score_one_level.png")
     all_levels(Learned(chosen.all_levels), chosen.output / "score_levels.png")
+    energy(Learned(chosen.energy), chosen.output / "energy.png")
 
 
 if __name__ == "__main__":

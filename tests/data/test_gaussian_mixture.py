@@ -50,12 +50,13 @@ def test_the_density_has_an_integral_of_one_and_the_score_is_its_gradient(sigma)
 @pytest.mark.slow
 def test_the_score_is_learned_and_drawn(lab, tmp_path, monkeypatch):
     quick = ["experiment=toy/score", "trainer=cpu", "trainer.max_steps=60", "logger=none"]
-    for run, more in (("one", ["schedule.sigma_max=0.011"]), ("all", [])):
+    more_of = {"one": ["schedule.sigma_max=0.011"], "all": [], "energy": ["backbone=energy"]}
+    for run, more in more_of.items():
         code, _, err = lab("train", *quick, *more, f"run_dir={run}")
         assert code == 0, err
     (tmp_path / "figures").mkdir()
-    monkeypatch.setattr(sys, "argv", ["score_figures.py", "one", "all", "--output", "figures"])
+    monkeypatch.setattr(sys, "argv", ["score_figures.py", *more_of, "--output", "figures"])
     runpy.run_path(str(FIGURES), run_name="__main__")
-    for name in ("score_one_level.png", "score_levels.png"):
+    for name in ("score_one_level.png", "score_levels.png", "energy.png"):
         with Image.open(tmp_path / "figures" / name) as picture:
             assert min(picture.size) > 400
