@@ -228,7 +228,7 @@ dashboard-mlflow: .venv/mlflow/installed  ## show the runs logged to MLflow, at 
 test: setup  ## run the default tests, under three minutes on two idle cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
-test-slow: .venv/mlflow/installed  ## run the tests that take minutes
+test-slow: .venv/mlflow/installed  ## run the other tests: more cases, several processes, a browser, compilation
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 

@@ -256,7 +256,13 @@ def test_each_backbone_takes_each_conditioning(configure, backbone, conditioning
 
 
 # others of their kind are fast tests
-VARIANTS = ("fashion_mnist/latent_unet", "fashion_mnist/conditioning", "fashion_mnist/vae")
+VARIANTS = tuple(
+    f"fashion_mnist/{name}"
+    for name in (
+        *("latent_unet", "latent_dit", "conditioning", "vae", "ncsn"),
+        *("ect", "mean_flow", "shortcut", "reflow"),  # such objectives are trained in training/
+    )
+)
 
 
 @pytest.mark.parametrize(

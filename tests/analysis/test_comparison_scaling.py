@@ -101,6 +101,7 @@ class TestLaws:
         assert law.held_out.error < 0.01
         assert min(law.flops) >= min(point.flops for point in law.points)
 
+    @pytest.mark.slow
     def test_a_law_that_does_not_predict_is_said(self, tmp_path):
         def worse(macs, value):
             return 1.15 * value if macs == SIZES[-1] else value
@@ -128,6 +129,7 @@ class TestLaws:
         assert law.numbers["offset"][1:] == (None, None)
         assert law.band(law.flops) is None
 
+    @pytest.mark.slow
     def test_sentences_are_short(self, tmp_path):
         for name in LAWS:
             grid(tmp_path, name, seeds=1)
@@ -136,6 +138,7 @@ class TestLaws:
 
 
 class TestOutput:
+    @pytest.mark.slow
     def test_the_section_is_written_and_removed_with_its_family(self, tmp_path):
         runs, out = grid(tmp_path / "runs"), tmp_path / "out"
         compare([str(runs)], str(out))

@@ -152,6 +152,7 @@ def test_one_size_of_the_data_needs_no_word_on_the_choice_of_images(tmp_path):
     assert "choice of training images" not in said(tmp_path)[1]
 
 
+@pytest.mark.slow
 def test_the_table_is_by_size_and_then_by_fid_and_all_of_the_data_is_a_fraction(runs, tmp_path):
     page = page_of(runs, tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))

@@ -132,6 +132,7 @@ def test_without_labels_metrics_of_classes_are_left_out(lab, drawn, tmp_path, ki
     assert not {"accuracy", "fid_class0"} & kinds
 
 
+@pytest.mark.slow
 def test_figures_of_the_same_images_gather_in_one_folder(lab, refusal, drawn, tmp_path):
     images, labels = drawn
     np.savez(tmp_path / "drawn.npz", images, labels)

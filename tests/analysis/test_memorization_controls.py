@@ -332,6 +332,7 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
     assert_names(err, negative["run"], negative["shared_images"], "1 / 10", "0.1 / 0.3")
 
 
+@pytest.mark.slow
 def test_controls_can_be_left_out(lab, run_folder):
     for off in (["positive_at=null", "grain=null"], ["positive_at=[]", "grain=[]"]):
         code, out, err = lab("memorization", "run=run", "num_samples=4", *off, "json=true")
@@ -339,6 +340,7 @@ def test_controls_can_be_left_out(lab, run_folder):
         assert json.loads(out.splitlines()[-1])["controls"] == {}
 
 
+@pytest.mark.slow
 def test_controls_change_neither_the_count_nor_its_protocol(lab, pair):
     reports = []
     for arguments in (pair, [*pair[:2], *pair[3:], "positive_at=null", "grain=null"]):

@@ -407,6 +407,7 @@ class TestClassifier:
 
 
 class TestThinning:
+    @pytest.mark.slow
     def test_rows_of_losses_are_thinned_evenly_and_the_comparison_stays(self, study):
         path = study / "dit_0/metrics.jsonl"
         measured = read_rows(path)

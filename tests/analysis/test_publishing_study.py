@@ -9,6 +9,8 @@ import pytest
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 
+pytestmark = pytest.mark.slow
+
 QUICK = [each for each in TINY if each != "backbone.depth=1"]
 QUICK += ["callbacks.sample_grid=null", "logger=none"]
 TUNING = ["tuning=learning_rate", "tuning.of=[backbone.depth]", "tuning.metric=val/loss"]

@@ -47,7 +47,10 @@ def test_the_front_of_size_and_images_is_the_best_at_each_cost():
     assert BOTH.optimum(work)[0] == pytest.approx([sizes[each.argmin()] for each in best], rel=0.01)
 
 
-@pytest.mark.parametrize(("law", "x", "draws"), [(COMPUTE, FLOPS, 40), (BOTH, GRID, 20)])
+@pytest.mark.parametrize(
+    ("law", "x", "draws"),
+    [(COMPUTE, FLOPS, 40), pytest.param(BOTH, GRID, 20, marks=pytest.mark.slow)],
+)
 def test_the_interval_covers_the_true_exponent_in_about_95_percent(law, x, draws):
     """Three seeds, with noise of 3 %; so few trials may be some misses away from 95 %."""
     generator = np.random.default_rng(1)

@@ -127,6 +127,7 @@ def test_a_failed_upload_is_no_success(offline_run, monkeypatch):
         wandb_sync.upload(wandb_sync.find([file.parents[1] for file in files]))
 
 
+@pytest.mark.slow
 def test_help_shows_what_can_be_set(lab):
     code, out, _ = lab("sync", "--help")
     assert code == 0

@@ -8,6 +8,7 @@ from helpers.paths import ROOT
 pytest.importorskip("diffusers")
 
 
+@pytest.mark.slow
 def test_both_sides_have_the_same_multiply_accumulates():
     benchmark = runpy.run_path(str(ROOT / "experiments/benchmarks/backbones.py"))
     cases = [case for case in benchmark["CASES"].values() if case.library == "diffusers"]

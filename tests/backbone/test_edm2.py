@@ -154,6 +154,7 @@ def test_activations_have_unit_magnitude_at_every_layer_at_the_start():
         assert value == pytest.approx(1, abs=0.03 if name in stages else 0.07), name
 
 
+@pytest.mark.slow
 def test_borders_and_averages_of_attention_make_activations_somewhat_smaller():
     found = magnitudes(ideal=False)
     assert all(0.65 < value < 1.05 for value in found.values()), found

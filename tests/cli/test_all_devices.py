@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.commands import prepare_for_commands
+from helpers.pairs import first_fast
 from helpers.ranks import RANKS, called, on_two_ranks
 from helpers.refusals import refused, sentence_of
 from helpers.tiny_runs import TINY
@@ -70,6 +71,7 @@ def said(err: str, folder: Path) -> str:
     return re.sub(r"-?\d[\d.e+-]*", "0", err.replace(str(folder), ""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_two_ranks_return_and_say_what_one_process_does(both, name):
     (one, alone), (two, (first, second)) = both
@@ -85,6 +87,7 @@ def test_two_ranks_return_and_say_what_one_process_does(both, name):
     assert (second[name].out, second[name].err) == ("", "")
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_process_writes(both):
     (one, _), (two, _) = both
     files, others = (
@@ -106,7 +109,7 @@ def test_two_ranks_write_what_one_process_writes(both):
 @pytest.fixture
 def impatient(monkeypatch):
     """Lets ranks that learn of the end of another not wait for a launcher, as there is none."""
-    monkeypatch.setattr(distributed, "SECONDS_TO_BE_ENDED_IN", 1)
+    monkeypatch.setattr(distributed, "SECONDS_TO_BE_ENDED_IN", 0.3)
 
 
 WRONG = {
@@ -116,7 +119,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("ranks", WRONG)
+@pytest.mark.parametrize("ranks", first_fast(WRONG))
 def test_two_ranks_that_fail_say_what_one_process_does_once(
     lab, refusal, run_folder, tmp_path, impatient, ranks
 ):
@@ -184,6 +187,7 @@ def test_started_processes_return_their_result_from_the_shell_and_from_python(
     assert command(*line, "devices=2") == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_started_processes_know_where_the_users_own_configurations_are(lab, run_folder, forked):
     (run_folder.parent / "own/sampler").mkdir(parents=True)
     Path("own/sampler/mine.yaml").write_text("defaults: [ddim]\nsteps: 2\n")
@@ -205,6 +209,7 @@ def test_processes_that_train_know_where_the_users_own_configurations_are(lab, m
     assert started[0][:4] == ("-m", "diffusion_lab", "train", f"--config-dir={Path.cwd()}/own")
 
 
+@pytest.mark.slow
 def test_started_processes_leave_one_sentence(lab, refusal, run_folder, forked, impatient):
     alone = refusal(*WRONG["both"])
     assert refusal(*WRONG["both"], "devices=2") == alone

@@ -42,6 +42,7 @@ def drawn(lab, *arguments: str) -> dict:
     return dict(numpy.load("x.npz"))
 
 
+@pytest.mark.slow
 def test_a_run_without_labels_draws_a_class_that_a_classifier_asks_for(lab, write):
     write("guide", 0)
     assert lab("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")[0] == 0
@@ -58,6 +59,7 @@ def test_a_run_without_labels_draws_a_class_that_a_classifier_asks_for(lab, writ
     assert (first["images"] != free["images"]).any()
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_by_another_classifier_and_tells_files_apart(lab, refusal, write):
     write("guide", 0)
     write("judge", 1)

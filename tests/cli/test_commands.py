@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import Image
@@ -160,9 +161,10 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(refus
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["trian"]]
+    "arguments",
+    first_fast([["train", "--help"], ["--help"], ["train", "--cfg", "job"], ["trian"]]),
 )
-@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("unbuffered", first_fast(["", "1"]))
 def test_output_that_nobody_reads_ends_quietly(arguments, unbuffered):
     closed, pipe = os.pipe()
     os.close(closed)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.pairs import first_fast
 from helpers.tiny_data import TinyData
 from helpers.tiny_runs import TINY
 from PIL import Image
@@ -37,6 +38,7 @@ def test_values_separated_by_commas_are_gathered_and_expanded():
     assert expand([]) == [{}]
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_each_combination_once(lab, run_folder):
     code, out, err = lab(*SWEEP, "json=true")
     assert code == 0, err
@@ -101,6 +103,7 @@ def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
     assert auto["2"]["fid"] != pytest.approx(rows["2"]["fid"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
     file = run_folder / "classifier.safetensors"
     save_classifier(
@@ -133,7 +136,13 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
 
 @pytest.mark.parametrize(
     "change",
-    ["schedule=cosine", "conditioning=none", "data.source._target_=helpers.other_tiny.OtherTiny"],
+    first_fast(
+        [
+            "schedule=cosine",
+            "conditioning=none",
+            "data.source._target_=helpers.other_tiny.OtherTiny",
+        ]
+    ),
 )
 def test_a_weak_run_of_another_kind_is_refused(lab, refusal, run_folder, change):
     arguments = [change if change.startswith(a.split("=")[0]) else a for a in TINY]
@@ -196,6 +205,7 @@ def test_regions_cover_what_their_names_say():
     assert missing("center", 4, 4).sum() == 4
 
 
+@pytest.mark.slow
 def test_a_key_of_the_runs_own_sampler_can_be_changed(lab, tmp_path):
     arguments = [a for a in TINY if not a.startswith("sampler")]
     code, _, err = lab("train", *arguments, "sampler=annealed_langevin", "sampler.steps=3")

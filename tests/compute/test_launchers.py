@@ -77,6 +77,7 @@ def test_ray_trains_two_jobs(lab):
     assert sorted("seed: 1\n" in config for config in configs) == [False, True]
 
 
+@pytest.mark.slow
 def test_jobs_are_submitted_left_and_not_submitted_twice(lab, refusal, fake_slurm):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     code, _, err = lab(*STUDY, *LEAVE)

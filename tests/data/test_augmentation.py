@@ -447,6 +447,7 @@ def test_a_transform_of_torchvision_changes_each_image_by_itself_and_is_not_told
 TORCHVISION = "torchvision.transforms.v2"
 
 
+@pytest.mark.slow
 def test_a_run_takes_a_transform_of_torchvision_and_resumes_exactly(lab, tmp_path):
     rotation = f"augmentation={{_target_: {TORCHVISION}.RandomRotation, degrees: 90}}"
     common = [*TINY, *QUIET, "micro_batch_size=4", rotation]

@@ -137,6 +137,7 @@ def trained(coupling) -> Plane:
     return network
 
 
+@pytest.mark.slow
 def test_paths_are_straighter_and_need_fewer_steps():
     noise = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
     bends, errors = {}, {}

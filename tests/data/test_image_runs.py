@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.picture_files import archive, folder, numbered, png
 from helpers.refusals import assert_names
@@ -35,6 +36,7 @@ def photos(root: Path) -> str:
     return folder(root / "photos", contents)
 
 
+@pytest.mark.slow
 def test_a_run_is_opened_where_its_images_are_gone(lab, refusal, tmp_path):
     photos(tmp_path)
     code, _, err = lab(
@@ -90,6 +92,7 @@ def test_images_in_a_file_train_and_resume_bit_for_bit_as_in_memory(lab, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_refuses_another_folder(lab, refusal, tmp_path):
     photos(tmp_path)
     code, _, err = lab("train", "data=image_folder", "data.source.path=photos", *QUICK)
@@ -113,7 +116,7 @@ def test_images_without_classes_are_trained_without_labels(lab, refusal, tmp_pat
 COMMANDS = re.findall(r"^    diffusion-lab (train data=image_.+)$", PAGE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", first_fast(COMMANDS, 2))
 def test_the_commands_of_the_page_train(lab, tmp_path, line):
     photos(tmp_path)
     folder(tmp_path / "faces", numbered(40))
@@ -151,6 +154,7 @@ def test_what_is_wrong_is_said_in_one_sentence(refusal, tmp_path, wrong):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_data_that_are_in_no_files_cannot_have_moved(lab, refusal):
     code, _, err = lab(
         "train",
@@ -166,6 +170,7 @@ def test_data_that_are_in_no_files_cannot_have_moved(lab, refusal):
     assert "data_root=elsewhere" in refusal("sample", "run=run", "data_root=elsewhere")
 
 
+@pytest.mark.slow
 def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_LAB_DATA", str(tmp_path / "zips"))
     (tmp_path / "zips").mkdir()
@@ -196,6 +201,7 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
     assert saved["source"]["path"] == str(tmp_path / "zips/cifar10-train.zip")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (SHARED / "cifar10-test.zip.xz").exists(),
     reason=f"there is no cifar10-test.zip.xz in {SHARED}",

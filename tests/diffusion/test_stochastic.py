@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture
-from helpers.pairs import each_once
+from helpers.pairs import each_once, first_fast
 from helpers.refusals import refused
 
 from diffusion_lab.diffusion.estimate import Estimate
@@ -69,7 +69,8 @@ SAMPLERS = {
 
 # others of their kind are fast tests
 VARIANTS = {"ddpm_large", "ddpm_learned", "dpm_half", "reverse_half"}
-VARIANTS |= {"predictor_corrector_small", "annealed_langevin", "dpm_2s_half"}
+VARIANTS |= {"predictor_corrector", "predictor_corrector_small", "annealed_langevin"}
+VARIANTS |= {"ddim_half", "dpm_2s_half", "dpm_2s_ancestral"}
 PAIRS = [
     pytest.param(*pair.values, id=pair.id, marks=pytest.mark.slow)
     if pair.id.split("-")[0] in VARIANTS
@@ -92,13 +93,7 @@ def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
         assert members.std(0).mean().item() == pytest.approx(STD, rel=0.03)
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        pytest.param(each, id=type(each).__name__, marks=pytest.mark.slow if i else [])
-        for i, each in enumerate(SCHEDULES)
-    ],
-)
+@pytest.mark.parametrize("schedule", first_fast(SCHEDULES), ids=lambda s: type(s).__name__)
 def test_the_langevin_corrector_recovers_an_unbalanced_mixture(schedule):
     # In 64 dimensions a sample's norms are near their mean. What bias of 1 / D and snr^2 is left,
     # 2 % here and 4 % at snr = 0.16, partly cancels that of 60 steps with the small variance.
@@ -205,13 +200,14 @@ def frechet_to_mixture(x):
 
 
 GRIDS = [UniformLogSNR(), UniformGrid(), Karras()]
+FAST = [(schedule, UniformLogSNR, 1.0) for schedule in SCHEDULES[:2]]
 FALLING = [
     pytest.param(
         schedule,
         grid,
         eta,
         id=f"{type(schedule).__name__}-{type(grid).__name__}-{eta}",
-        marks=[] if (type(grid), eta) == (UniformLogSNR, 1.0) else pytest.mark.slow,
+        marks=[] if (schedule, type(grid), eta) in FAST else pytest.mark.slow,
     )
     for schedule in [*SCHEDULES, DDPMLinear(), SubVP()]
     for grid in GRIDS

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY, tiny_first_stage
@@ -189,6 +190,7 @@ def test_caching_changes_no_step(lab, tmp_path):
         torch.testing.assert_close(value, states[1][name], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_other_data_are_said_and_other_stages_refused(lab, refusal, tmp_path):
     tiny_first_stage(tmp_path / "first", data="of other images")
     code, _, err = lab(*TRAIN)
@@ -221,7 +223,7 @@ def test_averaged_weights_share_the_frozen_stage(tmp_path):
     assert copied.module.first_stage is stage
 
 
-@pytest.mark.parametrize("kind", ["vae", "vq"])
+@pytest.mark.parametrize("kind", first_fast(["vae", "vq"]))
 def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, kind):
     arguments = [
         "data.source._target_=helpers.tiny_data.TinyData",

@@ -115,6 +115,7 @@ def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkey
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_a_copy(lab, refusal, tmp_path):
     save(tmp_path / "vae")
     code, _, err = lab(

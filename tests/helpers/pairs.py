@@ -1,6 +1,16 @@
-"""Chooses the pairs of two sets of options that a fast test takes."""
+"""Chooses what a fast test takes of its parameters."""
+
+from collections.abc import Iterable
 
 import pytest
+
+
+def first_fast(values: Iterable[object], fast: int = 1) -> list:
+    """The values of a parameter: the first ones have a fast test, the rest slow ones."""
+    return [
+        pytest.param(value, marks=[] if i < fast else pytest.mark.slow)
+        for i, value in enumerate(values)
+    ]
 
 
 def each_once(first: dict[str, object], second: dict[str, object]) -> list:

@@ -67,6 +67,7 @@ def test_samples_of_the_class_are_drawn_with_its_own_sampler(lab, adm):
     assert not np.array_equal(drawn[0], drawn[3])
 
 
+@pytest.mark.slow
 def test_it_is_profiled_and_exported_like_a_run(lab, tmp_path, adm):
     counts = result(lab("profile", f"run={adm}", "speed=false", "json=true"))
     tensors = load_file(adm / "model.safetensors")

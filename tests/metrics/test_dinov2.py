@@ -21,6 +21,7 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_class_token_at_224_pixels(weights):
     extractor = DINOv2(MODEL, str(weights))
     extractor.load("cpu")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from helpers.pairs import first_fast
 from helpers.refusals import refused
 from torch import nn
 from torch.nn import functional
@@ -201,7 +202,7 @@ def inception_weights(tmp_path_factory):
     return path, hashlib.sha256(path.read_bytes()).hexdigest(), network
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", first_fast([1, 3]))
 def test_inception_features_are_torch_fidelitys(inception_weights, channels):
     path, checksum, network = inception_weights
     extractor = Inception(str(path), checksum.upper())
@@ -252,6 +253,7 @@ def test_inception_refuses_another_file(inception_weights, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_inception_is_downloaded_once(inception_weights, tmp_path, monkeypatch):
     path, checksum, network = inception_weights
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

@@ -50,6 +50,7 @@ def test_fresh_images_diverge_by_nothing_and_worse_samples_by_more():
     assert divergence(draw(900, 2)[::3]) > real + 10  # a cluster is all there is
 
 
+@pytest.mark.slow
 def test_copies_of_training_images_diverge_more_the_more_there_are():
     """Copies would lower FID, which compares with the training images."""
     values = [

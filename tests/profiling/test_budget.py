@@ -42,6 +42,7 @@ def test_sizes_agree_to_the_tolerance(lab, by, backbone):
     assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_path, monkeypatch):
     chosen = ["backbone=dit", "budget=macs", "budget.reference=mlp", "budget.tolerance=0.1"]
     code, _, err = lab("train", *QUICK, *chosen, "run_dir=run")

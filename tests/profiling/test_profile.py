@@ -116,6 +116,7 @@ def test_published_sizes(lab, arguments, params, published):
     assert result["flop_counter"] == pytest.approx(result["flops"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_compositions_stand_side_by_side_and_agree_with_pytorch(lab):
     code, out, err = lab("profile", "-m", "backbone=unet,dit", "depth=1,3", *META)
     assert code == 0, err
@@ -175,6 +176,7 @@ def test_a_run_is_profiled_without_its_weights(lab, run_folder):
     assert profiled(lab, "run=run", "backbone=mlp", *META)["params"] > 10 * result["params"]
 
 
+@pytest.mark.slow
 def test_a_train_composition_and_hydras_flags_are_taken(lab):
     result = profiled(lab, "experiment=cifar10/dit", "sampler.steps=7", *META)
     assert result["sampling_calls"] == 7

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.pairs import first_fast
 from helpers.paths import CONF
 from helpers.refusals import refused
 from helpers.small_networks import small_dit
@@ -170,7 +171,7 @@ NETWORKS = {
 ALIGNED_ALONE = [each for each in REPA if not each.startswith("backbone")]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", first_fast(NETWORKS))
 def test_a_run_becomes_more_similar(lab, tmp_path, name):
     training = ["optimizer.lr=3e-3", "lr_schedule.warmup_images=0", "trainer.max_steps=30"]
     code, _, err = lab("train", *ALIGNED_ALONE, *NETWORKS[name], *training, "run_dir=run")
@@ -207,6 +208,7 @@ def test_an_aligned_run_is_resumed_bit_for_bit_and_stops_to_be_aligned(lab, tmp_
     assert "alignment.weight" in err
 
 
+@pytest.mark.slow
 def test_latents_that_are_not_cached_are_aligned_to_their_images(lab, tmp_path):
     tiny_first_stage(tmp_path / "stage")
     latents = ["first_stage=kl", "first_stage.run=stage", "backbone.patch=1"]

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from helpers.pairs import first_fast
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY_AUTOENCODER, rows
 from PIL import Image
@@ -78,6 +79,7 @@ def test_other_kinds_train(lab, tmp_path, extra):  # vq and an adversary are res
     saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
 
 
+@pytest.mark.slow
 def test_a_silent_adversary_stays_as_it_was(lab, tmp_path):
     options = [*ADVERSARIAL, "reconstruction.discriminator.start=9", "optimizer.weight_decay=0.5"]
     states = []
@@ -95,7 +97,7 @@ def test_a_silent_adversary_stays_as_it_was(lab, tmp_path):
 VQ = ["autoencoder=vq", "autoencoder.codes=8"]
 
 
-@pytest.mark.parametrize("extra", [[*ADVERSARIAL, "micro_batch_size=4"], VQ])
+@pytest.mark.parametrize("extra", first_fast([[*ADVERSARIAL, "micro_batch_size=4"], VQ]))
 def test_resuming_equals_never_having_stopped(lab, tmp_path, extra):
     # a constant rate, as a cosine's depends on the run's length
     common = [*TRAIN, *extra, *QUIET, "lr_schedule=constant"]

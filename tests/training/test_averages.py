@@ -74,6 +74,7 @@ def test_all_averages_go_on_when_a_run_is_resumed(lab, tmp_path, trained_once, m
     assert same(again["state_dict"], whole["state_dict"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_evaluate_another_of_its_averages(lab, tmp_path, trained_once):
     code, _, err = lab("train", *TWO, "trainer.max_steps=4")
     assert code == 0, err
@@ -87,6 +88,7 @@ def test_a_resumed_run_may_evaluate_another_of_its_averages(lab, tmp_path, train
     assert again["averages"].keys() == {"20", "40", "80"}
 
 
+@pytest.mark.slow
 def test_commands_use_the_average_that_is_asked_for(lab, refusal, tmp_path, trained_once):
     run = trained_once("train", *TWO) / "run"
     checkpoint = checkpoint_of(run.parent)
@@ -111,6 +113,7 @@ def test_commands_use_the_average_that_is_asked_for(lab, refusal, tmp_path, trai
     assert_names(sentence, "average=40", "trained", "20", "80")
 
 
+@pytest.mark.slow
 def test_an_average_is_another_way_to_sample(lab, refusal, run_folder):
     code, _, err = lab("evaluate", "run=run", "average=trained", "device=cpu")
     assert code == 0, err

@@ -6,6 +6,7 @@ import pytest
 from helpers.tiny_runs import TINY
 
 
+@pytest.mark.slow
 def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_path):
     renamed = ["callbacks.evaluation=null", "~callbacks.sample_grid"]
     renamed += ["+callbacks@callbacks.mine=evaluation", "callbacks.mine.seed=5"]

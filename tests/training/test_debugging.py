@@ -71,6 +71,7 @@ def test_a_strip_is_drawn_beside_the_samples(finished_run):
         assert strip.size == (2 * cells[0], 2 * cells[1])
 
 
+@pytest.mark.slow
 def test_points_in_the_plane_have_no_strip(lab, tmp_path):
     few = ["trainer.max_steps=2", "batch_size=8", "logger=none", "run_dir=run"]
     code, _, err = lab("train", "experiment=toy/two_moons", "trainer.accelerator=cpu", *few)
@@ -78,6 +79,7 @@ def test_points_in_the_plane_have_no_strip(lab, tmp_path):
     assert [path.name for path in (tmp_path / "run/samples").iterdir()] == ["step_0000002.png"]
 
 
+@pytest.mark.slow
 def test_a_profile_has_a_trace_and_the_operators(lab, tmp_path):
     profiled = ["+callbacks@callbacks.operator_profile=operator_profile", "micro_batch_size=4"]
     profiled += ["callbacks.operator_profile.skip=1", "callbacks.operator_profile.steps=2"]
@@ -118,6 +120,7 @@ def test_overfitting_takes_the_same_images_in_every_step(lab, tmp_path):
     assert all(images == steps[0] for images in steps.values())
 
 
+@pytest.mark.slow
 def test_the_other_ways_of_debugging_end_with_a_summary(lab, tmp_path):
     common = [each for each in TINY if each != "+debug=fast"]
     common += ["sampler.steps=3", "metrics.num_samples=16", "metrics.reference_size=64"]
@@ -138,6 +141,7 @@ def test_the_other_ways_of_debugging_end_with_a_summary(lab, tmp_path):
 # the precision of float32 products
 
 
+@pytest.mark.slow
 def test_the_precision_of_products_is_set_for_a_run_and_kept(lab, tmp_path):
     before = float32_precision()
     for precision in ("medium", "highest", "null"):

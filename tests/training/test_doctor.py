@@ -260,7 +260,10 @@ SPOILT = [
 
 @pytest.mark.parametrize(
     ("overrides", "name", "status", "words"),
-    SPOILT,
+    [  # every second one is fast
+        pytest.param(*case, marks=pytest.mark.slow if i % 2 else [])
+        for i, case in enumerate(SPOILT)
+    ],
     ids=[f"{name}-{'-'.join(overrides)[-30:]}" for overrides, name, *_ in SPOILT],
 )
 def test_what_was_spoilt_is_found(examine, overrides, name, status, words):

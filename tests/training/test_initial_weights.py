@@ -46,6 +46,7 @@ def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path
     assert saved.init_sha256 == weights.sha256_of(old)
 
 
+@pytest.mark.slow
 def test_an_export_and_a_file_give_the_same(lab, old, tmp_path):
     code, _, err = lab("export", f"run={old}", "output=mine")
     assert code == 0, err
@@ -75,6 +76,7 @@ def test_what_does_not_fit_begins_anew_and_is_said(lab, old, tmp_path, changed, 
     assert_names(said, f"{len(shared)} of {len(second)}", reason, *sorted(left)[:1])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_other_one_no_longer(lab, old, tmp_path):
     code, _, err = lab("export", f"run={old}", "output=mine")
     assert code == 0, err

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers.pairs import first_fast
 from helpers.tiny_runs import TINY, rows
 
 from diffusion_lab import runs
@@ -22,7 +23,7 @@ def checkpoint_of(folder) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", first_fast(OBJECTIVES))
 def test_a_resumed_run_is_the_unbroken_one_and_is_sampled_by_its_own_sampler(lab, tmp_path, name):
     common = [*PLAIN, *OBJECTIVES[name]]
     for folder, steps in (("whole", 4), ("parts", 2)):
@@ -42,6 +43,7 @@ def test_a_resumed_run_is_the_unbroken_one_and_is_sampled_by_its_own_sampler(lab
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_jumps_and_solvers_are_swept_on_one_axis_of_calls(lab):
     code, _, err = lab("train", *PLAIN, *OBJECTIVES["mean_flow"], "run_dir=run")
     assert code == 0, err

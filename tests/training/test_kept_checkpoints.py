@@ -78,6 +78,7 @@ def test_a_kept_checkpoint_takes_no_space_while_it_is_the_last(tmp_path):
     assert kept_checkpoints.file_of(tmp_path, 1).samefile(tmp_path / checkpoints.LAST)
 
 
+@pytest.mark.slow
 def test_a_higher_accuracy_is_better(trained_once, monkeypatch):
     # FID of samples at steps 2, 4 and 6 ranks as the smallest, recall as the largest
     run = trained_once(
@@ -116,6 +117,7 @@ def test_commands_open_the_checkpoint_that_is_asked_for(lab, refusal, trained_on
     assert_names(refusal("sample", "run=mine", "step=3"), "step=3", "mine")
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_another_step_is_not_one_of_the_run(lab, refusal, trained_once):
     run = trained_once("train", *BEST, f"{KEPT}.keep_every_n_steps=3") / "run"
     code, _, err = lab("evaluate", f"run={run}", "step=3", "device=cpu", "metrics.num_samples=8")

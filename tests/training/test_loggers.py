@@ -14,6 +14,7 @@ import yaml
 from helpers.faults import Killed, at_step, die, killed_within
 from helpers.logged_names import is_known
 from helpers.logged_rows import by_step, without_times
+from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows, wandb_runs
 from omegaconf import OmegaConf
@@ -143,7 +144,7 @@ def test_csv_has_the_rows_and_settings_of_a_run(logged):
     assert settings["choices"]["backbone"] == "dit"
 
 
-@pytest.mark.parametrize("step", [4, 5, 6])
+@pytest.mark.parametrize("step", first_fast([4, 5, 6]))
 def test_a_resumed_run_is_as_an_unbroken_one(lab, tmp_path, monkeypatch, trained_once, step):
     pytest.importorskip("tensorboard")
     command = ["train", *RESUMED, "logger=[tensorboard,csv]"]
@@ -163,6 +164,7 @@ def test_a_resumed_run_is_as_an_unbroken_one(lab, tmp_path, monkeypatch, trained
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_its_last_evaluation_has_nothing_twice(lab, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     finish = train.finish

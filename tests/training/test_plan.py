@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.held_bytes import HeldBytes
+from helpers.pairs import first_fast
 from helpers.tiny_runs import TINY, tiny_first_stage
 
 PARTS = [
@@ -50,11 +51,17 @@ def assert_held(lab, planned, ranks: int, *overrides: str) -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [
-        ["activation_checkpointing=false"],
-        ["optimizer=muon", "schedule=ddpm_linear", "objective=improved_ddpm", "sampler=ddpm"],
-        ["objective/uncertainty=learned", "optimizer=any", "optimizer._target_=torch.optim.SGD"],
-    ],
+    first_fast(
+        [
+            ["activation_checkpointing=false"],
+            ["optimizer=muon", "schedule=ddpm_linear", "objective=improved_ddpm", "sampler=ddpm"],
+            [
+                "objective/uncertainty=learned",
+                "optimizer=any",
+                "optimizer._target_=torch.optim.SGD",
+            ],
+        ]
+    ),
 )
 def test_one_process_holds_what_was_planned(lab, planned, overrides):
     if "optimizer=any" in overrides:
@@ -70,6 +77,7 @@ def test_two_ranks_hold_what_was_planned(lab, planned, strategy):
     assert (held_by(0)["buckets"] > 0) == (strategy == "ddp")
 
 
+@pytest.mark.slow
 def test_shares_are_of_rows_and_one_rank_shares_nothing(planned):
     one, eight, sharded = (
         planned(*SMALL, *each)["memory"]
@@ -119,6 +127,7 @@ def test_times_are_those_of_a_roofline_by_hand(planned):
     )
 
 
+@pytest.mark.slow
 def test_guesses_and_the_gpu_are_overridden_on_the_command_line(planned):
     plan = planned(*SMALL, "devices=2")
     assert plan["guesses"] == {"mfu": 0.35, "link_share": 0.8, "reserve": 0.1}
@@ -133,6 +142,7 @@ def test_guesses_and_the_gpu_are_overridden_on_the_command_line(planned):
     assert other["gpu"]["name"] == "mine"
 
 
+@pytest.mark.slow
 def test_slow_links_are_waited_for_and_accumulation_hides_them(planned):
     slow = [*SMALL, "devices=2", "batch_size=64", "gpu.link=1e6"]
     ddp = planned(*slow)["step"]
@@ -142,6 +152,7 @@ def test_slow_links_are_waited_for_and_accumulation_hides_them(planned):
     assert fsdp["communication"] == pytest.approx(4 * 1.5 * ddp["communication"])
 
 
+@pytest.mark.slow
 def test_recomputed_and_doubled_passes_take_time(planned):
     once = planned(*SMALL)["step"]["compute"]
     again = planned(*SMALL, "activation_checkpointing=true")
@@ -152,6 +163,7 @@ def test_recomputed_and_doubled_passes_take_time(planned):
     assert passes == pytest.approx(3.5)
 
 
+@pytest.mark.slow
 def test_the_run_ends_by_steps_or_by_its_time_limit(planned):
     whole = planned(*SMALL, "trainer.max_steps=1000", "callbacks.evaluation.every_n_steps=100")
     drawn = whole["duration"]["sampling"]
@@ -164,6 +176,7 @@ def test_the_run_ends_by_steps_or_by_its_time_limit(planned):
     assert planned(*SMALL, "sampler=runge_kutta")["duration"]["sampling"] is None
 
 
+@pytest.mark.slow
 def test_caches_have_the_sizes_of_real_ones(lab, planned, run_folder):
     (features,) = Path("data/reference").glob("train*-efficientnet*.pt")
     plan = planned(*TINY, "name=x", "devices=1", "num_images=64", "metrics.reference_size=64")
@@ -203,6 +216,7 @@ def test_what_does_not_fit_is_said_with_what_to_write(lab):
     assert lab("plan", *run, f"gpu.memory={half / 0.9}", "micro_batch_size=32")[0] == 0
 
 
+@pytest.mark.slow
 def test_compositions_stand_side_by_side(lab):
     gpus = ["gpu=a100,h100", "trainer=ddp,fsdp"]
     code, out, err = lab("plan", *SMALL, *gpus, "json=true")
@@ -217,12 +231,14 @@ def test_compositions_stand_side_by_side(lab):
     assert all(f"trainer={each}" in err for each in ("ddp", "fsdp"))
 
 
+@pytest.mark.slow
 def test_an_equal_cost_is_planned(planned):
     reference = "budget.reference='backbone=mlp backbone.width=100'"
     plan = planned("backbone=mlp", *SMALL[2:], "budget=macs", reference, "mfu=0.4")
     assert plan["macs"] == pytest.approx(planned(*SMALL, "backbone.width=100")["macs"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_numbers_of_devices_are_the_trainers_if_none_are_given(planned):
     for given, expected in (
         (["trainer.devices=2", "trainer.num_nodes=2"], (2, 2)),
@@ -235,6 +251,7 @@ def test_numbers_of_devices_are_the_trainers_if_none_are_given(planned):
         assert plan["micro_batch"] == 128 // math.prod(expected)
 
 
+@pytest.mark.slow
 def test_labels_that_are_numbers_are_planned(planned):
     facts = ["image_shape=[1,8,8]", "num_classes=0", "conditioning=numeric_label"]
     one, many = (planned(*facts, f"conditioning.size={size}") for size in (1, 20))

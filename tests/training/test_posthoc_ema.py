@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.faults import Killed, at_step, die, spoil_loss
+from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
@@ -115,7 +116,7 @@ def test_a_rollback_takes_averages_and_snapshots_back(lab, tmp_path, seen, bad_a
     assert_averages_of(checkpoint_of(tmp_path)["snapshot"], kept)
 
 
-@pytest.mark.parametrize("step", [5, 6])
+@pytest.mark.parametrize("step", first_fast([5, 6]))
 def test_a_resumed_run_has_the_snapshots_of_an_unbroken_one(
     lab, tmp_path, trained_once, monkeypatch, step
 ):
@@ -234,6 +235,7 @@ def test_an_average_can_be_chosen_by_commands(lab, refusal, tmp_path, averaged):
     assert_names(refusal("sample", "run=run", "average=0.03"), "0.03", "0.02", "0.05", "500000")
 
 
+@pytest.mark.slow
 def test_averages_are_compared_by_a_sweep(lab, averaged):
     chosen = ["average=0.02,0.05", "metrics.num_samples=16", "device=cpu", "json=true"]
     code, out, err = lab("sample-sweep", "run=run", *chosen)
@@ -243,6 +245,7 @@ def test_averages_are_compared_by_a_sweep(lab, averaged):
     assert rows[0]["fid"] != rows[1]["fid"]
 
 
+@pytest.mark.slow
 def test_an_earlier_step_has_its_own_average(lab, refusal, tmp_path, averaged):
     code, out, err = lab("average", "run=run", "length=0.1", "step=32", "json=true")
     assert code == 0, err
@@ -258,6 +261,7 @@ def test_an_earlier_step_has_its_own_average(lab, refusal, tmp_path, averaged):
     assert_names(refusal("average", "run=run", "step=31"), "step=31", "step=30", "step=32")
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_longer_needs_its_averages_anew(lab, refusal, averaged):
     code, _, err = lab("train", "resume=run", "trainer.max_steps=66")
     assert code == 0, err
@@ -267,6 +271,7 @@ def test_a_run_that_trains_longer_needs_its_averages_anew(lab, refusal, averaged
     assert lab("sample", "run=run", "average=0.05", "num_samples=2")[0] == 0
 
 
+@pytest.mark.slow
 def test_float16_takes_half_the_disk(tmp_path, trained_once):
     half = trained_once("train", *LONG, "callbacks.posthoc_ema.dtype=float16") / "run"
     run = trained_once("train", *LONG) / "run"
@@ -291,6 +296,7 @@ def test_an_export_has_no_snapshots(refusal, lab, averaged):
     assert "mine" in refusal("average", "run=mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vae", "vq"])
 def test_an_autoencoder_has_averages_that_are_first_stages(lab, refusal, tmp_path, kind):
     loss = "likelihood" if kind == "vae" else "plain"

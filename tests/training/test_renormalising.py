@@ -67,6 +67,7 @@ def test_a_skipped_step_leaves_the_weights_bit_for_bit(lab, tmp_path, monkeypatc
     assert same(before["current_model_state"], after["current_model_state"])
 
 
+@pytest.mark.slow
 def test_initial_weights_are_given_unit_magnitude_before_the_first_step(lab, tmp_path):
     train(lab, *QUICK, "name=x", "run_dir=first", "trainer.max_steps=1")
     code, _, err = lab("export", "run=first", "output=net")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.faults import Killed, at_step
-from helpers.pairs import each_once
+from helpers.pairs import first_fast
 from helpers.processes import SRUN
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, rows, wandb_runs
@@ -56,12 +56,11 @@ SHORT = [*LOGGED, "callbacks.sample_grid=null", "logger=none"]
 
 
 @pytest.mark.parametrize(
-    ("number", "where"),
-    each_once(
-        {each.name: each for each in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)},
-        {"named": [], "given": ["run_dir=mine"]},
-    ),
+    "number",
+    first_fast([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2], 2),
+    ids=lambda number: number.name,
 )
+@pytest.mark.parametrize("where", first_fast([[], ["run_dir=mine"]]), ids=["named", "given"])
 def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     lab, tmp_path, monkeypatch, job, number, where
 ):
@@ -140,6 +139,7 @@ def seeds() -> list[tuple[int, bool]]:
     return [(c["seed"], s["finished"]) for c, s in zip(configs, summaries, strict=True)]
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_in_one_step_is_a_run_and_is_found_again(lab, monkeypatch, job):
     sweep = ["train", "-m", *SHORT, "seed=0,1"]
     with monkeypatch.context() as patched:
@@ -156,6 +156,7 @@ def test_each_job_of_a_sweep_in_one_step_is_a_run_and_is_found_again(lab, monkey
     assert times[0] == times[1]
 
 
+@pytest.mark.slow
 def test_a_run_of_other_overrides_is_a_new_one(lab, refusal, monkeypatch, job):
     for restarts, seed in (("0", 0), ("1", 1), ("1", 0)):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)

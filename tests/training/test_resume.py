@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from helpers.faults import Killed, at_step, die, killed_within, no_file_above
+from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
 from helpers.seen_images import seen
@@ -55,7 +56,7 @@ ROWS = [*QUIET, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
 ROWS += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
 
 
-@pytest.mark.parametrize("step", [4, 5, 6])
+@pytest.mark.parametrize("step", first_fast([4, 5, 6]))
 def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
     lab, tmp_path, killed_at_step, trained_once, step
 ):
@@ -76,7 +77,7 @@ def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
         assert whole[key] == parts[key], key
 
 
-@pytest.mark.parametrize("step", [3, 4])  # a validation is due after the latter
+@pytest.mark.parametrize("step", first_fast([3, 4]))  # a validation is due after the latter
 def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
     lab, tmp_path, monkeypatch, trained_once, step
 ):
@@ -92,7 +93,7 @@ def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
     assert rows(tmp_path / "parts") == rows(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", first_fast([signal.SIGINT, signal.SIGTERM]))
 def test_a_signal_in_the_last_evaluation_says_how_to_resume(lab, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
@@ -127,7 +128,7 @@ def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_pat
     assert all(torch.equal(found[name], value) for name, value in trained.items())
 
 
-@pytest.mark.parametrize("micro", [("null", "2"), ("2", "null"), ("4", "1")])
+@pytest.mark.parametrize("micro", first_fast([("null", "2"), ("2", "null"), ("4", "1")]))
 def test_another_micro_batch_sees_the_same_images(
     lab, tmp_path, killed_at_step, trained_once, micro
 ):
@@ -171,6 +172,7 @@ def test_other_numbers_of_ranks_see_the_same_images_in_the_same_order(lab, tmp_p
     assert len({image for images in whole.values() for image in images}) == 64
 
 
+@pytest.mark.slow
 def test_w_and_b_goes_on_with_the_same_run(lab, tmp_path, killed_at_step):
     common = [*QUICK, "run_dir=run", "callbacks.checkpoint.every_n_steps=2"]
     killed_at_step(4, "train", *common)
@@ -218,6 +220,7 @@ def test_a_run_goes_on_without_its_log_file(lab, tmp_path, monkeypatch):
     assert_names(err, "metrics.jsonl", os.strerror(errno.EISDIR))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
     common = [*QUIET, "name=mine", "callbacks.checkpoint.every_n_steps=2"]
     killed_at_step(4, "train", *common)
@@ -241,6 +244,7 @@ def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
     assert line not in err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_is_made_longer_is_not_finished(
     lab, tmp_path, killed_at_step, trained_once
 ):

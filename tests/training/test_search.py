@@ -38,6 +38,7 @@ def test_a_search_minimises_the_validation_loss_and_its_file_survives(lab, tmp_p
     assert study.best_value == losses[0]
 
 
+@pytest.mark.slow
 def test_a_search_without_a_name_has_one(lab, tmp_path):
     unnamed = [a for a in SEARCH if a not in ("study_name=rates", "hydra.sweeper.n_trials=2")]
     code, _, err = lab(*unnamed, "hydra.sweeper.n_trials=1")
@@ -46,6 +47,7 @@ def test_a_search_without_a_name_has_one(lab, tmp_path):
     assert len(list(tmp_path.glob("outputs/search/*/summary.json"))) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_noted_and_the_search_goes_on(lab):
     some = [a for a in SEARCH if not a.startswith(("backbone.patch", "optimizer.lr"))]
     some += ["backbone.patch=3,4", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=4"]
@@ -55,6 +57,7 @@ def test_a_failed_trial_is_noted_and_the_search_goes_on(lab):
     assert states == {3: "FAIL", 4: "COMPLETE"}
 
 
+@pytest.mark.slow
 def test_a_search_of_which_nothing_is_left_says_why(lab):
     code, _, err = lab(*SEARCH, "backbone.patch=3")
     assert code == 1
@@ -64,6 +67,7 @@ def test_a_search_of_which_nothing_is_left_says_why(lab):
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL"]
 
 
+@pytest.mark.slow
 def test_a_search_of_a_study_in_a_folder_of_studies_has_its_file_there(lab, tmp_path):
     asked = ["study_name=mine/rates", "hydra.sweeper.n_trials=1", "data.fraction=0.5,1.0"]
     code, _, err = lab(*SEARCH[:-1], *asked)
@@ -72,6 +76,7 @@ def test_a_search_of_a_study_in_a_folder_of_studies_has_its_file_there(lab, tmp_
     assert len(list(tmp_path.glob("outputs/mine/rates/*/summary.json"))) == 1
 
 
+@pytest.mark.slow
 def test_a_search_by_fid_compares_with_validation_images(lab, tmp_path):
     measured = [each for each in SEARCH if each != "callbacks.evaluation=null"]
     code, _, err = lab(*measured, "optimized_metric=fid", "hydra.sweeper.n_trials=1")
@@ -119,6 +124,7 @@ def test_runs_of_other_batch_sizes_are_pruned_by_images(tmp_path):
     assert not MedianPruning(startup_runs=2).hopeless(better, 64)  # 2 < 3.25, from 3.5 and 3
 
 
+@pytest.mark.slow
 def test_a_hopeless_run_ends_early_with_its_metrics(lab, tmp_path):
     for seed in range(2):
         write_rows(tmp_path / f"outputs/rates/{seed}", {16: 0.0})

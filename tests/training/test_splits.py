@@ -3,6 +3,7 @@
 import json
 from zlib import crc32
 
+import pytest
 from helpers.seen_images import seen
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY, rows
@@ -44,6 +45,7 @@ def test_losses_do_not_depend_on_the_subset_that_is_trained_on(lab, tmp_path):
     assert {"val_by_level/t0.05", "test_by_level/t0.05"} <= set(found[0])
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_images_is_tested_all_the_same(lab, tmp_path):
     options = ["data.validation_size=0", "callbacks.checkpoint.every_n_steps=2", "run_dir=run"]
     code, _, err = lab("train", *QUIET, *options)

@@ -179,6 +179,7 @@ def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_p
     assert [finished_at(folder) for folder in folders] == before
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_configuration_is_refused_not_reused(lab, tmp_path, finished):
     asked = [*WHOLE, "budget=images", "budget.images=40"]
     folders = [run_of("mine", seed=seed) for seed in (0, 1)]
@@ -210,6 +211,7 @@ def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_i
     assert summary_of(tmp_path / place.removeprefix("run_dir="))["finished"]
 
 
+@pytest.mark.slow
 def test_the_line_of_a_failed_job_names_the_folder_of_configurations(lab, tmp_path):
     (tmp_path / "my own/experiment").mkdir(parents=True)
     mine = "# @package _global_\nname: it's mine\nbackbone:\n  patch: 3\n"
@@ -224,6 +226,7 @@ def test_the_line_of_a_failed_job_names_the_folder_of_configurations(lab, tmp_pa
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
     def fail(self, *arguments, **more):
         raise RuntimeError("the disk is on fire")
@@ -275,6 +278,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, trained, 
         assert torch.equal(value, weights[1][name]), name
 
 
+@pytest.mark.slow
 def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
     own = ("backbone", "backbone.width", "backbone.heads", "backbone.depth", "logger")
     asked = [a for a in QUICK if a.split("=")[0] not in own]
@@ -449,6 +453,7 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
         assert torch.equal(a[2], b[2])
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_the_new_logging_and_machine(lab, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
@@ -480,6 +485,7 @@ def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_
     assert study.overrides_to_resume(tmp_path, ["trainer=ddp"]) == ["trainer.strategy=ddp"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_be_trained_where_there_are_no_locks_stays(lab, finished, monkeypatch):
     folder = run_of("mine", seed=0)
     shutil.rmtree(folder / "checkpoints")
@@ -495,6 +501,7 @@ def test_a_folder_that_may_be_trained_where_there_are_no_locks_stays(lab, finish
     assert folder.is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path, finished):
     folder = run_of("mine", seed=0)
     shutil.rmtree(folder)

@@ -47,6 +47,7 @@ def refused(lab, *arguments: str) -> str:
     return sentence_of(err)
 
 
+@pytest.mark.slow
 def test_a_student_trains_on_its_teacher_s_pairs_and_reopens_without_it(lab, teacher, tmp_path):
     train(lab, *STUDENT)
     (path,) = (tmp_path / "pairs").iterdir()
@@ -75,6 +76,7 @@ def test_a_student_trains_on_its_teacher_s_pairs_and_reopens_without_it(lab, tea
     assert_names(refused(lab, *longer), "teacher")
 
 
+@pytest.mark.slow
 def test_a_changed_teacher_is_refused(lab, teacher, tmp_path):
     train(lab, *STUDENT)
     train(lab, f"resume={teacher}", "trainer.max_steps=5")

@@ -77,6 +77,7 @@ def test_reaching_w_and_b_is_no_training(lab, tmp_path, monkeypatch, late):
     assert summary["training_seconds"] < 1000 < summary["wall_seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OWN_MEMORY.exists(), reason="the process's memory is read from Linux")
 def test_the_peak_of_memory_is_that_of_training():
     whole = PeakMemory(torch.device("cpu"))

@@ -145,6 +145,15 @@ def test_each_network_is_tuned_by_itself_and_its_runs_have_its_best_value(lab, t
     assert seeds == {100}
 
 
+def test_the_record_of_each_stage_has_the_folders_of_its_runs(lab, tuned):
+    for study, sweeps in (("outputs/mine/tuning", 2), ("outputs/mine", 1)):
+        records = list(sweep_record.of_study(Path(study)))
+        assert sweeps <= len(records) <= sweeps + 1  # the grids of two networks may grow apart
+        planned = {job.folder for record in records for job in record.jobs}
+        assert planned == {path.parent for path in Path(study).glob("*/config.yaml")}
+
+
+@pytest.mark.slow
 def test_a_repeated_study_trains_nothing_again(lab, tuned):
     files = [*Path("outputs/mine").rglob("last.ckpt"), FOUND]
     before = {path: path.stat().st_mtime_ns for path in files if path != FOUND}
@@ -162,6 +171,7 @@ def test_a_repeated_study_trains_nothing_again(lab, tuned):
     assert cfg.optimizer.lr == json.loads(content)["backbone.depth=2"]["chosen"]["optimizer.lr"]
 
 
+@pytest.mark.slow
 def test_a_part_of_the_study_keeps_what_was_found_for_the_rest(lab, tuned):
     before = json.loads(FOUND.read_text())
     part = ["backbone.depth=choice(2)" if a == "backbone.depth=1,2" else a for a in STUDY]
@@ -170,6 +180,7 @@ def test_a_part_of_the_study_keeps_what_was_found_for_the_rest(lab, tuned):
     assert json.loads(FOUND.read_text()) == before
 
 
+@pytest.mark.slow
 def test_a_tuning_run_that_fails_for_another_reason_ends_the_command(lab, tuned):
     before = FOUND.read_text()
     # the folders hold runs of another name, so the tuning runs are refused
@@ -180,14 +191,15 @@ def test_a_tuning_run_that_fails_for_another_reason_ends_the_command(lab, tuned)
     assert len(list(Path("outputs/mine").glob("*/config.yaml"))) == 4
 
 
+@pytest.mark.slow
 def test_a_value_at_which_training_diverges_loses(lab, monkeypatch):
     def result(stage, folder):
         return None if "lr-0.002" in folder.name else 1.0
 
     monkeypatch.setattr(TuningStage, "result", result)
-    assert lab(*STUDY)[0] == 0
-    for found in json.loads(FOUND.read_text()).values():
-        assert found["chosen"] == {"optimizer.lr": 1e-3}
+    assert lab(*TUNED, GRID, "tuning.grow=0", "backbone.depth=1,2", "seed=0")[0] == 0
+    found = json.loads(FOUND.read_text()).values()
+    assert [each["chosen"] for each in found] == [{"optimizer.lr": 1e-3}] * 2
 
 
 def test_a_run_that_is_there_goes_on_with_its_values_if_the_file_is_gone(lab, tuned):
@@ -198,6 +210,7 @@ def test_a_run_that_is_there_goes_on_with_its_values_if_the_file_is_gone(lab, tu
     assert "already finished" in err
 
 
+@pytest.mark.slow
 def test_a_network_may_be_given_by_several_words(lab):
     # Hydra quotes such a value in one place and escapes it in another
     network = "backbone=mlp backbone.width=64"
@@ -219,6 +232,7 @@ def test_a_network_may_be_given_by_several_words(lab):
     assert saved.optimizer.lr == saved.tuning.chosen["optimizer.lr"]
 
 
+@pytest.mark.slow
 def test_another_study_can_use_the_values(lab, tuned):
     other = ["study_name=other" if a == "study_name=mine" else a for a in STUDY]
     assert lab(*other, "tuning.study=mine")[0] == 0
@@ -260,14 +274,7 @@ def test_a_run_of_a_study_that_was_not_tuned_is_refused(refusal):
     assert_names(refusal(*single, "seed=0"), "backbone.depth")
 
 
-def test_the_record_of_each_stage_has_the_folders_of_its_runs(lab, tuned):
-    for study, sweeps in (("outputs/mine/tuning", 2), ("outputs/mine", 1)):
-        records = list(sweep_record.of_study(Path(study)))
-        assert sweeps <= len(records) <= sweeps + 1  # the grids of two networks may grow apart
-        planned = {job.folder for record in records for job in record.jobs}
-        assert planned == {path.parent for path in Path(study).glob("*/config.yaml")}
-
-
+@pytest.mark.slow
 def test_a_tuned_study_is_left_stage_by_stage(lab, tuned, tmp_path, fake_slurm):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     left = [*STUDY, "hydra/launcher=slurm", "hydra.launcher.wait=false"]

@@ -105,6 +105,7 @@ def test_a_training_run(finished_run):
     assert len(list((finished_run / "wandb/artifacts/staging").glob("*"))) > 8
 
 
+@pytest.mark.slow
 def test_an_unconditional_run_has_samples_without_a_class(lab, tmp_path):
     record = trained(
         lab, tmp_path, "train", *TINY, "conditioning=none", "callbacks.evaluation=null"
@@ -114,6 +115,7 @@ def test_an_unconditional_run_has_samples_without_a_class(lab, tmp_path):
     assert caption == "step 4, 32 images seen: samples of seed 0, without classes"
 
 
+@pytest.mark.slow
 def test_a_run_in_latents(lab, tmp_path):
     tiny_first_stage(tmp_path / "stage")
     arguments = ["first_stage=kl", "first_stage.run=stage", "backbone.patch=1"]
@@ -122,6 +124,7 @@ def test_a_run_in_latents(lab, tmp_path):
     assert len(table_rows(record, 4)) == 8
 
 
+@pytest.mark.slow
 def test_an_autoencoder_run(lab, tmp_path):
     arguments = [argument for argument in TINY_AUTOENCODER if argument != "logger=none"]
     record = trained(lab, tmp_path, "train-autoencoder", *arguments)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers.faults import Killed, at_step, die, spoil_loss
+from helpers.pairs import first_fast
 from helpers.tiny_runs import TINY, rows
 from torch import nn
 
@@ -43,6 +44,7 @@ def looked(trained_once):
     return trained_once("train", *TINY, *ALONE, *LOOKS, "run_dir=run") / "run"
 
 
+@pytest.mark.slow
 def test_looking_at_steps_changes_nothing_in_them(looked, trained_once):
     plain = trained_once("train", *TINY, *ALONE, "micro_batch_size=2", "run_dir=run") / "run"
     first, second = checkpoint_of(plain), checkpoint_of(looked)
@@ -79,7 +81,7 @@ def test_norms_are_those_of_the_weights_their_update_and_the_gradient(looked):
     assert row[f"train_update_norm/{place}"] < 1e-2 * math.sqrt(count) * 1.1
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", first_fast([3, 4]))
 def test_a_resumed_run_has_the_same_statistics(lab, tmp_path, monkeypatch, trained_once, step):
     several = ["trainer.max_steps=6", "trainer.log_every_n_steps=3", "run_dir=run"]
     command = ["train", *TINY, *ALONE, *LOOKS, *several]
@@ -132,6 +134,7 @@ def test_rates_of_groups_are_logged(lab, tmp_path):
     assert sorted(rates.values()) == pytest.approx([0, 5e-3, 1e-2])
 
 
+@pytest.mark.slow
 def test_the_largest_gradient_of_a_row_is_kept_beside_the_mean(lab, tmp_path, looked):
     one_row = ["trainer.log_every_n_steps=4", "micro_batch_size=2", "run_dir=run"]
     code, _, err = lab("train", *TINY, *ALONE, *one_row)
