@@ -123,6 +123,11 @@ class TestGrouping:
         rates = [each | {"optimizer.lr": lr} for each in settings[:2] for lr in (1, 2)]
         assert names_of(rates, varying(rates))[0] == "UNet · lr=1"
 
+    def test_a_checksum_is_shortened(self):
+        settings = [{"init_sha256": None}, {"init_sha256": "0123456789abcdef" * 4}]
+        names = names_of(settings, varying(settings))
+        assert names == ["init_sha256=null", "init_sha256=0123456789ab"]
+
     def test_what_is_switched_off_is_named_only_where_a_name_would_be_empty(self):
         settings = [{"backbone.overlap": False}, {"backbone.overlap": True}]
         names = names_of(settings, varying(settings))

@@ -1,6 +1,7 @@
 """Groups of runs that differ only in their seed, named by as few settings as possible."""
 
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -16,6 +17,8 @@ from diffusion_lab.runs.samplings import IMAGES, OWN
 LEVEL = 0.05  # significance level of every test and interval
 BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
 ALL = "all runs"
+CHECKSUM = re.compile("[0-9a-f]{64}")  # a sha256
+SHOWN = 12  # characters of a checksum in a name
 
 
 def half_width(values: Sequence[float], level: float = LEVEL) -> float:
@@ -203,7 +206,9 @@ def _shortest(key: str) -> str:
 
 
 def _word(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value[:SHOWN] if CHECKSUM.fullmatch(value) else value
 
 
 def without_data(name: str) -> str:
