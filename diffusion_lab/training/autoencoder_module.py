@@ -37,6 +37,10 @@ class AutoencoderModule(TrainedModule):
         """The parameters of the autoencoder and of its loss (the discriminator's)."""
         return [*self.autoencoder.parameters(), *self.loss.parameters()]
 
+    def players(self) -> list[list[nn.Parameter]]:
+        """The parameters of the autoencoder, and those of the discriminator, if there is one."""
+        return [list(self.autoencoder.parameters()), list(self.loss.parameters())]
+
     @property
     def network(self) -> Autoencoder:
         """The autoencoder."""
@@ -48,12 +52,6 @@ class AutoencoderModule(TrainedModule):
         if self.loss.discriminator is not None:
             parts.append(self.loss.discriminator.layers)
         return [weight for part in parts for weight in inner_matrices(part, (part[0], part[-1]))]
-
-    def clip_norms(self, largest: float) -> Tensor:
-        """Clips autoencoder and discriminator separately, so neither changes the other's step."""
-        players = [list(player.parameters()) for player in (self.autoencoder, self.loss)]
-        norms = [nn.utils.clip_grad_norm_(player, largest) for player in players if player]
-        return torch.stack(norms).norm()
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """Returns the loss, (), and its parts, for images (b, C, H, W) uint8 and labels."""

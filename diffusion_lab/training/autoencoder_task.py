@@ -16,7 +16,7 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
 from diffusion_lab.training.module import Optimization
-from diffusion_lab.training.task import Task, build_callbacks, build_metrics
+from diffusion_lab.training.task import Task, checked_parts
 
 BATCH = 256  # images whose latents are measured at once
 
@@ -86,16 +86,7 @@ def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderT
             Optimization.configured(cfg),
         )
         module.loss.check(shape)
-        module.check_optimizer()
-        callbacks = build_callbacks(cfg)
-        classes = datamodule.num_classes
-        return AutoencoderTask(
-            datamodule=datamodule,
-            module=module,
-            callbacks=callbacks,
-            metrics=build_metrics(cfg, callbacks, classes > 0, classes),
-            settings=settings,
-        )
+        return AutoencoderTask(settings=settings, **checked_parts(cfg, datamodule, module))
 
 
 @torch.inference_mode()

@@ -1,40 +1,35 @@
 """The task of training a diffusion model, built from a configuration."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import lightning
 import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.backbone.base import renormalise
-from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.model import Model, advice, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics import GenerativeMetrics, ceiling
-from diffusion_lab.pipeline import Pipeline, with_steps
+from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_classifier, load_weak
 from diffusion_lab.training.alignment import Alignment
-from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid, SampleEvaluation
+from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.initial_weights import InitialWeights
 from diffusion_lab.training.module import Optimization
-from diffusion_lab.training.task import Task, build_callbacks, build_metrics
+from diffusion_lab.training.task import Task, checked_parts
 from diffusion_lab.training.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionTask(Task):
     """Trains a denoiser, and draws samples with it during training."""
-
-    command: ClassVar[str] = "train"
 
     module: DiffusionModule
     pipeline: Pipeline
@@ -69,25 +64,18 @@ class DiffusionTask(Task):
             self.initial.load_into(self.module.denoiser)
             renormalise(self.module.denoiser)
             facts["init_sha256"] = self.initial.sha256
-        if isinstance(conditioning := self.module.denoiser.conditioning, NumericLabel):
-            conditioning.learn(self.datamodule.train_labels())
+        self.learn_labels(self.module.denoiser.conditioning)
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         if self.teacher:
             self.datamodule.encoded = self.teacher.prepare(device) or self.datamodule.encoded
             facts["objective.teacher.sha256"] = self.teacher.sha256
         return facts | {"first_stage": self.module.first_stage.facts()}
 
-    def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
-        return results | ceiling(
-            results, self.module.first_stage.reconstruction_metrics(self.datamodule)
-        )
-
-    def save_dependencies(self, folder: Path) -> None:
-        self.module.first_stage.copy_into(folder)
-
     def costs(self) -> dict[str, object]:
         extra = self.module.objective.extra_passes(self.module.denoiser)
-        passes = {"forward_passes": None if extra is None else TRAINING_PASSES + extra}
+        passes: dict[str, object] = {
+            "forward_passes": None if extra is None else TRAINING_PASSES + extra
+        }
         if self.teacher is None:
             return passes
         return passes | self.teacher.costs(self.datamodule, self.module.images_seen)
@@ -135,21 +123,12 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         model.augmentation,
         build_alignment(cfg, model, datamodule),
     )
-    module.check_optimizer()
     with errors_at(cfg, "backbone"):
         check_network(model)
-    callbacks = build_callbacks(cfg)
     weak = load_weak(cfg.guidance.get("weak_run"), cfg)
     pipeline = build_pipeline(cfg, model, classes, weak, load_classifier(cfg, datamodule))
-    for callback in callbacks:
-        if isinstance(callback, SampleEvaluation):
-            check_other_steps(callback.also_steps or [], pipeline)
     return DiffusionTask(
-        datamodule=datamodule,
-        module=module,
-        callbacks=callbacks,
-        metrics=build_metrics(cfg, callbacks, pipeline.conditional and classes > 0, classes),
-        pipeline=pipeline,
+        **checked_parts(cfg, datamodule, module, pipeline),
         initial=InitialWeights.configured(cfg),
         teacher=Teacher.opened(model, datamodule, cfg),
     )
@@ -183,20 +162,3 @@ def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageDataModule) 
     with errors_at(cfg, "alignment"):
         alignment.extractor.check(datamodule)
     return alignment
-
-
-def check_other_steps(also_steps: list[int], pipeline: Pipeline) -> None:
-    """Raises UserError if the sampler cannot take one of these numbers of steps."""
-    sampler = pipeline.sampler
-    for steps in also_steps:
-        if sampler.adaptive:
-            raise UserError(
-                f"also_steps=[{steps}] has no meaning for {type(sampler).__name__}, which chooses "
-                "its own steps; leave also_steps out"
-            )
-        try:
-            with_steps(sampler, steps).levels(pipeline.schedule)
-        except ValueError as error:
-            raise UserError(
-                f"also_steps=[{steps}] does not fit sampler.time_grid: {error}"
-            ) from error

@@ -1,34 +1,26 @@
 """The tasks of training models that are no diffusion models, built from a configuration."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
 
 import lightning
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build import families
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.data import ImageDataModule
 from diffusion_lab.families.gan import GANPipeline
-from diffusion_lab.metrics import ceiling
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.autoregressive_module import AutoregressiveModule
-from diffusion_lab.training.callbacks import SampleEvaluation
 from diffusion_lab.training.diffusion_task import build_diffusion_task
 from diffusion_lab.training.gan_module import GANModule
-from diffusion_lab.training.module import Optimization, TrainedModule
-from diffusion_lab.training.task import Task, build_callbacks, build_metrics
+from diffusion_lab.training.module import Optimization
+from diffusion_lab.training.task import Task, checked_parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveTask(Task):
     """Trains a transformer on a first stage's codes, and draws samples with it during training."""
-
-    command: ClassVar[str] = "train"
 
     module: AutoregressiveModule
     pipeline: Generator
@@ -38,24 +30,15 @@ class AutoregressiveTask(Task):
             block.compile()
 
     def prepare(self, device: torch.device) -> dict[str, object]:
-        learn_labels(self.module.model.conditioning, self)
+        self.learn_labels(self.module.model.conditioning)
         stage = self.module.first_stage
         self.datamodule.encoded = stage.prepare(self.datamodule, device)
         return {"first_stage": stage.facts()}
-
-    def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
-        stage = self.module.first_stage
-        return results | ceiling(results, stage.reconstruction_metrics(self.datamodule))
-
-    def save_dependencies(self, folder: Path) -> None:
-        self.module.first_stage.copy_into(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GANTask(Task):
     """Trains a generator against a discriminator, and draws samples with it during training."""
-
-    command: ClassVar[str] = "train"
 
     module: GANModule
     pipeline: Generator
@@ -67,14 +50,8 @@ class GANTask(Task):
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         for network in (self.module.model, self.module.objective.discriminator):
-            learn_labels(network.conditioning, self)
+            self.learn_labels(network.conditioning)
         return {}
-
-
-def learn_labels(conditioning: torch.nn.Module, task: Task) -> None:
-    """Tells a conditioning on numbers about the training labels."""
-    if isinstance(conditioning, NumericLabel):
-        conditioning.learn(task.datamodule.train_labels())
 
 
 def build_task(cfg: DictConfig, device: str = "cpu") -> Task:
@@ -96,8 +73,7 @@ def build_autoregressive_task(cfg: DictConfig, device: str = "cpu") -> Autoregre
         model, families.build_code_loss(cfg), first_stage, Optimization.configured(cfg)
     )
     pipeline = families.build_code_pipeline(cfg, cfg, model, first_stage, data.num_classes)
-    parts = checked_parts(cfg, data, module, pipeline)
-    return AutoregressiveTask(datamodule=data, module=module, pipeline=pipeline, **parts)
+    return AutoregressiveTask(**checked_parts(cfg, data, module, pipeline))
 
 
 def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
@@ -117,21 +93,4 @@ def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
     model = families.build_generator(cfg, data, device)
     module = GANModule(model, families.build_gan_loss(cfg, data), Optimization.configured(cfg))
     pipeline = GANPipeline(model, data.num_classes)
-    parts = checked_parts(cfg, data, module, pipeline)
-    return GANTask(datamodule=data, module=module, pipeline=pipeline, **parts)
-
-
-def checked_parts(
-    cfg: DictConfig, data: ImageDataModule, module: TrainedModule, pipeline: Generator
-) -> dict[str, Any]:
-    """The callbacks and metrics of a task; checks the optimiser, and raises UserError."""
-    module.check_optimizer()
-    callbacks, classes = build_callbacks(cfg), data.num_classes
-    for callback in callbacks:
-        if isinstance(callback, SampleEvaluation) and callback.also_steps:
-            raise UserError(
-                f"callbacks.evaluation.also_steps={callback.also_steps} is for samplers with a "
-                f"choice of steps, and family={cfg.family} has none; leave it out"
-            )
-    metrics = build_metrics(cfg, callbacks, pipeline.conditional and classes > 0, classes)
-    return {"callbacks": callbacks, "metrics": metrics}
+    return GANTask(**checked_parts(cfg, data, module, pipeline))

@@ -33,6 +33,10 @@ class GANModule(OneNumberModule):
         """The parameters of generator and discriminator."""
         return [*self.model.parameters(), *self.objective.parameters()]
 
+    def players(self) -> list[list[nn.Parameter]]:
+        """The parameters of the generator, and those of the discriminator."""
+        return [list(self.model.parameters()), list(self.objective.parameters())]
+
     @property
     def network(self) -> ConvGenerator:
         """The generator."""
@@ -45,11 +49,6 @@ class GANModule(OneNumberModule):
             *inner_matrices(self.model.blocks, ()),
             *inner_matrices(layers, (layers[0], layers[-1])),
         ]
-
-    def clip_norms(self, largest: float) -> Tensor:
-        """Clips generator and discriminator separately, so neither changes the other's step."""
-        players = [list(player.parameters()) for player in (self.model, self.objective)]
-        return torch.stack([nn.utils.clip_grad_norm_(each, largest) for each in players]).norm()
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """Returns the loss, (), and its parts, for images (b, C, H, W) uint8 and labels."""

@@ -68,6 +68,10 @@ class TrainedModule(lightning.LightningModule, ABC):
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters that the optimiser changes."""
 
+    def players(self) -> list[list[nn.Parameter]]:
+        """The trained parameters, in sets that are clipped apart: none changes another's step."""
+        return [self.trained_parameters()]
+
     @property
     def network(self) -> nn.Module:
         """The part that is used after training, and whose parameters are counted."""
@@ -180,20 +184,10 @@ class TrainedModule(lightning.LightningModule, ABC):
             # refuses fused optimisers, which undo the scaling too late; bf16 has no scaler
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             largest = math.inf
-        # over all shards; waits for a GPU, once per step
-        self.gradient_norm = whole(self.clip_norms(largest)).item()
+        # over all shards
+        norms = [whole(nn.utils.clip_grad_norm_(each, largest)) for each in self.players() if each]
+        self.gradient_norm = torch.stack(norms).norm().item()  # waits for a GPU, once per step
         self.bad_steps.settle(self, self.gradient_norm, has_scaler=scaler is not None)
-
-    def clip_norms(self, largest: float) -> Tensor:
-        """Clips the gradient norm of the trained parameters; returns the norm before, ()."""
-        return nn.utils.clip_grad_norm_(self.trained_parameters(), largest)
-
-    def check_optimizer(self) -> None:
-        """Raises the optimiser's errors about its settings, by constructing it.
-
-        The optimiser that trains is made later, when parameters may be sharded over the ranks.
-        """
-        self.optimizer()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser, and a learning-rate schedule in images seen rather than steps."""

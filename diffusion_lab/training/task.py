@@ -9,14 +9,17 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
+from torch import nn
 
+from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.metrics import GenerativeMetrics, ceiling
 from diffusion_lab.metrics.quantities import VALIDATION
-from diffusion_lab.pipeline import Generator
+from diffusion_lab.pipeline import Generator, Pipeline, with_steps
 from diffusion_lab.training.callbacks import (
     EMA,
     Checked,
@@ -24,6 +27,7 @@ from diffusion_lab.training.callbacks import (
     Evaluation,
     MedianPruning,
     PosthocEMA,
+    SampleEvaluation,
     Throughput,
 )
 from diffusion_lab.training.module import TrainedModule
@@ -33,13 +37,18 @@ from diffusion_lab.training.module import TrainedModule
 class Task(ABC):
     """Everything that a run trains and measures with, built and checked before any file exists."""
 
-    command: ClassVar[str]  # the command that trains it, such as train
+    command: ClassVar[str] = "train"  # the command that trains it
 
     datamodule: ImageDataModule
     module: TrainedModule
     callbacks: list[Callback]
     metrics: GenerativeMetrics | None
     pipeline: Generator | None = None  # None: the trained network makes no samples
+
+    @property
+    def first_stage(self) -> FirstStage | None:
+        """The first stage on whose latents or codes the network is trained, if it has one."""
+        return getattr(self.module, "first_stage", None)
 
     @property
     def averages(self) -> int:
@@ -106,9 +115,15 @@ class Task(ABC):
         """Reads the data before a run folder is made; returns entries for its configuration."""
         return {}
 
+    def learn_labels(self, conditioning: nn.Module) -> None:
+        """Tells a conditioning on numbers about the training labels."""
+        if isinstance(conditioning, NumericLabel):
+            conditioning.learn(self.datamodule.train_labels())
+
     def save_dependencies(self, folder: Path) -> None:
         """Copies the files that are needed to open a run into the new run's folder, on rank 0."""
-        return None
+        if self.first_stage is not None:
+            self.first_stage.copy_into(folder)
 
     def advice(self) -> list[str]:
         """Returns sentences on settings that can be trained but may disappoint."""
@@ -116,7 +131,9 @@ class Task(ABC):
 
     def with_ceiling(self, results: dict[str, float]) -> dict[str, float]:
         """Adds the best values that could be expected to the metrics of an evaluation."""
-        return results
+        if self.first_stage is None:
+            return results
+        return results | ceiling(results, self.first_stage.reconstruction_metrics(self.datamodule))
 
     def macs(self, cfg: DictConfig) -> int | None:
         """Multiply-accumulates of a network call on one image; None if they are not counted."""
@@ -125,6 +142,47 @@ class Task(ABC):
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
         """Writes the files of a finished run other than its summary, on rank 0."""
         return None
+
+
+def checked_parts(
+    cfg: DictConfig,
+    data: ImageDataModule,
+    module: TrainedModule,
+    pipeline: Generator | None = None,
+) -> dict[str, Any]:
+    """The fields of every task, with callbacks and metrics; raises UserError for wrong settings."""
+    # for its errors: the optimiser that trains is made later, when parameters may be sharded
+    module.optimizer()
+    callbacks, classes = build_callbacks(cfg), data.num_classes
+    for callback in callbacks:
+        if isinstance(callback, SampleEvaluation) and callback.also_steps:
+            check_other_steps(cfg, callback.also_steps, pipeline)
+    by_class = (pipeline is None or pipeline.conditional) and classes > 0
+    metrics = build_metrics(cfg, callbacks, by_class, classes)
+    parts = {"datamodule": data, "module": module, "pipeline": pipeline}
+    return parts | {"callbacks": callbacks, "metrics": metrics}
+
+
+def check_other_steps(cfg: DictConfig, also_steps: list[int], pipeline: Generator | None) -> None:
+    """Raises UserError if samples cannot be drawn in one of these numbers of steps."""
+    if not isinstance(pipeline, Pipeline):
+        raise UserError(
+            f"callbacks.evaluation.also_steps={also_steps} is for samplers with a choice of steps, "
+            f"and family={cfg.family} has none; leave it out"
+        )
+    sampler = pipeline.sampler
+    for steps in also_steps:
+        if sampler.adaptive:
+            raise UserError(
+                f"also_steps=[{steps}] has no meaning for {type(sampler).__name__}, which chooses "
+                "its own steps; leave also_steps out"
+            )
+        try:
+            with_steps(sampler, steps).levels(pipeline.schedule)
+        except ValueError as error:
+            raise UserError(
+                f"also_steps=[{steps}] does not fit sampler.time_grid: {error}"
+            ) from error
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
