@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -105,11 +106,11 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     pictures = []
     for ids, images, labels, x0 in image_batches(cfg, opened, "Inpainting"):
         columns = [images, torch.where(shown, images, 127).to(torch.uint8)]
-        constrain = partial(keep_known, known=x0, mask=known)
+        filling = replace(pipeline, constrain=partial(keep_known, known=x0, mask=known))
         for variant in range(cfg.variants):
             with opened.autocast:
                 seed = mix_seed(cfg.seed, variant)
-                columns.append(pipeline(ids, seed, labels, constrain=constrain))
+                columns.append(filling(ids, seed, labels))
         pictures.append(torch.stack(columns, 1))
     tiles = gather_shards(pictures).flatten(0, 1)
     path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / f"inpaint_{cfg.region}.png")

@@ -38,6 +38,8 @@ class Pipeline(LabelledGenerator):
     num_classes: int
     weak: Denoiser | None = None  # the denoiser of guidance.weak_run
     classifier: Classifier | None = None  # the one that guides
+    # wraps the function that the sampler calls to denoise, as inpainting does
+    constrain: Callable[[DenoiseFn], DenoiseFn] = lambda denoise: denoise
 
     @property
     def conditioning(self) -> Any:
@@ -51,22 +53,11 @@ class Pipeline(LabelledGenerator):
     def steps(self) -> int:
         return self.sampler.steps
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        ids: Sequence[int],
-        seed: int = 0,
-        labels: Tensor | None = None,
-        on_step: Callable[[], None] = lambda: None,
-        constrain: Callable[[DenoiseFn], DenoiseFn] = lambda denoise: denoise,
+    def drawn(
+        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:
-        """Draws samples `ids`, uint8 (B, C, H, W); `labels` (B,) replaces the cycling classes.
-
-        `on_step` is called after each step of the sampler, and `constrain` wraps the function that
-        the sampler calls to denoise, as inpainting does. The caller sets autocast.
-        """
         noise = SampleNoise(seed, ids, self.device)
-        denoise = constrain(self.bound(self.labels(ids) if labels is None else labels))
+        denoise = self.bound(labels)
         start = noise(self.denoiser.image_shape)
         return self._decoded(
             lambda: self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
@@ -119,7 +110,7 @@ class Pipeline(LabelledGenerator):
         labels = None if labels is None else labels.to(self.device)
         weak = None if self.weak is None else self.weak.to(self.device)
         classify = self.classifier.log_probability if self.classifier else None
-        return self.guidance.bind(self.denoiser, labels, weak, classify)
+        return self.constrain(self.guidance.bind(self.denoiser, labels, weak, classify))
 
     def _decoded(self, walk: Callable[[], Tensor]) -> Tensor:
         """The images, uint8 (B, C, H, W), at the end of a sampler's walk."""

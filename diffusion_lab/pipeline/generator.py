@@ -10,6 +10,8 @@ from torch import Tensor
 from diffusion_lab.common.messages import progress_bar
 from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
 
+GRID_BATCH = 100  # samples of a grid that are drawn at once
+
 
 class Generator(ABC):
     """Draws samples by ids and a seed; by default in one step and without classes."""
@@ -32,11 +34,25 @@ class Generator(ABC):
         """The labels of a grid's rows, or None for a square of `rows` rows without classes."""
         return None
 
-    @abstractmethod
+    @torch.inference_mode()
     def __call__(
+        self,
+        ids: Sequence[int],
+        seed: int = 0,
+        labels: Tensor | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Draws samples `ids`, uint8 (B, C, H, W); `labels` (B,) replaces those of the ids.
+
+        `on_step` is called after each step. The caller sets autocast.
+        """
+        return self.drawn(ids, seed, self.labels(ids) if labels is None else labels, on_step)
+
+    @abstractmethod
+    def drawn(
         self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:
-        """Draws samples `ids`, uint8 (B, C, H, W); `on_step` is called after each step."""
+        """The samples `ids` of these labels, uint8 (B, C, H, W), as `__call__` returns them."""
 
 
 class LabelledGenerator(Generator):
@@ -85,7 +101,7 @@ def draw(
             yield pipeline(ids[chosen], seed, wanted, advance)
 
 
-def draw_rows(pipeline: Generator, columns: int, seed: int, batch_size: int = 100) -> Tensor:
+def draw_rows(pipeline: Generator, columns: int, seed: int) -> Tensor:
     """Draws samples for a grid, uint8 (N, C, H, W): one row per class, or a square without classes.
 
     A row has `columns` samples of one label. Every rank draws its share and returns all samples.
@@ -94,5 +110,5 @@ def draw_rows(pipeline: Generator, columns: int, seed: int, batch_size: int = 10
     rows = columns if of_rows is None else len(of_rows)
     ids = shard(rows * columns, *rank_and_world())
     labels = None if of_rows is None else of_rows[[i // columns for i in ids]]
-    images = draw(pipeline, ids, batch_size, seed, labels, "Drawing the grid")
+    images = draw(pipeline, ids, GRID_BATCH, seed, labels, "Drawing the grid")
     return gather_shards(list(images))

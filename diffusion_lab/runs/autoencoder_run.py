@@ -30,20 +30,17 @@ FARTHEST_MEAN, FARTHEST_STD = 0.5, 2.0
 
 @dataclass(frozen=True)
 class Prior(Generator):
-    """The prior of a VAE: draws images like a `Pipeline`, but in one step and without labels."""
+    """The prior of a VAE: draws images like a `Pipeline`, but in one step and without labels.
+
+    Sample i is fixed by `seed` and i alone.
+    """
 
     autoencoder: Autoencoder
     device: torch.device
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        ids: Sequence[int],
-        seed: int = 0,
-        labels: Tensor | None = None,
-        on_step: Callable[[], None] = lambda: None,
+    def drawn(
+        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:
-        """Draws samples `ids`, uint8 (B, C, H, W); sample i is fixed by `seed` and i alone."""
         latents = SampleNoise(seed, ids, self.device)(self.autoencoder.latent_shape)
         images = to_uint8(self.autoencoder.decode(latents))
         on_step()

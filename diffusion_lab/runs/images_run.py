@@ -46,10 +46,9 @@ class DrawnImages(Generator):
     def labels(self, ids: Sequence[int]) -> Tensor | None:
         return None if self.classes is None else self.classes[list(ids)]
 
-    def __call__(
+    def drawn(
         self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:
-        """Returns the images `ids`, uint8 (B, C, H, W)."""
         on_step()
         return self.images[list(ids)]
 

@@ -72,7 +72,7 @@ class Planted(Generator):
     def __init__(self, images):
         self.images = images
 
-    def __call__(self, ids, seed, labels, on_step):
+    def drawn(self, ids, seed, labels, on_step):
         return self.images[list(ids)]
 
 

@@ -35,16 +35,10 @@ class CodePipeline(LabelledGenerator):
     def steps(self) -> int:
         return self.model.tokens
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        ids: Sequence[int],
-        seed: int = 0,
-        labels: Tensor | None = None,
-        on_step: Callable[[], None] = lambda: None,
+    def drawn(
+        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:
-        """Draws samples `ids`, uint8 (B, C, H, W); `labels` (B,) replaces the cycling classes."""
-        codes = self.codes(ids, seed, self.labels(ids) if labels is None else labels, on_step)
+        codes = self.codes(ids, seed, labels, on_step)
         return self.first_stage.from_codes(codes.unflatten(1, self.first_stage.latent_shape[1:]))
 
     def codes(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import to_uint8
@@ -24,17 +23,10 @@ class GANPipeline(LabelledGenerator):
     def conditioning(self) -> Any:
         return self.model.conditioning
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        ids: Sequence[int],
-        seed: int = 0,
-        labels: Tensor | None = None,
-        on_step: Callable[[], None] = lambda: None,
+    def drawn(
+        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:
-        """Draws samples `ids`, uint8 (B, C, H, W); `labels` (B,) replaces the cycling classes."""
         device = next(self.model.parameters()).device
-        labels = self.labels(ids) if labels is None else labels
         noise = SampleNoise(seed, ids, device)((self.model.latent_size,))
         images = to_uint8(self.model(noise, None if labels is None else labels.to(device)))
         on_step()

@@ -1,5 +1,6 @@
 """Draws how a few samples come out of noise (`samples/denoising_*.png`)."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import lightning
@@ -70,7 +71,7 @@ def denoising(pipeline: Pipeline, ids: range, seed: int, columns: int) -> Tensor
 
         return ask
 
-    images = pipeline(ids, seed, constrain=watched)
+    images = replace(pipeline, constrain=watched)(ids, seed)
     places = torch.linspace(0, len(calls) - 1, columns - 1).round().long().unique().tolist()
     with torch.inference_mode():
         rows = [
