@@ -74,8 +74,7 @@ def build_model(
     objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
     augmentation = instantiate(cfg, "augmentation")
     discrete = schedule.discrete_steps is not None
-    label, std = cfg.denoiser.noise_label, cfg.denoiser.input_std
-    clip = cfg.denoiser.get("clip")  # runs of earlier versions have none
+    label, std, clip = cfg.denoiser.noise_label, cfg.denoiser.input_std, cfg.denoiser.clip
     if label == "auto":
         label = "log_sigma" if schedule.explodes else "index" if discrete else "time"
     if std == "auto":

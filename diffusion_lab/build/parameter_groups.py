@@ -110,9 +110,8 @@ def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
     """The optimiser that a configuration describes; raises UserError for a wrong setting."""
     known = [key for key in ("lr", "eps", "weight_decay") if key in cfg.optimizer]
     check_keys(cfg, {f"optimizer.{key}": RATE for key in known})
-    given = cfg.get(GROUPS) or []  # older runs have none
     overrides = []
-    for place, node in enumerate(given):
+    for place, node in enumerate(cfg[GROUPS] or []):
         key = f"{GROUPS}[{place}]"
         if not isinstance(node, DictConfig):
             raise UserError(f"{key} must be written {{pattern:'*.embeddings.*',lr:1e-4}}")

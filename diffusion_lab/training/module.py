@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.parameter_groups import OptimizerFactory, build_optimizer
-from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.data import ImageDataModule
@@ -149,19 +148,8 @@ class TrainedModule(lightning.LightningModule, ABC):
         checkpoint[VALIDATION] = (self.validated_step, self.validation_metrics)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Restores the validation metrics that `on_save_checkpoint` saved.
-
-        Raises UserError if the optimiser had other groups of parameters.
-        """
+        """Restores the validation metrics that `on_save_checkpoint` saved."""
         self.validated_step, self.validation_metrics = checkpoint[VALIDATION]
-        (saved,) = checkpoint["optimizer_states"]
-        groups = saved["param_groups"], self.optimizer().param_groups
-        before, now = ([len(group["params"]) for group in each] for each in groups)
-        if before != now:
-            raise UserError(
-                "the checkpoint was written by a version whose optimizer.weight_decay was for all "
-                "parameters, and now it is for matrices; resume the run with that version"
-            )
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Tells `bad_steps` that a step begins, at its first micro-batch."""

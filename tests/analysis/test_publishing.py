@@ -135,7 +135,6 @@ def test_the_card_says_what_a_reader_asks(study):
     assert card["hours"]["total"]["wall_clock_hours"] == pytest.approx(600 / 3600, abs=1e-4)
     assert card["hours"]["tuning"]["runs"] == 0
     assert card["dates"]["last_run_ended"] == FACTS["ended_at"]
-    assert card["dates"]["from"] == "summaries"
     assert card["data"] == ["0123"]
     assert card["protocol"]["num_samples"] == 5000
     assert card["sampling"]["sampler"]["steps"] == 10
@@ -154,7 +153,6 @@ def test_older_summaries_lack_facts_and_are_published_all_the_same(tmp_path, mon
     assert card["code"] == [{"commit": None, "dirty": None, "runs": 2}]
     assert card["hours"]["runs"]["core_hours"] is None
     assert card["hours"]["runs"]["wall_clock_hours"] is not None
-    assert card["dates"]["from"] != "summaries"
 
 
 def test_evaluations_of_other_weights_are_not_published(study):

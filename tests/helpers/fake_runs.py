@@ -95,6 +95,7 @@ def fake_run(
         "sampling": sampling_of(whole) | {"seed": whole.callbacks.evaluation.seed},
         "device": "cpu",
         "versions": {"torch": "2"},
+        "ended_at": "2026-01-01T00:00:00+00:00",
     }
     (folder / "summary.json").write_text(json.dumps(facts | (summary or {})))
     draw_grid(folder / "samples" / f"step_{STEPS:07d}.png", seed)
@@ -131,7 +132,8 @@ def fake_images(folder: Path, fid: float, seed: int = 0, name: str = "theirs") -
     config = {"name": name, "seed": seed, "images": "theirs.npz", "data": data, "callbacks": {}}
     (folder / "evaluations").mkdir(parents=True)
     save_config(folder, OmegaConf.create(config))
-    (folder / "summary.json").write_text(json.dumps({"finished": True, "metrics": {}}))
+    facts = {"finished": True, "metrics": {}, "ended_at": "2026-01-01T00:00:00+00:00"}
+    (folder / "summary.json").write_text(json.dumps(facts))
     record = {
         "protocol": with_fingerprint(PROTOCOL),
         "sampling": {},

@@ -395,22 +395,6 @@ def test_wrong_settings_are_refused_by_their_keys(refusal, tmp_path, arguments, 
     assert not (tmp_path / "run").exists()
 
 
-def test_an_older_checkpoint_with_decay_of_all_parameters_is_refused(lab, tmp_path):
-    decay = ["optimizer.weight_decay=0.1", "run_dir=run", "trainer.max_steps=1"]
-    code, _, err = lab("train", *QUICK, *decay)
-    assert code == 0, err
-    path = tmp_path / "run/checkpoints/last.ckpt"
-    saved = torch.load(path, weights_only=True)
-    first, second = saved["optimizer_states"][0]["param_groups"]
-    first["params"] += second["params"]
-    saved["optimizer_states"][0]["param_groups"] = [first]
-    torch.save(saved, path)
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=2")
-    assert code == 2
-    assert "Traceback" not in err
-    assert "optimizer.weight_decay" in err
-
-
 def test_a_gradient_scaler_skips_steps_of_muon():
     module = Small()
     optimizer = muon(module)

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -89,11 +88,9 @@ class Run:
         return samplings_of(known)
 
     @property
-    def finished_at(self) -> tuple[float, str]:
-        """The time when the summary was written, with the folder's name to break ties."""
-        if ended := self.summary.get("ended_at"):  # older summaries lack it
-            return datetime.fromisoformat(ended).timestamp(), str(self.folder)
-        return (self.folder / SUMMARY).stat().st_mtime, str(self.folder)
+    def finished_at(self) -> tuple[str, str]:
+        """The time when the run ended, in UTC, with the folder's name to break ties."""
+        return self.summary["ended_at"], str(self.folder)
 
     @cached_property
     def images_per_second(self) -> float | None:

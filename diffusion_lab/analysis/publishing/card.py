@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.comparing import Collection
 from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.common.files import read_json
-from diffusion_lab.runs import SUMMARY, load_summary, published
+from diffusion_lab.runs import load_summary, published
 from diffusion_lab.runs.environment import DIRTY
 from diffusion_lab.training.tuning import FOUND
 
@@ -128,22 +127,9 @@ def hours(seconds: Sequence[float | None]) -> float | None:
 
 
 def dates_of(folders: Iterable[Path]) -> Facts:
-    """When the first and the last of the runs ended: UTC, from summaries or the times of files."""
-    times, recorded = [], True
-    for folder in folders:
-        ended = load_summary(folder).get("ended_at")
-        recorded = recorded and ended is not None
-        times.append(ended or written_at(folder / SUMMARY))
-    return {
-        "first_run_ended": min(times),
-        "last_run_ended": max(times),
-        "from": "summaries" if recorded else "summaries or the times of files",
-    }
-
-
-def written_at(path: Path) -> str:
-    """The time of a file in UTC, 2026-01-31T12:00:00+00:00."""
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    """When the first and the last of the runs ended, in UTC."""
+    times = [load_summary(folder)["ended_at"] for folder in folders]
+    return {"first_run_ended": min(times), "last_run_ended": max(times)}
 
 
 def tuning_of(runs: Iterable[Run], tunings: Mapping[Path, str]) -> Facts | None:

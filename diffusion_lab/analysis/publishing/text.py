@@ -124,10 +124,7 @@ def time(card: Card) -> Iterator[str]:
         "runs, also over those that ran at the same time."
     )
     dates = card["dates"]
-    yield (
-        f"The runs ended from {dates['first_run_ended']} to {dates['last_run_ended']} "
-        f"(from {dates['from']})."
-    )
+    yield f"The runs ended from {dates['first_run_ended']} to {dates['last_run_ended']}."
 
 
 def machine(known: Card) -> str:

@@ -51,8 +51,7 @@ class LevelLosses(Callback, Checked):
         checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        # the sums of all ranks, so one rank takes them; older checkpoints have none
-        if trainer.is_global_zero and OPEN_WINDOW in checkpoint:
+        if trainer.is_global_zero:  # the sums of all ranks, so one rank takes them
             self._sums = checkpoint[OPEN_WINDOW].clone()
 
     def _reduced(self, trainer: lightning.Trainer) -> Tensor:

@@ -50,7 +50,7 @@ class Throughput(Callback):
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         self._losses = list(checkpoint[OPEN_WINDOW])
-        self._norms = list(checkpoint.get(NORMS, ()))  # older checkpoints have none
+        self._norms = list(checkpoint[NORMS])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._loss = self._loss + outputs["loss"].detach()  # a micro-batch's share of the mean

@@ -94,8 +94,8 @@ class EMA(Callback):
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         if TRAINED not in checkpoint:  # the run had no average before
             return
-        kept = checkpoint.get(AVERAGES, {})
-        # without averages by name, as in older checkpoints, the module holds the only one
+        kept = checkpoint[AVERAGES]
+        # an average of another length begins with the one that the module holds
         self._averages = {self.evaluated: WeightAverage(pl_module, kept.get(self.evaluated))}
         for name in self.lengths.keys() & kept.keys():
             self._averages[name] = WeightAverage(pl_module, kept[name])
