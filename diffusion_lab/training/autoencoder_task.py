@@ -71,7 +71,10 @@ class AutoencoderTask(Task):
 
 
 def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderTask:
-    """Builds the task that a configuration describes; raises UserError for what cannot work."""
+    """Builds the task that a configuration describes; raises UserError for what cannot work.
+
+    It is built on the CPU whatever the `device`, as FSQ reads values of its tensors.
+    """
     if isinstance(cfg.trainer.strategy, DictConfig):
         raise UserError("trainer=fsdp shards diffusion models only; use trainer=ddp")
     lightning.seed_everything(cfg.seed, verbose=False)

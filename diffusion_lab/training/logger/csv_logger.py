@@ -20,8 +20,7 @@ class CSV(RunLogger, CSVLogger):  # type: ignore[misc]
     title = "CSV"
 
     def __init__(self, run_dir: Path, clock: Clock, config: dict, resumed_from: int):
-        RunLogger.__init__(self, run_dir, clock, resumed_from)
-        self.config = config
+        RunLogger.__init__(self, run_dir, clock, config, resumed_from)
         CSVLogger.__init__(self, save_dir=str(run_dir), name="", version=FOLDER)
 
     def open(self) -> str:

@@ -44,11 +44,10 @@ class MLflow(RunLogger, MLFlowLogger):  # type: ignore[misc]
         group: str | None = None,
         tags: list[str] | None = None,
     ):
-        RunLogger.__init__(self, run_dir, clock, resumed_from)
-        self.config = config
+        RunLogger.__init__(self, run_dir, clock, config, resumed_from)
         self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store()
         self.experiment_name = experiment
-        self.run_name = name or self.label(config)
+        self.run_name = name or self.label()
         self.facts = {RUN: run_id, "group": group or "", "tags": ", ".join(tags or [])}
         self._last: dict[str, int] | None = None  # last steps of names; None: it is a new run
 

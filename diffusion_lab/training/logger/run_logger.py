@@ -28,9 +28,10 @@ class RunLogger(Logger, ABC):
     title: ClassVar[str]  # its name in messages
     allowed: ClassVar[dict[str, Range]] = {}  # the ranges of settings that are checked in advance
 
-    def __init__(self, run_dir: Path, clock: Clock, resumed_from: int):
+    def __init__(self, run_dir: Path, clock: Clock, config: Row, resumed_from: int):
         self.run_dir = run_dir
         self.clock = clock
+        self.config = config
         self.resumed_from = resumed_from
         self.broken = False
         self._step = resumed_from  # the step of the latest row, and the names that it has
@@ -95,9 +96,9 @@ class RunLogger(Logger, ABC):
         row = self.clock.row(values, step)
         return {name: value for name, value in row.items() if name not in names}
 
-    def label(self, config: Row) -> str:
+    def label(self) -> str:
         """The name of a run that is given none: the configuration's, and the folder."""
-        return f"{config['name']}/{self.run_dir.name}"
+        return f"{self.config['name']}/{self.run_dir.name}"
 
     def guard(self, action: Callable[[], None]) -> None:
         """Calls an action unless the logger is broken; if it fails, the logger is."""

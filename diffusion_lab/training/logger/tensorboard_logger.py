@@ -21,8 +21,7 @@ class TensorBoard(RunLogger, TensorBoardLogger):
     title = "TensorBoard"
 
     def __init__(self, run_dir: Path, clock: Clock, config: dict, resumed_from: int):
-        RunLogger.__init__(self, run_dir, clock, resumed_from)
-        self.config = config
+        RunLogger.__init__(self, run_dir, clock, config, resumed_from)
         TensorBoardLogger.__init__(
             self,
             save_dir=str(run_dir),

@@ -56,10 +56,10 @@ class WandB(RunLogger, WandbLogger):
         mode: str = "auto",
         checkpoints: bool = False,
     ):
-        RunLogger.__init__(self, run_dir, clock, resumed_from)
+        RunLogger.__init__(self, run_dir, clock, config, resumed_from)
         self.checkpoints = checkpoints
         self.mode = mode
-        name = name or self.label(config)
+        name = name or self.label()
         WandbLogger.__init__(self, save_dir=str(run_dir), project=project, name=name, id=run_id)
         self.facts: Row = {"project": project, "name": name, "id": run_id, "resume": "allow"}
         self.facts |= {"group": group, "tags": tags, "config": config}
