@@ -21,6 +21,7 @@ from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import averages, checkpoints
 from diffusion_lab.runs.open_run import OpenRun
+from diffusion_lab.runs.weights import WeightsChoice
 
 # Largest deviation of a latent channel's mean and standard deviation from N(0, 1) at which samples
 # of the prior are still images. Measured: VAEs deviate by 0.1 and a factor of 1.3, the weakly
@@ -61,21 +62,15 @@ class AutoencoderRun(OpenRun):
     conditional = False
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        saved: DictConfig,
-        device: torch.device,
-        average: str | None,
-        checkpoint: Path | None,
-    ) -> dict[str, Any]:
-        if checkpoint is not None:
+    def load(cls, choice: WeightsChoice, saved: DictConfig, device: torch.device) -> dict[str, Any]:
+        folder = choice.folder
+        if choice.checkpoint is not None:
             raise UserError(
                 f"{folder} is an autoencoder, which other commands open as it was at the end of "
                 "its training; leave step out"
             )
-        if average is not None:
-            folder = averages.find(folder, average, checkpoints.step_of(folder))
+        if choice.average is not None:
+            folder = averages.find(folder, choice.average, checkpoints.step_of(folder))
         with errors_at(saved, ""):
             autoencoder, facts, _ = saving.load_autoencoder(folder / saving.FIRST_STAGE_FILE)
         require_prior(folder, autoencoder, facts)

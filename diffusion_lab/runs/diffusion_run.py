@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.model import Model
@@ -15,46 +12,32 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs.folder import load_config
-from diffusion_lab.runs.open_run import OpenRun
-from diffusion_lab.runs.weights import load_into, load_weights
+from diffusion_lab.runs.network_run import NetworkRun
+from diffusion_lab.runs.weights import WeightsChoice, load_weights
 
 PLACES = ("run", "path", "cache", "cache_dir")  # settings of a group that only say where files are
 JUDGES = ("metrics.classifier", "metrics.extractor.path")  # keys of classifiers that metrics use
 
 
 @dataclass(frozen=True)
-class DiffusionRun(OpenRun):
+class DiffusionRun(NetworkRun):
     """The open run of a diffusion model."""
-
-    command: ClassVar[str] = "train"
 
     model: Model
     weak: dict[str, Denoiser | None] = field(default_factory=dict)  # models of weak runs by folder
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        saved: DictConfig,
-        device: torch.device,
-        average: str | None,
-        checkpoint: Path | None,
-    ) -> dict[str, Any]:
-        state = load_weights(folder, average, checkpoint)
-        datamodule, model = with_weights(folder, saved, state)
-        model.denoiser.to(device).requires_grad_(False)
-        return {"datamodule": datamodule, "model": model}
+    def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[Model, FirstStage]:
+        model = build_model(saved, datamodule.image_shape, datamodule.num_classes)
+        return model, model.first_stage
 
-    @property
-    def conditional(self) -> bool:
-        return self.model.denoiser.conditioning.conditional
-
-    @property
-    def reconstruction_metrics(self) -> dict[str, float]:
-        return self.model.first_stage.reconstruction_metrics(self.datamodule)
+    @staticmethod
+    def network_of(model: Model) -> Denoiser:
+        return model.denoiser
 
     def pipeline(self, cfg: DictConfig) -> Pipeline:
         folder = cfg.guidance.weak_run
@@ -73,21 +56,10 @@ def load(
     pass it as `saved` if it has been read already. `average` names an average of the weights; None
     is the one that the run evaluates. Raises UserError if the weights are missing or damaged.
     """
-    return with_weights(folder, saved or load_config(folder), load_weights(folder, average))
-
-
-def with_weights(
-    folder: str | Path, saved: DictConfig, state: dict[str, Tensor]
-) -> tuple[ImageDataModule, Model]:
-    """Builds the data module (unread) and the model of a run, with the denoiser weights `state`.
-
-    Raises UserError if the weights belong to another model.
-    """
-    datamodule = build_datamodule(saved)
-    model = build_model(saved, datamodule.image_shape, datamodule.num_classes)
-    load_into(model.denoiser, state, folder)
-    model.denoiser.eval()
-    return datamodule, model
+    choice = WeightsChoice(Path(folder), average)
+    saved = saved or load_config(folder)
+    fields = DiffusionRun.with_weights(choice.folder, saved, load_weights(choice)[0])
+    return fields["datamodule"], fields["model"]
 
 
 def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:

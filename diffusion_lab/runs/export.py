@@ -23,11 +23,10 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
-from diffusion_lab.runs.averages import name_of
-from diffusion_lab.runs.diffusion_run import DiffusionRun, with_weights
-from diffusion_lab.runs.family_runs import FamilyRun
+from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.folder import CONFIG
-from diffusion_lab.runs.open_run import checkpoint_of
+from diffusion_lab.runs.network_run import NetworkRun
+from diffusion_lab.runs.open_run import weights_choice
 from diffusion_lab.runs.opening import kind_of, load_trained_config
 from diffusion_lab.runs.to_diffusers.card import CARD, card_of
 from diffusion_lab.runs.to_diffusers.folder import convert
@@ -49,35 +48,24 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     run = Path(cfg.run)
     saved = load_trained_config(run)
     kind = kind_of(saved)
-    if not issubclass(kind, DiffusionRun | FamilyRun):
+    if not issubclass(kind, NetworkRun):
         raise UserError(f"{run} is an autoencoder; share its {saving.FIRST_STAGE_FILE} instead")
     if cfg.format == "diffusers" and kind is not DiffusionRun:
         raise UserError(
             f"format=diffusers is for diffusion models, and {run} is {kind.limits}; write "
             "format=run"
         )
-    average = None if cfg.average is None else name_of(cfg.average)
-    checkpoint = checkpoint_of(cfg)
-    if (run / weights.EXPORTED).is_file():  # an export or an import
-        tensors, facts = weights.load_weights(run, average, checkpoint), weights.facts_of(run)
-    else:
-        tensors, step = weights.load_of_run(run, average, checkpoint)
-        facts = {"average": average or "evaluated", "step": str(step), "run": run.resolve().name}
-    first_stage: FirstStage | None
-    if issubclass(kind, FamilyRun):  # weights of another model are refused here
-        _, _, first_stage = kind.with_weights(run, saved, tensors)
-    else:
-        data, model = with_weights(run, saved, tensors)
-        first_stage = model.first_stage
+    tensors, facts = weights.load_weights(weights_choice(cfg))
+    fields = kind.with_weights(run, saved, tensors)  # weights of another model are refused here
     if cfg.format == "diffusers":
         with errors_at(cfg, ""):
-            parts = convert(model, saved, data.num_classes)
+            parts = convert(fields["model"], saved, fields["datamodule"].num_classes)
         card = card_of(run, saved, facts, parts)
         with new_folder(output) as folder:
             parts.save(folder)
             write_atomically(folder / CARD, card)
     else:
-        write(output, tensors, facts, first_stage, partial(shutil.copy, run / CONFIG))
+        write(output, tensors, facts, fields["first_stage"], partial(shutil.copy, run / CONFIG))
     return {"output": str(output), "tensors": len(tensors)} | facts
 
 

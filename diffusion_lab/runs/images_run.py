@@ -27,7 +27,7 @@ from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.folder import CONFIG, SAMPLES, load_config, save_config, write_summary
 from diffusion_lab.runs.open_run import OpenRun, move_data
 from diffusion_lab.runs.samplings import IMAGES
-from diffusion_lab.runs.weights import CHECKPOINT
+from diffusion_lab.runs.weights import CHECKPOINT, WeightsChoice
 
 COLUMNS = 10  # of the picture, a square
 
@@ -89,7 +89,7 @@ class ImagesRun(OpenRun):
             move_data(saved.data.source, cfg.data_root)
         published.require_unchanged_records(Path(cfg.run))  # it will be sealed again
         device, precision = device_and_precision(cfg.device, cfg.precision)
-        fields = cls.load(Path(saved.images), saved, device, None, None)
+        fields = cls.load(WeightsChoice(Path(saved.images)), saved, device)
         drawn, cfg.images = fields["drawn"], saved.images
         parts = [drawn.images] if drawn.classes is None else [drawn.images, drawn.classes]
         weights: dict[str, object] = {CHECKPOINT: hashing.of_tensors(parts)}
@@ -101,18 +101,11 @@ class ImagesRun(OpenRun):
         return cls(saved, device, precision, weights, **fields)
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        saved: DictConfig,
-        device: torch.device,
-        average: str | None,
-        checkpoint: Path | None,
-    ) -> dict[str, Any]:
+    def load(cls, choice: WeightsChoice, saved: DictConfig, device: torch.device) -> dict[str, Any]:
         datamodule = build_datamodule(saved)
         with errors_at(saved, ""):
             shape, classes = datamodule.native_shape, datamodule.class_names
-            images, labels = read_drawn(str(folder), shape, classes)
+            images, labels = read_drawn(str(choice.folder), shape, classes)
         order = random_places(len(images), None)  # files may be sorted by class
         labels = None if labels is None else labels[order]
         return {"datamodule": datamodule, "drawn": DrawnImages(images[order], labels)}

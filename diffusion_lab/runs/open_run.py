@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,14 +22,14 @@ from diffusion_lab.pipeline import Generator, draw
 from diffusion_lab.runs import kept_checkpoints
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.results import save_evaluation
-from diffusion_lab.runs.weights import EXPORTED, identify, require_unchanged
+from diffusion_lab.runs.weights import EXPORTED, WeightsChoice, identify, require_unchanged
 
 
 @dataclass(frozen=True)
 class OpenRun(ABC):
     """A trained run on a device; each subclass is a kind of run."""
 
-    command: ClassVar[str]  # the name of the command that trains runs of this kind
+    command: ClassVar[str] = "train"  # the name of the command that trains runs of this kind
     results: ClassVar[tuple[str, ...]] = ()  # files of a finished run, besides the summary
     groups_without_choice: ClassVar[tuple[str, ...]] = ()  # groups that this kind does not have
     limits: ClassVar[str] = ""  # what else than a diffusion model it is, and who accepts it
@@ -52,28 +52,16 @@ class OpenRun(ABC):
         if cfg.data_root:
             move_data(saved.data.source, cfg.data_root)
         device, precision = device_and_precision(cfg.device, cfg.precision)
-        checkpoint = checkpoint_of(cfg)
-        weights = identify(cfg.run, checkpoint)
-        average = cfg.get("average")
-        name = None if average is None else name_of(average)
-        fields = cls.load(Path(cfg.run), saved, device, name, checkpoint)
-        require_unchanged(cfg.run, weights, checkpoint)
+        choice = weights_choice(cfg)
+        weights = identify(cfg.run, choice.checkpoint)
+        fields = cls.load(choice, saved, device)
+        require_unchanged(cfg.run, weights, choice.checkpoint)
         return cls(saved, device, precision, weights, **fields)
 
     @classmethod
     @abstractmethod
-    def load(
-        cls,
-        folder: Path,
-        saved: DictConfig,
-        device: torch.device,
-        average: str | None,
-        checkpoint: Path | None,
-    ) -> dict[str, Any]:
-        """Returns `datamodule` and the subclass's fields, networks on `device`; may raise.
-
-        `checkpoint` is None for the newest one.
-        """
+    def load(cls, choice: WeightsChoice, saved: DictConfig, device: torch.device) -> dict[str, Any]:
+        """Returns `datamodule` and the subclass's fields, networks on `device`; may raise."""
 
     @property
     @abstractmethod
@@ -136,20 +124,23 @@ class OpenRun(ABC):
         return metrics
 
 
-def checkpoint_of(cfg: DictConfig) -> Path | None:
-    """The checkpoint of `cfg.step`, which becomes a number; None, as the step, for the newest one.
+def weights_choice(cfg: DictConfig) -> WeightsChoice:
+    """The weights of the run `cfg.run` that `cfg.average` and `cfg.step` choose.
 
-    Raises UserError if the run `cfg.run` does not keep it.
+    The step becomes a number, or null if it is the newest one's. Raises UserError if the run does
+    not keep its checkpoint.
     """
+    average = cfg.get("average")
+    choice = WeightsChoice(Path(cfg.run), None if average is None else name_of(average))
     if cfg.get("step") is None:
-        return None
+        return choice
     if (Path(cfg.run) / EXPORTED).is_file():
         raise UserError(
             f"step={cfg.step} cannot be chosen in {cfg.run}, an export, which has one set of "
             "weights; leave step out"
         )
     cfg.step, path = kept_checkpoints.chosen(cfg.run, cfg.step) or (None, None)
-    return path
+    return replace(choice, checkpoint=path)
 
 
 def move_data(source: DictConfig, folder: str) -> None:

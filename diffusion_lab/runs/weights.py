@@ -23,6 +23,20 @@ PREFIX, OTHER = "denoiser.", "model."
 CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and file stamp
 
 
+@dataclass(frozen=True)
+class WeightsChoice:
+    """The weights of a run, or of an export, that are asked for.
+
+    `average` is NO_AVERAGE, the name of an average that the run kept or that was made of it, or
+    None for the one that it evaluates, which is NO_AVERAGE if it kept none. `checkpoint` is an
+    intact one, or None for the newest.
+    """
+
+    folder: Path
+    average: str | None = None
+    checkpoint: Path | None = None
+
+
 def file_of(folder: str | Path) -> Path:
     """The file of a run's weights: the exported one, or its newest intact checkpoint.
 
@@ -32,54 +46,40 @@ def file_of(folder: str | Path) -> Path:
     return exported if exported.is_file() else checkpoints.newest_intact(folder)
 
 
-def load_weights(
-    folder: str | Path, average: str | None = None, checkpoint: Path | None = None
-) -> dict[str, Tensor]:
-    """Loads the denoiser's weights: the average of that name, or the one that a run evaluates.
+def load_weights(choice: WeightsChoice) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Loads the weights of the network that draws; returns them and the facts of their export.
 
-    `checkpoint` is one of the run's, by default the newest. Raises UserError if the weights are
-    missing or damaged.
+    Raises UserError if there is no such average, or if the weights are missing or damaged.
     """
-    path = checkpoint or file_of(folder)
-    if path.name != EXPORTED:
-        return load_of_run(folder, average, checkpoint)[0]
-    if average is not None:
-        raise UserError(
-            f"average={average} cannot be chosen in {folder}, an export, which has one set of "
-            "weights; leave average out, or export the run again with it"
-        )
-    return read(path, "export the run again")
-
-
-def load_of_run(
-    folder: str | Path, average: str | None = None, checkpoint: Path | None = None
-) -> tuple[dict[str, Tensor], int]:
-    """Loads the denoiser's weights at a run's checkpoint; returns them and the step.
-
-    `checkpoint` is an intact one, by default the newest. `average` is NO_AVERAGE, the name of an
-    average that the run kept or that was made of it, or None for the one that it evaluates, which
-    is NO_AVERAGE if it kept none. Raises UserError if there is no such average, or if no
-    checkpoint is intact.
-    """
-    path = checkpoint or checkpoints.newest_intact(folder)
+    folder, average = choice.folder, choice.average
+    if (folder / EXPORTED).is_file():  # an export or an import
+        if average is not None:
+            raise UserError(
+                f"average={average} cannot be chosen in {folder}, an export, which has one set of "
+                "weights; leave average out, or export the run again with it"
+            )
+        return read(folder / EXPORTED, "export the run again"), facts_of(folder)
+    path = choice.checkpoint or checkpoints.newest_intact(folder)
     checkpoints.say_if_older(folder, path)
     content = torch.load(path, map_location="cpu", weights_only=True)
     state, kept = content["state_dict"], content.get(AVERAGES, {})
     step = content["global_step"]
+    facts = {"average": average or "evaluated", "step": str(step), "run": folder.resolve().name}
     if average == NO_AVERAGE:
         state = content.get(TRAINED, state)
     elif average in kept:
         state = state | kept[average]
     elif average is not None:
         made = averages.find(folder, average, step, [NO_AVERAGE, *kept])
-        return read(made / EXPORTED, "make the average again"), averages.step_of(made)
+        tensors = read(made / EXPORTED, "make the average again")
+        return tensors, facts | {"step": str(averages.step_of(made))}
     weights = {
         name.removeprefix(prefix): value
         for prefix in (PREFIX, OTHER)
         for name, value in state.items()
         if name.startswith(prefix)
     }
-    return weights, step
+    return weights, facts
 
 
 def load_into(network: nn.Module, state: dict[str, Tensor], folder: str | Path) -> None:
@@ -103,7 +103,7 @@ def read(path: Path, remedy: str) -> dict[str, Tensor]:
 def facts_of(folder: str | Path) -> dict[str, str]:
     """The facts that an export or an import keeps beside its weights."""
     with safe_open(Path(folder) / EXPORTED, "pt") as file:
-        return {key: value for key, value in file.metadata().items() if key != "format"}
+        return {key: value for key, value in (file.metadata() or {}).items() if key != "format"}
 
 
 def sha256_of(folder: str | Path) -> str:

@@ -37,7 +37,8 @@ class InitialWeights:
             return None
         source = Path(cfg.init_from)
         if (source / CONFIG).is_file():
-            tensors, sha256 = weights.load_weights(source), weights.sha256_of(source)
+            tensors, _ = weights.load_weights(weights.WeightsChoice(source))
+            sha256 = weights.sha256_of(source)
         elif source.is_file() and source.suffix == ".safetensors":
             found = weights.read(source, f"give another file than init_from={source}")
             tensors = {name.removeprefix(weights.PREFIX): v for name, v in found.items()}

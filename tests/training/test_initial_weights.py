@@ -27,7 +27,7 @@ def old(trained_once):
 
 def state_of(folder):
     """The weights that a run evaluates."""
-    return weights.load_weights(folder)
+    return weights.load_weights(weights.WeightsChoice(folder))[0]
 
 
 def started(lab, *overrides):
