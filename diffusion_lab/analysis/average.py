@@ -5,10 +5,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.analysis.averaged_first_stage import AveragedFirstStages
+from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import amount
@@ -38,12 +39,11 @@ def average(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     has no snapshots, or none of `cfg.step`.
     """
     check_keys(cfg, KEYS)
-    lengths = [*cfg.length] if isinstance(cfg.length, ListConfig) else [cfg.length]
     run, saved = Path(cfg.run), load_trained_config(cfg.run)
     first_stages = AveragedFirstStages(cfg, saved) if kind_of(saved) is AutoencoderRun else None
     step, last, found = chosen(run, cfg.step)
     made = []
-    for length, (tensors, error) in reconstruct(found, step, lengths).items():
+    for length, (tensors, error) in reconstruct(found, step, as_list(cfg.length)).items():
         folder = averages.folder_of(run, length, step)
         facts = {"length": name_of(length), "step": str(step), "run": run.resolve().name}
         try:

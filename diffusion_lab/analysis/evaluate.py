@@ -1,7 +1,8 @@
 """The command `evaluate`: FID and other metrics of a trained run, next to other runs."""
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
+from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
@@ -22,9 +23,8 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     `cfg.images` it measures images that another program drew, against `cfg.data`.
     """
     check_keys(cfg, {"batch_size": whole(1), "seed": optional(whole(0))})
-    against = cfg.against if isinstance(cfg.against, ListConfig) else [cfg.against]
     # refuse a wrong path at once
-    others = {str(run): require_evaluations(str(run)) for run in against}
+    others = {str(run): require_evaluations(str(run)) for run in as_list(cfg.against)}
     if cfg.images is None and "data" in cfg:
         raise UserError(
             "data=... is for images=...; a run is measured against its own data, so leave it out"
@@ -32,7 +32,8 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     opened = open_run(cfg) if cfg.images is None else open_images(cfg)
     if cfg.images and others:
         raise UserError(
-            f"against={against[0]} is for runs; put images beside runs by `diffusion-lab compare`"
+            f"against={next(iter(others))} is for runs; put images beside runs by "
+            "`diffusion-lab compare`"
         )
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:

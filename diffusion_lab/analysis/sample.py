@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from diffusion_lab import runs
+from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
@@ -48,7 +49,7 @@ def wanted_labels(
         return pipeline.labels(ids)
     if not pipeline.conditional:
         raise UserError("labels were given, but this run is unconditional; leave labels out")
-    given = list(asked) if isinstance(asked, ListConfig) else [asked]
+    given = as_list(asked)
     if size := datamodule.label_size:
         known = vectors(given, size, asked)
         return known[[i % len(known) for i in ids]]

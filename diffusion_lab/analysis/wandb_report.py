@@ -3,9 +3,10 @@
 import importlib.util
 
 import wandb
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from diffusion_lab.analysis.wandb_runs import PROTOCOL, key_of, logged_runs, protocol_of
+from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import optional
@@ -23,9 +24,9 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
 
     check_keys(cfg, {"protocol": optional(PROTOCOL)})
     project, group = str(cfg.project), None if cfg.group is None else str(cfg.group)
-    runs = list(logged_runs(listed(cfg.paths), project, group))
+    runs = list(logged_runs([str(path) for path in as_list(cfg.paths)], project, group))
     protocol = cfg.protocol or protocol_of(runs, project)
-    names = listed(cfg.group_by)
+    names = [str(name) for name in as_list(cfg.group_by)]
     if not names:
         raise UserError("group_by=[] is empty; write one or more keys, as in group_by=backbone")
     keys = {name: key_of(name, runs) for name in names}
@@ -50,8 +51,3 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
     for what, url in made.items():
         say(f"{what.capitalize()}: {url}")
     return made
-
-
-def listed(value: object) -> list[str]:
-    """One or several values as a list of texts."""
-    return [str(each) for each in (value if isinstance(value, ListConfig) else [value])]

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
+from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import ABANDONED
 from diffusion_lab.runs.lock import is_locked
@@ -16,7 +17,7 @@ from diffusion_lab.training.logger.reachability import why_unreachable
 
 def sync(cfg: DictConfig, overrides: list[str]) -> dict[str, bool]:
     """Lists offline W&B runs and uploads the waiting ones; returns by folder which are uploaded."""
-    paths = cfg.paths if isinstance(cfg.paths, ListConfig) else [cfg.paths]
+    paths = as_list(cfg.paths)
     runs = find(Path(str(path)) for path in paths)
     waiting = [run for run in runs if not is_uploaded(run)]
     for run in runs:

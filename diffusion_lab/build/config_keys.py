@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from enum import Flag, auto
 from functools import reduce
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from diffusion_lab.common.messages import UserError
 
@@ -117,6 +118,13 @@ def flat(plain: object, name: str = "") -> Settings:
         for part, inner in plain.items()
         for key, value in flat(inner, f"{name}.{part}" if name else str(part)).items()
     }
+
+
+def as_list(value: object) -> list[Any]:
+    """A value, or each of a list of them, in a list; null is none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, ListConfig) else [value]
 
 
 def as_path(key: str, value: object) -> object:

@@ -3,22 +3,19 @@
 Or, with format=diffusers, as parts of diffusers.
 """
 
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from omegaconf import DictConfig
-from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.folders import replacing_folder
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
@@ -61,7 +58,7 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         with errors_at(cfg, ""):
             parts = convert(fields["model"], saved, fields["datamodule"].num_classes)
         card = card_of(run, saved, facts, parts)
-        with new_folder(output) as folder:
+        with replacing_folder(output) as folder:
             parts.save(folder)
             write_atomically(folder / CARD, card)
     else:
@@ -86,7 +83,7 @@ def write(
 
     `facts` are kept beside the tensors, and `write_config` writes the configuration into a folder.
     """
-    with new_folder(output) as folder:
+    with replacing_folder(output) as folder:
         # safetensors refuses tensors that share memory
         copies = {
             name: value.clone(memory_format=torch.contiguous_format)
@@ -96,23 +93,3 @@ def write(
         write_config(folder)
         if first_stage is not None:
             first_stage.copy_into(folder)
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Yields a folder that becomes `output` at the end of the block, if nothing in it fails.
-
-    Raises UserError for files that cannot be written.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-            folder = Path(scratch) / "export"
-            folder.mkdir()
-            yield folder
-            os.rename(folder, output)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"output={output} cannot be written ({reason}); free space, or choose another folder"
-        ) from error

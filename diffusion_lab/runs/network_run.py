@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.data import ImageDataModule
@@ -29,7 +29,7 @@ class NetworkRun(OpenRun):
         """Builds the model that a configuration describes, and its first stage, if any."""
 
     @staticmethod
-    def network_of(model: Any) -> nn.Module:
+    def network_of(model: Any) -> Any:
         """The part of a model whose weights are saved."""
         return model
 

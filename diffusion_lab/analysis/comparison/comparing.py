@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from diffusion_lab.analysis.comparison import (
     agreed,
@@ -28,6 +28,7 @@ from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.analysis.comparison.scaling_section import scaling
 from diffusion_lab.analysis.comparison.to_wandb import PROJECT, log_comparison
 from diffusion_lab.analysis.comparison.verdict import Verdict, correction_notes, verdicts
+from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import optional
@@ -61,16 +62,13 @@ def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
     With `cfg.wandb` it logs the comparison to that W&B project, too.
     """
-    if not isinstance(cfg.paths, ListConfig):
-        raise UserError(
-            f"paths={cfg.paths} is not a list of folders; write diffusion-lab compare {cfg.paths}"
-        )
-    if not cfg.paths:
+    paths = [str(path) for path in as_list(cfg.paths)]
+    if not paths:
         raise UserError(
             "give run folders, or folders that contain some: diffusion-lab compare outputs"
         )
     check_keys(cfg, {"wandb": optional(PROJECT)})
-    result = compare([str(path) for path in cfg.paths], str(cfg.output))
+    result = compare(paths, str(cfg.output))
     if cfg.wandb is not None:
         log_comparison(Path(str(cfg.output)), cfg.wandb, result)
     return result

@@ -1,13 +1,10 @@
 """The command `publish`: from run folders to a small folder that checks their comparison."""
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from diffusion_lab.analysis.comparison.comparing import Collection, collect
 from diffusion_lab.analysis.comparison.groups import runs_of
@@ -17,7 +14,9 @@ from diffusion_lab.analysis.publishing.classifiers import publish_classifiers
 from diffusion_lab.analysis.publishing.places import Places
 from diffusion_lab.analysis.publishing.records import copy_records
 from diffusion_lab.analysis.publishing.text import text_of
+from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.common.files import read_json, write_atomically, write_json
+from diffusion_lab.common.folders import replacing_folder
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs import CONFIG, load_summary
 from diffusion_lab.runs.published import CARD, checksums, has_card
@@ -29,18 +28,14 @@ NOT_LISTED = (CARD, cards.TEXT)  # files without a checksum in the card
 
 def publish_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Publishes the runs at or below `cfg.paths` in the folder `cfg.output`."""
-    if not isinstance(cfg.paths, ListConfig):
-        raise UserError(
-            f"paths={cfg.paths} is not a list of folders; write diffusion-lab publish {cfg.paths} "
-            "output=..."
-        )
-    if not cfg.paths:
+    paths = [str(path) for path in as_list(cfg.paths)]
+    if not paths:
         raise UserError(
             "give the folders of studies: diffusion-lab publish outputs/NAME output=FOLDER"
         )
     if not cfg.output:
         raise UserError("output is missing; write the folder to publish to, as in output=published")
-    return publish([str(path) for path in cfg.paths], str(cfg.output))
+    return publish(paths, str(cfg.output))
 
 
 def publish(paths: Sequence[str], output: str) -> dict[str, object]:
@@ -57,7 +52,7 @@ def publish(paths: Sequence[str], output: str) -> dict[str, object]:
     tunings = dict(places.of_tunings())
     tuning_runs, unfinished = runs_of_tunings(tunings)
     left_out = [*collection.left_out, *unfinished]
-    with replaced(folder) as new:
+    with replacing_folder(folder) as new:
         for run, name in {**runs, **tuning_runs}.items():
             copy_records(run, new / name)
         for tuning, name in tunings.items():
@@ -144,25 +139,3 @@ def runs_of_tunings(tunings: dict[Path, str]) -> tuple[dict[Path, str], list[str
             else:
                 left_out.append(f"{run} is left out: it is an unfinished tuning run")
     return places, left_out
-
-
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """Yields a new folder, which takes the place of `folder` at the end of the block.
-
-    If the block fails, `folder` stays as it was. Raises UserError if it cannot be written.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
-            new.mkdir()
-            yield new
-            if folder.exists():
-                os.rename(folder, old)
-            os.rename(new, folder)
-    except OSError as error:
-        raise UserError(
-            f"output={folder} cannot be written ({error.strerror}); free space, or choose another "
-            "folder"
-        ) from error

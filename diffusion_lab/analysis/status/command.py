@@ -7,13 +7,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
 from diffusion_lab.analysis.status.found import find
 from diffusion_lab.analysis.status.rows import Row, rows_of
+from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import console, say
@@ -35,8 +36,7 @@ def status(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     Watching ends when no run is queued or running.
     """
     check_keys(cfg, {"watch": optional(above(0))})
-    given = cfg.paths if isinstance(cfg.paths, ListConfig) else [cfg.paths]
-    paths = [Path(str(path)) for path in given]
+    paths = [Path(str(path)) for path in as_list(cfg.paths)]
     while True:
         rows, silent = rows_of(find(paths))
         if cfg.watch:
