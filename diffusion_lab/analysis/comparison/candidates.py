@@ -9,22 +9,20 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.analysis.search import is_run, walk
 from diffusion_lab.build.config_keys import CLASS, FRACTION, Means, Settings, flat, means
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import kind_of, published
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
-from diffusion_lab.runs.checkpoints import LAST
-from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_config, load_summary
+from diffusion_lab.runs.folder import METRICS, SUMMARY, load_config, load_summary
 from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
 from diffusion_lab.runs.samplings import IMAGES, OWN_WAY, Record, Sampling, samplings_of, way_of
-from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.weights import CurrentWeights
 from diffusion_lab.training.tuning import FOUND
 
 RATE = "train/images_per_second"
-OF_A_RUN = (SUMMARY, METRICS, LAST)  # a run folder has a configuration and one of these
 
 
 @dataclass(frozen=True)
@@ -126,10 +124,6 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
-            raise UserError(
-                f"{path} is not a folder; give run folders, or folders that contain some"
-            )
         below = list(_search(path))
         if not below:
             raise UserError(
@@ -141,10 +135,9 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _search(path: Path) -> Iterator[Path]:
-    for folder, folders, files in walk(path):
+    for folder, folders, _ in walk(path):
         folders[:] = [each for each in folders if not (folder / each / FOUND).is_file()]
-        if CONFIG in files and any((folder / part).exists() for part in OF_A_RUN):
-            folders.clear()  # nothing inside a run, such as W&B's files, is another run
+        if is_run(folder):
             yield folder
 
 

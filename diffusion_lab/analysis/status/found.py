@@ -5,15 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from diffusion_lab.common.messages import UserError
+from diffusion_lab.analysis.search import is_run, walk
 from diffusion_lab.runs import sweep_record
-from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY
-from diffusion_lab.runs.lock import FILE as LOCK
-from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.sweep_record import FAILED, Record
-from diffusion_lab.runs.weights import EXPORTED
-
-OF_A_RUN = {LOCK, METRICS, SUMMARY}  # a run folder has a configuration and one of these
 
 
 @dataclass(frozen=True)
@@ -71,14 +65,9 @@ def find(paths: Iterable[Path]) -> Found:
     files_of_records: dict[Path, Path] = {}
     roots = [path.resolve() for path in paths]
     for path in paths:
-        if not path.is_dir():
-            raise UserError(
-                f"{path} is not a folder; give run folders, or folders that contain some"
-            )
         records = list((path.parent / sweep_record.FOLDER).glob("*.json"))  # if it is a run's
-        for folder, folders, files in walk(path):
-            if CONFIG in files and OF_A_RUN & {*files} and EXPORTED not in files:
-                folders.clear()  # nothing inside a run, such as W&B's files, is another run
+        for folder, _, files in walk(path):
+            if is_run(folder):
                 runs.setdefault(folder.resolve(), folder)
             elif folder.name == sweep_record.FOLDER:
                 records += folder.glob("*.json")
