@@ -178,6 +178,10 @@ def optional(allowed: Range) -> Range:
 MULTIPLE_OF_4 = Range(
     "a multiple of 4 above 0", lambda value: whole(4).allows(value) and value % 4 == 0, 32
 )
+AUTO = Range("auto, true or false", lambda value: isinstance(value, bool) or value == "auto")
+IMAGE_SHAPE = numbers(
+    "[channels,height,width]", lambda value: len(value) == 3 and whole_list(1).allows(value)
+)
 Count = Annotated[int, whole(1)]
 Flag = Annotated[bool, flag()]
 Fraction = Annotated[float, between(0, 1)]

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import Range, one_of, optional
+from diffusion_lab.common.ranges import AUTO, one_of, optional
 from diffusion_lab.compute.started import in_launched_process, local_rank
 
-AUTO = Range("auto, true or false", lambda value: value in (True, False, "auto"))
 CHOICES = {"compile": AUTO, "channels_last": AUTO}  # the keys of `pays`
 PRODUCTS = optional(one_of("highest", "high", "medium"))  # the argument of `float32_products`
 OWN_MEMORY = Path("/proc/self/status")

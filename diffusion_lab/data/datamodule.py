@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import crop_to, pad_to
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import Flag, Range, optional, settings, share, whole
+from diffusion_lab.common.ranges import AUTO, Flag, optional, settings, share, whole
 from diffusion_lab.data.loader import (
     EncodedImages,
     PassLoader,
@@ -21,8 +21,6 @@ from diffusion_lab.data.loader import (
 from diffusion_lab.data.rows import LabelledRows, Rows
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.subsets import VALIDATION_SIZE, stratified, subset, validation_and_rest
-
-ON_DEVICE = Range("auto, true or false", lambda v: isinstance(v, bool) or v == "auto")
 
 
 @settings
@@ -39,7 +37,7 @@ class ImageDataModule(lightning.LightningDataModule):
     source: DataSource
     pad: Annotated[int | None, optional(whole(1).as_in(32))] = None
     flip: Flag = False
-    on_device: Annotated[bool | str, ON_DEVICE] = "auto"
+    on_device: Annotated[bool | str, AUTO] = "auto"
     validation_size: Annotated[int | str | None, VALIDATION_SIZE] = "auto"
     validate_on: Annotated[int, whole(1).as_in(1000)] = 1000
     fraction: Annotated[float | None, optional(share().as_in(0.1))] = None

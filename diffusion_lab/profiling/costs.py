@@ -15,11 +15,10 @@ from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.model import Model
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import numbers, optional, whole, whole_list
+from diffusion_lab.common.ranges import IMAGE_SHAPE, optional, whole
 from diffusion_lab.diffusion.estimate import Given
 
 ELSEWHERE = "outside of all layers"  # MACs of no layer, such as attention of another library
-SHAPE = numbers("[channels,height,width]", lambda v: len(v) == 3 and whole_list(1).allows(v))
 UNSEEN_SHARE = 0.01  # share of all MACs; less is rounding
 
 
@@ -62,7 +61,7 @@ class CountingBackbone(nn.Module):
 
 def image_facts(cfg: DictConfig) -> ImageFacts:
     """The images' shape and the number of classes: as configured, else the data's."""
-    check_keys(cfg, {"image_shape": optional(SHAPE), "num_classes": optional(whole(0))})
+    check_keys(cfg, {"image_shape": optional(IMAGE_SHAPE), "num_classes": optional(whole(0))})
     shape, classes = cfg.image_shape, cfg.num_classes
     if shape is None or classes is None:
         datamodule = build_datamodule(cfg)

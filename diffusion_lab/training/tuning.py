@@ -31,13 +31,13 @@ from diffusion_lab.runs.folder import CONFIG, load_config
 FOLDER, FOUND = "tuning", "tuning.json"
 TEXTS = Range(
     "a list of texts",
-    lambda v: isinstance(v, Sequence) and not isinstance(v, str) and all(map(_is_text, v)),
+    lambda value: (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and all(isinstance(each, str) for each in value)
+    ),
 )
 NAME = Range("the name of a study", lambda v: isinstance(v, str))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def _are_grids(value: Any) -> bool:

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from diffusion_lab.common.ranges import numbers, ranges, whole, whole_list
+from diffusion_lab.common.ranges import IMAGE_SHAPE, ranges, whole
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.verified_files import DataError
-
-SHAPE = numbers("[channels,height,width]", lambda v: len(v) == 3 and whole_list(1).allows(v))
 
 
 class Absent(DataSource):
@@ -16,7 +14,7 @@ class Absent(DataSource):
     @ranges()
     def __init__(
         self,
-        image_shape: Annotated[Sequence[int], SHAPE],
+        image_shape: Annotated[Sequence[int], IMAGE_SHAPE],
         num_classes: Annotated[int, whole(0)],
     ):
         channels, height, width = image_shape

@@ -11,6 +11,7 @@ import torch
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import (
+    AUTO,
     PATH,
     Range,
     inside,
@@ -47,7 +48,6 @@ SIZE = Range(
     64,
 )
 CHANNELS = Range("1, 3 or null", lambda v: v is None or (type(v) is int and v in (1, 3)))
-STORE = Range("auto, true or false", lambda v: isinstance(v, bool) or v == "auto")
 CLASSES = Range("a list of different names, or null", _are_names, ["cat", "dog"])
 
 
@@ -71,7 +71,7 @@ class FileSource(DataSource):
     label_size: Annotated[int | None, optional(whole(0))] = None
     resize: Annotated[str, one_of(*RESIZE)] = "crop"
     on_bad: Annotated[str, one_of("refuse", "skip")] = "refuse"
-    store: Annotated[bool | str, STORE] = "auto"
+    store: Annotated[bool | str, AUTO] = "auto"
     store_dir: Annotated[str, PATH] = "data/decoded"
 
     def __post_init__(self) -> None:
