@@ -82,9 +82,11 @@ def evaluations_of(folder: str | Path, weights: CurrentWeights) -> list[Record]:
     return [record | {"training_seed": seed} for record in found]
 
 
-def measured_by(found: Sequence[Record], protocol: Protocol, sampling: Sampling) -> bool:
-    """Whether one of the evaluations is of this protocol and sampling."""
-    return any(each["protocol"] == protocol and sampled_by(each, sampling) for each in found)
+def metrics_by(found: Sequence[Record], protocol: Protocol, sampling: Sampling) -> dict[str, float]:
+    """The metrics of the evaluations of this protocol and sampling; {} if there are none."""
+    alike = [each for each in found if each["protocol"] == protocol]
+    same = [each["metrics"] for each in alike if sampled_by(each, sampling)]
+    return dict(ChainMap(*same))  # the first value of a metric counts
 
 
 def require_evaluations(folder: str | Path) -> list[Record]:
@@ -126,8 +128,7 @@ def comparable_metrics(
     alike = [each for each in found if each["protocol"] == protocol]
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
-    same = [each["metrics"] for each in alike if sampled_by(each, sampling)]
-    metrics = dict(ChainMap(*same))  # the first value of a metric counts
+    metrics = metrics_by(alike, protocol, sampling)
     if not metrics:
         ours, theirs = flat(sampling), flat(samplings_of(alike[-1])[0])
         key = min(differing(ours, theirs))
@@ -187,7 +188,7 @@ def common_metrics(
     # if no sampling is known, all are images of other programs
     pairs = pairs or [[record["protocol"], record["sampling"]] for record in everything]
     having = {  # the runs, by protocol and sampling
-        text: [folder for folder, found in records.items() if measured_by(found, *json.loads(text))]
+        text: [folder for folder, found in records.items() if metrics_by(found, *json.loads(text))]
         for text in dict.fromkeys(json.dumps(pair, sort_keys=True) for pair in pairs)
     }
     if not having:

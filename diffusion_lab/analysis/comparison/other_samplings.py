@@ -1,7 +1,6 @@
 """The same runs sampled in other ways, to see whether the conclusion depends on the sampling."""
 
 import json
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +10,8 @@ from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.metric import Protocol
-from diffusion_lab.runs.results import measured_by
-from diffusion_lab.runs.samplings import Sampling, sampled_by, samplings_of
+from diffusion_lab.runs.results import metrics_by
+from diffusion_lab.runs.samplings import Sampling, differing, samplings_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def other_samplings(
     shared = [
         way
         for way in map(json.loads, ways)
-        if all(measured_by(run.kept, protocol, way) for run in runs_of(groups))
+        if all(metrics_by(run.kept, protocol, way) for run in runs_of(groups))
     ]
     others = [way for way in shared if way != sampling and way["seed"] == sampling["seed"]]
     found = []
@@ -65,16 +64,13 @@ def other_samplings(
 def label_of(way: Sampling, sampling: Sampling) -> str:
     """The settings of a sampling that differ from those of another one."""
     ours, theirs = flat(way), flat(sampling)
-    return " ".join(
-        f"{k}={ours.get(k)}" for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)
-    )
+    return " ".join(f"{key}={ours.get(key)}" for key in differing(ours, theirs))
 
 
 def _measured(group: Group, protocol: Protocol, way: Sampling, names: Mapping[str, str]) -> Group:
     """The group with the metrics of another sampling in place of its own."""
     runs = []
     for run in group.runs:
-        alike = [record for record in run.kept if record["protocol"] == protocol]
-        metrics = ChainMap(*(r["metrics"] for r in alike if sampled_by(r, way)))
-        runs.append(replace(run, values=values_of(run, dict(metrics), dict(names), {})))
+        metrics = metrics_by(run.kept, protocol, way)
+        runs.append(replace(run, values=values_of(run, metrics, dict(names), {})))
     return replace(group, runs=tuple(runs))
