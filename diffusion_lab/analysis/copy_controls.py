@@ -5,7 +5,7 @@ with noise on them. A control run has no copies.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,7 +118,7 @@ def lines(controls: Mapping[str, dict]) -> Iterator[str]:
     ):
         if name in controls:
             levels = controls[name][unit]
-            how = done.format(listed(levels))
+            how = done.format(" / ".join(levels))
             yield f"{controls[name]['images']} training images {how}: {in_words(levels)}"
     if "negative" in controls:
         negative = controls["negative"]
@@ -138,11 +138,6 @@ def in_words(levels: Mapping[str, Rates]) -> str:
     words = []
     for space, shares in next(iter(levels.values())).items():
         rates = [rates[space] for rates in levels.values()]
-        each = (f"{name} {listed(f'{rate[name]:.2g}' for rate in rates)}" for name in shares)
+        each = (f"{name} {' / '.join(f'{rate[name]:.2g}' for rate in rates)}" for name in shares)
         words.append(f"in {space} {', '.join(each)}")
     return "; ".join(words)
-
-
-def listed(values: Iterable[str]) -> str:
-    """The values of all levels, from the first to the last."""
-    return " / ".join(values)

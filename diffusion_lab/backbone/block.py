@@ -94,6 +94,10 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
         """The modules whose outputs are added to the tokens, in turn."""
         return [self.mixer] if self.mlp is None else [self.mixer, self.mlp]
 
+    def shared_modulation(self, width: int) -> nn.Sequential | None:
+        """Makes the modulation that the network computes once for all blocks, if they share one."""
+        return nn.Sequential(nn.SiLU(), nn.Linear(width, self.shared)) if self.shared else None
+
     @abstractmethod
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """x (B, N, D) -> (B, N, D).

@@ -115,10 +115,7 @@ class PatchNetwork(nn.Module):
         self.registers = nn.Parameter(torch.empty(registers, width)) if registers else None
         self.blocks = nn.ModuleList(blocks)
         self.skips = LongSkips(width, len(self.blocks) if long_skips else 0)
-        shared = blocks[0].shared
-        self.shared_modulation = (
-            nn.Sequential(nn.SiLU(), nn.Linear(width, shared)) if shared else None
-        )
+        self.shared_modulation = blocks[0].shared_modulation(width)
         self.norm = blocks[0].make_norm(elementwise_affine=False)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.out = nn.Linear(width, out_channels * patch**2)

@@ -5,6 +5,8 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
+SHOWN = 5  # most names in a message
+
 
 def amount(value: float) -> str:
     """A number with three digits and a letter for thousands, millions, ...: 35.7M."""
@@ -43,6 +45,17 @@ def with_spread(mean: float, spread: float) -> tuple[str, str]:
         return f"{mean:.4g}", "0"
     digits = min(max(1 - math.floor(math.log10(spread)), 1), 9)
     return f"{mean:.{digits}f}", f"{spread:.{digits}f}"
+
+
+def joined(names: Sequence[str]) -> str:
+    """One or more names as words: a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def some(names: Sequence[object]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(map(str, names[:SHOWN]))}{more}"
 
 
 def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

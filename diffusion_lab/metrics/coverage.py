@@ -37,9 +37,13 @@ def block(others: Tensor) -> int:
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
     """The Euclidean distances of all pairs, (n, m) float64, of a (n, D) and b (m, D)."""
-    a, b = a.double(), b.double()
-    squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
-    return squares.clamp(min=0).sqrt()
+    return square_distances(a, b).sqrt()
+
+
+def square_distances(a: Tensor, b: Tensor) -> Tensor:
+    """The squared Euclidean distances of all pairs, (n, m) float64, of a (n, D) and b (m, D)."""
+    a, b = a.double(), b.double()  # in float32 a copy would not be at distance 0
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp(min=0)
 
 
 def radii(features: Tensor, neighbours: int) -> Tensor:

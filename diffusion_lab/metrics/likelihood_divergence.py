@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import track
 from diffusion_lab.common.randomness import random_places
+from diffusion_lab.metrics.coverage import square_distances
 from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
 
@@ -41,7 +42,7 @@ class Mixture:
         images far from all centres do not widen any of them.
         """
         blocks, dim = images.split(BLOCK), images.shape[1]
-        squares = [square_distances(block, centres) for block in blocks]
+        squares = [square_distances(block, centres).float() for block in blocks]
         nearest = torch.stack([each.amin(0) for each in squares]).amin(0)
         variances, floor = (nearest + NEAREST) / dim, torch.tensor(1.0)
         far = NEARER**2 * (images - images.mean(0)).square().sum(1)
@@ -67,15 +68,10 @@ class Mixture:
         """The mean negative log-likelihood of images (k, D), in nats per dimension."""
         dim, found = images.shape[1], []
         for block in images.split(BLOCK):
-            near = log_density(square_distances(block, self.centres), self.variances, dim)
+            squares = square_distances(block, self.centres).float()
+            near = log_density(squares, self.variances, dim)
             found.append(near.logsumexp(1) - math.log(len(self.centres)))
         return -torch.cat(found).double().mean().item() / dim
-
-
-def square_distances(a: Tensor, b: Tensor) -> Tensor:
-    """The squared Euclidean distances of all pairs, (n, m) float32, of a (n, D) and b (m, D)."""
-    a, b = a.double(), b.double()  # in float32 a copy would not be at distance 0
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp(min=0).float()
 
 
 def log_density(squares: Tensor, variance: Tensor, dim: int) -> Tensor:

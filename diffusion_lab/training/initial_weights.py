@@ -8,12 +8,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.common import hashing
+from diffusion_lab.common.formats import some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs import weights
 from diffusion_lab.runs.folder import CONFIG
-
-SHOWN = 4  # names of weights that are listed
 
 
 @dataclass(frozen=True)
@@ -80,5 +79,4 @@ class InitialWeights:
         }
         for reason, names in left.items():
             if names:
-                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                say(f"  {reason}: {', '.join(names[:SHOWN])}{more}")
+                say(f"  {reason}: {some(names)}")

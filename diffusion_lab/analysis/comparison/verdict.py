@@ -14,6 +14,7 @@ from diffusion_lab.analysis.comparison.pairs import (
     by_data_size,
     tested,
 )
+from diffusion_lab.common.formats import joined
 from diffusion_lab.metrics import Quantity
 
 SHOWN = 50  # pairs that are listed one by one; pairs.csv has all
@@ -122,7 +123,7 @@ def listed(names: Sequence[str]) -> str:
     """Up to three names, or their number."""
     if len(names) > NAMED:
         return f"{len(names)} compositions"
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return joined(names)
 
 
 def _untested(size: DataSize, metric: Quantity) -> list[str]:
@@ -185,8 +186,7 @@ def _headline(sizes: Sequence[DataSize], metric: Quantity) -> str:
 
 
 def _places(images: Sequence[str]) -> str:
-    words = " and ".join(filter(None, [", ".join(images[:-1]), images[-1]]))
-    return f"at {words} training images"
+    return f"at {joined(images)} training images"
 
 
 def _answer(size: DataSize, metric: Quantity) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffusion_lab.common import extras
+from diffusion_lab.common.formats import some
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.labelling import Labels, labelled
-from diffusion_lab.data.source.listing import ImageFiles, some
+from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 
 SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes one of these

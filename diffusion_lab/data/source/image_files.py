@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 
+from diffusion_lab.common.formats import some
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import (
     AUTO,
@@ -23,7 +24,7 @@ from diffusion_lab.common.ranges import (
 )
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode_into, infer
-from diffusion_lab.data.source.listing import ImageFiles, some
+from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 from diffusion_lab.data.store import Allocate, StoredValues, in_memory, stored
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from diffusion_lab.common.formats import some
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source import listing
@@ -18,7 +19,7 @@ from diffusion_lab.data.source.labelling import (
     labels_in_csv,
     labels_of,
 )
-from diffusion_lab.data.source.listing import ImageFiles, some
+from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 
 

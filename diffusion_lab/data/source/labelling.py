@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from diffusion_lab.data.source.listing import by_number, some
+from diffusion_lab.common.formats import some
+from diffusion_lab.data.source.listing import by_number
 from diffusion_lab.data.source.verified_files import DataError
 
 LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or null for none

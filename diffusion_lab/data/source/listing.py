@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from diffusion_lab.common import hashing
+from diffusion_lab.common.formats import some
 from diffusion_lab.data.source.verified_files import DataError
 
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
     *(".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm"),
 )
-SHOWN = 5  # most names in a message
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,6 @@ def by_number(
             "classes without gaps, or list all of them in classes"
         )
     return tuple(map(str, range(count)))
-
-
-def some(names: Sequence[object]) -> str:
-    """Writes the first few names for a message, and how many more there are."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f"{', '.join(map(str, names[:SHOWN]))}{more}"
 
 
 def hidden(name: str) -> bool:

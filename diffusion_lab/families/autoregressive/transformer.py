@@ -46,10 +46,7 @@ class CodeTransformer(nn.Module):
         mixer = partial(CausalAttention, width, heads, tokens, qk_norm=qk_norm)
         blocks = [block(width=width, mixer=mixer) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
-        shared = blocks[0].shared
-        self.shared_modulation = (
-            nn.Sequential(nn.SiLU(), nn.Linear(width, shared)) if shared else None
-        )
+        self.shared_modulation = blocks[0].shared_modulation(width)
         self.norm = blocks[0].make_norm()
         self.out = nn.Linear(width, codes)
         initialise(self)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
+from diffusion_lab.common.formats import some
 from diffusion_lab.data.rows import Rows
-from diffusion_lab.data.source.listing import some
 from diffusion_lab.training.doctor.finding import Remark, advice, error, warning
 from diffusion_lab.training.doctor.planned_run import PlannedRun
 
