@@ -78,21 +78,17 @@ class ControlRun:
                 ours = nearest_view(drawn[name], known, 2)[0]
                 beside = nearest_view(test[name], known, 1)[0][:, 0]
             found[name] = against_control(ours, beside, nearest_view(views, known, 2)[0])
+        summaries = map(runs.load_summary, (cfg.run, cfg.control))
         return {
             "run": str(cfg.control),
             "weights": self.opened.weights,
             "other_settings": self.other_settings,
-            # by the run and by the control; another number means other grain
-            "images_seen": [seen_by(folder) for folder in (cfg.run, cfg.control)],
+            # by the run and by the control, null if unknown; another number means other grain
+            "images_seen": [each.get("images_seen") for each in summaries],
             "training_images": int(self.unseen.sum()),
             "shared_images": int((~self.unseen).sum()),
             "neighbours": found,
         }
-
-
-def seen_by(folder: str) -> int | None:
-    """The number of images that a run trained on, with repetition; None if it is not known."""
-    return runs.load_summary(folder).get("images_seen")
 
 
 def against_control(ours: Tensor, test: Tensor, theirs: Tensor) -> dict[str, float]:

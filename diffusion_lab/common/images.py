@@ -27,14 +27,14 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.to(torch.float32) + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def pad_to(images: Tensor, size: int, value: int = 0) -> Tensor:
+def pad_to(images: Tensor, size: int) -> Tensor:
     """Centres (B, C, H, W) in (B, C, size, size); ValueError if the images are larger."""
     height, width = images.shape[-2:]
     if size < max(height, width):
         raise ValueError(f"{height}x{width} images cannot be padded to {size}x{size}")
     top, left = (size - height) // 2, (size - width) // 2
     borders = (left, size - width - left, top, size - height - top)
-    return F.pad(images, borders, value=value)
+    return F.pad(images, borders)
 
 
 def crop_to(images: Tensor, height: int, width: int) -> Tensor:

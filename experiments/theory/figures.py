@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
-from diffusion_lab.data.source.plane import points_of
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.sampler import Ancestral, AnnealedLangevin, Heun, Sampler
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid, UniformLogSNR
@@ -59,7 +59,7 @@ def draw_schedules(path: Path) -> None:
 def draw_paths(run: Path, path: Path) -> None:
     """Plots the states of each sampler, from the same noise, over the data."""
     datamodule, model = runs.load(run)
-    data = points_of(datamodule.train_images()[:2000])
+    data = to_float(datamodule.train_images()[:2000]).flatten(1)
     ids = range(SAMPLES)
     labels = torch.tensor(ids) % 2
     figure = Figure((9, 9), dpi=100, layout="constrained")

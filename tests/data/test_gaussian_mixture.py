@@ -9,15 +9,15 @@ from helpers.data_modules import data_of
 from helpers.paths import ROOT
 from PIL import Image
 
+from diffusion_lab.common.images import to_float
 from diffusion_lab.data.source import GaussianMixture
-from diffusion_lab.data.source.plane import points_of
 
 FIGURES = ROOT / "experiments/write_up/score_figures.py"
 
 
 def test_points_lie_around_both_centres_in_their_shares():
     data = data_of(GaussianMixture, std=0.1, share=0.2)
-    points, labels = points_of(data.train_images()), data.train_labels()
+    points, labels = to_float(data.train_images()).flatten(1), data.train_labels()
     assert (labels == 0).double().mean().item() == pytest.approx(0.2, abs=0.01)
     for label, centre in enumerate((-0.5, 0.5)):
         own = points[labels == label]

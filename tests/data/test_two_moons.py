@@ -11,15 +11,15 @@ from PIL import Image
 
 from diffusion_lab.backbone import MLP
 from diffusion_lab.backbone.conditioning import Condition
+from diffusion_lab.common.images import to_float
 from diffusion_lab.data.source import TwoMoons
-from diffusion_lab.data.source.plane import points_of
 
 FIGURES = ROOT / "experiments/theory/figures.py"
 
 
 def test_two_moons_are_two_half_circles():
     datamodule = data_of(TwoMoons, noise=0.0)
-    points, labels = points_of(datamodule.train_images()), datamodule.train_labels()
+    points, labels = to_float(datamodule.train_images()).flatten(1), datamodule.train_labels()
     assert len(points) == 20_000
     centres = torch.tensor([[-0.25, -0.125], [0.25, 0.125]])
     radius = (points - centres[labels]).norm(dim=1)
@@ -34,7 +34,7 @@ def test_two_moons_are_two_half_circles():
 
 def test_noise_is_the_std_across_the_circle():
     datamodule = data_of(TwoMoons, noise=0.05)
-    points, labels = points_of(datamodule.train_images()), datamodule.train_labels()
+    points, labels = to_float(datamodule.train_images()).flatten(1), datamodule.train_labels()
     centres = torch.tensor([[-0.25, -0.125], [0.25, 0.125]])
     radius = (points - centres[labels]).norm(dim=1)
     assert radius.std().item() == pytest.approx(0.05, rel=0.03)

@@ -21,9 +21,9 @@ CHECKSUM = re.compile("[0-9a-f]{64}")  # a sha256
 SHOWN = 12  # characters of a checksum in a name
 
 
-def half_width(values: Sequence[float], level: float = LEVEL) -> float:
+def half_width(values: Sequence[float]) -> float:
     """Half the width of the confidence interval of the mean of two or more values."""
-    return float(stats.t.isf(level / 2, len(values) - 1) * stats.sem(values))
+    return float(stats.t.isf(LEVEL / 2, len(values) - 1) * stats.sem(values))
 
 
 @dataclass(frozen=True)

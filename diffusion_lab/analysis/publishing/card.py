@@ -45,7 +45,8 @@ def card_of(
         "commands": commands_of(summaries),
         "protocol": collection.protocol,
         "sampling": collection.sampling,
-        "data": fingerprints(runs),
+        # the checksums of what samples were compared with, in any evaluation
+        "data": sorted({str(each["protocol"].get("data")) for run in runs for each in run.kept}),
         "code": code_of(everything),
         "machines": machines_of(everything),
         "hours": {
@@ -69,11 +70,6 @@ def commands_of(summaries: Mapping[str, dict]) -> Facts:
         for place, each in known.items()
     }
     return {"common": common, "runs": own}
-
-
-def fingerprints(runs: Iterable[Run]) -> list[str]:
-    """The checksums of the data that samples were compared with, in any evaluation."""
-    return sorted({str(record["protocol"].get("data")) for run in runs for record in run.kept})
 
 
 def code_of(summaries: Iterable[dict]) -> list[Facts]:

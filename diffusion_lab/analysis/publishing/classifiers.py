@@ -26,16 +26,11 @@ def publish_classifiers(runs: Sequence[Run], folder: Path) -> list[dict[str, obj
         original = files.get(name)
         if original:
             facts["file"] = f"{name}.safetensors"
-            facts["sha256"] = write_half(original, folder / f"{name}.safetensors")
+            content = halved(original)
+            facts["sha256"] = hashing.of_bytes(content)
+            write_atomically(folder / f"{name}.safetensors", content)
         found.append(facts | {"sha256_of_original": original and checksums[original]})
     return found
-
-
-def write_half(original: Path, target: Path) -> str:
-    """Writes a classifier in half precision; returns the sha256 of the new file."""
-    content = halved(original)
-    write_atomically(target, content)
-    return hashing.of_bytes(content)
 
 
 def named_by(runs: Iterable[Run]) -> set[str]:

@@ -5,7 +5,6 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.images import to_float
 from diffusion_lab.data.source.base import DataSource, Split
 
 TRAIN_SIZE, TEST_SIZE = 20_000, 2_000
@@ -39,8 +38,3 @@ class PointsInPlane(DataSource):
         turn = torch.arange(len(images)) // columns % len(COLOURS)
         picture[:, SIDE - 1 - up, across] = colours[turn].T
         return picture
-
-
-def points_of(images: Tensor) -> Tensor:
-    """Converts images (N, 2, 1, 1) to points (N, 2) float32 in [-1, 1]^2."""
-    return to_float(images).flatten(1)
