@@ -3,7 +3,7 @@
 from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid, mmd
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.features import SPATIAL
+from diffusion_lab.metrics.extractor.base import SPATIAL
 from diffusion_lab.metrics.image_set import ImageSet, short_count
 from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
 from diffusion_lab.metrics.observer import CLASSIFIED

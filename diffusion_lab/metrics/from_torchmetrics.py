@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics.features import GPU_BATCH
+from diffusion_lab.metrics.extractor.base import GPU_BATCH
 from diffusion_lab.metrics.image_set import ImageSet, short_count
 from diffusion_lab.metrics.metric import Metric, Quantity, Values, identity_of
 

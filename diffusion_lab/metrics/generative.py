@@ -14,8 +14,8 @@ from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.extractor import Classifier
+from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.feature_distances import FID, MMD, ClassFID, ClassifierFID, SpatialFID
-from diffusion_lab.metrics.features import FeatureExtractor
 from diffusion_lab.metrics.from_torchmetrics import FromTorchmetrics
 from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.likelihood_divergence import FLD

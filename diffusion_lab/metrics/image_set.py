@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import Tensor
 
 from diffusion_lab.metrics.distances import FeatureSet, Moments
-from diffusion_lab.metrics.features import FeatureExtractor
+from diffusion_lab.metrics.extractor.base import FeatureExtractor
 
 
 def short_count(count: int) -> str:

@@ -1,4 +1,7 @@
-"""Runs networks on images, batch by batch and on all ranks, for the metrics to compare."""
+"""Runs networks on images, batch by batch and on all ranks, for the metrics to compare.
+
+B images, C channels, H x W pixels.
+"""
 
 from dataclasses import dataclass
 
@@ -9,13 +12,12 @@ from diffusion_lab.common.messages import track
 from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.rows import Rows
-from diffusion_lab.metrics.edges import EDGES, edge_gradients
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.features import FEATURES, SPATIAL, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet
 
 CLASSIFIED, GUESSES = "classified", "guesses"  # the classifier's features and its classes
-IMAGES = "images"
+IMAGES, EDGES = "images", "edges"  # the images themselves, and what `edge_gradients` finds
 BATCH = 64  # images per step of the progress bar
 Observed = dict[str, Tensor]  # outputs of the networks, one row per image, on the CPU
 
@@ -91,3 +93,19 @@ class Observer:
         features, guesses = others.pop(FEATURES), others.pop(GUESSES, None)
         images = others.pop(IMAGES, None)
         return ImageSet(self.extractor, features, labels, guesses, others=others, images=images)
+
+
+def edge_gradients(images: Tensor, patch: int, corner: tuple[int, int] = (0, 0)) -> Tensor:
+    """The mean absolute differences of neighbouring pixels, (B, 2) float64: across edges, inside.
+
+    The images are (B, C, H, W) in any unit; `corner` is the row and the column of their first pixel
+    in the image that the network writes, whose patches have `patch` x `patch` pixels.
+    """
+    found = []
+    for axis, first in zip((2, 3), corner, strict=True):
+        steps = images.double().diff(dim=axis).abs()
+        places = torch.arange(1, images.shape[axis], device=images.device) + first
+        across = places % patch == 0
+        found.append([steps.index_select(axis, m.nonzero()[:, 0]) for m in (across, ~across)])
+    sides = ([rows.flatten(1), columns.flatten(1)] for rows, columns in zip(*found, strict=True))
+    return torch.stack([torch.cat(side, dim=1).mean(1) for side in sides], dim=1)

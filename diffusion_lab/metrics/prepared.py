@@ -11,7 +11,7 @@ from diffusion_lab.common.randomness import random_places
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import ImageDataModule, Split
-from diffusion_lab.metrics.features import FEATURES
+from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.image_set import ImageSet, place_in_class, short_count
 from diffusion_lab.metrics.metric import REAL, Protocol, Values

@@ -12,7 +12,7 @@ from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import Split
 from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.metrics.distances import FeatureSet, Moments
-from diffusion_lab.metrics.features import FEATURES, SPATIAL, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet, short_count
 from diffusion_lab.metrics.observer import CLASSIFIED, Observed, Observer
 

@@ -26,7 +26,7 @@ from diffusion_lab.data.source.drawn_images import (
     opened_npz,
 )
 from diffusion_lab.metrics.distances import Moments, covariance_root
-from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.observer import Observer

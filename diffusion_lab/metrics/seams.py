@@ -4,9 +4,9 @@ A network that writes each patch by itself leaves seams, which FID sees only in 
 """
 
 from diffusion_lab.common.ranges import ranges, whole
-from diffusion_lab.metrics.edges import EDGES
 from diffusion_lab.metrics.image_set import ImageSet, short_count
 from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
+from diffusion_lab.metrics.observer import EDGES
 
 
 class Seams(Metric):

@@ -22,9 +22,9 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.first_stage import hub
-from diffusion_lab.metrics.log_names import grouped
 from diffusion_lab.runs import checkpoints, trusted_targets, weights
 from diffusion_lab.runs.lock import is_locked
+from diffusion_lab.runs.log_names import grouped
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 ABANDONED = (

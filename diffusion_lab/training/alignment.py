@@ -13,7 +13,7 @@ from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.ranges import Count, Positive, optional, ranges, whole
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.schedule import NoiseSchedule
-from diffusion_lab.metrics.features import FeatureExtractor
+from diffusion_lab.metrics.extractor.base import FeatureExtractor
 
 ALIGNED = "train/alignment"  # the metric, in [-1, 1]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from helpers.fake_runs import fake_group
 
-from diffusion_lab.analysis.comparison import compare, families, scaling_section
+from diffusion_lab.analysis.comparison import compare, scaling_section, size_series
 from diffusion_lab.analysis.comparison.comparing import collect
-from diffusion_lab.analysis.comparison.scaling import PowerLaw
+from diffusion_lab.analysis.comparison.power_laws import PowerLaw
 
 SIZES, STEPS = (1e6, 4e6, 16e6, 64e6), (1600, 6400, 25_600)
 LAWS = {
@@ -41,7 +41,7 @@ def scaled(root):
 
 def laws(root, kind="fid"):
     found = next(each for each in scaled(root).metrics if each.metric.name == kind)
-    return found, {(each.family.name, each.form): each for each in found.attempts}
+    return found, {(each.series.name, each.form): each for each in found.attempts}
 
 
 class TestFamilies:
@@ -55,13 +55,13 @@ class TestFamilies:
                 summary = {"macs": SIZES[width - 1], "images_seen": 64 * count}
                 name = f"{width}_{count}"
                 fake_group(tmp_path, name, [100.0, 101.0], config=config, summary=summary)
-        (family,) = families.families(collect([tmp_path]).groups)
+        (family,) = size_series.size_series(collect([tmp_path]).groups)
         assert len(family.members) == 4
 
     def test_sizes_and_budgets_of_a_network_are_a_family(self, tmp_path):
         for name in LAWS:
             grid(tmp_path, name, SIZES[:2], STEPS[:2])
-        found = families.families(collect([tmp_path]).groups)
+        found = size_series.size_series(collect([tmp_path]).groups)
         assert {family.name for family in found} == {"DiT", "UNet"}
         assert sorted(len(family.members) for family in found) == [4, 4]
         (dit,) = (family for family in found if family.name == "DiT")
@@ -80,11 +80,11 @@ class TestFamilies:
     def test_another_setting_or_a_switch_of_the_network_parts_a_family(self, tmp_path):
         grid(tmp_path / "a", sizes=SIZES[:2], steps=STEPS[:2])
         grid(tmp_path / "b", sizes=SIZES[:2], steps=STEPS[:2], more={"qk_norm": True})
-        found = families.families(collect([tmp_path]).groups)
+        found = size_series.size_series(collect([tmp_path]).groups)
         assert len({family.name for family in found}) == 2
 
     def test_equal_amounts_count_once(self):
-        assert families.distinct([1.0, 1.04, 2.0, 2.0, 4.0]) == 3
+        assert size_series.distinct([1.0, 1.04, 2.0, 2.0, 4.0]) == 3
 
 
 class TestLaws:

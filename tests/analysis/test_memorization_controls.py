@@ -30,7 +30,7 @@ from diffusion_lab.diffusion.sampler import Euler
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified, VarianceExploding
 from diffusion_lab.first_stage.base import Pixels
-from diffusion_lab.metrics.features import FeatureExtractor
+from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.runs import OpenRun

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_lab.analysis.comparison.scaling import (
+from diffusion_lab.analysis.comparison.power_laws import (
     PowerLaw,
     bootstrap,
     fit,

@@ -16,7 +16,7 @@ from wandb_workspaces import workspaces as ws
 from diffusion_lab.analysis import wandb_report
 from diffusion_lab.analysis.wandb_runs import GROUPS
 from diffusion_lab.analysis.wandb_workspace import Dashboard
-from diffusion_lab.metrics import log_names
+from diffusion_lab.runs import log_names
 
 PROTOCOL = "efficientnet_lite0-96/train64-16"  # the protocol of tiny runs
 SEVERAL = {"backbone": "choices.backbone", "seed": "seed", "data.fraction": "data.fraction"}

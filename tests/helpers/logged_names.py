@@ -3,8 +3,8 @@
 from fnmatch import fnmatchcase
 
 from diffusion_lab.metrics.feature_distances import ClassFID
-from diffusion_lab.metrics.log_names import AXES, GRIDS, SAMPLES
 from diffusion_lab.metrics.quantities import BUILT_IN
+from diffusion_lab.runs.log_names import AXES, GRIDS, SAMPLES
 
 KINDS = ("fid_std", *(q.name for each in BUILT_IN if each is not ClassFID for q in each.quantities))
 SCALARS = (

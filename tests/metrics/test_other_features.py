@@ -6,10 +6,10 @@ from helpers.refusals import refused
 from helpers.tiny_data import tiny_data
 
 from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
-from diffusion_lab.metrics.edges import edge_gradients
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
+from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
-from diffusion_lab.metrics.features import FEATURES, SPATIAL
+from diffusion_lab.metrics.observer import edge_gradients
 from diffusion_lab.metrics.real_images import RealImages
 
 SAMPLES = 24

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab import runs
-from diffusion_lab.metrics import log_names
+from diffusion_lab.runs import log_names
 from diffusion_lab.training.logger.wandb_logger import COLUMNS, MOST_ROWS, chosen
 
 PAGE = (ROOT / "docs/pages/wandb.md").read_text()

@@ -8,14 +8,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lab.analysis.comparison import (
-    agreed,
     curves,
     drawings,
     fairness,
     measurements,
     page,
     pairs,
-    tuned,
+    study_protocol,
+    tuning,
 )
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
@@ -90,7 +90,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     collection = collect(paths)
     groups, left_out = collection.groups, collection.left_out
     ours = trained(groups)
-    protocol = agreed.protocol_of(runs_of(ours)) or {}
+    protocol = study_protocol.protocol_of(runs_of(ours)) or {}
     primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
     judged = judge_all(collection, primary, test, protocol.get("seeds"))
     if not judged:
@@ -98,7 +98,11 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     measured = (collection.protocol, collection.sampling, collection.names)
     others = other_samplings(groups, *measured, judged[0].metric, test)
     by_metric = {each.metric.name: each.verdict for each in judged}
-    notes = [*agreed.notes(ours), *correction_notes(by_metric, primary), *tuned.notes(ours)]
+    notes = [
+        *study_protocol.notes(ours),
+        *correction_notes(by_metric, primary),
+        *tuning.notes(ours),
+    ]
     notes += [*fairness.notes(groups), *ways_note(groups, collection.sampling), *collection.omitted]
     if by_validation(collection):
         notes.append(
@@ -106,7 +110,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
             "chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`"
         )
     facts = (setting(collection), collection.names, notes, left_out)
-    drawn = (tuned.drawings(groups), scaling(groups), others)
+    drawn = (tuning.drawings(groups), scaling(groups), others)
     write(folder, Report(groups, judged, samples(groups), *facts, *drawn))
     first = judged[0]
     for sentence in (*left_out, f"{first.verdict.answer}."):
@@ -135,8 +139,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     runs, left_out = read(folders)
     if not runs:
         raise UserError(f"there is nothing to compare: {'; '.join(left_out)}")
-    runs, measured_else = agreed.of_one_protocol(runs)
-    runs = agreed.with_own_ways(runs)
+    runs, measured_else = study_protocol.of_one_protocol(runs)
+    runs = study_protocol.with_own_ways(runs)
     protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
     names = measurements.full_names(list(measured.values()))
     copies, omitted = measurements.copy_ratios(runs, sampling)

@@ -1,4 +1,4 @@
-"""Scaling laws of the families of a comparison: their points, fits and held-out sizes."""
+"""Scaling laws of the series of a comparison: their points, fits and held-out sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_lab.analysis.comparison import curves
-from diffusion_lab.analysis.comparison.families import Family, Member, distinct
-from diffusion_lab.analysis.comparison.scaling import (
+from diffusion_lab.analysis.comparison.power_laws import (
     PowerLaw,
     bootstrap,
     fit,
@@ -19,6 +18,7 @@ from diffusion_lab.analysis.comparison.scaling import (
     points_needed,
     varies,
 )
+from diffusion_lab.analysis.comparison.size_series import Member, SizeSeries, distinct
 from diffusion_lab.metrics import Quantity
 
 COMPUTE, SIZE_AND_IMAGES = "E + A C^-b", "E + A N^-a + B D^-b"
@@ -37,7 +37,7 @@ NUMBERS = (
 
 
 class NoLaw(Exception):
-    """The values of a family follow no law, or are too few; the message is the reason."""
+    """The values of a series follow no law, or are too few; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """The law of a metric of a family: its fit to `points`, and fits of draws of their seeds.
+    """The law of a metric of a series: its fit to `points`, and fits of draws of their seeds.
 
     `unit` is the number of FLOPs of a MAC of an image, C / (N D).
     """
 
-    family: Family
+    series: SizeSeries
     form: str
     points: tuple[Member, ...]
     unit: float
@@ -123,15 +123,15 @@ class ScalingLaw:
         return np.array(low), np.array(high)
 
 
-def law_of(family: Family, metric: Quantity, form: str) -> ScalingLaw:
-    """Fits a law of one form to a family; raises NoLaw with the reason if there is none."""
-    members = measured(family.members, metric)
+def law_of(series: SizeSeries, metric: Quantity, form: str) -> ScalingLaw:
+    """Fits a law of one form to a series; raises NoLaw with the reason if there is none."""
+    members = measured(series.members, metric)
     points = _points(members, metric, form)
     fitted = _fitted(points, metric, form)
     x, seeds = variables(points, form), [point.group.values(metric.name) for point in points]
     first = points[0]
     return ScalingLaw(
-        family,
+        series,
         form,
         tuple(points),
         first.flops / (first.macs * first.images),

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diffusion_lab.analysis.comparison.families import Family, distinct, families
 from diffusion_lab.analysis.comparison.groups import Group
 from diffusion_lab.analysis.comparison.scaling_drawing import draw_laws
 from diffusion_lab.analysis.comparison.scaling_laws import (
@@ -16,6 +15,7 @@ from diffusion_lab.analysis.comparison.scaling_laws import (
     law_of,
     measured,
 )
+from diffusion_lab.analysis.comparison.size_series import SizeSeries, distinct, size_series
 from diffusion_lab.analysis.comparison.svg import Drawing
 from diffusion_lab.common.formats import csv_text
 from diffusion_lab.metrics import Quantity
@@ -28,10 +28,10 @@ SHOWN_NUMBERS = tuple(name for name in NUMBERS if not name.endswith("factor"))
 
 @dataclass(frozen=True)
 class Attempt:
-    """A fit of a law to a family, which may have failed: then `law` is None, for `reason`."""
+    """A fit of a law to a series, which may have failed: then `law` is None, for `reason`."""
 
     metric: Quantity
-    family: Family
+    series: SizeSeries
     form: str
     law: ScalingLaw | None
     reason: str = ""
@@ -45,7 +45,7 @@ class Attempt:
     @property
     def sentences(self) -> list[str]:
         """Sentences on the law, or on the reason why there is none."""
-        name, title = f"{self.family.name}, {self.form}", self.metric.title
+        name, title = f"{self.series.name}, {self.form}", self.metric.title
         if self.law is None:
             return [f"{name}: no law of {title}, because {self.reason}"]
         exponent, low, high = self.law.numbers["compute_exponent"]
@@ -64,7 +64,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class ScaledMetric:
-    """The laws of all families by one metric, and their drawing."""
+    """The laws of all series by one metric, and their drawing."""
 
     metric: Quantity
     attempts: tuple[Attempt, ...]
@@ -82,7 +82,7 @@ class ScaledMetric:
         worst: dict[str, float] = {}
         for law in (attempt.law for attempt in self.attempts if attempt.law):
             if law.held_out.failed and law.held_out.error is not None:
-                name = law.family.name
+                name = law.series.name
                 worst[name] = max(law.held_out.error, worst.get(name, 0.0))
         if not worst:
             return said
@@ -93,9 +93,9 @@ class ScaledMetric:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The section on scaling; `families` are the ones that any metric was measured for."""
+    """The section on scaling; `series` are the ones that any metric was measured for."""
 
-    families: tuple[Family, ...]
+    series: tuple[SizeSeries, ...]
     metrics: tuple[ScaledMetric, ...]
     heads = HEADS
 
@@ -113,31 +113,31 @@ class Scaling:
 
 
 def scaling(groups: Sequence[Group]) -> Scaling | None:
-    """Fits scaling laws to the families among groups; None if there is no family."""
-    found = families(groups)
+    """Fits scaling laws to the series of sizes among groups; None if there is none."""
+    found = size_series(groups)
     metrics = [scaled for metric in SCALED if (scaled := _scaled(found, metric))]
     return Scaling(tuple(found), tuple(metrics)) if metrics else None
 
 
-def _scaled(found: Sequence[Family], metric: Quantity) -> ScaledMetric | None:
-    known = [family for family in found if measured(family.members, metric)]
+def _scaled(found: Sequence[SizeSeries], metric: Quantity) -> ScaledMetric | None:
+    known = [series for series in found if measured(series.members, metric)]
     if not known:
         return None
-    attempts = tuple(attempt for family in known for attempt in _attempts(family, metric))
+    attempts = tuple(attempt for series in known for attempt in _attempts(series, metric))
     # the later form says more, and replaces the simple one in the drawing
-    laws = {attempt.family.name: attempt.law for attempt in attempts if attempt.law}
+    laws = {attempt.series.name: attempt.law for attempt in attempts if attempt.law}
     return ScaledMetric(metric, attempts, draw_laws(known, laws, metric))
 
 
-def _attempts(family: Family, metric: Quantity) -> Iterator[Attempt]:
-    members = measured(family.members, metric)
+def _attempts(series: SizeSeries, metric: Quantity) -> Iterator[Attempt]:
+    members = measured(series.members, metric)
     amounts = ([each.macs for each in members], [each.images for each in members])
     both = min(map(distinct, amounts)) >= VARIED
     for form in (COMPUTE, SIZE_AND_IMAGES)[: 1 + both]:
         try:
-            yield Attempt(metric, family, form, law_of(family, metric, form))
+            yield Attempt(metric, series, form, law_of(series, metric, form))
         except NoLaw as reason:
-            yield Attempt(metric, family, form, None, str(reason))
+            yield Attempt(metric, series, form, None, str(reason))
 
 
 def _percent(share: float) -> str:
@@ -153,7 +153,7 @@ def _cell(number: tuple[float, float | None, float | None] | None) -> tuple[str,
 
 def _row(attempt: Attempt) -> list[object]:
     law, metric = attempt.law, attempt.metric.name
-    start = [metric, attempt.family.name, attempt.form]
+    start = [metric, attempt.series.name, attempt.form]
     if law is None:
         return [*start, *[None] * (5 + 3 * len(NUMBERS)), attempt.reason]
     seeds = min(len(point.group.values(metric)) for point in law.points)

@@ -14,7 +14,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.images import crop_to
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 
 HOW_TO_GET = "make one with `diffusion-lab train-extractor data=...`"
 

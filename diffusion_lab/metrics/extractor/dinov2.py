@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion_lab.common import hashing
-from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 
 SIZE = 224  # pixels, as in arXiv:2306.04675
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in training

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
 from diffusion_lab.common import hashing
-from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 MAP_STAGE, MAP_CHANNELS = 3, 7  # the map is the output of the first three stages

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import say
-from diffusion_lab.metrics.features import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import Range
-from diffusion_lab.metrics import log_names
+from diffusion_lab.runs import log_names
 from diffusion_lab.runs.folder import METRICS
 from diffusion_lab.training.clock import Clock
 

@@ -15,7 +15,7 @@ from PIL import Image
 from diffusion_lab.common.ranges import Range, flag, one_of
 from diffusion_lab.first_stage.autoencoder.saving import FIRST_STAGE_FILE
 from diffusion_lab.first_stage.hub import COPY_FOLDER
-from diffusion_lab.metrics import log_names
+from diffusion_lab.runs import log_names
 from diffusion_lab.runs.checkpoints import FOLDER, LAST
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY
 from diffusion_lab.runs.kept_checkpoints import FILES, RANKED

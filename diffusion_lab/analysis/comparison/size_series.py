@@ -1,4 +1,4 @@
-"""Families of compositions: one network in several sizes, trained on several numbers of images."""
+"""Series of sizes: one network in several sizes, trained on several numbers of images."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ from diffusion_lab.build.config_keys import CLASS, Settings
 
 NETWORK = "backbone."
 LENGTH = ("trainer.max_steps", "trainer.max_time")  # a budget of images sets the steps
-COSTS, POINTS, SIZES = 3, 4, 2  # the fewest of a family: amounts of FLOPs, members, sizes
+COSTS, POINTS, SIZES = 3, 4, 2  # the fewest of a series: amounts of FLOPs, members, sizes
 
 
 @dataclass(frozen=True)
 class Member:
-    """A composition of a family: its size in words, MACs per image, images seen and FLOPs."""
+    """A composition of a series: its size in words, MACs per image, images seen and FLOPs."""
 
     group: Group
     size: str
@@ -29,7 +29,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Family:
+class SizeSeries:
     """A network in several sizes and budgets; `members` are sorted by MACs, then by images."""
 
     name: str
@@ -42,10 +42,10 @@ class Family:
         return list(dict.fromkeys(member.size for member in self.members))
 
 
-def families(groups: Sequence[Group]) -> list[Family]:
+def size_series(groups: Sequence[Group]) -> list[SizeSeries]:
     """Finds groups that differ in numbers below `backbone.`, tuned values and length alone.
 
-    Texts, switches and classes below `backbone.` are no sizes. A family has at least 3 amounts of
+    Texts, switches and classes below `backbone.` are no sizes. A series has at least 3 amounts of
     training FLOPs, 4 members, 2 sizes and 2 numbers of images.
     """
     alike: dict[str, list[Group]] = {}
@@ -61,11 +61,11 @@ def families(groups: Sequence[Group]) -> list[Family]:
         for name, members in zip(names_of(fixed, varying(fixed)), found, strict=True)
     ]
     named = zip(names, found, strict=True)
-    return [Family(name, look, members) for look, (name, members) in enumerate(named)]
+    return [SizeSeries(name, look, members) for look, (name, members) in enumerate(named)]
 
 
 def _members(groups: Sequence[Group]) -> tuple[Member, ...]:
-    """The members of a family; none if the groups are no family."""
+    """The members of a series; none if the groups are no series."""
     if len(groups) < POINTS:
         return ()
     found = []
@@ -104,7 +104,7 @@ def _sizes(groups: Sequence[Group]) -> list[str]:
 
 
 def _fixed(group: Group) -> Settings:
-    """The settings that members of a family have in common, if they differ between any groups.
+    """The settings that members of a series have in common, if they differ between any groups.
 
     Settings that were tuned for each size may differ.
     """
