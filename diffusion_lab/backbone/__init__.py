@@ -1,3 +1,5 @@
+"""Networks: noisy images, noise levels and labels -> outputs of the shape of the images."""
+
 from diffusion_lab.backbone.base import Backbone
 from diffusion_lab.backbone.block import (
     AdaLN,

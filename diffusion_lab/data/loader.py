@@ -82,9 +82,9 @@ class TensorLoader:
     `samples_seen` is called whenever an iteration starts. With `flip`, half of the images, chosen
     by seed and position, are mirrored left to right, or taken from `mirrored`. `chosen` (N,) are
     indices of the images to use; without it, all are used. Images are padded to `pad` pixels if
-    given. `on_device` says whether all images are
-    kept on `device`; "auto" keeps them there if a GPU has memory for them. With a `period`, the
-    stream has the images of its first `period` positions again and again.
+    given. `on_device` says whether all images are kept on `device`; "auto" keeps them there if a
+    GPU has memory for them. With a `period`, the stream has the images of its first `period`
+    positions again and again.
     """
 
     images: Tensor

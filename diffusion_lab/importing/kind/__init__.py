@@ -1,3 +1,5 @@
+"""Formats of published networks that can be imported, a class each."""
+
 from diffusion_lab.importing.kind.adm import ADMFiles
 from diffusion_lab.importing.kind.base import Imported, Kind
 from diffusion_lab.importing.kind.diffusers import DiffusersFolders

@@ -1,3 +1,5 @@
+"""Callbacks: what training does besides its steps, such as averages, checkpoints and grids."""
+
 from diffusion_lab.training.callbacks.checked import Checked
 from diffusion_lab.training.callbacks.checkpoint import Checkpoint
 from diffusion_lab.training.callbacks.collapse import Collapse
