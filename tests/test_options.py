@@ -16,7 +16,7 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("HuggingFace.image_column", "HuggingFace.label_column", "Guidance.weak_run"),
     "ClassifierGuidance.classifier",
     *("HubVAE.path", "HubVAE.sha256", "TrainedKL.run", "TrainedKL.sha256"),
-    *("TrainedVQ.run", "TrainedVQ.sha256", "Classifier.path", "DINOv2.model"),
+    *("Classifier.path", "DINOv2.model"),
     *("DINOv2.weights_path", "Inception.weights_path", "Inception.sha256"),
     *("WandB.project", "WandB.name", "WandB.group", "WandB.run_id", "WandB.tags"),
     *("MLflow.tracking_uri", "MLflow.experiment", "MLflow.name", "MLflow.group", "MLflow.run_id"),
