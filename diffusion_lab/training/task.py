@@ -166,9 +166,10 @@ def checked_parts(
 def check_other_steps(cfg: DictConfig, also_steps: list[int], pipeline: Generator | None) -> None:
     """Raises UserError if samples cannot be drawn in one of these numbers of steps."""
     if not isinstance(pipeline, Pipeline):
+        family = f"family={cfg.family}" if "family" in cfg else "an autoencoder"
         raise UserError(
             f"callbacks.evaluation.also_steps={also_steps} is for samplers with a choice of steps, "
-            f"and family={cfg.family} has none; leave it out"
+            f"and {family} has none; leave it out"
         )
     sampler = pipeline.sampler
     for steps in also_steps:
