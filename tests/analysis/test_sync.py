@@ -50,6 +50,7 @@ def no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_and_what_it_was_resumed_to_become_one_on_the_server(lab, tmp_path, monkeypatch):
     code, _, err = lab("train", *TINY, *QUICK, "run_dir=run", "logger.wandb.run_id=tiny")
     assert code == 0, err

@@ -128,6 +128,7 @@ def test_two_ranks_that_fail_say_what_one_process_does_once(
     assert sentence_of(first.err + second.err) == refusal(*WRONG[ranks])
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_alone_ends_the_other(lab, run_folder, tmp_path, impatient, monkeypatch):
     draw_all = OpenRun.draw_all
 

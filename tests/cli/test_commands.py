@@ -160,6 +160,7 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(refus
     assert "checkpoints/last.ckpt" in refusal("evaluate", "run=unopened", "against=run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     first_fast([["train", "--help"], ["--help"], ["train", "--cfg", "job"], ["trian"]]),

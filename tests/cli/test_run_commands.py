@@ -86,6 +86,7 @@ def test_a_sweep_gives_the_metrics_of_evaluate(lab, run_folder):
     assert {row["sampler"]: row["fid"] for row in rows}["heun"] == row["fid"]
 
 
+@pytest.mark.slow
 def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
     assert lab("train", *TINY, "backbone.width=16", "run_dir=weak")[0] == 0
     arguments = ["sample-sweep", "run=run", "steps=2", "batch_size=16", "json=true"]

@@ -63,6 +63,7 @@ def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_pat
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_seconds_end_a_run(lab, tmp_path):
     asked = [*(a for a in QUICK if a != "+debug=fast"), "data.validation_size=20"]
     asked.append("trainer.log_every_n_steps=1")

@@ -23,6 +23,7 @@ def sizes(cost, **backbone: int) -> Sizes:
     return Sizes(OmegaConf.create({"backbone": backbone}), "own", lambda cfg: cost(**cfg.backbone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "reference", "by"), PAIRS)
 def test_what_is_pasted_has_the_costs_that_were_said(lab, backbone, reference, by):
     common = (

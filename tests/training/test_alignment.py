@@ -171,6 +171,7 @@ NETWORKS = {
 ALIGNED_ALONE = [each for each in REPA if not each.startswith("backbone")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_fast(NETWORKS))
 def test_a_run_becomes_more_similar(lab, tmp_path, name):
     training = ["optimizer.lr=3e-3", "lr_schedule.warmup_images=0", "trainer.max_steps=30"]

@@ -41,6 +41,7 @@ def sampled(lab, *arguments) -> np.ndarray:
         return arrays["labels"]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_csv_is_sampled_and_resumed_from_its_folder(lab, refusal, tmp_path):
     labelled(tmp_path / "photos")
     data = ["data=image_folder", "data.source.path=photos", "data.source.label_file=labels.csv"]

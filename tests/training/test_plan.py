@@ -202,6 +202,7 @@ def test_latents_of_a_first_stage_that_is_not_here(planned):
     assert plan["disk"]["checkpoint"] == pytest.approx(16 * plan["parameters"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_to_write(lab):
     run = [*SMALL, "devices=2", "trainer.precision=32-true"]
     memory = json.loads(lab("plan", *run, "json=true")[1])["memory"]

@@ -44,6 +44,7 @@ def same(first: dict, second: dict) -> bool:
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_weights_have_unit_magnitude_after_steps_and_a_run_is_resumed_bit_for_bit(lab, tmp_path):
     train(lab, *QUICK, *EDM2, "run_dir=whole", "trainer.max_steps=6")
     train(lab, *QUICK, *EDM2, "run_dir=parts", "trainer.max_steps=3")

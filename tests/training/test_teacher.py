@@ -135,6 +135,7 @@ DISTILLED = [
 ]
 
 
+@pytest.mark.slow
 def test_a_distilled_model_resumes_exactly_and_reopens_without_its_teacher(lab, teacher, tmp_path):
     train(lab, *DISTILLED, "trainer.max_steps=2")
     train(lab, "resume=student", "trainer.max_steps=4")

@@ -18,6 +18,7 @@ def test_a_resumed_window_is_on_the_device_of_the_module():
     throughput = Throughput()
     # a checkpoint is read before the module is on its device
     saved = {"losses_since_the_last_row": torch.tensor([1.0, 2.0])}
+    saved["gradient_norms_since_the_last_row"] = torch.tensor([3.0])
     throughput.on_load_checkpoint(None, SimpleNamespace(device=torch.device("cpu")), saved)
     module = SimpleNamespace(
         device=torch.device("meta"), context=SimpleNamespace(clock=Clock(batch_size=1))

@@ -202,6 +202,7 @@ def test_a_value_at_which_training_diverges_loses(lab, monkeypatch):
     assert [each["chosen"] for each in found] == [{"optimizer.lr": 1e-3}] * 2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_goes_on_with_its_values_if_the_file_is_gone(lab, tuned):
     shutil.rmtree("outputs/mine/tuning")
     single = [a for a in STUDY if a != "-m" and not a.startswith(("backbone.depth", "seed="))]

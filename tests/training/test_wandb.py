@@ -172,6 +172,7 @@ def run_id(tmp_path: Path) -> str:
     return yaml.safe_load((tmp_path / "run/config.yaml").read_text())["logger"]["wandb"]["run_id"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_from_its_step(lab, tmp_path, run_folder):
     (first,) = (tmp_path / "run/wandb").glob("offline-run-*")
     code, _, err = lab("train", "resume=run", "trainer.max_steps=6", "callbacks.evaluation=null")
