@@ -305,6 +305,7 @@ def pair(lab, tmp_path, trained_once):
     return ["memorization", f"run={run}", f"control={control}", "output=report", "num_samples=12"]
 
 
+@pytest.mark.slow
 def test_the_command_reports_all_controls(lab, pair, tmp_path):
     code, out, err = lab(*pair, "control_images=10", "grain=[1,10]", "json=true")
     assert code == 0, err

@@ -163,7 +163,7 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(refus
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    first_fast([["train", "--help"], ["--help"], ["train", "--cfg", "job"], ["trian"]]),
+    [["train", "--help"], ["--help"], ["train", "--cfg", "job"], ["trian"]],
 )
 @pytest.mark.parametrize("unbuffered", first_fast(["", "1"]))
 def test_output_that_nobody_reads_ends_quietly(arguments, unbuffered):

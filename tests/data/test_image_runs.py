@@ -73,6 +73,7 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, refusal, tmp_path):
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
 
 
+@pytest.mark.slow
 def test_images_in_a_file_train_and_resume_bit_for_bit_as_in_memory(lab, tmp_path):
     photos(tmp_path)
     where = ["data=image_folder", "data.source.path=photos", "data.flip=true", "data.pad=8"]

@@ -137,6 +137,7 @@ def test_images_that_its_networks_cannot_take_are_refused():
         ReconstructionLoss(1, "l1", False, None, deep).check((1, 8, 8))
 
 
+@pytest.mark.slow
 def test_lpips_without_its_weights_says_what_to_write(monkeypatch):
     def offline(*arguments, **settings):
         raise OSError("no network")

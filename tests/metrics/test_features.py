@@ -7,7 +7,6 @@ import time
 
 import pytest
 import torch
-from helpers.pairs import first_fast
 from helpers.refusals import refused
 from torch import nn
 from torch.nn import functional
@@ -202,7 +201,8 @@ def inception_weights(tmp_path_factory):
     return path, hashlib.sha256(path.read_bytes()).hexdigest(), network
 
 
-@pytest.mark.parametrize("channels", first_fast([1, 3]))
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
 def test_inception_features_are_torch_fidelitys(inception_weights, channels):
     path, checksum, network = inception_weights
     extractor = Inception(str(path), checksum.upper())

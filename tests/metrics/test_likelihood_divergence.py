@@ -40,6 +40,7 @@ def test_a_fit_raises_the_likelihood_of_training_images():
     assert Mixture.fitted(FRESH, TRAINING, "").surprise(TRAINING) < before.surprise(TRAINING)
 
 
+@pytest.mark.slow
 def test_fresh_images_diverge_by_nothing_and_worse_samples_by_more():
     real = divergence(FRESH)
     assert abs(real) < 3

@@ -67,6 +67,7 @@ def measured(prepared, samples: torch.Tensor) -> dict[str, float]:
     return prepared.compute(prepared.metrics.observer(samples), torch.arange(len(samples)) % 4)
 
 
+@pytest.mark.slow
 def test_each_value_is_the_textbook_distance_of_its_own_features(prepared):
     prepared, data, classifier = prepared
     classifier.load("cpu")

@@ -163,6 +163,7 @@ def test_speed_and_memory_are_measured(lab):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_profiled_without_its_weights(lab, run_folder):
     shutil.rmtree(run_folder / "checkpoints")
     result = profiled(lab, "run=run", *META)

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.pairs import first_fast
 from helpers.paths import CONF
 from helpers.refusals import refused
 from helpers.small_networks import small_dit
@@ -172,7 +171,7 @@ ALIGNED_ALONE = [each for each in REPA if not each.startswith("backbone")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first_fast(NETWORKS))
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_run_becomes_more_similar(lab, tmp_path, name):
     training = ["optimizer.lr=3e-3", "lr_schedule.warmup_images=0", "trainer.max_steps=30"]
     code, _, err = lab("train", *ALIGNED_ALONE, *NETWORKS[name], *training, "run_dir=run")

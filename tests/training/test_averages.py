@@ -35,6 +35,7 @@ def denoiser(state):
     return {k.removeprefix("denoiser."): v for k, v in state.items() if k.startswith("denoiser.")}
 
 
+@pytest.mark.slow
 def test_two_averages_are_those_of_two_runs(trained_once):
     both = checkpoint_of(trained_once("train", *TWO))
     short, long = (

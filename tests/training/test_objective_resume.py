@@ -25,6 +25,7 @@ def checkpoint_of(folder):
     return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_resuming_restores_the_history_and_the_uncertainty_exactly(lab, tmp_path):
     common = [*TINY, *LEARNING]
     for folder, steps in (("whole", 5), ("parts", 3)):

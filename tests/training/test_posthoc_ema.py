@@ -211,6 +211,7 @@ def weights_of(folder):
     return safetensors.torch.load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_an_average_can_be_chosen_by_commands(lab, refusal, tmp_path, averaged):
     assert averaged["step"] == 64
     assert [made["average"] for made in averaged["averages"]] == ["0.05", "0.02"]
