@@ -154,7 +154,7 @@ study-families: IN_LATENTS = backbone=unet backbone.channels=48 backbone.multipl
 study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregressive model, a GAN and a VAE in equal time
 	$(call train_stage,kl)
 	$(call train_stage,vq)
-	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 $(if $(TIME),budget.seconds=$(TIME)))
+	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 backbone.stage.head_channels=null $(if $(TIME),budget.seconds=$(TIME)))
 	$(call train_study,families,$(STUDY),$(DENOISE) $(IN_LATENTS) $(AFTER))
 	$(call train_study,families,$(STUDY),family=autoregressive backbone=code_transformer optimizer=muon \
 		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq $(AFTER))
