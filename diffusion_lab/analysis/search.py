@@ -9,19 +9,16 @@ from diffusion_lab.runs.checkpoints import LAST
 from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY
 from diffusion_lab.runs.lock import FILE as LOCK
 
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has a configuration, and something that a run leaves."""
-    left = (folder / name for name in (SUMMARY, METRICS, LAST, LOCK))
-    return (folder / CONFIG).is_file() and any(path.exists() for path in left)
+LEFT = (SUMMARY, METRICS, LAST, LOCK)  # what a run may leave beside its configuration
 
 
-def walk(path: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Yields the folders at and below a path, each once, with the names of its folders and files.
+def walk(path: Path) -> Iterator[tuple[Path, bool, list[str], list[str]]]:
+    """Yields the folders at and below a path, each once, and the names of its folders and files.
 
-    Symbolic links are followed; hidden folders and those inside a run are left out. As in
-    `os.walk`, the folders that the caller removes from the list are not visited. Raises UserError
-    if the path is not a folder.
+    Before the names it says whether the folder is a run's: if it has a configuration, and something
+    that a run leaves. Symbolic links are followed; hidden folders and those inside a run are left
+    out. As in `os.walk`, the folders that the caller removes from the list are not visited. Raises
+    UserError if the path is not a folder.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give run folders, or folders that contain some")
@@ -32,7 +29,8 @@ def walk(path: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             folders.clear()
             continue
         seen.add(folder.resolve())
+        is_run = CONFIG in files and any((folder / name).exists() for name in LEFT)
         # nothing inside a run, such as W&B's files, is another run
-        inside = [] if is_run(folder) else [each for each in folders if not each.startswith(".")]
+        inside = [] if is_run else [each for each in folders if not each.startswith(".")]
         folders[:] = sorted(inside)
-        yield folder, folders, files
+        yield folder, is_run, folders, files

@@ -18,13 +18,7 @@ from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import Range
 from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.data.rows import LabelledRows
-from diffusion_lab.data.source.drawn_images import (
-    ARRAYS,
-    array_in,
-    images_in,
-    images_name,
-    opened_npz,
-)
+from diffusion_lab.data.source.drawn_images import ARRAYS, array_in, images_in, opened_npz
 from diffusion_lab.metrics.distances import Moments, covariance_root
 from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet
@@ -183,8 +177,7 @@ class FileReference(Reference):
             return torch.empty(0, *shape, dtype=torch.uint8)
         if "images" not in vars(self):
             with opened_npz(self.path, self._where) as file:
-                name = images_name(file, self._where)
-                vars(self)["images"] = images_in(file, name, self._where, shape)
+                vars(self)["images"] = images_in(file, self._where, shape)
         return vars(self)["images"]
 
 

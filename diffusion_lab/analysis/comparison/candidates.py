@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.analysis.search import is_run, walk
+from diffusion_lab.analysis.search import walk
 from diffusion_lab.build.config_keys import CLASS, FRACTION, Means, Settings, flat, means
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
@@ -135,9 +135,9 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _search(path: Path) -> Iterator[Path]:
-    for folder, folders, _ in walk(path):
+    for folder, is_run, folders, _ in walk(path):
         folders[:] = [each for each in folders if not (folder / each / FOUND).is_file()]
-        if is_run(folder):
+        if is_run:
             yield folder
 
 

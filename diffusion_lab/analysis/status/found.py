@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from diffusion_lab.analysis.search import is_run, walk
+from diffusion_lab.analysis.search import walk
 from diffusion_lab.runs import sweep_record
 from diffusion_lab.runs.sweep_record import FAILED, Record
 
@@ -66,8 +66,8 @@ def find(paths: Iterable[Path]) -> Found:
     roots = [path.resolve() for path in paths]
     for path in paths:
         records = list((path.parent / sweep_record.FOLDER).glob("*.json"))  # if it is a run's
-        for folder, _, files in walk(path):
-            if is_run(folder):
+        for folder, is_run, _, files in walk(path):
+            if is_run:
                 runs.setdefault(folder.resolve(), folder)
             elif folder.name == sweep_record.FOLDER:
                 records += folder.glob("*.json")

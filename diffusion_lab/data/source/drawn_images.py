@@ -35,9 +35,7 @@ def read_drawn(path: str, shape: Shape, classes: Sequence[str]) -> tuple[Tensor,
     where, place = f"images={path}", Path(path)
     if place.suffix == ".npz":
         with opened_npz(place, where) as file:
-            name = images_name(file, where)
-            images = images_in(file, name, where, shape)
-            labels = labels_in(file, ARRAYS[name], where, classes)
+            images, labels = images_in(file, where, shape), labels_in(file, where, classes)
     elif place.is_dir() or place.suffix == ".zip":
         files, labels = _listed(place, where, classes)
         images = _decoded(files, where, shape)
@@ -82,8 +80,9 @@ def images_name(file: np.lib.npyio.NpzFile, where: str) -> str:
     return name
 
 
-def images_in(file: np.lib.npyio.NpzFile, name: str, where: str, shape: Shape) -> Tensor:
+def images_in(file: np.lib.npyio.NpzFile, where: str, shape: Shape) -> Tensor:
     """The images in an .npz, uint8 (n, *shape); raises DataError, also for another shape."""
+    name = images_name(file, where)
     pixels, (channels, height, width) = array_in(file, name, where), shape
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (height, width, channels):
         raise DataError(
@@ -93,10 +92,9 @@ def images_in(file: np.lib.npyio.NpzFile, name: str, where: str, shape: Shape) -
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def labels_in(
-    file: np.lib.npyio.NpzFile, name: str, where: str, classes: Sequence[str]
-) -> Tensor | None:
-    """The labels in an .npz, int64 (n,); None without any. Raises DataError for wrong ones."""
+def labels_in(file: np.lib.npyio.NpzFile, where: str, classes: Sequence[str]) -> Tensor | None:
+    """The labels of the images in an .npz, int64 (n,); None without any. May raise DataError."""
+    name = ARRAYS[images_name(file, where)]
     if name not in file.files or not classes:
         return None
     labels, known = array_in(file, name, where), range(len(classes))

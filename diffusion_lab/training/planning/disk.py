@@ -27,11 +27,11 @@ class Disk:
 def disk_of(run: RunElsewhere, steps: int) -> Disk:
     """The disk that a run of `steps` steps takes."""
     task, module = run.task, run.task.module
-    each, saving = checkpoint_bytes(task), task.callback(Checkpoint)
+    each = checkpoint_bytes(task)
     return Disk(
         checkpoint=each,
         checkpoints=checkpoints_at_once(task, steps) * each,
-        kept=kept_steps(saving, steps) if saving else 0,
+        kept=kept_steps(task, steps),
         snapshots=snapshot_bytes(task),
         latents=run.stored_bytes if module.first_stage.cache else 0,
         features=features_bytes(task.metrics, run.cfg.num_images) if task.metrics else 0,
@@ -46,8 +46,7 @@ def checkpoint_bytes(task: DiffusionTask) -> int:
 
 def checkpoints_at_once(task: DiffusionTask, steps: int) -> int:
     """The most checkpoints that are on disk at once in a run of `steps` steps."""
-    saving = task.callback(Checkpoint)
-    return IN_PLACE + kept_steps(saving, steps) if saving else 0
+    return IN_PLACE + kept_steps(task, steps) if task.callback(Checkpoint) else 0
 
 
 def snapshot_bytes(task: DiffusionTask) -> int:
@@ -57,8 +56,11 @@ def snapshot_bytes(task: DiffusionTask) -> int:
     return posthoc.bytes_of(parameters) if posthoc else 0
 
 
-def kept_steps(saving: Checkpoint, steps: int) -> int:
+def kept_steps(task: DiffusionTask, steps: int) -> int:
     """The number of checkpoints of single steps that a run keeps beside the last."""
+    saving = task.callback(Checkpoint)
+    if saving is None:
+        return 0
     every = saving.keep_every_n_steps
     return ((steps - 1) // every if every else 0) + (saving.top_k if saving.best else 0)
 
