@@ -1,4 +1,4 @@
-"""The tables of results in README.md files, made from published folders.
+"""The tables of results in README.md files, made from published folders and CSV files.
 
     python experiments/tables.py           # rewrites the tables
     python experiments/tables.py --check   # exits 1, and names each table that would change
@@ -11,9 +11,15 @@ A table stands between two comments, in any README.md below this folder:
 `published` is a folder that `diffusion-lab publish` wrote, relative to the README. Columns are
 named as in the comparison's table.csv, rows by composition; without them all are shown. Names with
 blanks need quotes: rows="DiT · width=64,UNet". Numbers in prose are not checked.
+
+    <!-- table samplings.csv by=network,steps columns=calls,fid where=sweep=steps -->
+
+A CSV file, such as one of experiments/sampled.py, has a row for each seed. A row of the table has
+the mean over all rows with equal values of `by`; `where` chooses rows by the value of one column.
 """
 
 import argparse
+import csv
 import re
 import shlex
 import sys
@@ -21,24 +27,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.analysis.comparison.comparing import collect
-from diffusion_lab.analysis.comparison.table import FID_STD, SAMPLES_NOTE, CompositionTable
-from diffusion_lab.common.formats import markdown_table
+from diffusion_lab.analysis.comparison.table import (
+    FID_STD,
+    INTERVAL_NOTE,
+    SAMPLES_NOTE,
+    Column,
+    CompositionTable,
+    column_of,
+)
+from diffusion_lab.common.formats import markdown_table, plain
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.metrics.metric import REAL
+from diffusion_lab.metrics.quantities import quantity_of
 
 HERE = Path(__file__).parent
 HEAD = 2  # columns before those of the comparison: composition and seeds
 OPENS, CLOSES = "<!-- table ", "<!-- end of table -->"
 BLOCK = re.compile(rf"^{OPENS}(.+?) -->\n(.*?)^{CLOSES}$", re.MULTILINE | re.DOTALL)
-OPTIONS = ("columns", "rows")
+OF_FOLDERS, OF_FILES = ("columns", "rows"), ("by", "columns", "where")
 
 
 def table_of(readme: Path, words: str) -> str:
     """The table that the words of a block ask for; raises UserError for wrong ones."""
-    folder, *given = shlex.split(words)
+    name, *given = shlex.split(words)
+    source = readme.parent / name
+    known, make = (OF_FILES, of_file) if source.suffix == ".csv" else (OF_FOLDERS, of_folder)
     options = dict(each.partition("=")[::2] for each in given)
-    if unknown := sorted(options.keys() - set(OPTIONS)):
-        raise UserError(f"{unknown[0]} is not known in a table; use {' or '.join(OPTIONS)}")
-    found = collect([readme.parent / folder])
+    if unknown := sorted(options.keys() - set(known)):
+        raise UserError(f"{unknown[0]} is not known in this table; use {' or '.join(known)}")
+    return make(source, options)
+
+
+def of_folder(folder: Path, options: dict[str, str]) -> str:
+    """The table of a published folder."""
+    found = collect([folder])
     table = CompositionTable(found.groups, found.names)
     kinds = [column.kind for column in table.columns]
     shown = chosen("columns", options, kinds)
@@ -47,8 +69,55 @@ def table_of(readme: Path, words: str) -> str:
     by_name = {line[0]: [line[place] for place in places] for line in body}
     lines = [by_name[name] for name in chosen("rows", options, list(by_name))]
     notes = [note for note in table.notes if note != SAMPLES_NOTE or FID_STD.kind in shown]
-    text = markdown_table([head[place] for place in places], lines)
-    return "\n".join([text, *notes, ""]) if notes else text
+    return with_notes(markdown_table([head[place] for place in places], lines), notes)
+
+
+def with_notes(table: str, notes: Sequence[str]) -> str:
+    return "\n".join([table, *notes, ""]) if notes else table
+
+
+def of_file(path: Path, options: dict[str, str]) -> str:
+    """The table of a CSV file with a row for each seed."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if "where" in options:
+        name, _, value = options["where"].partition("=")
+        rows = [row for row in rows if row.get(name) == value]
+    if not rows:
+        raise UserError(f"where={options.get('where')} chooses no row of {path.name}")
+    if missing := [option for option in ("by", "columns") if option not in options]:
+        raise UserError(f"write {missing[0]}= and some of {', '.join(rows[0])}")
+    by, kinds = (chosen(option, options, list(rows[0])) for option in ("by", "columns"))
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    columns = [
+        column_of(quantity) if (quantity := quantity_of(kind)) else Column(kind, kind, "", plain)
+        for kind in kinds
+    ]
+
+    def cells(own: list[dict[str, str]], after: str = "") -> list[str]:
+        pairs = zip(columns, kinds, strict=True)
+        return [str(column.of(numbers(own, kind + after))) for column, kind in pairs]
+
+    lines = [[*key, str(len(own)), *cells(own)] for key, own in groups.items()]
+    if any(kind + REAL in rows[0] for kind in kinds):
+        real = zip(columns, cells(rows[:1], REAL), strict=True)
+        shown = [cell if column.judges else "" for column, cell in real]
+        lines.append(["real images", *[""] * len(by), *shown])
+    head = [*by, "seeds", *(column.title for column in columns)]
+    several = any(len(own) > 1 for own in groups.values())
+    return with_notes(markdown_table(head, lines), [INTERVAL_NOTE] * several)
+
+
+def numbers(rows: Sequence[dict[str, str]], name: str) -> list[float]:
+    """The values of a column where it has one; raises UserError for words."""
+    try:
+        return [float(row[name]) for row in rows if row.get(name)]
+    except ValueError as error:
+        raise UserError(f"columns={name} are not numbers ({error}); use it in by=") from None
 
 
 def chosen(option: str, options: dict[str, str], known: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from helpers.fake_runs import UNET, fake_group
 from helpers.paths import ROOT
 from helpers.refusals import assert_names
 
+from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.analysis.publishing import publish
 
 tables = runpy.run_path(str(ROOT / "experiments/tables.py"))["main"]
@@ -85,6 +86,7 @@ def test_columns_and_rows_are_chosen_in_their_order(readme):
     ("block", "named"),
     [
         ("<!-- table nowhere -->", "nowhere"),
+        ("<!-- table nowhere.csv -->", "nowhere.csv"),
         ("<!-- table published columns=fid,fod -->", "columns=fod"),
         ("<!-- table published rows=Mamba -->", "rows=Mamba"),
         ("<!-- table published colour=red -->", "colour"),
@@ -103,6 +105,56 @@ def test_a_table_without_an_end_is_refused(readme, capsys):
     readme.write_text("<!-- table published -->\n| a |\n")
     assert run(readme, "--check") == 1
     assert_names(capsys.readouterr().err, "question/README.md", END)
+
+
+ROWS = """network,seed,sweep,steps,calls,fid,accuracy,fid_real
+UNet,0,steps,10,10.0,100.0,0.75,50.0
+UNet,0,steps,20,20.0,90.0,0.85,50.0
+UNet,1,steps,10,10.0,110.0,0.8,50.0
+UNet,1,steps,20,20.0,92.0,,50.0
+DiT,0,steps,10,10.0,200.5,0.5,50.0
+DiT,0,guidance,10,20.0,150.0,0.9,50.0
+"""
+
+
+def test_a_table_of_rows_has_means_over_seeds(readme):
+    (readme.parent / "rows.csv").write_text(ROWS)
+    block = "<!-- table rows.csv by=network,steps columns=calls,fid,accuracy where=sweep=steps -->"
+    write(readme, block, "<!-- table rows.csv by=sweep columns=calls where=network=DiT -->")
+    assert run(readme) == 0
+    # Student's t of one degree of freedom, 12.706, by half of the difference
+    assert lines(readme) == [
+        "| network | steps | seeds | calls | FID | Accuracy |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| UNet | 10 | 2 | 10 | 105.0 ± 63.5 | 77.5 ± 31.8 % |",
+        "| UNet | 20 | 2 | 20 | 91.0 ± 12.7 | 85.0 % |",
+        "| DiT | 10 | 1 | 10 | 200.5 | 50.0 % |",
+        f"| real images |  |  |  | 50 | {NONE} |",
+        "| sweep | seeds | calls |",
+        "| --- | ---: | ---: |",
+        "| steps | 1 | 10 |",
+        "| guidance | 1 | 20 |",
+    ]
+    assert run(readme, "--check") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("by=network", "columns="),
+        ("columns=fid", "by="),
+        ("by=net columns=fid", "by=net"),
+        ("by=network columns=fod", "columns=fod"),
+        ("by=network columns=sweep", "columns=sweep"),
+        ("by=network columns=fid where=sweep=ancestral", "where=sweep=ancestral"),
+        ("by=network columns=fid rows=UNet", "rows"),
+    ],
+)
+def test_a_table_of_rows_that_cannot_be_made_is_named(readme, capsys, options, named):
+    (readme.parent / "rows.csv").write_text(ROWS)
+    write(readme, f"<!-- table rows.csv {options} -->")
+    assert run(readme) == 1
+    assert_names(capsys.readouterr().err, "question/README.md", named)
 
 
 def test_a_changed_record_is_found(readme, capsys):

@@ -1,12 +1,13 @@
 """The table with a row per composition, for people (Markdown, LaTeX) and programs (CSV)."""
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.analysis.comparison.groups import Group, real_value, runs_of
+from diffusion_lab.analysis.comparison.groups import Group, half_width, real_value, runs_of
 from diffusion_lab.analysis.comparison.measurements import tabled
 from diffusion_lab.common import formats
 from diffusion_lab.metrics import Quantity
@@ -50,12 +51,17 @@ class Column:
 
     def mean(self, group: Group) -> Cell:
         """The cell of a group's mean; a metric has ± over several seeds."""
-        if not group.values(self.kind):
+        return self.of(group.values(self.kind))
+
+    def of(self, values: Sequence[float]) -> Cell:
+        """The cell of the mean of values, one of each seed; a metric has ± over several."""
+        if not values:
             return Cell(None, NONE)
-        mean, width = group.mean(self.kind), group.half_width(self.kind)
-        if self.judges and width is not None:
-            main, spread = formats.with_spread(self.scale * mean, self.scale * width)
-            return Cell(self.scale * mean, main, spread + " %" * (self.scale == 100))
+        mean = statistics.mean(values)
+        if self.judges and len(values) > 1:
+            numbers = self.scale * mean, self.scale * half_width(values)
+            main, spread = formats.with_spread(*numbers)
+            return Cell(numbers[0], main, spread + " %" * (self.scale == 100))
         return self.cell(mean)
 
     def real(self, groups: Sequence[Group]) -> Cell:
