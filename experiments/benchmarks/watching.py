@@ -7,17 +7,20 @@ Each argument is a recipe: overrides of `diffusion-lab train`. A batch has two m
 that the gradient noise scale is known. Steps take turns: plain, with the loss by noise level (in a
 row), with the statistics of the step, and with the noise scale, too. Prints for each the median
 CPU time of a step, and its ratio to the plain step of the same round, with the range over rounds;
-and the time of the callback for the loss by level alone, which is below what the ratios can show.
+the time of the callback for the loss by level alone, which is below what the ratios can show; and
+that of a strip of denoising, drawn after the last step, as a share of the steps between two strips.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.build.configuration import conf_dir
@@ -34,6 +37,7 @@ from diffusion_lab.training.logger import JSONLines
 from diffusion_lab.training.trainer import build_trainer, quiet_lightning
 
 WARM_UP = 2  # rounds
+STRIPS = 3  # drawn
 TURNS = ("plain", "loss by level", "statistics", "statistics and noise scale")
 
 
@@ -81,8 +85,18 @@ class End(Callback):
             self.turns.seconds[turn].append(time.process_time() - self.turns.begin)
 
 
-def timed(words: list[str], rounds: int, folder: Path) -> tuple[dict[str, list[float]], float]:
-    """The seconds of CPU time of each step of a recipe by what it did, and of a step's callback."""
+@dataclass
+class Times:
+    """Seconds of CPU time."""
+
+    steps: dict[str, list[float]]  # of each step of a recipe, by what it did
+    levels: float  # of the callback for the loss by level in a step
+    strip: float  # of a strip of denoising
+    apart: int  # steps between two strips
+
+
+def timed(words: list[str], rounds: int, folder: Path) -> Times:
+    """Trains a recipe in turns; returns what took how long."""
     steps = (WARM_UP + rounds) * len(TURNS)
     fixed = ["name=watching", "tuning=none", "data.validation_size=0", "trainer.max_time=null"]
     fixed += [f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1"]
@@ -98,12 +112,21 @@ def timed(words: list[str], rounds: int, folder: Path) -> tuple[dict[str, list[f
     trainer.limit_val_batches = 0
     clock = Clock(cfg.batch_size)
     rows = JSONLines(folder / "metrics.jsonl", clock)
-    task.module.context = RunContext(folder, clock, PeakMemory(torch.device("cpu")), rows)
+    memory = PeakMemory(torch.device("cpu"))
+    task.module.context = RunContext(folder, clock, memory, rows, pipeline=task.pipeline)
     trainer.loggers = [rows]
+    strip = instantiate(cfg.callbacks.denoising)
     with quiet_lightning():
         trainer.fit(task.module, datamodule=task.datamodule)
-    alone = layout.accumulate * statistics.mean(levels.seconds[WARM_UP:])
-    return {turn: seconds[WARM_UP:] for turn, seconds in turns.seconds.items()}, alone
+    begin = time.process_time()
+    for _ in range(STRIPS):
+        strip.draw(trainer)
+    return Times(
+        {turn: seconds[WARM_UP:] for turn, seconds in turns.seconds.items()},
+        layout.accumulate * statistics.mean(levels.seconds[WARM_UP:]),
+        (time.process_time() - begin) / STRIPS,
+        strip.every_n_steps,
+    )
 
 
 def main() -> None:
@@ -116,10 +139,15 @@ def main() -> None:
     lines = []
     for recipe in chosen.recipes:
         with tempfile.TemporaryDirectory() as folder:
-            found, alone = timed(recipe.split(), chosen.rounds, Path(folder))
-        print(f"{recipe}: {1000 * alone:.2f} ms for the loss by level and a row of it")
-        for turn, seconds in found.items():
-            pairs = zip(seconds, found["plain"], strict=True)
+            found = timed(recipe.split(), chosen.rounds, Path(folder))
+        print(f"{recipe}: {1000 * found.levels:.2f} ms for the loss by level and a row of it")
+        between = found.apart * statistics.median(found.steps["plain"])
+        print(
+            f"a strip of denoising: {found.strip:.2f} s, one in {found.apart} steps, "
+            f"which are {found.strip / between:.2%} of their time"
+        )
+        for turn, seconds in found.steps.items():
+            pairs = zip(seconds, found.steps["plain"], strict=True)
             ratios = sorted(own / plain for own, plain in pairs)
             lines.append(
                 [
