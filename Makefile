@@ -79,6 +79,10 @@ $(CLASSIFIER): | setup
 define train_study
 $(SWEEP) +study=$(1) study_name=$(2) $(3) $(ARGS)
 endef
+# the runs $(1) in several ways; the name of the sweep and its overrides follow
+define sweep_each
+ls -d $(1) | $(EACH) -I{} experiments/sweep.sh $(LAB) {}
+endef
 define compare_study
 $(LAB) compare outputs/$(1) output=outputs/$(1)/comparison
 endef
@@ -93,9 +97,12 @@ study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2
 	$(call compare_study,$(IN_TIME))
 
 study-write-up: STUDY = $(or $(NAME),write_up)
+study-write-up: DRAWN = guidance.clip=1 metrics.reference_size=10_000 metrics.num_samples=$(or $(SAMPLES),500)
 study-write-up: setup $(CLASSIFIER)  ## a U-Net and a DiT as DDPMs: steps of DDIM, ancestral sampling, guidance: IMAGES=200_000 SAMPLES=500
 	$(call train_study,write_up,$(STUDY),$(BUDGET))
-	ls -d outputs/$(STUDY)/*_seed-* | $(EACH) -n 1 experiments/write_up/samplings.sh $(LAB) $(or $(SAMPLES),500)
+	$(call sweep_each,outputs/$(STUDY)/*_seed-*) steps $(DRAWN) sampler=ddim steps=10,20,50,100,250
+	$(call sweep_each,outputs/$(STUDY)/*_seed-*) guidance $(DRAWN) sampler=ddim steps=50 guidance.scale=1,1.5,2,3
+	$(call sweep_each,outputs/$(STUDY)/*_seed-*) ancestral $(DRAWN) sampler=ddpm steps=1000
 	$(call compare_study,$(STUDY))
 
 study-cifar10-small: STUDY = $(or $(NAME),cifar10_small)
@@ -201,13 +208,16 @@ one-model: setup
 	$(if $(filter $(ONE),$(MODEL)),$(TRAIN) experiment=quickstart study_name=one_model run_dir=$(ONE) \
 		guidance=none budget=images budget.images=192_000)
 
-study-samplers: one-model  ## one model, every sampler at 5 to 50 steps: MODEL=outputs/... for one of yours
-	$(LAB) sample-sweep $(ELSEWHERE) run=$(MODEL) output=outputs/$(or $(NAME),samplers) guidance=none steps=5,10,20,50 \
+study-samplers: one-model  ## eleven samplers at 5 to 50 steps, and six on three grids: MODEL="outputs/... outputs/..." for some of yours
+	$(call sweep_each,$(MODEL)) $(or $(NAME),samplers) guidance=none steps=5,10,20,50 \
 		sampler=ddim,ddpm,euler,heun,dpm_solver,dpm_solver_3m,sde_dpm_solver,unipc,ipndm,reverse_sde,predictor_corrector $(ARGS)
+	$(call sweep_each,$(MODEL)) $(or $(NAME),samplers)_grids guidance=none steps=5,10,20 \
+		sampler=ddim,ddpm,heun,dpm_solver,sde_dpm_solver,unipc \
+		sampler/time_grid=uniform,karras,uniform_logsnr sampler.time_grid.sigma_min=0.002,0.1 $(ARGS)
 
 # a model of yours may be of other data: ARGS="metrics.classifier=..." names its classifier
-study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## one model: FID and conditional accuracy against the scale of guidance
-	$(LAB) sample-sweep $(ELSEWHERE) run=$(MODEL) output=outputs/$(or $(NAME),guidance) guidance=classifier_free steps=10,20 \
+study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## FID and conditional accuracy against the scale of guidance: MODEL="outputs/... outputs/..."
+	$(call sweep_each,$(MODEL)) $(or $(NAME),guidance) guidance=classifier_free steps=10,20 \
 		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
 		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
 

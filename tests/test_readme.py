@@ -28,9 +28,9 @@ def test_every_command_composes(line):
     check_composes(line)
 
 
-SIZED = {"unet-vs-dit": 4, "low-data": 2, "samplers": 2, "guidance": 2}  # commands of each study
+SIZED = {"unet-vs-dit": 4, "low-data": 2, "samplers": 3, "guidance": 2}  # commands of each study
 ONE_SIZE = {
-    "write-up": 2,
+    "write-up": 5,
     "cifar10-small": 2,
     "scaling": 2,
     "conditioning": 2,
@@ -48,6 +48,8 @@ ONE_SIZE = {
 def test_every_command_of_a_study_composes(study, commands, size):
     make = ["make", "-n", "-o", "setup", f"study-{study}", f"SIZE={size}", "IMAGES=640", "TIME=5"]
     printed = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    script = re.compile(r"experiments/sweep\.sh \S+/diffusion-lab {} (\S+)")
+    printed = script.sub(r"diffusion-lab sample-sweep run=RUN output=RUN/sweeps/\1", printed)
     lines = re.findall(r"diffusion-lab [a-z][^\n'|]+", printed.replace("\\\n", " "))
     lines = [line for line in lines if "train-extractor" not in line]
     assert len(lines) == commands
@@ -67,11 +69,16 @@ def test_a_launcher_gets_all_work_of_a_target_but_the_comparison(target):
         assert "hydra/launcher=slurm" in command or " compare " in command, command
 
 
-@pytest.mark.parametrize("script", ["write_up/samplings.sh", "low_data/copies.sh"])
-def test_the_scripts_of_studies_pass_the_launcher_on(script, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "arguments"), [("sweep.sh", "{} steps steps=1"), ("low_data/copies.sh", "10 {}")]
+)
+def test_the_scripts_of_studies_pass_the_launcher_on(script, arguments, monkeypatch, tmp_path):
+    run = tmp_path / "fraction-1.0_seed-3"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 3\n")
     for launcher in ("slurm", ""):
         monkeypatch.setenv("LAUNCHER", launcher)
-        called = [ROOT / "experiments" / script, "echo", "10", tmp_path / "fraction-1.0_seed-3"]
+        called = [ROOT / "experiments" / script, "echo", *arguments.format(run).split()]
         lines = subprocess.run(called, capture_output=True, text=True, check=True).stdout
         assert lines
         for line in lines.splitlines():
