@@ -106,7 +106,7 @@ study-write-up: setup $(CLASSIFIER)  ## a U-Net and a DiT as DDPMs: steps of DDI
 	$(call compare_study,$(STUDY))
 
 study-cifar10-small: STUDY = $(or $(NAME),cifar10_small)
-study-cifar10-small: setup  ## U-Net, DiT and Mamba-2 on CIFAR-10 in JPEG pixels, on two cores: IMAGES=250_000
+study-cifar10-small: setup  ## U-Net, DiT and Mamba-2 on CIFAR-10 in JPEG pixels, on two cores: IMAGES=160_000
 	$(call train_study,cifar10_small,$(STUDY),$(BUDGET))
 	$(call compare_study,$(STUDY))
 
@@ -122,9 +122,13 @@ study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2 on
 	$(call compare_study,$(STUDY))
 
 study-conditioning: STUDY = $(or $(NAME),conditioning)
-study-conditioning: setup $(CLASSIFIER)  ## four conditionings of DiT and Mamba-2 at equal parameters: IMAGES=120_000
+# S6 takes too long on a CPU to be tuned, or for more than a seed
+study-conditioning: TRY_OUT = backbone=mamba seed=0 protocol=null tuning=none optimizer.lr=0.008
+study-conditioning: setup $(CLASSIFIER)  ## four conditionings of DiT and Mamba-2 at equal parameters, and of Mamba as a try-out: IMAGES=80_000
 	$(call train_study,conditioning,$(STUDY),$(BUDGET))
+	$(call train_study,conditioning,$(STUDY)_mamba,$(BUDGET) $(TRY_OUT))
 	$(call compare_study,$(STUDY))
+	$(call compare_study,$(STUDY)_mamba)
 
 # Muon's images are those of AdamW over the ratio of their steps (experiments/optimizers)
 study-optimizers: STUDY = $(or $(NAME),optimizers)
@@ -139,8 +143,8 @@ study-latent: STUDY = $(or $(NAME),latent)
 study-latent: STAGE = outputs/$(STUDY)_stages/kl
 study-latent: IN_LATENTS = first_stage=kl first_stage.run=$(STAGE) backbone.multipliers=[1,2] backbone.attention=[1]
 study-latent: IN_SECONDS = $(if $(TIME),budget.seconds=$(TIME))
-study-latent: STAGE_SECONDS = $(or $(firstword $(subst $(comma), ,$(TIME))),400)
-study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the time of the first stage counted: TIME=400,800
+study-latent: STAGE_SECONDS = $(or $(firstword $(subst $(comma), ,$(TIME))),300)
+study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the time of the first stage counted: TIME=300,600
 	$(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/kl reconstruction=perceptual_adversarial \
 		study_name=$(STUDY)_stages run_dir=$(STAGE) trainer.max_time=00:00:00:$(STAGE_SECONDS)
 	$(call train_study,latent,$(STUDY),$(IN_SECONDS))

@@ -33,7 +33,7 @@ ONE_SIZE = {
     "write-up": 5,
     "cifar10-small": 2,
     "scaling": 2,
-    "conditioning": 2,
+    "conditioning": 4,
     "latent": 4,
     "families": 8,
     "few-steps": 9,
