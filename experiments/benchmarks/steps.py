@@ -1,13 +1,13 @@
 """How many images do two recipes train on in the same time? Their steps, timed in turns.
 
     python experiments/benchmarks/steps.py "optimizer=adamw" "optimizer=muon"
-        [--rounds 15] [--threads 1] [--sweep "experiment=quickstart"]
+        [--rounds 15] [--threads 1] [--sweep "experiment=quickstart"] [--calls]
 
 Each argument is a recipe: overrides of `diffusion-lab train`, behind those of --sweep. Its network
 is sized by its budget, and its step is forward, backward and optimiser, without clipping and
-averaging. Prints, for each recipe, the median seconds per image and their ratio to the first
-recipe's in the same round, with its range over the rounds. So the images that a recipe gets in
-equal time do not depend on how busy the machine is.
+averaging; with --calls it is a network call, as in sampling. Prints, for each recipe, the median
+seconds per image and their ratio to the first recipe's in the same round, with its range over the
+rounds. So the images that a recipe gets in equal time do not depend on how busy the machine is.
 """
 
 import argparse
@@ -44,10 +44,11 @@ def bench_of(words: list[str]) -> Bench:
     return Bench(cfg, ImageFacts(data.image_shape, data.num_classes), device, precision)
 
 
-def seconds_per_image(bench: Bench) -> float:
+def seconds_per_image(bench: Bench, calls: bool) -> float:
+    step = bench.call if calls else bench.train
     begin = time.perf_counter()
     for _ in range(STEPS):
-        bench.train()
+        step()
     return (time.perf_counter() - begin) / (STEPS * len(bench.images))
 
 
@@ -57,13 +58,16 @@ def main() -> None:
     parser.add_argument("--sweep", default="", help="overrides of all recipes")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--calls", action="store_true", help="time network calls, not steps")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     benches = [bench_of([*chosen.sweep.split(), *recipe.split()]) for recipe in chosen.recipes]
     for bench in benches:
         for _ in range(WARM_UP):
-            bench.train()
-    rounds = [[seconds_per_image(bench) for bench in benches] for _ in range(chosen.rounds)]
+            seconds_per_image(bench, chosen.calls)
+    rounds = [
+        [seconds_per_image(bench, chosen.calls) for bench in benches] for _ in range(chosen.rounds)
+    ]
     lines = []
     for recipe, times in zip(chosen.recipes, zip(*rounds, strict=True), strict=True):
         ratios = sorted(own / first[0] for own, first in zip(times, rounds, strict=True))
