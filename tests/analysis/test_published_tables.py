@@ -12,6 +12,7 @@ from helpers.refusals import assert_names
 from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.analysis.publishing import publish
 
+SAMPLED = ROOT / "experiments/sampled.py"
 tables = runpy.run_path(str(ROOT / "experiments/tables.py"))["main"]
 END = "<!-- end of table -->"
 
@@ -136,6 +137,25 @@ def test_a_table_of_rows_has_means_over_seeds(readme):
         "| guidance | 1 | 20 |",
     ]
     assert run(readme, "--check") == 0
+
+
+def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
+    runs = fake_group(tmp_path / "mine", "unet", [150.0, 162.0], config=UNET)
+    for run, fid in zip(runs, (7.0, 8.0), strict=True):
+        for sweep, varied in (("steps", "steps"), ("guidance", "guidance.scale")):
+            (run / "sweeps" / sweep).mkdir(parents=True)
+            rows = f"{varied},fid\n10,{fid}\n"
+            (run / "sweeps" / sweep / "results.csv").write_text(rows)
+    file = tmp_path / "all.csv"
+    monkeypatch.setattr("sys.argv", ["sampled.py", str(file), *map(str, runs)])
+    runpy.run_path(str(SAMPLED), run_name="__main__")
+    assert file.read_text().splitlines() == [
+        "network,seed,sweep,guidance.scale,fid,steps",
+        "UNet,0,guidance,10,7.0,",
+        "UNet,0,steps,,7.0,10",
+        "UNet,1,guidance,10,8.0,",
+        "UNet,1,steps,,8.0,10",
+    ]
 
 
 @pytest.mark.parametrize(
