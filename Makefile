@@ -127,7 +127,8 @@ study-conditioning: TRY_OUT = backbone=mamba seed=0 protocol=null tuning=none op
 study-conditioning: setup $(CLASSIFIER)  ## four conditionings of DiT and Mamba-2 at equal parameters, and of Mamba as a try-out: IMAGES=80_000
 	$(call train_study,conditioning,$(STUDY),$(BUDGET))
 	$(call train_study,conditioning,$(STUDY)_mamba,$(BUDGET) $(TRY_OUT))
-	$(call compare_study,$(STUDY))
+	for network in dit mamba2; do $(LAB) compare outputs/$(STUDY)/backbone-$${network}_* \
+		output=outputs/$(STUDY)/comparison_$$network || exit; done
 	$(call compare_study,$(STUDY)_mamba)
 
 # Muon's images are those of AdamW over the ratio of their steps (experiments/optimizers)
@@ -139,14 +140,20 @@ study-optimizers: setup  ## AdamW or Muon for U-Net, DiT and Mamba-2, in equal t
 		backbone=$$0 optimizer=$$1 budget.images=$(or $(IMAGES),$$2) tuning.images=$(or $(IMAGES),$$3) $(ARGS)'
 	$(call compare_study,$(STUDY))
 
+# an autoencoder has no budget of seconds
+define for_seconds
+trainer.max_steps=1_000_000 trainer.max_time=$(shell printf 00:%02d:%02d:%02d \
+	$$(($(1) / 3600)) $$(($(1) / 60 % 60)) $$(($(1) % 60)))
+endef
 study-latent: STUDY = $(or $(NAME),latent)
 study-latent: STAGE = outputs/$(STUDY)_stages/kl
-study-latent: IN_LATENTS = first_stage=kl first_stage.run=$(STAGE) backbone.multipliers=[1,2] backbone.attention=[1]
+study-latent: IN_LATENTS = first_stage=kl first_stage.run=$(STAGE) backbone.multipliers=[1,2] backbone.attention=[1] \
+	budget.reference=null denoiser.clip=null
 study-latent: IN_SECONDS = $(if $(TIME),budget.seconds=$(TIME))
 study-latent: STAGE_SECONDS = $(or $(firstword $(subst $(comma), ,$(TIME))),300)
 study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the time of the first stage counted: TIME=300,600
 	$(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/kl reconstruction=perceptual_adversarial \
-		study_name=$(STUDY)_stages run_dir=$(STAGE) trainer.max_time=00:00:00:$(STAGE_SECONDS)
+		study_name=$(STUDY)_stages run_dir=$(STAGE) $(call for_seconds,$(STAGE_SECONDS))
 	$(call train_study,latent,$(STUDY),$(IN_SECONDS))
 	$(call train_study,latent,$(STUDY),$(IN_LATENTS) $(IN_SECONDS))
 	$(call compare_study,$(STUDY))
@@ -154,7 +161,7 @@ study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the
 # the first stages take 200 of the 600 seconds
 define train_stage
 $(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/$(1) study_name=$(STUDY)_stages \
-	run_dir=$(STAGES)/$(1) trainer.max_time=00:00:00:$(or $(TIME),200)
+	run_dir=$(STAGES)/$(1) $(call for_seconds,$(or $(TIME),200))
 endef
 study-families: STUDY = $(or $(NAME),families)
 study-families: STAGES = outputs/$(STUDY)_stages
@@ -165,14 +172,15 @@ study-families: IN_LATENTS = backbone=unet backbone.channels=48 backbone.multipl
 study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregressive model, a GAN and a VAE in equal time
 	$(call train_stage,kl)
 	$(call train_stage,vq)
-	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 backbone.stage.head_channels=null $(if $(TIME),budget.seconds=$(TIME)))
+	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 $(if $(TIME),budget.seconds=$(TIME)))
 	$(call train_study,families,$(STUDY),$(DENOISE) $(IN_LATENTS) $(AFTER))
 	$(call train_study,families,$(STUDY),family=autoregressive backbone=code_transformer optimizer=muon \
 		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq $(AFTER))
-	$(call train_study,families,$(STUDY),family=gan backbone=generator $(if $(TIME),budget.seconds=$(TIME)))
+	@# one that collapses ends with an error; the comparison then says which seeds are missing
+	-$(call train_study,families,$(STUDY),family=gan backbone=generator $(if $(TIME),budget.seconds=$(TIME)))
 	$(THREAD) $(LAB) train-autoencoder -m $(or $(ELSEWHERE),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)) \
 		experiment=fashion_mnist/vae study_name=$(STUDY) 'run_dir=outputs/$(STUDY)/vae_seed-$${seed}' seed=0,1,2 \
-		trainer.max_steps=1_000_000 trainer.max_time=00:00:00:$(or $(TIME),600)
+		$(call for_seconds,$(or $(TIME),600))
 	ls -d outputs/$(STUDY)/vae_seed-* | $(EACH) -n 1 experiments/families/measure.sh $(CLASSIFIER) $(LAB)
 	$(call compare_study,$(STUDY))
 
@@ -182,7 +190,7 @@ study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregr
 of_all = $(shell echo $$(($(ALL) $(1))))
 study-few-steps: STUDY = $(or $(NAME),few_steps)
 study-few-steps: CALLS = [1,2,4,8]
-study-few-steps: ALL = $(or $(IMAGES),240000)
+study-few-steps: ALL = $(subst _,,$(or $(IMAGES),240000))
 study-few-steps: HALF = $(call of_all,/ 2)
 study-few-steps: PAIRS = $(call of_all,/ 24)
 study-few-steps: NETWORK = $${hydra:runtime.choices.backbone}-$${seed}

@@ -1,9 +1,10 @@
-"""Puts the results of several runs' sample-sweeps into one CSV file, for tables over seeds.
+"""Puts what was measured of several runs in several ways into one CSV file, for tables over seeds.
 
     python experiments/sampled.py FILE RUN RUN ...
 
-It has all rows of RUN/sweeps/SWEEP/results.csv, with the network's class, the training seed, and
-SWEEP in front, and a column for each key that any sweep varied.
+It has all rows of RUN/sweeps/SWEEP/results.csv, and rows of the sweep "trained" for the numbers of
+steps that the end of training measured. In front are the run's name without its seed, the class of
+the network, and the training seed. There is a column for each key that any sweep varied.
 """
 
 import argparse
@@ -12,20 +13,31 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.files import read_json, write_atomically
 from diffusion_lab.common.formats import csv_text
+from diffusion_lab.metrics.metric import REAL
+from diffusion_lab.metrics.quantities import quantity_of
 
 
 def rows_of(run: Path) -> list[dict[str, object]]:
-    """The rows of all sweeps of a run; raises SystemExit if there are none."""
-    cfg = OmegaConf.load(run / "config.yaml")
-    own = {"network": cfg.backbone._target_.rpartition(".")[2], "seed": cfg.seed}
+    """All rows of a run."""
+    cfg, summary = OmegaConf.load(run / "config.yaml"), read_json(run / "summary.json")
+    own = {
+        "run": run.name.removesuffix(f"_seed-{cfg.seed}"),
+        "network": cfg.backbone._target_.rpartition(".")[2],
+        "seed": cfg.seed,
+    }
     rows: list[dict[str, object]] = []
     for path in sorted(run.glob("sweeps/*/results.csv")):
         with path.open(newline="") as file:
             rows += [own | {"sweep": path.parent.name} | row for row in csv.DictReader(file)]
-    if not rows:
-        raise SystemExit(f"{run} has no results of sample-sweep")
+    for measured in (summary, *summary.get("at_other_steps", ())):
+        if steps := measured.get("sampling", {}).get("sampler", {}).get("steps"):
+            values = {name.partition("/")[0]: of for name, of in measured["metrics"].items()}
+            known = {
+                kind: of for kind, of in values.items() if quantity_of(kind.removesuffix(REAL))
+            }
+            rows.append(own | {"sweep": "trained", "steps": steps} | known)
     return rows
 
 

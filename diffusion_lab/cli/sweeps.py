@@ -34,7 +34,6 @@ from diffusion_lab.runs.lock import locked
 from diffusion_lab.runs.progress import failure_of
 from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
 from diffusion_lab.training import study, tuning
-from diffusion_lab.training.callbacks.non_finite import FOLDER as NON_FINITE
 
 
 def sweep(name: str, arguments: list[str]) -> None:
@@ -122,7 +121,7 @@ def ended(jobs: Sequence[Job], name: str, flags: list[str], tuned: bool) -> list
     for job, folder in zip(jobs, folders, strict=True):
         reason = failure_of(folder)
         outcome = {"status": SKIPPED, "overrides": [*job.overrides, f"run_dir={folder}"]}
-        if tuned and reason and (folder / NON_FINITE).exists():
+        if tuned and reason and tuning.has_diverged(folder):
             outcome |= {"status": FAILED, "error": reason}
         elif not load_summary(folder).get("finished"):
             return []

@@ -17,7 +17,6 @@ from diffusion_lab.common.files import add_to_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.training import study
-from diffusion_lab.training.callbacks.non_finite import FOLDER as NON_FINITE
 from diffusion_lab.training.tuning import (
     FOLDER,
     Point,
@@ -25,6 +24,7 @@ from diffusion_lab.training.tuning import (
     Tuning,
     average,
     file_of,
+    has_diverged,
     name_of,
     refuse_tuned,
 )
@@ -61,7 +61,7 @@ class TuningStage:
             folder = Path(values["run_dir"]) if "run_dir" in values else None
             if "error" not in outcome and folder:
                 reached[tuple(values[key] for key in swept)] = self.result(folder)
-            elif folder and (folder / NON_FINITE).exists():
+            elif folder and has_diverged(folder):
                 reached[tuple(values[key] for key in swept)] = None  # it diverged
             else:
                 failed.append(outcome.get("error", "a job ended without a result"))

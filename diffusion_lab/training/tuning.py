@@ -27,6 +27,7 @@ from diffusion_lab.common.ranges import (
     whole_list,
 )
 from diffusion_lab.runs.folder import CONFIG, load_config
+from diffusion_lab.training.callbacks import collapse, non_finite
 
 FOLDER, FOUND = "tuning", "tuning.json"
 TEXTS = Range(
@@ -161,6 +162,11 @@ def refuse_tuned(tuning: Tuning, given: Container[str]) -> None:
                 f"{key} is tuned by the study, so it cannot be given; leave it out, or write the "
                 f"values to try, as in 'tuning.values={{{key}:[1e-3,2e-3]}}'"
             )
+
+
+def has_diverged(folder: Path) -> bool:
+    """Whether a run ended because its loss was not finite, or because its samples became alike."""
+    return any((folder / name).exists() for name in (non_finite.FOLDER, collapse.FILE))
 
 
 def apply(cfg: DictConfig, job: HydraConf, folder: Path | None) -> None:

@@ -122,6 +122,36 @@ def test_a_vae_joins_if_its_samples_were_measured_alike(tmp_path):
     assert [each.group.name for each in drawn] == ["DiT"]  # a VAE's pictures are reconstructions
 
 
+def test_a_vae_follows_the_protocol_of_the_others(tmp_path):
+    two_seeds(tmp_path, "dit", 20.0, {"protocol": PROTOCOL})
+    for seed in (0, 1):
+        vae(tmp_path / f"vae{seed}", 40.0 + 3 * seed, seed, MEASURED)
+    text, _ = page(tmp_path)
+    assert PROTOCOL["question"] in text
+    assert "different protocols" not in text
+
+
+KINDS = ("init_sha256", "objective.teacher.sha256")
+
+
+@pytest.mark.parametrize("kinds", [KINDS[:1], KINDS[1:], KINDS])
+@pytest.mark.parametrize(
+    ("weights", "compositions"), [("ab", 2), ("aa", 2), ("aabb", 3), ("abcd", 2)]
+)
+def test_weights_to_start_from_are_a_composition_unless_each_seed_has_its_own(
+    tmp_path, kinds, weights, compositions
+):
+    two_seeds(tmp_path, "unet", 10.0, UNET)
+    for seed, sha in enumerate(weights):
+        own = OmegaConf.create({})
+        for kind in kinds:
+            OmegaConf.update(own, kind, sha * 64)
+        fake_run(tmp_path / f"dit{seed}", 20.0 + seed, seed, OmegaConf.to_container(own))
+    groups = collect([tmp_path]).groups
+    assert len(groups) == compositions
+    assert sum(len(group.runs) for group in groups) == 2 + len(weights)
+
+
 def test_what_a_teacher_cost_is_said(tmp_path):
     two_seeds(tmp_path, "dit", 20.0, {})
     for seed in (0, 1):

@@ -51,7 +51,8 @@ class TestFamilies:
             for count in STEPS[:2]:
                 backbone = {"_target_": "diffusion_lab.backbone.DiT", "width": width}
                 config = {"backbone": backbone, "trainer": {"max_steps": count}}
-                config |= {"optimizer": {"lr": lr}, "tuning": tuning}
+                # Muon's second rate is the first one, by its configuration
+                config |= {"optimizer": {"lr": lr, "vector_lr": lr}, "tuning": tuning}
                 summary = {"macs": SIZES[width - 1], "images_seen": 64 * count}
                 name = f"{width}_{count}"
                 fake_group(tmp_path, name, [100.0, 101.0], config=config, summary=summary)

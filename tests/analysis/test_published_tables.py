@@ -1,5 +1,6 @@
 """Tables in README.md files are those of their published folders; a changed number is found."""
 
+import json
 import runpy
 import shutil
 from pathlib import Path
@@ -146,15 +147,23 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
             (run / "sweeps" / sweep).mkdir(parents=True)
             rows = f"{varied},fid\n10,{fid}\n"
             (run / "sweeps" / sweep / "results.csv").write_text(rows)
+    ways = [
+        {"sampling": {"sampler": {"steps": steps}}, "metrics": {"fid/x": fid, "fid_real/x": 96.3}}
+        for steps, fid in ((20, 150.0), (4, 120.0))
+    ]
+    (runs[0] / "summary.json").write_text(json.dumps(ways[0] | {"at_other_steps": ways[1:]}))
     file = tmp_path / "all.csv"
     monkeypatch.setattr("sys.argv", ["sampled.py", str(file), *map(str, runs)])
     runpy.run_path(str(SAMPLED), run_name="__main__")
     assert file.read_text().splitlines() == [
-        "network,seed,sweep,guidance.scale,fid,steps",
-        "UNet,0,guidance,10,7.0,",
-        "UNet,0,steps,,7.0,10",
-        "UNet,1,guidance,10,8.0,",
-        "UNet,1,steps,,8.0,10",
+        "run,network,seed,sweep,guidance.scale,fid,steps,fid_real",
+        "unet_0,UNet,0,guidance,10,7.0,,",
+        "unet_0,UNet,0,steps,,7.0,10,",
+        "unet_0,UNet,0,trained,,150.0,20,96.3",
+        "unet_0,UNet,0,trained,,120.0,4,96.3",
+        "unet_1,UNet,1,guidance,10,8.0,,",
+        "unet_1,UNet,1,steps,,8.0,10,",
+        "unet_1,UNet,1,trained,,162.0,10,96.3",
     ]
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from diffusion_lab.common.messages import TrainingStopped
 from diffusion_lab.training.callbacks import Collapse
 from diffusion_lab.training.gan_module import DIVERSITY, diversity
+from diffusion_lab.training.tuning import has_diverged
 
 DATA = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"]
 PLAIN = [*DATA, "trainer.accelerator=cpu", "logger=none", "+debug=fast"]
@@ -204,7 +205,7 @@ def test_an_unconditional_model_of_either_family_trains(family, lab):
     assert code == 0, err
 
 
-def test_a_collapsed_gan_is_ended_with_a_sentence():
+def test_a_collapsed_gan_is_ended_with_a_sentence(tmp_path):
     images, labels = torch.randn(8, 1, 4, 4), torch.tensor([0, 1] * 4)
     assert diversity(images, images, labels).item() == pytest.approx(1)
     assert diversity(images / 2, images, labels).item() == pytest.approx(0.5)
@@ -215,6 +216,8 @@ def test_a_collapsed_gan_is_ended_with_a_sentence():
     assert diversity(images, images, torch.arange(8)).isnan()
     trainer = SimpleNamespace(global_step=0, log_every_n_steps=2, accumulate_grad_batches=1)
     module = SimpleNamespace(bad_steps=SimpleNamespace(skipped=False))
+    module.context = SimpleNamespace(folder=tmp_path)
+    trainer.lightning_module = module
     watch = Collapse(least=0.1, patience=2)
 
     def step(value: float) -> None:
@@ -229,5 +232,7 @@ def test_a_collapsed_gan_is_ended_with_a_sentence():
     step(0.0)
     step(float("nan"))
     step(0.0)
+    assert not has_diverged(tmp_path)
     with pytest.raises(TrainingStopped, match=r"objective\.gamma"):
         step(0.0)
+    assert has_diverged(tmp_path)  # so that tuning takes another value

@@ -17,6 +17,7 @@ from diffusion_lab.runs.samplings import IMAGES, OWN
 LEVEL = 0.05  # significance level of every test and interval
 BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
 ALL = "all runs"
+WEIGHTS = ("init_sha256", "objective.teacher.sha256")  # checksums of what a run starts from
 CHECKSUM = re.compile("[0-9a-f]{64}")  # a sha256
 SHOWN = 12  # characters of a checksum in a name
 
@@ -97,15 +98,14 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Groups runs by composition; also returns a sentence on each run that a later one repeats.
 
     A group is named by the fewest settings that distinguish it from the others, classes first;
-    images that another program drew have their own name. If every run chose its training images by
-    its own seed, that choice is no setting.
+    images that another program drew have their own name. What differs by the seed alone is no
+    setting, as `shared` says.
     """
     by_composition: dict[str, dict[int, Run]] = {}
     left_out = []
-    by_seed = choose_images_by_seed([run for run in runs if not run.drawn_elsewhere])
-    chosen = {SUBSET_SEED: OWN} if by_seed else {}
-    for run in runs:
-        seeds = by_composition.setdefault(json.dumps(run.settings | chosen, sort_keys=True), {})
+    compositions = [json.dumps(own, sort_keys=True) for own in shared(runs)]
+    for run, composition in zip(runs, compositions, strict=True):
+        seeds = by_composition.setdefault(composition, {})
         pair = (seeds.get(run.seed, run), run)
         older, newer = sorted(pair, key=lambda each: each.finished_at)
         if older is not newer:
@@ -115,7 +115,7 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             )
         seeds[run.seed] = newer
     groups = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_composition.values()]
-    settings = [group[0].settings | chosen for group in groups]
+    settings: list[Settings] = [json.loads(composition) for composition in by_composition]
     ours = [own for own in settings if IMAGES not in own]
     keys = varying(ours) + [IMAGES] * (len(ours) < len(settings))
     names = names_of(ours, keys)
@@ -132,6 +132,26 @@ def _given(own: Settings, names: Container[str]) -> str:
     """The name of another program's images, unlike those of runs; empty for a run's settings."""
     name = str(own.get(IMAGES, ""))
     return f"{name} (images)" if name in names else name
+
+
+def shared(runs: Sequence[Run]) -> list[Settings]:
+    """The settings of each run, with OWN for what each seed of a composition has for itself.
+
+    That is the choice of training images, if every run makes it by its own seed, and the weights
+    that a run starts from or learns from, if no two seeds of a composition have the same.
+    """
+    by_seed = choose_images_by_seed([run for run in runs if not run.drawn_elsewhere])
+    found: list[Settings] = [run.settings | ({SUBSET_SEED: OWN} if by_seed else {}) for run in runs]
+    for key in WEIGHTS:
+        alike: dict[str, list[tuple[int, str]]] = {}
+        rests = [json.dumps(own | dict.fromkeys(WEIGHTS), sort_keys=True) for own in found]
+        for run, rest in zip(runs, rests, strict=True):
+            alike.setdefault(rest, []).append((run.seed, str(run.settings.get(key))))
+        for own, rest in zip(found, rests, strict=True):
+            seeds, weights = (set(each) for each in zip(*alike[rest], strict=True))
+            if own.get(key) and len(set(alike[rest])) == len(seeds) == len(weights) > 1:
+                own[key] = OWN
+    return found
 
 
 def choose_images_by_seed(runs: Sequence[Run]) -> bool:

@@ -14,6 +14,7 @@ from diffusion_lab.build.config_keys import CLASS, Settings
 
 NETWORK = "backbone."
 LENGTH = ("trainer.max_steps", "trainer.max_time")  # a budget of images sets the steps
+FOLLOWS = {"optimizer.vector_lr": "optimizer.lr"}  # a key that takes the value of another
 COSTS, POINTS, SIZES = 3, 4, 2  # the fewest of a series: amounts of FLOPs, members, sizes
 
 
@@ -112,7 +113,7 @@ def _fixed(group: Group) -> Settings:
     return {
         key: value
         for key, value in group.settings.items()
-        if key not in LENGTH and key not in tuned and not _is_size(key, value)
+        if key not in LENGTH and FOLLOWS.get(key, key) not in tuned and not _is_size(key, value)
     }
 
 

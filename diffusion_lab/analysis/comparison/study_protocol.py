@@ -13,8 +13,11 @@ from diffusion_lab.runs.samplings import OWN, way_of
 
 
 def protocol_of(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """The protocol of all runs; None if some have none, or another one."""
-    found = [run.part("protocol") for run in runs]
+    """The protocol of all runs; None if some have none, or another one.
+
+    Autoencoders, which have none, follow that of the runs beside them.
+    """
+    found = [run.part("protocol") for run in runs if run.kind is not AutoencoderRun]
     return found[0] if found and all(each == found[0] for each in found) else None
 
 

@@ -1,19 +1,23 @@
 """Ends the training of a GAN whose samples have become alike, from which it does not recover."""
 
+import json
 import math
 from typing import Annotated
 
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
+from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import TrainingStopped, UserError
 from diffusion_lab.common.ranges import Count, inside, settings
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.compute.distributed import of_all_ranks
+from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.training.callbacks.checked import Checked
 from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.gan_module import DIVERSITY, GANModule
-from diffusion_lab.training.module import TrainedModule
+from diffusion_lab.training.module import TrainedModule, module_of
+
+FILE = "collapse.json"  # in the run folder
 
 
 @settings
@@ -51,6 +55,9 @@ class Collapse(Callback, Checked):
         mean = sum(found) / len(found)
         self.row = self.row + 1 if mean < self.least else 0
         if self.row >= self.patience:
+            record = json.dumps({"step": trainer.global_step, DIVERSITY: mean})
+            path = module_of(trainer).context.folder / FILE
+            on_rank_zero(lambda: write_atomically(path, record))
             raise TrainingStopped(
                 f"the generator's samples of a label are alike: up to step {trainer.global_step} "
                 f"they vary {mean:.1%} as much as images; try a larger objective.gamma, or a lower "
