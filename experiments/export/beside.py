@@ -3,8 +3,8 @@
     python experiments/export/beside.py RUN EXPORT PICTURE [--steps 50] [--columns 10]
 
 EXPORT is what `diffusion-lab export run=RUN format=diffusers output=EXPORT` wrote; its sample.py
-draws. In the picture each row of ours is above the same one of diffusers. Prints the largest
-difference of their pixels in [-1, 1].
+draws. RUN is a model of pixels. In the picture each row of ours is above the same one of diffusers.
+Prints the largest difference of their pixels in [-1, 1].
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab import runs
-from diffusion_lab.common.images import save_png
+from diffusion_lab.common.images import save_png, to_uint8
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.sampler import Ancestral
@@ -38,9 +38,9 @@ def beside(run: Path, export: Path, steps: int, columns: int) -> tuple[Tensor, f
     x = levels[0].sigma.float() * start
     *_, ours = sampler.walk(denoise, x, levels, model.schedule, noise.randn_like)
     theirs = runpy.run_path(str(export / "sample.py"))["sample"](start, labels, steps)
-    ours = model.first_stage.decode(ours)
     both = torch.stack([each.unflatten(0, (ROWS, columns)) for each in (ours, theirs)], 1)
-    return datamodule.to_native(both.flatten(0, 2)), float((ours - theirs).abs().max())
+    images = datamodule.to_native(to_uint8(both.flatten(0, 2)))
+    return images, float((ours - theirs).abs().max())
 
 
 def main() -> None:
