@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # huge pages for large temporaries: a tenth of the training time on a CPU
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# commands and tests start many processes, which need not compile the same modules again
+unexport PYTHONDONTWRITEBYTECODE
 LAB := $(BIN)/diffusion-lab
 ARGS ?=
 # where training runs, studies too: LAUNCHER=slurm submits it, as conf/hydra/launcher/slurm.yaml says

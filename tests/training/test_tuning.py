@@ -145,6 +145,7 @@ def test_each_network_is_tuned_by_itself_and_its_runs_have_its_best_value(lab, t
     assert seeds == {100}
 
 
+@pytest.mark.slow
 def test_the_record_of_each_stage_has_the_folders_of_its_runs(lab, tuned):
     for study, sweeps in (("outputs/mine/tuning", 2), ("outputs/mine", 1)):
         records = list(sweep_record.of_study(Path(study)))
