@@ -1,9 +1,10 @@
-"""Puts the last samples of several runs below one another, drawn from the same noise and classes.
+"""Puts samples of several runs below one another, drawn from the same noise and classes.
 
     python experiments/side_by_side.py PICTURE RUN RUN ...
 
 A row has the first two samples of each class in a run's last grid, in the order of the runs. Grids
-are drawn with one seed by default, so a column of the picture has one noise.
+are drawn with one seed by default, so a column of the picture has one noise. In place of a run a
+picture of `diffusion-lab sample` may stand, whose rows are shown as they are, if all are such.
 """
 
 import argparse
@@ -16,23 +17,29 @@ from diffusion_lab.analysis.comparison.pictures import OF_EACH, WHITE, cells_of,
 from diffusion_lab.common.images import ENLARGED, GAP
 
 
-def strip(run: Path, columns: int) -> np.ndarray:
-    """The first samples of each row of the run's last grid, side by side, (h, w)."""
-    with Image.open(latest_grid(run)) as picture:
-        pixels = np.asarray(picture.convert("L"))[::ENLARGED, ::ENLARGED]
+def rows_of(source: Path, columns: int) -> np.ndarray:
+    """The samples of a run's last grid side by side, or the rows of a picture, (h, w[, 3])."""
+    grid = source if source.is_file() else latest_grid(source)
+    if grid is None:
+        raise SystemExit(f"{source} has no grid of samples")
+    with Image.open(grid) as picture:
+        pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
+    pixels = pixels[::ENLARGED, ::ENLARGED]
+    if source.is_file():
+        return pixels
+    edge = ((GAP // 2,) * 2,) * 2 + ((0, 0),) * (pixels.ndim - 2)
     rows = cells_of(pixels, columns)[:, :OF_EACH]
-    line = [np.pad(cell, GAP // 2, constant_values=WHITE) for row in rows for cell in row]
-    return np.hstack(line)
+    return np.hstack([np.pad(cell, edge, constant_values=WHITE) for row in rows for cell in row])
 
 
 def main() -> None:
     """Writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--columns", type=int, default=10, help="samples in a row of a grid")
+    parser.add_argument("sources", type=Path, nargs="+", help="runs, or pictures of sample")
+    parser.add_argument("--columns", type=int, default=10, help="samples in a row of a run's grid")
     given = parser.parse_args()
-    rows = np.vstack([strip(run, given.columns) for run in given.runs])
+    rows = np.vstack([rows_of(source, given.columns) for source in given.sources])
     large = rows.repeat(ENLARGED, 0).repeat(ENLARGED, 1)
     Image.fromarray(large).save(given.picture, optimize=True)
 
