@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from scipy import stats
 
@@ -142,15 +143,16 @@ def shared(runs: Sequence[Run]) -> list[Settings]:
     """
     by_seed = choose_images_by_seed([run for run in runs if not run.drawn_elsewhere])
     found: list[Settings] = [run.settings | ({SUBSET_SEED: OWN} if by_seed else {}) for run in runs]
-    for key in WEIGHTS:
-        alike: dict[str, list[tuple[int, str]]] = {}
-        rests = [json.dumps(own | dict.fromkeys(WEIGHTS), sort_keys=True) for own in found]
-        for run, rest in zip(runs, rests, strict=True):
-            alike.setdefault(rest, []).append((run.seed, str(run.settings.get(key))))
-        for own, rest in zip(found, rests, strict=True):
-            seeds, weights = (set(each) for each in zip(*alike[rest], strict=True))
-            if own.get(key) and len(set(alike[rest])) == len(seeds) == len(weights) > 1:
-                own[key] = OWN
+    alike: dict[str, list[int]] = {}  # places of runs that differ in their weights at most
+    for place, own in enumerate(found):
+        rest = json.dumps(own | dict.fromkeys(WEIGHTS), sort_keys=True)
+        alike.setdefault(rest, []).append(place)
+    for key, places in product(WEIGHTS, alike.values()):
+        pairs = {(runs[place].seed, found[place].get(key)) for place in places}
+        seeds, weights = (set(each) for each in zip(*pairs, strict=True))
+        if len(pairs) == len(seeds) == len(weights) > 1 and None not in weights:
+            for place in places:
+                found[place][key] = OWN
     return found
 
 
