@@ -33,7 +33,7 @@ ONE := outputs/one_model/seed-0
 MODEL ?= $(ONE)
 
 .PHONY: help setup train train-unet train-dit train-latent speedrun toy \
-	study-unet-vs-dit study-write-up study-cifar10-small study-scaling study-low-data study-conditioning \
+	study-unet-vs-dit study-write-up study-cifar10-small study-additions study-scaling study-low-data study-conditioning \
 	study-latent study-families study-few-steps study-optimizers study-samplers study-guidance one-model \
 	dashboard dashboard-mlflow test test-slow test-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
@@ -111,6 +111,22 @@ study-cifar10-small: STUDY = $(or $(NAME),cifar10_small)
 study-cifar10-small: setup  ## U-Net, DiT and Mamba-2 on CIFAR-10 in JPEG pixels, on two cores: IMAGES=160_000
 	$(call train_study,cifar10_small,$(STUDY),$(BUDGET))
 	$(call compare_study,$(STUDY))
+
+# each addition has the rate that was found for its network without it
+define train_addition
+$(call train_study,additions,$(STUDY)_added,$(IN_SECONDS) tuning.study=$(STUDY) $(1))
+endef
+study-additions: STUDY = $(or $(NAME),additions)
+study-additions: IN_SECONDS = $(if $(TIME),budget.seconds=$(TIME))
+study-additions: EDM2 = backbone=edm2 optimizer=adam "tuning.values={optimizer.lr:[5e-3,1e-2,2e-2]}"
+study-additions: setup $(CLASSIFIER)  ## EDM2's U-Net, blocks of later transformers, JiT, alignment, coupling and a Huber loss, in equal time: TIME=300
+	$(call train_study,additions,$(STUDY),$(IN_SECONDS))
+	$(call train_study,additions,$(STUDY),$(IN_SECONDS) $(EDM2))
+	$(call train_addition,backbone=unet_small alignment=efficientnet_lite0)
+	$(call train_addition,backbone=unet_small coupling=optimal_transport)
+	$(call train_addition,backbone=unet_small objective.huber=5.4e-4)
+	$(call train_addition,backbone=dit objective=jit)
+	$(LAB) compare outputs/$(STUDY) outputs/$(STUDY)_added output=outputs/$(STUDY)/comparison
 
 study-scaling: STUDY = $(or $(NAME),scaling)
 study-scaling: setup $(CLASSIFIER)  ## U-Net and DiT in four sizes and three budgets, and their scaling laws: ARGS="seed=0,1,2"

@@ -32,6 +32,7 @@ SIZED = {"unet-vs-dit": 4, "low-data": 2, "samplers": 3, "guidance": 2}  # comma
 ONE_SIZE = {
     "write-up": 5,
     "cifar10-small": 2,
+    "additions": 7,
     "scaling": 2,
     "conditioning": 4,
     "latent": 4,
