@@ -15,7 +15,8 @@ blanks need quotes: rows="DiT · width=64,UNet". Numbers in prose are not checke
     <!-- table samplings.csv by=network,steps columns=calls,fid where=sweep=steps -->
 
 A CSV file, such as one of experiments/sampled.py, has a row for each seed. A row of the table has
-the mean over all rows with equal values of `by`; `where` chooses rows by the value of one column.
+the mean over all rows with equal values of `by`, numbers in rising order and words in that of the
+file; `where` chooses rows by the value of one column.
 """
 
 import argparse
@@ -90,6 +91,9 @@ def of_file(path: Path, options: dict[str, str]) -> str:
     if missing := [option for option in ("by", "columns") if option not in options]:
         raise UserError(f"write {missing[0]}= and some of {', '.join(rows[0])}")
     by, kinds = (chosen(option, options, list(rows[0])) for option in ("by", "columns"))
+    for name in reversed(by):  # numbers in rising order, words in that of the file
+        words = list(dict.fromkeys(row[name] for row in rows))
+        rows.sort(key=lambda row: (number_of(row[name]), words.index(row[name])))
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in by), []).append(row)
@@ -110,6 +114,14 @@ def of_file(path: Path, options: dict[str, str]) -> str:
     head = [*by, "seeds", *(column.title for column in columns)]
     several = any(len(own) > 1 for own in groups.values())
     return with_notes(markdown_table(head, lines), [INTERVAL_NOTE] * several)
+
+
+def number_of(word: str) -> float:
+    """The number that a word is, to sort by; 0 if it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return 0.0
 
 
 def numbers(rows: Sequence[dict[str, str]], name: str) -> list[float]:

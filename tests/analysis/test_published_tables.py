@@ -110,8 +110,8 @@ def test_a_table_without_an_end_is_refused(readme, capsys):
 
 
 ROWS = """network,seed,sweep,steps,calls,fid,accuracy,fid_real
-UNet,0,steps,10,10.0,100.0,0.75,50.0
 UNet,0,steps,20,20.0,90.0,0.85,50.0
+UNet,0,steps,10,10.0,100.0,0.75,50.0
 UNet,1,steps,10,10.0,110.0,0.8,50.0
 UNet,1,steps,20,20.0,92.0,,50.0
 DiT,0,steps,10,10.0,200.5,0.5,50.0
