@@ -1,11 +1,13 @@
 """A sweep before it begins: the configuration of its first job, and all of its jobs."""
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,20 +29,39 @@ def trains(flags: list[str]) -> bool:
 
 
 def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
-    """The configuration of a sweep's first job, with Hydra's own."""
-    first = []
-    for text, each in zip(overrides, parse(overrides), strict=True):
-        if not each.is_sweep_override():
-            first.append(text)
-        elif not each.is_interval_sweep():
-            first.append(f"{text.partition('=')[0]}={elements(each)[0]}")
+    """The configuration of a sweep's first job, with Hydra's own.
+
+    Values that a study lists count if the command line alone makes no configuration: with
+    backbone/block=adaln,adaln_zero, only the study's backbone may have blocks.
+    """
     places = [flags[i + 1] for i, flag in enumerate(flags) if flag in ("--config-dir", "-cd")]
-    if places:
-        first.append(f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]")
+    searched = [f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]"] if places else []
+    first = [*first_values(overrides), *searched]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)
+        command = name.replace("-", "_")
+        try:
+            cfg = compose(command, first, return_hydra_config=True)
+        except ConfigCompositionException:
+            studies = [each for each in first if each.startswith("+study=")]
+            if not studies:
+                raise
+            study = compose(command, [*studies, *searched], return_hydra_config=True)
+            params = [f"{key}={value}" for key, value in study.hydra.sweeper.params.items()]
+            first = [*first_values(params), *first]
+            cfg = compose(command, first, return_hydra_config=True)
     leave_out(cfg, cfg.hydra.runtime.choices, first)
     return cfg
+
+
+def first_values(overrides: Sequence[str]) -> list[str]:
+    """Overrides with the first value of each that has several, without intervals."""
+    found = []
+    for text, each in zip(overrides, parse(overrides), strict=True):
+        if not each.is_sweep_override():
+            found.append(text)
+        elif not each.is_interval_sweep():
+            found.append(f"{text.partition('=')[0]}={elements(each)[0]}")
+    return found
 
 
 def elements(override: Override) -> list[str]:

@@ -21,6 +21,7 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -166,6 +167,19 @@ def test_the_folders_of_a_sweep_are_known_before_its_runs(given, folders):
     cfg = composed("train", flags, [*overrides, *sweep_overrides(Path("x"), overrides)])
     jobs = jobs_of("train", flags, overrides, cfg)
     assert [job.folder for job in jobs] == [Path("outputs", folder) for folder in folders]
+
+
+def test_a_group_that_only_the_networks_of_a_study_have_can_be_varied():
+    GlobalHydra.instance().clear()
+    overrides = ["+study=conditioning", "backbone/block=adaln,adaln_zero", "seed=4,5"]
+    cfg = composed("train", ["-m"], overrides)
+    assert cfg.backbone._target_ == "diffusion_lab.backbone.DiT"
+    assert cfg.backbone.block._target_ == "diffusion_lab.backbone.block.AdaLN"
+    assert cfg.seed == 4
+    jobs = jobs_of("train", ["-m"], overrides, cfg)
+    assert len(jobs) == 8  # two networks, blocks and seeds
+    with pytest.raises(ConfigCompositionException):
+        composed("train", ["-m"], ["+study=conditioning", "backbone/blok=adaln"])
 
 
 def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path, finished):
