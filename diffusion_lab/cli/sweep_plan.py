@@ -42,15 +42,19 @@ def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
         try:
             cfg = compose(command, first, return_hydra_config=True)
         except ConfigCompositionException:
-            studies = [each for each in first if each.startswith("+study=")]
-            if not studies:
+            chosen = [each for each in first if each.startswith("+study=")]
+            if not chosen:
                 raise
-            study = compose(command, [*studies, *searched], return_hydra_config=True)
-            params = [f"{key}={value}" for key, value in study.hydra.sweeper.params.items()]
-            first = [*first_values(params), *first]
+            alone = compose(command, [*chosen, *searched], return_hydra_config=True)
+            first = [*first_values(listed(alone)), *first]
             cfg = compose(command, first, return_hydra_config=True)
     leave_out(cfg, cfg.hydra.runtime.choices, first)
     return cfg
+
+
+def listed(cfg: DictConfig) -> list[str]:
+    """The values that a study's file lists for its sweep, as overrides."""
+    return [f"{key}={values}" for key, values in (cfg.hydra.sweeper.get("params") or {}).items()]
 
 
 def first_values(overrides: Sequence[str]) -> list[str]:
@@ -89,9 +93,8 @@ def jobs_of(name: str, flags: list[str], overrides: list[str], cfg: DictConfig) 
     """The jobs of a sweep in Hydra's order, `cfg` being composed for it; none of a search."""
     if is_search(cfg):
         return []
-    params = [f"{key}={values}" for key, values in (cfg.hydra.sweeper.params or {}).items()]
     values: dict[str, list[str]] = {}
-    for each in parse([*params, *(o for o in overrides if not o.startswith("hydra"))]):
+    for each in parse([*listed(cfg), *(o for o in overrides if not o.startswith("hydra"))]):
         key = each.get_key_element()
         values[key] = [f"{key}={value}" for value in elements(each)]
     given = any(OmegaConf.is_interpolation(cfg, key) or cfg[key] for key in ("resume", "run_dir"))

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from diffusion_lab.build.config_keys import Means, means
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import key_of, parse, unquoted
-from diffusion_lab.cli.sweep_plan import Left, composed, elements
+from diffusion_lab.cli.sweep_plan import Left, composed, elements, listed
 from diffusion_lab.common.files import add_to_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import load_summary
@@ -161,10 +161,11 @@ def planned(name: str, flags: list[str], overrides: list[str]) -> TuningStage | 
 
 def varied_in(cfg: DictConfig, given: dict[str, Override]) -> dict[str, Override]:
     """The keys that a study or a sweep varies; `given` are those of the command line."""
-    params = cfg.hydra.sweeper.get("params") or {}
-    listed = {key_of(each): each for each in parse(f"{k}={v}" for k, v in params.items())}
-    named = {key: each for key, each in given.items() if each.is_sweep_override() or key in listed}
-    return listed | named
+    by_study = {key_of(each): each for each in parse(listed(cfg))}
+    named = {
+        key: each for key, each in given.items() if each.is_sweep_override() or key in by_study
+    }
+    return by_study | named
 
 
 def check(tuning: Tuning, varied: dict[str, Override], fixed: set[str], cfg: DictConfig) -> None:

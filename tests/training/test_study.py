@@ -182,6 +182,15 @@ def test_a_group_that_only_the_networks_of_a_study_have_can_be_varied():
         composed("train", ["-m"], ["+study=conditioning", "backbone/blok=adaln"])
 
 
+def test_a_study_that_lists_no_values_refuses_a_wrong_group_with_a_sentence(lab, tmp_path):
+    (tmp_path / "mine/study").mkdir(parents=True)
+    (tmp_path / "mine/study/plain.yaml").write_text("# @package _global_\nstudy_name: plain\n")
+    wrong = ["backbone=mlp", "backbone/block=adaln,adaln_zero"]
+    code, _, err = lab("train", "-m", "--config-dir", "mine", "+study=plain", *wrong)
+    assert code == 2
+    assert_names(err.splitlines()[-1], "backbone/block")
+
+
 def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path, finished):
     assert len(list(tmp_path.glob("outputs/mine/*/config.yaml"))) == 2
     folders = [run_of("mine", seed=seed) for seed in (0, 1)]
