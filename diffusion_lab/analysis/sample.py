@@ -1,6 +1,7 @@
 """The command `sample`: draws images from a trained run into files."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from diffusion_lab import runs
 from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
@@ -21,6 +23,7 @@ from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 
 NAMED = ("eta", "temperature", "top_k", "top_p")  # settings of samplers that file names have
+ALWAYS_NAMED = ("sampler", "sampler.steps", "guidance.scale", *(f"sampler.{key}" for key in NAMED))
 
 
 def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -37,7 +40,7 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     labels = wanted_labels(cfg, pipeline, datamodule)
     images = opened.draw_all(pipeline, cfg, labels)
     picture = datamodule.source.picture(images, cfg.columns)
-    return on_rank_zero(lambda: write(cfg, images, labels, picture))
+    return on_rank_zero(lambda: write(cfg, overrides, images, labels, picture))
 
 
 def wanted_labels(
@@ -83,13 +86,28 @@ def way(cfg: DictConfig) -> str:
     return f"{sampler}{given}{steps}_scale{cfg.guidance.scale:g}"
 
 
+def also_asked(overrides: list[str]) -> str:
+    """The settings of sampler and guidance that `way` does not name, as text for file names."""
+    given = [(key_of(each), each.get_value_element_as_str()) for each in parse(overrides)]
+    texts = [
+        f"_{re.sub('.*[./]|^guidance$', '', key)}{re.sub('[^-+.0-9A-Za-z_]+', '-', value)}"
+        for key, value in given
+        if re.match("sampler|guidance", key) and key not in ALWAYS_NAMED
+    ]
+    return "".join(sorted(texts))
+
+
 def write(
-    cfg: DictConfig, images: Tensor, labels: Tensor | None, picture: Tensor
+    cfg: DictConfig,
+    overrides: list[str],
+    images: Tensor,
+    labels: Tensor | None,
+    picture: Tensor,
 ) -> dict[str, object]:
     """Writes the grid, and on request every image or one array; returns their paths."""
     average = "" if cfg.average is None else f"_average{name_of(cfg.average)}"
     step = "" if cfg.step is None else f"_step{cfg.step}"
-    name = f"{way(cfg)}{average}{step}_seed{cfg.seed}_n{cfg.num_samples}"
+    name = f"{way(cfg)}{also_asked(overrides)}{average}{step}_seed{cfg.seed}_n{cfg.num_samples}"
     output = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / name)
     grid = output.with_name(f"{output.name}.png")
     save_png(picture, grid)
