@@ -331,6 +331,16 @@ class TestVerdict:
         assert "p = 0.00013, Holm 0.00038" in text
         assert "width=2 and width=3 do not differ significantly" in text
 
+    def test_many_pairs_without_a_difference_are_counted(self, runs):
+        for width, fids in enumerate([[1, 4], [2, 0], [3, 7], [6, 3], [500, 501]]):
+            fake_group(runs, f"w{width}", fids, config={"backbone": {"width": width + 1}})
+        _, text = said(runs)
+        assert text.count("seeds, p = ") == 10
+        fake_group(runs, "w6", [9, 2], config={"backbone": {"width": 6}})
+        _, text = said(runs)
+        shown = text.count("seeds, p = ")
+        assert f"{15 - shown} pairs do not differ significantly in FID" in text
+
     def test_one_seed_each_says_nothing_beyond_the_runs(self, runs):
         fake_run(runs / "dit", 100.0)
         fake_run(runs / "unet", 120.0, config=UNET)

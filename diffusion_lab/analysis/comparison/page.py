@@ -50,7 +50,7 @@ class Judged:
         """The sentences below the answer."""
         said = self.verdict
         joint = map(str, said.joint)
-        return [*said.by_size, *self.crossed, *said.findings[:SHOWN], *joint, *said.reservations]
+        return [*said.by_size, *self.crossed, *said.findings, *joint, *said.reservations]
 
 
 @dataclass(frozen=True)

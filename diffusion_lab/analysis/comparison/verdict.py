@@ -18,6 +18,7 @@ from diffusion_lab.common.formats import joined
 from diffusion_lab.metrics import Quantity
 
 SHOWN = 50  # pairs that are listed one by one; pairs.csv has all
+UNSHOWN = 6  # pairs without a shown difference that are listed one by one
 NAMED = 3  # compositions that a sentence names; more are counted
 
 
@@ -42,8 +43,13 @@ class Verdict:
 
     @property
     def findings(self) -> list[str]:
-        """The sentences on all pairs."""
-        return [pair.finding() for pair in self.pairs]
+        """The sentences on the pairs; pairs without a shown difference are counted if many."""
+        others = [pair for pair in self.pairs if not pair.significant]
+        said = [pair.finding() for pair in others]
+        if len(others) > UNSHOWN:
+            title = others[0].metric.title
+            said = [f"{len(others)} pairs do not differ significantly in {title}; see pairs.csv"]
+        return [*self.significant[:SHOWN], *said]
 
     @property
     def significant(self) -> list[str]:
