@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 from diffusion_lab.backbone.base import ends_of, layers_of, renormalise
 from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters
 from diffusion_lab.data import Batch, MomentBatch, PairBatch
@@ -119,7 +120,7 @@ class DiffusionModule(TrainedModule):
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         if self.alignment is None:
             return {"loss": loss}
-        return self.aligned(loss, x0 if images is None else images)
+        return self.aligned(loss, x0 if images is None else to_float(images))
 
     def aligned(self, loss: Tensor, images: Tensor) -> dict[str, Tensor]:
         """The loss with that of the alignment to clean images, and both without it."""

@@ -158,6 +158,23 @@ def test_the_feature_map_is_the_fifth_stage_of_the_network():
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_the_frozen_network_sees_the_training_images(lab, monkeypatch):
+    seen = []
+    original = EfficientNetLite0.map_of
+
+    def map_of(self, pixels):
+        seen.append(pixels)
+        return original(self, pixels)
+
+    monkeypatch.setattr(EfficientNetLite0, "map_of", map_of)
+    code, _, err = lab("train", *REPA, "trainer.max_steps=1")
+    assert code == 0, err
+    pixels = torch.cat(seen)
+    torch.testing.assert_close(pixels, pixels.round().clamp(0, 255), rtol=0, atol=1e-3)
+    assert pixels.min() < 1
+    assert pixels.max() > 200
+
+
 def values(folder, name: str) -> list[float]:
     return [row[name] for row in rows(folder) if name in row]
 
