@@ -1,11 +1,17 @@
 """The README is true and short: its commands compose, its tree is the real one."""
 
 import re
+import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 from helpers.pages import WRITTEN, check_composes, commands_of
 from helpers.paths import ROOT
+from hydra.core.global_hydra import GlobalHydra
+
+from diffusion_lab.cli.sweep_plan import composed, jobs_of, sweep_overrides
+from diffusion_lab.cli.tuning_stage import planned
 
 README = (ROOT / "README.md").read_text()
 IN_PAGES = {line for page in WRITTEN for line in commands_of(page)}
@@ -28,11 +34,18 @@ def test_every_command_composes(line):
     check_composes(line)
 
 
+def printed_by_make(*arguments: str) -> str:
+    """The commands that make would run, each in one line."""
+    make = ["make", "-n", "-o", "setup", *arguments]
+    printed = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return printed.replace("\\\n", " ")
+
+
 SIZED = {"unet-vs-dit": 4, "low-data": 2, "samplers": 3, "guidance": 2}  # commands of each study
 ONE_SIZE = {
     "write-up": 5,
     "cifar10-small": 2,
-    "additions": 7,
+    "additions": 12,
     "scaling": 2,
     "conditioning": 4,
     "latent": 4,
@@ -47,24 +60,38 @@ ONE_SIZE = {
     + [(*each, "") for each in ONE_SIZE.items()],
 )
 def test_every_command_of_a_study_composes(study, commands, size):
-    make = ["make", "-n", "-o", "setup", f"study-{study}", f"SIZE={size}", "IMAGES=640", "TIME=5"]
-    printed = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = printed_by_make(f"study-{study}", f"SIZE={size}", "IMAGES=640", "TIME=5")
     script = re.compile(r"experiments/sweep\.sh \S+/diffusion-lab {} (\S+)")
     printed = script.sub(r"diffusion-lab sample-sweep run=RUN output=RUN/sweeps/\1", printed)
-    lines = re.findall(r"diffusion-lab [a-z][^\n'|]+", printed.replace("\\\n", " "))
+    lines = re.findall(r"diffusion-lab [a-z][^\n'|]+", printed)
     lines = [line for line in lines if "train-extractor" not in line]
     assert len(lines) == commands
     for line in lines:
         check_composes(line)
 
 
+@pytest.mark.parametrize("study", ["unet-vs-dit", "low-data", *ONE_SIZE])
+def test_the_tuning_of_a_study_is_complete_and_no_two_of_its_runs_have_one_folder(study):
+    folders = []
+    for line in re.findall(r"diffusion-lab train -m ([^\n|]+)", printed_by_make(f"study-{study}")):
+        overrides = [each for each in shlex.split(line) if not each.startswith("hydra")]
+        GlobalHydra.instance().clear()
+        planned("train", ["-m"], overrides)
+        every = [*overrides, *sweep_overrides(Path("x"), overrides)]
+        folders += [
+            job.folder
+            for job in jobs_of("train", ["-m"], overrides, composed("train", ["-m"], every))
+        ]
+    assert len(folders) > 3
+    assert len(set(folders)) == len(folders)
+
+
 @pytest.mark.parametrize(
     "target", ["train-latent", "study-optimizers", *(f"study-{each}" for each in SIZED | ONE_SIZE)]
 )
 def test_a_launcher_gets_all_work_of_a_target_but_the_comparison(target):
-    make = ["make", "-n", "-B", "-o", "setup", target, "LAUNCHER=slurm"]
-    printed = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    commands = re.findall(r"diffusion-lab [a-z-]+ [^\n]+", printed.replace("\\\n", " "))
+    printed = printed_by_make("-B", target, "LAUNCHER=slurm")
+    commands = re.findall(r"diffusion-lab [a-z-]+ [^\n]+", printed)
     assert commands
     for command in commands:
         assert "hydra/launcher=slurm" in command or " compare " in command, command
