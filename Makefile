@@ -74,8 +74,8 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 	$(LAB) train experiment=toy/two_moons run_dir=$$run $(ARGS) && \
 	$(BIN)/python experiments/theory/figures.py $$run
 
-$(CLASSIFIER): | setup
-	$(LAB) train-extractor $(ELSEWHERE) data=fashion_mnist output=$@
+$(dir $(CLASSIFIER))%.safetensors: | setup
+	$(LAB) train-extractor $(ELSEWHERE) data=$* output=$@
 
 # $(1): file in conf/study, $(2): its folder, $(3): more overrides
 define train_study
@@ -108,7 +108,7 @@ study-write-up: setup $(CLASSIFIER)  ## a U-Net and a DiT as DDPMs: steps of DDI
 	$(call compare_study,$(STUDY))
 
 study-cifar10-small: STUDY = $(or $(NAME),cifar10_small)
-study-cifar10-small: setup  ## U-Net, DiT and Mamba-2 on CIFAR-10 in JPEG pixels, on two cores: IMAGES=160_000
+study-cifar10-small: setup $(dir $(CLASSIFIER))cifar10_zip.safetensors  ## U-Net, DiT and Mamba-2 on CIFAR-10 in JPEG pixels, on two cores: IMAGES=160_000
 	$(call train_study,cifar10_small,$(STUDY),$(BUDGET))
 	$(call compare_study,$(STUDY))
 
@@ -189,62 +189,66 @@ study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the
 	$(call train_study,latent,$(STUDY),$(IN_LATENTS) $(IN_SECONDS))
 	$(call compare_study,$(STUDY))
 
-# the first stages take 200 of the 600 seconds
-define train_stage
-$(THREAD) $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/$(1) study_name=$(STUDY)_stages \
-	run_dir=$(STAGES)/$(1) $(call for_seconds,$(or $(TIME),200))
-endef
 study-families: STUDY = $(or $(NAME),families)
 study-families: STAGES = outputs/$(STUDY)_stages
+study-families: IN_SECONDS = $(if $(TIME),budget.seconds=$(TIME))
+# the first stages take 200 of the 600 seconds
 study-families: AFTER = budget.seconds=$(or $(TIME),400)
+study-families: MEASURED = $(if $(SAMPLES),metrics.num_samples=$(SAMPLES))
 study-families: DENOISE = optimizer=muon objective=flow_matching_short sampler=unipc sampler.steps=10 backbone.blocks=1
 study-families: IN_LATENTS = backbone=unet backbone.channels=48 backbone.multipliers=[1,2] backbone.attention=[1] \
 	first_stage=kl first_stage.run=$(STAGES)/kl
-study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregressive model, a GAN and a VAE in equal time
-	$(call train_stage,kl)
-	$(call train_stage,vq)
-	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 $(if $(TIME),budget.seconds=$(TIME)))
-	$(call train_study,families,$(STUDY),$(DENOISE) $(IN_LATENTS) $(AFTER))
+study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregressive model, a GAN and a VAE in equal time: TIME=600 SAMPLES=5000
+	printf '%s\n' kl vq | $(EACH) -I{} $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/{} \
+		study_name=$(STUDY)_stages run_dir=$(STAGES)/{} $(call for_seconds,$(or $(TIME),200))
+	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 $(IN_SECONDS) $(MEASURED))
+	$(call train_study,families,$(STUDY),$(DENOISE) $(IN_LATENTS) $(AFTER) $(MEASURED))
 	$(call train_study,families,$(STUDY),family=autoregressive backbone=code_transformer optimizer=muon \
-		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq $(AFTER))
+		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq $(AFTER) $(MEASURED))
 	@# one that collapses ends with an error; the comparison then says which seeds are missing
-	-$(call train_study,families,$(STUDY),family=gan backbone=generator $(if $(TIME),budget.seconds=$(TIME)))
-	$(THREAD) $(LAB) train-autoencoder -m $(or $(ELSEWHERE),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)) \
-		experiment=fashion_mnist/vae study_name=$(STUDY) 'run_dir=outputs/$(STUDY)/vae_seed-$${seed}' seed=0,1,2 \
-		$(call for_seconds,$(or $(TIME),600))
-	ls -d outputs/$(STUDY)/vae_seed-* | $(EACH) -n 1 experiments/families/measure.sh $(CLASSIFIER) $(LAB)
+	-$(call train_study,families,$(STUDY),family=gan backbone=generator $(IN_SECONDS) $(MEASURED))
+	experiments/families/vae.sh $(LAB) $(STUDY) $(JOBS) "$(call for_seconds,$(or $(TIME),120))" \
+		"$(call for_seconds,$(or $(TIME),600))" $(or $(SAMPLES),5000) $(CLASSIFIER)
 	$(call compare_study,$(STUDY))
 
 # a step of training is a forward and, as two, a backward pass: 3 forward passes. MeanFlow's is 4 with
 # its derivative, a shortcut's 3.5 on average, ECT's 4, and that of distillation 6. The models that
 # the last three start from are trained for half of the FLOPs; reflow draws 10 calls for each pair.
+# A tuning run has a quarter of the images; its seed needs models to start from, too.
 of_all = $(shell echo $$(($(ALL) $(1))))
+for_images = budget.images=$(call of_all,$(1)) tuning.images=$(call of_all,$(1) / 4)
 study-few-steps: STUDY = $(or $(NAME),few_steps)
-study-few-steps: CALLS = [1,2,4,8]
-study-few-steps: ALL = $(subst _,,$(or $(IMAGES),240000))
+study-few-steps: ALL = $(subst _,,$(or $(IMAGES),144000))
 study-few-steps: HALF = $(call of_all,/ 2)
 study-few-steps: PAIRS = $(call of_all,/ 24)
 study-few-steps: NETWORK = $${hydra:runtime.choices.backbone}-$${seed}
-study-few-steps: STAGE = protocol=null callbacks.evaluation=null budget.images=$(HALF)
-study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFlow, shortcuts, consistency and reflow: IMAGES=240000
-	$(call train_study,few_steps,$(STUDY),sampler=unipc sampler.steps=10 \
-		callbacks.evaluation.also_steps=$(CALLS) budget.images=$(ALL))
-	$(call train_study,few_steps,$(STUDY),objective=mean_flow budget.images=$(call of_all,* 3 / 4))
-	$(call train_study,few_steps,$(STUDY),objective=shortcut budget.images=$(call of_all,* 6 / 7))
-	$(call train_study,few_steps,$(STUDY)_stages,$(STAGE) 'run_dir=outputs/$(STUDY)_stages/flow-$(NETWORK)')
-	$(call train_study,few_steps,$(STUDY)_stages,$(STAGE) objective=edm schedule=edm \
-		'run_dir=outputs/$(STUDY)_stages/edm-$(NETWORK)')
-	$(call train_study,few_steps,$(STUDY),objective=reflow budget.images=$(call of_all,* 26 / 72) \
+study-few-steps: CALLS = callbacks.evaluation.also_steps=[1,2,4,8]
+study-few-steps: TEACHER = objective=flow_matching_short denoiser.clip=1 sampler=unipc sampler.steps=10
+study-few-steps: STAGE = protocol=null tuning=none optimizer.lr=8e-3 callbacks.evaluation=null budget.images=$(HALF)
+study-few-steps: FLOW = $(STAGE) $(TEACHER) 'run_dir=outputs/$(STUDY)_stages/flow-$(NETWORK)'
+study-few-steps: EDM = $(STAGE) objective=edm schedule=edm 'run_dir=outputs/$(STUDY)_stages/edm-$(NETWORK)'
+study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFlow, shortcuts, consistency and reflow: IMAGES=144000
+	$(call train_study,few_steps,$(STUDY),$(TEACHER) $(CALLS) $(call for_images,))
+	$(call train_study,few_steps,$(STUDY),objective=mean_flow $(call for_images,* 3 / 4))
+	$(call train_study,few_steps,$(STUDY),objective=shortcut $(call for_images,* 6 / 7))
+	$(call train_study,few_steps,$(STUDY)_stages,$(FLOW))
+	$(call train_study,few_steps,$(STUDY)_stages,$(EDM))
+	$(call train_study,few_steps,$(STUDY)_stages,$(FLOW) backbone=unet_small seed=100)
+	$(call train_study,few_steps,$(STUDY)_stages,$(EDM) backbone=unet_small seed=100)
+	$(call train_study,few_steps,$(STUDY),objective=reflow $(call for_images,* 26 / 72) \
 		objective.teacher.count=$(PAIRS) objective.teacher.steps=10 \
 		'objective.teacher.run=outputs/$(STUDY)_stages/flow-$(NETWORK)' \
 		'init_from=outputs/$(STUDY)_stages/flow-$(NETWORK)')
-	$(call train_study,few_steps,$(STUDY),objective=ect schedule=edm budget.images=$(call of_all,* 3 / 8) \
+	$(call train_study,few_steps,$(STUDY),objective=ect schedule=edm $(call for_images,* 3 / 8) \
 		objective.jump_loss.stage_images=$(call of_all,/ 16) \
+		'tuning.overrides=["backbone=unet_small"$(comma)"objective.jump_loss.stage_images=$(call of_all,/ 64)"]' \
 		'init_from=outputs/$(STUDY)_stages/edm-$(NETWORK)')
-	$(call train_study,few_steps,$(STUDY),objective=consistency_distillation schedule=edm budget.images=$(call of_all,/ 4) \
+	$(call train_study,few_steps,$(STUDY),objective=consistency_distillation schedule=edm $(call for_images,/ 4) \
 		'objective.teacher.run=outputs/$(STUDY)_stages/edm-$(NETWORK)' \
 		'init_from=outputs/$(STUDY)_stages/edm-$(NETWORK)')
-	$(call compare_study,$(STUDY))
+	for network in unet_small dit; do $(LAB) compare outputs/$(STUDY)/backbone-$${network}_* \
+		output=outputs/$(STUDY)/comparison_$$network || exit; done
+	$(BIN)/python experiments/sampled.py outputs/$(STUDY)/calls.csv outputs/$(STUDY)/*_seed-*
 
 # the model of the next two, if it is not one of yours
 one-model: setup

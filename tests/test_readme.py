@@ -35,10 +35,10 @@ def test_every_command_composes(line):
 
 
 def printed_by_make(*arguments: str) -> str:
-    """The commands that make would run, each in one line."""
+    """The commands that make would run, each in one line, but a script that is tested by itself."""
     make = ["make", "-n", "-o", "setup", *arguments]
     printed = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return printed.replace("\\\n", " ")
+    return re.sub(r"experiments/families/vae\.sh.+", "", printed.replace("\\\n", " "))
 
 
 SIZED = {"unet-vs-dit": 4, "low-data": 2, "samplers": 3, "guidance": 2}  # commands of each study
@@ -49,8 +49,8 @@ ONE_SIZE = {
     "scaling": 2,
     "conditioning": 4,
     "latent": 4,
-    "families": 8,
-    "few-steps": 9,
+    "families": 6,  # and those of vae.sh
+    "few-steps": 11,
 }
 
 
@@ -63,7 +63,7 @@ def test_every_command_of_a_study_composes(study, commands, size):
     printed = printed_by_make(f"study-{study}", f"SIZE={size}", "IMAGES=640", "TIME=5")
     script = re.compile(r"experiments/sweep\.sh \S+/diffusion-lab {} (\S+)")
     printed = script.sub(r"diffusion-lab sample-sweep run=RUN output=RUN/sweeps/\1", printed)
-    lines = re.findall(r"diffusion-lab [a-z][^\n'|]+", printed)
+    lines = re.findall(r"diffusion-lab [a-z][^\n'|]+", printed.replace("/{}", "/kl"))
     lines = [line for line in lines if "train-extractor" not in line]
     assert len(lines) == commands
     for line in lines:
@@ -98,16 +98,26 @@ def test_a_launcher_gets_all_work_of_a_target_but_the_comparison(target):
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments"), [("sweep.sh", "{} steps steps=1"), ("low_data/copies.sh", "10 {}")]
+    ("script", "arguments"),
+    [
+        ("sweep.sh", "{} steps steps=1"),
+        ("low_data/copies.sh", "10 {}"),
+        ("families/vae.sh", "mine 2 a=1 a=2 10 FILE"),
+    ],
 )
 def test_the_scripts_of_studies_pass_the_launcher_on(script, arguments, monkeypatch, tmp_path):
     run = tmp_path / "fraction-1.0_seed-3"
     run.mkdir()
     (run / "config.yaml").write_text("seed: 3\n")
+    for name, printing in (("diffusion-lab", '"$@"'), ("python", "4e-3")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {printing}\n")
+        (tmp_path / name).chmod(0o755)
     for launcher in ("slurm", ""):
         monkeypatch.setenv("LAUNCHER", launcher)
-        called = [ROOT / "experiments" / script, "echo", *arguments.format(run).split()]
-        lines = subprocess.run(called, capture_output=True, text=True, check=True).stdout
+        lab = tmp_path / "diffusion-lab"
+        called = [ROOT / "experiments" / script, lab, *arguments.format(run).split()]
+        done = subprocess.run(called, cwd=tmp_path, capture_output=True, text=True, check=True)
+        lines = done.stdout
         assert lines
         for line in lines.splitlines():
             assert ("hydra/launcher=slurm" in line) == bool(launcher)
