@@ -17,12 +17,17 @@ blanks need quotes: rows="DiT · width=64,UNet". Numbers in prose are not checke
 A CSV file, such as one of experiments/sampled.py, has a row for each seed. A row of the table has
 the mean over all rows with equal values of `by`, numbers in rising order and words in that of the
 file; `where` chooses rows by the value of one column.
+
+    <!-- table published/tuning/tuning.json -->
+
+A study's tuning has a row for each network and a column for each value that was tried.
 """
 
 import argparse
 import csv
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +41,7 @@ from diffusion_lab.analysis.comparison.table import (
     CompositionTable,
     column_of,
 )
+from diffusion_lab.common.files import read_json
 from diffusion_lab.common.formats import markdown_table, plain
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import REAL
@@ -52,10 +58,14 @@ def table_of(readme: Path, words: str) -> str:
     """The table that the words of a block ask for; raises UserError for wrong ones."""
     name, *given = shlex.split(words)
     source = readme.parent / name
-    known, make = (OF_FILES, of_file) if source.suffix == ".csv" else (OF_FOLDERS, of_folder)
+    known, make = {".csv": (OF_FILES, of_file), ".json": ((), of_tuning)}.get(
+        source.suffix, (OF_FOLDERS, of_folder)
+    )
     options = dict(each.partition("=")[::2] for each in given)
     if unknown := sorted(options.keys() - set(known)):
-        raise UserError(f"{unknown[0]} is not known in this table; use {' or '.join(known)}")
+        raise UserError(
+            f"{unknown[0]} is not known in this table; use {' or '.join(known) or 'no option'}"
+        )
     return make(source, options)
 
 
@@ -114,6 +124,29 @@ def of_file(path: Path, options: dict[str, str]) -> str:
     head = [*by, "seeds", *(column.title for column in columns)]
     several = any(len(own) > 1 for own in groups.values())
     return with_notes(markdown_table(head, lines), [INTERVAL_NOTE] * several)
+
+
+def of_tuning(path: Path, options: dict[str, str]) -> str:
+    """The table of a tuning.json: the mean of each value over the tuning seeds, the chosen bold."""
+    if not (found := read_json(path)):
+        raise UserError(f"{path} is missing or damaged")
+
+    def named(values: dict[str, float]) -> str:
+        return ", ".join(f"{value:g}" for value in values.values())
+
+    tried = [each["values"] for network in found.values() for each in network["tried"]]
+    points = {named(values): tuple(values.values()) for values in tried}
+    columns = sorted(points, key=points.__getitem__)
+    lines = []
+    for name, network in found.items():
+        cells = dict.fromkeys(columns, "")
+        for each in network["tried"]:
+            results = list(each["results"].values())
+            text = "diverged" if None in results else f"{statistics.mean(results):.4g}"
+            best = each["values"] == network["chosen"]
+            cells[named(each["values"])] = f"**{text}**" if best else text
+        lines.append([f"`{name}`", *cells.values()])
+    return markdown_table([", ".join(tried[0]), *columns], lines)
 
 
 def number_of(word: str) -> float:

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,14 +26,16 @@ def environment_of(device: torch.device) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {"diffusion-lab": diffusion_lab.__version__}
         | {each: version(each) for each in names},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
 
 
-def _git_commit() -> str | None:
+@cache
+def git_commit() -> str | None:
     """The commit of the checkout that this package runs from, or None if it is installed.
 
-    The commit ends in DIRTY if the checkout has uncommitted changes.
+    It is that of the first call in this process: commits during a training change nothing that was
+    imported. It ends in DIRTY if the checkout has uncommitted changes.
     """
     root = Path(__file__).parent.parent.parent
     if not (root / ".git").exists():

@@ -26,6 +26,7 @@ from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.runs import checkpoints
+from diffusion_lab.runs.environment import git_commit
 from diffusion_lab.runs.lock import locked, require_unlocked
 from diffusion_lab.runs.progress import ERROR, failure_noted
 from diffusion_lab.training.callbacks import Interruption, Periodic
@@ -77,6 +78,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     Everything that can be refused is refused before anything is written. `overrides` are the
     command line's, for the processes of a run on several devices.
     """
+    git_commit()  # that of the code which trains, for the summary
     check_settings(cfg)
     devices, nodes = launch.processes(cfg.trainer)
     layout = solve_batch(cfg.batch_size, devices * nodes, cfg.micro_batch_size)

@@ -186,6 +186,27 @@ def test_a_table_of_rows_that_cannot_be_made_is_named(readme, capsys, options, n
     assert_names(capsys.readouterr().err, "question/README.md", named)
 
 
+def test_a_table_of_tuning_has_the_mean_of_each_value(readme):
+    tried = [
+        {"values": {"optimizer.lr": 0.01}, "results": {"100": 3.0, "101": None}},
+        {"values": {"optimizer.lr": 0.001}, "results": {"100": 400.0, "101": 410.2}},
+    ]
+    other = [{"values": {"optimizer.lr": 0.003}, "results": {"100": 7.25}}]
+    found = {
+        "backbone=dit": {"chosen": {"optimizer.lr": 0.001}, "tried": tried},
+        "backbone=unet": {"chosen": {"optimizer.lr": 0.003}, "tried": other},
+    }
+    (readme.parent / "tuning.json").write_text(json.dumps(found))
+    write(readme, "<!-- table tuning.json -->")
+    assert run(readme) == 0
+    head, _, *rows = lines(readme)
+    assert head == "| optimizer.lr | 0.001 | 0.003 | 0.01 |"
+    assert rows == [
+        "| `backbone=dit` | **405.1** |  | diverged |",
+        "| `backbone=unet` |  | **7.25** |  |",
+    ]
+
+
 def test_a_changed_record_is_found(readme, capsys):
     write(readme, "<!-- table published -->")
     assert run(readme) == 0

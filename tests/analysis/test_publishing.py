@@ -144,6 +144,41 @@ def test_the_card_says_what_a_reader_asks(study):
     assert_names(text, "c0ffee", "3.12.1", "lightning", "0123", "| UNet", "study_name=mine")
 
 
+def test_the_card_names_what_runs_began_from_and_what_was_fixed_before_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stage = Path("outputs/stages/kl")
+    stage.mkdir(parents=True)
+    facts = FACTS | {"training_seconds": 300.0, "wall_seconds": 360.0, "images_seen": 640}
+    (stage / "summary.json").write_text(json.dumps(facts))
+    fixed = {"question": "Which is better?", "metric": "fid", "seeds": [0, 1]}
+    config = {"protocol": fixed, "first_stage": {"run": str(stage)}, "init_from": "outputs/gone"}
+    for seed in (0, 1):
+        fake_run(Path(f"outputs/mine/{seed}"), 100.0 + seed, seed, config, FACTS)
+    publish(["outputs/mine"], "published")
+    card = card_of()
+    assert card["study_protocols"] == [fixed]
+    assert list(card["sources"]) == [str(stage)]
+    assert card["sources"][str(stage)]["images_seen"] == 640
+    hours = card["hours"]
+    assert hours["first stages and teachers"]["wall_clock_hours"] == pytest.approx(0.1)
+    assert hours["total"]["runs"] == 3
+    text = Path("published/card.md").read_text()
+    assert "Which is better?" in text
+    assert str(stage) in text
+
+
+def test_samplings_in_other_ways_are_published_and_sealed(study):
+    sweep = Path(study) / "dit_0/sweeps/steps"
+    sweep.mkdir(parents=True)
+    (sweep / "results.csv").write_text("steps,fid\n10,120.0\n")
+    publish([str(study)], "published")
+    copy = Path("published/runs/dit_0/sweeps/steps/results.csv")
+    assert copy.read_text() == "steps,fid\n10,120.0\n"
+    copy.write_text("steps,fid\n10,20.0\n")
+    with refused("sweeps/steps/results.csv"):
+        compare(["published"], "after")
+
+
 def test_older_summaries_lack_facts_and_are_published_all_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fake_group(Path("old"), "dit", [100.0, 110.0])

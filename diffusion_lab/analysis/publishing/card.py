@@ -6,17 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 import diffusion_lab
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.comparing import Collection
 from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.common.files import read_json
-from diffusion_lab.runs import load_summary, published
+from diffusion_lab.runs import CONFIG, load_summary, published
 from diffusion_lab.runs.environment import DIRTY
 from diffusion_lab.training.tuning import FOUND
 
 TEXT = "card.md"
 Facts = dict[str, object]
+SOURCES = ("first_stage.run", "objective.teacher.run", "init_from")  # runs that a run began from
+SOURCE_FACTS = ("images_seen", "training_seconds", "wall_seconds", "threads", "ranks", "ended_at")
+SOURCE_FACTS += ("git_commit", "overrides")
+TUNING = ("of", "values", "metric", "seeds", "images", "num_samples", "grow", "overrides", "study")
 MACHINE = ("device", "processor", "precision", "threads", "ranks", "python", "versions")
 
 
@@ -34,7 +40,8 @@ def card_of(
     trained = [run for run in runs if not run.drawn_elsewhere]
     summaries = {places[run.folder]: run.summary for run in trained}
     tuned = {place: load_summary(folder) for folder, place in tuning_runs.items()}
-    everything = [*summaries.values(), *tuned.values()]
+    sources = sources_of(runs)
+    everything = [*summaries.values(), *tuned.values(), *sources.values()]
     return {
         "written_by": {"command": published.WRITER, "version": diffusion_lab.__version__},
         "compositions": {
@@ -43,19 +50,45 @@ def card_of(
         "seeds": sorted({run.seed for run in runs}),
         "studies": sorted({run.config.study_name for run in runs if run.config.get("study_name")}),
         "commands": commands_of(summaries),
+        "study_protocols": protocols_of(trained),
         "protocol": collection.protocol,
         "sampling": collection.sampling,
         # the checksums of what samples were compared with, in any evaluation
         "data": sorted({str(each["protocol"].get("data")) for run in runs for each in run.kept}),
         "code": code_of(everything),
-        "machines": machines_of(everything),
+        "machines": machines_of([*summaries.values(), *tuned.values()]),
+        "sources": sources,
         "hours": {
             "runs": hours_of(summaries.values()),
             "tuning": hours_of(tuned.values()),
+            **({"first stages and teachers": hours_of(sources.values())} if sources else {}),
             "total": hours_of(everything),
         },
         "dates": dates_of([*places, *tuning_runs]),
         "tuning": tuning_of(runs, tunings),
+    }
+
+
+def protocols_of(runs: Iterable[Run]) -> list[Facts]:
+    """The distinct protocols that studies fixed before their runs; none without a study."""
+    known: list[Facts] = []
+    for run in runs:
+        if (part := run.part("protocol")) and part not in known:
+            known.append(part)
+    return known
+
+
+def sources_of(runs: Iterable[Run]) -> dict[str, Facts]:
+    """Facts of the first stages and teachers that runs began from, by folder, where still there."""
+    saved = [OmegaConf.load(run.folder / CONFIG) for run in runs]  # opened, they name copies
+    folders = dict.fromkeys(
+        str(folder) for cfg in saved for key in SOURCES if (folder := OmegaConf.select(cfg, key))
+    )
+    found = {folder: load_summary(Path(folder)) for folder in folders}
+    return {
+        folder: {key: summary.get(key) for key in SOURCE_FACTS}
+        for folder, summary in found.items()
+        if summary
     }
 
 
@@ -134,7 +167,7 @@ def tuning_of(runs: Iterable[Run], tunings: Mapping[Path, str]) -> Facts | None:
     if not asked and not tunings:
         return None
     return {
-        **{key: asked.get(key) for key in ("of", "values", "metric", "seeds", "images", "study")},
+        **{key: asked.get(key) for key in TUNING},
         "chosen": {
             f"{place}/{FOUND}": {
                 name: found["chosen"] for name, found in read_json(folder / FOUND).items()

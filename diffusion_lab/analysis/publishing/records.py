@@ -12,11 +12,12 @@ from diffusion_lab.runs.weights import CurrentWeights
 
 LARGEST = 200_000  # bytes of metrics.jsonl, above which rows of training losses are left out
 REPORT = "memorization/report.json"
+SWEEPS = "sweeps/*/results.csv"  # samplings in more ways, by experiments/sweep.sh
 PLACE = ("step", "epoch", "images", "seconds")  # keys of a row that say where it belongs
 
 
 def copy_records(run: Path, target: Path) -> None:
-    """Copies the records of a run to the new folder `target`, and seals them there.
+    """Copies the records of a run, or of a first stage, to the new folder `target`, and seals them.
 
     Evaluations of other weights than the run's current ones are not copied. A run that was
     published before keeps its seal.
@@ -30,7 +31,8 @@ def copy_records(run: Path, target: Path) -> None:
         for path in sorted((run / EVALUATIONS).glob("*.json"))
         if weights.match(read_json(path))
     ]
-    for name in (CONFIG, METRICS, SUMMARY, REPORT, *matching):
+    sweeps = [path.relative_to(run).as_posix() for path in sorted(run.glob(SWEEPS))]
+    for name in (CONFIG, METRICS, SUMMARY, REPORT, *matching, *sweeps):
         if (run / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, target / name)

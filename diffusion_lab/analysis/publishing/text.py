@@ -26,6 +26,10 @@ def text_of(card: Card, table: str) -> str:
 
 def sections(card: Card) -> Iterator[str]:
     """Yields headings, paragraphs and tables."""
+    if card["study_protocols"]:
+        yield "## What was fixed before the runs"
+        for each in card["study_protocols"]:
+            yield markdown_table(["", "value"], facts(each))
     yield "## How it was measured"
     yield markdown_table(["", "value"], facts(card["protocol"] | {"sampling": card["sampling"]}))
     yield f"Training seeds: {listed(card['seeds'])}. Checksum of the data: {listed(card['data'])}."
@@ -37,6 +41,15 @@ def sections(card: Card) -> Iterator[str]:
     yield from tuning(card["tuning"])
     yield "## Time"
     yield from time(card)
+    if card["sources"]:
+        yield "Their first stages and teachers, or the runs whose weights they began from:"
+        yield markdown_table(
+            ["run", "images", "seconds of training"],
+            [
+                [folder, words(each["images_seen"]), words(each["training_seconds"])]
+                for folder, each in card["sources"].items()
+            ],
+        )
     yield "## Code and machines"
     yield markdown_table(
         ["commit", "uncommitted changes", "runs"],
