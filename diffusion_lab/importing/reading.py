@@ -57,12 +57,18 @@ def read(path: Path) -> FoundWeights:
     tensors = dict(content.tensors()) if isinstance(content, Stored) else content
     if not isinstance(tensors, dict) or not tensors:
         raise UserError(f"{path} has no weights; give a file of a whole network")
-    if wrong := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
+    if wrong := [key for key, value in tensors.items() if not _is_named_tensor(key, value)]:
         raise UserError(
-            f"{path} has {wrong[0]!r}, which is no tensor; give a file of weights alone"
+            f"{path} has {wrong[0]!r}, which names no tensor of numbers; give a file of weights "
+            "alone"
         )
     numbers = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     return FoundWeights(numbers, name, state)
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    is_whole = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    return is_whole and isinstance(name, str)
 
 
 def _of_torch(path: Path) -> Any:

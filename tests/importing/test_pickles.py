@@ -244,6 +244,21 @@ def test_a_damaged_file_is_named(tmp_path, name):
             read(tmp_path / name)
 
 
+WITHOUT_NUMBERS = {
+    "sparse": {"w": torch.eye(2).to_sparse()},
+    "empty": {"w": torch.eye(2, device="meta")},
+    "without a name": {1: torch.eye(2)},
+}
+
+
+@pytest.mark.parametrize("content", WITHOUT_NUMBERS.values(), ids=WITHOUT_NUMBERS)
+def test_a_tensor_without_a_name_or_numbers_is_refused(tmp_path, content):
+    path = tmp_path / "net.pt"
+    torch.save(content, path)
+    with refused(path):
+        read(path)
+
+
 @pytest.mark.parametrize("content", [{}, [1, 2], {"w": "text"}, {"w": torch.zeros(1), "n": 3}])
 def test_a_file_without_weights_alone_is_refused(tmp_path, content):
     path = tmp_path / "net.pt"
