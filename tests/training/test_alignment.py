@@ -242,6 +242,10 @@ def test_an_aligned_run_is_resumed_bit_for_bit_and_stops_to_be_aligned(lab, tmp_
         assert torch.equal(value, parts["state_dict"][name]), name
     assert len(values(tmp_path / "whole", "train/loss")) == 6
     assert len(values(tmp_path / "whole", "train/alignment")) == 4
+    measured = ["metrics.num_samples=8", "metrics.reference_size=16", "sampler.steps=2"]
+    code, _, err = lab("evaluate", "run=whole", *measured, "batch_size=8")
+    assert code == 0, err
+    assert "aligned to features of efficientnet_lite0" in err
     code, _, err = lab("train", "resume=parts", "alignment.weight=1")
     assert code == 2
     assert "alignment.weight" in err
