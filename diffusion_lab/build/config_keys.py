@@ -173,4 +173,5 @@ def paths_as_text(cfg: DictConfig) -> None:
 def flattered(trained: DictConfig, metrics: DictConfig | None) -> bool:
     """Whether metrics see images by the network to whose features a run was aligned."""
     network = OmegaConf.select(trained, "alignment.extractor._target_")
-    return bool(metrics and network) and metrics.extractor._target_ == network
+    judge = metrics and OmegaConf.select(metrics, "extractor._target_")
+    return network is not None and network == judge
