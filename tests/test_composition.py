@@ -19,8 +19,10 @@ from omegaconf import OmegaConf, open_dict
 from diffusion_lab.build.objects import build_model, build_pipeline, with_data_std
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.diffusion.noise import add_noise
 from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.diffusion.sampler.time_grid import Leading, Linspace, Quadratic, Trailing
+from diffusion_lab.diffusion.schedule import Rectified
 from diffusion_lab.first_stage import Pixels
 
 SHAPE, CLASSES = (1, 8, 8), 4
@@ -224,6 +226,25 @@ def test_each_preset_trains_on_its_own_schedule(configure, objective):
     if isinstance(model.objective.teacher, TeacherModel):
         model.objective.teacher.open(lambda labels: model.denoiser)
     assert losses(model).isfinite().all()
+
+
+def test_jit_learns_the_clean_image_by_the_error_of_its_velocity(configure):
+    """Compares with arXiv:2511.13720, whose time is 1 - t: its logit has mean -0.8 and std 0.8."""
+    _, model = tiny(configure, "objective=jit")
+    level, _ = model.objective.time_sampler(4000, Rectified())
+    logit = level.t.logit()
+    assert (logit.mean().item(), logit.std().item()) == pytest.approx((0.8, 0.8), abs=0.02)
+    x0, eps = torch.randn(2, 4, *SHAPE)
+    level = Rectified()(torch.tensor([0.01, 0.3, 0.7, 1.0]))
+    with torch.no_grad():
+        loss = model.objective.loss_at(model.denoiser, x0, eps, level)
+        x = add_noise(x0, eps, level)
+        output = model.denoiser(x, level).x0
+    axes = (slice(None), None, None, None)
+    velocity = (x - output) / level.sigma.clamp(min=0.05)[axes]
+    target = (x - x0) / level.sigma.clamp(min=0.05)[axes]
+    expected = (velocity - target).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-4, atol=0)
 
 
 # the others need another run, or a file

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import as_list
+from diffusion_lab.build.config_keys import as_list, flattered
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
@@ -53,6 +53,8 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
         say(line)
     path = on_rank_zero(lambda: opened.record(cfg, results, protocol, metrics.extra_facts))
     say(f"Saved in {path}")
+    if flattered(opened.saved, cfg.metrics):
+        say(f"The run was aligned to features of {metrics.extractor.name}: FID on them flatters it")
     if compared:
         console.print(side_by_side({cfg.run: results} | compared))
     return results

@@ -71,6 +71,16 @@ class DiffusersNetwork(nn.Module):
         middle = [network.mid_block] if network.mid_block is not None else []
         return [*network.down_blocks, *middle, *network.up_blocks]
 
+    @property
+    def rows(self) -> int:
+        """The number of rows of a DiT's patches."""
+        return self.network.pos_embed.height
+
+    @property
+    def tokens(self) -> int:
+        """The number of a DiT's patches."""
+        return self.rows * self.network.pos_embed.width
+
 
 class DiffusersUNet(DiffusersNetwork):
     """UNet2DModel of diffusers, with the condition's vector added to its embedding of the noise."""

@@ -168,3 +168,10 @@ def paths_as_text(cfg: DictConfig) -> None:
     for key, value in flat(OmegaConf.to_container(cfg)).items():
         if as_path(key, value) is not value:
             OmegaConf.update(cfg, key, as_path(key, value))
+
+
+def flattered(trained: DictConfig, metrics: DictConfig | None) -> bool:
+    """Whether metrics see images by the network to whose features a run was aligned."""
+    network = OmegaConf.select(trained, "alignment.extractor._target_")
+    judge = metrics and OmegaConf.select(metrics, "extractor._target_")
+    return network is not None and network == judge

@@ -32,10 +32,15 @@ def joined(outer: Mapping[str, str], inner: Mapping[str, str]) -> dict[str, str]
     return {f"{a}.{c}": f"{b}.{d}" for a, b in outer.items() for c, d in inner.items()}
 
 
-def count(names: Iterable[str], pattern: str) -> int:
-    """One more than the largest number that the pattern's group finds in names; 0 if none does."""
+def numbers(names: Iterable[str], pattern: str) -> set[int]:
+    """The numbers that the pattern's group finds in names."""
     found = (re.match(pattern, name) for name in names)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    return {int(match[1]) for match in found if match}
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """How many numbers the pattern's group finds in names; those of layers have no gaps."""
+    return len(numbers(names, pattern))
 
 
 def by_head(heads: int, axes: str, weight: Tensor) -> Tensor:

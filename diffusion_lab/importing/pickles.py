@@ -26,22 +26,38 @@ class Refused(Exception):
 class Stored:
     """An object of another program: the name of its class, and its state without the class."""
 
-    def __init__(self, *arguments: object):
-        self.name = ""
-        self.state: dict[str, Any] = {}
+    name: str
+    state: dict[str, Any]
+
+    def __new__(cls, *arguments: object) -> "Stored":
+        found = super().__new__(cls)  # a pickle may leave out __init__
+        found.name, found.state = "", {}
+        return found
 
     def __setstate__(self, state: object) -> None:
         self.state = state if isinstance(state, dict) else {}
 
-    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Yields the parameters and buffers of a module by name, as its state_dict() would."""
-        for kind in ("_parameters", "_buffers"):
-            for name, value in self.state.get(kind, {}).items():
-                if isinstance(value, Tensor):
-                    yield prefix + name, value
-        for name, child in self.state.get("_modules", {}).items():
-            if isinstance(child, Stored):
-                yield from child.tensors(f"{prefix}{name}.")
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields the parameters and buffers of a module by name, as in its state_dict().
+
+        A module that stands in several places, or in itself, is looked at once.
+        """
+        left, seen = [("", self)], {id(self)}
+        while left:
+            prefix, module = left.pop()
+            for kind in ("_parameters", "_buffers"):
+                for name, value in module.entries(kind).items():
+                    if isinstance(value, Tensor):
+                        yield f"{prefix}{name}", value
+            for name, child in module.entries("_modules").items():
+                if isinstance(child, Stored) and id(child) not in seen:
+                    seen.add(id(child))
+                    left.append((f"{prefix}{name}.", child))
+
+    def entries(self, kind: str) -> dict[str, Any]:
+        """A dictionary in the state of a module; an empty one if it has none."""
+        found = self.state.get(kind)
+        return found if isinstance(found, dict) else {}
 
 
 def _stored(meta: dict[str, Any]) -> Stored:

@@ -24,8 +24,8 @@ class Alignment(nn.Module):
     An MLP of `width` maps the layer's output to the features' channels, and features are
     interpolated to the layer's places. The loss is `weight` (1 - cosine), until `stop_images`
     images were seen, as arXiv:2505.16792 advises. `layer` counts the layers from 0; None is the one
-    in the middle. Raises ValueError if there is no such layer, or if the network has no
-    features by place.
+    in the middle. Raises ValueError if there is no such layer, if its output has no places, or if
+    the frozen network has no features by place.
     """
 
     @ranges()
@@ -62,10 +62,11 @@ class Alignment(nn.Module):
             nn.Linear(width, extractor.map_channels),
         )
 
-    def _look(self, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def _look(self, layer: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
         """Keeps the layer's output in a training step; other calls take no gradient."""
         if torch.is_grad_enabled():
-            self._seen = output
+            # an encoder's level of diffusers also returns what it skips to the decoder
+            self._seen = output if isinstance(output, Tensor) else output[0]
 
     @torch.enable_grad()
     def _tried(self, denoiser: Denoiser, schedule: NoiseSchedule) -> int:
@@ -75,6 +76,12 @@ class Alignment(nn.Module):
         denoiser.eval()  # an image of zeros is no part of a network's statistics
         denoiser(x, schedule(torch.full((1,), 0.5)))
         denoiser.train(was_training)
+        (backbone,), seen = self.backbone, self._seen
+        if seen is None or not (seen.ndim == 4 or (seen.ndim == 3 and hasattr(backbone, "tokens"))):
+            raise ValueError(
+                f"a layer of {type(backbone).__name__} has no pixels or patches to align; write "
+                "alignment=none"
+            )
         return self._places()[0].shape[-1]
 
     def _places(self) -> tuple[Tensor, tuple[int, int]]:

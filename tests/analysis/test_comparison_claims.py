@@ -73,6 +73,15 @@ def test_a_composition_without_the_metric_is_named(tmp_path):
     assert "Recall was not measured for UNet" in text
 
 
+@pytest.mark.parametrize(("network", "flattered"), [("EfficientNetLite0", 1), ("DINOv2", 0)])
+def test_a_composition_that_was_aligned_to_its_judge_is_named(tmp_path, network, flattered):
+    judge = {"extractor": {"_target_": "diffusion_lab.metrics.extractor.EfficientNetLite0"}}
+    guide = {"extractor": {"_target_": f"diffusion_lab.metrics.extractor.{network}"}}
+    fake_group(tmp_path, "dit", BETTER, config={"metrics": judge, "alignment": guide})
+    fake_group(tmp_path, "unet", WORSE, config=UNET | {"metrics": judge, "alignment": None})
+    assert said(tmp_path)[1].count("flatters it") == flattered
+
+
 def test_gaps_of_shares_are_in_points(tmp_path):
     for name, config, shares in (("dit", {}, (0.7, 0.72)), ("unet", UNET, (0.64, 0.6599))):
         for seed, share in enumerate(shares):

@@ -113,6 +113,19 @@ def test_zero_star_leaves_out_the_first_step_from_pure_noise_and_no_other():
     assert torch.equal(x0[1], Gaussian()(NOISE[:2], levels).x0[1])
 
 
+def test_zero_star_takes_the_small_variance_at_rest():
+    schedule, grid = DDPMLinear(), UniformGrid()
+    levels = grid(schedule, 10)
+    limit = (levels.sigma / levels.alpha)[2].item()  # three levels are at least as noisy
+    states = {}
+    for variance in ("fixed_small", "learned"):
+        denoise = ZeroStarGuidance(1.0, zero_above=limit).bind(Gaussian(), None)
+        walk = Ancestral(10, grid, variance=variance).walk
+        states[variance] = list(walk(denoise, NOISE, levels[:4], schedule, torch.ones_like))
+    for one, other in zip(*states.values(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("scale", [0.3, 0.6, 1.0])
 def test_plus_plus_is_the_papers_ddim(scale):
     """Compares with algorithm 2 of arXiv:2406.08070, in alpha-bar, on DDPM's table."""

@@ -1,19 +1,19 @@
 """Folders of diffusers are opened with their own network, and their scheduler as a schedule."""
 
 import json
+import os
 import runpy
 import shutil
 
 import pytest
 import torch
-from helpers.refusals import assert_names, refused
+from helpers.refusals import assert_names
 from helpers.tiny_vae import save_vae
 
 from diffusion_lab import runs
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import prediction
 from diffusion_lab.diffusion.schedule import Rectified
-from diffusion_lab.importing.scheduler import schedule_overrides
 
 diffusers = pytest.importorskip("diffusers")
 UNET = {
@@ -38,6 +38,16 @@ DIT = {
     "sample_size": 8,
     "num_embeds_ada_norm": 5,
 }
+
+
+class Mkdir:
+    """An object whose pickle makes a folder when it is opened."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
 
 
 def randomised(network):
@@ -92,6 +102,7 @@ def test_a_dit_of_a_pipeline_comes_with_its_autoencoder(lab, tmp_path):
     model = imported(lab, "pipeline")
     shutil.rmtree("pipeline")
     assert runs.load("net")[0].image_shape == (3, 64, 64)
+    assert runs.load_config("net").sampler.time_grid._target_.endswith("Linspace")
     for labels, taken in (([0, 2, 4], [0, 2, 4]), (None, [5, 5, 5])):
         given = None if labels is None else torch.tensor(labels)
         x, index, output = answers(model, given)
@@ -149,14 +160,31 @@ def test_an_imported_unet_is_exported_as_it_came(lab, tmp_path, classes):
         beta_end=0.0195,
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
+        clip_sample=classes is None,
+        clip_sample_range=1.5,
     )
     diffusers.DDIMPipeline(network, scheduler).save_pretrained("pipeline")
-    imported(lab, "pipeline")
+    model = imported(lab, "pipeline")
+    assert model.denoiser.clip == (1.5 if classes is None else None)
     back, config = exported(lab, tmp_path, "unet")
     assert_same(back, network)
     decides = ("beta_schedule", "beta_start", "beta_end", "prediction_type")
-    for key in (*decides, "rescale_betas_zero_snr", "num_train_timesteps"):
+    for key in (*decides, "rescale_betas_zero_snr", "num_train_timesteps", "clip_sample"):
         assert config[key] == scheduler.config[key]
+    if classes is None:
+        assert config["clip_sample_range"] == 1.5
+    assert "imported into" in (tmp_path / "back/README.md").read_text()
+
+
+@pytest.mark.parametrize("key", ["shift", "scale"])
+def test_latents_scaled_by_channel_are_not_exported(lab, refusal, tmp_path, key):
+    network = randomised(diffusers.DiTTransformer2DModel(**DIT))
+    vae = diffusers.AutoencoderKL.from_pretrained(save_vae(tmp_path / "vae"))
+    diffusers.DiTPipeline(network, vae, diffusers.DDIMScheduler()).save_pretrained("pipeline")
+    imported(lab, "pipeline", f"first_stage.{key}=[0.1,0.2,0.3,0.4]")
+    sentence = refusal("export", "run=net", "format=diffusers", "output=back")
+    assert_names(sentence, f"first_stage.{key}", "format=diffusers")
+    assert not (tmp_path / "back").exists()
 
 
 def test_an_imported_dit_is_exported_with_its_autoencoder(lab, tmp_path):
@@ -211,21 +239,31 @@ def test_flow_matching_becomes_the_straight_path(lab):
         torch.testing.assert_close(output, network(x, 1000 * sigma).sample, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"beta_schedule": "sigmoid"},
-        {"num_train_timesteps": 4000},
-        {"trained_betas": [0.1, 0.2]},
-        {"prediction_type": "other"},
-    ],
-    ids=str,
-)
-def test_a_scheduler_without_a_counterpart_is_refused(tmp_path, settings):
-    known = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(known | settings))
-    with refused(tmp_path, "DDPMScheduler"):
-        schedule_overrides(tmp_path)
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}"])
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "unet/config.json"])
+def test_a_damaged_file_of_settings_is_named(refusal, tmp_path, name, content):
+    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("pipeline/unet")
+    diffusers.DDPMScheduler().save_pretrained("pipeline/scheduler")
+    (tmp_path / "pipeline" / name).write_text(content)
+    assert_names(refusal("import", "pipeline", "kind=diffusers", "output=net"), name)
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("kind", ["timestep", "identity"])
+def test_a_network_whose_labels_are_no_classes_is_refused(refusal, tmp_path, kind):
+    randomised(diffusers.UNet2DModel(**UNET, class_embed_type=kind)).save_pretrained("network")
+    sentence = refusal("import", "network", "kind=diffusers", "output=net")
+    assert_names(sentence, f"class_embed_type={kind}")
+
+
+def test_weights_that_would_run_code_are_refused(refusal, tmp_path):
+    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("network")
+    (tmp_path / "network/diffusion_pytorch_model.safetensors").unlink()
+    content = {"conv_in.weight": Mkdir(tmp_path / "executed")}
+    torch.save(content, tmp_path / "network/diffusion_pytorch_model.bin")
+    refusal("import", "network", "kind=diffusers", "output=net")
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "net").exists()
 
 
 @pytest.mark.parametrize(

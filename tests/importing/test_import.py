@@ -9,6 +9,7 @@ from helpers.commands import run_alone
 from helpers.reference_networks import Reference
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
+from helpers.tiny_vae import save_vae
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -115,6 +116,27 @@ def test_a_run_starts_from_its_weights(lab, tmp_path, adm):
     with torch.no_grad():
         outputs = [each(x, level, given).output for each in (trained, imported)]
     torch.testing.assert_close(*outputs)
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory):
+    """The folder of an imported DiT, which no test may change."""
+    folder = tmp_path_factory.mktemp("dit")
+    save_file(Reference.stored("dit").state, folder / "dit.safetensors")
+    settings = ["kind=dit", "kind.heads=2", f"first_stage.path={save_vae(folder / 'vae')}"]
+    run_alone(folder, "import", "dit.safetensors", *settings, "output=net")
+    return folder / "net"
+
+
+def test_latents_of_the_class_are_drawn_and_decoded(lab, dit):
+    drawn = {}
+    for label in (0, 3):
+        guided = [f"labels={label}", "guidance=classifier_free", "sampler.steps=2"]
+        arguments = [*guided, "num_samples=2", "save=npz", f"output={label}", "json=true"]
+        with np.load(result(lab("sample", f"run={dit}", *arguments))["array"]) as arrays:
+            drawn[label] = arrays["images"]
+    assert drawn[0].shape == (2, 64, 64, 3)
+    assert not np.array_equal(drawn[0], drawn[3])
 
 
 def test_what_is_overridden_replaces_the_recipe(lab, tmp_path, edm):

@@ -187,6 +187,54 @@ def test_averaged_weights_of_a_training_script_are_taken(tmp_path, capfd):
     assert found["steps"].dtype == torch.int64
 
 
+@pytest.mark.parametrize("suffix", ["pkl", "pt"])
+def test_a_checkpoint_that_is_in_itself_is_refused(tmp_path, suffix):
+    content: dict = {}
+    content["ema"] = content
+    path = tmp_path / f"net.{suffix}"
+    torch.save(content, path) if suffix == "pt" else written(path, content)
+    with refused(path):
+        read(path)
+
+
+def test_a_module_in_itself_or_in_many_places_is_read_once(tmp_path, nvidia):
+    state = {"_parameters": {"w": torch.ones(1)}, "_buffers": None, "_modules": {}}
+    for _ in range(40):  # doubled each time
+        inner = nvidia("Inner", **state)
+        state = {"_parameters": None, "_modules": {"a": inner, "b": inner}}
+    network = nvidia("Outer", **state)
+    assert len(read(written(tmp_path / "net.pkl", {"ema": network})).tensors) == 1
+    around = nn.ModuleDict()
+    around._modules["self"] = around
+    around._parameters["w"] = nn.Parameter(torch.ones(1))
+    assert [*read(written(tmp_path / "net.pkl", around)).tensors] == ["w"]
+
+
+@pytest.mark.parametrize("missing", ["_parameters", "_buffers", "_modules"])
+def test_an_object_without_parts_has_no_weights(tmp_path, nvidia, missing):
+    network = nvidia("EDMPrecond", **{missing: None})
+    path = written(tmp_path / "net.pkl", {"ema": network})
+    with refused(path):
+        read(path)
+
+
+HOSTILE = {
+    "cut inside a number": b"\x80\x02\x58\x00",
+    "a tensor of nothing": pickle.dumps(
+        {"w": Reduced(torch._utils._rebuild_tensor_v2, None, 0, (1,), (1,), False, OrderedDict())},
+        protocol=2,
+    ),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("name", ["net.pkl", "net.pt"])
+def test_a_hostile_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with refused(tmp_path / name):
+        read(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["net.pkl", "net.pt", "net.safetensors"])
 def test_a_damaged_file_is_named(tmp_path, name):
     whole = pickle.dumps({"w": torch.zeros(100)}, protocol=2)  # torch warns of another one
@@ -194,6 +242,21 @@ def test_a_damaged_file_is_named(tmp_path, name):
         (tmp_path / name).write_bytes(content)
         with refused(tmp_path / name):
             read(tmp_path / name)
+
+
+WITHOUT_NUMBERS = {
+    "sparse": {"w": torch.eye(2).to_sparse()},
+    "empty": {"w": torch.eye(2, device="meta")},
+    "without a name": {1: torch.eye(2)},
+}
+
+
+@pytest.mark.parametrize("content", WITHOUT_NUMBERS.values(), ids=WITHOUT_NUMBERS)
+def test_a_tensor_without_a_name_or_numbers_is_refused(tmp_path, content):
+    path = tmp_path / "net.pt"
+    torch.save(content, path)
+    with refused(path):
+        read(path)
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"w": "text"}, {"w": torch.zeros(1), "n": 3}])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compositions import assembled
 from helpers.paths import CONF
 from helpers.refusals import refused
 from helpers.small_networks import small_dit
@@ -14,6 +15,7 @@ from hydra.utils import instantiate
 
 from diffusion_lab.backbone import AdaLNZero, ClassLabel, InContext
 from diffusion_lab.backbone.base import layers_of
+from diffusion_lab.build.objects import build_model
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective.prediction import Flow
@@ -98,6 +100,43 @@ def test_an_image_shaped_layer_is_aligned_pixel_by_pixel():
     torch.testing.assert_close(
         alignment(images), F.cosine_similarity(projected, features, dim=1).mean()
     )
+
+
+U_NET = ["backbone.channels=16", "backbone.multipliers=[1,2]", "backbone.attention=[1]"]
+DIFFUSERS_UNET = [*U_NET, "backbone.norm_groups=4", "backbone.head_channels=8"]
+EVERY_LAYER = {  # of each backbone, and the channels of its first and its last layer
+    "edm2": ([*U_NET, "backbone.head_channels=16"], 16, 16),
+    "mamba2": (["backbone.width=32", "backbone.state_space.head_channels=16"], 32, 32),
+    "diffusers_unet": (DIFFUSERS_UNET, 16, 16),
+    "diffusers_dit": (["backbone.width=16", "backbone.heads=2"], 16, 16),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_LAYER)
+def test_each_layer_of_a_backbone_can_be_aligned(name):
+    overrides, first, last = EVERY_LAYER[name]
+    model = build_model(assembled(f"backbone={name}", *overrides), (1, 8, 8), 3).denoiser
+    layers, widths = layers_of(model.backbone), []
+    for number, layer in enumerate(layers):
+        alignment = aligned(model, layer=number)
+        call(model)
+        assert -1 <= alignment(torch.rand(2, 1, 8, 8)) <= 1
+        widths.append(alignment.projector[0].in_features)
+        layer._forward_hooks.clear()
+    assert (widths[0], widths[-1], len(widths)) == (first, last, len(layers))
+
+
+@pytest.mark.parametrize("name", ["mlp", "energy"])
+def test_a_backbone_without_places_is_refused(name):
+    model = build_model(assembled(f"backbone={name}"), (1, 8, 8), 3).denoiser
+    with refused("alignment=none", type(model.backbone).__name__, by=ValueError):
+        aligned(model)
+
+
+def test_the_patches_of_a_dit_of_diffusers_are_those_of_its_image():
+    dit = ["backbone=diffusers_dit", "backbone.width=16", "backbone.heads=2", "backbone.patch=4"]
+    backbone = build_model(assembled(*dit), (1, 16, 16), 3).denoiser.backbone
+    assert (backbone.rows, backbone.tokens) == (4, 16)
 
 
 def unet(*overrides):
@@ -220,6 +259,10 @@ def test_an_aligned_run_is_resumed_bit_for_bit_and_stops_to_be_aligned(lab, tmp_
         assert torch.equal(value, parts["state_dict"][name]), name
     assert len(values(tmp_path / "whole", "train/loss")) == 6
     assert len(values(tmp_path / "whole", "train/alignment")) == 4
+    measured = ["metrics.num_samples=8", "metrics.reference_size=16", "sampler.steps=2"]
+    code, _, err = lab("evaluate", "run=whole", *measured, "batch_size=8")
+    assert code == 0, err
+    assert "aligned to features of efficientnet_lite0" in err
     code, _, err = lab("train", "resume=parts", "alignment.weight=1")
     assert code == 2
     assert "alignment.weight" in err

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of, trained
-from diffusion_lab.build.config_keys import SUBSET_SEED
+from diffusion_lab.build.config_keys import SUBSET_SEED, flattered
 from diffusion_lab.common.formats import amount, duration
 
 EQUAL_IMAGES = 0.01  # relative difference, for a last batch more or less
@@ -62,6 +62,9 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
             )
     yield from unequal_networks(groups)
     yield from taught(groups)
+    for group in groups:
+        if flattered(group.runs[0].config, group.runs[0].config.get("metrics")):
+            yield f"{group.name} was aligned to the features that FID compares, which flatters it"
     machines = dict.fromkeys(map(machine, runs))
     if len(machines) > 1:
         unequal = "Time, speed and memory were measured on different machines"

@@ -54,7 +54,8 @@ class ZeroStarGuidance(Guidance):
 
     The velocity is eps - x0, rectified flow's. Its factor is <strong, weak> / |weak|^2, sample by
     sample. At sigma / alpha of `zero_above` or more the velocity is 0, at every scale and without a
-    network call: a first step from pure noise (inf) is left out. null never does so.
+    network call: a first step from pure noise (inf) is left out. null never does so. A learned
+    variance is the small one there.
     """
 
     zero_above: Annotated[float | None, ABOVE] = math.inf
@@ -83,7 +84,7 @@ def starting_at_rest(denoise: DenoiseFn, limit: float) -> DenoiseFn:
     def rested(x: Tensor, level: NoiseLevel) -> Estimate:
         noisy = level.sigma / level.alpha >= limit
         if noisy.all():
-            return Estimate(at_rest(x, level))
+            return Estimate(at_rest(x, level), torch.zeros_like(x))
         estimate = denoise(x, level)
         if noisy.any():  # each sample has its own level
             x0 = torch.where(broadcast(noisy, x).bool(), at_rest(x, level), estimate.x0)

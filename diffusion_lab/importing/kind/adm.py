@@ -50,6 +50,7 @@ class ADMFiles(Kind):
         "sampler=ddpm",
         "sampler/time_grid=linspace",
         "sampler.variance=learned",
+        "denoiser.clip=1.0",  # as their code does while sampling
     )
 
     heads: Annotated[int | None, optional(whole(1))] = None

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.backbone.diffusers_networks import PUBLISHED, network_class, settings_of
-from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.importing.kind.base import Imported, Kind, assigned
 from diffusion_lab.importing.names import BACKBONE, with_null_row
-from diffusion_lab.importing.scheduler import schedule_overrides
+from diffusion_lab.importing.reading import read_settings
+from diffusion_lab.importing.scheduler import scheduler_overrides
 
 PARTS = ("unet", "transformer", "")  # folders of the network: in a pipeline, or itself
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -21,7 +21,12 @@ CLASSES = {  # the setting of their number, and whether the network knows a null
 }
 TABLE = "class_embedding.weight"  # of a U-Net
 VAE = "vae"  # the folder of the autoencoder in a pipeline
-LEARNED = ("objective/variance_loss=hybrid", "sampler=ddpm", "sampler.variance=learned")
+LEARNED = (
+    "objective/variance_loss=hybrid",
+    "sampler=ddpm",
+    "sampler/time_grid=linspace",
+    "sampler.variance=learned",
+)
 
 
 @settings
@@ -43,7 +48,13 @@ class DiffusersFolders(Kind):
         network = loaded(folder, name)
         config, tensors = network.config, network.state_dict()
         own = {key: config[key] for key in settings_of(name)}
-        overrides = schedule_overrides(path)
+        if kind := own.get("class_embed_type"):
+            raise UserError(
+                f"{folder} has class_embed_type={kind}, so its labels are no classes; only a "
+                "network with a table of classes, or without labels, can be imported"
+            )
+        in_latents = (path / VAE).is_dir()
+        overrides = scheduler_overrides(path, in_latents)
         key, has_null = CLASSES[name]
         classes = own[key] or 0
         if not classes:
@@ -58,7 +69,7 @@ class DiffusersFolders(Kind):
             overrides += LEARNED
         overrides += assigned("backbone", {"name": name, "settings": own})
         shape = image_shape = (channels, height, width)
-        if (path / VAE).is_dir():
+        if in_latents:
             overrides += [
                 "first_stage=hub_vae",
                 *assigned("first_stage", {"path": str(path / VAE)}),
@@ -74,7 +85,7 @@ def network_of(path: Path) -> tuple[Path, str, dict[str, Any]]:
     found = [path / part for part in PARTS if (path / part / "config.json").is_file()]
     if not found:
         raise UserError(f"{path} has no config.json of a network; give a folder of diffusers")
-    config = read_json(found[0] / "config.json")
+    config = read_settings(found[0] / "config.json")
     name = str(config.get("_class_name", "network of another library"))
     name = OLD_NAMES.get(name, name)
     if name not in PUBLISHED:
@@ -117,5 +128,5 @@ def check_plain(folder: Path, given: dict[str, Any]) -> None:
 
 def factor_of(autoencoder: Path) -> int:
     """The number of pixels along a side for each of a latent."""
-    config = read_json(autoencoder / "config.json")
+    config = read_settings(autoencoder / "config.json")
     return 2 ** (len(config.get("block_out_channels", [1])) - 1)

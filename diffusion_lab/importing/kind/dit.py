@@ -8,9 +8,9 @@ from torch import Tensor
 
 from diffusion_lab.backbone.embedding import grid_positions
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import optional, settings, whole
+from diffusion_lab.common.ranges import Flag, optional, settings, whole
 from diffusion_lab.importing.kind.base import FIXED_VARIANCE, Imported, Kind, assigned
-from diffusion_lab.importing.names import BACKBONE, LABELS, count, joined, renamed
+from diffusion_lab.importing.names import BACKBONE, LABELS, count, joined, renamed, with_null_row
 from diffusion_lab.importing.reading import read
 
 NAMES = {
@@ -43,7 +43,9 @@ SIDE = 8  # pixels of an image to a number of its latent, in the VAE of Stable D
 class DiTFiles(Kind):
     """DiT in the latents of Stable Diffusion's VAE, with a learned variance.
 
-    None for `heads` is 16 for DiT-XL, and heads of 64 channels for other widths.
+    None for `heads` is 16 for DiT-XL, and heads of 64 channels for other widths. Without
+    `null_label`, the last row of the table is a class: the network was trained with
+    class_dropout_prob=0, which a file does not say.
     """
 
     recipe: ClassVar[Sequence[str]] = (
@@ -57,6 +59,7 @@ class DiTFiles(Kind):
     unlearned: ClassVar[Sequence[str]] = FIXED_VARIANCE  # overrides without a learned variance
 
     heads: Annotated[int | None, optional(whole(1))] = None
+    null_label: Flag = True
 
     def read(self, path: Path) -> Imported:
         tensors = read(path).tensors
@@ -69,7 +72,7 @@ class DiTFiles(Kind):
         depth = count(tensors, r"blocks\.(\d+)\.")
         blocks = joined({f"blocks.{i}": f"blocks.{i}" for i in range(depth)}, IN_A_BLOCK)
         ours = renamed(tensors, NAMES | blocks)
-        ours[LABELS] = table
+        ours[LABELS] = table if self.null_label else with_null_row(table)
         ours[f"{BACKBONE}embed.weight"] = ours[f"{BACKBONE}embed.weight"].flatten(1)
         for name in (f"{BACKBONE}out.weight", f"{BACKBONE}out.bias"):
             outputs = ours[name].unflatten(0, (patch, patch, -1)).movedim(2, 0)  # (c, p, p, ...)
@@ -83,8 +86,12 @@ class DiTFiles(Kind):
             ours,
             (channels, side, side),
             (3, SIDE * side, SIDE * side),
-            len(table) - 1,
-            [*assigned("backbone", sizes), *([] if learned else self.unlearned)],
+            len(ours[LABELS]) - 1,
+            [
+                *assigned("backbone", sizes),
+                *([] if learned else self.unlearned),
+                *([] if self.null_label else ["objective.label_dropout=0.0"]),
+            ],
         )
 
     def used(self, outputs: Tensor, channels: int) -> Tensor:

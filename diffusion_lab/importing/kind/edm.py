@@ -7,7 +7,15 @@ from torch import Tensor
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.importing.kind.base import Imported, Kind, assigned
-from diffusion_lab.importing.names import BACKBONE, LABELS, count, joined, renamed, with_null_row
+from diffusion_lab.importing.names import (
+    BACKBONE,
+    LABELS,
+    count,
+    joined,
+    numbers,
+    renamed,
+    with_null_row,
+)
 from diffusion_lab.importing.reading import State, read
 from diffusion_lab.importing.unet import overrides_of, reorder_attention
 
@@ -57,7 +65,7 @@ class EDMFiles(Kind):
                 f"{path} has a network in {found.name}; only networks in EDMPrecond can be imported"
             )
         tensors = {name.removeprefix("model."): each for name, each in found.tensors.items()}
-        side = count(tensors, r"enc\.(\d+)x\d+_conv\.") - 1
+        side = max(numbers(tensors, r"enc\.(\d+)x\d+_conv\."), default=0)
         if side < 1:
             raise UserError(f"{path} has no network of EDM; write another kind")
         tensors.pop("map_augment.weight", None)

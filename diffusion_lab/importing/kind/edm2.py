@@ -12,6 +12,7 @@ from diffusion_lab.importing.names import (
     by_head,
     count,
     joined,
+    numbers,
     renamed,
     with_null_row,
 )
@@ -64,7 +65,7 @@ class EDM2Files(Kind):
             for name, each in found.tensors.items()
             if not name.startswith("logvar_")
         }
-        side = count(tensors, r"enc\.(\d+)x\d+_conv\.") - 1
+        side = max(numbers(tensors, r"enc\.(\d+)x\d+_conv\."), default=0)
         if side < 1 or OUT_GAIN not in tensors:
             raise UserError(f"{path} has no network of EDM2; write another kind")
         ours, sizes = self.network(tensors, side)

@@ -21,6 +21,7 @@ class SiTFiles(DiTFiles):
         "denoiser.noise_label=data_time",
         "sampler=heun",
         "sampler.steps=125",
+        "sampler.time_grid.sigma_min=0.0",  # to the end of the path, in even steps
     )
     unlearned = ()
 

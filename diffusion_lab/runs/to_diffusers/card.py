@@ -23,7 +23,7 @@ pipeline_tag: unconditional-image-generation
 
 # {name}
 
-A diffusion model trained with diffusion_lab, as parts of diffusers."""
+A diffusion model {origin} diffusion_lab, as parts of diffusers."""
 CARD = "README.md"
 PLACES = ("root", "path", "test_path")  # settings of data that only say where files are
 PARTS = ("backbone", "schedule", "objective", "first_stage")
@@ -42,7 +42,8 @@ def sections(
 ) -> Iterator[str]:
     """Yields headings, paragraphs, tables and code."""
     network, scheduler = type(parts.network).__name__, type(parts.scheduler).__name__
-    yield HEAD.format(name=cfg.name)
+    origin = "imported into" if "imported" in facts else "trained with"
+    yield HEAD.format(name=cfg.name, origin=origin)
     yield markdown_table(["", ""], model_rows(run, cfg, facts, parts))
     yield "## How to load it"
     yield f"""```python

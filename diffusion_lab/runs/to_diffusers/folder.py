@@ -6,6 +6,7 @@ from string import Template
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from diffusion_lab.build.model import Model
 from diffusion_lab.common.files import write_atomically
@@ -110,8 +111,12 @@ def autoencoder_of(first_stage: FirstStage) -> Any | None:
             "first_stage=hub_vae",
             f"its autoencoder would decode to other shapes than {first_stage.image_shape}",
         )
-    vae = first_stage.network
-    shift = first_stage.shift or None
+    for key, value in {"shift": first_stage.shift, "scale": first_stage.scale}.items():
+        if isinstance(value, Tensor):
+            raise without_counterpart(
+                f"this first_stage.{key}", "diffusers has one for all channels of a latent"
+            )
+    vae, shift = first_stage.network, first_stage.shift or None
     vae.register_to_config(scaling_factor=1 / first_stage.scale, shift_factor=shift)
     return vae
 
