@@ -153,11 +153,11 @@ study-low-data: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2 on
 	$(call compare_study,$(STUDY))
 
 study-conditioning: STUDY = $(or $(NAME),conditioning)
-# S6 takes too long on a CPU to be tuned, or for more than a seed
+# S6 takes too long on a CPU to be tuned, for more than a seed, or for as many images
 study-conditioning: TRY_OUT = backbone=mamba seed=0 protocol=null tuning=none optimizer.lr=0.008
 study-conditioning: setup $(CLASSIFIER)  ## four conditionings of DiT and Mamba-2 at equal parameters, and of Mamba as a try-out: IMAGES=80_000
 	$(call train_study,conditioning,$(STUDY),$(BUDGET))
-	$(call train_study,conditioning,$(STUDY)_mamba,$(BUDGET) $(TRY_OUT))
+	$(call train_study,conditioning,$(STUDY)_mamba,$(or $(BUDGET),budget.images=20_000) $(TRY_OUT))
 	for network in dit mamba2; do $(LAB) compare outputs/$(STUDY)/backbone-$${network}_* \
 		output=outputs/$(STUDY)/comparison_$$network || exit; done
 	$(call compare_study,$(STUDY)_mamba)
