@@ -141,6 +141,24 @@ class Brightness(torchmetrics.Metric):
         return means.mean(), means.std()
 
 
+TYPED = """
+class Scaled(Brightness):
+    def compute(self):
+        return tuple({scale} * value for value in super().compute())
+"""
+
+
+def test_a_metric_that_was_typed_into_a_notebook_is_known_by_its_code(tmp_path):
+    found = []
+    for scale in (2, 3, 2):
+        typed = {"Brightness": Brightness, "__name__": "__main__"}
+        exec(TYPED.format(scale=scale), typed)
+        found.append(of_kind(prepared(tmp_path, extra={"it": typed["Scaled"]()}).real, "it_real"))
+    assert found[1] == pytest.approx(1.5 * found[0])
+    assert found[2] == found[0]
+    assert len(list(tmp_path.glob("real-*"))) == 2
+
+
 def test_a_metric_of_samples_alone_may_have_a_deviation(tmp_path):
     metrics = prepared(tmp_path, extra={"bright": Brightness()})
     values = metrics.compute(metrics.metrics.observer(generated()), None)
