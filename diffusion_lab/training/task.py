@@ -94,18 +94,21 @@ class Task(ABC):
         known, drawing = f"val/{self.module.shown}", self.pipeline is not None
         instead = f", or best={known}" if known in VALIDATION else ""
         metrics = self.metrics.metrics if self.metrics and drawing else []
+        of_validation = self.metrics is not None and self.metrics.reference == "validation"
         measured = [quantity.name for each in metrics for quantity in each.quantities]
         for metric in ranked_by:
             at = f"callbacks.checkpoint.best={metric}"
             if metric == known:
                 continue
-            if self.metrics is None or metric not in measured:
-                others = [name for name in RANKING if name in [known, *measured]] or ["null"]
+            if metric not in measured:
+                chosen = measured if of_validation else []
+                others = [name for name in RANKING if name in [known, *chosen]]
+                others = others or ["fid with metrics.reference=validation"]
                 more = ", or let metrics and callbacks.evaluation measure it" if drawing else ""
                 raise UserError(
                     f"{at} is not measured by this run; write {', '.join(others)}{more}"
                 )
-            if self.metrics.reference != "validation":
+            if not of_validation:
                 raise UserError(
                     f"{at} would choose by images that reports compare with; write "
                     f"metrics.reference=validation{instead}"
