@@ -163,7 +163,7 @@ class ImagesRun(OpenRun):
 
 
 def measured_there(folder: Path) -> set[object]:
-    """The checksums of the images that a folder's figures are of; {} if there are none."""
+    """The checksums of the images that a folder's figures are of; empty if there are none."""
     known = [published.facts_of(folder).get(published.WEIGHTS)]
     # a folder whose writing was interrupted is not sealed
     known += [read_json(path).get(CHECKPOINT) for path in (folder / EVALUATIONS).glob("*.json")]
