@@ -52,9 +52,10 @@ def joined(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def some(names: Sequence[object]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+def some(names: Sequence[object], total: int | None = None) -> str:
+    """The first few names, and how many more there are; of `total` if not all are given."""
+    total = len(names) if total is None else total
+    more = f" and {total - SHOWN:,} more" if total > SHOWN else ""
     return f"{', '.join(map(str, names[:SHOWN]))}{more}"
 
 

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +14,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import started
 
 Value = TypeVar("Value")
+PATIENCE_WITH_ONE = timedelta(hours=2)  # how long the others wait for what rank 0 computes
 SECONDS_TO_BE_ENDED_IN = 10  # in which a launcher ends the other processes after one has failed
 
 
@@ -65,6 +68,7 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
     rank, world = rank_and_world()
     if world == 1:
         return compute()
+    group = patient_group()
     value: Value | None = None
     failure: Exception | None = None
     if rank == 0:
@@ -75,13 +79,22 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
     # the exception itself may not survive being sent
     words = f"{failure}".strip() or type(failure).__name__
     sent: list[Any] = [value, words.splitlines()[0] if failure else None]
-    dist.broadcast_object_list(sent, src=0)
+    dist.broadcast_object_list(sent, src=0, group=group)
     if failure is not None:
         raise failure
     result, reason = sent
     if reason is not None:
         raise FirstStopped(f"the first process stopped: {reason}")
     return result
+
+
+@cache
+def patient_group() -> dist.ProcessGroup:
+    """All ranks as a group that waits long, as metrics of many images take rank 0 a while."""
+    group = dist.new_group(timeout=PATIENCE_WITH_ONE)
+    # NCCL connects at the first call, with the patience of the other groups
+    dist.broadcast_object_list([None], src=0, group=group)
+    return group
 
 
 def of_all_ranks(value: Value) -> list[Value]:

@@ -7,6 +7,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from types import CodeType
 from typing import ClassVar
 
 import torch
@@ -175,7 +176,22 @@ def identity_of(metric: torchmetrics.Metric) -> list[str]:
     common = set(vars(torchmetrics.SumMetric()))
     settings = [settings_of(part, common) for part in metric.modules()]
     weights = hashing.of_tensors(dict(metric.named_parameters()))
-    return [inspect.getsource(type(metric)), str(settings), weights]
+    return [source_of(type(metric)), str(settings), weights]
+
+
+def source_of(kind: type) -> str:
+    """The source of a class, or what its functions compile to if it was typed into a notebook."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        functions = {name: getattr(each, "__code__", None) for name, each in vars(kind).items()}
+        return str({name: compiled(code) for name, code in functions.items() if code})
+
+
+def compiled(code: CodeType) -> list[object]:
+    """The instructions of a function with their names and constants, functions in it included."""
+    constants = [compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def settings_of(part: torch.nn.Module, common: set[str]) -> dict[str, object]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common import hashing
-from diffusion_lab.common.files import OUTPUTS
+from diffusion_lab.common.files import OUTPUTS, read_json
 from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.randomness import random_places
@@ -26,6 +26,7 @@ from diffusion_lab.runs import published
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.folder import CONFIG, SAMPLES, load_config, save_config, write_summary
 from diffusion_lab.runs.open_run import OpenRun, move_data
+from diffusion_lab.runs.results import EVALUATIONS
 from diffusion_lab.runs.samplings import IMAGES
 from diffusion_lab.runs.weights import CHECKPOINT, WeightsChoice
 
@@ -93,7 +94,7 @@ class ImagesRun(OpenRun):
         drawn, cfg.images = fields["drawn"], saved.images
         parts = [drawn.images] if drawn.classes is None else [drawn.images, drawn.classes]
         weights: dict[str, object] = {CHECKPOINT: hashing.of_tensors(parts)}
-        if published.facts_of(cfg.run).get(published.WEIGHTS) not in (None, weights[CHECKPOINT]):
+        if measured_there(Path(cfg.run)) - {weights[CHECKPOINT]}:
             raise UserError(
                 f"images={saved.images} are not the images whose figures are in {cfg.run}; give "
                 "them another name, seed or run_dir"
@@ -141,6 +142,7 @@ class ImagesRun(OpenRun):
         """Writes the folder `cfg.run`, if it is new, and the evaluation into it."""
         folder = Path(cfg.run)
         folder.mkdir(parents=True, exist_ok=True)
+        published.unseal(folder)  # else what is written before a kill would count as edited
         save_config(folder, self.saved)
         facts = {
             "name": self.saved.name,
@@ -158,6 +160,14 @@ class ImagesRun(OpenRun):
         path = super().record(cfg, results, protocol, extra)
         published.seal(folder, str(self.weights[CHECKPOINT]), None)
         return path
+
+
+def measured_there(folder: Path) -> set[object]:
+    """The checksums of the images that a folder's figures are of; empty if there are none."""
+    known = [published.facts_of(folder).get(published.WEIGHTS)]
+    # a folder whose writing was interrupted is not sealed
+    known += [read_json(path).get(CHECKPOINT) for path in (folder / EVALUATIONS).glob("*.json")]
+    return set(known) - {None}
 
 
 def open_images(cfg: DictConfig) -> ImagesRun:

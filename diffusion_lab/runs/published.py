@@ -38,6 +38,11 @@ def seal(folder: Path, weights: str | None, thinned: dict[str, object] | None) -
     write_json(folder / PUBLISHED, {WEIGHTS: weights, THINNED: thinned, FILES: checksums(folder)})
 
 
+def unseal(folder: Path) -> None:
+    """Removes published.json, if there is one, before files in the folder change."""
+    (folder / PUBLISHED).unlink(missing_ok=True)
+
+
 def checksums(folder: Path, without: tuple[str, ...] = (PUBLISHED,)) -> dict[str, str]:
     """The sha256 of each file below a folder by its relative path, except those named `without`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())

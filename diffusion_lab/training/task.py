@@ -30,6 +30,7 @@ from diffusion_lab.training.callbacks import (
     SampleEvaluation,
     Throughput,
 )
+from diffusion_lab.training.callbacks.checkpoint import RANKING
 from diffusion_lab.training.module import TrainedModule
 
 
@@ -88,21 +89,34 @@ class Task(ABC):
     def check_ranking(self, ranked_by: Sequence[str]) -> None:
         """Raises UserError if checkpoints are ranked by a metric that is not of validation images.
 
-        Every run measures one of its validations.
+        Every run measures one of its validations, and of samples what `metrics` has.
         """
-        known = f"val/{self.module.shown}"
+        known, drawing = f"val/{self.module.shown}", self.pipeline is not None
+        instead = f", or best={known}" if known in VALIDATION else ""
+        metrics = self.metrics.metrics if self.metrics and drawing else []
+        of_validation = self.metrics is not None and self.metrics.reference == "validation"
+        measured = [quantity.name for each in metrics for quantity in each.quantities]
         for metric in ranked_by:
-            if metric.startswith("val/") and metric != known:
-                remedy = known if known in VALIDATION else "fid with metrics.reference=validation"
+            at = f"callbacks.checkpoint.best={metric}"
+            if metric == known:
+                continue
+            if metric not in measured:
+                chosen = measured if of_validation else []
+                others = [name for name in RANKING if name in [known, *chosen]]
+                others = others or ["fid with metrics.reference=validation"]
+                more = ", or let metrics and callbacks.evaluation measure it" if drawing else ""
                 raise UserError(
-                    f"callbacks.checkpoint.best={metric} is not measured by this run; write "
-                    f"{remedy}"
+                    f"{at} is not measured by this run; write {', '.join(others)}{more}"
                 )
-            of_validation = self.metrics is not None and self.metrics.reference == "validation"
-            if not metric.startswith("val/") and not of_validation:
+            if not of_validation:
                 raise UserError(
-                    f"callbacks.checkpoint.best={metric} would choose by images that reports "
-                    f"compare with; write metrics.reference=validation, or best={known}"
+                    f"{at} would choose by images that reports compare with; write "
+                    f"metrics.reference=validation{instead}"
+                )
+            if self.callback(Evaluation).every_n_steps is None:
+                raise UserError(
+                    f"{at} is measured at the end of this run alone; write "
+                    f"callbacks.evaluation.every_n_steps=1000{instead}"
                 )
 
     def check_callbacks(self, layout: BatchLayout, trainer: DictConfig) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.faults import Killed, die
 from helpers.tiny_data import TinyData
 from PIL import Image
 
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.runs import published
 
 DATA = ["data=fashion_mnist", "data.source._target_=helpers.tiny_data.TinyData"]
 DATA += ["data.validation_size=20", "metrics.reference_size=64", "metrics.num_samples=16"]
@@ -53,6 +55,27 @@ def write_zip(path: Path, images: np.ndarray, labels: list | None) -> Path:
         listed = None if labels is None else list(map(list, zip(names, labels, strict=True)))
         file.writestr("dataset.json", json.dumps({"labels": listed}))
     return path
+
+
+def spoil_member(path: Path, name: str | None = None) -> None:
+    """Compresses a member of a zip, the first one by default, and damages it."""
+    with zipfile.ZipFile(path) as file:
+        members = {info.filename: file.read(info) for info in file.infolist()}
+    name = name or next(iter(members))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for each, content in members.items():
+            file.writestr(each, content)
+        start = file.getinfo(name).header_offset + 30 + len(name)
+    content = bytearray(path.read_bytes())
+    content[start : start + 4] = b"\xff" * 4  # no block of deflate begins so
+    path.write_bytes(content)
+
+
+def lying_array(path: Path) -> None:
+    """Writes an .npz whose array says that it is larger than any memory."""
+    facts = {"descr": "|u1", "fortran_order": False, "shape": (2**60, 8, 8, 1)}
+    with zipfile.ZipFile(path, "w") as file, file.open("arr_0.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, facts)
 
 
 def classifier(path: Path) -> Path:
@@ -160,6 +183,25 @@ def test_figures_of_the_same_images_gather_in_one_folder(lab, refusal, drawn, tm
     assert path.name in refusal(*MEASURE, "images=drawn.npz", "seed=2")
 
 
+def test_an_evaluation_that_is_killed_can_be_repeated(lab, refusal, drawn, tmp_path, monkeypatch):
+    images, labels = drawn
+    np.savez(tmp_path / "drawn.npz", images, labels)
+    results(lab, *MEASURE, "images=drawn.npz")
+    more = [*MEASURE, "images=drawn.npz", "metrics.num_samples=18"]
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "seal", lambda *arguments: die())
+        with pytest.raises(Killed):
+            lab(*more)
+    np.savez(tmp_path / "drawn.npz", images[::-1], labels)
+    assert "drawn.npz" in refusal(*more)
+    np.savez(tmp_path / "drawn.npz", images, labels)
+    results(lab, *more)
+    folder = tmp_path / "outputs/drawn/seed0"
+    assert len(list((folder / "evaluations").iterdir())) == 2
+    published.require_unchanged_records(folder)
+    assert published.is_published(folder)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -202,6 +244,12 @@ def test_wrong_images_are_refused_and_nothing_is_written(lab, refusal, drawn, tm
     (tmp_path / "single.npy").rename(tmp_path / "single.npz")
     (tmp_path / "damaged.npz").write_bytes(b"PK nothing")
     (tmp_path / "damaged.zip").write_bytes(b"PK nothing")
+    (tmp_path / "nothing.npz").touch()
+    np.savez_compressed(tmp_path / "deflated.npz", images)
+    spoil_member(tmp_path / "deflated.npz")
+    lying_array(tmp_path / "lying.npz")
+    write_zip(tmp_path / "labelled.zip", images, labels.tolist())
+    spoil_member(tmp_path / "labelled.zip", "dataset.json")
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "wide", np.zeros((20, 8, 9, 1), np.uint8), ["."] * 20)
     (write_folder(tmp_path / "bad", images, ["."] * 20) / "001.png").write_bytes(b"no image")
@@ -210,6 +258,7 @@ def test_wrong_images_are_refused_and_nothing_is_written(lab, refusal, drawn, tm
         *("large.npz", "colour.npz", "floats.npz", "other.npz", "classes.npz", "short.npz"),
         *("objects.npz", "single.npz", "damaged.npz", "damaged.zip", "empty", "wide", "bad"),
         *("labels.zip", "nowhere", "nowhere.npz", "large.npy"),
+        *("nothing.npz", "deflated.npz", "lying.npz", "labelled.zip"),
     ):
         assert f"images={name}" in refusal(*MEASURE, f"images={name}")
     np.savez(tmp_path / "few.npz", images)

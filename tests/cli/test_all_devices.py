@@ -14,6 +14,7 @@ from helpers.commands import prepare_for_commands
 from helpers.pairs import first_fast
 from helpers.ranks import RANKS, called, on_two_ranks
 from helpers.refusals import refused, sentence_of
+from helpers.tiny_data import TinyData
 from helpers.tiny_runs import TINY
 from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -43,17 +44,22 @@ def copied(finished_run: Path, folder: Path) -> Path:
     return folder
 
 
+def on_one_and_two(one: Path, two: Path, lines: dict[str, list[str]]):
+    """Runs commands in one process and on two ranks, in a folder each: (folder, ended) of both."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepare_for_commands(patch, one)
+        alone = {name: called(patch, *line) for name, line in lines.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        prepare_for_commands(patch, two)
+        ranks = on_two_ranks(lines, two)
+    return (one, alone), (two, ranks)
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, finished_run):
     """A folder in which one process has run all commands, and one of two ranks: (folder, ended)."""
     one, two = (copied(finished_run, tmp_path_factory.mktemp(name)) for name in ("one", "two"))
-    with pytest.MonkeyPatch.context() as patch:
-        prepare_for_commands(patch, one)
-        alone = {name: called(patch, *line) for name, line in LINES.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        prepare_for_commands(patch, two)
-        ranks = on_two_ranks(LINES, two)
-    return (one, alone), (two, ranks)
+    return on_one_and_two(one, two, LINES)
 
 
 def values(node: object, key: str = "") -> Iterator[tuple[str, object]]:
@@ -71,9 +77,8 @@ def said(err: str, folder: Path) -> str:
     return re.sub(r"-?\d[\d.e+-]*", "0", err.replace(str(folder), ""))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_two_ranks_return_and_say_what_one_process_does(both, name):
+def assert_alike(both, name: str) -> None:
+    """Asserts that a command returns and says on two ranks what it does in one process."""
     (one, alone), (two, (first, second)) = both
     assert (first[name].code, second[name].code) == (0, 0), first[name].err + second[name].err
     expected, found = (
@@ -85,6 +90,34 @@ def test_two_ranks_return_and_say_what_one_process_does(both, name):
         assert found[key] == (pytest.approx(value, rel=3e-6, abs=1e-6) if close else value), key
     assert said(first[name].err, two) == said(alone[name].err, one)
     assert (second[name].out, second[name].err) == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_ranks_return_and_say_what_one_process_does(both, name):
+    assert_alike(both, name)
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_images_of_others_and_beside_a_control(tmp_path_factory, trained_once):
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    train, (images, labels) = (
+        ["train", *TINY, "run_dir=run", "data.fraction=0.5"],
+        TinyData().load()[1],
+    )
+    for folder in folders:
+        for seed, name in enumerate(("run", "other")):
+            trained = trained_once(*train, f"data.subset_seed={seed}") / "run"
+            shutil.copytree(trained, folder / name, symlinks=True)
+        np.savez(folder / "drawn.npz", images.permute(0, 2, 3, 1).numpy() // 2, labels.numpy())
+    data = ["data=fashion_mnist", *TINY[:2], "metrics.reference_size=64", "metrics.num_samples=31"]
+    lines = {
+        "evaluate": ["evaluate", *EXACT[1:], *data, "images=drawn.npz"],
+        "memorization": ["memorization", *EXACT, "control=other", "num_samples=13"],
+    }
+    both = on_one_and_two(*folders, lines)
+    for name in lines:
+        assert_alike(both, name)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,25 @@ def test_values_separated_by_commas_are_gathered_and_expanded():
     ]
     assert gather(["run=x", "labels=[1,2]"]) == ["run=x", "labels=[1,2]"]
     assert expand([]) == [{}]
+
+
+def test_images_in_a_file_are_a_reference_as_training_images_are(lab, run_folder):
+    pixels = TinyData().load()[0].images.permute(0, 2, 3, 1)
+    np.savez("reference.npz", images=pixels.numpy())
+    measure = ["evaluate", "run=run", "device=cpu", "json=true", "metrics.mmd=true"]
+    found = []
+    for wanted in (
+        ["metrics.reference_size=null", "metrics.fld=true"],
+        ["metrics.reference_size=null", "metrics.reference=reference.npz"],
+    ):
+        code, out, err = lab(*measure, *wanted)
+        assert code == 0, err
+        values = json.loads(out.splitlines()[-1])
+        assert any("/train84-" in name for name in values) == ("metrics.fld=true" in wanted)
+        found.append({name.partition("/")[0]: value for name, value in values.items()})
+    assert math.isfinite(found[0].pop("fld"))
+    assert {"fid", "kid", "mmd", "mmd_real", "coverage"} <= found[0].keys()
+    assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -1,13 +1,18 @@
 """Two processes on the CPU train, sample and measure as one process does."""
 
 import json
+import multiprocessing
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
 from diffusion_lab.compute import distributed
-from diffusion_lab.compute.distributed import gather_shards, own_batches, shard
+from diffusion_lab.compute.distributed import gather_shards, on_rank_zero, own_batches, shard
 from diffusion_lab.first_stage.autoencoder import saving
 
 
@@ -37,6 +42,29 @@ def test_rows_are_gathered_in_the_order_of_their_ids(monkeypatch, count, batches
 
 def test_one_process_gathers_its_own_rows():
     assert gather_shards([torch.tensor([0, 1]), torch.tensor([2])]).tolist() == [0, 1, 2]
+
+
+def compute_slowly(rank: int, folder: Path) -> None:
+    """Writes what a rank gets of a value that the first computes longer than others wait."""
+    patience = timedelta(seconds=4)
+    distributed.dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=patience
+    )
+    value = on_rank_zero(lambda: time.sleep(6) or "computed")
+    (folder / f"rank{rank}").write_text(value)
+    os._exit(0)  # without what pytest does at its end
+
+
+@pytest.mark.slow
+def test_the_others_wait_longer_for_what_the_first_computes_alone(tmp_path):
+    context = multiprocessing.get_context("fork")  # a new process would import for seconds
+    ranks = [context.Process(target=compute_slowly, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        process.kill()
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["computed"] * 2
 
 
 @pytest.mark.slow

@@ -95,6 +95,8 @@ class TestBoth:
             (lambda n, v: [n, v / 4 if v else True], "True"),
             (lambda n, v: [n, [v / 4] if v else []], "00.png"),
             (lambda n, v: [n, v / 4 if v else float("nan")], "nan"),
+            (lambda n, v: [n, v / 4 if v else 10**309], "00.png"),
+            (lambda n, v: [n, 1_700_000_000 + v], "1,699,999,995 more"),
             (lambda n, v: [n if v else "other.png", v / 4], "other.png"),
         ],
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ import torchmetrics
 from helpers.fake_metrics import FakeSource, Network, generated, prepared
 from helpers.refusals import refused
 from test_generative import join
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -69,6 +71,31 @@ def test_one_metric_serves_alone_and_wants_a_reference(tmp_path):
     fid.update(generated(101))
     value = expected_of(metrics, generated(101))["fid/fake/train2k-101"]
     assert fid.compute() == {"fid/fake/train2k-101": pytest.approx(value)}
+
+
+class Loop(lightning.LightningModule):
+    """A module of someone else, which validates by our metrics."""
+
+    def __init__(self, metrics):
+        super().__init__()
+        self.metrics = metrics
+
+    def validation_step(self, batch, batch_idx):
+        self.metrics.update(*batch)
+
+    def on_validation_epoch_end(self):
+        self.log_dict(self.metrics.compute())
+        self.metrics.reset()
+
+
+def test_a_lightning_module_of_someone_else_logs_our_metrics(tmp_path):
+    metrics = prepared(tmp_path, num_samples=101, per_class=True)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    batches = DataLoader(TensorDataset(generated(101), LABELS), 40)
+    for _ in range(2):
+        (found,) = trainer.validate(Loop(metrics.collection()), batches, verbose=False)
+        assert found == pytest.approx(expected_of(metrics, generated(101)), rel=1e-6)
 
 
 def compute_on_rank(rank, world, folder):
@@ -139,6 +166,24 @@ class Brightness(torchmetrics.Metric):
     def compute(self):
         means = self.scale * torch.cat(self.means)
         return means.mean(), means.std()
+
+
+TYPED = """
+class Scaled(Brightness):
+    def compute(self):
+        return tuple({scale} * value for value in super().compute())
+"""
+
+
+def test_a_metric_that_was_typed_into_a_notebook_is_known_by_its_code(tmp_path):
+    found = []
+    for scale in (2, 3, 2):
+        typed = {"Brightness": Brightness, "__name__": "__main__"}
+        exec(TYPED.format(scale=scale), typed)
+        found.append(of_kind(prepared(tmp_path, extra={"it": typed["Scaled"]()}).real, "it_real"))
+    assert found[1] == pytest.approx(1.5 * found[0])
+    assert found[2] == found[0]
+    assert len(list(tmp_path.glob("real-*"))) == 2
 
 
 def test_a_metric_of_samples_alone_may_have_a_deviation(tmp_path):

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from diffusion_lab.training.logger.mlflow_logger import local_store
 
 RESUMED = ["trainer.max_steps=8", "trainer.log_every_n_steps=3", "validate_every_n_steps=4"]
 RESUMED += ["callbacks.checkpoint.every_n_steps=2", "callbacks.sample_grid.every_n_steps=2"]
-COMMAND = ["train", *TINY, *RESUMED, "callbacks.evaluation=null", "logger=[mlflow,tensorboard]"]
+COMMAND = ["train", *TINY, *RESUMED, "callbacks.evaluation=null", "run_dir=outputs/net/run"]
+PICTURES = [("denoising", 10), *(("samples", step) for step in (2, 4, 6, 8, 10))]
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +36,31 @@ def mlflow():
 
 
 @pytest.fixture
-def killed_and_resumed(lab, tmp_path, monkeypatch, mlflow) -> Path:
-    """The folder of a run of outputs/ that was killed in its sixth step, and then resumed."""
-    pytest.importorskip("tensorboard")
+def killed_and_resumed(lab, tmp_path, monkeypatch) -> Callable[..., Path]:
+    """A function of the logger: a run's folder, killed in its sixth step and then resumed."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / "outputs/net/run"
-    with monkeypatch.context() as patch:
-        at_step(patch, 6, die)
-        with pytest.raises(Killed):
-            lab(*COMMAND, "run_dir=outputs/net/run", "logger.mlflow.tags=[first,cpu]")
-    code, _, err = lab("train", "resume=outputs/net/run", "trainer.max_steps=10")
-    assert code == 0, err
-    return folder
+
+    def run(*logger: str) -> Path:
+        with monkeypatch.context() as patch:
+            at_step(patch, 6, die)
+            with pytest.raises(Killed):
+                lab(*COMMAND, *logger)
+        code, _, err = lab("train", "resume=outputs/net/run", "trainer.max_steps=10")
+        assert code == 0, err
+        return tmp_path / "outputs/net/run"
+
+    return run
+
+
+@pytest.fixture
+def in_mlflow(mlflow, killed_and_resumed) -> Path:
+    return killed_and_resumed("logger=mlflow", "logger.mlflow.tags=[first,cpu]")
+
+
+@pytest.fixture
+def in_tensorboard(killed_and_resumed) -> Path:
+    pytest.importorskip("tensorboard")
+    return killed_and_resumed("logger=tensorboard")
 
 
 @contextmanager
@@ -92,11 +106,11 @@ def losses_of(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_an_mlflow_run_continues_when_it_is_resumed(killed_and_resumed, mlflow):
+def test_an_mlflow_run_continues_when_it_is_resumed(in_mlflow, mlflow):
     client = mlflow.MlflowClient(local_store())
     (experiment,) = client.search_experiments(filter_string="name = 'diffusion-lab'")
     (run,) = client.search_runs([experiment.experiment_id])
-    saved = OmegaConf.load(killed_and_resumed / "config.yaml")
+    saved = OmegaConf.load(in_mlflow / "config.yaml")
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "fashion_mnist_dit/run"
     assert run.data.tags["diffusion_lab.run_id"] == saved.logger.mlflow.run_id
@@ -107,9 +121,9 @@ def test_an_mlflow_run_continues_when_it_is_resumed(killed_and_resumed, mlflow):
             row = steps.setdefault(metric.step, {})
             assert name not in row, f"{name} is there twice at step {metric.step}"
             row[name] = metric.value
-    summary = json.loads((killed_and_resumed / "summary.json").read_text())
+    summary = json.loads((in_mlflow / "summary.json").read_text())
     assert steps[10]["summary/parameters"] == summary["parameters"]
-    expected = by_step(killed_and_resumed)
+    expected = by_step(in_mlflow)
     for step, row in steps.items():
         own = {name: v for name, v in row.items() if not name.startswith("summary/")}
         # the last step of the first half was logged, but is not in a checkpoint
@@ -122,31 +136,30 @@ def test_an_mlflow_run_continues_when_it_is_resumed(killed_and_resumed, mlflow):
 
 
 @pytest.mark.slow
-def test_mlflow_has_the_pictures_of_a_run(killed_and_resumed, mlflow, tmp_path):
+def test_mlflow_has_the_pictures_of_a_run(in_mlflow, mlflow, tmp_path):
     client = mlflow.MlflowClient(local_store())
     (run,) = client.search_runs(["1"])
     paths = [each.path for each in client.list_artifacts(run.info.run_id, "images")]
-    steps = sorted(
-        int(re.search(r"samples\+step\+(\d+)\+.+\.png", p)[1]) for p in paths if ".png" in p
-    )
-    assert steps == [2, 4, 6, 8, 10]
-    (path,) = [path for path in paths if "step+6+" in path and path.endswith(".png")]
+    pictures = [path for path in paths if path.endswith(".png")]
+    drawn = [re.search(r"grids~(\w+)\+step\+(\d+)\+", path).groups() for path in pictures]
+    assert sorted((name, int(step)) for name, step in drawn) == PICTURES
+    (path,) = [path for path in pictures if "+step+6+" in path]
     local = client.download_artifacts(run.info.run_id, path, str(tmp_path))
     with (
         Image.open(local) as logged,
-        Image.open(killed_and_resumed / "samples/step_0000006.png") as kept,
+        Image.open(in_mlflow / "samples/step_0000006.png") as kept,
     ):
         assert logged.convert("RGB").tobytes() == kept.convert("RGB").tobytes()
 
 
 @pytest.mark.slow
-def test_tensorboard_serves_what_was_logged(killed_and_resumed, tmp_path):
+def test_tensorboard_serves_what_was_logged(in_tensorboard, tmp_path):
     board = ["tensorboard.main", "--logdir", "outputs", "--port", "0"]
     with serving(*board, folder=tmp_path, ready=r"(http://\S+)") as url:
         name = "run=net/run/tensorboard&tag="
         points = answer(f"{url}/data/plugin/scalars/scalars?{name}train/loss")
         assert {step: value for _, step, value in points} == pytest.approx(
-            losses_of(killed_and_resumed)
+            losses_of(in_tensorboard)
         )
         pictures = answer(f"{url}/data/plugin/images/images?{name}grids/samples&sample=0")
         assert [each["step"] for each in pictures] == [2, 4, 6, 8, 10]
@@ -157,7 +170,7 @@ def test_tensorboard_serves_what_was_logged(killed_and_resumed, tmp_path):
 
 
 @pytest.mark.slow
-def test_mlflows_server_serves_what_was_logged(killed_and_resumed, tmp_path):
+def test_mlflows_server_serves_what_was_logged(in_mlflow, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     command = ["mlflow", "server", "--backend-store-uri", local_store(Path()), "--workers", "1"]
@@ -166,11 +179,12 @@ def test_mlflows_server_serves_what_was_logged(killed_and_resumed, tmp_path):
     with serving(*command, "--port", port, folder=tmp_path, ready=running, python=python) as url:
         (run,) = answer(f"{url}/api/2.0/mlflow/runs/search", experiment_ids=["1"])["runs"]
         found = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
-        losses = losses_of(killed_and_resumed)
+        losses = losses_of(in_mlflow)
         assert found["train/loss"] == pytest.approx(losses[max(losses)])
         query = f"run_id={run['info']['run_id']}&path=images"
         pictures = answer(f"{url}/api/2.0/mlflow/artifacts/list?{query}")["files"]
-        assert len([each for each in pictures if each["path"].endswith(".png")]) == 5
+        found = [each for each in pictures if each["path"].endswith(".png")]
+        assert len(found) == len(PICTURES)
 
 
 @pytest.mark.slow

@@ -1,16 +1,18 @@
 """Checkpoints of single steps: milestones and the best by a metric, and commands that open them."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from helpers.faults import Killed, at_step, die
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.runs import checkpoints, kept_checkpoints
+from diffusion_lab.training.callbacks import checkpoint
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 KEPT = "callbacks.checkpoint"
@@ -78,6 +80,21 @@ def test_a_kept_checkpoint_takes_no_space_while_it_is_the_last(tmp_path):
     assert kept_checkpoints.file_of(tmp_path, 1).samefile(tmp_path / checkpoints.LAST)
 
 
+def test_a_value_that_is_not_finite_is_never_the_best(lab, tmp_path, monkeypatch):
+    measured = checkpoint.measured_now
+    values = {1: math.nan, 2: 3.0, 3: math.inf, 4: 2.0, 5: math.nan, 6: -math.inf}
+
+    def measured_now(trainer, name):
+        known = measured(trainer, name) is not None
+        return values[trainer.global_step] if known else None
+
+    monkeypatch.setattr(checkpoint, "measured_now", measured_now)
+    code, _, err = lab("train", *BEST)
+    assert code == 0, err
+    assert kept_checkpoints.ranked(tmp_path / "run") == {4: 2.0, 2: 3.0}
+    assert steps_in(tmp_path / "run") == [2, 4]
+
+
 @pytest.mark.slow
 def test_a_higher_accuracy_is_better(trained_once, monkeypatch):
     # FID of samples at steps 2, 4 and 6 ranks as the smallest, recall as the largest
@@ -139,6 +156,29 @@ def test_an_evaluation_of_another_step_is_not_one_of_the_run(lab, refusal, train
 )
 def test_a_wrong_choice_is_refused_before_training(refusal, tmp_path, wrong, named):
     assert_names(refusal("train", *TINY, "run_dir=run", wrong), *named)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ([f"{KEPT}.best=mmd"], ["best=mmd", "fid", "val/loss", "metrics"]),
+        ([f"{KEPT}.best=accuracy"], ["best=accuracy", "fid"]),
+        ([f"{KEPT}.best=fid", "callbacks.evaluation=null"], ["best=fid", "callbacks.evaluation"]),
+        ([f"{KEPT}.best=fid"], ["best=fid", "callbacks.evaluation.every_n_steps", "val/loss"]),
+    ],
+)
+def test_a_metric_that_is_not_measured_ranks_no_checkpoints(refusal, tmp_path, settings, named):
+    chosen = ["metrics.reference=validation", "run_dir=run"]
+    assert_names(refusal("train", *TINY, *chosen, *settings), *named)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("reference", ["train", "validation"])
+def test_an_autoencoder_is_ranked_by_its_validation(refusal, tmp_path, reference):
+    chosen = [f"{KEPT}.best=fid", f"metrics.reference={reference}", "run_dir=run"]
+    sentence = refusal("train-autoencoder", *TINY_AUTOENCODER, *chosen)
+    assert_names(sentence, "best=fid", "val/psnr")
     assert not (tmp_path / "run").exists()
 
 

@@ -44,6 +44,22 @@ def looked(trained_once):
     return trained_once("train", *TINY, *ALONE, *LOOKS, "run_dir=run") / "run"
 
 
+def test_a_callback_that_a_run_was_without_is_added_when_it_is_resumed(lab, tmp_path, monkeypatch):
+    without = ["callbacks.level_losses=null", "callbacks.throughput=null"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, die)
+        with pytest.raises(Killed):
+            lab("train", *TINY, *ALONE, *without, "run_dir=run")
+    levels, rates = (
+        f"callbacks.{key}={{_target_:diffusion_lab.training.callbacks.{name}}}"
+        for key, name in (("level_losses", "LevelLosses"), ("throughput", "Throughput"))
+    )
+    code, _, err = lab("train", "resume=run", levels, rates)
+    assert code == 0, err
+    assert values(tmp_path / "run", "train_by_level/").keys() == {4}
+    assert values(tmp_path / "run", "train/loss").keys() == {4}
+
+
 @pytest.mark.slow
 def test_looking_at_steps_changes_nothing_in_them(looked, trained_once):
     plain = trained_once("train", *TINY, *ALONE, "micro_batch_size=2", "run_dir=run") / "run"

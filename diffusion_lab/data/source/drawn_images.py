@@ -51,7 +51,7 @@ def opened_npz(path: Path, where: str) -> np.lib.npyio.NpzFile:
     """Opens an .npz without reading its arrays; code in it is never run. Raises DataError."""
     try:
         file = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{where} is not a readable .npz ({error}); write it again") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise DataError(f"{where} is a single array, not an .npz; write it by numpy's savez")
@@ -62,7 +62,7 @@ def array_in(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
     """Reads an array of an .npz; raises DataError if it is damaged or holds Python objects."""
     try:
         return file[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file may give any: of zlib, of memory, ...
         raise DataError(
             f"{where} has an array {name} that cannot be read ({error}); write it again, with "
             "numbers alone"

@@ -34,7 +34,7 @@ def member_of(archive: zipfile.ZipFile, name: str, path: str) -> bytes | None:
         return None
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
+    except Exception as error:  # a damaged file may give any: of zlib, of memory, ...
         raise DataError(
             f"{name} of {path} cannot be read ({error}); create the zip again"
         ) from error

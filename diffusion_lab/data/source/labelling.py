@@ -6,7 +6,7 @@ A label is a class if it is a whole number, and a vector if it is another number
 import csv
 import io
 import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -86,7 +86,8 @@ def labelled(
         return by_number(list(named), given, classes, where), given
     vectors = [label if isinstance(label, list) else [label] for label in given]
     for name, vector in zip(named, vectors, strict=True):
-        numeric = all(type(v) in (int, float) and math.isfinite(v) for v in vector)
+        # a whole number may be too large for a float; no comparison with NaN is true
+        numeric = all(type(v) in (int, float) and abs(v) <= sys.float_info.max for v in vector)
         if not numeric or len(vector) != size:
             raise DataError(
                 f"{where} labels {name} with {str(named[name])[:60]}; a label must be "

@@ -5,11 +5,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from diffusion_lab.common import hashing
-from diffusion_lab.common.formats import some
+from diffusion_lab.common.formats import SHOWN, some
 from diffusion_lab.data.source.verified_files import DataError
 
 EXTENSIONS = (
@@ -156,10 +157,12 @@ def by_number(
                 f"{some(classes)}; list all of them in classes"
             )
         return classes
-    if unused := sorted(set(range(count)) - set(labels)):
+    if unused := count - len(used := set(labels)):
+        # labels may be large, as times are
+        first = list(islice((number for number in range(count) if number not in used), SHOWN))
         raise DataError(
-            f"{where} has labels up to {count - 1} but no image of {some(unused)}; number the "
-            "classes without gaps, or list all of them in classes"
+            f"{where} has labels up to {count - 1} but no image of {some(first, unused)}; number "
+            "the classes without gaps, or list all of them in classes"
         )
     return tuple(map(str, range(count)))
 

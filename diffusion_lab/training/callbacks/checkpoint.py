@@ -1,5 +1,6 @@
 """Saves checkpoints during training, and prepares a run to resume from one."""
 
+import math
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -82,9 +83,10 @@ class Checkpoint(Periodic):
     def ranking(self, trainer: lightning.Trainer) -> dict[int, float]:
         """The values of `best` at the best steps, this one included if it is; the best one first.
 
-        Empty if `best` was not measured at this step.
+        Empty if `best` was not measured at this step, or is not finite.
         """
-        if self.best is None or (value := measured_now(trainer, self.best)) is None:
+        value = measured_now(trainer, self.best)
+        if self.best is None or value is None or not math.isfinite(value):
             return {}
         folder = module_of(trainer).context.folder
         values = kept_checkpoints.ranked(folder, self.best) | {trainer.global_step: value}

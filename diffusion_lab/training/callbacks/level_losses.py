@@ -51,6 +51,8 @@ class LevelLosses(Callback, Checked):
         checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        if OPEN_WINDOW not in checkpoint:  # the run was without this callback before
+            return
         if trainer.is_global_zero:  # the sums of all ranks, so one rank takes them
             self._sums = checkpoint[OPEN_WINDOW].clone()
 

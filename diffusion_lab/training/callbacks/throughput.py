@@ -49,6 +49,8 @@ class Throughput(Callback):
         checkpoint[NORMS] = list(self._norms)
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        if OPEN_WINDOW not in checkpoint:  # the run was without this callback before
+            return
         self._losses = list(checkpoint[OPEN_WINDOW])
         self._norms = list(checkpoint[NORMS])
 
