@@ -9,7 +9,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import Augmentation, NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING
-from diffusion_lab.diffusion.objective import Objective, TeacherModel
+from diffusion_lab.diffusion.objective import Objective, SecondMoment, TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
@@ -71,6 +71,11 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
             "objective/teacher chooses the noise of each sample, which a coupling would exchange; "
             "write coupling=none"
         )
+    if isinstance(objective.teacher, TeacherPairs) and objective.offset_noise:
+        raise UserError(
+            "objective/teacher=pairs chooses the noise of each sample, which "
+            "objective.offset_noise would change; write objective.offset_noise=0"
+        )
     if loss is None:
         return
     name = "objective/jump_loss takes the place of the denoising loss, so"
@@ -85,6 +90,11 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
             "denoiser.self_conditioning=true makes a step depend on the one before, and a model of "
             "few steps has none; write denoiser.self_conditioning=false"
         )
+    if isinstance(objective.time_sampler, SecondMoment) and loss.two_levels:
+        raise UserError(
+            "objective/time_sampler=second_moment learns from losses at the levels that it draws, "
+            "and jumps have two; write objective/time_sampler=logit_normal"
+        )
     if clip is not None and loss.two_levels:
         raise UserError(
             f"denoiser.clip={clip} does not fit this objective/jump_loss: the network's answer for "
@@ -97,7 +107,9 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
         )
 
 
-def check_score_loss(objective: Objective, clip: float | None, shape: tuple[int, ...]) -> None:
+def check_score_loss(
+    objective: Objective, clip: float | None, self_conditioning: bool, shape: tuple[int, ...]
+) -> None:
     """Raises UserError if a score matching loss does not fit the other parts, or the images."""
     loss = objective.score_loss
     if loss is None:
@@ -115,6 +127,12 @@ def check_score_loss(objective: Objective, clip: float | None, shape: tuple[int,
         raise UserError(
             "objective/score_loss needs a derivative of the estimate, which is 0 beyond "
             f"denoiser.clip={clip}; write denoiser.clip=null"
+        )
+    if self_conditioning:
+        raise UserError(
+            "objective/score_loss takes a derivative of the estimate with respect to x, and an "
+            "estimate from an earlier one depends on x in that, too; write "
+            "denoiser.self_conditioning=false"
         )
     if loss.most is not None and math.prod(shape) > loss.most:
         raise UserError(
@@ -139,9 +157,9 @@ def check_derivative(objective: Objective, compiled: object, recomputed: bool) -
 
 @torch.no_grad()
 def check_network(model: Model) -> None:
-    """Raises ValueError if the objective takes a derivative that the network does not have."""
+    """Raises ValueError if the network lacks a derivative, or cannot be told where to jump."""
     denoiser, objective = model.denoiser, model.objective
-    if not objective.forward_mode:
+    if not (objective.forward_mode or objective.jumps):
         return
     device = next(denoiser.parameters()).device
     x = torch.zeros(1, *denoiser.image_shape, device=device)

@@ -83,7 +83,7 @@ def build_model(
         cfg.backbone.bandwidth = BANDWIDTHS.get(label, 1.0)
     check_training(schedule, objective, label)
     check_jumps(objective, clip, cfg.denoiser.self_conditioning)
-    check_score_loss(objective, clip, first_stage.latent_shape)
+    check_score_loss(objective, clip, cfg.denoiser.self_conditioning, first_stage.latent_shape)
     check_derivative(objective, cfg.compile, cfg.activation_checkpointing)
     check_augmentation(augmentation, image_shape)
     check_first_stage(first_stage, augmentation, clip)

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, noise_of
-from diffusion_lab.diffusion.objective import Flow, Objective, TeacherModel, UniformTime, V
+from diffusion_lab.diffusion.objective import (
+    BatchShare,
+    Flow,
+    Objective,
+    TeacherModel,
+    UniformTime,
+    V,
+)
 from diffusion_lab.diffusion.objective.jump_loss import (
     Consistency,
     Distillation,
@@ -187,10 +194,39 @@ def test_a_shortcut_s_share_of_the_batch_jumps_and_the_rest_denoises():
     x0, eps, level, _ = points(schedule, count=8)
     exact = ExactMap(prediction, 0.1)
     parts = Objective(schedule, prediction, UniformTime())
-    losses = Shortcut(share=0.25)(parts, exact, x0, eps, level, NOTHING, None)
+    losses, used = Shortcut(share=0.25)(parts, exact, x0, eps, level, NOTHING, None)
     plain = parts.loss_at(exact, x0, eps, level)
-    assert torch.equal(losses[2:], plain[2:])
+    torch.testing.assert_close(losses[2:], plain[2:])
     assert not torch.isclose(losses[:2], plain[:2]).any()
+    assert torch.equal(used.t[2:], level.t[2:])
+    assert not torch.isclose(used.t[:2], level.t[:2]).any()
+
+
+@pytest.mark.parametrize(("size", "share"), [(1, 0.25), (2, 0.25), (6, 0.25), (5, 0.3), (8, 0.0)])
+def test_a_shortcut_s_share_jumps_however_the_batch_is_divided(size, share):
+    schedule, prediction = SCHEDULES["rectified"]
+    loss = Shortcut(share=share)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+    counts = {"jumps": [], "calls": []}
+
+    class Counted(ExactMap):
+        def __call__(self, x, level, given=NOTHING):
+            counts["calls"][-1] += 1
+            if torch.is_grad_enabled():
+                counts["jumps"].append(int((level.there.t < level.t).sum()))
+            return Estimate(x, None, x)
+
+    x0 = torch.zeros(size, 1, dtype=torch.float64)
+    micro_batches = 120 // size
+    for batch in range(2):
+        parts.images_seen = batch * micro_batches * size
+        for place in range(micro_batches):
+            counts["calls"].append(0)
+            parts(Counted(prediction), x0, share=BatchShare(place, micro_batches))
+    assert sum(counts["jumps"]) == int(share * 2 * micro_batches * size)
+    assert max(counts["jumps"]) - min(counts["jumps"]) <= 1
+    # of sharded weights every rank must ask for equally many
+    assert set(counts["calls"]) == {3 if share else 1}
 
 
 class ToClean(ExactMap):
@@ -217,7 +253,7 @@ def test_the_loss_of_exact_consistency_models_falls_with_the_square_of_the_gap()
         assert torch.allclose(gap, torch.tensor(2.0**-stage / 2, dtype=torch.float64))
         ratio = level.sigma / level.alpha
         assert torch.allclose(cleaner.sigma / cleaner.alpha, (1 - gap) * ratio)
-        losses = loss(parts, exact, mean, noise, level, NOTHING, None)
+        losses, _ = loss(parts, exact, mean, noise, level, NOTHING, None)
         sizes.append((losses * gap * ratio).mean())
     orders = torch.stack(sizes).log2().diff().neg()
     assert ((orders > 1.85) & (orders < 2.15)).all()
@@ -234,6 +270,17 @@ def test_pairs_of_consistency_training_reach_clean_data_at_low_noise():
     torch.testing.assert_close(gap, expected)
     parts.images_seen = 250  # the third stage
     torch.testing.assert_close(loss.cleaner(parts, level)[1], (expected_at(u) / 8).clamp(max=1))
+
+
+@pytest.mark.parametrize("stage", [30, 60, 2000])
+def test_levels_of_consistency_training_stop_coming_closer(stage):
+    loss = Consistency(stage_images=1)
+    parts = Objective(Rectified(), Flow(), UniformTime(), jump_loss=loss)
+    level = Rectified()(torch.tensor([0.1, 0.5, 0.9]))
+    parts.images_seen = stage
+    cleaner, gap = loss.cleaner(parts, level)
+    torch.testing.assert_close(gap, 1e-4 * expected_at(level.sigma / level.alpha))
+    assert (cleaner.t < level.t).all()
 
 
 def expected_at(u: Tensor) -> Tensor:
@@ -350,6 +397,6 @@ def test_an_exact_consistency_model_has_hardly_any_error_to_its_teacher():
     loss = Distillation(gap=0.02)
     parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss, teacher=teacher)
     right, wrong = ToClean(prediction), ToClean(prediction, 0.01)
-    sizes = [loss(parts, each, x0, eps, level, NOTHING, None).mean() for each in (right, wrong)]
+    sizes = [loss(parts, each, x0, eps, level, NOTHING, None)[0].mean() for each in (right, wrong)]
     assert sizes[0] < 0.1 * sizes[1]
     assert copy.deepcopy(parts).teacher is teacher
