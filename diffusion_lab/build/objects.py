@@ -23,6 +23,7 @@ from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
 from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 
@@ -73,10 +74,9 @@ def build_model(
     coupling = instantiate(cfg, "coupling")
     objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
     augmentation = instantiate(cfg, "augmentation")
-    discrete = schedule.discrete_steps is not None
     label, std, clip = cfg.denoiser.noise_label, cfg.denoiser.input_std, cfg.denoiser.clip
     if label == "auto":
-        label = "log_sigma" if schedule.explodes else "index" if discrete else "time"
+        label = noise_label(schedule, objective)
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
     if cfg.backbone.get("bandwidth") == "auto":
@@ -108,6 +108,17 @@ def build_model(
         with errors_at(cfg, ""):
             checkpoint_activations(denoiser.backbone)
     return Model(denoiser, schedule, objective, first_stage, augmentation)
+
+
+def noise_label(schedule: NoiseSchedule, objective: Objective) -> str:
+    """The way of passing the noise level to a network that suits schedule and objective."""
+    if schedule.explodes:
+        return "log_sigma"
+    if schedule.discrete_steps is not None:
+        return "index"
+    # a derivative with respect to t would be a thousand times that of the network
+    differentiated = objective.jump_loss is not None and objective.jump_loss.forward_mode
+    return "data_time" if differentiated else "time"
 
 
 def check_coupling(objective: Objective, denoiser: Denoiser) -> None:

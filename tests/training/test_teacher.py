@@ -26,6 +26,13 @@ STUDENT = [
     "objective.teacher.cache_dir=pairs",
     "run_dir=student",
 ]
+DISTILLED = [
+    *QUICK,
+    "objective=consistency_distillation",
+    "objective.teacher.run=teacher",
+    "objective.teacher.scale=2",
+    "run_dir=student",
+]
 
 
 @pytest.fixture
@@ -99,6 +106,23 @@ def test_a_teacher_that_does_not_fit_is_refused(lab, teacher, tmp_path, change, 
     assert not (tmp_path / "student").exists()
 
 
+def test_a_teacher_of_another_family_is_refused(lab, teacher):
+    cfg = OmegaConf.load(teacher / "config.yaml")
+    cfg.family = "gan"
+    OmegaConf.save(cfg, teacher / "config.yaml")
+    assert_names(refused(lab, *STUDENT), "teacher", "diffusion model")
+
+
+def test_doctor_times_the_steps_of_a_student_and_its_teacher(lab, teacher, tmp_path):
+    code, out, err = lab("doctor", *DISTILLED, "json=true")
+    assert code in (0, 1), err
+    result = json.loads(out.splitlines()[-1])
+    assert result["facts"]["training_seconds"] > 0
+    said = {check["name"]: check["message"] for check in result["checks"]}
+    assert "sampler.steps" not in said["sampling"], "two steps are what such a model is for"
+    assert not (tmp_path / "student").exists()
+
+
 def test_a_sampler_with_fresh_noise_gives_no_pairs(lab, teacher):
     data, model = runs.load(teacher)
     assert Teacher.opened(model, data, runs.load_config(teacher)) is None
@@ -124,15 +148,6 @@ def test_two_ranks_draw_the_same_pairs_and_train_the_same_student(lab, teacher, 
         for name in ("student", "two")
     )
     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
-
-
-DISTILLED = [
-    *QUICK,
-    "objective=consistency_distillation",
-    "objective.teacher.run=teacher",
-    "objective.teacher.scale=2",
-    "run_dir=student",
-]
 
 
 @pytest.mark.slow
