@@ -19,6 +19,7 @@ from diffusion_lab.runs import load_summary
 from diffusion_lab.runs.diffusion_run import load, load_weak
 from diffusion_lab.runs.opening import load_diffusion_config
 from diffusion_lab.runs.weights import sha256_of
+from diffusion_lab.training.initial_weights import images_behind
 
 BATCH = 250  # samples that are drawn at once
 
@@ -131,9 +132,8 @@ class Teacher:
                 calls = each * self.settings.count
         except Exception as error:  # a custom network's, or two networks: the run is not lost
             say(f"The calls of {self.settings.run} could not be counted: {error}")
-        images = [summary.get(key) or 0 for key in ("images_seen", "teacher_images")]
         return {
-            "teacher_images": sum(images) or None,
+            "teacher_images": images_behind(summary),
             "teacher_calls": calls,
             "teacher_macs": macs,
         }
