@@ -10,7 +10,7 @@ from helpers.pairs import first_fast
 from torch import Tensor
 
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
-from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, noise_of
+from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, jump, noise_of
 from diffusion_lab.diffusion.objective import (
     BatchShare,
     Flow,
@@ -189,6 +189,34 @@ def test_two_exact_half_jumps_end_where_the_exact_jump_does(name):
     assert (target - wrong(x, here.towards(there)).x0)[long].square().mean() > 1e-4
 
 
+def test_the_error_of_two_euler_halves_falls_with_the_square_of_their_length():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, _, _ = points(schedule)
+    here = schedule(torch.linspace(0.3, 0.9, len(x0), dtype=torch.float64))
+    x, exact, errors = add_noise(x0, eps, here), ExactMap(prediction), []
+    parts = Objective(schedule, prediction, UniformTime())
+    for finest in (32, 64, 128):
+        middle, there = schedule(here.t - 1 / finest), schedule(here.t - 2 / finest)
+        aim = Shortcut(finest=finest).halves(parts, exact, x, (here, middle, there), NOTHING)
+        errors.append((jump(x, aim, here, there) - exact.end(x, here, there)).abs().mean())
+    orders = torch.stack(errors).log2().diff().neg()
+    assert ((orders > 1.8) & (orders < 2.2)).all()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_loss_of_shortcuts_grows_around_the_exact_map(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule)
+    parts = Objective(schedule, prediction, UniformTime())
+    sizes = []
+    for error in (0.0, 0.1, 0.3):
+        generator = torch.Generator().manual_seed(3)
+        exact = ExactMap(prediction, error)
+        losses, _ = Shortcut(share=1.0)(parts, exact, x0, eps, level, NOTHING, generator)
+        sizes.append(losses.mean())
+    assert 5 * sizes[0] < sizes[1] < sizes[2]
+
+
 def test_a_shortcut_s_share_of_the_batch_jumps_and_the_rest_denoises():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule, count=8)
@@ -257,6 +285,46 @@ def test_the_loss_of_exact_consistency_models_falls_with_the_square_of_the_gap()
         sizes.append((losses * gap * ratio).mean())
     orders = torch.stack(sizes).log2().diff().neg()
     assert ((orders > 1.85) & (orders < 2.15)).all()
+
+
+def test_the_loss_of_consistency_training_grows_around_the_exact_map():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule)
+    loss = Consistency(stage_images=1)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+    parts.images_seen = 6
+    x = add_noise(x0, eps, level)
+    mean = ToClean(prediction).mean(x, level)  # the velocity of the path at x
+    sizes = [
+        loss(
+            parts, ToClean(prediction, error), mean, noise_of(x, mean, level), level, NOTHING, None
+        )
+        for error in (0.0, 0.03, 0.1)
+    ]
+    exact, near, far = (losses.mean() for losses, _ in sizes)
+    assert 5 * exact < near < far
+
+
+@pytest.mark.parametrize("name", first_fast(SCHEDULES))
+def test_the_update_of_consistency_training_is_exact_on_average_over_samples(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule, count=200_000)
+    loss = Consistency(stage_images=1, steepness=0.0)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+    parts.images_seen = 9
+    x = add_noise(x0, eps, level)
+    cleaner, gap = loss.cleaner(parts, level)
+    mean = ToClean(prediction).mean(x, level)
+    drift = (noise_of(x, mean, level) - mean).clamp(-3, 3)
+    means = {}
+    for error in (0.0, 0.1):
+        answer = ToClean(prediction, error)
+        change = answer(x, level).x0 - answer(add_noise(x0, eps, cleaner), cleaner).x0
+        for feature in (torch.ones_like(x), x, drift * (3 * x).cos()):
+            update = change / gap[:, None] * feature
+            means.setdefault(error, []).append(update.mean() / update.std() * len(update) ** 0.5)
+    assert all(abs(each) < 3.5 for each in means[0.0])
+    assert abs(means[0.1][-1]) > 10
 
 
 def test_pairs_of_consistency_training_reach_clean_data_at_low_noise():

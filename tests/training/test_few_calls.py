@@ -52,8 +52,13 @@ def test_jumps_are_nearer_to_the_data_than_as_many_steps_of_flow_matching():
     flow = trained("flow_matching")
     steps = {calls: distance(flow, Euler(calls, UniformGrid(0.0))) for calls in (1, 2, 50)}
     assert steps[50] < 0.06
+    found = {}
     for objective in ("mean_flow", "shortcut"):
         model = trained(objective)
         for calls in (1, 2):
             # measured: 0.045 to 0.054, and 0.19 and 0.25 for flow matching
-            assert distance(model, FlowMap(calls, UniformGrid(0.0))) < steps[calls] / 2
+            found[objective, calls] = distance(model, FlowMap(calls, UniformGrid(0.0)))
+            assert found[objective, calls] < steps[calls] / 2
+    # measured: 0.047 and 0.16; a derivative with respect to 1000 t is hard to learn from
+    steep = trained("mean_flow", "denoiser.noise_label=time")
+    assert distance(steep, FlowMap(1, UniformGrid(0.0))) > 2 * found["mean_flow", 1]

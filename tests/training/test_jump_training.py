@@ -66,6 +66,20 @@ def test_a_network_that_cannot_be_told_where_to_jump_is_refused(refusal, tmp_pat
 
 
 @pytest.mark.slow
+def test_objectives_and_backbones_are_swept_together(lab, tmp_path):
+    plain = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"]
+    plain += ["trainer.accelerator=cpu", "logger=none"]
+    sweep = ["objective=mean_flow,ect", "backbone=unet,dit,mamba2", "+debug=fast"]
+    code, _, err = lab("train", "-m", *plain, *sweep, "study_name=swept")
+    assert code == 0, err
+    summaries = [
+        json.loads(path.read_text()) for path in (tmp_path / "outputs").rglob("summary.json")
+    ]
+    assert sorted(each["jumps"] for each in summaries) == [False] * 3 + [True] * 3
+    assert all(each["finished"] and each["metrics"] for each in summaries)
+
+
+@pytest.mark.slow
 def test_jumps_and_solvers_are_swept_on_one_axis_of_calls(lab):
     code, _, err = lab("train", *PLAIN, *OBJECTIVES["mean_flow"], "run_dir=run")
     assert code == 0, err

@@ -77,10 +77,39 @@ def test_a_student_trains_on_its_teacher_s_pairs_and_reopens_without_it(lab, tea
     assert path.stat().st_mtime_ns == written, "the pairs are drawn once"
 
     shutil.rmtree(teacher)
-    code, _, err = lab("sample", "run=student", "num_samples=4", "output=drawn")
+    for command in (["sample", "num_samples=4"], ["evaluate"], ["export", "output=shared"]):
+        code, _, err = lab(command[0], "run=student", *command[1:])
+        assert code == 0, err
+    code, _, err = lab("sample", "run=shared", "num_samples=4", "output=drawn")
     assert code == 0, err
     longer = ["resume=student", "trainer.max_steps=6"]
     assert_names(refused(lab, *longer), "teacher")
+
+
+@pytest.mark.slow
+def test_a_student_of_pairs_resumes_exactly(lab, teacher, tmp_path):
+    train(lab, *STUDENT, "trainer.max_steps=2")
+    train(lab, "resume=student", "trainer.max_steps=4")
+    train(lab, *STUDENT[:-1], "run_dir=whole")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "student")
+    )
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+@pytest.mark.slow
+def test_two_ranks_distil_the_model_of_one(lab, teacher, tmp_path):
+    exact = ["trainer.precision=32-true", "micro_batch_size=2"]
+    train(lab, *DISTILLED, *exact)
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "run_dir=two"]
+    train(lab, *DISTILLED[:-1], *several, *exact)
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("student", "two")
+    )
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
