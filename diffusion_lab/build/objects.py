@@ -7,14 +7,8 @@ from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.build.model import (
-    Model,
-    check_derivative,
-    check_first_stage,
-    check_jumps,
-    check_score_loss,
-    check_training,
-)
+from diffusion_lab.build.losses import check_derivative, check_jumps, check_score_loss
+from diffusion_lab.build.model import Model, check_first_stage, check_training
 from diffusion_lab.build.sampling import check_noise, check_sampling
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag
