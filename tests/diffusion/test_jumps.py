@@ -407,6 +407,39 @@ def test_mean_flow_starts_at_the_noisier_of_two_draws_and_stays_for_its_share():
     assert abs((here.t - there.t)[~stays].mean() - 1 / 3) < 0.02
 
 
+def test_losses_of_mean_flow_are_observed_at_the_noisier_level():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, _, _, _ = points(schedule)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=MeanFlow(instant=0.0))
+    torch.manual_seed(6)
+    first, _ = UniformTime()(len(x0), schedule)
+    torch.manual_seed(6)
+    parts(ExactMap(prediction), x0)
+    assert (parts.observed[0] >= first.t).all()
+    assert abs(parts.observed[0].mean() - 2 / 3) < 0.05
+
+
+@pytest.mark.parametrize("loss", [Consistency(stage_images=1), Distillation()])
+def test_both_estimates_of_a_consistency_model_have_one_dropout(loss):
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule, count=8)
+    masks = []
+
+    class Dropping(ToClean):
+        def __call__(self, x, level, given=NOTHING):
+            masks.append(torch.rand(8))
+            return super().__call__(x, level, given)
+
+    teacher = TeacherModel("nowhere", None, None)
+    teacher.open(lambda labels: ExactMap(prediction))
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss, teacher=teacher)
+    for _ in range(2):
+        loss(parts, Dropping(prediction), x0, eps, level, NOTHING, None)
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[2], masks[3])
+    assert not torch.equal(masks[0], masks[2])
+
+
 def test_adaptive_weights_keep_the_value_and_scale_the_gradient():
     squares = torch.tensor([4.0, 9.0], requires_grad=True)
     adaptive(squares, 0.5, 0.0).sum().backward()
