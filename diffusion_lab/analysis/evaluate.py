@@ -47,11 +47,11 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
     with errors_at(cfg, "metrics"):
         prepared = PreparedMetrics.of(metrics, opened.datamodule)
     with opened.autocast:
-        results = evaluate(pipeline, prepared, opened.datamodule, cfg.batch_size, cfg.seed)
-    results |= ceiling(results, opened.reconstruction_metrics)
+        results, seconds = evaluate(pipeline, prepared, opened.datamodule, cfg.batch_size, cfg.seed)
+    results = results | ceiling(results, opened.reconstruction_metrics)
     for line in report(results, opened.datamodule.class_names, metrics.extra_quantities):
         say(line)
-    path = on_rank_zero(lambda: opened.record(cfg, results, protocol, metrics.extra_facts))
+    path = on_rank_zero(lambda: opened.record(cfg, results, protocol, metrics.extra_facts, seconds))
     say(f"Saved in {path}")
     if flattered(opened.saved, cfg.metrics):
         say(f"The run was aligned to features of {metrics.extractor.name}: FID on them flatters it")

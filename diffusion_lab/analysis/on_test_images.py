@@ -121,11 +121,19 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def open_pixels(cfg: DictConfig, reason: str) -> runs.DiffusionRun:
-    """Opens a run for the adaptive solver; raises UserError if the run diffuses latents."""
+    """Opens a run for the adaptive solver.
+
+    Raises UserError if the run diffuses latents, or has no mean of samples to follow.
+    """
     check_keys(cfg, COUNTS | {"steps": whole(1), "tolerance": above(0).as_in(1e-3)})
     opened = runs.open_diffusion_run(cfg)
     if not opened.model.first_stage.of_pixels:
         raise UserError(f"{reason}; this run diffuses the latents of an encoder")
+    if opened.model.objective.of_samples:
+        raise UserError(
+            f"{cfg.run} is a consistency model, whose estimate is a sample, and the solver follows "
+            "the mean of the samples that an image may become; give the run of another objective"
+        )
     return opened
 
 

@@ -156,7 +156,7 @@ def measure(
     with opened.autocast, ExitStack() as hooks:
         for denoiser in filter(None, (pipeline.denoiser, pipeline.weak)):
             hooks.enter_context(denoiser.backbone.register_forward_pre_hook(count))
-        results = evaluate(pipeline, prepared, opened.datamodule, batch_size, setting.seed)
+        results, _ = evaluate(pipeline, prepared, opened.datamodule, batch_size, setting.seed)
     values = {name.split("/")[0]: value for name, value in results.items()}
     classifier = prepared.metrics.observer.classifier
     return {

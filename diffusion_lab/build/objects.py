@@ -7,14 +7,8 @@ from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.build.model import (
-    Model,
-    check_derivative,
-    check_first_stage,
-    check_jumps,
-    check_score_loss,
-    check_training,
-)
+from diffusion_lab.build.losses import check_derivative, check_jumps, check_score_loss
+from diffusion_lab.build.model import Model, check_first_stage, check_training
 from diffusion_lab.build.sampling import check_noise, check_sampling
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag
@@ -23,6 +17,7 @@ from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
 from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 
@@ -73,17 +68,16 @@ def build_model(
     coupling = instantiate(cfg, "coupling")
     objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
     augmentation = instantiate(cfg, "augmentation")
-    discrete = schedule.discrete_steps is not None
     label, std, clip = cfg.denoiser.noise_label, cfg.denoiser.input_std, cfg.denoiser.clip
     if label == "auto":
-        label = "log_sigma" if schedule.explodes else "index" if discrete else "time"
+        label = noise_label(schedule, objective)
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
     if cfg.backbone.get("bandwidth") == "auto":
         cfg.backbone.bandwidth = BANDWIDTHS.get(label, 1.0)
     check_training(schedule, objective, label)
     check_jumps(objective, clip, cfg.denoiser.self_conditioning)
-    check_score_loss(objective, clip, first_stage.latent_shape)
+    check_score_loss(objective, clip, cfg.denoiser.self_conditioning, first_stage.latent_shape)
     check_derivative(objective, cfg.compile, cfg.activation_checkpointing)
     check_augmentation(augmentation, image_shape)
     check_first_stage(first_stage, augmentation, clip)
@@ -108,6 +102,17 @@ def build_model(
         with errors_at(cfg, ""):
             checkpoint_activations(denoiser.backbone)
     return Model(denoiser, schedule, objective, first_stage, augmentation)
+
+
+def noise_label(schedule: NoiseSchedule, objective: Objective) -> str:
+    """The way of passing the noise level to a network that suits schedule and objective."""
+    if schedule.explodes:
+        return "log_sigma"
+    if schedule.discrete_steps is not None:
+        return "index"
+    # a derivative with respect to t would be a thousand times that of the network
+    differentiated = objective.jump_loss is not None and objective.jump_loss.forward_mode
+    return "data_time" if differentiated else "time"
 
 
 def check_coupling(objective: Objective, denoiser: Denoiser) -> None:

@@ -104,6 +104,12 @@ def check_guidance(first_stage: FirstStage, sampler: Sampler, guidance: Guidance
                 "guidance=cfg_zero_star leaves out steps on pure noise, and a model of few steps "
                 "has none to spare; write guidance.zero_above=null"
             )
+    if sampler.jumps and guidance.clip is not None:
+        raise UserError(
+            f"guidance.clip={guidance.clip} does not fit sampler={type(sampler).__name__}: the "
+            "network's answer for a jump is no image, and may exceed any limit; write "
+            "guidance.clip=null guidance.percentile=null, or use sampler=few_step"
+        )
     if first_stage.of_pixels:
         return
     if guidance.percentile is not None:

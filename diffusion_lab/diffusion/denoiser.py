@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.common.ranges import Flag, above, one_of, optional, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
-from diffusion_lab.diffusion.level_features import level_features
+from diffusion_lab.diffusion.level_features import time_features
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.diffusion.objective.prediction import Prediction
 
@@ -44,7 +44,7 @@ class TargetEmbedding(nn.Module):
         device = self.first.weight.device
         there = level if level.there is None else level.there
         both = [
-            level_features(each if each.t.ndim else each[None], FEATURES, device)
+            time_features(each if each.t.ndim else each[None], FEATURES, device)
             for each in (level, there)
         ]
         features = torch.cat([part.expand(count, -1) for part in both], 1)

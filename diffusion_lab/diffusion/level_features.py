@@ -11,8 +11,20 @@ from diffusion_lab.diffusion.noise import NoiseLevel
 def level_features(level: NoiseLevel, channels: int, device: torch.device) -> Tensor:
     """Features of log(sigma / alpha) / 4 of levels (B,), (B, channels) float32 of unit variance."""
     # pure noise is at infinity; levels beyond e^10 need not be distinguished
-    log_ratio = (-level.logsnr / 2).clamp(-10, 10)
-    position = (log_ratio / 4).to(device, torch.float32)
+    return features((-level.logsnr / 8).clamp(-2.5, 2.5), channels, device)
+
+
+def time_features(level: NoiseLevel, channels: int, device: torch.device) -> Tensor:
+    """Features of t of levels (B,), (B, channels) float32 of unit variance.
+
+    Both ends of t are near levels that are trained, and so are their features.
+    """
+    return features(level.t, channels, device)
+
+
+def features(position: Tensor, channels: int, device: torch.device) -> Tensor:
+    """Cosines of a position (B,), whose frequencies have a deviation of one cycle."""
+    position = position.to(device, torch.float32)
     # normal frequencies and uniform phases as in EDM2, but evenly spaced and not drawn
     count = torch.arange(channels, device=device, dtype=torch.float32)
     frequency = torch.special.ndtri((count + 0.5) / channels)

@@ -1,6 +1,7 @@
 """The evaluation of samples: drawn, observed by an extractor, and measured."""
 
 import time
+from typing import NamedTuple
 
 import torch
 
@@ -11,31 +12,42 @@ from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.pipeline.generator import Generator, draw
 
 
+class Evaluated(NamedTuple):
+    """The metrics of samples, and the wall-clock seconds that a process took for one of them.
+
+    The first batch, which warms up, does not count if there are others.
+    """
+
+    metrics: dict[str, float]
+    sampling_seconds: float | None  # None: this process drew none
+
+
 def evaluate(
     pipeline: Generator,
     prepared: PreparedMetrics,
     datamodule: ImageDataModule,
     batch_size: int,
     seed: int,
-) -> dict[str, float]:
-    """Draws the samples that the metrics need, a share on each rank, and returns the metrics.
+) -> Evaluated:
+    """Draws the samples that the metrics need, a share on each rank, and measures them.
 
     The caller sets autocast. Samples depend on `seed` and id alone, so any number of ranks and any
     batch size gives the same results, up to the network's rounding.
     """
     observe, count = prepared.metrics.observer, prepared.metrics.num_samples
     ids = shard(count, *rank_and_world())
-    observed, clock = [], Stopwatch()
+    observed, drawn, clock = [], [], Stopwatch()
     for images in draw(pipeline, ids, batch_size, seed):
         if images.is_cuda:  # else the time of samples counts as features
             torch.cuda.synchronize(images.device)
-        clock.lap("samples")
+        drawn.append((clock.lap("samples"), len(images)))
         observed.append(observe(datamodule.to_native(images)))
         clock.lap("features")
     results = prepared.compute(observe.gather(observed), pipeline.labels(range(count)))
     clock.lap("metrics")
     say(f"Evaluated {count:,} samples: {clock}")
-    return results
+    seconds, images = torch.tensor(drawn[1:] or drawn or [(0.0, 0.0)]).sum(0).tolist()
+    return Evaluated(results, seconds / images if images else None)
 
 
 class Stopwatch:
@@ -45,11 +57,12 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self.last = time.perf_counter()
 
-    def lap(self, what: str) -> None:
-        """Adds the time since the previous lap to the seconds of `what`."""
+    def lap(self, what: str) -> float:
+        """Adds the time since the previous lap to the seconds of `what`, and returns it."""
         now = time.perf_counter()
-        self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
-        self.last = now
+        passed, self.last = now - self.last, now
+        self.seconds[what] = self.seconds.get(what, 0.0) + passed
+        return passed
 
     def __str__(self) -> str:
         return ", ".join(f"{value:.1f} s for {what}" for what, value in self.seconds.items())

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.backbone.macs import Cost, by_level, total
@@ -11,8 +11,9 @@ from diffusion_lab.build.config_keys import Means, groups
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common.formats import amount
-from diffusion_lab.common.messages import console, say
+from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
+from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.profiling import budget
 from diffusion_lab.profiling.costs import ELSEWHERE, Counts, count, image_facts
 from diffusion_lab.profiling.timing import ALLOWED, Speed, measure_speed, measured_on
@@ -72,7 +73,13 @@ def prepare(cfg: DictConfig, overrides: list[str]) -> None:
     check_keys(cfg, ALLOWED | {"depth": whole(1)})
     if cfg.run:
         inherit(cfg, load_diffusion_config(cfg.run), groups(Means.COST), overrides)
-    measured_on(cfg)  # raises UserError for a wrong device or precision
+    device, _ = measured_on(cfg)  # raises UserError for a wrong device or precision
+    asked = str(OmegaConf.select(cfg, "objective.teacher._target_"))
+    if cfg.speed and device.type != "meta" and asked.endswith(f".{TeacherModel.__name__}"):
+        raise UserError(
+            "objective/teacher=model is a second network that every step asks, which profile does "
+            "not time; write speed=false, or ask `diffusion-lab doctor`, which does"
+        )
 
 
 def show(profile: Profile, depth: int) -> None:

@@ -18,9 +18,10 @@ from diffusion_lab.common.images import to_uint8
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
+from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import averages, checkpoints
-from diffusion_lab.runs.open_run import OpenRun
+from diffusion_lab.runs.open_run import OpenRun, say_left_out
 from diffusion_lab.runs.weights import WeightsChoice
 
 # Largest deviation of a latent channel's mean and standard deviation from N(0, 1) at which samples
@@ -59,7 +60,7 @@ class AutoencoderRun(OpenRun):
 
     prior: Prior
     facts: saving.AutoencoderFacts
-    conditional = False
+    conditional = True  # metrics of classes are left out, as samples of a prior have none
 
     @classmethod
     def load(cls, choice: WeightsChoice, saved: DictConfig, device: torch.device) -> dict[str, Any]:
@@ -83,6 +84,11 @@ class AutoencoderRun(OpenRun):
 
     def pipeline(self, cfg: DictConfig) -> Prior:
         return self.prior
+
+    def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
+        metrics = super().metrics(cfg)
+        say_left_out(metrics, "samples of a prior have no classes")
+        return metrics
 
 
 def require_prior(folder: Path, autoencoder: Autoencoder, facts: saving.AutoencoderFacts) -> None:

@@ -70,6 +70,11 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
     if folder is None:
         return None
     other = load_config(folder)
+    if other.get("schedule") is None:
+        raise UserError(
+            f"guidance.weak_run={folder} is no diffusion model; give the run of one that differs "
+            "only in size or training time"
+        )
     for part in ("schedule", "first_stage", "conditioning"):
         theirs, ours = (
             {key: value for key, value in each[part].items() if key not in PLACES}

@@ -25,7 +25,7 @@ from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import published
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.folder import CONFIG, SAMPLES, load_config, save_config, write_summary
-from diffusion_lab.runs.open_run import OpenRun, move_data
+from diffusion_lab.runs.open_run import OpenRun, move_data, say_left_out
 from diffusion_lab.runs.results import EVALUATIONS
 from diffusion_lab.runs.samplings import IMAGES
 from diffusion_lab.runs.weights import CHECKPOINT, WeightsChoice
@@ -127,9 +127,8 @@ class ImagesRun(OpenRun):
             )
         if metrics.num_samples < count:
             say(f"Measuring {metrics.num_samples:,} of {count:,} images, chosen at random")
-        wanted = [m.quantities[0].title for m in metrics.metrics if m.needs_labels]
-        if wanted and not self.drawn.conditional:
-            say(f"Left out, as the images have no labels: {', '.join(wanted)}")
+        if not self.drawn.conditional:
+            say_left_out(metrics, "the images have no labels")
         return metrics
 
     def record(
@@ -138,8 +137,12 @@ class ImagesRun(OpenRun):
         results: dict[str, float],
         protocol: Protocol,
         extra: Sequence[dict[str, object]],
+        sampling_seconds: float | None = None,
     ) -> Path:
-        """Writes the folder `cfg.run`, if it is new, and the evaluation into it."""
+        """Writes the folder `cfg.run`, if it is new, and the evaluation into it.
+
+        The seconds are those of reading the images, and left out.
+        """
         folder = Path(cfg.run)
         folder.mkdir(parents=True, exist_ok=True)
         published.unseal(folder)  # else what is written before a kill would count as edited

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import read_data
-from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
@@ -101,9 +101,11 @@ class OpenRun(ABC):
         results: dict[str, float],
         protocol: Protocol,
         extra: Sequence[dict[str, object]],
+        sampling_seconds: float | None = None,
     ) -> Path:
         """Writes an evaluation into the folder `cfg.run`; returns its file."""
-        return save_evaluation(cfg.run, results, protocol, cfg, self.weights, extra)
+        facts = self.weights | {"sampling_seconds": sampling_seconds}
+        return save_evaluation(cfg.run, results, protocol, cfg, facts, extra)
 
     @property
     def autocast(self) -> torch.autocast:
@@ -122,6 +124,13 @@ class OpenRun(ABC):
             metrics.reference_split(self.datamodule)  # raises if there are no such images
             metrics.load(self.datamodule, self.device)
         return metrics
+
+
+def say_left_out(metrics: GenerativeMetrics, why: str) -> None:
+    """Says which metrics of classes are left out of an evaluation, if there are any."""
+    wanted = [m.quantities[0].title for m in metrics.metrics if m.needs_labels]
+    if wanted:
+        say(f"Left out, as {why}: {', '.join(wanted)}")
 
 
 def weights_choice(cfg: DictConfig) -> WeightsChoice:

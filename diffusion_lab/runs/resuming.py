@@ -31,6 +31,7 @@ REQUESTS = {
     "conditioning.size": None,
     "first_stage.sha256": None,
     "init_sha256": None,
+    "init_images": None,
     "objective.teacher.sha256": None,
     "first_stage.scale": "measured",
 }

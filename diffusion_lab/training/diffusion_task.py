@@ -63,7 +63,7 @@ class DiffusionTask(Task):
         if self.initial:
             self.initial.load_into(self.module.denoiser)
             renormalise(self.module.denoiser)
-            facts["init_sha256"] = self.initial.sha256
+            facts |= {"init_sha256": self.initial.sha256, "init_images": self.initial.images}
         self.learn_labels(self.module.denoiser.conditioning)
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         if self.teacher:
@@ -74,7 +74,8 @@ class DiffusionTask(Task):
     def costs(self) -> dict[str, object]:
         extra = self.module.objective.extra_passes(self.module.denoiser)
         passes: dict[str, object] = {
-            "forward_passes": None if extra is None else TRAINING_PASSES + extra
+            "jumps": self.module.objective.jumps,
+            "forward_passes": None if extra is None else TRAINING_PASSES + extra,
         }
         if self.teacher is None:
             return passes

@@ -1,7 +1,9 @@
 """Weights of another model from which a run starts: all that fit the run's own network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -12,19 +14,21 @@ from diffusion_lab.common.formats import some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs import weights
-from diffusion_lab.runs.folder import CONFIG
+from diffusion_lab.runs.folder import CONFIG, load_summary
 
 
 @dataclass(frozen=True)
 class InitialWeights:
     """The weights in a run, an export, or a safetensors file, from which a new run starts.
 
-    Of a run they are those that it evaluates. `sha256` is of the file that holds them.
+    Of a run they are those that it evaluates. `sha256` is of the file that holds them, and `images`
+    the number of training images behind them, if it is known.
     """
 
     source: Path
     tensors: dict[str, Tensor]
     sha256: str
+    images: int | None
 
     @classmethod
     def configured(cls, cfg: DictConfig) -> "InitialWeights | None":
@@ -34,10 +38,10 @@ class InitialWeights:
         """
         if cfg.get("init_from") is None or cfg.resume:
             return None
-        source = Path(cfg.init_from)
+        source, images = Path(cfg.init_from), None
         if (source / CONFIG).is_file():
             tensors, _ = weights.load_weights(weights.WeightsChoice(source))
-            sha256 = weights.sha256_of(source)
+            sha256, images = weights.sha256_of(source), images_behind(load_summary(source))
         elif source.is_file() and source.suffix == ".safetensors":
             found = weights.read(source, f"give another file than init_from={source}")
             tensors = {name.removeprefix(weights.PREFIX): v for name, v in found.items()}
@@ -52,7 +56,7 @@ class InitialWeights:
                 f"init_from={source} has other weights than this run started from: their sha256 "
                 f"begins with {sha256[:12]}, not with {cfg.init_sha256[:12]}"
             )
-        return cls(source, tensors, sha256)
+        return cls(source, tensors, sha256, images)
 
     @torch.no_grad()
     def load_into(self, denoiser: Denoiser) -> None:
@@ -80,3 +84,15 @@ class InitialWeights:
         for reason, names in left.items():
             if names:
                 say(f"  {reason}: {some(names)}")
+
+
+def images_behind(summary: Mapping[str, Any]) -> int | None:
+    """The training images of a run, of the one that it began from, and of its teacher.
+
+    None if the run's summary does not have its own.
+    """
+    if not summary.get("images_seen"):
+        return None
+    return sum(
+        summary.get(key) or 0 for key in ("images_seen", "began_from_images", "teacher_images")
+    )

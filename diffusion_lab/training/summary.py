@@ -32,6 +32,7 @@ def summarise(
         "pruned": False,
         "steps": trainer.global_step,
         "images_seen": task.module.images_seen,
+        "began_from_images": cfg.get("init_images"),
         "skipped_steps": 0,
         "wall_seconds": round(clock.seconds() + clock.left_out, 1),
         "training_seconds": round(clock.seconds(), 1),

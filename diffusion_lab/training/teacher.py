@@ -17,8 +17,9 @@ from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.runs import load_summary
 from diffusion_lab.runs.diffusion_run import load, load_weak
-from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.opening import load_diffusion_config
 from diffusion_lab.runs.weights import sha256_of
+from diffusion_lab.training.initial_weights import images_behind
 
 BATCH = 250  # samples that are drawn at once
 
@@ -42,16 +43,17 @@ class Teacher:
         if settings is None:
             return None
         name = f"objective.teacher.run={settings.run}"
-        theirs, sha256 = load_config(settings.run), sha256_of(settings.run)
+        theirs, sha256 = load_diffusion_config(settings.run), sha256_of(settings.run)
         if settings.sha256 is not None and settings.sha256 != sha256:
             raise UserError(
                 f"{name} has other weights than this run was trained with: their sha256 begins "
                 f"with {sha256[:12]}, not with {settings.sha256[:12]}; restore them"
             )
         if cfg.augmentation is not None:
-            raise UserError(
-                f"{name} draws the images, so none are changed; write augmentation=none"
-            )
+            why = "draws the images, so none are changed"
+            if isinstance(settings, TeacherModel):
+                why = "is not told how an image was augmented"
+            raise UserError(f"{name} {why}; write augmentation=none")
         if theirs.guidance.get("classifier"):
             raise UserError(
                 f"{name} is guided by a classifier, which no student can ask; give a run that "
@@ -79,11 +81,16 @@ class Teacher:
 
     def prepare(self, device: torch.device) -> EncodedImages | None:
         """Returns the pairs that are trained on, if any, and lets the student ask the model."""
-        self.pipeline.denoiser.to(device).requires_grad_(False)
         if isinstance(self.settings, TeacherPairs):
+            self.pipeline.denoiser.to(device)
             return self.pairs(self.settings)
-        self.settings.open(self.pipeline.bound)
+        self.answer(self.settings, device)
         return None
+
+    def answer(self, asked: TeacherModel, device: torch.device) -> None:
+        """Lets a student ask the model on a device."""
+        self.pipeline.denoiser.to(device).requires_grad_(False)
+        asked.open(self.pipeline.bound)
 
     def pairs(self, chosen: TeacherPairs) -> EncodedImages:
         """Draws the pairs, or takes them from the cache: sample and noise along the channels."""
@@ -125,9 +132,8 @@ class Teacher:
                 calls = each * self.settings.count
         except Exception as error:  # a custom network's, or two networks: the run is not lost
             say(f"The calls of {self.settings.run} could not be counted: {error}")
-        images = [summary.get(key) or 0 for key in ("images_seen", "teacher_images")]
         return {
-            "teacher_images": sum(images) or None,
+            "teacher_images": images_behind(summary),
             "teacher_calls": calls,
             "teacher_macs": macs,
         }

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers.faults import Killed, die
 from helpers.tiny_data import TinyData
+from helpers.tiny_runs import tiny_classifier
 from PIL import Image
 
-from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 from diffusion_lab.runs import published
 
 DATA = ["data=fashion_mnist", "data.source._target_=helpers.tiny_data.TinyData"]
@@ -78,13 +77,6 @@ def lying_array(path: Path) -> None:
         np.lib.format.write_array_header_1_0(member, facts)
 
 
-def classifier(path: Path) -> Path:
-    facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
-    torch.manual_seed(0)
-    save_classifier(SmallClassifier((1, 8, 8), 4).eval(), path, facts)
-    return path
-
-
 def results(lab, *arguments: str) -> tuple[dict, str]:
     code, out, err = lab(*arguments)
     assert code == 0, err
@@ -115,7 +107,7 @@ def test_a_folder_a_zip_and_an_array_of_the_same_images_are_alike(lab, drawn, tm
     np.savez(tmp_path / "adm.npz", images, labels)  # arr_0 and arr_1
     np.savez(tmp_path / "ours.npz", images=images, labels=labels)
     places |= {name: tmp_path / f"{name}.npz" for name in ("adm", "ours")}
-    reader = f"metrics.classifier={classifier(tmp_path / 'reader.safetensors')}"
+    reader = f"metrics.classifier={tiny_classifier(tmp_path / 'reader.safetensors')}"
     found = {
         name: results(lab, *MEASURE, "metrics.num_samples=20", reader, f"images={path}")[0]
         for name, path in places.items()
@@ -146,7 +138,7 @@ def test_without_labels_metrics_of_classes_are_left_out(lab, drawn, tmp_path, ki
             or tmp_path / "drawn.npz"
         ),
     }[kind]()
-    reader = f"metrics.classifier={classifier(tmp_path / 'reader.safetensors')}"
+    reader = f"metrics.classifier={tiny_classifier(tmp_path / 'reader.safetensors')}"
     found, err = results(lab, *MEASURE, reader, "metrics.per_class=true", f"images={place}")
     assert "Accuracy" in err
     assert "FID of class" in err

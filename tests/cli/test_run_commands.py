@@ -3,14 +3,17 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.pairs import first_fast
+from helpers.refusals import assert_names
 from helpers.tiny_data import TinyData
 from helpers.tiny_runs import TINY
+from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.analysis.on_test_images import REGIONS, missing
@@ -153,6 +156,15 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
     assert "| guidance.scale | calls | fid | kid | accuracy |  |" in text
     with Image.open(folder / "scale.png") as picture:
         assert picture.size[0] > 1000  # two panels
+
+
+def test_a_weak_run_of_another_family_is_refused(refusal, run_folder):
+    weak = Path(shutil.copytree(run_folder, "weak"))
+    saved = OmegaConf.load(weak / "config.yaml")
+    saved.family, saved.schedule = "gan", None
+    OmegaConf.save(saved, weak / "config.yaml")
+    asked = ["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak"]
+    assert_names(refusal(*asked), "guidance.weak_run=weak", "diffusion model")
 
 
 @pytest.mark.parametrize(

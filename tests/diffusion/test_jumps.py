@@ -10,8 +10,15 @@ from helpers.pairs import first_fast
 from torch import Tensor
 
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
-from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, noise_of
-from diffusion_lab.diffusion.objective import Flow, Objective, TeacherModel, UniformTime, V
+from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, jump, noise_of
+from diffusion_lab.diffusion.objective import (
+    BatchShare,
+    Flow,
+    Objective,
+    TeacherModel,
+    UniformTime,
+    V,
+)
 from diffusion_lab.diffusion.objective.jump_loss import (
     Consistency,
     Distillation,
@@ -182,15 +189,72 @@ def test_two_exact_half_jumps_end_where_the_exact_jump_does(name):
     assert (target - wrong(x, here.towards(there)).x0)[long].square().mean() > 1e-4
 
 
+def test_the_error_of_two_euler_halves_falls_with_the_square_of_their_length():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, _, _ = points(schedule)
+    here = schedule(torch.linspace(0.3, 0.9, len(x0), dtype=torch.float64))
+    x, exact, errors = add_noise(x0, eps, here), ExactMap(prediction), []
+    parts = Objective(schedule, prediction, UniformTime())
+    for finest in (32, 64, 128):
+        middle, there = schedule(here.t - 1 / finest), schedule(here.t - 2 / finest)
+        aim = Shortcut(finest=finest).halves(parts, exact, x, (here, middle, there), NOTHING)
+        errors.append((jump(x, aim, here, there) - exact.end(x, here, there)).abs().mean())
+    orders = torch.stack(errors).log2().diff().neg()
+    assert ((orders > 1.8) & (orders < 2.2)).all()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_loss_of_shortcuts_grows_around_the_exact_map(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule)
+    parts = Objective(schedule, prediction, UniformTime())
+    sizes = []
+    for error in (0.0, 0.1, 0.3):
+        generator = torch.Generator().manual_seed(3)
+        exact = ExactMap(prediction, error)
+        losses, _ = Shortcut(share=1.0)(parts, exact, x0, eps, level, NOTHING, generator)
+        sizes.append(losses.mean())
+    assert 5 * sizes[0] < sizes[1] < sizes[2]
+
+
 def test_a_shortcut_s_share_of_the_batch_jumps_and_the_rest_denoises():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule, count=8)
     exact = ExactMap(prediction, 0.1)
     parts = Objective(schedule, prediction, UniformTime())
-    losses = Shortcut(share=0.25)(parts, exact, x0, eps, level, NOTHING, None)
+    losses, used = Shortcut(share=0.25)(parts, exact, x0, eps, level, NOTHING, None)
     plain = parts.loss_at(exact, x0, eps, level)
-    assert torch.equal(losses[2:], plain[2:])
+    torch.testing.assert_close(losses[2:], plain[2:])
     assert not torch.isclose(losses[:2], plain[:2]).any()
+    assert torch.equal(used.t[2:], level.t[2:])
+    assert not torch.isclose(used.t[:2], level.t[:2]).any()
+
+
+@pytest.mark.parametrize(("size", "share"), [(1, 0.25), (2, 0.25), (6, 0.25), (5, 0.3), (8, 0.0)])
+def test_a_shortcut_s_share_jumps_however_the_batch_is_divided(size, share):
+    schedule, prediction = SCHEDULES["rectified"]
+    loss = Shortcut(share=share)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+    counts = {"jumps": [], "calls": []}
+
+    class Counted(ExactMap):
+        def __call__(self, x, level, given=NOTHING):
+            counts["calls"][-1] += 1
+            if torch.is_grad_enabled():
+                counts["jumps"].append(int((level.there.t < level.t).sum()))
+            return Estimate(x, None, x)
+
+    x0 = torch.zeros(size, 1, dtype=torch.float64)
+    micro_batches = 120 // size
+    for batch in range(2):
+        parts.images_seen = batch * micro_batches * size
+        for place in range(micro_batches):
+            counts["calls"].append(0)
+            parts(Counted(prediction), x0, share=BatchShare(place, micro_batches))
+    assert sum(counts["jumps"]) == int(share * 2 * micro_batches * size)
+    assert max(counts["jumps"]) - min(counts["jumps"]) <= 1
+    # of sharded weights every rank must ask for equally many
+    assert set(counts["calls"]) == {3 if share else 1}
 
 
 class ToClean(ExactMap):
@@ -217,10 +281,50 @@ def test_the_loss_of_exact_consistency_models_falls_with_the_square_of_the_gap()
         assert torch.allclose(gap, torch.tensor(2.0**-stage / 2, dtype=torch.float64))
         ratio = level.sigma / level.alpha
         assert torch.allclose(cleaner.sigma / cleaner.alpha, (1 - gap) * ratio)
-        losses = loss(parts, exact, mean, noise, level, NOTHING, None)
+        losses, _ = loss(parts, exact, mean, noise, level, NOTHING, None)
         sizes.append((losses * gap * ratio).mean())
     orders = torch.stack(sizes).log2().diff().neg()
     assert ((orders > 1.85) & (orders < 2.15)).all()
+
+
+def test_the_loss_of_consistency_training_grows_around_the_exact_map():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule)
+    loss = Consistency(stage_images=1)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+    parts.images_seen = 6
+    x = add_noise(x0, eps, level)
+    mean = ToClean(prediction).mean(x, level)  # the velocity of the path at x
+    sizes = [
+        loss(
+            parts, ToClean(prediction, error), mean, noise_of(x, mean, level), level, NOTHING, None
+        )
+        for error in (0.0, 0.03, 0.1)
+    ]
+    exact, near, far = (losses.mean() for losses, _ in sizes)
+    assert 5 * exact < near < far
+
+
+@pytest.mark.parametrize("name", first_fast(SCHEDULES))
+def test_the_update_of_consistency_training_is_exact_on_average_over_samples(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule, count=200_000)
+    loss = Consistency(stage_images=1, steepness=0.0)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+    parts.images_seen = 9
+    x = add_noise(x0, eps, level)
+    cleaner, gap = loss.cleaner(parts, level)
+    mean = ToClean(prediction).mean(x, level)
+    drift = (noise_of(x, mean, level) - mean).clamp(-3, 3)
+    means = {}
+    for error in (0.0, 0.1):
+        answer = ToClean(prediction, error)
+        change = answer(x, level).x0 - answer(add_noise(x0, eps, cleaner), cleaner).x0
+        for feature in (torch.ones_like(x), x, drift * (3 * x).cos()):
+            update = change / gap[:, None] * feature
+            means.setdefault(error, []).append(update.mean() / update.std() * len(update) ** 0.5)
+    assert all(abs(each) < 3.5 for each in means[0.0])
+    assert abs(means[0.1][-1]) > 10
 
 
 def test_pairs_of_consistency_training_reach_clean_data_at_low_noise():
@@ -234,6 +338,17 @@ def test_pairs_of_consistency_training_reach_clean_data_at_low_noise():
     torch.testing.assert_close(gap, expected)
     parts.images_seen = 250  # the third stage
     torch.testing.assert_close(loss.cleaner(parts, level)[1], (expected_at(u) / 8).clamp(max=1))
+
+
+@pytest.mark.parametrize("stage", [30, 60, 2000])
+def test_levels_of_consistency_training_stop_coming_closer(stage):
+    loss = Consistency(stage_images=1)
+    parts = Objective(Rectified(), Flow(), UniformTime(), jump_loss=loss)
+    level = Rectified()(torch.tensor([0.1, 0.5, 0.9]))
+    parts.images_seen = stage
+    cleaner, gap = loss.cleaner(parts, level)
+    torch.testing.assert_close(gap, 1e-4 * expected_at(level.sigma / level.alpha))
+    assert (cleaner.t < level.t).all()
 
 
 def expected_at(u: Tensor) -> Tensor:
@@ -290,6 +405,39 @@ def test_mean_flow_starts_at_the_noisier_of_two_draws_and_stays_for_its_share():
     assert (here.t >= there.t).all()
     assert abs(stays.double().mean() - 0.25) < 0.03
     assert abs((here.t - there.t)[~stays].mean() - 1 / 3) < 0.02
+
+
+def test_losses_of_mean_flow_are_observed_at_the_noisier_level():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, _, _, _ = points(schedule)
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=MeanFlow(instant=0.0))
+    torch.manual_seed(6)
+    first, _ = UniformTime()(len(x0), schedule)
+    torch.manual_seed(6)
+    parts(ExactMap(prediction), x0)
+    assert (parts.observed[0] >= first.t).all()
+    assert abs(parts.observed[0].mean() - 2 / 3) < 0.05
+
+
+@pytest.mark.parametrize("loss", [Consistency(stage_images=1), Distillation()])
+def test_both_estimates_of_a_consistency_model_have_one_dropout(loss):
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule, count=8)
+    masks = []
+
+    class Dropping(ToClean):
+        def __call__(self, x, level, given=NOTHING):
+            masks.append(torch.rand(8))
+            return super().__call__(x, level, given)
+
+    teacher = TeacherModel("nowhere", None, None)
+    teacher.open(lambda labels: ExactMap(prediction))
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss, teacher=teacher)
+    for _ in range(2):
+        loss(parts, Dropping(prediction), x0, eps, level, NOTHING, None)
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[2], masks[3])
+    assert not torch.equal(masks[0], masks[2])
 
 
 def test_adaptive_weights_keep_the_value_and_scale_the_gradient():
@@ -350,6 +498,6 @@ def test_an_exact_consistency_model_has_hardly_any_error_to_its_teacher():
     loss = Distillation(gap=0.02)
     parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss, teacher=teacher)
     right, wrong = ToClean(prediction), ToClean(prediction, 0.01)
-    sizes = [loss(parts, each, x0, eps, level, NOTHING, None).mean() for each in (right, wrong)]
+    sizes = [loss(parts, each, x0, eps, level, NOTHING, None)[0].mean() for each in (right, wrong)]
     assert sizes[0] < 0.1 * sizes[1]
     assert copy.deepcopy(parts).teacher is teacher

@@ -11,7 +11,7 @@ import yaml
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_data import tiny_data
-from helpers.tiny_runs import TINY, tiny_first_stage
+from helpers.tiny_runs import TINY, tiny_classifier, tiny_first_stage
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_lab import runs
@@ -256,7 +256,19 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
     assert {"fid/efficientnet_lite0-96/train64-16", "rfid/efficientnet_lite0-96/train64-16"} <= set(
         metrics
     )
-    assert list((tmp_path / "run/evaluations").glob("*.json"))
+    (record,) = (tmp_path / "run/evaluations").glob("*.json")
+    assert json.loads(record.read_text())["sampling_seconds"] > 0
+    reader = f"metrics.classifier={tiny_classifier(tmp_path / 'reader.safetensors')}"
+    code, out, err = lab("evaluate", "run=run", reader, "json=true")
+    assert code == 0, err
+    assert "Left out" in out + err
+    kinds = {name.split("/")[0] for name in json.loads(out.splitlines()[-1])}
+    assert {"fid", "classifier_fid"} <= kinds
+    assert "accuracy" not in kinds
+    code, _, err = lab("publish", "run", "output=published")
+    assert code == 0, err
+    code, _, err = lab("compare", "published", "output=compared")
+    assert code == 0, err
     code, _, err = lab("evaluate", "run=run", "against=run")
     assert code == 0, err
     assert "sampler" in refusal("sample", "run=run", "sampler=heun")

@@ -30,16 +30,16 @@ def spoil_loss(patch, steps, spoil):
     patch.setattr(DiffusionModule, "training_step", training_step)
 
 
-def at_step(patch, step, act):
-    """Calls `act` when training step `step`, counted from 1, begins."""
-    original = DiffusionModule.training_step
+def at_step(patch, step, act, module=DiffusionModule):
+    """Calls `act` when training step `step` of a module, counted from 1, begins."""
+    original = module.training_step
 
     def training_step(self, batch, batch_idx):
         if self.trainer.global_step == step - 1:
             act()
         return original(self, batch, batch_idx)
 
-    patch.setattr(DiffusionModule, "training_step", training_step)
+    patch.setattr(module, "training_step", training_step)
 
 
 def killed_within(act: Callable[[], None]) -> None:

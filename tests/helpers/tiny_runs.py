@@ -7,7 +7,8 @@ import torch
 
 from diffusion_lab.common.images import to_float
 from diffusion_lab.first_stage.autoencoder import saving
-from helpers.tiny_data import tiny_data
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from helpers.tiny_data import TinyData, tiny_data
 
 TINY = [
     "data.source._target_=helpers.tiny_data.TinyData",
@@ -58,6 +59,15 @@ def tiny_first_stage(folder: Path, kind: str = "kl", **facts: object) -> Path:
         model, saving.AutoencoderFacts(**(known | facts)), folder / saving.FIRST_STAGE_FILE
     )
     return folder
+
+
+def tiny_classifier(path: Path) -> Path:
+    """Writes an untrained classifier of TinyData."""
+    facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_classifier(SmallClassifier((1, 8, 8), 4).eval(), path, facts)
+    return path
 
 
 def rows(folder: Path) -> list[dict]:

@@ -5,14 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.faults import Killed, at_step, die
 from helpers.pairs import first_fast
 from helpers.ranks import on_two_ranks
+from helpers.refusals import assert_names, sentence_of
 from helpers.tiny_runs import rows, tiny_first_stage
 from safetensors.torch import load_file
 
 from diffusion_lab.common.messages import TrainingStopped
+from diffusion_lab.families.gan import ConvGenerator
+from diffusion_lab.training.autoregressive_module import AutoregressiveModule
 from diffusion_lab.training.callbacks import Collapse
-from diffusion_lab.training.gan_module import DIVERSITY, diversity
+from diffusion_lab.training.gan_module import DIVERSITY, GANModule, diversity
 from diffusion_lab.training.tuning import has_diverged
 
 DATA = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"]
@@ -66,6 +70,7 @@ def test_a_run_is_measured_sampled_exported_and_compared(
     assert f"val/{SHOWN[family]}" in logged
     if family == "gan":
         assert {"train/generator", "train/real_gradient", DIVERSITY} <= logged
+    assert summary["sampling_seconds"] > 0
     code, out, err = lab("evaluate", "run=run", "seed=3", "json=true")
     assert code == 0, err
     again = json.loads(out.splitlines()[-1])
@@ -80,6 +85,51 @@ def test_a_run_is_measured_sampled_exported_and_compared(
     code, out, err = lab("compare", "run", str(finished_run), "json=true")
     assert code == 0, err
     assert len(json.loads(out.splitlines()[-1])["compositions"]) == 2
+    code, _, err = lab("publish", "run", str(finished_run), "output=published")
+    assert code == 0, err
+    code, out, err = lab("compare", "published", "output=compared", "json=true")
+    assert code == 0, err
+    assert len(json.loads(out.splitlines()[-1])["compositions"]) == 2
+
+
+def test_the_bits_of_an_untrained_model_are_the_logarithm_of_the_codes(lab, tmp_path):
+    tiny_first_stage(tmp_path / "stage", "vq")  # of 8 codes
+    still = [*FAMILIES["autoregressive"], *QUIET, "optimizer.lr=1e-30", "run_dir=run"]
+    plain = [each for each in PLAIN if not each.startswith("optimizer.lr")]
+    code, _, err = lab("train", *plain, *still)
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run/summary.json").read_text())["metrics"]
+    assert metrics["test/bits_per_code"] == pytest.approx(3, abs=1e-4)
+
+
+def test_a_run_whose_samples_are_alike_ends_with_a_sentence(lab, tmp_path, monkeypatch):
+    original = ConvGenerator.forward
+
+    def deaf(self, noise, labels):
+        return original(self, torch.zeros_like(noise), labels)
+
+    monkeypatch.setattr(ConvGenerator, "forward", deaf)
+    watch = ["callbacks.collapse.patience=2"]
+    code, _, err = lab("train", *PLAIN, *FAMILIES["gan"], *QUIET, *watch, "run_dir=run")
+    assert code == 2
+    assert_names(sentence_of(err), "step 2", "objective.gamma")
+    assert has_diverged(tmp_path / "run")
+    assert "objective.gamma" in (tmp_path / "run/error.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_it_had_not_been(family, lab, tmp_path, monkeypatch):
+    modules = {"gan": GANModule, "autoregressive": AutoregressiveModule}
+    common = [*PLAIN, *FAMILIES[family], *QUIET, "callbacks.checkpoint.every_n_steps=1"]
+    code, _, err = lab("train", *common, "run_dir=whole")
+    assert code == 0, err
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, die, modules[family])
+        with pytest.raises(Killed):
+            lab("train", *common, "run_dir=parts")
+    code, _, err = lab("train", "resume=parts")
+    assert code == 0, err
+    require_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
 
 
 def test_resuming_equals_never_having_stopped(family, lab, tmp_path):

@@ -12,6 +12,7 @@ from helpers.tiny_runs import TINY
 from diffusion_lab import runs
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.runs import weights
+from diffusion_lab.training.initial_weights import images_behind
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]
@@ -44,6 +45,15 @@ def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path
     assert all(torch.equal(first[name], second[name]) for name in first)
     saved = runs.load_config(tmp_path / "new")
     assert saved.init_sha256 == weights.sha256_of(old)
+    before, summary = runs.load_summary(old), runs.load_summary(tmp_path / "new")
+    assert summary["began_from_images"] == before["images_seen"] > 0
+    assert before["began_from_images"] is None
+    code, _, err = lab("train", "resume=new", f"trainer.max_steps={summary['steps'] + 1}")
+    assert code == 0, err
+    resumed = runs.load_summary(tmp_path / "new")
+    assert resumed["began_from_images"] == before["images_seen"]
+    assert images_behind(resumed) == before["images_seen"] + resumed["images_seen"]
+    assert resumed["jumps"] is False
 
 
 @pytest.mark.slow

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from helpers.pairs import first_fast
+from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, rows
+from omegaconf import OmegaConf
 
 from diffusion_lab import runs
 
@@ -17,6 +19,7 @@ OBJECTIVES = {
     "ect": ["objective=ect", "schedule=edm", "objective.jump_loss.stage_images=16"],
 }
 TARGET = "denoiser.target.last.weight"
+JUMPS = "diffusion_lab.diffusion.objective.jump_loss."
 
 
 def checkpoint_of(folder) -> dict[str, torch.Tensor]:
@@ -41,6 +44,39 @@ def test_a_resumed_run_is_the_unbroken_one_and_is_sampled_by_its_own_sampler(lab
     assert sampler == ("FewStep" if name == "ect" else "FlowMap")
     code, _, err = lab("sample", "run=whole", "num_samples=4", "output=drawn", "sampler.steps=1")
     assert code == 0, err
+
+
+@pytest.mark.parametrize("command", ["likelihood", "encode"])
+def test_a_solver_of_the_mean_is_refused_for_a_model_of_samples(refusal, run_folder, command):
+    saved = OmegaConf.load(run_folder / "config.yaml")
+    OmegaConf.update(saved, "objective.jump_loss", {"_target_": JUMPS + "Consistency"})
+    OmegaConf.save(saved, run_folder / "config.yaml")
+    before = set(run_folder.rglob("*"))
+    assert_names(refusal(command, "run=run", "device=cpu"), "consistency", "another objective")
+    assert set(run_folder.rglob("*")) == before
+
+
+def test_a_network_that_cannot_be_told_where_to_jump_is_refused(refusal, tmp_path):
+    pytest.importorskip("diffusers")
+    network = ["backbone=diffusers_model", "conditioning=raw_labels", "objective=shortcut"]
+    network += [each for each in PLAIN if not each.startswith("backbone")]
+    network += ["backbone.settings={block_out_channels:[8,8],norm_num_groups:4}", "run_dir=run"]
+    assert_names(refusal("train", *network), "backbone")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_objectives_and_backbones_are_swept_together(lab, tmp_path):
+    plain = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"]
+    plain += ["trainer.accelerator=cpu", "logger=none"]
+    sweep = ["objective=mean_flow,ect", "backbone=unet,dit,mamba2", "+debug=fast"]
+    code, _, err = lab("train", "-m", *plain, *sweep, "study_name=swept")
+    assert code == 0, err
+    summaries = [
+        json.loads(path.read_text()) for path in (tmp_path / "outputs").rglob("summary.json")
+    ]
+    assert sorted(each["jumps"] for each in summaries) == [False] * 3 + [True] * 3
+    assert all(each["finished"] and each["metrics"] for each in summaries)
 
 
 @pytest.mark.slow

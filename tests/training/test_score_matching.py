@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.faults import Killed, at_step, die
 from helpers.pairs import first_fast
 from helpers.tiny_runs import TINY, rows
 
@@ -40,6 +41,23 @@ def test_a_run_is_resumed_bit_for_bit_and_opened(lab, tmp_path, parts):
     assert code == 0, err
     _, model = runs.load(tmp_path / "whole")
     assert model.objective.score_loss is not None
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_it_had_not_been(lab, tmp_path, monkeypatch):
+    common = [*PLANE, "trainer.max_steps=4", "callbacks.checkpoint.every_n_steps=1"]
+    code, _, err = lab("train", *common, "run_dir=whole")
+    assert code == 0, err
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, die)
+        with pytest.raises(Killed):
+            lab("train", *common, "run_dir=parts")
+    code, _, err = lab("train", "resume=parts")
+    assert code == 0, err
+    whole, other = (
+        state(tmp_path / folder)["current_model_state"] for folder in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], other[name]) for name in whole)
 
 
 @pytest.mark.slow

@@ -26,6 +26,13 @@ STUDENT = [
     "objective.teacher.cache_dir=pairs",
     "run_dir=student",
 ]
+DISTILLED = [
+    *QUICK,
+    "objective=consistency_distillation",
+    "objective.teacher.run=teacher",
+    "objective.teacher.scale=2",
+    "run_dir=student",
+]
 
 
 @pytest.fixture
@@ -70,10 +77,39 @@ def test_a_student_trains_on_its_teacher_s_pairs_and_reopens_without_it(lab, tea
     assert path.stat().st_mtime_ns == written, "the pairs are drawn once"
 
     shutil.rmtree(teacher)
-    code, _, err = lab("sample", "run=student", "num_samples=4", "output=drawn")
+    for command in (["sample", "num_samples=4"], ["evaluate"], ["export", "output=shared"]):
+        code, _, err = lab(command[0], "run=student", *command[1:])
+        assert code == 0, err
+    code, _, err = lab("sample", "run=shared", "num_samples=4", "output=drawn")
     assert code == 0, err
     longer = ["resume=student", "trainer.max_steps=6"]
     assert_names(refused(lab, *longer), "teacher")
+
+
+@pytest.mark.slow
+def test_a_student_of_pairs_resumes_exactly(lab, teacher, tmp_path):
+    train(lab, *STUDENT, "trainer.max_steps=2")
+    train(lab, "resume=student", "trainer.max_steps=4")
+    train(lab, *STUDENT[:-1], "run_dir=whole")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "student")
+    )
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+@pytest.mark.slow
+def test_two_ranks_distil_the_model_of_one(lab, teacher, tmp_path):
+    exact = ["trainer.precision=32-true", "micro_batch_size=2"]
+    train(lab, *DISTILLED, *exact)
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "run_dir=two"]
+    train(lab, *DISTILLED[:-1], *several, *exact)
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("student", "two")
+    )
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -96,6 +132,23 @@ def test_a_teacher_that_does_not_fit_is_refused(lab, teacher, tmp_path, change, 
     key = change.split("=")[0]
     changed = [word for word in STUDENT if not word.startswith(f"{key}=")]
     assert_names(refused(lab, *changed, change), named)
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_teacher_of_another_family_is_refused(lab, teacher):
+    cfg = OmegaConf.load(teacher / "config.yaml")
+    cfg.family = "gan"
+    OmegaConf.save(cfg, teacher / "config.yaml")
+    assert_names(refused(lab, *STUDENT), "teacher", "diffusion model")
+
+
+def test_doctor_times_the_steps_of_a_student_and_its_teacher(lab, teacher, tmp_path):
+    code, out, err = lab("doctor", *DISTILLED, "json=true")
+    assert code in (0, 1), err
+    result = json.loads(out.splitlines()[-1])
+    assert result["facts"]["training_seconds"] > 0
+    said = {check["name"]: check["message"] for check in result["checks"]}
+    assert "sampler.steps" not in said["sampling"], "two steps are what such a model is for"
     assert not (tmp_path / "student").exists()
 
 
@@ -124,15 +177,6 @@ def test_two_ranks_draw_the_same_pairs_and_train_the_same_student(lab, teacher, 
         for name in ("student", "two")
     )
     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
-
-
-DISTILLED = [
-    *QUICK,
-    "objective=consistency_distillation",
-    "objective.teacher.run=teacher",
-    "objective.teacher.scale=2",
-    "run_dir=student",
-]
 
 
 @pytest.mark.slow

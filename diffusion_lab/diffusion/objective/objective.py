@@ -77,6 +77,7 @@ class Objective(nn.Module):
         self.coupling = coupling
         self.score_loss = score_loss
         self.images_seen = 0  # before this batch, for losses that change during training
+        self.place = 0  # in training, of the first sample of the last call
         # t and the losses before their importance, (B,) each, of the last call, to watch training
         self.observed: tuple[Tensor, Tensor] | None = None
 
@@ -138,7 +139,8 @@ class Objective(nn.Module):
             with torch.no_grad():
                 previous = denoiser(add_noise(x0, eps, level), level, given).x0
             given = replace(given, previous=previous)
-        losses = self.training_loss_at(denoiser, x0, eps, level, given, generator)
+        self.place = self.images_seen + share.index * len(x0)
+        losses, level = self.training_loss_at(denoiser, x0, eps, level, given, generator)
         self.observed = level.t, losses.detach()
         self.time_sampler.observe(*self.observed, share.gather)
         if self.uncertainty is not None:
@@ -154,14 +156,17 @@ class Objective(nn.Module):
         level: NoiseLevel,
         given: Given,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The loss (B,) that training minimises: `loss_at`, jumps', or of score matching."""
+    ) -> tuple[Tensor, NoiseLevel]:
+        """The loss (B,) that training minimises, and its levels (B,), which jumps may choose.
+
+        It is `loss_at`, that of jumps, or that of score matching.
+        """
         if self.score_loss is not None:
             x = add_noise(x0, eps, level)
             losses = self.score_loss(denoiser, x, level, given, generator)
-            return losses * self._weight_of_score(level).to(losses)
+            return losses * self._weight_of_score(level).to(losses), level
         if self.jump_loss is None:
-            return self.loss_at(denoiser, x0, eps, level, given)
+            return self.loss_at(denoiser, x0, eps, level, given), level
         return self.jump_loss(self, denoiser, x0, eps, level, given, generator)
 
     def loss_at(

@@ -18,7 +18,7 @@ from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics import PreparedMetrics
-from diffusion_lab.pipeline import Generator, draw_rows, evaluate, with_steps
+from diffusion_lab.pipeline import Evaluated, Generator, draw_rows, evaluate, with_steps
 from diffusion_lab.runs import SAMPLES
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
@@ -67,10 +67,12 @@ class SampleEvaluation(Evaluation):
     also_steps: Annotated[list[int] | None, optional(whole_list(1))] = None
 
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
-        return self.measured_by(trainer, module_of(trainer).context.sampling())
+        context = module_of(trainer).context
+        metrics, context.summary["sampling_seconds"] = self.measured_by(trainer, context.sampling())
+        return metrics
 
-    def measured_by(self, trainer: lightning.Trainer, pipeline: Generator) -> dict[str, float]:
-        """The metrics of the samples of a pipeline."""
+    def measured_by(self, trainer: lightning.Trainer, pipeline: Generator) -> Evaluated:
+        """The metrics of the samples of a pipeline, and their seconds."""
         prepared = module_of(trainer).context.measuring()
         return evaluate(pipeline, prepared, data_of(trainer), self.batch_size, self.seed)
 
@@ -81,7 +83,7 @@ class SampleEvaluation(Evaluation):
             pipeline = context.denoising()
             pipeline = replace(pipeline, sampler=with_steps(pipeline.sampler, steps))
             with context.clock.stopped(), context.memory.stopped(), averaged_weights(trainer):
-                context.at_other_steps[steps] = self.measured_by(trainer, pipeline)
+                context.at_other_steps[steps] = self.measured_by(trainer, pipeline).metrics
 
 
 class ReconstructionEvaluation(Evaluation):

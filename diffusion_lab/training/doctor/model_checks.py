@@ -133,7 +133,9 @@ def sampling(run: PlannedRun) -> Iterator[Remark]:
     """Checks that the sampler's steps and the guidance scale are in the range that works."""
     sampler, guidance = run.task.pipeline.sampler, run.task.pipeline.guidance
     adaptive = sampler.adaptive
-    if sampler.steps < FEW_STEPS and not adaptive:
+    # of models for few steps: jumps, consistency models, and students with straight paths
+    few = sampler.jumps or sampler.needs_consistency or run.task.teacher is not None
+    if sampler.steps < FEW_STEPS and not (adaptive or few):
         yield warning(
             f"sampler.steps={sampler.steps} gives coarse samples, on which all metrics are "
             "measured; write sampler.steps=20"

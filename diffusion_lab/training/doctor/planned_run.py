@@ -18,6 +18,7 @@ from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import float32_products, pick_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source import decoding
+from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.profiling.costs import ImageFacts, calls_of_one_network, cost_of
 from diffusion_lab.profiling.timing import Bench, median_seconds
@@ -152,7 +153,11 @@ class PlannedRun:
             raise Missing(UNMEASURED)
         cfg = self.cfg.copy()
         cfg.batch_size = self.batch.micro_batch
-        return Bench(cfg, self.image_facts, self.device, self.precision)
+        bench = Bench(cfg, self.image_facts, self.device, self.precision)
+        asked = bench.model.objective.teacher
+        if self.task.teacher is not None and isinstance(asked, TeacherModel):
+            self.task.teacher.answer(asked, self.device)
+        return bench
 
     @part("memory")
     def memory(self) -> Memory:

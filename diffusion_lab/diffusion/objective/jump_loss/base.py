@@ -5,6 +5,8 @@ denoised estimate, and with clean data as `there` it is the sample itself.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -26,18 +28,8 @@ class Parts(Protocol):
     prediction: Prediction
     time_sampler: TimeSampler
     images_seen: int
+    place: int
     teacher: Any
-
-    def loss_at(
-        self,
-        denoiser: ConditionalDenoiser,
-        x0: Tensor,
-        eps: Tensor,
-        level: NoiseLevel,
-        given: Given = ...,
-    ) -> Tensor:
-        """The loss of each sample, (B,)."""
-        ...
 
 
 class JumpLoss(ABC):
@@ -62,8 +54,18 @@ class JumpLoss(ABC):
         level: NoiseLevel,
         given: Given,
         generator: torch.Generator | None,
-    ) -> Tensor:
-        """The loss (B,) of clean samples x0 (B, C, H, W) with noise eps at `level` (B,)."""
+    ) -> tuple[Tensor, NoiseLevel]:
+        """The loss (B,) of clean samples x0 (B, C, H, W) with noise eps, and its levels (B,).
+
+        The levels are `level` (B,), or those that the loss puts in their place.
+        """
+
+
+@contextmanager
+def same_dropout(x: Tensor) -> Iterator[None]:
+    """A context whose random draws on x's device are drawn again after it."""
+    with torch.random.fork_rng([x.device.index or 0] if x.is_cuda else []):
+        yield
 
 
 def adaptive(squares: Tensor, power: float, floor: float) -> Tensor:

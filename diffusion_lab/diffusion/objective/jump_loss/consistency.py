@@ -13,7 +13,10 @@ from diffusion_lab.diffusion.objective.jump_loss.base import (
     Parts,
     adaptive,
     mean_square,
+    same_dropout,
 )
+
+CLOSEST = 1e-4  # relative difference of levels, of whose estimates float32 keeps three digits
 
 
 @settings
@@ -22,8 +25,8 @@ class Consistency(JumpLoss):
 
     arXiv:2406.14548. With u = sigma / alpha, the cleaner level has u (1 - n(u) / q^(stage + 1)), or
     0 if that is less, where n(u) = 1 + k sigmoid(-b u), k = `steepness` and b = `slope`. A stage is
-    `stage_images` training images long, so the two levels come closer. The distance is divided by
-    the difference of u.
+    `stage_images` training images long, so the two levels come closer, until 1 / q^(stage + 1) is
+    1e-4. The distance is divided by the difference of u.
     """
 
     two_levels = False
@@ -37,19 +40,21 @@ class Consistency(JumpLoss):
 
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         cleaner, gap = self.cleaner(parts, level)
-        with torch.no_grad():  # first, so that its memory is free before the graph is built
+        # first, so that its memory is free before the graph is built
+        with torch.no_grad(), same_dropout(x0):
             before = denoiser(add_noise(x0, eps, cleaner), cleaner, given).x0
         # at clean data x0_hat is x0 itself, which no network needs to be asked for
         target = torch.where(broadcast(gap == 1, x0).bool(), x0, before)
         error = denoiser(add_noise(x0, eps, level), level, given).x0 - target
         ratio = (level.sigma / level.alpha * gap).to(error.dtype)
-        return adaptive(mean_square(error), 0.5, TINY) / ratio
+        return adaptive(mean_square(error), 0.5, TINY) / ratio, level
 
     def cleaner(self, parts: Parts, level: NoiseLevel) -> tuple[NoiseLevel, Tensor]:
         """The cleaner level of each pair, and by which share of u it is cleaner, both (B,)."""
         u = level.sigma / level.alpha
         stage = parts.images_seen // self.stage_images
-        share = (1 + self.steepness * torch.sigmoid(-self.slope * u)) / self.q ** (stage + 1)
+        closeness = max(self.q ** -(stage + 1), CLOSEST)
+        share = (1 + self.steepness * torch.sigmoid(-self.slope * u)) * closeness
         share = share.clamp(max=1)
         # the network is asked at a visible level even where its answer is not used
         kept = torch.where(share == 1, 0.5, 1 - share)

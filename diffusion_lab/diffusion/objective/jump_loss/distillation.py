@@ -14,6 +14,7 @@ from diffusion_lab.diffusion.objective.jump_loss.base import (
     JumpLoss,
     adaptive,
     mean_square,
+    same_dropout,
 )
 
 GAP: Range = number("between 0 and 1", lambda value: 0 < value < 1)
@@ -40,9 +41,11 @@ class Distillation(JumpLoss):
         cleaner = parts.schedule.at_logsnr(level.logsnr - 2 * math.log(1 - self.gap))
         with torch.no_grad():
             moved = heun(parts.teacher.bound(given.labels), x, level, cleaner)
-            target = denoiser(moved, cleaner, given).x0
+            with same_dropout(x):
+                target = denoiser(moved, cleaner, given).x0
         error = denoiser(x, level, given).x0 - target
-        return adaptive(mean_square(error), 0.5, TINY) / (self.gap * ratio).to(error.dtype)
+        losses = adaptive(mean_square(error), 0.5, TINY) / (self.gap * ratio).to(error.dtype)
+        return losses, level
 
 
 def heun(denoise: DenoiseFn, x: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:

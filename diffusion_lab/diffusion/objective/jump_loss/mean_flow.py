@@ -51,7 +51,7 @@ class MeanFlow(JumpLoss):
         if self.guidance != 1:
             x0 = self.guided(denoiser, x, x0, here, given)
         output, target = flow_target(parts, denoiser, x, x0, here, there, given)
-        return adaptive(mean_square(output - target), self.power, self.floor)
+        return adaptive(mean_square(output - target), self.power, self.floor), here
 
     def ends(
         self, parts: Parts, level: NoiseLevel, generator: torch.Generator | None

@@ -18,7 +18,8 @@ class Shortcut(JumpLoss):
     Jumps are 1, 1/2, 1/4, ... of [0, 1] long in t, and start at a multiple of their length
     (arXiv:2410.12557). The shortest of them are 2 / `finest` long; their halves are Euler steps
     with the denoised estimate. The half jumps have no gradient; unlike the paper's they are made
-    with the weights in training, not with their average.
+    with the weights in training, not with their average. The share is exact over training, however
+    a batch is divided.
     """
 
     share: Fraction = 0.25
@@ -34,18 +35,25 @@ class Shortcut(JumpLoss):
         return 2 * self.share
 
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
-        count = round(self.share * len(x0))
-        jumps, rest = slice(0, count), slice(count, None)
-        losses = parts.loss_at(denoiser, x0[rest], eps[rest], level[rest], given[rest])
-        if not count:
-            return losses
-        here, middle, there = self.jumps(parts, count, level, generator)
-        x = add_noise(x0[jumps], eps[jumps], here)
-        given = given[jumps]
-        target = self.halves(parts, denoiser, x, (here, middle, there), given)
-        output = denoiser(x, here.towards(there), given).output
-        error = output - parts.prediction.target(target, noise_of(x, target, here), here)
-        return torch.cat([mean_square(error), losses])
+        before, after = (int(self.share * n) for n in (parts.place, parts.place + len(x0)))
+        count = after - before
+        here = there = level
+        if self.share:
+            # sharded weights need as many calls of each rank, so one sample is tried at least
+            tried = max(count, 1)
+            jumps = self.jumps(parts, tried, level, generator)
+            x = add_noise(x0[:tried], eps[:tried], jumps[0])
+            target = self.halves(parts, denoiser, x, jumps, given[:tried])
+            noise = noise_of(x, target, jumps[0])
+            x0, eps = (
+                torch.cat([new[:count], old[count:]]) for new, old in ((target, x0), (noise, eps))
+            )
+            here, there = (
+                parts.schedule(torch.cat([new.t[:count], level.t[count:]]))
+                for new in (jumps[0], jumps[2])
+            )
+        output = denoiser(add_noise(x0, eps, here), here.towards(there), given).output
+        return mean_square(output - parts.prediction.target(x0, eps, here)), here
 
     def jumps(
         self, parts: Parts, count: int, level: NoiseLevel, generator: torch.Generator | None
