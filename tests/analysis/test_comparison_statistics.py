@@ -24,7 +24,7 @@ def test_intervals_are_those_of_the_tables(dof, t):
 def test_the_half_width_of_three_values():
     # mean 2, standard deviation 1: t(2) / sqrt(3)
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
-    assert half_width([5.0, 5.0]) == 0
+    assert half_width([5.0, 5.0]) == half_width([0.8, 0.8, 0.8]) == 0
 
 
 def spread_of_one(count: int) -> list[float]:

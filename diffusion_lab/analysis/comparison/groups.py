@@ -25,6 +25,8 @@ SHOWN = 12  # characters of a checksum in a name
 
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the confidence interval of the mean of two or more values."""
+    if len(set(values)) == 1:
+        return 0.0  # not the rounding of their mean
     return float(stats.t.isf(LEVEL / 2, len(values) - 1) * stats.sem(values))
 
 

@@ -19,6 +19,7 @@ class OtherSampling:
     """The groups as measured with another sampling, named by what is different, and a verdict."""
 
     label: str  # sampler.steps=50
+    compared: str  # the same settings in the sampling of the comparison
     groups: list[Group]
     verdict: Verdict
 
@@ -34,11 +35,12 @@ def other_samplings(
     names: Mapping[str, str],
     metric: Quantity,
     test: str,
+    seeds: Sequence[int] | None,
 ) -> list[OtherSampling]:
     """Finds the samplings, beside `sampling`, by which all runs were measured with `protocol`.
 
-    Each has a verdict by `metric`, whose tests are corrected by themselves; `names` are the
-    metrics' full names by short ones.
+    Each has a verdict by `metric` over `seeds`, whose tests are corrected by themselves. `names`
+    are the metrics' full names by short ones.
     """
     ways: set[str] = set()
     for run in runs_of(groups):
@@ -55,9 +57,10 @@ def other_samplings(
     found = []
     for way in sorted(others, key=lambda way: label_of(way, sampling)):
         measured = [_measured(group, protocol, way, names) for group in groups]
-        judged = verdicts(measured, [metric], metric.name, test)
+        judged = verdicts(measured, [metric], metric.name, test, seeds)
         if metric.name in judged:
-            found.append(OtherSampling(label_of(way, sampling), measured, judged[metric.name]))
+            labels = label_of(way, sampling), label_of(sampling, way)
+            found.append(OtherSampling(*labels, measured, judged[metric.name]))
     return found
 
 

@@ -1,6 +1,6 @@
 """The conclusions that the seeds allow, in words, at each size of the training data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusion_lab.analysis.comparison.fairness import reservations
@@ -112,19 +112,6 @@ def _verdict(
     )
 
 
-def correction_notes(judged: Mapping[str, Verdict], primary: str | None) -> list[str]:
-    """A sentence on the tests that Holm's correction covers; none for a single test."""
-    total = sum(verdict.tests for verdict in judged.values())
-    if total < 2:
-        return []
-    if primary is not None and primary in judged:
-        return [
-            f"Holm's correction covers the {_count(judged[primary].tests, 'test')} of the primary "
-            f"metric, and for any other metric all {total} tests of all metrics"
-        ]
-    return [f"Holm's correction covers all {total} tests of all metrics"]
-
-
 def listed(names: Sequence[str]) -> str:
     """Up to three names, or their number."""
     if len(names) > NAMED:
@@ -202,7 +189,7 @@ def _answer(size: DataSize, metric: Quantity) -> str:
     if not pairs:
         return f"Nothing is tested: {size.pairs[0]}" if size.pairs else _nothing(metric)
     left = len(groups) * (len(groups) - 1) // 2 - len(pairs)
-    rest = f"; {_count(left, 'other pair')} untested" if left else ""
+    rest = f"; {counted(left, 'other pair')} untested" if left else ""
     if not significant:
         if len(pairs) == 1:
             return f"No difference is shown at this budget: {pairs[0]}{rest}"
@@ -213,7 +200,7 @@ def _answer(size: DataSize, metric: Quantity) -> str:
         )
     if len(significant) == 1:
         others = len(pairs) - 1
-        equal = f"; no difference in {_count(others, 'other pair')}" if others else ""
+        equal = f"; no difference in {counted(others, 'other pair')}" if others else ""
         return f"{significant[0]}{equal}{rest}"
     if best := size.best(groups):
         beaten = len(groups) - 1
@@ -249,5 +236,6 @@ def _alone(group: Group, groups: Sequence[Group], metric: Quantity) -> str:
     return f"{said} and differ only in their seeds; {metric.title} {mean} ± {metric.gap(width)}"
 
 
-def _count(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number with its noun: 2 tests."""
     return f"{count} {what}{'s' if count != 1 else ''}"
