@@ -14,6 +14,7 @@ from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.joint import joint_model
 from diffusion_lab.analysis.comparison.pairs import by_data_size
+from diffusion_lab.analysis.comparison.tuning import distinct
 from diffusion_lab.analysis.comparison.verdict import verdicts
 from diffusion_lab.metrics.quantities import QUANTITIES
 
@@ -210,6 +211,47 @@ def test_tuning_is_said_and_drawn(tmp_path):
     assert "The best optimizer.lr of DiT" not in text  # a rate above it diverged
     assert "DiT" in (tmp_path / "out/plots/tuning_optimizer_lr.svg").read_text()
     assert 'id="tuning"' in (tmp_path / "out/index.html").read_text()
+
+
+def test_the_length_of_tuning_runs_is_said_where_it_is_no_number_of_images(tmp_path):
+    facts = {"images": None, "overrides": ["budget.seconds=90"], "of": ["backbone", "first_stage"]}
+    for name, own, fids in (("dit", {}, ONE), ("unet", UNET, TWO)):
+        grid = {1e-3: 120.0, 2e-3: 110.0 + len(own), 4e-3: 130.0}
+        fake_group(tmp_path / "runs", name, fids, config=own | tuned(2e-3, grid, **facts))
+    text = compared(tmp_path)[1]
+    assert "Tuned for each network and first_stage by FID to validation images" in text
+    assert "at 3 values, each with budget.seconds=90, with seed 100" in text
+    assert "unequal budgets" not in text
+
+
+def test_a_curve_is_named_by_what_was_tuned_by_itself(tmp_path):
+    """Networks were tuned on all of the data, and are compared on parts of it, too."""
+    of_both = {"of": ["backbone"], "overrides": ["data.fraction=1.0"]}
+    for number, (name, own) in enumerate((("dit", {}), ("unet", UNET))):
+        config = own | tuned(1e-3, {1e-3: 110.0 + number, 2e-3: 120.0}, **of_both)
+        for fraction in (0.001, 1.0):
+            part = config | {"data": {"fraction": fraction}}
+            facts = {"training_images": int(60_000 * fraction)}
+            fake_group(tmp_path / "runs", f"{name}{fraction}", ONE, config=part, summary=facts)
+    groups = collect([tmp_path / "runs"]).groups
+    assert len(groups) == 4
+    assert [each.group.name for each in distinct(groups)] == ["DiT", "UNet"]
+    _, text, _ = compared(tmp_path)
+    assert "The best optimizer.lr of UNet, 0.001, is at an end" in text
+    page = (tmp_path / "out/index.html").read_text()
+    section = page.partition('id="tuning"')[2].partition("</section>")[0]
+    assert "fraction" not in section
+    one = [group for group in groups if "UNet" in group.name]
+    assert [each.group.name for each in distinct(one)] == ["UNet"]
+
+
+def test_curves_that_this_does_not_tell_apart_have_the_names_of_their_compositions(tmp_path):
+    for number, (name, clip) in enumerate((("a", 1.0), ("b", 2.0))):
+        own = {"trainer": {"gradient_clip_val": clip}}
+        own |= tuned(2e-3, {1e-3: 110.0 + number, 2e-3: 100.0, 4e-3: 120.0})
+        fake_group(tmp_path, name, ONE, config=own)
+    groups = collect([tmp_path]).groups
+    assert [each.group.name for each in distinct(groups)] == [group.name for group in groups]
 
 
 def test_networks_that_were_tuned_unequally_or_not_at_all_are_named(tmp_path):

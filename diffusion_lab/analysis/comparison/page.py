@@ -19,6 +19,7 @@ from diffusion_lab.analysis.comparison.sampling_table import SamplingTable
 from diffusion_lab.analysis.comparison.scaling_section import Scaling
 from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
 from diffusion_lab.analysis.comparison.table import NONE, CompositionTable
+from diffusion_lab.analysis.comparison.tuning import distinct
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
 from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.metrics import Quantity
@@ -106,6 +107,7 @@ def render(report: Report) -> str:
         on_the_way=ON_THE_WAY,
         none_known=NONE,
         compositions=CompositionTable(groups, report.names),
+        tuned=[each.group for each in distinct(groups)] if report.tuning else [],
         any_plots=any(each.along or each.fronts for each in report.judged),
         alike=len(noises) == 1 and None not in noises,
         of_each=OF_EACH,
