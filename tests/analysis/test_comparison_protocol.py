@@ -108,6 +108,32 @@ def test_seeds_that_the_protocol_does_not_have_are_named(tmp_path):
     assert rows["test_loss"]["seeds"] == "0 1 7"  # not the primary metric
 
 
+def test_a_composition_without_a_seed_of_the_protocol_is_in_no_test_of_its_metric(tmp_path):
+    own = {"protocol": PROTOCOL | {"metric": "fid"}}
+    for name, config, seeds in (("dit", {}, (0, 1)), ("unet", UNET, (0, 1)), ("m", MAMBA, (5, 6))):
+        for seed in seeds:
+            fid = 100.0 + 20 * len(name) + seed**2
+            fake_run(tmp_path / f"runs/{name}{seed}", fid, seed, config | own)
+    compared(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "out/pairs.csv").open()))
+    pairs = {kind: [row for row in rows if row["metric"] == kind] for kind in ("fid", "test_loss")}
+    assert [(row["ahead"], row["behind"]) for row in pairs["fid"]] == [("DiT", "UNet")]
+    assert len(pairs["test_loss"]) == 3
+    assert "which FID does not count: 5, 6" in (tmp_path / "out/table.md").read_text()
+
+
+def test_all_seeds_count_if_no_run_has_one_of_the_protocol(tmp_path):
+    """The tuning runs of a study have seeds of their own."""
+    own = {"protocol": PROTOCOL | {"metric": "fid"}}
+    for name, config in (("dit", {}), ("unet", UNET)):
+        for seed in (100, 101):
+            fid = 100.0 + 20 * len(name) + seed % 3
+            fake_run(tmp_path / f"runs/{name}{seed}", fid, seed, config | own)
+    _, text, rows = compared(tmp_path)
+    assert rows["fid"]["seeds"] == "100 101"
+    assert "which FID counts, since no run has its seeds: 100, 101" in text
+
+
 def test_a_metric_of_the_protocol_that_was_not_measured_is_named(tmp_path):
     own = {"protocol": PROTOCOL | {"metric": "accuracy"}}
     for seed in range(3):

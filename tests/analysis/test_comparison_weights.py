@@ -261,4 +261,6 @@ def test_a_ratio_that_is_not_finite_is_none(tmp_path):
     first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
     report_on(first, 1.5)
     report_on(second, float("inf"))
-    assert ratios(tmp_path) == ([1.5], ["Copies", "Copies by pixels"], [])
+    found, titles, (sentence,) = ratios(tmp_path)
+    assert (found, titles) == ([1.5], ["Copies", "Copies by pixels"])
+    assert sentence.startswith(f"{second} has no finite Copies,")

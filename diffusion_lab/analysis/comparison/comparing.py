@@ -164,7 +164,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         if not one_loss:
             for loss in (TEST_LOSS, VALIDATION_LOSS):
                 values.pop(loss.name, None)
-        compared.append(replace(run, values=values))
+        omitted += measurements.not_finite(run, values)
+        compared.append(replace(run, values=measurements.finite(values)))
     groups, repeated = grouped(compared)
     groups.sort(key=lambda group: group.mean("fid") if group.values("fid") else math.inf)
     left_out += measured_else + repeated

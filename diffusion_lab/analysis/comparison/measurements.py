@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.copies import of_controls
 from diffusion_lab.build.config_keys import Means, means
+from diffusion_lab.common.formats import some
 from diffusion_lab.metrics import Quantity
 from diffusion_lab.metrics.quantities import QUANTITIES, TEST_LOSS, VALIDATION_LOSS
 
@@ -53,7 +54,7 @@ def full_names(measured: list[dict[str, float]]) -> dict[str, str]:
 def values_of(
     run: Run, measured: dict[str, float], names: dict[str, str], copies: dict[str, float]
 ) -> dict[str, float]:
-    """All finite values of a run by short name: metrics, their spreads, real images, and costs."""
+    """All values of a run by short name: metrics, their spreads, real images, and costs."""
     found = {kind: measured.get(name) for kind, name in names.items()}
     found |= {
         TEST_LOSS.name: run.summary["metrics"].get("test/loss"),
@@ -63,4 +64,18 @@ def values_of(
         **{name: run.summary.get(name) for name in OF_SUMMARY},
         **copies,
     }
-    return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def finite(values: dict[str, float]) -> dict[str, float]:
+    """The values that are finite numbers."""
+    return {kind: value for kind, value in values.items() if math.isfinite(value)}
+
+
+def not_finite(run: Run, values: dict[str, float]) -> list[str]:
+    """A sentence on the metrics of a run that are no finite numbers, if there are any."""
+    lost = values.keys() - finite(values).keys()
+    titles = [each.title for each in (*tabled([run]), VALIDATION_LOSS) if each.name in lost]
+    if not titles:
+        return []
+    return [f"{run.folder} has no finite {some(titles)}, so means leave its seed out there"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
-from diffusion_lab.analysis.comparison.measurements import values_of
+from diffusion_lab.analysis.comparison.measurements import finite, values_of
 from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.metrics import Quantity
@@ -75,5 +75,5 @@ def _measured(group: Group, protocol: Protocol, way: Sampling, names: Mapping[st
     runs = []
     for run in group.runs:
         metrics = metrics_by(run.kept, protocol, way)
-        runs.append(replace(run, values=values_of(run, metrics, dict(names), {})))
+        runs.append(replace(run, values=finite(values_of(run, metrics, dict(names), {}))))
     return replace(group, runs=tuple(runs))

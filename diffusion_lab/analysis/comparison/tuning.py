@@ -8,7 +8,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from diffusion_lab.analysis.comparison.groups import Group, names_of, varying
+from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.names import names_of, varying
 from diffusion_lab.analysis.comparison.svg import Drawing, colour, draw, look_of
 from diffusion_lab.build.config_keys import CLASS, Settings
 from diffusion_lab.common.formats import joined

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusion_lab.analysis.comparison.fairness import reservations
-from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.groups import Group, of_seeds
 from diffusion_lab.analysis.comparison.joint import Joint, joint_model
 from diffusion_lab.analysis.comparison.pairs import (
     ENOUGH,
@@ -71,16 +71,17 @@ def verdicts(
     """
     found = {}
     for metric in metrics:
-        known = [group for group in groups if group.values(metric.name)]
+        chosen = groups
         if metric.name == primary and seeds is not None:
-            known = [group.of_seeds(seeds) for group in known]
+            chosen = of_seeds(groups, seeds)
+        known = [group for group in chosen if group.values(metric.name)]
         if known:
-            found[metric] = by_data_size(known, metric, test)
-    everything = [size for sizes in found.values() for size in sizes]
+            found[metric] = chosen, by_data_size(known, metric, test)
+    everything = [size for _, sizes in found.values() for size in sizes]
     judged = {}
-    for metric, sizes in found.items():
+    for metric, (chosen, sizes) in found.items():
         family = sizes if metric.name == primary else everything
-        judged[metric.name] = _verdict(groups, metric, tested(sizes, family), test)
+        judged[metric.name] = _verdict(chosen, metric, tested(sizes, family), test)
     return judged
 
 
