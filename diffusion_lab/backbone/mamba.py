@@ -152,9 +152,9 @@ class Mamba(PatchNetwork):
             positions,
             long_skips,
             blocks,
-            overlap,
-            smooth,
-            registers,
+            overlap=overlap,
+            smooth=smooth,
+            registers=registers,
         )
 
 

@@ -10,10 +10,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from diffusion_lab.common.messages import UserError
 
 CLASS = "_target_"
-FRACTION, SUBSET_SEED = "data.fraction", "data.subset_seed"
+FRACTION, PER_CLASS, SUBSET_SEED = "data.fraction", "data.per_class", "data.subset_seed"
 # groups whose option none is null
 CAN_BE_NONE = ("alignment", "augmentation", "budget", "coupling", "logger", "tuning")
-DATA_SIZE = (FRACTION, "data.per_class")
+DATA_SIZE = (FRACTION, PER_CLASS)
 Settings = dict[str, object]  # dotted key -> plain value
 
 

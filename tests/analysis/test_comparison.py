@@ -16,7 +16,7 @@ from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.candidates import run_folders
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.curves import front
-from diffusion_lab.analysis.comparison.groups import names_of, varying, without_data
+from diffusion_lab.analysis.comparison.names import names_of, varying, without_data
 from diffusion_lab.analysis.comparison.pictures import cells_of, data_uri, side_by_side
 from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.cli.arguments import gather_paths
@@ -413,6 +413,15 @@ class TestVerdict:
         fake_group(runs, "unet", [100.0, float("nan")], config=UNET)
         answer, _ = said(runs)
         assert answer.startswith("Nothing can be said about FID")
+        (sentence,) = collect([runs]).omitted
+        assert sentence.startswith(f"{runs / 'unet_1'} has no finite FID, Test loss, Val")
+
+    def test_a_loss_that_is_not_compared_is_not_said_to_be_infinite(self, runs):
+        fake_group(runs, "dit", [100.0, 110.0], metrics={"test/loss": float("inf")})
+        names = [line.split(" has no finite ")[1] for line in collect([runs]).omitted]
+        assert [name.split(",")[0] for name in names] == ["Test loss"] * 2
+        fake_group(runs, "eps", [1.0, 2.0], config={"objective": {"_target_": "lab.Other"}})
+        assert len(collect([runs]).omitted) == 1
 
     def test_runs_without_any_finite_metric_are_refused(self, runs, tmp_path):
         fake_group(runs, "dit", [float("nan"), float("nan")])

@@ -43,6 +43,17 @@ def test_equal_values_are_not_tested_beside_a_pair_that_is(tmp_path):
     assert "differ in FID by nothing in each of 3 seeds" in text
 
 
+def test_values_that_are_all_the_same_are_equal_and_no_copies(tmp_path):
+    """Shares of 0 in all seeds of both are no reason to suspect copied runs."""
+    for name, config in (("dit", {}), ("unet", UNET)):
+        fake_group(tmp_path, name, BETTER, config=config, metrics={f"recall/{NAME}": 0.0})
+    answer, _ = said(tmp_path, "recall")
+    assert answer == (
+        "Nothing is tested: DiT and UNet are equal in Recall, 0, in each of 3 seeds, which is not "
+        "tested"
+    )
+
+
 def test_the_best_of_those_that_were_tested_is_not_the_best_of_all(tmp_path):
     for width, fids in ((1, BETTER), (2, WORSE), (3, [151.0, 151.0, 152.0])):
         fake_group(tmp_path, f"w{width}", fids, config={"backbone": {"width": width}})

@@ -55,8 +55,8 @@ def test_a_protocol_lets_each_composition_be_drawn_in_its_own_way(tmp_path):
     two_seeds(tmp_path, "unet", 10.0, UNET | FEW | {"protocol": protocol})
     text, result = page(tmp_path)
     assert result["verdict"]["fid"].startswith("UNet")
-    assert "UNet by FewStep with 2 steps" in text
-    assert "DiT by DPMSolver with 10 steps" in text
+    assert "UNet is drawn by FewStep with 2 steps" in text
+    assert "DiT is drawn by DPMSolver with 10 steps" in text
 
 
 def test_an_evaluation_in_another_way_does_not_count_as_a_runs_own(tmp_path):
@@ -79,7 +79,7 @@ def test_families_have_no_sampler_in_common(tmp_path):
     two_seeds(tmp_path, "codes", 10.0, CODES)
     text, result = page(tmp_path)
     assert set(result["compositions"]) == {"DiT", "CodeTransformer"}
-    assert "CodeTransformer by CodeSampler" in text
+    assert "CodeTransformer is drawn by CodeSampler" in text
 
 
 def test_a_family_has_one_way_even_beside_another(tmp_path):

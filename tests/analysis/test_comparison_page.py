@@ -206,7 +206,7 @@ def test_the_page_works_in_a_browser(browser, page):
     tab.keyboard.press("ArrowRight")
     assert tab.get_by_role("radio", name="KID").is_checked()
     assert (
-        "differ in KID by nothing in each of 3 seeds"
+        "are equal in KID, 0.2, in each of 3 seeds"
         in tab.locator("#verdict .answer:visible").inner_text()
     )
     assert tab.locator("#table th.chosen").inner_text().strip() == "KID"

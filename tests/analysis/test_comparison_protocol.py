@@ -1,7 +1,6 @@
 """Comparisons of studies with a protocol and with tuning: the test that decides, and the words."""
 
 import csv
-import json
 import re
 
 import numpy as np
@@ -15,6 +14,7 @@ from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.joint import joint_model
 from diffusion_lab.analysis.comparison.pairs import by_data_size
+from diffusion_lab.analysis.comparison.tuning import distinct
 from diffusion_lab.analysis.comparison.verdict import verdicts
 from diffusion_lab.metrics.quantities import QUANTITIES
 
@@ -108,6 +108,32 @@ def test_seeds_that_the_protocol_does_not_have_are_named(tmp_path):
     assert rows["test_loss"]["seeds"] == "0 1 7"  # not the primary metric
 
 
+def test_a_composition_without_a_seed_of_the_protocol_is_in_no_test_of_its_metric(tmp_path):
+    own = {"protocol": PROTOCOL | {"metric": "fid"}}
+    for name, config, seeds in (("dit", {}, (0, 1)), ("unet", UNET, (0, 1)), ("m", MAMBA, (5, 6))):
+        for seed in seeds:
+            fid = 100.0 + 20 * len(name) + seed**2
+            fake_run(tmp_path / f"runs/{name}{seed}", fid, seed, config | own)
+    compared(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "out/pairs.csv").open()))
+    pairs = {kind: [row for row in rows if row["metric"] == kind] for kind in ("fid", "test_loss")}
+    assert [(row["ahead"], row["behind"]) for row in pairs["fid"]] == [("DiT", "UNet")]
+    assert len(pairs["test_loss"]) == 3
+    assert "which FID does not count: 5, 6" in (tmp_path / "out/table.md").read_text()
+
+
+def test_all_seeds_count_if_no_run_has_one_of_the_protocol(tmp_path):
+    """The tuning runs of a study have seeds of their own."""
+    own = {"protocol": PROTOCOL | {"metric": "fid"}}
+    for name, config in (("dit", {}), ("unet", UNET)):
+        for seed in (100, 101):
+            fid = 100.0 + 20 * len(name) + seed % 3
+            fake_run(tmp_path / f"runs/{name}{seed}", fid, seed, config | own)
+    _, text, rows = compared(tmp_path)
+    assert rows["fid"]["seeds"] == "100 101"
+    assert "which FID counts, since no run has its seeds: 100, 101" in text
+
+
 def test_a_metric_of_the_protocol_that_was_not_measured_is_named(tmp_path):
     own = {"protocol": PROTOCOL | {"metric": "accuracy"}}
     for seed in range(3):
@@ -181,31 +207,6 @@ def test_runs_that_each_sample_with_their_training_seed_are_sampled_alike(tmp_pa
         compared(tmp_path)
 
 
-def test_runs_that_were_sampled_in_two_ways_are_compared_by_both(tmp_path):
-    """In 50 steps the U-Net is ahead, which the comparison says beside its answer for 10."""
-    for name, config, fids in (("dit", {}, ONE), ("unet", UNET, TWO)):
-        for seed, fid in enumerate(fids):
-            folder = fake_run(tmp_path / f"runs/{name}{seed}", fid, seed, config)
-            path = folder / "summary.json"
-            summary = json.loads(path.read_text())
-            sampling = json.loads(json.dumps(summary["sampling"]))
-            sampling["sampler"]["steps"] = 50
-            metrics = {f"fid/{NAME}": 300.0 - fid, f"fid_real/{NAME}": 96.3}
-            summary["at_other_steps"] = [{"sampling": sampling, "metrics": metrics}]
-            path.write_text(json.dumps(summary))
-    _, text, _ = compared(tmp_path)
-    assert "With sampler.steps=50: UNet is better than DiT: FID lower by 52" in text
-    page = (tmp_path / "out/index.html").read_text()
-    for where in (text, page):
-        assert "with sampler.steps=50" in where
-    assert re.search(r"\| UNet \| 153\S* ± \S+ \| 147\S* ± \S+ \|", text)
-    # of one run alone it is no sampling of all
-    (tmp_path / "runs/dit0/summary.json").write_text(
-        (tmp_path / "runs/dit0/summary.json").read_text().replace('"steps": 50', '"steps": 51')
-    )
-    assert "steps=50" not in compared(tmp_path)[1]
-
-
 def tuned(best: float, results: dict[float, float | None], **facts: object) -> dict:
     """The tuning in the configuration of a run, with the results of learning rates."""
     tried = [
@@ -236,6 +237,47 @@ def test_tuning_is_said_and_drawn(tmp_path):
     assert "The best optimizer.lr of DiT" not in text  # a rate above it diverged
     assert "DiT" in (tmp_path / "out/plots/tuning_optimizer_lr.svg").read_text()
     assert 'id="tuning"' in (tmp_path / "out/index.html").read_text()
+
+
+def test_the_length_of_tuning_runs_is_said_where_it_is_no_number_of_images(tmp_path):
+    facts = {"images": None, "overrides": ["budget.seconds=90"], "of": ["backbone", "first_stage"]}
+    for name, own, fids in (("dit", {}, ONE), ("unet", UNET, TWO)):
+        grid = {1e-3: 120.0, 2e-3: 110.0 + len(own), 4e-3: 130.0}
+        fake_group(tmp_path / "runs", name, fids, config=own | tuned(2e-3, grid, **facts))
+    text = compared(tmp_path)[1]
+    assert "Tuned for each network and first_stage by FID to validation images" in text
+    assert "at 3 values, each with budget.seconds=90, with seed 100" in text
+    assert "unequal budgets" not in text
+
+
+def test_a_curve_is_named_by_what_was_tuned_by_itself(tmp_path):
+    """Networks were tuned on all of the data, and are compared on parts of it, too."""
+    of_both = {"of": ["backbone"], "overrides": ["data.fraction=1.0"]}
+    for number, (name, own) in enumerate((("dit", {}), ("unet", UNET))):
+        config = own | tuned(1e-3, {1e-3: 110.0 + number, 2e-3: 120.0}, **of_both)
+        for fraction in (0.001, 1.0):
+            part = config | {"data": {"fraction": fraction}}
+            facts = {"training_images": int(60_000 * fraction)}
+            fake_group(tmp_path / "runs", f"{name}{fraction}", ONE, config=part, summary=facts)
+    groups = collect([tmp_path / "runs"]).groups
+    assert len(groups) == 4
+    assert [each.group.name for each in distinct(groups)] == ["DiT", "UNet"]
+    _, text, _ = compared(tmp_path)
+    assert "The best optimizer.lr of UNet, 0.001, is at an end" in text
+    page = (tmp_path / "out/index.html").read_text()
+    section = page.partition('id="tuning"')[2].partition("</section>")[0]
+    assert "fraction" not in section
+    one = [group for group in groups if "UNet" in group.name]
+    assert [each.group.name for each in distinct(one)] == ["UNet"]
+
+
+def test_curves_that_this_does_not_tell_apart_have_the_names_of_their_compositions(tmp_path):
+    for number, (name, clip) in enumerate((("a", 1.0), ("b", 2.0))):
+        own = {"trainer": {"gradient_clip_val": clip}}
+        own |= tuned(2e-3, {1e-3: 110.0 + number, 2e-3: 100.0, 4e-3: 120.0})
+        fake_group(tmp_path, name, ONE, config=own)
+    groups = collect([tmp_path]).groups
+    assert [each.group.name for each in distinct(groups)] == [group.name for group in groups]
 
 
 def test_networks_that_were_tuned_unequally_or_not_at_all_are_named(tmp_path):
@@ -296,11 +338,12 @@ def study(root, compositions: int, seeds: int, sizes=(1.0,), spread: float = 1.0
             {"compositions": 2, "seeds": 1},
             {"compositions": 3, "seeds": 3},
             {"compositions": 4, "seeds": 3, "protocol": PROTOCOL},
+            {"compositions": 6, "seeds": 2, "protocol": PROTOCOL | {"sampling": "own"}},
             {"compositions": 6, "seeds": 3, "spread": 20.0},
             {"compositions": 3, "seeds": 3, "sizes": (0.01, 0.1, 1.0)},
             {"compositions": 3, "seeds": 2, "sizes": (0.01, 0.1, 1.0), "spread": 50.0},
         ],
-        4,
+        5,
     ),
 )
 def test_no_sentence_is_longer_than_thirty_words(tmp_path, facts):

@@ -139,6 +139,16 @@ class TestLaws:
 
 
 class TestOutput:
+    def test_every_sentence_is_printed_and_written(self, tmp_path, capsys):
+        runs = grid(tmp_path / "runs", sizes=SIZES[:2], steps=STEPS[:2])
+        compare([str(runs)], str(tmp_path / "out"))
+        printed, text = capsys.readouterr().err, (tmp_path / "out/table.md").read_text()
+        said = scaled(runs).sentences
+        assert len(said) == 2  # there is no law of FID, and none of the validation loss
+        for sentence in said:
+            assert f"\n  {sentence}.\n" in printed
+            assert f"\n* {sentence}.\n" in text
+
     @pytest.mark.slow
     def test_the_section_is_written_and_removed_with_its_family(self, tmp_path):
         runs, out = grid(tmp_path / "runs"), tmp_path / "out"

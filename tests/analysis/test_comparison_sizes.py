@@ -134,7 +134,8 @@ def test_that_one_choice_of_the_images_stands_for_all_is_said(tmp_path, seeds):
     assert (words in said(tmp_path)[1]) == (seeds == [5, 5])
 
 
-@pytest.mark.parametrize(("chosen", "compositions"), [((0, 1), 2), ((0, 2), 4)])
+# on all of the data the choice is none, so its runs are one composition in any case
+@pytest.mark.parametrize(("chosen", "compositions"), [((0, 1), 2), ((0, 2), 3)])
 def test_runs_that_choose_their_images_by_their_own_seed_are_one_composition(
     tmp_path, chosen, compositions
 ):
@@ -143,6 +144,20 @@ def test_runs_that_choose_their_images_by_their_own_seed_are_one_composition(
             data = {"data": {"fraction": fraction, "subset_seed": subset}}
             fake_run(tmp_path / f"{fraction}_{seed}", 100.0 + seed, seed, config=data)
     assert len(collect([tmp_path]).groups) == compositions
+
+
+def test_runs_beside_them_that_do_not_choose_so_change_nothing(tmp_path):
+    def choices(name: str, config: dict, subsets: dict[int, int]) -> None:
+        for seed, subset in subsets.items():
+            own = config | {"data": {"fraction": 0.1, "subset_seed": subset}}
+            fake_run(tmp_path / f"{name}{seed}", 100.0 + seed, seed, config=own)
+
+    choices("own", {}, {0: 0, 1: 1, 2: 2})
+    choices("one", {"backbone": {"_target_": "diffusion_lab.backbone.UNet"}}, {0: 0, 1: 0, 2: 0})
+    choices("single", {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}, {0: 0})
+    fake_group(tmp_path, "all", [90.0, 91.0], config={"data": {"subset_seed": 0}})
+    sizes = sorted(len(group.runs) for group in collect([tmp_path]).groups)
+    assert sizes == [1, 2, 3, 3]
 
 
 def test_one_size_of_the_data_needs_no_word_on_the_choice_of_images(tmp_path):

@@ -24,7 +24,7 @@ def test_intervals_are_those_of_the_tables(dof, t):
 def test_the_half_width_of_three_values():
     # mean 2, standard deviation 1: t(2) / sqrt(3)
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
-    assert half_width([5.0, 5.0]) == 0
+    assert half_width([5.0, 5.0]) == half_width([0.8, 0.8, 0.8]) == 0
 
 
 def spread_of_one(count: int) -> list[float]:
@@ -39,6 +39,18 @@ def test_a_detectable_gap_is_found_in_four_of_five_draws(seeds, level):
     draws = np.random.default_rng(0).normal(size=(100_000, seeds))
     found = stats.ttest_1samp(draws + gap, 0, axis=1).pvalue < level
     assert found.mean() == pytest.approx(0.8, abs=0.005)
+
+
+@pytest.mark.parametrize("degrees", [1, 1.3, 2, 5])
+@pytest.mark.parametrize("level", [0.05, 0.05 / 2484])
+def test_a_detectable_gap_has_80_percent_power_at_few_degrees_and_strict_levels(degrees, level):
+    gap = detectable(1.0, degrees, level)
+    threshold = stats.t.isf(level / 2, degrees)
+    # the noncentral t distribution by an integral over the chi distribution of the spread
+    spreads = np.linspace(0, 2 * gap / threshold, 20_001)[1:]
+    density = stats.chi.pdf(spreads * math.sqrt(degrees), degrees) * math.sqrt(degrees)
+    power = np.trapezoid(stats.norm.cdf(gap - threshold * spreads) * density, spreads)
+    assert power == pytest.approx(0.8, abs=0.003)
 
 
 def test_the_least_significant_gap_is_found_in_half_of_the_draws_only():

@@ -1,5 +1,6 @@
 """Metrics count only for the weights they were measured on; weights are read only if needed."""
 
+import csv
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import torch
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 from helpers.refusals import refused
 
-from diffusion_lab.analysis.comparison.comparing import collect
+from diffusion_lab.analysis.comparison.comparing import collect, compare
 from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.common import hashing
 from diffusion_lab.metrics.metric import with_fingerprint
@@ -203,18 +204,63 @@ def test_copies_that_were_counted_otherwise_are_not_compared(tmp_path, key, valu
     report_on(first, 1.5)
     other = EXTRACTOR | {"num_samples": 1000} | {key: value}
     report_on(second, 2.5, protocol=with_fingerprint(other))
-    assert ratios(tmp_path) == (
+    found = ratios(tmp_path)
+    assert max(len(sentence.split()) for sentence in found[2]) <= 30
+    assert found == (
         [],
         [],
         [
-            f"Copy ratios are left out: they were not measured in the same way in all runs "
-            f"({words}); run `diffusion-lab memorization` on all of them with the same settings"
+            f"Copy ratios are left out, because runs measured them in different ways: {words}",
+            "To compare copies, run `diffusion-lab memorization` on all runs with equal settings",
         ],
     )
+
+
+def rates(features: float, pixels: float) -> dict:
+    return {"features": {"copies": features}, "pixels": {"copies": pixels}}
+
+
+def test_what_the_controls_of_the_count_say_stands_beside_it(tmp_path):
+    limits = {"features": {"copy_ratio_by_control": 11.0}, "pixels": {"copy_ratio_by_control": 8.0}}
+    controls = {
+        "positive": {"sigma_over_alpha": {"0.1": rates(0.72, 1.0), "0.3": rates(0.4, 0.9)}},
+        "negative": {"neighbours": limits},
+        "grain": {"grey_levels": {"5": rates(0.25, 1.0)}},
+    }
+    first, second = fake_group(tmp_path / "runs", "dit", [100.0, 101.0])
+    report_on(first, 1.5, controls=controls)
+    report_on(second, 2.5, controls={})
+    result = compare([str(tmp_path / "runs")], str(tmp_path / "out"))
+    (row,) = csv.DictReader((tmp_path / "out/table.csv").open())
+    for name, value in (
+        ("copy_ratio_by_control", 11),
+        ("pixel_copy_ratio_by_control", 8),
+        ("copies_found_at_0.1", 0.72),
+        ("copies_found_at_0.3", 0.4),
+        ("pixel_copies_found_at_0.1", 1),
+        ("pixel_copies_found_at_0.3", 0.9),
+    ):
+        assert float(row[name]) == value
+    assert "| 72.0 % | 40.0 % |" in (tmp_path / "out/table.md").read_text()
+    runs = list(csv.DictReader((tmp_path / "out/runs.csv").open()))
+    assert [run["copies_found_with_grain_5"] for run in runs] == ["0.25", ""]
+    assert ratios(tmp_path / "runs")[1] == [
+        "Copies",
+        "Copies by pixels",
+        "Copies, by control",
+        "Copies found at 0.1",
+        "Copies found at 0.3",
+        "Copies by pixels, by control",
+        "Copies found by pixels at 0.1",
+        "Copies found by pixels at 0.3",
+    ]
+    assert set(result["verdict"]) == {"fid", "test_loss", "copy_ratio", "pixel_copy_ratio"}
 
 
 def test_a_ratio_that_is_not_finite_is_none(tmp_path):
     first, second = fake_group(tmp_path, "dit", [100.0, 101.0])
     report_on(first, 1.5)
     report_on(second, float("inf"))
-    assert ratios(tmp_path) == ([1.5], ["Copies", "Copies by pixels"], [])
+    found, titles, (sentence,) = ratios(tmp_path)
+    assert (found, titles) == ([1.5], ["Copies", "Copies by pixels"])
+    assert sentence.startswith(f"{second} has no finite Copies,")

@@ -13,6 +13,7 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 from torch import nn
 
+from diffusion_lab.analysis.comparison.copies import values_in
 from diffusion_lab.analysis.control_run import (
     ControlRun,
     against_control,
@@ -331,6 +332,11 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
     assert negative["images_seen"][0] == negative["images_seen"][1] > 0
     assert set(negative["neighbours"]) == spaces
     assert_names(err, negative["run"], negative["shared_images"], "1 / 10", "0.1 / 0.3")
+    counts = values_in(result)  # as `compare` reads them
+    ratio = negative["neighbours"]["pixels"]["copy_ratio_by_control"]
+    assert counts["pixel_copy_ratio_by_control"] == ratio
+    found = controls["positive"]["sigma_over_alpha"]["0.3"]["efficientnet_lite0-96"]
+    assert counts["copies_found_at_0.3"] == found["copies"]
 
 
 @pytest.mark.slow

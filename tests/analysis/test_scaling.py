@@ -82,6 +82,21 @@ def test_a_draw_of_seeds_far_apart_is_positive():
     assert all(np.isfinite(law(FLOPS)).all() for law in laws)
 
 
+@pytest.mark.parametrize("terms", [1, 2])
+def test_numbers_of_draws_that_fall_in_one_step_are_finite(terms):
+    """Such a draw has the steepest exponent that a fit allows, here at 1e25 FLOPs."""
+    flops = np.geomspace(1e24, 1e25, 9)
+    x = np.stack([flops / 1e11, np.tile([1e9, 2e9, 4e9], 3)])[:terms] if terms == 2 else flops
+    seeds = [[1000.0, 1010.0], *[[10.0, 10.1]] * 8]
+    means = np.mean(seeds, axis=1)
+    laws = [fit(x, means), *bootstrap(fit(x, means), x, seeds, 20)]
+    assert not laws[0].found_in(x)
+    assert all(np.isfinite([*numbers(law), *law(x)]).all() for law in laws)
+    if terms == 2:
+        fronts = [law.along_front(6) for law in laws]
+        assert all(np.isfinite([*numbers(law), *law(flops)]).all() for law in fronts)
+
+
 @pytest.mark.parametrize(
     "values", [np.full(6, 5.0), np.linspace(3, 4, 6), np.array([5, 5.1, 4.9, 5, 5.1, 5.0])]
 )

@@ -180,3 +180,15 @@ def test_the_condition_is_optional(name):
     with torch.device("meta"):
         small = network(f"backbone={name}")
         assert small(torch.zeros(2, 1, 8, 8), torch.zeros(2), Condition()).shape == (2, 1, 8, 8)
+
+
+def test_overlapping_patches_and_a_last_convolution_are_chosen_apart():
+    with torch.device("meta"):
+        plain, overlapping, smooth = (
+            network("backbone=mamba2", "backbone.patch=2", *own)
+            for own in ([], ["backbone.overlap=true"], ["backbone.smooth=true"])
+        )
+    assert (overlapping.embed.kernel_size, overlapping.embed.stride) == ((4, 4), (2, 2))
+    assert smooth.smooth.kernel_size == (3, 3)
+    assert plain.smooth is overlapping.smooth is None
+    assert type(smooth.embed) is type(plain.embed) is not type(overlapping.embed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from diffusion_lab.analysis.comparison import (
+    copies,
     curves,
     drawings,
     fairness,
@@ -20,14 +21,14 @@ from diffusion_lab.analysis.comparison import (
 from diffusion_lab.analysis.comparison.candidates import Run, read, run_folders
 from diffusion_lab.analysis.comparison.data_sizes import arranged, crossings, data_lines
 from diffusion_lab.analysis.comparison.groups import Group, grouped, runs_of, trained
-from diffusion_lab.analysis.comparison.in_words import drawing_in, reference_in, ways_note
+from diffusion_lab.analysis.comparison.in_words import correction_notes, setting, ways_notes
 from diffusion_lab.analysis.comparison.other_samplings import other_samplings
 from diffusion_lab.analysis.comparison.output import write
 from diffusion_lab.analysis.comparison.page import Judged, Report
 from diffusion_lab.analysis.comparison.pictures import samples
 from diffusion_lab.analysis.comparison.scaling_section import scaling
 from diffusion_lab.analysis.comparison.to_wandb import PROJECT, log_comparison
-from diffusion_lab.analysis.comparison.verdict import Verdict, correction_notes, verdicts
+from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
 from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.messages import UserError, say
@@ -89,33 +90,21 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         )
     collection = collect(paths)
     groups, left_out = collection.groups, collection.left_out
-    ours = trained(groups)
-    protocol = study_protocol.protocol_of(runs_of(ours)) or {}
+    protocol = study_protocol.protocol_of(runs_of(trained(groups))) or {}
     primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
     judged = judge_all(collection, primary, test, protocol.get("seeds"))
     if not judged:
         raise UserError("none of these runs has a finite value of any metric to compare")
     measured = (collection.protocol, collection.sampling, collection.names)
-    others = other_samplings(groups, *measured, judged[0].metric, test)
-    by_metric = {each.metric.name: each.verdict for each in judged}
-    notes = [
-        *study_protocol.notes(ours),
-        *correction_notes(by_metric, primary),
-        *tuning.notes(ours),
-    ]
-    notes += [*fairness.notes(groups), *ways_note(groups, collection.sampling), *collection.omitted]
-    if by_validation(collection):
-        notes.append(
-            "Samples are compared with validation images, by which these runs may have been "
-            "chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`"
-        )
-    facts = (setting(collection), collection.names, notes, left_out)
+    others = other_samplings(groups, *measured, judged[0].metric, test, protocol.get("seeds"))
+    said = notes(collection, judged, primary)
+    facts = (setting(groups, *measured), collection.names, said, left_out)
     drawn = (tuning.drawings(groups), scaling(groups), others)
-    write(folder, Report(groups, judged, samples(groups), *facts, *drawn))
-    first = judged[0]
-    for sentence in (*left_out, f"{first.verdict.answer}."):
+    report = Report(groups, judged, samples(groups), *facts, *drawn)
+    write(folder, report)
+    for sentence in (*left_out, f"{judged[0].verdict.answer}."):
         say(sentence)
-    for sentence in (*first.sentences, *(other.sentence for other in others)):
+    for sentence in report.sentences:
         say(f"  {sentence}.")
     say(f"Table, plots and page: {folder / 'index.html'}")
     return {
@@ -124,6 +113,25 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         "compositions": {group.name: [str(run.folder) for run in group.runs] for group in groups},
         "left_out": left_out,
     }
+
+
+def notes(collection: Collection, judged: Sequence[Judged], primary: str | None) -> list[str]:
+    """The sentences on the whole comparison: its protocol, tests, tuning, budgets and ways."""
+    groups, ours = collection.groups, trained(collection.groups)
+    said = [
+        *study_protocol.notes(ours),
+        *correction_notes({each.metric.name: each.verdict for each in judged}, primary),
+        *tuning.notes(ours),
+        *fairness.notes(groups),
+        *ways_notes(groups, collection.sampling),
+        *collection.omitted,
+    ]
+    if by_validation(collection):
+        said.append(
+            "Samples are compared with validation images, by which these runs may have been "
+            "chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`"
+        )
+    return said
 
 
 def collect(paths: Sequence[str | Path]) -> Collection:
@@ -143,7 +151,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     runs = study_protocol.with_own_ways(runs)
     protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
     names = measurements.full_names(list(measured.values()))
-    copies, omitted = measurements.copy_ratios(runs, sampling)
+    counts, omitted = copies.counted(runs, sampling)
     if not (one_loss := measurements.losses_compare(runs)):
         omitted.append(
             "Denoising losses are left out: objective, schedule, data or first stage differ, so "
@@ -151,12 +159,13 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         )
     compared = []
     for run in runs:
-        facts = (measured[run.folder], names, copies.get(run.folder, {}))
+        facts = (measured[run.folder], names, counts.get(run.folder, {}))
         values = measurements.values_of(run, *facts)
         if not one_loss:
             for loss in (TEST_LOSS, VALIDATION_LOSS):
                 values.pop(loss.name, None)
-        compared.append(replace(run, values=values))
+        omitted += measurements.not_finite(run, values)
+        compared.append(replace(run, values=measurements.finite(values)))
     groups, repeated = grouped(compared)
     groups.sort(key=lambda group: group.mean("fid") if group.values("fid") else math.inf)
     left_out += measured_else + repeated
@@ -218,20 +227,3 @@ def measured_alike(run: Run, collection: Collection) -> bool:
 def by_validation(collection: Collection) -> bool:
     """Whether samples are compared with validation images, by which runs may have been chosen."""
     return collection.protocol.get("reference") == "validation"
-
-
-def setting(collection: Collection) -> str:
-    """A line on the data, the protocol, and the sampler and guidance of all runs."""
-    runs, protocol = runs_of(collection.groups), collection.protocol
-    others = " and sets of images" if any(run.drawn_elsewhere for run in runs) else ""
-    data = sorted({run.config.data.source["_target_"].rpartition(".")[2] for run in runs})
-    accuracy = collection.names.get("accuracy")
-    read_by = f", accuracy by {accuracy.split('/')[1]}" if accuracy else ""
-    return (
-        f"{len(runs)} runs{others} on {', '.join(data)}; "
-        f"{protocol['num_samples']:,} samples each, compared with "
-        f"{reference_in(protocol)} by features of "
-        f"{protocol['extractor']}{read_by}; "
-        f"{drawing_in(collection.sampling)} "
-        f"[protocol {protocol['fingerprint']}]"
-    )

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
-from diffusion_lab.analysis.comparison.groups import Group, without_data
+from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.names import without_data
 from diffusion_lab.analysis.comparison.svg import COLOURS
 from diffusion_lab.metrics import Quantity
 

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 
+from lightning.pytorch.callbacks import Timer
 from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.analysis.comparison.curves import training_flops
 from diffusion_lab.analysis.comparison.groups import Group, runs_of, trained
+from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.config_keys import SUBSET_SEED, flattered
-from diffusion_lab.common.formats import amount, duration
+from diffusion_lab.common.formats import amount, duration, joined
 
 EQUAL_IMAGES = 0.01  # relative difference, for a last batch more or less
 NAMED_MACHINES = 2
+DIFFUSERS_DIT, DIFFUSERS_PATCH = "DiTTransformer2DModel", 2  # and its patch, if none is set
 EQUAL_COST = 0.05  # relative difference, above the 2 % that budget=macs allows each run
 
 
@@ -26,8 +30,11 @@ def notes(groups: Sequence[Group]) -> list[str]:
         return said
     least, most = span(runs, "images_seen")
     seen = f"{least:,} images" if least == most else f"{least:,} to {most:,} images"
-    if seconds := budgeted_seconds(runs):
-        return [*said, f"Every run had a time limit of {seconds:,} seconds and saw {seen}"]
+    limits = time_limits(runs)
+    if limit := common(limits):
+        return [*said, f"Every run had a time limit of {limit:,} seconds and saw {seen}"]
+    if named := in_words(limits):
+        return [*said, f"Runs had time limits of {named}, and saw {seen}"]
     times = dict.fromkeys(map(duration, span(runs, "training_seconds")))
     return [
         *said,
@@ -42,7 +49,8 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
     if not groups:
         return
     runs = runs_of(groups)
-    if limit := budgeted_seconds(runs):
+    limits = time_limits(runs)
+    if limit := common(limits):
         least, most = span(runs, "training_seconds")
         if least < (1 - EQUAL_COST) * limit:
             times = " to ".join(dict.fromkeys(f"{seconds:,.0f}" for seconds in (least, most)))
@@ -50,18 +58,12 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
                 f"Training itself took {times} of the {limit:,} seconds: the limit includes "
                 "evaluations and pictures during training"
             )
+    elif named := in_words(limits):
+        yield f"Time limits are unequal: {named}"
     else:
-        least, most = span(runs, "images_seen")
-        macs = [group.mean("macs") for group in groups if group.values("macs")]
-        if most > (1 + EQUAL_IMAGES) * least:
-            yield f"Budgets are unequal: runs saw {amount(least)} to {amount(most)} images"
-        elif macs and max(macs) > (1 + EQUAL_COST) * min(macs):
-            yield (
-                f"Operations are unequal: compositions take {amount(min(macs))} to "
-                f"{amount(max(macs))} multiply-accumulates per image, at equal numbers of images"
-            )
+        yield from unequal_budgets(groups)
     yield from unequal_networks(groups)
-    yield from taught(groups)
+    yield from prepared(groups)
     for group in groups:
         if flattered(group.runs[0].config, group.runs[0].config.get("metrics")):
             yield f"{group.name} was aligned to the features that FID compares, which flatters it"
@@ -78,6 +80,50 @@ def reservations(groups: Sequence[Group]) -> Iterator[str]:
             f"All runs use the same choice of training images ({SUBSET_SEED}={choices.pop()}), so "
             "the intervals do not show how much another choice would change"
         )
+
+
+def unequal_budgets(groups: Sequence[Group]) -> Iterator[str]:
+    """Yields a sentence on images or operations of groups that no time limit ended."""
+    least, most = span(runs_of(groups), "images_seen")
+    images = f"runs saw {amount(least)} to {amount(most)} images"
+    macs = [group.mean("macs") for group in groups if group.values("macs")]
+    if most > (1 + EQUAL_IMAGES) * least:
+        known = [group for group in groups if not starts_from_weights(group)]
+        flops = [spent_flops(run, group) for group in known for run in group.runs]
+        spent = [each for each in flops if each is not None]
+        if len(known) < 2 or len(spent) < len(flops) or max(spent) > (1 + EQUAL_COST) * min(spent):
+            yield f"Budgets are unequal: {images}"
+            return
+        apart = "; those of initial weights are not counted" if len(known) < len(groups) else ""
+        share = 100 * (max(spent) / min(spent) - 1)
+        yield (
+            "Images are unequal, but training FLOPs, with those of teachers, are equal within "
+            f"{share:.2g} %: {images}{apart}"
+        )
+    elif macs and max(macs) > (1 + EQUAL_COST) * min(macs):
+        yield (
+            f"Operations are unequal: compositions take {amount(min(macs))} to "
+            f"{amount(max(macs))} multiply-accumulates per image, at equal numbers of images"
+        )
+
+
+def spent_flops(run: Run, group: Group) -> float | None:
+    """The FLOPs of training a group's run and its teacher; None if they are not known."""
+    own = training_flops(group, run.summary["images_seen"])
+    keys = ("teacher_images", "teacher_calls", "teacher_macs")
+    images, calls, macs = (run.summary.get(key) or 0 for key in keys)
+    if own is None or (not macs and (images or calls)):
+        return None
+    return own + 2 * macs * (TRAINING_PASSES * images + calls)
+
+
+def starts_from_weights(group: Group) -> bool:
+    """Whether a group's runs start from trained weights that are not those of their teacher."""
+    config = group.runs[0].config
+    start, teacher = (
+        OmegaConf.select(config, key) for key in ("init_from", "objective.teacher.run")
+    )
+    return start is not None and start != teacher
 
 
 def unequal_networks(groups: Sequence[Group]) -> Iterator[str]:
@@ -103,22 +149,30 @@ def unequal_networks(groups: Sequence[Group]) -> Iterator[str]:
         yield f"Precision is unequal: {' and '.join(sorted(precisions))}"
 
 
-def taught(groups: Sequence[Group]) -> Iterator[str]:
-    """Yields a sentence on what the teacher of a group's runs cost, for each that has one."""
+def prepared(groups: Sequence[Group]) -> Iterator[str]:
+    """Yields a sentence on each teacher, first stage and initial weights of a group's runs."""
+    left_out = "which its own images and time leave out"
     for group in groups:
-        known = group.runs[0].summary
+        known, config = group.runs[0].summary, group.runs[0].config
         images, calls = known.get("teacher_images"), known.get("teacher_calls")
-        if not (images or calls):
-            continue
-        spent = f"saw {amount(images)} images" if images else "was trained elsewhere"
-        if calls:
-            spent += f" and answered {amount(calls)} calls"
-        yield f"{group.name} has a teacher that {spent}, which its own images and time leave out"
+        if images or calls:
+            spent = f"saw {amount(images)} images" if images else "was trained elsewhere"
+            if calls:
+                spent += f" and answered {amount(calls)} calls"
+            yield f"{group.name} has a teacher that {spent}, {left_out}"
+        if OmegaConf.select(config, "first_stage.run") is not None:
+            yield f"{group.name} has a first stage with a training of its own, {left_out}"
+        if starts_from_weights(group):
+            yield f"{group.name} starts from weights of another training, {left_out}"
 
 
 def writes_by(run: Run) -> int | None:
     """The side of the patches that a network's last layer writes; None if it sees neighbours."""
     patch = OmegaConf.select(run.config, "backbone.patch")
+    if OmegaConf.select(run.config, "backbone.name") == DIFFUSERS_DIT:
+        patch = OmegaConf.select(
+            run.config, "backbone.settings.patch_size", default=DIFFUSERS_PATCH
+        )
     convolves = OmegaConf.select(run.config, "backbone.smooth")
     network = str(OmegaConf.select(run.config, "backbone._target_"))
     if patch in (None, 1) or convolves or network.endswith("UNet"):
@@ -136,10 +190,31 @@ def machine(run: Run) -> str:
     return ", ".join(parts)
 
 
-def budgeted_seconds(runs: Sequence[Run]) -> int | None:
-    """The time budget in seconds; None unless all runs have the same one."""
-    limits = {OmegaConf.select(run.config, "budget.seconds") for run in runs}
-    return limits.pop() if len(limits) == 1 else None
+def time_limits(runs: Sequence[Run]) -> list[int | None]:
+    """The different time limits of runs in seconds, in rising order; None, the last, is none."""
+    return sorted({time_limit(run) for run in runs}, key=lambda limit: (limit is None, limit))
+
+
+def time_limit(run: Run) -> int | None:
+    """The seconds of a run's time budget, or of the `trainer.max_time` that ended it; else None."""
+    if (seconds := OmegaConf.select(run.config, "budget.seconds")) is not None:
+        return seconds
+    most, steps = (
+        OmegaConf.select(run.config, f"trainer.max_{unit}") for unit in ("time", "steps")
+    )
+    ended_by_it = most and steps is not None and run.summary.get("steps", steps) < steps
+    return round(Timer(most).time_remaining() or 0) if ended_by_it else None
+
+
+def common(limits: Sequence[int | None]) -> int | None:
+    """The time limit of all runs; None unless all have the same one."""
+    return limits[0] if len(limits) == 1 else None
+
+
+def in_words(limits: Sequence[int | None]) -> str:
+    """Time limits in words; empty if there is none."""
+    known = [f"{limit:,}" for limit in limits if limit is not None]
+    return f"{joined(known)} seconds{', or none' * (None in limits)}" if known else ""
 
 
 def span(runs: Sequence[Run], fact: str) -> tuple[float, float]:

@@ -1,30 +1,33 @@
 """Groups of runs that differ only in their seed, named by as few settings as possible."""
 
 import json
-import re
 import statistics
-from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 
 from scipy import stats
 
 from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.build.config_keys import CLASS, DATA_SIZE, SUBSET_SEED, Settings
+from diffusion_lab.analysis.comparison.names import names_of, varying
+from diffusion_lab.build.config_keys import (
+    DATA_SIZE,
+    FRACTION,
+    PER_CLASS,
+    SUBSET_SEED,
+    Settings,
+)
 from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.runs.samplings import IMAGES, OWN
 
 LEVEL = 0.05  # significance level of every test and interval
-BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
-ALL = "all runs"
 WEIGHTS = ("init_sha256", "objective.teacher.sha256")  # checksums of what a run starts from
-CHECKSUM = re.compile("[0-9a-f]{64}")  # a sha256
-SHOWN = 12  # characters of a checksum in a name
 
 
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the confidence interval of the mean of two or more values."""
+    if len(set(values)) == 1:
+        return 0.0  # not the rounding of their mean
     return float(stats.t.isf(LEVEL / 2, len(values) - 1) * stats.sem(values))
 
 
@@ -40,11 +43,6 @@ class Group:
     def by_seed(self, kind: str) -> dict[int, float]:
         """The values of a metric or cost, by seed."""
         return {run.seed: run.values[kind] for run in self.runs if kind in run.values}
-
-    def of_seeds(self, seeds: Container[int]) -> "Group":
-        """The group with the runs of these seeds, or as it is if it has none of them."""
-        runs = tuple(run for run in self.runs if run.seed in seeds)
-        return replace(self, runs=runs or self.runs)
 
     def values(self, kind: str) -> list[float]:
         """The values of a metric or cost, one for each seed that has it."""
@@ -83,6 +81,12 @@ class Group:
 
 def runs_of(groups: Sequence[Group]) -> list[Run]:
     return [run for group in groups for run in group.runs]
+
+
+def of_seeds(groups: Sequence[Group], seeds: Container[int]) -> list[Group]:
+    """The groups with the runs of these seeds alone; as they are if no run has one of them."""
+    own = [replace(g, runs=tuple(run for run in g.runs if run.seed in seeds)) for g in groups]
+    return [group for group in own if group.runs] or list(groups)
 
 
 def trained(groups: Sequence[Group]) -> list[Group]:
@@ -138,16 +142,22 @@ def _given(own: Settings, names: Container[str]) -> str:
 def shared(runs: Sequence[Run]) -> list[Settings]:
     """The settings of each run, with OWN for what each seed of a composition has for itself.
 
-    That is the choice of training images, if every run makes it by its own seed, and the weights
+    That is the choice of training images, if it is by each seed of a composition, and the weights
     that a run starts from or learns from, if no two seeds of a composition have the same.
     """
-    by_seed = choose_images_by_seed([run for run in runs if not run.drawn_elsewhere])
-    found: list[Settings] = [run.settings | ({SUBSET_SEED: OWN} if by_seed else {}) for run in runs]
-    alike: dict[str, list[int]] = {}  # places of runs that differ in their weights at most
-    for place, own in enumerate(found):
-        rest = json.dumps(own | dict.fromkeys(WEIGHTS), sort_keys=True)
-        alike.setdefault(rest, []).append(place)
-    for key, places in product(WEIGHTS, alike.values()):
+    found = [dict(run.settings) for run in runs]
+    for own in found:
+        if own.get(FRACTION) == 1 and PER_CLASS not in own:
+            own.pop(SUBSET_SEED, None)  # all images leave no choice
+    by_seed = [
+        places
+        for places in _alike(found, (SUBSET_SEED, *WEIGHTS))
+        if all(found[place].get(SUBSET_SEED) == runs[place].seed for place in places)
+    ]
+    if any(len({runs[place].seed for place in places}) > 1 for places in by_seed):
+        for place in chain(*by_seed):
+            found[place][SUBSET_SEED] = OWN
+    for key, places in product(WEIGHTS, _alike(found, WEIGHTS)):
         pairs = {(runs[place].seed, found[place].get(key)) for place in places}
         seeds, weights = (set(each) for each in zip(*pairs, strict=True))
         if len(pairs) == len(seeds) == len(weights) > 1 and None not in weights:
@@ -156,88 +166,10 @@ def shared(runs: Sequence[Run]) -> list[Settings]:
     return found
 
 
-def choose_images_by_seed(runs: Sequence[Run]) -> bool:
-    """Whether runs of several seeds each trained on the subset that its own seed chooses."""
-    own = all(run.settings.get(SUBSET_SEED) == run.seed for run in runs)
-    return own and len({run.seed for run in runs}) > 1
-
-
-def varying(settings: list[Settings]) -> list[str]:
-    """The keys whose values differ: classes first, then keys by the depth of their nesting."""
-    keys = {key for each in settings for key in each}
-    found = [key for key in keys if len({_word(each.get(key)) for each in settings}) > 1]
-    return sorted(found, key=lambda key: (not key.endswith(CLASS), key.count("."), key))
-
-
-def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
-    """A name for each of `settings`, made of the first of `keys` that distinguish all of them."""
-    chosen: list[str] = []
-    distinct = 1
-    for key in keys:
-        parts = {tuple(_word(each.get(k)) for k in [*chosen, key]) for each in settings}
-        if len(parts) > distinct:
-            distinct = len(parts)
-            chosen.append(key)
-    last = Counter(_shortest(key) for key in chosen)
-    names = [
-        BETWEEN.join(
-            filter(None, (part(key, each, last) for key in _needed(each, settings, chosen)))
-        )
-        for each in settings
-    ]
-    # a name must say more than the size of the data, unless nothing else differs
-    nameless = sum(not _apart_from_data(name) for name in names)
-    if len(set(names)) < len(names) or not all(names) or 0 < nameless < len(names):
-        long = [
-            BETWEEN.join(f"{key}={_word(each.get(key))}" for key in chosen) for each in settings
-        ]
-        return long if chosen else [ALL]
-    return names
-
-
-def _needed(own: Settings, settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:
-    """The keys without those of a part, such as backbone, that its class determines."""
-
-    def determined(key: str) -> bool:
-        kind = f"{key.partition('.')[0]}.{CLASS}"
-        alike = [each for each in settings if each.get(kind) == own.get(kind)]
-        return kind in keys and kind != key and len({_word(each.get(key)) for each in alike}) == 1
-
-    return [key for key in keys if not determined(key)]
-
-
-def part(key: str, settings: Settings, last: Counter) -> str | None:
-    """The part of a name for a key: the class, or the last part of the key and its value.
-
-    A setting that is true is named by its key, and left out where it is false.
-    """
-    value = settings.get(key)
-    if value is None:
-        return f"{_shortest(key)}=null" if key in DATA_SIZE else None
-    if key.endswith(CLASS):
-        return str(value).rpartition(".")[2]
-    short = _shortest(key)
-    name = key if last[short] > 1 else short
-    if isinstance(value, bool):
-        return name if value else None
-    return f"{name}={_word(value)}"
-
-
-def _shortest(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def _word(value: object) -> str:
-    if not isinstance(value, str):
-        return json.dumps(value)
-    return value[:SHOWN] if CHECKSUM.fullmatch(value) else value
-
-
-def without_data(name: str) -> str:
-    """A group's name without the settings that choose the part of the data."""
-    return BETWEEN.join(_apart_from_data(name)) or ALL
-
-
-def _apart_from_data(name: str) -> list[str]:
-    words = [_shortest(key) for key in DATA_SIZE]
-    return [part for part in name.split(BETWEEN) if _shortest(part.partition("=")[0]) not in words]
+def _alike(settings: Sequence[Settings], keys: Sequence[str]) -> list[list[int]]:
+    """The places of settings that differ in `keys` at most."""
+    alike: dict[str, list[int]] = {}
+    for place, own in enumerate(settings):
+        rest = json.dumps(own | dict.fromkeys(keys), sort_keys=True)
+        alike.setdefault(rest, []).append(place)
+    return list(alike.values())

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
-from diffusion_lab.analysis.comparison.measurements import values_of
+from diffusion_lab.analysis.comparison.measurements import finite, values_of
 from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.metrics import Quantity
@@ -19,6 +19,7 @@ class OtherSampling:
     """The groups as measured with another sampling, named by what is different, and a verdict."""
 
     label: str  # sampler.steps=50
+    compared: str  # the same settings in the sampling of the comparison
     groups: list[Group]
     verdict: Verdict
 
@@ -34,11 +35,12 @@ def other_samplings(
     names: Mapping[str, str],
     metric: Quantity,
     test: str,
+    seeds: Sequence[int] | None,
 ) -> list[OtherSampling]:
     """Finds the samplings, beside `sampling`, by which all runs were measured with `protocol`.
 
-    Each has a verdict by `metric`, whose tests are corrected by themselves; `names` are the
-    metrics' full names by short ones.
+    Each has a verdict by `metric` over `seeds`, whose tests are corrected by themselves. `names`
+    are the metrics' full names by short ones.
     """
     ways: set[str] = set()
     for run in runs_of(groups):
@@ -55,9 +57,10 @@ def other_samplings(
     found = []
     for way in sorted(others, key=lambda way: label_of(way, sampling)):
         measured = [_measured(group, protocol, way, names) for group in groups]
-        judged = verdicts(measured, [metric], metric.name, test)
+        judged = verdicts(measured, [metric], metric.name, test, seeds)
         if metric.name in judged:
-            found.append(OtherSampling(label_of(way, sampling), measured, judged[metric.name]))
+            labels = label_of(way, sampling), label_of(sampling, way)
+            found.append(OtherSampling(*labels, measured, judged[metric.name]))
     return found
 
 
@@ -72,5 +75,5 @@ def _measured(group: Group, protocol: Protocol, way: Sampling, names: Mapping[st
     runs = []
     for run in group.runs:
         metrics = metrics_by(run.kept, protocol, way)
-        runs.append(replace(run, values=values_of(run, metrics, dict(names), {})))
+        runs.append(replace(run, values=finite(values_of(run, metrics, dict(names), {}))))
     return replace(group, runs=tuple(runs))

@@ -7,11 +7,10 @@ from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.analysis.comparison.page import Report
 from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.metrics.quantities import VALIDATION_LOSS
 
 PLOTS = "plots"
-SCALING = "scaling.csv"
+SAMPLINGS, SCALING = "samplings.csv", "scaling.csv"
 
 
 def write(folder: Path, report: Report) -> None:
@@ -19,18 +18,18 @@ def write(folder: Path, report: Report) -> None:
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     table, first = CompositionTable(report.groups, report.names), report.judged[0]
     text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
-    others = [other.sentence for other in report.others]
-    said = [*first.sentences, *others, *report.notes, *report.left_out]
-    if report.others:
-        head, *rows = page.sampled_otherwise(report)
-        text += f"\n{markdown_table(head, rows)}"
+    said = [*report.sentences, *report.notes, *report.left_out]
+    if sampled := report.samplings:
+        text += f"\n{sampled.markdown()}"
     text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
     tests = [pair for each in report.judged for pair in each.verdict.pairs]
     drawn = [*report.tuning, *(plot for each in report.judged for plot in each.drawings)]
     if report.scaling:
         drawn += report.scaling.drawings
-    else:
-        (folder / SCALING).unlink(missing_ok=True)
+    tables = {
+        SAMPLINGS: sampled.csv() if sampled else None,
+        SCALING: report.scaling.csv() if report.scaling else None,
+    }
     plots = {f"{plot.name}.svg": plot.file for plot in drawn}
     judged = measurements.judged_by(runs_of(report.groups))
     kinds = ("tuning", *(metric.name for metric in (*judged, VALIDATION_LOSS)))
@@ -43,9 +42,12 @@ def write(folder: Path, report: Report) -> None:
         "table.tex": table.latex(),
         "runs.csv": table.runs_csv(),
         "pairs.csv": pairs.as_csv(tests),
-        **({SCALING: report.scaling.csv()} if report.scaling else {}),
+        **tables,
         **{f"{PLOTS}/{name}": plot for name, plot in plots.items()},
         "index.html": page.render(report),
     }
     for name, content in files.items():
-        write_atomically(folder / name, content)
+        if content is None:  # not in this comparison, but maybe in an earlier one
+            (folder / name).unlink(missing_ok=True)
+        else:
+            write_atomically(folder / name, content)

@@ -15,9 +15,11 @@ from diffusion_lab.analysis.comparison.fairness import machine
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.analysis.comparison.other_samplings import OtherSampling
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
+from diffusion_lab.analysis.comparison.sampling_table import SamplingTable
 from diffusion_lab.analysis.comparison.scaling_section import Scaling
 from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
-from diffusion_lab.analysis.comparison.table import NONE, CompositionTable, column_of
+from diffusion_lab.analysis.comparison.table import NONE, CompositionTable
+from diffusion_lab.analysis.comparison.tuning import distinct
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
 from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.metrics import Quantity
@@ -68,6 +70,17 @@ class Report:
     scaling: Scaling | None = None  # None without a family of sizes
     others: Sequence[OtherSampling] = ()
 
+    @property
+    def sentences(self) -> list[str]:
+        """The sentences below the first answer: on its metric, other samplings and scaling."""
+        laws = self.scaling.sentences if self.scaling else []
+        return [*self.judged[0].sentences, *(other.sentence for other in self.others), *laws]
+
+    @property
+    def samplings(self) -> SamplingTable | None:
+        """The table by sampling; None if there is no other sampling."""
+        return SamplingTable(self.groups, self.others) if self.others else None
+
 
 def render(report: Report) -> str:
     """Renders the page as HTML text."""
@@ -94,7 +107,7 @@ def render(report: Report) -> str:
         on_the_way=ON_THE_WAY,
         none_known=NONE,
         compositions=CompositionTable(groups, report.names),
-        sampled=sampled_otherwise(report) if report.others else [],
+        tuned=[each.group for each in distinct(groups)] if report.tuning else [],
         any_plots=any(each.along or each.fronts for each in report.judged),
         alike=len(noises) == 1 and None not in noises,
         of_each=OF_EACH,
@@ -105,16 +118,6 @@ def render(report: Report) -> str:
         place=lambda run: os.path.relpath(run.folder, base),
         machines=machines(runs),
     )
-
-
-def sampled_otherwise(report: Report) -> list[list[str]]:
-    """A table of the first metric by each sampling: the headings, and a row per group."""
-    column = column_of(report.judged[0].metric)
-    samplings = [report.groups, *(other.groups for other in report.others)]
-    cells = [[str(column.mean(group)) for group in groups] for groups in samplings]
-    heads = ["composition", column.title, *(f"with {other.label}" for other in report.others)]
-    names = [group.name for group in report.groups]
-    return [heads, *(list(row) for row in zip(names, *cells, strict=True))]
 
 
 def is_ours(folder: Path) -> bool:

@@ -9,7 +9,8 @@ from itertools import combinations
 from scipy import stats
 
 from diffusion_lab.analysis.comparison.data_sizes import images_of, parts_of
-from diffusion_lab.analysis.comparison.groups import LEVEL, Group, without_data
+from diffusion_lab.analysis.comparison.groups import LEVEL, Group
+from diffusion_lab.analysis.comparison.names import without_data
 from diffusion_lab.analysis.comparison.significance import Tested, detectable, holm
 from diffusion_lab.build.config_keys import DATA_SIZE
 from diffusion_lab.common.formats import csv_text
@@ -54,6 +55,12 @@ class Pair:
         """The mean of `behind` minus that of `ahead`."""
         ours, theirs = self.values
         return statistics.mean(theirs) - statistics.mean(ours)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all values of both groups are equal, as shares of 0 are."""
+        ours, theirs = self.values
+        return len({*ours, *theirs}) == 1
 
     @property
     def varied(self) -> bool:
@@ -102,6 +109,12 @@ class Pair:
         """The result in words, without its p-value."""
         ahead, behind, metric = self.ahead.name, self.behind.name, self.metric
         size = abs(self.gap)
+        if self.tested is None and not size and self.constant:
+            value = metric.number(self.values[0][0])
+            return (
+                f"{ahead} and {behind} are equal in {metric.title}, {value}, in each of "
+                f"{len(self.seeds)} seeds, which is not tested"
+            )
         if self.tested is None:
             gap = f"by {metric.gap(size)}" if size else "by nothing"
             return (

@@ -21,6 +21,8 @@ SPARE = 2  # points that a fit needs beyond its parameters
 OFFSETS = (0.02, 0.5, 0.9)  # starts for E, as fractions of the lowest value
 EXPONENTS = (0.1, 0.4, 1.2)  # starts for each exponent
 CREDIBLE = (1e-3, 10.0)  # exponents beyond are those of a constant or of a step
+STEEPEST = 1.02 * CREDIBLE[1]  # beyond it, a factor of 1e25 FLOPs would overflow
+LARGEST = 500.0  # a logarithm whose exponential, and that of its negative, is a number
 NO_OFFSET = 1e-4  # the fraction of the lowest value below which E is 0
 SEEN = 1e-3  # the least share of a value, at some point, of a term that counts as found
 
@@ -59,7 +61,9 @@ class PowerLaw:
         """
         (factor, other), (a, b) = self.factors, self.exponents
         work = np.asarray(work, dtype=float)
-        size = (a * factor / (b * other)) ** (1 / (a + b)) * work**self.optimal_size_exponent
+        # in logarithms, since a draw of seeds may have factors far apart
+        log = np.log([a, factor, b, other]) @ [1, 1, -1, -1] / (a + b)
+        size = np.exp(log.clip(-LARGEST, LARGEST)) * work**self.optimal_size_exponent
         return np.stack([size, work / size])
 
     def along_front(self, unit: float) -> "PowerLaw":
@@ -110,7 +114,7 @@ def fit(x: ArrayLike, values: ArrayLike, start: PowerLaw | None = None) -> Power
         )
         for first in starts
     ]
-    best = min(tries, key=lambda each: each.cost).x
+    best = min(tries, key=lambda each: each.cost).x.clip(-LARGEST, LARGEST)
     exponents = _exponents(best, terms)
     factors = np.exp(best[1 : 1 + terms] + exponents * centre)
     offset = float(np.exp(best[0]))
@@ -120,13 +124,13 @@ def fit(x: ArrayLike, values: ArrayLike, start: PowerLaw | None = None) -> Power
 
 
 def _exponents(parameters: NDArray, terms: int) -> NDArray:
-    return np.exp(parameters[1 + terms :].clip(-12, 4))
+    return np.exp(parameters[1 + terms :].clip(-12, np.log(STEEPEST)))
 
 
 def _shares(parameters: NDArray, logs: NDArray) -> tuple[NDArray, NDArray]:
     """The logarithm of the law (P,), and the share of E and of each term in it (1 + K, P)."""
     terms = len(logs)
-    parameters = parameters.clip(-500, 500)  # where a long step would overflow
+    parameters = parameters.clip(-LARGEST, LARGEST)  # where a long step would overflow
     powers = parameters[1 : 1 + terms, None] - _exponents(parameters, terms)[:, None] * logs
     parts = np.vstack([np.full(logs.shape[1], parameters[0]), powers])
     whole = np.logaddexp.reduce(parts, axis=0)

@@ -103,6 +103,11 @@ class Scaling:
     def drawings(self) -> list[Drawing]:
         return [each.drawing for each in self.metrics]
 
+    @property
+    def sentences(self) -> list[str]:
+        """Sentences on the laws of every metric, the warnings of a metric first."""
+        return [sentence for each in self.metrics for sentence in each.sentences]
+
     def csv(self) -> str:
         """A row for each attempt, without rounding, in MACs, images and FLOPs."""
         head = ["metric", "family", "law", "points", "seeds"]

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison import curves
 from diffusion_lab.analysis.comparison.fairness import EQUAL_COST
-from diffusion_lab.analysis.comparison.groups import ALL, Group, names_of, varying
+from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.names import ALL, names_of, varying
 from diffusion_lab.build.config_keys import CLASS, Settings
 
 NETWORK = "backbone."

@@ -81,13 +81,15 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
     if not any(group.values(agreed["metric"]) for group in groups):
         yield f"{title} was not measured, so the protocol decides nothing"
     yield commit_of(min(runs, key=lambda run: run.finished_at))
+    none = not {run.seed for run in runs} & set(agreed["seeds"])
+    counts = "counts, since no run has its seeds" if none else "does not count"
     for group in groups:
         own = {run.seed for run in group.runs}
         if missing := sorted(set(agreed["seeds"]) - own):
             yield f"{group.name} has no run of seed {', '.join(map(str, missing))}"
         if more := sorted(own - set(agreed["seeds"])):
             yield (
-                f"{group.name} has seeds beyond the protocol, which {title} does not count: "
+                f"{group.name} has seeds beyond the protocol, which {title} {counts}: "
                 f"{', '.join(map(str, more))}"
             )
 

@@ -1,10 +1,10 @@
 """The conclusions that the seeds allow, in words, at each size of the training data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusion_lab.analysis.comparison.fairness import reservations
-from diffusion_lab.analysis.comparison.groups import Group
+from diffusion_lab.analysis.comparison.groups import Group, of_seeds
 from diffusion_lab.analysis.comparison.joint import Joint, joint_model
 from diffusion_lab.analysis.comparison.pairs import (
     ENOUGH,
@@ -71,16 +71,17 @@ def verdicts(
     """
     found = {}
     for metric in metrics:
-        known = [group for group in groups if group.values(metric.name)]
+        chosen = groups
         if metric.name == primary and seeds is not None:
-            known = [group.of_seeds(seeds) for group in known]
+            chosen = of_seeds(groups, seeds)
+        known = [group for group in chosen if group.values(metric.name)]
         if known:
-            found[metric] = by_data_size(known, metric, test)
-    everything = [size for sizes in found.values() for size in sizes]
+            found[metric] = chosen, by_data_size(known, metric, test)
+    everything = [size for _, sizes in found.values() for size in sizes]
     judged = {}
-    for metric, sizes in found.items():
+    for metric, (chosen, sizes) in found.items():
         family = sizes if metric.name == primary else everything
-        judged[metric.name] = _verdict(groups, metric, tested(sizes, family), test)
+        judged[metric.name] = _verdict(chosen, metric, tested(sizes, family), test)
     return judged
 
 
@@ -110,19 +111,6 @@ def _verdict(
         tuple(pair for size in sizes for pair in size.pairs),
         tuple(filter(None, models)),
     )
-
-
-def correction_notes(judged: Mapping[str, Verdict], primary: str | None) -> list[str]:
-    """A sentence on the tests that Holm's correction covers; none for a single test."""
-    total = sum(verdict.tests for verdict in judged.values())
-    if total < 2:
-        return []
-    if primary is not None and primary in judged:
-        return [
-            f"Holm's correction covers the {_count(judged[primary].tests, 'test')} of the primary "
-            f"metric, and for any other metric all {total} tests of all metrics"
-        ]
-    return [f"Holm's correction covers all {total} tests of all metrics"]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -202,7 +190,7 @@ def _answer(size: DataSize, metric: Quantity) -> str:
     if not pairs:
         return f"Nothing is tested: {size.pairs[0]}" if size.pairs else _nothing(metric)
     left = len(groups) * (len(groups) - 1) // 2 - len(pairs)
-    rest = f"; {_count(left, 'other pair')} untested" if left else ""
+    rest = f"; {counted(left, 'other pair')} untested" if left else ""
     if not significant:
         if len(pairs) == 1:
             return f"No difference is shown at this budget: {pairs[0]}{rest}"
@@ -213,7 +201,7 @@ def _answer(size: DataSize, metric: Quantity) -> str:
         )
     if len(significant) == 1:
         others = len(pairs) - 1
-        equal = f"; no difference in {_count(others, 'other pair')}" if others else ""
+        equal = f"; no difference in {counted(others, 'other pair')}" if others else ""
         return f"{significant[0]}{equal}{rest}"
     if best := size.best(groups):
         beaten = len(groups) - 1
@@ -249,5 +237,6 @@ def _alone(group: Group, groups: Sequence[Group], metric: Quantity) -> str:
     return f"{said} and differ only in their seeds; {metric.title} {mean} ± {metric.gap(width)}"
 
 
-def _count(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number with its noun: 2 tests."""
     return f"{count} {what}{'s' if count != 1 else ''}"
