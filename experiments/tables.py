@@ -30,9 +30,10 @@ import shlex
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
-from diffusion_lab.analysis.comparison.comparing import collect
+from diffusion_lab.analysis.comparison.comparing import Collection, collect
 from diffusion_lab.analysis.comparison.table import (
     FID_STD,
     INTERVAL_NOTE,
@@ -71,7 +72,7 @@ def table_of(readme: Path, words: str) -> str:
 
 def of_folder(folder: Path, options: dict[str, str]) -> str:
     """The table of a published folder."""
-    found = collect([folder])
+    found = collected(folder)
     table = CompositionTable(found.groups, found.names)
     kinds = [column.kind for column in table.columns]
     shown = chosen("columns", options, kinds)
@@ -81,6 +82,12 @@ def of_folder(folder: Path, options: dict[str, str]) -> str:
     lines = [by_name[name] for name in chosen("rows", options, list(by_name))]
     notes = [note for note in table.notes if note != SAMPLES_NOTE or FID_STD.kind in shown]
     return with_notes(markdown_table([head[place] for place in places], lines), notes)
+
+
+@cache
+def collected(folder: Path) -> Collection:
+    """The runs of a published folder, which several tables share."""
+    return collect([folder])
 
 
 def with_notes(table: str, notes: Sequence[str]) -> str:
@@ -201,6 +208,7 @@ def main(arguments: Sequence[str], root: Path = HERE) -> int:
     parser.add_argument("--check", action="store_true", help="only say which tables would change")
     check = parser.parse_args(arguments).check
     changed: list[str] = []
+    collected.cache_clear()
     for readme in sorted(root.rglob("README.md")):
         try:
             text = rewritten(readme, readme.relative_to(root).as_posix(), changed)
