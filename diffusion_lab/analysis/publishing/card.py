@@ -20,8 +20,10 @@ from diffusion_lab.training.tuning import FOUND
 TEXT = "card.md"
 Facts = dict[str, object]
 SOURCES = ("first_stage.run", "objective.teacher.run", "init_from")  # runs that a run began from
-SOURCE_FACTS = ("images_seen", "training_seconds", "wall_seconds", "threads", "ranks", "ended_at")
-SOURCE_FACTS += ("git_commit", "overrides")
+SOURCE_FACTS = (
+    *("images_seen", "training_seconds", "wall_seconds", "threads", "ranks"),
+    *("ended_at", "git_commit", "overrides"),
+)
 TUNING = ("of", "values", "metric", "seeds", "images", "num_samples", "grow", "overrides", "study")
 MACHINE = ("device", "processor", "precision", "threads", "ranks", "python", "versions")
 
