@@ -68,6 +68,20 @@ def first_values(overrides: Sequence[str]) -> list[str]:
     return found
 
 
+def with_single_values(overrides: Sequence[str]) -> list[str]:
+    """Overrides with the only value of each that sweeps over one, as in backbone=choice(unet).
+
+    Hydra makes a configuration of its own without what is swept, in which keys of that value, such
+    as backbone.channels, would be missing.
+    """
+    return [
+        first_values([text])[0]
+        if each.is_sweep_override() and not each.is_interval_sweep() and len(elements(each)) == 1
+        else text
+        for text, each in zip(overrides, parse(overrides), strict=True)
+    ]
+
+
 def elements(override: Override) -> list[str]:
     """The values of an override as text: those of a sweep, or the one."""
     if override.is_sweep_override():

@@ -23,6 +23,7 @@ from diffusion_lab.cli.sweep_plan import (
     jobs_of,
     sweep_overrides,
     trains,
+    with_single_values,
 )
 from diffusion_lab.cli.tuning_stage import tune
 from diffusion_lab.common.files import OUTPUTS
@@ -81,7 +82,7 @@ def multirun(name: str, flags: list[str], overrides: list[str]) -> list[dict]:
         with ExitStack() as stack:
             if folder.exists():  # with the record of a study's jobs
                 stack.enter_context(locked(folder))  # so that `status` knows that this runs
-            run(name, [*flags, *overrides, *own])
+            run(name, [*flags, *with_single_values(overrides), *own])
     except ValueError:
         outcomes = sweep_record.outcomes(folder)
         if not outcomes or any(outcome["status"] != FAILED for outcome in outcomes):

@@ -65,9 +65,12 @@ def save_evaluation(
     return path
 
 
-def evaluations_of(folder: str | Path, weights: CurrentWeights) -> list[Record]:
-    """All evaluations of a run's current weights, the one at the end of training first."""
-    summary, found, seed = load_summary(folder), [], load_config(folder).seed
+def evaluations_of(folder: str | Path, seed: int, weights: CurrentWeights) -> list[Record]:
+    """All evaluations of a run's current weights, the one at the end of training first.
+
+    `seed` is that of its training, which they are marked with.
+    """
+    summary, found = load_summary(folder), []
     if summary.get("protocol") and summary.get("sampling"):  # else it measured no samples
         found.append({key: summary[key] for key in ("protocol", "sampling", "metrics")})
         others = summary.get("at_other_steps", [])
@@ -94,9 +97,9 @@ def require_evaluations(folder: str | Path) -> list[Record]:
 
     Raises UserError if there are none, or no run, or if the run was changed after it was published.
     """
-    load_config(folder)  # raises UserError if this is no run
+    seed = load_config(folder).seed  # raises UserError if this is no run
     published.require_unchanged_records(Path(folder))
-    found = evaluations_of(folder, CurrentWeights(folder))
+    found = evaluations_of(folder, seed, CurrentWeights(folder))
     if not found:
         file_stamp(folder)  # without weights nothing can be measured
         raise never_evaluated(folder)

@@ -225,7 +225,7 @@ class TestRefusals:
             folder = fake_run(runs / f"run{seed}", 1.0, seed, protocol={"num_samples": 500 + seed})
             (folder / EVALUATIONS).mkdir()
             present = CurrentWeights(folder)
-            (own,) = evaluations_of(folder, present)
+            (own,) = evaluations_of(folder, seed, present)
             protocol = {
                 key: own["protocol"][key] for key in own["protocol"] if key != "fingerprint"
             }

@@ -71,7 +71,7 @@ def test_weights_that_were_saved_while_they_were_read_are_not_measured(tmp_path)
 
 
 def fids(folder):
-    found = evaluations_of(folder, CurrentWeights(folder))
+    found = evaluations_of(folder, 0, CurrentWeights(folder))
     return [record["metrics"][f"fid/{NAME}"] for record in found]
 
 

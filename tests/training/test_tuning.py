@@ -234,6 +234,19 @@ def test_a_network_may_be_given_by_several_words(lab):
     assert saved.optimizer.lr == saved.tuning.chosen["optimizer.lr"]
 
 
+def test_a_single_network_may_have_keys_of_its_own(lab):
+    given = [each for each in QUICK if each != "backbone=dit"] + ["backbone=choice(dit)"]
+    assert any(each.startswith("backbone.width") for each in given)  # no key of the default one
+    given += ["tuning=learning_rate", "tuning.metric=val/loss", "tuning.images=null"]
+    given += ["tuning.grow=0", "seed=0"]
+    code, _, err = lab("train", "-m", "study_name=mine", *given, GRID)
+    assert code == 0, err
+    (found,) = json.loads(FOUND.read_text()).items()
+    assert found[0] == "backbone=dit"
+    assert [each["values"]["optimizer.lr"] for each in found[1]["tried"]] == [1e-3, 2e-3]
+    assert len(list(Path("outputs/mine").glob("*/config.yaml"))) == 1
+
+
 @pytest.mark.slow
 def test_another_study_can_use_the_values(lab, tuned):
     other = ["study_name=other" if a == "study_name=mine" else a for a in STUDY]

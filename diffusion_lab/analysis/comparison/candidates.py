@@ -155,7 +155,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 left_out.append(f"{folder} is left out: {reason}")
                 continue
             rows, present = read_rows(folder / METRICS), CurrentWeights(folder)
-            found = evaluations_of(folder, present)
+            found = evaluations_of(folder, config.seed, present)
             if not present.known and any((folder / EVALUATIONS).glob("*.json")):
                 left_out.append(
                     f"Later evaluations of {folder} are left out: its checkpoints are gone, so it "

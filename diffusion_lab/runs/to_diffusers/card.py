@@ -56,7 +56,7 @@ scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
     yield "## Data"
     yield markdown_table(["", ""], data_rows(run, cfg))
     yield "## Figures"
-    found = evaluations_of(run, CurrentWeights(run)) if is_newest(run, facts) else []
+    found = evaluations_of(run, cfg.seed, CurrentWeights(run)) if is_newest(run, facts) else []
     found = [each for each in found if of_these(each, facts)]
     if not found:
         yield "The run keeps no figures of these weights."
