@@ -70,7 +70,13 @@ def test_every_command_of_a_study_composes(study, commands, size):
         check_composes(line)
 
 
-@pytest.mark.parametrize("study", ["unet-vs-dit", "low-data", *ONE_SIZE])
+@pytest.mark.parametrize(
+    "study",
+    [
+        pytest.param(each, marks=[pytest.mark.slow] if each == "few-steps" else [])
+        for each in ("unet-vs-dit", "low-data", *ONE_SIZE)
+    ],
+)
 def test_the_tuning_of_a_study_is_complete_and_no_two_of_its_runs_have_one_folder(study):
     folders = []
     for line in re.findall(r"diffusion-lab train -m ([^\n|]+)", printed_by_make(f"study-{study}")):

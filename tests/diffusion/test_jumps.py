@@ -308,7 +308,7 @@ def test_the_loss_of_consistency_training_grows_around_the_exact_map():
 @pytest.mark.parametrize("name", first_fast(SCHEDULES))
 def test_the_update_of_consistency_training_is_exact_on_average_over_samples(name):
     schedule, prediction = SCHEDULES[name]
-    x0, eps, level, _ = points(schedule, count=200_000)
+    x0, eps, level, _ = points(schedule, count=100_000)
     loss = Consistency(stage_images=1, steepness=0.0)
     parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
     parts.images_seen = 9

@@ -89,6 +89,7 @@ def test_without_data_a_model_is_not_measured_and_with_data_it_is(lab, refusal, 
     assert any(name.startswith("fid/") for name in found)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_its_weights(lab, tmp_path, adm):
     composition = [
         f"backbone.{key}={json.dumps(value)}"

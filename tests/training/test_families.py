@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.faults import Killed, at_step, die
-from helpers.pairs import first_fast
 from helpers.ranks import on_two_ranks
 from helpers.refusals import assert_names, sentence_of
 from helpers.tiny_runs import rows, tiny_first_stage
@@ -162,7 +161,8 @@ def test_averages_are_made_after_training(family, lab, tmp_path):
     assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
-@pytest.mark.parametrize("strategy", first_fast(["fsdp", "ddp"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_two_ranks_train_the_model_of_one(family, lab, refusal, tmp_path, strategy):
     exact = ["trainer.precision=32-true", "micro_batch_size=4", "data.flip=false"]
     common = [*PLAIN, *FAMILIES[family], *QUIET]
