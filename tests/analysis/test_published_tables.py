@@ -140,6 +140,17 @@ def test_a_table_of_rows_has_means_over_seeds(readme):
     assert run(readme, "--check") == 0
 
 
+@pytest.mark.parametrize("file", sorted(ROOT.glob("experiments/*/samplings.csv")))
+def test_samplings_are_those_of_the_published_runs(file, tmp_path, monkeypatch):
+    runs = sorted(map(str, file.parent.glob("published/runs/*")))
+    again = tmp_path / "again.csv"
+    monkeypatch.setattr("sys.argv", ["sampled.py", str(again), *runs])
+    runpy.run_path(str(SAMPLED), run_name="__main__")
+    rows = file.read_text().splitlines()
+    assert len(rows) > 1
+    assert sorted(again.read_text().splitlines()) == sorted(rows)
+
+
 def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
     runs = fake_group(tmp_path / "mine", "unet", [150.0, 162.0], config=UNET)
     for run, fid in zip(runs, (7.0, 8.0), strict=True):
