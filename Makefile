@@ -92,10 +92,12 @@ endef
 study-unet-vs-dit: IN_IMAGES = $(or $(NAME),unet_vs_dit$(SIZE))
 study-unet-vs-dit: IN_TIME = $(if $(NAME),$(NAME)_seconds,unet_vs_dit_seconds$(SIZE))
 study-unet-vs-dit: IN_SECONDS = tuning.study=$(IN_IMAGES) $(if $(TIME),budget.seconds=$(TIME))
-study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2 at equal MACs and images, then in equal time: IMAGES=300_000 TIME=300 ARGS="seed=0,1"
+study-unet-vs-dit: setup $(if $(SIZE),,$(CLASSIFIER))  ## U-Net, DiT and Mamba-2 at equal MACs and images, in equal time, and a DiT on smaller patches: IMAGES=300_000 TIME=300 ARGS="seed=0,1"
 	$(call train_study,unet_vs_dit$(SIZE),$(IN_IMAGES),$(BUDGET))
 	$(call train_study,unet_vs_dit_seconds$(SIZE),$(IN_TIME),$(IN_SECONDS))
+	$(if $(SIZE),,$(call train_study,unet_vs_dit,$(IN_IMAGES)_patches,$(BUDGET) backbone=dit backbone.patch=2))
 	$(call compare_study,$(IN_IMAGES))
+	$(if $(SIZE),,$(LAB) compare outputs/$(IN_IMAGES) outputs/$(IN_IMAGES)_patches output=outputs/$(IN_IMAGES)_patches/comparison)
 	$(call compare_study,$(IN_TIME))
 
 study-write-up: STUDY = $(or $(NAME),write_up)

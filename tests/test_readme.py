@@ -41,7 +41,8 @@ def printed_by_make(*arguments: str) -> str:
     return re.sub(r"experiments/families/vae\.sh.+", "", printed.replace("\\\n", " "))
 
 
-SIZED = {"unet-vs-dit": 4, "low-data": 2, "samplers": 3, "guidance": 2}  # commands of each study
+# commands of each study, and of its _cifar10
+SIZED = {"unet-vs-dit": (6, 4), "low-data": (2, 2), "samplers": (3, 3), "guidance": (2, 2)}
 ONE_SIZE = {
     "write-up": 5,
     "cifar10-small": 2,
@@ -56,7 +57,11 @@ ONE_SIZE = {
 
 @pytest.mark.parametrize(
     ("study", "commands", "size"),
-    [(*each, size) for each in SIZED.items() for size in ("", "_cifar10")]
+    [
+        (study, count, size)
+        for study, counts in SIZED.items()
+        for count, size in zip(counts, ("", "_cifar10"), strict=True)
+    ]
     + [(*each, "") for each in ONE_SIZE.items()],
 )
 def test_every_command_of_a_study_composes(study, commands, size):
