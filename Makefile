@@ -265,8 +265,9 @@ study-samplers: one-model  ## eleven samplers at 5 to 50 steps, and nine on thre
 		sampler/time_grid=uniform,karras,uniform_logsnr sampler.time_grid.sigma_min=0.002,0.1 $(ARGS)
 
 # a model of yours may be of other data: ARGS="metrics.classifier=..." names its classifier
-study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## FID and conditional accuracy against the scale of guidance: MODEL="outputs/... outputs/..."
-	$(call sweep_each,$(MODEL)) $(or $(NAME),guidance) guidance=classifier_free steps=10,20 \
+study-guidance: STEPS = 10,20
+study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## FID and conditional accuracy against the scale of guidance: MODEL="outputs/... outputs/..." STEPS=10,20
+	$(call sweep_each,$(MODEL)) $(or $(NAME),guidance) guidance=classifier_free steps=$(STEPS) \
 		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
 		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
 
