@@ -19,6 +19,7 @@ UNITS = {"": 1, "k": 1e3, "M": 1e6, "GMACs": 1e9}
 NOT_FIGURES = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|\*\*|^##.*?$", re.DOTALL | re.MULTILINE)
 SOURCE = re.compile(r"experiments/(\w+)(?:/README\.md|\b(?![/\w]|\.\w))")
 PARAGRAPH, SECTION = r"\n\n|\n(?=\|)", r"^## "
+BY_SECTION = ("metrics.md", "results.md", "scale.md", "watching.md")  # links stand below tables
 
 
 def figures(text: str) -> dict[str, Figure]:
@@ -57,7 +58,7 @@ def quotes(path: Path) -> list[str]:
     text = path.read_text()
     if path.suffix == ".yaml":
         return re.findall(r"Result: .*?(?=^\w|\Z)", text, re.DOTALL | re.MULTILINE)
-    return re.split(SECTION if path.name == "results.md" else PARAGRAPH, text, flags=re.MULTILINE)
+    return re.split(SECTION if path.name in BY_SECTION else PARAGRAPH, text, flags=re.MULTILINE)
 
 
 FILES = [ROOT / "README.md", *sorted(PAGES.glob("*.md")), *sorted(CONF.rglob("*.yaml"))]
