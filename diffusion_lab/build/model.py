@@ -6,7 +6,7 @@ import torch
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import Augmentation, NonLeaky
-from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.denoiser import NOISE_LABELS, Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING
 from diffusion_lab.diffusion.objective import Objective
 from diffusion_lab.diffusion.sampler import Sampler
@@ -122,6 +122,18 @@ def advice(
             "of a label start from any noise; write coupling.per_class=true, or conditioning=none"
         )
     return lines
+
+
+def steep_label(denoiser: Denoiser, objective: Objective) -> str | None:
+    """The warning that MeanFlow's derivative is taken by a label that runs to 1000, if it is."""
+    differentiated = objective.jump_loss is not None and objective.jump_loss.forward_mode
+    if not differentiated or denoiser.noise_label is not NOISE_LABELS["time"]:
+        return None
+    return (
+        "denoiser.noise_label=time makes the derivative that objective/jump_loss=mean_flow learns "
+        "from a thousand times steeper, and samples worse; write denoiser.noise_label=auto, unless "
+        "init_from has weights with this label"
+    )
 
 
 def rarely_trained(objective: Objective, sampler: Sampler) -> str | None:

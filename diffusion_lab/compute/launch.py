@@ -158,8 +158,12 @@ def run_on_all_devices(command: str, arguments: list[str], processes: int) -> bo
             # messages about its workers mean nothing to users of this program
             logging.getLogger(name).setLevel(logging.CRITICAL)
     # asked to stop, workers finish a step or validation and save; torchrun would kill them sooner
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP_IN))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    defaults = {
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_STOP_IN),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+    }
+    added = defaults.keys() - os.environ.keys()
+    os.environ.update({name: defaults[name] for name in added})
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -180,6 +184,9 @@ def run_on_all_devices(command: str, arguments: list[str], processes: int) -> bo
         raise TrainingStopped(f"process {rank} {end}, and the others were stopped") from error
     except SignalException:
         return False  # passed on to the processes, which have saved and said how to resume
+    finally:
+        for name in added:  # what this process starts later is not one of several
+            os.environ.pop(name, None)
     return True
 
 

@@ -99,17 +99,19 @@ def show(profile: Profile, depth: int) -> None:
         f"{amount(counts.macs)} MACs, {amount(counts.flops)} FLOPs; "
         f"PyTorch counts {amount(counts.flop_counter)}"
     )
+    if counts.sampling_calls is not None:
+        say(f"Network calls per sample: {counts.sampling_calls:,}")
     if any(module.name == ELSEWHERE for module in counts.modules):
         say(
             f"MACs {ELSEWHERE} were seen by PyTorch but counted by no module; add a method "
             "mixing_macs(*forward_inputs) to the module that multiplies outside of its layers"
         )
     if speed:
-        show_speed(speed, counts.sampling_calls)
+        show_speed(speed)
 
 
-def show_speed(speed: Speed, calls: int | None) -> None:
-    """Prints how fast training and sampling are; an image takes `calls` network calls."""
+def show_speed(speed: Speed) -> None:
+    """Prints how fast training and sampling are."""
 
     def images(per_second: float) -> str:
         return f"{amount(per_second)} images/s"
@@ -123,7 +125,7 @@ def show_speed(speed: Speed, calls: int | None) -> None:
     say(f"Activations: {amount(speed.activation_bytes)} bytes per image")
     say(f"A network call: {images(called)}, {speed.network_share_of_peak:.0%} of the peak")
     if speed.sampling_images_per_second is not None:
-        say(f"Sampling in {calls} calls: {images(speed.sampling_images_per_second)}")
+        say(f"Sampling: {images(speed.sampling_images_per_second)}")
 
 
 def compare(profiles: list[Profile]) -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.model import Model, advice, check_network, rarely_trained
+from diffusion_lab.build.model import Model, advice, check_network, rarely_trained, steep_label
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageDataModule
@@ -52,9 +52,12 @@ class DiffusionTask(Task):
             latents=not self.module.first_stage.of_pixels,
             conditional=self.module.denoiser.conditioning.conditional,
         )
-        rare = rarely_trained(self.module.objective, self.pipeline.sampler)
-        flattered = flatters(self.module.alignment, self.metrics)
-        return [*lines, *(line for line in (rare, flattered) if line)]
+        more = (
+            steep_label(self.module.denoiser, self.module.objective),
+            rarely_trained(self.module.objective, self.pipeline.sampler),
+            flatters(self.module.alignment, self.metrics),
+        )
+        return [*lines, *filter(None, more)]
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         facts: dict[str, object] = {}

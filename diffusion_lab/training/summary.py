@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.device import float32_precision
@@ -33,6 +33,7 @@ def summarise(
         "steps": trainer.global_step,
         "images_seen": task.module.images_seen,
         "began_from_images": cfg.get("init_images"),
+        "first_stage_seconds": first_stage_seconds(cfg, context.folder),
         "skipped_steps": 0,
         "wall_seconds": round(clock.seconds() + clock.left_out, 1),
         "training_seconds": round(clock.seconds(), 1),
@@ -55,6 +56,18 @@ def summarise(
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return summary | context.summary
+
+
+def first_stage_seconds(cfg: DictConfig, folder: Path) -> float | None:
+    """The training time of the first stage's run in seconds; None if it has none or is not known.
+
+    A resumed run uses its own copy of the first stage, and its earlier summary has the time.
+    """
+    if (stage := OmegaConf.select(cfg, "first_stage.run")) is None:
+        return None
+    if Path(stage) == folder:
+        return load_summary(folder).get("first_stage_seconds")
+    return load_summary(stage).get("training_seconds")
 
 
 def overrides_of(folder: Path) -> list[str] | None:

@@ -81,7 +81,17 @@ def test_a_first_stage_is_said_to_be_trained_besides(tmp_path):
     fake_group(tmp_path, "latent", FIDS, config=UNET | stage)
     text = said(tmp_path)[1]
     assert text.count("has a first stage") == 1
-    assert "UNet has a first stage with a training of its own" in text
+    assert "UNet has a first stage with a training of its own, which" in text
+
+
+def test_what_was_spent_before_a_run_is_said_where_it_is_known(tmp_path):
+    stage = {"first_stage": {"_target_": "diffusion_lab.first_stage.TrainedKL", "run": "x"}}
+    fake_group(tmp_path, "latent", FIDS, config=stage, summary={"first_stage_seconds": 600.0})
+    begun = UNET | {"init_from": "x"}
+    fake_group(tmp_path, "begun", FIDS, config=begun, summary={"began_from_images": 94_400})
+    text = said(tmp_path)[1]
+    assert "has a first stage with a training of its own, of 10 min, which" in text
+    assert "starts from weights of another training, of 94.4k images, which" in text
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,9 @@ def test_the_card_names_what_runs_began_from_and_what_was_fixed_before_them(tmp_
     config = {"protocol": fixed, "first_stage": {"run": str(stage)}, "init_from": "outputs/gone"}
     for seed in (0, 1):
         fake_run(Path(f"outputs/mine/{seed}"), 100.0 + seed, seed, config, FACTS)
+    # a resumed run has its own copy of the first stage
+    resumed = config | {"first_stage": {"run": "outputs/mine/2"}}
+    fake_run(Path("outputs/mine/2"), 102.0, 2, resumed, FACTS)
     publish(["outputs/mine"], "published")
     card = card_of()
     assert card["study_protocols"] == [fixed]
@@ -161,10 +164,19 @@ def test_the_card_names_what_runs_began_from_and_what_was_fixed_before_them(tmp_
     assert card["sources"][str(stage)]["images_seen"] == 640
     hours = card["hours"]
     assert hours["first stages and teachers"]["wall_clock_hours"] == pytest.approx(0.1)
-    assert hours["total"]["runs"] == 3
+    assert hours["total"]["runs"] == 4
     text = Path("published/card.md").read_text()
     assert "Which is better?" in text
     assert str(stage) in text
+
+
+def test_the_card_names_the_networks_that_jump(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_group(Path("few"), "dit", [100.0, 110.0])
+    fake_group(Path("few"), "jumps", [90.0, 95.0], config=UNET, summary={"jumps": True})
+    publish(["few"], "published")
+    assert card_of()["jumps"] == ["UNet"]
+    assert "told where a step goes: UNet." in Path("published/card.md").read_text()
 
 
 def test_samplings_in_other_ways_are_published_and_sealed(study):

@@ -4,11 +4,17 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.refusals import refused
+from helpers.refusals import assert_names, refused
 
 from diffusion_lab.backbone import MLP
 from diffusion_lab.backbone.conditioning import ClassLabel
-from diffusion_lab.build.model import Model, advice, check_network, check_training
+from diffusion_lab.build.model import (
+    Model,
+    advice,
+    check_network,
+    check_training,
+    steep_label,
+)
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.guidance import Guidance
@@ -21,7 +27,7 @@ from diffusion_lab.diffusion.objective import (
     UniformTime,
     V,
 )
-from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
+from diffusion_lab.diffusion.objective.jump_loss import MeanFlow, Shortcut
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 from diffusion_lab.first_stage import Pixels
 
@@ -56,6 +62,21 @@ def test_a_large_gain_is_advised_against_unless_clipped():
     (line,) = advice(Cosine(), eps, clipped=False, latents=True)
     assert "clip" not in line
     assert "use objective/prediction=v" in line
+
+
+@pytest.mark.parametrize("jump_loss", [MeanFlow(), Shortcut(), None])
+def test_a_steep_label_is_advised_against_where_it_is_differentiated(jump_loss):
+    trained = Objective(Rectified(), Flow(), UniformTime(), jump_loss=jump_loss)
+    network = partial(MLP, width=8, depth=1)
+
+    def warning(label: str) -> str | None:
+        return steep_label(Denoiser(network, ClassLabel, Flow(), (1, 2, 2), 3, label), trained)
+
+    assert warning("data_time") is None
+    if isinstance(jump_loss, MeanFlow):
+        assert_names(warning("time"), "denoiser.noise_label=time", "denoiser.noise_label=auto")
+    else:
+        assert warning("time") is None
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,23 @@ def test_processes_that_are_asked_to_stop_get_the_time_to_save(monkeypatch):
     assert config.shutdown_timeout == launch.SECONDS_TO_STOP_IN
 
 
+@pytest.mark.parametrize("given", [None, "3"])
+def test_the_environment_of_processes_is_not_left_in_this_one(monkeypatch, given):
+    seen = []
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = dict(os.environ)
+    monkeypatch.setattr(
+        launch, "elastic_launch", lambda *_: lambda *_: seen.append(os.environ["OMP_NUM_THREADS"])
+    )
+    for processes in (2, 4):
+        launch.run_on_all_devices("train", [], processes)
+    assert seen == ([given] * 2 if given else ["4", "2"])
+    assert dict(os.environ) == before
+
+
 @pytest.mark.parametrize(
     ("numbers", "stops"),
     [

@@ -136,9 +136,11 @@ def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, f
 
 def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):
     tiny_first_stage(tmp_path / "first")
+    (tmp_path / "first/summary.json").write_text('{"training_seconds": 300.0}')
     code, _, err = lab(*TRAIN, "data.flip=true")
     assert code == 0, err
     summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["first_stage_seconds"] == 300.0
     assert summary["metrics"]["rfid/efficientnet_lite0-96/train64-16"] == 12.5
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     content = (tmp_path / "first" / saving.FIRST_STAGE_FILE).read_bytes()
@@ -159,6 +161,7 @@ def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):
     assert "12.5" in err
     code, _, err = lab("train", f"resume={moved}", "trainer.max_steps=6")
     assert code == 0, err
+    assert runs.load_summary(tmp_path / moved)["first_stage_seconds"] == 300.0
     code, _, err = lab(
         "sample", f"run={moved}", "guidance=autoguidance", f"guidance.weak_run={moved}"
     )

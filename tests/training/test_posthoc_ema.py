@@ -176,6 +176,19 @@ def test_a_snapshot_that_cannot_be_written_is_said_and_left_out(lab, tmp_path, m
     assert list(snapshots.paths_of(tmp_path / "run")) == [2, 6, 8]
 
 
+def test_averages_of_other_lengths_are_not_resumed(lab, refusal, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(posthoc_ema, "LENGTHS", (0.05, 0.2))
+        code, _, err = lab("train", *SHORT)
+    assert code == 0, err
+    before = files_of(tmp_path)
+    longer = ["train", "resume=run", "trainer.max_steps=9"]
+    assert_names(refusal(*longer), "step 8", "length 0.1,", "callbacks.posthoc_ema.snapshots=0")
+    assert files_of(tmp_path) == before
+    code, _, err = lab(*longer, "callbacks.posthoc_ema.snapshots=0")
+    assert code == 0, err
+
+
 @pytest.mark.slow
 def test_an_average_is_that_of_a_run_that_kept_it(lab, tmp_path, trained_once, monkeypatch):
     lengths = (0.02, 0.07, 0.15, 0.25)

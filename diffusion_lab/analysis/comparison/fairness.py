@@ -161,9 +161,13 @@ def prepared(groups: Sequence[Group]) -> Iterator[str]:
                 spent += f" and answered {amount(calls)} calls"
             yield f"{group.name} has a teacher that {spent}, {left_out}"
         if OmegaConf.select(config, "first_stage.run") is not None:
-            yield f"{group.name} has a first stage with a training of its own, {left_out}"
+            seconds = known.get("first_stage_seconds")
+            took = f", of {duration(seconds)}" if seconds else ""
+            yield f"{group.name} has a first stage with a training of its own{took}, {left_out}"
         if starts_from_weights(group):
-            yield f"{group.name} starts from weights of another training, {left_out}"
+            images = known.get("began_from_images")
+            saw = f", of {amount(images)} images" if images else ""
+            yield f"{group.name} starts from weights of another training{saw}, {left_out}"
 
 
 def writes_by(run: Run) -> int | None:

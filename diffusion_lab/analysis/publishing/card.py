@@ -55,6 +55,7 @@ def card_of(
         "study_protocols": protocols_of(trained),
         "protocol": collection.protocol,
         "sampling": collection.sampling,
+        "jumps": [group.name for group in collection.groups if group.runs[0].summary.get("jumps")],
         # the checksums of what samples were compared with, in any evaluation
         "data": sorted({str(each["protocol"].get("data")) for run in runs for each in run.kept}),
         "code": code_of(everything),
@@ -84,7 +85,11 @@ def sources_of(runs: Iterable[Run]) -> dict[str, Facts]:
     """Facts of the first stages and teachers that runs began from, by folder, where still there."""
     saved = [OmegaConf.load(run.folder / CONFIG) for run in runs]  # opened, they name copies
     folders = dict.fromkeys(
-        str(folder) for cfg in saved for key in SOURCES if (folder := OmegaConf.select(cfg, key))
+        str(folder)
+        for run, cfg in zip(runs, saved, strict=True)
+        for key in SOURCES
+        if (folder := OmegaConf.select(cfg, key))
+        and Path(folder).resolve() != run.folder.resolve()  # a resumed run's own first stage
     )
     found = {folder: load_summary(Path(folder)) for folder in folders}
     return {

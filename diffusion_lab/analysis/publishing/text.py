@@ -32,6 +32,8 @@ def sections(card: Card) -> Iterator[str]:
             yield markdown_table(["", "value"], facts(each))
     yield "## How it was measured"
     yield markdown_table(["", "value"], facts(card["protocol"] | {"sampling": card["sampling"]}))
+    if card["jumps"]:
+        yield f"Networks that are told where a step goes: {listed(card['jumps'])}."
     yield f"Training seeds: {listed(card['seeds'])}. Checksum of the data: {listed(card['data'])}."
     for each in card["classifiers"]:
         yield classifier(each)

@@ -6,8 +6,8 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from diffusion_lab.common.formats import amount
-from diffusion_lab.common.messages import say
+from diffusion_lab.common.formats import amount, joined
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, settings, whole
 from diffusion_lab.compute.sharding import whole as gathered
 from diffusion_lab.diffusion.power_average import decay, gamma_of
@@ -76,15 +76,25 @@ class PosthocEMA(Callback):
             checkpoint[SNAPSHOT] = self._snapshot(pl_module)
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        """Takes up the averages of a checkpoint, of a run that is resumed or rolled back."""
-        step = checkpoint["global_step"]
+        """Takes up the averages of a checkpoint, of a run that is resumed or rolled back.
+
+        Raises UserError if the checkpoint has averages of other lengths, as of another version.
+        """
+        step, found = checkpoint["global_step"], checkpoint.get(SNAPSHOT)
+        known = {name.partition("/")[0] for name in found or ()}
+        if found and (missing := [str(each) for each in self.lengths if str(each) not in known]):
+            raise UserError(
+                f"the checkpoint of step {step} has no averages of length {joined(missing)}, as "
+                "another version wrote it; resume with that version, or with "
+                "callbacks.posthoc_ema.snapshots=0"
+            )
         if trainer.is_global_zero:
             drop_after(pl_module.context.folder, step)
-        if self.snapshots and SNAPSHOT in checkpoint:
+        if self.snapshots and found:
             self._step = step
             for length in self.lengths:
                 names = (f"{length}/{name}" for name, _ in pl_module.network.named_parameters())
-                state = {name.partition("/")[2]: checkpoint[SNAPSHOT][name] for name in names}
+                state = {name.partition("/")[2]: found[name] for name in names}
                 self._averages[length] = WeightAverage(pl_module.network, state)
 
     def _due(self, pl_module) -> int:
