@@ -95,10 +95,10 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def commit_of(first: Run) -> str:
-    """A sentence on the commit that was checked out when the first run ended."""
+    """A sentence on the commit that was checked out for the first run that ended."""
     commit = first.summary.get("git_commit")
     if commit is None:
         return "No commit is known that held this protocol"
     name = commit.removesuffix(DIRTY)
     changed = ", with changes that were not committed" if name != commit else ""
-    return f"Commit {name[-40:][:9]} was checked out when the first run ended{changed}"
+    return f"Commit {name[-40:][:9]} was checked out for the first run that ended{changed}"
