@@ -72,6 +72,7 @@ def test_an_export_and_a_file_give_the_same(lab, old, tmp_path):
     ("changed", "reason"),
     [
         ("data.source._target_=helpers.other_tiny.OtherTiny", "of another shape there"),
+        ("data.source._target_=helpers.other_tiny.LargeTiny", "of another shape there"),
         ("backbone.depth=2", "not there"),
         ("conditioning=none", "only there"),
     ],

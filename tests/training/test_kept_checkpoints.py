@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.faults import Killed, at_step, die
-from helpers.refusals import assert_names
+from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
 from diffusion_lab.common.files import read_rows
@@ -78,6 +78,17 @@ def test_a_kept_checkpoint_takes_no_space_while_it_is_the_last(tmp_path):
     checkpoints.save({"state_dict": {}, "global_step": 1}, tmp_path / checkpoints.LAST)
     kept_checkpoints.keep(tmp_path, 1)
     assert kept_checkpoints.file_of(tmp_path, 1).samefile(tmp_path / checkpoints.LAST)
+
+
+def test_a_damaged_one_is_named_and_the_others_open(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints.save({"state_dict": {}, "global_step": step}, tmp_path / checkpoints.LAST)
+        kept_checkpoints.keep(tmp_path, step)
+    path = kept_checkpoints.file_of(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-1])
+    with refused(path):
+        kept_checkpoints.chosen(tmp_path, 1)
+    assert kept_checkpoints.chosen(tmp_path, 2) == (2, kept_checkpoints.file_of(tmp_path, 2))
 
 
 def test_a_value_that_is_not_finite_is_never_the_best(lab, tmp_path, monkeypatch):
