@@ -1,10 +1,6 @@
-"""Comparisons without most of their time: their plots are painted, but not written as SVG."""
+"""Leaves the writing of plots out of comparisons, unless a test asks for the plots."""
 
 import pytest
-
-from diffusion_lab.analysis.comparison import svg
-
-BLANK = f'<svg xmlns="{svg.SVG}" width="1" height="1" viewBox="0 0 1 1" version="1.1"></svg>'
 
 
 @pytest.fixture
@@ -13,6 +9,6 @@ def real_plots() -> None:
 
 
 @pytest.fixture(autouse=True)
-def blank_plots(request, monkeypatch):
+def plots_if_asked(request):
     if "real_plots" not in request.fixturenames:
-        monkeypatch.setattr(svg, "_svg", lambda figure: BLANK)
+        request.getfixturevalue("blank_plots")

@@ -59,6 +59,7 @@ def require_equal(one: dict, two: dict) -> None:
         assert torch.equal(value, two[name]), name
 
 
+@pytest.mark.usefixtures("blank_plots")
 def test_a_run_is_measured_sampled_exported_and_compared(
     family, trained, lab, tmp_path, finished_run
 ):
