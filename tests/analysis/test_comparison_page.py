@@ -136,6 +136,7 @@ def test_every_colour_of_a_plot_follows_the_theme(page):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_plots")
 def test_the_page_stays_small_with_many_large_grids(tmp_path):
     rng = np.random.default_rng(0)
     for width in range(30):
