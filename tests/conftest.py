@@ -98,6 +98,15 @@ def run_folder(lab, tmp_path, finished_run) -> Path:
 
 
 @pytest.fixture
+def blank_plots(monkeypatch) -> None:
+    """Paints the plots of comparisons, but writes empty pictures in their place, to save time."""
+    from diffusion_lab.analysis.comparison import svg
+
+    blank = f'<svg xmlns="{svg.SVG}" width="1" height="1" viewBox="0 0 1 1" version="1.1"></svg>'
+    monkeypatch.setattr(svg, "_svg", lambda figure: blank)
+
+
+@pytest.fixture
 def joblib() -> Iterator[list[str]]:
     """The overrides that run two jobs at once; the worker processes end with the test.
 

@@ -98,11 +98,7 @@ def also_asked(overrides: list[str]) -> str:
 
 
 def write(
-    cfg: DictConfig,
-    overrides: list[str],
-    images: Tensor,
-    labels: Tensor | None,
-    picture: Tensor,
+    cfg: DictConfig, overrides: list[str], images: Tensor, labels: Tensor | None, picture: Tensor
 ) -> dict[str, object]:
     """Writes the grid, and on request every image or one array; returns their paths."""
     average = "" if cfg.average is None else f"_average{name_of(cfg.average)}"

@@ -17,11 +17,7 @@ from diffusion_lab.backbone.conditioning import (
     RawLabels,
     Unconditional,
 )
-from diffusion_lab.backbone.diffusers_networks import (
-    DiffusersDiT,
-    DiffusersModel,
-    DiffusersUNet,
-)
+from diffusion_lab.backbone.diffusers_networks import DiffusersDiT, DiffusersModel, DiffusersUNet
 from diffusion_lab.backbone.dit import DiT
 from diffusion_lab.backbone.edm2 import EDM2UNet
 from diffusion_lab.backbone.energy import Energy

@@ -26,8 +26,7 @@ from diffusion_lab.compute.device import pick_device
 from diffusion_lab.compute.started import in_launched_process
 
 DEVICES = Range(
-    "auto or a whole number of at least 1",
-    lambda value: value == "auto" or whole(1).allows(value),
+    "auto or a whole number of at least 1", lambda value: value == "auto" or whole(1).allows(value)
 )
 
 

@@ -59,13 +59,8 @@ def listed(cfg: DictConfig) -> list[str]:
 
 def first_values(overrides: Sequence[str]) -> list[str]:
     """Overrides with the first value of each that has several, without intervals."""
-    found = []
-    for text, each in zip(overrides, parse(overrides), strict=True):
-        if not each.is_sweep_override():
-            found.append(text)
-        elif not each.is_interval_sweep():
-            found.append(f"{text.partition('=')[0]}={elements(each)[0]}")
-    return found
+    both = zip(overrides, parse(overrides), strict=True)
+    return [_first(text, each) for text, each in both if not each.is_interval_sweep()]
 
 
 def with_single_values(overrides: Sequence[str]) -> list[str]:
@@ -75,11 +70,14 @@ def with_single_values(overrides: Sequence[str]) -> list[str]:
     as backbone.channels, would be missing.
     """
     return [
-        first_values([text])[0]
-        if each.is_sweep_override() and not each.is_interval_sweep() and len(elements(each)) == 1
-        else text
+        _first(text, each) if each.is_discrete_sweep() and len(elements(each)) == 1 else text
         for text, each in zip(overrides, parse(overrides), strict=True)
     ]
+
+
+def _first(text: str, override: Override) -> str:
+    swept = override.is_sweep_override()
+    return f"{text.partition('=')[0]}={elements(override)[0]}" if swept else text
 
 
 def elements(override: Override) -> list[str]:
@@ -97,10 +95,7 @@ def sweep_overrides(sweep: Path, overrides: list[str]) -> list[str]:
     parsed = parse(each for each in overrides if "=" in each and not each.startswith("hydra"))
     varies = {key_of(override): override.is_sweep_override() for override in parsed}
     names = ",".join(f"'{key}'" for key, several in varies.items() if not several)
-    return [
-        f"hydra.sweep.dir={sweep}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{names}]",
-    ]
+    return [f"hydra.sweep.dir={sweep}", f"hydra.job.config.override_dirname.exclude_keys=[{names}]"]
 
 
 def jobs_of(name: str, flags: list[str], overrides: list[str], cfg: DictConfig) -> list[Job]:

@@ -59,10 +59,10 @@ class TuningStage:
             given = parse(outcome["overrides"])
             values = {key_of(each): unquoted(elements(each)[0]) for each in given}
             folder = Path(values["run_dir"]) if "run_dir" in values else None
-            if "error" not in outcome and folder:
-                reached[tuple(values[key] for key in swept)] = self.result(folder)
-            elif folder and has_diverged(folder):
-                reached[tuple(values[key] for key in swept)] = None  # it diverged
+            trained = "error" not in outcome
+            if folder and (trained or has_diverged(folder)):
+                place = tuple(values[key] for key in swept)
+                reached[place] = self.result(folder) if trained else None
             else:
                 failed.append(outcome.get("error", "a job ended without a result"))
         count = len(networks) * len(points) * len(self.tuning.seeds)
@@ -74,7 +74,7 @@ class TuningStage:
             )
 
         def tried(network: Network, point: Point) -> Tried:
-            words = [element(key, value) for key, value in point.items()]
+            words = [elements(each)[0] for each in parse(f"{k}={v}" for k, v in point.items())]
             chosen = [unquoted(value) for value in network.values()]
             places = {s: (*chosen, *words, s) for s in map(str, self.tuning.seeds)}
             return {"values": point, "results": {s: reached[p] for s, p in places.items()}}
@@ -82,7 +82,10 @@ class TuningStage:
         return [[tried(network, point) for point in points] for network in networks]
 
     def grow(self, tried: list[list[Tried]], sweep: Sweep) -> None:
-        """Tries values beyond the ends that win, and adds them to what each network has tried."""
+        """Tries values beyond the ends that win, and adds them to what each network has tried.
+
+        Raises Left once SLURM has all of their runs, if the command does not wait for them.
+        """
         for grown in range(self.tuning.grow):
             left = None
             for point, numbers in self.beyond(tried, grown):
@@ -142,17 +145,15 @@ def planned(name: str, flags: list[str], overrides: list[str]) -> TuningStage | 
     if not cfg.get("tuning") or cfg.tuning.running:
         return None
     tuning: Tuning = instantiate(cfg, "tuning")
-    if tuning.study not in (None, cfg.study_name):
+    if tuning.study_in(cfg) != cfg.study_name:
         return None
-    if not cfg.study_name:
-        raise UserError("tuning belongs to a study; write study_name=... or tuning=none")
-    given = {key_of(each): each for each in parse(o for o in overrides if "=" in o)}
+    parsed = dict(zip(overrides, parse(overrides), strict=True))
+    given = {key_of(each): each for text, each in parsed.items() if "=" in text}
     refuse_tuned(tuning, given)
-    own = parse(tuning.overrides)
-    varied = varied_in(cfg, given)
-    check(tuning, varied, set(map(key_of, own)), cfg)
-    replaced = {SEED, "study_name", *tuning.of, *map(key_of, own)}
-    kept = [each for each in overrides if key_of(parse([each])[0]) not in replaced]
+    varied, own = varied_in(cfg, given), set(map(key_of, parse(tuning.overrides)))
+    check(tuning, varied, own, cfg)
+    replaced = {SEED, "study_name", *tuning.of, *own}
+    kept = [text for text, each in parsed.items() if key_of(each) not in replaced]
     runs = [*kept, *tuning.overrides_of_runs(), f"study_name={cfg.study_name}/{FOLDER}"]
     values = [elements(varied[key]) for key in tuning.of]
     networks = [dict(zip(tuning.of, chosen, strict=True)) for chosen in product(*values)]
@@ -223,8 +224,3 @@ def result_of(tuning: Tuning, network: Network, tried: list[Tried]) -> dict[str,
 
 def written(point: Point) -> str:
     return " ".join(f"{key}={value:g}" for key, value in point.items())
-
-
-def element(key: str, value: object) -> str:
-    """A value as the overrides of a job contain it."""
-    return elements(parse([f"{key}={value}"])[0])[0]

@@ -1,14 +1,24 @@
-"""Folders of results that are written whole or not at all."""
+"""Folders of results: written whole or not at all, and never over the files of others."""
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from diffusion_lab.common.messages import UserError
+
+
+def require_own(output: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raises UserError if `output` is a file, or a folder with files in it that is not ours."""
+    if output.is_file():
+        raise UserError(f"output={output} is a file; choose a folder")
+    if output.is_dir() and any(output.iterdir()) and not is_ours(output):
+        raise UserError(
+            f"output={output} contains other files; choose another folder with output=..."
+        )
 
 
 @contextmanager

@@ -12,12 +12,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.images import crop_to, pad_to
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import AUTO, Flag, optional, settings, share, whole
-from diffusion_lab.data.loader import (
-    EncodedImages,
-    PassLoader,
-    TensorLoader,
-    micro_batch,
-)
+from diffusion_lab.data.loader import EncodedImages, PassLoader, TensorLoader, micro_batch
 from diffusion_lab.data.rows import LabelledRows, Rows
 from diffusion_lab.data.source.base import DataSource, Split
 from diffusion_lab.data.subsets import VALIDATION_SIZE, stratified, subset, validation_and_rest

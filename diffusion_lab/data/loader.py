@@ -185,12 +185,7 @@ class PassLoader:
     """
 
     def __init__(
-        self,
-        images: Tensor | Rows,
-        labels: Tensor,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
+        self, images: Tensor | Rows, labels: Tensor, batch_size: int, rank: int = 0, world: int = 1
     ):
         count = len(images)
         if count < world:

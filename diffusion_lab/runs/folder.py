@@ -27,9 +27,7 @@ from diffusion_lab.runs.lock import is_locked
 from diffusion_lab.runs.log_names import grouped
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
-ABANDONED = (
-    ".abandoned"  # folder next to a study's runs for the ones that ended without a checkpoint
-)
+ABANDONED = ".abandoned"  # folder beside a study's runs, of those that left no checkpoint
 FORMAT = 3  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 

@@ -32,10 +32,7 @@ WORDS = {
     "extractor_fingerprint": ("with extractor weights ", "give both the same extractor"),
     "data": ("against data with the checksum ", "measure both on the same data"),
     "reference": ("with metrics.reference=", "metrics.reference="),
-    "validation_images": (
-        "with data.validation_size=",
-        "train both with the same one",
-    ),
+    "validation_images": ("with data.validation_size=", "train both with the same one"),
     "reference_file": ("against a file with the checksum ", "give both the same metrics.reference"),
     "reference_images": ("with metrics.reference_size=", "metrics.reference_size="),
     "num_samples": ("with metrics.num_samples=", "metrics.num_samples="),

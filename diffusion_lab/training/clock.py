@@ -37,10 +37,7 @@ class Clock:
 
     def row(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
         row = {key: value for key, value in metrics.items() if key != "epoch"}
-        return row | {
-            "images": step * self.batch_size,
-            "seconds": round(self.seconds(), 3),
-        }
+        return row | {"images": step * self.batch_size, "seconds": round(self.seconds(), 3)}
 
     def seconds(self) -> float:
         """The seconds of training up to now, without the time between a stop and a resume."""

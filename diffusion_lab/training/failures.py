@@ -8,11 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffusion_lab.common.messages import TrainingStopped, UserError
-from diffusion_lab.compute.distributed import (
-    SECONDS_TO_BE_ENDED_IN,
-    another_ended,
-    rank_and_world,
-)
+from diffusion_lab.compute.distributed import SECONDS_TO_BE_ENDED_IN, another_ended, rank_and_world
 from diffusion_lab.runs import checkpoints
 
 # errors in reading or writing a file that the program did not cause

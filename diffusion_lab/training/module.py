@@ -185,10 +185,7 @@ class TrainedModule(lightning.LightningModule, ABC):
             # step + 1: an update counts the images of its own batch
             lambda step: self.lr_schedule((step + 1) * self.batch_size, self.progress),
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class OneNumberModule(TrainedModule):

@@ -206,7 +206,10 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
 
 
 def final_metric(folder: Path, kind: str) -> float:
-    """The metric of a kind, such as fid or val/loss, from the summary of a finished run."""
+    """The metric of a kind, such as fid or val/loss, from the summary of a finished run.
+
+    Raises UserError unless the run has exactly one of this kind.
+    """
     metrics = load_summary(folder).get("metrics", {})
     found = [v for name, v in metrics.items() if name == kind or name.startswith(f"{kind}/")]
     if len(found) != 1:

@@ -159,10 +159,7 @@ class Task(ABC):
 
 
 def checked_parts(
-    cfg: DictConfig,
-    data: ImageDataModule,
-    module: TrainedModule,
-    pipeline: Generator | None = None,
+    cfg: DictConfig, data: ImageDataModule, module: TrainedModule, pipeline: Generator | None = None
 ) -> dict[str, Any]:
     """The fields of every task, with callbacks and metrics; raises UserError for wrong settings."""
     # for its errors: the optimiser that trains is made later, when parameters may be sharded

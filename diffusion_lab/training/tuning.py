@@ -17,15 +17,7 @@ from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import key_of, parse, unquoted
 from diffusion_lab.common.files import OUTPUTS, read_json
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import (
-    Flag,
-    Range,
-    one_of,
-    optional,
-    settings,
-    whole,
-    whole_list,
-)
+from diffusion_lab.common.ranges import Flag, Range, one_of, optional, settings, whole, whole_list
 from diffusion_lab.runs.folder import CONFIG, load_config
 from diffusion_lab.training.callbacks import collapse, non_finite
 
@@ -84,6 +76,12 @@ class Tuning:
     running: Flag
     chosen: dict[str, float] | None
     tried: list[Tried] | None
+
+    def study_in(self, cfg: DictConfig) -> str:
+        """The study whose results count for a run; raises UserError if there is none."""
+        if not (study := self.study or cfg.study_name):
+            raise UserError("tuning belongs to a study; write study_name=... or tuning=none")
+        return study
 
     def overrides_of_runs(self) -> list[str]:
         """The overrides that make a run of the study a tuning run, without values and seed."""
@@ -184,9 +182,7 @@ def apply(cfg: DictConfig, job: HydraConf, folder: Path | None) -> None:
         raise UserError(
             f"this study is tuned for each {missing[0]}; write one, as in {missing[0]}=..."
         )
-    study = tuning.study or cfg.study_name
-    if not study:
-        raise UserError("tuning belongs to a study; write study_name=... or tuning=none")
+    study = tuning.study_in(cfg)
     name = name_of({key: given[key] for key in tuning.of})
     found = read_json(file_of(study)).get(name)
     if not found and folder and (folder / CONFIG).is_file():

@@ -389,6 +389,7 @@ class TestVerdict:
         assert len(found.groups) == 2
         assert found.omitted  # their losses are on other images
 
+    @pytest.mark.usefixtures("real_plots")
     def test_parts_of_the_data_are_compared_at_equal_size_and_cross(self, runs, tmp_path):
         for fraction, images, ours, theirs in ((0.01, 600, 300, 200), (0.1, 6000, 150, 180)):
             for name, config, fid in (("dit", {}, ours), ("unet", UNET, theirs)):

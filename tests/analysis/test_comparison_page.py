@@ -14,17 +14,18 @@ from diffusion_lab.analysis.comparison.drawings import ON_THE_WAY
 VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}
 
 
-@pytest.fixture
-def page(tmp_path):
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
     """The index.html of two compositions with three seeds each, and a third with one."""
-    runs = tmp_path / "runs"
+    folder = tmp_path_factory.mktemp("page")
+    runs = folder / "runs"
     more = {f"kid/{NAME}": 0.2, f"recall/{NAME}": 0.4, f"recall_real/{NAME}": 0.8}
     fake_group(runs, "dit", [100.0, 110.0, 90.0], metrics=more)
     fake_group(runs, "unet", [150.0, 162.0, 144.0], config=UNET, metrics=more)
     fake_run(runs / "one", 130.0, config={"backbone": {"_target_": "lab.<script>&\"'"}})
     fake_run(runs / "cut<b>", 1.0, 9, summary={"finished": False})
-    compare([str(runs)], str(tmp_path / "comparison"))
-    return tmp_path / "comparison/index.html"
+    compare([str(runs)], str(folder / "comparison"))
+    return folder / "comparison/index.html"
 
 
 def test_it_is_said_what_the_correction_covers(page, tmp_path):
@@ -135,6 +136,7 @@ def test_every_colour_of_a_plot_follows_the_theme(page):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_plots")
 def test_the_page_stays_small_with_many_large_grids(tmp_path):
     rng = np.random.default_rng(0)
     for width in range(30):

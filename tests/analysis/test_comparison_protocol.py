@@ -225,6 +225,7 @@ def tuned(best: float, results: dict[float, float | None], **facts: object) -> d
     return {"tuning": node | facts, "optimizer": {"lr": best}}
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_tuning_is_said_and_drawn(tmp_path):
     inside = tuned(2e-3, {1e-3: 120.0, 2e-3: 110.0, 4e-3: 130.0, 8e-3: None})
     fake_group(tmp_path / "runs", "dit", ONE, config=inside)

@@ -139,6 +139,7 @@ class TestLaws:
 
 
 class TestOutput:
+    @pytest.mark.usefixtures("real_plots")
     def test_every_sentence_is_printed_and_written(self, tmp_path, capsys):
         runs = grid(tmp_path / "runs", sizes=SIZES[:2], steps=STEPS[:2])
         compare([str(runs)], str(tmp_path / "out"))
@@ -150,6 +151,7 @@ class TestOutput:
             assert f"\n* {sentence}.\n" in text
 
     @pytest.mark.slow
+    @pytest.mark.usefixtures("real_plots")
     def test_the_section_is_written_and_removed_with_its_family(self, tmp_path):
         runs, out = grid(tmp_path / "runs"), tmp_path / "out"
         compare([str(runs)], str(out))

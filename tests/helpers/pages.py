@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.cli.arguments import prepare
 from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.cli.sweep_plan import first_values
 from helpers.paths import ROOT
 
 PAGES = ROOT / "docs/pages"
@@ -26,16 +26,6 @@ def commands_of(page: Path) -> list[str]:
     return re.findall(r"^(?:    )?(diffusion-lab .+)$", page.read_text(), re.MULTILINE)
 
 
-def _single(override: str) -> list[str]:
-    """An override with the first of its values; none if it sweeps an interval."""
-    parsed = OverridesParser.create().parse_override(override)
-    if not parsed.is_sweep_override():
-        return [override]
-    if not parsed.is_discrete_sweep():
-        return []
-    return [f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"]
-
-
 def check_composes(line: str) -> None:
     """Asserts that a command exists, and that its overrides compose."""
     _, command, *overrides = shlex.split(line)
@@ -43,7 +33,7 @@ def check_composes(line: str) -> None:
     sweep = "-m" in overrides
     overrides = [o for o in overrides if o not in ("-m", "--cfg", "job")]
     if sweep:
-        overrides = [o for override in overrides for o in _single(override)]
+        overrides = first_values(overrides)
     if command in ("train", "train-autoencoder"):
         overrides.append("name=x")  # the default asks Hydra, which is not running
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

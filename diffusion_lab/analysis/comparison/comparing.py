@@ -31,6 +31,7 @@ from diffusion_lab.analysis.comparison.to_wandb import PROJECT, log_comparison
 from diffusion_lab.analysis.comparison.verdict import Verdict, verdicts
 from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.common.folders import require_own
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import optional
 from diffusion_lab.metrics import Quantity
@@ -82,12 +83,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     different ways, or if `output` contains other files.
     """
     folder = Path(output)
-    if folder.is_file():
-        raise UserError(f"output={folder} is a file; choose a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not page.is_ours(folder):
-        raise UserError(
-            f"output={folder} contains other files; choose another folder with output=..."
-        )
+    require_own(folder, page.is_ours)
     collection = collect(paths)
     groups, left_out = collection.groups, collection.left_out
     protocol = study_protocol.protocol_of(runs_of(trained(groups))) or {}
@@ -187,12 +183,12 @@ def judge(collection: Collection, metric: Quantity, said: Verdict) -> Judged:
     groups = collection.groups
     # training measures the loss of validation images on the way, and of test images at its end
     measured = VALIDATION_LOSS if metric is TEST_LOSS else metric
-    trained = [
+    in_training = [
         (group, curves.curve(group, measured.name, name_in_rows(collection, group, measured)))
         for group in groups
     ]
-    axes = curves.AXES if any(len(points) > 1 for _, points in trained) else ()
-    along = [drawings.along(trained, measured, axis) for axis in axes]
+    axes = curves.AXES if any(len(points) > 1 for _, points in in_training) else ()
+    along = [drawings.along(in_training, measured, axis) for axis in axes]
     fronts = [drawings.pareto(groups, metric, cost, label) for cost, label in COSTS.items()]
     lines = data_lines(groups, metric.name)
     crossed = crossings(lines, metric)

@@ -139,12 +139,8 @@ def unequal_networks(groups: Sequence[Group]) -> Iterator[str]:
         sides = sorted(patches, key=str)
         said = " and ".join("single pixels" if s is None else f"{s} x {s} patches" for s in sides)
         yield f"Output layers are unequal: compositions write {said}; compare their seams"
-    precisions = {
-        str(run.summary["precision"])
-        for g in groups
-        for run in g.runs
-        if "precision" in run.summary
-    }
+    summaries = [run.summary for run in runs_of(groups)]
+    precisions = {str(each["precision"]) for each in summaries if "precision" in each}
     if len(precisions) > 1:
         yield f"Precision is unequal: {' and '.join(sorted(precisions))}"
 

@@ -10,13 +10,7 @@ from scipy import stats
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.names import names_of, varying
-from diffusion_lab.build.config_keys import (
-    DATA_SIZE,
-    FRACTION,
-    PER_CLASS,
-    SUBSET_SEED,
-    Settings,
-)
+from diffusion_lab.build.config_keys import DATA_SIZE, FRACTION, PER_CLASS, SUBSET_SEED, Settings
 from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.runs.samplings import IMAGES, OWN
 

@@ -19,12 +19,9 @@ def setting(
     accuracy = names.get("accuracy")
     read_by = f", accuracy by {accuracy.split('/')[1]}" if accuracy else ""
     return (
-        f"{len(runs)} runs{others} on {', '.join(data)}; "
-        f"{protocol['num_samples']:,} samples each, compared with "
-        f"{reference_in(protocol)} by features of "
-        f"{protocol['extractor']}{read_by}; "
-        f"{drawing_in(sampling)} "
-        f"[protocol {protocol['fingerprint']}]"
+        f"{len(runs)} runs{others} on {', '.join(data)}; {protocol['num_samples']:,} samples each, "
+        f"compared with {reference_in(protocol)} by features of {protocol['extractor']}{read_by}; "
+        f"{drawing_in(sampling)} [protocol {protocol['fingerprint']}]"
     )
 
 

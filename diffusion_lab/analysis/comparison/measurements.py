@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.copies import of_controls
@@ -52,7 +52,7 @@ def full_names(measured: list[dict[str, float]]) -> dict[str, str]:
 
 
 def values_of(
-    run: Run, measured: dict[str, float], names: dict[str, str], copies: dict[str, float]
+    run: Run, measured: dict[str, float], names: Mapping[str, str], copies: dict[str, float]
 ) -> dict[str, float]:
     """All values of a run by short name: metrics, their spreads, real images, and costs."""
     found = {kind: measured.get(name) for kind, name in names.items()}

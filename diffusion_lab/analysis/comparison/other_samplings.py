@@ -42,16 +42,13 @@ def other_samplings(
     Each has a verdict by `metric` over `seeds`, whose tests are corrected by themselves. `names`
     are the metrics' full names by short ones.
     """
-    ways: set[str] = set()
-    for run in runs_of(groups):
-        alike = [record for record in run.kept if record["protocol"] == protocol]
-        ways |= {
-            json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)
-        }
+    runs = runs_of(groups)
+    alike = [record for run in runs for record in run.kept if record["protocol"] == protocol]
+    ways = {json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)}
     shared = [
         way
         for way in map(json.loads, ways)
-        if all(metrics_by(run.kept, protocol, way) for run in runs_of(groups))
+        if all(metrics_by(run.kept, protocol, way) for run in runs)
     ]
     others = [way for way in shared if way != sampling and way["seed"] == sampling["seed"]]
     found = []
@@ -75,5 +72,5 @@ def _measured(group: Group, protocol: Protocol, way: Sampling, names: Mapping[st
     runs = []
     for run in group.runs:
         metrics = metrics_by(run.kept, protocol, way)
-        runs.append(replace(run, values=finite(values_of(run, metrics, dict(names), {}))))
+        runs.append(replace(run, values=finite(values_of(run, metrics, names, {}))))
     return replace(group, runs=tuple(runs))

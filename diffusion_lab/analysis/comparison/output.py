@@ -5,7 +5,6 @@ from pathlib import Path
 from diffusion_lab.analysis.comparison import measurements, page, pairs
 from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.analysis.comparison.page import Report
-from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.metrics.quantities import VALIDATION_LOSS
 
@@ -16,8 +15,8 @@ SAMPLINGS, SCALING = "samplings.csv", "scaling.csv"
 def write(folder: Path, report: Report) -> None:
     """Writes every file, the page last, and deletes the plots of an earlier comparison."""
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    table, first = CompositionTable(report.groups, report.names), report.judged[0]
-    text = f"{report.setting}\n\n{table.markdown()}\n{first.verdict.answer}.\n"
+    table = report.table
+    text = f"{report.setting}\n\n{table.markdown()}\n{report.judged[0].verdict.answer}.\n"
     said = [*report.sentences, *report.notes, *report.left_out]
     if sampled := report.samplings:
         text += f"\n{sampled.markdown()}"

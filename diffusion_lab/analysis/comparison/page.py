@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,7 +21,7 @@ from diffusion_lab.analysis.comparison.scaling_section import Scaling
 from diffusion_lab.analysis.comparison.svg import COLOURS, MARKERS, Drawing, marker
 from diffusion_lab.analysis.comparison.table import NONE, CompositionTable
 from diffusion_lab.analysis.comparison.tuning import distinct
-from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict
+from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict, counted
 from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.metrics import Quantity
 
@@ -76,7 +77,12 @@ class Report:
         laws = self.scaling.sentences if self.scaling else []
         return [*self.judged[0].sentences, *(other.sentence for other in self.others), *laws]
 
-    @property
+    @cached_property
+    def table(self) -> CompositionTable:
+        """The table of compositions."""
+        return CompositionTable(self.groups, self.names)
+
+    @cached_property
     def samplings(self) -> SamplingTable | None:
         """The table by sampling; None if there is no other sampling."""
         return SamplingTable(self.groups, self.others) if self.others else None
@@ -106,7 +112,7 @@ def render(report: Report) -> str:
         shown=SHOWN,
         on_the_way=ON_THE_WAY,
         none_known=NONE,
-        compositions=CompositionTable(groups, report.names),
+        compositions=report.table,
         tuned=[each.group for each in distinct(groups)] if report.tuning else [],
         any_plots=any(each.along or each.fronts for each in report.judged),
         alike=len(noises) == 1 and None not in noises,
@@ -137,9 +143,8 @@ def said(settings: Mapping[str, object], key: str) -> str:
 def machines(trained: Sequence[Run]) -> list[str]:
     """A line for each machine, torch version and commit, with its number of runs."""
     counts = Counter(
-        f"{machine(run)}, torch "
-        f"{run.summary.get('versions', {}).get('torch', '?')}, commit "
-        f"{(run.summary.get('git_commit') or 'unknown')[:9]}"
+        f"{machine(run)}, torch {run.summary.get('versions', {}).get('torch', '?')}, "
+        f"commit {(run.summary.get('git_commit') or 'unknown')[:9]}"
         for run in trained
     )
-    return [f"{count} run{'s' if count > 1 else ''}: {text}" for text, count in counts.items()]
+    return [f"{counted(count, 'run')}: {text}" for text, count in counts.items()]

@@ -18,7 +18,7 @@ from diffusion_lab.metrics import Quantity
 
 ENOUGH = 2  # the fewest seeds for a test
 ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
-PAIRED, WELCH = "paired", "welch"
+PAIRED = "paired"  # the test of a protocol; the other is Welch's
 
 
 @dataclass(frozen=True)

@@ -71,16 +71,9 @@ def paint_sizes(axes: Axes, series: SizeSeries, metric: Quantity) -> None:
             color=colour(series.look),
         )
     front = on_front(members, metric)
-    axes.plot(
-        [member.flops for member in front],
-        [scale * member.group.mean(kind) for member in front],
-        linestyle="",
-        marker="o",
-        markersize=9,
-        markerfacecolor="none",
-        markeredgecolor=INK,
-        markeredgewidth=0.8,
-    )
+    x = [member.flops for member in front]
+    y = [scale * member.group.mean(kind) for member in front]
+    axes.plot(x, y, "o", markersize=9, mfc="none", mec=INK, mew=0.8)
 
 
 def paint_law(axes: Axes, law: ScalingLaw, tint: str) -> None:

@@ -15,16 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 # dark enough for white paper; page.css has lighter ones for dark mode, in the same order
-COLOURS = (
-    "#0b5fa5",
-    "#b8430a",
-    "#14763a",
-    "#7a2fc0",
-    "#8a5a00",
-    "#b3206b",
-    "#0a6f78",
-    "#51585f",
-)
+COLOURS = ("#0b5fa5", "#b8430a", "#14763a", "#7a2fc0", "#8a5a00", "#b3206b", "#0a6f78", "#51585f")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
 SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", SVG)

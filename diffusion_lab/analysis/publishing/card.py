@@ -2,9 +2,9 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -114,10 +114,7 @@ def commands_of(summaries: Mapping[str, dict]) -> Facts:
 
 def code_of(summaries: Iterable[dict]) -> list[Facts]:
     """The commits that runs were trained with, and whether there were changes; null if unknown."""
-    counts: dict[str | None, int] = {}
-    for summary in summaries:
-        commit = summary.get("git_commit")
-        counts[commit] = counts.get(commit, 0) + 1
+    counts = Counter(summary.get("git_commit") for summary in summaries)
     return [
         {
             "commit": commit and commit.removesuffix(DIRTY),
@@ -130,10 +127,7 @@ def code_of(summaries: Iterable[dict]) -> list[Facts]:
 
 def machines_of(summaries: Iterable[dict]) -> list[Facts]:
     """The distinct machines and versions, each with its number of runs; null where unknown."""
-    counts: dict[str, int] = {}
-    for summary in summaries:
-        text = json.dumps({key: summary.get(key) for key in MACHINE})
-        counts[text] = counts.get(text, 0) + 1
+    counts = Counter(json.dumps({key: each.get(key) for key in MACHINE}) for each in summaries)
     return [json.loads(text) | {"runs": count} for text, count in counts.items()]
 
 
@@ -143,15 +137,10 @@ def hours_of(summaries: Iterable[dict]) -> Facts:
     Core-hours are training time x threads x processes. Wall-clock hours include the measurements
     at the end, and are added up even if runs were trained at the same time.
     """
-    wall: list[float | None] = []
-    core: list[float | None] = []
-    for summary in summaries:
-        factors: list[Any] = [
-            summary.get("training_seconds"),
-            summary.get("threads"),
-            summary.get("ranks", 1),
-        ]
-        wall.append(summary.get("wall_seconds"))
+    wall, core = [], []
+    for each in summaries:
+        factors = (each.get("training_seconds"), each.get("threads"), each.get("ranks", 1))
+        wall.append(each.get("wall_seconds"))
         core.append(None if None in factors else math.prod(factors))
     return {"runs": len(wall), "wall_clock_hours": hours(wall), "core_hours": hours(core)}
 

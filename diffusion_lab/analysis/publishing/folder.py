@@ -16,7 +16,7 @@ from diffusion_lab.analysis.publishing.records import copy_records
 from diffusion_lab.analysis.publishing.text import text_of
 from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.common.files import read_json, write_atomically, write_json
-from diffusion_lab.common.folders import replacing_folder
+from diffusion_lab.common.folders import replacing_folder, require_own
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs import CONFIG, load_summary
 from diffusion_lab.runs.published import CARD, checksums, has_card
@@ -112,14 +112,7 @@ def check_paths(paths: Sequence[str], output: Path) -> None:
 
 def check_output(output: Path) -> None:
     """Raises UserError if there is something at `output` that `publish` did not write."""
-    if output.is_file():
-        raise UserError(f"output={output} is a file; choose a folder")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not has_card(output):
-        raise UserError(
-            f"output={output} contains other files; choose another folder with output=..."
-        )
+    require_own(output, has_card)
     listed = read_json(output / CARD).get("sha256", {})
     there = (path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
     if strange := sorted(set(there) - {*listed, *NOT_LISTED}):

@@ -71,11 +71,7 @@ def thin(path: Path) -> dict[str, object] | None:
     dropped = set(droppable) - set(droppable[:: max(1, -(-losses // room))])
     kept = [line for place, line in enumerate(lines) if place not in dropped]
     write_atomically(path, "".join(kept))
-    return {
-        "rows": len(rows),
-        "kept": len(kept),
-        published.RATE: median_rate(rows),
-    }
+    return {"rows": len(rows), "kept": len(kept), published.RATE: median_rate(rows)}
 
 
 def of_training(row: dict) -> bool:

@@ -77,10 +77,7 @@ class EDM(Prediction):
 
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         total_std = (level.alpha**2 * self.data_std**2 + level.sigma**2).sqrt()
-        return (
-            level.sigma / (self.data_std * total_std),
-            -level.alpha * self.data_std / total_std,
-        )
+        return (level.sigma / (self.data_std * total_std), -level.alpha * self.data_std / total_std)
 
 
 @settings

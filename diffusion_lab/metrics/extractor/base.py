@@ -104,10 +104,7 @@ class FeatureExtractor(ABC):
         Samples are measured under autocast and real images outside of it.
         """
         # in bf16 1000 images have a distance of 3.9 to themselves, and TF32 rounds too
-        with (
-            torch.autocast(self.device.type, enabled=False),
-            float32_products("highest"),
-        ):
+        with torch.autocast(self.device.type, enabled=False), float32_products("highest"):
             yield
 
     def logits(self, features: Tensor) -> Tensor | None:

@@ -15,12 +15,7 @@ from diffusion_lab.common.forward_mode import derivative
 from diffusion_lab.common.ranges import Fraction, Positive, at_least, settings
 from diffusion_lab.diffusion.estimate import ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast, jump, noise_of
-from diffusion_lab.diffusion.objective.jump_loss.base import (
-    JumpLoss,
-    Parts,
-    adaptive,
-    mean_square,
-)
+from diffusion_lab.diffusion.objective.jump_loss.base import JumpLoss, Parts, adaptive, mean_square
 
 
 @settings
@@ -64,12 +59,7 @@ class MeanFlow(JumpLoss):
         return parts.schedule(first.maximum(second)), parts.schedule(first.minimum(second))
 
     def guided(
-        self,
-        denoiser: ConditionalDenoiser,
-        x: Tensor,
-        x0: Tensor,
-        here: NoiseLevel,
-        given: Given,
+        self, denoiser: ConditionalDenoiser, x: Tensor, x0: Tensor, here: NoiseLevel, given: Given
     ) -> Tensor:
         """The clean samples (B, C, H, W) that the guided path at x heads for."""
         with torch.no_grad():
