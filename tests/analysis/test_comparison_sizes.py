@@ -135,15 +135,20 @@ def test_that_one_choice_of_the_images_stands_for_all_is_said(tmp_path, seeds):
 
 
 # on all of the data the choice is none, so its runs are one composition in any case
-@pytest.mark.parametrize(("chosen", "compositions"), [((0, 1), 2), ((0, 2), 3)])
+@pytest.mark.parametrize(
+    ("chosen", "compositions", "lines"), [((0, 1), 2, 1), ((0, 2), 3, 3), ((0, 0), 2, 1)]
+)
 def test_runs_that_choose_their_images_by_their_own_seed_are_one_composition(
-    tmp_path, chosen, compositions
+    tmp_path, chosen, compositions, lines
 ):
     for fraction in (0.1, 1.0):
         for seed, subset in enumerate(chosen):
             data = {"data": {"fraction": fraction, "subset_seed": subset}}
             fake_run(tmp_path / f"{fraction}_{seed}", 100.0 + seed, seed, config=data)
-    assert len(collect([tmp_path]).groups) == compositions
+    groups = collect([tmp_path]).groups
+    assert len(groups) == compositions
+    # all of the data is the largest part of a choice, if there is one choice
+    assert len({group.apart_from_data for group in groups}) == lines
 
 
 def test_runs_beside_them_that_do_not_choose_so_change_nothing(tmp_path):

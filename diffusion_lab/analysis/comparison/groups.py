@@ -151,6 +151,11 @@ def shared(runs: Sequence[Run]) -> list[Settings]:
     if any(len({runs[place].seed for place in places}) > 1 for places in by_seed):
         for place in chain(*by_seed):
             found[place][SUBSET_SEED] = OWN
+    for places in _alike(found, (*DATA_SIZE, SUBSET_SEED, *WEIGHTS)):
+        choices = {found[place].get(SUBSET_SEED) for place in places} - {None}
+        if len(choices) == 1:  # all images are the largest part of this choice, too
+            for place in places:
+                found[place][SUBSET_SEED] = next(iter(choices))
     for key, places in product(WEIGHTS, _alike(found, WEIGHTS)):
         pairs = {(runs[place].seed, found[place].get(key)) for place in places}
         seeds, weights = (set(each) for each in zip(*pairs, strict=True))
