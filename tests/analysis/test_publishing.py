@@ -71,26 +71,33 @@ def rows_of(folder: Path, name: str, *without: str) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in without} for row in rows]
 
 
-def same_comparison(original: Path, published: Path) -> None:
+@pytest.fixture
+def same_comparison(real_plots):
     """Asserts that both folders give the same tables, tests and plots."""
-    for path, output in ((original, "before"), (published, "after")):
-        compare([str(path)], output)
-    before, after = Path("before"), Path("after")
-    for name in ("table.csv", "pairs.csv"):
-        assert rows_of(before, name) == rows_of(after, name)
-    assert rows_of(before, "runs.csv", "folder") == rows_of(after, "runs.csv", "folder")
-    plots = sorted(path.name for path in before.glob("plots/*"))
-    assert plots
-    assert plots == sorted(path.name for path in after.glob("plots/*"))
-    for name in plots:
-        assert (before / "plots" / name).read_text() == (after / "plots" / name).read_text()
+
+    def check(original: Path, published: Path) -> None:
+        for path, output in ((original, "before"), (published, "after")):
+            compare([str(path)], output)
+        before, after = Path("before"), Path("after")
+        for name in ("table.csv", "pairs.csv"):
+            assert rows_of(before, name) == rows_of(after, name)
+        assert rows_of(before, "runs.csv", "folder") == rows_of(after, "runs.csv", "folder")
+        plots = sorted(path.name for path in before.glob("plots/*"))
+        assert plots
+        assert plots == sorted(path.name for path in after.glob("plots/*"))
+        for name in plots:
+            assert (before / "plots" / name).read_text() == (after / "plots" / name).read_text()
+
+    return check
 
 
 def card_of(folder: str | Path = "published") -> dict:
     return json.loads((Path(folder) / "card.json").read_text())
 
 
-def test_the_published_folder_gives_the_same_comparison_without_the_original(study, tmp_path):
+def test_the_published_folder_gives_the_same_comparison_without_the_original(
+    study, same_comparison, tmp_path
+):
     publish([str(study)], "published")
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree("published", elsewhere)
@@ -379,7 +386,7 @@ class TestTuning:
         (study / "tuning/tuning.json").write_text(json.dumps(found))
         return study
 
-    def test_tuning_is_published_and_counted_but_not_compared(self, tuned):
+    def test_tuning_is_published_and_counted_but_not_compared(self, tuned, same_comparison):
         found = publish([str(tuned)], "published")
         assert_names(" ".join(found["left_out"]), tuned / "tuning/lr-4")
         folder, card = Path("published/tuning"), card_of()
@@ -442,7 +449,7 @@ class TestClassifier:
         text = (Path("published") / "card.md").read_text()
         assert_names(text, facts["sha256"], facts["sha256_of_original"])
 
-    def test_one_that_is_gone_or_replaced_is_named(self, original):
+    def test_one_that_is_gone_or_replaced_is_named(self, original, same_comparison):
         for change in (lambda path: path.write_bytes(b"other"), Path.unlink):
             change(Path("classifier.safetensors"))
             found = publish(["judged"], "published")
@@ -453,7 +460,9 @@ class TestClassifier:
 
 class TestThinning:
     @pytest.mark.slow
-    def test_rows_of_losses_are_thinned_evenly_and_the_comparison_stays(self, study):
+    def test_rows_of_losses_are_thinned_evenly_and_the_comparison_stays(
+        self, study, same_comparison
+    ):
         path = study / "dit_0/metrics.jsonl"
         measured = read_rows(path)
         rows = [
