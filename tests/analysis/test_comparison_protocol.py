@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers.fake_runs import NAME, UNET, fake_group, fake_run, said
+from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run, said
 from helpers.pairs import first_fast
 from helpers.refusals import refused
 from scipy import stats
@@ -21,13 +21,7 @@ from diffusion_lab.metrics.quantities import QUANTITIES
 FID, KID = (next(each for each in QUANTITIES if each.name == name) for name in ("fid", "kid"))
 MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
 ONE, TWO, THREE = [100.0, 104.0, 99.0], [150.0, 152.0, 157.0], [151.0, 158.0, 149.0]
-PROTOCOL = {
-    "question": "Is DiT better than a U-Net?",
-    "metric": "kid",
-    "test": "welch",
-    "seeds": [0, 1, 2],
-    "stop": "after three seeds",
-}
+PROTOCOL = STUDY_PROTOCOL | {"metric": "kid", "test": "welch"}
 KIDS = ((0.1, 0.12, 0.11), (0.2, 0.23, 0.22))
 MOST_WORDS = 30
 
@@ -96,7 +90,7 @@ def test_the_commit_that_held_the_protocol_is_named(tmp_path, commit, words):
 
 
 def test_seeds_that_the_protocol_does_not_have_are_named(tmp_path):
-    own = {"protocol": PROTOCOL | {"metric": "fid", "test": "paired"}}
+    own = {"protocol": STUDY_PROTOCOL}
     for name, config, shift in (("dit", {}, 0.0), ("unet", UNET, 50.0)):
         for seed in (0, 1, 7):
             fid = 100.0 + shift + seed**2

@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from helpers.fake_runs import GUIDANCE, NAME, SAMPLER, UNET, fake_run
+from helpers.fake_runs import GUIDANCE, NAME, SAMPLER, STUDY_PROTOCOL, UNET, fake_run
 from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison import compare
@@ -13,13 +13,6 @@ from diffusion_lab.runs.weights import identify
 
 ONE, TWO = [100.0, 104.0, 99.0], [150.0, 152.0, 157.0]
 ACCURACY = "accuracy/classifier-3f01b756/1k"
-PROTOCOL = {
-    "question": "Is DiT better than a U-Net?",
-    "metric": "fid",
-    "test": "paired",
-    "seeds": [0, 1, 2],
-    "stop": "after three seeds",
-}
 
 
 def sampled(folder, fid: float, seed: int, config: dict, again: dict[int, float]) -> None:
@@ -88,7 +81,7 @@ def test_the_seeds_of_a_protocol_decide_for_each(tmp_path):
     """A fourth seed, which the protocol does not name, is far off, and counts in no test of FID."""
     for name, config, fids in (("dit", {}, ONE), ("unet", UNET, TWO)):
         for seed, fid in enumerate([*fids, 10 * fids[0]]):
-            own = config | {"protocol": PROTOCOL}
+            own = config | {"protocol": STUDY_PROTOCOL}
             sampled(tmp_path / f"runs/{name}{seed}", fid, seed, own, {50: fid + 1})
     text, _ = compared(tmp_path)
     for start in ("\n", "With sampler.steps=50: "):

@@ -25,6 +25,13 @@ PROTOCOL = {
     "reference_images": 10_000,
     "num_samples": 1000,
 }
+STUDY_PROTOCOL = {
+    "question": "Is DiT better than a U-Net?",
+    "metric": "fid",
+    "test": "paired",
+    "seeds": [0, 1, 2],
+    "stop": "after three seeds",
+}
 SAMPLER = {"_target_": "diffusion_lab.diffusion.sampler.DPMSolver", "steps": 10}
 GUIDANCE = {"_target_": "diffusion_lab.diffusion.guidance.Guidance", "scale": 1.0}
 CALLBACKS = "diffusion_lab.training.callbacks"
