@@ -77,9 +77,9 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 $(dir $(CLASSIFIER))%.safetensors: | setup
 	$(LAB) train-extractor $(ELSEWHERE) data=$* output=$@
 
-# $(1): file in conf/study, $(2): its folder, $(3): more overrides
+# $(1): file in conf/study, $(2): its folder, $(3): more overrides, $(4): those that ARGS does not change
 define train_study
-$(SWEEP) +study=$(1) study_name=$(2) $(3) $(ARGS)
+$(SWEEP) +study=$(1) study_name=$(2) $(3) $(ARGS) $(4)
 endef
 # the runs $(1) in several ways; the name of the sweep and its overrides follow
 define sweep_each
@@ -235,8 +235,8 @@ study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFl
 	$(call train_study,few_steps,$(STUDY),objective=shortcut $(call for_images,* 6 / 7))
 	$(call train_study,few_steps,$(STUDY)_stages,$(FLOW))
 	$(call train_study,few_steps,$(STUDY)_stages,$(EDM))
-	$(call train_study,few_steps,$(STUDY)_stages,$(FLOW) backbone=unet_small seed=100)
-	$(call train_study,few_steps,$(STUDY)_stages,$(EDM) backbone=unet_small seed=100)
+	$(call train_study,few_steps,$(STUDY)_stages,$(FLOW),backbone=unet_small seed=100)
+	$(call train_study,few_steps,$(STUDY)_stages,$(EDM),backbone=unet_small seed=100)
 	$(call train_study,few_steps,$(STUDY),objective=reflow $(call for_images,* 26 / 72) \
 		objective.teacher.count=$(PAIRS) objective.teacher.steps=10 \
 		'objective.teacher.run=outputs/$(STUDY)_stages/flow-$(NETWORK)' \

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,17 +85,33 @@ def test_every_command_of_a_study_composes(study, commands, size):
 )
 def test_the_tuning_of_a_study_is_complete_and_no_two_of_its_runs_have_one_folder(study):
     folders = []
-    for line in re.findall(r"diffusion-lab train -m ([^\n|]+)", printed_by_make(f"study-{study}")):
-        overrides = [each for each in shlex.split(line) if not each.startswith("hydra")]
-        GlobalHydra.instance().clear()
+    for overrides in sweeps_of(printed_by_make(f"study-{study}")):
         planned("train", ["-m"], overrides)
-        every = [*overrides, *sweep_overrides(Path("x"), overrides)]
-        folders += [
-            job.folder
-            for job in jobs_of("train", ["-m"], overrides, composed("train", ["-m"], every))
-        ]
+        folders += folders_of(overrides)
     assert len(folders) > 3
     assert len(set(folders)) == len(folders)
+
+
+def sweeps_of(printed: str) -> Iterator[list[str]]:
+    """The overrides of each sweep that trains."""
+    for line in re.findall(r"diffusion-lab train -m ([^\n|]+)", printed):
+        GlobalHydra.instance().clear()
+        yield [each for each in shlex.split(line) if not each.startswith("hydra")]
+
+
+def folders_of(overrides: list[str]) -> list[Path]:
+    """The folders of a sweep's runs."""
+    every = [*overrides, *sweep_overrides(Path("x"), overrides)]
+    cfg = composed("train", ["-m"], every)
+    return [job.folder for job in jobs_of("train", ["-m"], overrides, cfg)]
+
+
+def test_other_seeds_of_a_study_leave_the_models_that_its_tuning_starts_from():
+    printed = printed_by_make("study-few-steps", "ARGS=seed=0,1")
+    stages = [each for each in sweeps_of(printed) if "study_name=few_steps_stages" in each]
+    starts = [path.name for overrides in stages for path in folders_of(overrides)]
+    assert {"flow-unet_small-100", "edm-unet_small-100", "flow-dit-1", "edm-dit-0"} <= {*starts}
+    assert len(starts) == 2 * (2 * 2 + 1)
 
 
 @pytest.mark.parametrize(
