@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +150,36 @@ def test_the_scripts_of_studies_pass_the_launcher_on(script, arguments, monkeypa
         assert lines
         for line in lines.splitlines():
             assert ("hydra/launcher=slurm" in line) == bool(launcher)
+
+
+@pytest.mark.parametrize(("refused", "code", "chosen"), [("2e-3", 2, "0.004"), ("2e-3", 1, None)])
+def test_a_vae_whose_prior_is_refused_is_not_the_best(refused, code, chosen, tmp_path):
+    rates = {"mine_vae_tuning/lr-" + rate: rate for rate in ("1e-3", "2e-3", "4e-3")}
+    for number, (name, rate) in enumerate({**rates, "mine/vae_seed-0": 0}.items()):
+        run = tmp_path / "outputs" / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(f"optimizer:\n  lr: {float(rate)}\n")
+        (run / "fid").write_text(f'{{"metrics": {{"fid/x": {300 - number}}}}}')
+    lab = tmp_path / "diffusion-lab"
+    lab.write_text(
+        f"""#!/bin/sh
+case "$*" in
+*lr-{refused}*) exit {code};;
+evaluate*) run=${{2#run=}}; mkdir "$run/evaluations"; cp "$run/fid" "$run/evaluations/x.json";;
+*) echo "$@";;
+esac
+"""
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for script in (lab, python):
+        script.chmod(0o755)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    called = [ROOT / "experiments/families/vae.sh", lab, "mine", "2", "a=1", "b=2", "10", "FILE"]
+    done = subprocess.run(called, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == bool(chosen)
+    assert ("b=2" in done.stdout) == bool(chosen)
+    assert f"optimizer.lr={chosen}" in done.stdout or not chosen
 
 
 def test_every_make_target_named_exists():
