@@ -16,7 +16,8 @@ WEIGHTS, FILES, THINNED = "checkpoint", "files", "thinned"  # its keys
 MEASURED = ("evaluations", "memorization")  # folders in which any file is a record
 CARD, WRITER = "card.json", "diffusion-lab publish"  # lists all files of a published folder
 REMEDY = "get the published folder again"
-RATE = "images_per_second"  # of THINNED: the median before rows were left out
+# of THINNED, before rows were left out: the median, and how far gradients rose above their median
+RATE, SPIKE = "images_per_second", "gradient_spike"
 
 
 def is_published(folder: str | Path) -> bool:

@@ -469,6 +469,8 @@ class TestThinning:
             {
                 "step": step,
                 "train/loss": 1 / step,
+                "train/grad_norm": 0.5,
+                "train/grad_norm_max": 400.0 if step == 1239 else 1.0,  # of a row that is left out
                 "train/images_per_second": 300.0 + (step * 7) % 101,
                 "images": 64 * step,
                 "seconds": step / 2,
@@ -494,6 +496,8 @@ class TestThinning:
         assert card["runs/dit_0"]["rows"] == len(rows)
         assert card["runs/dit_0"]["kept"] == len(kept)
         assert "runs/dit_1" not in card
+        assert 1239 not in steps
+        assert card["runs/dit_0"]["gradient_spike"] == 800
         same_comparison(study, Path("published"))
         # restored elsewhere, with a run that was trained there, and published again
         shutil.copytree("published/runs", "elsewhere/mine")

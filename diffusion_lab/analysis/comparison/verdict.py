@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusion_lab.analysis.comparison.fairness import reservations
+from diffusion_lab.analysis.comparison import fairness, stability
 from diffusion_lab.analysis.comparison.groups import Group, of_seeds
 from diffusion_lab.analysis.comparison.joint import Joint, joint_model
 from diffusion_lab.analysis.comparison.pairs import (
@@ -107,7 +107,7 @@ def _verdict(
     return Verdict(
         _headline(sizes, metric) if several else answers[""],
         tuple(f"At {label}: {answer}" for label, answer in answers.items()) if several else (),
-        (*limits, *reservations(groups)),
+        (*limits, *fairness.reservations(groups), *stability.reservations(groups)),
         tuple(pair for size in sizes for pair in size.pairs),
         tuple(filter(None, models)),
     )

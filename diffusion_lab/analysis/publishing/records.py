@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import median_rate
+from diffusion_lab.analysis.comparison.stability import spike_in
 from diffusion_lab.common.files import read_json, read_rows, write_atomically
 from diffusion_lab.runs import CONFIG, METRICS, SUMMARY, published
 from diffusion_lab.runs.results import EVALUATIONS
@@ -71,7 +72,8 @@ def thin(path: Path) -> dict[str, object] | None:
     dropped = set(droppable) - set(droppable[:: max(1, -(-losses // room))])
     kept = [line for place, line in enumerate(lines) if place not in dropped]
     write_atomically(path, "".join(kept))
-    return {"rows": len(rows), "kept": len(kept), published.RATE: median_rate(rows)}
+    left_out = {"rows": len(rows), "kept": len(kept)}
+    return left_out | {published.RATE: median_rate(rows), published.SPIKE: spike_in(rows)}
 
 
 def of_training(row: dict) -> bool:
