@@ -11,13 +11,16 @@ BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
 ALL = "all runs"
 CHECKSUM = re.compile("[0-9a-f]{64}")  # a sha256
 SHOWN = 12  # characters of a checksum in a name
+HEADS = "backbone.heads"  # they follow from a width that a budget finds, and say less
 
 
 def varying(settings: list[Settings]) -> list[str]:
-    """The keys whose values differ: classes first, then keys by the depth of their nesting."""
+    """The keys whose values differ: classes first, keys by their nesting, heads last."""
     keys = {key for each in settings for key in each}
     found = [key for key in keys if len({_word(each.get(key)) for each in settings}) > 1]
-    return sorted(found, key=lambda key: (not key.endswith(CLASS), key.count("."), key))
+    return sorted(
+        found, key=lambda key: (not key.endswith(CLASS), key == HEADS, key.count("."), key)
+    )
 
 
 def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
