@@ -152,8 +152,8 @@ def test_the_scripts_of_studies_pass_the_launcher_on(script, arguments, monkeypa
             assert ("hydra/launcher=slurm" in line) == bool(launcher)
 
 
-@pytest.mark.parametrize(("refused", "code", "chosen"), [("2e-3", 2, "0.004"), ("2e-3", 1, None)])
-def test_a_vae_whose_prior_is_refused_is_not_the_best(refused, code, chosen, tmp_path):
+@pytest.mark.parametrize(("code", "chosen"), [(2, "0.004"), (1, None)])
+def test_a_vae_whose_prior_is_refused_is_not_the_best(code, chosen, tmp_path):
     rates = {"mine_vae_tuning/lr-" + rate: rate for rate in ("1e-3", "2e-3", "4e-3")}
     for number, (name, rate) in enumerate({**rates, "mine/vae_seed-0": 0}.items()):
         run = tmp_path / "outputs" / name
@@ -164,7 +164,7 @@ def test_a_vae_whose_prior_is_refused_is_not_the_best(refused, code, chosen, tmp
     lab.write_text(
         f"""#!/bin/sh
 case "$*" in
-*lr-{refused}*) exit {code};;
+*lr-2e-3*) exit {code};;
 evaluate*) run=${{2#run=}}; mkdir "$run/evaluations"; cp "$run/fid" "$run/evaluations/x.json";;
 *) echo "$@";;
 esac

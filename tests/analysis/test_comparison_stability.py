@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.fake_runs import UNET, fake_group, said
 
-from diffusion_lab.analysis.comparison.stability import spike_in
+from diffusion_lab.analysis.comparison.candidates import spike_in
 
 FIDS = [100.0, 101.0, 99.0]
 

@@ -1,7 +1,7 @@
 """Reads the run folders below some paths, and says why some of them cannot be compared."""
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from diffusion_lab.runs.weights import CurrentWeights
 from diffusion_lab.training.tuning import FOUND
 
 RATE = "train/images_per_second"
+NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"
+BEGINNING = 0.1  # the share of training in which `spike_in` looks for none
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,18 @@ class Run:
 
     @cached_property
     def images_per_second(self) -> float | None:
-        """The median over the logged windows, before a published run left out some of its rows."""
-        if thinned := published.facts_of(self.folder).get(published.THINNED):
-            return thinned[published.RATE]
-        return median_rate(self.rows)
+        """The median over the logged windows."""
+        return self._of_all_rows(published.RATE, median_rate)
+
+    @cached_property
+    def gradient_spike(self) -> float:
+        """How far gradients rose above their median (`spike_in`)."""
+        return self._of_all_rows(published.SPIKE, spike_in)
+
+    def _of_all_rows(self, key: str, measure: Callable[[list[dict]], Any]) -> Any:
+        """The value that `measure` has for the rows, before a published run left out some."""
+        thinned = published.facts_of(self.folder).get(published.THINNED)
+        return thinned[key] if thinned else measure(self.rows)
 
     def part(self, key: str) -> dict[str, Any] | None:
         """A part of the configuration as plain values; None if it is null or missing."""
@@ -108,6 +118,17 @@ def median_rate(rows: Iterable[dict]) -> float | None:
     """The median of the images per second in rows of metrics.jsonl; None without any."""
     rates = [row[RATE] for row in rows if RATE in row]
     return statistics.median(rates) if rates else None
+
+
+def spike_in(rows: Iterable[dict]) -> float:
+    """The largest gradient norm in rows of metrics.jsonl by its median; 0 if it is not logged.
+
+    The beginning is left out, as all gradients are large in it.
+    """
+    known = [row for row in rows if {NORM, LARGEST_NORM} <= row.keys()]
+    known = known[int(BEGINNING * len(known)) :]
+    usual = statistics.median(row[NORM] for row in known) if known else 0
+    return max(row[LARGEST_NORM] for row in known) / usual if usual else 0
 
 
 def _whole(value: object) -> object:

@@ -4,8 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from diffusion_lab.analysis.comparison.candidates import median_rate
-from diffusion_lab.analysis.comparison.stability import spike_in
+from diffusion_lab.analysis.comparison.candidates import median_rate, spike_in
 from diffusion_lab.common.files import read_json, read_rows, write_atomically
 from diffusion_lab.runs import CONFIG, METRICS, SUMMARY, published
 from diffusion_lab.runs.results import EVALUATIONS
