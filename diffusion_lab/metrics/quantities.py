@@ -24,6 +24,14 @@ TEST_LOSS = Quantity("test_loss", "Test loss", "denoising loss of test images", 
 VALIDATION_LOSS = Quantity(
     "validation_loss", "Validation loss", "denoising loss of validation images", LOWER, judged=False
 )
+BITS_PER_CODE = Quantity(
+    "bits_per_code",
+    "Bits per code",
+    "exact, of the codes of test images",
+    LOWER,
+    judged=False,
+    tabled=True,
+)
 # whether higher is better
 VALIDATION = {"val/loss": False, "val/bits_per_code": False, "val/psnr": True, "val/ssim": True}
 # all metrics of the package, in the order in which they are measured and reported
@@ -44,6 +52,7 @@ BUILT_IN: tuple[type[Metric], ...] = (
 QUANTITIES = (
     *(quantity for metric in BUILT_IN for quantity in metric.quantities),
     TEST_LOSS,
+    BITS_PER_CODE,
     COPIES,
     PIXEL_COPIES,
 )

@@ -62,6 +62,10 @@ def save_evaluation(
     return path
 
 
+# what the summary says of the evaluation at the end of training
+OF_TRAINING = ("protocol", "sampling", "metrics", "sampling_seconds")
+
+
 def evaluations_of(folder: str | Path, seed: int, weights: CurrentWeights) -> list[Record]:
     """All evaluations of a run's current weights, the one at the end of training first.
 
@@ -69,7 +73,7 @@ def evaluations_of(folder: str | Path, seed: int, weights: CurrentWeights) -> li
     """
     summary, found = load_summary(folder), []
     if summary.get("protocol") and summary.get("sampling"):  # else it measured no samples
-        found.append({key: summary[key] for key in ("protocol", "sampling", "metrics")})
+        found.append({key: summary.get(key) for key in OF_TRAINING})
         others = summary.get("at_other_steps", [])
         found += [{"protocol": summary["protocol"], **each} for each in others]
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):

@@ -93,6 +93,7 @@ COLUMNS = (
         formats.duration,
     ),
     Column("peak_memory", "Memory", "peak in training", formats.gibibytes),
+    Column("sampling_seconds", "Drawing", "seconds per sample, drawn in batches", formats.plain),
 )
 FID_STD = Column("fid_std", "FID std", "jackknife over samples, mean over seeds", formats.plain)
 
