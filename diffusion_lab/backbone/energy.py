@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.backbone.conditioning import Condition
+from diffusion_lab.backbone.edm2 import EDM2UNet
 from diffusion_lab.common import forward_mode
 
 
 class Energy(nn.Module):
     """d/dx of the scalar sum(x f(x)), where f is another backbone (as in arXiv:2302.11552).
 
-    `network` makes f. Raises ValueError unless f has as many output as input channels.
+    `network` makes f. Raises ValueError unless f has as many output as input channels, and for
+    EDM2's U-Net.
     """
 
     def __init__(
@@ -32,6 +34,11 @@ class Energy(nn.Module):
         self.network: Any = network(
             in_channels=in_channels, out_channels=out_channels, image_size=image_size
         )
+        if isinstance(self.network, EDM2UNet):
+            raise ValueError(
+                "network=edm2 preserves magnitudes, which its gradient does not; choose another, "
+                "such as backbone@backbone.network=unet_small"
+            )
         self.condition_width = self.network.condition_width
 
     @property

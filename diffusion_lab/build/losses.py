@@ -2,8 +2,32 @@
 
 import math
 
+import torch
+
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.diffusion.objective import Objective, SecondMoment, TeacherModel, TeacherPairs
+from diffusion_lab.diffusion.objective import (
+    X0,
+    Objective,
+    SecondMoment,
+    TeacherModel,
+    TeacherPairs,
+)
+from diffusion_lab.diffusion.objective.jump_loss import JumpLoss, MeanFlow
+from diffusion_lab.diffusion.objective.score_loss import ScoreLoss
+
+DRAWN = 4096  # levels at which the weights of a score are looked at
+LARGEST_WEIGHT = 1e5  # of a score's error, in units of 1 / sigma^2
+
+
+def check_parts(objective: Objective) -> None:
+    """Raises UserError if a part of the objective was given as a value, with a dot for a slash."""
+    kinds = {"teacher": TeacherModel | TeacherPairs, "jump_loss": JumpLoss, "score_loss": ScoreLoss}
+    for part, kind in kinds.items():
+        if not isinstance(found := getattr(objective, part), kind | None):
+            raise UserError(
+                f"objective.{part}={found} is a part with settings of its own; choose one with "
+                f"objective/{part}=..., and write its keys as in objective.{part}.KEY=VALUE"
+            )
 
 
 def check_jumps(objective: Objective, clip: float | None, self_conditioning: bool) -> None:
@@ -49,6 +73,17 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
             f"denoiser.clip={clip} does not fit this objective/jump_loss: the network's answer for "
             "a jump is no image, and may exceed any limit; write denoiser.clip=null"
         )
+    if not loss.two_levels and isinstance(objective.prediction, X0):
+        raise UserError(
+            "objective/jump_loss of a consistency model needs an estimate that is the image itself "
+            "where there is no noise, which the network's own output is not; write "
+            "objective/prediction=edm, v, flow or eps"
+        )
+    if isinstance(loss, MeanFlow) and loss.guidance != 1 and not objective.label_dropout:
+        raise UserError(
+            f"objective.jump_loss.guidance={loss.guidance} asks the network without labels, which "
+            "objective.label_dropout=0 does not train; write objective.label_dropout=0.1"
+        )
     if objective.schedule.discrete_steps is not None:
         raise UserError(
             "objective/jump_loss needs levels between those of a table; use a continuous schedule, "
@@ -72,6 +107,25 @@ def check_score_loss(
             )
     if objective.huber is not None:
         raise UserError("objective/score_loss is no error to bound; write objective.huber=null")
+    noise = {
+        "coupling=none": objective.coupling is not None,
+        "objective.offset_noise=0": objective.offset_noise,
+        "objective/teacher=none": objective.teacher is not None,
+    }
+    for remedy, wrong in noise.items():
+        if wrong:
+            raise UserError(
+                "objective/score_loss learns the score of images with independent normal noise, "
+                f"and this noise is another; write {remedy}"
+            )
+    level, _ = objective.time_sampler(DRAWN, objective.schedule, torch.Generator().manual_seed(0))
+    weight = objective.weight_of_score(level) / level.sigma**2
+    if not weight.nan_to_num(math.inf).max() < LARGEST_WEIGHT:
+        raise UserError(
+            "objective/score_loss would be ruled by single samples that are almost pure noise, "
+            "where this prediction and weighting count errors of the score without limit; write "
+            "objective/weighting=snr, and a schedule that keeps some signal"
+        )
     if clip is not None:
         raise UserError(
             "objective/score_loss needs a derivative of the estimate, which is 0 beyond "

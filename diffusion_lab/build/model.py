@@ -3,18 +3,23 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from diffusion_lab.backbone import Energy
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import Augmentation, NonLeaky
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS, Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING
 from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
+from diffusion_lab.diffusion.objective.jump_loss.mean_flow import slope_of_output
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 
 RARE = 0.1  # density of draws, below which a level is hardly trained; uniform draws have 1
 GREY_STEP = 2 / 255  # of 8-bit pixels in [-1, 1]; fainter noise cannot be seen
+FLAT = 0.05  # of the largest slope, below which a slope counts as 0
 LARGE_GAIN = 1000  # gain of the network's error above which samples of good models fail
 
 
@@ -60,15 +65,33 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
 def check_network(model: Model) -> None:
     """Raises ValueError if the network lacks a derivative, or cannot be told where to jump."""
     denoiser, objective = model.denoiser, model.objective
-    if not (objective.forward_mode or objective.jumps):
+    energy = isinstance(denoiser.backbone, Energy)
+    if not (objective.forward_mode or objective.jumps or energy):
         return
     device = next(denoiser.parameters()).device
     x = torch.zeros(1, *denoiser.image_shape, device=device)
-    level = objective.schedule(torch.full((1,), 0.5))
+    level = objective.schedule(torch.full((1,), 0.5)).to(device)
     denoiser.eval()  # an image of zeros is no part of a network's statistics
     generator = torch.Generator().manual_seed(0)  # training's draws do not depend on this one
-    objective.training_loss_at(denoiser, x, x, level, NOTHING, generator)
+    with torch.set_grad_enabled(energy):
+        loss, _ = objective.training_loss_at(denoiser, x, x, level, NOTHING, generator)
+        if energy:
+            differentiate_twice(loss.sum())
+            denoiser.zero_grad()
     denoiser.train()
+
+
+def differentiate_twice(loss: Tensor) -> None:
+    """Takes the gradient of an energy's loss; raises ValueError if there is none."""
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        if "derivative" not in str(error):
+            raise
+        raise ValueError(
+            "network has an operation that can be differentiated only once, and an energy is "
+            f"differentiated twice; choose another: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def check_first_stage(
@@ -133,6 +156,26 @@ def steep_label(denoiser: Denoiser, objective: Objective) -> str | None:
         "denoiser.noise_label=time makes the derivative that objective/jump_loss=mean_flow learns "
         "from a thousand times steeper, and samples worse; write denoiser.noise_label=auto, unless "
         "init_from has weights with this label"
+    )
+
+
+def hardly_jumps(objective: Objective) -> str | None:
+    """The warning that MeanFlow's target is undetermined for some jump to an image, if so.
+
+    Its divisor, the change of the jump's end with the output, is 0 on the way or near 0 at the
+    noisiest level.
+    """
+    if not isinstance(objective.jump_loss, MeanFlow):
+        return None
+    starts = objective.schedule(torch.linspace(0.01, 1, 100, dtype=torch.float64))
+    slopes = slope_of_output(objective, starts, objective.schedule(torch.full((100,), 1e-4)))
+    steady = (slopes > 0).all() or (slopes < 0).all()
+    if steady and slopes[-1].abs() > FLAT * slopes.abs().max():
+        return None
+    return (
+        "objective/jump_loss=mean_flow does not determine all jumps to an image with this schedule "
+        "and prediction, so samples of one call may fail; write schedule=rectified "
+        "objective/prediction=flow"
     )
 
 

@@ -3,11 +3,12 @@
 import torch
 from omegaconf import DictConfig
 
+from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.build.losses import check_derivative, check_jumps, check_score_loss
+from diffusion_lab.build.losses import check_derivative, check_jumps, check_parts, check_score_loss
 from diffusion_lab.build.model import Model, check_first_stage, check_training
 from diffusion_lab.build.sampling import check_noise, check_sampling
 from diffusion_lab.common.messages import UserError
@@ -67,10 +68,12 @@ def build_model(
     cfg = with_data_std(cfg, first_stage.data_std)
     coupling = instantiate(cfg, "coupling")
     objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
+    check_parts(objective)
     augmentation = instantiate(cfg, "augmentation")
     label, std, clip = cfg.denoiser.noise_label, cfg.denoiser.input_std, cfg.denoiser.clip
     if label == "auto":
-        label = noise_label(schedule, objective)
+        differentiated = objective.jump_loss is not None and objective.jump_loss.forward_mode
+        label = noise_label(schedule, differentiated)
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
     if cfg.backbone.get("bandwidth") == "auto":
@@ -97,6 +100,17 @@ def build_model(
             jumps=objective.jumps,
         )
     check_coupling(objective, denoiser)
+    inner = getattr(objective.jump_loss, "guidance", 1)
+    if inner != 1 and not denoiser.conditioning.conditional:
+        raise UserError(
+            f"objective.jump_loss.guidance={inner} needs labels; write "
+            "objective.jump_loss.guidance=1, or train with conditioning=class_label"
+        )
+    if isinstance(denoiser.backbone, Energy) and cfg.compile is True:
+        raise UserError(
+            "backbone=energy is a derivative of its network, which a compiled one does not have; "
+            "write compile=auto"
+        )
     check_keys(cfg, {"activation_checkpointing": flag()})
     if cfg.activation_checkpointing:
         with errors_at(cfg, ""):
@@ -104,14 +118,16 @@ def build_model(
     return Model(denoiser, schedule, objective, first_stage, augmentation)
 
 
-def noise_label(schedule: NoiseSchedule, objective: Objective) -> str:
-    """The way of passing the noise level to a network that suits schedule and objective."""
+def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:
+    """The way of passing the noise level to a network that suits the schedule.
+
+    `differentiated` is whether a jump's derivative with respect to the time is taken.
+    """
     if schedule.explodes:
         return "log_sigma"
     if schedule.discrete_steps is not None:
         return "index"
     # a derivative with respect to t would be a thousand times that of the network
-    differentiated = objective.jump_loss is not None and objective.jump_loss.forward_mode
     return "data_time" if differentiated else "time"
 
 

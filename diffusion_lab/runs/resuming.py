@@ -32,6 +32,7 @@ REQUESTS = {
     "first_stage.sha256": None,
     "init_sha256": None,
     "init_images": None,
+    "init_flops": None,
     "objective.teacher.sha256": None,
     "first_stage.scale": "measured",
 }

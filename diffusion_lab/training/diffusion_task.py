@@ -6,10 +6,18 @@ import lightning
 import torch
 from omegaconf import DictConfig
 
+from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.model import Model, advice, check_network, rarely_trained, steep_label
+from diffusion_lab.build.model import (
+    Model,
+    advice,
+    check_network,
+    hardly_jumps,
+    rarely_trained,
+    steep_label,
+)
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageDataModule
@@ -37,9 +45,10 @@ class DiffusionTask(Task):
     teacher: Teacher | None = None
 
     def compile(self) -> None:
-        if self.module.objective.forward_mode:
-            return  # compile=auto on a GPU: compiled networks have no forward-mode derivative
-        self.module.denoiser.backbone.compile()
+        # compile=auto on a GPU: compiled networks have no derivatives but a single gradient
+        backbone = self.module.denoiser.backbone
+        if not (self.module.objective.forward_mode or isinstance(backbone, Energy)):
+            backbone.compile()
 
     def advice(self) -> list[str]:
         clips = self.pipeline.guidance.clip, self.module.denoiser.clip
@@ -54,6 +63,7 @@ class DiffusionTask(Task):
         )
         more = (
             steep_label(self.module.denoiser, self.module.objective),
+            hardly_jumps(self.module.objective),
             rarely_trained(self.module.objective, self.pipeline.sampler),
             flatters(self.module.alignment, self.metrics),
         )
@@ -66,7 +76,7 @@ class DiffusionTask(Task):
         if self.initial:
             self.initial.load_into(self.module.denoiser)
             renormalise(self.module.denoiser)
-            facts |= {"init_sha256": self.initial.sha256, "init_images": self.initial.images}
+            facts |= self.initial.facts
         self.learn_labels(self.module.denoiser.conditioning)
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         if self.teacher:

@@ -1,16 +1,20 @@
 """Weights of another model from which a run starts: all that fit the run's own network."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from diffusion_lab.backbone.macs import TRAINING_PASSES
+from diffusion_lab.build.instantiate import instantiate
+from diffusion_lab.build.objects import noise_label
 from diffusion_lab.common import hashing
-from diffusion_lab.common.formats import some
+from diffusion_lab.common.formats import joined, some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs import weights
@@ -21,14 +25,16 @@ from diffusion_lab.runs.folder import CONFIG, load_summary
 class InitialWeights:
     """The weights in a run, an export, or a safetensors file, from which a new run starts.
 
-    Of a run they are those that it evaluates. `sha256` is of the file that holds them, and `images`
-    the number of training images behind them, if it is known.
+    Of a run they are those that it evaluates. `sha256` is of the file that holds them. `images` and
+    `flops` are what the training behind them took, as far as it is known.
     """
 
     source: Path
     tensors: dict[str, Tensor]
     sha256: str
     images: int | None
+    flops: float | None
+    unlike: tuple[str, ...] = ()  # keys in which their training differs
 
     @classmethod
     def configured(cls, cfg: DictConfig) -> "InitialWeights | None":
@@ -38,10 +44,14 @@ class InitialWeights:
         """
         if cfg.get("init_from") is None or cfg.resume:
             return None
-        source, images = Path(cfg.init_from), None
+        source, images, flops, unlike = Path(cfg.init_from), None, None, ()
         if (source / CONFIG).is_file():
             tensors, _ = weights.load_weights(weights.WeightsChoice(source))
-            sha256, images = weights.sha256_of(source), images_behind(load_summary(source))
+            sha256, before = weights.sha256_of(source), load_summary(source)
+            theirs = OmegaConf.load(source / CONFIG)
+            anew = starts_anew(theirs)
+            images, flops = images_behind(before, anew), flops_behind(before, anew)
+            unlike = differences(cfg, theirs)
         elif source.is_file() and source.suffix == ".safetensors":
             found = weights.read(source, f"give another file than init_from={source}")
             tensors = {name.removeprefix(weights.PREFIX): v for name, v in found.items()}
@@ -56,7 +66,16 @@ class InitialWeights:
                 f"init_from={source} has other weights than this run started from: their sha256 "
                 f"begins with {sha256[:12]}, not with {cfg.init_sha256[:12]}"
             )
-        return cls(source, tensors, sha256, images)
+        return cls(source, tensors, sha256, images, flops, unlike)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The values of the keys of a configuration that are filled in."""
+        return {
+            "init_sha256": self.sha256,
+            "init_images": self.images,
+            "init_flops": self.flops,
+        }
 
     @torch.no_grad()
     def load_into(self, denoiser: Denoiser) -> None:
@@ -84,15 +103,62 @@ class InitialWeights:
         for reason, names in left.items():
             if names:
                 say(f"  {reason}: {some(names)}")
+        if self.unlike:
+            say(
+                f"  trained with another {joined(self.unlike)}, to which they must get used; if "
+                "that is not meant, train with those of that run"
+            )
 
 
-def images_behind(summary: Mapping[str, Any]) -> int | None:
+def differences(ours: DictConfig, theirs: DictConfig) -> tuple[str, ...]:
+    """The keys of what a network answers and is told in which two configurations differ.
+
+    Only `ours` is built; a schedule and labels of `theirs` are known if the schedules are equal.
+    """
+    prediction = "objective.prediction._target_"
+    found = []
+    if OmegaConf.select(theirs, prediction) not in (None, OmegaConf.select(ours, prediction)):
+        found.append("objective/prediction")
+    if theirs.get("schedule") is None:
+        return tuple(found)
+    if theirs.schedule != ours.schedule:
+        return (*found, "schedule")
+    schedule, labels = instantiate(ours, "schedule"), []
+    for cfg in (ours, theirs):
+        loss = str(OmegaConf.select(cfg, "objective.jump_loss._target_"))
+        auto = noise_label(schedule, differentiated=loss.endswith(".MeanFlow"))
+        label = OmegaConf.select(cfg, "denoiser.noise_label")
+        labels.append(auto if label == "auto" else label)
+    return (*found, "denoiser.noise_label") if labels[0] != labels[1] else tuple(found)
+
+
+def starts_anew(cfg: DictConfig) -> bool:
+    """Whether a run starts from no weights, or from those of its teacher, which count as its."""
+    keys = ("init_from", "objective.teacher.run")
+    start, teacher = (OmegaConf.select(cfg, key) for key in keys)
+    return start is None or start == teacher
+
+
+def images_behind(summary: Mapping[str, Any], anew: bool) -> int | None:
     """The training images of a run, of the one that it began from, and of its teacher.
 
-    None if the run's summary does not have its own.
+    `anew` is as `starts_anew` says. None if the run's summary does not have its own.
     """
     if not summary.get("images_seen"):
         return None
-    return sum(
-        summary.get(key) or 0 for key in ("images_seen", "began_from_images", "teacher_images")
-    )
+    keys = ("images_seen", "teacher_images", *(() if anew else ("began_from_images",)))
+    return sum(summary.get(key) or 0 for key in keys)
+
+
+def flops_behind(summary: Mapping[str, Any], anew: bool) -> float | None:
+    """The FLOPs of a run's training, of that of the weights it began from, and of its teacher.
+
+    `anew` is as `starts_anew` says. None if the run's summary does not have all of them.
+    """
+    own = [summary.get(key) for key in ("macs", "forward_passes", "images_seen")]
+    images, calls, macs = (summary.get(f"teacher_{key}") for key in ("images", "calls", "macs"))
+    earlier = 0 if anew else summary.get("began_from_flops")
+    if not all(own) or earlier is None or (calls and not (images and macs)):
+        return None
+    teaching = (macs or 0) * (TRAINING_PASSES * (images or 0) + (calls or 0))
+    return 2 * (math.prod(own) + teaching) + earlier

@@ -19,7 +19,7 @@ from diffusion_lab.runs import load_summary
 from diffusion_lab.runs.diffusion_run import load, load_weak
 from diffusion_lab.runs.opening import load_diffusion_config
 from diffusion_lab.runs.weights import sha256_of
-from diffusion_lab.training.initial_weights import images_behind
+from diffusion_lab.training.initial_weights import images_behind, starts_anew
 
 BATCH = 250  # samples that are drawn at once
 
@@ -133,7 +133,7 @@ class Teacher:
         except Exception as error:  # a custom network's, or two networks: the run is not lost
             say(f"The calls of {self.settings.run} could not be counted: {error}")
         return {
-            "teacher_images": images_behind(summary),
+            "teacher_images": images_behind(summary, starts_anew(self.cfg)),
             "teacher_calls": calls,
             "teacher_macs": macs,
         }

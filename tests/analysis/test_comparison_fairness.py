@@ -53,16 +53,20 @@ def test_equal_operations_of_unequal_images_are_said_with_those_of_teachers(tmp_
     pupil = {"objective": {"_target_": "lab.Pupil", "teacher": {"run": "t"}}, "init_from": "t"}
     teacher = {"teacher_images": 3200, "teacher_calls": 4840, "teacher_macs": MACS}
     trained_for(tmp_path, "pupil", 1600, 3, pupil, **teacher)
-    words = "training FLOPs, with those of teachers, are equal within 0.21 %: runs saw 1.6k to 6.4k"
+    words = "of initial weights, are equal within 0.21 %: runs saw 1.6k to 6.4k"
     text = said(tmp_path)[1]
     assert words in text
     assert "Budgets" not in text
-    assert "initial weights" not in text
-    # what its initial weights took is not known, so it does not count
+    assert "not counted" not in text
+    # what its initial weights took is known of the first, and the second does not count
+    begun = {"began_from_flops": 2 * 3 * 3200 * MACS}
+    trained_for(tmp_path, "tuned", 2400, 4, {"backbone": {"width": 48}, "init_from": "y"}, **begun)
+    assert words in said(tmp_path)[1]
+    assert "not counted" not in said(tmp_path)[1]
     trained_for(tmp_path, "ect", 2400, 4, {"backbone": {"width": 64}, "init_from": "x"})
     text = said(tmp_path)[1]
-    assert f"{words} images; those of initial weights are not counted" in text
-    assert text.count("starts from weights of another training") == 1
+    assert f"{words} images; those of some initial weights are not counted" in text
+    assert text.count("starts from weights of another training") == 2
 
 
 @pytest.mark.parametrize(

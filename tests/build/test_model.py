@@ -6,20 +6,24 @@ import pytest
 import torch
 from helpers.refusals import assert_names, refused
 
-from diffusion_lab.backbone import MLP
+from diffusion_lab.backbone import MLP, Energy
 from diffusion_lab.backbone.conditioning import ClassLabel
 from diffusion_lab.build.model import (
     Model,
     advice,
     check_network,
     check_training,
+    hardly_jumps,
     steep_label,
 )
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import (
+    SNR,
+    X0,
     Eps,
+    ExactScoreMatching,
     Flow,
     Hybrid,
     Objective,
@@ -80,6 +84,26 @@ def test_a_steep_label_is_advised_against_where_it_is_differentiated(jump_loss):
 
 
 @pytest.mark.parametrize(
+    ("schedule", "prediction", "flat"),
+    [
+        (Rectified(), Flow(), False),
+        (Cosine(), Eps(), False),
+        (Rectified(), V(), True),
+        (Cosine(), V(), True),
+        (Rectified(), X0(), True),
+    ],
+)
+def test_a_target_without_a_divisor_at_the_longest_jump_is_advised_against(
+    schedule, prediction, flat
+):
+    for loss in (MeanFlow(), Shortcut(), None):
+        said = hardly_jumps(Objective(schedule, prediction, UniformTime(), jump_loss=loss))
+        assert (said is not None) == (flat and isinstance(loss, MeanFlow))
+        if said:
+            assert_names(said, "objective/prediction=flow", "schedule=rectified")
+
+
+@pytest.mark.parametrize(
     ("schedule", "prediction"),
     [
         (DDPMLinear(), Eps()),
@@ -103,12 +127,25 @@ def test_mirroring_twice_is_advised_against():
     assert advice(*arguments, None, True) == []
 
 
+ENERGY = partial(Energy, network=partial(MLP, width=8, depth=1))
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_trial_of_the_derivative_leaves_the_network_and_the_draws_as_they_were(device):
+@pytest.mark.parametrize(
+    ("network", "parts"),
+    [
+        (ENERGY.keywords["network"], {"jump_loss": MeanFlow()}),
+        (ENERGY, {"weighting": SNR()}),
+        (ENERGY, {"weighting": SNR(), "score_loss": ExactScoreMatching()}),
+    ],
+)
+def test_a_trial_of_the_derivative_leaves_the_network_and_the_draws_as_they_were(
+    device, network, parts
+):
+    jumps = "jump_loss" in parts
     with torch.device(device):
-        network = partial(MLP, width=8, depth=1)
-        denoiser = Denoiser(network, ClassLabel, Flow(), (1, 2, 2), num_classes=3, jumps=True)
-    parts = Objective(Rectified(), Flow(), UniformTime(), jump_loss=MeanFlow())
+        denoiser = Denoiser(network, ClassLabel, Flow(), (1, 2, 2), num_classes=3, jumps=jumps)
+    parts = Objective(Rectified(), Flow(), UniformTime(), **parts)
     before = torch.get_rng_state()
     check_network(Model(denoiser, Rectified(), parts, Pixels((1, 2, 2)), None))
     assert torch.equal(torch.get_rng_state(), before)

@@ -18,16 +18,16 @@ def die() -> None:
     raise Killed
 
 
-def spoil_loss(patch, steps, spoil):
-    """Replaces the loss of these training steps, counted from 1, by `spoil` of it."""
-    original = DiffusionModule.training_step
+def spoil_loss(patch, steps, spoil, module=DiffusionModule):
+    """Replaces the loss of these training steps of a module, from 1, by `spoil` of it."""
+    original = module.training_step
 
     def training_step(self, batch, batch_idx):
         result = original(self, batch, batch_idx)
         here = self.trainer.global_step + 1 in steps
         return result | {"loss": spoil(result["loss"])} if here else result
 
-    patch.setattr(DiffusionModule, "training_step", training_step)
+    patch.setattr(module, "training_step", training_step)
 
 
 def at_step(patch, step, act, module=DiffusionModule):

@@ -1,9 +1,11 @@
 """Runs of a few seconds on tiny data: their overrides, a first stage, and their logs."""
 
 import json
+import operator
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from diffusion_lab.common.images import to_float
 from diffusion_lab.first_stage.autoencoder import saving
@@ -30,6 +32,17 @@ TINY_AUTOENCODER = [
     "logger=none",
     "+debug=fast",
 ]
+# small models of the other families; codes are of the first stage in the folder `stage`
+FAMILIES = {
+    "autoregressive": [
+        *("family=autoregressive", "first_stage.run=stage", "first_stage.cache_dir=latents"),
+        *("backbone.width=16", "backbone.heads=2", "backbone.depth=1"),
+    ],
+    "gan": [
+        *("family=gan", "backbone.channels=8", "backbone.multipliers=[1,2]"),
+        *("objective.discriminator.channels=8", "objective.discriminator.layers=2"),
+    ],
+}
 
 
 def tiny_first_stage(folder: Path, kind: str = "kl", **facts: object) -> Path:
@@ -73,6 +86,21 @@ def tiny_classifier(path: Path) -> Path:
 def rows(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def require_equal_training(one: Path, two: Path) -> None:
+    """Fails unless the last checkpoints of two runs have the same weights, averages and moments."""
+    parts = ("current_model_state", "state_dict", "optimizer_states", "lr_schedulers")
+    first, second = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (one, two)
+    )
+    for part in parts:
+        leaves, others = (dict(tree_flatten_with_path(each[part])[0]) for each in (first, second))
+        assert leaves, part
+        assert leaves.keys() == others.keys(), part
+        for place, value in leaves.items():
+            same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+            assert same(value, others[place]), f"{part}{keystr(place)}"
 
 
 def wandb_runs(folder: Path) -> set[str]:

@@ -1,16 +1,25 @@
 """Autoregressive models and GANs from the command line: trained, resumed, opened and refused."""
 
+import csv
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.faults import Killed, at_step, die
+from helpers.faults import Killed, at_step, die, spoil_loss
 from helpers.ranks import on_two_ranks
-from helpers.refusals import assert_names, sentence_of
-from helpers.tiny_runs import rows, tiny_first_stage
+from helpers.refusals import assert_names, refused, sentence_of
+from helpers.tiny_runs import (
+    FAMILIES,
+    TINY_AUTOENCODER,
+    require_equal_training,
+    rows,
+    tiny_first_stage,
+)
 from safetensors.torch import load_file
 
+from diffusion_lab import runs
 from diffusion_lab.common.messages import TrainingStopped
 from diffusion_lab.families.gan import ConvGenerator
 from diffusion_lab.training.autoregressive_module import AutoregressiveModule
@@ -22,16 +31,7 @@ DATA = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size
 PLAIN = [*DATA, "trainer.accelerator=cpu", "logger=none", "+debug=fast"]
 PLAIN += ["optimizer.lr=0.01", "lr_schedule.warmup_images=0"]
 QUIET = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]
-FAMILIES = {
-    "autoregressive": [
-        *("family=autoregressive", "first_stage.run=stage", "first_stage.cache_dir=latents"),
-        *("backbone.width=16", "backbone.heads=2", "backbone.depth=1"),
-    ],
-    "gan": [
-        *("family=gan", "backbone.channels=8", "backbone.multipliers=[1,2]"),
-        *("objective.discriminator.channels=8", "objective.discriminator.layers=2"),
-    ],
-}
+MODULES = {"gan": GANModule, "autoregressive": AutoregressiveModule}
 SHOWN = {"autoregressive": "bits_per_code", "gan": "discriminator_loss"}
 
 
@@ -88,6 +88,11 @@ def test_a_run_is_measured_sampled_exported_and_compared(
     assert len(json.loads(out.splitlines()[-1])["compositions"]) == 2
     code, _, err = lab("publish", "run", str(finished_run), "output=published")
     assert code == 0, err
+    with (tmp_path / "published/runs.csv").open() as file:
+        shown = {row["folder"]: row for row in csv.DictReader(file)}["runs/run"]
+    assert float(shown["sampling_seconds"]) == summary["sampling_seconds"]
+    bits = summary["metrics"].get("test/bits_per_code")
+    assert (float(shown["bits_per_code"]) if "bits_per_code" in shown else None) == bits
     code, out, err = lab("compare", "published", "output=compared", "json=true")
     assert code == 0, err
     assert len(json.loads(out.splitlines()[-1])["compositions"]) == 2
@@ -103,6 +108,37 @@ def test_the_bits_of_an_untrained_model_are_the_logarithm_of_the_codes(lab, tmp_
     assert metrics["test/bits_per_code"] == pytest.approx(3, abs=1e-4)
 
 
+def test_codes_are_drawn_as_the_documentation_says(lab, tmp_path):
+    tiny_first_stage(tmp_path / "stage", "vq")
+    code, _, err = lab("train", *PLAIN, *FAMILIES["autoregressive"], *QUIET, "run_dir=run")
+    assert code == 0, err
+    drawing = ["sampler.temperature=0.9", "sampler.top_p=0.95", "guidance.scale=1.5"]
+    code, _, err = lab("sample", "run=run", *drawing, "num_samples=4", "output=drawn")
+    assert code == 0, err
+    assert (tmp_path / "drawn.png").is_file()
+
+
+def test_the_codes_of_an_fsq_stage_are_learned_and_drawn(lab, tmp_path):
+    stage = [*TINY_AUTOENCODER, "autoencoder=fsq", "autoencoder.levels=[3,3]", "run_dir=stage"]
+    code, _, err = lab("train-autoencoder", *stage)
+    assert code == 0, err
+    code, _, err = lab("train", *PLAIN, *FAMILIES["autoregressive"], "run_dir=run")
+    assert code == 0, err
+    bits = json.loads((tmp_path / "run/summary.json").read_text())["metrics"]["test/bits_per_code"]
+    assert 0 < bits < 1.5 * math.log2(9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_that_are_not_finite_end_a_run_with_a_sentence(lab, tmp_path, monkeypatch, family):
+    tiny_first_stage(tmp_path / "stage", "vq")
+    spoil_loss(monkeypatch, {2, 3}, lambda loss: loss * math.nan, MODULES[family])
+    watch = ["callbacks.non_finite.patience=2"]
+    code, _, err = lab("train", *PLAIN, *FAMILIES[family], *QUIET, *watch, "run_dir=run")
+    assert code == 2
+    assert_names(sentence_of(err), "step 3", "non_finite")
+    assert any((tmp_path / "run/non_finite").glob("*.pt"))
+
+
 def test_a_run_whose_samples_are_alike_ends_with_a_sentence(lab, tmp_path, monkeypatch):
     original = ConvGenerator.forward
 
@@ -114,23 +150,23 @@ def test_a_run_whose_samples_are_alike_ends_with_a_sentence(lab, tmp_path, monke
     code, _, err = lab("train", *PLAIN, *FAMILIES["gan"], *QUIET, *watch, "run_dir=run")
     assert code == 2
     assert_names(sentence_of(err), "step 2", "objective.gamma")
+    assert "resume" not in err
     assert has_diverged(tmp_path / "run")
     assert "objective.gamma" in (tmp_path / "run/error.txt").read_text()
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(family, lab, tmp_path, monkeypatch):
-    modules = {"gan": GANModule, "autoregressive": AutoregressiveModule}
     common = [*PLAIN, *FAMILIES[family], *QUIET, "callbacks.checkpoint.every_n_steps=1"]
     code, _, err = lab("train", *common, "run_dir=whole")
     assert code == 0, err
     with monkeypatch.context() as patch:
-        at_step(patch, 3, die, modules[family])
+        at_step(patch, 3, die, MODULES[family])
         with pytest.raises(Killed):
             lab("train", *common, "run_dir=parts")
     code, _, err = lab("train", "resume=parts")
     assert code == 0, err
-    require_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+    require_equal_training(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_resuming_equals_never_having_stopped(family, lab, tmp_path):
@@ -140,9 +176,7 @@ def test_resuming_equals_never_having_stopped(family, lab, tmp_path):
         assert code == 0, err
     code, _, err = lab("train", "resume=parts", "trainer.max_steps=4")
     assert code == 0, err
-    whole = state_of(tmp_path / "whole")
-    require_equal(whole, state_of(tmp_path / "parts"))
-    assert len(whole) > 10
+    require_equal_training(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.slow
@@ -228,14 +262,27 @@ def test_what_does_not_belong_to_a_family_is_refused(refusal, tmp_path, family, 
 
 
 def test_what_cannot_be_asked_of_a_run_is_refused(family, trained, refusal):
+    own = {
+        "gan": [(["sample", "guidance.scale=2"], "guidance")],
+        "autoregressive": [(["sample", "guidance=interval"], "guidance")],
+    }
     for command, named in (
+        *own[family],
         (["sample", "sampler=heun"], "sampler"),
+        (["sample", "sampler.steps=5"], "sampler.steps"),
+        (["encode"], "diffusion model"),
+        (["profile"], "diffusion"),
         (["likelihood"], "diffusion model"),
         (["memorization"], "diffusion model"),
         (["sample-sweep"], "diffusion model"),
         (["export", "output=new", "format=diffusers"], "format=run"),
     ):
         assert named in refusal(command[0], "run=run", *command[1:]), command
+
+
+def test_a_run_is_not_loaded_as_a_diffusion_model(family, trained):
+    with refused(f"family={family}"):
+        runs.load(trained)
 
 
 @pytest.mark.parametrize("command", ["doctor", "plan"])

@@ -12,7 +12,7 @@ from helpers.tiny_runs import TINY
 from diffusion_lab import runs
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.runs import weights
-from diffusion_lab.training.initial_weights import images_behind
+from diffusion_lab.training.initial_weights import flops_behind, images_behind
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]
@@ -39,7 +39,7 @@ def started(lab, *overrides):
 
 
 def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path):
-    started(lab, f"init_from={old}")
+    said = started(lab, f"init_from={old}")
     first, second = state_of(old), state_of(tmp_path / "new")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -47,12 +47,19 @@ def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path
     assert saved.init_sha256 == weights.sha256_of(old)
     before, summary = runs.load_summary(old), runs.load_summary(tmp_path / "new")
     assert summary["began_from_images"] == before["images_seen"] > 0
-    assert before["began_from_images"] is None
+    assert "trained with another" not in said
+    assert before["began_from_images"] is before["began_from_flops"] is None
+    passes = 2 * before["forward_passes"] * before["images_seen"]
+    assert summary["began_from_flops"] == passes * before["macs"] > 0
     code, _, err = lab("train", "resume=new", f"trainer.max_steps={summary['steps'] + 1}")
     assert code == 0, err
     resumed = runs.load_summary(tmp_path / "new")
     assert resumed["began_from_images"] == before["images_seen"]
-    assert images_behind(resumed) == before["images_seen"] + resumed["images_seen"]
+    assert resumed["began_from_flops"] == summary["began_from_flops"]
+    twice = 1 + resumed["images_seen"] / before["images_seen"]
+    assert flops_behind(resumed, False) == pytest.approx(twice * summary["began_from_flops"])
+    assert flops_behind(resumed | {"began_from_flops": None}, False) is None
+    assert images_behind(resumed, False) == before["images_seen"] + resumed["images_seen"]
     assert resumed["jumps"] is False
 
 
@@ -115,3 +122,25 @@ def test_weights_that_cannot_be_used_are_refused_before_training(refusal, tmp_pa
     sentence = refusal("train", *STILL, f"init_from={source}")
     assert_names(sentence, f"init_from={source}")
     assert not (tmp_path / "new").exists()
+
+
+def test_weights_that_were_told_the_level_otherwise_are_named(lab, old):
+    said = started(lab, f"init_from={old}", "objective=mean_flow", "conditioning=none")
+    assert "denoiser.noise_label" in said.split("trained with another", 1)[1]
+    assert "schedule" not in said.split("trained with another", 1)[1].split(",")[0]
+
+
+def test_weights_of_the_teacher_count_once():
+    summary = {"macs": 2, "forward_passes": 3, "images_seen": 10, "began_from_images": 40}
+    summary |= {
+        "began_from_flops": 480,
+        "teacher_images": 40,
+        "teacher_calls": 5,
+        "teacher_macs": 2,
+    }
+    own, of_teacher = 2 * 2 * 3 * 10, 2 * 2 * (3 * 40 + 5)
+    assert (images_behind(summary, True), images_behind(summary, False)) == (50, 90)
+    assert flops_behind(summary, True) == own + of_teacher
+    assert flops_behind(summary, False) == own + of_teacher + 480
+    assert flops_behind(summary | {"teacher_images": None}, True) is None
+    assert flops_behind(summary | {"macs": None}, True) is None

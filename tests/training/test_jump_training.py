@@ -65,6 +65,28 @@ def test_a_network_that_cannot_be_told_where_to_jump_is_refused(refusal, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["objective.teacher=somewhere"], "objective/teacher="),
+        (["objective.jump_loss=mean_flow"], "objective/jump_loss="),
+        (["objective.score_loss=sliced"], "objective/score_loss="),
+        (
+            [*OBJECTIVES["mean_flow"], "objective.label_dropout=0"],
+            "objective.label_dropout=0.1",
+        ),
+        (
+            ["objective=mean_flow", "objective.jump_loss.guidance=1.5", "conditioning=none"],
+            "conditioning=class_label",
+        ),
+        ([*OBJECTIVES["ect"], "objective/prediction=x0"], "objective/prediction=edm"),
+    ],
+)
+def test_what_does_not_fit_jumps_is_refused(refusal, tmp_path, overrides, said):
+    assert said in refusal("train", *PLAIN, *overrides, "run_dir=run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_objectives_and_backbones_are_swept_together(lab, tmp_path):
     plain = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"]

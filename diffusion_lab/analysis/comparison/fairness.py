@@ -11,6 +11,7 @@ from diffusion_lab.analysis.comparison.groups import Group, runs_of, trained
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.config_keys import SUBSET_SEED, flattered
 from diffusion_lab.common.formats import amount, duration, joined
+from diffusion_lab.training.initial_weights import starts_anew
 
 EQUAL_IMAGES = 0.01  # relative difference, for a last batch more or less
 NAMED_MACHINES = 2
@@ -88,17 +89,19 @@ def unequal_budgets(groups: Sequence[Group]) -> Iterator[str]:
     images = f"runs saw {amount(least)} to {amount(most)} images"
     macs = [group.mean("macs") for group in groups if group.values("macs")]
     if most > (1 + EQUAL_IMAGES) * least:
-        known = [group for group in groups if not starts_from_weights(group)]
+        known = [group for group in groups if not unknown_start(group)]
         flops = [spent_flops(run, group) for group in known for run in group.runs]
         spent = [each for each in flops if each is not None]
         if len(known) < 2 or len(spent) < len(flops) or max(spent) > (1 + EQUAL_COST) * min(spent):
             yield f"Budgets are unequal: {images}"
             return
-        apart = "; those of initial weights are not counted" if len(known) < len(groups) else ""
+        apart = (
+            "; those of some initial weights are not counted" if len(known) < len(groups) else ""
+        )
         share = 100 * (max(spent) / min(spent) - 1)
         yield (
-            "Images are unequal, but training FLOPs, with those of teachers, are equal within "
-            f"{share:.2g} %: {images}{apart}"
+            "Images are unequal, but training FLOPs, with those of teachers and of initial "
+            f"weights, are equal within {share:.2g} %: {images}{apart}"
         )
     elif macs and max(macs) > (1 + EQUAL_COST) * min(macs):
         yield (
@@ -108,22 +111,28 @@ def unequal_budgets(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def spent_flops(run: Run, group: Group) -> float | None:
-    """The FLOPs of training a group's run and its teacher; None if they are not known."""
+    """The FLOPs of training a group's run, its teacher, and the weights that it starts from.
+
+    None if they are not known.
+    """
     own = training_flops(group, run.summary["images_seen"])
     keys = ("teacher_images", "teacher_calls", "teacher_macs")
     images, calls, macs = (run.summary.get(key) or 0 for key in keys)
     if own is None or (not macs and (images or calls)):
         return None
-    return own + 2 * macs * (TRAINING_PASSES * images + calls)
+    begun = run.summary["began_from_flops"] if starts_from_weights(group) else 0
+    return own + 2 * macs * (TRAINING_PASSES * images + calls) + begun
+
+
+def unknown_start(group: Group) -> bool:
+    """Whether a group's runs start from weights of whose training nothing is known."""
+    known = (run.summary.get("began_from_flops") for run in group.runs)
+    return starts_from_weights(group) and not all(known)
 
 
 def starts_from_weights(group: Group) -> bool:
     """Whether a group's runs start from trained weights that are not those of their teacher."""
-    config = group.runs[0].config
-    start, teacher = (
-        OmegaConf.select(config, key) for key in ("init_from", "objective.teacher.run")
-    )
-    return start is not None and start != teacher
+    return not starts_anew(group.runs[0].config)
 
 
 def unequal_networks(groups: Sequence[Group]) -> Iterator[str]:

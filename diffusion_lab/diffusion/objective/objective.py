@@ -164,7 +164,7 @@ class Objective(nn.Module):
         if self.score_loss is not None:
             x = add_noise(x0, eps, level)
             losses = self.score_loss(denoiser, x, level, given, generator)
-            return losses * self._weight_of_score(level).to(losses), level
+            return losses * self.weight_of_score(level).to(losses), level
         if self.jump_loss is None:
             return self.loss_at(denoiser, x0, eps, level, given), level
         return self.jump_loss(self, denoiser, x0, eps, level, given, generator)
@@ -202,7 +202,7 @@ class Objective(nn.Module):
             losses = losses + self.variance_loss(x, x0, estimate, level, self.schedule)
         return losses
 
-    def _weight_of_score(self, level: NoiseLevel) -> Tensor:
+    def weight_of_score(self, level: NoiseLevel) -> Tensor:
         """The weight (B,) of the score's squared error in `loss_at`, float64."""
         weight = self.prediction.x0_gain(level) ** -2
         if self.weighting is not None:

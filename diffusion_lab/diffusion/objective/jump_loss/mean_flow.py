@@ -91,10 +91,16 @@ def flow_target(
         assert estimate.output is not None, "a denoiser answers with its output"
         return jump(x, estimate.x0, level, there), estimate.output
 
-    def share_of_output(t: Tensor) -> Tensor:
+    (_, output), (drift, _) = derivative(end, (x, here.t), (velocity, one))
+    slope = slope_of_output(parts, here, there)
+    return output, (output - drift / broadcast(slope, x)).detach()
+
+
+def slope_of_output(parts: Parts, here: NoiseLevel, there: NoiseLevel) -> Tensor:
+    """k'(t) at `here`, (B,), where the end of a jump is k(t) F + ... of the output F."""
+
+    def share(t: Tensor) -> Tensor:
         level, zero = parts.schedule(t), torch.zeros_like(t)
         return jump(zero, parts.prediction.to_x0(zero + 1, zero, level), level, there)
 
-    (_, output), (drift, _) = derivative(end, (x, here.t), (velocity, one))
-    _, slope = derivative(share_of_output, (here.t,), (one,))
-    return output, (output - drift / broadcast(slope, x)).detach()
+    return derivative(share, (here.t,), (torch.ones_like(here.t),))[1]
