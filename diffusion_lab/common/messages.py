@@ -21,7 +21,14 @@ class UserError(ValueError):
 
 
 class TrainingStopped(Exception):
-    """The error that ends training on all ranks; it says why, and its handler adds what to do."""
+    """The error that ends training on all ranks; it says why, and its handler adds what to do.
+
+    With `final` the reason says what to do, and the run should not be resumed.
+    """
+
+    def __init__(self, reason: str, final: bool = False):
+        super().__init__(reason)
+        self.final = final
 
 
 def speak(aloud: bool) -> None:

@@ -36,6 +36,13 @@ def scheduler_overrides(pipeline: Path, in_latents: bool) -> list[str]:
 
 def clip_of(file: Path, config: dict[str, Any], in_latents: bool) -> list[str]:
     """The override of the limit of images that a scheduler keeps, if it does."""
+    if config.get("thresholding") and not in_latents:  # in diffusers it replaces clip_sample
+        share = float(config.get("dynamic_thresholding_ratio", 0.995))
+        say(
+            f"{file} has thresholding=true, which is a setting of sampling here; write "
+            f"guidance.clip=1 guidance.percentile={share} when you sample"
+        )
+        return []
     if not config.get("clip_sample", config.get("_class_name") in CLIPPING):
         return []
     if in_latents:

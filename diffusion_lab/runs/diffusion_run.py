@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.families import DIFFUSION, family_of
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.model import Model
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
@@ -58,6 +59,11 @@ def load(
     """
     choice = WeightsChoice(Path(folder), average)
     saved = saved or load_config(folder)
+    if (family := family_of(saved)) != DIFFUSION:
+        raise UserError(
+            f"{folder} holds a model of family={family}, and this is for diffusion models; open it "
+            'with diffusion_lab.command, for example command("sample", ...)'
+        )
     fields = DiffusionRun.with_weights(choice.folder, saved, load_weights(choice)[0])
     return fields["datamodule"], fields["model"]
 

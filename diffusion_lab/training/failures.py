@@ -34,6 +34,8 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
         reason = str(error)
         if rank_and_world()[0] != 0:
             sys.exit(2)
+        if error.final:
+            raise UserError(f"training stopped: {reason}") from error
     except (ConnectionError, EOFError) as error:  # also if a process that loads data dies
         reason = f"a process that loads data died: {str(error) or type(error).__name__}"
     except OSError as error:

@@ -85,9 +85,9 @@ def build(name: str):
 each = pytest.mark.parametrize("name", CONFIGURED)
 
 
-def denoiser(name, conditioning=ClassLabel) -> Denoiser:
+def denoiser(name, conditioning=ClassLabel, jumps=False) -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser(build(name), conditioning, Flow(), (1, 8, 8), num_classes=3)
+    return Denoiser(build(name), conditioning, Flow(), (1, 8, 8), num_classes=3, jumps=jumps)
 
 
 def trained(name: str, steps: int, conditioning=ClassLabel) -> Denoiser:
@@ -122,6 +122,25 @@ def test_a_new_network_gives_zero(name):
     output = denoiser(name)(x, level, Given(torch.tensor([0, 1, 2, 3]))).output
     assert output.shape == x.shape
     assert torch.equal(output, torch.zeros_like(x))
+
+
+@each
+def test_every_network_can_be_told_where_a_step_goes(name):
+    model = denoiser(name, jumps=True).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.1)
+    nn.init.zeros_(model.target.last.weight)  # as at the start of training
+    x, level = inputs()
+    labels = Given(torch.tensor([0, 1, 2, 3]))
+    ends = [Rectified()(level.t * share) for share in (0.0, 0.5)]
+    with torch.no_grad():
+        before = [model(x, level.towards(end), labels).output for end in ends]
+        nn.init.normal_(model.target.last.weight)
+        after = [model(x, level.towards(end), labels).output for end in ends]
+    assert torch.equal(*before)
+    changed = (after[0] - after[1]).abs().amax((1, 2, 3))
+    assert (changed > 1e-4).all()
 
 
 @each

@@ -28,7 +28,7 @@ from diffusion_lab.diffusion.objective.jump_loss import (
 from diffusion_lab.diffusion.objective.jump_loss.base import adaptive
 from diffusion_lab.diffusion.objective.jump_loss.distillation import heun
 from diffusion_lab.diffusion.objective.jump_loss.mean_flow import flow_target
-from diffusion_lab.diffusion.sampler import FewStep, FlowMap, UniformGrid
+from diffusion_lab.diffusion.sampler import Euler, FewStep, FlowMap, UniformGrid
 from diffusion_lab.diffusion.schedule import Cosine, Linear, Rectified
 
 MIXTURE = GaussianMixture([0.3, 0.7], [-1.0, 0.8], 0.4)
@@ -217,6 +217,22 @@ def test_the_loss_of_shortcuts_grows_around_the_exact_map(name):
     assert 5 * sizes[0] < sizes[1] < sizes[2]
 
 
+def test_the_loss_of_shortcuts_is_zero_at_the_exact_map_but_for_the_euler_halves():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule)
+    parts = Objective(schedule, prediction, UniformTime())
+    # each half is 1/4 long at least: two of the exact jumps where the shortest is left out
+    loss, generator = Shortcut(share=1.0, finest=8), torch.Generator().manual_seed(3)
+    losses, start = loss(parts, ExactMap(prediction), x0, eps, level, NOTHING, generator)
+    generator.manual_seed(3)
+    here, _, there = loss.jumps(parts, len(x0), level, generator)
+    assert torch.equal(start.t, here.t)
+    long = here.t - there.t > 3 / 8
+    assert 0.2 < long.double().mean() < 0.9
+    assert losses[long].max() < 1e-6
+    assert losses[~long].max() > 1e-4
+
+
 def test_a_shortcut_s_share_of_the_batch_jumps_and_the_rest_denoises():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule, count=8)
@@ -303,6 +319,25 @@ def test_the_loss_of_consistency_training_grows_around_the_exact_map():
     ]
     exact, near, far = (losses.mean() for losses, _ in sizes)
     assert 5 * exact < near < far
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_exact_consistency_models_do_not_change_between_close_levels(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule)
+    x, loss = add_noise(x0, eps, level), Consistency(stage_images=1)
+    mean = ToClean(prediction).mean(x, level)  # the velocity of the path at x
+    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+    parts.images_seen = 2000  # the closest levels
+    cleaner, gap = loss.cleaner(parts, level)
+    before = add_noise(mean, noise_of(x, mean, level), cleaner)
+    sizes = []
+    for error in (0.0, 0.01, 0.1):
+        answer = ToClean(prediction, error)
+        change = answer(x, level).x0 - answer(before, cleaner).x0
+        sizes.append((change / (gap * level.sigma / level.alpha)[:, None]).square().mean())
+    assert sizes[0] < 1e-6
+    assert 10 * sizes[0] < sizes[1] < 0.02 * sizes[2]
 
 
 @pytest.mark.parametrize("name", first_fast(SCHEDULES))
@@ -474,6 +509,45 @@ def test_paths_between_the_pairs_of_a_teacher_are_straighter():
             spread[name] = (eps - x0)[order].diff(dim=0).square().mean() / 2
         assert spread["drawn"] > 0.1
         assert spread["teacher"] < 1e-3
+
+
+class Straight:
+    """The denoiser whose paths are straight lines between the pairs of a teacher."""
+
+    clip = None
+
+    def __init__(self, error=0.0):
+        self.error = error
+
+    def __call__(self, x, level, given=NOTHING) -> Estimate:
+        low, high = torch.full_like(x, -9), torch.full_like(x, 9)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = add_noise(ends_of(middle), middle, level) < x
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        x0 = ends_of((low + high) / 2) + self.error * (3 * x).sin()
+        return Estimate(x0, None, Flow().target(x0, noise_of(x, x0, level), level))
+
+
+def ends_of(eps: Tensor) -> Tensor:
+    """The samples that a teacher draws from noise."""
+    ends = [Rectified()(torch.tensor(t, dtype=torch.float64)) for t in (1.0, 0.0)]
+    return MIXTURE.transport(eps, *ends)
+
+
+def test_the_loss_of_reflow_is_zero_at_the_straight_map_and_one_step_draws_the_pairs():
+    schedule = Rectified()
+    _, eps, level, _ = points(schedule, count=64)
+    x0 = ends_of(eps)
+    parts = Objective(schedule, Flow(), UniformTime())
+    losses = [parts.loss_at(Straight(e), x0, eps, level).mean() for e in (0.0, 0.01, 0.1)]
+    assert losses[0] < 1e-6
+    assert 1e-6 < losses[1] < 0.02 * losses[2]
+    straight = Straight()
+    drawn = Euler(1, UniformGrid(0.0))(
+        lambda x, level: straight(x, spread(level, len(x))), eps, schedule
+    )
+    torch.testing.assert_close(drawn, x0, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

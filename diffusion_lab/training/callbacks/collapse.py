@@ -61,5 +61,6 @@ class Collapse(Callback, Checked):
             raise TrainingStopped(
                 f"the generator's samples of a label are alike: up to step {trainer.global_step} "
                 f"they vary {mean:.1%} as much as images; try a larger objective.gamma, or a lower "
-                "optimizer.lr, in a new run"
+                "optimizer.lr, in a new run",
+                final=True,
             )

@@ -40,8 +40,9 @@ class NonFinite(Callback):
 
     Before that, the run is rolled back `max_rollbacks` times: weights, averages and optimiser
     return to the last checkpoint, but the data continue, as the same data would fail again. Every
-    layer is watched during the last step of a row; its images, noise levels and losses are written
-    to `non_finite/` in the run folder, with the name of the first layer with non-finite values.
+    layer is watched during the last step of a row; its images, noise levels and losses, as far as
+    the family has them, are written to `non_finite/` in the run folder, with the name of the first
+    layer with non-finite values.
     """
 
     @ranges(patience=whole(2), max_rollbacks=whole(0))
@@ -109,7 +110,7 @@ class NonFinite(Callback):
         found = next((each for each in of_all_ranks(watch.found) if each), "was in no layer")
         reason = (
             f"the loss or a gradient was not finite in {self.patience} consecutive steps, the last "
-            f"of them step {step}: the first such value {found}; the batch and its noise levels "
+            f"of them step {step}: the first such value {found}; the batch and what is known of it "
             f"{kept}"
         )
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
