@@ -3,6 +3,7 @@
 import math
 
 import torch
+from omegaconf import DictConfig
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.objective import (
@@ -17,6 +18,16 @@ from diffusion_lab.diffusion.objective.score_loss import ScoreLoss
 
 DRAWN = 4096  # levels at which the weights of a score are looked at
 LARGEST_WEIGHT = 1e5  # of a score's error, in units of 1 / sigma^2
+
+
+def check_losses(objective: Objective, denoiser: DictConfig, shape: tuple[int, ...]) -> None:
+    """Raises UserError if losses other than that of denoising do not fit one another, or the rest.
+
+    `denoiser` is that part of a configuration, and `shape` that of the images or latents.
+    """
+    check_parts(objective)
+    check_jumps(objective, denoiser.clip, denoiser.self_conditioning)
+    check_score_loss(objective, denoiser.clip, denoiser.self_conditioning, shape)
 
 
 def check_parts(objective: Objective) -> None:

@@ -8,7 +8,7 @@ from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.build.losses import check_derivative, check_jumps, check_parts, check_score_loss
+from diffusion_lab.build.losses import check_derivative, check_losses
 from diffusion_lab.build.model import Model, check_first_stage, check_training
 from diffusion_lab.build.sampling import check_noise, check_sampling
 from diffusion_lab.common.messages import UserError
@@ -68,19 +68,17 @@ def build_model(
     cfg = with_data_std(cfg, first_stage.data_std)
     coupling = instantiate(cfg, "coupling")
     objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
-    check_parts(objective)
+    check_losses(objective, cfg.denoiser, first_stage.latent_shape)
     augmentation = instantiate(cfg, "augmentation")
     label, std, clip = cfg.denoiser.noise_label, cfg.denoiser.input_std, cfg.denoiser.clip
     if label == "auto":
-        differentiated = objective.jump_loss is not None and objective.jump_loss.forward_mode
-        label = noise_label(schedule, differentiated)
+        jumps = objective.jump_loss
+        label = noise_label(schedule, differentiated=bool(jumps and jumps.forward_mode))
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
     if cfg.backbone.get("bandwidth") == "auto":
         cfg.backbone.bandwidth = BANDWIDTHS.get(label, 1.0)
     check_training(schedule, objective, label)
-    check_jumps(objective, clip, cfg.denoiser.self_conditioning)
-    check_score_loss(objective, clip, cfg.denoiser.self_conditioning, first_stage.latent_shape)
     check_derivative(objective, cfg.compile, cfg.activation_checkpointing)
     check_augmentation(augmentation, image_shape)
     check_first_stage(first_stage, augmentation, clip)
@@ -99,18 +97,7 @@ def build_model(
             augmentation_labels=augmentation.values if isinstance(augmentation, NonLeaky) else 0,
             jumps=objective.jumps,
         )
-    check_coupling(objective, denoiser)
-    inner = getattr(objective.jump_loss, "guidance", 1)
-    if inner != 1 and not denoiser.conditioning.conditional:
-        raise UserError(
-            f"objective.jump_loss.guidance={inner} needs labels; write "
-            "objective.jump_loss.guidance=1, or train with conditioning=class_label"
-        )
-    if isinstance(denoiser.backbone, Energy) and cfg.compile is True:
-        raise UserError(
-            "backbone=energy is a derivative of its network, which a compiled one does not have; "
-            "write compile=auto"
-        )
+    check_denoiser(objective, denoiser, compiled=cfg.compile is True)
     check_keys(cfg, {"activation_checkpointing": flag()})
     if cfg.activation_checkpointing:
         with errors_at(cfg, ""):
@@ -131,12 +118,23 @@ def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:
     return "data_time" if differentiated else "time"
 
 
-def check_coupling(objective: Objective, denoiser: Denoiser) -> None:
-    """Raises UserError if images with labels that are numbers would be paired with noise."""
+def check_denoiser(objective: Objective, denoiser: Denoiser, compiled: bool) -> None:
+    """Raises UserError if the objective or a compiler cannot work with the denoiser's parts."""
     if isinstance(denoiser.conditioning, NumericLabel) and objective.coupling is not None:
         raise UserError(
             "a coupling would give the images of a label noise of their own, and only classes keep "
             "theirs apart; write coupling=none, or conditioning=none"
+        )
+    inner = getattr(objective.jump_loss, "guidance", 1)
+    if inner != 1 and not denoiser.conditioning.conditional:
+        raise UserError(
+            f"objective.jump_loss.guidance={inner} needs labels; write "
+            "objective.jump_loss.guidance=1, or train with conditioning=class_label"
+        )
+    if isinstance(denoiser.backbone, Energy) and compiled:
+        raise UserError(
+            "backbone=energy is a derivative of its network, which a compiled one does not have; "
+            "write compile=auto"
         )
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -44,11 +44,12 @@ class InitialWeights:
         """
         if cfg.get("init_from") is None or cfg.resume:
             return None
-        source, images, flops, unlike = Path(cfg.init_from), None, None, ()
+        source, images, flops = Path(cfg.init_from), None, None
+        unlike: tuple[str, ...] = ()
         if (source / CONFIG).is_file():
             tensors, _ = weights.load_weights(weights.WeightsChoice(source))
             sha256, before = weights.sha256_of(source), load_summary(source)
-            theirs = OmegaConf.load(source / CONFIG)
+            theirs = cast(DictConfig, OmegaConf.load(source / CONFIG))
             anew = starts_anew(theirs)
             images, flops = images_behind(before, anew), flops_behind(before, anew)
             unlike = differences(cfg, theirs)
@@ -155,7 +156,7 @@ def flops_behind(summary: Mapping[str, Any], anew: bool) -> float | None:
 
     `anew` is as `starts_anew` says. None if the run's summary does not have all of them.
     """
-    own = [summary.get(key) for key in ("macs", "forward_passes", "images_seen")]
+    own = [summary.get(key) or 0 for key in ("macs", "forward_passes", "images_seen")]
     images, calls, macs = (summary.get(f"teacher_{key}") for key in ("images", "calls", "macs"))
     earlier = 0 if anew else summary.get("began_from_flops")
     if not all(own) or earlier is None or (calls and not (images and macs)):

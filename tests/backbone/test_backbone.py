@@ -128,8 +128,7 @@ def test_a_new_network_gives_zero(name):
 def test_every_network_can_be_told_where_a_step_goes(name):
     model = denoiser(name, jumps=True).eval()
     for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.1)
+        nn.init.normal_(parameter, std=0.1)
     nn.init.zeros_(model.target.last.weight)  # as at the start of training
     x, level = inputs()
     labels = Given(torch.tensor([0, 1, 2, 3]))

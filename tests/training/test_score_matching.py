@@ -121,6 +121,7 @@ def test_an_energy_has_no_second_channel_or_layers_to_run_again(refusal):
 )
 def test_an_energy_of_images_is_trained_and_drawn_or_refused(lab, tmp_path, network):
     parts = [*OF_ENERGIES, f"backbone@backbone.network={network}", "run_dir=run"]
+    parts += ["backbone.network.bandwidth=1"] if network == "edm2" else []
     code, _, err = lab("train", *parts)
     if network in ("diffusers_unet", "edm2"):
         assert code == 2
