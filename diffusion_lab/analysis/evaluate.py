@@ -53,8 +53,13 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
         say(line)
     path = on_rank_zero(lambda: opened.record(cfg, results, protocol, metrics.extra_facts, seconds))
     say(f"Saved in {path}")
-    if flattered(opened.saved, cfg.metrics):
-        say(f"The run was aligned to features of {metrics.extractor.name}: FID on them flatters it")
+    say_if_flattered(opened.saved, cfg.metrics, metrics.extractor.name)
     if compared:
         console.print(side_by_side({cfg.run: results} | compared))
     return results
+
+
+def say_if_flattered(trained: DictConfig, metrics: DictConfig, features: str) -> None:
+    """Says that FID on these features flatters a run that was aligned to them, if it was."""
+    if flattered(trained, metrics):
+        say(f"The run was aligned to features of {features}: FID on them flatters it")

@@ -15,7 +15,7 @@ from torch import nn
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.comparison.curves import front
-from diffusion_lab.build.config_keys import flattered
+from diffusion_lab.analysis.evaluate import say_if_flattered
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common import hashing
@@ -88,8 +88,7 @@ def sweep(
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
     kept = {row["key"]: row for row in on_rank_zero(lambda: read_rows(folder / ROWS))}
-    if flattered(opened.saved, cfg.metrics):
-        say(f"The run was aligned to features of {metrics.extractor.name}: FID on them flatters it")
+    say_if_flattered(opened.saved, cfg.metrics, metrics.extractor.name)
     say(f"Settings: {len(settings)}, already measured: {sum(s.key in kept for s in settings)}")
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:

@@ -26,7 +26,9 @@ def check_losses(objective: Objective, denoiser: DictConfig, shape: tuple[int, .
     `denoiser` is that part of a configuration, and `shape` that of the images or latents.
     """
     check_parts(objective)
+    check_teacher(objective)
     check_jumps(objective, denoiser.clip, denoiser.self_conditioning)
+    check_score_target(objective)
     check_score_loss(objective, denoiser.clip, denoiser.self_conditioning, shape)
 
 
@@ -41,8 +43,8 @@ def check_parts(objective: Objective) -> None:
             )
 
 
-def check_jumps(objective: Objective, clip: float | None, self_conditioning: bool) -> None:
-    """Raises UserError if the loss of jumps, where there is one, does not fit the other parts."""
+def check_teacher(objective: Objective) -> None:
+    """Raises UserError if a teacher is missing, not needed, or not free to choose the noise."""
     loss = objective.jump_loss
     asked = loss is not None and loss.teaches
     if asked != isinstance(objective.teacher, TeacherModel):
@@ -60,6 +62,11 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
             "objective/teacher=pairs chooses the noise of each sample, which "
             "objective.offset_noise would change; write objective.offset_noise=0"
         )
+
+
+def check_jumps(objective: Objective, clip: float | None, self_conditioning: bool) -> None:
+    """Raises UserError if the loss of jumps, where there is one, does not fit the other parts."""
+    loss = objective.jump_loss
     if loss is None:
         return
     name = "objective/jump_loss takes the place of the denoising loss, so"
@@ -102,22 +109,10 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
         )
 
 
-def check_score_loss(
-    objective: Objective, clip: float | None, self_conditioning: bool, shape: tuple[int, ...]
-) -> None:
-    """Raises UserError if a score matching loss does not fit the other parts, or the images."""
-    loss = objective.score_loss
-    if loss is None:
+def check_score_target(objective: Objective) -> None:
+    """Raises UserError if score matching, where it is chosen, does not suit noise or weights."""
+    if objective.score_loss is None:
         return
-    others = {"jump_loss": objective.jump_loss, "variance_loss": objective.variance_loss}
-    for name, other in {**others, "uncertainty": objective.uncertainty}.items():
-        if other is not None:
-            raise UserError(
-                f"objective/score_loss takes the place of the denoising loss, and may be negative, "
-                f"which objective/{name} does not expect; write objective/{name}=none"
-            )
-    if objective.huber is not None:
-        raise UserError("objective/score_loss is no error to bound; write objective.huber=null")
     noise = {
         "coupling=none": objective.coupling is not None,
         "objective.offset_noise=0": objective.offset_noise,
@@ -137,6 +132,24 @@ def check_score_loss(
             "where this prediction and weighting count errors of the score without limit; write "
             "objective/weighting=snr, and a schedule that keeps some signal"
         )
+
+
+def check_score_loss(
+    objective: Objective, clip: float | None, self_conditioning: bool, shape: tuple[int, ...]
+) -> None:
+    """Raises UserError if a score matching loss does not fit the other parts, or the images."""
+    loss = objective.score_loss
+    if loss is None:
+        return
+    others = {"jump_loss": objective.jump_loss, "variance_loss": objective.variance_loss}
+    for name, other in {**others, "uncertainty": objective.uncertainty}.items():
+        if other is not None:
+            raise UserError(
+                f"objective/score_loss takes the place of the denoising loss, and may be negative, "
+                f"which objective/{name} does not expect; write objective/{name}=none"
+            )
+    if objective.huber is not None:
+        raise UserError("objective/score_loss is no error to bound; write objective.huber=null")
     if clip is not None:
         raise UserError(
             "objective/score_loss needs a derivative of the estimate, which is 0 beyond "
