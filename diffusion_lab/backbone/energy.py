@@ -36,8 +36,8 @@ class Energy(nn.Module):
         )
         if isinstance(self.network, EDM2UNet):
             raise ValueError(
-                "network=edm2 preserves magnitudes, which its gradient does not; choose another, "
-                "such as backbone@backbone.network=unet_small"
+                "network preserves magnitudes (EDM2), which its gradient does not; choose another, "
+                "such as unet_small"
             )
         self.condition_width = self.network.condition_width
 

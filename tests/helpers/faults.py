@@ -25,7 +25,11 @@ def spoil_loss(patch, steps, spoil, module=DiffusionModule):
     def training_step(self, batch, batch_idx):
         result = original(self, batch, batch_idx)
         here = self.trainer.global_step + 1 in steps
-        return result | {"loss": spoil(result["loss"])} if here else result
+        if not here:
+            return result
+        return (
+            result | {"loss": spoil(result["loss"])} if isinstance(result, dict) else spoil(result)
+        )
 
     patch.setattr(module, "training_step", training_step)
 
