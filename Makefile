@@ -206,7 +206,7 @@ study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregr
 	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 $(IN_SECONDS) $(MEASURED))
 	$(call train_study,families,$(STUDY),$(DENOISE) $(IN_LATENTS) $(AFTER) $(MEASURED))
 	$(call train_study,families,$(STUDY),family=autoregressive backbone=code_transformer optimizer=muon \
-		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq $(AFTER) $(MEASURED))
+		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq tuning.grow=6 $(AFTER) $(MEASURED))
 	@# one that collapses ends with an error; the comparison then says which seeds are missing
 	-$(call train_study,families,$(STUDY),family=gan backbone=generator $(IN_SECONDS) $(MEASURED))
 	experiments/families/vae.sh $(LAB) $(STUDY) $(JOBS) "$(call for_seconds,$(or $(TIME),120))" \
