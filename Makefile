@@ -200,13 +200,15 @@ study-families: MEASURED = $(if $(SAMPLES),metrics.num_samples=$(SAMPLES))
 study-families: DENOISE = optimizer=muon objective=flow_matching_short sampler=unipc sampler.steps=10 backbone.blocks=1
 study-families: IN_LATENTS = backbone=unet backbone.channels=48 backbone.multipliers=[1,2] backbone.attention=[1] \
 	first_stage=kl first_stage.run=$(STAGES)/kl
+# a transformer of codes takes larger steps than the denoisers
+study-families: RATES = "tuning.values={optimizer.lr:[16e-3,32e-3,64e-3]}"
 study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregressive model, a GAN and a VAE in equal time: TIME=600 SAMPLES=5000
 	printf '%s\n' kl vq | $(EACH) -I{} $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/{} \
 		study_name=$(STUDY)_stages run_dir=$(STAGES)/{} $(call for_seconds,$(or $(TIME),200))
 	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 $(IN_SECONDS) $(MEASURED))
 	$(call train_study,families,$(STUDY),$(DENOISE) $(IN_LATENTS) $(AFTER) $(MEASURED))
 	$(call train_study,families,$(STUDY),family=autoregressive backbone=code_transformer optimizer=muon \
-		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq tuning.grow=6 $(AFTER) $(MEASURED))
+		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq $(RATES) $(AFTER) $(MEASURED))
 	@# one that collapses ends with an error; the comparison then says which seeds are missing
 	-$(call train_study,families,$(STUDY),family=gan backbone=generator $(IN_SECONDS) $(MEASURED))
 	experiments/families/vae.sh $(LAB) $(STUDY) $(JOBS) "$(call for_seconds,$(or $(TIME),120))" \

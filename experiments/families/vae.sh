@@ -14,7 +14,7 @@ train() {
 evaluate() {
 	run=$1
 	shift
-	test -n "$(ls "$run/evaluations" 2>/dev/null)" || "$lab" evaluate $launcher run="$run" "$@"
+	test -n "$(ls "$run/evaluations" 2>/dev/null)" || OMP_NUM_THREADS=1 "$lab" evaluate $launcher run="$run" "$@"
 }
 
 # shellcheck disable=SC2086 # limits are several words
