@@ -10,7 +10,8 @@ A table stands between two comments, in any README.md below this folder:
 
 `published` is a folder that `diffusion-lab publish` wrote, relative to the README. Columns are
 named as in the comparison's table.csv, rows by composition; without them all are shown. Names with
-blanks need quotes: rows="DiT · width=64,UNet". Numbers in prose are not checked.
+blanks need quotes: rows="DiT · width=64,UNet". Several folders that are compared have commas
+between them: published,published_patches. Numbers in prose are not checked.
 
     <!-- table samplings.csv by=network,steps columns=calls,fid where=sweep=steps -->
 
@@ -60,7 +61,7 @@ def table_of(readme: Path, words: str) -> str:
     name, *given = shlex.split(words)
     source = readme.parent / name
     known, make = {".csv": (OF_FILES, of_file), ".json": ((), of_tuning)}.get(
-        source.suffix, (OF_FOLDERS, of_folder)
+        source.suffix, (OF_FOLDERS, of_folders)
     )
     options = dict(each.partition("=")[::2] for each in given)
     if unknown := sorted(options.keys() - set(known)):
@@ -70,9 +71,9 @@ def table_of(readme: Path, words: str) -> str:
     return make(source, options)
 
 
-def of_folder(folder: Path, options: dict[str, str]) -> str:
-    """The table of a published folder."""
-    found = collected(folder)
+def of_folders(folders: Path, options: dict[str, str]) -> str:
+    """The table of a published folder, or of several ones beside each other, `first,second`."""
+    found = collected(folders)
     table = CompositionTable(found.groups, found.names)
     kinds = [column.kind for column in table.columns]
     shown = chosen("columns", options, kinds)
@@ -85,9 +86,9 @@ def of_folder(folder: Path, options: dict[str, str]) -> str:
 
 
 @cache
-def collected(folder: Path) -> Collection:
-    """The runs of a published folder, which several tables share."""
-    return collect([folder])
+def collected(folders: Path) -> Collection:
+    """The runs of published folders, which several tables share."""
+    return collect([folders.with_name(name) for name in folders.name.split(",")])
 
 
 def with_notes(table: str, notes: Sequence[str]) -> str:

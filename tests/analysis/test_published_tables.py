@@ -84,6 +84,16 @@ def test_columns_and_rows_are_chosen_in_their_order(readme):
     assert run(readme, "--check") == 0
 
 
+def test_compositions_of_two_folders_stand_in_one_table(readme, tmp_path):
+    mamba = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
+    fake_group(tmp_path / "later", "mamba2", [120.0, 132.0, 126.0], config=mamba)
+    publish([str(tmp_path / "later")], str(readme.parent / "published_later"))
+    write(readme, "<!-- table published,published_later columns=fid -->")
+    assert run(readme) == 0
+    names = [line.split(" | ")[0].strip("| ") for line in lines(readme)[2:]]
+    assert sorted(names) == ["DiT", "Mamba2", "UNet", "real images"]
+
+
 @pytest.mark.parametrize(
     ("block", "named"),
     [
