@@ -72,7 +72,7 @@ def table_of(readme: Path, words: str) -> str:
 
 
 def of_folders(folders: Path, options: dict[str, str]) -> str:
-    """The table of a published folder, or of several ones beside each other, `first,second`."""
+    """The table of a published folder, or of several beside each other, `first,second`."""
     found = collected(folders)
     table = CompositionTable(found.groups, found.names)
     kinds = [column.kind for column in table.columns]

@@ -52,7 +52,8 @@ class AutoencoderTask(Task):
 
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
         autoencoder, data = self.module.autoencoder, self.datamodule
-        mean, std = latent_moments(autoencoder, data, device)
+        with self.module.context.clock.stopped():
+            mean, std = latent_moments(autoencoder, data, device)
         facts = saving.AutoencoderFacts(
             kind=autoencoder.kind,
             settings=self.settings,

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
 from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
+from diffusion_lab.training import autoencoder_task
 from diffusion_lab.training.callbacks import SampleEvaluation, Throughput
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger import WandB
@@ -65,6 +66,20 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated(lab, tmp_path, mo
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["training_seconds"] < 1000
     assert 4000 < summary["wall_seconds"] < 5000
+
+
+def test_measuring_latents_is_no_training(lab, tmp_path, monkeypatch, late):
+    def measured(*of):
+        late[0] += 1000
+        return latent_moments(*of)
+
+    latent_moments = autoencoder_task.latent_moments
+    monkeypatch.setattr(autoencoder_task, "latent_moments", measured)
+    asked = ["callbacks.evaluation=null", "logger=none", "run_dir=run"]
+    code, _, err = lab("train-autoencoder", *TINY_AUTOENCODER, *asked)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["training_seconds"] < 1000 < summary["wall_seconds"]
 
 
 def test_reaching_w_and_b_is_no_training(lab, tmp_path, monkeypatch, late):
