@@ -125,19 +125,20 @@ $(LAB) compare $(foreach network,$(3),outputs/$(STUDY)/backbone-$(network)_seed-
 endef
 study-additions: STUDY = $(or $(NAME),additions)
 study-additions: IN_SECONDS = $(if $(TIME),budget.seconds=$(TIME))
+study-additions: PATCHES = backbone.patch=7 metrics.patch=7
 study-additions: X0 = objective/prediction=x0 objective/weighting=velocity
 # EDM2's own optimiser and rate; its channels go up in fours, so that 16 % is as near as it comes
 study-additions: EDM2 = optimizer=adam optimizer.betas=[0.9,0.99] lr_schedule=inverse_sqrt lr_schedule.warmup_images=2_000 \
 	lr_schedule.reference_images=10_000 budget.tolerance=0.16 "tuning.values={optimizer.lr:[5e-3,1e-2,2e-2]}"
-study-additions: setup $(CLASSIFIER)  ## EDM2's U-Net, blocks of later transformers, x0-prediction, alignment, coupling and a Huber loss, in equal time: TIME=315
+study-additions: setup $(CLASSIFIER)  ## EDM2's U-Net, blocks of later transformers, x0-prediction, alignment, coupling and a Huber loss, in equal time: TIME=240
 	$(call train_study,additions,$(STUDY),$(IN_SECONDS))
 	$(call train_addition,edm2,backbone=edm2 backbone.head_channels=12 $(EDM2))
 	$(call train_addition,coupling,backbone=unet_small coupling=optimal_transport)
 	$(call train_addition,huber,backbone=unet_small objective.huber=5.4e-4)
 	$(call train_addition,alignment,backbone=dit alignment=efficientnet_lite0)
 	$(call train_addition,x0,backbone=dit $(X0))
-	$(call train_addition,patches,backbone=dit backbone.patch=7)
-	$(call train_addition,patches_x0,backbone=dit backbone.patch=7 $(X0))
+	$(call train_addition,patches,backbone=dit $(PATCHES))
+	$(call train_addition,patches_x0,backbone=dit $(PATCHES) $(X0))
 	$(call compare_additions,unet,edm2 coupling huber,unet_small)
 	$(call compare_additions,dit,alignment x0,dit dit_modern)
 	$(call compare_additions,patches,patches patches_x0)
