@@ -130,6 +130,9 @@ study-additions: X0 = objective/prediction=x0 objective/weighting=velocity
 # EDM2's own optimiser and rate; its channels go up in fours, so that 16 % is as near as it comes
 study-additions: EDM2 = optimizer=adam optimizer.betas=[0.9,0.99] lr_schedule=inverse_sqrt lr_schedule.warmup_images=2_000 \
 	lr_schedule.reference_images=10_000 budget.tolerance=0.16 "tuning.values={optimizer.lr:[5e-3,1e-2,2e-2]}"
+# as many images as the DiT saw with alignment, at the rate that was best after as many
+study-additions: FEWER = backbone=dit protocol=null tuning=none optimizer.lr=8e-3 budget.seconds=null \
+	budget.images=$(or $(IMAGES),33_800)
 study-additions: setup $(CLASSIFIER)  ## EDM2's U-Net, blocks of later transformers, x0-prediction, alignment, coupling and a Huber loss, in equal time: TIME=240
 	$(call train_study,additions,$(STUDY),$(IN_SECONDS))
 	$(call train_addition,edm2,backbone=edm2 backbone.head_channels=12 $(EDM2))
@@ -139,10 +142,12 @@ study-additions: setup $(CLASSIFIER)  ## EDM2's U-Net, blocks of later transform
 	$(call train_addition,x0,backbone=dit $(X0))
 	$(call train_addition,patches,backbone=dit $(PATCHES))
 	$(call train_addition,patches_x0,backbone=dit $(PATCHES) $(X0))
+	$(call train_study,additions,$(STUDY)_fewer,$(FEWER))
 	$(call compare_additions,unet,edm2 coupling huber,unet_small)
 	$(call compare_additions,dit,alignment x0,dit dit_modern)
 	$(call compare_additions,patches,patches patches_x0)
 	$(call compare_additions,mamba2,,mamba2 mamba2_modern)
+	$(call compare_additions,images,alignment fewer)
 
 study-scaling: STUDY = $(or $(NAME),scaling)
 study-scaling: setup $(CLASSIFIER)  ## U-Net and DiT in four sizes and three budgets, and their scaling laws: ARGS="seed=0,1,2"

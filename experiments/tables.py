@@ -21,7 +21,8 @@ file; `where` chooses rows by the value of one column.
 
     <!-- table published/tuning/tuning.json -->
 
-A study's tuning has a row for each network and a column for each value that was tried.
+A study's tuning has a row for each network and a column for each value that was tried. With
+tuning/*/tuning.json, the rows are those of all studies in the folder, each with its study's name.
 """
 
 import argparse
@@ -136,8 +137,13 @@ def of_file(path: Path, options: dict[str, str]) -> str:
 
 def of_tuning(path: Path, options: dict[str, str]) -> str:
     """The table of a tuning.json: the mean of each value over the tuning seeds, the chosen bold."""
-    if not (found := read_json(path)):
-        raise UserError(f"{path} is missing or damaged")
+    files = sorted(path.parents[1].glob(f"{path.parent.name}/{path.name}")) or [path]
+    found = {}
+    for file in files:
+        if not (own := read_json(file)):
+            raise UserError(f"{file} is missing or damaged")
+        of = f" of {file.parent.name}" if len(files) > 1 else ""
+        found |= {f"`{network}`{of}": facts for network, facts in own.items()}
 
     def named(values: dict[str, float]) -> str:
         return ", ".join(f"{value:g}" for value in values.values())
@@ -153,7 +159,7 @@ def of_tuning(path: Path, options: dict[str, str]) -> str:
             text = "diverged" if None in results else f"{statistics.mean(results):.4g}"
             best = each["values"] == network["chosen"]
             cells[named(each["values"])] = f"**{text}**" if best else text
-        lines.append([f"`{name}`", *cells.values()])
+        lines.append([name, *cells.values()])
     return markdown_table([", ".join(tried[0]), *columns], lines)
 
 

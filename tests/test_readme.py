@@ -48,7 +48,7 @@ SIZED = {"unet-vs-dit": (6, 4), "low-data": (2, 2), "samplers": (3, 3), "guidanc
 ONE_SIZE = {
     "write-up": 5,
     "cifar10-small": 2,
-    "additions": 12,
+    "additions": 14,
     "scaling": 2,
     "conditioning": 4,
     "latent": 4,

@@ -131,6 +131,15 @@ class TestGrouping:
         names = names_of(settings, varying(settings))
         assert names == ["backbone.overlap=false", "backbone.overlap=true"]
 
+    def test_a_part_is_then_named_as_one_writes_it_unless_two_classes_have_one_name(self):
+        key = "coupling._target_"
+        settings = [{key: None}, {key: "lab.Transport"}]
+        assert names_of(settings, [key]) == ["coupling=none", "coupling=Transport"]
+        settings += [{key: "mine.Transport"}]
+        assert names_of(settings, [key]) == [
+            f"{key}={each.get(key) or 'null'}" for each in settings
+        ]
+
     def test_each_has_a_name_without_its_part_of_the_data_where_more_differs(self):
         clipped = {"data.fraction": 0.1, "trainer.gradient_clip_val": 1.0}
         settings = [{"data.fraction": 0.1}, {"data.fraction": 1.0}, clipped]

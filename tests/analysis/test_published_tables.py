@@ -228,6 +228,19 @@ def test_a_table_of_tuning_has_the_mean_of_each_value(readme):
     ]
 
 
+def test_a_table_of_several_tunings_names_their_studies(readme):
+    for study, result in (("b", 7.25), ("a", 8.5)):
+        folder = readme.parent / "published" / "tuning" / study
+        folder.mkdir(parents=True)
+        tried = [{"values": {"optimizer.lr": 0.003}, "results": {"100": result}}]
+        found = {"backbone=unet": {"chosen": {"optimizer.lr": 0.003}, "tried": tried}}
+        (folder / "tuning.json").write_text(json.dumps(found))
+    write(readme, "<!-- table published/tuning/*/tuning.json -->")
+    assert run(readme) == 0
+    rows = lines(readme)[2:]
+    assert rows == ["| `backbone=unet` of a | **8.5** |", "| `backbone=unet` of b | **7.25** |"]
+
+
 def test_a_changed_record_is_found(readme, capsys):
     write(readme, "<!-- table published -->")
     assert run(readme) == 0

@@ -42,11 +42,20 @@ def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
     # a name must say more than the size of the data, unless nothing else differs
     nameless = sum(not _apart_from_data(name) for name in names)
     if len(set(names)) < len(names) or not all(names) or 0 < nameless < len(names):
-        long = [
-            BETWEEN.join(f"{key}={_word(each.get(key))}" for key in chosen) for each in settings
-        ]
-        return long if chosen else [ALL]
+        words = [[_spelled(key, each) for key in chosen] for each in settings]
+        if len(set(map(tuple, words))) < len(words):  # classes of one name in two modules
+            words = [[f"{key}={_word(each.get(key))}" for key in chosen] for each in settings]
+        return [BETWEEN.join(own) for own in words] if chosen else [ALL]
     return names
+
+
+def _spelled(key: str, settings: Settings) -> str:
+    """A key and its value, of a class as one writes it: coupling=OptimalTransport, or none."""
+    value = settings.get(key)
+    if key.endswith(f".{CLASS}") and (value is None or isinstance(value, str)):
+        kind = "none" if value is None else value.rpartition(".")[2]
+        return f"{key.removesuffix(f'.{CLASS}')}={kind}"
+    return f"{key}={_word(value)}"
 
 
 def _needed(own: Settings, settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from diffusion_lab.analysis.comparison.drawings import ON_THE_WAY
 from diffusion_lab.analysis.comparison.fairness import machine
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.analysis.comparison.other_samplings import OtherSampling
+from diffusion_lab.analysis.comparison.pairs import TESTS
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.analysis.comparison.sampling_table import SamplingTable
 from diffusion_lab.analysis.comparison.scaling_section import Scaling
@@ -110,6 +111,7 @@ def render(report: Report) -> str:
         colours=len(COLOURS),
         shape=lambda look: MARKERS[marker(look)],
         shown=SHOWN,
+        tests=TESTS,
         on_the_way=ON_THE_WAY,
         none_known=NONE,
         compositions=report.table,

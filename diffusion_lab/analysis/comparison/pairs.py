@@ -18,7 +18,8 @@ from diffusion_lab.metrics import Quantity
 
 ENOUGH = 2  # the fewest seeds for a test
 ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
-PAIRED = "paired"  # the test of a protocol; the other is Welch's
+PAIRED, WELCH = "paired", "welch"  # the tests of a protocol
+TESTS = {PAIRED: "a paired t-test", WELCH: "Welch's t-test"}
 
 
 @dataclass(frozen=True)

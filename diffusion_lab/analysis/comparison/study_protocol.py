@@ -5,6 +5,7 @@ from typing import Any
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
+from diffusion_lab.analysis.comparison.pairs import TESTS
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.environment import DIRTY
@@ -76,7 +77,7 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
     title = metric.title if metric else agreed["metric"]
     seeds = ", ".join(map(str, agreed["seeds"]))
     yield f'Question: "{agreed["question"]}"'
-    yield f"Protocol: {title} decides, by a {agreed['test']} t-test over seeds {seeds}"
+    yield f"Protocol: {title} decides, by {TESTS[agreed['test']]} over seeds {seeds}"
     yield f"Stopping rule: {agreed['stop']}"
     if not any(group.values(agreed["metric"]) for group in groups):
         yield f"{title} was not measured, so the protocol decides nothing"
