@@ -14,6 +14,8 @@ JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
 ON_REQUEST = ("mmd", "fld")  # measured if metrics.mmd, or metrics.fld, is true
 OPTIONAL = "sampling"  # the key of a protocol that has a default
+PAIRED = "paired"
+TESTS = {PAIRED: "a paired t-test", "welch": "Welch's t-test"}  # in words
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
 
 
@@ -28,7 +30,7 @@ class StudyProtocol:
 
     question: Annotated[str, TEXT]
     metric: Annotated[str, one_of(*JUDGED)]
-    test: Annotated[str, one_of("paired", "welch")]
+    test: Annotated[str, one_of(*TESTS)]
     seeds: Annotated[list[int], whole_list(0, shortest=2)]
     stop: Annotated[str, TEXT]
     sampling: Annotated[str, one_of("equal", "own")] = "equal"

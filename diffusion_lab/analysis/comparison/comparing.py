@@ -14,7 +14,6 @@ from diffusion_lab.analysis.comparison import (
     fairness,
     measurements,
     page,
-    pairs,
     study_protocol,
     tuning,
 )
@@ -40,6 +39,7 @@ from diffusion_lab.metrics.quantities import TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.runs import published
 from diffusion_lab.runs.results import common_metrics
 from diffusion_lab.runs.samplings import Sampling
+from diffusion_lab.training.protocol import PAIRED
 
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
 
@@ -87,7 +87,7 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     collection = collect(paths)
     groups, left_out = collection.groups, collection.left_out
     protocol = study_protocol.protocol_of(runs_of(trained(groups))) or {}
-    primary, test = protocol.get("metric"), protocol.get("test", pairs.PAIRED)
+    primary, test = protocol.get("metric"), protocol.get("test", PAIRED)
     judged = judge_all(collection, primary, test, protocol.get("seeds"))
     if not judged:
         raise UserError("none of these runs has a finite value of any metric to compare")

@@ -52,8 +52,8 @@ def names_of(settings: list[Settings], keys: list[str]) -> list[str]:
 def _spelled(key: str, settings: Settings) -> str:
     """A key and its value, of a class as one writes it: coupling=OptimalTransport, or none."""
     value = settings.get(key)
-    if key.endswith(f".{CLASS}") and (value is None or isinstance(value, str)):
-        kind = "none" if value is None else value.rpartition(".")[2]
+    if key.endswith(CLASS):
+        kind = "none" if value is None else str(value).rpartition(".")[2]
         return f"{key.removesuffix(f'.{CLASS}')}={kind}"
     return f"{key}={_word(value)}"
 

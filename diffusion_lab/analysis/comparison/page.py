@@ -15,7 +15,6 @@ from diffusion_lab.analysis.comparison.drawings import ON_THE_WAY
 from diffusion_lab.analysis.comparison.fairness import machine
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.analysis.comparison.other_samplings import OtherSampling
-from diffusion_lab.analysis.comparison.pairs import TESTS
 from diffusion_lab.analysis.comparison.pictures import OF_EACH, Samples, grid_noise
 from diffusion_lab.analysis.comparison.sampling_table import SamplingTable
 from diffusion_lab.analysis.comparison.scaling_section import Scaling
@@ -25,6 +24,7 @@ from diffusion_lab.analysis.comparison.tuning import distinct
 from diffusion_lab.analysis.comparison.verdict import SHOWN, Verdict, counted
 from diffusion_lab.build.config_keys import CLASS
 from diffusion_lab.metrics import Quantity
+from diffusion_lab.training.protocol import TESTS
 
 PARTS = Path(__file__).parent
 GENERATOR = "diffusion-lab compare"  # marks a page that `compare` wrote

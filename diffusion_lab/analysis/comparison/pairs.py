@@ -15,11 +15,10 @@ from diffusion_lab.analysis.comparison.significance import Tested, detectable, h
 from diffusion_lab.build.config_keys import DATA_SIZE
 from diffusion_lab.common.formats import csv_text
 from diffusion_lab.metrics import Quantity
+from diffusion_lab.training.protocol import PAIRED
 
 ENOUGH = 2  # the fewest seeds for a test
 ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
-PAIRED, WELCH = "paired", "welch"  # the tests of a protocol
-TESTS = {PAIRED: "a paired t-test", WELCH: "Welch's t-test"}
 
 
 @dataclass(frozen=True)

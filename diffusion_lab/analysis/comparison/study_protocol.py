@@ -5,12 +5,12 @@ from typing import Any
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
-from diffusion_lab.analysis.comparison.pairs import TESTS
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.environment import DIRTY
 from diffusion_lab.runs.results import common_metrics
 from diffusion_lab.runs.samplings import OWN, way_of
+from diffusion_lab.training.protocol import TESTS
 
 
 def protocol_of(runs: Sequence[Run]) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ from diffusion_lab.analysis.comparison.groups import Group, of_seeds
 from diffusion_lab.analysis.comparison.joint import Joint, joint_model
 from diffusion_lab.analysis.comparison.pairs import (
     ENOUGH,
-    PAIRED,
     DataSize,
     Pair,
     by_data_size,
@@ -16,6 +15,7 @@ from diffusion_lab.analysis.comparison.pairs import (
 )
 from diffusion_lab.common.formats import joined
 from diffusion_lab.metrics import Quantity
+from diffusion_lab.training.protocol import PAIRED
 
 SHOWN = 50  # pairs that are listed one by one; pairs.csv has all
 UNSHOWN = 6  # pairs without a shown difference that are listed one by one
