@@ -228,7 +228,7 @@ study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregr
 of_all = $(shell echo $$(($(ALL) $(1))))
 for_images = budget.images=$(call of_all,$(1)) tuning.images=$(call of_all,$(1) / 4)
 study-few-steps: STUDY = $(or $(NAME),few_steps)
-study-few-steps: ALL = $(subst _,,$(or $(IMAGES),144000))
+study-few-steps: ALL = $(subst _,,$(or $(IMAGES),72000))
 study-few-steps: HALF = $(call of_all,/ 2)
 study-few-steps: PAIRS = $(call of_all,/ 24)
 study-few-steps: NETWORK = $${hydra:runtime.choices.backbone}-$${seed}
@@ -237,7 +237,7 @@ study-few-steps: TEACHER = objective=flow_matching_short denoiser.clip=1 sampler
 study-few-steps: STAGE = protocol=null tuning=none optimizer.lr=8e-3 callbacks.evaluation=null budget.images=$(HALF)
 study-few-steps: FLOW = $(STAGE) $(TEACHER) 'run_dir=outputs/$(STUDY)_stages/flow-$(NETWORK)'
 study-few-steps: EDM = $(STAGE) objective=edm schedule=edm 'run_dir=outputs/$(STUDY)_stages/edm-$(NETWORK)'
-study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFlow, shortcuts, consistency and reflow: IMAGES=144000
+study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFlow, shortcuts, consistency and reflow: IMAGES=72000
 	$(call train_study,few_steps,$(STUDY),$(TEACHER) $(CALLS) $(call for_images,))
 	$(call train_study,few_steps,$(STUDY),objective=mean_flow $(call for_images,* 3 / 4))
 	$(call train_study,few_steps,$(STUDY),objective=shortcut $(call for_images,* 6 / 7))
