@@ -37,7 +37,7 @@ def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
     if sampler.needs_consistency and objective.jump_loss is None:
         raise UserError(
             f"sampler={type(sampler).__name__} needs a model of few steps, whose every estimate is "
-            "a sample; train with objective=ect, mean_flow or shortcut"
+            "a sample; train with objective=ect, consistency_distillation, mean_flow or shortcut"
         )
     check_guidance(model.first_stage, sampler, guidance)
     if guidance.weak_run is not None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import abspath
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,9 +136,8 @@ def differences(ours: DictConfig, theirs: DictConfig) -> tuple[str, ...]:
 
 def starts_anew(cfg: DictConfig) -> bool:
     """Whether a run starts from no weights, or from those of its teacher, which count as its."""
-    keys = ("init_from", "objective.teacher.run")
-    start, teacher = (OmegaConf.select(cfg, key) for key in keys)
-    return start is None or start == teacher
+    start, teacher = cfg.get("init_from"), OmegaConf.select(cfg, "objective.teacher.run")
+    return start is None or (teacher is not None and abspath(start) == abspath(teacher))
 
 
 def images_behind(summary: Mapping[str, Any], anew: bool) -> int | None:
@@ -157,9 +157,21 @@ def flops_behind(summary: Mapping[str, Any], anew: bool) -> float | None:
     `anew` is as `starts_anew` says. None if the run's summary does not have all of them.
     """
     own = [summary.get(key) or 0 for key in ("macs", "forward_passes", "images_seen")]
-    images, calls, macs = (summary.get(f"teacher_{key}") for key in ("images", "calls", "macs"))
-    earlier = 0 if anew else summary.get("began_from_flops")
-    if not all(own) or earlier is None or (calls and not (images and macs)):
+    earlier, teaching = 0 if anew else summary.get("began_from_flops"), teaching_flops(summary)
+    if not all(own) or earlier is None or teaching is None:
         return None
-    teaching = (macs or 0) * (TRAINING_PASSES * (images or 0) + (calls or 0))
-    return 2 * (math.prod(own) + teaching) + earlier
+    return 2 * math.prod(own) + teaching + earlier
+
+
+def teaching_flops(summary: Mapping[str, Any]) -> float | None:
+    """The FLOPs of the training and of the calls of a run's teacher; 0 if it has none.
+
+    None if the run's summary does not have all of them.
+    """
+    keys = ("teacher_images", "teacher_calls", "teacher_macs")
+    images, calls, macs = (summary.get(key) for key in keys)
+    if not any(key in summary for key in keys):
+        return 0.0
+    if images is None or calls is None or macs is None:
+        return None
+    return 2 * macs * (TRAINING_PASSES * images + calls)

@@ -43,7 +43,10 @@ class Teacher:
         if settings is None:
             return None
         name = f"objective.teacher.run={settings.run}"
-        theirs, sha256 = load_diffusion_config(settings.run), sha256_of(settings.run)
+        try:
+            theirs, sha256 = load_diffusion_config(settings.run), sha256_of(settings.run)
+        except UserError as error:
+            raise UserError(f"{name} cannot teach: {error}") from error
         if settings.sha256 is not None and settings.sha256 != sha256:
             raise UserError(
                 f"{name} has other weights than this run was trained with: their sha256 begins "
@@ -61,10 +64,8 @@ class Teacher:
             )
         own, model = load(settings.run, theirs)
         check_same(name, (own, data), (model, student))
-        if isinstance(settings, TeacherModel) and theirs.schedule != cfg.schedule:
-            raise UserError(
-                f"{name} knows other noise levels than this run's; train with its schedule"
-            )
+        if isinstance(settings, TeacherModel):
+            check_answers(name, model, schedules=(theirs.schedule, cfg.schedule))
         with open_dict(theirs):
             if isinstance(settings, TeacherPairs) and settings.steps is not None:
                 theirs.sampler.steps = settings.steps
@@ -137,6 +138,20 @@ class Teacher:
             "teacher_calls": calls,
             "teacher_macs": macs,
         }
+
+
+def check_answers(name: str, model: Model, schedules: tuple[DictConfig, DictConfig]) -> None:
+    """Raises UserError unless a model, the teacher, can be asked by a student.
+
+    The schedules are the teacher's and the student's.
+    """
+    if model.objective.of_samples:
+        raise UserError(
+            f"{name} answers with samples, and a student follows the mean of samples; give the "
+            "run that it was trained from, or another with objective=edm"
+        )
+    if schedules[0] != schedules[1]:
+        raise UserError(f"{name} knows other noise levels than this run's; train with its schedule")
 
 
 def check_same(

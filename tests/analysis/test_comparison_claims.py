@@ -146,7 +146,7 @@ def test_unequal_operations_at_equal_images_are_said(tmp_path):
     assert "Operations" not in said(tmp_path)[1]
     fake_group(tmp_path, "mamba", WORSE, config=MAMBA, summary={"macs": 3_000_000})
     assert (
-        "Operations are unequal: compositions take 2M to 3M multiply-accumulates per image, at "
+        "Operations are unequal: compositions take 12M to 18M FLOPs to train on an image, at "
         "equal numbers of images"
     ) in said(tmp_path)[1]
 

@@ -71,12 +71,25 @@ def test_equal_operations_of_unequal_images_are_said_with_those_of_teachers(tmp_
 
 @pytest.mark.parametrize(
     ("passes", "more"),
-    [(3, {}), (4, {"teacher_images": 10}), (4, {"macs": None}), (4, {"forward_passes": None})],
+    [
+        (3, {}),
+        (4, {"teacher_images": 10}),
+        (4, {"teacher_images": 0, "teacher_calls": None, "teacher_macs": MACS}),
+        (4, {"teacher_images": None, "teacher_calls": 0, "teacher_macs": MACS}),
+        (4, {"macs": None}),
+        (4, {"forward_passes": None}),
+    ],
 )
 def test_operations_that_are_unequal_or_unknown_leave_budgets_unequal(tmp_path, passes, more):
     trained_for(tmp_path, "dit", 6400, 3)
     trained_for(tmp_path, "unet", 4800, passes, UNET, **more)
     assert "Budgets are unequal: runs saw 4.8k to 6.4k images" in said(tmp_path)[1]
+
+
+def test_a_loss_with_a_further_pass_takes_more_operations_at_equal_images(tmp_path):
+    trained_for(tmp_path, "flow", 6400, 3)
+    trained_for(tmp_path, "mean_flow", 6400, 4, UNET)
+    assert "Operations are unequal: compositions take 12M to 16M FLOPs" in said(tmp_path)[1]
 
 
 def test_a_first_stage_is_said_to_be_trained_besides(tmp_path):

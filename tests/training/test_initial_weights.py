@@ -1,6 +1,7 @@
 """A run that starts from the weights of another one, of which it takes what fits."""
 
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -8,11 +9,12 @@ import torch
 from helpers.fake_runs import fake_group
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
+from omegaconf import OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.runs import weights
-from diffusion_lab.training.initial_weights import flops_behind, images_behind
+from diffusion_lab.training.initial_weights import flops_behind, images_behind, starts_anew
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]
@@ -130,6 +132,22 @@ def test_weights_that_were_told_the_level_otherwise_are_named(lab, old):
     assert "schedule" not in said.split("trained with another", 1)[1].split(",")[0]
 
 
+@pytest.mark.parametrize(
+    ("start", "teacher", "anew"),
+    [
+        (None, None, True),
+        ("flow", None, False),
+        ("flow", "other", False),
+        ("flow", "flow", True),
+        ("flow/", "./flow", True),
+        (str(Path("flow").absolute()), "flow", True),
+    ],
+)
+def test_a_run_starts_anew_from_no_weights_or_its_teacher_s(start, teacher, anew):
+    cfg = {"init_from": start, "objective": {"teacher": teacher and {"run": teacher}}}
+    assert starts_anew(OmegaConf.create(cfg)) is anew
+
+
 def test_weights_of_the_teacher_count_once():
     summary = {"macs": 2, "forward_passes": 3, "images_seen": 10, "began_from_images": 40}
     summary |= {
@@ -142,5 +160,6 @@ def test_weights_of_the_teacher_count_once():
     assert (images_behind(summary, True), images_behind(summary, False)) == (50, 90)
     assert flops_behind(summary, True) == own + of_teacher
     assert flops_behind(summary, False) == own + of_teacher + 480
-    assert flops_behind(summary | {"teacher_images": None}, True) is None
+    for unknown in ("teacher_images", "teacher_calls", "teacher_macs"):
+        assert flops_behind(summary | {unknown: None}, True) is None
     assert flops_behind(summary | {"macs": None}, True) is None

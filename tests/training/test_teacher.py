@@ -83,7 +83,7 @@ def test_a_student_trains_on_its_teacher_s_pairs_and_reopens_without_it(lab, tea
     code, _, err = lab("sample", "run=shared", "num_samples=4", "output=drawn")
     assert code == 0, err
     longer = ["resume=student", "trainer.max_steps=6"]
-    assert_names(refused(lab, *longer), "teacher")
+    assert_names(refused(lab, *longer), "objective.teacher.run=teacher")
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_a_changed_teacher_is_refused(lab, teacher, tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("objective.teacher.run=nowhere", "nowhere"),
+        ("objective.teacher.run=nowhere", "objective.teacher.run=nowhere"),
         ("augmentation=non_leaky", "augmentation=none"),
         ("conditioning=none", "conditioning"),
     ],
@@ -133,6 +133,17 @@ def test_a_teacher_that_does_not_fit_is_refused(lab, teacher, tmp_path, change, 
     changed = [word for word in STUDENT if not word.startswith(f"{key}=")]
     assert_names(refused(lab, *changed, change), named)
     assert not (tmp_path / "student").exists()
+
+
+def test_a_consistency_model_teaches_no_distillation(lab, teacher):
+    cfg = OmegaConf.load(teacher / "config.yaml")
+    cfg.objective.jump_loss = {
+        "_target_": "diffusion_lab.diffusion.objective.jump_loss.Consistency"
+    }
+    cfg.sampler = {"_target_": "diffusion_lab.diffusion.sampler.FewStep", "steps": 2}
+    cfg.sampler.time_grid = {"_target_": "diffusion_lab.diffusion.sampler.UniformGrid"}
+    OmegaConf.save(cfg, teacher / "config.yaml")
+    assert_names(refused(lab, *DISTILLED), "objective.teacher.run=teacher", "objective=edm")
 
 
 def test_a_teacher_of_another_family_is_refused(lab, teacher):

@@ -8,10 +8,9 @@ from omegaconf import OmegaConf
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.curves import training_flops
 from diffusion_lab.analysis.comparison.groups import Group, runs_of, trained
-from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.config_keys import SUBSET_SEED, flattered
 from diffusion_lab.common.formats import amount, duration, joined
-from diffusion_lab.training.initial_weights import starts_anew
+from diffusion_lab.training.initial_weights import starts_anew, teaching_flops
 
 EQUAL_IMAGES = 0.01  # relative difference, for a last batch more or less
 NAMED_MACHINES = 2
@@ -87,7 +86,7 @@ def unequal_budgets(groups: Sequence[Group]) -> Iterator[str]:
     """Yields a sentence on images or operations of groups that no time limit ended."""
     least, most = span(runs_of(groups), "images_seen")
     images = f"runs saw {amount(least)} to {amount(most)} images"
-    macs = [group.mean("macs") for group in groups if group.values("macs")]
+    per_image = [each for group in groups if (each := training_flops(group, 1))]
     if most > (1 + EQUAL_IMAGES) * least:
         known = [group for group in groups if not unknown_start(group)]
         flops = [spent_flops(run, group) for group in known for run in group.runs]
@@ -103,10 +102,10 @@ def unequal_budgets(groups: Sequence[Group]) -> Iterator[str]:
             "Images are unequal, but training FLOPs, with those of teachers and of initial "
             f"weights, are equal within {share:.2g} %: {images}{apart}"
         )
-    elif macs and max(macs) > (1 + EQUAL_COST) * min(macs):
+    elif per_image and max(per_image) > (1 + EQUAL_COST) * min(per_image):
         yield (
-            f"Operations are unequal: compositions take {amount(min(macs))} to "
-            f"{amount(max(macs))} multiply-accumulates per image, at equal numbers of images"
+            f"Operations are unequal: compositions take {amount(min(per_image))} to "
+            f"{amount(max(per_image))} FLOPs to train on an image, at equal numbers of images"
         )
 
 
@@ -116,12 +115,10 @@ def spent_flops(run: Run, group: Group) -> float | None:
     None if they are not known.
     """
     own = training_flops(group, run.summary["images_seen"])
-    keys = ("teacher_images", "teacher_calls", "teacher_macs")
-    images, calls, macs = (run.summary.get(key) or 0 for key in keys)
-    if own is None or (not macs and (images or calls)):
+    taught = teaching_flops(run.summary)
+    if own is None or taught is None:
         return None
-    begun = run.summary["began_from_flops"] if starts_from_weights(group) else 0
-    return own + 2 * macs * (TRAINING_PASSES * images + calls) + begun
+    return own + taught + (run.summary["began_from_flops"] if starts_from_weights(group) else 0)
 
 
 def unknown_start(group: Group) -> bool:
