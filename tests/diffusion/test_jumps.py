@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from diffusion_lab.diffusion.objective.jump_loss.base import adaptive
 from diffusion_lab.diffusion.objective.jump_loss.distillation import heun
 from diffusion_lab.diffusion.objective.jump_loss.mean_flow import flow_target
 from diffusion_lab.diffusion.sampler import Euler, FewStep, FlowMap, UniformGrid
+from diffusion_lab.diffusion.sampler.time_grid import Explicit
 from diffusion_lab.diffusion.schedule import Cosine, Linear, Rectified
 
 MIXTURE = GaussianMixture([0.3, 0.7], [-1.0, 0.8], 0.4)
@@ -124,30 +126,66 @@ def test_the_target_of_mean_flow_is_the_exact_jump_where_the_velocity_is_exact(n
     assert 1e-5 < loss(0.01) < 0.02 * loss(0.1)
 
 
-@pytest.mark.parametrize("name", first_fast(SCHEDULES))
-def test_the_target_of_mean_flow_is_the_exact_jump_on_average_over_samples(name):
+def updates_of_mean_flow(name: str, power: float) -> Tensor:
+    """The gradient of each sample's loss to its own error of the exact map, (B,)."""
     schedule, prediction = SCHEDULES[name]
-    x0, eps, here, there = points(schedule, count=200_000)
-    denoiser = ExactMap(prediction)
-    output, target = flow_target(
-        Objective(schedule, prediction, UniformTime()),
-        denoiser,
-        add_noise(x0, eps, here),
-        x0,
-        here,
-        there,
-        NOTHING,
-    )
-    error = output - target
-    for features in (
-        torch.ones_like(error),
-        add_noise(x0, eps, here),
-        here.t[:, None],
-        there.t[:, None],
-    ):
-        update = error * features
-        assert update.mean().abs() < 3.5 * update.std() / len(update) ** 0.5
-    assert error.std() > 0.1
+    parts = Objective(schedule, prediction, UniformTime())
+    x0, eps, level, _ = points(schedule, count=100_000)
+    error = torch.zeros(len(x0), 1, dtype=torch.float64, requires_grad=True)
+    loss, generator = MeanFlow(power=power), torch.Generator().manual_seed(7)
+    exact = ExactMap(prediction, error)
+    losses, _ = loss(parts, exact, x0, eps, level, NOTHING, generator)
+    return torch.autograd.grad(losses.sum(), error)[0][:, 0]
+
+
+@pytest.mark.parametrize("name", first_fast(SCHEDULES))
+def test_the_update_of_mean_flow_is_exact_on_average_over_samples_without_weights(name):
+    updates = updates_of_mean_flow(name, power=0.0)
+    assert updates.mean().abs() < 3.5 * updates.std() / len(updates) ** 0.5
+    assert updates.std() > 0.1
+
+
+def test_the_default_weights_of_mean_flow_favour_samples_near_the_mean():
+    updates = updates_of_mean_flow("rectified", power=MeanFlow().power)
+    assert updates.mean().abs() > 10 * updates.std() / len(updates) ** 0.5
+
+
+class Labelled(ExactMap):
+    """The exact map, less 1 where it has no label; class 3 means no label."""
+
+    class conditioning:
+        is_null = staticmethod(lambda labels: labels == 3)
+
+    def __call__(self, x: Tensor, level: NoiseLevel, given=NOTHING) -> Estimate:
+        estimate = super().__call__(x, level, given)
+        return estimate if given.labels is not None else estimate._replace(x0=estimate.x0 - 1)
+
+
+def test_the_guided_path_of_mean_flow_goes_beyond_the_estimate_without_labels():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, here, _ = points(schedule, count=4)
+    x, denoiser = add_noise(x0, eps, here), Labelled(prediction)
+    given = replace(NOTHING, labels=torch.tensor([0, 3, 1, 3]))
+    weak = ExactMap(prediction)(x, here).x0 - 1
+    expected = torch.where(given.labels[:, None] == 3, x0, x0 + 1.5 * (x0 - weak))
+    found = MeanFlow(guidance=2.5).guided(denoiser, x, x0, here, given)
+    torch.testing.assert_close(found, expected)
+    plain = MeanFlow(guidance=2.5).guided(denoiser, x, x0, here, NOTHING)
+    assert torch.equal(plain, x0)
+
+
+def test_a_guided_mean_flow_that_does_not_jump_trains_the_guided_velocity():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule)
+    parts, denoiser = Objective(schedule, prediction, UniformTime()), Labelled(prediction)
+    given = replace(NOTHING, labels=torch.zeros(len(x0), dtype=torch.long))
+    loss = MeanFlow(instant=1.0, guidance=2.0, power=0.0)
+    losses, _ = loss(parts, denoiser, x0, eps, level, given, None)
+    x = add_noise(x0, eps, level)
+    goal = x0 + (x0 - (denoiser.mean(x, level) - 1))
+    velocity = prediction.target(goal, noise_of(x, goal, level), level)
+    output = ExactMap(prediction)(x, level).output
+    torch.testing.assert_close(losses, (output - velocity).square().mean(1))
 
 
 def test_without_a_jump_the_target_of_mean_flow_is_the_denoising_target():
@@ -416,12 +454,13 @@ def spread(level: NoiseLevel, count: int) -> NoiseLevel:
     return NoiseLevel(*values, there)
 
 
-def test_few_steps_of_an_exact_model_draw_from_the_mixture():
+@pytest.mark.parametrize("grid", [UniformGrid(0.0), Explicit([1.0, 0.6, 0.3])])
+def test_few_steps_of_an_exact_model_draw_from_the_mixture(grid):
     schedule, prediction = SCHEDULES["rectified"]
     exact = ToClean(prediction)
     torch.manual_seed(3)
     noise = torch.randn(4000, 1, dtype=torch.float64)
-    sampler = FewStep(3, UniformGrid(0.0))
+    sampler = FewStep(3, grid)
     samples = sampler(lambda x, level: exact(x, spread(level, len(x))), noise, schedule)
     exactly = MIXTURE.transport(noise, schedule(torch.ones(())), schedule(torch.zeros(())))
     assert not torch.allclose(samples, exactly, atol=0.1), "fresh noise"
@@ -564,14 +603,18 @@ def test_the_error_of_a_teacher_s_step_falls_with_the_cube_of_the_gap(name):
     assert ((orders > 2.8) & (orders < 3.3)).all()
 
 
-def test_an_exact_consistency_model_has_hardly_any_error_to_its_teacher():
-    schedule, prediction = SCHEDULES["rectified"]
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_loss_of_distillation_is_zero_at_the_exact_consistency_model(name):
+    schedule, prediction = SCHEDULES[name]
     x0, eps, level, _ = points(schedule)
     teacher = TeacherModel("nowhere", None, None)
     teacher.open(lambda labels: ExactMap(prediction))
-    loss = Distillation(gap=0.02)
+    loss = Distillation(gap=1e-3)
     parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss, teacher=teacher)
-    right, wrong = ToClean(prediction), ToClean(prediction, 0.01)
-    sizes = [loss(parts, each, x0, eps, level, NOTHING, None)[0].mean() for each in (right, wrong)]
-    assert sizes[0] < 0.1 * sizes[1]
+    sizes = [
+        loss(parts, ToClean(prediction, error), x0, eps, level, NOTHING, None)[0].mean()
+        for error in (0.0, 0.01, 0.1)
+    ]
+    assert sizes[0] < 1e-6
+    assert 100 * sizes[0] < sizes[1] < 0.2 * sizes[2]
     assert copy.deepcopy(parts).teacher is teacher
