@@ -256,9 +256,9 @@ study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFl
 	$(call train_study,few_steps,$(STUDY),objective=consistency_distillation schedule=edm $(call for_images,/ 4) \
 		'objective.teacher.run=outputs/$(STUDY)_stages/edm-$(NETWORK)' \
 		'init_from=outputs/$(STUDY)_stages/edm-$(NETWORK)')
-	for network in unet_small dit; do $(LAB) compare outputs/$(STUDY)/backbone-$${network}_* \
-		output=outputs/$(STUDY)/comparison_$$network || exit; done
-	$(BIN)/python experiments/sampled.py outputs/$(STUDY)/calls.csv outputs/$(STUDY)/*_seed-*
+	for network in unet_small dit; do \
+		$(LAB) compare outputs/$(STUDY)/backbone-$${network}_* output=outputs/$(STUDY)/comparison_$$network && \
+		$(BIN)/python experiments/sampled.py outputs/$(STUDY)/calls_$$network.csv outputs/$(STUDY)/backbone-$${network}_* || exit; done
 
 # the model of the next two, if it is not one of yours
 one-model: setup

@@ -3,12 +3,14 @@
     python experiments/sampled.py FILE RUN RUN ...
 
 It has all rows of RUN/sweeps/SWEEP/results.csv, and rows of the sweep "trained" for the numbers of
-steps that the end of training measured. In front are the run's name without its seed, the class of
-the network, and the training seed. There is a column for each key that any sweep varied.
+steps that the end of training measured. In front are the run's name without its seed and without
+the keys and values that all names begin with, the class of the network, and the training seed.
+There is a column for each key that any sweep varied.
 """
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -41,6 +43,13 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     return rows
 
 
+def shared_part(names: Sequence[str]) -> str:
+    """What names of runs begin with, up to a key; nothing if all are equal."""
+    first, last = min(names), max(names)
+    equal = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return first[: first.rfind("-", 0, equal) + 1]
+
+
 def main() -> None:
     """Writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -48,6 +57,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     given = parser.parse_args()
     rows = [row for run in given.runs for row in rows_of(run)]
+    shared = shared_part([str(row["run"]) for row in rows])
+    for row in rows:
+        row["run"] = str(row["run"]).removeprefix(shared)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write_atomically(given.file, csv_text(columns, [[row.get(c) for c in columns] for row in rows]))
 
