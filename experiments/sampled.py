@@ -44,7 +44,7 @@ def rows_of(run: Path) -> list[dict[str, object]]:
 
 
 def shared_part(names: Sequence[str]) -> str:
-    """What names of runs begin with, up to a key; nothing if all are equal."""
+    """The keys and values that all names of runs begin with; none if the names are equal."""
     first, last = min(names), max(names)
     equal = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
     return first[: first.rfind("-", 0, equal) + 1]
