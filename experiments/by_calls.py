@@ -20,12 +20,14 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from diffusion_lab.analysis.comparison.groups import half_width
 
 MARKERS = "osD^vP"
+ASIDE = 1.02  # the factor between neighbouring lines
 
 
 def draw(axes: Axes, rows: list[dict[str, str]]) -> None:
     """A line for each run's name in the rows of one file."""
     markers = cycle(MARKERS)
-    for name in dict.fromkeys(row["run"] for row in rows):
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    for place, name in enumerate(names):
         found: dict[int, list[float]] = {}
         for row in rows:
             if row["run"] == name:
@@ -34,7 +36,9 @@ def draw(axes: Axes, rows: list[dict[str, str]]) -> None:
         means = [statistics.mean(found[each]) for each in calls]
         bars = [half_width(found[each]) if len(found[each]) > 1 else 0 for each in calls]
         look = {"label": name, "marker": next(markers), "markersize": 4, "capsize": 2}
-        axes.errorbar(calls, means, bars, linewidth=1.2, **look)
+        # beside each other, as bars of equal means would hide one another
+        shift = ASIDE ** (place - (len(names) - 1) / 2)
+        axes.errorbar([each * shift for each in calls], means, bars, linewidth=1.2, **look)
     axes.axhline(float(rows[0]["fid_real"]), color="grey", linestyle="--", linewidth=1)
     axes.set(
         xscale="log", yscale="log", title=rows[0]["network"], xlabel="network calls per sample"
