@@ -126,6 +126,32 @@ def test_the_target_of_mean_flow_is_the_exact_jump_where_the_velocity_is_exact(n
     assert 1e-5 < loss(0.01) < 0.02 * loss(0.1)
 
 
+@pytest.mark.parametrize("name", first_fast(SCHEDULES))
+def test_the_target_of_mean_flow_is_the_exact_jump_on_average_over_samples(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, here, there = points(schedule, count=200_000)
+    denoiser = ExactMap(prediction)
+    output, target = flow_target(
+        Objective(schedule, prediction, UniformTime()),
+        denoiser,
+        add_noise(x0, eps, here),
+        x0,
+        here,
+        there,
+        NOTHING,
+    )
+    error = output - target
+    for features in (
+        torch.ones_like(error),
+        add_noise(x0, eps, here),
+        here.t[:, None],
+        there.t[:, None],
+    ):
+        update = error * features
+        assert update.mean().abs() < 3.5 * update.std() / len(update) ** 0.5
+    assert error.std() > 0.1
+
+
 def updates_of_mean_flow(name: str, power: float) -> Tensor:
     """The gradient of each sample's loss to its own error of the exact map, (B,)."""
     schedule, prediction = SCHEDULES[name]
@@ -381,7 +407,7 @@ def test_exact_consistency_models_do_not_change_between_close_levels(name):
 @pytest.mark.parametrize("name", first_fast(SCHEDULES))
 def test_the_update_of_consistency_training_is_exact_on_average_over_samples(name):
     schedule, prediction = SCHEDULES[name]
-    x0, eps, level, _ = points(schedule, count=100_000)
+    x0, eps, level, _ = points(schedule, count=200_000)
     loss = Consistency(stage_images=1, steepness=0.0)
     parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
     parts.images_seen = 9
