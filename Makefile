@@ -266,11 +266,11 @@ one-model: setup
 	$(if $(filter $(ONE),$(MODEL)),$(TRAIN) experiment=quickstart study_name=one_model run_dir=$(ONE) \
 		guidance=none budget=images budget.images=192_000)
 
-study-samplers: one-model  ## eleven samplers at 5 to 50 steps, and nine on three grids: MODEL="outputs/... outputs/..." for some of yours
-	$(call sweep_each,$(MODEL)) $(or $(NAME),samplers) guidance=none steps=5,10,20,50 \
-		sampler=ddim,ddpm,euler,heun,dpm_solver,dpm_solver_3m,sde_dpm_solver,unipc,ipndm,reverse_sde,predictor_corrector $(ARGS)
-	$(call sweep_each,$(MODEL)) $(or $(NAME),samplers)_grids guidance=none steps=5,10,20 \
-		sampler=ddim,ddpm,heun,dpm_solver,sde_dpm_solver,unipc,ipndm,reverse_sde,predictor_corrector \
+study-samplers: one-model  ## thirteen samplers at 5 to 50 steps, and ten of them on three grids: MODEL="outputs/... outputs/..." for some of yours
+	$(call sweep_each,$(MODEL)) $(or $(NAME),samplers) guidance=none steps=5,10,20,50 metrics.num_samples=1000 \
+		sampler=ddim,ddpm,heun,dpm_solver,dpm_solver_3m,sde_dpm_solver,dpm_solver_2s_ancestral,unipc,deis,ipndm,restart,reverse_sde,predictor_corrector $(ARGS)
+	$(call sweep_each,$(MODEL)) $(or $(NAME),samplers)_grids guidance=none steps=10 metrics.num_samples=1000 \
+		sampler=ddim,ddpm,heun,dpm_solver,sde_dpm_solver,unipc,deis,ipndm,reverse_sde,predictor_corrector \
 		sampler/time_grid=uniform,karras,uniform_logsnr sampler.time_grid.sigma_min=0.002,0.1 $(ARGS)
 
 # a model of yours may be of other data: ARGS="metrics.classifier=..." names its classifier
