@@ -259,7 +259,7 @@ study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFl
 	for network in unet_small dit; do \
 		$(LAB) compare outputs/$(STUDY)/backbone-$${network}_* output=outputs/$(STUDY)/comparison_$$network && \
 		$(BIN)/python experiments/sampled.py outputs/$(STUDY)/calls_$$network.csv outputs/$(STUDY)/backbone-$${network}_* || exit; done
-	$(BIN)/python experiments/by_calls.py $(addprefix outputs/$(STUDY)/,by_calls.png calls_unet_small.csv calls_dit.csv)
+	$(BIN)/python experiments/lines.py $(addprefix outputs/$(STUDY)/,by_calls.png calls_unet_small.csv calls_dit.csv)
 
 # the model of the next two, if it is not one of yours
 one-model: setup

@@ -1,0 +1,104 @@
+"""Draws figures against a number from CSV files of experiments/sampled.py.
+
+    python experiments/lines.py calls.png calls_unet.csv calls_dit.csv
+    python experiments/lines.py scale.png guidance.csv --sweep guidance --x guidance.scale \\
+        --y fid,accuracy,recall --by network --linear
+
+There is a panel for each file and each column of --y. A line is the mean over the seeds of one
+value of --by, with its 95 % interval where there are several seeds. The dashed line is the value of
+real images. Samplers of several calls a step need --x calls.
+"""
+
+import argparse
+import csv
+import statistics
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from diffusion_lab.analysis.comparison.groups import half_width
+from diffusion_lab.metrics.metric import REAL
+from diffusion_lab.metrics.quantities import quantity_of
+
+MARKERS = "osD^v<>PX*hd8"
+ASIDE = 0.02  # between neighbouring lines, as a share of the axis or of a number
+TITLES = {"steps": "network calls per sample", "calls": "network calls per sample"}
+
+
+def rows_of(path: Path, sweep: str) -> list[dict[str, str]]:
+    """The rows of a sweep in a file."""
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["sweep"] == sweep]
+
+
+def draw(axes: Axes, rows: list[dict[str, str]], x: str, y: str, by: str, names: list[str]) -> None:
+    """A line for each value of `by` in the rows; `names` are those of all panels."""
+    quantity = quantity_of(y)
+    log = axes.get_xscale() == "log"
+    width = max(float(row[x]) for row in rows) - min(float(row[x]) for row in rows)
+    for place, (name, marker) in enumerate(zip(names, cycle(MARKERS), strict=False)):
+        found: dict[float, list[float]] = {}
+        for row in rows:
+            if row[by] == name:
+                found.setdefault(float(row[x]), []).append(quantity.scale * float(row[y]))
+        if not found:
+            continue
+        places = sorted(found)
+        means = [statistics.mean(found[each]) for each in places]
+        bars = [half_width(found[each]) if len(found[each]) > 1 else 0 for each in places]
+        look = {"label": name, "marker": marker, "markersize": 4, "capsize": 2}
+        # beside each other, as bars of equal means would hide one another
+        aside = (place - (len(names) - 1) / 2) * ASIDE * min(1, 5 / len(names))
+        shifted = [each * (1 + aside) if log else each + aside * width for each in places]
+        axes.errorbar(shifted, means, bars, linewidth=1.2, color=f"C{place}", **look)
+    axes.axhline(quantity.scale * float(rows[0][f"{y}{REAL}"]), color="grey", linestyle="--")
+    axes.set(xlabel=TITLES.get(x, x), ylabel=quantity.axis_title)
+    axes.grid(alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis) if log else ():
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+
+
+def main() -> None:
+    """Writes the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--sweep", default="trained", help="whose rows are drawn")
+    parser.add_argument("--x", default="steps", help="a column of numbers")
+    parser.add_argument("--y", default="fid", help="columns of metrics, with commas")
+    parser.add_argument("--by", default="run", help="the column that names the lines")
+    parser.add_argument("--linear", action="store_true", help="axes that are not logarithmic")
+    given = parser.parse_args()
+    columns = given.y.split(",")
+    for column in columns:
+        if not quantity_of(column):
+            parser.error(f"--y: there is no metric {column}")
+    panels = [(path, column) for path in given.files for column in columns]
+    figure = Figure((4.6 * len(panels), 4), dpi=120, layout="constrained")
+    scale = "linear" if given.linear else "log"
+    places = figure.subplots(1, len(panels), sharey=len(columns) == 1, squeeze=False)[0]
+    rows = {path: rows_of(path, given.sweep) for path in given.files}
+    names = list(dict.fromkeys(row[given.by] for found in rows.values() for row in found))
+    for axes, (path, column) in zip(places, panels, strict=True):
+        axes.set(xscale=scale, yscale=scale)
+        draw(axes, rows[path], given.x, column, given.by, names)
+        if len(given.files) > 1:
+            axes.set_title(rows[path][0]["network"])
+            axes.label_outer()
+    handles = {
+        name: line
+        for axes in places
+        for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside right upper", fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(given.picture))
+
+
+if __name__ == "__main__":
+    main()
