@@ -17,7 +17,8 @@ between them: published,published_patches. Numbers in prose are not checked.
 
 A CSV file, such as one of experiments/sampled.py, has a row for each seed. A row of the table has
 the mean over all rows with equal values of `by`, numbers in rising order and words in that of the
-file; `where` chooses rows by the value of one column.
+file; `where` chooses rows by the value of one column. With against=steps=10, a row also has its
+difference from the row of 10 steps that is otherwise the same, in the first of the columns.
 
     <!-- table published/tuning/tuning.json -->
 
@@ -33,9 +34,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
+from scipy import stats
+
 from diffusion_lab.analysis.comparison.comparing import Collection, collect
+from diffusion_lab.analysis.comparison.groups import half_width
+from diffusion_lab.analysis.comparison.significance import holm
 from diffusion_lab.analysis.comparison.table import (
     FID_STD,
     INTERVAL_NOTE,
@@ -54,7 +60,11 @@ HERE = Path(__file__).parent
 HEAD = 2  # columns before those of the comparison: composition and seeds
 OPENS, CLOSES = "<!-- table ", "<!-- end of table -->"
 BLOCK = re.compile(rf"^{OPENS}(.+?) -->\n(.*?)^{CLOSES}$", re.MULTILINE | re.DOTALL)
-OF_FOLDERS, OF_FILES = ("columns", "rows"), ("by", "columns", "where")
+OF_FOLDERS, OF_FILES = ("columns", "rows"), ("by", "columns", "where", "against")
+PAIRED_NOTE = (
+    "Differences are paired by seed, with their 95 % interval. p is that of a paired t-test after "
+    "Holm's correction for all tests against one row."
+)
 
 
 def table_of(readme: Path, words: str) -> str:
@@ -126,13 +136,50 @@ def of_file(path: Path, options: dict[str, str]) -> str:
         return [str(column.of(numbers(own, kind + after))) for column, kind in pairs]
 
     lines = [[*key, str(len(own)), *cells(own)] for key, own in groups.items()]
+    head = [*by, "seeds", *(column.title for column in columns)]
+    notes = [INTERVAL_NOTE] * any(len(own) > 1 for own in groups.values())
     if any(kind + REAL in rows[0] for kind in kinds):
         real = zip(columns, cells(rows[:1], REAL), strict=True)
         shown = [cell if column.judges else "" for column, cell in real]
         lines.append(["real images", *[""] * len(by), *shown])
-    head = [*by, "seeds", *(column.title for column in columns)]
-    several = any(len(own) > 1 for own in groups.values())
-    return with_notes(markdown_table(head, lines), [INTERVAL_NOTE] * several)
+    if "against" in options:
+        found = differences(groups, by, options["against"], kinds[0], columns[0].scale)
+        head += [f"{columns[0].title} less that of {options['against'].partition('=')[2]}", "p"]
+        for key, line in zip_longest(groups, lines):
+            line += found.get(key, ["", ""])
+        notes.append(PAIRED_NOTE)
+    return with_notes(markdown_table(head, lines), notes)
+
+
+def differences(
+    groups: dict[tuple[str, ...], list[dict[str, str]]],
+    by: list[str],
+    against: str,
+    kind: str,
+    scale: float,
+) -> dict[tuple[str, ...], list[str]]:
+    """The paired difference of each group from the one that `against` names, and its p-value."""
+    name, _, value = against.partition("=")
+    if name not in by:
+        raise UserError(f"against={against} needs one of by={','.join(by)}")
+    place = by.index(name)
+    gaps: dict[tuple[str, ...], dict[tuple[str, ...], list[float]]] = {}
+    for key, rows in groups.items():
+        base = (*key[:place], value, *key[place + 1 :])
+        if base not in groups:
+            raise UserError(f"against={against}: there is no row {', '.join(base)}")
+        theirs = {row["seed"]: float(row[kind]) for row in groups[base]}
+        own = [scale * (float(r[kind]) - theirs[r["seed"]]) for r in rows if r["seed"] in theirs]
+        if key != base and len(set(own)) > 1:
+            gaps.setdefault(base, {})[key] = own
+    cells = {}
+    for family in gaps.values():
+        tested = holm([stats.ttest_1samp(own, 0).pvalue for own in family.values()])
+        for (key, own), test in zip(family.items(), tested, strict=True):
+            mean, half = statistics.mean(own), half_width(own)
+            text = f"{mean:.3g} ({mean - half:.3g} to {mean + half:.3g})"
+            cells[key] = [text, f"{test.corrected:.2g}"]
+    return cells
 
 
 def of_tuning(path: Path, options: dict[str, str]) -> str:

@@ -150,6 +150,26 @@ def test_a_table_of_rows_has_means_over_seeds(readme):
     assert run(readme, "--check") == 0
 
 
+def test_a_row_has_its_paired_difference_from_another(readme):
+    rows = ["network,seed,scale,fid,kid"]
+    fids = {("DiT", 1): (10, 20, 30), ("DiT", 2): (12, 25, 31), ("DiT", 3): (30, 41, 49)}
+    fids[("UNet", 1)] = (7, 8, 9)
+    for (network, scale), values in fids.items():
+        rows += [f"{network},{seed},{scale},{fid},0" for seed, fid in enumerate(values)]
+    (readme.parent / "rows.csv").write_text("\n".join(rows))
+    write(readme, "<!-- table rows.csv by=network,scale columns=fid,kid against=scale=1 -->")
+    assert run(readme) == 0
+    cells = [[cell.strip() for cell in line.split("|")[-3:-1]] for line in lines(readme)[2:]]
+    # gaps of 2, 5, 1 and of 20, 21, 19: t of two degrees of freedom is 2.219 and 34.64, its
+    # limit 4.303; the lower p counts twice
+    assert cells == [
+        ["", ""],
+        ["2.67 (-2.5 to 7.84)", "0.16"],
+        ["20 (17.5 to 22.5)", "0.0017"],
+        ["", ""],
+    ]
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("experiments/*/samplings.csv")))
 def test_samplings_are_those_of_the_published_runs(file, tmp_path, monkeypatch):
     runs = sorted(map(str, file.parent.glob("published/runs/*")))
@@ -198,6 +218,8 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
         ("by=network columns=sweep", "columns=sweep"),
         ("by=network columns=fid where=sweep=ancestral", "where=sweep=ancestral"),
         ("by=network columns=fid rows=UNet", "rows"),
+        ("by=network columns=fid against=steps=10", "against=steps=10"),
+        ("by=network,steps columns=fid against=steps=30", "against=steps=30"),
     ],
 )
 def test_a_table_of_rows_that_cannot_be_made_is_named(readme, capsys, options, named):
