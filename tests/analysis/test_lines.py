@@ -1,0 +1,58 @@
+"""Figures of sweeps: means over seeds with their intervals, for each line of a panel."""
+
+import runpy
+
+import pytest
+from helpers.paths import ROOT
+from matplotlib.figure import Figure
+from PIL import Image
+
+lines = runpy.run_path(str(ROOT / "experiments/lines.py"))
+ROWS = """network,seed,sweep,scale,fid,fid_real,accuracy,accuracy_real
+UNet,0,guidance,1,90.0,50.0,0.5,0.9
+UNet,1,guidance,1,110.0,50.0,0.7,0.9
+UNet,0,guidance,2,80.0,50.0,0.8,0.9
+DiT,0,guidance,1,200.0,50.0,0.4,0.9
+DiT,0,trained,1,300.0,50.0,0.4,0.9
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(ROWS)
+    return path
+
+
+def test_a_line_has_the_means_over_seeds_and_half_their_interval(file):
+    axes = Figure().subplots()
+    rows = lines["rows_of"](file, "guidance")
+    lines["draw"](axes, rows, "scale", "accuracy", "network", ["DiT", "UNet"])
+    dit, unet = axes.containers
+    assert (dit.get_label(), unet.get_label()) == ("DiT", "UNet")
+    assert list(dit[0].get_ydata()) == [40]  # %
+    assert list(unet[0].get_ydata()) == pytest.approx([60, 80])
+    low, high = unet[2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((60 - 127.06, 60 + 127.06), abs=0.01)  # Student's t, 1 df
+    assert list(axes.lines[-1].get_ydata()) == [90, 90]  # real images
+
+
+def test_a_panel_is_drawn_for_each_file_and_column(file, tmp_path, monkeypatch):
+    widths = []
+    for columns in ("fid", "fid,accuracy"):
+        picture = tmp_path / "picture.png"
+        words = ["lines.py", str(picture), str(file), "--sweep", "guidance", "--x", "scale"]
+        monkeypatch.setattr("sys.argv", [*words, "--y", columns, "--by", "network", "--linear"])
+        lines["main"]()
+        with Image.open(picture) as image:
+            widths.append(image.width)
+    assert widths[1] == 2 * widths[0]
+
+
+def test_a_column_that_is_no_metric_is_named(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lines.py", str(tmp_path / "a.png"), str(file), "--y", "fidd"])
+    with pytest.raises(SystemExit) as ended:
+        lines["main"]()
+    assert ended.value.code == 2
+    assert "fidd" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
