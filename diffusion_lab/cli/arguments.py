@@ -4,7 +4,7 @@ import shutil
 from itertools import product
 from pathlib import Path
 
-from diffusion_lab.build.overrides import parse
+from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.cli.commands import Command
 from diffusion_lab.common.messages import UserError
 
@@ -47,9 +47,18 @@ def admit(override: str, groups: tuple[str, ...]) -> str:
 
 
 def gather(overrides: list[str]) -> list[str]:
-    """Moves all overrides that have several values into one override, combinations=[...]."""
-    several = [each for each in overrides if parse([each])[0].is_sweep_override()]
-    single = [each for each in overrides if each not in several]
+    """Moves all overrides that have several values into one override, combinations=[...].
+
+    Of several overrides of a key the last one counts.
+    """
+    parsed = parse(overrides)
+    last = {key_of(each): each for each in parsed}
+    several = [
+        each.input_line
+        for each in parsed
+        if each.is_sweep_override() and last[key_of(each)] is each
+    ]
+    single = [each.input_line for each in parsed if not each.is_sweep_override()]
     return [*single, f"combinations={_quoted(several)}"] if several else single
 
 

@@ -42,6 +42,12 @@ def test_values_separated_by_commas_are_gathered_and_expanded():
     assert expand([]) == [{}]
 
 
+def test_of_several_overrides_of_a_key_the_last_one_counts():
+    assert gather(["steps=10,20", "seed=1", "steps=20"]) == ["seed=1", "steps=20"]
+    assert gather(["steps=5,6", "steps=10,20"]) == ["combinations=['steps=10,20']"]
+    assert gather(["steps=5", "steps=10,20"])[-1] == "combinations=['steps=10,20']"
+
+
 def test_images_in_a_file_are_a_reference_as_training_images_are(lab, run_folder):
     pixels = TinyData().load()[0].images.permute(0, 2, 3, 1)
     np.savez("reference.npz", images=pixels.numpy())
