@@ -261,6 +261,11 @@ study-few-steps: setup $(CLASSIFIER)  ## 1 to 8 network calls: a teacher, MeanFl
 		$(BIN)/python experiments/sampled.py outputs/$(STUDY)/calls_$$network.csv outputs/$(STUDY)/backbone-$${network}_* || exit; done
 	$(BIN)/python experiments/lines.py $(addprefix outputs/$(STUDY)/,by_calls.png calls_unet_small.csv calls_dit.csv)
 
+# the sweep $(1) of all models in one file and figure
+define sweeps_of_all
+$(BIN)/python experiments/sampled.py outputs/$(1).csv $(MODEL)
+$(BIN)/python experiments/lines.py outputs/$(1).png outputs/$(1).csv --sweep $(1)
+endef
 # the model of the next two, if it is not one of yours
 one-model: setup
 	$(if $(filter $(ONE),$(MODEL)),$(TRAIN) experiment=quickstart study_name=one_model run_dir=$(ONE) \
@@ -272,6 +277,7 @@ study-samplers: one-model  ## thirteen samplers at 5 to 50 steps, and ten of the
 	$(call sweep_each,$(MODEL)) $(or $(NAME),samplers)_grids guidance=none steps=10 metrics.num_samples=1000 \
 		sampler=ddim,ddpm,heun,dpm_solver,sde_dpm_solver,unipc,deis,ipndm,reverse_sde,predictor_corrector \
 		sampler/time_grid=uniform,karras,uniform_logsnr sampler.time_grid.sigma_min=0.002,0.1 $(ARGS)
+	$(call sweeps_of_all,$(or $(NAME),samplers)) --x calls --by sampler
 
 # a model of yours may be of other data: ARGS="metrics.classifier=..." names its classifier
 study-guidance: STEPS = 10,20
@@ -279,6 +285,7 @@ study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## FID 
 	$(call sweep_each,$(MODEL)) $(or $(NAME),guidance) guidance=classifier_free steps=$(STEPS) \
 		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
 		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
+	$(call sweeps_of_all,$(or $(NAME),guidance)) --x guidance.scale --by network --linear --y fid,kid,recall
 
 dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localhost:6006
 	$(BIN)/tensorboard --logdir outputs $(ARGS)

@@ -4,9 +4,9 @@
     python experiments/lines.py scale.png guidance.csv --sweep guidance --x guidance.scale \\
         --y fid,accuracy,recall --by network --linear
 
-There is a panel for each file and each column of --y. A line is the mean over the seeds of one
-value of --by, with its 95 % interval where there are several seeds. The dashed line is the value of
-real images. Samplers of several calls a step need --x calls.
+There is a panel for each network and column of --y. A line is the mean over the seeds of one value
+of --by, with its 95 % interval where there are several seeds. The dashed line is the value of real
+images. Samplers of several calls a step need --x calls.
 """
 
 import argparse
@@ -75,27 +75,28 @@ def main() -> None:
     parser.add_argument("--by", default="run", help="the column that names the lines")
     parser.add_argument("--linear", action="store_true", help="axes that are not logarithmic")
     given = parser.parse_args()
+    rows = [row for path in given.files for row in rows_of(path, given.sweep)]
     columns = given.y.split(",")
-    for column in columns:
-        if not quantity_of(column):
-            parser.error(f"--y: there is no metric {column}")
-    panels = [(path, column) for path in given.files for column in columns]
+    for column in (given.x, given.by, *columns):
+        if not any(row.get(column) for row in rows):
+            parser.error(f"no row of --sweep {given.sweep} has {column}")
+    if unknown := [column for column in columns if not quantity_of(column)]:
+        parser.error(f"--y={unknown[0]} is no metric")
+    parts: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        parts.setdefault("" if given.by == "network" else row["network"], []).append(row)
+    panels = [(part, column) for part in parts for column in columns]
     figure = Figure((4.6 * len(panels), 4), dpi=120, layout="constrained")
-    scale = "linear" if given.linear else "log"
     places = figure.subplots(1, len(panels), sharey=len(columns) == 1, squeeze=False)[0]
-    rows = {path: rows_of(path, given.sweep) for path in given.files}
-    names = list(dict.fromkeys(row[given.by] for found in rows.values() for row in found))
-    for axes, (path, column) in zip(places, panels, strict=True):
-        axes.set(xscale=scale, yscale=scale)
-        draw(axes, rows[path], given.x, column, given.by, names)
-        if len(given.files) > 1:
-            axes.set_title(rows[path][0]["network"])
+    names = list(dict.fromkeys(row[given.by] for row in rows))
+    handles = {}
+    for axes, (part, column) in zip(places, panels, strict=True):
+        scale = "linear" if given.linear else "log"
+        axes.set(xscale=scale, yscale=scale, title=part if len(parts) > 1 else "")
+        draw(axes, parts[part], given.x, column, given.by, names)
+        if len(columns) == 1:
             axes.label_outer()
-    handles = {
-        name: line
-        for axes in places
-        for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles, loc="outside right upper", fontsize=8)
     FigureCanvasAgg(figure).print_png(str(given.picture))
 

@@ -37,22 +37,25 @@ def test_a_line_has_the_means_over_seeds_and_half_their_interval(file):
     assert list(axes.lines[-1].get_ydata()) == [90, 90]  # real images
 
 
-def test_a_panel_is_drawn_for_each_file_and_column(file, tmp_path, monkeypatch):
+def test_a_panel_is_drawn_for_each_network_and_column(file, tmp_path, monkeypatch):
     widths = []
-    for columns in ("fid", "fid,accuracy"):
+    for columns, by in (("fid", "network"), ("fid,accuracy", "network"), ("fid", "seed")):
         picture = tmp_path / "picture.png"
         words = ["lines.py", str(picture), str(file), "--sweep", "guidance", "--x", "scale"]
-        monkeypatch.setattr("sys.argv", [*words, "--y", columns, "--by", "network", "--linear"])
+        monkeypatch.setattr("sys.argv", [*words, "--y", columns, "--by", by, "--linear"])
         lines["main"]()
         with Image.open(picture) as image:
             widths.append(image.width)
-    assert widths[1] == 2 * widths[0]
+    assert widths == [widths[0], 2 * widths[0], 2 * widths[0]]  # of two networks by seed, too
 
 
-def test_a_column_that_is_no_metric_is_named(file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["lines.py", str(tmp_path / "a.png"), str(file), "--y", "fidd"])
+@pytest.mark.parametrize(("option", "value"), [("y", "fidd"), ("y", "scale"), ("x", "steps")])
+def test_a_column_that_cannot_be_drawn_is_named(file, tmp_path, monkeypatch, capsys, option, value):
+    asked = {"sweep": "guidance", "x": "scale", "by": "network"} | {option: value}
+    words = [f"--{name}={of}" for name, of in asked.items()]
+    monkeypatch.setattr("sys.argv", ["lines.py", str(tmp_path / "a.png"), str(file), *words])
     with pytest.raises(SystemExit) as ended:
         lines["main"]()
     assert ended.value.code == 2
-    assert "fidd" in capsys.readouterr().err
+    assert value in capsys.readouterr().err
     assert not (tmp_path / "a.png").exists()
