@@ -200,8 +200,9 @@ study-latent: setup $(CLASSIFIER)  ## a U-Net on pixels and in latents, with the
 study-families: STUDY = $(or $(NAME),families)
 study-families: STAGES = outputs/$(STUDY)_stages
 study-families: IN_SECONDS = $(if $(TIME),budget.seconds=$(TIME))
-# the first stages take 200 of the 600 seconds
-study-families: AFTER = budget.seconds=$(or $(TIME),400)
+# the first stages take a third of the time
+study-families: ALL = $(or $(TIME),600)
+study-families: AFTER = budget.seconds=$(call of_all,* 2 / 3)
 study-families: MEASURED = $(if $(SAMPLES),metrics.num_samples=$(SAMPLES))
 study-families: DENOISE = optimizer=muon objective=flow_matching_short sampler=unipc sampler.steps=10 backbone.blocks=1
 study-families: IN_LATENTS = backbone=unet backbone.channels=48 backbone.multipliers=[1,2] backbone.attention=[1] \
@@ -210,7 +211,7 @@ study-families: IN_LATENTS = backbone=unet backbone.channels=48 backbone.multipl
 study-families: RATES = "tuning.values={optimizer.lr:[16e-3,32e-3,64e-3]}"
 study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregressive model, a GAN and a VAE in equal time: TIME=600 SAMPLES=5000
 	printf '%s\n' kl vq | $(EACH) -I{} $(LAB) train-autoencoder $(ELSEWHERE) experiment=fashion_mnist/{} \
-		study_name=$(STUDY)_stages run_dir=$(STAGES)/{} $(call for_seconds,$(or $(TIME),200))
+		study_name=$(STUDY)_stages run_dir=$(STAGES)/{} $(call for_seconds,$(call of_all,/ 3))
 	$(call train_study,families,$(STUDY),$(DENOISE) denoiser.clip=1 backbone.channels=36 $(IN_SECONDS) $(MEASURED))
 	$(call train_study,families,$(STUDY),$(DENOISE) $(IN_LATENTS) $(AFTER) $(MEASURED))
 	$(call train_study,families,$(STUDY),family=autoregressive backbone=code_transformer optimizer=muon \
