@@ -196,6 +196,7 @@ class DiffusersModel(DiffusersNetwork):
     """
 
     condition_width = 1  # of a vector that is not used
+    embeds_labels = True
 
     @ranges()
     def __init__(

@@ -40,6 +40,7 @@ class Energy(nn.Module):
                 "such as unet_small"
             )
         self.condition_width = self.network.condition_width
+        self.embeds_labels = getattr(self.network, "embeds_labels", False)
 
     @property
     def ends(self) -> list[nn.Module]:

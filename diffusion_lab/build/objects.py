@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.backbone.conditioning import NumericLabel
+from diffusion_lab.backbone.conditioning import NumericLabel, RawLabels
 from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.losses import check_derivative, check_losses
@@ -50,7 +50,7 @@ def read_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
     """Reads the images of a data module built from `cfg`; a UserError names the full key."""
     with errors_at(cfg, "data.source"):
         datamodule.prepare_data()
-        datamodule.reference_images()  # reads both splits
+        datamodule.check_splits()  # reads both
     with errors_at(cfg, "data"):
         datamodule.setup("fit")
 
@@ -120,6 +120,7 @@ def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:
 
 def check_denoiser(objective: Objective, denoiser: Denoiser, compiled: bool) -> None:
     """Raises UserError if the objective or a compiler cannot work with the denoiser's parts."""
+    check_labels(denoiser)
     if isinstance(denoiser.conditioning, NumericLabel) and objective.coupling is not None:
         raise UserError(
             "a coupling would give the images of a label noise of their own, and only classes keep "
@@ -135,6 +136,25 @@ def check_denoiser(objective: Objective, denoiser: Denoiser, compiled: bool) -> 
         raise UserError(
             "backbone=energy is a derivative of its network, which a compiled one does not have; "
             "write compile=auto"
+        )
+
+
+def check_labels(denoiser: Denoiser) -> None:
+    """Raises UserError if labels would not reach the network in the form that it takes."""
+    embeds = getattr(denoiser.backbone, "embeds_labels", False)
+    raw = isinstance(denoiser.conditioning, RawLabels)
+    if raw and not embeds:
+        raise UserError(
+            "conditioning=raw_labels is for networks that embed labels themselves, such as "
+            "backbone=diffusers_model, and this one does not; write conditioning=class_label"
+        )
+    if embeds and denoiser.conditioning.conditional and not raw:
+        raise UserError(
+            "this network embeds labels itself; write conditioning=raw_labels, or conditioning=none"
+        )
+    if embeds and denoiser.augmentation is not None:
+        raise UserError(
+            "this network cannot be told how an image was augmented; write augmentation=none"
         )
 
 

@@ -7,6 +7,7 @@ from diffusion_lab.build.model import Model
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.guidance import Guidance
+from diffusion_lab.diffusion.objective import TeacherPairs
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.first_stage import FirstStage
 
@@ -65,8 +66,8 @@ def needs_dropped_labels(scale: float) -> UserError:
 
 
 def check_noise(model: Model, sampler: Sampler) -> None:
-    """Raises UserError if the sampler adds noise, and the model learned from coupled pairs."""
-    if model.objective.coupling is None:
+    """Raises UserError if the sampler adds noise, and the model learned from dependent pairs."""
+    if model.objective.coupling is None and not isinstance(model.objective.teacher, TeacherPairs):
         return
     drawn = []
 
@@ -79,8 +80,8 @@ def check_noise(model: Model, sampler: Sampler) -> None:
     if drawn:
         raise UserError(
             "this sampler adds noise on its way, for which it needs the score, and a model of "
-            "coupled pairs does not give it; use one without noise, such as sampler=dpm_solver, "
-            "unipc or heun, or train with coupling=none"
+            "dependent pairs (of a coupling, or reflow) does not give it; use one without noise, "
+            "such as sampler=dpm_solver, unipc or heun, or train without such pairs"
         )
 
 

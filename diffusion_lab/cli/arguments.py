@@ -54,11 +54,13 @@ def gather(overrides: list[str]) -> list[str]:
     parsed = parse(overrides)
     last = {key_of(each): each for each in parsed}
     several = [
-        each.input_line
-        for each in parsed
+        text
+        for text, each in zip(overrides, parsed, strict=True)
         if each.is_sweep_override() and last[key_of(each)] is each
     ]
-    single = [each.input_line for each in parsed if not each.is_sweep_override()]
+    single = [
+        text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()
+    ]
     return [*single, f"combinations={_quoted(several)}"] if several else single
 
 

@@ -124,7 +124,9 @@ COMMANDS = {
         "compute memory, time and disk of a training run on GPUs that are not here",
         "training.planning.plan:plan",
         combines=True,
-        fails=lambda result: result.get("fits") is False,
+        fails=lambda result: any(
+            each.get("fits") is False for each in result.get("plans", [result])
+        ),
     ),
     "match": Command(
         "find the size at which one backbone costs as much as another", "profiling.match:match"

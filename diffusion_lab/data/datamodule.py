@@ -237,6 +237,11 @@ class ImageDataModule(lightning.LightningDataModule):
     @cached_property
     def _chosen(self) -> Tensor:
         """The places of the images to train on in the training split, sorted."""
+        if self.per_class is not None and self.label_size:
+            raise ValueError(
+                f"per_class={self.per_class} needs classes, and these labels are numbers; write "
+                "data.fraction instead"
+            )
         rest = self._divided[1]
         classes = self.classes_of(self._splits[0].labels[rest])
         index = subset(classes, self.fraction, self.per_class, self.subset_seed)

@@ -22,6 +22,12 @@ def folder_of(run: str | Path, length: float, step: int) -> Path:
     return Path(run) / FOLDER / f"{name_of(length)}_step{step}"
 
 
+def run_of(folder: Path) -> Path:
+    """The run of whose weights the average in a folder was made; the folder itself if none is."""
+    made = folder.parent.name == FOLDER.name and "_step" in folder.name
+    return folder.parents[1] if made else folder
+
+
 def step_of(folder: Path) -> int:
     """The step of an average that was made, from the name of its folder."""
     return int(folder.name.rpartition("_step")[2])

@@ -12,6 +12,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
+from diffusion_lab.metrics.reference import FileReference
 from diffusion_lab.runs import published
 from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.samplings import (
@@ -152,7 +153,11 @@ def require_same(protocols: dict[str, Protocol]) -> None:
             continue
         a, b = expected.get(key), protocol.get(key)
         words, remedy = WORDS.get(key, (f"with {key}=", f"make {key} the same"))
-        if remedy.endswith("="):
+        if a == FileReference.kind:  # a word for any file
+            remedy = (
+                "give both the same metrics.reference, and run `diffusion-lab evaluate` on both"
+            )
+        elif remedy.endswith("="):
             remedy = f"measure {name} with `diffusion-lab evaluate run={name} {remedy}{a}`"
         else:
             remedy += ", and run `diffusion-lab evaluate` on both"

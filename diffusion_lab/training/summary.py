@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.device import float32_precision
 from diffusion_lab.metrics import report
-from diffusion_lab.runs import SUMMARY, load_summary
+from diffusion_lab.runs import SUMMARY, averages, load_summary
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.samplings import Sampling, sampling_of
 from diffusion_lab.training.callbacks import SampleEvaluation
@@ -68,7 +68,7 @@ def first_stage_seconds(cfg: DictConfig, folder: Path) -> float | None:
         return None
     if Path(stage) == folder:
         return load_summary(folder).get("first_stage_seconds")
-    return load_summary(stage).get("training_seconds")
+    return load_summary(averages.run_of(Path(stage))).get("training_seconds")
 
 
 def overrides_of(folder: Path) -> list[str] | None:

@@ -10,7 +10,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.common.messages import UserError, console
@@ -28,7 +28,16 @@ def build_trainer(
     callbacks: Sequence[Callback],
     **instead: object,
 ) -> lightning.Trainer:
-    """Builds a Trainer for an endless stream of micro-batches, cut at `trainer.max_steps`."""
+    """Builds a Trainer for an endless stream of micro-batches, cut at `trainer.max_steps`.
+
+    Raises UserError for a fused optimiser in float16, which would undo the scaling of gradients
+    after their norm is taken.
+    """
+    if cfg.trainer.precision == "16-mixed" and OmegaConf.select(cfg, "optimizer.fused"):
+        raise UserError(
+            "trainer.precision=16-mixed scales gradients, whose norm a fused optimiser would not "
+            "know; write optimizer.fused=false"
+        )
     progress = ProgressBar() if console.is_terminal else ProgressLines()
     listed, (devices, nodes) = cfg.trainer.devices, launch.processes(cfg.trainer)
     defaults = {

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from helpers.faults import no_file_above
@@ -196,6 +197,28 @@ def test_the_environment_of_processes_is_not_left_in_this_one(monkeypatch, given
         launch.run_on_all_devices("train", [], processes)
     assert seen == ([given] * 2 if given else ["4", "2"])
     assert dict(os.environ) == before
+
+
+def test_ranks_vote_after_each_step_if_ten_take_long(monkeypatch):
+    now, said = [0.0], []
+
+    def vote(yes: bool, all: bool) -> bool:
+        said.append(yes)
+        return yes
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    callback = Interruption()
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce_boolean_decision=vote))
+    due = []
+    for step, seconds in enumerate([0.5] * 10 + [2.0] * 10 + [0.5] * 20, 1):
+        now[0] += seconds
+        trainer.global_step = step
+        if callback._due(trainer):
+            due.append(step)
+    assert due == [10, 20, *range(21, 31), 40]
+    assert said == [False, True, False, False]
+    trainer.world_size = 1
+    assert callback._due(trainer)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pytest
 import torch
 from helpers.data_modules import data_of
 from helpers.paths import ROOT
-from helpers.refusals import refused
+from helpers.refusals import assert_names, refused
+from helpers.tiny_data import TinyFloats, TinyShades
+from helpers.tiny_runs import TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
@@ -195,6 +197,15 @@ class TestFacts:
     def test_bad_settings_are_one_sentence(self):
         with refused("pad=16", "use 28", by=ValueError):
             data_of(FashionMNIST, pad=16)
+        with refused("per_class=5", "data.fraction", by=ValueError):
+            data_of(TinyShades, per_class=5).setup("fit")
+
+    def test_a_source_of_wrong_images_is_refused_before_training(self, refusal, tmp_path):
+        sentence = refusal(
+            "train", *TINY, f"data.source._target_={TinyFloats.__module__}.TinyFloats"
+        )
+        assert_names(sentence, "TinyFloats", "float32", "uint8")
+        assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize(
         ("argument", "value"),

@@ -274,9 +274,17 @@ class TestMemory:
             check_memory(1000, (3, 64, 64))
         with refused("image_size=[36,73]", by=DataError):
             check_memory(1000, (3, 64, 128))
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-        with refused("image_size=25 ", by=DataError):
-            check_memory(1000, (3, 51, 51))
+        srun = {
+            "SLURM_STEP_ID": "0",
+            "SLURM_STEP_NUM_TASKS": "8",
+            "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+        }
+        torchrun = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+        for started in (srun, torchrun):
+            with monkeypatch.context() as those, refused("image_size=25 ", by=DataError):
+                for name, value in started.items():
+                    those.setenv(name, value)
+                check_memory(1000, (3, 51, 51))
 
     def test_this_machine_says_what_is_free(self):
         assert decoding.free_memory() > 1_000_000

@@ -12,6 +12,7 @@ from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY, tiny_classifier, tiny_first_stage
+from omegaconf import OmegaConf
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_lab import runs
@@ -22,6 +23,7 @@ from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.training.autoencoder_task import latent_moments
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.module import Optimization
+from diffusion_lab.training.summary import first_stage_seconds
 
 LATENT = [*(a for a in TINY if a != "backbone.patch=4"), "backbone.patch=2", "first_stage=kl"]
 TRAIN = ["train", *LATENT, "first_stage.run=first", "logger=none", "run_dir=run"]
@@ -137,6 +139,8 @@ def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, f
 def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):
     tiny_first_stage(tmp_path / "first")
     (tmp_path / "first/summary.json").write_text('{"training_seconds": 300.0}')
+    made = OmegaConf.create({"first_stage": {"run": str(tmp_path / "first/averages/0.05_step30")}})
+    assert first_stage_seconds(made, tmp_path / "run") == 300.0  # of an average
     code, _, err = lab(*TRAIN, "data.flip=true")
     assert code == 0, err
     summary = json.loads((tmp_path / "run/summary.json").read_text())

@@ -26,6 +26,14 @@ class TinyData(DataSource):
         return split(84, 0), split(32, 1)
 
 
+class TinyFloats(TinyData):
+    """The same with images of floats in [0, 1], which no source may return."""
+
+    def load(self) -> tuple[Split, Split]:
+        training, test = super().load()
+        return Split(training.images / 255, training.labels), Split(test.images / 255, test.labels)
+
+
 class TinyShades(DataSource):
     """A source of 200 training and 40 test images, 1 x 4 x 4, whose label is a tenth of their grey.
 

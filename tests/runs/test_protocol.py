@@ -1,8 +1,9 @@
 """Metrics that were measured in different ways are not compared."""
 
 import pytest
-from helpers.refusals import refused
+from helpers.refusals import assert_names, refused
 
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.runs.results import require_same
 
@@ -41,3 +42,11 @@ def test_the_first_difference_is_named_with_its_remedy(change, name, values):
     protocols = {"a": with_fingerprint(ONE), "b": with_fingerprint(ONE | change)}
     with refused(name, *values, "diffusion-lab evaluate"):
         require_same(protocols)
+
+
+def test_a_reference_in_a_file_is_no_value_to_write():
+    in_a_file = with_fingerprint(ONE | {"reference": "FILE"})
+    with pytest.raises(UserError) as caught:
+        require_same({"a": in_a_file, "b": with_fingerprint(ONE)})
+    assert_names(str(caught.value), "metrics.reference", "diffusion-lab evaluate")
+    assert "evaluate run=" not in str(caught.value)

@@ -233,6 +233,7 @@ def test_compositions_stand_side_by_side(lab):
         ("H100", "fsdp"),
     ]
     assert all(f"trainer={each}" in err for each in ("ddp", "fsdp"))
+    assert lab("plan", *SMALL, *gpus, "gpu.memory=1000")[0] == 1  # none fits
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ and 16-bit grey is scaled to 8 bits. C channels, 1 for grey or 3 for RGB.
 """
 
 import io
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffusion_lab.common.messages import progress_bar
+from diffusion_lab.compute.launch import processes_started
+from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 
@@ -80,7 +81,8 @@ def check_memory(count: int, shape: tuple[int, int, int]) -> None:
         return
     channels, height, width = shape
     # every process of a machine holds all images
-    allowed = MEMORY_SHARE * free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = processes_started()[0] if in_launched_process() else 1
+    allowed = MEMORY_SHARE * free / processes
     needed = count * channels * height * width
     if needed > allowed:
         scale = (allowed / needed) ** 0.5

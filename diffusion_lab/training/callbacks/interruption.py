@@ -5,6 +5,7 @@ up, and SIGTERM when another job preempts it; after any of the three the job is 
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from diffusion_lab.training.callbacks.periodic import stepped, validates
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # sbatch: USR1, submitit: USR2
 STEPS_BETWEEN_VOTES = 10
+SECONDS_BETWEEN_VOTES = 10.0  # if so many steps take longer, the ranks vote after each
 
 
 class Interruption(Callback):
@@ -35,6 +37,8 @@ class Interruption(Callback):
         self._in_job = False  # whether this is a SLURM job
         self._typed = False  # whether Ctrl-C was pressed
         self._at_once = False
+        self._slow = False  # whether the ranks vote after each step
+        self._since = time.monotonic()
         self._previous: dict[int, Any] = {}  # previous handlers by signal number
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
@@ -72,9 +76,7 @@ class Interruption(Callback):
             raise KeyboardInterrupt
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        # the ranks' vote makes a GPU wait, so it is not taken at every step
-        due = trainer.world_size == 1 or trainer.global_step % STEPS_BETWEEN_VOTES == 0
-        if stepped(trainer, batch_idx) and due:
+        if stepped(trainer, batch_idx) and self._due(trainer):
             vote = trainer.strategy.reduce_boolean_decision
             self.requested = vote(self.requested, all=False)
             if self.requested:
@@ -83,6 +85,17 @@ class Interruption(Callback):
                 if not validates(trainer):
                     # if asked to stop, Lightning would validate first, before anything is saved
                     trainer.limit_val_batches = 0
+
+    def _due(self, trainer: lightning.Trainer) -> bool:
+        """Whether the ranks vote after this step, which makes GPUs wait; all ranks agree on it."""
+        if trainer.world_size == 1:
+            return True
+        if trainer.global_step % STEPS_BETWEEN_VOTES:
+            return self._slow
+        before, self._since = self._since, time.monotonic()
+        long = self._since - before > SECONDS_BETWEEN_VOTES
+        self._slow = trainer.strategy.reduce_boolean_decision(long, all=False)
+        return True
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         self.restore()

@@ -51,9 +51,14 @@ class Statistics(Callback, Checked):
         self._look: Look | None = None  # at the current step
 
     def check(self, module: TrainedModule, layout: BatchLayout, trainer: DictConfig) -> None:
-        if not self.noise_scale or not self.every_n_steps:
+        if not self.noise_scale:
             return
         key = "callbacks.statistics.noise_scale=true"
+        if not self.every_n_steps:
+            raise UserError(
+                f"{key} is measured at some steps; write callbacks.statistics.every_n_steps=100, "
+                "or leave it out"
+            )
         if isinstance(trainer.strategy, DictConfig):
             raise UserError(
                 f"{key} needs the gradients of parts of a batch, which trainer=fsdp shards; use "

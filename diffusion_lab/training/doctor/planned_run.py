@@ -90,7 +90,6 @@ class PlannedRun:
     def data(self) -> ImageDataModule:
         """The data module, after it has read the data and its splits are checked."""
         read_data(self.cfg, self.datamodule)
-        self.datamodule.check_splits()
         return self.datamodule
 
     @cached_property
