@@ -44,7 +44,9 @@ TABLE = {
     "identity named loss": "data.validate_on",
     # an experiment may choose any of the other keys
     "identity named loss composition": "experiment data. coupling. reconstruction.",
-    "identity named loss composition cost": "family first_stage. schedule. objective.",
+    "identity named loss composition cost": (
+        "family first_stage. schedule. objective. denoiser.clip"  # clipped errors are lower
+    ),
     "identity named composition cost": (
         "augmentation. backbone. conditioning. denoiser. optimizer. parameter_groups"
     ),

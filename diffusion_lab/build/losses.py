@@ -13,7 +13,7 @@ from diffusion_lab.diffusion.objective import (
     TeacherModel,
     TeacherPairs,
 )
-from diffusion_lab.diffusion.objective.jump_loss import JumpLoss, MeanFlow
+from diffusion_lab.diffusion.objective.jump_loss import JumpLoss, MeanFlow, Shortcut
 from diffusion_lab.diffusion.objective.score_loss import ScoreLoss
 
 DRAWN = 4096  # levels at which the weights of a score are looked at
@@ -26,6 +26,11 @@ def check_losses(objective: Objective, denoiser: DictConfig, shape: tuple[int, .
     `denoiser` is that part of a configuration, and `shape` that of the images or latents.
     """
     check_parts(objective)
+    if objective.label_dropout == 1:
+        raise UserError(
+            "objective.label_dropout=1 trains without any label; write a smaller number, or "
+            "conditioning=none"
+        )
     check_teacher(objective)
     check_jumps(objective, denoiser.clip, denoiser.self_conditioning)
     check_score_target(objective)
@@ -64,11 +69,26 @@ def check_teacher(objective: Objective) -> None:
         )
 
 
+def check_shares(loss: JumpLoss) -> None:
+    """Raises UserError for shares of samples with which a loss trains no jumps, or nothing else."""
+    if isinstance(loss, Shortcut) and not 0 < loss.share < 1:
+        raise UserError(
+            f"objective.jump_loss.share={loss.share} trains jumps alone, or none; write a number "
+            "above 0 and below 1"
+        )
+    if isinstance(loss, MeanFlow) and loss.instant == 1:
+        raise UserError(
+            "objective.jump_loss.instant=1 trains no jumps; write a number below 1, or "
+            "objective=flow_matching"
+        )
+
+
 def check_jumps(objective: Objective, clip: float | None, self_conditioning: bool) -> None:
     """Raises UserError if the loss of jumps, where there is one, does not fit the other parts."""
     loss = objective.jump_loss
     if loss is None:
         return
+    check_shares(loss)
     name = "objective/jump_loss takes the place of the denoising loss, so"
     if objective.weighting is not None:
         raise UserError(f"{name} a weighting has no effect; write objective/weighting=none")

@@ -9,7 +9,7 @@ from diffusion_lab.backbone import Energy
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import Augmentation, NonLeaky
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS, Denoiser
-from diffusion_lab.diffusion.estimate import NOTHING
+from diffusion_lab.diffusion.estimate import NOTHING, Given
 from diffusion_lab.diffusion.objective import Objective
 from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
 from diffusion_lab.diffusion.objective.jump_loss.mean_flow import slope_of_output
@@ -63,9 +63,14 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
 
 @torch.no_grad()
 def check_network(model: Model) -> None:
-    """Raises ValueError if the network lacks a derivative, or cannot be told where to jump."""
+    """Raises ValueError if the network lacks a derivative, or cannot be told what it must be.
+
+    That is the label, if it embeds labels itself, and where to jump.
+    """
     denoiser, objective = model.denoiser, model.objective
     energy = isinstance(denoiser.backbone, Energy)
+    if getattr(denoiser.backbone, "embeds_labels", False):
+        check_labels(model)
     if not (objective.forward_mode or objective.jumps or energy):
         return
     device = next(denoiser.parameters()).device
@@ -78,6 +83,29 @@ def check_network(model: Model) -> None:
         if energy:
             differentiate_twice(loss.sum())
             denoiser.zero_grad()
+    denoiser.train()
+
+
+def check_labels(model: Model) -> None:
+    """Calls a network that embeds labels itself with the first, the last and the null label."""
+    denoiser, conditioning = model.denoiser, model.denoiser.conditioning
+    device = next(denoiser.parameters()).device
+    x = torch.zeros(1, *denoiser.image_shape, device=device)
+    level = model.objective.schedule(torch.full((1,), 0.5)).to(device)
+    given: list[Given] = [NOTHING] if model.objective.label_dropout else []
+    if conditioning.conditional:
+        ends = (0, conditioning.null_label - 1)
+        given += [Given(labels=torch.tensor([label], device=device)) for label in ends]
+    denoiser.eval()
+    for each in given or [NOTHING]:
+        try:
+            denoiser(x, level, each)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            label = "the null label" if each.labels is None else f"label {each.labels.item()}"
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"settings do not fit these images or labels; of {label} the network says: {reason}"
+            ) from error
     denoiser.train()
 
 

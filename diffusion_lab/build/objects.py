@@ -1,7 +1,7 @@
 """Builds the data, the model and the pipeline of a configuration; shapes come from the data."""
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import checkpoint_activations
@@ -24,6 +24,7 @@ from diffusion_lab.pipeline import Pipeline
 
 # deviation of Fourier frequencies, in cycles per unit of a noise label: EDM2's, or 2.5 per range
 BANDWIDTHS = {"log_sigma": 1.0, "data_time": 2.5, "time": 0.0025, "index": 0.0025}
+NCSNPP = 16.0  # times as wide: the frequencies of NCSN++
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
@@ -76,8 +77,7 @@ def build_model(
         label = noise_label(schedule, differentiated=bool(jumps and jumps.forward_mode))
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
-    if cfg.backbone.get("bandwidth") == "auto":
-        cfg.backbone.bandwidth = BANDWIDTHS.get(label, 1.0)
+    fit_bandwidths(cfg.backbone, label)
     check_training(schedule, objective, label)
     check_derivative(objective, cfg.compile, cfg.activation_checkpointing)
     check_augmentation(augmentation, image_shape)
@@ -103,6 +103,16 @@ def build_model(
         with errors_at(cfg, ""):
             checkpoint_activations(denoiser.backbone)
     return Model(denoiser, schedule, objective, first_stage, augmentation)
+
+
+def fit_bandwidths(backbone: DictConfig, label: str) -> None:
+    """Gives random frequencies that are `auto` the deviation that suits a noise label."""
+    width = BANDWIDTHS.get(label, 1.0)
+    for network in filter(None, (backbone, backbone.get("network"))):
+        if network.get("bandwidth") == "auto":
+            network.bandwidth = width
+        if OmegaConf.select(network, "embedding.std") == "auto":
+            network.embedding.std = NCSNPP * width
 
 
 def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:

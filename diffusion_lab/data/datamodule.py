@@ -237,9 +237,9 @@ class ImageDataModule(lightning.LightningDataModule):
     @cached_property
     def _chosen(self) -> Tensor:
         """The places of the images to train on in the training split, sorted."""
-        if self.per_class is not None and self.label_size:
+        if self.per_class is not None and not self.num_classes:
             raise ValueError(
-                f"per_class={self.per_class} needs classes, and these labels are numbers; write "
+                f"per_class={self.per_class} needs classes, and these images have none; write "
                 "data.fraction instead"
             )
         rest = self._divided[1]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.benchmark import Timer
 
+from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.backbone.conditioning import NumericLabel, blank_labels
 from diffusion_lab.backbone.macs import TRAINING_PASSES
@@ -74,8 +75,10 @@ class Bench:
 
     def compile(self, choice: bool | str) -> None:
         """Compiles the backbone as training would."""
-        if pays(choice, self.device) and not self.model.objective.forward_mode:
-            self.model.denoiser.backbone.compile()
+        backbone, objective = self.model.denoiser.backbone, self.model.objective
+        derived = objective.forward_mode or isinstance(backbone, Energy)
+        if pays(choice, self.device) and not derived:
+            backbone.compile()
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss, (), of images (b, C, H, W) uint8 with labels (b,)."""

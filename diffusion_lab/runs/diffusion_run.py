@@ -91,6 +91,13 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
                 f"guidance.weak_run={folder} was trained with another {part}; give a run that "
                 "differs only in size or training time"
             )
+    jumps = [OmegaConf.select(each, "objective.jump_loss._target_") for each in (other, saved)]
+    if jumps[0] != jumps[1]:
+        raise UserError(
+            f"guidance.weak_run={folder} was trained with another objective/jump_loss, so the two "
+            "networks answer different questions; give a run that differs only in size or training "
+            "time"
+        )
     data, model = load(folder, other)
     own = build_datamodule(saved)
     if (data.image_shape, data.num_classes) != (own.image_shape, own.num_classes):

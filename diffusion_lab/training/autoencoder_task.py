@@ -78,6 +78,12 @@ def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderT
     """
     if isinstance(cfg.trainer.strategy, DictConfig):
         raise UserError("trainer=fsdp shards diffusion models only; use trainer=ddp")
+    for key in ("classifier", "patch", "mmd", "fld", "per_class", "extra"):
+        if cfg.metrics and cfg.metrics.get(key):
+            raise UserError(
+                f"metrics.{key} is for generated images, and reconstructions have FID and KID "
+                "alone; leave it out"
+            )
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
     shape = datamodule.image_shape

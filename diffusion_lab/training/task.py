@@ -73,6 +73,16 @@ class Task(ABC):
         """Raises UserError if the run selects by validation images, and none are used or kept."""
         ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
         self.check_ranking(ranked_by)
+        used = [f"optimized_metric={cfg.optimized_metric}"]
+        pruning = [each for each in self.callbacks if isinstance(each, MedianPruning)]
+        used += [f"callbacks.pruning.metric={each.metric}" for each in pruning]
+        measured = f"val/{self.module.shown}"
+        for each in used:
+            if each.endswith("=val/loss") and measured != "val/loss":
+                raise UserError(
+                    f"{each} is not measured by this run, whose validations measure {measured}; "
+                    "write that, or a metric of samples such as fid"
+                )
         if len(self.datamodule.validation_labels()):
             return
         metric = str(cfg.optimized_metric)

@@ -57,6 +57,12 @@ class Teacher:
             if isinstance(settings, TeacherModel):
                 why = "is not told how an image was augmented"
             raise UserError(f"{name} {why}; write augmentation=none")
+        part = [key for key in ("fraction", "per_class") if cfg.data.get(key) is not None]
+        if part and isinstance(settings, TeacherPairs):
+            raise UserError(
+                f"{name} draws the images, and none of the data's are trained on; leave out "
+                f"data.{part[0]}, or write objective.teacher.count for fewer pairs"
+            )
         if theirs.guidance.get("classifier"):
             raise UserError(
                 f"{name} is guided by a classifier, which no student can ask; give a run that "

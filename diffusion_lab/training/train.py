@@ -18,7 +18,7 @@ from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.build.overrides import own_places
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import one_of, optional, whole
+from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import CHOICES, PRODUCTS, PeakMemory, float32_products, pays
@@ -36,19 +36,19 @@ from diffusion_lab.training.failures import explaining_failures, resume_command
 from diffusion_lab.training.logger import JSONLines, build_loggers, check_loggers
 from diffusion_lab.training.summary import metrics_of, say_result, summarise
 from diffusion_lab.training.task import Task
-from diffusion_lab.training.trainer import build_trainer, check_trainer, quiet_lightning
+from diffusion_lab.training.trainer import TRAINER, build_trainer, check_trainer, quiet_lightning
 
-ALLOWED = CHOICES | {
-    "matmul_precision": PRODUCTS,
-    "batch_size": whole(1),
-    "micro_batch_size": optional(whole(1)),
-    "seed": whole(0),
-    "validate_every_n_steps": whole(1),
-    "trainer.max_steps": whole(1),
-    "trainer.log_every_n_steps": whole(1),
-    # Lightning's other precisions make weights that do not fit the float32 inputs of networks
-    "trainer.precision": one_of("auto", "32-true", "bf16-mixed", "16-mixed"),
-}
+ALLOWED = (
+    CHOICES
+    | TRAINER
+    | {
+        "matmul_precision": PRODUCTS,
+        "batch_size": whole(1),
+        "micro_batch_size": optional(whole(1)),
+        "seed": whole(0, 2**32 - 1),
+        "validate_every_n_steps": whole(1),
+    }
+)
 
 
 class Outcome(Enum):
@@ -132,8 +132,8 @@ def prepare(cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task]) ->
     task.check_callbacks(layout, cfg.trainer)
     read_data(cfg, data)
     task.check_validation(cfg)
-    trainer.limit_val_batches = 1.0 if len(data.validation_labels()) else 0
-    trainer.limit_test_batches = 1.0 if len(data.test_labels()) >= layout.world else 0
+    trainer.limit_val_batches = float(len(data.validated_on().labels) >= layout.world)
+    trainer.limit_test_batches = float(len(data.tested_on().labels) >= layout.world)
     found = task.prepare(device) | {"data.source": data.source.facts()}
     metrics = None
     if task.metrics is not None:

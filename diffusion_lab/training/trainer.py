@@ -14,11 +14,42 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.common.messages import UserError, console
+from diffusion_lab.common.ranges import Range, at_least, one_of, optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.training.callbacks.progress_bar import ProgressBar, ProgressLines
+
+TRAINER = {
+    "trainer.max_steps": whole(1),
+    "trainer.max_time": Range(
+        "DD:HH:MM:SS in quotes, numbers such as {minutes: 5}, or null",
+        lambda value: value is None or isinstance(value, str | DictConfig),
+    ),
+    "trainer.log_every_n_steps": whole(1),
+    "trainer.gradient_clip_val": optional(at_least(0)),
+    # Lightning's other precisions make weights that do not fit the float32 inputs of networks
+    "trainer.precision": one_of("auto", "32-true", "bf16-mixed", "16-mixed"),
+}
+# keys of Lightning's Trainer that a run sets itself, and what to write instead
+OWN = {
+    "accumulate_grad_batches": "micro_batch_size",
+    "limit_train_batches": "trainer.max_steps",
+    "max_epochs": "trainer.max_steps",
+    "val_check_interval": "validate_every_n_steps",
+    "check_val_every_n_epoch": "validate_every_n_steps",
+    "limit_val_batches": "data.validate_on",
+    "limit_test_batches": "data.validate_on",
+    "num_sanity_val_steps": "",
+    "enable_checkpointing": "callbacks.checkpoint",
+    "enable_model_summary": "",
+    "enable_progress_bar": "",
+    "gradient_clip_algorithm": "trainer.gradient_clip_val, which limits the norm",
+    "plugins": "",
+    "logger": "logger",
+    "callbacks": "callbacks",
+}
 
 
 def build_trainer(
@@ -30,14 +61,9 @@ def build_trainer(
 ) -> lightning.Trainer:
     """Builds a Trainer for an endless stream of micro-batches, cut at `trainer.max_steps`.
 
-    Raises UserError for a fused optimiser in float16, which would undo the scaling of gradients
-    after their norm is taken.
+    Raises UserError for settings that it would not follow.
     """
-    if cfg.trainer.precision == "16-mixed" and OmegaConf.select(cfg, "optimizer.fused"):
-        raise UserError(
-            "trainer.precision=16-mixed scales gradients, whose norm a fused optimiser would not "
-            "know; write optimizer.fused=false"
-        )
+    check_followed(cfg)
     progress = ProgressBar() if console.is_terminal else ProgressLines()
     listed, (devices, nodes) = cfg.trainer.devices, launch.processes(cfg.trainer)
     defaults = {
@@ -62,6 +88,21 @@ def build_trainer(
             return instantiate(cfg, "trainer", **(defaults | instead))
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+
+
+def check_followed(cfg: DictConfig) -> None:
+    """Raises UserError for a key that a run sets itself, or a fused optimiser in float16.
+
+    The latter undoes the scaling of gradients only after their norm is taken.
+    """
+    for key in cfg.trainer.keys() & OWN.keys():
+        other = OWN[key] and f", or write {OWN[key]}"
+        raise UserError(f"trainer.{key} is set by the run itself; leave it out{other}")
+    if cfg.trainer.precision == "16-mixed" and OmegaConf.select(cfg, "optimizer.fused"):
+        raise UserError(
+            "trainer.precision=16-mixed scales gradients, whose norm a fused optimiser would not "
+            "know; write optimizer.fused=false"
+        )
 
 
 def steps_in_time(max_time: Any, steps: int, seconds: float) -> int:

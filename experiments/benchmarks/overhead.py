@@ -10,7 +10,6 @@ import json
 import statistics
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import lightning
@@ -21,13 +20,13 @@ from hydra.utils import instantiate
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.compute.device import PeakMemory
+from diffusion_lab.data.loader import ImageBatch
 from diffusion_lab.diffusion.estimate import Estimate, Given
 from diffusion_lab.training.callbacks import EMA, Interruption, Throughput
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.logger import JSONLines
-from diffusion_lab.training.lr_schedule import ConstantRate
 from diffusion_lab.training.module import Optimization
 
 BATCH, STEPS, SKIP = 64, 24, 4
@@ -35,16 +34,20 @@ SHAPE = (1, 28, 28)
 SAMPLERS = {"euler": 20, "ddim": 20, "heun": 20, "dpm_solver": 20, "ddpm": 20}
 
 
-def model():
+def configuration():
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return build_model(compose("train", ["name=benchmark"]), SHAPE, 10)
+        return compose("train", ["name=benchmark", f"batch_size={BATCH}", "lr_schedule=constant"])
+
+
+def model():
+    return build_model(configuration(), SHAPE, 10)
 
 
 def batches():
     images = torch.randint(0, 256, (BATCH, *SHAPE), dtype=torch.uint8)
     labels = torch.randint(0, 10, (BATCH,))
     while True:
-        yield images, labels
+        yield ImageBatch(images, labels)
 
 
 def bare_step() -> float:
@@ -86,13 +89,13 @@ class Stream:
 
 
 def lightning_step() -> float:
-    """Measures seconds per step of `diffusion-lab train`, with its callbacks."""
+    """Measures seconds per step of Lightning's loop, with the callbacks that work at each step."""
     parts = model()
     module = DiffusionModule(
         parts.denoiser,
         parts.objective,
         parts.first_stage,
-        Optimization(partial(torch.optim.AdamW, lr=1e-4, fused=True), ConstantRate(), BATCH),
+        Optimization.configured(configuration()),
     )
     times = StepTimes()
     trainer = lightning.Trainer(
@@ -142,7 +145,7 @@ def sampler_shares(rounds: int) -> dict[str, float]:
     shares = {name: [] for name in walks}
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for _ in range(rounds + 1):
-            forward = seconds(lambda: network(x, level, labels), 5)
+            forward = seconds(lambda: network(x, level, Given(labels)), 5)
             for name, sampler in walks.items():
                 own = seconds(lambda s=sampler: s(estimate, x, parts.schedule), 5) / sampler.steps
                 shares[name].append(own / forward)

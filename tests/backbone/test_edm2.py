@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from diffusion_lab.backbone import Attributes, ClassLabel, Condition, EDM2UNet, RawLabels
 from diffusion_lab.backbone.base import ends_of, renormalise
 from diffusion_lab.backbone.edm2 import EDM2Stage
+from diffusion_lab.backbone.embedding import FourierEmbedding
 from diffusion_lab.backbone.macs import count, total
 from diffusion_lab.backbone.magnitude import (
     CosineAttention,
@@ -284,6 +285,21 @@ def test_the_bandwidth_fits_the_noise_label(schedule, cycles):
     features = build_model(cfg, (1, 8, 8), 4).denoiser.backbone.features
     assert features.frequencies.std().item() / 2 / math.pi == pytest.approx(cycles, rel=0.5)
     assert cfg.backbone.bandwidth == "auto"
+
+
+@pytest.mark.parametrize("network", ["unet_ncsnpp", "energy"])
+@pytest.mark.parametrize(
+    ("schedule", "cycles"), [("edm", 16.0), ("rectified", 0.04), ("ddpm_linear", 0.04)]
+)
+def test_the_frequencies_of_ncsnpp_fit_the_noise_label(network, schedule, cycles):
+    overrides = ["name=x", f"backbone={network}", f"schedule={schedule}"]
+    if network == "energy":
+        overrides.append("backbone@backbone.network=unet_ncsnpp")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=overrides)
+    backbone = build_model(cfg, (1, 8, 8), 4).denoiser.backbone
+    (features,) = [each for each in backbone.modules() if isinstance(each, FourierEmbedding)]
+    assert features.cycles.std().item() == pytest.approx(cycles, rel=0.5)
 
 
 def test_a_network_of_two_levels_and_channels_is_asked_with_labels():

@@ -58,6 +58,11 @@ class DataSource(ABC):
                     f"the {split} labels of {name} are {labels.dtype} {tuple(labels.shape)}; "
                     f"`load` must return int64 ({len(images)},), one label per image"
                 )
+            elif not 0 <= labels.min() <= labels.max() < max(1, len(self.class_names)):
+                raise ValueError(
+                    f"the {split} labels of {name} are {labels.min()} to {labels.max()}, and its "
+                    f"class_names are {len(self.class_names)}; labels are places in class_names"
+                )
 
     def facts(self) -> dict[str, object]:
         """Returns the constructor arguments that were inferred from files, for a run to save.

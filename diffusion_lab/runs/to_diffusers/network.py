@@ -32,7 +32,7 @@ def network_of(model: Model, cfg: DictConfig) -> Any:
     Raises UserError if diffusers has no such network.
     """
     denoiser = model.denoiser
-    check_denoiser(denoiser)
+    check_denoiser(denoiser, model.objective.of_samples)
     name, settings, tensors = parts_of(denoiser.backbone, cfg)
     if name == "UNet2DModel":
         if isinstance(denoiser.conditioning, Attributes):
@@ -110,8 +110,11 @@ def check_same(model: Model, network: Any) -> None:
         )
 
 
-def check_denoiser(denoiser: Denoiser) -> None:
-    """Raises UserError if the network hears or is fed more than diffusers' schedulers provide."""
+def check_denoiser(denoiser: Denoiser, of_samples: bool) -> None:
+    """Raises UserError if the network hears or is fed more than diffusers' schedulers provide.
+
+    `of_samples` is whether its answer is a sample, and not a mean.
+    """
     wrong = {
         "conditioning=numeric_label": (
             isinstance(denoiser.conditioning, NumericLabel),
@@ -130,8 +133,8 @@ def check_denoiser(denoiser: Denoiser) -> None:
             "networks of diffusers do not hear how an image was augmented",
         ),
         "this objective/jump_loss": (
-            denoiser.target is not None,
-            "networks of diffusers do not hear which level a step goes to",
+            denoiser.target is not None or of_samples,
+            "pipelines of diffusers walk along means, and this network answers jumps",
         ),
     }
     for option, (applies, reason) in wrong.items():
