@@ -52,17 +52,7 @@ class Teacher:
                 f"{name} has other weights than this run was trained with: their sha256 begins "
                 f"with {sha256[:12]}, not with {settings.sha256[:12]}; restore them"
             )
-        if cfg.augmentation is not None:
-            why = "draws the images, so none are changed"
-            if isinstance(settings, TeacherModel):
-                why = "is not told how an image was augmented"
-            raise UserError(f"{name} {why}; write augmentation=none")
-        part = [key for key in ("fraction", "per_class") if cfg.data.get(key) is not None]
-        if part and isinstance(settings, TeacherPairs):
-            raise UserError(
-                f"{name} draws the images, and none of the data's are trained on; leave out "
-                f"data.{part[0]}, or write objective.teacher.count for fewer pairs"
-            )
+        check_student(name, settings, cfg)
         if theirs.guidance.get("classifier"):
             raise UserError(
                 f"{name} is guided by a classifier, which no student can ask; give a run that "
@@ -158,6 +148,21 @@ def check_answers(name: str, model: Model, schedules: tuple[DictConfig, DictConf
         )
     if schedules[0] != schedules[1]:
         raise UserError(f"{name} knows other noise levels than this run's; train with its schedule")
+
+
+def check_student(name: str, settings: TeacherPairs | TeacherModel, cfg: DictConfig) -> None:
+    """Raises UserError if the student's data would be changed or chosen, unseen by its teacher."""
+    if cfg.augmentation is not None:
+        why = "draws the images, so none are changed"
+        if isinstance(settings, TeacherModel):
+            why = "is not told how an image was augmented"
+        raise UserError(f"{name} {why}; write augmentation=none")
+    part = [key for key in ("fraction", "per_class") if cfg.data.get(key) is not None]
+    if part and isinstance(settings, TeacherPairs):
+        raise UserError(
+            f"{name} draws the images, and none of the data's are trained on; leave out "
+            f"data.{part[0]}, or write objective.teacher.count for fewer pairs"
+        )
 
 
 def check_same(

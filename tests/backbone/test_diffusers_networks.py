@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.models.embeddings import Timesteps
+from helpers.compositions import assembled
 from helpers.paths import CONF
 from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
@@ -16,6 +17,7 @@ from torch import nn
 from diffusion_lab.backbone import DiffusersDiT, DiffusersModel, DiffusersUNet
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, RawLabels, Unconditional
 from diffusion_lab.build.model import Model, check_network
+from diffusion_lab.build.objects import build_model
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import Objective, UniformTime
@@ -390,6 +392,18 @@ def test_a_network_with_its_own_settings_hears_labels_that_only_the_conditioning
     assert model.backbone.ends[0].weight.shape[1] == 1
     with refused("raw labels", by=ValueError):
         Denoiser(build, ClassLabel, Flow(), (1, 8, 8), num_classes=3)(x, level, Given(labels))
+
+
+@pytest.mark.parametrize(("classes", "named"), [(None, "class"), (4, "the null label")])
+def test_settings_that_do_not_fit_the_labels_are_refused_before_training(classes, named):
+    blocks = "[DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]"
+    settings = f"block_out_channels: [8, 8], norm_num_groups: 4, down_block_types: {blocks}"
+    if classes:
+        settings += f", num_class_embeds: {classes}"
+    network = ["backbone=diffusers_model", f"backbone.settings={{{settings}}}"]
+    cfg = assembled(*network, "conditioning=raw_labels")
+    with refused(named, by=ValueError):
+        check_network(build_model(cfg, (1, 8, 8), 4))
 
 
 @pytest.mark.parametrize("setting", ["layers", "in_channels", "sample_size"])

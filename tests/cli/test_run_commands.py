@@ -16,10 +16,12 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lab.analysis import on_test_images
 from diffusion_lab.analysis.on_test_images import REGIONS, missing
 from diffusion_lab.cli.arguments import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.hashing import of_file
+from diffusion_lab.diffusion.likelihood import bits_per_dim
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
@@ -190,6 +192,27 @@ def test_a_weak_run_of_another_kind_is_refused(lab, refusal, run_folder, change)
     assert code == 0, err
     asked = ["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak"]
     assert "guidance.weak_run=weak" in refusal(*asked)
+
+
+def test_a_weak_run_that_answers_jumps_otherwise_is_refused(refusal, run_folder):
+    shutil.copytree(run_folder, "weak")
+    saved = OmegaConf.load("weak/config.yaml")
+    target = "diffusion_lab.diffusion.objective.jump_loss.Consistency"
+    OmegaConf.update(saved, "objective.jump_loss", {"_target_": target})
+    OmegaConf.save(saved, "weak/config.yaml")
+    asked = ["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak"]
+    assert_names(refusal(*asked), "guidance.weak_run=weak", "objective/jump_loss")
+
+
+def test_padding_is_no_part_of_an_image_s_likelihood(lab, monkeypatch):
+    code, _, err = lab("train", *TINY, "data.pad=12", "trainer.max_steps=1", "run_dir=padded")
+    assert code == 0, err
+    nats = torch.tensor([-100.0, -200.0])
+    monkeypatch.setattr(on_test_images, "log_likelihood", lambda denoise, x0, *_: nats[: len(x0)])
+    code, out, err = lab("likelihood", "run=padded", "num_images=2", "device=cpu", "json=true")
+    assert code == 0, err
+    expected = bits_per_dim(nats, 8 * 8).mean().item()
+    assert json.loads(out.splitlines()[-1])["bits_per_dim"] == pytest.approx(expected)
 
 
 def test_likelihood_of_a_barely_trained_model(lab, run_folder):

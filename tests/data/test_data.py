@@ -200,6 +200,10 @@ class TestFacts:
         with refused("per_class=5", "data.fraction", by=ValueError):
             data_of(TinyShades, per_class=5).setup("fit")
 
+    def test_labels_that_are_no_places_in_class_names_are_refused(self):
+        with refused("Numbered", "0 to 49", "class_names", by=ValueError):
+            data_of(Numbered).check_splits()
+
     def test_a_source_of_wrong_images_is_refused_before_training(self, refusal, tmp_path):
         sentence = refusal(
             "train", *TINY, f"data.source._target_={TinyFloats.__module__}.TinyFloats"

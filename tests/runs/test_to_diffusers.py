@@ -186,6 +186,7 @@ REFUSED = {
     "denoiser.input_std=0.5": ["denoiser.input_std=0.5"],
     "augmentation=non_leaky": ["augmentation=non_leaky", "schedule=ddpm_linear", "objective=ddpm"],
     "objective/jump_loss": ["objective/jump_loss=shortcut"],
+    "this objective/jump_loss": ["objective/jump_loss=consistency"],  # its answer is no mean
 }
 
 

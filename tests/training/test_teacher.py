@@ -126,6 +126,7 @@ def test_a_changed_teacher_is_refused(lab, teacher, tmp_path):
         ("objective.teacher.run=nowhere", "objective.teacher.run=nowhere"),
         ("augmentation=non_leaky", "augmentation=none"),
         ("conditioning=none", "conditioning"),
+        ("data.fraction=0.5", "data.fraction"),  # it draws the images
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(lab, teacher, tmp_path, change, named):
