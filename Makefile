@@ -218,7 +218,7 @@ study-families: setup $(CLASSIFIER)  ## diffusion, latent diffusion, an autoregr
 		backbone.width=136 backbone.heads=4 first_stage.run=$(STAGES)/vq $(RATES) $(AFTER) $(MEASURED))
 	@# one that collapses ends with an error; the comparison then says which seeds are missing
 	-$(call train_study,families,$(STUDY),family=gan backbone=generator $(IN_SECONDS) $(MEASURED))
-	experiments/families/vae.sh $(LAB) $(STUDY) $(JOBS) "$(call for_seconds,$(or $(TIME),120))" \
+	experiments/families/vae.sh $(LAB) $(STUDY) $(JOBS) "$(call for_seconds,120)" \
 		"$(call for_seconds,$(or $(TIME),600))" $(or $(SAMPLES),5000) $(CLASSIFIER)
 	$(call compare_study,$(STUDY))
 

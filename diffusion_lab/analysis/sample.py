@@ -14,6 +14,7 @@ from diffusion_lab import runs
 from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import key_of, parse
+from diffusion_lab.common import hashing
 from diffusion_lab.common.images import save_png
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
@@ -23,6 +24,7 @@ from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 
 NAMED = ("eta", "temperature", "top_k", "top_p")  # settings of samplers that file names have
+LONGEST = 40  # characters of a value in a file name
 ALWAYS_NAMED = ("sampler", "sampler.steps", "guidance.scale", *(f"sampler.{key}" for key in NAMED))
 
 
@@ -87,14 +89,19 @@ def way(cfg: DictConfig) -> str:
 
 
 def also_asked(overrides: list[str]) -> str:
-    """The settings of sampler and guidance that `way` does not name, as text for file names."""
+    """The labels, and settings that `way` does not name, as text for file names."""
     given = [(key_of(each), each.get_value_element_as_str()) for each in parse(overrides)]
     texts = [
-        f"_{re.sub('.*[./]|^guidance$', '', key)}{re.sub('[^-+.0-9A-Za-z_]+', '-', value)}"
+        f"_{re.sub('.*[./]|^guidance$', '', key)}{short(re.sub('[^-+.0-9A-Za-z_]+', '-', value))}"
         for key, value in given
-        if re.match("sampler|guidance", key) and key not in ALWAYS_NAMED
+        if re.match("sampler|guidance|labels", key) and key not in ALWAYS_NAMED
     ]
     return "".join(sorted(texts))
+
+
+def short(text: str) -> str:
+    """The text, or the beginning of its checksum if it is too long for a file name."""
+    return text if len(text) <= LONGEST else hashing.of_text(text)[:8]
 
 
 def write(

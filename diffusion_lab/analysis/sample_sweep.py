@@ -24,7 +24,7 @@ from diffusion_lab.common.formats import csv_text, markdown_table
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
-from diffusion_lab.metrics import REAL, PreparedMetrics, Quantity
+from diffusion_lab.metrics import REAL, GenerativeMetrics, PreparedMetrics, Quantity
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.averages import name_of
@@ -36,6 +36,7 @@ VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")
 ROWS = "results.jsonl"
 # keys with a plot of their own
 PLOTTED = {"guidance.scale": "scale.png", "average": "average.png", "step": "step.png"}
+ADDING = ("mmd", "fld", "per_class")  # options of metrics
 SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 
@@ -69,13 +70,7 @@ def sweep(
     opened = models[0]
     runs.inherit(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
-    classifier = metrics.observer.classifier
-    measured: dict[str, object] = {
-        "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],
-        # rows that were measured without it lack accuracy
-        "classifier": classifier.fingerprint if classifier else None,
-        "extra": [quantity.name for quantity in metrics.extra_quantities],
-    }
+    measured = measured_by(metrics, opened, cfg.metrics)
     settings = [
         build_setting(each, model, measured)
         for each, model in zip(combinations, models, strict=True)
@@ -100,6 +95,21 @@ def sweep(
     # saved rows hold results only: another sweep may choose a setting by other overrides
     rows = [setting.chosen | kept[setting.key] for setting in settings]
     return on_rank_zero(lambda: report(folder, rows, varied, metrics.extra_quantities))
+
+
+def measured_by(
+    metrics: GenerativeMetrics, opened: runs.DiffusionRun, chosen: DictConfig
+) -> dict[str, object]:
+    """What tells rows apart that have other figures; without a classifier they lack accuracy."""
+    classifier = metrics.observer.classifier
+    measured: dict[str, object] = {
+        "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],
+        "classifier": classifier.fingerprint if classifier else None,
+        "extra": [quantity.name for quantity in metrics.extra_quantities],
+    }
+    if asked := {key: chosen[key] for key in ADDING if chosen.get(key)}:
+        measured["asked"] = asked
+    return measured
 
 
 def append(folder: Path, row: dict[str, object]) -> None:

@@ -3,6 +3,7 @@
 import json
 import pkgutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -71,10 +72,22 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     paths_as_text(cfg)
     combined = [combinations(command, config, cfg, overrides)] if command.combines else []
     work = partial(function, cfg, overrides, *combined)
+    if not command.trains:  # a training explains its failures in its run folder
+        work = partial(naming_files, work)
     if not command.on_all_devices:
         return work()
     run_work = pkgutil.resolve_name("diffusion_lab.cli.all_devices:on_all_devices")
     return run_work(config.replace("_", "-"), cfg, overrides, work)
+
+
+def naming_files(work: Callable[[], Any]) -> Any:
+    """Calls `work`; a file that cannot be written or read becomes a UserError that names it."""
+    try:
+        return work()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"{error.filename} cannot be used: {error.strerror}") from error
 
 
 def combinations(

@@ -21,6 +21,8 @@ def pick_device(name: str) -> torch.device:
 
     If torchrun or srun has started a process for each device, `auto` and `cuda` are its own.
     """
+    if not isinstance(name, str):
+        raise UserError(f"device={name} is not a torch device; use auto, cpu or cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

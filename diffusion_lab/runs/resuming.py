@@ -83,8 +83,18 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
                 f"{', '.join([*groups, *others])} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, as_path(key, parsed.value()))
+    check_length(cfg, folder, summary.get("steps", 0))
     cfg.resume = str(folder)
     return cfg
+
+
+def check_length(cfg: DictConfig, folder: str | Path, at: int) -> None:
+    """Raises UserError if a run that is at a step is asked to end before it."""
+    asked = cfg.trainer.max_steps
+    if type(asked) is int and asked < at:
+        raise UserError(
+            f"{folder} is at step {at}, beyond trainer.max_steps={asked}; write a larger number"
+        )
 
 
 def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, object, object]]:

@@ -5,6 +5,7 @@ so a repeated command resumes the run, whatever process it runs in.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -219,4 +220,6 @@ def final_metric(folder: Path, kind: str) -> float:
             f"optimized_metric={kind} is not the name of one metric of {folder}; "
             f"use one of {', '.join(names)}"
         )
+    if not math.isfinite(found[0]):
+        raise UserError(f"{kind} of {folder} is {found[0]}, which no search can compare")
     return found[0]

@@ -73,6 +73,7 @@ class Task(ABC):
         """Raises UserError if the run selects by validation images, and none are used or kept."""
         ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
         self.check_ranking(ranked_by)
+        self.check_optimized(str(cfg.optimized_metric or ""))
         used = [f"optimized_metric={cfg.optimized_metric}"]
         pruning = [each for each in self.callbacks if isinstance(each, MedianPruning)]
         used += [f"callbacks.pruning.metric={each.metric}" for each in pruning]
@@ -94,6 +95,19 @@ class Task(ABC):
             raise UserError(
                 f"{selecting[0]} needs validation images, and no training images are kept for "
                 "validation; write data.validation_size=auto or a number"
+            )
+
+    def check_optimized(self, metric: str) -> None:
+        """Raises UserError if a search would optimise a metric of images that is not measured."""
+        if not metric or metric.startswith(("val", "test")):
+            return
+        metrics = self.metrics.metrics if self.metrics else []
+        start = "" if self.pipeline else "r"  # of reconstructions
+        names = [f"{start}{quantity.name}" for each in metrics for quantity in each.quantities]
+        if not metric.startswith(tuple(names)):  # fid_class3 is one of fid's
+            raise UserError(
+                f"optimized_metric={metric} is not measured by this run; use one of "
+                f"{', '.join([*names, f'val/{self.module.shown}'])}"
             )
 
     def check_ranking(self, ranked_by: Sequence[str]) -> None:

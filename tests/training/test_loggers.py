@@ -215,6 +215,15 @@ def test_rows_survive_a_kill(tmp_path):
     assert [row["images"] for row in table(tmp_path)] == [24]
 
 
+def test_csv_leaves_other_files_alone(lab, tmp_path):
+    (tmp_path / "run/csv").mkdir(parents=True)
+    (tmp_path / "run/csv/mine.txt").write_text("mine")
+    code, _, err = lab("train", *SHORT, "logger=csv")
+    assert code == 0, err
+    assert (tmp_path / "run/csv/mine.txt").read_text() == "mine"
+    assert len(table(tmp_path / "run")) == len(rows(tmp_path / "run"))
+
+
 def test_a_logger_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from torch.utils.tensorboard import SummaryWriter

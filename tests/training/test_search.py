@@ -1,8 +1,10 @@
 """Searches by Optuna minimise a metric, keep their file, and prune hopeless runs."""
 
 import json
+import math
 
 import pytest
+from helpers.refusals import refused
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.training.callbacks import MedianPruning
@@ -113,6 +115,16 @@ def test_a_run_is_hopeless_above_the_median_of_others_at_as_many_images(tmp_path
     assert not MedianPruning(startup_runs=3).hopeless(own, 2)  # c has not seen 2 images
     good = write_rows(tmp_path / "good", {1: 2, 2: 9})
     assert not MedianPruning(startup_runs=3).hopeless(good, 2)  # its best value, 2, counts
+
+
+def test_a_loss_that_is_no_number_is_worse_than_any(tmp_path):
+    for name, loss in {"a": 5, "b": 3, "diverged": math.nan}.items():
+        write_rows(tmp_path / name, {1: loss})
+    assert not MedianPruning(startup_runs=3).hopeless(write_rows(tmp_path / "own", {1: 4}), 1)
+    assert MedianPruning(startup_runs=3).hopeless(write_rows(tmp_path / "bad", {1: math.nan}), 1)
+    (tmp_path / "summary.json").write_text(json.dumps({"metrics": {"val/loss": math.nan}}))
+    with refused("val/loss", "nan"):
+        final_metric(tmp_path, "val/loss")
 
 
 def test_runs_of_other_batch_sizes_are_pruned_by_images(tmp_path):

@@ -1,5 +1,6 @@
 """Ends hopeless runs of a search, by comparison with the other runs of their study."""
 
+import math
 import statistics
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +67,8 @@ class MedianPruning(Callback):
     def values(self, folder: Path) -> dict[int, float]:
         """The values of `metric` in a run folder by training images seen."""
         rows = read_rows(folder / METRICS)
-        return {
-            row["images"]: row[self.metric] for row in rows if {"images", self.metric} <= {*row}
+        return {  # what is not finite is worse than anything
+            row["images"]: row[self.metric] if math.isfinite(row[self.metric]) else math.inf
+            for row in rows
+            if {"images", self.metric} <= {*row}
         }

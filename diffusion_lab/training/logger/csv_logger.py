@@ -1,6 +1,5 @@
 """A table of metrics in a run folder, for spreadsheets."""
 
-import shutil
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
@@ -24,7 +23,8 @@ class CSV(RunLogger, CSVLogger):  # type: ignore[misc]
         CSVLogger.__init__(self, save_dir=str(run_dir), name="", version=FOLDER)
 
     def open(self) -> str:
-        shutil.rmtree(self.log_dir, ignore_errors=True)  # Lightning does not continue a file
+        for name in ("metrics.csv", "hparams.yaml"):  # Lightning does not continue a file
+            (Path(self.log_dir) / name).unlink(missing_ok=True)
         CSVLogger.log_hyperparams(self, self.config)
         for row in self.past():
             self.experiment.log_metrics(row, row["step"])
