@@ -34,7 +34,8 @@ def rows_of(run: Path) -> list[dict[str, object]]:
         with path.open(newline="") as file:
             rows += [own | {"sweep": path.parent.name} | row for row in csv.DictReader(file)]
     for measured in (summary, *summary.get("at_other_steps", ())):
-        if steps := measured.get("sampling", {}).get("sampler", {}).get("steps"):
+        way = measured.get("sampling") or {}  # none of a run that was not measured
+        if steps := way.get("sampler", {}).get("steps"):
             values = {name.partition("/")[0]: of for name, of in measured["metrics"].items()}
             known = {
                 kind: of for kind, of in values.items() if quantity_of(kind.removesuffix(REAL))

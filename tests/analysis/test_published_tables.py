@@ -193,6 +193,7 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
         for steps, fid in ((20, 150.0), (4, 120.0))
     ]
     (runs[0] / "summary.json").write_text(json.dumps(ways[0] | {"at_other_steps": ways[1:]}))
+    (runs[1] / "summary.json").write_text('{"sampling": null, "metrics": {}}')  # not measured
     file = tmp_path / "all.csv"
     monkeypatch.setattr("sys.argv", ["sampled.py", str(file), *map(str, runs)])
     runpy.run_path(str(SAMPLED), run_name="__main__")
@@ -204,7 +205,6 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
         "unet_0,UNet,0,trained,,120.0,4,96.3",
         "unet_1,UNet,1,guidance,10,8.0,,",
         "unet_1,UNet,1,steps,,8.0,10,",
-        "unet_1,UNet,1,trained,,162.0,10,96.3",
     ]
 
 
