@@ -287,7 +287,7 @@ study-guidance: one-model $(if $(filter $(ONE),$(MODEL)),$(CLASSIFIER))  ## FID 
 	$(call sweep_each,$(MODEL)) $(or $(NAME),guidance) guidance=classifier_free steps=$(STEPS) \
 		guidance.scale=0,1,1.25,1.5,2,3,4,6 metrics.num_samples=2000 \
 		$(if $(filter $(ONE),$(MODEL)),metrics.classifier=$(CLASSIFIER)) $(ARGS)
-	$(call sweeps_of_all,$(or $(NAME),guidance)) --x guidance.scale --by network --linear --y fid,kid,recall
+	$(call sweeps_of_all,$(or $(NAME),guidance)) --x guidance.scale --by network --linear --y fid,accuracy,recall
 
 dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localhost:6006
 	$(BIN)/tensorboard --logdir outputs $(ARGS)

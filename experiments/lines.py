@@ -77,6 +77,8 @@ def main() -> None:
     given = parser.parse_args()
     rows = [row for path in given.files for row in rows_of(path, given.sweep)]
     columns = given.y.split(",")
+    # accuracy is missing where no classifier was given
+    columns = [each for each in columns if any(row.get(each) for row in rows)] or columns
     for column in (given.x, given.by, *columns):
         if not any(row.get(column) for row in rows):
             parser.error(f"no row of --sweep {given.sweep} has {column}")

@@ -100,7 +100,7 @@ def sweep(
 def measured_by(
     metrics: GenerativeMetrics, opened: runs.DiffusionRun, chosen: DictConfig
 ) -> dict[str, object]:
-    """What tells rows apart that have other figures; without a classifier they lack accuracy."""
+    """The facts by which rows with other figures are told apart, as those that lack accuracy."""
     classifier = metrics.observer.classifier
     measured: dict[str, object] = {
         "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],

@@ -49,6 +49,13 @@ def build_datamodule(cfg: DictConfig) -> ImageDataModule:
 
 def read_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
     """Reads the images of a data module built from `cfg`; a UserError names the full key."""
+    load_data(cfg, datamodule)
+    with errors_at(cfg, "data.source"):
+        datamodule.source.check_labels(datamodule.reference_labels())
+
+
+def load_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
+    """Reads the images, whatever their labels are; a UserError names the full key."""
     with errors_at(cfg, "data.source"):
         datamodule.prepare_data()
         datamodule.check_splits()  # reads both

@@ -131,11 +131,6 @@ def share() -> Range:
     return number("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
-def part() -> Range:
-    """The numbers of at least 0 and below 1."""
-    return number("of at least 0 and below 1", lambda value: 0 <= value < 1)
-
-
 def flag() -> Range:
     """The values True and False."""
     return Range("true or false", lambda value: isinstance(value, bool))

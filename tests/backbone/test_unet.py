@@ -26,6 +26,7 @@ from diffusion_lab.backbone.resample import (
     Upsample,
 )
 from diffusion_lab.backbone.stage import PixelAttention, PixelResidual, Stage
+from diffusion_lab.build.objects import fit_bandwidths
 
 RESAMPLING = {"conv": ConvResampling, "block": BlockResampling, "fir": FilterResampling}
 
@@ -84,6 +85,7 @@ def configured(name: str, shape: tuple[int, int, int], outputs: int, **overrides
     with initialize_config_dir(str(CONF), version_base="1.3"):
         changes = [f"backbone.{key}={value}" for key, value in overrides.items()]
         cfg = compose(overrides=[f"+backbone={name}", *changes])
+    fit_bandwidths(cfg.backbone, "log_sigma")
     return instantiate(cfg.backbone)(shape[0], outputs, shape[1:])
 
 

@@ -32,7 +32,7 @@ def test_train_help_shows_groups_and_options(lab):
     assert code == 0
     assert "backbone: " in out
     assert "rectified" in out
-    assert "experiment/fashion_mnist: autoregressive, conditioning, dit, ect, edm2, gan, kl" in out
+    assert "experiment/fashion_mnist: autoregressive, dit, ect, edm2, gan, kl" in out
 
 
 def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):

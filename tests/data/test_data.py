@@ -201,8 +201,9 @@ class TestFacts:
             data_of(TinyShades, per_class=5).setup("fit")
 
     def test_labels_that_are_no_places_in_class_names_are_refused(self):
-        with refused("Numbered", "0 to 49", "class_names", by=ValueError):
-            data_of(Numbered).check_splits()
+        data = data_of(Numbered)
+        with refused("Numbered", "0 to 49", "2 class_names", by=ValueError):
+            data.source.check_labels(data.reference_labels())
 
     def test_a_source_of_wrong_images_is_refused_before_training(self, refusal, tmp_path):
         sentence = refusal(

@@ -58,11 +58,15 @@ class DataSource(ABC):
                     f"the {split} labels of {name} are {labels.dtype} {tuple(labels.shape)}; "
                     f"`load` must return int64 ({len(images)},), one label per image"
                 )
-            elif not 0 <= labels.min() <= labels.max() < max(1, len(self.class_names)):
-                raise ValueError(
-                    f"the {split} labels of {name} are {labels.min()} to {labels.max()}, and its "
-                    f"class_names are {len(self.class_names)}; labels are places in class_names"
-                )
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raises ValueError unless labels that are classes are places in `class_names`."""
+        count = len(self.class_names)
+        if not self.values_per_label and not 0 <= labels.min() <= labels.max() < max(1, count):
+            raise ValueError(
+                f"the labels of {type(self).__name__} are {labels.min()} to {labels.max()}, and it "
+                f"has {count} class_names; a label is a place among them"
+            )
 
     def facts(self) -> dict[str, object]:
         """Returns the constructor arguments that were inferred from files, for a run to save.

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_lab.common.ranges import between, part, settings
+from diffusion_lab.common.ranges import Fraction, between, settings
 from diffusion_lab.families.autoregressive.transformer import CodeTransformer
 
 
@@ -17,7 +17,7 @@ class NextCode:
     `smoothing` spreads this share of a code's probability over all values, in training alone.
     """
 
-    label_dropout: Annotated[float, part()] = 0.1
+    label_dropout: Fraction = 0.1
     smoothing: Annotated[float, between(0, 0.5)] = 0.0
 
     def __call__(self, model: CodeTransformer, codes: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.build.objects import build_datamodule, read_data
+from diffusion_lab.build.objects import build_datamodule, load_data
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import float32_products, pick_precision
@@ -89,7 +89,7 @@ class PlannedRun:
     @part("data")
     def data(self) -> ImageDataModule:
         """The data module, after it has read the data and its splits are checked."""
-        read_data(self.cfg, self.datamodule)
+        load_data(self.cfg, self.datamodule)
         return self.datamodule
 
     @cached_property
