@@ -70,7 +70,7 @@ def check_network(model: Model) -> None:
     denoiser, objective = model.denoiser, model.objective
     energy = isinstance(denoiser.backbone, Energy)
     if getattr(denoiser.backbone, "embeds_labels", False):
-        check_labels(model)
+        check_embedded_labels(model)
     if not (objective.forward_mode or objective.jumps or energy):
         return
     device = next(denoiser.parameters()).device
@@ -86,7 +86,7 @@ def check_network(model: Model) -> None:
     denoiser.train()
 
 
-def check_labels(model: Model) -> None:
+def check_embedded_labels(model: Model) -> None:
     """Calls a network that embeds labels itself with the first, the last and the null label."""
     denoiser, conditioning = model.denoiser, model.denoiser.conditioning
     device = next(denoiser.parameters()).device
