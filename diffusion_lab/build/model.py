@@ -10,6 +10,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import Augmentation, NonLeaky
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS, Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING, Given
+from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.objective import Objective
 from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
 from diffusion_lab.diffusion.objective.jump_loss.mean_flow import slope_of_output
@@ -68,35 +69,36 @@ def check_network(model: Model) -> None:
     That is the label, if it embeds labels itself, and where to jump.
     """
     denoiser, objective = model.denoiser, model.objective
+    embeds = getattr(denoiser.backbone, "embeds_labels", False)
     energy = isinstance(denoiser.backbone, Energy)
-    if getattr(denoiser.backbone, "embeds_labels", False):
-        check_embedded_labels(model)
-    if not (objective.forward_mode or objective.jumps or energy):
+    trains = objective.forward_mode or objective.jumps or energy
+    if not (embeds or trains):
         return
     device = next(denoiser.parameters()).device
     x = torch.zeros(1, *denoiser.image_shape, device=device)
     level = objective.schedule(torch.full((1,), 0.5)).to(device)
     denoiser.eval()  # an image of zeros is no part of a network's statistics
-    generator = torch.Generator().manual_seed(0)  # training's draws do not depend on this one
-    with torch.set_grad_enabled(energy):
-        loss, _ = objective.training_loss_at(denoiser, x, x, level, NOTHING, generator)
-        if energy:
-            differentiate_twice(loss.sum())
-            denoiser.zero_grad()
+    if embeds:
+        check_embedded_labels(denoiser, x, level, dropped=objective.label_dropout > 0)
+    if trains:
+        generator = torch.Generator().manual_seed(0)  # training's draws do not depend on this one
+        with torch.set_grad_enabled(energy):
+            loss, _ = objective.training_loss_at(denoiser, x, x, level, NOTHING, generator)
+            if energy:
+                differentiate_twice(loss.sum())
+                denoiser.zero_grad()
     denoiser.train()
 
 
-def check_embedded_labels(model: Model) -> None:
-    """Calls a network that embeds labels itself with the first, the last and the null label."""
-    denoiser, conditioning = model.denoiser, model.denoiser.conditioning
-    device = next(denoiser.parameters()).device
-    x = torch.zeros(1, *denoiser.image_shape, device=device)
-    level = model.objective.schedule(torch.full((1,), 0.5)).to(device)
-    given: list[Given] = [NOTHING] if model.objective.label_dropout else []
-    if conditioning.conditional:
-        ends = (0, conditioning.null_label - 1)
-        given += [Given(labels=torch.tensor([label], device=device)) for label in ends]
-    denoiser.eval()
+def check_embedded_labels(denoiser: Denoiser, x: Tensor, level: NoiseLevel, dropped: bool) -> None:
+    """Calls a network that embeds labels itself with the first and the last label of an image.
+
+    If labels are dropped in training, also with the null label. Raises ValueError where it fails.
+    """
+    given: list[Given] = [NOTHING] if dropped else []
+    if denoiser.conditioning.conditional:
+        ends = (0, denoiser.conditioning.null_label - 1)
+        given += [Given(labels=torch.tensor([label], device=x.device)) for label in ends]
     for each in given or [NOTHING]:
         try:
             denoiser(x, level, each)
@@ -106,7 +108,6 @@ def check_embedded_labels(model: Model) -> None:
             raise ValueError(
                 f"settings do not fit these images or labels; of {label} the network says: {reason}"
             ) from error
-    denoiser.train()
 
 
 def differentiate_twice(loss: Tensor) -> None:

@@ -53,14 +53,12 @@ def gather(overrides: list[str]) -> list[str]:
     """
     parsed = parse(overrides)
     last = {key_of(each): each for each in parsed}
-    several = [
-        text
-        for text, each in zip(overrides, parsed, strict=True)
-        if each.is_sweep_override() and last[key_of(each)] is each
-    ]
-    single = [
-        text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()
-    ]
+    single, several = [], []
+    for text, each in zip(overrides, parsed, strict=True):
+        if not each.is_sweep_override():
+            single.append(text)
+        elif last[key_of(each)] is each:
+            several.append(text)
     return [*single, f"combinations={_quoted(several)}"] if several else single
 
 

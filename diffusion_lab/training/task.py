@@ -73,20 +73,10 @@ class Task(ABC):
         """Raises UserError if the run selects by validation images, and none are used or kept."""
         ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
         self.check_ranking(ranked_by)
-        self.check_optimized(str(cfg.optimized_metric or ""))
-        used = [f"optimized_metric={cfg.optimized_metric}"]
-        pruning = [each for each in self.callbacks if isinstance(each, MedianPruning)]
-        used += [f"callbacks.pruning.metric={each.metric}" for each in pruning]
-        measured = f"val/{self.module.shown}"
-        for each in used:
-            if each.endswith("=val/loss") and measured != "val/loss":
-                raise UserError(
-                    f"{each} is not measured by this run, whose validations measure {measured}; "
-                    "write that, or a metric of samples such as fid"
-                )
+        metric = str(cfg.optimized_metric or "")
+        self.check_optimized(metric)
         if len(self.datamodule.validation_labels()):
             return
-        metric = str(cfg.optimized_metric)
         selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
         if any(isinstance(callback, MedianPruning) for callback in self.callbacks):
             selecting.append("callbacks.pruning")
@@ -97,17 +87,29 @@ class Task(ABC):
                 "validation; write data.validation_size=auto or a number"
             )
 
-    def check_optimized(self, metric: str) -> None:
-        """Raises UserError if a search would optimise a metric of images that is not measured."""
-        if not metric or metric.startswith(("val", "test")):
-            return
+    @property
+    def quantities(self) -> list[str]:
+        """The names of the metrics of images that the run measures."""
         metrics = self.metrics.metrics if self.metrics else []
         start = "" if self.pipeline else "r"  # of reconstructions
-        names = [f"{start}{quantity.name}" for each in metrics for quantity in each.quantities]
-        if not metric.startswith(tuple(names)):  # fid_class3 is one of fid's
+        return [f"{start}{quantity.name}" for each in metrics for quantity in each.quantities]
+
+    def check_optimized(self, metric: str) -> None:
+        """Raises UserError if a search optimises or prunes by a metric that is not measured."""
+        known, names = f"val/{self.module.shown}", self.quantities
+        pruning = [each.metric for each in self.callbacks if isinstance(each, MedianPruning)]
+        used = [f"optimized_metric={metric}"]
+        used += [f"callbacks.pruning.metric={each}" for each in pruning]
+        for each in used:
+            if each.endswith("=val/loss") and known != "val/loss":
+                raise UserError(
+                    f"{each} is not measured by this run, whose validations measure {known}; "
+                    "write that, or a metric of samples such as fid"
+                )
+        if metric and not metric.startswith(("val", "test", *names)):  # fid_class3 is one of fid's
             raise UserError(
                 f"optimized_metric={metric} is not measured by this run; use one of "
-                f"{', '.join([*names, f'val/{self.module.shown}'])}"
+                f"{', '.join([*names, known])}"
             )
 
     def check_ranking(self, ranked_by: Sequence[str]) -> None:
@@ -117,9 +119,8 @@ class Task(ABC):
         """
         known, drawing = f"val/{self.module.shown}", self.pipeline is not None
         instead = f", or best={known}" if known in VALIDATION else ""
-        metrics = self.metrics.metrics if self.metrics and drawing else []
         of_validation = self.metrics is not None and self.metrics.reference == "validation"
-        measured = [quantity.name for each in metrics for quantity in each.quantities]
+        measured = self.quantities if drawing else []
         for metric in ranked_by:
             at = f"callbacks.checkpoint.best={metric}"
             if metric == known:

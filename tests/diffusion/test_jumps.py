@@ -126,20 +126,18 @@ def test_the_target_of_mean_flow_is_the_exact_jump_where_the_velocity_is_exact(n
     assert 1e-5 < loss(0.01) < 0.02 * loss(0.1)
 
 
+def output_and_target(denoiser, schedule, x0, eps, here, there):
+    """The output of a denoiser on its way from `here` to `there`, and MeanFlow's target for it."""
+    parts = Objective(schedule, denoiser.prediction, UniformTime())
+    return flow_target(parts, denoiser, add_noise(x0, eps, here), x0, here, there, NOTHING)
+
+
 @pytest.mark.parametrize("name", first_fast(SCHEDULES))
 def test_the_target_of_mean_flow_is_the_exact_jump_on_average_over_samples(name):
     schedule, prediction = SCHEDULES[name]
     x0, eps, here, there = points(schedule, count=200_000)
     denoiser = ExactMap(prediction)
-    output, target = flow_target(
-        Objective(schedule, prediction, UniformTime()),
-        denoiser,
-        add_noise(x0, eps, here),
-        x0,
-        here,
-        there,
-        NOTHING,
-    )
+    output, target = output_and_target(denoiser, schedule, x0, eps, here, there)
     error = output - target
     for features in (
         torch.ones_like(error),
@@ -218,15 +216,7 @@ def test_without_a_jump_the_target_of_mean_flow_is_the_denoising_target():
     schedule, prediction = SCHEDULES["cosine"]
     x0, eps, here, _ = points(schedule)
     denoiser = ExactMap(prediction, 0.1)
-    _, target = flow_target(
-        Objective(schedule, prediction, UniformTime()),
-        denoiser,
-        add_noise(x0, eps, here),
-        x0,
-        here,
-        here,
-        NOTHING,
-    )
+    _, target = output_and_target(denoiser, schedule, x0, eps, here, here)
     torch.testing.assert_close(target, prediction.target(x0, eps, here))
 
 
