@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     given = parser.parse_args()
+    if missing := [str(run) for run in given.runs if not (run / "config.yaml").is_file()]:
+        parser.error(f"{missing[0]} is no run: it has no config.yaml")
     rows = [row for run in given.runs for row in rows_of(run)]
     shared = shared_part([str(row["run"]) for row in rows])
     for row in rows:

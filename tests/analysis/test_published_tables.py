@@ -208,6 +208,15 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
     ]
 
 
+def test_a_folder_without_a_run_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["sampled.py", str(tmp_path / "all.csv"), str(tmp_path / "no")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SAMPLED), run_name="__main__")
+    assert ended.value.code == 2
+    assert_names(capsys.readouterr().err.splitlines()[-1], tmp_path / "no", "config.yaml")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
