@@ -13,12 +13,15 @@ MULTIRUN = ("-m", "--multirun")
 PLACES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 # Hydra's flags whose value is the next argument
 WITH_A_VALUE = (*PLACES, "--cfg", "-c", "--package", "-p", "--info", "-i")
+# Hydra's flags for something to do, of which it takes one
+DEEDS = (*MULTIRUN, "--run", "-r", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
 def prepare(command: Command, arguments: list[str]) -> list[str]:
     """Rewrites the arguments of a command for Hydra; raises UserError for wrong ones."""
     if "" in arguments:
         raise UserError("one of the arguments is empty; remove it, or write key=value")
+    check_flags(arguments)
     if command.combines:
         flags, overrides = apart(arguments)
         arguments = [*(flag for flag in flags if flag not in MULTIRUN), *gather(overrides)]
@@ -36,6 +39,15 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
         if {a.split("=")[0] for a in arguments if a.startswith("-")} <= set(PLACES):
             arguments = [*arguments, "-m"]  # else Hydra silently runs a single job here
     return arguments
+
+
+def check_flags(arguments: list[str]) -> None:
+    """Raises UserError for Hydra's flags that do not go together."""
+    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
+    if len(deeds := sorted(flags & set(DEEDS))) > 1:
+        raise UserError(f"{' and '.join(deeds)} cannot be combined; leave all but one out")
+    if "--resolve" in flags and not flags & {"--cfg", "-c", "--help", "-h"}:
+        raise UserError("--resolve belongs to --cfg; write --cfg job --resolve")
 
 
 def admit(override: str, groups: tuple[str, ...]) -> str:

@@ -113,6 +113,15 @@ def test_what_other_packages_refuse_is_one_sentence(refusal, tmp_path, monkeypat
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(["-m", "--cfg", "job"], "-m"), (["--info", "all", "--cfg=job"], "--cfg"), (["--resolve"], "--cfg")],
+)
+def test_flags_of_hydra_that_do_not_go_together_are_refused(refusal, tmp_path, flags, named):
+    assert named in refusal("train", *TINY, *flags)
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_a_truncated_data_file_is_named_and_kept(refusal, tmp_path):
     path = tmp_path / "data/FashionMNIST/raw/train-images-idx3-ubyte"
     path.parent.mkdir(parents=True)
