@@ -17,8 +17,10 @@ between them: published,published_patches. Numbers in prose are not checked.
 
 A CSV file, such as one of experiments/sampled.py, has a row for each seed. A row of the table has
 the mean over all rows with equal values of `by`, numbers in rising order and words in that of the
-file; `where` chooses rows by the value of one column. With against=steps=10, a row also has its
-difference from the row of 10 steps that is otherwise the same, in the first of the columns.
+file; where=sweep=steps,network=UNet|DiT chooses rows by the values of columns. With
+against=steps=10, a row also has its difference from the row of 10 steps that is otherwise the
+same, in the first of the columns; commas part the keys of such a row, too. With across=steps there
+is a column for each number of steps, with the first of the columns or with its difference.
 
     <!-- table published/tuning/tuning.json -->
 
@@ -60,7 +62,9 @@ HERE = Path(__file__).parent
 HEAD = 2  # columns before those of the comparison: composition and seeds
 OPENS, CLOSES = "<!-- table ", "<!-- end of table -->"
 BLOCK = re.compile(rf"^{OPENS}(.+?) -->\n(.*?)^{CLOSES}$", re.MULTILINE | re.DOTALL)
-OF_FOLDERS, OF_FILES = ("columns", "rows"), ("by", "columns", "where", "against")
+OF_FOLDERS, OF_FILES = ("columns", "rows"), ("by", "columns", "where", "against", "across")
+# the values of `by` -> the rows that have them
+Groups = dict[tuple[str, ...], list[dict[str, str]]]
 PAIRED_NOTE = (
     "Differences are paired by seed, with their 95 % interval. p is that of a paired t-test after "
     "Holm's correction for all tests against one row."
@@ -108,24 +112,13 @@ def with_notes(table: str, notes: Sequence[str]) -> str:
 
 def of_file(path: Path, options: dict[str, str]) -> str:
     """The table of a CSV file with a row for each seed."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if "where" in options:
-        name, _, value = options["where"].partition("=")
-        rows = [row for row in rows if row.get(name) == value]
-    if not rows:
-        raise UserError(f"where={options.get('where')} chooses no row of {path.name}")
+    rows = rows_of(path, options.get("where"))
     if missing := [option for option in ("by", "columns") if option not in options]:
         raise UserError(f"write {missing[0]}= and some of {', '.join(rows[0])}")
     by, kinds = (chosen(option, options, list(rows[0])) for option in ("by", "columns"))
-    for name in reversed(by):  # numbers in rising order, words in that of the file
-        words = list(dict.fromkeys(row[name] for row in rows))
-        rows.sort(key=lambda row: (number_of(row[name]), words.index(row[name])))
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    if "across" in options:  # the last of `by`
+        by.sort(key=chosen("across", options, by).__contains__)
+    groups = grouped(rows, by)
     columns = [
         column_of(quantity) if (quantity := quantity_of(kind)) else Column(kind, kind, "", plain)
         for kind in kinds
@@ -135,6 +128,13 @@ def of_file(path: Path, options: dict[str, str]) -> str:
         pairs = zip(columns, kinds, strict=True)
         return [str(column.of(numbers(own, kind + after))) for column, kind in pairs]
 
+    gaps: dict[tuple[str, ...], list[str]] = {}
+    if "against" in options:
+        gaps = differences(groups, by, options["against"], kinds[0], columns[0].scale)
+    if "across" in options:
+        found = {key: ", p = ".join(gap) for key, gap in gaps.items()}
+        found = found or {key: cells(own)[0] for key, own in groups.items()}
+        return with_notes(crossed(groups, by, found), [PAIRED_NOTE if gaps else INTERVAL_NOTE])
     lines = [[*key, str(len(own)), *cells(own)] for key, own in groups.items()]
     head = [*by, "seeds", *(column.title for column in columns)]
     notes = [INTERVAL_NOTE] * any(len(own) > 1 for own in groups.values())
@@ -143,29 +143,61 @@ def of_file(path: Path, options: dict[str, str]) -> str:
         shown = [cell if column.judges else "" for column, cell in real]
         lines.append(["real images", *[""] * len(by), *shown])
     if "against" in options:
-        found = differences(groups, by, options["against"], kinds[0], columns[0].scale)
-        head += [f"{columns[0].title} less that of {options['against'].partition('=')[2]}", "p"]
+        words = ", ".join(re.findall("=([^,]*)", options["against"]))
+        head += [f"{columns[0].title} less that of {words}", "p"]
         for key, line in zip_longest(groups, lines):
-            line += found.get(key, ["", ""])
+            line += gaps.get(key, ["", ""])
         notes.append(PAIRED_NOTE)
     return with_notes(markdown_table(head, lines), notes)
 
 
+def rows_of(path: Path, where: str | None) -> list[dict[str, str]]:
+    """The rows of a CSV file that have one of the values of each condition in `where`."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for condition in where.split(",") if where else ():
+        name, _, values = condition.partition("=")
+        rows = [row for row in rows if row.get(name) in values.split("|")]
+    if not rows:
+        raise UserError(f"where={where} chooses no row of {path.name}")
+    return rows
+
+
+def grouped(rows: list[dict[str, str]], by: list[str]) -> Groups:
+    """The rows with equal values of `by`: numbers in rising order, words in that of the file."""
+    for name in reversed(by):
+        words = list(dict.fromkeys(row[name] for row in rows))
+        rows.sort(key=lambda row: (number_of(row[name]), words.index(row[name])))
+    groups: Groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    return groups
+
+
+def crossed(groups: Groups, by: list[str], cells: dict[tuple[str, ...], str]) -> str:
+    """A table with a column for each value of the last of `by`."""
+    *names, across = by
+    places = sorted({key[-1] for key in groups}, key=number_of)
+    seeds = {key[:-1]: str(len(rows)) for key, rows in groups.items()}
+    lines = [
+        [*key, count, *(cells.get((*key, place), "") for place in places)]
+        for key, count in seeds.items()
+    ]
+    return markdown_table([*names, "seeds", *(f"{across}={place}" for place in places)], lines)
+
+
 def differences(
-    groups: dict[tuple[str, ...], list[dict[str, str]]],
-    by: list[str],
-    against: str,
-    kind: str,
-    scale: float,
+    groups: Groups, by: list[str], against: str, kind: str, scale: float
 ) -> dict[tuple[str, ...], list[str]]:
     """The paired difference of each group from the one that `against` names, and its p-value."""
-    name, _, value = against.partition("=")
-    if name not in by:
-        raise UserError(f"against={against} needs one of by={','.join(by)}")
-    place = by.index(name)
+    named = dict(each.partition("=")[::2] for each in against.split(","))
+    if unknown := named.keys() - set(by):
+        raise UserError(f"against={against} needs {unknown.pop()} in by={','.join(by)}")
     gaps: dict[tuple[str, ...], dict[tuple[str, ...], list[float]]] = {}
     for key, rows in groups.items():
-        base = (*key[:place], value, *key[place + 1 :])
+        base = tuple(named.get(name, value) for name, value in zip(by, key, strict=True))
         if base not in groups:
             raise UserError(f"against={against}: there is no row {', '.join(base)}")
         theirs = {row["seed"]: float(row[kind]) for row in groups[base]}

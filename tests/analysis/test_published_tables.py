@@ -170,6 +170,31 @@ def test_a_row_has_its_paired_difference_from_another(readme):
     ]
 
 
+def test_a_table_across_a_key_has_a_column_for_each_of_its_values(readme):
+    fids = {"ddim,,5": (10, 20), "ddim,,10": (4, 6), "heun,edm,5": (11, 23), "pc,,10": (0, 0)}
+    rows = ["seed,sweep,sampler,grid,steps,fid,kid", "0,other,ddim,,5,1,0"]
+    rows += [f"{s},all,{key},{fids[key][s]},0" for key in fids for s in (0, 1)]
+    (readme.parent / "rows.csv").write_text("\n".join(rows))
+    options = "by=steps,sampler,grid columns=fid across=steps where=sweep=all,sampler=ddim|heun"
+    write(
+        readme,
+        f"<!-- table rows.csv {options} -->",
+        f"<!-- table rows.csv {options} against=sampler=ddim,grid= -->",
+    )
+    assert run(readme) == 0
+    # Student's t of one degree of freedom, 12.706, by half of the difference
+    assert lines(readme)[2:4] == [
+        "| ddim |  | 2 | 15.0 ± 63.5 | 5.0 ± 12.7 |",
+        "| heun | edm | 2 | 17.0 ± 76.2 |  |",
+    ]
+    assert lines(readme)[4:] == [
+        "| sampler | grid | seeds | steps=5 | steps=10 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| ddim |  | 2 |  |  |",
+        "| heun | edm | 2 | 2 (-10.7 to 14.7), p = 0.3 |  |",
+    ]
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("experiments/*/samplings.csv")))
 def test_samplings_are_those_of_the_published_runs(file, tmp_path, monkeypatch):
     runs = sorted(map(str, file.parent.glob("published/runs/*")))
@@ -229,6 +254,8 @@ def test_a_folder_without_a_run_is_named_and_nothing_is_written(tmp_path, monkey
         ("by=network columns=fid rows=UNet", "rows"),
         ("by=network columns=fid against=steps=10", "against=steps=10"),
         ("by=network,steps columns=fid against=steps=30", "against=steps=30"),
+        ("by=network columns=fid across=steps", "across=steps"),
+        ("by=network columns=fid where=sweep=steps,network=Mamba", "network=Mamba"),
     ],
 )
 def test_a_table_of_rows_that_cannot_be_made_is_named(readme, capsys, options, named):

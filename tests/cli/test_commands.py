@@ -115,7 +115,11 @@ def test_what_other_packages_refuse_is_one_sentence(refusal, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     ("flags", "named"),
-    [(["-m", "--cfg", "job"], "-m"), (["--info", "all", "--cfg=job"], "--cfg"), (["--resolve"], "--cfg")],
+    [
+        (["-m", "--cfg", "job"], "-m"),
+        (["--info", "all", "--cfg=job"], "--cfg"),
+        (["--resolve"], "--cfg"),
+    ],
 )
 def test_flags_of_hydra_that_do_not_go_together_are_refused(refusal, tmp_path, flags, named):
     assert named in refusal("train", *TINY, *flags)
