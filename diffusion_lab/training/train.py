@@ -38,17 +38,15 @@ from diffusion_lab.training.summary import metrics_of, say_result, summarise
 from diffusion_lab.training.task import Task
 from diffusion_lab.training.trainer import TRAINER, build_trainer, check_trainer, quiet_lightning
 
-ALLOWED = (
-    CHOICES
-    | TRAINER
-    | {
-        "matmul_precision": PRODUCTS,
-        "batch_size": whole(1),
-        "micro_batch_size": optional(whole(1)),
-        "seed": whole(0, 2**32 - 1),
-        "validate_every_n_steps": whole(1),
-    }
-)
+ALLOWED = {
+    **CHOICES,
+    **TRAINER,
+    "matmul_precision": PRODUCTS,
+    "batch_size": whole(1),
+    "micro_batch_size": optional(whole(1)),
+    "seed": whole(0, 2**32 - 1),
+    "validate_every_n_steps": whole(1),
+}
 
 
 class Outcome(Enum):
@@ -84,8 +82,9 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     layout = solve_batch(cfg.batch_size, devices * nodes, cfg.micro_batch_size)
     if layout.world > 1 and not in_launched_process():
         return launch_ranks(cfg, layout, overrides, build)
-    with float32_products(cfg.get("matmul_precision")):  # earlier runs have no such key
-        return fit(prepare(cfg, layout, build), overrides)
+    precision = cfg.get("matmul_precision")  # earlier runs have no such key
+    with float32_products(precision), Interruption() as interruption:
+        return fit(prepare(cfg, layout, build, interruption), overrides)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -122,11 +121,13 @@ def launch_ranks(
     return Outcome.FINISHED if ended else Outcome.STOPPED
 
 
-def prepare(cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task]) -> Prepared:
+def prepare(
+    cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task], interruption: Interruption
+) -> Prepared:
     """Builds a run and reads its data; raises UserError for what cannot work."""
     device = launch.device_of_process(cfg.trainer)
     launch.join_process_group(device)
-    task, interruption = build(cfg), Interruption()
+    task = build(cfg)
     data, cfg = task.datamodule, cfg.copy()
     trainer = build_trainer(cfg, layout, device, [*task.callbacks, interruption])
     task.check_callbacks(layout, cfg.trainer)
@@ -217,8 +218,7 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
             if not prepared.interruption.requested:
                 finish(prepared)
         if trainer.is_global_zero:
-            finished = not prepared.interruption.requested
-            summary = summarise(cfg, task, trainer, finished, peak)
+            summary = summarise(cfg, task, trainer, not prepared.interruption.requested, peak)
             runs.write_summary(folder, summary)
     finally:
         for logger in loggers:
@@ -233,18 +233,18 @@ def finish(prepared: Prepared) -> None:
     """
     task, trainer, interruption = prepared.task, prepared.trainer, prepared.interruption
     try:
-        with interruption.at_once():
-            if task.module.validated_step != trainer.global_step:
-                trainer.validate(task.module, datamodule=task.datamodule, verbose=False)
-            with task.module.context.clock.stopped():
-                trainer.test(task.module, datamodule=task.datamodule, verbose=False)
-            task.module.to(prepared.device)  # Lightning has moved it off the device
-            for callback in task.callbacks:
-                if isinstance(callback, Periodic) and callback.at_end:
-                    callback.at_the_end(trainer)
-            if trainer.is_global_zero:
-                folder = task.module.context.folder
-                task.finish(folder, metrics_of(task), prepared.device)
+        interruption.at_once()
+        if task.module.validated_step != trainer.global_step:
+            trainer.validate(task.module, datamodule=task.datamodule, verbose=False)
+        with task.module.context.clock.stopped():
+            trainer.test(task.module, datamodule=task.datamodule, verbose=False)
+        task.module.to(prepared.device)  # Lightning has moved it off the device
+        for callback in task.callbacks:
+            if isinstance(callback, Periodic) and callback.at_end:
+                callback.at_the_end(trainer)
+        if trainer.is_global_zero:
+            folder = task.module.context.folder
+            task.finish(folder, metrics_of(task), prepared.device)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         if not interruption.requested:
             raise

@@ -233,13 +233,10 @@ def test_ranks_vote_after_each_step_if_ten_take_long(monkeypatch):
 )
 def test_a_second_ctrl_c_stops_at_once(environment, numbers, stops):
     environment({})
-    callback = Interruption()
-    callback.on_train_start(None, None)
-    try:
+    with Interruption() as callback:
+        callback.on_train_start(None, None)
         for number in numbers[:-1]:
             os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt) if stops else nullcontext():
             os.kill(os.getpid(), numbers[-1])
         assert callback.requested
-    finally:
-        callback.restore()

@@ -173,10 +173,9 @@ def test_the_signals_of_a_job_mean_nothing_outside_one(environment, variables):
     environment(variables)
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
-    callback = Interruption()
-    callback.on_train_start(None, None)
-    now = [signal.getsignal(number) for number in numbers]
-    callback.restore()
+    with Interruption() as callback:
+        callback.on_train_start(None, None)
+        now = [signal.getsignal(number) for number in numbers]
     changed = [one != other for one, other in zip(before, now, strict=True)]
     assert changed == [True, bool(variables), bool(variables)]
     assert [signal.getsignal(number) for number in numbers] == before

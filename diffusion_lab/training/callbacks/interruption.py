@@ -6,9 +6,7 @@ up, and SIGTERM when another job preempts it; after any of the three the job is 
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -28,7 +26,8 @@ class Interruption(Callback):
 
     The handler only sets a flag: a checkpoint written inside it could collide with another rank's
     all-reduce. The ranks vote after a step, so all stop at the same one. Once training has ended
-    and is saved, `at_once` lets a signal stop a rank immediately.
+    and is saved, `at_once` lets a signal stop a rank immediately. As a context manager it puts
+    back the handlers that were there before, its own and Lightning's.
     """
 
     def __init__(self) -> None:
@@ -44,22 +43,25 @@ class Interruption(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         self._install()
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Lets a signal raise KeyboardInterrupt in this block, even one that came just before."""
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.getsignal(number) for number in (*SIGNALS, *JOB_SIGNALS)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def at_once(self) -> None:
+        """From now on a signal raises KeyboardInterrupt, even one that came just before."""
         self._at_once = True
         self._install()
-        try:
-            if self.requested:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self.restore()
+        if self.requested:
+            raise KeyboardInterrupt
 
     def _install(self) -> None:
         self._in_job = slurm.started_by_srun()
-        numbers = {*SIGNALS, *JOB_SIGNALS} if self._in_job else SIGNALS
-        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        for number in {*SIGNALS, *JOB_SIGNALS} if self._in_job else SIGNALS:
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
         again, self.requested = self.requested, True
@@ -96,12 +98,3 @@ class Interruption(Callback):
         long = self._since - before > SECONDS_BETWEEN_VOTES
         self._slow = trainer.strategy.reduce_boolean_decision(long, all=False)
         return True
-
-    def on_exception(self, trainer, pl_module, exception) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        """Puts back the handlers that were there before."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
