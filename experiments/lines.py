@@ -3,10 +3,12 @@
     python experiments/lines.py calls.png calls_unet.csv calls_dit.csv
     python experiments/lines.py scale.png guidance.csv --sweep guidance --x guidance.scale \\
         --y fid,accuracy,recall --by network --linear
+    python experiments/lines.py sampler.png samplers.csv --sweep samplers --x calls --by sampler \\
+        --where "sampler=ddim|heun|unipc"
 
 There is a panel for each network and column of --y. A line is the mean over the seeds of one value
 of --by, with its 95 % interval where there are several seeds. The dashed line is the value of real
-images. Samplers of several calls a step need --x calls.
+images. Samplers of several calls a step need --x calls. --where chooses rows as in tables.py.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import statistics
 from itertools import cycle
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,14 +28,19 @@ from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.metrics.quantities import quantity_of
 
 MARKERS = "osD^v<>PX*hd8"
+COLOURS = colormaps["tab20"].colors  # pairs of a dark and a light one
 ASIDE = 0.02  # between neighbouring lines, as a share of the axis or of a number
 TITLES = {"steps": "network calls per sample", "calls": "network calls per sample"}
 
 
-def rows_of(path: Path, sweep: str) -> list[dict[str, str]]:
-    """The rows of a sweep in a file."""
+def rows_of(path: Path, sweep: str, where: str) -> list[dict[str, str]]:
+    """The rows of a sweep in a file that have one of the values of each condition in `where`."""
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row["sweep"] == sweep]
+        rows = [row for row in csv.DictReader(file) if row["sweep"] == sweep]
+    for condition in where.split(",") if where else ():
+        name, _, values = condition.partition("=")
+        rows = [row for row in rows if row.get(name) in values.split("|")]
+    return rows
 
 
 def draw(axes: Axes, rows: list[dict[str, str]], x: str, y: str, by: str, names: list[str]) -> None:
@@ -54,7 +62,8 @@ def draw(axes: Axes, rows: list[dict[str, str]], x: str, y: str, by: str, names:
         # beside each other, as bars of equal means would hide one another
         aside = (place - (len(names) - 1) / 2) * ASIDE * min(1, 5 / len(names))
         shifted = [each * (1 + aside) if log else each + aside * width for each in places]
-        axes.errorbar(shifted, means, bars, linewidth=1.2, color=f"C{place}", **look)
+        color = COLOURS[(2 * place + place // 10) % len(COLOURS)]  # the dark ones first
+        axes.errorbar(shifted, means, bars, linewidth=1.2, color=color, **look)
     axes.axhline(quantity.scale * float(rows[0][f"{y}{REAL}"]), color="grey", linestyle="--")
     axes.set(xlabel=TITLES.get(x, x), ylabel=quantity.axis_title)
     axes.grid(alpha=0.3)
@@ -73,22 +82,24 @@ def main() -> None:
     parser.add_argument("--x", default="steps", help="a column of numbers")
     parser.add_argument("--y", default="fid", help="columns of metrics, with commas")
     parser.add_argument("--by", default="run", help="the column that names the lines")
+    parser.add_argument("--where", default="", help="KEY=VALUE|VALUE,KEY=VALUE of the rows to draw")
     parser.add_argument("--linear", action="store_true", help="axes that are not logarithmic")
     given = parser.parse_args()
-    rows = [row for path in given.files for row in rows_of(path, given.sweep)]
+    rows = [row for path in given.files for row in rows_of(path, given.sweep, given.where)]
     columns = given.y.split(",")
     # accuracy is missing where no classifier was given
     columns = [each for each in columns if any(row.get(each) for row in rows)] or columns
     for column in (given.x, given.by, *columns):
         if not any(row.get(column) for row in rows):
-            parser.error(f"no row of --sweep {given.sweep} has {column}")
+            parser.error(f"no row of --sweep {given.sweep} {given.where} has {column}")
     if unknown := [column for column in columns if not quantity_of(column)]:
         parser.error(f"--y={unknown[0]} is no metric")
     parts: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         parts.setdefault("" if given.by == "network" else row["network"], []).append(row)
     panels = [(part, column) for part in parts for column in columns]
-    figure = Figure((4.6 * len(panels), 4), dpi=120, layout="constrained")
+    beside = 1.6 * (len(panels) == 1)  # for the legend
+    figure = Figure((4.6 * len(panels) + beside, 4), dpi=120, layout="constrained")
     places = figure.subplots(1, len(panels), sharey=len(columns) == 1, squeeze=False)[0]
     names = list(dict.fromkeys(row[given.by] for row in rows))
     handles = {}
