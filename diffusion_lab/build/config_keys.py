@@ -34,7 +34,7 @@ class Means(Flag):
 # the option of that group unless the group is listed itself. The longest match counts.
 TABLE = {
     "": "hparams_search compile channels_last budget.solved tuning. protocol choices. gpu. kind.",
-    "identity": "name study_name optimized_metric init_images init_flops budget.",
+    "identity": "name study_name optimized_metric data_sha256 init_images init_flops budget.",
     "identity composition": "trainer init_sha256",  # the option trainer says where a run is trained
     "identity named": "seed data.on_device first_stage.cache metrics.",
     "identity named composition": (

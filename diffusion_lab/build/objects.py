@@ -54,6 +54,20 @@ def read_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
         datamodule.source.check_labels(datamodule.reference_labels())
 
 
+def facts_of_data(cfg: DictConfig, datamodule: ImageDataModule) -> dict[str, object]:
+    """Entries of a training's configuration that its data determine.
+
+    Raises UserError if the run has begun with other data.
+    """
+    sha256 = datamodule.fingerprint
+    if cfg.get("data_sha256") not in (None, sha256):
+        raise UserError(
+            "the images or labels are not those with which this run began: their sha256 begins "
+            f"with {sha256[:12]}, not with {cfg.data_sha256[:12]}; restore them, or begin a new run"
+        )
+    return {"data.source": datamodule.source.facts(), "data_sha256": sha256}
+
+
 def load_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
     """Reads the images, whatever their labels are; a UserError names the full key."""
     with errors_at(cfg, "data.source"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.randomness import SampleNoise
+from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.guidance import Guidance
@@ -20,6 +20,8 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline.generator import LabelledGenerator
+
+PAIRS = 0x7061697273  # separates these draws from others with the same seed
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Pipeline(LabelledGenerator):
     ) -> Tensor:
         """Draws samples `ids` before they are decoded, and their noise: (B, 2c, h, w) float32.
 
+        The noise is not that of samples with this seed: a student is not measured on its pairs.
         Raises UserError for a sampler that adds noise on the way: its noise has no one sample.
         """
 
@@ -95,7 +98,7 @@ class Pipeline(LabelledGenerator):
                 "follow from their noise; train the teacher with another sampler, such as unipc"
             )
 
-        noise = SampleNoise(seed, ids, self.device)(self.denoiser.image_shape)
+        noise = SampleNoise(mix_seed(seed, PAIRS), ids, self.device)(self.denoiser.image_shape)
         denoise = self.bound(self.labels(ids))
         samples = self.sampler(denoise, noise, self.schedule, refuse, on_step)
         return torch.cat([samples, noise], 1)

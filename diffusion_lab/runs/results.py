@@ -73,7 +73,8 @@ def evaluations_of(folder: str | Path, seed: int, weights: CurrentWeights) -> li
     `seed` is that of its training, which they are marked with.
     """
     summary, found = load_summary(folder), []
-    if summary.get("protocol") and summary.get("sampling"):  # else it measured no samples
+    ended = summary.get("finished")  # else its metrics are of earlier weights
+    if ended and summary.get("protocol") and summary.get("sampling"):  # of samples
         found.append({key: summary.get(key) for key in OF_TRAINING})
         others = summary.get("at_other_steps", [])
         found += [{"protocol": summary["protocol"], **each} for each in others]

@@ -30,6 +30,7 @@ REQUESTS = {
     "data.source.label_size": None,
     "conditioning.size": None,
     "first_stage.sha256": None,
+    "data_sha256": None,
     "init_sha256": None,
     "init_images": None,
     "init_flops": None,

@@ -12,8 +12,9 @@ from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say, track
+from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
+from diffusion_lab.first_stage.autoencoder import Autoencoder, VQAutoencoder, saving
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.task import Task, checked_parts
@@ -30,6 +31,15 @@ class AutoencoderTask(Task):
     module: AutoencoderModule
 
     settings: dict[str, object]  # arguments of the autoencoder's constructor
+
+    def check_callbacks(self, layout: BatchLayout, trainer: DictConfig) -> None:
+        super().check_callbacks(layout, trainer)
+        if layout.accumulate > 1 and isinstance(self.module.autoencoder, VQAutoencoder):
+            raise UserError(
+                f"micro_batch_size={layout.micro_batch} changes what autoencoder=vq learns, whose "
+                "codebook moves with each micro-batch; write micro_batch_size=null and a smaller "
+                "batch_size, or autoencoder=fsq"
+            )
 
     def compile(self) -> None:
         for part in (self.module.autoencoder.encoder, self.module.autoencoder.decoder):

@@ -18,7 +18,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.formats import joined, some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.runs import weights
+from diffusion_lab.runs import checkpoints, weights
 from diffusion_lab.runs.folder import CONFIG, load_summary
 
 
@@ -39,11 +39,11 @@ class InitialWeights:
 
     @classmethod
     def configured(cls, cfg: DictConfig) -> "InitialWeights | None":
-        """The weights of `cfg.init_from`; None if there are none, or for a run that is resumed.
+        """The weights of `cfg.init_from`; None if there are none, or a checkpoint to resume from.
 
         Raises UserError if they cannot be read, or are not those that a saved run started from.
         """
-        if cfg.get("init_from") is None or cfg.resume:
+        if cfg.get("init_from") is None or (cfg.resume and checkpoints.exists(Path(cfg.resume))):
             return None
         source, images, flops = Path(cfg.init_from), None, None
         unlike: tuple[str, ...] = ()

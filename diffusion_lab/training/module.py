@@ -167,15 +167,12 @@ class TrainedModule(lightning.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips the gradient's norm over all parameters, and skips the step if it is bad."""
-        scaler, largest = self.trainer.scaler, gradient_clip_val or math.inf
-        if scaler is not None:
-            # refuses fused optimisers, which undo the scaling too late; bf16 has no scaler
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            largest = math.inf
-        # over all shards
+        largest = gradient_clip_val or math.inf
+        # over all shards; a scaler of float16 has been undone before
         norms = [whole(nn.utils.clip_grad_norm_(each, largest)) for each in self.players() if each]
         self.gradient_norm = torch.stack(norms).norm().item()  # waits for a GPU, once per step
-        self.bad_steps.settle(self, self.gradient_norm, has_scaler=scaler is not None)
+        has_scaler = self.trainer.scaler is not None
+        self.bad_steps.settle(self, self.gradient_norm, has_scaler)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser, and a learning-rate schedule in images seen rather than steps."""

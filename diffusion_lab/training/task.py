@@ -1,5 +1,6 @@
 """The parts that every training run is made of, whatever it trains."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,23 +95,22 @@ class Task(ABC):
         start = "" if self.pipeline else "r"  # of reconstructions
         return [f"{start}{quantity.name}" for each in metrics for quantity in each.quantities]
 
+    def measures(self, metric: str) -> bool:
+        """Whether the run measures a metric, given without how: fid, fid_class3, or val/loss."""
+        split, _, own = metric.rpartition("/")
+        if split in ("val", "test"):  # an autoencoder's validations have several
+            return own == self.module.shown or self.pipeline is None
+        known = re.sub(r"^fid_class\d+$", "fid_class", metric) in self.quantities
+        return known or split in ("val_by_level", "test_by_level")
+
     def check_optimized(self, metric: str) -> None:
         """Raises UserError if a search optimises or prunes by a metric that is not measured."""
-        known, names = f"val/{self.module.shown}", self.quantities
         pruning = [each.metric for each in self.callbacks if isinstance(each, MedianPruning)]
-        used = [f"optimized_metric={metric}"]
-        used += [f"callbacks.pruning.metric={each}" for each in pruning]
-        for each in used:
-            if each.endswith("=val/loss") and known != "val/loss":
-                raise UserError(
-                    f"{each} is not measured by this run, whose validations measure {known}; "
-                    "write that, or a metric of samples such as fid"
-                )
-        if metric and not metric.startswith(("val", "test", *names)):  # fid_class3 is one of fid's
-            raise UserError(
-                f"optimized_metric={metric} is not measured by this run; use one of "
-                f"{', '.join([*names, known])}"
-            )
+        used = {f"callbacks.pruning.metric={each}": each for each in pruning}
+        for key, each in (used | {f"optimized_metric={metric}": metric}).items():
+            if each and not self.measures(each):
+                known = ", ".join([*self.quantities, f"val/{self.module.shown}"])
+                raise UserError(f"{key} is not measured by this run; use one of {known}")
 
     def check_ranking(self, ranked_by: Sequence[str]) -> None:
         """Raises UserError if checkpoints are ranked by a metric that is not of validation images.

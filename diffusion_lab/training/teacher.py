@@ -14,6 +14,7 @@ from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import EncodedImages, ImageDataModule, PairBatch
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.pipeline.diffusion import PAIRS
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.runs import load_summary
 from diffusion_lab.runs.diffusion_run import load, load_weak
@@ -96,7 +97,7 @@ class Teacher:
             "sampler": OmegaConf.to_container(self.cfg.sampler),
             "guidance": OmegaConf.to_container(self.cfg.guidance),
             "weak": sha256_of(weak) if (weak := self.cfg.guidance.get("weak_run")) else None,
-            "pairs": [chosen.count, chosen.seed],
+            "pairs": [chosen.count, chosen.seed, PAIRS],
         }
         found = cached(chosen.cache_dir, f"pairs-{chosen.count}", key, lambda: self.drawn(chosen))
         return EncodedImages(found["pairs"], labels=found["labels"], batch_type=PairBatch)

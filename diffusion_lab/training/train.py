@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.build.objects import read_data
+from diffusion_lab.build.objects import facts_of_data, read_data
 from diffusion_lab.build.overrides import own_places
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import optional, whole
@@ -135,7 +135,7 @@ def prepare(
     task.check_validation(cfg)
     trainer.limit_val_batches = float(len(data.validated_on().labels) >= layout.world)
     trainer.limit_test_batches = float(len(data.tested_on().labels) >= layout.world)
-    found = task.prepare(device) | {"data.source": data.source.facts()}
+    found = task.prepare(device) | facts_of_data(cfg, data)
     metrics = None
     if task.metrics is not None:
         with errors_at(cfg, "metrics"):
@@ -143,7 +143,7 @@ def prepare(
             task.metrics.load(data, device)
             metrics = PreparedMetrics.of(task.metrics, data)
     for key, value in found.items():
-        OmegaConf.update(cfg, key, value)
+        OmegaConf.update(cfg, key, value, force_add=True)  # earlier runs lack some
     return Prepared(cfg, task, layout, device, metrics, trainer, interruption)
 
 

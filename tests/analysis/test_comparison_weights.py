@@ -15,7 +15,7 @@ from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.common import hashing
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.folder import load_config, load_summary, reopen
 from diffusion_lab.runs.results import evaluations_of, save_evaluation
 from diffusion_lab.runs.weights import (
     CHECKPOINT,
@@ -73,6 +73,13 @@ def test_weights_that_were_saved_while_they_were_read_are_not_measured(tmp_path)
 def fids(folder):
     found = evaluations_of(folder, 0, CurrentWeights(folder))
     return [record["metrics"][f"fid/{NAME}"] for record in found]
+
+
+def test_metrics_of_a_run_that_goes_on_are_of_earlier_weights(tmp_path):
+    folder = fake_run(tmp_path / "run", 100.0)
+    assert fids(folder) == [100.0]
+    reopen(folder)
+    assert fids(folder) == []
 
 
 def last(folder):

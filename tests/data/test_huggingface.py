@@ -59,6 +59,18 @@ def test_splits_are_rows_in_order_with_their_class_labels(saved):
     assert data.test_labels().tolist() == [1] * 3
 
 
+def test_images_of_another_column_are_stored_apart(tmp_path):
+    columns = {"image": [picture(i) for i in range(9)], "label": [0, 1, 2] * 3}
+    columns["depth"] = [picture(100 + i) for i in range(9)]
+    kinds = {"image": hub.Image(), "depth": hub.Image(), "label": hub.Value("int64")}
+    hub.Dataset.from_dict(columns, hub.Features(kinds)).save_to_disk(tmp_path / "saved")
+    for column, start in (("image", 0), ("depth", 100)):
+        given = {"image_column": column, "store": True, "store_dir": str(tmp_path / "stored")}
+        data = data_of(HuggingFace, str(tmp_path / "saved"), test_share=0.5, **given)
+        found = values(data.train_images()) + values(data.test_images())
+        assert sorted(found) == list(range(start, start + 9))
+
+
 def test_a_share_is_for_tests_where_there_is_no_test_split(saved):
     data = data_of(HuggingFace, saved, test_share=0.5)
     train, test = values(data.train_images()), values(data.test_images())

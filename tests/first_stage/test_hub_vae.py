@@ -115,6 +115,20 @@ def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkey
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
+def test_a_measured_scale_is_of_latents_without_the_means_of_channels(tmp_path):
+    network = save(tmp_path)
+    network.quant_conv.bias.data[:4] = torch.tensor([10.0, -10.0, 5.0, -5.0])
+    network.save_pretrained(tmp_path)
+    data, scales = tiny_data(), []
+    data.setup("fit")
+    for shift in ([10.0, -10.0, 5.0, -5.0], [0.0] * 4):
+        stage = open_stage(tmp_path, "measured", shift=shift)
+        stage.prepare(data, torch.device("cpu"))
+        drawn = stage.draw(stage.moments(data.train_images()))
+        scales.append(drawn.double().square().mean().sqrt().item())
+    assert scales[0] == pytest.approx(1.0, rel=0.2)
+
+
 @pytest.mark.slow
 def test_a_run_keeps_a_copy(lab, refusal, tmp_path):
     save(tmp_path / "vae")

@@ -32,6 +32,28 @@ def finished(trained_once):
     return trained_once(*TRAIN, "run_dir=run")
 
 
+def test_a_run_stopped_in_its_tests_saves_the_same_first_stage(lab, tmp_path, monkeypatch):
+    averaged = [*TRAIN, *QUIET, "+callbacks@callbacks.weight_averaging=weight_averaging"]
+    averaged += ["optimizer.lr=0.1", "trainer.precision=32-true"]
+    code, _, err = lab(*averaged, "run_dir=whole")
+    assert code == 0, err
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            AutoencoderModule, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGINT)
+        )
+        assert lab(*averaged, "run_dir=parts")[0] == 130
+    code, _, err = lab("train-autoencoder", "resume=parts")
+    assert code == 0, err
+    whole, parts = (
+        saving.load_autoencoder(tmp_path / run / saving.FIRST_STAGE_FILE)[0].state_dict()
+        for run in ("whole", "parts")
+    )
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    trained = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
+    trained = trained["current_model_state"]
+    assert any(not torch.equal(trained[f"autoencoder.{name}"], whole[name]) for name in whole)
+
+
 def test_a_run_leaves_everything_it_promises(finished):
     folder = finished / "run"
     summary = json.loads((folder / "summary.json").read_text())

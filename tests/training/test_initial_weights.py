@@ -1,6 +1,7 @@
 """A run that starts from the weights of another one, of which it takes what fits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,12 @@ from omegaconf import OmegaConf
 from diffusion_lab import runs
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.runs import weights
-from diffusion_lab.training.initial_weights import flops_behind, images_behind, starts_anew
+from diffusion_lab.training.initial_weights import (
+    InitialWeights,
+    flops_behind,
+    images_behind,
+    starts_anew,
+)
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]
@@ -97,6 +103,16 @@ def test_what_does_not_fit_begins_anew_and_is_said(lab, old, tmp_path, changed, 
 
 
 @pytest.mark.slow
+def test_a_job_that_died_before_its_first_checkpoint_starts_from_the_again(lab, old, tmp_path):
+    started(lab, f"init_from={old}")
+    cfg = runs.load_config(tmp_path / "new")
+    cfg.resume = str(tmp_path / "new")
+    assert InitialWeights.configured(cfg) is None
+    shutil.rmtree(tmp_path / "new/checkpoints")
+    again = InitialWeights.configured(cfg)
+    assert again.sha256 == cfg.init_sha256
+
+
 def test_a_resumed_run_needs_the_other_one_no_longer(lab, old, tmp_path):
     code, _, err = lab("export", f"run={old}", "output=mine")
     assert code == 0, err

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import math
 import os
 from functools import partial
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -17,6 +19,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from diffusion_lab.build.parameter_groups import OptimizerFactory
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.training.autoencoder_module import AutoencoderModule
+from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.callbacks import EMA, NonFinite
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.training.clock import Clock
@@ -329,6 +332,21 @@ def test_a_gradient_scaler_skips_the_step_and_is_resumed(tmp_path):
     again, skipped = fit_with_scaler(tmp_path, from_step=3)
     assert again == {4: found[4]}
     assert skipped == 1
+
+
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu")])
+def test_players_are_clipped_apart_and_the_norm_is_that_before(scaler):
+    module = AutoencoderModule.__new__(AutoencoderModule)
+    torch.nn.Module.__init__(module)
+    module.bad_steps = BadSteps()
+    module.bad_steps.begin(module)
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    first.grad, second.grad = torch.tensor([0.5]), torch.tensor([40.0])
+    module.players = lambda: [[first], [second]]
+    module._fabric, module._trainer = None, SimpleNamespace(scaler=scaler)
+    module.configure_gradient_clipping(torch.optim.SGD([first, second], 1.0), 1.0)
+    assert (first.grad.item(), second.grad.item()) == pytest.approx((0.5, 1.0), rel=1e-4)
+    assert module.gradient_norm == pytest.approx(math.hypot(0.5, 40.0))
 
 
 def test_an_average_begins_with_the_first_step_that_is_taken(tmp_path):

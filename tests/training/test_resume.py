@@ -17,10 +17,11 @@ from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
 from helpers.seen_images import seen
+from helpers.tiny_data import TinyData
 from helpers.tiny_runs import TINY, wandb_runs
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.lock import is_locked, locked
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.clock import Clock
@@ -106,6 +107,23 @@ def test_a_signal_in_the_last_evaluation_says_how_to_resume(lab, tmp_path, monke
     code, _, err = lab("train", "resume=run")
     assert code == 0, err
     assert list((tmp_path / "run/samples").glob("*.png"))
+
+
+def test_a_run_does_not_go_on_with_other_images(lab, refusal, tmp_path, monkeypatch):
+    code, _, err = lab("train", *QUIET, "run_dir=run")
+    assert code == 0, err
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    load = TinyData.load
+
+    def changed(self):
+        train, test = load(self)
+        return train._replace(labels=train.labels.flip(0)), test
+
+    monkeypatch.setattr(TinyData, "load", changed)
+    saved = load_config(tmp_path / "run").data_sha256
+    assert saved[:12] in refusal("train", "resume=run", "trainer.max_steps=6")
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    assert after == before
 
 
 def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
-from diffusion_lab.common.randomness import SampleNoise
+from diffusion_lab.common.randomness import SampleNoise, mix_seed
+from diffusion_lab.pipeline.diffusion import PAIRS
 from diffusion_lab.runs.weights import sha256_of
 from diffusion_lab.training.teacher import Teacher
 
@@ -61,7 +62,7 @@ def test_a_student_trains_on_its_teacher_s_pairs_and_reopens_without_it(lab, tea
     kept = torch.load(path, weights_only=True)["tensors"]
     assert kept["pairs"].shape == (COUNT, 2, 8, 8)
     assert kept["labels"].tolist() == [i % 4 for i in range(COUNT)]
-    noise = SampleNoise(0, range(COUNT))((1, 8, 8))
+    noise = SampleNoise(mix_seed(0, PAIRS), range(COUNT))((1, 8, 8))
     assert torch.equal(kept["pairs"][:, 1:], noise)
     written = path.stat().st_mtime_ns
     saved = runs.load_config(tmp_path / "student")
@@ -162,6 +163,14 @@ def test_doctor_times_the_steps_of_a_student_and_its_teacher(lab, teacher, tmp_p
     said = {check["name"]: check["message"] for check in result["checks"]}
     assert "sampler.steps" not in said["sampling"], "two steps are what such a model is for"
     assert not (tmp_path / "student").exists()
+
+
+def test_no_sample_has_the_noise_of_a_pair_with_its_seed(lab, teacher, tmp_path):
+    train(lab, *STUDENT)
+    (file,) = (tmp_path / "pairs").iterdir()
+    noise = torch.load(file, weights_only=True)["tensors"]["pairs"].chunk(2, 1)[1]
+    measured = SampleNoise(0, range(COUNT))(noise.shape[1:])
+    assert not any(torch.equal(a, b) for a in noise.float() for b in measured)
 
 
 def test_a_sampler_with_fresh_noise_gives_no_pairs(lab, teacher):

@@ -64,7 +64,7 @@ class HuggingFace(FileSource):
             return Path(image["path"]).open("rb") if content is None else io.BytesIO(content)
 
         names = [f"{split}/{index}" for index in range(len(rows))]
-        where, state = f"{self.path} ({split})", rows._fingerprint
+        where, state = f"{self.path} ({split})", f"{rows._fingerprint} {self.image_column}"
         return ImageFiles(where, names, classes, labels, stream, lambda name: state)
 
     def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[Labels, tuple[str, ...]]:

@@ -73,10 +73,8 @@ class EMA(Callback):
         self._swap()
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
-        self.on_validation_epoch_start(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer, pl_module) -> None:
-        self.on_validation_epoch_end(trainer, pl_module)
+        # again: a run that was stopped in its final tests has no more training to end
+        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, int]:
         return {"latest_update_step": self._latest_step}
