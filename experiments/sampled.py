@@ -32,7 +32,9 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for path in sorted(run.glob("sweeps/*/results.csv")):
         with path.open(newline="") as file:
-            rows += [own | {"sweep": path.parent.name} | row for row in csv.DictReader(file)]
+            rows += [
+                {**own, "sweep": path.parent.name, **row, **own} for row in csv.DictReader(file)
+            ]
     for measured in (summary, *summary.get("at_other_steps", ())):
         way = measured.get("sampling") or {}  # none of a run that was not measured
         if steps := way.get("sampler", {}).get("steps"):

@@ -129,12 +129,14 @@ def of_file(path: Path, options: dict[str, str]) -> str:
         return [str(column.of(numbers(own, kind + after))) for column, kind in pairs]
 
     gaps: dict[tuple[str, ...], list[str]] = {}
+    words = re.findall("=([^,]*)", options.get("against", ""))
     if "against" in options:
         gaps = differences(groups, by, options["against"], kinds[0], columns[0].scale)
     if "across" in options:
         found = {key: ", p = ".join(gap) for key, gap in gaps.items()}
         found = found or {key: cells(own)[0] for key, own in groups.items()}
-        return with_notes(crossed(groups, by, found), [PAIRED_NOTE if gaps else INTERVAL_NOTE])
+        less = f"{columns[0].title} less that of {', '.join(words)}. {PAIRED_NOTE}"
+        return with_notes(crossed(groups, by, found), [less if gaps else INTERVAL_NOTE])
     lines = [[*key, str(len(own)), *cells(own)] for key, own in groups.items()]
     head = [*by, "seeds", *(column.title for column in columns)]
     notes = [INTERVAL_NOTE] * any(len(own) > 1 for own in groups.values())
@@ -143,8 +145,7 @@ def of_file(path: Path, options: dict[str, str]) -> str:
         shown = [cell if column.judges else "" for column, cell in real]
         lines.append(["real images", *[""] * len(by), *shown])
     if "against" in options:
-        words = ", ".join(re.findall("=([^,]*)", options["against"]))
-        head += [f"{columns[0].title} less that of {words}", "p"]
+        head += [f"{columns[0].title} less that of {', '.join(words)}", "p"]
         for key, line in zip_longest(groups, lines):
             line += gaps.get(key, ["", ""])
         notes.append(PAIRED_NOTE)
@@ -173,6 +174,13 @@ def grouped(rows: list[dict[str, str]], by: list[str]) -> Groups:
     groups: Groups = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    for key, own in groups.items():
+        seeds = [row.get("seed") for row in own]
+        if len(set(seeds)) < len(own) or len({row.get("protocol") for row in own}) > 1:
+            raise UserError(
+                f"by={','.join(by)} puts several rows of a seed, or several protocols, in one row, "
+                f"{', '.join(key)}; name more columns there, or choose rows by where="
+            )
     return groups
 
 

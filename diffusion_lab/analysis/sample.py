@@ -112,6 +112,7 @@ def write(
     step = "" if cfg.step is None else f"_step{cfg.step}"
     name = f"{way(cfg)}{also_asked(overrides)}{average}{step}_seed{cfg.seed}_n{cfg.num_samples}"
     output = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / name)
+    output = output.with_name(output.name.removesuffix(".png"))  # of a picture that was named
     grid = output.with_name(f"{output.name}.png")
     save_png(picture, grid)
     result = {"grid": str(grid), "num_samples": len(images)}

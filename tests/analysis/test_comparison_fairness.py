@@ -106,7 +106,10 @@ def test_what_was_spent_before_a_run_is_said_where_it_is_known(tmp_path):
     fake_group(tmp_path, "latent", FIDS, config=stage, summary={"first_stage_seconds": 600.0})
     begun = UNET | {"init_from": "x"}
     fake_group(tmp_path, "begun", FIDS, config=begun, summary={"began_from_images": 94_400})
+    aligned = {"backbone": {"width": 5}, "alignment": {"weight": 0.5}}
+    fake_group(tmp_path, "aligned", FIDS, config=aligned)
     text = said(tmp_path)[1]
+    assert text.count("is aligned with a frozen network") == 1
     assert "has a first stage with a training of its own, of 10 min, which" in text
     assert "starts from weights of another training, of 94.4k images, which" in text
 

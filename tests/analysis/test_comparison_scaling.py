@@ -84,6 +84,11 @@ class TestFamilies:
         found = size_series.size_series(collect([tmp_path]).groups)
         assert len({family.name for family in found}) == 2
 
+    def test_runs_of_unknown_cost_are_none(self, tmp_path):
+        for path in grid(tmp_path).glob("*/summary.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"forward_passes": None}))
+        assert scaled(tmp_path) is None
+
     def test_equal_amounts_count_once(self):
         assert size_series.distinct([1.0, 1.04, 2.0, 2.0, 4.0]) == 3
 
@@ -101,6 +106,28 @@ class TestLaws:
         assert law.held_out.size == "width=4"
         assert law.held_out.error < 0.01
         assert min(law.flops) >= min(point.flops for point in law.points)
+
+    def test_the_held_out_size_is_also_guessed_without_a_law(self, tmp_path):
+        _, found = laws(grid(tmp_path))
+        held = found["DiT", "E + A N^-a + B D^-b"].law.held_out
+        last, before = (
+            LAWS["DiT"](np.array([[macs] * 3, [64.0 * count for count in STEPS]]))
+            for macs in (SIZES[-1], SIZES[-2])
+        )
+        assert held.points == 3
+        assert held.unchanged == pytest.approx(max(abs(before / last - 1)), rel=1e-6)
+
+    def test_a_front_at_the_border_of_what_was_trained_is_said(self, tmp_path):
+        inner, _ = laws(grid(tmp_path / "inner", seeds=1))
+        assert not any("extrapolated" in sentence for sentence in inner.sentences)
+        # so few images that more of them are always better than a larger network
+        _, attempts = laws(grid(tmp_path / "short", steps=(20, 60, 180, 540), seeds=1))
+        of_compute, of_both = (each.law for each in attempts.values())
+        assert of_compute.at_the_border == len(of_compute.points) > 4
+        assert not len(of_both.flops)
+        said = [sentence for each in attempts.values() for sentence in each.sentences]
+        assert sum("smallest size" in each for each in said) == 1
+        assert sum("extrapolated" in each for each in said) == 1
 
     @pytest.mark.slow
     def test_a_law_that_does_not_predict_is_said(self, tmp_path):

@@ -211,7 +211,7 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
     for run, fid in zip(runs, (7.0, 8.0), strict=True):
         for sweep, varied in (("steps", "steps"), ("guidance", "guidance.scale")):
             (run / "sweeps" / sweep).mkdir(parents=True)
-            rows = f"{varied},fid\n10,{fid}\n"
+            rows = f"seed,{varied},fid\n77,10,{fid}\n"  # the seed of samples
             (run / "sweeps" / sweep / "results.csv").write_text(rows)
     ways = [
         {"sampling": {"sampler": {"steps": steps}}, "metrics": {"fid/x": fid, "fid_real/x": 96.3}}
@@ -255,6 +255,8 @@ def test_a_folder_without_a_run_is_named_and_nothing_is_written(tmp_path, monkey
         ("by=network columns=fid against=steps=10", "against=steps=10"),
         ("by=network,steps columns=fid against=steps=30", "against=steps=30"),
         ("by=network columns=fid across=steps", "across=steps"),
+        ("by=network columns=fid", "by=network"),  # seeds of 10 and of 20 steps
+        ("by=steps,sweep columns=fid", "by=steps,sweep"),  # seeds of both networks
         ("by=network columns=fid where=sweep=steps,network=Mamba", "network=Mamba"),
     ],
 )

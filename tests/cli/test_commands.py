@@ -44,9 +44,12 @@ def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
         assert arrays["images"].dtype == np.uint8
         assert arrays["labels"].tolist() == [0, 1, 2, 3, 0, 1]
         first = arrays["images"][:, :, :, 0]
-    code, out, _ = lab("sample", "run=run", "num_samples=6", "save=png", "json=true", *FAST)
+    named = ["save=png", "output=mine.png", "json=true"]
+    code, out, _ = lab("sample", "run=run", "num_samples=6", *named, *FAST)
     assert code == 0
-    folder = json.loads(out.splitlines()[-1])["images"]
+    result = json.loads(out.splitlines()[-1])
+    folder = result["images"]
+    assert (result["grid"], folder) == ("mine.png", "mine")
     for index in range(6):
         with Image.open(f"{folder}/{index:06d}.png") as picture:
             assert np.array_equal(np.asarray(picture), first[index])

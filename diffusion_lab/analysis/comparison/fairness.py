@@ -152,7 +152,7 @@ def unequal_networks(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def prepared(groups: Sequence[Group]) -> Iterator[str]:
-    """Yields a sentence on each teacher, first stage and initial weights of a group's runs."""
+    """Yields a sentence on each other network behind a group's runs, and on initial weights."""
     left_out = "which its own images and time leave out"
     for group in groups:
         known, config = group.runs[0].summary, group.runs[0].config
@@ -170,6 +170,8 @@ def prepared(groups: Sequence[Group]) -> Iterator[str]:
             images = known.get("began_from_images")
             saw = f", of {amount(images)} images" if images else ""
             yield f"{group.name} starts from weights of another training{saw}, {left_out}"
+        if OmegaConf.select(config, "alignment") is not None:
+            yield f"{group.name} is aligned with a frozen network, whose calls no FLOPs here count"
 
 
 def writes_by(run: Run) -> int | None:

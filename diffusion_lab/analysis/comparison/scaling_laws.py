@@ -44,12 +44,16 @@ class NoLaw(Exception):
 class HeldOut:
     """A prediction of the largest size by the law of the others.
 
-    `error` is the largest relative error over its points; None if there is none, for `reason`.
+    `error` is the largest relative error over its `points`; None if there is none, for `reason`.
+    `unchanged` is the error of a guess that knows no law, the next smaller size's value after as
+    many images; None if it has none.
     """
 
     size: str
     error: float | None
     reason: str = ""
+    points: int = 0
+    unchanged: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -75,6 +79,20 @@ class ScalingLaw:
     def front(self, law: PowerLaw) -> PowerLaw:
         """The law of compute C in FLOPs that `law` means along the compute-optimal front."""
         return law.along_front(self.unit) if self.form == SIZE_AND_IMAGES else law
+
+    @property
+    def at_the_border(self) -> int:
+        """How many points have the smallest size, or the most images, of the series.
+
+        Beyond these nothing was trained, so that a front of them need not be compute-optimal.
+        """
+        members = self.series.members
+        smallest, most = min(each.macs for each in members), max(each.images for each in members)
+        at = [
+            distinct([smallest, p.macs]) == 1 or distinct([most, p.images]) == 1
+            for p in self.points
+        ]
+        return sum(at)
 
     @cached_property
     def numbers(self) -> dict[str, tuple[float, float, float] | tuple[float, None, None]]:
@@ -153,8 +171,19 @@ def _held_out(members: Sequence[Member], metric: Quantity, form: str) -> HeldOut
         law = _fitted(others, metric, form)
     except NoLaw as reason:
         return HeldOut(size, None, str(reason))
-    errors = misfit(law, variables(own, form), _means(own, metric))
-    return HeldOut(size, float(errors.max()))
+    means = _means(own, metric)
+    errors = misfit(law, variables(own, form), means)
+    smaller = [each for each in members if each.size != size]
+    below = [each for each in smaller if each.size == smaller[-1].size]
+    guesses = [_after(each.images, below, metric) for each in own]
+    known = [abs(g / m - 1) for g, m in zip(guesses, means, strict=True) if g is not None]
+    return HeldOut(size, float(errors.max()), "", len(own), max(known, default=None))
+
+
+def _after(images: float, members: Sequence[Member], metric: Quantity) -> float | None:
+    """The value of the member that was trained on as many images; None if none was."""
+    found = [each for each in members if distinct([each.images, images]) == 1]
+    return found[0].group.mean(metric.name) if found else None
 
 
 def measured(members: Sequence[Member], metric: Quantity) -> list[Member]:

@@ -54,11 +54,39 @@ class Attempt:
         said = [f"{name}: {title} above E = {least} falls as C^-{exponent:.2g}{bounds}"]
         if low is None:
             said.append(f"{name}: there is no interval, because some points have a single seed")
+        return [*said, *self._of_the_front(name), *self._of_held_out(name)]
+
+    def _of_the_front(self, name: str) -> list[str]:
+        """Sentences on a front that reaches the border of what was trained."""
+        assert self.law is not None
+        if self.form == SIZE_AND_IMAGES:
+            outside = (
+                "its front lies outside of the trained sizes and images, so C^-b is extrapolated"
+            )
+            return [] if len(self.law.flops) else [f"{name}: {outside}"]
+        at, points = self.law.at_the_border, len(self.law.points)
+        if 2 * at <= points:
+            return []
+        return [
+            f"{name}: {at} of {points} points have the smallest size or the most images, so other "
+            "sizes and lengths may be better"
+        ]
+
+    def _of_held_out(self, name: str) -> list[str]:
+        """Sentences on the prediction of the largest size."""
+        assert self.law is not None
         held = self.law.held_out
         if held.error is None:
-            said.append(f"{name}: {held.size} is not predicted from the others: {held.reason}")
-        else:
-            said.append(f"{name}: fitted without {held.size}, off by {_percent(held.error)} there")
+            return [f"{name}: {held.size} is not predicted from the others: {held.reason}"]
+        said = [
+            f"{name}: fitted without {held.size}, off by {_percent(held.error)} there "
+            f"({held.points} point{'s' if held.points > 1 else ''})"
+        ]
+        if held.unchanged is not None:
+            said.append(
+                f"{name}: the next smaller size's values, after as many images, are off by "
+                f"{_percent(held.unchanged)} there"
+            )
         return said
 
 
@@ -112,7 +140,8 @@ class Scaling:
         """A row for each attempt, without rounding, in MACs, images and FLOPs."""
         head = ["metric", "family", "law", "points", "seeds"]
         head += [f"{name}{end}" for name in NUMBERS for end in ("", "_low", "_high")]
-        head += ["fit_error", "held_out", "held_out_error", "reason"]
+        head += ["fit_error", "at_the_border", "held_out", "held_out_error", "held_out_points"]
+        head += ["held_out_unchanged", "reason"]
         attempts = [attempt for each in self.metrics for attempt in each.attempts]
         return csv_text(head, map(_row, attempts))
 
@@ -129,8 +158,8 @@ def _scaled(found: Sequence[SizeSeries], metric: Quantity) -> ScaledMetric | Non
     if not known:
         return None
     attempts = tuple(attempt for series in known for attempt in _attempts(series, metric))
-    # the later form says more, and replaces the simple one in the drawing
-    laws = {attempt.series.name: attempt.law for attempt in attempts if attempt.law}
+    # the later form says more, and replaces the simple one in the drawing, if its front is known
+    laws = {each.series.name: each.law for each in attempts if each.law and len(each.law.flops)}
     return ScaledMetric(metric, attempts, draw_laws(known, laws, metric))
 
 
@@ -160,9 +189,9 @@ def _row(attempt: Attempt) -> list[object]:
     law, metric = attempt.law, attempt.metric.name
     start = [metric, attempt.series.name, attempt.form]
     if law is None:
-        return [*start, *[None] * (5 + 3 * len(NUMBERS)), attempt.reason]
+        return [*start, *[None] * (8 + 3 * len(NUMBERS)), attempt.reason]
     seeds = min(len(point.group.values(metric)) for point in law.points)
     numbers = [number for name in NUMBERS for number in law.numbers.get(name, (None,) * 3)]
     held = law.held_out
-    end = [law.error, held.size, held.error, held.reason]
-    return [*start, len(law.points), seeds, *numbers, *end]
+    end = [law.error, law.at_the_border, held.size, held.error, held.points, held.unchanged]
+    return [*start, len(law.points), seeds, *numbers, *end, held.reason]

@@ -73,8 +73,8 @@ def _members(groups: Sequence[Group]) -> tuple[Member, ...]:
     found = []
     for group, size in zip(groups, _sizes(groups), strict=True):
         images = group.mean("images_seen")
-        flops = curves.training_flops(group, images)
-        assert flops is not None  # the MACs are known
+        if (flops := curves.training_flops(group, images)) is None:
+            return ()
         found.append(Member(group, size, group.mean("macs"), images, flops))
     counts = (
         distinct(member.flops for member in found) >= COSTS,
