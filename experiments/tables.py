@@ -187,7 +187,7 @@ def grouped(rows: list[dict[str, str]], by: list[str]) -> Groups:
 def crossed(groups: Groups, by: list[str], cells: dict[tuple[str, ...], str]) -> str:
     """A table with a column for each value of the last of `by`."""
     *names, across = by
-    places = sorted({key[-1] for key in groups}, key=number_of)
+    places = sorted(dict.fromkeys(key[-1] for key in groups), key=number_of)
     seeds = {key[:-1]: str(len(rows)) for key, rows in groups.items()}
     lines = [
         [*key, count, *(cells.get((*key, place), "") for place in places)]
