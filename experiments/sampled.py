@@ -5,7 +5,7 @@
 It has all rows of RUN/sweeps/SWEEP/results.csv, and rows of the sweep "trained" for the numbers of
 steps that the end of training measured. In front are the run's name without its seed and without
 the keys and values that all names begin with, the class of the network, and the training seed.
-There is a column for each key that any sweep varied.
+There is a column for each key that any sweep varied; `seed` of a sweep is called sampling_seed.
 """
 
 import argparse
@@ -32,9 +32,10 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for path in sorted(run.glob("sweeps/*/results.csv")):
         with path.open(newline="") as file:
-            rows += [
-                {**own, "sweep": path.parent.name, **row, **own} for row in csv.DictReader(file)
-            ]
+            for row in csv.DictReader(file):
+                if "seed" in row:  # of the samples
+                    row = {"sampling_seed": row.pop("seed"), **row}
+                rows.append(own | {"sweep": path.parent.name} | row)
     for measured in (summary, *summary.get("at_other_steps", ())):
         way = measured.get("sampling") or {}  # none of a run that was not measured
         if steps := way.get("sampler", {}).get("steps"):

@@ -116,8 +116,11 @@ def of_file(path: Path, options: dict[str, str]) -> str:
     if missing := [option for option in ("by", "columns") if option not in options]:
         raise UserError(f"write {missing[0]}= and some of {', '.join(rows[0])}")
     by, kinds = (chosen(option, options, list(rows[0])) for option in ("by", "columns"))
-    if "across" in options:  # the last of `by`
-        by.sort(key=chosen("across", options, by).__contains__)
+    if "across" in options:
+        across, *more = chosen("across", options, by)
+        if more:
+            raise UserError(f"across={options['across']} names several columns; write one")
+        by = [*(each for each in by if each != across), across]
     groups = grouped(rows, by)
     columns = [
         column_of(quantity) if (quantity := quantity_of(kind)) else Column(kind, kind, "", plain)
@@ -129,14 +132,16 @@ def of_file(path: Path, options: dict[str, str]) -> str:
         return [str(column.of(numbers(own, kind + after))) for column, kind in pairs]
 
     gaps: dict[tuple[str, ...], list[str]] = {}
-    words = re.findall("=([^,]*)", options.get("against", ""))
     if "against" in options:
         gaps = differences(groups, by, options["against"], kinds[0], columns[0].scale)
     if "across" in options:
-        found = {key: ", p = ".join(gap) for key, gap in gaps.items()}
-        found = found or {key: cells(own)[0] for key, own in groups.items()}
-        less = f"{columns[0].title} less that of {', '.join(words)}. {PAIRED_NOTE}"
-        return with_notes(crossed(groups, by, found), [less if gaps else INTERVAL_NOTE])
+        if "against" in options:
+            found = {key: ", p = ".join(gap) for key, gap in gaps.items()}
+            note = f"{columns[0].title} less that of {options['against']}. {PAIRED_NOTE}"
+        else:
+            found = {key: cells(own)[0] for key, own in groups.items()}
+            note = INTERVAL_NOTE
+        return with_notes(crossed(groups, by, found), [note])
     lines = [[*key, str(len(own)), *cells(own)] for key, own in groups.items()]
     head = [*by, "seeds", *(column.title for column in columns)]
     notes = [INTERVAL_NOTE] * any(len(own) > 1 for own in groups.values())
@@ -145,7 +150,8 @@ def of_file(path: Path, options: dict[str, str]) -> str:
         shown = [cell if column.judges else "" for column, cell in real]
         lines.append(["real images", *[""] * len(by), *shown])
     if "against" in options:
-        head += [f"{columns[0].title} less that of {', '.join(words)}", "p"]
+        words = ", ".join(re.findall("=([^,]*)", options["against"]))
+        head += [f"{columns[0].title} less that of {words}", "p"]
         for key, line in zip_longest(groups, lines):
             line += gaps.get(key, ["", ""])
         notes.append(PAIRED_NOTE)
@@ -176,7 +182,8 @@ def grouped(rows: list[dict[str, str]], by: list[str]) -> Groups:
         groups.setdefault(tuple(row[name] for name in by), []).append(row)
     for key, own in groups.items():
         seeds = [row.get("seed") for row in own]
-        if len(set(seeds)) < len(own) or len({row.get("protocol") for row in own}) > 1:
+        repeated = "seed" in own[0] and len(set(seeds)) < len(own)
+        if repeated or len({row.get("protocol") for row in own}) > 1:
             raise UserError(
                 f"by={','.join(by)} puts several rows of a seed, or several protocols, in one row, "
                 f"{', '.join(key)}; name more columns there, or choose rows by where="
@@ -188,7 +195,13 @@ def crossed(groups: Groups, by: list[str], cells: dict[tuple[str, ...], str]) ->
     """A table with a column for each value of the last of `by`."""
     *names, across = by
     places = sorted(dict.fromkeys(key[-1] for key in groups), key=number_of)
-    seeds = {key[:-1]: str(len(rows)) for key, rows in groups.items()}
+    counts: dict[tuple[str, ...], list[int]] = {}
+    for key, rows in groups.items():
+        counts.setdefault(key[:-1], []).append(len(rows))
+    seeds = {
+        key: str(min(own)) if min(own) == max(own) else f"{min(own)} to {max(own)}"
+        for key, own in counts.items()
+    }
     lines = [
         [*key, count, *(cells.get((*key, place), "") for place in places)]
         for key, count in seeds.items()

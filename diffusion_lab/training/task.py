@@ -96,12 +96,12 @@ class Task(ABC):
         return [f"{start}{quantity.name}" for each in metrics for quantity in each.quantities]
 
     def measures(self, metric: str) -> bool:
-        """Whether the run measures a metric, given without how: fid, fid_class3, or val/loss."""
-        split, _, own = metric.rpartition("/")
-        if split in ("val", "test"):  # an autoencoder's validations have several
+        """Whether the run measures a metric, such as val/loss, fid, fid_class3 or fid/<how>."""
+        kind, _, own = metric.partition("/")
+        if kind in ("val", "test"):  # an autoencoder's validations have several
             return own == self.module.shown or self.pipeline is None
-        known = re.sub(r"^fid_class\d+$", "fid_class", metric) in self.quantities
-        return known or split in ("val_by_level", "test_by_level")
+        known = re.sub(r"^fid_class\d+$", "fid_class", kind) in self.quantities
+        return known or kind.partition("_")[0] in ("train", "val", "test")
 
     def check_optimized(self, metric: str) -> None:
         """Raises UserError if a search optimises or prunes by a metric that is not measured."""

@@ -135,7 +135,7 @@ def prepare(
     task.check_validation(cfg)
     trainer.limit_val_batches = float(len(data.validated_on().labels) >= layout.world)
     trainer.limit_test_batches = float(len(data.tested_on().labels) >= layout.world)
-    found = task.prepare(device) | facts_of_data(cfg, data)
+    found = facts_of_data(cfg, data) | task.prepare(device)
     metrics = None
     if task.metrics is not None:
         with errors_at(cfg, "metrics"):

@@ -126,7 +126,7 @@ class TestLaws:
         assert of_compute.at_the_border == len(of_compute.points) > 4
         assert not len(of_both.flops)
         said = [sentence for each in attempts.values() for sentence in each.sentences]
-        assert sum("smallest size" in each for each in said) == 1
+        assert sum("outermost size" in each for each in said) == 1
         assert sum("extrapolated" in each for each in said) == 1
 
     @pytest.mark.slow

@@ -174,6 +174,7 @@ def test_a_table_across_a_key_has_a_column_for_each_of_its_values(readme):
     fids = {"ddim,,5": (10, 20), "ddim,,10": (4, 6), "heun,edm,5": (11, 23), "pc,,10": (0, 0)}
     rows = ["seed,sweep,sampler,grid,steps,fid,kid", "0,other,ddim,,5,1,0"]
     rows += [f"{s},all,{key},{fids[key][s]},0" for key in fids for s in (0, 1)]
+    rows += ["2,all,ddim,,5,15,0"]  # a third seed
     (readme.parent / "rows.csv").write_text("\n".join(rows))
     options = "by=steps,sampler,grid columns=fid across=steps where=sweep=all,sampler=ddim|heun"
     write(
@@ -184,13 +185,13 @@ def test_a_table_across_a_key_has_a_column_for_each_of_its_values(readme):
     assert run(readme) == 0
     # Student's t of one degree of freedom, 12.706, by half of the difference
     assert lines(readme)[2:4] == [
-        "| ddim |  | 2 | 15.0 ± 63.5 | 5.0 ± 12.7 |",
+        "| ddim |  | 2 to 3 | 15.0 ± 12.4 | 5.0 ± 12.7 |",
         "| heun | edm | 2 | 17.0 ± 76.2 |  |",
     ]
     assert lines(readme)[4:] == [
         "| sampler | grid | seeds | steps=5 | steps=10 |",
         "| --- | ---: | ---: | ---: | ---: |",
-        "| ddim |  | 2 |  |  |",
+        "| ddim |  | 2 to 3 |  |  |",
         "| heun | edm | 2 | 2 (-10.7 to 14.7), p = 0.3 |  |",
     ]
 
@@ -223,13 +224,13 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sampled.py", str(file), *map(str, runs)])
     runpy.run_path(str(SAMPLED), run_name="__main__")
     assert file.read_text().splitlines() == [
-        "run,network,seed,sweep,guidance.scale,fid,steps,fid_real",
-        "unet_0,UNet,0,guidance,10,7.0,,",
-        "unet_0,UNet,0,steps,,7.0,10,",
-        "unet_0,UNet,0,trained,,150.0,20,96.3",
-        "unet_0,UNet,0,trained,,120.0,4,96.3",
-        "unet_1,UNet,1,guidance,10,8.0,,",
-        "unet_1,UNet,1,steps,,8.0,10,",
+        "run,network,seed,sweep,sampling_seed,guidance.scale,fid,steps,fid_real",
+        "unet_0,UNet,0,guidance,77,10,7.0,,",
+        "unet_0,UNet,0,steps,77,,7.0,10,",
+        "unet_0,UNet,0,trained,,,150.0,20,96.3",
+        "unet_0,UNet,0,trained,,,120.0,4,96.3",
+        "unet_1,UNet,1,guidance,77,10,8.0,,",
+        "unet_1,UNet,1,steps,77,,8.0,10,",
     ]
 
 
@@ -255,6 +256,7 @@ def test_a_folder_without_a_run_is_named_and_nothing_is_written(tmp_path, monkey
         ("by=network columns=fid against=steps=10", "against=steps=10"),
         ("by=network,steps columns=fid against=steps=30", "against=steps=30"),
         ("by=network columns=fid across=steps", "across=steps"),
+        ("by=network,steps columns=fid across=network,steps", "across=network,steps"),
         ("by=network columns=fid", "by=network"),  # seeds of 10 and of 20 steps
         ("by=steps,sweep columns=fid", "by=steps,sweep"),  # seeds of both networks
         ("by=network columns=fid where=sweep=steps,network=Mamba", "network=Mamba"),

@@ -102,8 +102,9 @@ def test_what_does_not_fit_begins_anew_and_is_said(lab, old, tmp_path, changed, 
     assert_names(said, f"{len(shared)} of {len(second)}", reason, *sorted(left)[:1])
 
 
-@pytest.mark.slow
-def test_a_job_that_died_before_its_first_checkpoint_starts_from_the_again(lab, old, tmp_path):
+def test_a_job_that_died_before_its_first_checkpoint_starts_from_the_weights_again(
+    lab, old, tmp_path
+):
     started(lab, f"init_from={old}")
     cfg = runs.load_config(tmp_path / "new")
     cfg.resume = str(tmp_path / "new")
@@ -113,6 +114,7 @@ def test_a_job_that_died_before_its_first_checkpoint_starts_from_the_again(lab, 
     assert again.sha256 == cfg.init_sha256
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_other_one_no_longer(lab, old, tmp_path):
     code, _, err = lab("export", f"run={old}", "output=mine")
     assert code == 0, err

@@ -96,6 +96,16 @@ def test_a_metric_is_found_by_its_kind(tmp_path):
     assert final_metric(tmp_path, "val/loss") == 0.5
 
 
+@pytest.mark.parametrize(
+    "metric", ["fid/efficientnet_lite0-96/train64-16", "val_by_level/t0.55", "test/loss"]
+)
+def test_a_metric_may_have_its_full_name(lab, tmp_path, metric):
+    code, _, err = lab("train", "-m", *TINY, "study_name=x", "seed=0", f"optimized_metric={metric}")
+    assert code == 0, err
+    (path,) = tmp_path.glob("outputs/x/*/summary.json")
+    assert metric in json.loads(path.read_text())["metrics"]
+
+
 def write_rows(folder, losses):
     """Writes a run folder with these validation losses by training images seen."""
     folder.mkdir(parents=True)

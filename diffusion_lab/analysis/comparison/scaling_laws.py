@@ -82,17 +82,19 @@ class ScalingLaw:
 
     @property
     def at_the_border(self) -> int:
-        """How many points have the smallest size, or the most images, of the series.
+        """How many points have the least or the most of the series, of sizes or of images.
 
         Beyond these nothing was trained, so that a front of them need not be compute-optimal.
         """
-        members = self.series.members
-        smallest, most = min(each.macs for each in members), max(each.images for each in members)
-        at = [
-            distinct([smallest, p.macs]) == 1 or distinct([most, p.images]) == 1
-            for p in self.points
-        ]
-        return sum(at)
+        count = 0
+        for point in self.points:
+            for amount in ("macs", "images"):
+                amounts = [getattr(each, amount) for each in self.series.members]
+                ends, own = (min(amounts), max(amounts)), getattr(point, amount)
+                if any(distinct([end, own]) == 1 for end in ends):
+                    count += 1
+                    break
+        return count
 
     @cached_property
     def numbers(self) -> dict[str, tuple[float, float, float] | tuple[float, None, None]]:

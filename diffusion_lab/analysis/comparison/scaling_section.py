@@ -68,8 +68,8 @@ class Attempt:
         if 2 * at <= points:
             return []
         return [
-            f"{name}: {at} of {points} points have the smallest size or the most images, so other "
-            "sizes and lengths may be better"
+            f"{name}: {at} of {points} points are of an outermost size or number of images, so "
+            "others may be better"
         ]
 
     def _of_held_out(self, name: str) -> list[str]:
@@ -193,5 +193,6 @@ def _row(attempt: Attempt) -> list[object]:
     seeds = min(len(point.group.values(metric)) for point in law.points)
     numbers = [number for name in NUMBERS for number in law.numbers.get(name, (None,) * 3)]
     held = law.held_out
-    end = [law.error, law.at_the_border, held.size, held.error, held.points, held.unchanged]
+    at = law.at_the_border if law.form == COMPUTE else None
+    end = [law.error, at, held.size, held.error, held.points, held.unchanged]
     return [*start, len(law.points), seeds, *numbers, *end, held.reason]

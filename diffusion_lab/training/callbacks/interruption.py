@@ -49,7 +49,8 @@ class Interruption(Callback):
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
     def at_once(self) -> None:
         """From now on a signal raises KeyboardInterrupt, even one that came just before."""

@@ -64,7 +64,8 @@ class EMA(Callback):
         self._latest_step = trainer.global_step
 
     def on_train_end(self, trainer, pl_module) -> None:
-        self._averages[self.evaluated].copy_into_parameters()
+        if average := self._averages.get(self.evaluated):  # none if it came after all steps
+            average.copy_into_parameters()
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
         self._swap()
