@@ -101,7 +101,7 @@ class Task(ABC):
         if kind in ("val", "test"):  # an autoencoder's validations have several
             return own == self.module.shown or self.pipeline is None
         known = re.sub(r"^fid_class\d+$", "fid_class", kind) in self.quantities
-        return known or kind.partition("_")[0] in ("train", "val", "test")
+        return known or (bool(own) and kind.partition("_")[0] in ("train", "val", "test"))
 
     def check_optimized(self, metric: str) -> None:
         """Raises UserError if a search optimises or prunes by a metric that is not measured."""
