@@ -36,14 +36,19 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
                 f"{launchers[-1]} needs SLURM's sbatch, which is not on the PATH; run this on a "
                 "machine of the cluster, or leave hydra/launcher out"
             )
-        if {a.split("=")[0] for a in arguments if a.startswith("-")} <= set(PLACES):
+        if flags_in(arguments) <= set(PLACES):
             arguments = [*arguments, "-m"]  # else Hydra silently runs a single job here
     return arguments
 
 
+def flags_in(arguments: list[str]) -> set[str]:
+    """The flags among the arguments, without the values that stand behind a =."""
+    return {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
+
+
 def check_flags(arguments: list[str]) -> None:
     """Raises UserError for Hydra's flags that do not go together."""
-    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
+    flags = flags_in(arguments)
     if len(deeds := sorted(flags & set(DEEDS))) > 1:
         raise UserError(f"{' and '.join(deeds)} cannot be combined; leave all but one out")
     if "--resolve" in flags and not flags & {"--cfg", "-c", "--help", "-h"}:

@@ -114,7 +114,7 @@ class HubVAE(Latents):
                 moments = torch.cat([self.moments(part.to(device)) for part in images.split(64)])
             else:  # the same images, already encoded
                 moments = encoded.moments[random_places(len(encoded.moments), MEASURED)]
-            shift = torch.as_tensor(self.shift, device=moments.device)
+            shift, _ = self._numbers(moments.device)
             mean = self.mean(moments).double() - shift
             self.scale = (mean.var(correction=0) + self.variance(moments).mean()).sqrt().item()
             self.given = 1 / self.scale

@@ -86,15 +86,9 @@ class ScalingLaw:
 
         Beyond these nothing was trained, so that a front of them need not be compute-optimal.
         """
-        count = 0
-        for point in self.points:
-            for amount in ("macs", "images"):
-                amounts = [getattr(each, amount) for each in self.series.members]
-                ends, own = (min(amounts), max(amounts)), getattr(point, amount)
-                if any(distinct([end, own]) == 1 for end in ends):
-                    count += 1
-                    break
-        return count
+        sizes = [each.macs for each in self.series.members]
+        lengths = [each.images for each in self.series.members]
+        return sum(_ends(p.macs, sizes) or _ends(p.images, lengths) for p in self.points)
 
     @cached_property
     def numbers(self) -> dict[str, tuple[float, float, float] | tuple[float, None, None]]:
@@ -180,6 +174,11 @@ def _held_out(members: Sequence[Member], metric: Quantity, form: str) -> HeldOut
     guesses = [_after(each.images, below, metric) for each in own]
     known = [abs(g / m - 1) for g, m in zip(guesses, means, strict=True) if g is not None]
     return HeldOut(size, float(errors.max()), "", len(own), max(known, default=None))
+
+
+def _ends(amount: float, amounts: Sequence[float]) -> bool:
+    """Whether an amount is the smallest or the largest of some, to 5 %."""
+    return any(distinct([end, amount]) == 1 for end in (min(amounts), max(amounts)))
 
 
 def _after(images: float, members: Sequence[Member], metric: Quantity) -> float | None:

@@ -10,6 +10,7 @@ from diffusion_lab.analysis.comparison.scaling_laws import (
     NUMBERS,
     SIZE_AND_IMAGES,
     VARIED,
+    HeldOut,
     NoLaw,
     ScalingLaw,
     law_of,
@@ -54,39 +55,10 @@ class Attempt:
         said = [f"{name}: {title} above E = {least} falls as C^-{exponent:.2g}{bounds}"]
         if low is None:
             said.append(f"{name}: there is no interval, because some points have a single seed")
-        return [*said, *self._of_the_front(name), *self._of_held_out(name)]
-
-    def _of_the_front(self, name: str) -> list[str]:
-        """Sentences on a front that reaches the border of what was trained."""
-        assert self.law is not None
-        if self.form == SIZE_AND_IMAGES:
-            outside = (
-                "its front lies outside of the trained sizes and images, so C^-b is extrapolated"
-            )
-            return [] if len(self.law.flops) else [f"{name}: {outside}"]
-        at, points = self.law.at_the_border, len(self.law.points)
-        if 2 * at <= points:
-            return []
-        return [
-            f"{name}: {at} of {points} points are of an outermost size or number of images, so "
-            "others may be better"
+        said += [
+            f"{name}: {each}"
+            for each in [*_of_the_front(self.law), *_of_held_out(self.law.held_out)]
         ]
-
-    def _of_held_out(self, name: str) -> list[str]:
-        """Sentences on the prediction of the largest size."""
-        assert self.law is not None
-        held = self.law.held_out
-        if held.error is None:
-            return [f"{name}: {held.size} is not predicted from the others: {held.reason}"]
-        said = [
-            f"{name}: fitted without {held.size}, off by {_percent(held.error)} there "
-            f"({held.points} point{'s' if held.points > 1 else ''})"
-        ]
-        if held.unchanged is not None:
-            said.append(
-                f"{name}: the next smaller size's values, after as many images, are off by "
-                f"{_percent(held.unchanged)} there"
-            )
         return said
 
 
@@ -172,6 +144,32 @@ def _attempts(series: SizeSeries, metric: Quantity) -> Iterator[Attempt]:
             yield Attempt(metric, series, form, law_of(series, metric, form))
         except NoLaw as reason:
             yield Attempt(metric, series, form, None, str(reason))
+
+
+def _of_the_front(law: ScalingLaw) -> Iterator[str]:
+    """Yields a sentence on a front that reaches the border of what was trained."""
+    at, points = law.at_the_border, len(law.points)
+    if law.form == SIZE_AND_IMAGES and not len(law.flops):
+        yield "its front lies outside of the trained sizes and images, so C^-b is extrapolated"
+    if law.form == COMPUTE and 2 * at > points:
+        yield (
+            f"{at} of {points} points are of an outermost size or number of images, so others may "
+            "be better"
+        )
+
+
+def _of_held_out(held: HeldOut) -> Iterator[str]:
+    """Yields sentences on the prediction of the largest size."""
+    if held.error is None:
+        yield f"{held.size} is not predicted from the others: {held.reason}"
+        return
+    points = f"{held.points} point{'s' if held.points > 1 else ''}"
+    yield f"fitted without {held.size}, off by {_percent(held.error)} there ({points})"
+    if held.unchanged is not None:
+        yield (
+            "the next smaller size's values, after as many images, are off by "
+            f"{_percent(held.unchanged)} there"
+        )
 
 
 def _percent(share: float) -> str:
