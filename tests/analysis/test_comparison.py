@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +161,19 @@ class TestGrouping:
             config = {"data": {"fraction": fraction}, "optimizer": {"betas": [0, betas]}}
             fake_run(runs / str(seed), 100.0 + seed, seed, config=config)
         assert len(collect([runs]).groups) == 1
+
+    def test_a_key_that_is_newer_than_a_run_has_its_default_there(self, runs):
+        """Newer code adds keys, and a null, or a class that is not here, has none."""
+        fake_run(runs / "older", 100.0, config={"optimizer": {"lr": 0.1}})
+        newer = {"backbone": {"registers": 0, "overlap": False}, "optimizer": {"lr": 0.2}}
+        fake_run(runs / "newer", 90.0, config=newer)
+        assert {group.name for group in collect([runs]).groups} == {"lr=0.1", "lr=0.2"}
+        fake_run(runs / "null", 90.0, config={"backbone": {"registers": None}})
+        own = {"backbone": {"_target_": "nowhere.Network"}}
+        fake_run(runs / "own", 90.0, config=own | {"optimizer": {"lr": 0.1}})
+        groups = {Path(group.runs[0].folder).name: group for group in collect([runs]).groups}
+        registers = {name: g.settings["backbone.registers"] for name, g in groups.items()}
+        assert registers == {"older": 0, "newer": 0, "null": None, "own": None}
 
     def test_the_steps_of_a_run_that_the_clock_ends_are_no_setting_of_it(self, runs):
         """Runs with different budgets stay apart: neither counts as a repetition of the other."""

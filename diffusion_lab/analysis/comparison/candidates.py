@@ -53,7 +53,7 @@ class Run:
     def known(self) -> Settings:
         """The settings that are not null; equal numbers are written in the same way (1.0 as 1)."""
         plain = flat(OmegaConf.to_container(self.config))
-        return {key: _whole(value) for key, value in plain.items() if value is not None}
+        return {key: whole(value) for key, value in plain.items() if value is not None}
 
     @cached_property
     def settings(self) -> Settings:
@@ -131,10 +131,10 @@ def spike_in(rows: Iterable[dict]) -> float:
     return max(row[LARGEST_NORM] for row in known) / usual if usual else 0
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """Writes equal numbers in the same way: 1.0 becomes 1, also in lists."""
     if isinstance(value, list):
-        return [_whole(each) for each in value]
+        return [whole(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

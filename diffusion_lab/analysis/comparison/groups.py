@@ -1,16 +1,27 @@
 """Groups of runs that differ only in their seed, named by as few settings as possible."""
 
+import inspect
 import json
 import statistics
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, product
 
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 
-from diffusion_lab.analysis.comparison.candidates import Run
+from diffusion_lab.analysis.comparison.candidates import Run, whole
 from diffusion_lab.analysis.comparison.names import names_of, varying
-from diffusion_lab.build.config_keys import DATA_SIZE, FRACTION, PER_CLASS, SUBSET_SEED, Settings
+from diffusion_lab.build.config_keys import (
+    CLASS,
+    DATA_SIZE,
+    FRACTION,
+    PER_CLASS,
+    SUBSET_SEED,
+    Settings,
+)
 from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.runs.samplings import IMAGES, OWN
 
@@ -137,9 +148,13 @@ def shared(runs: Sequence[Run]) -> list[Settings]:
     """The settings of each run, with OWN for what each seed of a composition has for itself.
 
     That is the choice of training images, if it is by each seed of a composition, and the weights
-    that a run starts from or learns from, if no two seeds of a composition have the same.
+    that a run starts from or learns from, if no two seeds of a composition have the same. A key
+    that is newer than a run has the default with which the run would be opened.
     """
     found = [dict(run.settings) for run in runs]
+    keys = {key for own in found for key in own}
+    for run, own in zip(runs, found, strict=True):
+        own.update(_defaults(run, keys - own.keys()))
     for own in found:
         if own.get(FRACTION) == 1 and PER_CLASS not in own:
             own.pop(SUBSET_SEED, None)  # all images leave no choice
@@ -163,6 +178,27 @@ def shared(runs: Sequence[Run]) -> list[Settings]:
             for place in places:
                 found[place][key] = OWN
     return found
+
+
+def _defaults(run: Run, keys: Iterable[str]) -> Settings:
+    """The values of those keys that a run's configuration leaves to its classes."""
+    found: Settings = {}
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        part = OmegaConf.select(run.config, parent) if parent else None
+        if isinstance(part, DictConfig) and CLASS in part and name not in part:
+            found[key] = _default(part[CLASS], name)
+    return {k: whole(v) for k, v in found.items() if isinstance(v, bool | int | float | str)}
+
+
+@cache
+def _default(target: str, name: str) -> object:
+    """The default of a class's argument; None if there is none, or the class cannot be imported."""
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except (ImportError, ValueError, TypeError):
+        return None
+    return parameters[name].default if name in parameters else None
 
 
 def _alike(settings: Sequence[Settings], keys: Sequence[str]) -> list[list[int]]:
