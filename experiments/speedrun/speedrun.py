@@ -22,6 +22,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -90,16 +91,13 @@ def row_of(name: str, change: str, overrides: list[str], seeds: list[int], runs:
 def gap(own: Row, other: Row) -> tuple[float, float | None]:
     """The mean difference of FID over the seeds of both trials, and half its 95 % interval.
 
-    The interval is that of a paired t-test, None for one seed. Raises SystemExit without a seed
-    in common.
+    The interval is that of a paired t-test, None for one seed. A seed must be common.
     """
     mine, theirs = (
         dict(zip(row["seeds"].split(), row["fid"].split(), strict=True)) for row in (own, other)
     )
     seeds = sorted(mine.keys() & theirs.keys())
     differences = [float(mine[seed]) - float(theirs[seed]) for seed in seeds]
-    if not differences:
-        raise SystemExit(f"{own['name']} and {other['name']} have no seed in common")
     half = None
     if len(differences) > 1:
         quantile = float(stats.t.ppf(0.975, len(differences) - 1))
@@ -107,29 +105,39 @@ def gap(own: Row, other: Row) -> tuple[float, float | None]:
     return statistics.mean(differences), half
 
 
-def opponent(rows: list[Row], against: str | None) -> Row | None:
-    """The trial `against`; None for it is the best record, if there is one.
+def best_record(rows: list[Row]) -> Row | None:
+    """The record of the lowest FID; None if there is no record."""
+    records = [row for row in rows if row["record"]]
+    return min(records, key=lambda row: float(row["fid_mean"]), default=None)
 
-    Raises SystemExit if the table has no trial `against`.
+
+def opponent(rows: list[Row], against: str | None, seeds: Iterable[str]) -> Row | None:
+    """The trial `against`, and for None the best record, if there is one.
+
+    Raises SystemExit if the table has no trial `against`, or if none of `seeds` is among its seeds.
     """
     if against is None:
-        records = [row for row in rows if row["record"]]
-        return min(records, key=lambda row: float(row["fid_mean"]), default=None)
-    named = [row for row in rows if row["name"] == against]
-    if not named:
+        found = best_record(rows)
+    elif not (found := next((row for row in rows if row["name"] == against), None)):
         raise SystemExit(f"--against {against}: the table has no such trial")
-    return named[0]
+    if found and not {*found["seeds"].split()} & {*seeds}:
+        raise SystemExit(
+            f"{found['name']}, which this trial is compared with, has seeds {found['seeds']}; "
+            "give --seeds one of them, or choose another trial by --against"
+        )
+    return found
 
 
 def added(rows: list[Row], row: Row, against: str | None) -> list[Row]:
     """The rows of a table with a trial at its end, compared and marked if it is a record.
 
     A record has three seeds and a lower mean FID than every record before it. Raises SystemExit if
-    the table has no trial `against`.
+    there is no trial `against`, or none with a common seed.
     """
     rows = [each for each in rows if each["name"] != row["name"]]
-    best, other = opponent(rows, None), opponent(rows, against)
-    complete = len(row["seeds"].split()) >= SEEDS
+    seeds = row["seeds"].split()
+    best, other = best_record(rows), opponent(rows, against, seeds)
+    complete = len(seeds) >= SEEDS
     better = best is None or float(row["fid_mean"]) < float(best["fid_mean"])
     row = row | {"record": "yes" if complete and better else ""}
     if other:
@@ -162,7 +170,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=HERE / "trials.csv")
     chosen = parser.parse_args()
     others = [row for row in read(chosen.table) if row["name"] != chosen.name]
-    opponent(others, chosen.against)  # raises before anything is trained
+    opponent(others, chosen.against, map(str, chosen.seeds))  # raises before anything is trained
 
     with ThreadPoolExecutor(chosen.jobs) as workers:
         runs = list(workers.map(lambda seed: trial(seed, chosen), chosen.seeds))

@@ -1,6 +1,8 @@
 """The speedrun's table: the gap of a trial, and which trials are records."""
 
+import csv
 import runpy
+import sys
 
 import pytest
 from helpers.paths import ROOT
@@ -30,8 +32,23 @@ def test_the_gap_is_that_of_a_paired_test():
     low, high = stats.ttest_rel(own, other).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((low, high))
     assert SPEEDRUN["gap"](row("own", own[:1]), row("other", other)) == (-11.0, None)
-    with pytest.raises(SystemExit):
-        SPEEDRUN["gap"](row("own", own), row("other", other, seeds=[7, 8, 9]))
+
+
+def test_a_trial_without_a_common_seed_is_refused_before_it_is_trained(monkeypatch, tmp_path):
+    table = tmp_path / "trials.csv"
+    first = SPEEDRUN["added"]([], row("first", [240.0, 242.0, 244.0]), None)
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, SPEEDRUN["COLUMNS"])
+        writer.writeheader()
+        writer.writerows(first)
+    before = table.read_text()
+    monkeypatch.setattr(
+        sys, "argv", ["speedrun.py", "new", "other seeds", "--seeds", "7", "--table", str(table)]
+    )
+    monkeypatch.setitem(SPEEDRUN["main"].__globals__, "trial", lambda *_: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match="has seeds 0 1 2"):
+        SPEEDRUN["main"]()
+    assert table.read_text() == before
 
 
 def test_a_record_has_three_seeds_and_beats_every_record_before_it():
