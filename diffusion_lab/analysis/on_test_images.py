@@ -53,8 +53,9 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
         denoise = function_of_state(model.denoiser, labels)
         with opened.autocast, errors_at(cfg, ""):
             nats = log_likelihood(denoise, x0, model.schedule, probe, cfg.tolerance, cfg.steps)
-        # padding is no part of an image: it costs next to nothing, and would lower the mean
-        bits.append(bits_per_dim(nats, math.prod(opened.datamodule.native_shape)))
+        # the bits of all numbers, padding among them, by the number of those that an image has
+        numbers, native = x0[0].numel(), math.prod(opened.datamodule.native_shape)
+        bits.append(bits_per_dim(nats, numbers) * numbers / native)
     each = gather_shards(bits)
     result = {"bits_per_dim": each.mean().item(), "num_images": len(each)}
     error = ""

@@ -106,10 +106,15 @@ def check_jumps(objective: Objective, clip: float | None, self_conditioning: boo
             "objective/time_sampler=second_moment learns from losses at the levels that it draws, "
             "and jumps have two; write objective/time_sampler=logit_normal"
         )
-    if clip is not None and loss.two_levels:
+    if clip is not None:
+        why = (
+            "the network's answer for a jump is no image, and may exceed any limit"
+            if loss.two_levels
+            else "its loss compares estimates, and where they are clipped it has no gradient"
+        )
         raise UserError(
-            f"denoiser.clip={clip} does not fit this objective/jump_loss: the network's answer for "
-            "a jump is no image, and may exceed any limit; write denoiser.clip=null"
+            f"denoiser.clip={clip} does not fit this objective/jump_loss: {why}; write "
+            "denoiser.clip=null"
         )
     if not loss.two_levels and isinstance(objective.prediction, X0):
         raise UserError(

@@ -117,10 +117,10 @@ def check_guidance(first_stage: FirstStage, sampler: Sampler, guidance: Guidance
         )
     if first_stage.of_pixels:
         return
-    if guidance.percentile is not None:
+    if guidance.clip is not None:
         raise UserError(
-            f"guidance.percentile={guidance.percentile} is for pixels in [-1, 1], and latents have "
-            "no limit; write guidance.percentile=null guidance.clip=null"
+            f"guidance.clip={guidance.clip} is for pixels in [-1, 1], and latents have no limit; "
+            "write guidance.clip=null guidance.percentile=null"
         )
     if guidance.by_classifier:
         raise UserError(

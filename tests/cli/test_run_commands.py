@@ -21,7 +21,6 @@ from diffusion_lab.analysis.on_test_images import REGIONS, missing
 from diffusion_lab.cli.arguments import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.hashing import of_file
-from diffusion_lab.diffusion.likelihood import bits_per_dim
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
@@ -204,14 +203,16 @@ def test_a_weak_run_that_answers_jumps_otherwise_is_refused(refusal, run_folder)
     assert_names(refusal(*asked), "guidance.weak_run=weak", "objective/jump_loss")
 
 
-def test_padding_is_no_part_of_an_image_s_likelihood(lab, monkeypatch):
+def test_padding_counts_among_the_bits_of_an_image_but_not_among_its_numbers(lab, monkeypatch):
     code, _, err = lab("train", *TINY, "data.pad=12", "trainer.max_steps=1", "run_dir=padded")
     assert code == 0, err
     nats = torch.tensor([-100.0, -200.0])
     monkeypatch.setattr(on_test_images, "log_likelihood", lambda denoise, x0, *_: nats[: len(x0)])
     code, out, err = lab("likelihood", "run=padded", "num_images=2", "device=cpu", "json=true")
     assert code == 0, err
-    expected = bits_per_dim(nats, 8 * 8).mean().item()
+    # all 12 x 12 numbers are dequantised, and their bits belong to an image of 8 x 8
+    bits = -nats / math.log(2) - 12 * 12 * math.log2(2 / 255)
+    expected = bits.mean().item() / (8 * 8)
     assert json.loads(out.splitlines()[-1])["bits_per_dim"] == pytest.approx(expected)
 
 

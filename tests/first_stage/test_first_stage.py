@@ -214,6 +214,7 @@ def test_other_data_are_said_and_other_stages_refused(lab, refusal, tmp_path):
         ("augmentation=non_leaky", "first_stage.cache=false"),
         ("denoiser.clip=1", "denoiser.clip=null"),
         ("guidance=dynamic_thresholding", "guidance.percentile=null"),
+        ("guidance.clip=1", "guidance.clip=null"),
     ]
     for argument, named in wrong:
         assert named in refusal(*TRAIN, "run_dir=other", argument)

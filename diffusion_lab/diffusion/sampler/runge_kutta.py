@@ -42,14 +42,19 @@ def integrate(
     end: float,
     tolerance: float,
     steps: int,
+    longest_first: float = math.inf,
+    alone: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields y (B, ...) and its place s (B,) float64 after each step of dy/ds = slope(y, s).
 
-    A sample's error in a step, a root mean square, is kept below tolerance (1 + |y|). Raises
-    ToleranceError if `steps` steps, refused ones among them, do not lead to `end`.
+    A sample's error in a step, a root mean square, is kept below tolerance (1 + |y|), and that of
+    each of its last `alone` numbers by itself. The first step is a 20th of the way, or
+    `longest_first` if that is shorter: an error estimate does not see what a step jumps over.
+    Raises ToleranceError if `steps` steps, refused ones among them, do not lead to `end`.
     """
     s = torch.full((len(y),), start, dtype=torch.float64)
-    length = torch.full_like(s, (end - start) / 20)
+    first_length = min(abs(end - start) / 20, longest_first)
+    length = torch.full_like(s, math.copysign(first_length, end - start))
     first = slope(y, s)
     for _ in range(steps):
         left = end - s
@@ -62,7 +67,7 @@ def integrate(
             slopes.append(slope(trial, s + node * length))
         error = broadcast(length, y) * sum(w * k for w, k in zip(ERROR, slopes, strict=True) if w)
         bound = tolerance * (1 + torch.maximum(y.abs(), trial.abs()))
-        size = (error / bound).flatten(1).double().square().mean(1).sqrt().cpu()  # (B,)
+        size = size_of((error / bound).flatten(1).double(), alone).cpu()
         accepted = size <= 1
         y = torch.where(broadcast(accepted, y).bool(), trial, y)
         first = torch.where(broadcast(accepted, y).bool(), slopes[-1], first)
@@ -74,6 +79,12 @@ def integrate(
     raise ToleranceError(
         f"the ODE needs more than {steps} steps for a tolerance of {tolerance}; raise one of them"
     )
+
+
+def size_of(error: Tensor, alone: int) -> Tensor:
+    """The size (B,) of errors (B, D): the largest of their root mean square and the last ones."""
+    together = error[:, : error.shape[1] - alone].square().mean(1, keepdim=True).sqrt()
+    return torch.cat([together, error[:, error.shape[1] - alone :].abs()], 1).amax(1)
 
 
 def angle_of(level: NoiseLevel) -> float:
@@ -111,14 +122,13 @@ def encode(
     denoise: DenoiseFn, x0: Tensor, schedule: NoiseSchedule, tolerance: float, steps: int
 ) -> Tensor:
     """The unit noise (B, ...) from which the ODE leads to the clean images x0 (B, ...)."""
-    noisiest = schedule(torch.ones(()))
-    z = x0 * math.cos(clean_angle(schedule))
+    clean, noisy = clean_angle(schedule), angle_of(schedule(torch.ones(())))
+    z = x0 * math.cos(clean)
     slope = angular_slope(denoise, schedule)
-    for state, _ in integrate(
-        slope, z, clean_angle(schedule), angle_of(noisiest), tolerance, steps
-    ):
+    # near clean data the slope changes within an angle as small as the first
+    for state, _ in integrate(slope, z, clean, noisy, tolerance, steps, clean):
         z = state
-    return z / math.sin(angle_of(noisiest))
+    return z / math.sin(noisy)
 
 
 @settings
