@@ -193,6 +193,21 @@ def test_projected_guidance_is_the_papers():
         torch.testing.assert_close(denoise(X, LEVEL).x0, torch.stack(expected))
 
 
+def test_momentum_of_a_sample_is_its_own_where_levels_differ():
+    """Outside of the interval a sample moves nothing, whatever the rest of the batch does."""
+    guidance = ProjectedGuidance(4.0, interval=(0.0, 2.0), norm_limit=0.5, momentum=-0.5)
+    times = torch.tensor([[0.9, 0.5, 0.5, 0.9], [0.5, 0.9, 0.5, 0.9], [0.4, 0.4, 0.9, 0.4]])
+
+    def walk(places):
+        denoise = guidance.bind(Wavy(), LABELS[places])
+        return [denoise(X[places], Cosine()(t[places])).x0 for t in times]
+
+    together = walk([0, 1, 2, 3])
+    for place in range(4):
+        for own, all_of_them in zip(walk([place]), together, strict=True):
+            torch.testing.assert_close(own[0], all_of_them[place])
+
+
 def test_projected_guidance_without_projection_is_classifier_free(model):
     plain = Guidance(4.0).bind(model, LABELS)(X, LEVEL).x0
     projected = ProjectedGuidance(4.0, parallel=1.0).bind(model, LABELS)(X, LEVEL).x0

@@ -183,8 +183,11 @@ def guided(guidance: Guidance, alone: Ask, both: AskBoth) -> Ask:
             return alone(x, level, previous)
         estimate, weak = both(x, level, previous)
         strong = estimate.x0
-        last = guidance.direction(strong - guidance.against(x, level, strong, weak), last)
-        x0 = guidance.settled(guidance.push(strong, last), strong, inside)
+        moved = guidance.direction(strong - guidance.against(x, level, strong, weak), last)
+        x0 = guidance.settled(guidance.push(strong, moved), strong, inside)
+        before = torch.zeros_like(moved) if last is None else last
+        # a sample outside of the interval remembers nothing of this call, as if it were alone
+        last = torch.where(broadcast(inside, x).bool(), moved, before) if inside.ndim else moved
         if not guidance.keeps_weak_noise:
             return estimate._replace(x0=x0)
         kept = torch.where(broadcast(inside, x).bool(), weak, strong) if inside.ndim else weak
