@@ -125,15 +125,15 @@ class DiffusionTask(Task):
 
 def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     """Builds the task that a configuration describes; raises UserError for what cannot work."""
-    if cfg.denoiser.self_conditioning and isinstance(cfg.trainer.strategy, DictConfig):
-        raise UserError(
-            "denoiser.self_conditioning=true asks the network twice in a random half of each "
-            "rank's steps, and with trainer=fsdp all ranks call it together; use trainer=ddp"
-        )
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
     classes = datamodule.num_classes
     model = build_model(cfg, datamodule.image_shape, classes, device)
+    if model.denoiser.self_conditioning and isinstance(cfg.trainer.strategy, DictConfig):
+        raise UserError(
+            "denoiser.self_conditioning=true asks the network twice in a random half of each "
+            "rank's steps, and with trainer=fsdp all ranks call it together; use trainer=ddp"
+        )
     module = DiffusionModule(
         model.denoiser,
         model.objective,
