@@ -143,8 +143,14 @@ class Guidance:
         """The guided x0 (B, ...), rescaled, and only inside the interval."""
         if self.rescale:
             x0 = self.rescaled(x0, strong)
-        # each sample may have its own level
-        return torch.where(broadcast(inside, x0).bool(), x0, strong) if inside.ndim else x0
+        return where(inside, x0, strong)
+
+
+def where(inside: Tensor, guided: Tensor, otherwise: Tensor) -> Tensor:
+    """The `guided` samples (B, ...) inside the interval, if each has its own level, or all."""
+    return (
+        torch.where(broadcast(inside, guided).bool(), guided, otherwise) if inside.ndim else guided
+    )
 
 
 def asking(denoiser: Denoiser, labels: Tensor | None) -> Ask:
@@ -187,11 +193,10 @@ def guided(guidance: Guidance, alone: Ask, both: AskBoth) -> Ask:
         x0 = guidance.settled(guidance.push(strong, moved), strong, inside)
         before = torch.zeros_like(moved) if last is None else last
         # a sample outside of the interval remembers nothing of this call, as if it were alone
-        last = torch.where(broadcast(inside, x).bool(), moved, before) if inside.ndim else moved
+        last = where(inside, moved, before)
         if not guidance.keeps_weak_noise:
             return estimate._replace(x0=x0)
-        kept = torch.where(broadcast(inside, x).bool(), weak, strong) if inside.ndim else weak
-        return estimate._replace(x0=x0, noise_x0=kept)
+        return estimate._replace(x0=x0, noise_x0=where(inside, weak, strong))
 
     return ask
 
