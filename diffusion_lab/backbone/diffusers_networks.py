@@ -101,6 +101,11 @@ class DiffusersUNet(DiffusersNetwork):
     ):
         super().__init__()
         check_levels(image_size, len(multipliers), attention)
+        if norm_groups == channels * min(multipliers):
+            raise ValueError(
+                f"norm_groups={norm_groups} leaves groups of one channel, whose norm takes away "
+                f"the embedding that is added before it; write at most {norm_groups // 2}"
+            )
         attends = [level in attention for level in range(len(multipliers))]
         self.condition_width = 4 * channels
         self.network = network_class("UNet2DModel")(

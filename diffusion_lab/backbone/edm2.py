@@ -139,9 +139,11 @@ class EDM2UNet(nn.Module):
                 self.up.append(decode(width, width, resample=resampling.doubling()))
         self.out = MPConv(width, out_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))  # of the output
+        self.labelled = True
 
     def adapt(self, conditioning: nn.Module) -> None:
         """Gives the vectors of labels unit magnitude: their sum, where there are several."""
+        self.labelled = getattr(conditioning, "conditional", True)
         if isinstance(conditioning, Attributes):
             part = len(conditioning.sizes) ** -0.5
             conditioning.embeddings = nn.ModuleList(
@@ -162,7 +164,11 @@ class EDM2UNet(nn.Module):
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         embedding = self.noise(self.features(noise))  # (B, E)
         if condition.vector is not None:
-            embedding = mp_sum(embedding, condition.vector, LABEL_BALANCE)
+            embedding = (
+                mp_sum(embedding, condition.vector, LABEL_BALANCE)
+                if self.labelled
+                else embedding + condition.vector  # of a jump or augmentation, 0 if there is none
+            )
         embedding = mp_silu(embedding)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # in place of biases
         x = self.entry(x)

@@ -84,7 +84,7 @@ class _GroupNorm(torch.autograd.Function):
 class GroupNorm(nn.GroupNorm):
     """GroupNorm of x + shift, then SiLU if asked.
 
-    It has as many groups as divide the channels, at most 32 and of at least 4 channels, or
+    It has gcd(32, channels // 4) groups, a power of two: 32 of 128 channels, 1 of 36. Or it has
     `groups`, fewer where they would have less than `least` channels. Raises ValueError if those do
     not divide the channels.
     """

@@ -25,7 +25,8 @@ class PixelResidual(nn.Module):
 
     The embedding is added there; with `scale_shift` it scales and shifts what the second norm gives
     (arXiv:2105.05233). `resample`, if given, changes the resolution of both branches; x passes a
-    1x1 convolution where its channels change, and always with `project`.
+    1x1 convolution where its channels change, and always with `project`. Raises ValueError if the
+    second norm would take away an added embedding, one number per channel.
     """
 
     def __init__(
@@ -48,6 +49,11 @@ class PixelResidual(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.embedding = nn.Linear(embedding_width, channels * (1 + scale_shift))
         self.norm2 = norm(channels, silu=not scale_shift)
+        if not scale_shift and self.norm2.num_groups == channels:
+            raise ValueError(
+                f"a norm of one channel per group takes away the embedding, which is added to "
+                f"{channels} channels before it; write scale_shift=true, or least=2 of the norm"
+            )
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         project = project or in_channels != channels

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.attention import CrossAttention
 from diffusion_lab.backbone.base import initialise
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import UNetEmbedding
@@ -50,7 +51,7 @@ class UNet(nn.Module):
     attends in a level's last stage only. With `patch` p the network works on blocks of p x p
     pixels. `resample` changes the resolution. With `pyramid` each level but the finest also gets
     the image itself, halved by convolutions (arXiv:2011.13456). Raises ValueError for sizes that do
-    not divide.
+    not divide, and for cross-attention to a condition that has no tokens.
     """
 
     @ranges()
@@ -79,7 +80,6 @@ class UNet(nn.Module):
         widths = [channels * multiplier for multiplier in multipliers]
         self.patch = patch
         self.noise = embedding(channels)
-        self.condition_width = self.noise.condition_width
         stage = partial(stage, embedding_width=self.noise.width, norm=norm)
         self.entry = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
         self.down = nn.ModuleList()
@@ -100,14 +100,28 @@ class UNet(nn.Module):
                 stages.append(stage(width + skips.pop(), widths[level], attends=attends))
                 width = widths[level]
             self.up.append(UpLevel(stages, resample.double(width, stage) if level else None))
+        self._check_tokens()
         self.pyramid = image_pyramid(self.entry.in_channels, widths[:-1] if pyramid else [], blocks)
         self.norm = norm(width, silu=True)
         self.out = nn.Conv2d(width, out_channels * patch**2, 3, padding=1)
         initialise(self)
 
+    def _check_tokens(self) -> None:
+        attends = any(isinstance(module, CrossAttention) for module in self.modules())
+        if attends and self.noise.condition_first:
+            raise ValueError(
+                "cross-attention needs the condition's tokens, but an embedding with "
+                "condition_first adds it to the noise level; write embedding.condition_first=false"
+            )
+
     def initialise(self) -> None:
         """Starts with an output of 0."""
         nn.init.zeros_(self.out.weight)
+
+    @property
+    def condition_width(self) -> int:
+        """The width of a condition's vector and tokens."""
+        return self.noise.condition_width
 
     @property
     def ends(self) -> tuple[nn.Module, nn.Module]:

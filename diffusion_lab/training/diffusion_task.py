@@ -73,11 +73,12 @@ class DiffusionTask(Task):
         facts: dict[str, object] = {}
         if self.module.alignment:
             self.module.alignment.extractor.to(device)
+        # before weights that bring the scale of numbers which they were trained with
+        self.learn_labels(self.module.denoiser.conditioning)
         if self.initial:
             self.initial.load_into(self.module.denoiser)
             renormalise(self.module.denoiser)
             facts |= self.initial.facts
-        self.learn_labels(self.module.denoiser.conditioning)
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         if self.teacher:
             self.datamodule.encoded = self.teacher.prepare(device) or self.datamodule.encoded

@@ -21,6 +21,8 @@ from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs import checkpoints, weights
 from diffusion_lab.runs.folder import CONFIG, load_summary
 
+EXAMPLES = "conditioning.examples"  # labels of the run's own data, which no weights replace
+
 
 @dataclass(frozen=True)
 class InitialWeights:
@@ -86,6 +88,7 @@ class InitialWeights:
         Raises UserError if none are.
         """
         own = denoiser.state_dict()
+        own.pop(EXAMPLES, None)
         fits = [name for name in own if name in self.tensors]
         reshaped = [name for name in fits if own[name].shape != self.tensors[name].shape]
         copied = [name for name in fits if name not in reshaped]
@@ -100,7 +103,7 @@ class InitialWeights:
         left = {
             "of another shape there": reshaped,
             "not there": [name for name in own if name not in self.tensors],
-            "only there": [name for name in self.tensors if name not in own],
+            "only there": [name for name in self.tensors if name not in {*own, EXAMPLES}],
         }
         for reason, names in left.items():
             if names:

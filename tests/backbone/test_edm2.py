@@ -14,7 +14,14 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from diffusion_lab.backbone import Attributes, ClassLabel, Condition, EDM2UNet, RawLabels
+from diffusion_lab.backbone import (
+    Attributes,
+    ClassLabel,
+    Condition,
+    EDM2UNet,
+    RawLabels,
+    Unconditional,
+)
 from diffusion_lab.backbone.base import ends_of, renormalise
 from diffusion_lab.backbone.edm2 import EDM2Stage
 from diffusion_lab.backbone.embedding import FourierEmbedding
@@ -356,3 +363,12 @@ def test_sizes_that_do_not_divide_are_refused():
         small(attention=[2])
     with refused("bandwidth", by=ValueError):
         small(bandwidth=0)
+
+
+def test_a_network_without_labels_is_the_same_where_a_jump_adds_nothing():
+    network = small()
+    network.adapt(Unconditional(0, network.condition_width))
+    nn.init.ones_(network.gain)
+    x, noise = drawn(2, 3, 16, 16), torch.tensor([0.1, 0.9])
+    nothing = Condition(torch.zeros(2, network.condition_width))
+    assert torch.equal(network(x, noise, nothing), network(x, noise, Condition()))

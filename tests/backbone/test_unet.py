@@ -65,7 +65,7 @@ OPTIONS = {
     "heads": {"head_channels": None, "heads": 2},
     "condition_first": {"embedding": partial(UNetEmbedding, closed=True, condition_first=True)},
     "fourier": {"embedding": partial(FourierEmbedding, frequencies=24, width=40)},
-    "norm": {"norm": partial(GroupNorm, groups=16, least=1, eps=1e-5)},
+    "norm": {"norm": partial(GroupNorm, groups=8, least=1, eps=1e-5)},
     "everything": {
         "resample": FilterResampling(projection=True),
         "scale_shift": True,
@@ -74,7 +74,7 @@ OPTIONS = {
         "cross_attention": True,
         "qk_norm": True,
         "pyramid": True,
-        "embedding": partial(FourierEmbedding, condition_first=True),
+        "embedding": FourierEmbedding,
         "norm": partial(GroupNorm, groups=16, least=1),
     },
 }
@@ -282,6 +282,25 @@ def test_a_unet_gives_its_skip_scale_to_all_its_blocks():
     scales = [module.skip_scale for module in network.modules() if hasattr(module, "skip_scale")]
     assert set(scales) == {0.5}
     assert len(scales) == 3 + 2 + 6 + 4 + 8  # residual: down, middle, up, resampling; attention
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"norm": partial(GroupNorm, groups=16, least=1)}, "scale_shift=true"),
+        (
+            {
+                "cross_attention": True,
+                "embedding": partial(UNetEmbedding, condition_first=True),
+            },
+            "condition_first=false",
+        ),
+    ],
+    ids=["a norm takes the embedding away", "no tokens to attend to"],
+)
+def test_parts_that_would_not_hear_the_condition_are_refused(settings, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        small(**settings)
 
 
 def test_normalised_queries_and_keys_of_a_unet_do_not_depend_on_their_scale():

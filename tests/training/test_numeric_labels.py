@@ -110,6 +110,20 @@ def test_every_backbone_hears_them(lab, tmp_path, name):
     torch.testing.assert_close(null, model.denoiser(x[:1], level).x0[0])
 
 
+def test_weights_of_another_run_bring_the_scale_that_they_learned_numbers_in(lab, tmp_path):
+    network = ["backbone=mlp", "backbone.width=32", "callbacks.evaluation=null"]
+    code, _, err = lab(*SHADES, *network)
+    assert code == 0, err
+    # half as many validation images leave other training images, of another mean
+    others = ["init_from=run", "run_dir=new", "data.validation_size=100"]
+    code, _, err = lab(*SHADES, *network, *others)
+    assert code == 0, err
+    first, second = (runs.load(tmp_path / name)[1].denoiser.conditioning for name in ("run", "new"))
+    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.std, second.std)
+    assert not torch.equal(first.examples, second.examples)
+
+
 @pytest.mark.slow
 def test_samples_follow_the_number_that_is_asked_for(lab, tmp_path):
     settings = [a for a in SHADES if not a.startswith("+debug")]
