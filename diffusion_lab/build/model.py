@@ -10,6 +10,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import Augmentation, NonLeaky
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS, Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING, Given
+from diffusion_lab.diffusion.likelihood import GREY_STEP
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.objective import Objective
 from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
@@ -19,7 +20,6 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 
 RARE = 0.1  # density of draws, below which a level is hardly trained; uniform draws have 1
-GREY_STEP = 2 / 255  # of 8-bit pixels in [-1, 1]; fainter noise cannot be seen
 FLAT = 0.05  # of the largest slope, below which a slope counts as 0
 LARGE_GAIN = 1000  # gain of the network's error above which samples of good models fail
 
@@ -217,7 +217,7 @@ def rarely_trained(objective: Objective, sampler: Sampler) -> str | None:
     schedule, drawn = objective.schedule, objective.time_sampler
     calls = sampler.time_grid(schedule, sampler.steps)[:-1]
     median = drawn.quantile(torch.full((1,), 0.5, dtype=torch.float64), schedule)
-    visible = calls.sigma > GREY_STEP * calls.alpha
+    visible = calls.sigma > GREY_STEP * calls.alpha  # fainter noise cannot be seen
     rare = visible & (calls.t < median) & (drawn.density(calls.t, schedule) < RARE)
     if not rare.any():
         return None

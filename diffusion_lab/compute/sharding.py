@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -77,6 +78,11 @@ class FSDP(ModelParallelStrategy):
                 if i in whole_state["state"]
             }
             optimizer.load_state_dict({**whole_state, "state": moments})
+
+
+def sharded(trainer: DictConfig) -> bool:
+    """Whether these settings of a trainer shard a model: FSDP's strategy alone is an object."""
+    return isinstance(trainer.strategy, DictConfig)
 
 
 def shard_parameters(module: nn.Module, mesh: DeviceMesh) -> None:

@@ -13,6 +13,7 @@ from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder, VQAutoencoder, saving
 from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
@@ -86,7 +87,7 @@ def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderT
 
     It is built on the CPU whatever the `device`, as FSQ reads values of its tensors.
     """
-    if isinstance(cfg.trainer.strategy, DictConfig):
+    if sharded(cfg.trainer):
         raise UserError("trainer=fsdp shards diffusion models only; use trainer=ddp")
     for key in ("classifier", "patch", "mmd", "fld", "per_class", "extra"):
         if cfg.metrics and cfg.metrics.get(key):

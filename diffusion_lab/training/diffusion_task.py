@@ -20,6 +20,7 @@ from diffusion_lab.build.model import (
 )
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline
@@ -130,7 +131,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     datamodule = build_datamodule(cfg)
     classes = datamodule.num_classes
     model = build_model(cfg, datamodule.image_shape, classes, device)
-    if model.denoiser.self_conditioning and isinstance(cfg.trainer.strategy, DictConfig):
+    if model.denoiser.self_conditioning and sharded(cfg.trainer):
         raise UserError(
             "denoiser.self_conditioning=true asks the network twice in a random half of each "
             "rank's steps, and with trainer=fsdp all ranks call it together; use trainer=ddp"

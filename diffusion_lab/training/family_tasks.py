@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from diffusion_lab.build import families
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.families.gan import GANPipeline
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.autoregressive_module import AutoregressiveModule
@@ -83,7 +84,7 @@ def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
             "trainer.precision=16-mixed loses the small gradients that a GAN's penalty squares; "
             "write trainer.precision=bf16-mixed or 32-true"
         )
-    if isinstance(cfg.trainer.strategy, DictConfig):
+    if sharded(cfg.trainer):
         raise UserError(
             "trainer=fsdp cannot shard a GAN, whose penalty needs gradients of gradients; use "
             "trainer=ddp"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Count, Flag, settings
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.compute.sharding import whole
+from diffusion_lab.compute.sharding import sharded, whole
 from diffusion_lab.training.callbacks.checked import Checked
 from diffusion_lab.training.callbacks.gradient_noise import GradientNoise, PartNorms
 from diffusion_lab.training.callbacks.non_finite import tensors
@@ -59,7 +59,7 @@ class Statistics(Callback, Checked):
                 f"{key} is measured at some steps; write callbacks.statistics.every_n_steps=100, "
                 "or leave it out"
             )
-        if isinstance(trainer.strategy, DictConfig):
+        if sharded(trainer):
             raise UserError(
                 f"{key} needs the gradients of parts of a batch, which trainer=fsdp shards; use "
                 "trainer=ddp, or leave it out"

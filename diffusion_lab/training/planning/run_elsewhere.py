@@ -14,6 +14,7 @@ from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag, inside, optional, share, whole
 from diffusion_lab.compute.batch import solve_batch
+from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.objective.teacher import TeacherModel
 from diffusion_lab.first_stage.base import FirstStage, Shape
@@ -74,8 +75,7 @@ class RunElsewhere:
         self.batch = solve_batch(cfg.batch_size, self.world, cfg.micro_batch_size)
         given = cfg.trainer.precision
         self.precision = "bf16-mixed" if given == "auto" else given
-        # as for an optimiser: a strategy that is an object is FSDP's (conf/trainer)
-        self.sharded = self.world > 1 and isinstance(cfg.trainer.strategy, DictConfig)
+        self.sharded = self.world > 1 and sharded(cfg.trainer)
         self.task = build_diffusion_task(self.cfg, device="meta")
         if isinstance(self.task.module.objective.teacher, TeacherModel):
             raise UserError(
