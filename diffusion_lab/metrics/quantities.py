@@ -61,12 +61,14 @@ QUANTITIES = (
 def quantity_of(name: str, extra: Sequence[Quantity] = ()) -> Quantity | None:
     """The quantity of a result such as fid/..., fid_class3 or rkid, or None if it is unknown.
 
-    `extra` holds quantities of metrics from outside the package. The names of an autoencoder's
-    reconstruction metrics begin with an r.
+    `extra` holds quantities of metrics from outside the package, whose own names may end in a
+    number. The names of an autoencoder's reconstruction metrics begin with an r.
     """
     known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
-    kind = name.partition("/")[0].rstrip("0123456789") or name
-    return known.get(kind) or known.get(kind.removeprefix("r"))
+    kind = name.partition("/")[0]
+    of_class = kind.rstrip("0123456789")
+    forms = (kind, kind.removeprefix("r"), of_class, of_class.removeprefix("r"))
+    return next((known[form] for form in forms if form in known), None)
 
 
 def higher_is_better(name: str, extra: Sequence[Quantity] = ()) -> bool | None:

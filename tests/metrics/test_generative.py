@@ -28,6 +28,7 @@ from diffusion_lab.metrics import (
 )
 from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
 from diffusion_lab.metrics.image_set import short_count
+from diffusion_lab.metrics.quantities import higher_is_better, quantity_of
 
 REFERENCE, REAL_VALUE = "fid/fake/train2k-100", "fid_real/fake/train2k-100"
 COVERAGE = ("precision", "recall", "density", "coverage")
@@ -311,6 +312,21 @@ def test_a_metric_of_other_code_is_measured_named_and_printed_like_ours(tmp_path
     assert metrics.metrics.extra_facts[0]["higher_is_better"]
     seen = prepared(tmp_path, extra={"mine": Spread()}).metrics.extractor.images_seen
     assert seen == 0  # the cached values are read
+
+
+def test_a_quantity_whose_name_ends_in_a_number_is_no_other_quantity_of_a_class():
+    own = [
+        Quantity("top5", "Top 5", "labels among the first five", True),
+        Quantity("top", "Top", "labels that come first", False),
+    ]
+    for quantity in own:
+        assert quantity_of(f"{quantity.name}/fake/train2k-100", own) is quantity
+        (line,) = report({f"{quantity.name}/fake/train2k-100": 0.5}, ["a"] * 9, own)
+        assert line.startswith(f"{quantity.title} 0.5 ")
+    assert higher_is_better("top5/fake/train2k-100", own[:1])
+    assert higher_is_better("rtop5/fake/train2k-100", own)
+    assert quantity_of("fid_class4/fake/train2k-100", own) is quantity_of("fid_class")
+    assert quantity_of("rfid/fake/train2k-100", own) is quantity_of("fid")
 
 
 class Similarity(Metric):
