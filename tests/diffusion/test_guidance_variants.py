@@ -87,7 +87,7 @@ def test_zero_star_rests_where_the_noise_is_large(scale, schedule):
     """On the straight path x / (alpha + sigma), the point of a velocity of 0 stays where it is."""
     model, grid = Exact(), UniformGrid()
     levels = grid(schedule, 10)
-    limit = (levels.sigma / levels.alpha)[2].item()  # three levels are at least as noisy
+    limit = (levels.sigma / levels.alpha)[3].item()  # three levels are noisier
     denoise = ZeroStarGuidance(scale, zero_above=limit).bind(model, LABELS)
     x = levels[0].sigma * NOISE
     start = x / (levels[0].alpha + levels[0].sigma)
@@ -113,10 +113,31 @@ def test_zero_star_leaves_out_the_first_step_from_pure_noise_and_no_other():
     assert torch.equal(x0[1], Gaussian()(NOISE[:2], levels).x0[1])
 
 
+@pytest.mark.parametrize("steps", [25, 50, 100, 200])
+def test_zero_star_leaves_out_the_first_4_percent_of_the_steps_of_a_flow(steps):
+    """The share that arXiv:2503.18886 recommends, 1 step of 25, and others."""
+    for share in (0.04, 0.2, 0.4):
+        model = Exact()
+        guidance = ZeroStarGuidance(2.0, zero_above=(1 - share) / share)
+        Euler(steps, UniformGrid())(guidance.bind(model, LABELS), NOISE, Rectified())
+        assert model.calls == round(steps * (1 - share))
+
+
+@every_schedule
+@pytest.mark.parametrize("error", [-1e-9, 0.0, 1e-9])
+def test_zero_star_does_not_rest_at_its_limit_however_that_is_rounded(schedule, error):
+    level = schedule(torch.tensor(0.96, dtype=torch.float64))
+    limit = (level.sigma / level.alpha).item() * (1 + error)
+    for above, calls in ((limit, 1), (0.99 * limit, 0)):
+        model = Exact()
+        ZeroStarGuidance(2.0, zero_above=above).bind(model, LABELS)(NOISE, level)
+        assert model.calls == calls
+
+
 def test_zero_star_takes_the_small_variance_at_rest():
     schedule, grid = DDPMLinear(), UniformGrid()
     levels = grid(schedule, 10)
-    limit = (levels.sigma / levels.alpha)[2].item()  # three levels are at least as noisy
+    limit = (levels.sigma / levels.alpha)[3].item()  # three levels are noisier
     states = {}
     for variance in ("fixed_small", "learned"):
         denoise = ZeroStarGuidance(1.0, zero_above=limit).bind(Gaussian(), None)

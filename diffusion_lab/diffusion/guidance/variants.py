@@ -13,6 +13,7 @@ from diffusion_lab.diffusion.guidance.base import TINY, Guidance, LabelLikelihoo
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
 ABOVE = Range("above 0, inf or null", lambda v: v in (None, math.inf) or above(0).allows(v))
+ROUNDING = 1e-6  # relative, of a sigma / alpha that is written as a limit
 
 
 @settings
@@ -53,9 +54,9 @@ class ZeroStarGuidance(Guidance):
     """CFG-Zero* (arXiv:2503.18886): the weak velocity is first scaled to fit the strong one.
 
     The velocity is eps - x0, rectified flow's. Its factor is <strong, weak> / |weak|^2, sample by
-    sample. At sigma / alpha of `zero_above` or more the velocity is 0, at every scale and without a
-    network call: a first step from pure noise (inf) is left out. null never does so. A learned
-    variance is the small one there.
+    sample. On pure noise and at any sigma / alpha above `zero_above` the velocity is 0, at every
+    scale and without a network call, so such steps are left out. With inf that is pure noise alone,
+    and null never does so. A learned variance is the small one there.
     """
 
     zero_above: Annotated[float | None, ABOVE] = math.inf
@@ -79,10 +80,12 @@ class ZeroStarGuidance(Guidance):
 
 
 def starting_at_rest(denoise: DenoiseFn, limit: float) -> DenoiseFn:
-    """Answers with `at_rest` where sigma / alpha is at least `limit`."""
+    """Answers with `at_rest` on pure noise, and where sigma / alpha is above `limit`."""
 
     def rested(x: Tensor, level: NoiseLevel) -> Estimate:
-        noisy = level.sigma / level.alpha >= limit
+        # a level at the limit is none above it, however it is rounded; inf times 0 is above nothing
+        above = level.sigma > limit * (1 + ROUNDING) * level.alpha
+        noisy = above | (level.alpha == 0)
         if noisy.all():
             return Estimate(at_rest(x, level), torch.zeros_like(x))
         estimate = denoise(x, level)
