@@ -13,6 +13,7 @@ from diffusion_lab.diffusion.objective import TeacherPairs
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.first_stage import FirstStage
+from diffusion_lab.pipeline import with_steps
 
 
 def check_sampling(model: Model, sampler: Sampler, guidance: Guidance) -> None:
@@ -87,6 +88,24 @@ def check_noise(model: Model, sampler: Sampler) -> None:
             "dependent pairs (of a coupling, or reflow) does not give it; use one without noise, "
             "such as sampler=dpm_solver, unipc or heun, or train without such pairs"
         )
+
+
+def check_steps(model: Model, sampler: Sampler, steps: int) -> None:
+    """Raises UserError if the sampler cannot draw in this number of `also_steps`."""
+    if sampler.adaptive:
+        raise UserError(
+            f"also_steps=[{steps}] has no meaning for {type(sampler).__name__}, which chooses "
+            "its own steps; leave also_steps out"
+        )
+    other = with_steps(sampler, steps)
+    try:
+        other.levels(model.schedule)
+    except ValueError as error:
+        raise UserError(f"also_steps=[{steps}] does not fit sampler.time_grid: {error}") from error
+    try:
+        check_noise(model, other)  # a sampler of one step may add none, and of two some
+    except UserError as error:
+        raise UserError(f"with callbacks.evaluation.also_steps=[{steps}] {error}") from error
 
 
 def check_guidance(first_stage: FirstStage, sampler: Sampler, guidance: Guidance) -> None:

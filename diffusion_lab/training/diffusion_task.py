@@ -19,6 +19,7 @@ from diffusion_lab.build.model import (
     steep_label,
 )
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.build.sampling import check_steps
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
@@ -148,8 +149,12 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         check_network(model)
     weak = load_weak(cfg.guidance.get("weak_run"), cfg)
     pipeline = build_pipeline(cfg, model, classes, weak, load_classifier(cfg, datamodule))
+    parts = checked_parts(cfg, datamodule, module, pipeline)
+    for callback in parts["callbacks"]:
+        for steps in getattr(callback, "also_steps", None) or ():
+            check_steps(model, pipeline.sampler, steps)
     return DiffusionTask(
-        **checked_parts(cfg, datamodule, module, pipeline),
+        **parts,
         initial=InitialWeights.configured(cfg),
         teacher=Teacher.opened(model, datamodule, cfg),
     )

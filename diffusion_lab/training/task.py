@@ -20,7 +20,7 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics import GenerativeMetrics, ceiling
 from diffusion_lab.metrics.quantities import VALIDATION
-from diffusion_lab.pipeline import Generator, Pipeline, with_steps
+from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.training.callbacks import (
     EMA,
     Checked,
@@ -192,34 +192,21 @@ def checked_parts(
     callbacks, classes = build_callbacks(cfg), data.num_classes
     for callback in callbacks:
         if isinstance(callback, SampleEvaluation) and callback.also_steps:
-            check_other_steps(cfg, callback.also_steps, pipeline)
+            require_steps(cfg, callback.also_steps, pipeline)
     by_class = (pipeline is None or pipeline.conditional) and classes > 0
     metrics = build_metrics(cfg, callbacks, by_class, classes)
     parts = {"datamodule": data, "module": module, "pipeline": pipeline}
     return parts | {"callbacks": callbacks, "metrics": metrics}
 
 
-def check_other_steps(cfg: DictConfig, also_steps: list[int], pipeline: Generator | None) -> None:
-    """Raises UserError if samples cannot be drawn in one of these numbers of steps."""
+def require_steps(cfg: DictConfig, also_steps: list[int], pipeline: Generator | None) -> None:
+    """Raises UserError if samples are not drawn in a number of steps at all."""
     if not isinstance(pipeline, Pipeline):
         family = f"family={cfg.family}" if "family" in cfg else "an autoencoder"
         raise UserError(
             f"callbacks.evaluation.also_steps={also_steps} is for samplers with a choice of steps, "
             f"and {family} has none; leave it out"
         )
-    sampler = pipeline.sampler
-    for steps in also_steps:
-        if sampler.adaptive:
-            raise UserError(
-                f"also_steps=[{steps}] has no meaning for {type(sampler).__name__}, which chooses "
-                "its own steps; leave also_steps out"
-            )
-        try:
-            with_steps(sampler, steps).levels(pipeline.schedule)
-        except ValueError as error:
-            raise UserError(
-                f"also_steps=[{steps}] does not fit sampler.time_grid: {error}"
-            ) from error
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:

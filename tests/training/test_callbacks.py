@@ -57,6 +57,8 @@ def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path
          "sampler/time_grid=leading"],
         ["callbacks.evaluation.also_steps=[5]", "sampler=runge_kutta", "sampler.steps=50"],
         ["callbacks.evaluation.also_steps=[1]", "sampler=restart", "sampler.steps=8"],
+        ["callbacks.evaluation.also_steps=[3]", "sampler=euler_ancestral", "sampler.steps=1",
+         "coupling=optimal_transport"],
     ],
 )  # fmt: skip
 def test_other_numbers_of_steps_that_cannot_be_are_refused(refusal, more):
