@@ -106,10 +106,10 @@ def test_a_metric_may_have_its_full_name(lab, tmp_path, metric):
     assert metric in json.loads(path.read_text())["metrics"]
 
 
-def write_rows(folder, losses):
-    """Writes a run folder with these validation losses by training images seen."""
+def write_rows(folder, losses, metric="val/loss"):
+    """Writes a run folder with these values of a metric by training images seen."""
     folder.mkdir(parents=True)
-    rows = [{"step": 1, "images": images, "val/loss": loss} for images, loss in losses.items()]
+    rows = [{"step": 1, "images": images, metric: loss} for images, loss in losses.items()]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metrics.jsonl").write_text(text + '{"step": 9, "train')  # cut by a kill
     return folder
@@ -135,6 +135,17 @@ def test_a_loss_that_is_no_number_is_worse_than_any(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"metrics": {"val/loss": math.nan}}))
     with refused("val/loss", "nan"):
         final_metric(tmp_path, "val/loss")
+
+
+def test_a_run_is_hopeless_below_the_median_where_higher_is_better(tmp_path, capsys):
+    for name, value in {"a": 20.0, "b": 24.0, "nan": math.nan}.items():
+        write_rows(tmp_path / name, {1: value, 2: value}, "val/psnr")
+    pruning = MedianPruning(metric="val/psnr", startup_runs=3)
+    good = write_rows(tmp_path / "good", {1: 22.0, 2: 18.0}, "val/psnr")
+    assert not pruning.hopeless(good, 2)  # its best value, 22, is above the median of 20
+    bad = write_rows(tmp_path / "bad", {1: 17.0, 2: 16.0}, "val/psnr")
+    assert pruning.hopeless(bad, 2)
+    assert "17 " in capsys.readouterr().err
 
 
 def test_runs_of_other_batch_sizes_are_pruned_by_images(tmp_path):

@@ -11,16 +11,18 @@ from lightning.pytorch.callbacks import Callback
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Count, settings, whole
+from diffusion_lab.metrics.quantities import higher_is_better
 from diffusion_lab.runs import METRICS
 
 
 @settings
 class MedianPruning(Callback):
-    """Stops a run whose best value is above the other runs' median at the same number of images.
+    """Stops a run whose best value is worse than the other runs' median at as many images.
 
     This is Optuna's MedianPruner on the metrics.jsonl files of the neighbouring run folders, so it
-    needs only a shared disk. `metric` is measured by validation; lower is better. A run that
-    validated at other numbers of images (another batch size) counts with its last earlier value.
+    needs only a shared disk. `metric` is measured by validation; lower is better but for what is
+    known to be better if higher, such as val/psnr. A run that validated at other numbers of images
+    (another batch size) counts with its last earlier value.
     The first `startup_runs` runs, and the first `startup_steps` steps of each, are never stopped.
     """
 
@@ -39,7 +41,7 @@ class MedianPruning(Callback):
             trainer.should_stop = True
 
     def hopeless(self, folder: Path, images: int) -> bool:
-        """Whether a run's best value within `images` is above the other runs' median there."""
+        """Whether a run's best value within `images` is worse than the other runs' median there."""
         own = [value for at, value in self.values(folder).items() if at <= images]
         if not own:
             raise UserError(
@@ -59,16 +61,23 @@ class MedianPruning(Callback):
         if best <= median:
             return False
         say(
-            f"Pruned after {images:,} images: {self.metric} {best:.4g} is above the median of "
-            f"{len(there)} other runs, {median:.4g}"
+            f"Pruned after {images:,} images: {self.metric} {self.sign * best:.4g} is worse than "
+            f"the median of {len(there)} other runs, {self.sign * median:.4g}"
         )
         return True
 
+    @property
+    def sign(self) -> int:
+        """-1 if higher values of `metric` are better, else 1."""
+        return -1 if higher_is_better(self.metric) else 1
+
     def values(self, folder: Path) -> dict[int, float]:
-        """The values of `metric` in a run folder by training images seen."""
+        """The values of `metric`, with its sign, in a run folder by training images seen."""
         rows = read_rows(folder / METRICS)
         return {  # what is not finite is worse than anything
-            row["images"]: row[self.metric] if math.isfinite(row[self.metric]) else math.inf
+            row["images"]: self.sign * row[self.metric]
+            if math.isfinite(row[self.metric])
+            else math.inf
             for row in rows
             if {"images", self.metric} <= {*row}
         }
