@@ -9,7 +9,8 @@ from diffusion_lab.build.model import Model
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.guidance import Guidance
-from diffusion_lab.diffusion.objective import TeacherPairs
+from diffusion_lab.diffusion.objective import Objective, TeacherPairs
+from diffusion_lab.diffusion.objective.jump_loss import Shortcut
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.first_stage import FirstStage
@@ -106,6 +107,30 @@ def check_steps(model: Model, sampler: Sampler, steps: int) -> None:
         check_noise(model, other)  # a sampler of one step may add none, and of two some
     except UserError as error:
         raise UserError(f"with callbacks.evaluation.also_steps=[{steps}] {error}") from error
+
+
+def between_shortcuts(objective: Objective, sampler: Sampler) -> str | None:
+    """The warning that the sampler asks for jumps that training never made, if it does."""
+    shortcuts = objective.jump_loss
+    jumping = sampler.jumps or sampler.needs_consistency
+    if not isinstance(shortcuts, Shortcut) or not jumping:
+        return None
+    t = sampler.levels(objective.schedule).t
+    trained = shortcuts.trains(t[:-1], t[1:] if sampler.jumps else torch.zeros_like(t[1:]))
+    if trained.all():
+        return None
+    power = 1 << (min(sampler.steps, shortcuts.most).bit_length() - 1)
+    if not sampler.jumps:  # from one half of the path it goes to clean data, and from 2/3 not
+        remedy = f"sampler.steps={min(power, 2)}"
+    elif power != sampler.steps:
+        remedy = f"sampler.steps={power}"
+    else:
+        remedy = "sampler/time_grid=uniform sampler.time_grid.sigma_min=0"
+    return (
+        f"training with objective/jump_loss=shortcut never makes {int((~trained).sum())} of the "
+        f"{len(trained)} jumps of the sampler, which lie between those that it makes; for these "
+        f"alone write {remedy}"
+    )
 
 
 def check_guidance(first_stage: FirstStage, sampler: Sampler, guidance: Guidance) -> None:

@@ -9,8 +9,9 @@ from diffusion_lab.build.families import DIFFUSION, family_of
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.model import Model
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.build.sampling import between_shortcuts
 from diffusion_lab.common import hashing
-from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.first_stage import FirstStage
@@ -45,7 +46,10 @@ class DiffusionRun(NetworkRun):
         if folder not in self.weak:
             self.weak[folder] = load_weak(folder, self.saved)
         classes, classifier = self.datamodule.num_classes, load_classifier(cfg, self.datamodule)
-        return build_pipeline(cfg, self.model, classes, self.weak[folder], classifier)
+        pipeline = build_pipeline(cfg, self.model, classes, self.weak[folder], classifier)
+        if line := between_shortcuts(self.model.objective, pipeline.sampler):
+            say(line)
+        return pipeline
 
 
 def load(

@@ -19,7 +19,7 @@ from diffusion_lab.build.model import (
     steep_label,
 )
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
-from diffusion_lab.build.sampling import check_steps
+from diffusion_lab.build.sampling import between_shortcuts, check_steps
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
@@ -67,6 +67,7 @@ class DiffusionTask(Task):
             steep_label(self.module.denoiser, self.module.objective),
             hardly_jumps(self.module.objective),
             rarely_trained(self.module.objective, self.pipeline.sampler),
+            between_shortcuts(self.module.objective, self.pipeline.sampler),
             flatters(self.module.alignment, self.metrics),
         )
         return [*lines, *filter(None, more)]

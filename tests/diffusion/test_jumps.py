@@ -243,6 +243,20 @@ def test_two_exact_half_jumps_end_where_the_exact_jump_does(name):
     assert (target - wrong(x, here.towards(there)).x0)[long].square().mean() > 1e-4
 
 
+@pytest.mark.parametrize("finest", [2, 8, 32])
+def test_a_shortcut_model_knows_the_jumps_that_it_draws_and_no_others(finest):
+    loss, parts = Shortcut(finest=finest), Objective(Rectified(), Flow(), UniformTime())
+    level = parts.schedule(torch.ones(4000))
+    here, _, there = loss.jumps(parts, 4000, level, torch.Generator().manual_seed(5))
+    drawn = {(float(a), float(b)) for a, b in zip(here.t, there.t, strict=True)}
+    places = [k / (2 * finest) for k in range(2 * finest + 1)]
+    pairs = [(a, b) for a in places for b in places if a > b]
+    start, end = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    known = {pair for pair, trained in zip(pairs, loss.trains(start, end), strict=True) if trained}
+    assert known == drawn
+    assert len(known) == finest - 1  # 1 + 2 + 4 + ... + finest / 2
+
+
 def test_the_error_of_two_euler_halves_falls_with_the_square_of_their_length():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, _, _ = points(schedule)

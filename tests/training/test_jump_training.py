@@ -115,6 +115,19 @@ def test_jumps_and_solvers_are_swept_on_one_axis_of_calls(lab):
 
 
 @pytest.mark.slow
+def test_jumps_that_a_shortcut_model_never_made_are_named(lab):
+    code, _, err = lab("train", *PLAIN, *OBJECTIVES["shortcut"], "sampler.steps=3", "run_dir=run")
+    assert code == 0, err
+    assert "sampler.steps=2" in err
+    even = ["sampler/time_grid=uniform", "sampler.time_grid.sigma_min=0"]
+    for steps, more, said in ((6, [], "sampler.steps=4"), (16, [], even[1]), (16, even, None)):
+        code, _, err = lab("sample", "run=run", f"sampler.steps={steps}", *more)
+        assert code == 0, err
+        assert (said is None) == ("jump_loss=shortcut" not in err)
+        assert (said or "") in err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_train_the_model_of_one(lab, tmp_path, name, strategy):

@@ -62,11 +62,30 @@ class Shortcut(JumpLoss):
         device = generator.device if generator else "cpu"
         draw = torch.rand(2, count, generator=generator, device=device, dtype=torch.float64)
         finest = self.finest.bit_length() - 1
-        pieces = 2.0 ** (draw[0] * finest).floor()  # 1, 2, 4, ..., finest / 2
+        pieces = 2.0 ** (draw[0] * finest).floor()  # 1, 2, 4, ..., `most`
         start = ((draw[1] * pieces).floor() + 1) / pieces
         times = (start, start - 0.5 / pieces, start - 1 / pieces)
         here, middle, there = (parts.schedule(t.to(level.t.device)) for t in times)
         return here, middle, there
+
+    @property
+    def most(self) -> int:
+        """The number of the shortest jumps that are trained on the path."""
+        return self.finest // 2
+
+    def trains(self, start: Tensor, end: Tensor) -> Tensor:
+        """Whether each of the jumps between these t, (n,) float64 each, is one that `jumps` draws.
+
+        An error of 1e-5 counts as rounding.
+        """
+        pieces = 1 / (start - end)
+        known = 2.0 ** pieces.log2().round()
+        place = start * known
+        return (
+            (known <= self.most)
+            & torch.isclose(pieces, known)
+            & torch.isclose(place, place.round())
+        )
 
     @torch.no_grad()
     def halves(
