@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.build.config_keys import Means, groups
@@ -39,8 +39,13 @@ class Match:
 
 
 def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Prints the overrides that give the configured backbone the cost of `cfg.reference`."""
+    """Prints the overrides that give the configured backbone the cost of `cfg.reference`.
+
+    Both are measured with all else that a run as reference has, unless `overrides` say otherwise.
+    """
     with errors_at(cfg, ""):
+        if is_run(text := str(cfg.reference)):
+            take_over(cfg, text, overrides)
         found = find_match(cfg, overrides, HydraConfig.get().runtime.choices["backbone"])
     print(" ".join(found.overrides))
     return asdict(found)
@@ -49,8 +54,9 @@ def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     """Finds the size of backbone=`name` that costs as much as `cfg.reference`.
 
-    `cfg` is a configuration of the command match, and was composed from `overrides`. Raises
-    UserError if no size agrees, and ValueError for a wrong reference.
+    `cfg` is a configuration of the command match, and was composed from `overrides`. The reference
+    has its own backbone, and all else of `cfg`. Raises UserError if no size agrees, and ValueError
+    for a wrong reference.
     """
     check_keys(cfg, ALLOWED | {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     if cfg.by == "step_time" and cfg.device == "meta":
@@ -85,22 +91,34 @@ def key_of(override: str) -> str:
     return parsed.key_or_group.replace("/", ".")
 
 
+def is_run(reference: str) -> bool:
+    """Whether a reference is the path of a run."""
+    return Path(reference, CONFIG).is_file() or ("/" in reference and "=" not in reference)
+
+
+def take_over(cfg: DictConfig, run: str, overrides: list[str]) -> None:
+    """Puts all settings of a run that cost something into `cfg`, but its backbone and `overrides`.
+
+    Says which. Raises UserError if there is no such run.
+    """
+    shared = ("data", *(group for group in groups(Means.COST) if group != "backbone"))
+    inherit(cfg, load_diffusion_config(run), shared, overrides)
+    given = {key_of(override) for override in overrides}
+    if "image_shape" in given:
+        given.add("data")  # the images are not the run's
+    taken = ", ".join(group for group in shared if group not in given)
+    say(f"Both are measured with {taken} of {run}; use the same in training")
+
+
 def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of `cfg.reference`: a run folder, overrides, or an option of backbone.
 
-    Everything but the backbone is the same on both sides, so a run's settings are put into `cfg`.
-    Raises ValueError, which begins with `reference`, if it cannot be composed.
+    It is `cfg` with another backbone, and with whatever else its overrides set. Raises ValueError,
+    which begins with `reference`, if it cannot be composed.
     """
-    others = [override for override in overrides if key_of(override).split(".")[0] != "backbone"]
     text = str(cfg.reference)
-    if Path(text, CONFIG).is_file() or ("/" in text and "=" not in text):
-        saved = load_diffusion_config(text)
-        reference = compose("match", overrides=others)
-        inherit(reference, saved, groups(Means.COST), others)
-        shared = tuple(group for group in groups(Means.COST) if group != "backbone")
-        inherit(cfg, saved, shared, overrides)
-        say(f"Both are measured with data, {', '.join(shared)} of {text}; use the same in training")
-        return reference
+    if is_run(text):
+        return with_backbone(cfg.copy(), load_diffusion_config(text))
     for override in text.split():
         if override.split("=")[0] in BOTH_SIDES:
             raise ValueError(
@@ -109,9 +127,25 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             )
     chosen = text.split() if "=" in text else [f"backbone={text}"]
     try:
-        return compose("match", overrides=[*others, *chosen])
+        reference = compose("match", overrides=[*not_of_backbone(overrides), *chosen])
+        if "backbone" not in map(key_of, chosen):
+            return reference
+        # an experiment's or a study's values of the backbone are not for this one
+        own = [override for override in chosen if override not in not_of_backbone(chosen)]
+        return with_backbone(reference, compose("match", overrides=own))
     except MISTAKES as error:
         raise ValueError(f"reference={text} cannot be composed: {sentence(error)}") from error
+
+
+def not_of_backbone(overrides: list[str]) -> list[str]:
+    """The overrides of all other keys and groups."""
+    return [override for override in overrides if key_of(override).split(".")[0] != "backbone"]
+
+
+def with_backbone(cfg: DictConfig, other: DictConfig) -> DictConfig:
+    """Gives `cfg`, which it changes, the backbone of another configuration."""
+    OmegaConf.update(cfg, "backbone", other.backbone, merge=False)
+    return cfg
 
 
 def show(found: Match, reference: str, name: str) -> None:
@@ -125,7 +159,8 @@ def show(found: Match, reference: str, name: str) -> None:
 class CostMeter:
     """Measures the cost of configurations in the unit `cfg.by`; `target` is the reference's cost.
 
-    Steps are timed in turns with the reference's. Raises UserError for what cannot be built.
+    Steps are timed in turns with the reference's. Raises UserError for what cannot be built, and
+    ValueError, which begins with `reference`, if that is the reference.
     """
 
     def __init__(self, cfg: DictConfig, reference: DictConfig):
@@ -133,8 +168,11 @@ class CostMeter:
         self.facts = image_facts(cfg)
         self.device, self.precision = measured_on(cfg)
         self.timed_steps = cfg.timed_steps
-        for each in (cfg, reference):
-            self.params(each)  # fails here: a search takes any refusal for a wrong size
+        self.params(cfg)  # fails here: a search takes any refusal for a wrong size
+        try:
+            self.params(reference)
+        except UserError as error:
+            raise ValueError(f"reference={cfg.reference} cannot be built here: {error}") from error
         self.bench = self.prepare(reference) if cfg.by == "step_time" else None
         self.target = self.seconds(self.bench)[0] if self.bench else self.cost(reference)
 

@@ -72,7 +72,7 @@ def prepare(cfg: DictConfig, overrides: list[str]) -> None:
         budget.apply(cfg, overrides)
     check_keys(cfg, ALLOWED | {"depth": whole(1)})
     if cfg.run:
-        inherit(cfg, load_diffusion_config(cfg.run), groups(Means.COST), overrides)
+        inherit(cfg, load_diffusion_config(cfg.run), ("data", *groups(Means.COST)), overrides)
     device, _ = measured_on(cfg)  # raises UserError for a wrong device or precision
     asked = str(OmegaConf.select(cfg, "objective.teacher._target_"))
     if cfg.speed and device.type != "meta" and asked.endswith(f".{TeacherModel.__name__}"):

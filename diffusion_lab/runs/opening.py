@@ -64,12 +64,14 @@ def inherit(
 ) -> None:
     """Copies the data and `groups` of a run, `saved`, to `cfg`, except groups in `overrides`.
 
-    Single values in `overrides`, as in sampler.steps=20, change the run's option. A group that
-    this kind of run does not have is removed from `cfg`; an override of it raises UserError.
+    The data are the run's whatever `overrides` say, unless they are one of `groups`. Single values
+    in `overrides`, as in sampler.steps=20, change the run's option. A group that this kind of run
+    does not have is removed from `cfg`; an override of it raises UserError.
     """
     keys = {override.key_or_group: override for override in parse(overrides)}
     with open_dict(cfg):
-        cfg.data = saved.data
+        if "data" not in groups:
+            cfg.data = saved.data
         for group in groups:
             if group in kind_of(saved).groups_without_choice:
                 if chosen := [key for key in keys if key.split(".")[0].split("/")[0] == group]:

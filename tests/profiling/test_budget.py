@@ -43,6 +43,18 @@ def test_sizes_agree_to_the_tolerance(lab, by, backbone):
 
 
 @pytest.mark.slow
+def test_a_run_as_reference_is_measured_on_the_data_to_train_on(lab, run_folder):
+    here = ["data=cifar10", "device=meta", "json=true"]
+    sized = ["backbone=mlp", "budget=params", "budget.reference=run", "budget.tolerance=0.2"]
+    sizes = []
+    for asked in (["run=run"], sized):
+        code, out, err = lab("profile", *asked, *here)
+        assert code == 0, err
+        sizes.append(json.loads(out.splitlines()[-1])["params"])
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
+
+
+@pytest.mark.slow
 def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_path, monkeypatch):
     chosen = ["backbone=dit", "budget=macs", "budget.reference=mlp", "budget.tolerance=0.1"]
     code, _, err = lab("train", *QUICK, *chosen, "run_dir=run")

@@ -47,6 +47,13 @@ def test_what_is_pasted_has_the_costs_that_were_said(lab, backbone, reference, b
     assert result["difference"] == pytest.approx(found["match"][by] / found["reference"][by] - 1)
 
 
+def counts(lab, *command: str) -> dict[str, object]:
+    """The result of a command that must succeed."""
+    code, out, err = lab(*command, "json=true")
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
 def test_the_depth_is_kept_where_a_width_agrees():
     size, agrees = sizes(lambda width, depth: width**2 * depth, width=32, depth=3).solve(4805, 0.02)
     assert agrees
@@ -101,6 +108,29 @@ def test_a_run_is_a_reference_with_all_that_it_chose(lab, run_folder):
     result = json.loads(out.splitlines()[-1])
     assert result["reference"]["params"] == summary["parameters"]
     assert result["match"]["params"] == pytest.approx(summary["parameters"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_what_is_written_beside_a_run_is_not_the_runs(lab, run_folder):
+    here = ["data=cifar10", "conditioning=none"]
+    expected = counts(lab, "profile", "run=run", *here, "device=meta")
+    asked = ["backbone=mlp", "reference=run", *here, "tolerance=0.2", "device=meta"]
+    code, out, err = lab("match", *asked, "json=true")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["reference"]["params"] == expected["params"]
+    (said,) = [line for line in err.splitlines() if "first_stage" in line]
+    assert not {"data", "conditioning"} & set(said.replace(",", " ").split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["unet_small", "'backbone=unet_small backbone.blocks=1'"])
+def test_an_experiments_values_of_the_backbone_are_not_the_references(lab, reference):
+    recipe = ["experiment=fashion_mnist/latent_unet", "first_stage=pixels", "by=macs"]
+    asked = [*recipe, f"reference={reference}", "tolerance=0.5", "device=meta"]
+    found = counts(lab, "match", *asked)
+    own = ["backbone=unet_small", *(["backbone.blocks=1"] if "blocks" in reference else [])]
+    expected = counts(lab, "profile", *own, "data=fashion_mnist", "device=meta")
+    assert found["reference"]["macs"] == expected["macs"]
 
 
 @pytest.mark.slow
