@@ -16,7 +16,7 @@ from diffusion_lab.backbone.conditioning import blank_labels
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.model import Model
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.profiling.timing import KeptTensors
+from diffusion_lab.profiling.kept_tensors import KeptTensors
 
 IMAGES = 4, 8  # numbers of images to measure with; some objectives treat a quarter differently
 TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's precision

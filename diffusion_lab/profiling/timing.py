@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.benchmark import Timer
 
 from diffusion_lab.backbone import Energy
@@ -24,6 +23,7 @@ from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.profiling.costs import Counts, ImageFacts
+from diffusion_lab.profiling.kept_tensors import bytes_in_graph, saved_bytes
 
 ALLOWED = CHOICES | {"batch_size": whole(1), "timed_steps": whole(1)}
 WARM_UP = 2  # steps; the first one allocates
@@ -108,37 +108,13 @@ class Bench:
         """Bytes that one more image in a batch keeps for the backward pass, before compilation."""
         # the difference cancels what is kept once per batch, such as weights in bf16
         images, labels = torch.cat([self.images[:1]] * 4), torch.cat([self.labels[:1]] * 4)
+        # torch.func, which takes an energy's gradient, refuses hooks on saved tensors
+        energy = isinstance(self.model.denoiser.backbone, Energy)
+        measure = bytes_in_graph if energy else saved_bytes
         two, four = (
-            saved_bytes(partial(self.loss, images[:n], labels[:n]), self.parameters())
-            for n in (2, 4)
+            measure(partial(self.loss, images[:n], labels[:n]), self.parameters()) for n in (2, 4)
         )
         return (four - two) // 2
-
-
-class KeptTensors(saved_tensors_hooks):
-    """Counts what autograd keeps for the backward pass of the block, on any device."""
-
-    def __init__(self) -> None:
-        self.storages: dict[int, torch.UntypedStorage] = {}
-        super().__init__(self._keep, lambda tensor: tensor)
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        # by the storage's own address: on "meta" its data have none; kept alive, or it might recur
-        self.storages[storage._cdata] = storage
-        return tensor
-
-    def bytes(self, apart_from: Iterable[Tensor] = ()) -> int:
-        """Bytes kept so far, some tensors aside."""
-        aside = {tensor.untyped_storage()._cdata for tensor in apart_from}
-        return sum(each.nbytes() for key, each in self.storages.items() if key not in aside)
-
-
-def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes that autograd keeps for the backward pass of `forward`, parameters aside."""
-    with (kept := KeptTensors()):
-        forward()
-    return kept.bytes(parameters)
 
 
 @dataclass(frozen=True)

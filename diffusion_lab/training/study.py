@@ -23,6 +23,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
+from diffusion_lab.metrics.metric import Metric, Quantity
 from diffusion_lab.metrics.quantities import higher_is_better
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.folder import ABANDONED, CONFIG, load_config, load_summary
@@ -187,8 +188,7 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
             "lr_schedule=constant,cosine or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
         )
     metric = str(cfg.optimized_metric)
-    classes: list[Any] = [get_class(m._target_) for m in (cfg.metrics.get("extra") or {}).values()]
-    higher = higher_is_better(metric, [each for kind in classes for each in kind.quantities])
+    higher = higher_is_better(metric, extra_quantities(cfg.metrics))
     best = "maximize" if higher else "minimize"
     if higher is not None and job.sweeper.direction != best:
         raise UserError(
@@ -204,6 +204,18 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
             f"val/loss is a different quantity for each {changing[0]}, so it cannot be compared in "
             f"this search; write {' '.join(remedies)}"
         )
+
+
+def extra_quantities(metrics: DictConfig) -> list[Quantity]:
+    """The quantities of `metrics.extra`, by their classes, if these say which value is better."""
+    found: list[Quantity] = []
+    for name, node in (metrics.get("extra") or {}).items():
+        kind: Any = get_class(node._target_)
+        if issubclass(kind, Metric):
+            found += getattr(kind, "quantities", ())  # or an object may have them
+        elif isinstance(better := kind.higher_is_better, bool):  # of torchmetrics
+            found.append(Quantity(str(name), str(name), kind.__name__, better))
+    return found
 
 
 def final_metric(folder: Path, kind: str) -> float:

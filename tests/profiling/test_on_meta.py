@@ -10,8 +10,8 @@ from helpers.compositions import composed
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.profiling.kept_tensors import saved_bytes
 from diffusion_lab.profiling.on_meta import GPUTypes, activations, kept_bytes
-from diffusion_lab.profiling.timing import saved_bytes
 
 SHAPE, CLASSES = (1, 8, 8), 4
 SMALL = {

@@ -13,7 +13,8 @@ from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.formats import amount
 from diffusion_lab.profiling.costs import ImageFacts
-from diffusion_lab.profiling.timing import Bench, median_seconds, saved_bytes
+from diffusion_lab.profiling.kept_tensors import bytes_in_graph, saved_bytes
+from diffusion_lab.profiling.timing import Bench, median_seconds
 
 META = ["device=meta", "json=true"]
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]
@@ -85,6 +86,17 @@ def test_activations_are_those_of_a_network_counted_by_hand():
     assert saved_bytes(lambda: network(x).sum() + network(x[:2]).sum(), network.parameters()) == (
         4 * 4 * 3 + (kept - 4 * 4 * 3) * 3 // 2
     )
+    assert bytes_in_graph(lambda: network(x).sum(), network.parameters()) == kept
+
+
+@pytest.mark.parametrize("recipe", ["toy/two_moons", "toy/score_matching"])
+def test_an_energy_is_measured(lab, recipe):
+    fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true"]
+    small = ["backbone=energy", "backbone.network.width=16", "sampler.steps=2"]
+    result = profiled(lab, f"experiment={recipe}", *small, *fast, "json=true")
+    # what the blocks' second layers are given and its gradient, 4 x 16 numbers each, in float32
+    assert result["activation_bytes"] > 2 * 3 * 4 * 4 * 16
+    assert result["training_images_per_second"] > 0
 
 
 def test_steps_take_turns():
