@@ -50,6 +50,11 @@ def test_macs_are_those_counted_by_hand_and_by_pytorch(module, shapes, expected)
     assert seen_flops(lambda: module(*inputs)) == 2 * expected
 
 
+def test_few_macs_of_no_layer_are_counted_too(lab):
+    result = profiled(lab, "backbone=diffusers_unet", "image_shape=[1,28,28]", *META)
+    assert 2 * result["macs"] == result["flop_counter"]
+
+
 def test_a_shared_module_is_listed_once_and_works_twice():
     layer = nn.Linear(4, 4)
     network = nn.Sequential(layer, nn.Sequential(layer, nn.Linear(4, 2, bias=False)))
