@@ -213,7 +213,7 @@ def extra_quantities(metrics: DictConfig) -> list[Quantity]:
         kind: Any = get_class(node._target_)
         if issubclass(kind, Metric):
             found += getattr(kind, "quantities", ())  # or an object may have them
-        elif isinstance(better := kind.higher_is_better, bool):  # of torchmetrics
+        elif isinstance(better := getattr(kind, "higher_is_better", None), bool):  # of torchmetrics
             found.append(Quantity(str(name), str(name), kind.__name__, better))
     return found
 
