@@ -104,7 +104,7 @@ class DiffusersUNet(DiffusersNetwork):
         if norm_groups == channels * min(multipliers):
             raise ValueError(
                 f"norm_groups={norm_groups} leaves groups of one channel, whose norm takes away "
-                f"the embedding that is added before it; write at most {norm_groups // 2}"
+                f"the embedding that is added before it; write a smaller divisor of {channels}"
             )
         attends = [level in attention for level in range(len(multipliers))]
         self.condition_width = 4 * channels

@@ -51,7 +51,7 @@ class PixelResidual(nn.Module):
         self.norm2 = norm(channels, silu=not scale_shift)
         if not scale_shift and self.norm2.num_groups == channels:
             raise ValueError(
-                f"a norm of one channel per group takes away the embedding, which is added to "
+                "a norm of one channel per group takes away the embedding, which is added to "
                 f"{channels} channels before it; write scale_shift=true, or least=2 of the norm"
             )
         self.dropout = nn.Dropout(dropout)

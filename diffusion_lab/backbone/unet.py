@@ -110,8 +110,8 @@ class UNet(nn.Module):
         attends = any(isinstance(module, CrossAttention) for module in self.modules())
         if attends and self.noise.condition_first:
             raise ValueError(
-                "cross-attention needs the condition's tokens, but an embedding with "
-                "condition_first adds it to the noise level; write embedding.condition_first=false"
+                "cross-attention would have one token, to which an embedding with condition_first "
+                "adds up noise level and label; write condition_first=false"
             )
 
     def initialise(self) -> None:

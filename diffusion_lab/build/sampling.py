@@ -93,20 +93,21 @@ def check_noise(model: Model, sampler: Sampler) -> None:
 
 def check_steps(model: Model, sampler: Sampler, steps: int) -> None:
     """Raises UserError if the sampler cannot draw in this number of `also_steps`."""
+    key = f"callbacks.evaluation.also_steps=[{steps}]"
     if sampler.adaptive:
         raise UserError(
-            f"also_steps=[{steps}] has no meaning for {type(sampler).__name__}, which chooses "
-            "its own steps; leave also_steps out"
+            f"{key} has no meaning for {type(sampler).__name__}, which chooses its own steps; "
+            "leave also_steps out"
         )
     other = with_steps(sampler, steps)
     try:
         other.levels(model.schedule)
     except ValueError as error:
-        raise UserError(f"also_steps=[{steps}] does not fit sampler.time_grid: {error}") from error
+        raise UserError(f"{key} does not fit sampler.time_grid: {error}") from error
     try:
         check_noise(model, other)  # a sampler of one step may add none, and of two some
     except UserError as error:
-        raise UserError(f"with callbacks.evaluation.also_steps=[{steps}] {error}") from error
+        raise UserError(f"with {key} {error}") from error
 
 
 def between_shortcuts(objective: Objective, sampler: Sampler) -> str | None:
@@ -119,17 +120,14 @@ def between_shortcuts(objective: Objective, sampler: Sampler) -> str | None:
     trained = shortcuts.trains(t[:-1], t[1:] if sampler.jumps else torch.zeros_like(t[1:]))
     if trained.all():
         return None
-    power = 1 << (min(sampler.steps, shortcuts.most).bit_length() - 1)
-    if not sampler.jumps:  # from one half of the path it goes to clean data, and from 2/3 not
-        remedy = f"sampler.steps={min(power, 2)}"
-    elif power != sampler.steps:
-        remedy = f"sampler.steps={power}"
-    else:
-        remedy = "sampler/time_grid=uniform sampler.time_grid.sigma_min=0"
+    # to clean data it goes from one half of the path, and not from two thirds
+    most = shortcuts.most if sampler.jumps else 2
+    power = 1 << (min(sampler.steps, most).bit_length() - 1)
     return (
         f"training with objective/jump_loss=shortcut never makes {int((~trained).sum())} of the "
         f"{len(trained)} jumps of the sampler, which lie between those that it makes; for these "
-        f"alone write {remedy}"
+        f"alone write sampler.steps={power} sampler/time_grid=uniform "
+        "sampler.time_grid.sigma_min=0"
     )
 
 

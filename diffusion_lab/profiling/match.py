@@ -131,7 +131,7 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if "backbone" not in map(key_of, chosen):
             return reference
         # an experiment's or a study's values of the backbone are not for this one
-        own = [override for override in chosen if override not in not_of_backbone(chosen)]
+        own = [override for override in chosen if key_of(override).split(".")[0] == "backbone"]
         return with_backbone(reference, compose("match", overrides=own))
     except MISTAKES as error:
         raise ValueError(f"reference={text} cannot be composed: {sentence(error)}") from error

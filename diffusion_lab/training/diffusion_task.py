@@ -23,8 +23,9 @@ from diffusion_lab.build.sampling import between_shortcuts, check_steps
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.pipeline import Pipeline, with_steps
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_classifier, load_weak
 from diffusion_lab.training.alignment import Alignment
@@ -33,7 +34,7 @@ from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.initial_weights import InitialWeights
 from diffusion_lab.training.module import Optimization
-from diffusion_lab.training.task import Task, checked_parts
+from diffusion_lab.training.task import Task, checked_parts, other_steps
 from diffusion_lab.training.teacher import Teacher
 
 
@@ -67,10 +68,15 @@ class DiffusionTask(Task):
             steep_label(self.module.denoiser, self.module.objective),
             hardly_jumps(self.module.objective),
             rarely_trained(self.module.objective, self.pipeline.sampler),
-            between_shortcuts(self.module.objective, self.pipeline.sampler),
+            *(between_shortcuts(self.module.objective, each) for each in self.samplers()),
             flatters(self.module.alignment, self.metrics),
         )
         return [*lines, *filter(None, more)]
+
+    def samplers(self) -> list[Sampler]:
+        """The sampler, and those of callbacks in other numbers of steps."""
+        sampler = self.pipeline.sampler
+        return [sampler, *(with_steps(sampler, steps) for steps in other_steps(self.callbacks))]
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         facts: dict[str, object] = {}
@@ -151,9 +157,8 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     weak = load_weak(cfg.guidance.get("weak_run"), cfg)
     pipeline = build_pipeline(cfg, model, classes, weak, load_classifier(cfg, datamodule))
     parts = checked_parts(cfg, datamodule, module, pipeline)
-    for callback in parts["callbacks"]:
-        for steps in getattr(callback, "also_steps", None) or ():
-            check_steps(model, pipeline.sampler, steps)
+    for steps in other_steps(parts["callbacks"]):
+        check_steps(model, pipeline.sampler, steps)
     return DiffusionTask(
         **parts,
         initial=InitialWeights.configured(cfg),

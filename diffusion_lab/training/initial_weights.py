@@ -22,6 +22,9 @@ from diffusion_lab.runs import checkpoints, weights
 from diffusion_lab.runs.folder import CONFIG, load_summary
 
 EXAMPLES = "conditioning.examples"  # labels of the run's own data, which no weights replace
+# mean and standard deviation of numbers, and the layer that was trained on numbers of that scale
+SCALE = "conditioning.mean", "conditioning.std"
+HEARS_NUMBERS = "conditioning.first.weight"
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class InitialWeights:
         fits = [name for name in own if name in self.tensors]
         reshaped = [name for name in fits if own[name].shape != self.tensors[name].shape]
         copied = [name for name in fits if name not in reshaped]
+        if HEARS_NUMBERS not in copied:
+            copied = [name for name in copied if name not in SCALE]
         if not copied:
             raise UserError(
                 f"init_from={self.source} has no weights that fit this network, such as "

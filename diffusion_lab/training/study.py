@@ -212,7 +212,8 @@ def extra_quantities(metrics: DictConfig) -> list[Quantity]:
     for name, node in (metrics.get("extra") or {}).items():
         kind: Any = get_class(node._target_)
         if issubclass(kind, Metric):
-            found += getattr(kind, "quantities", ())  # or an object may have them
+            of_class = getattr(kind, "quantities", ())  # or each object has its own
+            found += of_class if isinstance(of_class, tuple) else ()
         elif isinstance(better := getattr(kind, "higher_is_better", None), bool):  # of torchmetrics
             found.append(Quantity(str(name), str(name), kind.__name__, better))
     return found

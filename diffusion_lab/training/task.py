@@ -190,13 +190,18 @@ def checked_parts(
     # for its errors: the optimiser that trains is made later, when parameters may be sharded
     module.optimizer()
     callbacks, classes = build_callbacks(cfg), data.num_classes
-    for callback in callbacks:
-        if isinstance(callback, SampleEvaluation) and callback.also_steps:
-            require_steps(cfg, callback.also_steps, pipeline)
+    if also_steps := other_steps(callbacks):
+        require_steps(cfg, also_steps, pipeline)
     by_class = (pipeline is None or pipeline.conditional) and classes > 0
     metrics = build_metrics(cfg, callbacks, by_class, classes)
     parts = {"datamodule": data, "module": module, "pipeline": pipeline}
     return parts | {"callbacks": callbacks, "metrics": metrics}
+
+
+def other_steps(callbacks: list[Callback]) -> list[int]:
+    """The numbers of steps of callbacks that also draw in others than the sampler's."""
+    kinds = [each for each in callbacks if isinstance(each, SampleEvaluation)]
+    return [steps for each in kinds for steps in each.also_steps or ()]
 
 
 def require_steps(cfg: DictConfig, also_steps: list[int], pipeline: Generator | None) -> None:

@@ -29,6 +29,17 @@ def test_even_grids_of_powers_of_two_take_the_jumps_that_are_trained(finest, sch
             assert_names(said, f"sampler.steps={max(each for each in trained if each <= steps)}")
 
 
+@pytest.mark.parametrize("schedule", [Rectified(), VarianceExploding()])
+@pytest.mark.parametrize("sampler", [FlowMap, FewStep])
+@pytest.mark.parametrize("grid", [EVEN, VISIBLE, Karras(0.1, 80.0)])
+def test_what_the_warning_says_to_write_silences_it(schedule, sampler, grid):
+    for steps in (3, 4, 12, 16, 24, 100, 128):
+        if said := warning(sampler(steps, grid), schedule):
+            assert_names(said, "sampler/time_grid=uniform", "sampler.time_grid.sigma_min=0")
+            written = int(said.partition("sampler.steps=")[2].split()[0])
+            assert warning(sampler(written, EVEN), schedule) is None
+
+
 def test_grids_that_end_at_visible_noise_leave_these_jumps():
     for schedule, longest in ((Rectified(), 8), (VarianceExploding(), 2)):
         assert warning(FlowMap(longest, VISIBLE), schedule) is None

@@ -118,10 +118,18 @@ def test_weights_of_another_run_bring_the_scale_that_they_learned_numbers_in(lab
     others = ["init_from=run", "run_dir=new", "data.validation_size=100"]
     code, _, err = lab(*SHADES, *network, *others)
     assert code == 0, err
-    first, second = (runs.load(tmp_path / name)[1].denoiser.conditioning for name in ("run", "new"))
+    wider = [*others[:1], "run_dir=wide", others[-1], "backbone.width=48"]
+    code, _, err = lab(*SHADES, *network, *wider)
+    assert code == 0, err
+    first, second, third = (
+        runs.load(tmp_path / name)[1].denoiser.conditioning for name in ("run", "new", "wide")
+    )
     assert torch.equal(first.mean, second.mean)
     assert torch.equal(first.std, second.std)
     assert not torch.equal(first.examples, second.examples)
+    # the layers that hear the numbers are new here, and so is their scale
+    assert not torch.equal(first.mean, third.mean)
+    assert torch.equal(second.examples, third.examples)
 
 
 @pytest.mark.slow
