@@ -143,7 +143,7 @@ class EDM2UNet(nn.Module):
 
     def adapt(self, conditioning: nn.Module) -> None:
         """Gives the vectors of labels unit magnitude: their sum, where there are several."""
-        self.labelled = getattr(conditioning, "conditional", True)
+        self.labelled = bool(conditioning.conditional)
         if isinstance(conditioning, Attributes):
             part = len(conditioning.sizes) ** -0.5
             conditioning.embeddings = nn.ModuleList(

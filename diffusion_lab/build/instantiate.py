@@ -118,12 +118,12 @@ def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
             children[name] = _built(node[name], f"{key}.{name}", {})
     if "_target_" not in node and not OmegaConf.is_missing(node, "_target_"):
         return children
-    factory = Factory(_target(node, key), key, children)
+    factory = Factory(target_of(node, key), key, children)
     return factory if node.get("_partial_", False) else factory(**facts)
 
 
-def _target(node: DictConfig, key: str) -> partial:
-    """Looks up the class that a node names; raises UserError if Hydra refuses it."""
+def target_of(node: DictConfig, key: str) -> partial:
+    """Looks up the class that the node at `key` names; raises UserError if Hydra refuses it."""
     try:
         return hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})
     except InstantiationException as error:

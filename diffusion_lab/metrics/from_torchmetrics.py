@@ -17,6 +17,12 @@ REAL_ARGUMENT = "real"  # the argument of `update` that tells real images from s
 CHANNELS = 3  # which networks of torchmetrics take
 
 
+def described(name: str, kind: type[torchmetrics.Metric], better: bool | None) -> Quantity:
+    """The quantity of a class of metric; `better` is whether higher is, None if nothing says so."""
+    meaning, judged = f"{kind.__name__} of torchmetrics", better is not None
+    return Quantity(name, name, meaning, bool(better), judged=judged, tabled=True)
+
+
 class FromTorchmetrics(Metric):
     """A torchmetrics.Metric as a metric of ours, under the name that it has in `extra`.
 
@@ -46,17 +52,7 @@ class FromTorchmetrics(Metric):
         self.kept: Tensor | None = None  # real images whose features the metric keeps
         self._identity = [name, *identity_of(metric)]  # once, as it reads all weights
         self.checksum = hashing.of_text(str(self._identity))[:8]
-        better = metric.higher_is_better
-        self.quantities = (
-            Quantity(
-                name,
-                name,
-                f"{type(metric).__name__} of torchmetrics",
-                bool(better),
-                judged=better is not None,
-                tabled=True,
-            ),
-        )
+        self.quantities = (described(name, type(metric), metric.higher_is_better),)
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         """The value under the metric's name and, if it has one, its standard deviation."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.types import RunMode
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import Means, flat, is_resumable, means
+from diffusion_lab.build.instantiate import target_of
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import OUTPUTS
@@ -23,6 +23,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
+from diffusion_lab.metrics.from_torchmetrics import described
 from diffusion_lab.metrics.metric import Metric, Quantity
 from diffusion_lab.metrics.quantities import higher_is_better
 from diffusion_lab.runs import checkpoints
@@ -210,12 +211,12 @@ def extra_quantities(metrics: DictConfig) -> list[Quantity]:
     """The quantities of `metrics.extra`, by their classes, if these say which value is better."""
     found: list[Quantity] = []
     for name, node in (metrics.get("extra") or {}).items():
-        kind: Any = get_class(node._target_)
+        kind: Any = target_of(node, f"metrics.extra.{name}").func
         if issubclass(kind, Metric):
             of_class = getattr(kind, "quantities", ())  # or each object has its own
             found += of_class if isinstance(of_class, tuple) else ()
         elif isinstance(better := getattr(kind, "higher_is_better", None), bool):  # of torchmetrics
-            found.append(Quantity(str(name), str(name), kind.__name__, better))
+            found.append(described(str(name), kind, better))
     return found
 
 

@@ -117,8 +117,8 @@ class RunElsewhere:
             return activations(model, plain, layers, self.precision)
         except (RuntimeError, NotImplementedError) as error:
             raise UserError(
-                f"{type(model.denoiser.backbone).__name__} reads the numbers of its tensors, so "
-                "its activations cannot be planned; measure them with diffusion-lab profile"
+                f"the activations of {type(model.denoiser.backbone).__name__} cannot be found "
+                "without running it; measure them with diffusion-lab profile"
             ) from error
 
     @cached_property
