@@ -20,13 +20,25 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
 
 
+def check_embeddings(network: nn.Module) -> None:
+    """Raises ValueError if a norm takes away an added embedding, one number per channel."""
+    for block in network.modules():
+        if not isinstance(block, PixelResidual) or block.scale_shift:
+            continue
+        if block.norm2.num_groups == block.norm2.num_channels:
+            raise ValueError(
+                f"stage adds the embedding to {block.norm2.num_channels} channels before a norm of "
+                "one channel per group, which takes it away; write scale_shift=true, or least=2 of "
+                "the norm"
+            )
+
+
 class PixelResidual(nn.Module):
     """skip_scale (x + two convolutions of x), with the embedding between them.
 
     The embedding is added there; with `scale_shift` it scales and shifts what the second norm gives
     (arXiv:2105.05233). `resample`, if given, changes the resolution of both branches; x passes a
-    1x1 convolution where its channels change, and always with `project`. Raises ValueError if the
-    second norm would take away an added embedding, one number per channel.
+    1x1 convolution where its channels change, and always with `project`.
     """
 
     def __init__(
@@ -49,11 +61,6 @@ class PixelResidual(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.embedding = nn.Linear(embedding_width, channels * (1 + scale_shift))
         self.norm2 = norm(channels, silu=not scale_shift)
-        if not scale_shift and self.norm2.num_groups == channels:
-            raise ValueError(
-                "a norm of one channel per group takes away the embedding, which is added to "
-                f"{channels} channels before it; write scale_shift=true, or least=2 of the norm"
-            )
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         project = project or in_channels != channels

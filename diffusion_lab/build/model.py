@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.backbone import Energy
+from diffusion_lab.backbone.stage import check_embeddings
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import Augmentation, NonLeaky
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS, Denoiser
@@ -66,9 +67,10 @@ def check_training(schedule: NoiseSchedule, objective: Objective, noise_label: s
 def check_network(model: Model) -> None:
     """Raises ValueError if the network lacks a derivative, or cannot be told what it must be.
 
-    That is the label, if it embeds labels itself, and where to jump.
+    That is the noise level, the label, if it embeds labels itself, and where to jump.
     """
     denoiser, objective = model.denoiser, model.objective
+    check_embeddings(denoiser.backbone)
     embeds = getattr(denoiser.backbone, "embeds_labels", False)
     energy = isinstance(denoiser.backbone, Energy)
     trains = objective.forward_mode or objective.jumps or energy

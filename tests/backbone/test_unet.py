@@ -25,8 +25,13 @@ from diffusion_lab.backbone.resample import (
     Unconditioned,
     Upsample,
 )
-from diffusion_lab.backbone.stage import PixelAttention, PixelResidual, Stage
+from diffusion_lab.backbone.stage import PixelAttention, PixelResidual, Stage, check_embeddings
+from diffusion_lab.build.model import Model, check_network
 from diffusion_lab.build.objects import fit_bandwidths
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime
+from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.first_stage import Pixels
 
 RESAMPLING = {"conv": ConvResampling, "block": BlockResampling, "fir": FilterResampling}
 
@@ -284,23 +289,23 @@ def test_a_unet_gives_its_skip_scale_to_all_its_blocks():
     assert len(scales) == 3 + 2 + 6 + 4 + 8  # residual: down, middle, up, resampling; attention
 
 
-@pytest.mark.parametrize(
-    ("settings", "remedy"),
-    [
-        ({"norm": partial(GroupNorm, groups=16, least=1)}, "scale_shift=true"),
-        (
-            {
-                "cross_attention": True,
-                "embedding": partial(UNetEmbedding, condition_first=True),
-            },
-            "condition_first=false",
-        ),
-    ],
-    ids=["a norm takes the embedding away", "no tokens to attend to"],
-)
-def test_parts_that_would_not_hear_the_condition_are_refused(settings, remedy):
-    with pytest.raises(ValueError, match=remedy):
-        small(**settings)
+def test_cross_attention_without_tokens_to_choose_from_is_refused():
+    with pytest.raises(ValueError, match="condition_first=false"):
+        small(cross_attention=True, embedding=partial(UNetEmbedding, condition_first=True))
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_a_norm_that_takes_an_added_embedding_away_is_not_trained(scale_shift):
+    network = small(norm=partial(GroupNorm, groups=16, least=1), scale_shift=scale_shift)
+    if scale_shift:
+        check_embeddings(network)
+        return
+    with pytest.raises(ValueError, match="scale_shift=true"):
+        check_embeddings(network)
+    denoiser = Denoiser(lambda **_: network, ClassLabel, Flow(), (1, 16, 16), num_classes=3)
+    objective = Objective(Rectified(), Flow(), UniformTime())
+    with pytest.raises(ValueError, match="scale_shift=true"):
+        check_network(Model(denoiser, Rectified(), objective, Pixels((1, 16, 16)), None))
 
 
 def test_normalised_queries_and_keys_of_a_unet_do_not_depend_on_their_scale():

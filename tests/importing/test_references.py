@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.reference_networks import Reference
 from helpers.tiny_vae import save_vae
@@ -73,7 +72,7 @@ def imported(lab, folder: Path, reference: Reference, settings: list[str]) -> No
     assert code == 0, err
 
 
-@pytest.mark.parametrize("name", first_fast(KINDS, 5))
+@pytest.mark.parametrize("name", KINDS)
 def test_a_network_answers_like_the_code_of_its_authors(lab, tmp_path, name):
     reference = Reference.stored(name)
     imported(lab, tmp_path / name, reference, KINDS[name])
