@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -236,11 +237,13 @@ def test_wrong_images_are_refused_and_nothing_is_written(lab, refusal, drawn, tm
     write_folder(tmp_path / "wide", np.zeros((20, 8, 9, 1), np.uint8), ["."] * 20)
     (write_folder(tmp_path / "bad", images, ["."] * 20) / "001.png").write_bytes(b"no image")
     write_zip(tmp_path / "labels.zip", images, (labels + 4).tolist())
+    for name in ("pipe.npz", "pipe.zip"):
+        os.mkfifo(tmp_path / name)
     for name in (
         *("large.npz", "colour.npz", "floats.npz", "other.npz", "classes.npz", "short.npz"),
         *("objects.npz", "single.npz", "damaged.npz", "damaged.zip", "empty", "wide", "bad"),
         *("labels.zip", "nowhere", "nowhere.npz", "large.npy"),
-        *("nothing.npz", "deflated.npz", "lying.npz", "labelled.zip"),
+        *("nothing.npz", "deflated.npz", "lying.npz", "labelled.zip", "pipe.npz", "pipe.zip"),
     ):
         assert f"images={name}" in refusal(*MEASURE, f"images={name}")
     np.savez(tmp_path / "few.npz", images)

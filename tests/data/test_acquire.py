@@ -25,7 +25,7 @@ from helpers.refusals import refused
 from torchvision import datasets
 
 from diffusion_lab.data import DataError
-from diffusion_lab.data.source import CIFAR10, FashionMNIST, acquire, cifar10_zip
+from diffusion_lab.data.source import CIFAR10, FashionMNIST, acquire, cifar10_zip, verified_files
 from diffusion_lab.data.source.verified_files import SourceUnavailable
 
 
@@ -178,6 +178,14 @@ def test_a_damaged_file_of_the_users_is_named_and_kept(root, monkeypatch, how, g
     assert path.read_bytes() == data
     assert (f"FashionMNIST/raw/{NAME}" in everything_under(root)) is not gz
     assert not list(root.rglob(".fetch-*"))
+
+
+def test_a_gz_that_unpacks_without_end_is_refused_before_it_fills_the_disk(root, monkeypatch):
+    path = put(root, gz=True) / f"{NAME}.gz"
+    path.write_bytes(gzip.compress(bytes(2**21)))
+    monkeypatch.setattr(verified_files, "LARGEST", 2**20)
+    with refused(path, "1,048,576", "delete it", by=DataError):
+        acquire.fashion_mnist(root)
 
 
 @pytest.mark.parametrize("how", ["truncated", "changed", "replaced", "another file"])

@@ -1,6 +1,7 @@
 """Folders and zips of images: what is inferred, the order, the test images, and refusals."""
 
 import json
+import os
 import sys
 import zipfile
 
@@ -226,6 +227,31 @@ class TestBadImages:
         assert values(data.train_images()) == [0, 1, 2, 3]
         assert "Skipped 2 of 6 images" in capfd.readouterr().err
 
+    def test_a_pipe_a_device_and_a_huge_file_are_never_read(self, tmp_path, capfd):
+        test, root = folder(tmp_path / "test", TWO), folder(tmp_path / "train", TWO)
+        os.mkfifo(tmp_path / "train/cat/6.png")
+        (tmp_path / "train/cat/7.png").symlink_to("/dev/zero")
+        (tmp_path / "train/dog/8.png").symlink_to(tmp_path / "test/dog/2.png")  # a regular file
+        with (tmp_path / "train/dog/9.png").open("wb") as sparse:
+            sparse.truncate(2**32)
+        named = [
+            "3 of 8",
+            "cat/6.png (not a regular",
+            "cat/7.png (not a",
+            "dog/9.png (4,294,967,296",
+        ]
+        with refused(*named, by=DataError):
+            data_of(ImageFolder, root, test_path=test).setup("fit")
+        data = data_of(ImageFolder, root, test_path=test, on_bad="skip")
+        assert values(data.train_images()) == [0, 1, 2, 3, 2]
+        assert "Skipped 3 of 8 images" in capfd.readouterr().err
+
+    @pytest.mark.parametrize("source", [ImageFolder, ImageZip])
+    def test_a_path_to_a_pipe_is_never_read(self, tmp_path, source):
+        os.mkfifo(tmp_path / "x.zip")
+        with refused(tmp_path / "x.zip", by=DataError):
+            data_of(source, str(tmp_path / "x.zip")).prepare_data()
+
     def test_a_link_to_no_folder_is_refused(self, tmp_path):
         root = folder(tmp_path / "train", TWO)
         (tmp_path / "train/eel").symlink_to("/gone/eel")
@@ -375,6 +401,16 @@ class TestZip:
         )
         with refused("1 of 3", "a.png", "CRC-32", by=DataError):
             data.setup("fit")
+
+    def test_a_member_that_is_huge_is_never_unpacked(self, tmp_path, monkeypatch):
+        pictures = {"a.png": 1, "b.png": 2, "c.png": bytes(1000)}
+        settings = {"test_path": archive(tmp_path / "t.zip", numbered(3))}
+        monkeypatch.setattr("diffusion_lab.data.source.decoding.LARGEST", 999)
+        with refused("1 of 3", "c.png (1,000 bytes", "999", by=DataError):
+            data_of(ImageZip, archive(tmp_path / "x.zip", pictures), **settings).setup("fit")
+        monkeypatch.setattr("diffusion_lab.data.source.image_zip.LARGEST_LABELS", 9)
+        with refused("dataset.json", "bytes", by=DataError):
+            self.module(tmp_path, LABELS).prepare_data()
 
     @pytest.mark.parametrize(
         ("labels", "named"),

@@ -25,6 +25,7 @@ from diffusion_lab.data.source.verified_files import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's others are never used
 LANCZOS = Image.Resampling.LANCZOS
+LARGEST = 2**28  # bytes of an encoded image: three for each pixel that Pillow allows at most
 HEADERS = 1000  # most headers read to infer size and channels
 QUEUED = 4096  # images that wait for a thread; each takes a kB of memory
 MEMORY_SHARE = 0.8  # share of the free memory that images may take
@@ -34,6 +35,12 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 class BadImage(Exception):
     """An image cannot be used; the message says why."""
+
+
+def check_bytes(size: int) -> None:
+    """Raises BadImage if an encoded image has so many bytes, which are read at once."""
+    if size > LARGEST:
+        raise BadImage(f"{size:,} bytes are more than {LARGEST:,}")
 
 
 def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:

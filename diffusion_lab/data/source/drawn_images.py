@@ -33,10 +33,11 @@ def read_drawn(path: str, shape: Shape, classes: Sequence[str]) -> tuple[Tensor,
     another shape (C, H, W).
     """
     where, place = f"images={path}", Path(path)
-    if place.suffix == ".npz":
+    kind = place.suffix if place.is_file() else ""  # a pipe or a device may never end
+    if kind == ".npz":
         with opened_npz(place, where) as file:
             images, labels = images_in(file, where, shape), labels_in(file, where, classes)
-    elif place.is_dir() or place.suffix == ".zip":
+    elif place.is_dir() or kind == ".zip":
         files, labels = _listed(place, where, classes)
         images = _decoded(files, where, shape)
     else:

@@ -9,7 +9,7 @@ from diffusion_lab.common.formats import some
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source import listing
-from diffusion_lab.data.source.decoding import BadImage
+from diffusion_lab.data.source.decoding import BadImage, check_bytes
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.labelling import (
     LABELS,
@@ -108,9 +108,12 @@ def content_of(path: Path) -> bytes | None:
 
 
 def opened(path: Path) -> BinaryIO:
-    """Opens a file; raises BadImage for a broken link."""
+    """Opens an image; raises BadImage for a broken link, a large file, or none of bytes."""
     if leads_nowhere(path):
         raise BadImage(f"a link to {os.readlink(path)}, which does not exist")
+    if not path.is_file():  # a pipe or a device may never end
+        raise BadImage("not a regular file")
+    check_bytes(path.stat().st_size)
     return path.open("rb")
 
 

@@ -3,12 +3,16 @@
 import re
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from diffusion_lab.data.source import listing
+from diffusion_lab.data.source.decoding import check_bytes
 from diffusion_lab.data.source.image_folder import FilesAtPaths
 from diffusion_lab.data.source.labelling import LABELS, Labels
 from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
+
+LARGEST_LABELS = 2**30  # bytes of a dataset.json: labels of 20 million images
 
 
 class ImageZip(FilesAtPaths):
@@ -32,6 +36,11 @@ def member_of(archive: zipfile.ZipFile, name: str, path: str) -> bytes | None:
     """The content of a member of the zip at `path`; None if there is none. Raises DataError."""
     if name not in archive.namelist():
         return None
+    if (size := archive.getinfo(name).file_size) > LARGEST_LABELS:
+        raise DataError(
+            f"{name} of {path} has {size:,} bytes, which are more than "
+            f"{LARGEST_LABELS:,}; create the zip again"
+        )
     try:
         return archive.read(name)
     except Exception as error:  # a damaged file may give any: of zlib, of memory, ...
@@ -48,9 +57,12 @@ def in_zip(
     labels: Labels,
 ) -> ImageFiles:
     """The named images in a zip, stamped by the checksums that it keeps."""
-    return ImageFiles(
-        where, names, classes, labels, archive.open, lambda name: archive.getinfo(name).CRC
-    )
+
+    def opened(name: str) -> IO[bytes]:
+        check_bytes(archive.getinfo(name).file_size)  # of which more are never read
+        return archive.open(name)
+
+    return ImageFiles(where, names, classes, labels, opened, lambda name: archive.getinfo(name).CRC)
 
 
 def opened_zip(file: Path, named: str) -> tuple[zipfile.ZipFile, list[str]]:

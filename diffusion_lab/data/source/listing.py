@@ -75,7 +75,8 @@ def existing(path: str, where: str, what: str, instead: str) -> Path:
             f"{where} does not exist; set path and test_path to a {what}, or, if the data of a "
             "trained run were moved, data_root to their new folder"
         )
-    if found.is_dir() != (what == "folder"):
+    # a pipe or a device is neither; to read it may never end
+    if not (found.is_dir() if what == "folder" else found.is_file()):
         raise DataError(f"{where} is not a {what}; use {instead} for it")
     return found
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+CHUNK, LARGEST = 2**20, 2**28  # bytes: read at once, and of a file of these data sets at most
+
 
 class DataError(ValueError):
     """A data set's files are missing or damaged; the message says how to fix that."""
@@ -74,7 +76,10 @@ def install(stream: IO[bytes], source: Path, target: Path, checksum: str, scratc
     temporary = scratch / target.name
     try:
         with temporary.open("wb") as file:
-            shutil.copyfileobj(stream, file)
+            while chunk := stream.read(CHUNK):
+                file.write(chunk)
+                if file.tell() > LARGEST:
+                    raise Damaged(source, f"it unpacks to more than {LARGEST:,} bytes")
     except EOFError as error:
         raise Damaged(source, "it is truncated") from error
     except (gzip.BadGzipFile, zlib.error) as error:
