@@ -1,7 +1,7 @@
 """The command `sample`: draws images from a trained run into files."""
 
-import math
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.source.labelling import LARGEST, is_number
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 
@@ -70,10 +71,13 @@ def vectors(given: list[Any], size: int, asked: object) -> Tensor:
     if size > 1 and not any(isinstance(label, ListConfig) for label in given):
         given = [given]
     rows = [list(label) if isinstance(label, list | ListConfig) else [label] for label in given]
-    numeric = all(type(v) in (int, float) and math.isfinite(v) for row in rows for v in row)
+    numeric = all(map(is_number, chain(*rows)))
     if not rows or not numeric or any(len(row) != size for row in rows):
         wanted = "a number or a list of them" if size == 1 else f"{size} numbers or lists of them"
-        raise UserError(f"labels={asked} must be {wanted}, as the labels of the data are")
+        raise UserError(
+            f"labels={asked} must be {wanted} of at most {LARGEST:.4g}, as the labels of the data "
+            "are"
+        )
     return torch.tensor(rows, dtype=torch.float32)
 
 

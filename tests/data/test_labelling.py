@@ -117,6 +117,7 @@ class TestBoth:
             ("name,x\n00.png,1", "01.png"),
             (csv_of(lambda v: v) + "\n99.png,1", "99.png"),
             (csv_of(lambda v: v if v else "inf"), "inf"),
+            (csv_of(lambda v: v if v else "1e39"), "1e+39"),  # infinite as float32
         ],
     )
     def test_a_wrong_csv_is_named(self, tmp_path, kind, table, named):
@@ -136,7 +137,7 @@ class TestBoth:
         test = written(
             tmp_path / "y", kind, [[name, [value, 0.5]] for name, value in NAMES.items()]
         )
-        with refused("dataset.json", "a finite number", by=DataError):
+        with refused("dataset.json", "a number of", by=DataError):
             read(kind, path, test_path=test)
         whole = written(tmp_path / "z", kind, [[name, value] for name, value in NAMES.items()])
         assert read(kind, path, test_path=whole)[0].test_labels().dtype == torch.float32

@@ -57,7 +57,7 @@ def test_a_run_on_a_csv_is_sampled_and_resumed_from_its_folder(lab, refusal, tmp
     drawn = sampled(lab, "run=run")
     assert len(set(drawn.flatten().tolist())) == 4
     assert all(round(10 * v) in GREYS.values() for v in drawn.flatten())
-    for wrong in ("[[1,2]]", "[]", "x", ".nan"):
+    for wrong in ("[[1,2]]", "[]", "x", ".nan", "1e39", "-1e39", f"1{'0' * 400}"):
         assert f"labels={wrong}"[:7] in refusal("sample", "run=run", f"labels={wrong}")
     kept = runs.load(tmp_path / "run")[1].denoiser.conditioning
     assert kept.std > 1

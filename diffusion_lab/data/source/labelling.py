@@ -6,10 +6,11 @@ A label is a class if it is a whole number, and a vector if it is another number
 import csv
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from diffusion_lab.common.formats import some
 from diffusion_lab.data.source.listing import by_number
@@ -17,6 +18,7 @@ from diffusion_lab.data.source.verified_files import DataError
 
 LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or null for none
 Labels = Sequence[int | list[float]]  # classes, or vectors of equal lengths
+LARGEST = torch.finfo(torch.float32).max  # networks see labels as float32
 
 
 def labels_of(content: bytes, where: str) -> dict[str, Any] | None:
@@ -86,14 +88,19 @@ def labelled(
         return by_number(list(named), given, classes, where), given
     vectors = [label if isinstance(label, list) else [label] for label in given]
     for name, vector in zip(named, vectors, strict=True):
-        # a whole number may be too large for a float; no comparison with NaN is true
-        numeric = all(type(v) in (int, float) and abs(v) <= sys.float_info.max for v in vector)
-        if not numeric or len(vector) != size:
+        if not all(map(is_number, vector)) or len(vector) != size:
             raise DataError(
                 f"{where} labels {name} with {str(named[name])[:60]}; a label must be "
-                f"{'a finite number' if size == 1 else f'{size} finite numbers'}, like the others"
+                f"{'a number' if size == 1 else f'{size} numbers'} of at most {LARGEST:.4g}, like "
+                "the others"
             )
     return (), [[float(v) for v in vector] for vector in vectors]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a part of a label is a finite number, as float32, too."""
+    # a whole number may be too large for a float; no comparison with NaN is true
+    return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def check_all(labelled: Sequence[str], names: Sequence[str], where: str) -> None:
