@@ -21,6 +21,7 @@ from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.formats import csv_text, markdown_table
+from diffusion_lab.common.images import NotFinite
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
@@ -87,13 +88,19 @@ def sweep(
     say(f"Settings: {len(settings)}, already measured: {sum(s.key in kept for s in settings)}")
     for number, setting in enumerate(settings, 1):
         if setting.key not in kept:
-            measured_now = measure(setting, opened, prepared, cfg.batch_size)
+            start = f"{number}/{len(settings)}  {named(setting.chosen)}"
+            try:
+                measured_now = measure(setting, opened, prepared, cfg.batch_size)
+            except NotFinite as error:
+                say(f"{start} is left out: {error}")
+                continue
             on_rank_zero(partial(append, folder, measured_now))
             kept[setting.key] = measured_now
-            row = setting.chosen | measured_now
-            say(f"{number}/{len(settings)}  {describe(row, list(setting.chosen))}")
+            say(f"{start}: {figures(measured_now)}")
     # saved rows hold results only: another sweep may choose a setting by other overrides
-    rows = [setting.chosen | kept[setting.key] for setting in settings]
+    rows = [setting.chosen | kept[setting.key] for setting in settings if setting.key in kept]
+    if not rows:
+        raise UserError("no setting of the sweep draws finite samples, so nothing is measured")
     return on_rank_zero(lambda: report(folder, rows, varied, metrics.extra_quantities))
 
 
@@ -180,11 +187,15 @@ def measure(
     }
 
 
-def describe(row: dict, keys: list[str]) -> str:
-    """A line on one row of results; `keys` are the ones that were varied."""
-    chosen = " ".join(f"{key}={row[key]}" for key in keys) or "the run's sampling"
+def named(chosen: Chosen) -> str:
+    """A setting by the values that were varied."""
+    return " ".join(f"{key}={value}" for key, value in chosen.items()) or "the run's sampling"
+
+
+def figures(row: dict) -> str:
+    """The metrics and the cost of a row of results, in words."""
     kid = f", KID {row['kid']:.4g}" if "kid" in row else ""  # statistics of a file give no KID
-    return f"{chosen}: FID {row['fid']:.4g}{kid} in {row['calls']:g} calls"
+    return f"FID {row['fid']:.4g}{kid} in {row['calls']:g} calls"
 
 
 def report(
@@ -224,6 +235,7 @@ def report(
         table.add_row(*line)
     console.print(table)
     for row in best:
-        say(f"up to {row['calls']:g} network calls: {describe(row, keys)}")
+        chosen = named({key: row[key] for key in keys})
+        say(f"up to {row['calls']:g} network calls: {chosen}: {figures(row)}")
     say(f"Table and plot: {folder}")
     return {"folder": str(folder), "rows": ordered, "best": best}

@@ -1,7 +1,7 @@
 """The first stage of a tuned study: sweeps over values until the best are inside their grids."""
 
-import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -113,11 +113,12 @@ class TuningStage:
         return list(found.values())
 
     def result(self, folder: Path) -> float | None:
-        """The metric of a finished run; None for another run, or if it is not finite."""
+        """The metric of a finished run; None for another run, or if it has no finite one."""
         if not load_summary(folder).get("finished"):
             return None
-        value = study.final_metric(folder, self.tuning.metric)
-        return value if math.isfinite(value) else None
+        with suppress(UserError):
+            return study.final_metric(folder, self.tuning.metric)
+        return None
 
 
 def tune(name: str, flags: list[str], overrides: list[str], sweep: Sweep) -> None:

@@ -11,9 +11,24 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lab.common.files import replacing
+from diffusion_lab.common.messages import UserError
 
 GAP = 2  # pixels between the images of a grid
 ENLARGED = 2  # default factor by which a PNG is enlarged
+
+
+class NotFinite(UserError):
+    """The error for samples that are infinite or not a number, which as pixels would be black."""
+
+
+def require_finite(samples: Tensor) -> Tensor:
+    """Returns samples (B, ...) as they are; raises NotFinite unless all their values are finite."""
+    if bad := len(samples) - int(samples.flatten(1).isfinite().all(1).sum()):
+        raise NotFinite(
+            f"{bad} of {len(samples)} samples are not finite: the model or its sampler diverged; "
+            "try another sampler, a lower guidance.scale, or precision=32-true"
+        )
+    return samples
 
 
 def to_float(images: Tensor) -> Tensor:

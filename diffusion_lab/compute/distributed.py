@@ -1,7 +1,8 @@
 """Shares work over ranks by sample id, and collects the results."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -103,6 +104,21 @@ def of_all_ranks(value: Value) -> list[Value]:
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def failing_together(kind: type[Exception]) -> Iterator[None]:
+    """Raises an error of a kind on every rank if the block raises one on any; none is left waiting.
+
+    All ranks must enter the block.
+    """
+    failure = None
+    try:
+        yield
+    except kind as error:
+        failure = str(error)
+    if first := next(filter(None, of_all_ranks(failure)), None):
+        raise kind(first)
 
 
 def another_ended(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
-from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.common.images import require_finite, to_float, to_uint8
 from diffusion_lab.common.messages import say, track
 from diffusion_lab.common.ranges import PATH, flag, ranges
 from diffusion_lab.data import EncodedImages, ImageDataModule
@@ -80,7 +80,7 @@ class Latents(FirstStage):
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, c, h, w) -> images uint8, rounded and clipped, in the caller's precision."""
         self.network.to(latents.device)
-        return to_uint8(self.decoder(self.restored(latents)))
+        return to_uint8(require_finite(self.decoder(self.restored(latents))))
 
     def draw(self, moments: Tensor) -> Tensor:
         """Draws scaled latents from moments."""

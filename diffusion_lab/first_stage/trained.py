@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.images import to_uint8
+from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.messages import say
 from diffusion_lab.data import EncodedImages, ImageDataModule
 from diffusion_lab.first_stage.autoencoder import saving
@@ -103,4 +103,4 @@ class TrainedVQ(TrainedAutoencoder):
     def from_codes(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) int64 -> images uint8 (B, C, H, W), in the caller's precision."""
         self.network.to(codes.device)
-        return to_uint8(self.network.decode_quantised(self.network.vectors(codes)))
+        return to_uint8(require_finite(self.network.decode_quantised(self.network.vectors(codes))))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.common.images import require_finite
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn
@@ -101,7 +102,7 @@ class Pipeline(LabelledGenerator):
         noise = SampleNoise(mix_seed(seed, PAIRS), ids, self.device)(self.denoiser.image_shape)
         denoise = self.bound(self.labels(ids))
         samples = self.sampler(denoise, noise, self.schedule, refuse, on_step)
-        return torch.cat([samples, noise], 1)
+        return torch.cat([require_finite(samples), noise], 1)
 
     @property
     def device(self) -> torch.device:
@@ -121,9 +122,7 @@ class Pipeline(LabelledGenerator):
             x = walk()
         except ToleranceError as error:  # known only while sampling
             raise UserError(str(error)) from error
-        if bad := len(x) - int(x.flatten(1).isfinite().all(1).sum()):
-            say(f"{bad} of {len(x)} samples are not finite: the model or its sampler diverged")
-        return self.first_stage.decode(x)
+        return self.first_stage.decode(require_finite(x))
 
 
 def with_steps(sampler: Sampler, steps: int) -> Sampler:

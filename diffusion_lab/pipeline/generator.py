@@ -7,8 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.images import NotFinite
 from diffusion_lab.common.messages import progress_bar
-from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
+from diffusion_lab.compute.distributed import (
+    failing_together,
+    gather_shards,
+    rank_and_world,
+    shard,
+)
 
 GRID_BATCH = 100  # samples of a grid that are drawn at once
 
@@ -92,9 +98,13 @@ def draw(
     labels: Tensor | None = None,
     description: str = "Drawing samples",
 ) -> Iterator[Tensor]:
-    """Yields samples `ids` in batches, uint8 (b, C, H, W), with a progress bar over all steps."""
+    """Yields samples `ids` in batches, uint8 (b, C, H, W), with a progress bar over all steps.
+
+    All ranks must call it; raises NotFinite on all of them for samples that are not finite.
+    """
     starts = range(0, len(ids), batch_size)
-    with progress_bar(description, len(starts) * pipeline.steps) as advance:
+    bar = progress_bar(description, len(starts) * pipeline.steps)
+    with failing_together(NotFinite), bar as advance:
         for start in starts:
             chosen = slice(start, start + batch_size)
             wanted = None if labels is None else labels[chosen]

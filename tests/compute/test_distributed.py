@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.refusals import refused
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
+from diffusion_lab.common.images import NotFinite
 from diffusion_lab.compute import distributed
-from diffusion_lab.compute.distributed import gather_shards, on_rank_zero, own_batches, shard
+from diffusion_lab.compute.distributed import (
+    failing_together,
+    gather_shards,
+    on_rank_zero,
+    own_batches,
+    shard,
+)
 from diffusion_lab.first_stage.autoencoder import saving
 
 
@@ -42,6 +50,14 @@ def test_rows_are_gathered_in_the_order_of_their_ids(monkeypatch, count, batches
 
 def test_one_process_gathers_its_own_rows():
     assert gather_shards([torch.tensor([0, 1]), torch.tensor([2])]).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_what_fails_on_one_rank_fails_on_all(monkeypatch, here):
+    monkeypatch.setattr(distributed, "of_all_ranks", lambda said: [None, said or "2 of 3"])
+    with refused("2 of 3", by=NotFinite), failing_together(NotFinite):
+        if here:
+            raise NotFinite("2 of 3")
 
 
 def compute_slowly(rank: int, folder: Path) -> None:

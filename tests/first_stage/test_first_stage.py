@@ -9,13 +9,14 @@ import pytest
 import torch
 import yaml
 from helpers.pairs import first_fast
-from helpers.refusals import assert_names
+from helpers.refusals import assert_names, refused
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY, tiny_classifier, tiny_first_stage
 from omegaconf import OmegaConf
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_lab import runs
+from diffusion_lab.common.images import NotFinite
 from diffusion_lab.data import EncodedImages, MomentBatch, loader
 from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.first_stage import TrainedKL, TrainedVQ
@@ -68,6 +69,21 @@ def test_measured_statistics_scale_latents_to_one(tmp_path, data):
     drawn = torch.cat([stage.draw(moments) for _ in range(20)])
     torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.zeros(4), atol=0.02, rtol=0)
     torch.testing.assert_close(drawn.std((0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TrainedKL, "kl"), (TrainedVQ, "vq")])
+def test_images_that_are_not_finite_are_refused_and_not_made_black(tmp_path, kind, name):
+    stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
+    latents, codes = torch.zeros(3, 4, 4, 4), torch.zeros(3, 4, 4, dtype=torch.int64)
+    ways = [lambda: stage.decode(latents)]
+    ways += [lambda: stage.from_codes(codes)] * (kind is TrainedVQ)
+    for way in ways:
+        assert way().dtype == torch.uint8
+    with torch.no_grad():
+        next(stage.network.decoder.parameters()).fill_(torch.nan)
+    for way in ways:
+        with refused("3 of 3", by=NotFinite):
+            way()
 
 
 @pytest.mark.parametrize(("kind", "name"), [(TrainedKL, "kl"), (TrainedVQ, "vq")])

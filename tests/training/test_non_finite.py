@@ -353,3 +353,10 @@ def test_an_average_begins_with_the_first_step_that_is_taken(tmp_path):
     found, _ = fit_with_scaler(tmp_path, bad_step=1)
     assert found[2][1] == found[2][0]
     assert found[3][1] != found[3][0]
+
+
+def test_a_run_whose_every_step_is_skipped_is_not_finished(lab, refusal, tmp_path, bad_at):
+    bad_at(range(1, 9))
+    assert_names(refusal("train", *QUICK, "run_dir=run"), "optimizer.lr", "4")
+    assert not (tmp_path / "run/summary.json").exists()
+    assert_names(refusal("train", "resume=run"), "optimizer.lr")

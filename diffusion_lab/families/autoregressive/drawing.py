@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.images import require_finite
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.families.autoregressive.sampling import CodeSampler, LogitGuidance
 from diffusion_lab.families.autoregressive.transformer import CodeTransformer
@@ -67,7 +68,7 @@ class CodePipeline(LabelledGenerator):
                 if guided:
                     logits = self.guidance(*logits.chunk(2))
                 # on the CPU, as a GPU's sums along an axis depend on its kind
-                drawn = self.sampler(logits.cpu(), uniform[:, place]).to(device)
+                drawn = self.sampler(require_finite(logits).cpu(), uniform[:, place]).to(device)
                 codes = torch.cat([codes, drawn[:, None]], dim=1)
                 on_step()
         return codes

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion_lab.common.images import to_uint8
+from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.families.gan.generator import ConvGenerator
 from diffusion_lab.pipeline import LabelledGenerator
@@ -28,6 +28,6 @@ class GANPipeline(LabelledGenerator):
     ) -> Tensor:
         device = next(self.model.parameters()).device
         noise = SampleNoise(seed, ids, device)((self.model.latent_size,))
-        images = to_uint8(self.model(noise, None if labels is None else labels.to(device)))
+        images = self.model(noise, None if labels is None else labels.to(device))
         on_step()
-        return images
+        return to_uint8(require_finite(images))

@@ -4,6 +4,8 @@ Both use the averaged weights.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, ClassVar, cast
 
@@ -11,10 +13,17 @@ import lightning
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.images import as_pil, save_png, to_float, to_uint8
-from diffusion_lab.common.messages import track
+from diffusion_lab.common.images import (
+    NotFinite,
+    as_pil,
+    require_finite,
+    save_png,
+    to_float,
+    to_uint8,
+)
+from diffusion_lab.common.messages import say, track
 from diffusion_lab.common.ranges import Count, Seed, optional, settings, whole_list
-from diffusion_lab.compute.distributed import rank_and_world, shard
+from diffusion_lab.compute.distributed import failing_together, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics import PreparedMetrics
@@ -29,6 +38,15 @@ KEPT = (
     "fid",
     "kid",
 )  # metrics of reconstructions; coverage and similar metrics are for generated images
+
+
+@contextmanager
+def going_on_without(what: str) -> Iterator[None]:
+    """Says why there is no such picture or metric, and lets training continue, on NotFinite."""
+    try:
+        yield
+    except NotFinite as error:
+        say(f"No {what}: {error}")
 
 
 @settings
@@ -47,7 +65,8 @@ class Evaluation(Periodic):
         """Returns the metrics of the module's current weights by name, on every rank."""
 
     def run(self, trainer: lightning.Trainer) -> None:
-        with averaged_weights(trainer):
+        results: dict[str, float] = {}
+        with going_on_without(f"metrics of step {trainer.global_step}"), averaged_weights(trainer):
             results = self.measure(trainer)
         context = module_of(trainer).context
         context.results, context.measured_by = results, self
@@ -82,7 +101,12 @@ class SampleEvaluation(Evaluation):
         for steps in self.also_steps or ():
             pipeline = context.denoising()
             pipeline = replace(pipeline, sampler=with_steps(pipeline.sampler, steps))
-            with context.clock.stopped(), context.memory.stopped(), averaged_weights(trainer):
+            with (
+                context.clock.stopped(),
+                context.memory.stopped(),
+                going_on_without(f"metrics in {steps} steps"),
+                averaged_weights(trainer),
+            ):
                 context.at_other_steps[steps] = self.measured_by(trainer, pipeline).metrics
 
 
@@ -104,10 +128,11 @@ def reconstruction_metrics(
     chosen, observe = prepared.metrics.test_ids(data), prepared.metrics.observer
     ids = shard(len(chosen), *rank_and_world())
     batches = data.padded(data.test_images()[chosen[ids]]).split(batch_size)
-    observed = [
-        observe(data.to_native(reconstruct(autoencoder, images)))
-        for images in track(batches, "Reconstructing test images")
-    ]
+    with failing_together(NotFinite):
+        observed = [
+            observe(data.to_native(reconstruct(autoencoder, images)))
+            for images in track(batches, "Reconstructing test images")
+        ]
     results = prepared.compute(observe.gather(observed), data.test_labels()[chosen])
     return {f"r{name}": value for name, value in results.items() if name.startswith(KEPT)}
 
@@ -128,8 +153,11 @@ class Grid(Periodic):
 
     def run(self, trainer: lightning.Trainer) -> None:
         module, step = module_of(trainer), trainer.global_step
-        with averaged_weights(trainer):
+        images = None
+        with going_on_without(f"picture of step {step}"), averaged_weights(trainer):
             images, caption = self.draw(trainer)
+        if images is None:
+            return
         path = module.context.folder / SAMPLES / f"{self.file}_{step:07d}.png"
         if self.file == Grid.file:
             module.context.latest_grid = path
@@ -205,4 +233,5 @@ def trained_autoencoder(trainer: lightning.Trainer) -> Autoencoder:
 def reconstruct(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     """Reconstructs images (B, C, H, W), uint8 in and out, on the autoencoder's device."""
     images = to_float(images.to(next(autoencoder.parameters()).device))
-    return to_uint8(autoencoder.decode(autoencoder.mean(autoencoder.moments(images))))
+    back = autoencoder.decode(autoencoder.mean(autoencoder.moments(images)))
+    return to_uint8(require_finite(back))

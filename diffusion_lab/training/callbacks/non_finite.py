@@ -38,6 +38,8 @@ class BadStepCounts:
 class NonFinite(Callback):
     """Counts bad steps (`training.bad_steps`); `patience` of them in a row end the run.
 
+    So do fewer if there were no others.
+
     Before that, the run is rolled back `max_rollbacks` times: weights, averages and optimiser
     return to the last checkpoint, but the data continue, as the same data would fail again. Every
     layer is watched during the last step of a row; its images, noise levels and losses, as far as
@@ -59,7 +61,15 @@ class NonFinite(Callback):
         self.counts = BadStepCounts(**state)
 
     def on_fit_end(self, trainer, pl_module) -> None:
-        pl_module.context.summary["skipped_steps"] = self.counts.skipped
+        skipped = self.counts.skipped
+        pl_module.context.summary["skipped_steps"] = skipped
+        if 0 < skipped == trainer.global_step:
+            raise TrainingStopped(
+                f"no step changed the weights: each of {skipped} was skipped, as its loss or a "
+                "gradient was not finite; try a lower optimizer.lr, or trainer.precision=32-true, "
+                "in a new run",
+                final=True,
+            )
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if self.counts.row == self.patience - 1:
