@@ -15,7 +15,7 @@ from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.common import hashing
-from diffusion_lab.common.images import save_png
+from diffusion_lab.common.images import most_rows, save_png
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.compute.distributed import on_rank_zero
@@ -42,7 +42,10 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
     labels = wanted_labels(cfg, pipeline, datamodule)
     images = opened.draw_all(pipeline, cfg, labels)
-    picture = datamodule.source.picture(images, cfg.columns)
+    shown = images[: most_rows(cfg.columns) * cfg.columns]
+    picture = datamodule.source.picture(shown, cfg.columns)
+    if len(shown) < len(images):
+        say(f"The grid shows the first {len(shown):,} of {len(images):,} samples")
     return on_rank_zero(lambda: write(cfg, overrides, images, labels, picture))
 
 

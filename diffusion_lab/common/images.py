@@ -15,6 +15,8 @@ from diffusion_lab.common.messages import UserError
 
 GAP = 2  # pixels between the images of a grid
 ENLARGED = 2  # default factor by which a PNG is enlarged
+# of a grid: 1,000 classes in rows of 10 would take hours to draw, and no viewer opens the picture
+MOST_ROWS, MOST_IMAGES = 100, 1000
 
 
 class NotFinite(UserError):
@@ -56,6 +58,11 @@ def crop_to(images: Tensor, height: int, width: int) -> Tensor:
     """The centre of (B, C, H, W) as (B, C, height, width); undoes `pad_to`."""
     top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
     return images[..., top : top + height, left : left + width]
+
+
+def most_rows(columns: int) -> int:
+    """The number of rows that a grid of so many columns has at most."""
+    return min(MOST_ROWS, max(1, MOST_IMAGES // columns))
 
 
 def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:

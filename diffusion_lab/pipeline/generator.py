@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.images import NotFinite
+from diffusion_lab.common.images import NotFinite, most_rows
 from diffusion_lab.common.messages import progress_bar
 from diffusion_lab.compute.distributed import (
     failing_together,
@@ -36,8 +36,8 @@ class Generator(ABC):
         """The class of each sample, (B,) int64; None for an unconditional model."""
         return None
 
-    def row_labels(self, rows: int) -> Tensor | None:
-        """The labels of a grid's rows, or None for a square of `rows` rows without classes."""
+    def row_labels(self, columns: int) -> Tensor | None:
+        """The labels of a grid's rows, or None for a square of `columns` rows without classes."""
         return None
 
     @torch.inference_mode()
@@ -83,11 +83,15 @@ class LabelledGenerator(Generator):
             return torch.tensor([i % self.num_classes for i in ids])
         return self.conditioning.typical(ids)
 
-    def row_labels(self, rows: int) -> Tensor | None:
-        """The labels of a grid's rows: all classes, or `rows` labels that are numbers, or None."""
+    def row_labels(self, columns: int) -> Tensor | None:
+        """The labels of a grid's rows: classes, or `columns` labels that are numbers, or None.
+
+        Of more classes than fit into a picture every second, third, ... is taken.
+        """
         if self.conditional and not self.num_classes:
-            return self.conditioning.spread(rows)
-        return self.labels(range(self.num_classes))
+            return self.conditioning.spread(columns)
+        every = -(-self.num_classes // most_rows(columns)) or 1
+        return self.labels(range(0, self.num_classes, every))
 
 
 def draw(
@@ -112,7 +116,7 @@ def draw(
 
 
 def draw_rows(pipeline: Generator, columns: int, seed: int) -> Tensor:
-    """Draws samples for a grid, uint8 (N, C, H, W): one row per class, or a square without classes.
+    """Draws samples for a grid, uint8 (N, C, H, W): a row per class, or a square without classes.
 
     A row has `columns` samples of one label. Every rank draws its share and returns all samples.
     """

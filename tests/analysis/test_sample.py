@@ -1,5 +1,11 @@
 """Files that the command `sample` writes."""
 
+import json
+
+import numpy as np
+from helpers.refusals import assert_names
+from PIL import Image
+
 
 def test_every_way_to_draw_has_a_file_of_its_own(lab, run_folder):
     ways = [
@@ -16,3 +22,15 @@ def test_every_way_to_draw_has_a_file_of_its_own(lab, run_folder):
         code, _, err = lab("sample", "run=run", "num_samples=1", "device=cpu", *way)
         assert code == 0, err
     assert len(set(run_folder.rglob("*.png")) - before) == len(ways) - 1
+
+
+def test_a_picture_of_many_samples_has_the_first_of_them(lab, run_folder, monkeypatch):
+    monkeypatch.setattr("diffusion_lab.common.images.MOST_IMAGES", 6)
+    wanted = ("num_samples=12", "columns=2", "save=npz", "json=true", "device=cpu")
+    code, out, err = lab("sample", "run=run", *wanted)
+    assert code == 0, err
+    assert_names(err, "first 6 of 12")
+    written = json.loads(out.splitlines()[-1])
+    assert len(np.load(written["array"])["images"]) == 12
+    with Image.open(written["grid"]) as picture:
+        assert picture.size == (2 * (2 * 10 + 2), 2 * (3 * 10 + 2))

@@ -1,9 +1,51 @@
 """Callbacks are found by class, whatever their key in the configuration."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.tiny_runs import TINY
+
+from diffusion_lab.pipeline import LabelledGenerator
+from diffusion_lab.training.callbacks import SampleGrid
+
+
+class Shades(LabelledGenerator):
+    """Draws a pixel for each sample: the class, in units of a hundredth of all classes."""
+
+    conditioning = SimpleNamespace(conditional=True)
+
+    def __init__(self, classes: int):
+        self.num_classes = classes
+
+    def drawn(self, ids, seed, labels, on_step):
+        return (labels * 100 // self.num_classes).to(torch.uint8)[:, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("classes", "columns", "shape", "said"),
+    [
+        (10, 10, (10, 10), "one row per class"),
+        (100, 10, (100, 10), "one row per class"),
+        (1000, 10, (100, 10), "one row per class 0, 10, 20, ... of 1,000"),
+        (10_000, 50, (20, 50), "one row per class 0, 500, 1000, ... of 10,000"),
+        (150, 2, (75, 2), "one row per class 0, 2, 4, ... of 150"),
+        (3, 2000, (1, 2000), "one row per class 0, ... of 3"),
+    ],
+)
+def test_a_picture_of_many_classes_has_rows_of_some(classes, columns, shape, said):
+    context = SimpleNamespace(sampling=lambda: Shades(classes))
+    trainer = SimpleNamespace(
+        lightning_module=SimpleNamespace(context=context),
+        datamodule=SimpleNamespace(num_classes=classes),
+    )
+    images, caption = SampleGrid(columns=columns).draw(trainer)
+    assert images.shape[:2] == shape
+    assert caption == f"samples of seed 0, {said}"
+    shades = images[:, :, 0, 0, 0]
+    assert (shades == shades[:, :1]).all()
+    assert len(shades[:, 0].unique()) == shape[0]  # spread over all classes
 
 
 @pytest.mark.slow

@@ -179,7 +179,10 @@ class Grid(Periodic):
 
 @settings
 class SampleGrid(Grid):
-    """Draws samples of one seed: one row per class if the model is conditional, else a square."""
+    """Draws samples of one seed: one row per class if the model is conditional, else a square.
+
+    Of more classes than fit into a picture (`common.images.MOST_ROWS`), evenly chosen ones.
+    """
 
     name = "samples"
     seed: Seed = 0
@@ -187,7 +190,11 @@ class SampleGrid(Grid):
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
         pipeline = module_of(trainer).context.sampling()
         labels = pipeline.row_labels(self.columns)
-        rows = "without classes" if labels is None else "one row per class"
+        rows, classes = "without classes", data_of(trainer).num_classes
+        if labels is not None:
+            first = ", ".join(map(str, labels.tolist()[:3]))
+            shown = "" if len(labels) == classes else f" {first}, ... of {classes:,}"
+            rows = f"one row per class{shown}"
         if labels is not None and labels.is_floating_point():
             texts = [",".join(f"{number:.3g}" for number in label) for label in labels.tolist()]
             rows = f"one row per label: {'; '.join(texts)}"
@@ -196,11 +203,11 @@ class SampleGrid(Grid):
 
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
         data, pipeline = data_of(trainer), module_of(trainer).context.sampling()
-        names = data.class_names if pipeline.conditional else None
+        labels, names = pipeline.row_labels(self.columns), data.class_names
         samples = [
             (
                 as_pil(data.source.picture(images[i : i + 1], 1)),
-                names[i // self.columns] if names else None,
+                names[int(labels[i // self.columns])] if labels is not None and names else None,
                 i,
                 self.seed,
             )
