@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.common.images import to_uint8
+from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
@@ -44,9 +44,9 @@ class Prior(Generator):
         self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:
         latents = SampleNoise(seed, ids, self.device)(self.autoencoder.latent_shape)
-        images = to_uint8(self.autoencoder.decode(latents))
+        images = self.autoencoder.decode(latents)
         on_step()
-        return images
+        return to_uint8(require_finite(images))
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.refusals import out_of_range
+from helpers.refusals import out_of_range, refused
 from helpers.tiny_runs import tiny_first_stage
 
 from diffusion_lab.backbone import AdaLN, AdaLNZero, ClassLabel, CrossAttentionBlock, InContext
 from diffusion_lab.backbone.block import AdaLNSingle
 from diffusion_lab.backbone.conditioning import NumericLabel, Unconditional
+from diffusion_lab.common.images import NotFinite
 from diffusion_lab.families.autoregressive import (
     CodePipeline,
     CodeSampler,
@@ -170,6 +171,14 @@ def test_a_sample_is_fixed_by_its_seed_and_id(stage):
     steps = []
     pipeline([0], 0, on_step=lambda: steps.append(0))
     assert len(steps) == pipeline.steps == stage.latent_shape[1] * stage.latent_shape[2]
+
+
+def test_codes_of_logits_that_are_not_finite_are_refused(stage):
+    pipeline = drawing(stage)
+    with torch.no_grad():
+        pipeline.model.start.fill_(torch.nan)
+    with refused("4 of 4", by=NotFinite):
+        pipeline(range(4))
 
 
 def test_drawn_codes_follow_the_likelihood(stage):

@@ -12,6 +12,7 @@ from torch import nn
 from diffusion_lab.backbone import ClassLabel
 from diffusion_lab.backbone.conditioning import NumericLabel, Unconditional
 from diffusion_lab.backbone.discriminator import Discriminator
+from diffusion_lab.common.images import NotFinite
 from diffusion_lab.families.gan import ConvGenerator, GANPipeline, RelativisticLoss
 from diffusion_lab.first_stage.reconstruction.discriminator import PatchDiscriminator
 
@@ -149,3 +150,12 @@ def test_a_sample_is_fixed_by_its_seed_and_id():
     assert not torch.equal(pipeline([0, 1, 2, 3], 6), together)
     assert pipeline.labels([0, 1, 2, 3]).tolist() == [0, 1, 2, 0]
     assert pipeline.steps == 1
+
+
+def test_samples_that_are_not_finite_are_refused():
+    model = generator()
+    torch.nn.utils.vector_to_parameters(
+        torch.full((sum(p.numel() for p in model.parameters()),), torch.nan), model.parameters()
+    )
+    with refused("4 of 4", by=NotFinite):
+        GANPipeline(model, CLASSES)(range(4))

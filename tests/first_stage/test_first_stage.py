@@ -21,6 +21,7 @@ from diffusion_lab.data import EncodedImages, MomentBatch, loader
 from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.first_stage import TrainedKL, TrainedVQ
 from diffusion_lab.first_stage.autoencoder import saving
+from diffusion_lab.runs.autoencoder_run import Prior
 from diffusion_lab.training.autoencoder_task import latent_moments
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.module import Optimization
@@ -76,7 +77,8 @@ def test_images_that_are_not_finite_are_refused_and_not_made_black(tmp_path, kin
     stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
     latents, codes = torch.zeros(3, 4, 4, 4), torch.zeros(3, 4, 4, dtype=torch.int64)
     ways = [lambda: stage.decode(latents)]
-    ways += [lambda: stage.from_codes(codes)] * (kind is TrainedVQ)
+    prior = Prior(stage.network, torch.device("cpu"))
+    ways += [lambda: stage.from_codes(codes) if kind is TrainedVQ else prior(range(3))]
     for way in ways:
         assert way().dtype == torch.uint8
     with torch.no_grad():

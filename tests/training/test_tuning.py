@@ -192,6 +192,13 @@ def test_a_tuning_run_that_fails_for_another_reason_ends_the_command(lab, tuned)
     assert len(list(Path("outputs/mine").glob("*/config.yaml"))) == 4
 
 
+def test_a_run_without_a_finite_metric_has_no_result(tmp_path):
+    stage = TuningStage(tuning(metric="fid"), "mine", [], [])
+    for metrics in ({"val/loss": 1.0}, {"fid/x": float("nan")}):
+        files.write_json(tmp_path / "summary.json", {"finished": True, "metrics": metrics})
+        assert stage.result(tmp_path) is None
+
+
 @pytest.mark.slow
 def test_a_value_at_which_training_diverges_loses(lab, monkeypatch):
     def result(stage, folder):
