@@ -23,6 +23,11 @@ def described(name: str, kind: type[torchmetrics.Metric], better: bool | None) -
     return Quantity(name, name, meaning, bool(better), judged=judged, tabled=True)
 
 
+def alone() -> bool:
+    """Whether a metric gathers from other ranks: never, as the first rank has all samples."""
+    return False
+
+
 class FromTorchmetrics(Metric):
     """A torchmetrics.Metric as a metric of ours, under the name that it has in `extra`.
 
@@ -47,7 +52,9 @@ class FromTorchmetrics(Metric):
                 f"(`{REAL_ARGUMENT}=True`); write a metric whose update takes images alone or "
                 "(images, real)"
             )
-        metric.sync_on_compute = False  # the first rank has the samples of all
+        for part in metric.modules():
+            if isinstance(part, torchmetrics.Metric):
+                part.distributed_available_fn = alone
         self.name, self.metric = name, metric
         self.kept: Tensor | None = None  # real images whose features the metric keeps
         self._identity = [name, *identity_of(metric)]  # once, as it reads all weights

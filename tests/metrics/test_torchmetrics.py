@@ -1,5 +1,8 @@
 """Our metrics in any loop, as torchmetrics, and torchmetrics among ours."""
 
+import multiprocessing
+import os
+from datetime import timedelta
 from pathlib import Path
 
 import lightning
@@ -166,6 +169,50 @@ class Brightness(torchmetrics.Metric):
     def compute(self):
         means = self.scale * torch.cat(self.means)
         return means.mean(), means.std()
+
+
+class InParts(torchmetrics.Metric):
+    """A metric that hands all images to another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Brightness()
+
+    def update(self, imgs):
+        self.part.update(imgs)
+
+    def compute(self):
+        return self.part.compute()
+
+    def reset(self):
+        super().reset()
+        self.part.reset()
+
+
+def measure_on_rank(rank, folder):
+    """Writes the values that a rank gets of metrics that the first computes alone."""
+    url, patience = f"file://{folder}/store", timedelta(seconds=5)
+    dist.init_process_group("gloo", url, patience, world_size=2, rank=rank)
+    torch.set_num_threads(1)
+    extra = {"whole": Brightness(), "parts": InParts(), "theirs": fid_of_torchmetrics()}
+    metrics = prepared(folder / "cache", extra=extra)
+    values = metrics.compute(metrics.metrics.observer(generated()), None)
+    torch.save(values, folder / f"rank{rank}.pt")
+    os._exit(0)  # without what pytest does at its end
+
+
+def test_the_first_of_two_ranks_computes_metrics_of_torchmetrics_alone(tmp_path):
+    context = multiprocessing.get_context("fork")  # a new process would import for seconds
+    ranks = [context.Process(target=measure_on_rank, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(30)
+        process.kill()
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert first == second
+    expected = (generated() / 255).mean().item()
+    assert [of_kind(first, name) for name in ("whole", "parts")] == [pytest.approx(expected)] * 2
 
 
 TYPED = """
