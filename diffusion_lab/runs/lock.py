@@ -46,8 +46,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def require_unlocked(folder: Path) -> None:
-    """Raises UserError if another process is training the run."""
-    if is_locked(folder):
+    """Raises UserError, on rank 0, if another process is training the run."""
+    if rank_and_world()[0] == 0 and is_locked(folder):
         raise _held(folder)
 
 

@@ -12,6 +12,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import checkpoints, weights
 from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.lock import require_unlocked
 from diffusion_lab.runs.opening import kind_of, load_trained_config
 
 # The values to set instead of choosing an option: a resumed run keeps its own options.
@@ -45,6 +46,7 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
     Raises UserError if the run cannot be resumed or an override would make it another run.
     """
     cfg = load_trained_config(folder)
+    require_unlocked(Path(folder))  # before advice to delete it
     kind = kind_of(cfg)
     if command != kind.command:
         raise UserError(

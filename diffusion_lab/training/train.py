@@ -27,7 +27,7 @@ from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.environment import git_commit
-from diffusion_lab.runs.lock import locked, require_unlocked
+from diffusion_lab.runs.lock import locked
 from diffusion_lab.runs.progress import ERROR, failure_noted
 from diffusion_lab.training.callbacks import Interruption, Periodic
 from diffusion_lab.training.clock import Clock
@@ -113,8 +113,6 @@ def launch_ranks(
     if task.metrics is not None:
         with errors_at(cfg, "metrics"):
             task.metrics.load(task.datamodule, "cpu")
-    if cfg.resume:
-        require_unlocked(Path(cfg.resume))
     folder = cfg.resume or cfg.run_dir
     with explaining_failures(task.command, Path(folder) if folder else None):
         ended = launch.run_on_all_devices(task.command, [*own_places(), *overrides], devices)

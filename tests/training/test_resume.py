@@ -291,14 +291,18 @@ def test_an_option_of_the_trainer_is_answered_with_what_to_write(refusal, run_fo
         assert yaml.safe_load(file.read_text())[override.key_or_group] == override.value()
 
 
-def test_a_second_process_is_refused(refusal, run_folder):
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_second_process_is_refused(refusal, run_folder, saved):
     before = (run_folder / "config.yaml").read_bytes()
+    if not saved:
+        shutil.rmtree(run_folder / "checkpoints")
     for devices in (1, 2):
         with locked(run_folder):
             assert is_locked(run_folder)
             longer = ["trainer.max_steps=9", f"trainer.devices={devices}"]
             sentence = refusal("train", "resume=run", *longer)
         assert_names(sentence, os.getpid(), socket.gethostname())
+        assert "delete" not in sentence
     assert (run_folder / "config.yaml").read_bytes() == before
     assert not is_locked(run_folder)
 
