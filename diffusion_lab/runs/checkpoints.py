@@ -6,10 +6,12 @@ zip file, which torch itself does not verify.
 
 import errno
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from diffusion_lab.common.files import UNFINISHED, remove_unfinished, replacing, to_disk
 from diffusion_lab.common.messages import UserError, say
@@ -55,14 +57,13 @@ def newest_intact(run: str | Path) -> Path:
     found = [path for name in (LAST, PREVIOUS) if (path := Path(run) / name).is_file()]
     if not found:
         raise UserError(f"{run} has no {LAST} yet; wait for its first checkpoint")
-    damages = []
+    faults = []
     for path in found:
-        reason = damage(path)
-        if reason is None:
+        if (reason := fault(path)) is None:
             return path
-        damages.append(f"{path} is damaged ({reason})")
+        faults.append(f"{path} {reason}")
     raise UserError(
-        f"{' and '.join(damages)}, and there is no other checkpoint; train the run again"
+        f"{' and '.join(faults)}, and there is no other checkpoint; train the run again"
     )
 
 
@@ -81,29 +82,46 @@ def say_if_older(run: str | Path, used: Path) -> None:
     last = Path(run) / LAST
     if used.name != PREVIOUS.name:
         return
-    reason = f"is damaged ({damage(last)})" if last.exists() else "is missing"
+    reason = fault(last) if last.exists() else "is missing"
     say(f"{last} {reason}; the previous checkpoint, {used}, is used instead")
 
 
-def damage(path: Path) -> str | None:
-    """The fault of a checkpoint, found by reading every byte of it; None if there is none.
+def fault(path: Path) -> str | None:
+    """Why a file is no intact checkpoint, found by reading every byte of it; None if it is one.
 
+    The words follow the name of the file, and nothing in it is executed.
     Raises UserError if the file cannot be read: that may be temporary and does not show damage.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if member := archive.testzip():
-                return f"the checksum of its part {member} is wrong"
+                return f"is damaged (the checksum of its part {member} is wrong)"
         # checks the structure; with mmap the numbers themselves are not read
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:  # with right checksums; torch's words advise to execute the file
+        return "was not opened, as it holds more than tensors and plain data and could run code"
     except MemoryError as error:
         raise UserError(f"there is too little memory to read {path}") from error
     except Exception as error:  # zipfile and torch raise errors of all kinds
         # damage may make them seek to an invalid position, which is EINVAL or has no errno
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise UserError(f"{path} cannot be read ({error.strerror}); try again later") from error
-        return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-    return None
+        return f"is damaged ({(str(error) or type(error).__name__).splitlines()[0].rstrip('.')})"
+    return None if _is_of_a_run(content) else "is not a checkpoint of a run"
+
+
+def _is_of_a_run(content: object) -> bool:
+    """Whether the content of a file has the parts of a checkpoint that commands read."""
+    if not isinstance(content, dict) or type(content.get("global_step")) is not int:
+        return False
+    averages = content.get(AVERAGES, {})
+    weights = [content.get("state_dict"), *(content.get(key, {}) for key in (TRAINED, SNAPSHOT))]
+    weights += averages.values() if isinstance(averages, dict) else [averages]
+    return all(
+        isinstance(each, dict)
+        and all(isinstance(name, str) and isinstance(v, Tensor) for name, v in each.items())
+        for each in weights
+    )
 
 
 def resume_from(run: Path) -> Path:

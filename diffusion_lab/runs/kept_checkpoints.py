@@ -87,6 +87,6 @@ def chosen(run: str | Path, step: int | str) -> tuple[int, Path] | None:
             f"step={step} is not a checkpoint of {run}, which has those of {known}; "
             "callbacks.checkpoint.keep_every_n_steps=... keeps more in training"
         )
-    if reason := checkpoints.damage(path):
-        raise UserError(f"{path} is damaged ({reason}); choose another step")
+    if reason := checkpoints.fault(path):
+        raise UserError(f"{path} {reason}; choose another step")
     return int(step), path

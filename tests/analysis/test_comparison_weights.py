@@ -39,7 +39,7 @@ EXTRACTOR = {
 def read(monkeypatch):
     """The list of checkpoints that were read, to hash them or to check them for damage."""
     read = []
-    for module, name in ((hashing, "of_file"), (checkpoints, "damage")):
+    for module, name in ((hashing, "of_file"), (checkpoints, "fault")):
         original = getattr(module, name)
 
         def spied(path, original=original):
@@ -108,7 +108,8 @@ def test_weights_that_were_copied_are_read_and_known(evaluated, tmp_path, read):
 
 def test_metrics_of_weights_that_were_replaced_are_not_believed(evaluated, read):
     size = last(evaluated).stat().st_size
-    torch.save(str(evaluated)[::-1], last(evaluated))
+    other = {"state_dict": {}, "global_step": 100, "folder": str(evaluated)[::-1]}
+    torch.save(other, last(evaluated))
     os.utime(last(evaluated), (1, 1))
     assert last(evaluated).stat().st_size == size
     assert fids(evaluated) == [100]

@@ -73,7 +73,8 @@ def fake_run(
         (folder / part).mkdir(parents=True)
     whole = OmegaConf.merge(base, config or {})
     save_config(folder, whole)
-    torch.save(str(folder), folder / "checkpoints" / "last.ckpt")
+    checkpoint = {"state_dict": {}, "global_step": STEPS, "folder": str(folder)}
+    torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
     results = {f"fid/{NAME}": fid, f"fid_std/{NAME}": 3.0, f"fid_real/{NAME}": 96.3}
     results |= {"val/loss": 0.2 + fid / 1e4, "test/loss": 0.21 + fid / 1e4} | (metrics or {})
     rows = [

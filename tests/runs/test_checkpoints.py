@@ -76,7 +76,7 @@ def test_any_changed_bit_is_harmless_or_seen(tmp_path):
         changed = bytearray(whole)
         changed[place] ^= 1 << draw.randrange(8)
         path.write_bytes(changed)
-        if checkpoints.damage(path):
+        if checkpoints.fault(path):
             seen += 1
         else:
             loaded = torch.load(path, weights_only=True)
@@ -127,6 +127,43 @@ def test_without_a_whole_one_both_are_named(two):
         checkpoints.newest_intact(two)
 
 
+W = {"w": torch.zeros(2)}
+FOREIGN = {
+    "weights alone": W,
+    "a tensor": torch.zeros(2),
+    "text": "weights",
+    "a list": [W, 1],
+    "weights without a step": {"state_dict": W},
+    "a step without weights": {"global_step": 1},
+    "a step that is a tensor": {"state_dict": W, "global_step": torch.tensor(1)},
+    "a step that is text": {"state_dict": W, "global_step": "1"},
+    "a list of weights": {"state_dict": [W], "global_step": 1},
+    "numbers in place of weights": {"state_dict": {"w": 1.0}, "global_step": 1},
+    "names that are numbers": {"state_dict": {1: torch.zeros(2)}, "global_step": 1},
+    "trained weights": state(1) | {checkpoints.TRAINED: torch.zeros(2)},
+    "averages without names": state(1) | {checkpoints.AVERAGES: [W]},
+    "averages": state(1) | {checkpoints.AVERAGES: {"500": 1}},
+    "a snapshot": state(1) | {checkpoints.SNAPSHOT: {"w": None}},
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_a_file_of_torch_that_is_no_checkpoint_is_told_from_a_damaged_one(two, content):
+    torch.save(content, two / checkpoints.LAST)
+    assert checkpoints.newest_intact(two) == two / checkpoints.PREVIOUS
+    torch.save(content, two / checkpoints.PREVIOUS)
+    with refused("last.ckpt is not a checkpoint", "previous.ckpt is not a checkpoint"):
+        checkpoints.newest_intact(two)
+
+
+@pytest.mark.parametrize("line", ["sample run=run", "train resume=run trainer.max_steps=9"])
+def test_weights_alone_in_place_of_a_checkpoint_are_one_sentence(refusal, run_folder, line):
+    path = run_folder / checkpoints.LAST
+    torch.save(torch.load(path, weights_only=True)["state_dict"], path)
+    (run_folder / checkpoints.PREVIOUS).unlink(missing_ok=True)
+    assert "last.ckpt is not a checkpoint" in refusal(*line.split())
+
+
 def test_going_on_puts_the_damaged_one_aside_and_removes_what_is_unfinished(two):
     (two / checkpoints.LAST).write_bytes(b"half")
     for folder in (two, two / checkpoints.FOLDER):
@@ -169,10 +206,10 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path, monke
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoints.save({"global_step": 1}, tmp_path / checkpoints.LAST)
+    checkpoints.save(state(1), tmp_path / checkpoints.LAST)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", half)
-        killed_within(lambda: checkpoints.save({"global_step": 2}, tmp_path / checkpoints.LAST))
+        killed_within(lambda: checkpoints.save(state(2), tmp_path / checkpoints.LAST))
     assert len(list((tmp_path / checkpoints.FOLDER).iterdir())) == 2  # one is unfinished
     assert step_of(checkpoints.resume_from(tmp_path)) == 1
     assert [path.name for path in (tmp_path / checkpoints.FOLDER).iterdir()] == ["last.ckpt"]
