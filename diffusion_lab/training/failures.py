@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from diffusion_lab.common.messages import TrainingStopped, UserError
 from diffusion_lab.compute.distributed import SECONDS_TO_BE_ENDED_IN, another_ended, rank_and_world
 from diffusion_lab.runs import checkpoints
+from diffusion_lab.runs.progress import reason_of
+from diffusion_lab.training.callbacks import Interruption
 
 # errors in reading or writing a file that the program did not cause
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
@@ -57,6 +61,21 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
     else:
         return
     raise UserError(f"training stopped: {reason.rstrip('. ')}; {remedy(command, folder)}")
+
+
+@contextmanager
+def restoring(checkpoint: Path | None, interruption: Interruption) -> Iterator[None]:
+    """Turns an error before the first step of a resumed run into a UserError on its checkpoint."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        told = isinstance(error, UserError | torch.OutOfMemoryError) or another_ended(error)
+        if checkpoint is None or interruption.began or told:
+            raise
+        raise UserError(
+            f"{checkpoint} does not fit this run ({reason_of(error).rstrip(': ')}), as if it were of "
+            "another run or program; put the run's own in its place, or train the run again"
+        ) from error
 
 
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:

@@ -32,7 +32,7 @@ from diffusion_lab.runs.progress import ERROR, failure_noted
 from diffusion_lab.training.callbacks import Interruption, Periodic
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
-from diffusion_lab.training.failures import explaining_failures, resume_command
+from diffusion_lab.training.failures import explaining_failures, restoring, resume_command
 from diffusion_lab.training.logger import JSONLines, build_loggers, check_loggers
 from diffusion_lab.training.summary import metrics_of, say_result, summarise
 from diffusion_lab.training.task import Task
@@ -209,9 +209,10 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
         # Lightning would open a broken one again
         trainer.loggers = [rows, *(logger for logger in loggers if not logger.broken)]
         with quiet_lightning():
-            trainer.fit(
-                task.module, datamodule=task.datamodule, ckpt_path=checkpoint, weights_only=True
-            )
+            with restoring(checkpoint, prepared.interruption):
+                trainer.fit(
+                    task.module, datamodule=task.datamodule, ckpt_path=checkpoint, weights_only=True
+                )
             peak = context.memory.bytes()  # before the final metrics, which do not count
             if not prepared.interruption.requested:
                 finish(prepared)

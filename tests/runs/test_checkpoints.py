@@ -164,6 +164,21 @@ def test_weights_alone_in_place_of_a_checkpoint_are_one_sentence(refusal, run_fo
     assert "last.ckpt is not a checkpoint" in refusal(*line.split())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: state(4),
+        lambda content: content | {"loops": "none"},
+        lambda content: content | state(4),  # of another network
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_run_is_one_sentence(refusal, run_folder, change):
+    path = run_folder / checkpoints.LAST
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    sentence = refusal("train", "resume=run", "trainer.max_steps=9")
+    assert "last.ckpt does not fit this run" in sentence
+
+
 def test_going_on_puts_the_damaged_one_aside_and_removes_what_is_unfinished(two):
     (two / checkpoints.LAST).write_bytes(b"half")
     for folder in (two, two / checkpoints.FOLDER):

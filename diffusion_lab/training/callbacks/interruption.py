@@ -33,6 +33,7 @@ class Interruption(Callback):
     def __init__(self) -> None:
         self.requested = False
         self.requeue = False
+        self.began = False  # whether the first step was reached, after a checkpoint was restored
         self._in_job = False  # whether this is a SLURM job
         self._typed = False  # whether Ctrl-C was pressed
         self._at_once = False
@@ -41,6 +42,7 @@ class Interruption(Callback):
         self._previous: dict[int, Any] = {}  # previous handlers by signal number
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        self.began = True
         self._install()
 
     def __enter__(self) -> Self:
