@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The dictionary in a JSON file; an empty one if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -114,6 +114,6 @@ def last_rows(path: Path) -> list[dict]:
 def _rows(text: str) -> list[dict]:
     rows = []
     for line in text.splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]

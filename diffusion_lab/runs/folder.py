@@ -22,7 +22,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.first_stage import hub
-from diffusion_lab.runs import checkpoints, trusted_targets, weights
+from diffusion_lab.runs import checkpoints, kinds, trusted_targets, weights
 from diffusion_lab.runs.lock import is_locked
 from diffusion_lab.runs.log_names import grouped
 
@@ -110,7 +110,8 @@ def unfinished(name: str) -> Path | None:
 
 def load_summary(folder: str | Path) -> dict:
     """The summary.json of a run; an empty dictionary if it is missing or damaged."""
-    return read_json(Path(folder) / SUMMARY)
+    found = read_json(Path(folder) / SUMMARY)
+    return found if kinds.is_record(found) else {}
 
 
 def reopen(folder: Path) -> None:
@@ -136,6 +137,20 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
         write_atomically(folder / CONFIG, text)
 
 
+def read_config(folder: Path) -> DictConfig:
+    """Reads the configuration of a run of any format; raises UserError if it is damaged."""
+    path = folder / CONFIG
+    try:
+        cfg = OmegaConf.load(path)
+        assert isinstance(cfg, DictConfig), "a mapping"
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except Exception as error:  # the errors of YAML and OmegaConf share no class
+        raise UserError(f"{path} is damaged and cannot be read") from error
+    if key := kinds.wrong_key(cfg):
+        raise UserError(f"{path} is damaged: its value of {key} is of a wrong kind")
+    return cfg
+
+
 def load_config(folder: str | Path) -> DictConfig:
     """Reads the configuration of a run; raises UserError if it is missing or of another format.
 
@@ -148,12 +163,8 @@ def load_config(folder: str | Path) -> DictConfig:
         raise UserError(
             f"{folder} is not a run folder, as it has no {CONFIG}; give the folder of a run{hint}"
         )
-    try:
-        cfg = OmegaConf.load(folder / CONFIG)
-        assert isinstance(cfg, DictConfig), "a mapping"
-        written_by = cfg.pop(WRITTEN_BY, {})
-    except Exception as error:  # the errors of YAML and OmegaConf share no class
-        raise UserError(f"{folder / CONFIG} is damaged and cannot be read") from error
+    cfg = read_config(folder)
+    written_by = cfg.pop(WRITTEN_BY, None) or {}
     if written_by.get("format") != FORMAT:
         version = written_by.get("version", "0.1")
         raise UserError(

@@ -102,8 +102,9 @@ def progress_of(folder: Path, state: State) -> Progress:
     row: dict[str, Any] = {"step": 0, "seconds": 0.0}
     for each in last_rows(folder / METRICS):
         row |= each
-    step, rate = max(steps, row["step"]), row.get("train/images_per_second")
+    step, rate = steps, row.get("train/images_per_second")
     try:
+        step = max(step, row["step"])
         cfg: Any = OmegaConf.load(folder / CONFIG)
         limit = Timer(cfg.trainer.max_time).time_remaining() if cfg.trainer.max_time else math.inf
         by_steps = (cfg.trainer.max_steps - step) * cfg.batch_size / rate if rate else math.inf

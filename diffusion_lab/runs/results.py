@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common import hashing
-from diffusion_lab.common.files import write_json
+from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.metrics.reference import FileReference
 from diffusion_lab.runs import published
 from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.kinds import is_record
 from diffusion_lab.runs.samplings import (
     OWN,
     WAY,
@@ -79,10 +80,9 @@ def evaluations_of(folder: str | Path, seed: int, weights: CurrentWeights) -> li
         others = summary.get("at_other_steps", [])
         found += [{"protocol": summary["protocol"], **each} for each in others]
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):
-        try:
-            record = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged; delete it, and evaluate the run again") from error
+        record = read_json(path)
+        if not record.get("metrics") or not is_record(record):
+            raise UserError(f"{path} is damaged; delete it, and evaluate the run again")
         if weights.match(record):
             found.append(record)
     return [record | {"training_seed": seed} for record in found]

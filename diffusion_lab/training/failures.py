@@ -73,8 +73,8 @@ def restoring(checkpoint: Path | None, interruption: Interruption) -> Iterator[N
         if checkpoint is None or interruption.began or told:
             raise
         raise UserError(
-            f"{checkpoint} does not fit this run ({reason_of(error).rstrip(': ')}), as if it were of "
-            "another run or program; put the run's own in its place, or train the run again"
+            f"{checkpoint} does not fit this run ({reason_of(error).rstrip(': ')}), as if it were "
+            "of another run or program; put the run's own in its place, or train the run again"
         ) from error
 
 

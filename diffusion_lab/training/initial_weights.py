@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import abspath
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +19,7 @@ from diffusion_lab.common.formats import joined, some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs import checkpoints, weights
-from diffusion_lab.runs.folder import CONFIG, load_summary
+from diffusion_lab.runs.folder import CONFIG, load_summary, read_config
 
 EXAMPLES = "conditioning.examples"  # labels of the run's own data, which no weights replace
 # mean and standard deviation of numbers, and the layer that was trained on numbers of that scale
@@ -55,7 +55,7 @@ class InitialWeights:
         if (source / CONFIG).is_file():
             tensors, _ = weights.load_weights(weights.WeightsChoice(source))
             sha256, before = weights.sha256_of(source), load_summary(source)
-            theirs = cast(DictConfig, OmegaConf.load(source / CONFIG))
+            theirs = read_config(source)
             anew = starts_anew(theirs)
             images, flops = images_behind(before, anew), flops_behind(before, anew)
             unlike = differences(cfg, theirs)

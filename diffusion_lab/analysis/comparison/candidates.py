@@ -24,6 +24,7 @@ from diffusion_lab.training.tuning import FOUND
 
 RATE = "train/images_per_second"
 NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"
+NEEDED = ("ended_at", "metrics", "images_seen", "training_seconds")  # images have the first two
 BEGINNING = 0.1  # the share of training in which `spike_in` looks for none
 
 
@@ -175,7 +176,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
             if reason := unfit(folder, config, summary):
                 left_out.append(f"{folder} is left out: {reason}")
                 continue
-            rows, present = read_rows(folder / METRICS), CurrentWeights(folder)
+            rows, present = rows_of(folder), CurrentWeights(folder)
             found = evaluations_of(folder, config.seed, present)
             if not present.known and any((folder / EVALUATIONS).glob("*.json")):
                 left_out.append(
@@ -188,6 +189,12 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return runs, left_out
 
 
+def rows_of(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl, without those that are not of numbers."""
+    rows = read_rows(folder / METRICS)
+    return [row for row in rows if all(isinstance(value, int | float) for value in row.values())]
+
+
 def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
     """The reason why a run cannot be compared; None if it can."""
     if kind_of(config) is AutoencoderRun and not any((folder / EVALUATIONS).glob("*.json")):
@@ -195,7 +202,9 @@ def unfit(folder: Path, config: DictConfig, summary: dict) -> str | None:
             "it is an autoencoder; samples of a VAE are measured by "
             f"`diffusion-lab evaluate run={folder}`"
         )
-    if not summary and (folder / SUMMARY).exists():
+    needed = NEEDED[: 2 if IMAGES in config else None] if summary.get("finished") else ()
+    damaged = not summary or any(summary.get(key) is None for key in needed)
+    if damaged and (folder / SUMMARY).exists():
         return f"its {SUMMARY} is damaged and cannot be read"
     if not summary.get("finished"):
         step = f" at step {summary['steps']:,}" if summary.get("steps") else ""

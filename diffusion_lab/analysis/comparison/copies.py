@@ -29,11 +29,16 @@ def counted(
         report = read_json(run.folder / "memorization" / "report.json")
         if "neighbours" not in report:
             continue
-        if reason := unfit(run, report, sampling):
+        try:
+            reason = unfit(run, report, sampling)
+            values, protocol = {} if reason else values_in(report), dict(report["protocol"])
+        except (AttributeError, LookupError, TypeError, ValueError):
+            reason = "the report of `memorization` is damaged"
+        if reason:
             said.append(f"Copy ratios of {run.folder} are left out: {reason}")
             continue
-        found[run.folder] = values_in(report)
-        protocols.append(report["protocol"])
+        found[run.folder] = values
+        protocols.append(protocol)
     if unequal := differing(protocols):
         words = "; ".join(f"{key} is {' or '.join(values)}" for key, values in unequal.items())
         said += [
