@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import sys
 
 from diffusion_lab.build.sentences import MISTAKES, sentence
@@ -33,6 +34,7 @@ def main() -> None:
         if not unread():  # another pipe broke
             raise
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on there is only an end to disturb
         try:
             print(end="", flush=True)  # else Python writes the rest after the last `try`
         except BrokenPipeError:

@@ -32,6 +32,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except (OSError, RuntimeError) as error:
         # torch raises its own error on top of the file's
         cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         if not isinstance(cause, OSError):
             raise
         if cause.errno is not None and cause.filename in (None, str(temporary)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_lab.common.messages import TrainingStopped, UserError
+from diffusion_lab.common.messages import TrainingStopped, UserError, say
 from diffusion_lab.compute.distributed import SECONDS_TO_BE_ENDED_IN, another_ended, rank_and_world
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.progress import reason_of
@@ -29,11 +29,15 @@ def resume_command(command: str, folder: Path) -> str:
 def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
     """Turns failures that the program did not cause into a UserError that says how to resume.
 
+    Where a second Ctrl-C ends training at once, it says so, too, and raises KeyboardInterrupt.
     `folder` is the run's, None if only the launched processes know it. If all ranks stop for the
     same reason (TrainingStopped), only the first says so.
     """
     try:
         yield
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns the first into the second
+        say(f"Stopped at once; {remedy(command, folder)}")
+        raise KeyboardInterrupt from end
     except TrainingStopped as error:
         reason = str(error)
         if rank_and_world()[0] != 0:

@@ -3,6 +3,7 @@
 import json
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from helpers.tiny_runs import TINY
 from PIL import Image
 
 from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.cli import main
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.metrics import PreparedMetrics
 
@@ -25,6 +27,16 @@ def test_help_lists_the_commands(lab):
     assert code == 0
     for command in ("train", "sample", "evaluate"):
         assert command in out
+
+
+def test_ctrl_c_does_not_disturb_the_end_of_the_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["diffusion-lab"])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        main()
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_train_help_shows_groups_and_options(lab):

@@ -1,6 +1,7 @@
 """Runs the command line in this process, without the slow work that all commands repeat."""
 
 import os
+import signal
 import sys
 from functools import cache
 from pathlib import Path
@@ -22,10 +23,13 @@ def command_line(patch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Runs `diffusion-lab` with these arguments in this process; returns its exit code."""
     GlobalHydra.instance().clear()
     patch.setattr(sys, "argv", ["diffusion-lab", *arguments])
+    before = signal.getsignal(signal.SIGINT)
     try:
         main()
     except SystemExit as stop:
         return stop.code or 0
+    finally:
+        signal.signal(signal.SIGINT, before)  # which the end of the program ignores
     return 0
 
 

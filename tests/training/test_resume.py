@@ -109,6 +109,40 @@ def test_a_signal_in_the_last_evaluation_says_how_to_resume(lab, tmp_path, monke
     assert list((tmp_path / "run/samples").glob("*.png"))
 
 
+class Interrupting:
+    """A file in whose second part Ctrl-C is pressed while it is written."""
+
+    def __init__(self, file):
+        self.file, self.parts = file, 0
+
+    def write(self, content):
+        self.parts += 1
+        if self.parts == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.file.write(content)
+
+    def flush(self):
+        self.file.flush()
+
+
+@pytest.mark.parametrize(("every", "said"), [(2, "diffusion-lab train resume=run"), (9, "again")])
+def test_a_second_ctrl_c_while_a_checkpoint_is_written_says_how_to_go_on(
+    lab, tmp_path, monkeypatch, every, said
+):
+    save, common = torch.save, [*QUIET, f"callbacks.checkpoint.every_n_steps={every}"]
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(torch, "save", lambda content, file: save(content, Interrupting(file)))
+
+    at_step(monkeypatch, 3, interrupt)
+    code, _, err = lab("train", *common, "run_dir=run")
+    assert code == 130
+    assert "Traceback" not in err
+    assert said in err.splitlines()[-1]
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists() == (every == 2)
+
+
 def test_a_run_does_not_go_on_with_other_images(lab, refusal, tmp_path, monkeypatch):
     code, _, err = lab("train", *QUIET, "run_dir=run")
     assert code == 0, err
