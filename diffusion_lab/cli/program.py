@@ -11,7 +11,7 @@ from diffusion_lab.cli.arguments import MULTIRUN, prepare
 from diffusion_lab.cli.commands import COMMANDS, command_named
 from diffusion_lab.cli.ending import STOPPED, fail
 from diffusion_lab.cli.job import run
-from diffusion_lab.compute.started import let_rank_zero_speak
+from diffusion_lab.compute.started import end_with_launcher, let_rank_zero_speak
 
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
@@ -28,6 +28,7 @@ def main() -> None:
     If standard output is closed early, as by `| head -1`, the program ends quietly.
     """
     let_rank_zero_speak()
+    end_with_launcher()
     try:
         execute(sys.argv[1:])
     except BrokenPipeError:

@@ -1,9 +1,14 @@
 """Finds out from the environment what started this process: a person, torchrun or srun."""
 
+import ctypes
 import os
+import signal
+import sys
 
 from diffusion_lab.common import messages
 from diffusion_lab.compute import slurm
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def by_torchrun() -> bool:
@@ -33,6 +38,15 @@ def local_rank() -> int:
 def in_a_group() -> bool:
     """Whether torchrun or srun has started several processes, this one among them."""
     return (int(os.environ["WORLD_SIZE"]) if by_torchrun() else slurm.tasks()) > 1
+
+
+def end_with_launcher() -> None:
+    """Lets Linux ask this process to stop, by SIGTERM, when the torchrun that started it dies.
+
+    Otherwise training would go on, without end if it is alone, after the launcher was killed.
+    """
+    if by_torchrun() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def let_rank_zero_speak() -> None:

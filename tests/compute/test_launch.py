@@ -3,14 +3,16 @@
 import errno
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from helpers.faults import no_file_above
+from helpers.faults import killed_within, no_file_above
 from helpers.processes import SRUN, TORCHRUN
 from helpers.refusals import refused
 from lightning.fabric.plugins.environments import (
@@ -112,6 +114,26 @@ def test_a_task_of_srun_is_told_from_a_shell_and_a_script(
     assert slurm.started_by_srun() == task
     assert slurm.step() == ("17.0" if task else None)
     assert slurm.tasks() == (int((SRUN | variables)["SLURM_STEP_NUM_TASKS"]) if task else 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of the end of a parent")
+def test_a_process_of_torchrun_ends_with_its_launcher(environment):
+    environment(TORCHRUN | {"TORCHELASTIC_RUN_ID": "x"})
+    reading, writing = os.pipe()
+
+    def launch_and_die():
+        if not os.fork():
+            started.end_with_launcher()
+            os.write(writing, b"started")
+            time.sleep(60)
+            os._exit(0)
+        os.read(reading, 7)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killed_within(launch_and_die)
+    os.close(writing)
+    assert select.select([reading], [], [], 10)[0]
+    assert os.read(reading, 1) == b""  # closed by the end of the last process that could write
 
 
 def test_devices_are_asked_for_in_a_shell_of_srun(environment, monkeypatch):

@@ -74,7 +74,7 @@ class Interruption(Callback):
         elif again and (self._typed or number == signal.SIGINT):
             # the second Ctrl-C reaches the processes of torchrun as SIGTERM
             raise KeyboardInterrupt
-        elif not self._at_once:
+        elif not again and not self._at_once:
             say("Stopping after this step; press Ctrl-C again to stop at once and lose it.")
         self._typed = self._typed or number == signal.SIGINT
         if self._at_once and not again:
