@@ -1,9 +1,12 @@
 """The command `evaluate`: FID and other metrics of a trained run, next to other runs."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from diffusion_lab.build.config_keys import as_list, flattered
 from diffusion_lab.build.instantiate import check_keys, errors_at
+from diffusion_lab.common.folders import require_writable
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.distributed import on_rank_zero
@@ -35,6 +38,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
             f"against={next(iter(others))} is for runs; put images beside runs by "
             "`diffusion-lab compare`"
         )
+    require_writable(Path(cfg.run), "evaluate a copy of the run elsewhere")
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
         cfg.seed = sampling_seed(opened.saved)

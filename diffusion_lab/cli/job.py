@@ -5,6 +5,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -20,7 +21,8 @@ from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
 from diffusion_lab.cli.ending import STOPPED, fail, leave_group, reply, say
-from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.folders import require_writable
+from diffusion_lab.common.messages import FULL, UserError
 from diffusion_lab.compute import slurm, started
 
 
@@ -70,6 +72,8 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     overrides = list(HydraConfig.get().overrides.task)
     leave_out(cfg, HydraConfig.get().runtime.choices, overrides)
     paths_as_text(cfg)
+    if "output" in cfg and (place := cfg.get("output") or cfg.get("run")):
+        require_writable(Path(str(place)), "choose another place with output=...")
     combined = [combinations(command, config, cfg, overrides)] if command.combines else []
     work = partial(function, cfg, overrides, *combined)
     if not command.trains:  # a training explains its failures in its run folder
@@ -87,7 +91,8 @@ def naming_files(work: Callable[[], Any]) -> Any:
     except OSError as error:
         if error.filename is None:
             raise
-        raise UserError(f"{error.filename} cannot be used: {error.strerror}") from error
+        remedy = "; free space on its disk" if error.errno in FULL else ""
+        raise UserError(f"{error.filename} cannot be used: {error.strerror}{remedy}") from error
 
 
 def combinations(

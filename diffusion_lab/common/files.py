@@ -40,7 +40,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             cause.filename = str(path)
         raise cause from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a place that cannot be written to has told so above
+            temporary.unlink(missing_ok=True)
 
 
 def to_disk(file: BinaryIO) -> None:

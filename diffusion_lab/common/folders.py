@@ -21,6 +21,18 @@ def require_own(output: Path, is_ours: Callable[[Path], bool]) -> None:
         )
 
 
+def require_writable(path: Path, otherwise: str) -> None:
+    """Raises UserError, with the advice `otherwise`, if no file can be made at or below `path`."""
+    folder = next(each for each in (path, *path.absolute().parents) if each.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written to ({error.strerror}); make {folder} writable, or "
+            f"{otherwise}"
+        ) from error
+
+
 @contextmanager
 def replacing_folder(output: Path) -> Iterator[Path]:
     """Yields a new folder, which takes the place of `output` at the end of the block.

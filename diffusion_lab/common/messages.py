@@ -1,5 +1,6 @@
 """Messages for users: errors that they can fix, and lines and bars on standard error."""
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk without room for what is written
 # Plain lines in a notebook, as in a log file: Rich would show each as a page of its own, or, as the
 # kernel asks for colours, take the notebook for a terminal. Elsewhere Rich decides, by None.
 RICH = False if Console().is_jupyter else None
@@ -37,8 +39,12 @@ def speak(aloud: bool) -> None:
 
 
 def say(line: str) -> None:
-    """Prints one line on standard error, without markup or wrapping."""
-    console.print(line, markup=False, soft_wrap=True)
+    """Prints one line on standard error, without markup or wrapping; a full disk loses the line."""
+    try:
+        console.print(line, markup=False, soft_wrap=True)
+    except OSError as error:  # training goes on without its lines
+        if error.errno not in FULL:
+            raise
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Comparisons of run folders: what is found, grouped, refused, tested, tabulated and written."""
 
 import csv
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lab.analysis.comparison import compare
+from diffusion_lab.analysis.comparison import compare, output
 from diffusion_lab.analysis.comparison.candidates import run_folders
 from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.analysis.comparison.curves import front
@@ -21,6 +23,7 @@ from diffusion_lab.analysis.comparison.names import names_of, varying, without_d
 from diffusion_lab.analysis.comparison.pictures import cells_of, data_uri, side_by_side
 from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.cli.arguments import gather_paths
+from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import with_spread
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import with_fingerprint
@@ -83,6 +86,20 @@ class TestFinding:
         assert len(result["left_out"]) == 6
         (members,) = result["compositions"].values()
         assert members == [str(runs / "again"), str(runs / "dit_1")]
+
+
+def test_a_comparison_that_a_full_disk_cut_short_is_repeated(runs, tmp_path, monkeypatch):
+    def fail(path, content):
+        if path.name == "pairs.csv":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_atomically(path, content)
+
+    fake_group(runs, "dit", [100.0, 110.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "write_atomically", fail)
+        with pytest.raises(OSError, match=r"pairs\.csv"):
+            compared(tmp_path)
+    compared(tmp_path)
 
 
 class TestGrouping:

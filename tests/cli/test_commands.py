@@ -1,11 +1,13 @@
 """The commands sample and evaluate, and the answers of the command line to mistakes."""
 
+import errno
 import json
 import os
 import pkgutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import Image
 
+from diffusion_lab.analysis.comparison import comparing
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.cli import main
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.runs import OpenRun
 
 FAST = ["sampler.steps=3", "device=cpu"]
 
@@ -65,6 +69,20 @@ def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
     for index in range(6):
         with Image.open(f"{folder}/{index:06d}.png") as picture:
             assert np.array_equal(np.asarray(picture), first[index])
+
+
+@pytest.mark.parametrize("line", ["sample run=run", "evaluate run=run", "compare run output=out"])
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
+    refusal, run_folder, monkeypatch, line
+):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    for work in (OpenRun, "draw_all"), (OpenRun, "metrics"), (comparing, "collect"):
+        monkeypatch.setattr(*work, None)
+    place = "out" if "output" in line else "run"
+    assert_names(refusal(*line.split()), f"{place} cannot be", os.strerror(errno.EROFS), "or ")
 
 
 def test_a_sample_depends_on_its_seed_alone(lab, run_folder):

@@ -13,8 +13,13 @@ SAMPLINGS, SCALING = "samplings.csv", "scaling.csv"
 
 
 def write(folder: Path, report: Report) -> None:
-    """Writes every file, the page last, and deletes the plots of an earlier comparison."""
-    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    """Writes every file, and deletes the plots of an earlier comparison.
+
+    The page is the first, as it marks the folder as one that a later comparison may replace.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "index.html", page.render(report))
+    (folder / PLOTS).mkdir(exist_ok=True)
     table = report.table
     text = f"{report.setting}\n\n{table.markdown()}\n{report.judged[0].verdict.answer}.\n"
     said = [*report.sentences, *report.notes, *report.left_out]
@@ -43,7 +48,6 @@ def write(folder: Path, report: Report) -> None:
         "pairs.csv": pairs.as_csv(tests),
         **tables,
         **{f"{PLOTS}/{name}": plot for name, plot in plots.items()},
-        "index.html": page.render(report),
     }
     for name, content in files.items():
         if content is None:  # not in this comparison, but maybe in an earlier one

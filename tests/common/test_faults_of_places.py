@@ -1,0 +1,37 @@
+"""Places that cannot be written to, and disks that are full."""
+
+import os
+from pathlib import Path
+
+import pytest
+from helpers.refusals import refused
+
+from diffusion_lab.common import messages
+from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.folders import require_writable
+
+
+def test_lines_on_a_full_disk_are_lost_and_work_goes_on(monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(messages.console, "file", full)
+        messages.say("lost")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+        messages.say("heard")  # after the lines that were kept
+
+
+def test_a_place_that_cannot_be_written_to_is_named_and_what_else_to_do(tmp_path):
+    require_writable(tmp_path / "new/folder", "go elsewhere")
+    assert list(tmp_path.iterdir()) == []
+    with refused("/proc/nowhere/x", "make /proc writable", "go elsewhere"):
+        require_writable(Path("/proc/nowhere/x"), "go elsewhere")
+
+
+def test_the_error_of_a_read_only_place_names_the_file_that_was_wanted(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)  # as on a file system that is mounted so
+    with pytest.raises(PermissionError) as caught:
+        write_atomically(tmp_path / "x", "content")
+    assert caught.value.filename == str(tmp_path / "x")
