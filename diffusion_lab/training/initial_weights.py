@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from os.path import abspath
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from diffusion_lab.common.formats import joined, some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs import checkpoints, weights
-from diffusion_lab.runs.folder import CONFIG, load_summary, read_config
+from diffusion_lab.runs.folder import CONFIG, load_config, load_summary
 
 EXAMPLES = "conditioning.examples"  # labels of the run's own data, which no weights replace
 # mean and standard deviation of numbers, and the layer that was trained on numbers of that scale
@@ -55,7 +57,7 @@ class InitialWeights:
         if (source / CONFIG).is_file():
             tensors, _ = weights.load_weights(weights.WeightsChoice(source))
             sha256, before = weights.sha256_of(source), load_summary(source)
-            theirs = read_config(source)
+            theirs = load_config(source)
             anew = starts_anew(theirs)
             images, flops = images_behind(before, anew), flops_behind(before, anew)
             unlike = differences(cfg, theirs)
@@ -135,11 +137,18 @@ def differences(ours: DictConfig, theirs: DictConfig) -> tuple[str, ...]:
         return (*found, "schedule")
     schedule, labels = instantiate(ours, "schedule"), []
     for cfg in (ours, theirs):
-        loss = str(OmegaConf.select(cfg, "objective.jump_loss._target_"))
-        auto = noise_label(schedule, differentiated=loss.endswith(".MeanFlow"))
+        auto = noise_label(schedule, differentiated=takes_derivative(cfg))
         label = OmegaConf.select(cfg, "denoiser.noise_label")
         labels.append(auto if label == "auto" else label)
     return (*found, "denoiser.noise_label") if labels[0] != labels[1] else tuple(found)
+
+
+def takes_derivative(cfg: DictConfig) -> bool:
+    """Whether the loss of jumps of a configuration takes a forward-mode derivative."""
+    loss = OmegaConf.select(cfg, "objective.jump_loss._target_")
+    with suppress(Exception):  # a saved run may name a class that is not installed here
+        return loss is not None and getattr(get_class(loss), "forward_mode", False)
+    return False
 
 
 def starts_anew(cfg: DictConfig) -> bool:

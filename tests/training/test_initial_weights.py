@@ -14,9 +14,11 @@ from omegaconf import OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.analysis.comparison.comparing import collect
+from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
 from diffusion_lab.runs import weights
 from diffusion_lab.training.initial_weights import (
     InitialWeights,
+    differences,
     flops_behind,
     images_behind,
     starts_anew,
@@ -26,6 +28,10 @@ QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logg
 RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]
 # a rate so small that float32 weights do not change
 STILL = [*QUICK, "optimizer.lr=1e-30", "callbacks.weight_averaging=null", "run_dir=new"]
+
+
+class OwnFlow(MeanFlow):
+    """A user's loss."""
 
 
 @pytest.fixture
@@ -148,6 +154,28 @@ def test_weights_that_were_told_the_level_otherwise_are_named(lab, old):
     said = started(lab, f"init_from={old}", "objective=mean_flow", "conditioning=none")
     assert "denoiser.noise_label" in said.split("trained with another", 1)[1]
     assert "schedule" not in said.split("trained with another", 1)[1].split(",")[0]
+
+
+@pytest.mark.parametrize("other", ["ours", "theirs"])
+def test_a_loss_of_the_user_s_that_inherits_from_mean_flow_has_its_noise_label(other):
+    """The class says which label it needs, whatever its name."""
+    plain = {"_target_": "diffusion_lab.diffusion.objective.jump_loss.MeanFlow"}
+    own = {"_target_": f"{__name__}.OwnFlow"}
+    ours, theirs = (plain, own) if other == "theirs" else (own, plain)
+    rectified = {"_target_": "diffusion_lab.diffusion.schedule.Rectified"}
+    cfgs = [
+        OmegaConf.create(
+            {
+                "schedule": rectified,
+                "objective": {"jump_loss": loss},
+                "denoiser": {"noise_label": label},
+            }
+        )
+        for loss, label in ((ours, "auto"), (theirs, "auto"), (None, "auto"), (None, "data_time"))
+    ]
+    assert differences(cfgs[0], cfgs[1]) == ()
+    assert differences(cfgs[0], cfgs[2]) == ("denoiser.noise_label",)
+    assert differences(cfgs[0], cfgs[3]) == ()
 
 
 @pytest.mark.parametrize(
