@@ -148,7 +148,10 @@ def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
         if name not in MOMENTS:
             raise ValueError(f"path={path} is a {name}, not one of {', '.join(MOMENTS)}")
         # the older format is a pickle, which can run any code
-        return getattr(diffusers, name).from_pretrained(path, use_safetensors=True), settings
+        kind = getattr(diffusers, name)
+        # low memory needs another package, of whose absence diffusers would warn
+        kept = {"use_safetensors": True, "low_cpu_mem_usage": False}
+        return kind.from_pretrained(path, **kept), settings
     except (OSError, KeyError, json.JSONDecodeError) as error:
         where = (
             "is damaged"

@@ -1,6 +1,7 @@
 """Autoencoders of diffusers as first stages, tiny and untrained."""
 
 import json
+import logging
 import shutil
 import sys
 
@@ -67,6 +68,13 @@ def test_images_go_there_and_back(tmp_path, name, channels):
     else:
         torch.testing.assert_close(x0, encoded.latents)
         assert torch.equal(stage.draw(moments), x0)
+
+
+def test_opening_one_warns_of_nothing(tmp_path, caplog, monkeypatch):
+    save(tmp_path)
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    open_stage(tmp_path)
+    assert caplog.records == []
 
 
 def test_each_channel_may_have_a_scale_and_a_shift_of_its_own(tmp_path):
