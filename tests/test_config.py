@@ -115,6 +115,27 @@ def test_an_option_names_a_class_of_its_group_and_all_its_parameters(path, hydra
     assert cfg.get("_partial_", False) == bool(facts & set(signature))
 
 
+# overrides of keys below a group, as in +a.b={c: d} or a.b=c
+SHOWN = re.compile(
+    r"([+~]?[a-z_]+[.@][\w@./]+={[^}]+})|(?<![\w./@=])([+~]?[a-z_]+[.@][\w@./]+=[\w./@-]*\w)"
+)
+
+
+def shown_in(path: Path) -> list[str]:
+    """The overrides that the comments of a file show."""
+    comments = " ".join(re.findall("# (.+)", path.read_text()))
+    return [nested or plain for nested, plain in SHOWN.findall(comments)]
+
+
+def test_every_override_that_a_comment_shows_composes(hydra_conf):
+    showing = [path for path in GROUP_FILES if shown_in(path)]
+    assert len(showing) > 5
+    for path in showing:
+        group, name = option(path)
+        chosen = [] if group == "callbacks" else [f"{group}={name}"]  # chosen by another name
+        assert compose("train", [*chosen, *shown_in(path), "name=x"])
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_study_composes_and_says_how_it_is_run(path, hydra_conf):
     assert f"diffusion-lab train -m +study={path.stem}\n" in path.read_text()
