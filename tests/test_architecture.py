@@ -146,3 +146,14 @@ def test_the_core_names_no_keys_of_the_configuration():
 def test_no_import_is_hidden_from_the_running_program():
     for path in PACKAGE.rglob("*.py"):
         assert "TYPE_CHECKING" not in path.read_text(), path
+
+
+def test_no_name_hides_a_module_of_its_package():
+    """`import a.b` would mean the module b, and `from a import b` the name b."""
+    for path in PACKAGE.rglob("__init__.py"):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        modules = {each.stem for each in path.parent.iterdir()}
+        names = {
+            name.rpartition(".")[2] for name in imports(path) - {f"{package}.{m}" for m in modules}
+        }
+        assert names & modules == set(), path

@@ -1,5 +1,6 @@
 """Creates, reads, resumes and opens run folders."""
 
+from diffusion_lab.runs.base_run import OpenRun
 from diffusion_lab.runs.diffusion_run import DiffusionRun, load
 from diffusion_lab.runs.folder import (
     CONFIG,
@@ -15,5 +16,4 @@ from diffusion_lab.runs.folder import (
     unfinished,
     write_summary,
 )
-from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.opening import inherit, kind_of, open_diffusion_run, open_run

@@ -21,7 +21,7 @@ from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import averages, checkpoints
-from diffusion_lab.runs.open_run import OpenRun, say_left_out
+from diffusion_lab.runs.base_run import OpenRun, say_left_out
 from diffusion_lab.runs.weights import WeightsChoice
 
 # Largest deviation of a latent channel's mean and standard deviation from N(0, 1) at which samples

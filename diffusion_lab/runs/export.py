@@ -20,10 +20,10 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
+from diffusion_lab.runs.base_run import weights_choice
 from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.folder import CONFIG
 from diffusion_lab.runs.network_run import NetworkRun
-from diffusion_lab.runs.open_run import weights_choice
 from diffusion_lab.runs.opening import kind_of, load_trained_config
 from diffusion_lab.runs.to_diffusers.card import CARD, card_of
 from diffusion_lab.runs.to_diffusers.folder import convert

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.runs.open_run import OpenRun
+from diffusion_lab.runs.base_run import OpenRun
 from diffusion_lab.runs.weights import WeightsChoice, load_into, load_weights
 
 

@@ -9,11 +9,11 @@ from diffusion_lab.build import families
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
+from diffusion_lab.runs.base_run import OpenRun
 from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.family_runs import AutoregressiveRun, GANRun
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.images_run import ImagesRun
-from diffusion_lab.runs.open_run import OpenRun
 from diffusion_lab.runs.samplings import IMAGES
 
 FAMILIES: dict[str, type[OpenRun]] = {
