@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 SHOWN = 5  # most names in a message
@@ -64,6 +65,17 @@ def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *rows])
     return text.getvalue()
+
+
+def literal(text: object) -> str:
+    """A text in Markdown, in one line, that may be anyone's: no HTML, link, code or cell begins."""
+    escaped = re.sub(r"[\\`<\[]", r"\\\g<0>", " ".join(str(text).splitlines()))
+    return escaped.replace("|", "&#124;")
+
+
+def literal_table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown, of texts that may be anyone's."""
+    return markdown_table([*map(literal, head)], (map(literal, row) for row in rows))
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:

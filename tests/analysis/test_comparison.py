@@ -24,7 +24,7 @@ from diffusion_lab.analysis.comparison.pictures import cells_of, data_uri, side_
 from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.cli.arguments import gather_paths
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.formats import with_spread
+from diffusion_lab.common.formats import literal, with_spread
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import with_fingerprint
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
@@ -82,7 +82,7 @@ class TestFinding:
             f"dit_0 is left out: {runs / 'again'}, which finished later, has the same composition",
         ):
             assert words in said
-            assert words in text
+            assert literal(words) in text
         assert len(result["left_out"]) == 6
         (members,) = result["compositions"].values()
         assert members == [str(runs / "again"), str(runs / "dit_1")]

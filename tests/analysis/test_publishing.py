@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.fake_runs import NAME, UNET, fake_group, fake_run
+from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import TinyData, tiny_data
+from markdown_it import MarkdownIt
 
 from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.publishing import publish
@@ -175,6 +176,34 @@ def test_the_card_names_what_runs_began_from_and_what_was_fixed_before_them(tmp_
     text = Path("published/card.md").read_text()
     assert "Which is better?" in text
     assert str(stage) in text
+
+
+ANYONE_S = "`a`<img src=x>\\<b>[c](http://d)|![e](f)\n# g\n```\n<h>"
+
+
+def test_words_of_others_are_no_markdown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changed = dict.fromkeys(("device", "git_commit", "python", "precision"), ANYONE_S)
+    changed |= {"versions": {ANYONE_S: ANYONE_S}, "overrides": [ANYONE_S]}
+    fixed = STUDY_PROTOCOL | {"question": ANYONE_S}
+    for name in ("dit", "unet"):
+        backbone = {"_target_": f"mine.{name}", "width": ANYONE_S + name}
+        config = {"protocol": fixed, "name": ANYONE_S, "backbone": backbone}
+        for seed in (0, 1):
+            alone = changed | {"overrides": [ANYONE_S, f"{ANYONE_S}{seed}"]}
+            fake_run(Path(f"outputs/mine/{name}_{seed}"), 9.0 + seed, seed, config, FACTS | alone)
+    publish(["outputs/mine"], "published")
+    compare(["outputs/mine"], "compared")
+    for path in (Path("published/card.md"), Path("compared/table.md")):
+        text = path.read_text()
+        assert "img src" in text
+        tokens = MarkdownIt().enable("table").parse(text)
+        inner = [each for token in tokens for each in token.children or ()]
+        kinds = {each.type for each in [*tokens, *inner]}
+        assert not kinds & {"html_block", "html_inline", "link_open", "image"}
+        assert "a" not in [each.content for each in inner if each.type == "code_inline"]
+        headings = [b.content for a, b in pairwise(tokens) if a.type == "heading_open"]
+        assert "g" not in headings
 
 
 def test_the_card_names_the_networks_that_jump(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from diffusion_lab.analysis.comparison import measurements, page, pairs
 from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.analysis.comparison.page import Report
 from diffusion_lab.common.files import write_atomically
+from diffusion_lab.common.formats import literal
 from diffusion_lab.metrics.quantities import VALIDATION_LOSS
 
 PLOTS = "plots"
@@ -21,11 +22,12 @@ def write(folder: Path, report: Report) -> None:
     write_atomically(folder / "index.html", page.render(report))
     (folder / PLOTS).mkdir(exist_ok=True)
     table = report.table
-    text = f"{report.setting}\n\n{table.markdown()}\n{report.judged[0].verdict.answer}.\n"
+    answer = literal(report.judged[0].verdict.answer)
+    text = f"{literal(report.setting)}\n\n{table.markdown()}\n{answer}.\n"
     said = [*report.sentences, *report.notes, *report.left_out]
     if sampled := report.samplings:
         text += f"\n{sampled.markdown()}"
-    text += "".join(f"\n* {sentence.rstrip('.')}." for sentence in said) + "\n"
+    text += "".join(f"\n* {literal(sentence).rstrip('.')}." for sentence in said) + "\n"
     tests = [pair for each in report.judged for pair in each.verdict.pairs]
     drawn = [*report.tuning, *(plot for each in report.judged for plot in each.drawings)]
     if report.scaling:

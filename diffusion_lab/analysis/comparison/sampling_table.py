@@ -8,7 +8,7 @@ from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.analysis.comparison.measurements import judged_by
 from diffusion_lab.analysis.comparison.other_samplings import OtherSampling
 from diffusion_lab.analysis.comparison.table import Cell, Column, column_of
-from diffusion_lab.common.formats import csv_text, markdown_table
+from diffusion_lab.common.formats import csv_text, literal_table
 from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.metrics.quantities import TEST_LOSS
 
@@ -45,7 +45,7 @@ class SamplingTable:
 
     def markdown(self) -> str:
         """The table for a README."""
-        return markdown_table(self.head, ([g.name, label, *cells] for g, label, cells in self.rows))
+        return literal_table(self.head, ([g.name, label, *cells] for g, label, cells in self.rows))
 
     def csv(self) -> str:
         """A row for each run by each sampling, with values of real images, without rounding."""

@@ -169,7 +169,7 @@ class CompositionTable:
     def markdown(self) -> str:
         """The table for a README."""
         head, *body = self.lines("composition", "seeds")
-        return "\n".join([formats.markdown_table(head, body), *self.notes]) + "\n"
+        return "\n".join([formats.literal_table(head, body), *self.notes]) + "\n"
 
     def latex(self) -> str:
         """The table for a paper; needs the package booktabs."""

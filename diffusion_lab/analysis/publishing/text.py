@@ -1,10 +1,11 @@
 """The card of a published comparison in words: card.md, made of nothing but card.json."""
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diffusion_lab.common.formats import markdown_table
+from diffusion_lab.common.formats import literal, literal_table
 
 UNKNOWN = "not recorded"
 Card = dict[str, Any]
@@ -29,9 +30,9 @@ def sections(card: Card) -> Iterator[str]:
     if card["study_protocols"]:
         yield "## What was fixed before the runs"
         for each in card["study_protocols"]:
-            yield markdown_table(["", "value"], facts(each))
+            yield literal_table(["", "value"], facts(each))
     yield "## How it was measured"
-    yield markdown_table(["", "value"], facts(card["protocol"] | {"sampling": card["sampling"]}))
+    yield literal_table(["", "value"], facts(card["protocol"] | {"sampling": card["sampling"]}))
     if card["jumps"]:
         yield f"Networks that are told where a step goes: {listed(card['jumps'])}."
     yield f"Training seeds: {listed(card['seeds'])}. Checksum of the data: {listed(card['data'])}."
@@ -45,7 +46,7 @@ def sections(card: Card) -> Iterator[str]:
     yield from time(card)
     if card["sources"]:
         yield "Their first stages and teachers, or the runs whose weights they began from:"
-        yield markdown_table(
+        yield literal_table(
             ["run", "images", "seconds of training"],
             [
                 [folder, words(each["images_seen"]), words(each["training_seconds"])]
@@ -53,7 +54,7 @@ def sections(card: Card) -> Iterator[str]:
             ],
         )
     yield "## Code and machines"
-    yield markdown_table(
+    yield literal_table(
         ["commit", "uncommitted changes", "runs"],
         [[e["commit"] or UNKNOWN, words(e["dirty"]), e["runs"]] for e in card["code"]],
     )
@@ -78,18 +79,19 @@ def words(value: object) -> str:
 
 
 def listed(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values)) or "none"
+    return ", ".join(map(literal, values)) or "none"
 
 
 def classifier(facts: Card) -> str:
     """A sentence on a classifier: the checksum in the names of metrics, and the published file."""
-    name, file = facts["name"], facts["file"]
+    name, file = literal(facts["name"]), facts["file"]
     if not file:
-        return f"`{name}` in names of metrics is a classifier whose file is not published."
+        return f"{name} in names of metrics is a classifier whose file is not published."
     return (
-        f"`{name}` in names of metrics is a classifier whose file has the sha256 "
-        f"`{facts['sha256_of_original']}`. `{file}` holds its weights in half precision, and so "
-        f"has another sha256, `{facts['sha256']}`; metrics measured with it have another name."
+        f"{name} in names of metrics is a classifier whose file has the sha256 "
+        f"{literal(facts['sha256_of_original'])}. {literal(file)} holds its weights in half "
+        f"precision, and so has another sha256, {literal(facts['sha256'])}; metrics measured with "
+        "it have another name."
     )
 
 
@@ -99,8 +101,9 @@ def commands(card: Card) -> Iterator[str]:
     own = {place: each for place, each in known["runs"].items() if each is not None}
     if own:
         line = shlex.join(["diffusion-lab", "train", *known["common"]])
-        yield f"```sh\n{line}\n```"
-        yield markdown_table(
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", line)), default=0))
+        yield f"{fence}sh\n{line}\n{fence}"
+        yield literal_table(
             ["run", "also has"], [[place, shlex.join(each)] for place, each in own.items()]
         )
     if missing := [place for place in known["runs"] if place not in own]:
@@ -115,19 +118,19 @@ def tuning(found: Card | None) -> Iterator[str]:
     if found is None:
         yield "Nothing was tuned by `tuning=...`."
         return
-    yield markdown_table(
+    yield literal_table(
         ["", "value"], facts({key: value for key, value in found.items() if key != "chosen"})
     )
     for file, chosen in found["chosen"].items():
-        yield f"Chosen, as in `{file}`:"
-        yield markdown_table(
+        yield f"Chosen, as in {literal(file)}:"
+        yield literal_table(
             ["network", "values"], [[name, values or "none"] for name, values in chosen.items()]
         )
 
 
 def time(card: Card) -> Iterator[str]:
     """Yields the hours of runs and tuning, and the dates."""
-    yield markdown_table(
+    yield literal_table(
         ["", "runs", "wall-clock hours", "core-hours"],
         [
             [kind, each["runs"], words(each["wall_clock_hours"]), words(each["core_hours"])]
@@ -139,7 +142,7 @@ def time(card: Card) -> Iterator[str]:
         "runs, also over those that ran at the same time."
     )
     dates = card["dates"]
-    yield f"The runs ended from {dates['first_run_ended']} to {dates['last_run_ended']}."
+    yield literal(f"The runs ended from {dates['first_run_ended']} to {dates['last_run_ended']}.")
 
 
 def machine(known: Card) -> str:
@@ -150,14 +153,14 @@ def machine(known: Card) -> str:
     device, processor = words(known["device"]), known["processor"]
     named_twice = processor is None or processor in device  # as a CPU is
     parts = [device] if named_twice else [device, f"processor {processor}"]
-    return f"* {known['runs']} runs: {', '.join([*parts, *named, *installed])}."
+    return f"* {known['runs']} runs: {listed([*parts, *named, *installed])}."
 
 
 def what_is_missing(card: Card) -> Iterator[str]:
     """Yields what was left out, of runs and of their rows."""
     if card["left_out"]:
         yield "## Left out"
-        yield "\n".join(f"* {sentence.rstrip('.')}." for sentence in card["left_out"])
+        yield "\n".join(f"* {literal(sentence).rstrip('.')}." for sentence in card["left_out"])
     if card["thinned"]:
         yield "## Rows that were left out"
         yield (
@@ -166,4 +169,4 @@ def what_is_missing(card: Card) -> Iterator[str]:
             "that of all rows."
         )
         rows = [[run, each["rows"], each["kept"]] for run, each in card["thinned"].items()]
-        yield markdown_table(["run", "rows", "published rows"], rows)
+        yield literal_table(["run", "rows", "published rows"], rows)

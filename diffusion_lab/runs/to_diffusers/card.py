@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import flat
-from diffusion_lab.common.formats import amount, markdown_table, plain
+from diffusion_lab.common.formats import amount, literal, literal_table, plain
 from diffusion_lab.metrics.metric import REAL
 from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.results import evaluations_of
@@ -43,8 +43,8 @@ def sections(
     """Yields headings, paragraphs, tables and code."""
     network, scheduler = type(parts.network).__name__, type(parts.scheduler).__name__
     origin = "imported into" if "imported" in facts else "trained with"
-    yield HEAD.format(name=cfg.name, origin=origin)
-    yield markdown_table(["", ""], model_rows(run, cfg, facts, parts))
+    yield HEAD.format(name=literal(cfg.name), origin=origin)
+    yield literal_table(["", ""], model_rows(run, cfg, facts, parts))
     yield "## How to load it"
     yield f"""```python
 from diffusers import {network}, {scheduler}
@@ -54,7 +54,7 @@ scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
 ```"""
     yield f"`{LOOP}` draws samples with them. {same(parts)}"
     yield "## Data"
-    yield markdown_table(["", ""], data_rows(run, cfg))
+    yield literal_table(["", ""], data_rows(run, cfg))
     yield "## Figures"
     found = evaluations_of(run, cfg.seed, CurrentWeights(run)) if is_newest(run, facts) else []
     found = [each for each in found if of_these(each, facts)]
@@ -124,9 +124,9 @@ def figures(record: Record) -> Iterator[str]:
             continue
         real = metrics.get(f"{kind}{REAL}{slash}{protocol}")
         rows.append([name, plain(value), "" if real is None else plain(real)])
-    yield markdown_table(["metric", "samples", "real images"], rows)
+    yield literal_table(["metric", "samples", "real images"], rows)
     yield "Protocol, and how these samples were drawn:"
-    yield markdown_table(
+    yield literal_table(
         ["", ""],
         ((key, words(each)) for key, each in flat(record["protocol"] | record["sampling"]).items()),
     )
