@@ -1,5 +1,6 @@
 """The one table of configuration keys, which says what it means to change the value of a key."""
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import Flag, auto
 from functools import reduce
@@ -140,6 +141,18 @@ def as_path(key: str, value: object) -> object:
         word = str(value).lower()
         raise UserError(f"{key}={word} is no path; write {key}=./{word}")
     return str(value)
+
+
+def verbatim(value: object) -> Any:
+    """A plain value whose texts OmegaConf keeps as they are, if they are of files or other people.
+
+    It would read ${oc.env:HOME}, as the name of a class or of a file, as that variable.
+    """
+    if isinstance(value, Mapping):
+        return {key: verbatim(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [verbatim(each) for each in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def leave_out(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.messages import UserError, say
@@ -160,4 +161,4 @@ def move_data(source: DictConfig, folder: str) -> None:
         moved = {"root": folder}
     if not moved:
         raise UserError(f"data_root={folder}, but this run's data are not in files; leave it out")
-    source.update(moved)
+    source.update(verbatim(moved))

@@ -12,11 +12,13 @@ import uuid
 from datetime import datetime
 from pathlib import Path
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 import diffusion_lab
-from diffusion_lab.build.config_keys import CLASS
+from diffusion_lab.build.config_keys import CLASS, verbatim
 from diffusion_lab.common.files import OUTPUTS, read_json, write_atomically, write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
@@ -138,11 +140,13 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 
 def read_config(folder: Path) -> DictConfig:
-    """Reads the configuration of a run of any format; raises UserError if it is damaged."""
+    """Reads the configuration of a run of any format as it is; its texts are never resolved.
+
+    Raises UserError if it is damaged.
+    """
     path = folder / CONFIG
     try:
-        cfg = OmegaConf.load(path)
-        assert isinstance(cfg, DictConfig), "a mapping"
+        cfg = DictConfig(verbatim(yaml.load(path.read_text(), get_yaml_loader())))
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except Exception as error:  # the errors of YAML and OmegaConf share no class
         raise UserError(f"{path} is damaged and cannot be read") from error
@@ -179,8 +183,8 @@ def load_config(folder: str | Path) -> DictConfig:
     OmegaConf.set_struct(cfg, True)
     first_stage = cfg.get("first_stage", {})  # an autoencoder's run has none
     if "run" in first_stage:
-        first_stage.run = str(folder)  # the copy in the folder, wherever that now is
+        first_stage.run = verbatim(str(folder))  # the copy in the folder, wherever that now is
     if "path" in first_stage:
-        first_stage.path = str(folder / hub.COPY_FOLDER)
+        first_stage.path = verbatim(str(folder / hub.COPY_FOLDER))
     trusted_targets.check(cfg, folder / CONFIG)
     return cfg

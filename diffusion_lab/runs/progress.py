@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Timer
-from omegaconf import OmegaConf
 
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.common.files import last_rows, write_atomically
-from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_summary
+from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_summary, read_config
 from diffusion_lab.runs.lock import has_locks, is_locked
 
 ERROR = "error.txt"  # file in the folder of a run that failed
@@ -105,7 +104,7 @@ def progress_of(folder: Path, state: State) -> Progress:
     step, rate = steps, row.get("train/images_per_second")
     try:
         step = max(step, row["step"])
-        cfg: Any = OmegaConf.load(folder / CONFIG)
+        cfg: Any = read_config(folder)
         limit = Timer(cfg.trainer.max_time).time_remaining() if cfg.trainer.max_time else math.inf
         by_steps = (cfg.trainer.max_steps - step) * cfg.batch_size / rate if rate else math.inf
         by_time = limit - row["seconds"]

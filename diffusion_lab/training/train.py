@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import runs
+from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import facts_of_data, read_data
 from diffusion_lab.build.overrides import own_places
@@ -141,7 +142,7 @@ def prepare(
             task.metrics.load(data, device)
             metrics = PreparedMetrics.of(task.metrics, data)
     for key, value in found.items():
-        OmegaConf.update(cfg, key, value, force_add=True)  # earlier runs lack some
+        OmegaConf.update(cfg, key, verbatim(value), force_add=True)  # earlier runs lack some
     return Prepared(cfg, task, layout, device, metrics, trainer, interruption)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.overrides import key_of, parse, unquoted
 from diffusion_lab.common.files import OUTPUTS, read_json
@@ -194,5 +195,5 @@ def apply(cfg: DictConfig, job: HydraConf, folder: Path | None) -> None:
             f"{name}: {why}; run the study {study} as a sweep first (train -m), which tunes it"
         )
     for key, value in found["chosen"].items():
-        OmegaConf.update(cfg, key, value)
+        OmegaConf.update(cfg, key, verbatim(value))
     cfg.tuning.chosen, cfg.tuning.tried = found["chosen"], found["tried"]

@@ -15,6 +15,7 @@ from diffusion_lab.build.config_keys import (
     means,
     paths_as_text,
     row_of,
+    verbatim,
 )
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
@@ -68,6 +69,13 @@ def test_nothing_is_named_by_what_can_be_resumed_otherwise_unless_it_may_be_anot
 
 def test_groups_are_those_at_the_top():
     assert {"backbone", "denoiser", "sampler"} <= set(groups(Means.COST))
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a${b", "\\${a}", "\\\\${${a}}\\", "$", "\\"])
+def test_texts_of_others_are_kept(text):
+    cfg = OmegaConf.create(verbatim({"a": [text, 1, None]}))
+    assert list(cfg.a) == [text, 1, None]
+    assert OmegaConf.to_container(cfg.copy(), resolve=True) == {"a": [text, 1, None]}
 
 
 def test_a_folder_of_digits_is_a_path():

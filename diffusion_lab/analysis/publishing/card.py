@@ -13,8 +13,9 @@ from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.comparing import Collection
 from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.common.files import read_json
-from diffusion_lab.runs import CONFIG, load_summary, published
+from diffusion_lab.runs import load_summary, published
 from diffusion_lab.runs.environment import DIRTY
+from diffusion_lab.runs.folder import read_config
 from diffusion_lab.training.tuning import FOUND
 
 TEXT = "card.md"
@@ -83,7 +84,7 @@ def protocols_of(runs: Iterable[Run]) -> list[Facts]:
 
 def sources_of(runs: Iterable[Run]) -> dict[str, Facts]:
     """Facts of the first stages and teachers that runs began from, by folder, where still there."""
-    saved = [OmegaConf.load(run.folder / CONFIG) for run in runs]  # opened, they name copies
+    saved = [read_config(run.folder) for run in runs]  # opened, they name copies
     folders = dict.fromkeys(
         str(folder)
         for run, cfg in zip(runs, saved, strict=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.importing.reading import State
 
 Shape = tuple[int, int, int]
@@ -52,4 +53,4 @@ def written(value: object) -> str:
     """A plain value in the syntax of overrides."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{written(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value)
+    return json.dumps(verbatim(value)).replace("\\\\", "\\")  # Hydra keeps backslashes
