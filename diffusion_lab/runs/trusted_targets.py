@@ -10,59 +10,84 @@ from omegaconf import DictConfig, ListConfig
 from diffusion_lab.common.messages import UserError, say
 
 PACKAGES = ("diffusion_lab", "torch", "lightning")  # packages whose classes our runs name
-# the modules of those packages whose classes configurations use
-MODULES = (
-    "diffusion_lab.",
-    "torch.nn.",
-    "torch.optim.",
-    "lightning.pytorch.callbacks.",
-    "lightning.pytorch.loggers.",
-    "lightning.pytorch.strategies.",
-    "lightning.pytorch.trainer.",
-)
+FAMILIES = "diffusion_lab.families."
+# The places of the classes that each key may hold, with all keys below it; the longest key counts.
+# A class of another place may start a program or empty a file when it is built.
+PLACES = {
+    "alignment": ("diffusion_lab.training.alignment.",),
+    "alignment.extractor": ("diffusion_lab.metrics.extractor.",),
+    "augmentation": ("diffusion_lab.data.augmentation.",),
+    "autoencoder": ("diffusion_lab.first_stage.autoencoder.",),
+    "backbone": ("diffusion_lab.backbone.", FAMILIES, "torch.nn."),
+    "budget": ("diffusion_lab.profiling.budget.",),
+    "callbacks": ("diffusion_lab.training.callbacks.", "lightning.pytorch.callbacks."),
+    "conditioning": ("diffusion_lab.backbone.conditioning.",),
+    "coupling": ("diffusion_lab.data.coupling.",),
+    "data": ("diffusion_lab.data.",),
+    "first_stage": ("diffusion_lab.first_stage.",),
+    "guidance": ("diffusion_lab.diffusion.guidance.", FAMILIES),
+    "logger": ("diffusion_lab.training.logger.",),
+    "lr_schedule": ("diffusion_lab.training.lr_schedule.",),
+    "metrics": ("diffusion_lab.metrics.",),
+    "metrics.extra": ("diffusion_lab.metrics.", "torchmetrics."),
+    "objective": ("diffusion_lab.diffusion.objective.", FAMILIES),
+    "objective.discriminator": ("diffusion_lab.backbone.discriminator.",),
+    "optimizer": ("diffusion_lab.training.optimizer.", "torch.optim."),
+    "reconstruction": ("diffusion_lab.first_stage.reconstruction.",),
+    "sampler": ("diffusion_lab.diffusion.sampler.", FAMILIES),
+    "schedule": ("diffusion_lab.diffusion.schedule.",),
+    "trainer": ("lightning.Trainer", "lightning.pytorch.trainer."),
+    "trainer.strategy": ("diffusion_lab.compute.sharding.", "lightning.pytorch.strategies."),
+    "tuning": ("diffusion_lab.training.tuning.",),
+}
 
 
 def check(cfg: DictConfig, source: Path) -> None:
     """Warns of classes from other packages in a configuration, read from the file `source`.
 
-    Raises UserError for a name in PACKAGES that is anything but a class of MODULES: functions may
-    do anything with their arguments, other classes may start programs or empty files when they are
-    built, and no run of this program names one.
+    Raises UserError for a name in PACKAGES that is anything but a class which its key may hold.
     """
-    names = sorted(set(targets(cfg)))
-    strangers = [name for name in names if name.split(".")[0] not in PACKAGES]
-    for name in names:
-        if name not in strangers and not is_trusted(name):
+    strangers = set()
+    for key, name in targets(cfg):
+        if is_trusted(key, name):
+            continue
+        if name.split(".")[0] in PACKAGES:
             raise UserError(
-                f"{source} names {name}, which is not a class that runs of this program use; open "
-                "runs of this program only"
+                f"{source} names {name} at {key}, which is not a class that runs of this program "
+                "use there; open runs of this program only"
             )
+        strangers.add(name)
     if strangers:
-        warn(str(source.resolve()), ", ".join(strangers))
+        warn(str(source.resolve()), ", ".join(sorted(strangers)))
 
 
-def targets(node: object) -> Iterator[str]:
-    """Yields all values of `_target_` in a configuration, at any depth."""
+def targets(node: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the key and the class of each `_target_` in a configuration, at any depth."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
-            yield str(node["_target_"])
-        for key in node:
-            yield from targets(node[key])
+            yield key, str(node["_target_"])
+        for name in node:
+            yield from targets(node[name], f"{key}.{name!s}".lstrip("."))
     elif isinstance(node, ListConfig):
         for each in node:
-            yield from targets(each)
+            yield from targets(each, key)
 
 
-def is_trusted(name: str) -> bool:
-    """Whether a dotted name is the name of a class that is defined in MODULES.
+def is_trusted(key: str, name: str) -> bool:
+    """Whether a dotted name is that of a class which a key may hold, by the place it is defined in.
 
-    The module that defines a class counts, not the one in the name, which may only import it.
+    Nothing is imported for a name of another place. The module that defines a class counts, too:
+    the one in the name may only import it.
     """
+    rows = [row for row in PLACES if f"{key}.".startswith(f"{row}.")]
+    places = PLACES[max(rows, key=len)] if rows else ()
+    if not name.startswith(places):
+        return False
     try:
         found = get_object(name)
     except Exception:  # importing may fail in any way
         return False
-    return isinstance(found, type) and f"{found.__module__}.".startswith(MODULES)
+    return isinstance(found, type) and f"{found.__module__}.".startswith(places)
 
 
 @cache  # a command reads the same configuration more than once
