@@ -174,6 +174,13 @@ def leave_out(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Seq
                     if override.lstrip("+").startswith(f"{group}."):
                         raise UserError(f"{override}: no {group} is chosen; leave it out")
                 del cfg[group]
+        # of a callback that an experiment leaves out, whose values another file still gives
+        for name, settings in cfg.get("callbacks", {}).items():
+            if isinstance(settings, DictConfig) and CLASS not in settings:
+                for override in overrides:
+                    if override.lstrip("+").startswith(f"callbacks.{name}."):
+                        raise UserError(f"{override}: callbacks.{name} is null; leave it out")
+                cfg.callbacks[name] = None
         if choices.get("sampler") == "codes" and not given:
             cfg.sampler.pop("steps", None)
 

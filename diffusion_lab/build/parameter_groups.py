@@ -52,6 +52,12 @@ class OptimizerFactory:
         Raises UserError for an override that matches none of them.
         """
         optimizer = self.make(trained)
+        if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
+            raise UserError(
+                f"optimizer={type(optimizer).__name__} changes the weights between training and "
+                "validation, which nothing asks it to do here; choose one with a schedule, such as "
+                "optimizer=adamw"
+            )
         if len(optimizer.param_groups) != 1:  # it already has several groups
             return optimizer
         (base,) = optimizer.param_groups

@@ -73,6 +73,9 @@ def _listed(options: list[str]) -> str:
 
 def _unknown(key: str) -> str:
     """The sentence for an override of a key or a group that the command does not have."""
+    if "/" in key and (conf_dir() / key).is_dir():
+        group = key.rpartition("/")[0]
+        return f"the {group} that is chosen has no {key}; leave it out, or choose another {group}"
     if (conf_dir() / key).is_dir():
         return f"{key} is not part of this command; see --help for its groups"
     texts = (path.read_text() for path in conf_dir().rglob("*.yaml"))

@@ -16,6 +16,7 @@ from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import Range, above, either, numbers, optional, ranges
 from diffusion_lab.data import EncodedImages, ImageDataModule
 from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
+from diffusion_lab.first_stage.autoencoder.saving import OF_OTHER_CONTENT
 from diffusion_lab.first_stage.base import Shape
 from diffusion_lab.first_stage.latents import Latents
 
@@ -57,6 +58,11 @@ class HubVAE(Latents):
         if image_shape[0] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels, not {image_shape[0]}")
         network, self.settings = pretrained(path)
+        if (channels := network.config.in_channels) != 3:
+            raise ValueError(
+                f"path={path} takes images of {channels} channels, not of 3, to which grey ones "
+                "are repeated; give another autoencoder"
+            )
         self.moments_of = MOMENTS[self.settings["_class_name"]]
         self.sha256 = digest(network, self.settings)
         if sha256 is not None and sha256 != self.sha256:
@@ -144,15 +150,12 @@ def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
     diffusers = extras.package("diffusers", "diffusers", "this first stage")
     try:
         settings = diffusers.AutoencoderKL.load_config(path)
-        name = settings["_class_name"]
-        if name not in MOMENTS:
-            raise ValueError(f"path={path} is a {name}, not one of {', '.join(MOMENTS)}")
-        # the older format is a pickle, which can run any code
-        kind = getattr(diffusers, name)
-        # low memory needs another package, of whose absence diffusers would warn
-        kept = {"use_safetensors": True, "low_cpu_mem_usage": False}
-        return kind.from_pretrained(path, **kept), settings
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        if (name := str(settings["_class_name"])) in MOMENTS:
+            # the older format is a pickle, which can run any code; low memory needs another
+            # package, of whose absence diffusers would warn
+            kept = {"use_safetensors": True, "low_cpu_mem_usage": False}
+            return getattr(diffusers, name).from_pretrained(path, **kept), settings
+    except (OSError, *OF_OTHER_CONTENT) as error:
         where = (
             "is damaged"
             if Path(path).is_dir()
@@ -162,6 +165,7 @@ def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
             f"path={path} {where}; give the folder of an autoencoder that "
             "diffusers saved as safetensors, or try again with a network"
         ) from error
+    raise ValueError(f"path={path} is a {name}, not one of {', '.join(MOMENTS)}")
 
 
 def digest(network: nn.Module, settings: dict[str, object]) -> str:

@@ -179,11 +179,11 @@ def apply(cfg: DictConfig, job: HydraConf, folder: Path | None) -> None:
     tuning: Tuning = instantiate(cfg, "tuning")
     given = {key_of(each): each.get_value_element_as_str() for each in parse(job.overrides.task)}
     refuse_tuned(tuning, given)
+    study = tuning.study_in(cfg)
     if missing := [key for key in tuning.of if key not in given]:
         raise UserError(
             f"this study is tuned for each {missing[0]}; write one, as in {missing[0]}=..."
         )
-    study = tuning.study_in(cfg)
     name = name_of({key: given[key] for key in tuning.of})
     found = read_json(file_of(study)).get(name)
     if not found and folder and (folder / CONFIG).is_file():

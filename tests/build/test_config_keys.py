@@ -12,6 +12,7 @@ from diffusion_lab.build.config_keys import (
     as_path,
     flat,
     groups,
+    leave_out,
     means,
     paths_as_text,
     row_of,
@@ -87,3 +88,11 @@ def test_a_folder_of_digits_is_a_path():
     cfg = OmegaConf.create({"run": 2024, "seed": 1, "first_stage": {"path": 7, CLASS: "x"}})
     paths_as_text(cfg)
     assert cfg == {"run": "2024", "seed": 1, "first_stage": {"path": "7", CLASS: "x"}}
+
+
+def test_values_for_a_callback_that_an_experiment_leaves_out_are_left_out():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", ["experiment=toy/two_moons", "+debug=fast"])
+    leave_out(cfg, {}, [])
+    assert cfg.callbacks.evaluation is None
+    assert cfg.callbacks.sample_grid.columns == 2

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from helpers.pairs import first_fast
@@ -13,6 +14,7 @@ from helpers.refusals import assert_names, refused
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY, tiny_classifier, tiny_first_stage
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_lab import runs
@@ -310,3 +312,28 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
         )
         sentence = refusal("sample", "run=run", "num_samples=4")
         assert_names(sentence, distance, "autoencoder=vae")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"image_shape": [1, 8]},
+        {"image_shape": "abc"},
+        {"kind": ["kl"]},
+        {"settings": [1]},
+        {"latent_mean": "abcd"},
+        {"latent_std": [1.0]},
+        {"metrics": [1]},
+    ],
+    ids=str,
+)
+def test_a_file_with_other_facts_is_named(tmp_path, facts):
+    tiny_first_stage(tmp_path)
+    path = tmp_path / saving.FIRST_STAGE_FILE
+    with safe_open(path, "pt") as file:
+        known = json.loads(file.metadata()["facts"])
+    weights = safetensors.torch.load_file(path)
+    for text in (json.dumps(known | facts), "no JSON"):
+        safetensors.torch.save_file(weights, path, {"facts": text})
+        with refused(path, "train-autoencoder", by=ValueError):
+            saving.load_autoencoder(path)

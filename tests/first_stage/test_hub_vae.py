@@ -208,6 +208,14 @@ def test_what_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatch):
     save(tmp_path)
     with refused("scale", "unit", by=ValueError):
         open_stage(tmp_path, "unit")
+    for content in ("[1]", '{"_class_name": ["a"]}', '"a"'):
+        (tmp_path / "config.json").write_text(content)
+        with refused(f"path={tmp_path}", by=ValueError):
+            open_stage(tmp_path)
+    grey = diffusers.AutoencoderTiny(in_channels=1, out_channels=1)
+    grey.save_pretrained(tmp_path / "grey")
+    with refused(tmp_path / "grey", "channels", by=ValueError):
+        open_stage(tmp_path / "grey")
     with refused("1 or 3 channels", by=ValueError):
         open_stage(tmp_path, shape=(2, 8, 8))
     monkeypatch.setitem(sys.modules, "diffusers", None)

@@ -371,6 +371,16 @@ def test_an_autoencoder_and_its_adversary_train_by_muon(lab, tmp_path):
     assert sum("momentum_buffer" in each for each in state["state"].values()) > 10
 
 
+class ScheduleFree(torch.optim.SGD):
+    """An optimiser that is told when weights are trained, and when they are used."""
+
+    def train(self):
+        raise NotImplementedError
+
+    def eval(self):
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -382,6 +392,10 @@ def test_an_autoencoder_and_its_adversary_train_by_muon(lab, tmp_path):
         ),
         (["optimizer=any", "optimizer.lr=1"], ["optimizer._target_ must be given"]),
         (["optimizer._target_=torch.optim.SGD"], ["optimizer.betas", "~"]),
+        (
+            ["optimizer=any", f"optimizer._target_={__name__}.ScheduleFree", "optimizer.lr=1"],
+            ["optimizer=ScheduleFree", "optimizer=adamw"],
+        ),
         (["parameter_groups=[{pattern:'*.foo',lr:1}]"], ["parameter_groups[0].pattern='*.foo'"]),
         (["parameter_groups=[{pattern:'*',lr:-1}]"], ["parameter_groups[0].lr=-1"]),
         (["parameter_groups=[{pattern:'*',rate:1}]"], ["parameter_groups[0].rate"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 
 from diffusion_lab.common.files import write_atomically
@@ -20,6 +21,8 @@ FIRST_STAGE_FILE = "first_stage.safetensors"  # in the folder of a run
 KINDS: dict[str, type[Autoencoder]] = {
     each.kind: each for each in (KLAutoencoder, VQAutoencoder, FSQAutoencoder)
 }
+
+OF_OTHER_CONTENT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, AutoencoderFacts, bytes]:
         channels, height, width = facts.image_shape
         autoencoder = kind((channels, height, width), **facts.settings)
         autoencoder.load_state_dict(safetensors.torch.load(content))
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        torch.tensor([facts.latent_mean, facts.latent_std]).view(2, autoencoder.latent_shape[0])
+        facts.metrics.items()
+    except (SafetensorError, *OF_OTHER_CONTENT) as error:
         raise ValueError(
             f"{path} is damaged, or was not written by this program; train it again with "
             "`diffusion-lab train-autoencoder`"
