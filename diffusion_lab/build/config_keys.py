@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
 
 CLASS = "_target_"
@@ -15,6 +16,7 @@ FRACTION, PER_CLASS, SUBSET_SEED = "data.fraction", "data.per_class", "data.subs
 # groups whose option none is null
 CAN_BE_NONE = ("alignment", "augmentation", "budget", "coupling", "logger", "tuning")
 DATA_SIZE = (FRACTION, PER_CLASS)
+WORDS = ("name", "study_name", "data_sha256", "init_sha256")  # other keys whose values are texts
 Settings = dict[str, object]  # dotted key -> plain value
 
 
@@ -131,16 +133,33 @@ def as_list(value: object) -> list[Any]:
 
 
 def as_path(key: str, value: object) -> object:
-    """The value of a key, as text if it is a path: Hydra reads a folder 2024 as a number.
+    """The value of a key, as text if it is a path or a name: Hydra reads 2024 as a number.
 
-    Raises UserError for true and false, which are no paths.
+    Raises UserError for true and false, lists and mappings, which are neither.
     """
-    if not isinstance(value, int | float) or Means.PATH not in means(key):
+    if value is None or isinstance(value, str) or not (Means.PATH in means(key) or key in WORDS):
         return value
     if isinstance(value, bool):
         word = str(value).lower()
         raise UserError(f"{key}={word} is no path; write {key}=./{word}")
+    if not isinstance(value, int | float):
+        if key.startswith("data.source."):  # of a source of the user's, maybe
+            return value
+        raise UserError(f"{key}={value} must be {'a name' if key in WORDS else 'a path'}")
     return str(value)
+
+
+def check_boxes(cfg: DictConfig) -> None:
+    """Raises UserError for a key with keys below it that was given a single value instead."""
+    boxes = {key: cfg[key] for key in map(str, cfg) if f"{key}." in KEYS}
+    boxes |= {f"logger.{name}": each for name, each in (cfg.get("logger") or {}).items()}
+    for key, value in boxes.items():
+        empty = value is None and (key == "choices" or (conf_dir() / key).is_dir())
+        if not (empty or isinstance(value, DictConfig)):
+            raise UserError(
+                f"{key}={'null' if value is None else value} would replace all keys below {key}; "
+                f"write them, as in {key}.KEY=VALUE"
+            )
 
 
 def verbatim(value: object) -> Any:

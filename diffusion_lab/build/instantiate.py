@@ -2,19 +2,23 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import as_path
+from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import Range, RangeError
+from diffusion_lab.common.ranges import Range, RangeError, written
+
+OURS = "diffusion_lab."  # starts the modules of the classes of parts
 
 
 def instantiate(cfg: DictConfig, key: str, **facts: object) -> Any:
@@ -38,8 +42,23 @@ class Factory:
         """Builds the object; facts replace settings."""
         arguments = self.settings | facts
         self._check_names(args, arguments)
+        self._check_parts()
         with naming_keys(self.key, {name: f"{self.key}.{name}" for name in self.settings}):
             return self.target(*args, **arguments)
+
+    def _check_parts(self) -> None:
+        """Raises UserError for a plain value in place of a part, an object with settings."""
+        parameters = inspect.signature(self.target.func).parameters
+        for name, value in self.settings.items():
+            hint = parameters[name].annotation if name in parameters else Any
+            if is_plain(value) and not any(takes(value, each) for each in alternatives(hint)):
+                key = f"{self.key}.{name}"
+                group = key.replace(".", "/")
+                choose = f"choose one with {group}=..., and " * (conf_dir() / group).is_dir()
+                raise UserError(
+                    f"{key}={written(value)} is a part with settings of its own; {choose}write its "
+                    f"keys as in {key}.KEY=VALUE"
+                )
 
     def _check_names(self, args: tuple, arguments: dict[str, Any]) -> None:
         """Raises UserError unless the target takes exactly these arguments."""
@@ -56,6 +75,27 @@ class Factory:
             signature.bind(*args, **arguments)
         except TypeError as error:
             raise UserError(f"{self.key} does not fit {name}: {error}") from error
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is as written in a configuration, and no object that was built."""
+    return value is None or isinstance(value, bool | int | float | str | list | dict)
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a type hint allows."""
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def takes(value: object, hint: Any) -> bool:
+    """Whether an argument of this type may have a plain value; its range says which."""
+    kind = get_origin(hint) or hint
+    if kind in (Mapping, dict):
+        return isinstance(value, dict)
+    if kind is NoneType:
+        return value is None
+    return kind is not Callable and not str(getattr(kind, "__module__", "")).startswith(OURS)
 
 
 @contextmanager

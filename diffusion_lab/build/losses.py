@@ -14,7 +14,6 @@ from diffusion_lab.diffusion.objective import (
     TeacherPairs,
 )
 from diffusion_lab.diffusion.objective.jump_loss import JumpLoss, MeanFlow, Shortcut
-from diffusion_lab.diffusion.objective.score_loss import ScoreLoss
 
 DRAWN = 4096  # levels at which the weights of a score are looked at
 LARGEST_WEIGHT = 1e5  # of a score's error, in units of 1 / sigma^2
@@ -25,7 +24,6 @@ def check_losses(objective: Objective, denoiser: DictConfig, shape: tuple[int, .
 
     `denoiser` is that part of a configuration, and `shape` that of the images or latents.
     """
-    check_parts(objective)
     if objective.label_dropout == 1:
         raise UserError(
             "objective.label_dropout=1 trains without any label; write a smaller number, or "
@@ -35,17 +33,6 @@ def check_losses(objective: Objective, denoiser: DictConfig, shape: tuple[int, .
     check_jumps(objective, denoiser.clip, denoiser.self_conditioning)
     check_score_target(objective)
     check_score_loss(objective, denoiser.clip, denoiser.self_conditioning, shape)
-
-
-def check_parts(objective: Objective) -> None:
-    """Raises UserError if a part of the objective was given as a value, with a dot for a slash."""
-    kinds = {"teacher": TeacherModel | TeacherPairs, "jump_loss": JumpLoss, "score_loss": ScoreLoss}
-    for part, kind in kinds.items():
-        if not isinstance(found := getattr(objective, part), kind | None):
-            raise UserError(
-                f"objective.{part}={found} is a part with settings of its own; choose one with "
-                f"objective/{part}=..., and write its keys as in objective.{part}.KEY=VALUE"
-            )
 
 
 def check_teacher(objective: Objective) -> None:

@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import NumericLabel, RawLabels
+from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.losses import check_derivative, check_losses
@@ -65,7 +66,7 @@ def facts_of_data(cfg: DictConfig, datamodule: ImageDataModule) -> dict[str, obj
             "the images or labels are not those with which this run began: their sha256 begins "
             f"with {sha256[:12]}, not with {cfg.data_sha256[:12]}; restore them, or begin a new run"
         )
-    return {"data.source": datamodule.source.facts(), "data_sha256": sha256}
+    return {"data.source": verbatim(datamodule.source.facts()), "data_sha256": sha256}
 
 
 def load_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
@@ -193,7 +194,7 @@ def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
     """A copy of a configuration in which each data_std=auto of its objective is `std`."""
     cfg = cfg.copy()
     for part in (cfg.objective.get("prediction"), cfg.objective.get("weighting")):
-        if part and part.get("data_std") == "auto":
+        if isinstance(part, DictConfig) and part.get("data_std") == "auto":
             part.data_std = std
     return cfg
 

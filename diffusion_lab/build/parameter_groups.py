@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Annotated, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.optim import Optimizer
 
@@ -21,6 +21,7 @@ from diffusion_lab.common.ranges import Range, at_least, optional, settings
 
 GROUPS = "parameter_groups"  # the key of settings by name
 RATE = at_least(0)
+LIST = Range("a list or null", lambda value: value is None or isinstance(value, ListConfig))
 PATTERN = Range("a pattern of names", lambda value: isinstance(value, str), "*.embeddings.*")
 
 
@@ -116,6 +117,7 @@ def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
     """The optimiser that a configuration describes; raises UserError for a wrong setting."""
     known = [key for key in ("lr", "eps", "weight_decay") if key in cfg.optimizer]
     check_keys(cfg, {f"optimizer.{key}": RATE for key in known})
+    check_keys(cfg, {GROUPS: LIST})
     overrides = []
     for place, node in enumerate(cfg[GROUPS] or []):
         key = f"{GROUPS}[{place}]"

@@ -36,6 +36,8 @@ def sentence(error: BaseException) -> str:
         )
     if match := re.search(r"Could not override '(.+?)'", text):  # the error has no key
         return _unknown(match[1])
+    if match := re.search(r"Error merging override (.+)", text):
+        return f"{match[1]} is of another kind than the value there, which --cfg job shows"
     if match := re.search(r"You must specify '(.+?)'", text):
         options = sorted(path.stem for path in (conf_dir() / match[1]).glob("*.yaml"))
         return f"{match[1]} must be given: write {match[1]}= and one of {', '.join(options)}"

@@ -4,6 +4,7 @@ import shutil
 from itertools import product
 from pathlib import Path
 
+from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.cli.commands import Command
 from diffusion_lab.common.messages import UserError
@@ -27,6 +28,7 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
         arguments = [*(flag for flag in flags if flag not in MULTIRUN), *gather(overrides)]
     if command.takes_paths:
         arguments = gather_paths(arguments)
+    check_options(apart(arguments)[1])
     resumes = any(argument.startswith("resume=") for argument in arguments)
     groups = (*command.run_groups, "data") if resumes else command.run_groups
     arguments = [admit(argument, groups) for argument in arguments]
@@ -53,6 +55,23 @@ def check_flags(arguments: list[str]) -> None:
         raise UserError(f"{' and '.join(deeds)} cannot be combined; leave all but one out")
     if "--resolve" in flags and not flags & {"--cfg", "-c", "--help", "-h"}:
         raise UserError("--resolve belongs to --cfg; write --cfg job --resolve")
+
+
+def check_options(overrides: list[str]) -> None:
+    """Raises UserError for a value that cannot be the name of an option, or of several."""
+    for each in parse(overrides):
+        group = each.key_or_group
+        if each.is_delete() or each.is_sweep_override() or not (conf_dir() / group).is_dir():
+            continue
+        value = each.value()
+        if not all(
+            isinstance(v, str | dict) for v in (value if isinstance(value, list) else [value])
+        ):
+            without = f"{group}=none, or " * (conf_dir() / group / "none.yaml").is_file()
+            raise UserError(
+                f"{each.input_line} names no option of the group {group}; write {without}"
+                f"{group}= and one of the options that --help lists"
+            )
 
 
 def admit(override: str, groups: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import leave_out, paths_as_text
+from diffusion_lab.build.config_keys import check_boxes, leave_out, paths_as_text
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.overrides import Combination
 from diffusion_lab.build.sentences import MISTAKES, sentence
@@ -70,6 +70,7 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     # imported late: torch and lightning take seconds, which --help and typing errors need not wait
     function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
     overrides = list(HydraConfig.get().overrides.task)
+    check_boxes(cfg)
     leave_out(cfg, HydraConfig.get().runtime.choices, overrides)
     paths_as_text(cfg)
     if "output" in cfg and (place := cfg.get("output") or cfg.get("run")):

@@ -14,12 +14,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab import runs
-from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import facts_of_data, read_data
 from diffusion_lab.build.overrides import own_places
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import optional, whole
+from diffusion_lab.common.ranges import PATH, optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import CHOICES, PRODUCTS, PeakMemory, float32_products, pays
@@ -40,6 +39,7 @@ from diffusion_lab.training.task import Task
 from diffusion_lab.training.trainer import TRAINER, build_trainer, check_trainer, quiet_lightning
 
 ALLOWED = {
+    "name": PATH,
     **CHOICES,
     **TRAINER,
     "matmul_precision": PRODUCTS,
@@ -83,8 +83,7 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     layout = solve_batch(cfg.batch_size, devices * nodes, cfg.micro_batch_size)
     if layout.world > 1 and not in_launched_process():
         return launch_ranks(cfg, layout, overrides, build)
-    precision = cfg.get("matmul_precision")  # earlier runs have no such key
-    with float32_products(precision), Interruption() as interruption:
+    with float32_products(cfg.get("matmul_precision")), Interruption() as interruption:
         return fit(prepare(cfg, layout, build, interruption), overrides)
 
 
@@ -142,7 +141,7 @@ def prepare(
             task.metrics.load(data, device)
             metrics = PreparedMetrics.of(task.metrics, data)
     for key, value in found.items():
-        OmegaConf.update(cfg, key, verbatim(value), force_add=True)  # earlier runs lack some
+        OmegaConf.update(cfg, key, value, force_add=True)  # earlier runs lack some
     return Prepared(cfg, task, layout, device, metrics, trainer, interruption)
 
 
