@@ -1,7 +1,5 @@
 """The command `evaluate`: FID and other metrics of a trained run, next to other runs."""
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
 from diffusion_lab.build.config_keys import as_list, flattered
@@ -38,7 +36,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
             f"against={next(iter(others))} is for runs; put images beside runs by "
             "`diffusion-lab compare`"
         )
-    require_writable(Path(cfg.run), "evaluate a copy of the run elsewhere")
+    require_writable("run", str(cfg.run), "evaluate a copy of the run elsewhere")
     inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
         cfg.seed = sampling_seed(opened.saved)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import RawLabels, blank_labels
+from diffusion_lab.build.config_keys import replaced
 from diffusion_lab.build.instantiate import Factory, errors_at, instantiate
 from diffusion_lab.build.sampling import needs_dropped_labels, needs_labels
 from diffusion_lab.common.messages import UserError
@@ -46,6 +47,8 @@ def require_diffusion(cfg: DictConfig) -> None:
         raise UserError(
             f"family={family} has no noise levels, which this command needs; write family=diffusion"
         )
+    if "denoiser" in cfg and cfg.denoiser is None:  # as in the other families
+        raise replaced("denoiser", None)
     for group in ("backbone", "objective", "sampler", "guidance"):
         target = str(OmegaConf.select(cfg, f"{group}._target_"))
         if target.startswith(PLACE):

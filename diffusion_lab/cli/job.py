@@ -5,7 +5,6 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -73,8 +72,9 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     check_boxes(cfg)
     leave_out(cfg, HydraConfig.get().runtime.choices, overrides)
     paths_as_text(cfg)
-    if "output" in cfg and (place := cfg.get("output") or cfg.get("run")):
-        require_writable(Path(str(place)), "choose another place with output=...")
+    key = "output" if cfg.get("output") else "run"  # where commands with an output write
+    if "output" in cfg and cfg.get(key):
+        require_writable(key, str(cfg[key]), "choose another place with output=...")
     combined = [combinations(command, config, cfg, overrides)] if command.combines else []
     work = partial(function, cfg, overrides, *combined)
     if not command.trains:  # a training explains its failures in its run folder

@@ -21,14 +21,15 @@ def require_own(output: Path, is_ours: Callable[[Path], bool]) -> None:
         )
 
 
-def require_writable(path: Path, otherwise: str) -> None:
-    """Raises UserError, with the advice `otherwise`, if no file can be made at or below `path`."""
+def require_writable(key: str, place: str, otherwise: str) -> None:
+    """Raises UserError, with the advice `otherwise`, if no file can be made at `key=place`."""
+    path = Path(place)
     folder = next(each for each in (path, *path.absolute().parents) if each.is_dir())
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written to ({error.strerror}); make {folder} writable, or "
+            f"{key}={path} cannot be written to ({error.strerror}); make {folder} writable, or "
             f"{otherwise}"
         ) from error
 

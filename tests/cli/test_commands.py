@@ -81,7 +81,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     for work in (OpenRun, "draw_all"), (OpenRun, "metrics"), (comparing, "collect"):
         monkeypatch.setattr(*work, None)
-    place = "out" if "output" in line else "run"
+    place = "output=out" if "output" in line else "run=run"
     assert_names(refusal(*line.split()), f"{place} cannot be", os.strerror(errno.EROFS), "or ")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.refusals import refused
+from rich.console import Console
 
 from diffusion_lab.common import messages
 from diffusion_lab.common.files import write_atomically
@@ -13,17 +14,16 @@ from diffusion_lab.common.folders import require_writable
 
 def test_lines_on_a_full_disk_are_lost_and_work_goes_on(monkeypatch):
     with Path("/dev/full").open("w") as full:
-        monkeypatch.setattr(messages.console, "file", full)
+        monkeypatch.setattr(messages, "console", Console(file=full))
         messages.say("lost")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
-        messages.say("heard")  # after the lines that were kept
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # which can be closed
 
 
 def test_a_place_that_cannot_be_written_to_is_named_and_what_else_to_do(tmp_path):
-    require_writable(tmp_path / "new/folder", "go elsewhere")
+    require_writable("output", str(tmp_path / "new/folder"), "go elsewhere")
     assert list(tmp_path.iterdir()) == []
-    with refused("/proc/nowhere/x", "make /proc writable", "go elsewhere"):
-        require_writable(Path("/proc/nowhere/x"), "go elsewhere")
+    with refused("output=/proc/nowhere/x", "make /proc writable", "go elsewhere"):
+        require_writable("output", "/proc/nowhere/x", "go elsewhere")
 
 
 def test_the_error_of_a_read_only_place_names_the_file_that_was_wanted(tmp_path, monkeypatch):
